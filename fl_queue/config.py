@@ -1,0 +1,336 @@
+"""
+TOML -> frozen ``RunConfig``: what a run does, checked field by field. No Redis here.
+
+Precedence: the defaults below < the file < ``FLQ_<SECTION>_<KEY>`` environment variables <
+``--set section.key=value``. ``config/default.toml`` and ``docs/config.md`` are rendered from
+``SECTIONS``; tests hold them equal.
+
+What concerns a site (device, threads, its data folder) is an option of its worker instead, and
+where Redis is (``[redis] url``) belongs to the machine: it never enters the run's record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_queue.catalog import task_options
+from fl_queue.errors import ConfigError
+from fl_queue.fields import Field, unknown_key
+
+_SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
+_STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
+
+
+def _select_problem(text: str) -> str | None:
+    return None if _SELECT.fullmatch(text) else f"{text!r} is not `metric:max` or `metric:min`, such as accuracy:max"
+
+
+def _stop_problem(text: str) -> str | None:
+    if not text:
+        return None
+    match = _STOP.fullmatch(text)
+    if not match:
+        return f"{text!r} is not a comparison such as `accuracy >= 0.97`"
+    try:
+        float(match[3])
+    except ValueError:
+        return f"{match[3]!r} is not a number; write a comparison such as `accuracy >= 0.97`"
+    return None
+
+
+SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
+    "run": (
+        "What is trained, for how long, and which version counts as the best.",
+        {
+            "task": Field("str", "mnist-2nn", "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:Class"),
+            "rounds": Field("int", 10, "rounds to commit each time the run is started, 1 or more", low=1),
+            "seed": Field("int", 0, "seed of everything random: initial model, cohorts, data split, training; 0 to 2**63-1", low=0, high=2**63 - 1),
+            "select": Field("str", "accuracy:max", "which version is the best (metric:max or metric:min); it is never pruned", check=_select_problem),
+            "stop_when": Field("str", "", "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never", check=_stop_problem),
+        },
+    ),
+    "round": (
+        "When a round opens and when it closes.",
+        {
+            "cohort": Field("share", 1.0, "clients selected for a round: a count (4), or a fraction of the clients alive (0.5, 1.0)"),
+            "quorum": Field("share", 1.0, "accepted updates needed to commit: a count (3), or a fraction of the cohort (0.8, 1.0)"),
+            "deadline_s": Field("float", 300.0, "reporting closes after this time, counted while Redis is up; seconds, above 0", above=0),
+            "grace_s": Field("float", 5.0, "extra wait for the rest of the cohort once the quorum is in; seconds, 0 or more", low=0),
+            "max_abandoned": Field("int", 3, "the run fails after this many abandoned rounds in a row, 1 or more", low=1),
+        },
+    ),
+    "clients": (
+        "Who takes part.",
+        {
+            "active_s": Field("float", 15.0, "a client is alive when its worker was heard of within this time; seconds, above 0", above=0),
+        },
+    ),
+    "data": (
+        "Where the built-in tasks find their data, and how it is split over clients.",
+        {
+            "source": Field("str", "excerpt", "MNIST: the shipped excerpt, or the full set", choices=("excerpt", "full")),
+            "dir": Field("str", "", "folder of the data, on the client's machine; a worker's own --data wins"),
+            "partition": Field("str", "iid", "how one data set is split over the clients; site: every client uses all of its own folder", choices=("iid", "shards", "dirichlet_label", "dirichlet_hsu", "site")),
+            "alpha": Field("float", 0.5, "concentration of the two Dirichlet partitions; small is skewed; above 0", above=0),
+            "shards_per_client": Field("int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1),
+            "samples_per_client": Field("int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1),
+            "shares": Field("int", 0, "parts the data is split into; 0: as many as there are clients at the first round", low=0),
+            "validation_fraction": Field("float", 0.1, "part of a client's share it holds out for validation, 0 to 0.9", low=0.0, high=0.9),
+            "train_per_class": Field("ints", (), "draw this range of training samples per class, such as [20, 30]; empty: all", low=1),
+            "validation_per_class": Field("ints", (), "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction", low=1),
+        },
+    ),
+    "train": (
+        "How a client trains.",
+        {
+            "epochs": Field("int", 1, "passes over the client's data in a round, 1 or more", low=1),
+            "batch_size": Field("int", 10, "samples a step, 1 or more", low=1),
+            "learning_rate": Field("rate", 0.1, "step size, above 0: a number, or a schedule by round such as [[1, 0.1], [20, 0.01]]", above=0),
+            "momentum": Field("float", 0.0, "momentum of SGD, 0 to 1", low=0.0, high=1.0),
+            "weight_decay": Field("float", 0.0, "weight decay of SGD, 0 or more", low=0.0),
+            "timeout_s": Field("float", 3600.0, "a training job is ended after this time and tried again; seconds, above 0", above=0),
+        },
+    ),
+    "aggregation": (
+        "How accepted updates become the next model.",
+        {
+            "strategy": Field("str", "fedavg", "the strategy", choices=("fedavg",)),
+            "weighting": Field("str", "examples", "weight of an update: its examples, the same capped, or 1", choices=("examples", "capped", "uniform")),
+            "cap": Field("int", 1000, "largest weight with weighting = capped, 1 or more", low=1),
+            "max_examples": Field("int", 1048576, "an update that claims more examples is rejected, 1 or more", low=1),
+            "limit": Field("float", 64.0, "an update with a parameter change larger than this is rejected, above 0", above=0),
+            "buffer_limit": Field("float", 65536.0, "the same for float buffers, such as BatchNorm statistics, above 0", above=0),
+        },
+    ),
+    "model": (
+        "Versions of the model.",
+        {
+            "initial": Field("str", "", "safetensors file to start from; empty: initialised from the seed"),
+            "keep_versions": Field("int", 5, "newest versions whose checkpoints are kept, besides the best; 0: all", low=0),
+        },
+    ),
+    "redis": (
+        "Where Redis is (this machine's view, not recorded with the run), and how blobs travel.",
+        {
+            "url": Field("str", "", "control server, redis://, rediss:// or unix://; empty: the private servers of the state folder"),
+            "blob_url": Field("str", "", "data server; empty: the control server"),
+            "inline_bytes": Field("int", 1048576, "updates up to this size lie in the results list itself; bytes, 0 to 64 MiB", low=0, high=64 * 1024 * 1024),
+            "chunk_bytes": Field("int", 4190208, "size of a chunk of models and larger updates; bytes, 64 KiB to 64 MiB", low=65536, high=64 * 1024 * 1024),
+        },
+    ),
+}
+_LOCAL = {("redis", "url"), ("redis", "blob_url"), ("model", "initial")}
+#: Fields a run keeps for life: a continued run with another value is refused.
+FIXED = (
+    "run.task", "run.seed", "data.source", "data.partition", "data.alpha", "data.shards_per_client",
+    "data.samples_per_client", "data.shares", "redis.chunk_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """
+    A checked config. Sections are read-only mappings: ``config.train["epochs"]``.
+
+    ``task`` holds the options of the task itself (the ``[task]`` table).
+    """
+
+    run: Mapping[str, Any]
+    round: Mapping[str, Any]
+    clients: Mapping[str, Any]
+    data: Mapping[str, Any]
+    train: Mapping[str, Any]
+    aggregation: Mapping[str, Any]
+    model: Mapping[str, Any]
+    redis: Mapping[str, Any]
+    task: Mapping[str, Any]
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+        """
+        Check every field and fill in the defaults.
+
+        Raises:
+            ConfigError: Names the first field that cannot be used, and the fix.
+        """
+        for section in raw:
+            if section not in (*SECTIONS, "task"):
+                raise unknown_key(section, (*SECTIONS, "task"))
+            if not isinstance(raw[section], Mapping):
+                raise ConfigError(section, f"is a table; write [{section}] and its fields below it")
+        sections: dict[str, Any] = {}
+        for section, (_, fields) in SECTIONS.items():
+            sections[section] = _section(section, fields, raw.get(section, {}))
+        sections["task"] = task_options(sections["run"]["task"], dict(raw.get("task", {})))
+        config = cls(**sections)
+        config._check_together()
+        return config
+
+    def _check_together(self) -> None:
+        cohort, quorum = self.round["cohort"], self.round["quorum"]
+        if isinstance(cohort, int) and isinstance(quorum, int) and quorum > cohort:
+            raise ConfigError("round.quorum", f"{quorum} is more than round.cohort = {cohort}; lower the quorum or raise the cohort")
+        for name in ("train_per_class", "validation_per_class"):
+            span = self.data[name]
+            if span and (len(span) != 2 or span[0] > span[1]):
+                raise ConfigError(f"data.{name}", f"{list(span)} is not a range [least, most]")
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dictionaries, as JSON and TOML have them."""
+        return {section: _plain(getattr(self, section)) for section in (*SECTIONS, "task")}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What is recorded with the run: everything but what belongs to the machine."""
+        return {
+            section: {key: value for key, value in fields.items() if (section, key) not in _LOCAL}
+            for section, fields in self.to_dict().items()
+        }
+
+    def learning_rate(self, round_number: int) -> float:
+        """The learning rate of a round (numbered from 1): the newest schedule entry that has begun."""
+        rate = self.train["learning_rate"]
+        if isinstance(rate, float):
+            return rate
+        return float([value for first, value in rate if first <= max(round_number, 1)][-1])
+
+
+def cohort_size(config: RunConfig, alive: int) -> int:
+    """How many of ``alive`` clients a round selects; a count may be more than there are."""
+    return _count(config.round["cohort"], alive)
+
+
+def quorum_size(config: RunConfig, cohort: int) -> int:
+    """How many accepted updates a cohort of that size needs to commit."""
+    return min(cohort, _count(config.round["quorum"], cohort))
+
+
+def _count(share: int | float, whole: int) -> int:
+    # Rounded up: a quorum of 0.8 of 4 is 4 of 4, never fewer than the fraction asked for.
+    return share if isinstance(share, int) else max(1, -int(-share * whole // 1))
+
+
+def load(
+    source: str | None,
+    overrides: tuple[str, ...] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> RunConfig:
+    """
+    Read a config: a TOML file, or the name of a shipped one (``demo``, ``mnist-2nn``), or none.
+
+    Args:
+        source: Path or name; None for the defaults alone.
+        overrides: ``section.key=value`` texts, values as in TOML (bare words are text).
+        environ: Environment with ``FLQ_<SECTION>_<KEY>`` variables.
+
+    Raises:
+        ConfigError: The file cannot be read, or a field cannot be used.
+    """
+    raw = _read(source) if source else {}
+    for name, text in sorted(environ.items()):
+        match = re.fullmatch(r"FLQ_([A-Z]+)_(\w+)", name)
+        if match and match[1].lower() in (*SECTIONS, "task"):
+            _assign(raw, match[1].lower(), match[2].lower(), text)
+    for override in overrides:
+        match = re.fullmatch(r"([a-z]+)\.([A-Za-z_0-9]+)=(.*)", override, re.DOTALL)
+        if not match:
+            raise ConfigError("--set", f"{override!r} is not section.key=value, such as train.epochs=5")
+        _assign(raw, match[1], match[2], match[3])
+    return RunConfig.from_dict(raw)
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the fields in which two recorded configs differ, sorted."""
+    names = {f"{section}.{key}" for record in (old, new) for section, fields in record.items() for key in fields}
+    return sorted(name for name in names if _lookup(old, name) != _lookup(new, name))
+
+
+def preset_folder() -> Path:
+    """Where the shipped configs are: ``config/`` of a checkout, ``presets/`` of an installed package."""
+    package = Path(__file__).parent
+    installed = package / "presets"
+    return installed if installed.is_dir() else package.parent / "config"
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped configs that ``load`` takes in place of a path."""
+    return sorted(file.stem for file in preset_folder().glob("*.toml") if file.stem != "default")
+
+
+def render_defaults() -> str:
+    """The text of ``config/default.toml``: every field with its meaning, unit and range."""
+    lines = ["# Every field of a fl-queue config with its default. A config of yours holds overrides only.", "# Rendered from fl_queue/config.py by `make docs`."]
+    for section, (doc, fields) in SECTIONS.items():
+        lines += ["", f"# {doc}", f"[{section}]"]
+        for key, field in fields.items():
+            lines += [f"# {field.doc}", f"{key} = {_toml(field.default)}"]
+    lines += ["", "# Options of the task itself; see docs/config.md.", "[task]"]
+    return "\n".join(lines) + "\n"
+
+
+def _section(section: str, fields: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str, Any]:
+    for key in given:
+        if key not in fields:
+            raise unknown_key(f"{section}.{key}", [f"{section}.{name}" for name in fields])
+    return {
+        key: field.parse(f"{section}.{key}", given[key]) if key in given else field.default
+        for key, field in fields.items()
+    }
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    try:
+        if path.suffix != ".toml" and not path.exists():
+            return tomllib.loads(_preset(source))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError("CONFIG", f"{source} cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError("CONFIG", f"{source} is not UTF-8 text") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError("CONFIG", f"{source} is not valid TOML: {exc}") from exc
+
+
+def _preset(name: str) -> str:
+    if name not in preset_names():
+        raise ConfigError("CONFIG", f"{name} is neither a file nor a shipped config ({', '.join(preset_names())})")
+    return (preset_folder() / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _assign(raw: dict[str, Any], section: str, key: str, text: str) -> None:
+    if section not in (*SECTIONS, "task"):
+        raise unknown_key(section, (*SECTIONS, "task"))
+    if not isinstance(raw.setdefault(section, {}), dict):
+        raise ConfigError(section, f"is a table; write [{section}] and its fields below it")
+    raw[section][key] = _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _lookup(record: Mapping[str, Any], name: str) -> Any:
+    section, key = name.split(".", 1)
+    return record.get(section, {}).get(key)
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False)

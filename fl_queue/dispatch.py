@@ -1,0 +1,257 @@
+"""
+The RQ boundary: what may run, how a job is published, and whether one is dead.
+
+RQ's own retries, callbacks, maintenance and pickling are not used: a job is a whitelisted function
+with a run id and a number, published once under an id that is never used again, and replaced by a
+new attempt when its worker is dead. ``rq info`` is not for this system either: it cleans registries.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.results import Result
+from rq.serializers import JSONSerializer
+
+from fl_queue import names
+from fl_queue.errors import FLQueueError
+from fl_queue.records import dumps
+from fl_queue.store import Store
+
+TRAIN = "workers.client.train"
+CLIENT_EVALUATE = "workers.client.evaluate"
+CLIENT_INITIALISE = "workers.client.initialise"
+AGGREGATE = "workers.aggregator.aggregate"
+EVALUATE = "workers.evaluator.evaluate"
+INITIALISE = "workers.evaluator.initialise"
+#: The only functions a worker ever runs, whatever a job hash says.
+ALLOWED = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, AGGREGATE, EVALUATE, INITIALISE})
+
+RESULT_TTL_S = 600
+#: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
+START_GRACE_S = 3.0
+
+
+class JobRefused(FLQueueError):
+    """A job hash names something a worker does not run."""
+
+
+class FLJob(Job):  # type: ignore[misc]
+    """
+    A job that runs whitelisted functions only.
+
+    JSON instead of pickle is no protection by itself: RQ imports any dotted path, ``os.system``
+    included. Callbacks, methods and webhooks are refused altogether.
+    """
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        if self.instance is not None:
+            raise JobRefused(f"job {self.id}: methods are not run")
+        if self.func_name not in ALLOWED:
+            raise JobRefused(f"job {self.id}: {self.func_name!r} is not a function fl-queue runs")
+        return cast("Callable[..., Any]", super().func)
+
+    def perform(self) -> Any:
+        """Check the call, then run it. Raises JobRefused before anything runs."""
+        if self._success_callback_name or self._failure_callback_name or self._stopped_callback_name:
+            raise JobRefused(f"job {self.id}: callbacks are not run")
+        args = self.args
+        if self.kwargs or len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
+            raise JobRefused(f"job {self.id}: the arguments are not (run id, number)")
+        return super().perform()
+
+    @property
+    def success_callback(self) -> None:
+        return None
+
+    @property
+    def failure_callback(self) -> None:
+        return None
+
+    @property
+    def stopped_callback(self) -> None:
+        return None
+
+    def restore(self, raw_data: Any) -> None:
+        super().restore(raw_data)
+        self.webhooks = []
+
+
+def queue(name: str, connection: Redis) -> Queue:
+    """An RQ queue with our job class and serializer."""
+    return Queue(name, connection=connection, job_class=FLJob, serializer=JSONSerializer)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """
+    One published job, as the round's ``jobs`` hash keeps it.
+
+    Args:
+        who: Client id, ``aggregator`` or ``evaluator``.
+        function: One of ``ALLOWED``.
+        queue: RQ queue.
+        run: Run id.
+        number: Round, or version for an evaluation.
+        timeout_s: RQ ends the job after this time; -1: never.
+        job: Job id; fresh for each ticket.
+        attempt: From 1.
+    """
+
+    who: str
+    function: str
+    queue: str
+    run: str
+    number: int
+    timeout_s: int
+    attempt: int = 1
+    job: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.job:
+            object.__setattr__(self, "job", names.new_job_id(self.who, self.run, self.number))
+
+    def next_attempt(self) -> Ticket:
+        """The same work under a new job id."""
+        return Ticket(self.who, self.function, self.queue, self.run, self.number, self.timeout_s, self.attempt + 1)
+
+    def to_json(self) -> str:
+        return dumps({key: getattr(self, key) for key in ("who", "function", "queue", "run", "number", "timeout_s", "attempt", "job")})
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Ticket:
+        return cls(**{key: raw[key] for key in ("who", "function", "queue", "run", "number", "timeout_s", "attempt", "job")})
+
+
+def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
+    """Put a ticket's job into its queue as part of a transaction that has begun (``multi``)."""
+    queue(ticket.queue, connection).enqueue_call(
+        ticket.function,
+        args=[ticket.run, ticket.number],
+        job_id=ticket.job,
+        timeout=ticket.timeout_s,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=RESULT_TTL_S,
+        description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
+        pipeline=pipe,
+    )
+
+
+def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | None:
+    """
+    Publish the next attempt in place of ``old``, if ``old`` is still the newest.
+
+    Args:
+        key, field_name: The hash field that holds the newest ticket (a round's jobs, say).
+
+    Returns:
+        The new ticket; None when somebody else was faster.
+    """
+    new = old.next_attempt()
+    connection = store.control.redis
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        raw = cast("bytes | None", pipe.hget(key, field_name))
+        if raw is None or json.loads(raw).get("job") != old.job:
+            return None
+
+        def write() -> None:
+            pipe.hset(key, field_name, new.to_json())
+            publish(new, pipe, connection)
+
+        return write
+
+    if not store.control.transact([key], body):
+        return None
+    forget(store, old)
+    return new
+
+
+def forget(store: Store, ticket: Ticket) -> None:
+    """Remove every trace of a job from RQ's keys: we run no RQ maintenance that would."""
+    connection = store.control.redis
+    rq_queue = queue(ticket.queue, connection)
+    started = StartedJobRegistry(queue=rq_queue)
+    executions = [
+        member for member in cast(list[bytes], connection.zrange(started.key, 0, -1))
+        if member.decode().partition(":")[0] == ticket.job
+    ]  # fmt: skip
+    with connection.pipeline() as pipe:
+        pipe.lrem(rq_queue.key, 0, ticket.job)
+        pipe.lrem(IntermediateQueue.get_intermediate_queue_key(rq_queue.key), 0, ticket.job)
+        for member in executions:
+            pipe.zrem(started.key, member)
+            pipe.delete(f"rq:execution:{member.decode()}")
+        pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
+        pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
+        pipe.delete(FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}")
+        pipe.execute()
+
+
+def waiting(store: Store, queue_name: str) -> int:
+    """Jobs waiting in a queue."""
+    return cast(int, store.control.redis.llen(queue(queue_name, store.control.redis).key))
+
+
+@dataclass
+class Watch:
+    """
+    Tells dead jobs from living ones, without RQ's registries.
+
+    A job is dead when RQ failed it or lost it, or when its worker's lease has run out. What may be
+    between two states is given ``START_GRACE_S`` on this process's monotonic clock.
+    """
+
+    store: Store
+    _suspected: dict[str, float] = field(default_factory=dict)
+
+    def verdict(self, ticket: Ticket) -> str | None:
+        """
+        Why a job is dead, or None while it lives or has finished.
+
+        Returns:
+            A reason for people: ``its worker is dead``, ``failed: ...``, ``lost``.
+        """
+        reason, sure = self._look(ticket)
+        if reason is None:
+            self._suspected.pop(ticket.job, None)
+            return None
+        first_seen = self._suspected.setdefault(ticket.job, time.monotonic())
+        if not sure and time.monotonic() - first_seen < START_GRACE_S:
+            return None
+        self._suspected.pop(ticket.job, None)
+        return reason
+
+    def _look(self, ticket: Ticket) -> tuple[str | None, bool]:
+        connection = self.store.control.redis
+        status, worker = (
+            value.decode() if value else ""
+            for value in cast(list[bytes | None], connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"))
+        )
+        if status == "started":
+            alive = self.store.control.worker_alive(worker)
+            return (None, True) if alive else ("its worker is dead", True)
+        if status == "finished":
+            return None, True
+        if status == "queued":
+            return self._look_queued(ticket)
+        return f"job {status or 'lost'}", bool(status)
+
+    def _look_queued(self, ticket: Ticket) -> tuple[str | None, bool]:
+        connection = self.store.control.redis
+        key = queue(ticket.queue, connection).key
+        if connection.lpos(key, ticket.job) is not None:
+            return None, True
+        # Popped and not started: its worker was killed in between, or is about to start it.
+        return "lost between queue and worker", False

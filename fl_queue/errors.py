@@ -1,0 +1,152 @@
+"""
+Every error a user can meet, with its exit code.
+
+    FLQueueError                                              exit code
+      ConfigError        a config field or CLI argument           2
+      RunStateError      the run cannot do that now               2
+      UnknownRun         no run of that name                      2
+      BlobError          a blob that is not what it says          3
+      DataError          a data file or folder                    3
+      ModelMismatch      a client's model differs from the run's  3
+      UnknownVersion     no such model version                    3
+      CheckpointError    a checkpoint cannot be written or read   3
+      RunFailed          a round abandoned, a run failed          4
+      StoreUnavailable   Redis not reachable or not fit           5
+
+Library code raises, and never prints or exits; ``cli.main`` turns an error into one line
+and its exit code. ``OwnershipLost`` is internal: an aggregator incarnation that has been
+replaced ends itself with it.
+"""
+
+from __future__ import annotations
+
+
+class FLQueueError(Exception):
+    """Base of all errors; ``exit_code`` is the CLI's exit status."""
+
+    exit_code = 1
+
+
+class ConfigError(FLQueueError):
+    """
+    A config field or argument that cannot be used.
+
+    Args:
+        field: Dotted name, such as ``round.quorum``.
+        reason: What is wrong, ending with the fix.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class RunStateError(FLQueueError):
+    """The run exists, and its state does not allow what was asked."""
+
+    exit_code = 2
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(f"run {run}: {reason}")
+        self.run = run
+        self.reason = reason
+
+
+class UnknownRun(FLQueueError):
+    """No run of that name; ``known`` are the names there are."""
+
+    exit_code = 2
+
+    def __init__(self, run: str, known: list[str]) -> None:
+        there = ", ".join(sorted(known)) if known else "none yet; start one with `fl-queue start-round`"
+        super().__init__(f"run {run}: there is no such run (runs: {there})")
+        self.run = run
+        self.known = known
+
+
+class BlobError(FLQueueError):
+    """Bytes that are not a well-formed blob, or not the blob they claim to be."""
+
+    exit_code = 3
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ChunksMissing(BlobError):
+    """A chunk is not on the data server (yet, or any more): ask again, it is no verdict."""
+
+    def __init__(self, digest: str, index: int) -> None:
+        super().__init__(f"chunk {index} of {digest} is not on the data server")
+        self.digest = digest
+        self.index = index
+
+
+class DataError(FLQueueError):
+    """A data file or folder that is missing, empty or unreadable."""
+
+    exit_code = 3
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ModelMismatch(FLQueueError):
+    """A client's model has other tensors than the run's manifest."""
+
+    exit_code = 3
+
+
+class UnknownVersion(FLQueueError):
+    """The run has no such model version, or its content is nowhere to be found."""
+
+    exit_code = 3
+
+    def __init__(self, run: str, version: int, reason: str) -> None:
+        super().__init__(f"run {run}: version {version} {reason}")
+        self.run = run
+        self.version = version
+        self.reason = reason
+
+
+class CheckpointError(FLQueueError):
+    """A checkpoint cannot be written (disk full, say) or does not match its digest."""
+
+    exit_code = 3
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"checkpoint {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class RunFailed(FLQueueError):
+    """The run ended as failed, or the round that was waited for was abandoned."""
+
+    exit_code = 4
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(f"run {run}: {reason}")
+        self.run = run
+        self.reason = reason
+
+
+class StoreUnavailable(FLQueueError):
+    """Redis cannot be reached, or is not fit for use; the URL's password is masked."""
+
+    exit_code = 5
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"Redis at {url}: {reason}")
+        self.url = url
+        self.reason = reason
+
+
+class OwnershipLost(FLQueueError):
+    """This aggregator incarnation has been replaced; it must change nothing any more."""

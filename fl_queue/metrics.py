@@ -1,0 +1,224 @@
+"""
+Metrics as sums: how they are made, checked, added up over clients, and turned into ratios.
+
+A ratio cannot be averaged (the mean of two F1 scores is not the F1 score of both), so clients send
+sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
+
+    num_examples        int: samples that were evaluated
+    confusion           [[int]]: rows the true class, columns the predicted one
+    score_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
+                        their score, in 1,000 equal bins over [0, 1]
+    <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``)
+
+No torch and no Redis here.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_queue.errors import BlobError
+from fl_queue.records import Sums
+
+SCORE_BINS = 1000
+MAX_CLASSES = 1000
+MAX_KEYS = 64
+MAX_KEY_LENGTH = 100
+# Counts up to this add up in int64 over eight million clients, and are exact as floats.
+MAX_COUNT = 2**40
+# Sums up to this add up over any number of clients without overflowing a float.
+MAX_SUM = 1e200
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+def confusion(
+    truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
+) -> list[list[int]]:
+    """Counts of (true class, predicted class) pairs: (N,) and (N,) -> ``classes`` x ``classes``."""
+    counts = np.bincount(truth * classes + predicted, minlength=classes * classes)
+    table: list[list[int]] = counts.reshape(classes, classes).tolist()
+    return table
+
+
+def score_histograms(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> list[list[int]]:
+    """Histograms of the scores (N,) in [0, 1] of class 0 and of class 1; NaN counts as 0."""
+    bins = (np.nan_to_num(scores) * SCORE_BINS).astype(np.int64).clip(0, SCORE_BINS - 1)
+    return [np.bincount(bins[truth == side], minlength=SCORE_BINS).tolist() for side in (0, 1)]
+
+
+def merge(parts: Sequence[Sums]) -> dict[str, Any]:
+    """
+    The sums of all parts together, bit-identical in any order of the parts.
+
+    A part without examples counts for nothing. A key that one of the others lacks is left out: its
+    sum would be divided by the examples of those that did not report it.
+
+    Raises:
+        BlobError: A key has another shape in another part.
+    """
+    parts = [part for part in parts if part.get("num_examples", 0) > 0]
+    merged: dict[str, Any] = {"num_examples": sum(part["num_examples"] for part in parts)}
+    if parts:
+        common = set.intersection(*(set(part) for part in parts)) - {"num_examples"}
+        for key in sorted(common):
+            merged[key] = _add(key, [part[key] for part in parts])
+    return merged
+
+
+def check(sums: Any) -> None:
+    """
+    Validate sums that came from outside.
+
+    Raises:
+        BlobError: Names the key, and what it may be.
+    """
+    if not isinstance(sums, Mapping):
+        raise BlobError("metrics: not a table of sums")
+    if len(sums) > MAX_KEYS:
+        raise BlobError(f"metrics: {len(sums)} keys; at most {MAX_KEYS} are allowed")
+    for key, value in sums.items():
+        if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
+            raise BlobError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
+        if key == "num_examples":
+            _check(key, _is_count(value), "a count")
+        elif key == "confusion":
+            _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
+        elif key == "score_histograms":
+            _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
+        else:
+            _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
+            _check(key, _is_sum(value), "a finite number")
+
+
+def finish(sums: Sums) -> dict[str, float]:
+    """
+    Ratios a person reads: ``loss``, ``accuracy``, ``f1``, ``auc``, and the means of other sums.
+
+    ``f1`` is that of class 1 for two classes, else the plain mean over the classes that occur
+    (0 where a class is never hit). ``auc`` is the area under the ROC curve by the trapezoid rule,
+    scores in the same bin counting half; it is left out while one class has no samples.
+    Empty without examples.
+    """
+    examples = sums.get("num_examples", 0)
+    if examples == 0:
+        return {}
+    finished: dict[str, float] = {}
+    if "confusion" in sums:
+        finished |= _classification(np.array(sums["confusion"], dtype=np.int64))
+    if "score_histograms" in sums:
+        finished |= _area_under_curve(*sums["score_histograms"])
+    for key in sums:
+        if key.endswith("_sum"):
+            finished[key.removesuffix("_sum")] = float(sums[key]) / examples
+    return finished
+
+
+def best_version(select: str, versions: Mapping[int, Mapping[str, float]]) -> int | None:
+    """
+    The version with the best finished metrics; of equals the earliest.
+
+    Args:
+        select: ``metric:max`` or ``metric:min``, as ``run.select``.
+        versions: Version -> its finished metrics; those without the metric are passed over.
+
+    Returns:
+        None when no version has the metric.
+    """
+    metric, direction = select.split(":")
+    sign = -1.0 if direction == "max" else 1.0
+    ranked = [
+        (sign * found[metric], version) for version, found in versions.items() if metric in found
+    ]
+    return min(ranked)[1] if ranked else None
+
+
+def stop_holds(condition: str, finished: Mapping[str, float]) -> bool:
+    """
+    Whether ``run.stop_when`` holds; never for an empty condition or an absent metric.
+
+    Args:
+        condition: Such as ``accuracy >= 0.97``, as the config has checked it.
+        finished: Finished metrics of the clients' validation.
+    """
+    match = re.fullmatch(r"(\w+)\s*(>=|<=|>|<)\s*(\S+)", condition)
+    if match is None or match[1] not in finished:
+        return False
+    return _COMPARISONS[match[2]](finished[match[1]], float(match[3]))
+
+
+def _add(key: str, values: list[Any]) -> Any:
+    if isinstance(values[0], list):
+        tables = [np.array(value, dtype=np.int64) for value in values]
+        if any(table.shape != tables[0].shape for table in tables):
+            raise BlobError(f"metrics.{key}: its shape differs between clients")
+        return sum(tables[1:], start=tables[0]).tolist()
+    if all(isinstance(value, int) for value in values):
+        return sum(values)
+    # Correctly rounded whatever the order, which a running float sum is not.
+    return math.fsum(values)
+
+
+def _check(key: str, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise BlobError(f"metrics.{key}: is not {wanted}")
+
+
+def _is_count(value: Any) -> bool:
+    # A bool is an int to isinstance.
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _is_sum(value: Any) -> bool:
+    return type(value) in (int, float) and -MAX_SUM <= value <= MAX_SUM
+
+
+def _is_counts(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(map(_is_count, value))
+
+
+def _is_confusion(value: Any) -> bool:
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_CLASSES:
+        return False
+    return all(_is_counts(row, len(value)) for row in value)
+
+
+def _is_histograms(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(_is_counts(side, SCORE_BINS) for side in value)
+
+
+def _classification(table: NDArray[np.int64]) -> dict[str, float]:
+    hits = np.diagonal(table)
+    occurrences = table.sum(axis=0) + table.sum(axis=1)
+    if not occurrences.any():
+        return {}
+    # F1 = 2 TP / (2 TP + FP + FN); the denominator is how often a class is true or predicted.
+    scores = np.divide(2 * hits, occurrences, out=np.zeros(len(hits)), where=occurrences > 0)
+    f1 = scores[1] if len(hits) == 2 else scores[occurrences > 0].mean()
+    return {"accuracy": int(hits.sum()) / int(table.sum()), "f1": float(f1)}
+
+
+def _area_under_curve(negatives: Sequence[int], positives: Sequence[int]) -> dict[str, float]:
+    pairs = sum(negatives) * sum(positives)
+    if pairs == 0:
+        return {}
+    below = 0
+    twice_won = 0
+    for negative, positive in zip(negatives, positives, strict=True):
+        twice_won += positive * (2 * below + negative)
+        below += negative
+    return {"auc": twice_won / (2 * pairs)}

@@ -1,0 +1,150 @@
+"""
+Every key, queue name and job id, written once. No Redis here.
+
+``docs/redis.md`` documents the schema as a public contract; a test compares the two.
+``run`` is always a run id (``demo-3f2a9c``), never the name people give.
+
+control server
+    flq:runs                           hash    name -> run id of the living run
+    flq:{<run>}                        hash    state, round, version, ...
+    flq:{<run>}:config                 string  JSON list of config segments
+    flq:{<run>}:manifest               string  JSON manifest of the model
+    flq:{<run>}:versions               hash    version -> JSON {digest, round}
+    flq:{<run>}:history                list    JSON RoundRecord, one per ended round
+    flq:{<run>}:late                   hash    round -> updates that came after it ended
+    flq:{<run>}:evaluations            hash    version -> JSON test metrics
+    flq:{<run>}:events                 stream  what happened, capped
+    flq:{<run>}:round:<n>              hash    state, cohort, quorum, elapsed_s, ...
+    flq:{<run>}:round:<n>:updates      hash    client -> JSON receipt
+    flq:{<run>}:round:<n>:jobs         hash    client -> JSON of its newest job
+    flq:clients                        zset    client -> last heartbeat (server clock, s)
+    flq:client:<id>                    hash    what the client's worker says of itself
+    flq:client:<id>:holder             string  the one worker that serves it (lease)
+    flq:client:<id>:events             stream  its epochs, capped
+    flq:worker:<name>                  string  a living RQ worker (lease)
+    flq:healer                         string  the one healer at work (lease)
+data server
+    flq:server                         string  identity of this data server's content
+    flq:{<run>}:results                list    update blobs as they arrive
+    flq:{<run>}:taken:<fence>          list    what one aggregator incarnation holds
+    flq:{<run>}:owner:<fence>          string  that incarnation's lease
+    flq:chunk:<run>:<digest>:<i>       string  a piece of a model or a big update
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+RUNS = "flq:runs"
+CLIENTS = "flq:clients"
+HEALER = "flq:healer"
+DATA_SERVER = "flq:server"
+
+POOL_QUEUE = "flq-pool"
+AGGREGATE_QUEUE = "flq-aggregate"
+EVALUATE_QUEUE = "flq-evaluate"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` may be a run name or client id: letters, digits, dashes, at most 63."""
+    return _NAME.fullmatch(text) is not None
+
+
+def new_run_id(name: str) -> str:
+    """Name + random uid, so that a deleted and recreated run is another run."""
+    return f"{name}-{secrets.token_hex(3)}"
+
+
+def new_job_id(who: str, run: str, number: int) -> str:
+    """
+    A job id that has never been used (RQ mixes up the old and the new job of a reused one).
+
+    Args:
+        who: Client id, ``aggregator`` or ``evaluator``; first, so that ACL patterns can match it.
+        run: Run id.
+        number: Round, or version for an evaluation.
+    """
+    return f"{who}_{run}_{number}_{secrets.token_hex(4)}"
+
+
+def client_queue(client: str) -> str:
+    return f"flq-client-{client}"
+
+
+def run(run: str) -> str:
+    return f"flq:{{{run}}}"
+
+
+def config(run: str) -> str:
+    return f"flq:{{{run}}}:config"
+
+
+def manifest(run: str) -> str:
+    return f"flq:{{{run}}}:manifest"
+
+
+def versions(run: str) -> str:
+    return f"flq:{{{run}}}:versions"
+
+
+def history(run: str) -> str:
+    return f"flq:{{{run}}}:history"
+
+
+def late(run: str) -> str:
+    return f"flq:{{{run}}}:late"
+
+
+def evaluations(run: str) -> str:
+    return f"flq:{{{run}}}:evaluations"
+
+
+def events(run: str) -> str:
+    return f"flq:{{{run}}}:events"
+
+
+def round_(run: str, number: int) -> str:
+    return f"flq:{{{run}}}:round:{number}"
+
+
+def round_updates(run: str, number: int) -> str:
+    return f"flq:{{{run}}}:round:{number}:updates"
+
+
+def round_jobs(run: str, number: int) -> str:
+    return f"flq:{{{run}}}:round:{number}:jobs"
+
+
+def client(client: str) -> str:
+    return f"flq:client:{client}"
+
+
+def client_holder(client: str) -> str:
+    return f"flq:client:{client}:holder"
+
+
+def client_events(client: str) -> str:
+    return f"flq:client:{client}:events"
+
+
+def worker(name: str) -> str:
+    return f"flq:worker:{name}"
+
+
+def results(run: str) -> str:
+    return f"flq:{{{run}}}:results"
+
+
+def taken(run: str, fence: int) -> str:
+    return f"flq:{{{run}}}:taken:{fence}"
+
+
+def owner(run: str, fence: int) -> str:
+    return f"flq:{{{run}}}:owner:{fence}"
+
+
+def chunk(run: str, digest: str, index: int) -> str:
+    return f"flq:chunk:{run}:{digest}:{index}"

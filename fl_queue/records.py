@@ -1,0 +1,213 @@
+"""
+What crosses a process boundary as JSON: manifests, receipts, round records, events.
+
+Frozen values with ``to_json`` and ``from_json``; a person reads them with redis-cli, so names are
+plain and units are in the names. Blobs are in ``blob.py``. No Redis here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_queue.errors import BlobError
+
+Kind = Literal["parameter", "float_buffer", "integer_buffer"]
+KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer")
+#: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
+DTYPES: dict[str, str] = {"parameter": "float32", "float_buffer": "float32", "integer_buffer": "int64"}
+
+#: What is done with an update; ``received`` until its round ends, then final.
+#: ``failed``: the client reported that it could not train.
+Verdict = Literal["received", "accepted", "duplicate", "late", "stale", "invalid", "failed"]
+Purpose = Literal["initialise", "train", "evaluate"]
+Outcome = Literal["committed", "abandoned", "evaluated", "initialised"]
+
+#: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
+Sums = Mapping[str, Any]
+
+
+def dumps(value: Any) -> str:
+    """JSON as it is stored: sorted keys, so equal values are equal bytes; no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One shared tensor of the model; ``kind`` decides its dtype and how it is merged."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.kind]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    The tensors of a run's model, sorted by name, and how they lie in a body.
+
+    Args:
+        tensors: Specs sorted by name, names unique.
+        aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.tensors]
+        if names != sorted(set(names)):
+            raise BlobError("manifest: tensor names must be unique and sorted")
+        if any(spec.kind not in KINDS for spec in self.tensors):
+            raise BlobError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
+        if any(dimension < 0 for spec in self.tensors for dimension in spec.shape):
+            raise BlobError("manifest: a dimension is negative")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a body: the tensors one after the other, without gaps."""
+        return sum(spec.nbytes for spec in self.tensors)
+
+    def offsets(self) -> Iterable[tuple[TensorSpec, int]]:
+        """Each spec with its byte offset in a body."""
+        offset = 0
+        for spec in self.tensors:
+            yield spec, offset
+            offset += spec.nbytes
+
+    def to_json(self) -> str:
+        return dumps({"tensors": [asdict(spec) for spec in self.tensors], "aliases": dict(self.aliases)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """
+        Raises:
+            BlobError: Not a manifest.
+        """
+        try:
+            raw = json.loads(text)
+            tensors = tuple(
+                TensorSpec(str(item["name"]), tuple(int(size) for size in item["shape"]), item["kind"])
+                for item in raw["tensors"]
+            )
+            return cls(tensors, {str(name): str(of) for name, of in raw["aliases"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise BlobError(f"not a manifest: {exc!r}") from exc
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """
+    What became of one update; a person reads it with ``HGETALL flq:{run}:round:<n>:updates``.
+
+    Args:
+        status: The verdict.
+        reason: Why, for every verdict but ``received`` and ``accepted``.
+        token: The update's own random token (the same when it is pushed again).
+        digest: BLAKE3 of its body, hexadecimal.
+        num_examples: Examples used this round.
+        weight: Its integer weight in the mean.
+        metrics: Sums of the client's validation of the base version.
+        train_metrics: Sums of its training.
+        environment: Versions, device, threads, instruction set, task code digest.
+        train_s: Seconds it trained, by its own clock.
+        nbytes: Bytes of the body.
+    """
+
+    status: Verdict
+    reason: str = ""
+    token: str = ""
+    digest: str = ""
+    num_examples: int = 0
+    weight: int = 0
+    metrics: Sums = field(default_factory=dict)
+    train_metrics: Sums = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    train_s: float = 0.0
+    nbytes: int = 0
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """
+    One ended round, as the history keeps it for ever: all that decided its outcome.
+
+    Args:
+        round: Number, from 1.
+        purpose: ``train``, or ``evaluate`` for the closing evaluation.
+        outcome: ``committed``, ``abandoned`` or ``evaluated``.
+        reason: Why it ended.
+        base_version, base_digest: The version that was trained from.
+        version, digest: The version it made; None when it made none.
+        cohort: Clients selected, sorted.
+        eligible: Clients they were selected from, sorted.
+        quorum: Accepted updates it needed.
+        accepted: Client -> digest of its update: the accepted set.
+        weights: Client -> integer weight.
+        rejected: Client -> verdict and reason, of updates that were not merged.
+        missing: Clients of the cohort of whom nothing valid came.
+        validation: Merged sums of the clients' validation of the base version.
+        client_validation: Client -> its finished metrics on the base version.
+        train: Merged sums of training.
+        scales: Quantity -> [s, limit] of the exact sum.
+        strategy: Its name.
+        opened_at: Unix time, seconds, of the control server.
+        elapsed_s: Counted duration, seconds.
+        config_segment: Index of the config segment that was in force.
+    """
+
+    round: int
+    purpose: Purpose
+    outcome: Outcome
+    reason: str
+    base_version: int
+    base_digest: str
+    version: int | None = None
+    digest: str | None = None
+    cohort: list[str] = field(default_factory=list)
+    eligible: list[str] = field(default_factory=list)
+    quorum: int = 0
+    accepted: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    client_validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, list[float]] = field(default_factory=dict)
+    strategy: str = ""
+    opened_at: float = 0.0
+    elapsed_s: float = 0.0
+    config_segment: int = 0
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RoundRecord:
+        return cls(**json.loads(text))

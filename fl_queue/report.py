@@ -1,0 +1,275 @@
+"""
+A run's history as rows, tables and a plot. No Redis here: the caller has read the records.
+
+Rounds are rows. What a round made is judged by the central test of its version, and until that is
+known by the clients' validation of it, which comes with the round (or the closing evaluation) that
+had this version as its base.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from fl_queue import metrics
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.records import Outcome, RoundRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Version -> its finished metrics.
+Curve = Mapping[int, Mapping[str, float]]
+Source = Literal["test", "validation", ""]
+
+_COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
+_PLOTTED = ("accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """
+    One round as a person reads it.
+
+    Args:
+        round: Number, from 1.
+        outcome: ``committed`` or ``abandoned``.
+        accepted: Updates that were merged.
+        late: Updates that came after the round had ended.
+        rejected: Updates that came in time and were not merged.
+        version: The version it made; None when it made none.
+        loss, accuracy: Of that version; None while unknown, or when the task has no such metric.
+        source: Where they are from: ``test``, ``validation``, or empty while unknown.
+        seconds: Counted duration.
+        reason: Why the round ended.
+    """
+
+    round: int
+    outcome: Outcome
+    accepted: int
+    late: int
+    rejected: int
+    version: int | None
+    loss: float | None
+    accuracy: float | None
+    source: Source
+    seconds: float
+    reason: str
+
+
+def rows(
+    records: Sequence[RoundRecord], evaluations: Curve, late: Mapping[int, int]
+) -> list[RoundRow]:
+    """
+    One row for each training round, in the order of the history.
+
+    Args:
+        records: The history.
+        evaluations: Version -> finished metrics of the central test.
+        late: Round -> updates that came after it had ended.
+    """
+    validated = validation(records)
+    return [
+        _row(record, evaluations, validated, late.get(record.round, 0))
+        for record in records
+        if record.purpose == "train"
+    ]
+
+
+def validation(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
+    """Version -> finished metrics of the clients' validation, for versions that have any."""
+    judged = {version: metrics.finish(record.validation) for version, record in _judges(records)}
+    return {version: finished for version, finished in judged.items() if finished}
+
+
+def table(rows: Sequence[RoundRow]) -> Table:
+    """The rows for a terminal; below it why rounds were abandoned, and what a star means."""
+    drawn = Table(caption=_caption(rows), caption_justify="left")
+    for column in _COLUMNS:
+        drawn.add_column(column, justify="right")
+    for row in rows:
+        star = "*" if row.source == "validation" else ""
+        version = "abandoned" if row.outcome == "abandoned" else _or_dash(row.version)
+        drawn.add_row(
+            str(row.round),
+            str(row.accepted),
+            str(row.late),
+            str(row.rejected),
+            version,
+            _decimal(row.loss, star),
+            _decimal(row.accuracy, star),
+            f"{row.seconds:.1f}",
+            style="red" if row.outcome == "abandoned" else None,
+        )
+    return drawn
+
+
+def to_json(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
+    """The rows as JSON has them."""
+    return [asdict(row) for row in rows]
+
+
+def to_csv(rows: Sequence[RoundRow]) -> str:
+    """The rows as CSV, with a line of names; what is unknown is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [column.name for column in fields(RoundRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(to_json(rows))
+    return text.getvalue()
+
+
+def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None:
+    """
+    Draw accuracy and loss by version: the central test, the clients' validation and its range.
+
+    Args:
+        path: Image to write; its suffix is the format (PNG without one).
+        records: The history.
+        evaluations: Version -> finished metrics of the central test.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or does not know the format.
+        DataError: There is nothing to plot, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure  # an extra, and slow to import
+    except ModuleNotFoundError as exc:
+        reason = 'needs matplotlib; install it with `pip install "fl-queue[plot]"`'
+        raise ConfigError("plot", reason) from exc
+    validated = validation(records)
+    names = [
+        name
+        for name in _PLOTTED
+        if any(
+            name in finished for curve in (evaluations, validated) for finished in curve.values()
+        )
+    ]
+    if not names:
+        raise DataError(str(path), "there is nothing to plot yet; no version has metrics")
+    # A Figure of its own draws with Agg; pyplot would look for a display and keep global state.
+    figure = Figure(figsize=(7.0, 1.0 + 3.2 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        _draw(axes, name, evaluations, validated, _ranges(records, name))
+    panels[-1].set_xlabel("Model version (0: the initial model)")
+    _save(figure, path)
+
+
+def _judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
+    """
+    The record that says most about each version: that with the most clients, of equals the newest.
+
+    An abandoned round and the one that follows it have the same base version.
+    """
+    chosen: dict[int, RoundRecord] = {}
+    for record in records:
+        rival = chosen.get(record.base_version)
+        if record.validation and (rival is None or _turnout(record) >= _turnout(rival)):
+            chosen[record.base_version] = record
+    yield from sorted(chosen.items())
+
+
+def _turnout(record: RoundRecord) -> int:
+    return len(record.client_validation)
+
+
+def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -> RoundRow:
+    source: Source = ""
+    finished: Mapping[str, float] = {}
+    if record.version is not None:
+        if evaluations.get(record.version):
+            source, finished = "test", evaluations[record.version]
+        elif record.version in validated:
+            source, finished = "validation", validated[record.version]
+    return RoundRow(
+        round=record.round,
+        outcome=record.outcome,
+        accepted=len(record.accepted),
+        late=late,
+        rejected=len(record.rejected),
+        version=record.version,
+        loss=finished.get("loss"),
+        accuracy=finished.get("accuracy"),
+        source=source,
+        seconds=record.elapsed_s,
+        reason=record.reason,
+    )
+
+
+def _caption(rows: Sequence[RoundRow]) -> Text | None:
+    lines = [
+        f"round {row.round} abandoned: {row.reason}" for row in rows if row.outcome == "abandoned"
+    ]
+    if any(row.source == "validation" for row in rows):
+        lines.append("* the clients' validation; the central test has no result for this version")
+    # Text, not str: a reason may hold brackets, which rich would take for markup.
+    return Text("\n".join(lines)) if lines else None
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _decimal(value: float | None, star: str) -> str:
+    return "-" if value is None else f"{value:.4f}{star}"
+
+
+def _ranges(records: Sequence[RoundRecord], name: str) -> dict[int, tuple[float, float]]:
+    """Version -> (least, most) of the metric over the clients that validated it."""
+    found = {
+        version: [client[name] for client in record.client_validation.values() if name in client]
+        for version, record in _judges(records)
+    }
+    return {version: (min(values), max(values)) for version, values in found.items() if values}
+
+
+def _draw(
+    axes: Axes,
+    name: str,
+    evaluations: Curve,
+    validated: Curve,
+    ranges: Mapping[int, tuple[float, float]],
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    curves = (("central test", evaluations, "C0"), ("clients' validation", validated, "C1"))
+    for label, curve, colour in curves:
+        points = sorted((at, found[name]) for at, found in curve.items() if name in found)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
+    if ranges:
+        at = sorted(ranges)
+        least, most = zip(*(ranges[version] for version in at), strict=True)
+        # Lines as well as a band, which one version alone does not make.
+        axes.vlines(at, least, most, color="C1", alpha=0.4, linewidth=1)
+        axes.fill_between(
+            at, least, most, color="C1", alpha=0.2, linewidth=0, label="range over the clients"
+        )
+    axes.set_title(f"{name.capitalize()} by model version")
+    axes.set_ylabel(name.capitalize())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        formats = ", ".join(sorted(known))
+        raise ConfigError("plot", f"{path}: no image format {kind}; use one of {formats}")
+    # Drawn whole before the file is touched: a failure leaves an older plot as it was.
+    image = io.BytesIO()
+    figure.savefig(image, format=kind, dpi=150)
+    try:
+        path.write_bytes(image.getvalue())
+    except OSError as exc:
+        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc

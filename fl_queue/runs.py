@@ -1,0 +1,157 @@
+"""
+Starting and continuing runs. No rounds here: ``rounds.advance`` opens them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blake3 import blake3
+from redis.client import Pipeline
+
+from fl_queue import names
+from fl_queue.config import FIXED, RunConfig, changed_fields
+from fl_queue.errors import ConfigError, RunStateError, UnknownRun
+from fl_queue.records import dumps
+from fl_queue.store import RunState, Store
+
+
+def find_run(store: Store, name: str) -> RunState:
+    """
+    The living run of that name (or run id).
+
+    Raises:
+        UnknownRun: There is none.
+    """
+    run_id = store.control.run_id(name)
+    state = store.control.run(run_id) if run_id else None
+    if state is None:
+        raise UnknownRun(name, list(store.control.run_names()))
+    return state
+
+
+def current_config(store: Store, run: str, segment: int | None = None) -> RunConfig:
+    """A run's recorded config: the newest segment, or the one a round was opened with."""
+    segments = store.control.config_segments(run)
+    return RunConfig.from_dict(segments[-1 if segment is None else segment]["config"])
+
+
+def start_run(
+    store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None = None
+) -> RunState:
+    """
+    Create a run, or continue the one of that name from its newest version.
+
+    ``rounds_wanted`` is set to the newest version plus ``rounds``, so a repeated call adds nothing.
+
+    Args:
+        name: Letters, digits and dashes.
+        rounds: Rounds to commit from here on.
+        initial: Digest and size of an initial model that is on the data server already.
+
+    Raises:
+        ConfigError: The name is not allowed, or the config changes a field that a run keeps.
+        RunStateError: The run is training already.
+    """
+    if not names.is_name(name):
+        raise ConfigError("--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63")
+    while True:
+        existing = store.control.run_id(name)
+        if existing is None:
+            done = _create(store, name, config, rounds, initial)
+        else:
+            done = _continue(store, existing, config, rounds)
+        if done:
+            return find_run(store, name)
+
+
+def _create(store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None) -> bool:
+    run = names.new_run_id(name)
+    record = config.record()
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hexists(names.RUNS, name):
+            return None
+
+        def write() -> None:
+            pipe.hset(names.RUNS, name, run)
+            pipe.hset(names.run(run), mapping=_first_state(store, name, config, rounds, initial))
+            pipe.set(names.config(run), dumps([{"from_round": 0, "config": record}]))
+            store.control.add_event(run, {"event": "run_created", "rounds": rounds}, pipe)
+
+        return write
+
+    return store.control.transact([names.RUNS], body)
+
+
+def _first_state(
+    store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
+) -> dict[str, str]:
+    return {
+        "name": name,
+        "state": "training",
+        "reason": "",
+        "version": "",
+        "digest": "",
+        "round": "-1",
+        "rounds_wanted": str(rounds),
+        "abandoned": "0",
+        "task": config.run["task"],
+        "segment": "0",
+        "population": "[]",
+        "initial": dumps(initial) if initial else "",
+        "config_digest": blake3(dumps(config.record()).encode()).hexdigest(),
+        "created_at": f"{store.control.now():.3f}",
+    }
+
+
+def _continue(store: Store, run: str, config: RunConfig, rounds: int) -> bool:
+    state = find_run(store, run)
+    if state.active:
+        raise RunStateError(state.name, f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended")
+    segments = store.control.config_segments(run)
+    record = config.record()
+    changed = changed_fields(segments[-1]["config"], record)
+    for field in changed:
+        if field in FIXED or field.startswith("task."):
+            raise ConfigError(field, f"run {state.name} keeps the value it was created with; set it back, or start a new run with --run NAME")
+    if changed:
+        segments.append({"from_round": state.round + 1, "config": record})
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hget(names.run(run), "state") == b"training":
+            return None
+
+        def write() -> None:
+            fields = {
+                "state": "training",
+                "reason": "",
+                "abandoned": "0",
+                "waited_s": "0",
+                "rounds_wanted": str((state.version or 0) + rounds),
+                "segment": str(len(segments) - 1),
+                "config_digest": blake3(dumps(record).encode()).hexdigest(),
+            }
+            pipe.hset(names.run(run), mapping=fields)
+            pipe.set(names.config(run), dumps(segments))
+            store.control.add_event(run, {"event": "run_continued", "rounds": rounds, "changed": changed}, pipe)
+
+        return write
+
+    return store.control.transact([names.run(run)], body)
+
+
+def describe_state(store: Store, state: RunState) -> str:
+    """What a run is doing, in words: ``is training: round 3, 2 of 4 updates in, quorum 3``."""
+    if not state.active:
+        tail = f" ({state.reason})" if state.reason else ""
+        return f"is {state.state} at version {state.version}{tail}"
+    current = store.control.round(state.run_id, state.round) if state.round >= 0 else None
+    if current is None or not current.open:
+        why = f": {state.reason}" if state.reason else ""
+        return f"is training: between rounds{why}"
+    receipts = store.control.receipts(state.run_id, state.round)
+    received = sum(receipts[client].status in ("received", "accepted") for client in current.cohort if client in receipts)
+    what = {"initialise": "making version 0", "train": f"round {state.round}", "evaluate": "closing evaluation"}[current.purpose]
+    return f"is training: {what}, {received} of {len(current.cohort)} updates in, quorum {current.quorum}"

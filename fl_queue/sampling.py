@@ -1,0 +1,54 @@
+"""
+Seeds and cohorts: everything random in a run starts from a hash of its names. No torch here.
+
+SHA-256 rather than a numpy generator decides who is selected: numpy may change what a generator
+draws between releases, and a cohort must be recomputable from the history for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+
+def seed_for(seed: int, *parts: str | int) -> int:
+    """
+    The seed of one purpose, in [0, 2**63); unrelated for any two different lists of parts.
+
+    Training uses ``seed_for(seed, run, round, client, "train")``: never the attempt, so that a
+    job that is done again draws the same numbers.
+
+    Args:
+        seed: The run's seed.
+        parts: What it is for; ``1`` and ``"1"`` differ, and so do ``("ab", "c")`` and
+            ``("a", "bc")``.
+    """
+    digest = hashlib.sha256(b"".join(_encode(part) for part in (seed, *parts))).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: int) -> list[str]:
+    """
+    The clients of a round: a uniform draw without repeats, sorted.
+
+    A pure function of its arguments that does not look at the order of ``eligible``, so anyone
+    can recompute it from a round's record.
+
+    Args:
+        seed: The run's seed.
+        round_number: From 1.
+        eligible: Clients to select from; repeats count once.
+        size: Clients wanted, 0 or more; all of them when there are fewer.
+    """
+    ranked = sorted(
+        set(eligible),
+        # The name breaks a tie of hashes: unlikely, but then too the draw must not depend on order.
+        key=lambda client: (seed_for(seed, "cohort", round_number, client), client),
+    )
+    return sorted(ranked[:size])
+
+
+def _encode(part: str | int) -> bytes:
+    # Type and length first: no two lists of parts have the same bytes.
+    tag, text = (b"s", part.encode()) if isinstance(part, str) else (b"i", b"%d" % part)
+    return b"%b%d:%b" % (tag, len(text), text)

@@ -1,0 +1,211 @@
+"""
+The two loops over a data set: local SGD and evaluation. They know no task, run or round.
+
+The order of samples comes from an explicit generator, and a ``TensorDataset`` is indexed as a whole
+batch at a time: a ``DataLoader`` would collate it sample by sample, which costs more than the
+training step of a small model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from fl_queue import metrics
+from fl_queue.errors import ConfigError, DataError
+
+Samples = Dataset[Any]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+#: Samples at a time when evaluating; training uses the config's batch size.
+EVALUATION_BATCH = 256
+
+
+def size_of(dataset: Samples) -> int:
+    """Number of samples; torch's ``Dataset`` itself declares no length."""
+    return len(cast(Sized, dataset))
+
+
+def local_sgd(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    device: str = "cpu",
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> dict[str, Any]:
+    """
+    Train ``model`` in place with minibatch SGD, each epoch in a new random order.
+
+    With BatchNorm a last batch of one sample joins the batch before it, since its statistics
+    cannot be computed.
+
+    Args:
+        model: On ``device``; left in training mode.
+        dataset: Pairs (input, target).
+        loss: Mean loss of a batch of outputs and targets.
+        seed: Decides the order of samples, dropout, and everything else torch draws.
+        epochs, batch_size: 1 or more.
+        learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        after_epoch: Called with the number of the epoch just done, from 1.
+
+    Returns:
+        Sums of the last epoch, each loss as it was before its step: ``num_examples``, and
+        ``loss_sum`` unless it is not finite.
+
+    Raises:
+        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm.
+        DataError: A single sample, and the model has BatchNorm.
+
+    Source:
+        McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate).
+    """
+    dataset = _whole(dataset)
+    torch.manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
+    count = size_of(dataset)
+    cuts = _training_cuts(model, count, batch_size)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+    )
+    loss_sum = math.nan
+    for epoch in range(1, epochs + 1):
+        model.train()
+        batches = _batches(dataset, torch.randperm(count, generator=order), cuts, device)
+        loss_sum = _one_epoch(model, batches, loss, optimizer)
+        after_epoch(epoch)
+    return _sums(count, loss_sum)
+
+
+def evaluate(model: nn.Module, dataset: Samples, loss: Loss, device: str = "cpu") -> dict[str, Any]:
+    """
+    Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
+
+    Whole-number targets are classes: outputs (B, C) are scores of C classes, and outputs (B, 1) the
+    log-odds of class 1. Then there is a ``confusion``, and with two classes ``score_histograms``.
+    With more than 1,000 classes there is ``accuracy_sum`` instead. For other targets (a regression,
+    say) there is the loss alone.
+
+    Args:
+        model: On ``device``.
+        dataset: Pairs (input, target); it may be empty.
+        loss: Mean loss of a batch of outputs and targets.
+        device: Where the batches go.
+    """
+    model.eval()
+    dataset = _whole(dataset)
+    count = size_of(dataset)
+    cuts = _cuts(count, EVALUATION_BATCH)
+    parts = []
+    with torch.no_grad():
+        for inputs, target in _batches(dataset, torch.arange(count), cuts, device):
+            output = model(inputs)
+            part = _sums(len(target), float(loss(output, target)) * len(target))
+            parts.append(part | _classification_sums(output, target))
+    return metrics.merge(parts)
+
+
+def _sums(count: int, loss_sum: float) -> dict[str, Any]:
+    # Sums must be finite to be stored; a loss that is not has no mean either.
+    return {"num_examples": count} | ({"loss_sum": loss_sum} if math.isfinite(loss_sum) else {})
+
+
+def _one_epoch(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+) -> float:
+    loss_sum = 0.0
+    for inputs, target in batches:
+        optimizer.zero_grad()
+        value = loss(model(inputs), target)
+        # torch's own stub of backward has no annotation.
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss_sum += value.item() * len(target)
+    return loss_sum
+
+
+def _training_cuts(model: nn.Module, count: int, batch_size: int) -> list[int]:
+    """Where batches end, after checking that BatchNorm gets two samples in each."""
+    cuts = _cuts(count, batch_size)
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return cuts
+    if batch_size == 1:
+        raise ConfigError(
+            "train.batch_size", "1 cannot train a model with BatchNorm; use 2 or more"
+        )
+    if count == 1:
+        raise DataError("training data", "a single sample cannot train a model with BatchNorm")
+    if count % batch_size == 1:
+        del cuts[-2]
+    return cuts
+
+
+def _cuts(count: int, batch_size: int) -> list[int]:
+    return [*range(batch_size, count, batch_size), count] if count else []
+
+
+def _batches(
+    dataset: Samples, order: Tensor, cuts: list[int], device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
+    chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        inputs, target = (tensor.to(device) for tensor in dataset.tensors)
+        for chunk in chunks:
+            chosen = chunk.to(device)
+            yield inputs[chosen], target[chosen]
+        return
+    loader = DataLoader(dataset, batch_sampler=[chunk.tolist() for chunk in chunks], num_workers=0)
+    for inputs, target in loader:
+        yield inputs.to(device), target.to(device)
+
+
+def _whole(dataset: Samples) -> Samples:
+    """A part of a ``TensorDataset`` (of ``random_split``, say) as one of its own, for speed."""
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
+    return dataset
+
+
+def _classification_sums(output: Tensor, target: Tensor) -> dict[str, Any]:
+    if target.is_floating_point() or output.ndim != 2:
+        return {}
+    truth = target.reshape(-1).to("cpu", torch.int64).numpy()
+    scores = _class_scores(output)  # (B, C), C >= 2
+    # The highest score; at a tie the lower class, so that log-odds of 0 are class 0.
+    predicted = scores.argmax(axis=1)
+    classes = scores.shape[1]
+    if classes > metrics.MAX_CLASSES:
+        return {"accuracy_sum": int((predicted == truth).sum())}
+    sums: dict[str, Any] = {"confusion": metrics.confusion(truth, predicted, classes)}
+    if classes == 2:
+        sums["score_histograms"] = metrics.score_histograms(scores[:, 1], truth)
+    return sums
+
+
+def _class_scores(output: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Probabilities (B, C) of outputs (B, C); (B, 2) of log-odds (B, 1)."""
+    wide = output.to("cpu", torch.float64)
+    if wide.shape[1] == 1:
+        wide = torch.cat([torch.zeros_like(wide), wide], dim=1)
+    scores: np.ndarray[Any, np.dtype[np.float64]] = torch.softmax(wide, dim=1).numpy()
+    return scores

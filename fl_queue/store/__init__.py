@@ -1,0 +1,54 @@
+"""Every Redis read and write. ``Store`` is the two servers: ``store.control`` and ``store.data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_queue.store.connect import check, connect, mask, plain_client, resolve_urls
+from fl_queue.store.control import Control, RoundState, RunState
+from fl_queue.store.data import Data
+
+__all__ = ["Control", "Data", "RoundState", "RunState", "Store", "mask", "plain_client", "resolve_urls"]
+
+
+class Store:
+    """
+    Both Redis roles.
+
+    Args:
+        url: Control server.
+        blob_url: Data server; may be the same.
+    """
+
+    def __init__(self, url: str, blob_url: str) -> None:
+        self.servers = connect(url, blob_url)
+        self.control = Control(self.servers.control)
+        self.data = Data(self.servers)
+
+    @classmethod
+    def open(cls, url: str, blob_url: str, state_dir: Path) -> Store:
+        """
+        Connect, with the private servers of ``state_dir`` when no URL is given, and check both.
+
+        Raises:
+            StoreUnavailable: Not reachable, too old, or no URL and no private servers.
+        """
+        url, blob_url = resolve_urls(url, blob_url, state_dir)
+        store = cls(url, blob_url)
+        store.check()
+        return store
+
+    def check(self) -> None:
+        """
+        See that both servers answer and are new enough.
+
+        Raises:
+            StoreUnavailable: One does not, or is older than 6.2.
+        """
+        check(self.servers.control, self.servers.url)
+        check(self.servers.data, self.servers.blob_url)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in (self.servers.control, self.servers.data, self.servers.once, self.servers.blocking):
+            client.close()

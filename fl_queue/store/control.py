@@ -1,0 +1,412 @@
+"""
+The control server: runs, rounds, receipts, history, clients and workers.
+
+Reads return frozen values; writes that decide something are Lua scripts or WATCH transactions,
+so callers may race and repeat. What RQ stores is ``dispatch.py``'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+from redis.client import Pipeline
+
+from fl_queue import names
+from fl_queue.records import Manifest, Outcome, Purpose, Receipt, RoundRecord, dumps
+from fl_queue.store.connect import script
+
+EVENTS_KEPT = 10_000
+CLIENT_EVENTS_KEPT = 1_000
+LONGEST_TICK_S = 2.0
+Raced = redis.WatchError
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run's hash. ``version`` is None before version 0; ``round`` -1 before the first."""
+
+    name: str
+    run_id: str
+    state: str
+    reason: str
+    version: int | None
+    digest: str
+    round: int
+    rounds_wanted: int
+    abandoned: int
+    evaluated_version: int | None
+    waited_s: float
+    segment: int
+    population: tuple[str, ...]
+    initial: Mapping[str, Any] | None
+    created_at: float
+
+    @property
+    def active(self) -> bool:
+        """Whether the run wants something done."""
+        return self.state == "training"
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """One round's hash, while its keys live."""
+
+    number: int
+    state: str
+    purpose: Purpose
+    cohort: tuple[str, ...]
+    eligible: tuple[str, ...]
+    quorum: int
+    deadline_s: float
+    grace_s: float
+    elapsed_s: float
+    quorum_at_s: float | None
+    opened_at: float
+    base_version: int
+    base_digest: str
+    fence: int
+    data_server: str
+    w_max: int
+    scales: Mapping[str, list[float]]
+    segment: int
+    reason: str
+
+    @property
+    def open(self) -> bool:
+        return self.state == "open"
+
+
+class Control:
+    """Every read and write of run and round state. Args: ``client``: a retrying client."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.redis = client
+        self._tick = script(client, "tick")
+        self._hold = script(client, "hold")
+        self._release = script(client, "release")
+        self._claim = script(client, "claim")
+        self._receipt = script(client, "receipt")
+        self._end_round = script(client, "end_round")
+
+    def now(self) -> float:
+        """Unix time of the control server, seconds: for records, never for decisions."""
+        seconds, micros = cast(tuple[int, int], self.redis.time())
+        return seconds + micros / 1e6
+
+    # Runs
+
+    def run_names(self) -> dict[str, str]:
+        """Name -> run id of every living run."""
+        return {key.decode(): value.decode() for key, value in self._hash(names.RUNS).items()}
+
+    def run_id(self, name: str) -> str | None:
+        """Run id of the living run of that name (or itself, when given a living run id)."""
+        living = self.run_names()
+        return living.get(name) or (name if name in living.values() else None)
+
+    def run(self, run: str) -> RunState | None:
+        """State of a run by run id; None when there is no such run."""
+        raw = _text(self._hash(names.run(run)))
+        return _run_state(run, raw) if "state" in raw else None
+
+    def config_segments(self, run: str) -> list[dict[str, Any]]:
+        """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
+        return cast(list[dict[str, Any]], json.loads(self._get(names.config(run)) or b"[]"))
+
+    def manifest(self, run: str) -> Manifest | None:
+        """The run's manifest; None before version 0."""
+        text = self._get(names.manifest(run))
+        return Manifest.from_json(text) if text else None
+
+    def versions(self, run: str) -> dict[int, dict[str, Any]]:
+        """Version -> {digest, round}, rising."""
+        raw = self._hash(names.versions(run))
+        return {version: json.loads(raw[str(version).encode()]) for version in sorted(int(key) for key in raw)}
+
+    def history(self, run: str) -> list[RoundRecord]:
+        """Every ended round, in order."""
+        raw = cast(list[bytes], self.redis.lrange(names.history(run), 0, -1))
+        return [RoundRecord.from_json(item) for item in raw]
+
+    def late(self, run: str) -> dict[int, int]:
+        """Round -> updates that came after it had ended."""
+        counts = {int(key): int(value) for key, value in self._hash(names.late(run)).items()}
+        state = self.run(run)
+        for number in range(max(state.round - 2, 0), state.round + 1) if state else ():
+            found = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
+            if found:
+                counts[number] = found
+        return counts
+
+    def transact(self, watched: Iterable[str], body: Callable[[Pipeline], Callable[[], None] | None]) -> bool:
+        """
+        Compare and set: ``body`` reads under WATCH and returns the writes, or None for nothing to do.
+
+        Returns:
+            Whether the writes were made. False also when somebody else changed a watched key, or
+            the connection broke: look again, and repeat if it is still wanted.
+        """
+        with self.redis.pipeline() as pipe:
+            try:
+                pipe.watch(*watched)
+                write = body(pipe)
+                if write is None:
+                    return False
+                pipe.multi()
+                write()
+                pipe.execute()
+            except redis.WatchError:
+                return False
+        return True
+
+    # Rounds
+
+    def round(self, run: str, number: int) -> RoundState | None:
+        """State of a round; None when it never was, or its keys are gone."""
+        raw = _text(self._hash(names.round_(run, number)))
+        return _round_state(number, raw) if "state" in raw else None
+
+    def receipts(self, run: str, number: int) -> dict[str, Receipt]:
+        """Client (or ``client:status`` of a further update) -> receipt."""
+        raw = _text(self._hash(names.round_updates(run, number)))
+        return {client: Receipt.from_json(text) for client, text in raw.items()}
+
+    def jobs(self, run: str, number: int) -> dict[str, dict[str, Any]]:
+        """Client (or ``aggregator``) -> its newest job: ``{job, queue, function, attempt}``."""
+        raw = _text(self._hash(names.round_jobs(run, number)))
+        return {who: json.loads(text) for who, text in raw.items()}
+
+    def tick_round(self, run: str, number: int) -> float | None:
+        """Count time towards a round's ``elapsed_s``; None when it is not open."""
+        return _number(self._tick(keys=[names.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S]))
+
+    def tick_waiting(self, run: str) -> float | None:
+        """Count time a run waits for clients (``waited_s``); None when it is not training."""
+        return _number(self._tick(keys=[names.run(run)], args=["waited_s", LONGEST_TICK_S]))
+
+    def claim(self, run: str, number: int, job_id: str) -> int:
+        """The next fence for the aggregator job that starts on a round; 0: nothing to do for it."""
+        keys = [names.run(run), names.round_(run, number), names.round_updates(run, number), names.round_jobs(run, number)]
+        return int(self._claim(keys=keys, args=[number, job_id]))
+
+    def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
+        """Note when the quorum was reached, the first time."""
+        self.redis.hsetnx(names.round_(run, number), "quorum_at_s", f"{elapsed_s:.3f}")
+
+    def set_data_server(self, run: str, number: int, identity: str) -> None:
+        """Note which data server holds the round's blobs from now on."""
+        self.redis.hset(names.round_(run, number), "data_server", identity)
+
+    def write_receipt(self, run: str, number: int, client: str, receipt: Receipt, fence: int | None) -> bool:
+        """
+        Record what became of an update, with an event.
+
+        Args:
+            fence: The writer's, for an open round; None for a round that has ended.
+
+        Returns:
+            Whether it was news.
+        """
+        rejected = receipt.status not in ("received", "accepted")
+        event = {"event": "update_rejected" if rejected else "update_received", "round": number, "client": client}
+        if rejected:
+            event |= {"status": receipt.status, "reason": receipt.reason}
+        keys = [names.round_(run, number), names.round_updates(run, number), names.events(run)]
+        args = [client, receipt.to_json(), dumps(event), EVENTS_KEPT, "" if fence is None else fence]
+        return bool(self._receipt(keys=keys, args=args))
+
+    def end_round(
+        self,
+        run: str,
+        number: int,
+        *,
+        fence: int,
+        token: str,
+        outcome: Outcome,
+        reason: str,
+        record: RoundRecord | None,
+        receipts: Mapping[str, Receipt],
+        max_abandoned: int,
+        version: int | None = None,
+        digest: str = "",
+        manifest: Manifest | None = None,
+    ) -> str:
+        """
+        Decide a round's outcome, once: the commit script.
+
+        Returns:
+            ``ok`` (also when this very call had come through before), else why it was refused.
+        """
+        event = {"event": f"round_{outcome}", "round": number, "reason": reason, "version": version}
+        keys = [names.run(run), names.round_(run, number), names.round_updates(run, number), names.history(run)]
+        keys += [names.events(run), names.versions(run), names.manifest(run)]
+        args = [number, fence, token, outcome, reason, "" if version is None else version, digest]
+        args += [record.to_json() if record else "", dumps({client: receipt.to_json() for client, receipt in receipts.items()})]
+        args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
+        answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
+        return "ok" if answer == "same" else answer
+
+    def forget_round(self, run: str, number: int) -> None:
+        """Remove the keys of a round whose history record is enough; its late count stays."""
+        late = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
+        with self.redis.pipeline() as pipe:
+            if late:
+                pipe.hset(names.late(run), str(number), late)
+            pipe.delete(names.round_(run, number), names.round_updates(run, number), names.round_jobs(run, number))
+            pipe.execute()
+
+    # Evaluations of versions on the test set
+
+    def evaluations(self, run: str) -> dict[int, dict[str, Any]]:
+        """Version -> ``{state: queued | done | failed, job, metrics, reason}``."""
+        raw = self._hash(names.evaluations(run))
+        return {int(version): json.loads(text) for version, text in raw.items()}
+
+    def set_evaluation(self, run: str, version: int, value: Mapping[str, Any]) -> None:
+        """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
+        with self.redis.pipeline() as pipe:
+            pipe.hset(names.evaluations(run), str(version), dumps(value))
+            event = {"event": "version_evaluated", "version": version, "state": value["state"]}
+            self.add_event(run, event, pipe)
+            pipe.execute()
+
+    # Events
+
+    def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
+        """Append to the run's event stream (capped)."""
+        (pipe or self.redis).xadd(names.events(run), {"event": dumps(event)}, maxlen=EVENTS_KEPT, approximate=True)
+
+    def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
+        """Append to a client's own event stream (capped)."""
+        self.redis.xadd(names.client_events(client), {"event": dumps(event)}, maxlen=CLIENT_EVENTS_KEPT, approximate=True)
+
+    def read_events(self, streams: Mapping[str, str], block_ms: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """
+        New entries of event streams: (stream key, entry id, event).
+
+        Args:
+            streams: Key -> id after which to read (``0-0`` from the start).
+            block_ms: Wait this long for the first; None: do not wait.
+        """
+        for key, entries in cast(list[Any], self.redis.xread(dict(streams), block=block_ms) or []):
+            for entry_id, fields in entries:
+                yield key.decode(), entry_id.decode(), json.loads(fields[b"event"])
+
+    # Clients and workers
+
+    def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
+        """What a client's worker says of itself."""
+        self.redis.hset(names.client(client), mapping={key: _field(value) for key, value in fields.items()})
+
+    def client(self, client: str) -> dict[str, str]:
+        """A client's hash, as text."""
+        return _text(self._hash(names.client(client)))
+
+    def client_ids(self) -> dict[str, float]:
+        """Every client ever heard of -> seconds since its last heartbeat."""
+        now = self.now()
+        raw = cast(list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True))
+        return {client.decode(): max(0.0, now - seen) for client, seen in raw}
+
+    def alive_clients(self, active_s: float) -> list[str]:
+        """Clients heard of within ``active_s`` of the control server's clock, sorted."""
+        return sorted(client for client, age in self.client_ids().items() if age <= active_s)
+
+    def hold(self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str = "") -> bool:
+        """
+        Take or extend a lease; with ``client``, also record its heartbeat.
+
+        Returns:
+            False when somebody else holds it.
+        """
+        args: list[Any] = [token, int(lifetime_s * 1000), client]
+        for key, value in {"lease": "held", **fields}.items():
+            args += [key, _field(value)]
+        return bool(self._hold(keys=[lease, names.CLIENTS], args=args))
+
+    def release(self, lease: str, token: str, client: str = "") -> None:
+        """Give a lease back, if it is ours."""
+        self._release(keys=[lease, names.CLIENTS], args=[token, client])
+
+    def lease(self, lease: str) -> dict[str, str]:
+        """Who holds a lease; empty when nobody does."""
+        return _text(self._hash(lease))
+
+    def worker_alive(self, worker: str) -> bool:
+        """Whether an RQ worker's lease lives."""
+        return bool(self.redis.exists(names.worker(worker)))
+
+    def living_workers(self) -> list[dict[str, str]]:
+        """The leases of all living RQ workers (role, host, pid, client, ...)."""
+        found = sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
+        return [{"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())} for key in found]
+
+    def _hash(self, key: str) -> dict[bytes, bytes]:
+        return cast(dict[bytes, bytes], self.redis.hgetall(key))
+
+    def _get(self, key: str) -> bytes | None:
+        return cast("bytes | None", self.redis.get(key))
+
+
+def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in raw.items()}
+
+
+def _field(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
+    return None if text in (None, "") else kind(cast(str, text))
+
+
+def _run_state(run: str, raw: Mapping[str, str]) -> RunState:
+    return RunState(
+        name=raw["name"],
+        run_id=run,
+        state=raw["state"],
+        reason=raw.get("reason", ""),
+        version=_optional(int, raw.get("version")),
+        digest=raw.get("digest", ""),
+        round=int(raw["round"]),
+        rounds_wanted=int(raw["rounds_wanted"]),
+        abandoned=int(raw.get("abandoned", 0)),
+        evaluated_version=_optional(int, raw.get("evaluated_version")),
+        waited_s=float(raw.get("waited_s", 0)),
+        segment=int(raw.get("segment", 0)),
+        population=tuple(json.loads(raw.get("population", "[]"))),
+        initial=_optional(json.loads, raw.get("initial")),
+        created_at=float(raw["created_at"]),
+    )
+
+
+def _round_state(number: int, raw: Mapping[str, str]) -> RoundState:
+    return RoundState(
+        number=number,
+        state=raw["state"],
+        purpose=cast(Purpose, raw["purpose"]),
+        cohort=tuple(json.loads(raw["cohort"])),
+        eligible=tuple(json.loads(raw["eligible"])),
+        quorum=int(raw["quorum"]),
+        deadline_s=float(raw["deadline_s"]),
+        grace_s=float(raw["grace_s"]),
+        elapsed_s=float(raw.get("elapsed_s", 0)),
+        quorum_at_s=_optional(float, raw.get("quorum_at_s")),
+        opened_at=float(raw["opened_at"]),
+        base_version=int(raw["base_version"]),
+        base_digest=raw["base_digest"],
+        fence=int(raw.get("fence", 0)),
+        data_server=raw.get("data_server", ""),
+        w_max=int(raw["w_max"]),
+        scales=json.loads(raw["scales"]),
+        segment=int(raw["segment"]),
+        reason=raw.get("reason", ""),
+    )

@@ -1,0 +1,164 @@
+"""
+The data server: the results list, taken lists, chunks and models.
+
+It may vanish and come back empty: everything here can be pushed again from an outbox or a
+checkpoint. ``identity`` tells when that happened.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import cast
+
+import redis
+
+from fl_queue import names
+from fl_queue.errors import ChunksMissing, OwnershipLost
+from fl_queue.store.connect import Servers, script
+
+#: An incarnation that has not extended its lease for this long has lost its taken list.
+OWNER_LIFETIME_S = 6.0
+#: Earlier incarnations whose taken lists are looked at. One is enough in normal operation: a list
+#: of an older one can only be filled by a blocking move sent by a process that was asleep since.
+INCARNATIONS_LOOKED_AT = 64
+
+
+class Data:
+    """Every read and write of blobs."""
+
+    def __init__(self, servers: Servers) -> None:
+        self.redis = servers.data
+        self._once = servers.once
+        self._blocking = servers.blocking
+        self._own = script(self.redis, "own")
+        self._give_back = script(self.redis, "give_back")
+        self._extend = script(self.redis, "extend")
+        self._discard = script(self.redis, "discard")
+
+    def identity(self) -> str:
+        """
+        Identity of the server process and of its content.
+
+        Changes when the server restarts (it may have lost data) and when it is flushed.
+        """
+        self.redis.set(names.DATA_SERVER, secrets.token_hex(8), nx=True)
+        mark = cast(bytes, self.redis.get(names.DATA_SERVER) or b"").decode()
+        return f"{self.redis.info('server')['run_id']}:{mark}"
+
+    # Results and taken lists
+
+    def push(self, run: str, element: bytes) -> None:
+        """
+        Append one element to the results list, without a retry: RPUSH is not idempotent.
+
+        Raises:
+            StoreUnavailable: It may or may not have arrived; push it again under the same token.
+        """
+        self._once.rpush(names.results(run), element)
+
+    def waiting(self, run: str) -> int:
+        """Elements in the results list."""
+        return cast(int, self.redis.llen(names.results(run)))
+
+    def held(self, run: str, fence: int) -> int:
+        """Elements held by the incarnations up to ``fence``."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for earlier in _incarnations(fence + 1):
+                pipe.llen(names.taken(run, earlier))
+            return sum(cast(list[int], pipe.execute()))
+
+    def take(self, run: str, fence: int, timeout_s: float) -> bytes | None:
+        """
+        Move the oldest element of the results list to our taken list and return it.
+
+        A lost reply leaves the element on the taken list: the incarnation must end, and the next
+        one gets it back.
+
+        Raises:
+            StoreUnavailable: The connection broke.
+        """
+        return cast(
+            "bytes | None",
+            self._blocking.blmove(names.results(run), names.taken(run, fence), timeout_s, "LEFT", "RIGHT"),
+        )
+
+    def own(self, run: str, fence: int, token: str) -> None:
+        """Become the owner of ``taken:<fence>``; what earlier incarnations hold comes back first."""
+        keys = [names.results(run), names.owner(run, fence), *_pairs(run, fence)]
+        self._own(keys=keys, args=[token, int(OWNER_LIFETIME_S * 1000)])
+
+    def extend(self, run: str, fence: int, token: str) -> None:
+        """
+        Extend our lease.
+
+        Raises:
+            OwnershipLost: It had run out, or the data server lost it.
+        """
+        if not self._extend(keys=[names.owner(run, fence)], args=[token, int(OWNER_LIFETIME_S * 1000)]):
+            raise OwnershipLost(f"run {run}: incarnation {fence} has lost its taken list")
+
+    def owned(self, run: str, fence: int) -> bool:
+        """Whether an incarnation's lease lives."""
+        return bool(self.redis.exists(names.owner(run, fence)))
+
+    def discard(self, run: str, fence: int, token: str, looked_at: int) -> None:
+        """Remove the elements we have looked at, whose rounds have all ended."""
+        self._discard(keys=[names.taken(run, fence), names.owner(run, fence)], args=[token, looked_at, looked_at])
+
+    def disown(self, run: str, fence: int) -> None:
+        """Give up our lease: what is left on our taken list goes back to the results list."""
+        self.redis.delete(names.owner(run, fence))
+        self.give_back(run, fence)
+
+    def give_back(self, run: str, fence: int) -> int:
+        """Move what incarnations up to ``fence`` hold without a living owner back to results."""
+        return int(self._give_back(keys=[names.results(run), *_pairs(run, fence + 1)]))
+
+    # Chunks
+
+    def put_chunks(self, run: str, digest: str, pieces: Iterable[memoryview], lifetime_s: int | None) -> None:
+        """
+        Store a blob's chunks under its digest; repeating it is harmless.
+
+        Args:
+            lifetime_s: They expire after this time; None: never (models are removed when superseded).
+        """
+        for index, piece in enumerate(pieces):
+            self.redis.set(names.chunk(run, digest, index), piece, ex=lifetime_s)
+
+    def missing_chunks(self, run: str, digest: str, count: int) -> bool:
+        """Whether any of a blob's ``count`` chunks is not there."""
+        keys = [names.chunk(run, digest, index) for index in range(count)]
+        return bool(keys) and cast(int, self.redis.exists(*keys)) < count
+
+    def get_chunks(self, run: str, digest: str, nbytes: int, chunk_bytes: int) -> bytearray:
+        """
+        Read a blob of ``nbytes`` from its chunks.
+
+        Raises:
+            ChunksMissing: A chunk is not there, or has another length than it should.
+        """
+        body = bytearray(nbytes)
+        view = memoryview(body)
+        for index, start in enumerate(range(0, nbytes, chunk_bytes)):
+            piece = cast("bytes | None", self.redis.get(names.chunk(run, digest, index)))
+            if piece is None or len(piece) != min(chunk_bytes, nbytes - start):
+                raise ChunksMissing(digest, index)
+            view[start : start + len(piece)] = piece
+        return body
+
+    def drop_chunks(self, run: str, digest: str, count: int) -> None:
+        """Remove a blob's chunks."""
+        if count:
+            self.redis.unlink(*[names.chunk(run, digest, index) for index in range(count)])
+
+
+def _incarnations(before: int) -> range:
+    return range(max(1, before - INCARNATIONS_LOOKED_AT), before)
+
+
+def _pairs(run: str, before: int) -> list[str]:
+    return [key for fence in _incarnations(before) for key in (names.taken(run, fence), names.owner(run, fence))]
+
+

@@ -1,0 +1,39 @@
+-- The only place where a round's outcome is decided: commit, abandon, or end of an evaluation or
+-- initialisation. Everything before it can be repeated, everything after it is cleaning up.
+-- KEYS 1 run   2 round   3 updates   4 history   5 events   6 versions   7 manifest
+-- ARGV 1 round number   2 fence   3 token of this call   4 outcome   5 reason
+--      6 version and 7 its digest ('' for none)   8 history record ('' for none)
+--      9 receipts: JSON client -> receipt   10 event (JSON)   11 longest event stream
+--      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
+-- Returns ok | same (this very call came before) | why it was refused.
+if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
+if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is not training' end
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 'the run is at another round' end
+if redis.call('HGET', KEYS[2], 'state') ~= 'open' then return 'the round has ended' end
+if (redis.call('HGET', KEYS[2], 'fence') or '0') ~= ARGV[2] then return 'another aggregator owns the round' end
+local time = redis.call('TIME')
+local now = string.format('%.3f', tonumber(time[1]) + tonumber(time[2]) / 1000000)
+redis.call('HSET', KEYS[2], 'state', ARGV[4], 'reason', ARGV[5], 'end_token', ARGV[3], 'ended_at', now)
+local receipts = cjson.decode(ARGV[9])
+for client, receipt in pairs(receipts) do
+  redis.call('HSET', KEYS[3], client, receipt)
+end
+if ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'abandoned', 0)
+  redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s","round":%s}', ARGV[7], ARGV[1]))
+  redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
+end
+if ARGV[13] ~= '' then redis.call('SET', KEYS[7], ARGV[13]) end
+if ARGV[8] ~= '' then redis.call('RPUSH', KEYS[4], ARGV[8]) end
+redis.call('HSET', KEYS[1], 'waited_s', '0')
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[11], '*', 'event', ARGV[10])
+if ARGV[4] == 'evaluated' then redis.call('HSET', KEYS[1], 'evaluated_version', redis.call('HGET', KEYS[1], 'version')) end
+if ARGV[4] == 'abandoned' then
+  local failed = redis.call('HINCRBY', KEYS[1], 'abandoned', 1)
+  if failed >= tonumber(ARGV[12]) then
+    redis.call('HSET', KEYS[1], 'state', 'failed', 'reason', ARGV[5])
+    redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[11], '*', 'event',
+      cjson.encode({event = 'run_failed', reason = ARGV[5]}))
+  end
+end
+return 'ok'

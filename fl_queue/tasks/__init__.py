@@ -1,0 +1,284 @@
+"""
+What is trained: the ``Task`` base class, and how a task is found by its name.
+
+Imports torch, so only clients and the evaluator import this. One file per built-in task; they are
+imported when they are asked for. No Redis here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl_queue import partition, sgd
+from fl_queue.catalog import TASKS
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
+from fl_queue.metrics import finish
+from fl_queue.records import Sums
+from fl_queue.sampling import seed_for
+from fl_queue.sgd import Samples
+
+#: Called after each epoch: its number from 1, how many there are, finished validation metrics
+#: (empty without validation data).
+OnEpoch = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientContext:
+    """
+    Everything a task may know about where and when it works; read-only.
+
+    Args:
+        client: Client id.
+        run: Name of the run (not its id: a run made again draws the same numbers).
+        round: Round number, from 1.
+        seed: The run's seed.
+        share: Index of the client's share of a data set that is split over clients, from 0.
+        shares: How many shares there are.
+        data_dir: Folder of the data: the worker's ``--data``, else ``data.dir``; may be empty.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        threads: CPU threads torch may use; 0 leaves them as they are.
+        learning_rate: Of this round.
+        epochs, batch_size: As the config has them.
+    """
+
+    client: str
+    run: str
+    round: int
+    seed: int
+    share: int
+    shares: int
+    data_dir: str
+    device: str
+    threads: int
+    learning_rate: float
+    epochs: int
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        *,
+        client: str,
+        run: str,
+        round_number: int,
+        share: int = 0,
+        shares: int = 1,
+        data_dir: str = "",
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> ClientContext:
+        """The context of one job; what is not an argument comes from the config."""
+        return cls(
+            client=client,
+            run=run,
+            round=round_number,
+            seed=config.run["seed"],
+            share=share,
+            shares=shares,
+            data_dir=data_dir or config.data["dir"],
+            device=device,
+            threads=threads,
+            learning_rate=config.learning_rate(round_number),
+            epochs=config.train["epochs"],
+            batch_size=config.train["batch_size"],
+        )
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A client's own data: data sets of pairs (input, target). ``validation`` may be empty."""
+
+    train: Samples
+    validation: Samples
+
+
+class Task(ABC):
+    """
+    What is trained, on which data. Subclass it for a task of your own.
+
+    Two methods are needed; ``test_data``, ``loss``, ``train`` and ``evaluate`` have defaults for
+    classification. This is a complete task, in a file ``beans.py``::
+
+        from pathlib import Path
+        import numpy as np
+        import torch
+        from torch import nn
+        from torch.utils.data import TensorDataset
+        from fl_queue.tasks import ClientContext, ClientData, Task
+
+        class Beans(Task):
+            def build_model(self) -> nn.Module:
+                return nn.Sequential(nn.Linear(7, 32), nn.ReLU(), nn.Linear(32, 3))
+
+            def client_data(self, context: ClientContext) -> ClientData:
+                table = np.load(Path(context.data_dir) / "beans.npy")  # (N, 7 features + class)
+                x, y = torch.tensor(table[:, :7]).float(), torch.tensor(table[:, 7]).long()
+                train, validation = self.split(y.numpy(), context)
+                return ClientData(
+                    TensorDataset(x[train], y[train]),
+                    TensorDataset(x[validation], y[validation]),
+                )
+
+    A config names it with ``run.task = "beans:Beans"``; each client's worker must allow it with
+    ``--task-allow beans:Beans``.
+
+    Args:
+        config: The run's config; ``[task]`` is at hand as ``self.options``, and ``data["dir"]`` is
+            this machine's data folder.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.options = config.task
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model with fresh weights; its shapes must be the same on every machine."""
+
+    @abstractmethod
+    def client_data(self, context: ClientContext) -> ClientData:
+        """
+        The data of one client.
+
+        Raises:
+            DataError: It is missing or unreadable.
+        """
+
+    def test_data(self, data_dir: str) -> Samples | None:
+        """The central test set, read by the evaluator; None when there is none."""
+        return None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch; cross entropy of class scores (B, C) unless overridden."""
+        return functional.cross_entropy(output, target)
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Sums:
+        """
+        Train ``model`` in place; local SGD unless overridden.
+
+        Draw randomness from torch's global generator, which is seeded, or from
+        ``seed_for(context.seed, ...)``, so that a job done again gives the same bytes.
+
+        Returns:
+            Sums of the training, such as ``loss_sum``.
+        """
+
+        def report(epoch: int) -> None:
+            validation = self.evaluate(model, data.validation, context)
+            on_epoch(epoch, context.epochs, finish(validation))
+
+        return sgd.local_sgd(
+            model,
+            data.train,
+            self.loss,
+            seed=seed_for(context.seed, context.run, context.round, context.client, "train"),
+            epochs=context.epochs,
+            batch_size=context.batch_size,
+            learning_rate=context.learning_rate,
+            momentum=self.config.train["momentum"],
+            weight_decay=self.config.train["weight_decay"],
+            device=context.device,
+            after_epoch=report,
+        )
+
+    def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
+        """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
+        return sgd.evaluate(model, dataset, self.loss, context.device)
+
+    def split(
+        self, labels: NDArray[np.int64], context: ClientContext
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """
+        The client's training and validation samples, as the ``[data]`` section says.
+
+        Args:
+            labels: (N,) classes of the samples on this machine.
+            context: Whose samples.
+
+        Returns:
+            Sorted, disjoint index arrays.
+
+        Raises:
+            ConfigError: There is no such share, or the split is impossible.
+        """
+        return partition.client_split(
+            labels,
+            self.config.data,
+            seed=context.seed,
+            client=context.client,
+            share=context.share,
+            shares=context.shares,
+        )
+
+
+def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
+    """
+    Make the task a run names.
+
+    Args:
+        name: A built-in task, or a class as ``module:Class``.
+        config: The run's config.
+        allow: Own tasks this worker may load: ``module:Class``, or ``module:*``. The name comes
+            from Redis, and importing a module runs its code.
+        data_dir: This machine's data folder; wins over ``data.dir``.
+
+    Raises:
+        ConfigError: ``run.task``, with the reason; or an option the task cannot use.
+    """
+    if data_dir:
+        config = replace(config, data={**config.data, "dir": data_dir})
+    if name in TASKS:
+        return _task_class(TASKS[name].target)(config)
+    module, colon, _ = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            "run.task", f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:Class"
+        )
+    if name not in allow and f"{module}:*" not in allow:
+        raise ConfigError(
+            "run.task",
+            f"this worker may not load {name}; if you trust it, start the worker with "
+            f"--task-allow {name}",
+        )
+    return _task_class(name)(config)
+
+
+def code_digest(task: Task) -> str:
+    """BLAKE3 (hex) of the source file of the task's class; empty when it has none (a REPL)."""
+    try:
+        source = inspect.getsourcefile(type(task))
+    except TypeError:
+        return ""
+    return blake3(Path(source).read_bytes()).hexdigest() if source else ""
+
+
+def _task_class(name: str) -> type[Task]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError, ValueError) as exc:
+        raise ConfigError("run.task", f"{module_name} cannot be imported: {exc}") from exc
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigError(
+            "run.task", f"{module_name} has no class {class_name} derived from fl_queue.tasks.Task"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError("run.task", f"{name} does not define {missing}")
+    return found

@@ -1,0 +1,212 @@
+"""
+Images in class folders, with a torchvision model trained from scratch.
+
+    DATA/train/<class>/<image>    a client's images
+    DATA/test/<class>/<image>     the evaluator's
+
+Pixels are float32 in [0, 1] (byte / 255), without any other normalisation. Images are read when
+they are needed, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.models import get_model
+
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.tasks import ClientContext, ClientData, Task
+
+_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+_MODES = {1: "L", 3: "RGB"}
+
+Item = tuple[Path, int]
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """
+    Images read and resized one at a time: pairs of pixels (channels, side, side) and class index.
+
+    Args:
+        items: Files with their class index.
+        side: Side of the square they are resized to, pixels.
+        channels: 1 grey, 3 colour.
+    """
+
+    def __init__(self, items: list[Item], side: int, channels: int) -> None:
+        self.items = items
+        self.side = side
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.items[index]
+        return _read_image(path, self.side, self.channels), label
+
+
+class ImageFolderTask(Task):
+    """
+    Classify the images of a folder.
+
+    The order of classes is that of ``task.classes``, or the sorted folder names when that is empty;
+    sites with folders of their own should list them, so that all have the same order.
+    """
+
+    def build_model(self) -> nn.Module:
+        """
+        The torchvision model ``task.model`` with fresh weights and one output per class.
+
+        Raises:
+            ConfigError: The classes are not known, or the model cannot take such images.
+        """
+        channels, side = self._channels(), self.options["image_size"]
+        model: nn.Module = get_model(
+            self.options["model"], weights=None, num_classes=len(self._classes())
+        )
+        if channels != 3:
+            _replace_first_convolution(model, channels)
+        _check_image_size(model, channels, side)
+        return model
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        """
+        The client's share of ``train``, or all of it with ``partition = "site"``.
+
+        Raises:
+            DataError: A folder is missing, empty, or has a class that is not listed.
+            ConfigError: No data folder, or no such share.
+        """
+        items = self._items(context.data_dir, "train")
+        labels = np.array([label for _, label in items], dtype=np.int64)
+        train, validation = self.split(labels, context)
+        return ClientData(
+            self._dataset([items[index] for index in train]),
+            self._dataset([items[index] for index in validation]),
+        )
+
+    def test_data(self, data_dir: str) -> ImageFiles | None:
+        """
+        The images of ``test``; None on a machine without a data folder.
+
+        Raises:
+            DataError: The folder is missing, empty, or has a class that is not listed.
+        """
+        return self._dataset(self._items(data_dir, "test")) if data_dir else None
+
+    def _dataset(self, items: list[Item]) -> ImageFiles:
+        return ImageFiles(items, self.options["image_size"], self._channels())
+
+    def _channels(self) -> int:
+        channels: int = self.options["channels"]
+        if channels not in _MODES:
+            raise ConfigError("task.channels", f"{channels} is neither 1 (grey) nor 3 (colour)")
+        return channels
+
+    def _classes(self) -> list[str]:
+        listed = [name.strip() for name in self.options["classes"].split(",") if name.strip()]
+        if not listed and not self.config.data["dir"]:
+            raise ConfigError(
+                "task.classes",
+                "is empty and this machine has no data folder; list the class folder names",
+            )
+        classes = listed or _folders(Path(self.config.data["dir"]) / "train")
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ConfigError(
+                "task.classes", f"{', '.join(classes)}: two or more different classes are needed"
+            )
+        return classes
+
+    def _items(self, data_dir: str, part: str) -> list[Item]:
+        """The images of ``train`` or ``test`` with their class index, sorted."""
+        if not data_dir:
+            raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER")
+        folder = Path(data_dir) / part
+        classes = self._classes()
+        unknown = sorted(set(_folders(folder)) - set(classes))
+        if unknown:
+            raise DataError(
+                str(folder / unknown[0]),
+                f"is a class that is not listed ({', '.join(classes)}); add it to task.classes",
+            )
+        items = [
+            (path, label) for label, name in enumerate(classes) for path in _images(folder / name)
+        ]
+        if not items:
+            raise DataError(str(folder), "has no images in its class folders")
+        return items
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        names = sorted(
+            entry.name for entry in folder.iterdir() if entry.is_dir() and _is_visible(entry)
+        )
+    except OSError as exc:
+        raise DataError(
+            str(folder), f"cannot be read: {exc.strerror}; it must hold class folders"
+        ) from exc
+    if not names:
+        raise DataError(
+            str(folder), "has no class folders; put the images into one folder per class"
+        )
+    return names
+
+
+def _images(folder: Path) -> list[Path]:
+    # A site may lack a class: then it has no such folder, and no such images.
+    files = folder.rglob("*")
+    return sorted(path for path in files if path.suffix.lower() in _SUFFIXES and _is_visible(path))
+
+
+def _is_visible(path: Path) -> bool:
+    # Desktops and notebooks leave hidden files and folders (.ipynb_checkpoints, ._image.jpg).
+    return not path.name.startswith(".")
+
+
+def _read_image(path: Path, side: int, channels: int) -> Tensor:
+    """Pixels (channels, side, side), float32 in [0, 1]."""
+    try:
+        with Image.open(path) as image:
+            small = image.convert(_MODES[channels]).resize((side, side), Image.Resampling.BILINEAR)
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+        raise DataError(str(path), f"is not a readable image ({exc}); repair or remove it") from exc
+    pixels = np.asarray(small, dtype=np.uint8).reshape(side, side, channels)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32) / 255
+
+
+def _replace_first_convolution(model: nn.Module, channels: int) -> None:
+    """Make the model take ``channels`` channels, in place; torchvision's take 3."""
+    name, old = next(
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        _pair(old.kernel_size),
+        stride=_pair(old.stride),
+        padding=old.padding if isinstance(old.padding, str) else _pair(old.padding),
+        bias=old.bias is not None,
+    )
+    model.set_submodule(name, new)
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+    return size[0], size[1]
+
+
+def _check_image_size(model: nn.Module, channels: int, side: int) -> None:
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, side, side))
+    except RuntimeError as exc:
+        raise ConfigError("task.image_size", f"{side} is too small for this model: {exc}") from exc

@@ -1,0 +1,282 @@
+"""
+A CSV table with a label column: logistic regression, or a small perceptron.
+
+Columns are standardised inside the model: raw values go in, and one model serves all sites.
+Without ``task.means`` and ``task.stds`` the first round's clients find the statistics together:
+each trains with its own, sends them as buffers, and their weighted mean is that of all their rows.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.records import Sums
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# In float32, mean(x^2) - mean(x)^2 of a column whose spread is below a thousandth of its mean is
+# mostly rounding; such a column counts as constant.
+_CONSTANT = 1e-6
+
+
+class CsvTask(Task):
+    """Classify the rows of a table; the label's values are ``task.classes``."""
+
+    def build_model(self) -> nn.Module:
+        """
+        Raw columns (B, features) -> class scores (B, classes).
+
+        Raises:
+            ConfigError: The features are not known, or ``task.means`` and ``task.stds`` do not fit.
+        """
+        features = self._features()
+        layers = _layers([len(features), *self.options["hidden"], len(self._classes())])
+        means, stds = self.options["means"], self.options["stds"]
+        if not means and not stds:
+            return PooledTable(layers, len(features))
+        for name, values in (("means", means), ("stds", stds)):
+            if len(values) != len(features):
+                raise ConfigError(
+                    f"task.{name}",
+                    f"{len(values)} numbers for {len(features)} features: {', '.join(features)}",
+                )
+        return FixedTable(layers, torch.tensor(means), torch.tensor(stds))
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        """
+        The client's share of ``task.file``, or all of it with ``partition = "site"``.
+
+        Raises:
+            DataError: The file is missing, or a cell cannot be used; names line and column.
+            ConfigError: No data folder, or no such share.
+        """
+        if not context.data_dir:
+            raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER")
+        rows, labels = self._read(Path(context.data_dir) / self.options["file"])
+        train, validation = self.split(labels, context)
+        return ClientData(
+            _dataset(rows[train], labels[train]), _dataset(rows[validation], labels[validation])
+        )
+
+    def test_data(self, data_dir: str) -> TensorDataset | None:
+        """
+        The rows of ``task.test_file``; None on a machine without a data folder.
+
+        Raises:
+            DataError: The file is missing, or a cell cannot be used; names line and column.
+        """
+        return (
+            _dataset(*self._read(Path(data_dir) / self.options["test_file"])) if data_dir else None
+        )
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Sums:
+        """
+        Local SGD; in the first round with this client's own column statistics.
+
+        Raises:
+            DataError: A statistic is larger than a buffer may be.
+        """
+        if isinstance(model, PooledTable) and not model.standardised:
+            rows, _ = data.train[:]  # a TensorDataset, from client_data
+            self._check_statistics(model.adopt_statistics(rows), context.data_dir)
+        return super().train(model, data, context, on_epoch)
+
+    def _check_statistics(self, squares: Tensor, data_dir: str) -> None:
+        limit = self.config.aggregation["buffer_limit"]
+        for name, square in zip(self._features(), squares.tolist(), strict=True):
+            if square > limit:
+                raise DataError(
+                    data_dir,
+                    f"column {name}: its mean square {square:g} is over aggregation.buffer_limit = "
+                    f"{limit:g}; set task.means and task.stds, or scale the column",
+                )
+
+    def _classes(self) -> list[str]:
+        classes = _names(self.options["classes"])
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ConfigError(
+                "task.classes", f"{', '.join(classes)}: two or more different classes are needed"
+            )
+        return classes
+
+    def _features(self) -> list[str]:
+        listed = _names(self.options["features"])
+        if listed:
+            if len(set(listed)) < len(listed) or self.options["label"] in listed:
+                raise ConfigError("task.features", "a column is listed twice, or is the label")
+            return listed
+        if not self.config.data["dir"]:
+            raise ConfigError(
+                "task.features", "is empty and this machine has no data folder; list the columns"
+            )
+        header = _header(Path(self.config.data["dir"]) / self.options["file"])
+        return [name for name in header if name != self.options["label"]]
+
+    def _read(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features (N, features) and class indices (N,) of a file, in its order."""
+        features, label = self._features(), self.options["label"]
+        columns = _positions(path, _header(path), features, label)
+        numbers: dict[str, int] = {name: number for number, name in enumerate(self._classes())}
+        rows: list[list[float]] = []
+        labels: list[int] = []
+        for line, cells in islice(_rows(path), 1, None):
+            if cells[columns[label]] not in numbers:
+                raise DataError(
+                    str(path),
+                    f"line {line}: {label} is {cells[columns[label]]!r}, and not one of "
+                    f"task.classes: {', '.join(numbers)}",
+                )
+            labels.append(numbers[cells[columns[label]]])
+            rows.append([_number(path, line, name, cells[columns[name]]) for name in features])
+        if not rows:
+            raise DataError(str(path), "has no rows below its header")
+        return np.array(rows, dtype=np.float32), np.array(labels, dtype=np.int64)
+
+
+class PooledTable(nn.Module):
+    """
+    Standardises by buffers that the clients of the first round find together.
+
+    Args:
+        layers: Standardised columns (B, features) -> class scores.
+        features: Number of columns.
+    """
+
+    feature_mean: Tensor
+    feature_square_mean: Tensor
+    standardised: Tensor
+
+    def __init__(self, layers: nn.Module, features: int) -> None:
+        super().__init__()
+        self.layers = layers
+        # Means of x and x^2, since both of them, unlike a deviation, can be averaged over sites.
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_square_mean", torch.zeros(features))
+        # Integer buffers merge by their maximum: 1 as soon as one client has set it.
+        self.register_buffer("standardised", torch.zeros((), dtype=torch.int64))
+
+    def adopt_statistics(self, rows: Tensor) -> Tensor:
+        """Take the statistics of ``rows`` (N, features) as buffers; returns the mean squares."""
+        exact = rows.to(self.feature_mean.device, torch.float64)
+        self.feature_mean.copy_(exact.mean(dim=0))
+        self.feature_square_mean.copy_((exact**2).mean(dim=0))
+        self.standardised.fill_(1)
+        return self.feature_square_mean
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, features) -> (B, classes); constant columns are only centred."""
+        variance = self.feature_square_mean - self.feature_mean**2
+        constant = variance <= _CONSTANT * self.feature_square_mean
+        deviation = torch.where(constant, 1.0, variance).sqrt()
+        scores: Tensor = self.layers((rows - self.feature_mean) / deviation)
+        return scores
+
+
+class FixedTable(nn.Module):
+    """
+    Standardises by numbers from the config, which therefore do not travel with the model.
+
+    Args:
+        layers: Standardised columns (B, features) -> class scores.
+        means, stds: (features,) each; standard deviations above 0.
+    """
+
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, layers: nn.Module, means: Tensor, stds: Tensor) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("means", means, persistent=False)
+        self.register_buffer("stds", stds, persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, features) -> (B, classes)."""
+        scores: Tensor = self.layers((rows - self.means) / self.stds)
+        return scores
+
+
+def _layers(sizes: list[int]) -> nn.Sequential:
+    """Linear layers of these sizes, with ReLU between them."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(sizes):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _dataset(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> TensorDataset:
+    return TensorDataset(torch.from_numpy(rows), torch.from_numpy(labels))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _header(path: Path) -> list[str]:
+    for _, header in _rows(path):
+        return header
+    raise DataError(str(path), "is empty; its first line must name the columns")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row, the header first; all are as long as the header."""
+    width = None
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for row in filter(None, reader):
+                width = len(row) if width is None else width
+                if len(row) != width:
+                    raise DataError(
+                        str(path),
+                        f"line {reader.line_num}: {len(row)} cells, and the header has {width}",
+                    )
+                yield reader.line_num, [cell.strip() for cell in row]
+    except OSError as exc:
+        raise DataError(
+            str(path), f"cannot be read: {exc.strerror}; see data.dir and task.file"
+        ) from exc
+    except (csv.Error, UnicodeDecodeError) as exc:
+        raise DataError(str(path), f"is not a CSV file in UTF-8 ({exc})") from exc
+
+
+def _positions(path: Path, header: list[str], features: list[str], label: str) -> dict[str, int]:
+    if label not in header:
+        raise DataError(
+            str(path), f"has no label column {label} (task.label); its columns: {', '.join(header)}"
+        )
+    missing = [name for name in features if name not in header]
+    if missing:
+        raise DataError(
+            str(path),
+            f"has no column {missing[0]} (task.features); its columns: {', '.join(header)}",
+        )
+    return {name: header.index(name) for name in (*features, label)}
+
+
+def _number(path: Path, line: int, column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise DataError(
+            str(path), f"line {line}, column {column}: {cell!r} is not a number"
+        ) from None
+    # False for NaN too.
+    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+        raise DataError(
+            str(path), f"line {line}, column {column}: {cell!r} is not a finite float32"
+        )
+    return value

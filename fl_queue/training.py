@@ -1,0 +1,311 @@
+"""
+What a client's job and the evaluator do with a task: arrays in, an update or metrics out.
+
+Between the model of a task (torch) and the arrays that travel (numpy). Imports torch, so only
+clients and the evaluator import this. No Redis and no blobs here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fl_queue import __version__
+from fl_queue.errors import DataError, ModelMismatch
+from fl_queue.records import Kind, Manifest, Sums, TensorSpec
+from fl_queue.sampling import seed_for
+from fl_queue.sgd import Samples, size_of
+from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    What one client made of one base version.
+
+    Args:
+        tensors: Tensor name -> ``local - base`` (float32), or the local value of an integer buffer
+            (int64).
+        num_examples: Training samples, counted once whatever the epochs.
+        metrics: Sums of the base version on the client's validation data.
+        train_metrics: Sums of the training.
+        train_s: Seconds of training, without evaluation of the base and without reading the data.
+    """
+
+    tensors: Arrays
+    num_examples: int
+    metrics: Sums
+    train_metrics: Sums
+    train_s: float
+
+
+def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
+    """
+    Version 0: the manifest and arrays of a freshly built model.
+
+    Args:
+        task: Builds the model.
+        seed: The run's seed; decides the weights.
+
+    Raises:
+        ModelMismatch: A tensor's dtype cannot travel.
+    """
+    _seed_everything(seed_for(seed, "initialise"))
+    model = task.build_model()
+    manifest = manifest_of(model)
+    return manifest, arrays_of(model, manifest)
+
+
+def train_update(
+    task: Task,
+    manifest: Manifest,
+    base: Mapping[str, NDArray[Any]],
+    context: ClientContext,
+    on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
+) -> Trained:
+    """
+    One client's part in one round: evaluate the base version, train from it, take the difference.
+
+    Equal arguments give equal bytes, on the same machine with the same software.
+
+    Args:
+        task: Its data, model and training.
+        manifest: The run's model.
+        base: Arrays of the base version; not modified.
+        context: Whose update, in which round.
+        on_epoch: Called after each epoch with its number, their number, and finished validation
+            metrics.
+
+    Raises:
+        ModelMismatch: The task builds another model than the run's.
+        DataError: No training data, or unreadable data.
+        ConfigError: The data cannot be split as configured.
+    """
+    seed = seed_for(context.seed, context.run, context.round, context.client, "train")
+    with _reproducible(seed, context):
+        data = task.client_data(context)
+        num_examples = size_of(data.train)
+        if num_examples == 0:
+            raise DataError(
+                context.data_dir or "training data",
+                f"client {context.client} has no training samples; check data.dir and "
+                "data.partition",
+            )
+        model = _model(task, manifest, base, context.device)
+        metrics = task.evaluate(model, data.validation, context)
+        started = time.monotonic()
+        train_metrics = task.train(model, data, context, on_epoch)
+        train_s = time.monotonic() - started
+        local = arrays_of(model, manifest)
+    tensors = {
+        spec.name: _change(spec, local[spec.name], base[spec.name]) for spec in manifest.tensors
+    }
+    return Trained(tensors, num_examples, metrics, train_metrics, train_s)
+
+
+def evaluate_version(
+    task: Task,
+    manifest: Manifest,
+    arrays: Mapping[str, NDArray[Any]],
+    dataset: Samples,
+    context: ClientContext,
+) -> Sums:
+    """
+    Metrics of one version on a data set (the evaluator's test data), as sums.
+
+    Raises:
+        ModelMismatch: The task builds another model than the run's.
+    """
+    seed = seed_for(context.seed, context.run, context.round, context.client, "evaluate")
+    with _reproducible(seed, context):
+        model = _model(task, manifest, arrays, context.device)
+        return task.evaluate(model, dataset, context)
+
+
+def manifest_of(model: nn.Module) -> Manifest:
+    """
+    The tensors of a model that travel, by kind.
+
+    Everything in its ``state_dict``: buffers that are not persistent stay on the client. Of tensors
+    that share storage only the alphabetically first travels; the others are its aliases.
+
+    Raises:
+        ModelMismatch: A tensor's dtype cannot travel.
+    """
+    specs: list[TensorSpec] = []
+    aliases: dict[str, str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
+    for name, tensor in sorted(_state(model).items()):
+        # An empty tensor has no storage to share.
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
+        owner = owners.setdefault(place, name)
+        if owner == name:
+            specs.append(TensorSpec(name, tuple(tensor.shape), _kind(name, tensor)))
+        else:
+            aliases[name] = owner
+    return Manifest(tuple(specs), aliases)
+
+
+def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """
+    Copy arrays into a model, in place.
+
+    Raises:
+        ModelMismatch: The model or the arrays have other tensors than the manifest; names one.
+    """
+    _check_same(manifest_of(model), manifest)
+    state = _state(model)
+    with torch.no_grad():
+        for spec in manifest.tensors:
+            array = arrays.get(spec.name)
+            if array is None or array.shape != spec.shape:
+                found = "missing" if array is None else f"of shape {array.shape}"
+                raise ModelMismatch(
+                    f"tensor {spec.name}: its array is {found}, not of shape {spec.shape}"
+                )
+            # A copy: views of received bytes are read-only, which torch does not take.
+            state[spec.name].copy_(torch.from_numpy(np.array(array)))
+
+
+def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
+    """
+    Copies of a model's tensors as they travel: float32 or int64, C order.
+
+    Raises:
+        ModelMismatch: The model has other tensors than the manifest; names one.
+    """
+    _check_same(manifest_of(model), manifest)
+    state = _state(model)
+    return {
+        spec.name: np.array(
+            state[spec.name].detach().to("cpu", _torch_dtype(spec)).numpy(), order="C"
+        )
+        for spec in manifest.tensors
+    }
+
+
+def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | int]:
+    """
+    What decides the bits of training besides config and seed; recorded in each receipt.
+
+    Args:
+        device: As in the context.
+        task: Its code is named by digest.
+        threads: As in the context; 0: those torch uses now.
+    """
+    return {
+        "python": platform.python_version(),
+        "fl_queue": __version__,
+        "torch": torch.__version__,
+        # Asked of the package's metadata: a task that does not need it should not load it.
+        "torchvision": version("torchvision"),
+        "numpy": np.__version__,
+        "device": _device_name(device),
+        "threads": threads or torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "task_code": code_digest(task),
+    }
+
+
+def _device_name(device: str) -> str:
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+    )
+
+
+def _model(
+    task: Task, manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str
+) -> nn.Module:
+    model = task.build_model()
+    load_arrays(model, manifest, arrays)
+    return model.to(device)
+
+
+def _change(spec: TensorSpec, local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+    # np.asarray: the difference of two 0-d arrays is a scalar.
+    return local if spec.kind == "integer_buffer" else np.asarray(local - base)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    # keep_vars: a Parameter must be told from a buffer. Extra state may be of any type; it stays.
+    return {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _kind(name: str, tensor: Tensor) -> Kind:
+    if tensor.is_floating_point():
+        return "parameter" if isinstance(tensor, nn.Parameter) else "float_buffer"
+    if tensor.is_complex() or tensor.is_quantized:
+        raise ModelMismatch(f"tensor {name}: {tensor.dtype} cannot travel; use float32 or integers")
+    return "integer_buffer"
+
+
+def _torch_dtype(spec: TensorSpec) -> torch.dtype:
+    return torch.int64 if spec.kind == "integer_buffer" else torch.float32
+
+
+def _check_same(found: Manifest, wanted: Manifest) -> None:
+    ours = {spec.name: spec for spec in found.tensors}
+    theirs = {spec.name: spec for spec in wanted.tensors}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ModelMismatch(
+                f"tensor {name}: {_describe(ours.get(name))} in this machine's model, "
+                f"{_describe(theirs.get(name))} in the run's; use the same task code and options"
+            )
+    if dict(found.aliases) != dict(wanted.aliases):
+        raise ModelMismatch(
+            f"tied tensors differ: {dict(found.aliases)} here, {dict(wanted.aliases)} in the run"
+        )
+
+
+def _describe(spec: TensorSpec | None) -> str:
+    return f"{spec.kind} {spec.shape}" if spec else "missing"
+
+
+def _seed_everything(seed: int) -> None:
+    # A task of the user may draw from any of the three.
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def _reproducible(seed: int, context: ClientContext) -> Iterator[None]:
+    """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if context.device.startswith("cuda"):
+        # cuBLAS is deterministic only with a fixed workspace, read when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if context.threads:
+        torch.set_num_threads(context.threads)
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    _seed_everything(seed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_num_threads(threads)

@@ -1,0 +1,127 @@
+"""
+The suite's real redis-servers, and the check that it leaves no process behind.
+
+Redis is never faked. ``FLQ_TEST_REDIS_SERVER`` names another redis-server binary.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from fl_queue.embedded import EmbeddedRedis, start
+
+#: Inherited by every process the suite starts, so that orphans are recognised, too.
+_MARK = f"FLQ_TEST_SESSION={secrets.token_hex(8)}"
+_END_S = 5.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the session when a process it started outlives it, and ends that process."""
+    name, value = _MARK.split("=")
+    os.environ[name] = value
+
+    yield
+
+    del os.environ[name]
+    folder = tmp_path_factory.getbasetemp()
+    deadline = time.monotonic() + _END_S
+    while (left := leftovers(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    if left:
+        pytest.fail("processes left behind: " + "; ".join(left.values()), pytrace=False)
+
+
+def leftovers(folder: Path) -> dict[int, str]:
+    """
+    Living processes that this one started: pid -> ``pid command line``.
+
+    Descendants, those with the suite's mark in their environment (orphans), and those that work
+    inside ``folder`` (an orphaned redis-server, which overwrites its environment).
+    """
+    seen = {pid: stat for pid in _pids() if (stat := _stat(pid)) and stat[0] != "Z"}
+    ours = {os.getpid()}
+    while more := {pid for pid, (_, parent) in seen.items() if parent in ours} - ours:
+        ours |= more
+    ours |= {pid for pid in seen if _is_marked(pid, folder)}
+    found = {pid: f"{pid} {_command(pid)}" for pid in ours - {os.getpid()}}
+    # Python's own helper of shared memory; it ends with the interpreter.
+    return {
+        pid: text for pid, text in found.items() if "multiprocessing.resource_tracker" not in text
+    }
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """(state, parent); None when it has just ended."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return state, int(parent)
+
+
+def _is_marked(pid: int, folder: Path) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        works_in = Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return False
+    return pid != os.getpid() and (_MARK.encode() in environment or folder in works_in.parents)
+
+
+def _command(pid: int) -> str:
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
+    except OSError:
+        return "(ended)"
+
+
+def chosen_server() -> Path | None:
+    """The redis-server binary the suite was told to use."""
+    given = os.environ.get("FLQ_TEST_REDIS_SERVER")
+    return Path(given) if given else None
+
+
+@pytest.fixture(scope="session", name="embedded")
+def embedded_redis(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[EmbeddedRedis]:
+    """Both redis-servers, shared by the session; use ``redis_urls``."""
+    with start(tmp_path_factory.mktemp("redis"), server=chosen_server()) as servers:
+        yield servers
+
+
+@pytest.fixture
+def redis_urls(embedded: EmbeddedRedis) -> tuple[str, str]:
+    """(url, blob_url) of servers that are empty."""
+    urls = embedded.url, embedded.blob_url
+    for url in urls:
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+    return urls
+
+
+@pytest.fixture
+def private_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """Own servers, for a test that kills them."""
+    with start(tmp_path / "state", server=chosen_server()) as servers:
+        yield servers

@@ -1,0 +1,98 @@
+"""Partitions: every sample is in at most one share, whatever the labels and parameters."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_queue.errors import ConfigError
+from fl_queue.partition import LEAST_SAMPLES, client_split, dirichlet_hsu, split
+
+LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(
+    lambda values: np.array(values, dtype=np.int64)
+)
+SEEDS = st.integers(0, 2**63 - 1)
+ALPHAS = st.floats(min_value=1e-300, max_value=1e300, exclude_min=True)
+DATA = {
+    "alpha": 0.5,
+    "shards_per_client": 1,
+    "samples_per_client": 1,
+    "validation_fraction": 0.2,
+    "train_per_class": (),
+    "validation_per_class": (),
+}
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet_label"])
+@given(labels=LABELS, seed=SEEDS, alpha=ALPHAS, data=st.data())
+def test_every_sample_is_in_exactly_one_share(kind, labels, seed, alpha, data):
+    shares = data.draw(st.integers(1, len(labels)))
+    shards = data.draw(st.integers(1, len(labels) // shares))
+    parts = split(kind, labels, shares, seed, alpha=alpha, shards_per_client=shards)
+    assert len(parts) == shares
+    assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+
+
+@given(labels=LABELS, seed=SEEDS, alpha=ALPHAS, data=st.data())
+def test_dirichlet_hsu_gives_disjoint_shares_of_equal_size(labels, seed, alpha, data):
+    shares = data.draw(st.integers(1, len(labels)))
+    size = data.draw(st.integers(1, len(labels) // shares))
+    parts = dirichlet_hsu(labels, shares, seed, alpha, size)
+    assert [len(part) for part in parts] == [size] * shares
+    joined = np.concatenate(parts)
+    assert len(set(joined.tolist())) == len(joined)
+    assert set(joined.tolist()) <= set(range(len(labels)))
+
+
+@given(labels=LABELS, seed=SEEDS, data=st.data())
+def test_iid_and_dirichlet_label_give_no_share_too_few(labels, seed, data):
+    shares = data.draw(st.integers(1, len(labels)))
+    sizes = [len(part) for part in split("iid", labels, shares, seed)]
+    assert max(sizes) - min(sizes) <= 1
+    sizes = [len(part) for part in split("dirichlet_label", labels, shares, seed, alpha=0.01)]
+    assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
+
+
+@settings(max_examples=50)
+@given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["iid", "shards", "dirichlet_hsu"]))
+def test_equal_arguments_give_equal_shares(labels, seed, kind):
+    first = split(kind, labels, 1, seed, shards_per_client=1, samples_per_client=1)
+    again = split(kind, labels, 1, seed, shards_per_client=1, samples_per_client=1)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@given(
+    labels=LABELS,
+    seed=SEEDS,
+    train_span=st.sampled_from([(), (1, 1), (3, 8), (50, 90)]),
+    held_span=st.sampled_from([(), (1, 1), (2, 5), (40, 60)]),
+    fraction=st.floats(0.0, 0.9),
+    data=st.data(),
+)
+def test_training_and_validation_are_disjoint_and_inside_the_share(
+    labels, seed, train_span, held_span, fraction, data
+):
+    shares = data.draw(st.integers(1, len(labels)))
+    config = DATA | {
+        "partition": "iid",
+        "train_per_class": train_span,
+        "validation_per_class": held_span,
+        "validation_fraction": fraction,
+    }
+    parts = split("iid", labels, shares, seed)
+    for share, part in enumerate(parts):
+        train, held = client_split(
+            labels, config, seed=seed, client="a", share=share, shares=shares
+        )
+        both = train.tolist() + held.tolist()
+        assert len(set(both)) == len(both)
+        assert set(both) <= set(part.tolist())
+        assert len(train) > 0
+
+
+@given(labels=LABELS, extra=st.integers(1, 5))
+def test_more_shares_than_samples_names_the_field(labels, extra):
+    with pytest.raises(ConfigError) as caught:
+        split("iid", labels, len(labels) + extra, 0)
+    assert caught.value.field == "data.shares"

@@ -1,0 +1,243 @@
+"""The exact sum: scales, weights, what is rejected, and both kernels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import exact
+from fl_queue.errors import BlobError, ConfigError
+from fl_queue.exact import ExactSum, Scale, choose_scales
+from fl_queue.records import Manifest, TensorSpec
+
+MANIFEST = Manifest(
+    (
+        TensorSpec("n", (2,), "integer_buffer"),
+        TensorSpec("running_mean", (2,), "float_buffer"),
+        TensorSpec("w", (2, 2), "parameter"),
+    )
+)
+FLOATS = Manifest(MANIFEST.tensors[1:])
+SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(20, 65536.0)}
+KERNELS = [exact._numba_kernels(), exact._Kernels(exact._add_numpy, exact._within_numpy)]
+
+
+def update(value: float, count: int = 1) -> dict[str, np.ndarray]:
+    return {
+        "n": np.array([count, -count], np.int64),
+        "running_mean": np.array([300.0, value], np.float32),
+        "w": np.full((2, 2), value, np.float32),
+    }
+
+
+def test_default_limits_get_the_finest_scale_that_fits() -> None:
+    scales = choose_scales(10, 2**20, {"parameter": 64.0, "float_buffer": 65536.0})
+    assert scales == {"parameter": Scale(31, 64.0), "float_buffer": Scale(23, 65536.0)}
+
+
+@pytest.mark.parametrize(("cohort", "s"), [(63, 31), (64, 30), (127, 30), (128, 29), (2**27, 9)])
+def test_the_bound_is_exact(cohort: int, s: int) -> None:
+    # 2**20 * 2**6 * 2**31 * cohort < 2**63 needs cohort < 64.
+    assert choose_scales(cohort, 2**20, {"parameter": 64.0})["parameter"].s == s
+
+
+def test_a_value_at_the_limit_that_is_rounded_up_still_fits() -> None:
+    # limit * 2**31 = 2**30 - 0.5 is rounded up to 2**30, and 2**33 of those are 2**63.
+    limit = (2**30 - 0.5) / 2**31
+    assert choose_scales(2**33, 1, {"parameter": limit})["parameter"].s == 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("parameter", "aggregation.limit"), ("float_buffer", "aggregation.buffer_limit")],
+)
+def test_a_limit_without_room_is_a_config_error(kind: str, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_scales(2**30, 2**20, {kind: 64.0})
+    assert caught.value.field == field
+    assert "lower it" in caught.value.reason
+
+
+def test_the_mean_is_weighted_and_integers_keep_their_maximum() -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=1000)
+    total.add(update(1.0, count=5), 1)
+    total.add(update(-3.0, count=2), 3)
+    assert (total.total_weight, total.count) == (4, 2)
+    assert total.mean("w").tolist() == [[-2.0, -2.0], [-2.0, -2.0]]
+    assert total.mean("running_mean").tolist() == [300.0, -2.0]
+    assert total.mean_block("w", 1, 3).tolist() == [-2.0, -2.0]
+    assert total.maximum("n").tolist() == [5, -2]
+    assert total.mean("w").dtype == np.float64
+
+
+def test_halves_are_rounded_to_even() -> None:
+    manifest = Manifest((TensorSpec("w", (4,), "parameter"),))
+    total = ExactSum(manifest, {"parameter": Scale(8, 64.0)}, w_max=1)
+    half = 2.0**-9
+    total.add({"w": np.array([half, 3 * half, -half, -3 * half], np.float32)}, 1)
+    assert (total.mean("w") * 256).tolist() == [0.0, 2.0, 0.0, -2.0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 64.00001, -65.0])
+def test_a_value_outside_the_limit_rejects_the_whole_update(value: float) -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    total.add(update(1.0), 2)
+    before = total.mean("running_mean").tobytes() + total.maximum("n").tobytes()
+    bad = update(5.0, count=9)
+    bad["w"][1, 1] = value  # the last tensor: those before it must not have been added
+    with pytest.raises(BlobError) as caught:
+        total.add(bad, 2)
+    assert "'w'" in caught.value.reason
+    assert str(np.float32(value)) in caught.value.reason
+    assert "64.0" in caught.value.reason
+    assert "aggregation.limit" in caught.value.reason
+    assert total.mean("running_mean").tobytes() + total.maximum("n").tobytes() == before
+    assert (total.total_weight, total.count) == (2, 1)
+
+
+def test_a_value_at_the_limit_is_accepted() -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    total.add(update(-64.0), 9)
+    assert total.mean("w")[0, 0] == -64.0
+
+
+@pytest.mark.parametrize("weight", [0, -1, 10])
+def test_a_weight_out_of_range_is_rejected(weight: int) -> None:
+    total = ExactSum(FLOATS, SCALES, w_max=9)
+    with pytest.raises(BlobError, match=f"weight {weight} is not 1 to 9"):
+        total.add(update(1.0), weight)
+    with pytest.raises(BlobError, match="weight"):
+        total.subtract(update(1.0), weight)
+    assert total.count == 0
+
+
+@pytest.mark.parametrize("name", ["n", "w"])
+def test_a_tensor_of_another_shape_never_reaches_the_kernel(name: str) -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    bad = update(1.0)
+    bad[name] = bad[name].reshape(-1)[:1]
+    with pytest.raises(BlobError, match="shape"):
+        total.add(bad, 1)
+    assert total.count == 0
+
+
+def test_an_update_with_integer_buffers_cannot_be_taken_out() -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    total.add(update(1.0), 1)
+    with pytest.raises(ValueError, match="'n'"):
+        total.subtract(update(1.0), 1)
+    assert total.count == 1
+
+
+def test_sums_of_different_rounds_do_not_merge() -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    for other in (
+        ExactSum(FLOATS, SCALES, w_max=9),
+        ExactSum(MANIFEST, SCALES, w_max=8),
+        ExactSum(MANIFEST, SCALES | {"parameter": Scale(30, 64.0)}, w_max=9),
+    ):
+        with pytest.raises(ValueError, match="different rounds"):
+            total.merge(other)
+
+
+def test_the_mean_of_nothing_is_an_error_and_no_zeros() -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    for ask in (lambda: total.mean("w"), lambda: total.maximum("n")):
+        with pytest.raises(ValueError, match="no updates"):
+            ask()
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=["numba", "numpy"])
+def test_kernels_agree_with_python_integers(kernels: exact._Kernels) -> None:
+    rng = np.random.default_rng(1)
+    size = 2 * exact._BLOCK + 3
+    values = (rng.standard_normal(size) * 10.0 ** rng.integers(-9, 1, size)).astype(np.float32)
+    total = np.arange(size, dtype=np.int64)
+    kernels.add(total, values, 600, 2.0**31)
+    expected = [i + 600 * round(float(v) * 2**31) for i, v in enumerate(values)]
+    assert total.tolist() == expected
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=["numba", "numpy"])
+@pytest.mark.parametrize("position", [0, exact._BLOCK, 2 * exact._BLOCK + 2])
+def test_kernels_find_a_bad_value_anywhere(kernels: exact._Kernels, position: int) -> None:
+    values = np.full(2 * exact._BLOCK + 3, -0.1, np.float32)
+    # The float32 next to 0.1 is above the float64 0.1, and so is outside.
+    assert not kernels.within(values, 0.1)
+    assert kernels.within(values, float(np.float32(0.1)))
+    for bad in (np.nan, np.inf, -0.2):
+        values[position] = bad
+        assert not kernels.within(values, float(np.float32(0.1)))
+        assert exact._first_outside(values, float(np.float32(0.1))) == position
+
+
+def test_read_only_and_unaligned_arrays_are_added_as_they_are() -> None:
+    manifest = Manifest((TensorSpec("w", (3,), "parameter"),))
+    values = np.array([1.0, 2.0, -3.0], np.float32)
+    unaligned = np.ndarray((3,), np.float32, buffer=b"x" + values.tobytes(), offset=1)
+    assert not unaligned.flags.aligned
+    total = ExactSum(manifest, SCALES, w_max=1)
+    total.add({"w": unaligned}, 1)
+    assert total.mean("w").tolist() == [1.0, 2.0, -3.0]
+
+
+SUM_IN_A_PROCESS = """
+import sys, logging
+logging.basicConfig(level="INFO", format="%(message)s")
+if "without numba" in sys.argv:
+    sys.modules["numba"] = None
+import numpy as np
+from fl_queue.exact import ExactSum, Scale, warm_up
+from fl_queue.records import Manifest, TensorSpec
+warm_up()
+manifest = Manifest((TensorSpec("w", (99999,), "parameter"),))
+total = ExactSum(manifest, {"parameter": Scale(31, 64.0)}, 9)
+rng = np.random.default_rng(3)
+for weight in (3, 9):
+    total.add({"w": rng.standard_normal(99999).astype(np.float32)}, weight)
+from fl_queue.blob import body_digest
+print(body_digest(total.mean("w").tobytes()), total._totals["w"].sum(), "numba.core" in sys.modules)
+"""
+
+
+def sum_in_a_process(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> tuple[list[str], str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SUM_IN_A_PROCESS, *arguments],
+        env=os.environ | environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout.split(), done.stderr
+
+
+def test_without_numba_the_bits_are_the_same() -> None:
+    fast, _ = sum_in_a_process()
+    slow, log = sum_in_a_process("without numba")
+    assert fast[:2] == slow[:2]
+    assert (fast[2], slow[2]) == ("True", "False")
+    assert "numba cannot be imported" in log
+
+
+def test_without_a_folder_to_cache_in_the_kernels_are_compiled(tmp_path: Path) -> None:
+    # A file in the place of every cache folder: nobody can write there, root included.
+    package = tmp_path / "fl_queue"
+    shutil.copytree(Path(exact.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
+    (package / "__pycache__").write_text("")
+    (tmp_path / "no-folder").write_text("")
+    nowhere = str(tmp_path / "no-folder")
+    found, log = sum_in_a_process(
+        cwd=tmp_path, PYTHONPATH=str(tmp_path), HOME=nowhere, XDG_CACHE_HOME=nowhere
+    )
+    assert found == sum_in_a_process()[0]
+    assert "compiling at each start" in log

@@ -1,0 +1,164 @@
+"""Metrics: sums add up exactly, untrusted ones are checked, ratios are right."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fl_queue import metrics
+from fl_queue.errors import BlobError
+from fl_queue.metrics import (
+    best_version,
+    check,
+    confusion,
+    finish,
+    merge,
+    score_histograms,
+    stop_holds,
+)
+
+
+def part(examples, loss_sum, table=None, **extra):
+    sums = {"num_examples": examples, "loss_sum": loss_sum, **extra}
+    return sums | ({"confusion": table} if table else {})
+
+
+def test_merge_is_bit_identical_in_any_order():
+    parts = [
+        part(1, 1e16, [[1, 0], [0, 0]], hits_sum=3),
+        part(2, 1.0, [[0, 2], [0, 0]], hits_sum=0.5),
+        part(3, -1e16, [[0, 0], [1, 2]], hits_sum=7),
+        part(4, 0.1, [[1, 1], [1, 1]], hits_sum=0.1),
+    ]
+    merged = [merge(list(order)) for order in itertools.permutations(parts)]
+    assert all(other == merged[0] for other in merged)
+    # A running float sum gives 0.1 or 1.1 or 0.0, by order.
+    assert merged[0]["loss_sum"] == 1.1
+    assert merged[0]["num_examples"] == 10
+    assert merged[0]["confusion"] == [[2, 3], [2, 3]]
+
+
+def test_merge_passes_over_parts_without_examples_and_keys_not_everyone_has():
+    merged = merge([part(2, 1.0, extra_sum=5), {"num_examples": 0, "loss_sum": 9.0}, part(2, 3.0)])
+    assert merged == {"num_examples": 4, "loss_sum": 4.0}
+    assert merge([]) == {"num_examples": 0}
+    assert merge([{}]) == {"num_examples": 0}
+
+
+def test_merge_of_different_shapes_names_the_key():
+    with pytest.raises(BlobError, match="confusion"):
+        merge([part(1, 0.0, [[1, 0], [0, 0]]), part(1, 0.0, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])])
+
+
+@pytest.mark.parametrize(
+    ("bad", "key"),
+    [
+        ({"num_examples": -1}, "num_examples"),
+        ({"num_examples": True}, "num_examples"),
+        ({"num_examples": 1.0}, "num_examples"),
+        ({"num_examples": 2**41}, "num_examples"),
+        ({"loss_sum": math.nan}, "loss_sum"),
+        ({"loss_sum": math.inf}, "loss_sum"),
+        ({"loss_sum": 1e201}, "loss_sum"),
+        ({"loss_sum": 10**400}, "loss_sum"),
+        ({"loss_sum": "1"}, "loss_sum"),
+        ({"confusion": [[1, 2]]}, "confusion"),
+        ({"confusion": []}, "confusion"),
+        ({"confusion": [[1, -1], [0, 0]]}, "confusion"),
+        ({"confusion": [[1, 1.0], [0, 0]]}, "confusion"),
+        ({"confusion": [[0]] * 1001}, "confusion"),
+        ({"confusion": {"a": 1}}, "confusion"),
+        ({"score_histograms": [[0] * 1000]}, "score_histograms"),
+        ({"score_histograms": [[0] * 1000, [0] * 999]}, "score_histograms"),
+        ({"accuracy": 1.0}, "accuracy"),
+        ({1: 1.0}, "a key"),
+        ({"a" * 101 + "_sum": 1.0}, "a key"),
+        ({f"{number}_sum": 1 for number in range(65)}, "65 keys"),
+        ([1], "not a table"),
+    ],
+)
+def test_check_names_what_is_wrong(bad, key):
+    with pytest.raises(BlobError) as caught:
+        check(bad)
+    assert key in caught.value.reason
+
+
+def test_check_takes_what_evaluation_makes():
+    check({})
+    check(part(3, 0.5, [[1, 1], [0, 1]], score_histograms=[[0] * 1000, [1] * 1000], own_sum=-3))
+
+
+def test_two_class_ratios():
+    finished = finish(part(10, 5.0, [[4, 1], [2, 3]], weight_sum=20))
+    assert finished["loss"] == 0.5
+    assert finished["accuracy"] == 0.7
+    assert finished["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert finished["weight"] == 2.0
+
+
+def test_macro_f1_is_over_the_classes_that_occur():
+    finished = finish({"num_examples": 6, "confusion": [[2, 0, 0], [1, 3, 0], [0, 0, 0]]})
+    assert finished["f1"] == pytest.approx((4 / 5 + 6 / 7) / 2)
+    assert finish({"num_examples": 2, "confusion": [[2, 0], [0, 0]]})["f1"] == 0.0
+
+
+def test_no_examples_have_no_ratios():
+    assert finish({"num_examples": 0, "loss_sum": 0.0, "confusion": [[0, 0], [0, 0]]}) == {}
+    assert finish({}) == {}
+
+
+def test_auc_equals_the_share_of_pairs_in_the_right_order():
+    generator = np.random.default_rng(5)
+    truth = generator.integers(0, 2, 400)
+    # On bin centres, so that the histogram loses nothing.
+    scores = (generator.integers(0, 200, 400) + truth * 60 + 0.5) / 1000
+    negatives, positives = scores[truth == 0], scores[truth == 1]
+    wins = (positives[:, None] > negatives).mean() + 0.5 * (positives[:, None] == negatives).mean()
+    sums = {"num_examples": 400, "score_histograms": score_histograms(scores, truth)}
+    assert finish(sums)["auc"] == pytest.approx(wins, abs=1e-12)
+
+
+def test_auc_of_extremes():
+    ends = score_histograms(np.array([0.0, 1.0]), np.array([0, 1]))
+    assert finish({"num_examples": 2, "score_histograms": ends})["auc"] == 1.0
+    assert finish({"num_examples": 2, "score_histograms": ends[::-1]})["auc"] == 0.0
+    same = score_histograms(np.array([0.5, 0.5]), np.array([0, 1]))
+    assert finish({"num_examples": 2, "score_histograms": same})["auc"] == 0.5
+    one_class = score_histograms(np.array([0.5, np.nan]), np.array([1, 1]))
+    assert finish({"num_examples": 2, "score_histograms": one_class}) == {}
+    assert sum(map(sum, one_class)) == 2
+
+
+def test_confusion_rows_are_the_true_class():
+    table = confusion(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 2]), 3)
+    assert table == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    assert all(type(cell) is int for row in table for cell in row)
+
+
+def test_best_version_is_the_earliest_of_equals():
+    found = {3: {"accuracy": 0.9}, 1: {"accuracy": 0.8}, 5: {"accuracy": 0.9}, 0: {"loss": 1.0}}
+    assert best_version("accuracy:max", found) == 3
+    assert best_version("accuracy:min", found) == 1
+    assert best_version("f1:max", found) is None
+    assert best_version("f1:max", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("accuracy >= 0.97", True),
+        ("accuracy>0.97", False),
+        ("loss <= 1e-1", True),
+        ("loss < 0.1", False),
+        ("auc >= 0.1", False),
+        ("", False),
+    ],
+)
+def test_stop_condition(condition, holds):
+    assert stop_holds(condition, {"accuracy": 0.97, "loss": 0.1}) is holds
+
+
+def test_limits_leave_room_for_adding_up():
+    assert metrics.MAX_COUNT * 2**22 < 2**63
+    assert math.isfinite(metrics.MAX_SUM * 1e100)

@@ -1,0 +1,262 @@
+"""History -> rows, tables and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fl_queue import report
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.records import RoundRecord
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def sums(correct: int, wrong: int) -> dict[str, Any]:
+    """Validation sums with the accuracy ``correct / (correct + wrong)`` and the loss 0.5."""
+    examples = correct + wrong
+    table = [[correct, wrong], [0, 0]]
+    return {"num_examples": examples, "confusion": table, "loss_sum": 0.5 * examples}
+
+
+def record(number: int, base: int, **changes: Any) -> RoundRecord:
+    """A committed round of two clients that made the version after ``base``."""
+    made = RoundRecord(
+        round=number,
+        purpose="train",
+        outcome="committed",
+        reason="quorum of 2 reached",
+        base_version=base,
+        base_digest=f"digest-{base}",
+        version=base + 1,
+        accepted={"hospital-a": "1", "hospital-b": "2"},
+        validation=sums(8, 2),
+        client_validation={"hospital-a": {"accuracy": 0.7}, "hospital-b": {"accuracy": 0.9}},
+        elapsed_s=12.34,
+    )
+    return replace(made, **changes)
+
+
+def abandoned(number: int, base: int, **changes: Any) -> RoundRecord:
+    return record(
+        number,
+        base,
+        outcome="abandoned",
+        reason="quorum not reached [one of two]",
+        version=None,
+        accepted={"hospital-a": "1"},
+        **changes,
+    )
+
+
+def closing(number: int, base: int, **changes: Any) -> RoundRecord:
+    return record(
+        number, base, purpose="evaluate", outcome="evaluated", version=None, accepted={}, **changes
+    )
+
+
+def rendered(rows: list[report.RoundRow]) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(report.table(rows))
+    return console.export_text()
+
+
+def test_row_has_the_counts_of_its_round() -> None:
+    ended = record(1, 0, rejected={"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"})
+
+    (row,) = report.rows([ended], {1: {"accuracy": 0.91, "loss": 0.3}}, {1: 4, 2: 9})
+
+    assert row == report.RoundRow(
+        round=1,
+        outcome="committed",
+        accepted=2,
+        late=4,
+        rejected=2,
+        version=1,
+        loss=0.3,
+        accuracy=0.91,
+        source="test",
+        seconds=12.34,
+        reason="quorum of 2 reached",
+    )
+
+
+def test_validation_is_of_the_version_it_was_made_on() -> None:
+    history = [
+        record(1, 0, validation=sums(1, 9)),
+        record(2, 1, validation=sums(6, 4)),
+        record(3, 2, validation=sums(7, 3)),
+    ]
+
+    rows = report.rows(history, {}, {})
+
+    assert [row.accuracy for row in rows] == [0.6, 0.7, None]
+    assert [row.loss for row in rows] == [0.5, 0.5, None]
+    assert [row.source for row in rows] == ["validation", "validation", ""]
+
+
+def test_closing_evaluation_judges_the_last_version_and_is_no_row() -> None:
+    history = [record(1, 0), closing(2, 1, validation=sums(9, 1))]
+
+    rows = report.rows(history, {}, {})
+
+    assert [(row.round, row.accuracy, row.source) for row in rows] == [(1, 0.9, "validation")]
+
+
+def test_central_test_wins_over_validation() -> None:
+    history = [record(1, 0), record(2, 1, validation=sums(6, 4))]
+
+    rows = report.rows(history, {1: {"accuracy": 0.55}, 2: {}}, {})
+
+    assert [(row.accuracy, row.loss, row.source) for row in rows] == [
+        (0.55, None, "test"),
+        (None, None, ""),
+    ]
+
+
+def test_abandoned_round_has_no_version_and_no_metrics() -> None:
+    (row,) = report.rows([abandoned(3, 2)], {2: {"accuracy": 0.9}}, {})
+
+    assert (row.outcome, row.version, row.accuracy, row.source) == ("abandoned", None, None, "")
+    assert row.reason == "quorum not reached [one of two]"
+
+
+def test_validation_with_the_most_clients_counts_when_rounds_share_a_base() -> None:
+    one_client = {"hospital-a": {"accuracy": 0.1}}
+    few = abandoned(2, 1, validation=sums(1, 9), client_validation=one_client)
+    full = record(3, 1, validation=sums(6, 4))
+    newer = record(4, 1, validation=sums(7, 3))
+
+    assert report.validation([few, full])[1]["accuracy"] == 0.6
+    assert report.validation([full, few])[1]["accuracy"] == 0.6
+    assert report.validation([full, newer])[1]["accuracy"] == 0.7
+
+
+def test_round_without_validation_gives_none() -> None:
+    history = [record(1, 0, validation={}), record(2, 1, validation={"num_examples": 0})]
+
+    assert report.validation(history) == {}
+
+
+def test_table_shows_every_round_and_says_why_one_was_abandoned() -> None:
+    history = [record(1, 0), abandoned(2, 1), record(3, 1), closing(4, 2)]
+
+    text = rendered(report.rows(history, {1: {"loss": 0.25, "accuracy": 0.9}}, {1: 3}))
+
+    header, *lines = [
+        line.split() for line in text.replace("│", " ").replace("┃", " ").splitlines()[1:]
+    ]
+    assert " ".join(header) == "Round Accepted Late Rejected Version Loss Accuracy Seconds"
+    assert " ".join(lines[1]) == "1 2 3 0 1 0.2500 0.9000 12.3"
+    assert " ".join(lines[2]) == "2 1 0 0 abandoned - - 12.3"
+    assert " ".join(lines[3]) == "3 2 0 0 2 0.5000* 0.8000* 12.3"
+    assert "round 2 abandoned: quorum not reached [one of two]" in text
+    assert "* the clients' validation" in text
+
+
+def test_table_without_rounds_is_a_header() -> None:
+    assert "Round" in rendered([])
+
+
+def test_json_and_csv_carry_every_field() -> None:
+    rows = report.rows([record(1, 0, reason="a, b"), abandoned(2, 1)], {}, {})
+
+    as_json = json.loads(json.dumps(report.to_json(rows)))
+    as_csv = list(csv.DictReader(io.StringIO(report.to_csv(rows))))
+
+    assert [report.RoundRow(**item) for item in as_json] == rows
+    assert list(as_csv[0]) == list(as_json[0])
+    assert (as_csv[0]["reason"], as_csv[1]["version"], as_csv[1]["loss"]) == ("a, b", "", "")
+
+
+def test_plot_shows_each_metric_there_is(tmp_path: Path) -> None:
+    history = [record(1, 0), record(2, 1), closing(3, 2)]
+    tests = {version: {"accuracy": 0.5 + 0.1 * version, "loss": 1.0} for version in range(3)}
+    both, one = tmp_path / "both.png", tmp_path / "one"
+
+    report.plot(both, history, tests)
+    report.plot(one, [], {1: {"loss": 0.4}})
+
+    assert both.read_bytes()[:8] == one.read_bytes()[:8] == PNG
+    height = {path: int.from_bytes(path.read_bytes()[20:24]) for path in (both, one)}
+    assert height[both] > 1.5 * height[one]
+
+
+def test_plot_takes_its_format_from_the_suffix(tmp_path: Path) -> None:
+    report.plot(tmp_path / "curve.svg", [record(1, 0)], {})
+    text = (tmp_path / "curve.svg").read_text()
+    assert "<svg" in text
+
+    with pytest.raises(ConfigError, match="no image format docx"):
+        report.plot(tmp_path / "curve.docx", [record(1, 0)], {})
+
+
+def test_plot_names_its_axes_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("matplotlib").rcParams, "svg.fonttype", "none")
+
+    report.plot(tmp_path / "curve.svg", [record(1, 0)], {0: {"accuracy": 0.4, "loss": 2.0}})
+
+    text = (tmp_path / "curve.svg").read_text()
+    for words in (
+        "Accuracy by model version",
+        "Loss by model version",
+        "Model version (0: the initial model)",
+        "central test",
+        "clients' validation",
+        "range over the clients",
+        ">Accuracy<",
+        ">Loss<",
+    ):
+        assert words in text
+
+
+def test_plot_of_nothing_says_so_and_keeps_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "curve.png"
+    path.write_bytes(b"older")
+
+    with pytest.raises(DataError, match="nothing to plot yet"):
+        report.plot(path, [record(1, 0, validation={})], {})
+
+    assert path.read_bytes() == b"older"
+
+
+def test_plot_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "curve.png"
+
+    with pytest.raises(DataError, match="cannot be written: No such file") as caught:
+        report.plot(path, [record(1, 0)], {})
+
+    assert caught.value.path == str(path)
+
+
+def test_plot_without_matplotlib_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(ConfigError, match=r'pip install "fl-queue\[plot\]"'):
+        report.plot(tmp_path / "curve.png", [record(1, 0)], {})
+
+
+def test_importing_report_loads_neither_matplotlib_nor_redis_nor_torch() -> None:
+    code = (
+        "import sys, fl_queue.report\n"
+        "print(sorted({'matplotlib', 'redis', 'torch'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+
+    assert done.stdout == "[]\n"

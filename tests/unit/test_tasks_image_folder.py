@@ -1,0 +1,176 @@
+"""Image folders: reading real files, the order of classes, and clear errors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fl_queue.catalog import TASKS
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.metrics import finish
+from fl_queue.tasks import ClientContext, load_task
+from fl_queue.training import evaluate_version, initial_model, train_update
+
+
+def config_of(partition="site", batch_size=8, epochs=1, **options):
+    return RunConfig.from_dict(
+        {
+            "run": {"task": "image-folder"},
+            "data": {"partition": partition, "validation_fraction": 0.25},
+            "train": {"batch_size": batch_size, "learning_rate": 0.01, "epochs": epochs},
+            "task": {"image_size": 32} | options,
+        }
+    )
+
+
+def task_of(folder, **options):
+    return load_task("image-folder", config_of(**options), data_dir=str(folder))
+
+
+def context_of(task, **values):
+    defaults = {"client": "a", "run": "run", "round_number": 1, "data_dir": task.config.data["dir"]}
+    return ClientContext.of(task.config, **(defaults | values))
+
+
+def save(path, colour, size=(40, 24)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(str(path))).integers(0, 60, (*size[::-1], 3))
+    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve reddish and twelve bluish training images, and four of each for the test."""
+    for part, count in (("train", 12), ("test", 4)):
+        for number in range(count):
+            save(tmp_path / part / "red" / f"{number}.png", (180, 20, 20))
+            save(tmp_path / part / "blue" / f"{number}.jpg", (20, 20, 180))
+    return tmp_path
+
+
+def test_images_are_resized_scaled_and_labelled_by_sorted_folder(folder):
+    task = task_of(folder)
+    pixels, label = task.test_data(str(folder))[0]
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.float32)
+    assert 0.0 <= pixels.min() <= pixels.max() <= 1.0
+    assert label == 0  # blue
+    assert pixels[2].mean() > pixels[0].mean()
+
+
+def test_listed_classes_fix_the_order_for_all_sites(folder):
+    dataset = task_of(folder, classes="red, green, blue").test_data(str(folder))
+    assert [dataset[0][1], dataset[7][1]] == [0, 2]
+
+
+def test_a_model_learns_the_colours(folder):
+    task = task_of(folder, classes="red,blue", epochs=20)
+    manifest, arrays = initial_model(task, 0)
+    context = context_of(task)
+    trained = train_update(task, manifest, arrays, context)
+    assert trained.num_examples == 18
+    assert trained.metrics["num_examples"] == 6
+    kinds = {spec.name: spec.kind for spec in manifest.tensors}
+    assert kinds["bn1.running_mean"] == "float_buffer"
+    assert kinds["bn1.num_batches_tracked"] == "integer_buffer"
+    # 18 samples in batches of 8: 8, 8 and 2, twenty epochs.
+    assert trained.tensors["bn1.num_batches_tracked"] == 60
+    local = {
+        spec.name: trained.tensors[spec.name]
+        + (0 if spec.kind == "integer_buffer" else arrays[spec.name])
+        for spec in manifest.tensors
+    }
+    sums = evaluate_version(task, manifest, local, task.test_data(str(folder)), context)
+    assert sums["num_examples"] == 8
+    assert finish(sums)["accuracy"] > 0.9
+
+
+def test_shares_of_one_folder_are_disjoint(folder):
+    task = task_of(folder, partition="iid")
+    files = []
+    for share in range(3):
+        data = task.client_data(context_of(task, share=share, shares=3))
+        files += [path for path, _ in data.train.items + data.validation.items]
+    assert len(files) == len(set(files)) == 24
+
+
+@pytest.mark.parametrize("model", TASKS["image-folder"].options["model"].choices)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_model_takes_grey_and_colour_images(model, channels):
+    task = load_task("image-folder", config_of(model=model, channels=channels, classes="a,b,c"))
+    output = task.build_model().eval()(torch.zeros(2, channels, 32, 32))
+    assert output.shape == (2, 3)
+
+
+def test_grey_images_have_one_channel(folder):
+    pixels, _ = task_of(folder, channels=1).test_data(str(folder))[0]
+    assert pixels.shape == (1, 32, 32)
+
+
+def test_unreadable_image_is_named(folder):
+    bad = folder / "train" / "red" / "0.png"
+    for content in (b"not an image", b"", bad.read_bytes()[:60]):
+        bad.write_bytes(content)
+        task = task_of(folder)
+        manifest, arrays = initial_model(task, 0)
+        with pytest.raises(DataError) as caught:
+            train_update(task, manifest, arrays, context_of(task))
+        assert caught.value.path == str(bad)
+
+
+def test_a_class_that_is_not_listed_is_named(folder):
+    with pytest.raises(DataError) as caught:
+        task_of(folder, classes="red,green").test_data(str(folder))
+    assert caught.value.path == str(folder / "test" / "blue")
+
+
+def test_hidden_files_and_folders_are_not_data(folder):
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "red" / "._0.png").write_bytes(b"resource fork")
+    task = task_of(folder)
+    assert len(task.client_data(context_of(task)).train) == 18
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    task = task_of(tmp_path, classes="a,b")
+    with pytest.raises(DataError) as caught:
+        task.client_data(context_of(task))
+    assert caught.value.path == str(tmp_path / "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        task.client_data(context_of(task))
+    (tmp_path / "train" / "a").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        task.client_data(context_of(task))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({}, "task.classes"),
+        ({"classes": "only"}, "task.classes"),
+        ({"classes": "a,b,a"}, "task.classes"),
+        ({"classes": "a,b", "channels": 2}, "task.channels"),
+        ({"classes": "a,b", "model": "densenet121", "image_size": 8}, "task.image_size"),
+    ],
+)
+def test_unusable_options_name_the_field(options, field):
+    with pytest.raises(ConfigError) as caught:
+        load_task("image-folder", config_of(**options)).build_model()
+    assert caught.value.field == field
+
+
+def test_without_a_data_folder():
+    task = load_task("image-folder", config_of(classes="a,b"))
+    assert task.test_data("") is None
+    with pytest.raises(ConfigError) as caught:
+        task.client_data(context_of(task))
+    assert caught.value.field == "data.dir"
+
+
+def test_batch_size_one_is_refused_with_batchnorm(folder):
+    task = task_of(folder, batch_size=1)
+    manifest, arrays = initial_model(task, 0)
+    with pytest.raises(ConfigError) as caught:
+        train_update(task, manifest, arrays, context_of(task))
+    assert caught.value.field == "train.batch_size"

@@ -1,0 +1,474 @@
+"""Training: manifests, updates, determinism, own tasks, and the loops' corner cases."""
+
+import random
+import subprocess
+import sys
+import textwrap
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset, random_split
+
+from fl_queue import sgd
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError, ModelMismatch
+from fl_queue.metrics import check, finish
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.tasks import ClientContext, ClientData, Task, code_digest, load_task
+from fl_queue.training import (
+    arrays_of,
+    environment,
+    evaluate_version,
+    initial_model,
+    load_arrays,
+    manifest_of,
+    train_update,
+)
+
+
+class Everything(nn.Module):
+    """Every kind of tensor: tied weights, dropout, BatchNorm, integer, bool and local buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 4, bias=False)
+        self.out = nn.Linear(4, 4, bias=False)
+        self.out.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.coarse = nn.Parameter(torch.ones(2, dtype=torch.float16), requires_grad=False)
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("local", torch.randn(3), persistent=False)
+
+    def forward(self, rows):
+        return self.out(self.drop(self.norm(self.embed(rows)))) * self.scale
+
+
+class EverythingTask(Task):
+    count = 21
+
+    def build_model(self):
+        return Everything()
+
+    def client_data(self, context):
+        generator = torch.Generator().manual_seed(context.share)
+        rows = torch.randn(self.count, 4, generator=generator)
+        data = TensorDataset(rows, rows.argmax(dim=1))
+        held = min(5, self.count)
+        return ClientData(
+            TensorDataset(*data[: self.count - held]), TensorDataset(*data[self.count - held :])
+        )
+
+
+def config_of(task="x:Y", **train):
+    return RunConfig.from_dict(
+        {"run": {"task": task}, "train": {"epochs": 2, "batch_size": 5} | train}
+    )
+
+
+def context_of(config, **values):
+    return ClientContext.of(config, **({"client": "a", "run": "demo", "round_number": 1} | values))
+
+
+@pytest.fixture
+def task():
+    return EverythingTask(config_of())
+
+
+def test_manifest_has_every_kind_and_tied_weights_once(task):
+    manifest, arrays = initial_model(task, 0)
+    kinds = {spec.name: (spec.kind, spec.shape) for spec in manifest.tensors}
+    assert kinds == {
+        "coarse": ("parameter", (2,)),
+        "embed.weight": ("parameter", (4, 4)),
+        "mask": ("integer_buffer", (2,)),
+        "norm.bias": ("parameter", (4,)),
+        "norm.num_batches_tracked": ("integer_buffer", ()),
+        "norm.running_mean": ("float_buffer", (4,)),
+        "norm.running_var": ("float_buffer", (4,)),
+        "norm.weight": ("parameter", (4,)),
+        "scale": ("parameter", ()),
+    }
+    assert manifest.aliases == {"out.weight": "embed.weight"}
+    assert list(arrays) == sorted(kinds)
+    for spec in manifest.tensors:
+        array = arrays[spec.name]
+        assert (array.dtype, array.shape) == (np.dtype(spec.dtype), spec.shape)
+        assert array.flags.c_contiguous
+
+
+def test_transposed_parameters_travel_in_c_order():
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2).t())
+    array = arrays_of(model, manifest_of(model))["weight"]
+    assert array.flags.c_contiguous
+    assert array.tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+
+
+def test_complex_tensors_cannot_travel():
+    model = nn.Linear(2, 2)
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ModelMismatch, match="phase"):
+        manifest_of(model)
+
+
+def test_arrays_round_trip_and_are_copies(task):
+    manifest, arrays = initial_model(task, 0)
+    for array in arrays.values():
+        array.flags.writeable = False  # as views of received bytes are
+    model = task.build_model()
+    load_arrays(model, manifest, arrays)
+    again = arrays_of(model, manifest)
+    assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+    again["embed.weight"][:] = 9
+    assert not (arrays_of(model, manifest)["embed.weight"] == 9).any()
+    assert model.out.weight is model.embed.weight
+    assert model.mask.dtype == torch.bool
+
+
+def test_initial_model_depends_on_the_seed_alone(task):
+    first = initial_model(task, 0)[1]
+    torch.manual_seed(99)
+    again, other = initial_model(task, 0)[1], initial_model(task, 1)[1]
+    assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+    assert not np.array_equal(first["embed.weight"], other["embed.weight"])
+
+
+def changed(manifest, name, replacement):
+    specs = [spec for spec in manifest.tensors if spec.name != name]
+    specs += [replacement] if replacement else []
+    return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)), manifest.aliases)
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [
+        ("scale", TensorSpec("scale", (1,), "parameter")),
+        ("scale", TensorSpec("scale", (), "float_buffer")),
+        ("scale", None),
+        ("added", TensorSpec("added", (1,), "parameter")),
+    ],
+)
+def test_another_model_than_the_runs_names_the_tensor(task, name, replacement):
+    manifest, arrays = initial_model(task, 0)
+    with pytest.raises(ModelMismatch, match=f"tensor {name}"):
+        train_update(task, changed(manifest, name, replacement), arrays, context_of(task.config))
+
+
+def test_other_tied_tensors_than_the_runs_are_refused(task):
+    manifest, arrays = initial_model(task, 0)
+    with pytest.raises(ModelMismatch, match="tied"):
+        load_arrays(task.build_model(), Manifest(manifest.tensors, {}), arrays)
+
+
+@pytest.mark.parametrize("array", [None, np.zeros((2, 2), dtype=np.float32)])
+def test_arrays_that_do_not_fit_the_manifest_name_the_tensor(task, array):
+    manifest, arrays = initial_model(task, 0)
+    arrays.pop("norm.bias")
+    if array is not None:
+        arrays["norm.bias"] = array
+    with pytest.raises(ModelMismatch, match=r"norm\.bias"):
+        load_arrays(task.build_model(), manifest, arrays)
+
+
+def update_of(task, **values):
+    manifest, arrays = initial_model(task, 0)
+    return train_update(task, manifest, arrays, context_of(task.config, **values))
+
+
+def as_bytes(trained):
+    return {name: array.tobytes() for name, array in trained.tensors.items()}
+
+
+def test_equal_arguments_give_equal_bytes_whatever_was_drawn_before(task):
+    first = update_of(task)
+    torch.manual_seed(1)
+    torch.randn(100)
+    np.random.seed(1)
+    random.seed(1)
+    again = update_of(task)
+    assert as_bytes(first) == as_bytes(again)
+    assert (first.metrics, first.train_metrics) == (again.metrics, again.train_metrics)
+
+
+@pytest.mark.parametrize("values", [{"round_number": 2}, {"client": "b"}, {"run": "other"}])
+def test_another_round_client_or_run_draws_other_numbers(task, values):
+    assert as_bytes(update_of(task)) != as_bytes(update_of(task, **values))
+
+
+def test_update_is_the_difference_to_an_unchanged_base(task):
+    manifest, arrays = initial_model(task, 0)
+    before = {name: array.copy() for name, array in arrays.items()}
+    models = []
+    original = task.train
+
+    def keep(model, data, context, on_epoch):
+        models.append(model)
+        return original(model, data, context, on_epoch)
+
+    task.train = keep
+    trained = train_update(task, manifest, arrays, context_of(task.config))
+    local = arrays_of(models[0], manifest)
+    for spec in manifest.tensors:
+        update = trained.tensors[spec.name]
+        assert (update.dtype, update.shape) == (np.dtype(spec.dtype), spec.shape)
+        assert np.array_equal(arrays[spec.name], before[spec.name])
+        expected = local[spec.name]
+        if spec.kind != "integer_buffer":
+            expected = expected - before[spec.name]
+        assert np.array_equal(update, expected)
+    # 16 training samples in batches of 5: the last one joins, so three steps in each of two epochs.
+    assert trained.tensors["norm.num_batches_tracked"] == 6
+    assert trained.num_examples == 16
+    assert trained.train_metrics["num_examples"] == 16
+
+
+def test_metrics_are_those_of_the_base_and_epochs_are_reported(task):
+    manifest, arrays = initial_model(task, 0)
+    context = context_of(task.config)
+    seen = []
+    trained = train_update(task, manifest, arrays, context, lambda *report: seen.append(report))
+    held = task.client_data(context).validation
+    assert trained.metrics == evaluate_version(task, manifest, arrays, held, context)
+    assert [(epoch, epochs) for epoch, epochs, _ in seen] == [(1, 2), (2, 2)]
+    assert seen[0][2].keys() == {"loss", "accuracy", "f1"}
+    assert seen[0][2] != finish(trained.metrics)
+    check(trained.metrics)
+    check(trained.train_metrics)
+
+
+def test_settings_of_torch_are_left_as_they_were(task):
+    torch.set_num_threads(2)
+    update_of(task)
+    assert torch.get_num_threads() == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_no_training_samples_is_an_error_that_names_the_client(task):
+    task.count = 0
+    with pytest.raises(DataError, match="client a has no training samples"):
+        update_of(task)
+
+
+def test_no_validation_samples_is_no_error(task):
+    config = config_of()
+
+    class NothingHeldOut(EverythingTask):
+        def client_data(self, context):
+            data = super().client_data(context)
+            return ClientData(data.train, TensorDataset(torch.zeros(0, 4), torch.zeros(0).long()))
+
+    seen = []
+    own = NothingHeldOut(config)
+    manifest, arrays = initial_model(own, 0)
+    trained = train_update(own, manifest, arrays, context_of(config), lambda *r: seen.append(r))
+    assert trained.metrics == {"num_examples": 0}
+    assert seen[-1] == (2, 2, {})
+
+
+def test_one_sample_and_batchnorm_is_an_error(task):
+    task.count = 6
+    with pytest.raises(DataError, match="BatchNorm"):
+        update_of(task)
+
+
+def test_every_sample_is_used_once_an_epoch():
+    seen = []
+
+    class Watcher(nn.Linear):
+        def forward(self, rows):
+            seen.append(rows[:, 0].tolist())
+            return super().forward(rows)
+
+    rows = torch.arange(11.0).reshape(11, 1)
+    sgd.local_sgd(
+        Watcher(1, 2),
+        TensorDataset(rows, torch.zeros(11).long()),
+        nn.functional.cross_entropy,
+        seed=0,
+        epochs=2,
+        batch_size=5,
+        learning_rate=0.01,
+    )
+    assert [len(batch) for batch in seen] == [5, 5, 1, 5, 5, 1]
+    first, second = list(chain(*seen[:3])), list(chain(*seen[3:]))
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second
+
+
+class OneByOne(Dataset):
+    """The samples of a ``TensorDataset`` without its being one."""
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, index):
+        return self.whole[index]
+
+
+def test_all_kinds_of_data_sets_train_alike():
+    rows = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
+    whole = TensorDataset(rows, rows.argmax(dim=1))
+    part, _ = random_split(whole, [23, 0], generator=torch.Generator().manual_seed(0))
+    ordered = TensorDataset(*whole[part.indices])
+    weights = []
+    for dataset in (ordered, part, OneByOne(ordered)):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        loss = nn.functional.cross_entropy
+        sgd.local_sgd(model, dataset, loss, seed=1, epochs=2, batch_size=5, learning_rate=0.1)
+        weights.append(model.weight.detach().numpy().tobytes())
+        assert sgd.evaluate(model, dataset, loss)["num_examples"] == 23
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_sgd_is_the_textbook_step():
+    model = nn.Linear(2, 1, bias=False)
+    start = model.weight.detach().clone()
+    rows, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [2.0]])
+    sums = sgd.local_sgd(
+        model,
+        TensorDataset(rows, target),
+        nn.functional.mse_loss,
+        seed=0,
+        epochs=1,
+        batch_size=2,
+        learning_rate=0.01,
+        weight_decay=0.5,
+    )
+    error = rows @ start.t() - target
+    gradient = (2 * error * rows).mean(dim=0) + 0.5 * start
+    torch.testing.assert_close(model.weight.detach(), start - 0.01 * gradient)
+    assert sums["loss_sum"] == pytest.approx(float((error**2).sum()))
+
+
+def test_regression_has_a_loss_and_no_classes():
+    data = TensorDataset(torch.zeros(3, 2), torch.ones(3, 1))
+    model = nn.Linear(2, 1)
+    sums = sgd.evaluate(model, data, nn.functional.mse_loss)
+    assert sums.keys() == {"num_examples", "loss_sum"}
+
+
+def test_two_scores_and_one_log_odds_count_alike():
+    rows = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    target = (rows[:, 0] > rows[:, 1]).long()
+    two = sgd.evaluate(nn.Identity(), TensorDataset(rows, target), nn.functional.cross_entropy)
+    odds = TensorDataset(rows[:, 1:] - rows[:, :1], target)
+    one = sgd.evaluate(
+        nn.Identity(),
+        odds,
+        lambda output, truth: nn.functional.binary_cross_entropy_with_logits(
+            output[:, 0], truth.float()
+        ),
+    )
+    assert one["confusion"] == two["confusion"]
+    assert one["loss_sum"] == pytest.approx(two["loss_sum"], rel=1e-5)
+    assert finish(one)["auc"] == pytest.approx(finish(two)["auc"], abs=1e-3)
+    assert finish(two)["accuracy"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_is_left_out():
+    data = TensorDataset(torch.full((3, 2), torch.nan), torch.zeros(3).long())
+    sums = sgd.evaluate(nn.Identity(), data, nn.functional.cross_entropy)
+    assert "loss_sum" not in sums
+    check(sums)
+
+
+def test_more_classes_than_a_confusion_may_have():
+    rows = torch.eye(1200)[:4]
+    data = TensorDataset(rows, torch.tensor([0, 1, 2, 9]))
+    sums = sgd.evaluate(nn.Identity(), data, nn.functional.cross_entropy)
+    assert finish(sums)["accuracy"] == 0.75
+    check(sums)
+
+
+def test_the_documented_example_works(tmp_path, monkeypatch):
+    text = textwrap.dedent(Task.__doc__).split("::\n")[1].split("A config names it")[0]
+    (tmp_path / "beans.py").write_text(textwrap.dedent(text))
+    generator = np.random.default_rng(0)
+    table = generator.normal(size=(300, 8))
+    table[:, 7] = table[:, :3].argmax(axis=1)
+    np.save(tmp_path / "beans.npy", table)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = config_of("beans:Beans", epochs=20, learning_rate=0.3)
+
+    own = load_task("beans:Beans", config, ["beans:Beans"])
+    manifest, arrays = initial_model(own, 0)
+    context = context_of(config, data_dir=str(tmp_path), shares=2, share=1)
+    seen = []
+    trained = train_update(own, manifest, arrays, context, lambda *report: seen.append(report))
+    assert (trained.num_examples, trained.metrics["num_examples"]) == (135, 15)
+    assert seen[-1][2]["accuracy"] > 0.7
+    assert len(code_digest(own)) == 64
+    sys.modules.pop("beans")
+
+
+def test_own_tasks_are_loaded_only_when_allowed(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for allow in ([], ["evil:Other"], ["evi:*"], ["*"]):
+        with pytest.raises(ConfigError, match="--task-allow evil:Task") as caught:
+            load_task("evil:Task", config_of(), allow)
+        assert caught.value.field == "run.task"
+    with pytest.raises(SystemExit):
+        load_task("evil:Task", config_of(), ["evil:*"])
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "cannot be imported"),
+        ("import absent_module", "absent_module"),
+        ("def broken(:", "cannot be imported"),
+        ("Own = 3", "no class Own"),
+        ("class Own: pass", "no class Own"),
+        ("from fl_queue.tasks import Task\nclass Own(Task): pass", "build_model, client_data"),
+    ],
+)
+def test_an_own_task_that_cannot_be_used_says_why(tmp_path, monkeypatch, source, reason):
+    name = f"own_{abs(hash(source))}"
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_task(f"{name}:Own", config_of(), [f"{name}:*"])
+    assert caught.value.field == "run.task"
+
+
+def test_an_unknown_built_in_names_those_there_are():
+    with pytest.raises(ConfigError, match="mnist-2nn"):
+        load_task("mnist", config_of())
+
+
+def test_a_workers_data_folder_wins():
+    own = load_task("mnist-2nn", config_of("mnist-2nn"), data_dir="/here")
+    assert own.config.data["dir"] == "/here"
+    config = RunConfig.from_dict({"data": {"dir": "/there"}})
+    assert context_of(config).data_dir == "/there"
+    assert context_of(config, data_dir="/here").data_dir == "/here"
+
+
+def test_context_has_the_rounds_learning_rate():
+    config = config_of(learning_rate=[[1, 0.5], [3, 0.1]])
+    assert [context_of(config, round_number=n).learning_rate for n in (1, 2, 3)] == [0.5, 0.5, 0.1]
+
+
+def test_environment_tells_what_decides_the_bits(task):
+    found = environment("cpu", task, 3)
+    assert found["torch"] == torch.__version__
+    assert (found["device"], found["threads"]) == ("cpu", 3)
+    assert found["instruction_set"]
+    assert found["task_code"] == code_digest(task)
+    assert all(isinstance(value, str | int) for value in found.values())
+
+
+def test_importing_tasks_does_not_load_torchvision():
+    code = "import sys, fl_queue.training; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
