@@ -175,7 +175,7 @@ def views(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
 
 
 def body_digest(body: Bytes) -> str:
-    """BLAKE3 of a body, hexadecimal (4.5 GB/s on one thread; aggregators share their cores)."""
+    """BLAKE3 of a body, hexadecimal; on one thread, as aggregators share their cores."""
     return blake3(body).hexdigest()
 
 

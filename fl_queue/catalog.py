@@ -24,7 +24,14 @@ class TaskEntry:
     options: dict[str, Field]
 
 
-_MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "densenet121")
+_MODELS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "densenet121",
+)
 
 TASKS: dict[str, TaskEntry] = {
     "mnist-3v7": TaskEntry(
@@ -46,9 +53,18 @@ TASKS: dict[str, TaskEntry] = {
         "fl_queue.tasks.image_folder:ImageFolderTask",
         "any folder of class folders, with a torchvision model",
         {
-            "model": Field("str", "resnet18", "torchvision model by name, trained from scratch", choices=_MODELS),
-            "classes": Field("str", "", "class folder names, comma separated, the same for all sites"),
-            "image_size": Field("int", 64, "side of the square the images are resized to, pixels", low=8, high=1024),
+            "model": Field(
+                "str",
+                "resnet18",
+                "torchvision model by name, trained from scratch",
+                choices=_MODELS,
+            ),
+            "classes": Field(
+                "str", "", "class folder names, comma separated, the same for all sites"
+            ),
+            "image_size": Field(
+                "int", 64, "side of the square the images are resized to, pixels", low=8, high=1024
+            ),
             "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
         },
     ),
@@ -59,10 +75,16 @@ TASKS: dict[str, TaskEntry] = {
             "file": Field("str", "train.csv", "file name in the data folder"),
             "test_file": Field("str", "test.csv", "the evaluator's file name in its data folder"),
             "label": Field("str", "label", "name of the label column"),
-            "features": Field("str", "", "feature columns, comma separated; the same for all sites"),
+            "features": Field(
+                "str", "", "feature columns, comma separated; the same for all sites"
+            ),
             "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
-            "means": Field("floats", (), "mean of each feature; empty: from the first round's clients"),
-            "stds": Field("floats", (), "standard deviation of each feature; empty: as means", above=0),
+            "means": Field(
+                "floats", (), "mean of each feature; empty: from the first round's clients"
+            ),
+            "stds": Field(
+                "floats", (), "standard deviation of each feature; empty: as means", above=0
+            ),
             "hidden": Field("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
         },
     ),

@@ -29,7 +29,11 @@ _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 
 
 def _select_problem(text: str) -> str | None:
-    return None if _SELECT.fullmatch(text) else f"{text!r} is not `metric:max` or `metric:min`, such as accuracy:max"
+    return (
+        None
+        if _SELECT.fullmatch(text)
+        else f"{text!r} is not `metric:max` or `metric:min`, such as accuracy:max"
+    )
 
 
 def _stop_problem(text: str) -> str | None:
@@ -49,42 +53,134 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
     "run": (
         "What is trained, for how long, and which version counts as the best.",
         {
-            "task": Field("str", "mnist-2nn", "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:Class"),
-            "rounds": Field("int", 10, "rounds to commit each time the run is started, 1 or more", low=1),
-            "seed": Field("int", 0, "seed of everything random: initial model, cohorts, data split, training; 0 to 2**63-1", low=0, high=2**63 - 1),
-            "select": Field("str", "accuracy:max", "which version is the best (metric:max or metric:min); it is never pruned", check=_select_problem),
-            "stop_when": Field("str", "", "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never", check=_stop_problem),
+            "task": Field(
+                "str",
+                "mnist-2nn",
+                "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:Class",
+            ),
+            "rounds": Field(
+                "int", 10, "rounds to commit each time the run is started, 1 or more", low=1
+            ),
+            "seed": Field(
+                "int",
+                0,
+                "seed of everything random: initial model, cohorts, data split, training; 0 to 2**63-1",
+                low=0,
+                high=2**63 - 1,
+            ),
+            "select": Field(
+                "str",
+                "accuracy:max",
+                "which version is the best (metric:max or metric:min); it is never pruned",
+                check=_select_problem,
+            ),
+            "stop_when": Field(
+                "str",
+                "",
+                "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never",
+                check=_stop_problem,
+            ),
         },
     ),
     "round": (
         "When a round opens and when it closes.",
         {
-            "cohort": Field("share", 1.0, "clients selected for a round: a count (4), or a fraction of the clients alive (0.5, 1.0)"),
-            "quorum": Field("share", 1.0, "accepted updates needed to commit: a count (3), or a fraction of the cohort (0.8, 1.0)"),
-            "deadline_s": Field("float", 300.0, "reporting closes after this time, counted while Redis is up; seconds, above 0", above=0),
-            "grace_s": Field("float", 5.0, "extra wait for the rest of the cohort once the quorum is in; seconds, 0 or more", low=0),
-            "max_abandoned": Field("int", 3, "the run fails after this many abandoned rounds in a row, 1 or more", low=1),
+            "cohort": Field(
+                "share",
+                1.0,
+                "clients selected for a round: a count (4), or a fraction of the clients alive (0.5, 1.0)",
+            ),
+            "quorum": Field(
+                "share",
+                1.0,
+                "accepted updates needed to commit: a count (3), or a fraction of the cohort (0.8, 1.0)",
+            ),
+            "deadline_s": Field(
+                "float",
+                300.0,
+                "reporting closes after this time, counted while Redis is up; seconds, above 0",
+                above=0,
+            ),
+            "grace_s": Field(
+                "float",
+                5.0,
+                "extra wait for the rest of the cohort once the quorum is in; seconds, 0 or more",
+                low=0,
+            ),
+            "max_abandoned": Field(
+                "int",
+                3,
+                "the run fails after this many abandoned rounds in a row, 1 or more",
+                low=1,
+            ),
         },
     ),
     "clients": (
         "Who takes part.",
         {
-            "active_s": Field("float", 15.0, "a client is alive when its worker was heard of within this time; seconds, above 0", above=0),
+            "active_s": Field(
+                "float",
+                15.0,
+                "a client is alive when its worker was heard of within this time; seconds, above 0",
+                above=0,
+            ),
         },
     ),
     "data": (
         "Where the built-in tasks find their data, and how it is split over clients.",
         {
-            "source": Field("str", "excerpt", "MNIST: the shipped excerpt, or the full set", choices=("excerpt", "full")),
-            "dir": Field("str", "", "folder of the data, on the client's machine; a worker's own --data wins"),
-            "partition": Field("str", "iid", "how one data set is split over the clients; site: every client uses all of its own folder", choices=("iid", "shards", "dirichlet_label", "dirichlet_hsu", "site")),
-            "alpha": Field("float", 0.5, "concentration of the two Dirichlet partitions; small is skewed; above 0", above=0),
-            "shards_per_client": Field("int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1),
-            "samples_per_client": Field("int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1),
-            "shares": Field("int", 0, "parts the data is split into; 0: as many as there are clients at the first round", low=0),
-            "validation_fraction": Field("float", 0.1, "part of a client's share it holds out for validation, 0 to 0.9", low=0.0, high=0.9),
-            "train_per_class": Field("ints", (), "draw this range of training samples per class, such as [20, 30]; empty: all", low=1),
-            "validation_per_class": Field("ints", (), "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction", low=1),
+            "source": Field(
+                "str",
+                "excerpt",
+                "MNIST: the shipped excerpt, or the full set",
+                choices=("excerpt", "full"),
+            ),
+            "dir": Field(
+                "str", "", "folder of the data, on the client's machine; a worker's own --data wins"
+            ),
+            "partition": Field(
+                "str",
+                "iid",
+                "how one data set is split over the clients; site: every client uses all of its own folder",
+                choices=("iid", "shards", "dirichlet_label", "dirichlet_hsu", "site"),
+            ),
+            "alpha": Field(
+                "float",
+                0.5,
+                "concentration of the two Dirichlet partitions; small is skewed; above 0",
+                above=0,
+            ),
+            "shards_per_client": Field(
+                "int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1
+            ),
+            "samples_per_client": Field(
+                "int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1
+            ),
+            "shares": Field(
+                "int",
+                0,
+                "parts the data is split into; 0: as many as there are clients at the first round",
+                low=0,
+            ),
+            "validation_fraction": Field(
+                "float",
+                0.1,
+                "part of a client's share it holds out for validation, 0 to 0.9",
+                low=0.0,
+                high=0.9,
+            ),
+            "train_per_class": Field(
+                "ints",
+                (),
+                "draw this range of training samples per class, such as [20, 30]; empty: all",
+                low=1,
+            ),
+            "validation_per_class": Field(
+                "ints",
+                (),
+                "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction",
+                low=1,
+            ),
         },
     ),
     "train": (
@@ -92,37 +188,87 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
         {
             "epochs": Field("int", 1, "passes over the client's data in a round, 1 or more", low=1),
             "batch_size": Field("int", 10, "samples a step, 1 or more", low=1),
-            "learning_rate": Field("rate", 0.1, "step size, above 0: a number, or a schedule by round such as [[1, 0.1], [20, 0.01]]", above=0),
+            "learning_rate": Field(
+                "rate",
+                0.1,
+                "step size, above 0: a number, or a schedule by round such as [[1, 0.1], [20, 0.01]]",
+                above=0,
+            ),
             "momentum": Field("float", 0.0, "momentum of SGD, 0 to 1", low=0.0, high=1.0),
             "weight_decay": Field("float", 0.0, "weight decay of SGD, 0 or more", low=0.0),
-            "timeout_s": Field("float", 3600.0, "a training job is ended after this time and tried again; seconds, above 0", above=0),
+            "timeout_s": Field(
+                "float",
+                3600.0,
+                "a training job is ended after this time and tried again; seconds, above 0",
+                above=0,
+            ),
         },
     ),
     "aggregation": (
         "How accepted updates become the next model.",
         {
             "strategy": Field("str", "fedavg", "the strategy", choices=("fedavg",)),
-            "weighting": Field("str", "examples", "weight of an update: its examples, the same capped, or 1", choices=("examples", "capped", "uniform")),
+            "weighting": Field(
+                "str",
+                "examples",
+                "weight of an update: its examples, the same capped, or 1",
+                choices=("examples", "capped", "uniform"),
+            ),
             "cap": Field("int", 1000, "largest weight with weighting = capped, 1 or more", low=1),
-            "max_examples": Field("int", 1048576, "an update that claims more examples is rejected, 1 or more", low=1),
-            "limit": Field("float", 64.0, "an update with a parameter change larger than this is rejected, above 0", above=0),
-            "buffer_limit": Field("float", 65536.0, "the same for float buffers, such as BatchNorm statistics, above 0", above=0),
+            "max_examples": Field(
+                "int", 1048576, "an update that claims more examples is rejected, 1 or more", low=1
+            ),
+            "limit": Field(
+                "float",
+                64.0,
+                "an update with a parameter change larger than this is rejected, above 0",
+                above=0,
+            ),
+            "buffer_limit": Field(
+                "float",
+                65536.0,
+                "the same for float buffers, such as BatchNorm statistics, above 0",
+                above=0,
+            ),
         },
     ),
     "model": (
         "Versions of the model.",
         {
-            "initial": Field("str", "", "safetensors file to start from; empty: initialised from the seed"),
-            "keep_versions": Field("int", 5, "newest versions whose checkpoints are kept, besides the best; 0: all", low=0),
+            "initial": Field(
+                "str", "", "safetensors file to start from; empty: initialised from the seed"
+            ),
+            "keep_versions": Field(
+                "int",
+                5,
+                "newest versions whose checkpoints are kept, besides the best; 0: all",
+                low=0,
+            ),
         },
     ),
     "redis": (
         "Where Redis is (this machine's view, not recorded with the run), and how blobs travel.",
         {
-            "url": Field("str", "", "control server, redis://, rediss:// or unix://; empty: the private servers of the state folder"),
+            "url": Field(
+                "str",
+                "",
+                "control server, redis://, rediss:// or unix://; empty: the private servers of the state folder",
+            ),
             "blob_url": Field("str", "", "data server; empty: the control server"),
-            "inline_bytes": Field("int", 1048576, "updates up to this size lie in the results list itself; bytes, 0 to 64 MiB", low=0, high=64 * 1024 * 1024),
-            "chunk_bytes": Field("int", 4190208, "size of a chunk of models and larger updates; bytes, 64 KiB to 64 MiB", low=65536, high=64 * 1024 * 1024),
+            "inline_bytes": Field(
+                "int",
+                1048576,
+                "updates up to this size lie in the results list itself; bytes, 0 to 64 MiB",
+                low=0,
+                high=64 * 1024 * 1024,
+            ),
+            "chunk_bytes": Field(
+                "int",
+                4190208,
+                "size of a chunk of models and larger updates; bytes, 64 KiB to 64 MiB",
+                low=65536,
+                high=64 * 1024 * 1024,
+            ),
         },
     ),
 }
@@ -176,7 +322,10 @@ class RunConfig:
     def _check_together(self) -> None:
         cohort, quorum = self.round["cohort"], self.round["quorum"]
         if isinstance(cohort, int) and isinstance(quorum, int) and quorum > cohort:
-            raise ConfigError("round.quorum", f"{quorum} is more than round.cohort = {cohort}; lower the quorum or raise the cohort")
+            raise ConfigError(
+                "round.quorum",
+                f"{quorum} is more than round.cohort = {cohort}; lower the quorum or raise the cohort",
+            )
         for name in ("train_per_class", "validation_per_class"):
             span = self.data[name]
             if span and (len(span) != 2 or span[0] > span[1]):
@@ -240,14 +389,21 @@ def load(
     for override in overrides:
         match = re.fullmatch(r"([a-z]+)\.([A-Za-z_0-9]+)=(.*)", override, re.DOTALL)
         if not match:
-            raise ConfigError("--set", f"{override!r} is not section.key=value, such as train.epochs=5")
+            raise ConfigError(
+                "--set", f"{override!r} is not section.key=value, such as train.epochs=5"
+            )
         _assign(raw, match[1], match[2], match[3])
     return RunConfig.from_dict(raw)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted names of the fields in which two recorded configs differ, sorted."""
-    names = {f"{section}.{key}" for record in (old, new) for section, fields in record.items() for key in fields}
+    names = {
+        f"{section}.{key}"
+        for record in (old, new)
+        for section, fields in record.items()
+        for key in fields
+    }
     return sorted(name for name in names if _lookup(old, name) != _lookup(new, name))
 
 
@@ -265,7 +421,10 @@ def preset_names() -> list[str]:
 
 def render_defaults() -> str:
     """The text of ``config/default.toml``: every field with its meaning, unit and range."""
-    lines = ["# Every field of a fl-queue config with its default. A config of yours holds overrides only.", "# Rendered from fl_queue/config.py by `make docs`."]
+    lines = [
+        "# Every field of a fl-queue config with its default. A config of yours holds overrides only.",
+        "# Rendered from fl_queue/config.py by `make docs`.",
+    ]
     for section, (doc, fields) in SECTIONS.items():
         lines += ["", f"# {doc}", f"[{section}]"]
         for key, field in fields.items():
@@ -300,7 +459,9 @@ def _read(source: str) -> dict[str, Any]:
 
 def _preset(name: str) -> str:
     if name not in preset_names():
-        raise ConfigError("CONFIG", f"{name} is neither a file nor a shipped config ({', '.join(preset_names())})")
+        raise ConfigError(
+            "CONFIG", f"{name} is neither a file nor a shipped config ({', '.join(preset_names())})"
+        )
     return (preset_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 

@@ -64,10 +64,19 @@ class FLJob(Job):  # type: ignore[misc]
 
     def perform(self) -> Any:
         """Check the call, then run it. Raises JobRefused before anything runs."""
-        if self._success_callback_name or self._failure_callback_name or self._stopped_callback_name:
+        if (
+            self._success_callback_name
+            or self._failure_callback_name
+            or self._stopped_callback_name
+        ):
             raise JobRefused(f"job {self.id}: callbacks are not run")
         args = self.args
-        if self.kwargs or len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
+        if (
+            self.kwargs
+            or len(args) != 2
+            or not isinstance(args[0], str)
+            or type(args[1]) is not int
+        ):
             raise JobRefused(f"job {self.id}: the arguments are not (run id, number)")
         return super().perform()
 
@@ -124,14 +133,50 @@ class Ticket:
 
     def next_attempt(self) -> Ticket:
         """The same work under a new job id."""
-        return Ticket(self.who, self.function, self.queue, self.run, self.number, self.timeout_s, self.attempt + 1)
+        return Ticket(
+            self.who,
+            self.function,
+            self.queue,
+            self.run,
+            self.number,
+            self.timeout_s,
+            self.attempt + 1,
+        )
 
     def to_json(self) -> str:
-        return dumps({key: getattr(self, key) for key in ("who", "function", "queue", "run", "number", "timeout_s", "attempt", "job")})
+        return dumps(
+            {
+                key: getattr(self, key)
+                for key in (
+                    "who",
+                    "function",
+                    "queue",
+                    "run",
+                    "number",
+                    "timeout_s",
+                    "attempt",
+                    "job",
+                )
+            }
+        )
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Ticket:
-        return cls(**{key: raw[key] for key in ("who", "function", "queue", "run", "number", "timeout_s", "attempt", "job")})
+        return cls(
+            **{
+                key: raw[key]
+                for key in (
+                    "who",
+                    "function",
+                    "queue",
+                    "run",
+                    "number",
+                    "timeout_s",
+                    "attempt",
+                    "job",
+                )
+            }
+        )
 
 
 def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
@@ -195,8 +240,25 @@ def forget(store: Store, ticket: Ticket) -> None:
             pipe.delete(f"rq:execution:{member.decode()}")
         pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
         pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
-        pipe.delete(FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}")
+        pipe.delete(
+            FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}"
+        )
         pipe.execute()
+
+
+def forget_dead_workers(store: Store) -> None:
+    """Remove the names of workers that died without saying so from RQ's lists of workers."""
+    connection = store.control.redis
+    for key in cast(set[bytes], connection.smembers("rq:workers")):
+        if connection.exists(key):
+            continue
+        name = key.decode().removeprefix("rq:worker:")
+        with connection.pipeline() as pipe:
+            pipe.srem("rq:workers", key)
+            for registry in connection.scan_iter(match="rq:workers:*", count=1000):
+                pipe.srem(registry, key)
+            pipe.delete(f"rq:worker:{name}:executions")
+            pipe.execute()
 
 
 def waiting(store: Store, queue_name: str) -> int:
@@ -233,11 +295,18 @@ class Watch:
         self._suspected.pop(ticket.job, None)
         return reason
 
+    def finished(self, ticket: Ticket) -> bool:
+        """Whether RQ has a job as finished."""
+        return self.store.control.redis.hget(FLJob.key_for(ticket.job), "status") == b"finished"
+
     def _look(self, ticket: Ticket) -> tuple[str | None, bool]:
         connection = self.store.control.redis
         status, worker = (
             value.decode() if value else ""
-            for value in cast(list[bytes | None], connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"))
+            for value in cast(
+                list[bytes | None],
+                connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
+            )
         )
         if status == "started":
             alive = self.store.control.worker_alive(worker)

@@ -61,7 +61,9 @@ class UnknownRun(FLQueueError):
     exit_code = 2
 
     def __init__(self, run: str, known: list[str]) -> None:
-        there = ", ".join(sorted(known)) if known else "none yet; start one with `fl-queue start-round`"
+        there = (
+            ", ".join(sorted(known)) if known else "none yet; start one with `fl-queue start-round`"
+        )
         super().__init__(f"run {run}: there is no such run (runs: {there})")
         self.run = run
         self.known = known

@@ -53,7 +53,10 @@ class Field:
         for number in _numbers(parsed):
             self._check_range(name, number)
         if self.choices and parsed not in self.choices:
-            raise ConfigError(name, f"{parsed!r} is not one of {', '.join(self.choices)}{_hint(str(parsed), self.choices)}")
+            raise ConfigError(
+                name,
+                f"{parsed!r} is not one of {', '.join(self.choices)}{_hint(str(parsed), self.choices)}",
+            )
         problem = self.check(parsed) if self.check else None
         if problem:
             raise ConfigError(name, problem)
@@ -71,7 +74,10 @@ class Field:
 def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, naming the nearest that does."""
     known = list(known)
-    return ConfigError(name, f"there is no such field{_hint(name, known) or '; known: ' + ', '.join(sorted(known))}")
+    return ConfigError(
+        name,
+        f"there is no such field{_hint(name, known) or '; known: ' + ', '.join(sorted(known))}",
+    )
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
@@ -136,7 +142,11 @@ def _rate(name: str, value: Any) -> float | tuple[tuple[int, float], ...]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise _wrong(name, value, "a number or a schedule such as [[1, 0.1], [20, 0.01]]")
         pairs.append((_int(name, pair[0]), _float(name, pair[1])))
-    if not pairs or pairs[0][0] != 1 or sorted({first for first, _ in pairs}) != [first for first, _ in pairs]:
+    if (
+        not pairs
+        or pairs[0][0] != 1
+        or sorted({first for first, _ in pairs}) != [first for first, _ in pairs]
+    ):
         raise _wrong(name, value, "a schedule whose rounds rise from 1")
     return tuple(pairs)
 

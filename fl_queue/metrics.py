@@ -222,3 +222,26 @@ def _area_under_curve(negatives: Sequence[int], positives: Sequence[int]) -> dic
         twice_won += positive * (2 * below + negative)
         below += negative
     return {"auc": twice_won / (2 * pairs)}
+
+
+def merge_fitting(parts: Mapping[str, Sums]) -> dict[str, Any]:
+    """
+    Merge the sums of clients, leaving out those of another form than most.
+
+    Metrics come from the clients themselves: one that sends a confusion matrix of another size must
+    not cost the round its metrics, and which one is left out must not depend on who came first.
+
+    Args:
+        parts: Client -> checked sums.
+    """
+    forms: dict[str, list[str]] = {}
+    for client in sorted(parts):
+        forms.setdefault(_form(parts[client]), []).append(client)
+    if not forms:
+        return {}
+    most = max(forms.values(), key=len)
+    return merge([parts[client] for client in most])
+
+
+def _form(sums: Sums) -> str:
+    return repr([(key, np.shape(sums[key])) for key in sorted(sums)])

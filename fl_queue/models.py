@@ -6,12 +6,21 @@ Both are named by digest and written once; the same version is the same bytes in
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fl_queue import blob, checkpoint
-from fl_queue.errors import ChunksMissing, UnknownVersion
+from fl_queue.errors import ChunksMissing, DataError, ModelMismatch, UnknownVersion
 from fl_queue.records import Manifest
 from fl_queue.store import Store
+
+#: Initial models lie under this in place of a run id, until the run's first job has read them.
+INITIAL = "initial"
+INITIAL_LIFETIME_S = 7 * 24 * 3600
 
 
 def checkpoint_folder(state_dir: Path, run: str) -> Path:
@@ -22,7 +31,9 @@ def checkpoint_folder(state_dir: Path, run: str) -> Path:
 def publish(store: Store, run: str, digest: str, body: bytes | bytearray, chunk_bytes: int) -> None:
     """Store a model's chunks on the data server; they stay until they are dropped."""
     view = memoryview(body)
-    store.data.put_chunks(run, digest, (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes)), None)
+    store.data.put_chunks(
+        run, digest, (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes)), None
+    )
 
 
 def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int) -> bytearray:
@@ -38,7 +49,9 @@ def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: 
     return body
 
 
-def restore(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int, state_dir: Path) -> bool:
+def restore(
+    store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int, state_dir: Path
+) -> bool:
     """
     Bring a model back to the data server from its checkpoint, if its chunks are not there.
 
@@ -55,7 +68,24 @@ def restore(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes
     return True
 
 
-def load_version(store: Store, run: str, version: int, chunk_bytes: int, state_dir: Path) -> tuple[Manifest, bytearray]:
+def base_body(
+    store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int, state_dir: Path
+) -> bytearray:
+    """
+    A version's body for the aggregator: from the data server, else from its checkpoint.
+
+    Raises:
+        CheckpointError: It is in neither.
+    """
+    try:
+        return fetch(store, run, digest, manifest, chunk_bytes)
+    except ChunksMissing:
+        return checkpoint.read(checkpoint_folder(state_dir, run), digest, manifest)
+
+
+def load_version(
+    store: Store, run: str, version: int, chunk_bytes: int, state_dir: Path
+) -> tuple[Manifest, bytearray]:
     """
     A version's manifest and body, from the checkpoint of this machine or the data server.
 
@@ -75,5 +105,71 @@ def load_version(store: Store, run: str, version: int, chunk_bytes: int, state_d
         return manifest, fetch(store, run, digest, manifest, chunk_bytes)
     except ChunksMissing as exc:
         raise UnknownVersion(
-            run, version, "has been pruned, or its checkpoint is on another machine (use --state-dir, or raise model.keep_versions)"
+            run,
+            version,
+            "has been pruned, or its checkpoint is on another machine (use --state-dir, or raise model.keep_versions)",
         ) from exc
+
+
+def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, object]:
+    """
+    Put a safetensors file's tensors on the data server for the initialising job.
+
+    Returns:
+        What the run records of it: digest, size, and each tensor's name, dtype and shape.
+
+    Raises:
+        DataError: Not a safetensors file, or a tensor of a dtype a model cannot have.
+    """
+    arrays = {
+        name: _as_model(path, name, array)
+        for name, array in sorted(checkpoint.read_tensors(path).items())
+    }
+    body = b"".join(array.tobytes() for array in arrays.values())
+    digest = blob.body_digest(body)
+    view = memoryview(body)
+    pieces = (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes))
+    store.data.put_chunks(INITIAL, digest, pieces, INITIAL_LIFETIME_S)
+    tensors = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
+    return {"digest": digest, "nbytes": len(body), "chunk_bytes": chunk_bytes, "tensors": tensors}
+
+
+def initial_arrays(
+    store: Store, run: str, initial: Mapping[str, Any], manifest: Manifest
+) -> dict[str, np.ndarray]:
+    """
+    The arrays of a run's initial model, for the task's manifest.
+
+    Raises:
+        ModelMismatch: A tensor is missing, of another shape, or not in the task's model.
+        ChunksMissing: It is not on the data server (any more).
+    """
+    body = store.data.get_chunks(
+        INITIAL, initial["digest"], initial["nbytes"], initial["chunk_bytes"]
+    )
+    arrays, offset = {}, 0
+    for name, dtype, shape in initial["tensors"]:
+        array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)
+        arrays[name] = array
+        offset += array.nbytes
+    for spec in manifest.tensors:
+        found = arrays.get(spec.name)
+        if found is None or found.shape != spec.shape:
+            what = "is missing" if found is None else f"has shape {found.shape}, not {spec.shape}"
+            raise ModelMismatch(
+                f"model.initial: tensor {spec.name!r} {what} in the initial model of run {run}"
+            )
+    extra = set(arrays) - {spec.name for spec in manifest.tensors} - set(manifest.aliases)
+    if extra:
+        raise ModelMismatch(f"model.initial: the task's model has no tensor {sorted(extra)[0]!r}")
+    return {spec.name: arrays[spec.name].astype(spec.dtype) for spec in manifest.tensors}
+
+
+def _as_model(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return array.astype("<f4")
+    if array.dtype.kind in "iub":
+        return array.astype("<i8")
+    raise DataError(
+        str(path), f"tensor {name!r} has dtype {array.dtype}; convert it to float32 or int64"
+    )

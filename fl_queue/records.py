@@ -20,7 +20,11 @@ from fl_queue.errors import BlobError
 Kind = Literal["parameter", "float_buffer", "integer_buffer"]
 KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer")
 #: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
-DTYPES: dict[str, str] = {"parameter": "float32", "float_buffer": "float32", "integer_buffer": "int64"}
+DTYPES: dict[str, str] = {
+    "parameter": "float32",
+    "float_buffer": "float32",
+    "integer_buffer": "int64",
+}
 
 #: What is done with an update; ``received`` until its round ends, then final.
 #: ``failed``: the client reported that it could not train.
@@ -34,7 +38,9 @@ Sums = Mapping[str, Any]
 
 def dumps(value: Any) -> str:
     """JSON as it is stored: sorted keys, so equal values are equal bytes; no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ class Manifest:
             offset += spec.nbytes
 
     def to_json(self) -> str:
-        return dumps({"tensors": [asdict(spec) for spec in self.tensors], "aliases": dict(self.aliases)})
+        return dumps(
+            {"tensors": [asdict(spec) for spec in self.tensors], "aliases": dict(self.aliases)}
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -105,7 +113,9 @@ class Manifest:
         try:
             raw = json.loads(text)
             tensors = tuple(
-                TensorSpec(str(item["name"]), tuple(int(size) for size in item["shape"]), item["kind"])
+                TensorSpec(
+                    str(item["name"]), tuple(int(size) for size in item["shape"]), item["kind"]
+                )
                 for item in raw["tensors"]
             )
             return cls(tensors, {str(name): str(of) for name, of in raw["aliases"].items()})
@@ -125,8 +135,8 @@ class Receipt:
         digest: BLAKE3 of its body, hexadecimal.
         num_examples: Examples used this round.
         weight: Its integer weight in the mean.
-        metrics: Sums of the client's validation of the base version.
-        train_metrics: Sums of its training.
+        metrics: Finished metrics of the client's validation of the base version.
+        train_metrics: The same of its training.
         environment: Versions, device, threads, instruction set, task code digest.
         train_s: Seconds it trained, by its own clock.
         nbytes: Bytes of the body.
@@ -138,8 +148,8 @@ class Receipt:
     digest: str = ""
     num_examples: int = 0
     weight: int = 0
-    metrics: Sums = field(default_factory=dict)
-    train_metrics: Sums = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    train_metrics: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     train_s: float = 0.0
     nbytes: int = 0

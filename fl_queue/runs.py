@@ -38,7 +38,11 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
 
 
 def start_run(
-    store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None = None
+    store: Store,
+    name: str,
+    config: RunConfig,
+    rounds: int,
+    initial: Mapping[str, Any] | None = None,
 ) -> RunState:
     """
     Create a run, or continue the one of that name from its newest version.
@@ -55,7 +59,9 @@ def start_run(
         RunStateError: The run is training already.
     """
     if not names.is_name(name):
-        raise ConfigError("--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63")
+        raise ConfigError(
+            "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
+        )
     while True:
         existing = store.control.run_id(name)
         if existing is None:
@@ -66,7 +72,9 @@ def start_run(
             return find_run(store, name)
 
 
-def _create(store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None) -> bool:
+def _create(
+    store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
+) -> bool:
     run = names.new_run_id(name)
     record = config.record()
 
@@ -109,13 +117,19 @@ def _first_state(
 def _continue(store: Store, run: str, config: RunConfig, rounds: int) -> bool:
     state = find_run(store, run)
     if state.active:
-        raise RunStateError(state.name, f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended")
+        raise RunStateError(
+            state.name,
+            f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended",
+        )
     segments = store.control.config_segments(run)
     record = config.record()
     changed = changed_fields(segments[-1]["config"], record)
     for field in changed:
         if field in FIXED or field.startswith("task."):
-            raise ConfigError(field, f"run {state.name} keeps the value it was created with; set it back, or start a new run with --run NAME")
+            raise ConfigError(
+                field,
+                f"run {state.name} keeps the value it was created with; set it back, or start a new run with --run NAME",
+            )
     if changed:
         segments.append({"from_round": state.round + 1, "config": record})
 
@@ -135,7 +149,9 @@ def _continue(store: Store, run: str, config: RunConfig, rounds: int) -> bool:
             }
             pipe.hset(names.run(run), mapping=fields)
             pipe.set(names.config(run), dumps(segments))
-            store.control.add_event(run, {"event": "run_continued", "rounds": rounds, "changed": changed}, pipe)
+            store.control.add_event(
+                run, {"event": "run_continued", "rounds": rounds, "changed": changed}, pipe
+            )
 
         return write
 
@@ -152,6 +168,14 @@ def describe_state(store: Store, state: RunState) -> str:
         why = f": {state.reason}" if state.reason else ""
         return f"is training: between rounds{why}"
     receipts = store.control.receipts(state.run_id, state.round)
-    received = sum(receipts[client].status in ("received", "accepted") for client in current.cohort if client in receipts)
-    what = {"initialise": "making version 0", "train": f"round {state.round}", "evaluate": "closing evaluation"}[current.purpose]
+    received = sum(
+        receipts[client].status in ("received", "accepted")
+        for client in current.cohort
+        if client in receipts
+    )
+    what = {
+        "initialise": "making version 0",
+        "train": f"round {state.round}",
+        "evaluate": "closing evaluation",
+    }[current.purpose]
     return f"is training: {what}, {received} of {len(current.cohort)} updates in, quorum {current.quorum}"

@@ -8,7 +8,16 @@ from fl_queue.store.connect import check, connect, mask, plain_client, resolve_u
 from fl_queue.store.control import Control, RoundState, RunState
 from fl_queue.store.data import Data
 
-__all__ = ["Control", "Data", "RoundState", "RunState", "Store", "mask", "plain_client", "resolve_urls"]
+__all__ = [
+    "Control",
+    "Data",
+    "RoundState",
+    "RunState",
+    "Store",
+    "mask",
+    "plain_client",
+    "resolve_urls",
+]
 
 
 class Store:
@@ -50,5 +59,10 @@ class Store:
 
     def close(self) -> None:
         """Close all connections."""
-        for client in (self.servers.control, self.servers.data, self.servers.once, self.servers.blocking):
+        for client in (
+            self.servers.control,
+            self.servers.data,
+            self.servers.once,
+            self.servers.blocking,
+        ):
             client.close()

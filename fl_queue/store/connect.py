@@ -96,12 +96,16 @@ def check(client: redis.Redis, url: str) -> None:
     """
     version = str(client.info("server")["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-        raise StoreUnavailable(mask(url), f"version {version} is too old; fl-queue needs Redis 6.2 or newer")
+        raise StoreUnavailable(
+            mask(url), f"version {version} is too old; fl-queue needs Redis 6.2 or newer"
+        )
 
 
 def plain_client(url: str, socket_timeout_s: float) -> redis.Redis:
     """A client that raises redis-py's own errors, for RQ, which expects them."""
-    return redis.Redis.from_url(url, socket_timeout=socket_timeout_s, socket_connect_timeout=5, retry=_retry(3))
+    return redis.Redis.from_url(
+        url, socket_timeout=socket_timeout_s, socket_connect_timeout=5, retry=_retry(3)
+    )
 
 
 def mask(url: str) -> str:
@@ -156,7 +160,11 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def _retry(times: int) -> Retry:
-    return Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), times) if times else Retry(NoBackoff(), 0)
+    return (
+        Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), times)
+        if times
+        else Retry(NoBackoff(), 0)
+    )
 
 
 def _client(url: str, retries: int) -> redis.Redis:
@@ -169,7 +177,9 @@ def _client(url: str, retries: int) -> redis.Redis:
             protocol=2,
         )
     except ValueError as exc:
-        raise StoreUnavailable(mask(url), f"not a Redis URL ({exc}); write redis://host:port/0") from exc
+        raise StoreUnavailable(
+            mask(url), f"not a Redis URL ({exc}); write redis://host:port/0"
+        ) from exc
     client.masked_url = mask(url)
     return client
 

@@ -42,6 +42,7 @@ class RunState:
     waited_s: float
     segment: int
     population: tuple[str, ...]
+    shares: int
     initial: Mapping[str, Any] | None
     created_at: float
 
@@ -125,11 +126,14 @@ class Control:
     def versions(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> {digest, round}, rising."""
         raw = self._hash(names.versions(run))
-        return {version: json.loads(raw[str(version).encode()]) for version in sorted(int(key) for key in raw)}
+        return {
+            version: json.loads(raw[str(version).encode()])
+            for version in sorted(int(key) for key in raw)
+        }
 
-    def history(self, run: str) -> list[RoundRecord]:
-        """Every ended round, in order."""
-        raw = cast(list[bytes], self.redis.lrange(names.history(run), 0, -1))
+    def history(self, run: str, last: int = 0) -> list[RoundRecord]:
+        """Every ended round, in order; or the ``last`` so many."""
+        raw = cast(list[bytes], self.redis.lrange(names.history(run), -last, -1))
         return [RoundRecord.from_json(item) for item in raw]
 
     def late(self, run: str) -> dict[int, int]:
@@ -142,7 +146,9 @@ class Control:
                 counts[number] = found
         return counts
 
-    def transact(self, watched: Iterable[str], body: Callable[[Pipeline], Callable[[], None] | None]) -> bool:
+    def transact(
+        self, watched: Iterable[str], body: Callable[[Pipeline], Callable[[], None] | None]
+    ) -> bool:
         """
         Compare and set: ``body`` reads under WATCH and returns the writes, or None for nothing to do.
 
@@ -182,7 +188,9 @@ class Control:
 
     def tick_round(self, run: str, number: int) -> float | None:
         """Count time towards a round's ``elapsed_s``; None when it is not open."""
-        return _number(self._tick(keys=[names.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S]))
+        return _number(
+            self._tick(keys=[names.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S])
+        )
 
     def tick_waiting(self, run: str) -> float | None:
         """Count time a run waits for clients (``waited_s``); None when it is not training."""
@@ -190,7 +198,12 @@ class Control:
 
     def claim(self, run: str, number: int, job_id: str) -> int:
         """The next fence for the aggregator job that starts on a round; 0: nothing to do for it."""
-        keys = [names.run(run), names.round_(run, number), names.round_updates(run, number), names.round_jobs(run, number)]
+        keys = [
+            names.run(run),
+            names.round_(run, number),
+            names.round_updates(run, number),
+            names.round_jobs(run, number),
+        ]
         return int(self._claim(keys=keys, args=[number, job_id]))
 
     def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
@@ -201,7 +214,9 @@ class Control:
         """Note which data server holds the round's blobs from now on."""
         self.redis.hset(names.round_(run, number), "data_server", identity)
 
-    def write_receipt(self, run: str, number: int, client: str, receipt: Receipt, fence: int | None) -> bool:
+    def write_receipt(
+        self, run: str, number: int, client: str, receipt: Receipt, fence: int | None
+    ) -> bool:
         """
         Record what became of an update, with an event.
 
@@ -212,11 +227,21 @@ class Control:
             Whether it was news.
         """
         rejected = receipt.status not in ("received", "accepted")
-        event = {"event": "update_rejected" if rejected else "update_received", "round": number, "client": client}
+        event = {
+            "event": "update_rejected" if rejected else "update_received",
+            "round": number,
+            "client": client,
+        }
         if rejected:
             event |= {"status": receipt.status, "reason": receipt.reason}
         keys = [names.round_(run, number), names.round_updates(run, number), names.events(run)]
-        args = [client, receipt.to_json(), dumps(event), EVENTS_KEPT, "" if fence is None else fence]
+        args = [
+            client,
+            receipt.to_json(),
+            dumps(event),
+            EVENTS_KEPT,
+            "" if fence is None else fence,
+        ]
         return bool(self._receipt(keys=keys, args=args))
 
     def end_round(
@@ -242,10 +267,18 @@ class Control:
             ``ok`` (also when this very call had come through before), else why it was refused.
         """
         event = {"event": f"round_{outcome}", "round": number, "reason": reason, "version": version}
-        keys = [names.run(run), names.round_(run, number), names.round_updates(run, number), names.history(run)]
+        keys = [
+            names.run(run),
+            names.round_(run, number),
+            names.round_updates(run, number),
+            names.history(run),
+        ]
         keys += [names.events(run), names.versions(run), names.manifest(run)]
         args = [number, fence, token, outcome, reason, "" if version is None else version, digest]
-        args += [record.to_json() if record else "", dumps({client: receipt.to_json() for client, receipt in receipts.items()})]
+        args += [
+            record.to_json() if record else "",
+            dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
+        ]
         args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
@@ -256,13 +289,17 @@ class Control:
         with self.redis.pipeline() as pipe:
             if late:
                 pipe.hset(names.late(run), str(number), late)
-            pipe.delete(names.round_(run, number), names.round_updates(run, number), names.round_jobs(run, number))
+            pipe.delete(
+                names.round_(run, number),
+                names.round_updates(run, number),
+                names.round_jobs(run, number),
+            )
             pipe.execute()
 
     # Evaluations of versions on the test set
 
     def evaluations(self, run: str) -> dict[int, dict[str, Any]]:
-        """Version -> ``{state: queued | done | failed, job, metrics, reason}``."""
+        """Version -> its ticket while it is queued, then ``{state: done | failed, metrics, reason}``."""
         raw = self._hash(names.evaluations(run))
         return {int(version): json.loads(text) for version, text in raw.items()}
 
@@ -278,13 +315,22 @@ class Control:
 
     def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
         """Append to the run's event stream (capped)."""
-        (pipe or self.redis).xadd(names.events(run), {"event": dumps(event)}, maxlen=EVENTS_KEPT, approximate=True)
+        (pipe or self.redis).xadd(
+            names.events(run), {"event": dumps(event)}, maxlen=EVENTS_KEPT, approximate=True
+        )
 
     def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
         """Append to a client's own event stream (capped)."""
-        self.redis.xadd(names.client_events(client), {"event": dumps(event)}, maxlen=CLIENT_EVENTS_KEPT, approximate=True)
+        self.redis.xadd(
+            names.client_events(client),
+            {"event": dumps(event)},
+            maxlen=CLIENT_EVENTS_KEPT,
+            approximate=True,
+        )
 
-    def read_events(self, streams: Mapping[str, str], block_ms: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def read_events(
+        self, streams: Mapping[str, str], block_ms: int | None
+    ) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """
         New entries of event streams: (stream key, entry id, event).
 
@@ -300,7 +346,9 @@ class Control:
 
     def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
         """What a client's worker says of itself."""
-        self.redis.hset(names.client(client), mapping={key: _field(value) for key, value in fields.items()})
+        self.redis.hset(
+            names.client(client), mapping={key: _field(value) for key, value in fields.items()}
+        )
 
     def client(self, client: str) -> dict[str, str]:
         """A client's hash, as text."""
@@ -309,14 +357,18 @@ class Control:
     def client_ids(self) -> dict[str, float]:
         """Every client ever heard of -> seconds since its last heartbeat."""
         now = self.now()
-        raw = cast(list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True))
+        raw = cast(
+            list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True)
+        )
         return {client.decode(): max(0.0, now - seen) for client, seen in raw}
 
     def alive_clients(self, active_s: float) -> list[str]:
         """Clients heard of within ``active_s`` of the control server's clock, sorted."""
         return sorted(client for client, age in self.client_ids().items() if age <= active_s)
 
-    def hold(self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str = "") -> bool:
+    def hold(
+        self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str = ""
+    ) -> bool:
         """
         Take or extend a lease; with ``client``, also record its heartbeat.
 
@@ -343,7 +395,10 @@ class Control:
     def living_workers(self) -> list[dict[str, str]]:
         """The leases of all living RQ workers (role, host, pid, client, ...)."""
         found = sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
-        return [{"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())} for key in found]
+        return [
+            {"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())}
+            for key in found
+        ]
 
     def _hash(self, key: str) -> dict[bytes, bytes]:
         return cast(dict[bytes, bytes], self.redis.hgetall(key))
@@ -383,6 +438,7 @@ def _run_state(run: str, raw: Mapping[str, str]) -> RunState:
         waited_s=float(raw.get("waited_s", 0)),
         segment=int(raw.get("segment", 0)),
         population=tuple(json.loads(raw.get("population", "[]"))),
+        shares=int(raw.get("shares", 0)),
         initial=_optional(json.loads, raw.get("initial")),
         created_at=float(raw["created_at"]),
     )

@@ -80,7 +80,9 @@ class Data:
         """
         return cast(
             "bytes | None",
-            self._blocking.blmove(names.results(run), names.taken(run, fence), timeout_s, "LEFT", "RIGHT"),
+            self._blocking.blmove(
+                names.results(run), names.taken(run, fence), timeout_s, "LEFT", "RIGHT"
+            ),
         )
 
     def own(self, run: str, fence: int, token: str) -> None:
@@ -95,7 +97,9 @@ class Data:
         Raises:
             OwnershipLost: It had run out, or the data server lost it.
         """
-        if not self._extend(keys=[names.owner(run, fence)], args=[token, int(OWNER_LIFETIME_S * 1000)]):
+        if not self._extend(
+            keys=[names.owner(run, fence)], args=[token, int(OWNER_LIFETIME_S * 1000)]
+        ):
             raise OwnershipLost(f"run {run}: incarnation {fence} has lost its taken list")
 
     def owned(self, run: str, fence: int) -> bool:
@@ -104,7 +108,10 @@ class Data:
 
     def discard(self, run: str, fence: int, token: str, looked_at: int) -> None:
         """Remove the elements we have looked at, whose rounds have all ended."""
-        self._discard(keys=[names.taken(run, fence), names.owner(run, fence)], args=[token, looked_at, looked_at])
+        self._discard(
+            keys=[names.taken(run, fence), names.owner(run, fence)],
+            args=[token, looked_at, looked_at],
+        )
 
     def disown(self, run: str, fence: int) -> None:
         """Give up our lease: what is left on our taken list goes back to the results list."""
@@ -117,7 +124,9 @@ class Data:
 
     # Chunks
 
-    def put_chunks(self, run: str, digest: str, pieces: Iterable[memoryview], lifetime_s: int | None) -> None:
+    def put_chunks(
+        self, run: str, digest: str, pieces: Iterable[memoryview], lifetime_s: int | None
+    ) -> None:
         """
         Store a blob's chunks under its digest; repeating it is harmless.
 
@@ -159,6 +168,8 @@ def _incarnations(before: int) -> range:
 
 
 def _pairs(run: str, before: int) -> list[str]:
-    return [key for fence in _incarnations(before) for key in (names.taken(run, fence), names.owner(run, fence))]
-
-
+    return [
+        key
+        for fence in _incarnations(before)
+        for key in (names.taken(run, fence), names.owner(run, fence))
+    ]

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchvision.datasets import MNIST
 
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.idx import read_idx
@@ -209,6 +208,9 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _download(folder: Path) -> None:
+    # Imported here: it costs two seconds, and every other job reads files that are there.
+    from torchvision.datasets import MNIST
+
     try:
         with _lock(folder):
             # Does nothing when another client of this machine has downloaded it meanwhile.

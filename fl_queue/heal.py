@@ -1,0 +1,169 @@
+"""
+The healer: the only repairer. Once a second, one at a time by a lease, it looks for what died.
+
+Jobs whose worker is dead get a new attempt; elements held by a dead aggregator go back to the
+results list; time is counted; models the data server lost come back from checkpoints; ``advance``
+is called. Everything it does is a compare-and-set, so a second one at work does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from fl_queue import dispatch, models, names, rounds
+from fl_queue.dispatch import Ticket
+from fl_queue.errors import CheckpointError
+from fl_queue.rounds import AGGREGATOR
+from fl_queue.runs import current_config
+from fl_queue.store import RoundState, RunState, Store
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+LEASE_S = 4.0
+#: Attempts after which a job that keeps dying is tried again less and less often.
+QUICK_ATTEMPTS = 5
+LONGEST_PAUSE_S = 30.0
+WORKERS_SWEPT_S = 30.0
+
+
+class Healer:
+    """
+    Repairs all runs. Args: ``store``; ``state_dir``, where this machine's checkpoints are.
+    """
+
+    def __init__(self, store: Store, state_dir: Path) -> None:
+        self.store = store
+        self.state_dir = state_dir
+        self.token = secrets.token_hex(8)
+        self.watch = dispatch.Watch(store)
+        self._dead_since: dict[str, float] = {}
+        self._swept_at = 0.0
+
+    def tick(self) -> None:
+        """
+        One look at every run, unless another healer is at work.
+
+        Raises:
+            StoreUnavailable: Try again at the next tick.
+        """
+        if not self.store.control.hold(names.HEALER, self.token, LEASE_S, {}):
+            return
+        for run in self.store.control.run_names().values():
+            state = self.store.control.run(run)
+            if state is not None:
+                self._heal(state)
+        if time.monotonic() - self._swept_at > WORKERS_SWEPT_S:
+            dispatch.forget_dead_workers(self.store)
+            self._swept_at = time.monotonic()
+
+    def leave(self) -> None:
+        """Let another healer take over at once."""
+        self.store.control.release(names.HEALER, self.token)
+
+    def _heal(self, state: RunState) -> None:
+        run = state.run_id
+        self._heal_evaluations(state)
+        if not state.active:
+            return
+        current = self.store.control.round(run, state.round) if state.round >= 0 else None
+        if current is not None and current.open:
+            self.store.control.tick_round(run, current.number)
+            self._give_back(run, current)
+            self._restore_model(run, current.base_digest, current.segment)
+            self._follow_data_server(run, current)
+            self._heal_jobs(run, current)
+        rounds.advance(self.store, run)
+
+    def _give_back(self, run: str, current: RoundState) -> None:
+        moved = self.store.data.give_back(run, current.fence)
+        if moved:
+            self._report(run, current, f"{moved} taken updates of a dead aggregator put back")
+
+    def _restore_model(self, run: str, digest: str, segment: int) -> None:
+        manifest = self.store.control.manifest(run)
+        if manifest is None or not digest:
+            return
+        chunk_bytes = current_config(self.store, run, segment).redis["chunk_bytes"]
+        try:
+            if models.restore(self.store, run, digest, manifest, chunk_bytes, self.state_dir):
+                log.warning(
+                    "run=%s model %s was not on the data server: restored from its checkpoint",
+                    run,
+                    digest[:12],
+                )
+        except CheckpointError as exc:
+            # Another machine's healer may have the checkpoint; the round ends by its rule if none has.
+            log.error("run=%s %s", run, exc)
+
+    def _follow_data_server(self, run: str, current: RoundState) -> None:
+        """After the data server lost its content, everybody who has not failed is asked again."""
+        identity = self.store.data.identity()
+        if identity == current.data_server:
+            return
+        receipts = self.store.control.receipts(run, current.number)
+        for who, raw in self.store.control.jobs(run, current.number).items():
+            receipt = receipts.get(who)
+            if who != AGGREGATOR and (receipt is None or receipt.status == "received"):
+                self._replace(names.round_jobs(run, current.number), who, Ticket.from_dict(raw))
+        self.store.control.set_data_server(run, current.number, identity)
+        self._report(run, current, "the data server restarted: clients asked again")
+
+    def _heal_jobs(self, run: str, current: RoundState) -> None:
+        key = names.round_jobs(run, current.number)
+        receipts = self.store.control.receipts(run, current.number)
+        for who, raw in self.store.control.jobs(run, current.number).items():
+            ticket = Ticket.from_dict(raw)
+            if who != AGGREGATOR and who in receipts:
+                continue
+            reason = self.watch.verdict(ticket)
+            if (
+                reason is None
+                and self.watch.finished(ticket)
+                and (who == AGGREGATOR or self._nothing_in(run, current))
+            ):
+                # It ended, and the round is open: the aggregator left it, or what it pushed is gone.
+                reason = "finished without effect"
+            if self._is_due(ticket, reason) and self._replace(key, who, ticket):
+                self._report(run, current, f"job of {who} {reason}: attempt {ticket.attempt + 1}")
+
+    def _nothing_in(self, run: str, current: RoundState) -> bool:
+        return self.store.data.waiting(run) + self.store.data.held(run, current.fence) == 0
+
+    def _heal_evaluations(self, state: RunState) -> None:
+        run = state.run_id
+        for version, value in self.store.control.evaluations(run).items():
+            if "job" not in value:
+                continue
+            ticket = Ticket.from_dict(value)
+            reason = self.watch.verdict(ticket)
+            if self._is_due(ticket, reason):
+                self._restore_version(state, version)
+                self._replace(names.evaluations(run), str(version), ticket)
+
+    def _restore_version(self, state: RunState, version: int) -> None:
+        entry: dict[str, Any] = self.store.control.versions(state.run_id).get(version, {})
+        self._restore_model(state.run_id, entry.get("digest", ""), state.segment)
+
+    def _is_due(self, ticket: Ticket, reason: str | None) -> bool:
+        """Whether a dead job is to be tried again now: at once, but slower when it keeps dying."""
+        if reason is None:
+            self._dead_since.pop(ticket.job, None)
+            return False
+        since = self._dead_since.setdefault(ticket.job, time.monotonic())
+        pause_s = min(LONGEST_PAUSE_S, 2.0 ** max(0, ticket.attempt - QUICK_ATTEMPTS) - 1.0)
+        return time.monotonic() - since >= pause_s
+
+    def _replace(self, key: str, field: str, ticket: Ticket) -> bool:
+        self._dead_since.pop(ticket.job, None)
+        return dispatch.replace(self.store, key, field, ticket) is not None
+
+    def _report(self, run: str, current: RoundState, what: str) -> None:
+        log.warning("run=%s round=%s healed: %s", run, current.number, what)
+        self.store.control.add_event(
+            run, {"event": "healed", "round": current.number, "what": what}
+        )

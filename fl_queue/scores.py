@@ -1,0 +1,73 @@
+"""
+Which version is the best, and which ones are kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_queue import blob, checkpoint, metrics, models
+from fl_queue.config import RunConfig
+from fl_queue.store import Store
+
+#: Model versions that stay on the data server: the newest, and the one clients may be reading.
+ON_DATA_SERVER = 2
+#: Versions that still wait for the evaluator stay too, up to this many.
+WAITING_KEPT = 8
+
+
+def test_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
+    """Version -> finished metrics on the test set, of the versions that have been evaluated."""
+    return {
+        version: value["finished"]
+        for version, value in sorted(store.control.evaluations(run).items())
+        if value.get("state") == "done"
+    }
+
+
+def version_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
+    """Version -> finished metrics: on the test set, else, with no evaluator, of the clients' validation."""
+    tested = test_metrics(store, run)
+    if tested:
+        return tested
+    return {
+        record.base_version: metrics.finish(record.validation)
+        for record in store.control.history(run)
+        if record.outcome in ("committed", "evaluated") and record.validation
+    }
+
+
+def best_version(store: Store, run: str, config: RunConfig) -> int | None:
+    """The version that ``run.select`` names; None when nothing has been evaluated."""
+    return metrics.best_version(config.run["select"], version_metrics(store, run))
+
+
+def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -> None:
+    """Remove superseded models: chunks on the data server, and checkpoints beyond ``model.keep_versions``."""
+    versions = store.control.versions(run)
+    manifest = store.control.manifest(run)
+    if not versions or manifest is None:
+        return
+    newest = max(versions)
+    evaluations = store.control.evaluations(run)
+    waiting = {
+        version for version in versions
+        if newest - WAITING_KEPT < version and evaluations.get(version, {}).get("state") not in ("done", "failed")
+    }  # fmt: skip
+    served = {version for version in versions if version > newest - ON_DATA_SERVER} | waiting
+    digests = {versions[version]["digest"] for version in served}
+    for version in range(max(0, newest - 2 * WAITING_KEPT), newest):
+        digest = versions[version]["digest"]
+        if digest not in digests:
+            store.data.drop_chunks(
+                run, digest, blob.chunk_count(manifest.nbytes, config.redis["chunk_bytes"])
+            )
+    kept = config.model["keep_versions"]
+    if kept:
+        best = best_version(store, run, config)
+        stay = served | {version for version in versions if version > newest - kept}
+        stay |= {best} if best is not None else set()
+        checkpoint.prune(
+            models.checkpoint_folder(state_dir, run),
+            {versions[version]["digest"] for version in stay},
+        )

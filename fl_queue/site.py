@@ -1,0 +1,91 @@
+"""
+What one worker's machine decides for itself: options of ``fl-queue worker``, passed on as ``FLQ_SITE_*``.
+
+Nothing here comes from a job or from Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_queue import embedded
+from fl_queue.store import Store
+
+
+@dataclass(frozen=True)
+class Site:
+    """
+    Options of one worker process.
+
+    Args:
+        url, blob_url: The two Redis roles; empty: the private servers of the state folder.
+        state_dir: Outbox, checkpoints.
+        client: Client id; empty for the other roles.
+        data_dir: Folder of this site's data; wins over the config's ``data.dir``.
+        allow: Own tasks (``module:Class``) this site lets in.
+        device: ``cpu``, ``cuda``, ``cuda:1``.
+        threads: CPU threads of a training job.
+        worker: Name of the RQ worker; new for each process.
+        token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
+    """
+
+    url: str = ""
+    blob_url: str = ""
+    state_dir: Path = Path()
+    client: str = ""
+    data_dir: str = ""
+    allow: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    worker: str = ""
+    token: str = ""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
+        """The site of this process, as ``environ`` of the one that started it said."""
+        state_dir = environ.get("FLQ_SITE_STATE_DIR")
+        return cls(
+            url=environ.get("FLQ_REDIS_URL", ""),
+            blob_url=environ.get("FLQ_REDIS_BLOB_URL", ""),
+            state_dir=Path(state_dir) if state_dir else embedded.default_state_dir(environ),
+            client=environ.get("FLQ_SITE_CLIENT", ""),
+            data_dir=environ.get("FLQ_SITE_DATA", ""),
+            allow=tuple(item for item in environ.get("FLQ_SITE_ALLOW", "").split(",") if item),
+            device=environ.get("FLQ_SITE_DEVICE", "cpu"),
+            threads=int(environ.get("FLQ_SITE_THREADS", "1")),
+            worker=environ.get("FLQ_SITE_WORKER", "") or f"worker-{secrets.token_hex(4)}",
+            token=environ.get("FLQ_SITE_TOKEN", "") or secrets.token_hex(8),
+        )
+
+    def to_environ(self) -> dict[str, str]:
+        """The variables from which ``from_environ`` makes this site again."""
+        return {
+            "FLQ_REDIS_URL": self.url,
+            "FLQ_REDIS_BLOB_URL": self.blob_url,
+            "FLQ_SITE_STATE_DIR": str(self.state_dir),
+            "FLQ_SITE_CLIENT": self.client,
+            "FLQ_SITE_DATA": self.data_dir,
+            "FLQ_SITE_ALLOW": ",".join(self.allow),
+            "FLQ_SITE_DEVICE": self.device,
+            "FLQ_SITE_THREADS": str(self.threads),
+            "FLQ_SITE_WORKER": self.worker,
+            "FLQ_SITE_TOKEN": self.token,
+        }
+
+    @property
+    def outbox(self) -> Path:
+        """Folder of finished updates."""
+        return self.state_dir / "outbox"
+
+    def store(self) -> Store:
+        """
+        Both Redis roles, checked.
+
+        Raises:
+            StoreUnavailable: Not reachable, or too old.
+        """
+        return Store.open(self.url, self.blob_url, self.state_dir)

@@ -1,0 +1,1 @@
+"""The processes: thin RQ workers around ``fl_queue``, and the supervisor that keeps them running."""

@@ -1,0 +1,43 @@
+"""
+The aggregator worker: one job a round, which streams updates into the exact sum. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from fl_queue import exact, names
+from fl_queue.collect import Collector
+from fl_queue.errors import OwnershipLost
+from fl_queue.site import Site
+from workers import rqworker
+
+log = logging.getLogger(__name__)
+
+
+def aggregate(run: str, number: int) -> str:
+    """
+    RQ job: collect and close one round.
+
+    Raises:
+        StoreUnavailable, CheckpointError: The round stays open; the healer issues a new attempt.
+    """
+    site = Site.from_environ()
+    try:
+        return Collector(site.store(), run, number, os.environ["RQ_JOB_ID"], site.state_dir).work()
+    except OwnershipLost as exc:
+        log.warning("%s", exc)
+        return "replaced"
+
+
+def main() -> int:
+    """``python -m workers.aggregator``: serve ``flq-aggregate``."""
+    # Compiled before the first fork, so that every job has the kernels ready.
+    exact.warm_up()
+    return rqworker.run(names.AGGREGATE_QUEUE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

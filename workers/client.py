@@ -1,0 +1,302 @@
+"""
+The client worker: train, evaluate or initialise, keep the result in the outbox, push it.
+
+One process a data owner. torch is imported here, in the parent, with one thread and nothing run, so
+that forked jobs start at once and safely.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from rq.timeouts import JobTimeoutException
+
+from fl_queue import blob, models, names, outbox, rounds, training
+from fl_queue.blob import Header
+from fl_queue.config import RunConfig
+from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
+from fl_queue.records import Manifest
+from fl_queue.runs import current_config
+from fl_queue.site import Site
+from fl_queue.store import RoundState, RunState, Store
+from fl_queue.tasks import ClientContext, Task, load_task
+from workers import rqworker
+
+log = logging.getLogger(__name__)
+
+MODEL_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one job is about: which round of which run, on which site."""
+
+    store: Store
+    site: Site
+    who: str
+    state: RunState
+    round: RoundState
+    config: RunConfig
+
+    @property
+    def run(self) -> str:
+        return self.state.run_id
+
+    def ended(self) -> bool:
+        """Whether the round has ended, so that nothing is wanted any more."""
+        return rounds.has_ended(self.store, self.run, self.round.number)
+
+    def task(self) -> Task:
+        return load_task(self.config.run["task"], self.config, self.site.allow)
+
+    def context(self) -> ClientContext:
+        """
+        What the task is told.
+
+        Raises:
+            ConfigError: This client has no share of the run's data.
+        """
+        population = self.state.population
+        share = population.index(self.who) if self.who in population else len(population)
+        return ClientContext.of(
+            self.config,
+            client=self.who,
+            run=self.state.name,
+            round_number=max(self.round.number, 1),
+            share=share,
+            shares=self.config.data["shares"] or self.state.shares or 1,
+            data_dir=self.site.data_dir,
+            device=self.site.device,
+            threads=self.site.threads,
+        )
+
+    def header(self, kind: str) -> Header:
+        """A header of this round, under a new token."""
+        return Header(
+            kind=kind,
+            run=self.run,
+            round=self.round.number,
+            client=self.who,
+            base_version=self.round.base_version,
+            base_digest=self.round.base_digest,
+            token=secrets.token_hex(8),
+        )
+
+
+Make = Callable[[Assignment], tuple[Header, bytes | bytearray]]
+
+
+def train(run: str, number: int) -> str:
+    """RQ job: train on this site's data for a round, or push what was trained already."""
+    return respond(run, number, Site.from_environ().client, _make_update)
+
+
+def evaluate(run: str, number: int) -> str:
+    """RQ job: evaluate the newest version on this site's validation data (closing evaluation)."""
+    return respond(run, number, Site.from_environ().client, _make_evaluation)
+
+
+def initialise(run: str, number: int) -> str:
+    """RQ job: make version 0."""
+    return respond(run, number, Site.from_environ().client, make_initial)
+
+
+def respond(run: str, number: int, who: str, make: Make) -> str:
+    """
+    Answer a round with one element, made once and pushed until it has arrived.
+
+    Args:
+        who: Client id, or ``evaluator``.
+        make: Makes the element's header and body; not called when the outbox has them.
+
+    Returns:
+        What happened, for the log.
+
+    Raises:
+        StoreUnavailable: The control server is gone; the healer issues another attempt.
+    """
+    site = Site.from_environ()
+    store = site.store()
+    outbox.sweep(site.outbox, who, lambda other, past: rounds.has_ended(store, other, past))
+    state, current = store.control.run(run), store.control.round(run, number)
+    if state is None or current is None or rounds.has_ended(store, run, number):
+        return "the round has ended"
+    newest = store.control.jobs(run, number).get(who, {})
+    if newest.get("job") != os.environ.get("RQ_JOB_ID"):
+        return "superseded by a newer attempt"
+    job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
+    path = outbox.path_of(site.outbox, run, number, who)
+    kept = outbox.read(path)
+    if kept is None:
+        _keep(job, make)
+        kept = outbox.read(path)
+    if kept is None:
+        raise StoreUnavailable(
+            str(path), "the outbox does not keep what is written; check the disk"
+        )
+    redis = job.config.redis
+    pushed = outbox.push(store, *kept, redis["inline_bytes"], redis["chunk_bytes"], job.ended)
+    outbox.sweep(site.outbox, who, lambda other, past: rounds.has_ended(store, other, past))
+    return "pushed" if pushed else "the round ended before it could be pushed"
+
+
+def _keep(job: Assignment, make: Make) -> None:
+    """Make the answer and put it into the outbox; metrics no header can hold make it a failure."""
+    header, body = _made(job, make)
+    try:
+        outbox.write(job.site.outbox, header, body)
+    except BlobError as exc:
+        outbox.write(job.site.outbox, _failure(job, exc.reason), b"")
+
+
+def _failure(job: Assignment, reason: str) -> Header:
+    return replace(job.header("failure"), reason=reason[: blob.MAX_TEXT])
+
+
+def _made(job: Assignment, make: Make) -> tuple[Header, bytes | bytearray]:
+    try:
+        return make(job)
+    except (JobTimeoutException, StoreUnavailable):
+        raise
+    # The task is its owner's code and may raise anything. Tried again it would do the same, so it
+    # is reported as this client's answer instead of being left to the deadline.
+    except Exception as exc:
+        log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
+        reason = (
+            str(exc)
+            if isinstance(exc, (ConfigError, ModelMismatch))
+            else f"{type(exc).__name__}: {exc}"
+        )
+        return _failure(job, reason), b""
+
+
+def _make_update(job: Assignment) -> tuple[Header, bytes | bytearray]:
+    task, context = job.task(), job.context()
+    manifest, body = _base(job)
+    _announce(job, context)
+    made = training.train_update(
+        task, manifest, blob.views(manifest, body), context, lambda *epoch: _on_epoch(job, *epoch)
+    )
+    job.store.control.register_client(job.who, {"num_examples": made.num_examples})
+    update = blob.encode_body(manifest, made.tensors)
+    header = replace(
+        job.header("update"),
+        num_examples=made.num_examples,
+        metrics=made.metrics,
+        train_metrics=made.train_metrics,
+        train_s=made.train_s,
+        environment=training.environment(context.device, task, context.threads),
+        **_layout(manifest, update),
+    )
+    return header, update
+
+
+def _make_evaluation(job: Assignment) -> tuple[Header, bytes | bytearray]:
+    task, context = job.task(), job.context()
+    manifest, body = _base(job)
+    data = task.client_data(context)
+    sums = training.evaluate_version(
+        task, manifest, blob.views(manifest, body), data.validation, context
+    )
+    environment = training.environment(context.device, task, context.threads)
+    return replace(job.header("evaluation"), metrics=sums, environment=environment), b""
+
+
+def make_initial(job: Assignment) -> tuple[Header, bytes | bytearray]:
+    """
+    Version 0: built by the task from the run's seed, or the run's initial model.
+
+    Raises:
+        ModelMismatch: The initial model has other tensors than the task's model; names one.
+    """
+    task = job.task()
+    manifest, arrays = training.initial_model(task, job.config.run["seed"])
+    if job.state.initial:
+        arrays = models.initial_arrays(job.store, job.run, job.state.initial, manifest)
+    body = blob.encode_body(manifest, arrays)
+    environment = training.environment(job.site.device, task, job.site.threads)
+    header = replace(
+        job.header("model"),
+        manifest=manifest.to_json(),
+        environment=environment,
+        **_layout(manifest, body),
+    )
+    return header, body
+
+
+def _layout(manifest: Manifest, body: bytes | bytearray) -> dict[str, object]:
+    return {
+        "tensors": blob.entries(manifest),
+        "body_bytes": len(body),
+        "body_digest": blob.body_digest(body),
+    }
+
+
+def _base(job: Assignment) -> tuple[Manifest, bytearray]:
+    """The model to start from; waited for while the data server is away or lacks it."""
+    manifest = job.store.control.manifest(job.run)
+    if manifest is None:
+        raise ModelMismatch(f"run {job.run} has no manifest")
+    while True:
+        try:
+            return manifest, models.fetch(
+                job.store, job.run, job.round.base_digest, manifest, job.config.redis["chunk_bytes"]
+            )
+        except (ChunksMissing, StoreUnavailable) as exc:
+            log.warning(
+                "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc
+            )
+        time.sleep(MODEL_WAIT_S)
+        if job.ended():
+            raise ModelMismatch(f"round {job.round.number} ended before its model could be read")
+
+
+def _announce(job: Assignment, context: ClientContext) -> None:
+    print(f"run {job.state.name}, round {job.round.number}, client {job.who}")
+    print(
+        f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
+        flush=True,
+    )
+    _tell(
+        job,
+        {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
+    )
+
+
+def _on_epoch(job: Assignment, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
+    if "accuracy" in finished:
+        print(
+            f"Accuracy of model trained at epoch {epoch} : {finished['accuracy']:.4f}", flush=True
+        )
+    event = {
+        "event": "epoch",
+        "run": job.run,
+        "round": job.round.number,
+        "epoch": epoch,
+        "epochs": epochs,
+    }
+    _tell(job, {**event, **{key: finished[key] for key in ("accuracy", "loss") if key in finished}})
+
+
+def _tell(job: Assignment, event: Mapping[str, object]) -> None:
+    try:
+        job.store.control.add_client_event(job.who, event)
+    except StoreUnavailable as exc:
+        log.warning("progress not shown: %s", exc)
+
+
+def main() -> int:
+    """``python -m workers.client``: serve the queue of ``FLQ_SITE_CLIENT``."""
+    training.preload()
+    client = Site.from_environ().client
+    return rqworker.run(names.client_queue(client))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""
+The evaluator worker: scores versions on the task's test set, and makes version 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from rq.timeouts import JobTimeoutException
+
+from fl_queue import blob, metrics, models, names, training
+from fl_queue.config import RunConfig
+from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
+from fl_queue.records import Sums
+from fl_queue.rounds import EVALUATOR
+from fl_queue.runs import current_config, find_run
+from fl_queue.site import Site
+from fl_queue.store import Store
+from fl_queue.tasks import ClientContext, load_task
+from workers import rqworker
+from workers.client import make_initial, respond
+
+log = logging.getLogger(__name__)
+
+
+def initialise(run: str, number: int) -> str:
+    """RQ job: make version 0."""
+    return respond(run, number, EVALUATOR, make_initial)
+
+
+def evaluate(run: str, version: int) -> str:
+    """
+    RQ job: score a version on the test set, and record the result.
+
+    Raises:
+        StoreUnavailable, ChunksMissing: Redis or the model is away; the healer tries again.
+    """
+    site = Site.from_environ()
+    store = site.store()
+    try:
+        sums = _sums(store, site, run, version)
+    except (JobTimeoutException, StoreUnavailable, ChunksMissing):
+        raise
+    # The task is its owner's code and may raise anything; it is recorded, and holds up no round.
+    except Exception as exc:
+        log.exception("run=%s version=%s could not be evaluated", run, version)
+        store.control.set_evaluation(
+            run, version, {"state": "failed", "reason": f"{type(exc).__name__}: {exc}"}
+        )
+        return "failed"
+    finished = metrics.finish(sums)
+    store.control.set_evaluation(
+        run, version, {"state": "done", "metrics": sums, "finished": finished}
+    )
+    return f"evaluated: {finished}"
+
+
+def _sums(store: Store, site: Site, run: str, version: int) -> Sums:
+    config = current_config(store, run)
+    task = load_task(config.run["task"], config, site.allow)
+    data = task.test_data(site.data_dir or config.data["dir"])
+    if data is None:
+        raise DataError(
+            "test data", "the task has none; override Task.test_data, or stop the evaluator"
+        )
+    manifest = store.control.manifest(run)
+    entry = store.control.versions(run)[version]
+    if manifest is None:
+        raise ChunksMissing(entry["digest"], 0)
+    body = models.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
+    context = _context(store, site, run, config)
+    return training.evaluate_version(task, manifest, blob.views(manifest, body), data, context)
+
+
+def _context(store: Store, site: Site, run: str, config: RunConfig) -> ClientContext:
+    return ClientContext.of(
+        config,
+        client=EVALUATOR,
+        run=find_run(store, run).name,
+        round_number=1,
+        data_dir=site.data_dir,
+        device=site.device,
+        threads=site.threads,
+    )
+
+
+def main() -> int:
+    """``python -m workers.evaluator``: serve ``flq-evaluate``."""
+    training.preload()
+    return rqworker.run(names.EVALUATE_QUEUE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

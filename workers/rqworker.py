@@ -1,0 +1,175 @@
+"""
+The RQ worker of all roles: fork per job, one queue, JSON, whitelisted functions, leases, no repairs.
+
+``fl-queue worker`` runs it; a plain ``rq worker -w workers.rqworker.FLWorker -j fl_queue.dispatch.FLJob
+-S json flq-client-<id>`` with ``FLQ_SITE_CLIENT=<id>`` works too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Worker
+from rq.serializers import JSONSerializer
+
+from fl_queue import names
+from fl_queue.dispatch import FLJob
+from fl_queue.errors import FLQueueError, RunStateError
+from fl_queue.site import Site
+from fl_queue.store import Control, plain_client, resolve_urls
+from workers.process import die_with_parent, log_to_console
+
+log = logging.getLogger(__name__)
+
+#: The worker wakes this often, busy or idle, to extend its leases.
+HEARTBEAT_S = 2
+LEASE_S = 6.0
+#: A worker that takes over waits this long for a dead predecessor's lease to run out.
+TAKE_OVER_S = 8.0
+EXIT_REFUSED = 2
+
+
+class FLWorker(Worker):  # type: ignore[misc]
+    """
+    RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
+
+    Raises:
+        RunStateError: On start, when another worker serves the client already.
+    """
+
+    max_connection_wait_time = 2.0
+
+    def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
+        self.site = Site.from_environ()
+        options = {
+            **kwargs,
+            "job_class": FLJob,
+            "serializer": JSONSerializer,
+            "log_job_description": False,
+        }
+        options["name"] = options.get("name") or self.site.worker
+        options["job_monitoring_interval"] = HEARTBEAT_S
+        super().__init__(queues, *args, **options)
+        self._control = Control(self.connection)
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return HEARTBEAT_S
+
+    def register_birth(self) -> None:
+        deadline = time.monotonic() + TAKE_OVER_S
+        while not self._extend():
+            if time.monotonic() > deadline:
+                raise RunStateError(
+                    f"client {self.site.client}",
+                    f"is served by another worker ({self._holder()}); stop that one first",
+                )
+            time.sleep(0.2)
+        super().register_birth()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        if self.is_horse or self._extend():
+            return
+        # We were asleep for longer than a lease, and another worker serves our client now.
+        log.error(
+            "client %s is served by another worker (%s): ending", self.site.client, self._holder()
+        )
+        if self.horse_pid:
+            self.kill_horse()
+        sys.exit(EXIT_REFUSED)
+
+    def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        try:
+            super().maintain_heartbeats(job, execution)
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            # RQ's own worker would end here, and its training with it.
+            log.warning("control server not reachable while job %s runs: %s", job.id, exc)
+
+    def main_work_horse(self, job: Any, queue: Any) -> None:
+        die_with_parent(self.pid)
+        super().main_work_horse(job, queue)
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        return False
+
+    def subscribe(self) -> None:
+        # RQ's command channel lets anybody stop a worker; we have signals and leases instead.
+        return None
+
+    def unsubscribe(self) -> None:
+        return None
+
+    def teardown(self) -> None:
+        if not self.is_horse:
+            self._control.release(names.worker(self.name), self.site.token)
+            if self.site.client:
+                self._control.release(
+                    names.client_holder(self.site.client), self.site.token, self.site.client
+                )
+        super().teardown()
+
+    def _extend(self) -> bool:
+        fields = {
+            "role": _role(self.queues[0].name),
+            "host": self.hostname,
+            "pid": self.pid,
+            "client": self.site.client,
+        }
+        client = self.site.client
+        if client and not self._control.hold(
+            names.client_holder(client),
+            self.site.token,
+            LEASE_S,
+            {**fields, "worker": self.name},
+            client,
+        ):
+            return False
+        return self._control.hold(names.worker(self.name), self.site.token, LEASE_S, fields)
+
+    def _holder(self) -> str:
+        lease = self._control.lease(names.client_holder(self.site.client))
+        return (
+            f"{lease.get('worker', '?')} on {lease.get('host', '?')}, pid {lease.get('pid', '?')}"
+        )
+
+
+def _role(queue: str) -> str:
+    return {names.AGGREGATE_QUEUE: "aggregator", names.EVALUATE_QUEUE: "evaluator"}.get(
+        queue, "client"
+    )
+
+
+def run(queue: str) -> int:
+    """
+    Serve one queue until stopped; what ``python -m workers.<role>`` does.
+
+    Returns:
+        Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up.
+    """
+    log_to_console()
+    supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
+    if supervisor:
+        die_with_parent(int(supervisor))
+    site = Site.from_environ()
+    try:
+        url, _ = resolve_urls(site.url, site.blob_url, site.state_dir)
+        connection: Redis = plain_client(url, socket_timeout_s=HEARTBEAT_S + 10)
+        worker = FLWorker([queue], connection=connection)
+        worker.work(logging_level="WARNING")
+    except (RedisConnectionError, RedisTimeoutError) as exc:
+        log.error("Redis is not reachable: %s", exc)
+        return 5
+    except FLQueueError as exc:
+        log.error("%s", exc)
+        return exc.exit_code
+    # RQ returns normally from trouble it has logged; the supervisor starts us again.
+    return 0 if worker.shutdown_requested_date else 70
