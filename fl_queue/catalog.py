@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 
 

@@ -433,6 +433,22 @@ def render_defaults() -> str:
     return "\n".join(lines) + "\n"
 
 
+def masked(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The config as nested dictionaries, passwords in URLs replaced by ``***``."""
+    plain = config.to_dict()
+    for key in ("url", "blob_url"):
+        plain["redis"][key] = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", plain["redis"][key])
+    return plain
+
+
+def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
+    """Nested dictionaries as TOML text."""
+    lines: list[str] = []
+    for section, fields in config.items():
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in fields.items()), ""]
+    return "\n".join(lines)
+
+
 def _section(section: str, fields: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str, Any]:
     for key in given:
         if key not in fields:

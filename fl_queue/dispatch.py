@@ -46,7 +46,7 @@ class JobRefused(FLQueueError):
     """A job hash names something a worker does not run."""
 
 
-class FLJob(Job):  # type: ignore[misc]
+class FLJob(Job):
     """
     A job that runs whitelisted functions only.
 

@@ -86,7 +86,7 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, bool | str):
         return []
     if isinstance(value, tuple):
         return [pair[1] if isinstance(pair, tuple) else pair for pair in value]

@@ -28,7 +28,7 @@ def checkpoint_folder(state_dir: Path, run: str) -> Path:
     return state_dir / "checkpoints" / run
 
 
-def publish(store: Store, run: str, digest: str, body: bytes | bytearray, chunk_bytes: int) -> None:
+def publish(store: Store, run: str, digest: str, body: blob.Bytes, chunk_bytes: int) -> None:
     """Store a model's chunks on the data server; they stay until they are dropped."""
     view = memoryview(body)
     store.data.put_chunks(

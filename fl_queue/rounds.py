@@ -13,7 +13,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from redis.client import Pipeline
 
@@ -220,7 +221,7 @@ def _round_fields(
     purpose: Purpose,
     alive: list[str],
     cohort: list[str],
-) -> dict[str, str]:
+) -> dict[str, Any]:
     w_max = largest_weight(config.aggregation)
     limits: dict[Kind, float] = {
         "parameter": config.aggregation["limit"],
@@ -306,7 +307,7 @@ def _write_round(
     if newcomers:
         # How many parts the data has is decided once: who comes later must not move samples around.
         pipe.hsetnx(names.run(run), "shares", len(population))
-    pipe.hset(names.round_(run, number), mapping=dict(fields))
+    pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
     for ticket in tickets:
         pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
         dispatch.publish(ticket, pipe, store.control.redis)
@@ -450,12 +451,10 @@ def _publish_evaluations(store: Store, state: RunState) -> None:
         if version in known:
             break
         ticket = Ticket(EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 3600)
-        store.control.transact(
-            [names.evaluations(run)], lambda pipe, t=ticket: _evaluation(store, pipe, t)
-        )  # type: ignore[misc]
+        store.control.transact([names.evaluations(run)], partial(_evaluation, store, ticket))
 
 
-def _evaluation(store: Store, pipe: Pipeline, ticket: Ticket) -> Callable[[], None] | None:
+def _evaluation(store: Store, ticket: Ticket, pipe: Pipeline) -> Callable[[], None] | None:
     if pipe.hexists(names.evaluations(ticket.run), str(ticket.number)):
         return None
 

@@ -95,7 +95,7 @@ def _create(
 
 def _first_state(
     store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
-) -> dict[str, str]:
+) -> dict[Any, Any]:
     return {
         "name": name,
         "state": "training",
@@ -138,7 +138,7 @@ def _continue(store: Store, run: str, config: RunConfig, rounds: int) -> bool:
             return None
 
         def write() -> None:
-            fields = {
+            fields: dict[Any, Any] = {
                 "state": "training",
                 "reason": "",
                 "abandoned": "0",

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
@@ -230,7 +231,7 @@ def make_initial(job: Assignment) -> tuple[Header, bytes | bytearray]:
     return header, body
 
 
-def _layout(manifest: Manifest, body: bytes | bytearray) -> dict[str, object]:
+def _layout(manifest: Manifest, body: bytes | bytearray) -> dict[str, Any]:
     return {
         "tensors": blob.entries(manifest),
         "body_bytes": len(body),

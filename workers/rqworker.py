@@ -36,7 +36,7 @@ TAKE_OVER_S = 8.0
 EXIT_REFUSED = 2
 
 
-class FLWorker(Worker):  # type: ignore[misc]
+class FLWorker(Worker):
     """
     RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
 
@@ -94,7 +94,7 @@ class FLWorker(Worker):  # type: ignore[misc]
             log.warning("control server not reachable while job %s runs: %s", job.id, exc)
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
-        die_with_parent(self.pid)
+        die_with_parent(self.pid or 0)
         super().main_work_horse(job, queue)
 
     @property

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_queue.store.connect import check, connect, mask, plain_client, resolve_urls
+from fl_queue.store.connect import (
+    ServerFacts,
+    check,
+    connect,
+    mask,
+    plain_client,
+    resolve_urls,
+    server_facts,
+)
 from fl_queue.store.control import Control, RoundState, RunState
 from fl_queue.store.data import Data
 
@@ -13,10 +21,12 @@ __all__ = [
     "Data",
     "RoundState",
     "RunState",
+    "ServerFacts",
     "Store",
     "mask",
     "plain_client",
     "resolve_urls",
+    "server_facts",
 ]
 
 

@@ -9,11 +9,12 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis._parsers import Encoder
@@ -169,12 +170,15 @@ def _retry(times: int) -> Retry:
 
 def _client(url: str, retries: int) -> redis.Redis:
     try:
-        client: _Client = _Client.from_url(
-            url,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=5,
-            retry=_retry(retries),
-            protocol=2,
+        client = cast(
+            _Client,
+            _Client.from_url(
+                url,
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=5,
+                retry=_retry(retries),
+                protocol=2,
+            ),
         )
     except ValueError as exc:
         raise StoreUnavailable(
@@ -189,3 +193,41 @@ def _zero_copy(client: redis.Redis) -> redis.Redis:
     packer = PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
     client.connection_pool.connection_kwargs["command_packer"] = packer
     return client
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server says of itself. ``time``: its clock, Unix seconds; settings are ``?`` when it will not say."""
+
+    url: str
+    version: str
+    memory_policy: str
+    appendonly: str
+    appendfsync: str
+    time: float
+    round_trip_s: float
+
+
+def server_facts(client: redis.Redis, url: str) -> ServerFacts:
+    """Ask a server for what decides whether it is fit for its role."""
+    client.ping()
+    started = time.monotonic()
+    seconds, micros = client.time()
+    round_trip_s = time.monotonic() - started
+    info = client.info()
+    return ServerFacts(
+        url=url,
+        version=str(info["redis_version"]),
+        memory_policy=str(info.get("maxmemory_policy", "?")),
+        appendonly="yes" if info.get("aof_enabled") else "no",
+        appendfsync=_setting(client, "appendfsync"),
+        time=seconds + micros / 1e6,
+        round_trip_s=round_trip_s,
+    )
+
+
+def _setting(client: redis.Redis, name: str) -> str:
+    try:
+        return str(client.config_get(name).get(name, "?"))
+    except redis.ResponseError:
+        return "?"  # CONFIG is often forbidden on managed servers.

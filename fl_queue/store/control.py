@@ -235,7 +235,7 @@ class Control:
         if rejected:
             event |= {"status": receipt.status, "reason": receipt.reason}
         keys = [names.round_(run, number), names.round_updates(run, number), names.events(run)]
-        args = [
+        args: list[Any] = [
             client,
             receipt.to_json(),
             dumps(event),
@@ -274,7 +274,15 @@ class Control:
             names.history(run),
         ]
         keys += [names.events(run), names.versions(run), names.manifest(run)]
-        args = [number, fence, token, outcome, reason, "" if version is None else version, digest]
+        args: list[Any] = [
+            number,
+            fence,
+            token,
+            outcome,
+            reason,
+            "" if version is None else version,
+            digest,
+        ]
         args += [
             record.to_json() if record else "",
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
@@ -338,9 +346,16 @@ class Control:
             streams: Key -> id after which to read (``0-0`` from the start).
             block_ms: Wait this long for the first; None: do not wait.
         """
-        for key, entries in cast(list[Any], self.redis.xread(dict(streams), block=block_ms) or []):
+        for key, entries in cast(
+            list[Any], self.redis.xread(cast(Any, dict(streams)), block=block_ms) or []
+        ):
             for entry_id, fields in entries:
                 yield key.decode(), entry_id.decode(), json.loads(fields[b"event"])
+
+    def last_event(self, stream: str) -> dict[str, Any] | None:
+        """The newest event of a stream."""
+        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
+        return cast(dict[str, Any], json.loads(entries[0][1][b"event"])) if entries else None
 
     # Clients and workers
 

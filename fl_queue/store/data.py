@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Iterable
 from typing import cast
 
-import redis
-
 from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost
 from fl_queue.store.connect import Servers, script
@@ -81,7 +79,7 @@ class Data:
         return cast(
             "bytes | None",
             self._blocking.blmove(
-                names.results(run), names.taken(run, fence), timeout_s, "LEFT", "RIGHT"
+                names.results(run), names.taken(run, fence), cast(int, timeout_s), "LEFT", "RIGHT"
             ),
         )
 

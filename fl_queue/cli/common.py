@@ -1,0 +1,74 @@
+"""
+What the commands share: the connection options, and one way to write results.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fl_queue import embedded
+from fl_queue.store import Store
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where Redis and this machine's state are, as the options said."""
+
+    url: str
+    blob_url: str
+    state_dir: Path
+
+    def open(self) -> Store:
+        """Both Redis roles, checked. Raises StoreUnavailable."""
+        return Store.open(self.url, self.blob_url, self.state_dir)
+
+
+def connection_options(command: Command) -> Command:
+    """Add ``--redis-url``, ``--blob-url`` and ``--state-dir``; the command gets them as ``where``."""
+
+    @click.option(
+        "--redis-url",
+        envvar="FLQ_REDIS_URL",
+        default="",
+        help="Control server. Default: the private servers of the state folder.",
+    )
+    @click.option(
+        "--blob-url",
+        envvar="FLQ_REDIS_BLOB_URL",
+        default="",
+        help="Data server. Default: the control server.",
+    )
+    @click.option(
+        "--state-dir",
+        envvar="FLQ_STATE_DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=None,
+        help="Folder of this machine's state. Default: ~/.local/state/fl-queue.",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, redis_url: str, blob_url: str, state_dir: Path | None, **kwargs: Any
+    ) -> Any:
+        where = Where(redis_url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
+        return command(*args, where=where, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``; the command gets it as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")(command)
+
+
+def write_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str))

@@ -1,0 +1,257 @@
+"""
+The commands that start something: ``demo``, ``start-round``, ``worker``, ``redis``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+
+from fl_queue import config as configs
+from fl_queue import demo as demos
+from fl_queue import display, embedded, models, names, rounds, runs
+from fl_queue.cli.common import Command, Where, connection_options
+from fl_queue.errors import ConfigError, DataError, RunFailed
+from fl_queue.site import Site
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+
+@click.group()
+def worker() -> None:
+    """
+    Run a worker: a supervisor that keeps one RQ worker process going.
+
+    The first Ctrl-C (or SIGTERM) stops it when the job at work is done, the second at once.
+    """
+
+
+def _task_options(command: Command) -> Command:
+    for option in (
+        click.option(
+            "--data",
+            default="",
+            help="Folder of this site's data; wins over data.dir of the config.",
+        ),
+        click.option(
+            "--task-allow",
+            multiple=True,
+            metavar="MODULE:CLASS",
+            help="An own task this site lets in; may be repeated.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+        click.option(
+            "--threads", default=1, show_default=True, help="CPU threads of a training job."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@worker.command("client")
+@click.option(
+    "--client", required=True, metavar="ID", help="This data owner's id: letters, digits, dashes."
+)
+@_task_options
+@connection_options
+def worker_client(
+    where: Where, client: str, data: str, task_allow: tuple[str, ...], device: str, threads: int
+) -> None:
+    """Train for one data owner, on its own machine, with its own data."""
+    if not names.is_name(client) or client in rounds.RESERVED:
+        reserved = ", ".join(rounds.RESERVED)
+        raise ConfigError(
+            "--client",
+            f"{client!r} is not a client id; use letters, digits and dashes, at most 63, and none of {reserved}",
+        )
+    _become_worker("client", _site(where, data, task_allow, device, threads, client))
+
+
+@worker.command("evaluator")
+@_task_options
+@connection_options
+def worker_evaluator(
+    where: Where, data: str, task_allow: tuple[str, ...], device: str, threads: int
+) -> None:
+    """Score every version on the task's test set, beside the rounds."""
+    _become_worker("evaluator", _site(where, data, task_allow, device, threads))
+
+
+@worker.command("aggregator")
+@connection_options
+def worker_aggregator(where: Where) -> None:
+    """Merge updates into versions, write checkpoints, and heal what dies."""
+    _become_worker("aggregator", _site(where, "", (), "cpu", 1))
+
+
+def _site(
+    where: Where, data: str, allow: tuple[str, ...], device: str, threads: int, client: str = ""
+) -> Site:
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError("--device", f"{device!r} is not cpu, cuda or cuda:N")
+    if threads < 1:
+        raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
+    if data and not Path(data).is_dir():
+        raise DataError(data, "is not a folder; give --data the folder of this site's data")
+    for task in allow:
+        if ":" not in task:
+            raise ConfigError("--task-allow", f"{task!r} is not MODULE:CLASS")
+    folder = str(Path(data).absolute()) if data else ""
+    return Site(where.url, where.blob_url, where.state_dir, client, folder, allow, device, threads)
+
+
+def _become_worker(role: str, site: Site) -> None:
+    # The supervisor takes this process's place, so that its pid is the one that was started.
+    # The current folder stays importable: an own task may lie there.
+    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **site.to_environ(), "PYTHONPATH": path}
+    os.execve(sys.executable, [sys.executable, "-m", "workers.supervisor", role], environment)
+
+
+@click.command("redis")
+@click.option("--tcp", is_flag=True, help="Listen on free loopback ports too, behind a password.")
+@connection_options
+def redis_command(where: Where, tcp: bool) -> None:
+    """Run the private redis-servers in the foreground, and say how to redis-cli into them."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with embedded.start(where.state_dir, tcp=tcp) as servers:
+        click.echo(f"control: {servers.url}\n         {cli_line(servers.url)}")
+        click.echo(f"data:    {servers.blob_url}\n         {cli_line(servers.blob_url)}")
+        click.echo(
+            "Other fl-queue commands of this user find them by themselves. Ctrl-C stops them."
+        )
+        sys.stdout.flush()
+        signal.pause()
+
+
+def cli_line(url: str) -> str:
+    """The redis-cli command into a server."""
+    if url.startswith("unix://"):
+        return f"redis-cli -s {url.removeprefix('unix://').split('?')[0]}"
+    return f"redis-cli -u {url}"
+
+
+@click.command("start-round")
+@click.argument("config", metavar="CONFIG")
+@click.option(
+    "--run",
+    "name",
+    default="",
+    metavar="NAME",
+    help="Name of the run. Default: that of the config. A run that exists is continued.",
+)
+@click.option(
+    "--rounds",
+    "count",
+    type=click.IntRange(min=1),
+    help="Rounds to commit. Default: run.rounds of the config.",
+)
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Show progress until the run has ended.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a field; may be repeated.",
+)
+@connection_options
+def start_round(
+    where: Where, config: str, name: str, count: int | None, wait: bool, overrides: tuple[str, ...]
+) -> None:
+    """
+    Start a run, or continue it from its newest version.
+
+    CONFIG is a TOML file, or the name of a shipped one (demo, mnist-2nn, ...). The run needs no
+    coordinator: it goes on when this command ends.
+    """
+    loaded = configs.load(config, overrides)
+    where = replace(
+        where,
+        url=where.url or loaded.redis["url"],
+        blob_url=where.blob_url or loaded.redis["blob_url"],
+    )
+    store = where.open()
+    initial = None
+    if loaded.model["initial"]:
+        initial = models.publish_initial(
+            store, Path(loaded.model["initial"]), loaded.redis["chunk_bytes"]
+        )
+    name = name or re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+    state = runs.start_run(store, name, loaded, count or loaded.run["rounds"], initial)
+    rounds.advance(store, state.run_id)
+    if not wait:
+        click.echo(state.run_id)
+        click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
+        return
+    follow_to_end(where, state.run_id)
+
+
+def follow_to_end(where: Where, run: str) -> None:
+    """Show progress until the run has ended, then its table. Raises RunFailed."""
+    store = where.open()
+    name = runs.find_run(store, run).name
+    try:
+        display.follow(store, run, Console(stderr=True), since="0-0")
+    except KeyboardInterrupt:
+        click.echo(f"\nRun {name} goes on; watch it with `fl-queue watch {name}`.", err=True)
+        raise
+    display.await_evaluations(store, run, Console(stderr=True))
+    display.print_table(store, run)
+    state = runs.find_run(store, run)
+    if state.state == "failed":
+        raise RunFailed(name, f"failed: {state.reason}")
+
+
+@click.command("demo")
+@click.option(
+    "--clients", default=4, show_default=True, type=click.IntRange(1, 64), help="Client workers."
+)
+@click.option(
+    "--rounds",
+    "count",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rounds to commit.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fl-queue-demo"),
+    show_default=True,
+    help="Folder for the model, the plot and the logs.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a field of config/demo.toml.",
+)
+def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...]) -> None:
+    """
+    Everything on this machine: private Redis, workers, rounds on real MNIST, a model and a plot.
+
+    All processes it starts end with it.
+    """
+    demos.run(clients, count, output, overrides, cli_line)
+
+
+COMMANDS = (demo, start_round, worker, redis_command)

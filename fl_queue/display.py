@@ -1,0 +1,406 @@
+"""
+A run's progress while somebody waits for it: live on a terminal, else one line for each event.
+
+Whoever watches also counts the round's time and calls ``advance``, so that a run goes on, and times
+out, while no aggregator's supervisor does that. Nothing here changes what a run's outcome is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fl_queue import metrics, names, report, rounds, scores
+from fl_queue.errors import StoreUnavailable
+from fl_queue.records import Receipt, RoundRecord
+from fl_queue.store import RoundState, RunState, Store
+
+BLOCK_MS = 1000
+TICK_S = 1.0
+RETRY_S = 1.0
+#: Lines of a live display that a big cohort may take.
+CLIENTS_SHOWN = 16
+ROUNDS_SHOWN = 5
+REFRESH_HZ = 4
+_DONE = ("received", "accepted")
+_STYLES = {"received": "cyan", "accepted": "green", "training": "", "waiting": "dim"}
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class Scene:
+    """
+    What is known of a run at one moment.
+
+    Args:
+        state: The run; None when it has been deleted.
+        round: Its newest round, while its keys live.
+        receipts: Of that round, by client.
+        progress: Client -> its newest event of that round (epoch, accuracy, ...).
+        evaluated: Version -> finished metrics on the test set.
+        ended: The last rounds' records.
+        trouble: Why Redis cannot be asked at the moment.
+    """
+
+    state: RunState | None
+    round: RoundState | None = None
+    receipts: Mapping[str, Receipt] = field(default_factory=dict)
+    progress: dict[str, Event] = field(default_factory=dict)
+    evaluated: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    ended: list[RoundRecord] = field(default_factory=list)
+    healed: str = ""
+    trouble: str = ""
+
+    @property
+    def received(self) -> int:
+        """Clients of the cohort whose update is in and not refused."""
+        cohort = self.round.cohort if self.round else ()
+        return sum(
+            self.receipts[client].status in _DONE for client in cohort if client in self.receipts
+        )
+
+
+def follow(
+    store: Store,
+    run: str,
+    console: Console,
+    tick: bool = True,
+    since: str = "",
+) -> RunState | None:
+    """
+    Show a run until it is not training any more; outages of Redis are said once and waited out.
+
+    Args:
+        run: Run id.
+        console: Where to show it; a terminal gets a live display.
+        tick: Count the round's time and call ``advance`` once a second.
+        since: Id of the event after which to begin; empty: with what comes from now on.
+
+    Returns:
+        The run's last state; None when it was deleted meanwhile.
+    """
+    follower = _Follower(store, run, console, tick, since)
+    live = (
+        Live(console=console, refresh_per_second=REFRESH_HZ, transient=False)
+        if console.is_terminal
+        else None
+    )
+    with live or nullcontext():
+        while follower.step():
+            if live:
+                live.update(render(follower.scene))
+        if live:
+            live.update(render(follower.scene), refresh=True)
+    return follower.scene.state
+
+
+def await_evaluations(store: Store, run: str, console: Console, longest_s: float = 60.0) -> None:
+    """Wait until every version has been scored on the test set, if an evaluator is at work."""
+    deadline = time.monotonic() + longest_s
+    said = False
+    while time.monotonic() < deadline:
+        waiting = [
+            version
+            for version, value in store.control.evaluations(run).items()
+            if value.get("state") not in ("done", "failed")
+        ]
+        if not waiting or not evaluator_lives(store):
+            return
+        if not said and not console.is_terminal:
+            console.print(f"waiting for the evaluation of {len(waiting)} versions")
+        said = True
+        time.sleep(0.2)
+    console.print("the evaluator is behind; `fl-queue history` will show its results later")
+
+
+def evaluator_lives(store: Store) -> bool:
+    """Whether an evaluator is at work."""
+    return any(worker.get("role") == rounds.EVALUATOR for worker in store.control.living_workers())
+
+
+class _Follower:
+    """Reads events and state step by step; keeps the scene, and prints lines without a terminal."""
+
+    def __init__(self, store: Store, run: str, console: Console, tick: bool, since: str) -> None:
+        self.store = store
+        self.run = run
+        self.console = console
+        self.tick = tick
+        self.scene = Scene(store.control.run(run))
+        self._ticked_at = -TICK_S
+        self._streams = {names.events(run): since or _stream_id(store.control.now())}
+        self._lost_at = 0.0
+
+    def step(self) -> bool:
+        """Wait for news, at most a second, and take it in; False when the run has ended."""
+        try:
+            return self._step()
+        except StoreUnavailable as exc:
+            if not self.scene.trouble:
+                self._say(f"{exc}; trying on")
+            self.scene.trouble = str(exc)
+            time.sleep(RETRY_S)
+            return True
+
+    def _step(self) -> bool:
+        if self.tick and time.monotonic() - self._ticked_at >= TICK_S:
+            self._ticked_at = time.monotonic()
+            self._count_time()
+        # Read before the events: when it says that the run has ended, all its events are there.
+        state = self.store.control.run(self.run)
+        active = state is not None and state.active
+        for stream, entry, event in list(
+            self.store.control.read_events(self._streams, BLOCK_MS if active else None)
+        ):
+            self._streams[stream] = entry
+            self._take(stream, event)
+        self._look()
+        if self.scene.trouble:
+            self._say("Redis is back")
+            self.scene.trouble = ""
+        return active
+
+    def _count_time(self) -> None:
+        state = self.store.control.run(self.run)
+        if state is not None and state.active:
+            if state.round >= 0:
+                self.store.control.tick_round(self.run, state.round)
+            rounds.advance(self.store, self.run)
+
+    def _look(self) -> None:
+        scene, control = self.scene, self.store.control
+        scene.state = control.run(self.run)
+        if scene.state is None or scene.state.round < 0:
+            return
+        number = scene.state.round
+        if scene.round is None or scene.round.number != number:
+            scene.progress.clear()
+            scene.round = control.round(self.run, number)
+            self._listen_to_cohort()
+        else:
+            scene.round = control.round(self.run, number) or scene.round
+        if self.console.is_terminal:
+            scene.receipts = control.receipts(self.run, number)
+            scene.ended = [
+                record
+                for record in control.history(self.run, last=ROUNDS_SHOWN + 1)
+                if record.purpose == "train"
+            ]
+            scene.evaluated = _tested(self.store, self.run)
+
+    def _listen_to_cohort(self) -> None:
+        """Follow the event streams of the round's clients, from the moment it was opened."""
+        current = self.scene.round
+        if current is None or not self.console.is_terminal:
+            return
+        since = _stream_id(current.opened_at - 1.0)
+        run_events = names.events(self.run)
+        self._streams = {run_events: self._streams[run_events]} | {
+            names.client_events(client): since for client in current.cohort
+        }
+
+    def _take(self, stream: str, event: Event) -> None:
+        if stream != names.events(self.run):
+            current = self.scene.round
+            if current and event.get("run") == self.run and event.get("round") == current.number:
+                self.scene.progress[_client_of(stream)] = event
+            return
+        if event["event"] == "healed":
+            self.scene.healed = f"{event['what']}"
+        if not self.console.is_terminal:
+            line = _line(event, lambda: self._details(event))
+            if line:
+                self._say(line)
+
+    def _details(self, event: Event) -> str:
+        """What the state says beyond the event: updates in, accuracy."""
+        control = self.store.control
+        if event["event"] == "update_received":
+            current = control.round(self.run, event["round"])
+            if current is None:
+                return ""
+            receipts = control.receipts(self.run, event["round"])
+            count = sum(receipts[who].status in _DONE for who in current.cohort if who in receipts)
+            return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
+        if event["event"] == "version_evaluated":
+            return f": {describe_metrics(_tested(self.store, self.run).get(event['version'], {}))}"
+        for record in control.history(self.run, last=ROUNDS_SHOWN):
+            if record.round == event["round"] and record.validation:
+                finished = metrics.finish(record.validation)
+                return f"; clients' validation of version {record.base_version}: {describe_metrics(finished)}"
+        return ""
+
+    def _say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+
+def _line(event: Event, details: Callable[[], str]) -> str:
+    """One event of a run as a line; empty for what nobody asks about."""
+    kind, number = event["event"], event.get("round")
+    reason = f": {event['reason']}" if event.get("reason") else ""
+    if kind == "round_opened":
+        return _opened(event)
+    if kind == "update_received":
+        return f"round {number}: update of {event['client']} is in{details()}"
+    if kind == "update_rejected":
+        return f"round {number}: update of {event['client']} is {event['status']}{reason}"
+    if kind == "round_committed":
+        return f"round {number} committed version {event['version']}{reason}{details()}"
+    if kind in ("round_abandoned", "round_evaluated"):
+        return f"round {number} {kind.removeprefix('round_')}{reason}{details()}"
+    if kind == "version_evaluated":
+        return f"version {event['version']}: test {event['state']}{details()}"
+    if kind == "healed":
+        return f"round {number} healed: {event['what']}"
+    if kind == "checkpoint_failed":
+        return f"round {number} cannot write its checkpoint{reason}"
+    plain = {
+        "waiting_for_clients": "waiting",
+        "run_created": f"run created, {event.get('rounds')} rounds wanted",
+        "run_continued": f"run continued, {event.get('rounds')} more rounds wanted",
+        "round_initialised": "version 0 is there",
+        "run_failed": "run failed",
+        "run_completed": f"run completed at version {event.get('version')}",
+        "run_cancelled": "run cancelled",
+    }
+    return f"{plain[kind]}{reason}" if kind in plain else ""
+
+
+def _opened(event: Event) -> str:
+    cohort = ", ".join(event["cohort"][:8]) + (", ..." if len(event["cohort"]) > 8 else "")
+    what = {
+        "initialise": "making version 0 on",
+        "train": f"round {event['round']} opened, cohort",
+        "evaluate": "closing evaluation, cohort",
+    }[event["purpose"]]
+    return f"{what} {cohort}"
+
+
+def describe_metrics(finished: Mapping[str, float]) -> str:
+    """Finished metrics in words: ``accuracy 0.9312, loss 0.2210``."""
+    first = [name for name in ("accuracy", "loss") if name in finished]
+    rest = sorted(set(finished) - set(first))
+    return ", ".join(f"{name} {finished[name]:.4f}" for name in (*first, *rest)) or "no metrics"
+
+
+# The live display
+
+
+def render(scene: Scene) -> RenderableType:
+    """The scene for a terminal."""
+    if scene.state is None:
+        return Text("the run has been deleted")
+    parts: list[RenderableType] = [_header(scene, scene.state)]
+    if scene.state.active and scene.round is not None:
+        parts += [_round_line(scene, scene.round), _clients(scene, scene.round)]
+    if scene.ended:
+        parts.append(_recent(scene))
+    if scene.state.reason:
+        parts.append(Text(scene.state.reason, style="yellow"))
+    if scene.healed:
+        parts.append(Text(f"healed: {scene.healed}", style="yellow"))
+    if scene.trouble:
+        parts.append(Text(f"{scene.trouble}; trying on", style="red"))
+    return Group(*parts)
+
+
+def _header(scene: Scene, state: RunState) -> Text:
+    version = "-" if state.version is None else state.version
+    words = state.state
+    if state.active:
+        words = "between rounds"
+        if scene.round is not None and scene.round.open:
+            words = {
+                "initialise": "making version 0",
+                "train": f"round {scene.round.number}",
+                "evaluate": "closing evaluation",
+            }[scene.round.purpose]
+    head = Text.assemble((state.name, "bold"), f" ({state.run_id})  {words}")
+    return head.append(f"  version {version} of {state.rounds_wanted}")
+
+
+def _round_line(scene: Scene, current: RoundState) -> Text:
+    line = Text(
+        f"  {scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
+    )
+    return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
+
+
+def _clients(scene: Scene, current: RoundState) -> Table:
+    table = Table.grid(padding=(0, 2))
+    # What is still open first: in a big cohort that is what one looks for.
+    ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
+    for client in ordered[:CLIENTS_SHOWN]:
+        table.add_row(f"  {client}", *_client_cells(scene, client))
+    if len(ordered) > CLIENTS_SHOWN:
+        table.add_row(f"  and {len(ordered) - CLIENTS_SHOWN} more")
+    return table
+
+
+def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text]:
+    event, receipt = scene.progress.get(client, {}), scene.receipts.get(client)
+    epoch, epochs = event.get("epoch", 0), max(1, event.get("epochs", 1))
+    bar = ProgressBar(total=epochs, completed=epochs if receipt else epoch, width=20)
+    accuracy = f"accuracy {event['accuracy']:.4f}" if "accuracy" in event else ""
+    if receipt is None:
+        words = f"epoch {epoch} of {epochs}" if event else "waiting"
+        return bar, Text(words, style="" if event else "dim"), Text(accuracy)
+    words = "update received" if receipt.status == "received" else receipt.status
+    tail = f": {receipt.reason}" if receipt.reason else ""
+    return bar, Text(words + tail, style=_STYLES.get(receipt.status, "red")), Text(accuracy)
+
+
+def _recent(scene: Scene) -> Text:
+    judged = {
+        record.base_version: metrics.finish(record.validation)
+        for record in scene.ended
+        if record.validation
+    } | dict(scene.evaluated)
+    lines = []
+    for record in scene.ended[-ROUNDS_SHOWN:]:
+        if record.version is None:
+            lines.append(f"  round {record.round} {record.outcome}: {record.reason}")
+            continue
+        accuracy = judged.get(record.version, {}).get("accuracy")
+        words = "not judged yet" if accuracy is None else f"accuracy {accuracy:.4f}"
+        merged = f"{len(record.accepted)} merged, {record.elapsed_s:.1f} s"
+        lines.append(f"  round {record.round}  version {record.version}  {words}  ({merged})")
+    return Text("\n".join(lines), style="dim")
+
+
+def _tested(store: Store, run: str) -> dict[int, dict[str, float]]:
+    return {
+        version: value["finished"]
+        for version, value in store.control.evaluations(run).items()
+        if value.get("state") == "done"
+    }
+
+
+def _client_of(stream: str) -> str:
+    return stream.removeprefix("flq:client:").removesuffix(":events")
+
+
+def _stream_id(unix_s: float) -> str:
+    return f"{max(0, int(unix_s * 1000))}-0"
+
+
+def print_table(store: Store, run: str) -> None:
+    """The table of a run's rounds, on standard output."""
+    tested = scores.test_metrics(store, run)
+    rows = report.rows(store.control.history(run), tested, store.control.late(run))
+    Console().print(report.table(rows))
+
+
+def describe(event: Event) -> str:
+    """One line for an event of a run's stream; empty when it is not worth one."""
+    return _line(event, lambda: "")
