@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue.catalog import task_options
+from fl_queue.catalog import TASKS, task_options
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 
@@ -430,6 +430,40 @@ def render_defaults() -> str:
         for key, field in fields.items():
             lines += [f"# {field.doc}", f"{key} = {_toml(field.default)}"]
     lines += ["", "# Options of the task itself; see docs/config.md.", "[task]"]
+    return "\n".join(lines) + "\n"
+
+
+def render_reference() -> str:
+    """The text of ``docs/config.md``: the same fields, with their environment variables."""
+    lines = [
+        "# Config",
+        "",
+        "A config is a TOML file with overrides only. Precedence: the defaults below, the file,",
+        "`FLQ_<SECTION>_<KEY>` environment variables, `--set section.key=value`.",
+        "Rendered from `fl_queue/config.py` by `make docs`.",
+    ]
+    for section, (doc, fields) in SECTIONS.items():
+        lines += [
+            "",
+            f"## [{section}]",
+            "",
+            doc,
+            "",
+            "| field | default | meaning | variable |",
+            "|---|---|---|---|",
+        ]
+        for key, field in fields.items():
+            variable = f"FLQ_{section.upper()}_{key.upper()}"
+            lines.append(
+                f"| `{section}.{key}` | `{_toml(field.default)}` | {field.doc} | `{variable}` |"
+            )
+    lines += ["", "## [task]", "", "Options of the task itself. A task of your own takes any."]
+    for name, entry in TASKS.items():
+        lines += ["", f"### {name}", "", f"{entry.doc[0].upper()}{entry.doc[1:]}."]
+        if entry.options:
+            lines += ["", "| option | default | meaning |", "|---|---|---|"]
+        for key, field in entry.options.items():
+            lines.append(f"| `task.{key}` | `{_toml(field.default)}` | {field.doc} |")
     return "\n".join(lines) + "\n"
 
 

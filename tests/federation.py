@@ -1,0 +1,116 @@
+"""A real federation for tests: private Redis, supervisors and workers as the CLI starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fl_queue import config, rounds, runs
+from fl_queue.embedded import EmbeddedRedis
+from fl_queue.records import RoundRecord
+from fl_queue.store import RunState, Store
+
+Value = TypeVar("Value")
+#: Fast rounds: one linear layer on about a hundred images.
+QUICK = ("run.rounds=3", "round.cohort=3", "train.epochs=2", "round.deadline_s=60")
+
+
+def wait_for(what: str, ask: Callable[[], Value], timeout_s: float = 60.0) -> Value:
+    """The first true answer; fails the test when there is none in time."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        answer = ask()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s:g} s for {what}")
+
+
+class Federation:
+    """An aggregator, an evaluator and clients on private servers; ``close`` ends them all."""
+
+    def __init__(self, redis: EmbeddedRedis, folder: Path, clients: int = 3) -> None:
+        self.redis, self.folder = redis, folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.store = Store.open(redis.url, redis.blob_url, redis.state_dir)
+        self.clients = [f"site-{number}" for number in range(1, clients + 1)]
+        for name in ("aggregator", "evaluator", *self.clients):
+            self.start(name)
+        wait_for("workers", lambda: len(self.store.control.living_workers()) == clients + 2, 120)
+
+    def start(self, name: str) -> None:
+        """Start a worker as a user would."""
+        role = name if name in ("aggregator", "evaluator") else "client"
+        command = [sys.executable, "-m", "fl_queue", "worker", role]
+        command += ["--client", name] if role == "client" else []
+        command += ["--state-dir", str(self.redis.state_dir)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def worker_pid(self, name: str) -> int:
+        """Pid of the RQ worker below a supervisor."""
+        return child_of(self.processes[name].pid)
+
+    def begin(self, name: str, *overrides: str) -> str:
+        """Start a quick run; returns its run id."""
+        loaded = config.load("mnist-3v7", (*QUICK, *overrides))
+        state = runs.start_run(self.store, name, loaded, loaded.run["rounds"])
+        rounds.advance(self.store, state.run_id)
+        return state.run_id
+
+    def finish(self, run: str, timeout_s: float = 90.0) -> RunState:
+        """Wait until a run has ended."""
+
+        def ended() -> RunState | None:
+            state = self.store.control.run(run)
+            return state if state is not None and not state.active else None
+
+        return wait_for("the run to end", ended, timeout_s)
+
+    def reach(self, run: str, number: int) -> None:
+        """Wait until a run is at a round."""
+
+        def there() -> bool:
+            state = self.store.control.run(run)
+            return state is not None and state.round >= number
+
+        wait_for(f"round {number}", there)
+
+    def committed(self, run: str) -> list[RoundRecord]:
+        """Records of the committed rounds."""
+        return [
+            record for record in self.store.control.history(run) if record.outcome == "committed"
+        ]
+
+    def close(self) -> None:
+        """Stop every worker."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.store.close()
+
+
+def child_of(pid: int) -> int:
+    """Pid of the only child of a process, once it has one."""
+
+    def look() -> int:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(text[0]) if text else 0
+
+    return wait_for(f"a child of {pid}", look)
+
+
+def kill(pid: int) -> None:
+    """End a process without a word."""
+    os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,235 @@
+"""Whole runs with real Redis and real worker processes, calm and disturbed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fl_queue import blob, names
+from fl_queue.blob import Header
+from fl_queue.embedded import EmbeddedRedis, start
+from tests.federation import Federation, kill, wait_for
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    with start(folder / "state") as redis:
+        made = Federation(redis, folder)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(federation: Federation) -> list[str]:
+    """Digests of an undisturbed run named `same`."""
+    run = federation.begin("same")
+    assert federation.finish(run).state == "completed"
+    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    # The name is given free for the disturbed runs: seeds come from the name, not the run id.
+    federation.store.control.redis.hdel(names.RUNS, "same")
+    return digests
+
+
+def test_a_run_commits_every_round_once_and_records_what_decided_it(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("whole")
+    state = federation.finish(run)
+
+    assert (state.state, state.version) == ("completed", 3)
+    history = federation.store.control.history(run)
+    assert [record.outcome for record in history] == ["committed"] * 3 + ["evaluated"]
+    for record in history[:3]:
+        assert sorted(record.accepted) == record.cohort == federation.clients
+        assert (
+            record.digest == federation.store.control.versions(run)[record.version or 0]["digest"]
+        )
+    receipts = federation.store.control.receipts(run, 3)
+    assert {receipt.status for receipt in receipts.values()} == {"accepted"}
+    assert all(receipt.environment["torch"] for receipt in receipts.values())
+    assert history[3].validation["num_examples"] > 0
+
+
+def test_the_evaluator_scores_every_version(federation: Federation, calm: list[str]) -> None:
+    run = federation.begin("scored")
+    federation.finish(run)
+
+    done = wait_for(
+        "evaluations",
+        lambda: [
+            value
+            for value in federation.store.control.evaluations(run).values()
+            if value.get("state") == "done"
+        ][3:],
+    )
+    assert done[0]["finished"]["accuracy"] > 0.8
+
+
+def test_a_run_that_trains_refuses_a_second_start(federation: Federation, calm: list[str]) -> None:
+    run = federation.begin("busy", "train.epochs=200")
+    command = [sys.executable, "-m", "fl_queue", "start-round", "mnist-3v7", "--run", "busy"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(federation.redis.state_dir)], capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert "is training" in done.stderr
+    assert "Traceback" not in done.stderr
+    federation.finish(run)
+
+
+def test_starting_again_continues_from_the_newest_version(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("again", "run.rounds=1")
+    federation.finish(run)
+    same = federation.begin("again", "run.rounds=2")
+    state = federation.finish(same)
+
+    assert same == run
+    assert state.version == 3
+
+
+@pytest.mark.parametrize(
+    "victim", ["horse", "client", "client supervisor", "aggregator", "evaluator"]
+)
+def test_a_killed_process_changes_no_bit(
+    federation: Federation, calm: list[str], victim: str
+) -> None:
+    run = federation.begin("same")
+    federation.reach(run, 2)
+    if victim == "horse":
+        worker = federation.worker_pid("site-1")
+        children = Path(f"/proc/{worker}/task/{worker}/children")
+        kill(int(wait_for("a work-horse", lambda: children.read_text().split())[0]))
+    elif victim == "client supervisor":
+        federation.processes["site-2"].kill()
+        federation.processes["site-2"].wait()
+        federation.start("site-2")
+    else:
+        kill(federation.worker_pid("site-3" if victim == "client" else victim))
+    state = federation.finish(run)
+    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    federation.store.control.redis.hdel(names.RUNS, "same")
+
+    assert state.state == "completed"
+    assert digests == calm
+    history = federation.store.control.history(run)
+    assert [record.round for record in history] == sorted({record.round for record in history})
+
+
+def test_a_killed_redis_of_either_role_changes_no_bit(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("same")
+    federation.reach(run, 1)
+    for role in ("data", "control"):
+        federation.redis.kill(role)
+        time.sleep(0.5)
+        federation.redis.restart(role)
+    state = federation.finish(run, 150)
+    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    federation.store.control.redis.hdel(names.RUNS, "same")
+
+    assert state.state == "completed"
+    assert digests == calm
+
+
+def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("same", "train.epochs=2")
+    data = federation.store.data
+    federation.reach(run, 1)
+    current = federation.store.control.round(run, 1)
+    assert current is not None
+    stranger = Header(
+        kind="update",
+        run=run,
+        round=1,
+        client="stranger",
+        base_version=0,
+        base_digest=current.base_digest,
+        token="a" * 16,
+        num_examples=5,
+    )
+    data.push(run, b"rubbish")
+    data.push(run, blob.pack(stranger, None))
+    data.push(run, blob.pack(replace(stranger, client="site-1", base_digest="0" * 64), None))
+    state = federation.finish(run)
+    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    record = federation.committed(run)[0]
+    federation.store.control.redis.hdel(names.RUNS, "same")
+
+    assert state.state == "completed"
+    assert digests == calm
+    assert "stranger" not in record.accepted
+    events = [
+        event
+        for _, _, event in federation.store.control.read_events({names.events(run): "0-0"}, None)
+    ]
+    reasons = [event["reason"] for event in events if event["event"] == "update_rejected"]
+    assert any("rubbish" in reason or "few" in reason or "begin" in reason for reason in reasons)
+    assert any("not in the cohort" in reason for reason in reasons)
+
+
+def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin(
+        "hopeless", "run.task=nobody:Allows", "run.rounds=1", "round.deadline_s=5"
+    )
+    state = federation.finish(run)
+
+    assert state.state == "failed"
+    assert "quorum" in state.reason
+    receipts = federation.store.control.receipts(run, state.round)
+    assert any("--task-allow nobody:Allows" in receipt.reason for receipt in receipts.values())
+
+
+def test_a_second_worker_of_a_client_is_refused_and_told_who_holds_it(
+    federation: Federation, calm: list[str]
+) -> None:
+    command = [sys.executable, "-m", "fl_queue", "worker", "client", "--client", "site-1"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(federation.redis.state_dir)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+    assert done.returncode == 2
+    assert "is served by another worker (client-site-1-" in done.stderr
+
+
+def test_nothing_is_left_on_the_data_server_but_models(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("tidy")
+    federation.finish(run)
+
+    def leftovers() -> bool:
+        keys = federation.store.data.redis.keys(f"flq:{{{run}}}:*")
+        return not [key for key in keys if b":owner:" not in key]
+
+    assert wait_for("an empty results list", leftovers, 20)
+
+
+def test_private_servers_are_found_by_their_state_folder(private_redis: EmbeddedRedis) -> None:
+    command = [sys.executable, "-m", "fl_queue", "status", "--json"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(private_redis.state_dir)], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout.strip()) == (0, "[]")

@@ -1,0 +1,72 @@
+"""The documents are true: rendered files are fresh, every command, key and error is there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from fl_queue import config, errors, names
+from fl_queue.cli import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_rendered_files_are_fresh() -> None:
+    assert (ROOT / "config/default.toml").read_text() == config.render_defaults()
+    assert (ROOT / "docs/config.md").read_text() == config.render_reference()
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_every_shipped_config_is_accepted(name: str) -> None:
+    assert config.load(name, environ={}).run["rounds"] >= 1
+
+
+def test_every_command_is_documented() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+
+    assert [name for name in cli.commands if f"fl-queue {name}" not in text] == []
+
+
+def test_every_error_has_its_exit_code_documented() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    classes = [name for name, value in vars(errors).items() if inspect.isclass(value)]
+
+    assert [name for name in classes if f"`{name}`" not in text] == []
+
+
+def test_every_key_is_in_the_schema() -> None:
+    text = (ROOT / "docs/redis.md").read_text()
+    keys = re.findall(r"^    (flq:\S+)", names.__doc__ or "", re.MULTILINE)
+
+    assert len(keys) > 15
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_links_in_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_nothing_but_clients_and_the_evaluator_imports_torch() -> None:
+    allowed = {"training.py", "sgd.py", "tasks"}
+    found = [
+        path.relative_to(ROOT / "fl_queue").parts[0]
+        for path in (ROOT / "fl_queue").rglob("*.py")
+        if re.search(r"^\s*(import|from) torch", path.read_text(), re.MULTILINE)
+    ]
+
+    assert set(found) <= allowed
+
+
+def test_fl_queue_never_imports_workers() -> None:
+    found = [
+        path.name
+        for path in (ROOT / "fl_queue").rglob("*.py")
+        if re.search(r"^\s*(import|from) workers", path.read_text(), re.MULTILINE)
+    ]
+
+    assert found == []
