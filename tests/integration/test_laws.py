@@ -1,0 +1,220 @@
+"""The laws of conservation, fencing and the outbox, on real servers and without workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+from rq.serializers import JSONSerializer
+
+from fl_queue import blob, config, dispatch, names, outbox, rounds, runs
+from fl_queue.blob import Header
+from fl_queue.dispatch import FLJob, JobRefused
+from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
+from fl_queue.records import Receipt
+from fl_queue.rounds import Ending
+from fl_queue.store import Store
+
+
+@pytest.fixture
+def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
+    made = Store.open(*redis_urls, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(store: Store) -> str:
+    """A run with round 0 open on the only client there is."""
+    store.control.hold(names.client_holder("a"), "t", 60, {}, "a")
+    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+    state = runs.start_run(store, "lawful", loaded, 1)
+    rounds.advance(store, state.run_id)
+    return state.run_id
+
+
+def claim(store: Store, run: str) -> int:
+    job = store.control.jobs(run, 0)["aggregator"]["job"]
+    return store.control.claim(run, 0, job)
+
+
+def test_racing_callers_of_advance_open_one_round(store: Store, run: str) -> None:
+    rounds.advance(store, run)
+    rounds.advance(store, run)
+    state = store.control.run(run)
+
+    assert state is not None
+    assert state.round == 0
+    assert dispatch.waiting(store, names.client_queue("a")) == 1
+
+
+def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: str) -> None:
+    old = claim(store, run)
+    store.data.own(run, old, "old")
+    store.data.push(run, b"one")
+    store.data.push(run, b"two")
+    assert store.data.take(run, old, 1) == b"one"
+
+    new = claim(store, run)
+    store.data.own(run, new, "new")
+
+    with pytest.raises(OwnershipLost):
+        store.data.extend(run, old, "old")
+    assert store.data.take(run, old, 1) == b"two"  # A pending move may still steal one ...
+    store.data.discard(run, old, "old", 1)
+    assert store.data.give_back(run, new) == 1  # ... which comes back.
+    assert store.data.waiting(run) == 2
+    assert end(store, run, old) == "another aggregator owns the round"
+    assert end(store, run, new) == "ok"
+    assert end(store, run, new) == "the run is not training"
+
+
+def end(store: Store, run: str, fence: int) -> str:
+    state, current = store.control.run(run), store.control.round(run, 0)
+    assert state is not None
+    assert current is not None
+    ending = Ending("abandoned", "tried")
+    loaded = runs.current_config(store, run)
+    record = rounds.base_record(current, ending, 0.0, loaded)
+    return rounds.end(store, state, current, ending, record, {}, loaded, fence)
+
+
+def test_a_command_sent_again_discards_nothing_more(store: Store, run: str) -> None:
+    fence = claim(store, run)
+    store.data.own(run, fence, "t")
+    for element in (b"one", b"two"):
+        store.data.push(run, element)
+        store.data.take(run, fence, 1)
+    store.data.discard(run, fence, "t", 2)
+    store.data.push(run, b"three")
+    store.data.take(run, fence, 1)
+    store.data.discard(run, fence, "t", 2)
+
+    assert store.data.held(run, fence) == 1
+
+
+def test_accepted_is_never_overwritten(store: Store, run: str) -> None:
+    fence = claim(store, run)
+    assert store.control.write_receipt(run, 0, "a", Receipt("accepted", token="1"), fence)
+    assert store.control.write_receipt(run, 0, "a", Receipt("duplicate", token="2"), fence)
+    assert not store.control.write_receipt(run, 0, "a", Receipt("duplicate", token="3"), fence)
+    receipts = store.control.receipts(run, 0)
+
+    assert {key: receipt.status for key, receipt in receipts.items()} == {
+        "a": "accepted",
+        "a:duplicate": "duplicate",
+    }
+
+
+def test_nothing_is_written_to_a_round_that_does_not_exist(store: Store, run: str) -> None:
+    assert not store.control.write_receipt(run, 7, "a", Receipt("late", token="1"), None)
+    assert store.control.redis.exists(names.round_updates(run, 7)) == 0
+
+
+def test_time_is_counted_not_read(store: Store, run: str) -> None:
+    # The last tick lies an hour back: an outage, or a clock that jumped.
+    store.control.redis.hincrbyfloat(names.round_(run, 0), "ticked_at", -3600)
+    elapsed_s = store.control.tick_round(run, 0)
+
+    assert elapsed_s is not None
+    assert elapsed_s <= 2.5
+
+
+def test_a_running_run_refuses_a_second_start_and_a_fixed_field_stays(
+    store: Store, run: str
+) -> None:
+    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+    with pytest.raises(RunStateError, match="is training"):
+        runs.start_run(store, "lawful", loaded, 1)
+    end(store, run, 0)
+    with pytest.raises(ConfigError) as caught:
+        runs.start_run(store, "lawful", config.load("mnist-3v7", ("run.seed=7",), {}), 1)
+    assert caught.value.field == "run.seed"
+
+
+@pytest.mark.parametrize("function", ["os.system", "eval", "fl_queue.runs.start_run"])
+def test_a_job_that_names_another_function_is_refused(
+    store: Store, function: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    connection = store.control.redis
+    queue = dispatch.queue("flq-client-a", connection)
+    queue.enqueue_call(function, args=[f"touch {mark}", 1], job_id="hostile")
+    job = FLJob.fetch("hostile", connection=connection, serializer=JSONSerializer)
+
+    with pytest.raises(JobRefused):
+        job.perform()
+    assert not mark.exists()
+
+
+def test_the_outbox_keeps_an_update_until_its_round_has_ended(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    header = Header(kind="failure", run=run, round=0, client="a", token="t", reason="no")
+    path = outbox.write(tmp_path, header, b"")
+    again = outbox.read(path)
+
+    assert again is not None
+    assert again[0] == header
+    assert (
+        outbox.sweep(tmp_path, "a", lambda other, number: rounds.has_ended(store, other, number))
+        == 1
+    )
+    end(store, run, 0)
+    assert (
+        outbox.sweep(tmp_path, "a", lambda other, number: rounds.has_ended(store, other, number))
+        == 0
+    )
+    assert not path.exists()
+
+
+def test_a_damaged_outbox_file_is_no_update(store: Store, run: str, tmp_path: Path) -> None:
+    body = os.urandom(64)
+    header = Header(
+        kind="update",
+        run=run,
+        round=0,
+        client="a",
+        token="t",
+        body_bytes=64,
+        body_digest=blob.body_digest(body),
+    )
+    path = outbox.write(tmp_path, header, body)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    assert outbox.read(path) is None
+
+
+def test_a_body_over_the_inline_limit_travels_in_chunks(store: Store, run: str) -> None:
+    body = os.urandom(200_000)
+    header = Header(
+        kind="update",
+        run=run,
+        round=0,
+        client="a",
+        token="t",
+        body_bytes=len(body),
+        body_digest=blob.body_digest(body),
+    )
+    assert outbox.push(store, header, memoryview(body), 1000, 65536, lambda: False)
+    element = store.data.redis.lindex(names.results(run), 0)
+    assert isinstance(element, bytes)
+    found, inline = blob.unpack(element, max_body_bytes=len(body))
+
+    assert (len(inline), len(element) < 1000) == (0, True)
+    assert found == replace(header, chunk_bytes=65536)
+    assert store.data.get_chunks(run, found.body_digest, found.body_bytes, 65536) == body
+
+
+def test_the_password_of_a_url_is_never_shown() -> None:
+    url = "redis://user:secret@127.0.0.1:1/0"
+    store = Store(url, url)
+    with pytest.raises(Exception, match=r"redis://user:\*\*\*@127") as caught:
+        store.check()
+    assert "secret" not in str(caught.value)
+    assert not isinstance(caught.value, redis.RedisError)
