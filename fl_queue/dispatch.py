@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 from redis import Redis
@@ -144,39 +144,11 @@ class Ticket:
         )
 
     def to_json(self) -> str:
-        return dumps(
-            {
-                key: getattr(self, key)
-                for key in (
-                    "who",
-                    "function",
-                    "queue",
-                    "run",
-                    "number",
-                    "timeout_s",
-                    "attempt",
-                    "job",
-                )
-            }
-        )
+        return dumps(asdict(self))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Ticket:
-        return cls(
-            **{
-                key: raw[key]
-                for key in (
-                    "who",
-                    "function",
-                    "queue",
-                    "run",
-                    "number",
-                    "timeout_s",
-                    "attempt",
-                    "job",
-                )
-            }
-        )
+        return cls(**{item.name: raw[item.name] for item in fields(cls)})
 
 
 def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:

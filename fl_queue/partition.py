@@ -25,8 +25,8 @@ Indices = NDArray[np.int64]
 #: ``dirichlet_label`` gives every share at least this many samples, where there are enough.
 LEAST_SAMPLES = 10
 _REDRAWS = 10
-# Below and above these, a draw in float64 is one class, or the prior itself, anyway; numpy's
-# sampler returns NaN not far beyond.
+# Beyond these a draw is one class, or the prior itself, anyway; and at the ends of float64 the
+# product of alpha and prior is 0, or numpy's sampler returns NaN.
 _CONCENTRATION_RANGE = (1e-9, 1e9)
 
 
@@ -287,8 +287,6 @@ def _split_classes(
     for members in _members(labels):
         proportions = _dirichlet(generator, np.full(shares, alpha))
         cuts = (np.cumsum(proportions)[:-1] * len(members)).astype(np.int64)
-        # A cumulative sum may end a rounding error above 1.
-        cuts = np.minimum(cuts, len(members))
         for piece, part in zip(pieces, np.split(generator.permutation(members), cuts), strict=True):
             piece.append(part)
     return [np.concatenate(piece) for piece in pieces]

@@ -139,7 +139,7 @@ def test_given_means_and_stds_stay_at_home(folder):
 
 def test_features_default_to_all_columns_but_the_label(folder):
     path = folder / "train.csv"
-    path.write_text("\ufeffa, b ,sick\n1,2,yes\n\n3,4,no\n", encoding="utf-8")
+    path.write_text("\ufeffsick,a, b \nyes,1,2\n\nno,3,4\n", encoding="utf-8")
     task = task_of(folder, features="")
     data = task.client_data(context_of(task))
     assert sorted(data.train.tensors[0].tolist()) == [[1.0, 2.0], [3.0, 4.0]]

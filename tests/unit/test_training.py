@@ -116,6 +116,7 @@ def test_complex_tensors_cannot_travel():
         manifest_of(model)
 
 
+@pytest.mark.filterwarnings("error")
 def test_arrays_round_trip_and_are_copies(task):
     manifest, arrays = initial_model(task, 0)
     for array in arrays.values():
@@ -198,6 +199,47 @@ def test_equal_arguments_give_equal_bytes_whatever_was_drawn_before(task):
 @pytest.mark.parametrize("values", [{"round_number": 2}, {"client": "b"}, {"run": "other"}])
 def test_another_round_client_or_run_draws_other_numbers(task, values):
     assert as_bytes(update_of(task)) != as_bytes(update_of(task, **values))
+
+
+def test_what_an_own_task_draws_is_seeded_by_round_and_client(task):
+    drawn = []
+
+    def draw(model, data, context, on_epoch):
+        drawn.append((float(torch.rand(())), np.random.random(), random.random()))
+        return {}
+
+    task.train = draw
+    update_of(task)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    for values in ({}, {"round_number": 2}, {"client": "b"}):
+        update_of(task, **values)
+    assert drawn[0] == drawn[1]
+    assert all(len({numbers[source] for numbers in drawn}) == 3 for source in range(3))
+
+
+def test_the_seed_of_local_sgd_decides_order_and_dropout():
+    def run(seed, global_seed):
+        orders, dropped = [], []
+
+        class Watcher(nn.Linear):
+            def forward(self, rows):
+                orders.append(rows[:, 0].tolist())
+                dropped.append(nn.functional.dropout(torch.ones(50)).tolist())
+                return super().forward(rows)
+
+        model = Watcher(1, 2)
+        torch.manual_seed(global_seed)
+        rows = torch.arange(40.0).reshape(40, 1)
+        data, loss = TensorDataset(rows, torch.zeros(40).long()), nn.functional.cross_entropy
+        sgd.local_sgd(model, data, loss, seed=seed, epochs=1, batch_size=8, learning_rate=0.01)
+        return orders, dropped
+
+    assert run(1, 10) == run(1, 11)
+    first, other = run(1, 10), run(2, 10)
+    assert first[0] != other[0]
+    assert first[1] != other[1]
 
 
 def test_update_is_the_difference_to_an_unchanged_base(task):
