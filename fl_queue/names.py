@@ -19,10 +19,10 @@ control server
     flq:{<run>}:round:<n>:jobs         hash    client -> JSON of its newest job
     flq:clients                        zset    client -> last heartbeat (server clock, s)
     flq:client:<id>                    hash    what the client's worker says of itself
-    flq:client:<id>:holder             string  the one worker that serves it (lease)
+    flq:client:<id>:holder             hash    the one worker that serves it (lease)
     flq:client:<id>:events             stream  its epochs, capped
-    flq:worker:<name>                  string  a living RQ worker (lease)
-    flq:healer                         string  the one healer at work (lease)
+    flq:worker:<name>                  hash    a living RQ worker (lease)
+    flq:healer                         hash    the one healer at work (lease)
 data server
     flq:server                         string  identity of this data server's content
     flq:{<run>}:results                list    update blobs as they arrive
@@ -41,7 +41,6 @@ CLIENTS = "flq:clients"
 HEALER = "flq:healer"
 DATA_SERVER = "flq:server"
 
-POOL_QUEUE = "flq-pool"
 AGGREGATE_QUEUE = "flq-aggregate"
 EVALUATE_QUEUE = "flq-evaluate"
 

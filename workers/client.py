@@ -54,7 +54,7 @@ class Assignment:
         return rounds.has_ended(self.store, self.run, self.round.number)
 
     def task(self) -> Task:
-        return load_task(self.config.run["task"], self.config, self.site.allow)
+        return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
 
     def context(self) -> ClientContext:
         """

@@ -58,7 +58,7 @@ def evaluate(run: str, version: int) -> str:
 
 def _sums(store: Store, site: Site, run: str, version: int) -> Sums:
     config = current_config(store, run)
-    task = load_task(config.run["task"], config, site.allow)
+    task = load_task(config.run["task"], config, site.allow, site.data_dir)
     data = task.test_data(site.data_dir or config.data["dir"])
     if data is None:
         raise DataError(

@@ -42,6 +42,11 @@ def test_small_alpha_is_skewed_and_large_alpha_is_not():
         assert even < 0.25
 
 
+def test_the_largest_alpha_there_is_splits_evenly():
+    sizes = [len(part) for part in dirichlet_label(TEN_CLASSES, 4, 0, 1.7e308)]
+    assert min(sizes) > 1400
+
+
 def test_dirichlet_label_ends_where_redrawing_never_would():
     # 450 clients at alpha 0.01: no draw ever gives each of them ten samples.
     sizes = [len(part) for part in dirichlet_label(TEN_CLASSES, 450, 0, 0.01)]
