@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, names
+from fl_queue import blob, names, scores
 from fl_queue.blob import Header
 from fl_queue.embedded import EmbeddedRedis, start
 from tests.federation import Federation, kill, wait_for
@@ -65,15 +65,12 @@ def test_the_evaluator_scores_every_version(federation: Federation, calm: list[s
     run = federation.begin("scored")
     federation.finish(run)
 
-    done = wait_for(
-        "evaluations",
-        lambda: [
-            value
-            for value in federation.store.control.evaluations(run).values()
-            if value.get("state") == "done"
-        ][3:],
-    )
-    assert done[0]["finished"]["accuracy"] > 0.8
+    def scored() -> dict[int, dict[str, float]]:
+        found = scores.test_metrics(federation.store, run)
+        return found if sorted(found) == [0, 1, 2, 3] else {}
+
+    found = wait_for("evaluations", scored)
+    assert found[3]["accuracy"] > 0.8 > found[0]["accuracy"]
 
 
 def test_a_run_that_trains_refuses_a_second_start(federation: Federation, calm: list[str]) -> None:
