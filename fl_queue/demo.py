@@ -23,6 +23,8 @@ from fl_queue.store import Store
 
 READY_S = 120.0
 STOP_S = 20.0
+#: Time between the two signals that stop a worker cold: a process merges signals it has not seen.
+COLD_STOP_S = 0.3
 RUN = "demo"
 
 
@@ -128,8 +130,11 @@ def _start(name: str, base: Site, logs: Path) -> subprocess.Popen[bytes]:
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
+    # Twice: once would wait for idle workers to look up, and nothing they do is wanted any more.
+    for _ in range(2):
+        for process in processes:
+            process.terminate()
+        time.sleep(COLD_STOP_S)
     until = time.monotonic() + STOP_S
     for process in processes:
         try:

@@ -84,7 +84,7 @@ def follow(
         run: Run id.
         console: Where to show it; a terminal gets a live display.
         tick: Count the round's time and call ``advance`` once a second.
-        since: Id of the event after which to begin; empty: with what comes from now on.
+        since: Id of the event after which to begin; empty: with the opening of the open round.
 
     Returns:
         The run's last state; None when it was deleted meanwhile.
@@ -138,8 +138,16 @@ class _Follower:
         self.tick = tick
         self.scene = Scene(store.control.run(run))
         self._ticked_at = -TICK_S
-        self._streams = {names.events(run): since or _stream_id(store.control.now())}
-        self._lost_at = 0.0
+        self._streams = {names.events(run): since or self._beginning()}
+        self._received: dict[int, set[str]] = {}
+
+    def _beginning(self) -> str:
+        """Just before the open round was opened, else now."""
+        state = self.scene.state
+        current = self.store.control.round(self.run, state.round) if state else None
+        if current is None or not current.open:
+            return _stream_id(self.store.control.now())
+        return _stream_id(current.opened_at - 0.001)
 
     def step(self) -> bool:
         """Wait for news, at most a second, and take it in; False when the run has ended."""
@@ -215,6 +223,8 @@ class _Follower:
             if current and event.get("run") == self.run and event.get("round") == current.number:
                 self.scene.progress[_client_of(stream)] = event
             return
+        if event["event"] == "update_received":
+            self._received.setdefault(event["round"], set()).add(event["client"])
         if event["event"] == "healed":
             self.scene.healed = f"{event['what']}"
         if not self.console.is_terminal:
@@ -229,8 +239,8 @@ class _Follower:
             current = control.round(self.run, event["round"])
             if current is None:
                 return ""
-            receipts = control.receipts(self.run, event["round"])
-            count = sum(receipts[who].status in _DONE for who in current.cohort if who in receipts)
+            # Counted from the events: the receipts may be ahead of the one that is told.
+            count = len(self._received.get(event["round"], ()))
             return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
         if event["event"] == "version_evaluated":
             return f": {describe_metrics(_tested(self.store, self.run).get(event['version'], {}))}"

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fl_queue import names
+from fl_queue import dispatch, names
 from fl_queue.errors import FLQueueError, StoreUnavailable
 from fl_queue.store import ServerFacts, Store, server_facts
 
 SKEW_S = 5.0
+#: A server that uses more than this part of its memory is nearly full.
+FULL = 0.8
 Level = Literal["OK", "WARN", "FAIL"]
 
 
@@ -39,7 +41,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
         return [*findings, Finding("FAIL", str(exc), "start it, or correct the URL")]
     findings += _server("control", server_facts(store.servers.control, store.servers.url))
     findings += _server("data", server_facts(store.servers.data, store.servers.blob_url))
-    return [*findings, *_workers(store)]
+    return [*findings, *_workers(store), *_queues(store)]
 
 
 def raise_on_failure(findings: list[Finding]) -> None:
@@ -71,6 +73,7 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
                 "set maxmemory-policy noeviction",
             )
         )
+    found.append(_memory(name, facts))
     if role == "control":
         found.append(_persistence(name, facts))
     skew_s = facts.time - time.time()
@@ -85,6 +88,31 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
     else:
         found.append(Finding("OK", f"{name}: clock within {SKEW_S:g} s"))
     return found
+
+
+def _memory(name: str, facts: ServerFacts) -> Finding:
+    used = f"{facts.used_bytes / 2**20:.0f} MiB"
+    if not facts.limit_bytes:
+        return Finding("OK", f"{name}: {used} in use")
+    what = f"{name}: {used} in use of {facts.limit_bytes / 2**20:.0f} MiB"
+    if facts.used_bytes < FULL * facts.limit_bytes:
+        return Finding("OK", what)
+    return Finding("WARN", what, "give it more memory (maxmemory); when it is full, rounds wait")
+
+
+def _queues(store: Store) -> list[Finding]:
+    """Clients with jobs that nobody takes."""
+    left = [
+        client
+        for client in sorted(store.control.client_ids())
+        if dispatch.waiting(store, names.client_queue(client))
+        and not store.control.lease(names.client_holder(client))
+    ]
+    if not left:
+        return []
+    what = f"jobs wait for clients without a worker: {', '.join(left)}"
+    fix = f"start one with `fl-queue worker client --client {left[0]}`, or let the round end"
+    return [Finding("WARN", what, fix)]
 
 
 def _persistence(name: str, facts: ServerFacts) -> Finding:

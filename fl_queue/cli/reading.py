@@ -116,6 +116,8 @@ def watch(where: Where, run: str) -> None:
 @connection_options
 def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
     """The rounds of RUN as a table; with --json also the full records."""
+    if as_csv and as_json:
+        raise ConfigError("--csv", "goes without --json")
     store = where.open()
     run_id = runs.find_run(store, run).run_id
     records = store.control.history(run_id)

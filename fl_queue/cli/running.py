@@ -8,18 +8,21 @@ import os
 import re
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
 from fl_queue import display, embedded, models, names, rounds, runs
 from fl_queue.cli.common import Command, Where, connection_options
-from fl_queue.errors import ConfigError, DataError, RunFailed
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError, RunFailed, StoreUnavailable
 from fl_queue.site import Site
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -122,10 +125,7 @@ def _become_worker(role: str, site: Site) -> None:
 def redis_command(where: Where, tcp: bool) -> None:
     """Run the private redis-servers in the foreground, and say how to redis-cli into them."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    interrupt_on_sigterm()
     with embedded.start(where.state_dir, tcp=tcp) as servers:
         click.echo(f"control: {servers.url}\n         {cli_line(servers.url)}")
         click.echo(f"data:    {servers.blob_url}\n         {cli_line(servers.blob_url)}")
@@ -133,7 +133,22 @@ def redis_command(where: Where, tcp: bool) -> None:
             "Other fl-queue commands of this user find them by themselves. Ctrl-C stops them."
         )
         sys.stdout.flush()
-        signal.pause()
+        while True:
+            time.sleep(1.0)
+            for role, url in (("control", servers.url), ("data", servers.blob_url)):
+                # A second, longer question: one that is busy is not dead.
+                if not (embedded.answers(url) or embedded.answers(url, timeout_s=10.0)):
+                    log = where.state_dir / role / "redis.log"
+                    raise StoreUnavailable(url, f"the private {role} server ended; see {log}")
+
+
+def interrupt_on_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, so that what it started is stopped."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def cli_line(url: str) -> str:
@@ -182,11 +197,7 @@ def start_round(
     coordinator: it goes on when this command ends.
     """
     loaded = configs.load(config, overrides)
-    where = replace(
-        where,
-        url=where.url or loaded.redis["url"],
-        blob_url=where.blob_url or loaded.redis["blob_url"],
-    )
+    where = _where_of_run(where, loaded)
     store = where.open()
     initial = None
     if loaded.model["initial"]:
@@ -194,21 +205,38 @@ def start_round(
             store, Path(loaded.model["initial"]), loaded.redis["chunk_bytes"]
         )
     name = name or re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+    known = store.control.run_id(name)
+    since = store.control.last_event_id(names.events(known)) if known else "0-0"
     state = runs.start_run(store, name, loaded, count or loaded.run["rounds"], initial)
     rounds.advance(store, state.run_id)
     if not wait:
         click.echo(state.run_id)
         click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
         return
-    follow_to_end(where, state.run_id)
+    follow_to_end(where, state.run_id, since)
 
 
-def follow_to_end(where: Where, run: str) -> None:
-    """Show progress until the run has ended, then its table. Raises RunFailed."""
+def _where_of_run(where: Where, loaded: RunConfig) -> Where:
+    """The servers the command line names, else those of the config, which has the environment in it."""
+    context = click.get_current_context()
+
+    def chosen(option: str, given: str, configured: str) -> str:
+        on_command_line = context.get_parameter_source(option) is ParameterSource.COMMANDLINE
+        return given if on_command_line else configured
+
+    return replace(
+        where,
+        url=chosen("redis_url", where.url, loaded.redis["url"]),
+        blob_url=chosen("blob_url", where.blob_url, loaded.redis["blob_url"]),
+    )
+
+
+def follow_to_end(where: Where, run: str, since: str = "") -> None:
+    """Show progress after the event ``since`` until the run has ended, then its table. Raises RunFailed."""
     store = where.open()
     name = runs.find_run(store, run).name
     try:
-        display.follow(store, run, Console(stderr=True), since="0-0")
+        display.follow(store, run, Console(stderr=True), since=since)
     except KeyboardInterrupt:
         click.echo(f"\nRun {name} goes on; watch it with `fl-queue watch {name}`.", err=True)
         raise
@@ -251,6 +279,7 @@ def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...]) -> 
 
     All processes it starts end with it.
     """
+    interrupt_on_sigterm()
     demos.run(clients, count, output, overrides, cli_line)
 
 

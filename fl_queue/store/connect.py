@@ -197,7 +197,14 @@ def _zero_copy(client: redis.Redis) -> redis.Redis:
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a server says of itself. ``time``: its clock, Unix seconds; settings are ``?`` when it will not say."""
+    """
+    What a server says of itself; settings are ``?`` when it will not say.
+
+    Args:
+        time: Its clock, Unix seconds.
+        used_bytes: Memory in use.
+        limit_bytes: ``maxmemory``, else the memory of its machine; 0 when unknown.
+    """
 
     url: str
     version: str
@@ -206,6 +213,8 @@ class ServerFacts:
     appendfsync: str
     time: float
     round_trip_s: float
+    used_bytes: int
+    limit_bytes: int
 
 
 def server_facts(client: redis.Redis, url: str) -> ServerFacts:
@@ -223,6 +232,8 @@ def server_facts(client: redis.Redis, url: str) -> ServerFacts:
         appendfsync=_setting(client, "appendfsync"),
         time=seconds + micros / 1e6,
         round_trip_s=round_trip_s,
+        used_bytes=int(info.get("used_memory", 0)),
+        limit_bytes=int(info.get("maxmemory") or info.get("total_system_memory") or 0),
     )
 
 

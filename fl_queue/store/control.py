@@ -352,6 +352,11 @@ class Control:
             for entry_id, fields in entries:
                 yield key.decode(), entry_id.decode(), json.loads(fields[b"event"])
 
+    def last_event_id(self, stream: str) -> str:
+        """Id of the newest entry of a stream; ``0-0`` when there is none."""
+        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
+        return entries[0][0].decode() if entries else "0-0"
+
     def last_event(self, stream: str) -> dict[str, Any] | None:
         """The newest event of a stream."""
         entries = cast(list[Any], self.redis.xrevrange(stream, count=1))

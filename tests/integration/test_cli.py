@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
+from fl_queue import config, display, doctor, names, rounds, runs
 from fl_queue.cli import cli
+from fl_queue.records import Receipt
+from fl_queue.store import Store
 
 
 def fl_queue(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
@@ -89,3 +98,71 @@ def test_doctor_finds_the_private_servers_fit(private_redis, tmp_path: Path) -> 
     assert done.returncode == 0
     assert "appendonly yes, appendfsync always" in done.stdout
     assert "no aggregator worker is alive" in done.stdout
+
+
+def test_set_wins_over_the_environment_and_the_option_over_both(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def refused(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["start-round", "demo", "--no-wait", *arguments])
+        return str(done.exception)
+
+    monkeypatch.setenv("FLQ_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    assert "127.0.0.1:1/" in refused()
+    assert "127.0.0.1:2/" in refused("--set", "redis.url=redis://127.0.0.1:2/0")
+    assert "127.0.0.1:3/" in refused(
+        "--set", "redis.url=redis://127.0.0.1:2/0", "--redis-url", "redis://127.0.0.1:3/0"
+    )
+
+
+def test_redis_ends_with_an_error_when_one_of_its_servers_dies(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fl_queue", "redis", "--state-dir", str(state_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "control" in process.stdout.readline()
+    os.kill(json.loads((state_dir / "redis.json").read_text())["pids"]["data"], signal.SIGKILL)
+
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 5
+    assert "the private data server ended" in errors
+
+
+def test_doctor_names_clients_whose_jobs_nobody_takes(redis_urls: tuple[str, str]) -> None:
+    store = Store(*redis_urls)
+    store.control.redis.zadd(names.CLIENTS, {"gone": store.control.now()})
+    store.control.redis.rpush(f"rq:queue:{names.client_queue('gone')}", "a-job")
+
+    found = doctor.examine(*redis_urls, Path("/absent"), None)
+
+    assert any("jobs wait" in one.what and "gone" in one.what for one in found)
+    store.close()
+
+
+def test_updates_are_counted_from_the_events_not_from_later_receipts(
+    redis_urls: tuple[str, str],
+) -> None:
+    store = Store(*redis_urls)
+    state = runs.start_run(store, "r", config.load("demo", ("round.cohort=2",), {}), 1)
+    now = store.control.now()
+    for client in ("a", "b"):
+        store.control.redis.zadd(names.CLIENTS, {client: now})
+    store.control.redis.hset(names.run(state.run_id), mapping={"version": "0", "digest": "d"})
+    rounds.advance(store, state.run_id)
+    for client in ("a", "b"):
+        store.control.write_receipt(state.run_id, 0, client, Receipt("received"), 0)
+    store.control.redis.hset(names.run(state.run_id), "state", "completed")
+    console = Console(file=io.StringIO(), width=200)
+
+    display.follow(store, state.run_id, console, since="0-0")
+
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "update of a is in (1 of 2" in text
+    assert "update of b is in (2 of 2" in text
+    store.close()
