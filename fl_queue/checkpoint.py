@@ -174,12 +174,13 @@ def _replace(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
             mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
         save_file(dict(tensors), file, dict(metadata))
         file.chmod(mode)
-        _fsync(file)
+        sync(file)
         os.replace(file, path)
-        _fsync(path.parent)
+        sync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the entries of a folder, on disk for good."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -114,18 +114,13 @@ def await_evaluations(store: Store, run: str, console: Console, longest_s: float
             for version, value in store.control.evaluations(run).items()
             if value.get("state") not in ("done", "failed")
         ]
-        if not waiting or not evaluator_lives(store):
+        if not waiting or not store.control.role_alive(rounds.EVALUATOR):
             return
         if not said and not console.is_terminal:
             console.print(f"waiting for the evaluation of {len(waiting)} versions")
         said = True
         time.sleep(0.2)
     console.print("the evaluator is behind; `fl-queue history` will show its results later")
-
-
-def evaluator_lives(store: Store) -> bool:
-    """Whether an evaluator is at work."""
-    return any(worker.get("role") == rounds.EVALUATOR for worker in store.control.living_workers())
 
 
 class _Follower:
@@ -204,7 +199,7 @@ class _Follower:
                 for record in control.history(self.run, last=ROUNDS_SHOWN + 1)
                 if record.purpose == "train"
             ]
-            scene.evaluated = _tested(self.store, self.run)
+            scene.evaluated = scores.test_metrics(self.store, self.run)
 
     def _listen_to_cohort(self) -> None:
         """Follow the event streams of the round's clients, from the moment it was opened."""
@@ -243,7 +238,7 @@ class _Follower:
             count = len(self._received.get(event["round"], ()))
             return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
         if event["event"] == "version_evaluated":
-            return f": {describe_metrics(_tested(self.store, self.run).get(event['version'], {}))}"
+            return f": {describe_metrics(scores.test_metrics(self.store, self.run).get(event['version'], {}))}"
         for record in control.history(self.run, last=ROUNDS_SHOWN):
             if record.round == event["round"] and record.validation:
                 finished = metrics.finish(record.validation)
@@ -386,14 +381,6 @@ def _recent(scene: Scene) -> Text:
         merged = f"{len(record.accepted)} merged, {record.elapsed_s:.1f} s"
         lines.append(f"  round {record.round}  version {record.version}  {words}  ({merged})")
     return Text("\n".join(lines), style="dim")
-
-
-def _tested(store: Store, run: str) -> dict[int, dict[str, float]]:
-    return {
-        version: value["finished"]
-        for version, value in store.control.evaluations(run).items()
-        if value.get("state") == "done"
-    }
 
 
 def _client_of(stream: str) -> str:

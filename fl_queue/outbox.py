@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fl_queue import blob
+from fl_queue import blob, checkpoint
 from fl_queue.blob import Header
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.store import Store
@@ -45,7 +45,7 @@ def write(folder: Path, header: Header, body: bytes | bytearray) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(folder)
+        checkpoint.sync(folder)
     except OSError as exc:
         temporary.unlink(missing_ok=True)
         raise DataError(
@@ -136,11 +136,3 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int], bool]) -> i
         else:
             left += 1
     return left
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -209,7 +209,7 @@ def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpo
 
 
 def _initialiser(store: Store, config: RunConfig, alive: list[str]) -> list[str]:
-    if any(worker.get("role") == EVALUATOR for worker in store.control.living_workers()):
+    if store.control.role_alive(EVALUATOR):
         return [EVALUATOR]
     return sampling.select_cohort(config.run["seed"], 0, alive, min(1, len(alive)))
 

@@ -96,7 +96,7 @@ def _waiting_for(store: Store, state: RunState) -> list[str]:
             age = f"last seen {seen[client]:.0f} s ago" if client in seen else "never seen"
             attempt = jobs.get(client, {}).get("attempt", 1)
             lines.append(f"waiting for {client}: {age}, attempt {attempt}")
-    if not any(entry.get("role") == "aggregator" for entry in store.control.living_workers()):
+    if not store.control.role_alive("aggregator"):
         lines.append("no aggregator is alive; start one with `fl-queue worker aggregator`")
     return lines
 

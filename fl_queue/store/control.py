@@ -22,7 +22,6 @@ from fl_queue.store.connect import script
 EVENTS_KEPT = 10_000
 CLIENT_EVENTS_KEPT = 1_000
 LONGEST_TICK_S = 2.0
-Raced = redis.WatchError
 
 
 @dataclass(frozen=True)
@@ -411,6 +410,10 @@ class Control:
     def worker_alive(self, worker: str) -> bool:
         """Whether an RQ worker's lease lives."""
         return bool(self.redis.exists(names.worker(worker)))
+
+    def role_alive(self, role: str) -> bool:
+        """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
+        return any(worker.get("role") == role for worker in self.living_workers())
 
     def living_workers(self) -> list[dict[str, str]]:
         """The leases of all living RQ workers (role, host, pid, client, ...)."""
