@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fl_queue import blob
+from fl_queue import blob, files
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.records import Manifest
@@ -174,18 +174,9 @@ def _replace(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
             mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
         save_file(dict(tensors), file, dict(metadata))
         file.chmod(mode)
-        sync(file)
+        files.sync(file)
         os.replace(file, path)
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on disk for good."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.sync(path.parent)
 
 
 @contextmanager

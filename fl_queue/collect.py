@@ -16,7 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from fl_queue import blob, checkpoint, dispatch, metrics, models, names, rounds, scores
+from fl_queue import (
+    blob,
+    checkpoint,
+    dispatch,
+    faults,
+    kept,
+    late,
+    metrics,
+    models,
+    names,
+    rounds,
+    scores,
+)
 from fl_queue.blob import Header
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import (
@@ -26,12 +38,12 @@ from fl_queue.errors import (
     OwnershipLost,
     StoreUnavailable,
 )
-from fl_queue.exact import ExactSum, Scale
-from fl_queue.records import Manifest, Receipt, RoundRecord, Sums, Verdict
+from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
+from fl_queue.merge import Merge
+from fl_queue.records import Manifest, Receipt, RoundRecord, Sums
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
 from fl_queue.store import Store
-from fl_queue.strategies import get_strategy, weight_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +52,6 @@ TAKE_S = 1.0
 EXTEND_S = 1.5
 #: A round that has had nothing to take for this long gives way to a waiting one.
 YIELD_AFTER_S = 2.0
-LARGEST_MODEL_BYTES = 64 * 1024**3
 
 
 class Lease:
@@ -121,6 +132,7 @@ class Collector:
         if not self.fence:
             rounds.advance(self.store, self.run)
             return "nothing to do"
+        faults.reach("aggregator.claimed")
         self._load()
         with Lease(self.store, self.run, self.fence, self.token) as self.lease:
             try:
@@ -140,8 +152,9 @@ class Collector:
         self.manifest = self.store.control.manifest(self.run)
         self.quorum_at_s = current.quorum_at_s
         if self.manifest is not None and current.purpose == "train":
-            scales = {kind: Scale(int(s), limit) for kind, (s, limit) in current.scales.items()}
-            self.total = ExactSum(self.manifest, scales, current.w_max)
+            self.merge = Merge(
+                self.manifest, self.config.aggregation, current.scales, current.w_max
+            )
 
     # Collecting
 
@@ -155,8 +168,10 @@ class Collector:
                 return ending
             element = self.store.data.take(self.run, self.fence, TAKE_S)
             if element is not None:
+                faults.reach("update.taken")
                 self.looked_at += 1
                 self._look_at(element)
+                faults.reach("update.received")
                 idle_since = time.monotonic()
                 continue
             ending = self._ending(drained=True)
@@ -189,23 +204,15 @@ class Collector:
         try:
             header, body = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
         except BlobError as exc:
-            event = {
-                "event": "update_rejected",
-                "round": self.number,
-                "client": "?",
-                "status": "invalid",
-                "reason": exc.reason,
-            }
-            self.store.control.add_event(self.run, event)
+            self._reject(exc.reason)
             return
         if header.round > self.number:
-            # We have been replaced and our round has ended: this one is somebody else's.
-            raise OwnershipLost(
-                f"run {self.run}: an update of round {header.round} came to round {self.number}"
-            )
+            self._elapsed()  # Raises when our round has ended: then this one is somebody else's.
+            self._reject(f"{header.client}: round {header.round} has not been opened")
+            return
         self.headers.append(header)
         if header.round < self.number:
-            self._late(header)
+            late.record(self.store, self.run, header)
             return
         receipt = self._judge(header, body)
         if receipt is None:
@@ -219,40 +226,37 @@ class Collector:
             self.receipts[client] = receipt
         self.store.control.write_receipt(self.run, self.number, client, receipt, self.fence)
 
-    def _late(self, header: Header) -> None:
-        reason = f"round {header.round} had ended"
-        self.store.control.write_receipt(
-            self.run, header.round, header.client, _receipt(header, "late", reason), None
-        )
+    def _reject(self, reason: str) -> None:
+        self.store.control.add_event(self.run, late.rejected_event(self.number, reason))
 
     def _judge(self, header: Header, body: memoryview) -> Receipt | None:
         """The receipt of an element of this round; None when its chunks are not there."""
         known = self.receipts.get(header.client)
         if header.run != self.run:
-            return _receipt(header, "invalid", f"it is of run {header.run}")
+            return receipt_of(header, "invalid", f"it is of run {header.run}")
         if header.client not in self.round.cohort:
-            return _receipt(
+            return receipt_of(
                 header, "invalid", f"{header.client} is not in the cohort of round {self.number}"
             )
         if known is not None and known.status == "received":
-            return _receipt(header, "duplicate", "an update of this client was received already")
+            return receipt_of(header, "duplicate", "an update of this client was received already")
         if (header.base_version, header.base_digest) != (
             self.round.base_version,
             self.round.base_digest,
         ):
-            return _receipt(
+            return receipt_of(
                 header,
                 "stale",
                 f"made from version {header.base_version}, not {self.round.base_version}",
             )
         if header.kind == "failure":
-            return _receipt(header, "failed", header.reason)
+            return receipt_of(header, "failed", header.reason)
         try:
             return self._accept(header, body)
         except ChunksMissing:
             return None
         except BlobError as exc:
-            return _receipt(header, "invalid", exc.reason)
+            return receipt_of(header, "invalid", exc.reason)
 
     def _accept(self, header: Header, body: memoryview) -> Receipt:
         wanted = {"train": "update", "evaluate": "evaluation", "initialise": "model"}[
@@ -269,16 +273,16 @@ class Collector:
             self._take_initial(header, body)
         self.validation[header.client] = header.metrics
         self.training[header.client] = header.train_metrics
-        return replace(_receipt(header, "received", ""), weight=weight)
+        return replace(receipt_of(header, "received", ""), weight=weight)
 
     def _add(self, header: Header, body: memoryview) -> int:
         """Validate an update and add it to the exact sum; returns its weight."""
         assert self.manifest is not None
         blob.check_tensors(header, self.manifest)
-        weight = weight_of(self.config.aggregation, header.num_examples)
         whole = self._body(header, body)
-        blob.check_body(header, whole)
-        self.total.add(blob.views(self.manifest, whole), weight)
+        weight = self.merge.add(header, whole)
+        if self.config.model["keep_updates"]:
+            kept.write(self.state_dir, header, whole)
         return weight
 
     def _take_initial(self, header: Header, body: memoryview) -> None:
@@ -318,6 +322,7 @@ class Collector:
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:
+        faults.reach("round.decided")
         record = self._make_record(ending)
         if ending.outcome in ("committed", "initialised"):
             answer = self._commit(ending, record)
@@ -340,8 +345,10 @@ class Collector:
                 f"run {self.run}: round {self.number} was not ended by us: {answer}"
             )
         log.info("run=%s round=%s %s: %s", self.run, self.number, ending.outcome, ending.reason)
+        faults.reach("round.committed")
         # The next round is opened first: its clients train while this one is cleaned up.
         rounds.advance(self.store, self.run)
+        faults.reach("round.advanced")
         self._clean_up()
         return f"{ending.outcome}: {ending.reason}"
 
@@ -349,6 +356,7 @@ class Collector:
         manifest, body, version = self._next_model()
         digest = blob.body_digest(body)
         models.publish(self.store, self.run, digest, body, self.config.redis["chunk_bytes"])
+        faults.reach("model.published")
         metadata = {
             "run": self.run,
             "version": str(version),
@@ -363,6 +371,7 @@ class Collector:
             event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
             self.store.control.add_event(self.run, event)
             raise
+        faults.reach("checkpoint.written")
         self.lease.check()
         first = ending.outcome == "initialised"
         return self.store.control.end_round(
@@ -393,9 +402,7 @@ class Collector:
             self.config.redis["chunk_bytes"],
             self.state_dir,
         )
-        strategy = get_strategy(self.config.aggregation["strategy"])
-        tensors = strategy.next_model(self.manifest, blob.views(self.manifest, base), self.total)
-        return self.manifest, blob.encode_body(self.manifest, tensors), self.round.base_version + 1
+        return self.manifest, self.merge.next_model(base), self.round.base_version + 1
 
     def _final_receipts(self, ending: Ending) -> dict[str, Receipt]:
         if ending.outcome == "abandoned":
@@ -430,13 +437,13 @@ class Collector:
     def _clean_up(self) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""
         self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
+        faults.reach("round.discarded")
         for header in self.headers:
-            if header.chunk_bytes:
-                self.store.data.drop_chunks(
-                    self.run,
-                    header.body_digest,
-                    blob.chunk_count(header.body_bytes, header.chunk_bytes),
-                )
+            late.drop_chunks(self.store, self.run, header)
+        good = [
+            receipt.digest for receipt in self.receipts.values() if receipt.status == "received"
+        ]
+        kept.keep_only(self.state_dir, self.run, self.number, good)
         rounds.clean_up(self.store, self.run, self.number)
         scores.prune_versions(self.store, self.run, self.config, self.state_dir)
 
@@ -449,18 +456,3 @@ class Collector:
             log.warning(
                 "run=%s round=%s could not give up the taken list: %s", self.run, self.number, exc
             )
-
-
-def _receipt(header: Header, status: Verdict, reason: str) -> Receipt:
-    return Receipt(
-        status=status,
-        reason=reason,
-        token=header.token,
-        digest=header.body_digest,
-        num_examples=header.num_examples,
-        metrics=metrics.finish(header.metrics) if status == "received" else {},
-        train_metrics=metrics.finish(header.train_metrics) if status == "received" else {},
-        environment=header.environment,
-        train_s=header.train_s,
-        nbytes=header.body_bytes,
-    )

@@ -244,6 +244,11 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "newest versions whose checkpoints are kept, besides the best; 0: all",
                 low=0,
             ),
+            "keep_updates": Field(
+                "bool",
+                False,
+                "keep accepted updates beside the checkpoints, as long as their base, for fl-queue verify",
+            ),
         },
     ),
     "redis": (

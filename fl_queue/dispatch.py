@@ -8,8 +8,10 @@ new attempt when its worker is dead. ``rq info`` is not for this system either: 
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
@@ -23,7 +25,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from fl_queue import names
+from fl_queue import faults, names
 from fl_queue.errors import FLQueueError
 from fl_queue.records import dumps
 from fl_queue.store import Store
@@ -36,6 +38,9 @@ EVALUATE = "workers.evaluator.evaluate"
 INITIALISE = "workers.evaluator.initialise"
 #: The only functions a worker ever runs, whatever a job hash says.
 ALLOWED = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, AGGREGATE, EVALUATE, INITIALISE})
+
+#: What clients do for a round, and for nothing else.
+OF_A_ROUND = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, INITIALISE})
 
 RESULT_TTL_S = 600
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
@@ -70,15 +75,17 @@ class FLJob(Job):
             or self._stopped_callback_name
         ):
             raise JobRefused(f"job {self.id}: callbacks are not run")
-        args = self.args
-        if (
-            self.kwargs
-            or len(args) != 2
-            or not isinstance(args[0], str)
-            or type(args[1]) is not int
-        ):
+        if self.call() is None:
             raise JobRefused(f"job {self.id}: the arguments are not (run id, number)")
         return super().perform()
+
+    def call(self) -> tuple[str, int] | None:
+        """What the job is about, (run id, number); None when its arguments are something else."""
+        args = self.args
+        if self.kwargs or len(args) != 2:
+            return None
+        run, number = args
+        return (run, number) if isinstance(run, str) and type(number) is int else None
 
     @property
     def success_callback(self) -> None:
@@ -158,7 +165,8 @@ def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
         args=[ticket.run, ticket.number],
         job_id=ticket.job,
         timeout=ticket.timeout_s,
-        result_ttl=RESULT_TTL_S,
+        # What an evaluation leaves is its record; RQ removes the job at once.
+        result_ttl=0 if ticket.function == EVALUATE else RESULT_TTL_S,
         failure_ttl=RESULT_TTL_S,
         description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
         pipeline=pipe,
@@ -191,6 +199,7 @@ def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | No
 
     if not store.control.transact([key], body):
         return None
+    faults.reach("heal.replaced")
     forget(store, old)
     return new
 
@@ -218,9 +227,66 @@ def forget(store: Store, ticket: Ticket) -> None:
         pipe.execute()
 
 
-def forget_dead_workers(store: Store) -> None:
-    """Remove the names of workers that died without saying so from RQ's lists of workers."""
+def failure(store: Store, ticket: Ticket) -> str:
+    """Why RQ has a job as failed: the last line of its error."""
     connection = store.control.redis
+    newest = cast(list[Any], connection.xrevrange(Result.get_key(ticket.job), count=1))
+    if not newest:
+        return "no reason recorded"
+    packed = newest[0][1].get(b"exc_string", b"")
+    try:
+        # No more than a megabyte: anybody who may use the queue could have written it.
+        text = zlib.decompressobj().decompress(base64.b64decode(packed), 1 << 20).decode()
+    except (ValueError, zlib.error):
+        return "no readable reason recorded"
+    return text.strip().rpartition("\n")[2].strip().rstrip(";")
+
+
+def job_state(store: Store, ticket: Ticket) -> str:
+    """What RQ's keys say of a job, in words: ``queued``, ``started by <worker>``, ``failed: ...``."""
+    connection = store.control.redis
+    status, worker = (
+        value.decode() if value else ""
+        for value in cast(
+            list[bytes | None],
+            connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
+        )
+    )
+    if status == "failed":
+        return f"failed: {failure(store, ticket)}"
+    if status == "started":
+        return f"started by {worker}"
+    return status or "gone"
+
+
+def sweep(store: Store) -> None:
+    """
+    Remove what RQ's keys keep of jobs and workers that ended long ago or died without saying so.
+
+    RQ's own maintenance would turn finished jobs into failed ones and run jobs twice; this removes
+    names only, of jobs that no longer exist.
+    """
+    connection = store.control.redis
+    for raw in cast(set[bytes], connection.smembers("rq:queues")):
+        _sweep_queue(store, raw.decode().removeprefix("rq:queue:"))
+    _forget_dead_workers(connection)
+
+
+def _sweep_queue(store: Store, queue_name: str) -> None:
+    connection = store.control.redis
+    rq_queue = queue(queue_name, connection)
+    intermediate = IntermediateQueue.get_intermediate_queue_key(rq_queue.key)
+    for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
+        key = registry(queue=rq_queue).key
+        for member in cast(list[bytes], connection.zrange(key, 0, -1)):
+            if not connection.exists(FLJob.key_for(member.decode().partition(":")[0])):
+                connection.zrem(key, member)
+    for job in cast(list[bytes], connection.lrange(intermediate, 0, -1)):
+        if not connection.exists(FLJob.key_for(job.decode())):
+            connection.lrem(intermediate, 0, cast(str, job))
+
+
+def _forget_dead_workers(connection: Redis) -> None:
     for key in cast(set[bytes], connection.smembers("rq:workers")):
         if connection.exists(key):
             continue
@@ -243,11 +309,12 @@ class Watch:
     """
     Tells dead jobs from living ones, without RQ's registries.
 
-    A job is dead when RQ failed it or lost it, or when its worker's lease has run out. What may be
-    between two states is given ``START_GRACE_S`` on this process's monotonic clock.
+    A job is dead when RQ failed it or lost it, or when its worker is dead. What may be between two
+    states is given ``grace_s`` on this process's monotonic clock.
     """
 
     store: Store
+    grace_s: float = START_GRACE_S
     _suspected: dict[str, float] = field(default_factory=dict)
 
     def verdict(self, ticket: Ticket) -> str | None:
@@ -262,7 +329,7 @@ class Watch:
             self._suspected.pop(ticket.job, None)
             return None
         first_seen = self._suspected.setdefault(ticket.job, time.monotonic())
-        if not sure and time.monotonic() - first_seen < START_GRACE_S:
+        if not sure and time.monotonic() - first_seen < self.grace_s:
             return None
         self._suspected.pop(ticket.job, None)
         return reason
@@ -281,13 +348,17 @@ class Watch:
             )
         )
         if status == "started":
-            alive = self.store.control.worker_alive(worker)
-            return (None, True) if alive else ("its worker is dead", True)
+            # After an outage all leases have run out, of the living, too.
+            if self.store.control.worker_alive(worker) or self.store.control.settling():
+                return None, True
+            return "its worker is dead", True
         if status == "finished":
             return None, True
         if status == "queued":
             return self._look_queued(ticket)
-        return f"job {status or 'lost'}", bool(status)
+        if status == "failed":
+            return f"failed: {failure(self.store, ticket)}", True
+        return status or "lost", bool(status)
 
     def _look_queued(self, ticket: Ticket) -> tuple[str | None, bool]:
         connection = self.store.control.redis

@@ -177,7 +177,7 @@ class _Follower:
         state = self.store.control.run(self.run)
         if state is not None and state.active:
             if state.round >= 0:
-                self.store.control.tick_round(self.run, state.round)
+                rounds.count_time(self.store, self.run, state.round)
             rounds.advance(self.store, self.run)
 
     def _look(self) -> None:

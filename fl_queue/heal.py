@@ -3,20 +3,22 @@ The healer: the only repairer. Once a second, one at a time by a lease, it looks
 
 Jobs whose worker is dead get a new attempt; elements held by a dead aggregator go back to the
 results list; time is counted; models the data server lost come back from checkpoints; ``advance``
-is called. Everything it does is a compare-and-set, so a second one at work does no harm.
+is called; what comes after a run has ended is recorded and removed. Everything it does is a
+compare-and-set, so a second one at work does no harm.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-from fl_queue import dispatch, models, names, rounds
+from fl_queue import deletion, dispatch, faults, late, liveness, models, names, rounds
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import CheckpointError
+from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
 from fl_queue.rounds import AGGREGATOR
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, RunState, Store
@@ -28,19 +30,25 @@ LEASE_S = 4.0
 #: Attempts after which a job that keeps dying is tried again less and less often.
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
-WORKERS_SWEPT_S = 30.0
+SWEPT_S = 30.0
 
 
 class Healer:
     """
-    Repairs all runs. Args: ``store``; ``state_dir``, where this machine's checkpoints are.
+    Repairs all runs.
+
+    Args:
+        state_dir: Where this machine's checkpoints are.
+        hurry: An operator asks: what looks dead is tried again now, without any grace or pause.
     """
 
-    def __init__(self, store: Store, state_dir: Path) -> None:
+    def __init__(self, store: Store, state_dir: Path, hurry: bool = False) -> None:
         self.store = store
         self.state_dir = state_dir
+        self.hurry = hurry
+        self.done: list[str] = []
         self.token = secrets.token_hex(8)
-        self.watch = dispatch.Watch(store)
+        self.watch = dispatch.Watch(store, 0.0) if hurry else dispatch.Watch(store)
         self._dead_since: dict[str, float] = {}
         self._swept_at = 0.0
 
@@ -51,32 +59,45 @@ class Healer:
         Raises:
             StoreUnavailable: Try again at the next tick.
         """
-        if not self.store.control.hold(names.HEALER, self.token, LEASE_S, {}):
+        process = {"process": liveness.identity(), "pid": os.getpid()}
+        if not self.store.control.hold(names.HEALER, self.token, LEASE_S, process):
             return
         for run in self.store.control.run_names().values():
-            state = self.store.control.run(run)
-            if state is not None:
-                self._heal(state)
-        if time.monotonic() - self._swept_at > WORKERS_SWEPT_S:
-            dispatch.forget_dead_workers(self.store)
+            try:
+                self.heal(run)
+            except StoreUnavailable:
+                raise
+            except FLQueueError as exc:
+                # One run in trouble (deleted under our hands, say) must not keep us from the others.
+                log.error("run=%s %s", run, exc)
+        if time.monotonic() - self._swept_at > SWEPT_S:
+            dispatch.sweep(self.store)
+            deletion.sweep(self.store, self.state_dir)
             self._swept_at = time.monotonic()
 
     def leave(self) -> None:
         """Let another healer take over at once."""
         self.store.control.release(names.HEALER, self.token)
 
-    def _heal(self, state: RunState) -> None:
-        run = state.run_id
+    def heal(self, run: str) -> None:
+        """Repair one run, whoever holds the lease."""
+        state = self.store.control.run(run)
+        if state is None:
+            return
         self._heal_evaluations(state)
         if not state.active:
+            self.store.data.give_back(run, self.store.control.fence(run))
+            late.drain(self.store, state)
             return
         current = self.store.control.round(run, state.round) if state.round >= 0 else None
         if current is not None and current.open:
-            self.store.control.tick_round(run, current.number)
+            rounds.count_time(self.store, run, current.number)
             self._give_back(run, current)
+            faults.reach("heal.given-back")
             self._restore_model(run, current.base_digest, current.segment)
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
+            faults.reach("heal.healed")
         rounds.advance(self.store, run)
 
     def _give_back(self, run: str, current: RoundState) -> None:
@@ -101,14 +122,12 @@ class Healer:
             log.error("run=%s %s", run, exc)
 
     def _follow_data_server(self, run: str, current: RoundState) -> None:
-        """After the data server lost its content, everybody who has not failed is asked again."""
+        """After the data server lost its content, everybody is asked again (outbox first)."""
         identity = self.store.data.identity()
         if identity == current.data_server:
             return
-        receipts = self.store.control.receipts(run, current.number)
         for who, raw in self.store.control.jobs(run, current.number).items():
-            receipt = receipts.get(who)
-            if who != AGGREGATOR and (receipt is None or receipt.status == "received"):
+            if who != AGGREGATOR:
                 self._replace(names.round_jobs(run, current.number), who, Ticket.from_dict(raw))
         self.store.control.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
@@ -144,6 +163,7 @@ class Healer:
             if self._is_due(ticket, reason):
                 self._restore_version(state, version)
                 self._replace(names.evaluations(run), str(version), ticket)
+                self.done.append(f"evaluation of version {version}: {reason}")
 
     def _restore_version(self, state: RunState, version: int) -> None:
         entry: dict[str, Any] = self.store.control.versions(state.run_id).get(version, {})
@@ -156,7 +176,7 @@ class Healer:
             return False
         since = self._dead_since.setdefault(ticket.job, time.monotonic())
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** max(0, ticket.attempt - QUICK_ATTEMPTS) - 1.0)
-        return time.monotonic() - since >= pause_s
+        return self.hurry or time.monotonic() - since >= pause_s
 
     def _replace(self, key: str, field: str, ticket: Ticket) -> bool:
         self._dead_since.pop(ticket.job, None)
@@ -164,6 +184,7 @@ class Healer:
 
     def _report(self, run: str, current: RoundState, what: str) -> None:
         log.warning("run=%s round=%s healed: %s", run, current.number, what)
+        self.done.append(what)
         self.store.control.add_event(
             run, {"event": "healed", "round": current.number, "what": what}
         )

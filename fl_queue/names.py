@@ -23,6 +23,8 @@ control server
     flq:client:<id>:events             stream  its epochs, capped
     flq:worker:<name>                  hash    a living RQ worker (lease)
     flq:healer                         hash    the one healer at work (lease)
+    flq:clock                          hash    when somebody was heard last; settling after an outage
+    flq:deleted                        zset    run id -> when it was deleted, for a day
 data server
     flq:server                         string  identity of this data server's content
     flq:{<run>}:results                list    update blobs as they arrive
@@ -39,6 +41,8 @@ import secrets
 RUNS = "flq:runs"
 CLIENTS = "flq:clients"
 HEALER = "flq:healer"
+CLOCK = "flq:clock"
+DELETED = "flq:deleted"
 DATA_SERVER = "flq:server"
 
 AGGREGATE_QUEUE = "flq-aggregate"

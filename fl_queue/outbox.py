@@ -7,13 +7,12 @@ pushes instead of training again. No training here.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fl_queue import blob, checkpoint
+from fl_queue import blob, faults, files
 from fl_queue.blob import Header
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.store import Store
@@ -37,17 +36,9 @@ def write(folder: Path, header: Header, body: bytes | bytearray) -> Path:
         DataError: It cannot be written (disk full, permissions).
     """
     path = path_of(folder, header.run, header.round, header.client)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(blob.pack(header, body or None))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        checkpoint.sync(folder)
+        files.write_durably(path, [blob.pack(header, body or None)])
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             str(path), f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
         ) from exc
@@ -82,21 +73,20 @@ def push(
 
     Args:
         inline_bytes: Bodies up to this size travel in the element itself.
-        ended: Whether its round has ended; asked between attempts.
+        ended: Whether its round has ended; asked before each attempt.
 
     Returns:
         Whether it was pushed; False when its round ended first.
     """
     wait_s = 0.2
-    while True:
+    while not _ended(ended):
         try:
             _push_once(store, header, body, inline_bytes, chunk_bytes)
             return True
         except StoreUnavailable:
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        if _ended(ended):
-            return False
+    return False
 
 
 def _push_once(
@@ -107,6 +97,7 @@ def _push_once(
         return
     pieces = (body[piece] for piece in blob.chunk_slices(len(body), chunk_bytes))
     store.data.put_chunks(header.run, header.body_digest, pieces, CHUNK_LIFETIME_S)
+    faults.reach("chunks.pushed")
     store.data.push(header.run, blob.pack(replace(header, chunk_bytes=chunk_bytes), None))
 
 
@@ -115,6 +106,12 @@ def _ended(ended: Callable[[], bool]) -> bool:
         return ended()
     except StoreUnavailable:
         return False
+
+
+def remove_unfinished(folder: Path, client: str) -> None:
+    """Remove what a killed job of this client was writing; only its next job may call this."""
+    for path in folder.glob(f"{client}_*{files.UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path, client: str, has_ended: Callable[[str, int], bool]) -> int:

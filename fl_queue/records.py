@@ -30,7 +30,7 @@ DTYPES: dict[str, str] = {
 #: ``failed``: the client reported that it could not train.
 Verdict = Literal["received", "accepted", "duplicate", "late", "stale", "invalid", "failed"]
 Purpose = Literal["initialise", "train", "evaluate"]
-Outcome = Literal["committed", "abandoned", "evaluated", "initialised"]
+Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
 
 #: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
 Sums = Mapping[str, Any]
@@ -170,7 +170,7 @@ class RoundRecord:
     Args:
         round: Number, from 1.
         purpose: ``train``, or ``evaluate`` for the closing evaluation.
-        outcome: ``committed``, ``abandoned`` or ``evaluated``.
+        outcome: ``committed``, ``abandoned``, ``evaluated`` or ``cancelled``.
         reason: Why it ended.
         base_version, base_digest: The version that was trained from.
         version, digest: The version it made; None when it made none.

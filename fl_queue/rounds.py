@@ -18,13 +18,13 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, metrics, names, sampling
+from fl_queue import dispatch, faults, metrics, names, sampling
 from fl_queue.config import RunConfig, cohort_size, quorum_size
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
 from fl_queue.records import Kind, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.runs import current_config
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.store import Control, RoundState, RunState, Store
 from fl_queue.strategies import largest_weight
 
 EVALUATOR = "evaluator"
@@ -142,12 +142,23 @@ def base_record(
     )
 
 
-def has_ended(store: Store, run: str, number: int) -> bool:
+def count_time(store: Store, run: str, number: int) -> float | None:
+    """
+    Count time towards a round's deadline; None when it is not open.
+
+    Raises:
+        StoreUnavailable: A server is away, the data server too: its outages must not count either.
+    """
+    store.data.ping()
+    return store.control.tick_round(run, number)
+
+
+def has_ended(control: Control, run: str, number: int) -> bool:
     """Whether a round has ended (or its run is gone, or is not training any more)."""
-    state = store.control.run(run)
+    state = control.run(run)
     if state is None or not state.active or state.round > number:
         return True
-    current = store.control.round(run, number)
+    current = control.round(run, number)
     return current is not None and not current.open
 
 
@@ -178,6 +189,8 @@ def _stopped(store: Store, state: RunState, condition: str) -> bool:
 
 def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
     number = state.round + 1
+    if store.control.settling():
+        return  # A cohort of those who happened to be heard first would be another one.
     alive = store.control.alive_clients(config.clients["active_s"])
     if purpose == "initialise":
         cohort, wanted = _initialiser(store, config, alive), 1
@@ -205,7 +218,8 @@ def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpo
             store, pipe, state, number, fields, tickets, alive if purpose == "train" else []
         )
 
-    store.control.transact([names.run(state.run_id)], body)
+    if store.control.transact([names.run(state.run_id)], body):
+        faults.reach("round.opened")
 
 
 def _initialiser(store: Store, config: RunConfig, alive: list[str]) -> list[str]:
@@ -335,7 +349,7 @@ def _wait_for_clients(
         reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
     elif state.reason == reason:
         return
-    _set_state(
+    set_state(
         store,
         state,
         "failed" if given_up else "training",
@@ -348,10 +362,12 @@ def _wait_for_clients(
 
 
 def _complete(store: Store, state: RunState) -> None:
-    _set_state(store, state, "completed", "", "run_completed")
+    set_state(store, state, "completed", "", "run_completed")
 
 
-def _set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> None:
+def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:
+    """Change a training run's state, if it is still at the same round; returns whether it was."""
+
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         raw = cast(list[bytes | None], pipe.hmget(names.run(state.run_id), "state", "round"))
         if [value.decode() if value else "" for value in raw] != ["training", str(state.round)]:
@@ -365,7 +381,7 @@ def _set_state(store: Store, state: RunState, new: str, reason: str, event: str)
 
         return write
 
-    store.control.transact([names.run(state.run_id)], body)
+    return store.control.transact([names.run(state.run_id)], body)
 
 
 def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
@@ -428,14 +444,17 @@ def end(
 
 def clean_up(store: Store, run: str, number: int) -> None:
     """Remove what an ended round no longer needs: its jobs now, its keys two rounds later."""
-    for ticket in store.control.jobs(run, number).values():
-        if ticket["who"] != AGGREGATOR:
-            dispatch.forget(store, Ticket.from_dict(ticket))
-    old = number - ROUNDS_KEPT
-    if old >= 0:
-        for ticket in store.control.jobs(run, old).values():
-            dispatch.forget(store, Ticket.from_dict(ticket))
+    _forget_jobs(store, run, number, but=AGGREGATOR)
+    # From where the last one got to: whoever cleaned up an earlier round may have been killed.
+    for old in range(store.control.cleaned(run), number - ROUNDS_KEPT + 1):
+        _forget_jobs(store, run, old)
         store.control.forget_round(run, old)
+
+
+def _forget_jobs(store: Store, run: str, number: int, but: str = "") -> None:
+    for ticket in store.control.jobs(run, number).values():
+        if ticket["who"] != but:
+            dispatch.forget(store, Ticket.from_dict(ticket))
 
 
 # Evaluations

@@ -10,7 +10,7 @@ from typing import Any
 from blake3 import blake3
 from redis.client import Pipeline
 
-from fl_queue import names
+from fl_queue import faults, names
 from fl_queue.config import FIXED, RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunStateError, UnknownRun
 from fl_queue.records import dumps
@@ -32,8 +32,15 @@ def find_run(store: Store, name: str) -> RunState:
 
 
 def current_config(store: Store, run: str, segment: int | None = None) -> RunConfig:
-    """A run's recorded config: the newest segment, or the one a round was opened with."""
+    """
+    A run's recorded config: the newest segment, or the one a round was opened with.
+
+    Raises:
+        UnknownRun: The run is gone.
+    """
     segments = store.control.config_segments(run)
+    if not segments:
+        raise UnknownRun(run, list(store.control.run_names()))
     return RunConfig.from_dict(segments[-1 if segment is None else segment]["config"])
 
 
@@ -69,6 +76,7 @@ def start_run(
         else:
             done = _continue(store, existing, config, rounds)
         if done:
+            faults.reach("run.created")
             return find_run(store, name)
 
 

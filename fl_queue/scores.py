@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_queue import blob, checkpoint, metrics, models
+from fl_queue import blob, checkpoint, kept, metrics, models
 from fl_queue.config import RunConfig
 from fl_queue.store import Store
 
@@ -43,7 +43,10 @@ def best_version(store: Store, run: str, config: RunConfig) -> int | None:
 
 
 def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -> None:
-    """Remove superseded models: chunks on the data server, and checkpoints beyond ``model.keep_versions``."""
+    """
+    Remove superseded models: chunks on the data server, checkpoints beyond ``model.keep_versions``,
+    and the kept updates of rounds whose base is no longer there.
+    """
     versions = store.control.versions(run)
     manifest = store.control.manifest(run)
     if not versions or manifest is None:
@@ -62,12 +65,15 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
             store.data.drop_chunks(
                 run, digest, blob.chunk_count(manifest.nbytes, config.redis["chunk_bytes"])
             )
-    kept = config.model["keep_versions"]
-    if kept:
+    count = config.model["keep_versions"]
+    if count:
         best = best_version(store, run, config)
-        stay = served | {version for version in versions if version > newest - kept}
+        stay = served | {version for version in versions if version > newest - count}
         stay |= {best} if best is not None else set()
         checkpoint.prune(
             models.checkpoint_folder(state_dir, run),
             {versions[version]["digest"] for version in stay},
         )
+        # A round whose base is gone cannot be verified any more.
+        rounds = {versions[version]["round"] for version in versions if version - 1 in stay}
+        kept.prune(state_dir, run, rounds | {versions[newest]["round"]})

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, models, names, outbox, rounds, training
+from fl_queue import blob, faults, models, names, outbox, rounds, training
 from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
@@ -51,7 +52,7 @@ class Assignment:
 
     def ended(self) -> bool:
         """Whether the round has ended, so that nothing is wanted any more."""
-        return rounds.has_ended(self.store, self.run, self.round.number)
+        return rounds.has_ended(self.store.control, self.run, self.round.number)
 
     def task(self) -> Task:
         return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
@@ -124,9 +125,10 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     """
     site = Site.from_environ()
     store = site.store()
-    outbox.sweep(site.outbox, who, lambda other, past: rounds.has_ended(store, other, past))
+    outbox.remove_unfinished(site.outbox, who)
+    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     state, current = store.control.run(run), store.control.round(run, number)
-    if state is None or current is None or rounds.has_ended(store, run, number):
+    if state is None or current is None or rounds.has_ended(store.control, run, number):
         return "the round has ended"
     newest = store.control.jobs(run, number).get(who, {})
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
@@ -137,23 +139,34 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if kept is None:
         _keep(job, make)
         kept = outbox.read(path)
+        faults.reach("outbox.written")
     if kept is None:
         raise StoreUnavailable(
             str(path), "the outbox does not keep what is written; check the disk"
         )
     redis = job.config.redis
     pushed = outbox.push(store, *kept, redis["inline_bytes"], redis["chunk_bytes"], job.ended)
-    outbox.sweep(site.outbox, who, lambda other, past: rounds.has_ended(store, other, past))
+    faults.reach("update.pushed")
+    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
 def _keep(job: Assignment, make: Make) -> None:
     """Make the answer and put it into the outbox; metrics no header can hold make it a failure."""
+    faults.reach("client.started")
     header, body = _made(job, make)
+    faults.reach("client.trained")
     try:
         outbox.write(job.site.outbox, header, body)
     except BlobError as exc:
         outbox.write(job.site.outbox, _failure(job, exc.reason), b"")
+    # Only now: a control server that is away must not cost what was trained.
+    if header.num_examples:
+        _say(
+            lambda: job.store.control.register_client(
+                job.who, {"num_examples": header.num_examples}
+            )
+        )
 
 
 def _failure(job: Assignment, reason: str) -> Header:
@@ -184,7 +197,6 @@ def _make_update(job: Assignment) -> tuple[Header, bytes | bytearray]:
     made = training.train_update(
         task, manifest, blob.views(manifest, body), context, lambda *epoch: _on_epoch(job, *epoch)
     )
-    job.store.control.register_client(job.who, {"num_examples": made.num_examples})
     update = blob.encode_body(manifest, made.tensors)
     header = replace(
         job.header("update"),
@@ -286,8 +298,13 @@ def _on_epoch(job: Assignment, epoch: int, epochs: int, finished: Mapping[str, f
 
 
 def _tell(job: Assignment, event: Mapping[str, object]) -> None:
+    _say(lambda: job.store.control.add_client_event(job.who, event))
+
+
+def _say(write: Callable[[], None]) -> None:
+    """Write what only people read; an outage of the control server is no reason to stop."""
     try:
-        job.store.control.add_client_event(job.who, event)
+        write()
     except StoreUnavailable as exc:
         log.warning("progress not shown: %s", exc)
 

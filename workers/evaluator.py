@@ -9,7 +9,7 @@ import sys
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, metrics, models, names, training
+from fl_queue import blob, faults, metrics, models, names, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
 from fl_queue.records import Sums
@@ -49,6 +49,7 @@ def evaluate(run: str, version: int) -> str:
             run, version, {"state": "failed", "reason": f"{type(exc).__name__}: {exc}"}
         )
         return "failed"
+    faults.reach("version.scored")
     finished = metrics.finish(sums)
     store.control.set_evaluation(
         run, version, {"state": "done", "metrics": sums, "finished": finished}

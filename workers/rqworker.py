@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from fl_queue import names
+from fl_queue import dispatch, faults, liveness, names, rounds
 from fl_queue.dispatch import FLJob
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.site import Site
@@ -34,6 +34,8 @@ LEASE_S = 6.0
 #: A worker that takes over waits this long for a dead predecessor's lease to run out.
 TAKE_OVER_S = 8.0
 EXIT_REFUSED = 2
+#: A horse ends itself at its job's timeout; after so much more it is killed.
+OVERDUE_S = 60.0
 
 
 class FLWorker(Worker):
@@ -86,9 +88,26 @@ class FLWorker(Worker):
             self.kill_horse()
         sys.exit(EXIT_REFUSED)
 
+    def execute_job(self, job: Any, queue: Any) -> Any:
+        faults.reach("job.popped")
+        return super().execute_job(job, queue)
+
+    def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
+        # RQ measures a job's time by the wall clock: a jump of an hour would kill a healthy one.
+        self._timeout_s = float(job.timeout)
+        self._forked_at = time.monotonic()
+        job.timeout = -1
+        super().monitor_work_horse(job, queue, execution)
+
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        if self._is_overdue():
+            log.error("job %s did not end at its timeout: killing it", job.id)
+            self.kill_horse()
         try:
             super().maintain_heartbeats(job, execution)
+            if self._is_pointless(job):
+                log.info("the round of job %s has ended: stopping it", job.id)
+                self.kill_horse()
         except (RedisConnectionError, RedisTimeoutError) as exc:
             # RQ's own worker would end here, and its training with it.
             log.warning("control server not reachable while job %s runs: %s", job.id, exc)
@@ -117,8 +136,21 @@ class FLWorker(Worker):
                 )
         super().teardown()
 
+    def _is_overdue(self) -> bool:
+        """Whether the horse has outlived the timeout that it should have seen itself."""
+        longest_s = self._timeout_s + OVERDUE_S
+        return self._timeout_s > 0 and time.monotonic() - self._forked_at > longest_s
+
+    def _is_pointless(self, job: Any) -> bool:
+        """Whether a client's job is for a round that has ended, or a run that was cancelled."""
+        call: tuple[str, int] | None = job.call()
+        if call is None or job.func_name not in dispatch.OF_A_ROUND:
+            return False
+        return rounds.has_ended(self._control, *call)
+
     def _extend(self) -> bool:
         fields = {
+            "process": liveness.identity(),
             "role": _role(self.queues[0].name),
             "host": self.hostname,
             "pid": self.pid,

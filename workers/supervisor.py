@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 from fl_queue import names, outbox, rounds
@@ -149,7 +150,7 @@ class Supervisor:
                 outbox.sweep(
                     self.site.outbox,
                     self.site.client,
-                    lambda run, number: rounds.has_ended(store, run, number),
+                    partial(rounds.has_ended, store.control),
                 )
         except StoreUnavailable as exc:
             log.warning("outbox: %s", exc)

@@ -18,10 +18,13 @@ from redis.client import Pipeline
 from fl_queue import names
 from fl_queue.records import Manifest, Outcome, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
+from fl_queue.store.presence import Presence, as_text
 
 EVENTS_KEPT = 10_000
 CLIENT_EVENTS_KEPT = 1_000
 LONGEST_TICK_S = 2.0
+#: A round whose data server lost its content gets this much more time: outboxes have the updates.
+PUSH_AGAIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,16 @@ class RoundState:
         return self.state == "open"
 
 
-class Control:
+class Control(Presence):
     """Every read and write of run and round state. Args: ``client``: a retrying client."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self.redis = client
+        super().__init__(client)
         self._tick = script(client, "tick")
-        self._hold = script(client, "hold")
-        self._release = script(client, "release")
+        self._guarded = script(client, "guarded")
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")
         self._end_round = script(client, "end_round")
-
-    def now(self) -> float:
-        """Unix time of the control server, seconds: for records, never for decisions."""
-        seconds, micros = cast(tuple[int, int], self.redis.time())
-        return seconds + micros / 1e6
 
     # Runs
 
@@ -110,7 +107,7 @@ class Control:
 
     def run(self, run: str) -> RunState | None:
         """State of a run by run id; None when there is no such run."""
-        raw = _text(self._hash(names.run(run)))
+        raw = as_text(self._hash(names.run(run)))
         return _run_state(run, raw) if "state" in raw else None
 
     def config_segments(self, run: str) -> list[dict[str, Any]]:
@@ -172,17 +169,17 @@ class Control:
 
     def round(self, run: str, number: int) -> RoundState | None:
         """State of a round; None when it never was, or its keys are gone."""
-        raw = _text(self._hash(names.round_(run, number)))
+        raw = as_text(self._hash(names.round_(run, number)))
         return _round_state(number, raw) if "state" in raw else None
 
     def receipts(self, run: str, number: int) -> dict[str, Receipt]:
         """Client (or ``client:status`` of a further update) -> receipt."""
-        raw = _text(self._hash(names.round_updates(run, number)))
+        raw = as_text(self._hash(names.round_updates(run, number)))
         return {client: Receipt.from_json(text) for client, text in raw.items()}
 
     def jobs(self, run: str, number: int) -> dict[str, dict[str, Any]]:
         """Client (or ``aggregator``) -> its newest job: ``{job, queue, function, attempt}``."""
-        raw = _text(self._hash(names.round_jobs(run, number)))
+        raw = as_text(self._hash(names.round_jobs(run, number)))
         return {who: json.loads(text) for who, text in raw.items()}
 
     def tick_round(self, run: str, number: int) -> float | None:
@@ -207,11 +204,17 @@ class Control:
 
     def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
         """Note when the quorum was reached, the first time."""
-        self.redis.hsetnx(names.round_(run, number), "quorum_at_s", f"{elapsed_s:.3f}")
+        key = names.round_(run, number)
+        self._write_if(key, ["HSETNX", key, "quorum_at_s", f"{elapsed_s:.3f}"])
 
     def set_data_server(self, run: str, number: int, identity: str) -> None:
-        """Note which data server holds the round's blobs from now on."""
-        self.redis.hset(names.round_(run, number), "data_server", identity)
+        """Note which data server holds the round's blobs from now on, with time to push them again."""
+        key = names.round_(run, number)
+        self._write_if(
+            key,
+            ["HSET", key, "data_server", identity],
+            ["HINCRBYFLOAT", key, "deadline_s", str(PUSH_AGAIN_S)],
+        )
 
     def write_receipt(
         self, run: str, number: int, client: str, receipt: Receipt, fence: int | None
@@ -290,18 +293,27 @@ class Control:
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 
+    def fence(self, run: str) -> int:
+        """The newest fence of a run's aggregators."""
+        return int(cast("bytes | None", self.redis.hget(names.run(run), "fence")) or 0)
+
+    def cleaned(self, run: str) -> int:
+        """The oldest round whose keys may still be there."""
+        return int(cast("bytes | None", self.redis.hget(names.run(run), "cleaned")) or 0)
+
     def forget_round(self, run: str, number: int) -> None:
         """Remove the keys of a round whose history record is enough; its late count stays."""
         late = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
+        if late:
+            self._write_if(names.run(run), ["HSET", names.late(run), str(number), str(late)])
         with self.redis.pipeline() as pipe:
-            if late:
-                pipe.hset(names.late(run), str(number), late)
             pipe.delete(
                 names.round_(run, number),
                 names.round_updates(run, number),
                 names.round_jobs(run, number),
             )
             pipe.execute()
+        self._write_if(names.run(run), ["HSET", names.run(run), "cleaned", str(number + 1)])
 
     # Evaluations of versions on the test set
 
@@ -312,19 +324,21 @@ class Control:
 
     def set_evaluation(self, run: str, version: int, value: Mapping[str, Any]) -> None:
         """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
-        with self.redis.pipeline() as pipe:
-            pipe.hset(names.evaluations(run), str(version), dumps(value))
-            event = {"event": "version_evaluated", "version": version, "state": value["state"]}
-            self.add_event(run, event, pipe)
-            pipe.execute()
+        event = {"event": "version_evaluated", "version": version, "state": value["state"]}
+        self._write_if(
+            names.run(run),
+            ["HSET", names.evaluations(run), str(version), dumps(value)],
+            _event_command(run, event),
+        )
 
     # Events
 
     def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
         """Append to the run's event stream (capped)."""
-        (pipe or self.redis).xadd(
-            names.events(run), {"event": dumps(event)}, maxlen=EVENTS_KEPT, approximate=True
-        )
+        if pipe is None:
+            self._write_if(names.run(run), _event_command(run, event))
+        else:
+            pipe.execute_command(*_event_command(run, event))
 
     def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
         """Append to a client's own event stream (capped)."""
@@ -361,67 +375,10 @@ class Control:
         entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
         return cast(dict[str, Any], json.loads(entries[0][1][b"event"])) if entries else None
 
-    # Clients and workers
-
-    def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
-        """What a client's worker says of itself."""
-        self.redis.hset(
-            names.client(client), mapping={key: _field(value) for key, value in fields.items()}
-        )
-
-    def client(self, client: str) -> dict[str, str]:
-        """A client's hash, as text."""
-        return _text(self._hash(names.client(client)))
-
-    def client_ids(self) -> dict[str, float]:
-        """Every client ever heard of -> seconds since its last heartbeat."""
-        now = self.now()
-        raw = cast(
-            list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True)
-        )
-        return {client.decode(): max(0.0, now - seen) for client, seen in raw}
-
-    def alive_clients(self, active_s: float) -> list[str]:
-        """Clients heard of within ``active_s`` of the control server's clock, sorted."""
-        return sorted(client for client, age in self.client_ids().items() if age <= active_s)
-
-    def hold(
-        self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str = ""
-    ) -> bool:
-        """
-        Take or extend a lease; with ``client``, also record its heartbeat.
-
-        Returns:
-            False when somebody else holds it.
-        """
-        args: list[Any] = [token, int(lifetime_s * 1000), client]
-        for key, value in {"lease": "held", **fields}.items():
-            args += [key, _field(value)]
-        return bool(self._hold(keys=[lease, names.CLIENTS], args=args))
-
-    def release(self, lease: str, token: str, client: str = "") -> None:
-        """Give a lease back, if it is ours."""
-        self._release(keys=[lease, names.CLIENTS], args=[token, client])
-
-    def lease(self, lease: str) -> dict[str, str]:
-        """Who holds a lease; empty when nobody does."""
-        return _text(self._hash(lease))
-
-    def worker_alive(self, worker: str) -> bool:
-        """Whether an RQ worker's lease lives."""
-        return bool(self.redis.exists(names.worker(worker)))
-
-    def role_alive(self, role: str) -> bool:
-        """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
-        return any(worker.get("role") == role for worker in self.living_workers())
-
-    def living_workers(self) -> list[dict[str, str]]:
-        """The leases of all living RQ workers (role, host, pid, client, ...)."""
-        found = sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
-        return [
-            {"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())}
-            for key in found
-        ]
+    def _write_if(self, guard: str, *commands: list[str]) -> bool:
+        """Write commands ``[name, key, ...]``, all or none, if the key ``guard`` exists."""
+        keys = [guard, *(command[1] for command in commands)]
+        return bool(self._guarded(keys=keys, args=[dumps(commands)]))
 
     def _hash(self, key: str) -> dict[bytes, bytes]:
         return cast(dict[bytes, bytes], self.redis.hgetall(key))
@@ -430,12 +387,9 @@ class Control:
         return cast("bytes | None", self.redis.get(key))
 
 
-def _text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in raw.items()}
-
-
-def _field(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value)
+def _event_command(run: str, event: Mapping[str, Any]) -> list[str]:
+    capped = ["MAXLEN", "~", str(EVENTS_KEPT)]
+    return ["XADD", names.events(run), *capped, "*", "event", dumps(event)]
 
 
 def _number(value: Any) -> float | None:

@@ -44,6 +44,10 @@ class Data:
         mark = cast(bytes, self.redis.get(names.DATA_SERVER) or b"").decode()
         return f"{self.redis.info('server')['run_id']}:{mark}"
 
+    def ping(self) -> None:
+        """Raises StoreUnavailable when the data server does not answer."""
+        self.redis.ping()
+
     # Results and taken lists
 
     def push(self, run: str, element: bytes) -> None:
@@ -58,6 +62,18 @@ class Data:
     def waiting(self, run: str) -> int:
         """Elements in the results list."""
         return cast(int, self.redis.llen(names.results(run)))
+
+    def peek(self, run: str) -> bytes | None:
+        """The oldest element of the results list, which stays there."""
+        return cast("bytes | None", self.redis.lindex(names.results(run), 0))
+
+    def remove(self, run: str, element: bytes) -> None:
+        """Remove an element whose round has ended; sent again it finds nothing, or a copy as late."""
+        self.redis.lrem(names.results(run), 1, cast(str, element))
+
+    def forget_results(self, run: str) -> None:
+        """Remove the results list of a run that has been deleted."""
+        self.redis.unlink(names.results(run))
 
     def held(self, run: str, fence: int) -> int:
         """Elements held by the incarnations up to ``fence``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,15 +161,9 @@ def test_the_outbox_keeps_an_update_until_its_round_has_ended(
 
     assert again is not None
     assert again[0] == header
-    assert (
-        outbox.sweep(tmp_path, "a", lambda other, number: rounds.has_ended(store, other, number))
-        == 1
-    )
+    assert outbox.sweep(tmp_path, "a", partial(rounds.has_ended, store.control)) == 1
     end(store, run, 0)
-    assert (
-        outbox.sweep(tmp_path, "a", lambda other, number: rounds.has_ended(store, other, number))
-        == 0
-    )
+    assert outbox.sweep(tmp_path, "a", partial(rounds.has_ended, store.control)) == 0
     assert not path.exists()
 
 

@@ -1,5 +1,5 @@
--- The only place where a round's outcome is decided: commit, abandon, or end of an evaluation or
--- initialisation. Everything before it can be repeated, everything after it is cleaning up.
+-- The only place where a round's outcome is decided: commit, abandon, cancel, or end of an
+-- evaluation or initialisation. Everything before it can be repeated, everything after it is cleaning up.
 -- KEYS 1 run   2 round   3 updates   4 history   5 events   6 versions   7 manifest
 -- ARGV 1 round number   2 fence   3 token of this call   4 outcome   5 reason
 --      6 version and 7 its digest ('' for none)   8 history record ('' for none)
@@ -35,5 +35,8 @@ if ARGV[4] == 'abandoned' then
     redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[11], '*', 'event',
       cjson.encode({event = 'run_failed', reason = ARGV[5]}))
   end
+end
+if ARGV[4] == 'cancelled' then
+  redis.call('HSET', KEYS[1], 'state', 'cancelled', 'reason', ARGV[5])
 end
 return 'ok'

@@ -1,0 +1,60 @@
+"""
+Named points at which a test lets a process be killed or stopped, between any two steps of a round.
+
+Off unless ``FLQ_FAULTS`` names a folder, which only tests set. A test arms a point by writing a file
+of its name there; the first process to reach the point takes the file and does what is in it:
+``kill`` (itself), ``kill-parent`` (the worker and its work-horse), or ``stop`` (SIGSTOP).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+#: Point -> what comes next when it is reached.
+POINTS = {
+    "run.created": "start-round opens the first round",
+    "round.opened": "whoever opened a round goes on",
+    "job.popped": "a worker has a job from its queue and marks it as started",
+    "client.started": "a client reads the model",
+    "client.trained": "a client writes its update to the outbox",
+    "outbox.written": "a client pushes its update",
+    "chunks.pushed": "a client pushes the element that names its chunks",
+    "update.pushed": "a client's job is marked as finished",
+    "aggregator.claimed": "an aggregator with a new fence takes ownership",
+    "update.taken": "an aggregator looks at an element it has taken",
+    "update.received": "an aggregator takes the next element",
+    "round.decided": "an aggregator makes the next model",
+    "model.published": "an aggregator writes the checkpoint",
+    "checkpoint.written": "an aggregator runs the commit script",
+    "round.committed": "an aggregator advances the run",
+    "round.advanced": "an aggregator removes what it has taken",
+    "round.discarded": "an aggregator removes the round's other leftovers",
+    "version.scored": "the evaluator records a version's test metrics",
+    "heal.given-back": "the healer restores models",
+    "heal.replaced": "the healer forgets the old attempt of a job",
+    "heal.healed": "the healer advances the run",
+}
+_FOLDER = os.environ.get("FLQ_FAULTS")
+
+
+def reach(point: str) -> None:
+    """Do what a test armed this point with; nothing in production."""
+    if _FOLDER is None:
+        return
+    if point not in POINTS:
+        raise KeyError(point)
+    armed = Path(_FOLDER) / point
+    fired = armed.with_suffix(".fired")
+    try:
+        armed.rename(fired)
+    except FileNotFoundError:
+        return
+    action = fired.read_text()
+    if action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    if action == "kill-parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

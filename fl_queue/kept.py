@@ -1,0 +1,82 @@
+"""
+Accepted updates kept on the aggregator's disk (``model.keep_updates``), so that rounds can be verified.
+
+One file an update, in the form of the wire with its body inline, named by the digest of its body, in
+a folder for each round. What was taken but not accepted is removed when its round has ended.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from fl_queue import blob, files
+from fl_queue.blob import Bytes, Header
+from fl_queue.errors import BlobError, CheckpointError, DataError
+
+_SUFFIX = ".update"
+
+
+def write(state_dir: Path, header: Header, body: Bytes) -> None:
+    """
+    Keep an update.
+
+    Raises:
+        CheckpointError: It cannot be written (disk full, permissions).
+    """
+    path = _path(state_dir, header.run, header.round, header.body_digest)
+    try:
+        files.write_durably(path, [blob.pack(replace(header, chunk_bytes=0), body)])
+    except OSError as exc:
+        raise CheckpointError(str(path), f"{exc.strerror}; free space there") from exc
+
+
+def read(state_dir: Path, run: str, number: int, digest: str) -> tuple[Header, memoryview]:
+    """
+    A kept update, its digest checked.
+
+    Raises:
+        DataError: It is not there, or damaged; names the file.
+    """
+    path = _path(state_dir, run, number, digest)
+    try:
+        element = path.read_bytes()
+        header, body = blob.unpack(element, max_body_bytes=len(element))
+        blob.check_body(header, body)
+    except FileNotFoundError as exc:
+        raise DataError(str(path), "no such kept update") from exc
+    except (OSError, BlobError) as exc:
+        raise DataError(str(path), f"the kept update is damaged: {exc}") from exc
+    if header.body_digest != digest:
+        raise DataError(str(path), "holds another update than its name says")
+    return header, body
+
+
+def keep_only(state_dir: Path, run: str, number: int, digests: Collection[str]) -> None:
+    """Remove the updates of a round that was not made of them."""
+    for path in _folder(state_dir, run, number).glob(f"*{_SUFFIX}*"):
+        if path.name.removesuffix(_SUFFIX) not in digests:
+            path.unlink(missing_ok=True)
+
+
+def prune(state_dir: Path, run: str, keep: Collection[int]) -> None:
+    """Remove the updates of the rounds that are not in ``keep``."""
+    parent = state_dir / "updates" / run
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        if folder.name.isdigit() and int(folder.name) not in keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget(state_dir: Path, run: str) -> None:
+    """Remove all updates of a run."""
+    shutil.rmtree(state_dir / "updates" / run, ignore_errors=True)
+
+
+def _folder(state_dir: Path, run: str, number: int) -> Path:
+    return state_dir / "updates" / run / str(number)
+
+
+def _path(state_dir: Path, run: str, number: int, digest: str) -> Path:
+    return _folder(state_dir, run, number) / f"{digest}{_SUFFIX}"

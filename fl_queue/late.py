@@ -1,0 +1,83 @@
+"""
+Updates that come after their round has ended: recorded, never merged.
+
+While a run is training, its aggregator meets them; once the run has ended, the healer does.
+"""
+
+from __future__ import annotations
+
+from fl_queue import blob, metrics
+from fl_queue.blob import Header
+from fl_queue.errors import BlobError
+from fl_queue.records import Receipt, Verdict
+from fl_queue.store import RunState, Store
+
+LARGEST_MODEL_BYTES = 64 * 1024**3
+#: Elements removed at one go: a healer has other runs to look at.
+_AT_ONCE = 100
+
+
+def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
+    """What is recorded of an element."""
+    received = status == "received"
+    return Receipt(
+        status=status,
+        reason=reason,
+        token=header.token,
+        digest=header.body_digest,
+        num_examples=header.num_examples,
+        metrics=metrics.finish(header.metrics) if received else {},
+        train_metrics=metrics.finish(header.train_metrics) if received else {},
+        environment=header.environment,
+        train_s=header.train_s,
+        nbytes=header.body_bytes,
+    )
+
+
+def record(store: Store, run: str, header: Header) -> None:
+    """Write the receipt of a late element; one that was received in time keeps its own."""
+    receipt = receipt_of(header, "late", f"round {header.round} had ended")
+    store.control.write_receipt(run, header.round, header.client, receipt, None)
+
+
+def drain(store: Store, state: RunState) -> int:
+    """
+    Remove what lies in the results list of a run that is not training: all its rounds have ended.
+
+    Each element is recorded before it is removed, so a killed healer leaves nothing unrecorded, and
+    what it does twice is done once.
+
+    Returns:
+        How many elements were removed.
+    """
+    removed = 0
+    while removed < _AT_ONCE and (element := store.data.peek(state.run_id)) is not None:
+        try:
+            header, _ = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+            if header.round > state.round:
+                break  # Somebody has started the run again since we looked.
+            record(store, state.run_id, header)
+            drop_chunks(store, state.run_id, header)
+        except BlobError as exc:
+            store.control.add_event(state.run_id, rejected_event(state.round, exc.reason))
+        store.data.remove(state.run_id, element)
+        removed += 1
+    return removed
+
+
+def drop_chunks(store: Store, run: str, header: Header) -> None:
+    """Remove the chunks of an element whose round has ended."""
+    if header.chunk_bytes:
+        count = blob.chunk_count(header.body_bytes, header.chunk_bytes)
+        store.data.drop_chunks(run, header.body_digest, count)
+
+
+def rejected_event(number: int, reason: str) -> dict[str, object]:
+    """The event of an element that does not even tell whose it is."""
+    return {
+        "event": "update_rejected",
+        "round": number,
+        "client": "?",
+        "status": "invalid",
+        "reason": reason,
+    }

@@ -1,0 +1,162 @@
+"""
+What an operator does to a run that exists: cancel it, resume it, try again what failed.
+
+Each is a compare-and-set against what the workers do at the same moment, and may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue import dispatch, names, rounds
+from fl_queue.dispatch import Ticket
+from fl_queue.errors import RunStateError
+from fl_queue.heal import Healer
+from fl_queue.rounds import Ending
+from fl_queue.runs import current_config, find_run
+from fl_queue.store import RoundState, RunState, Store
+
+CANCELLED = "cancelled by an operator"
+#: States a run comes back from.
+RESUMABLE = ("failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed: whose, in which attempt, and why; ``answered`` when no attempt follows."""
+
+    who: str
+    attempt: int
+    reason: str
+    answered: bool = False
+
+
+def cancel(store: Store, name: str) -> RunState:
+    """
+    Stop a run: its open round ends as cancelled, clients stop training, the model stays.
+
+    Raises:
+        RunStateError: It is not training.
+    """
+    while True:
+        state = find_run(store, name)
+        if not state.active:
+            raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
+        current = store.control.round(state.run_id, state.round) if state.round >= 0 else None
+        if current is None or not current.open:
+            done = rounds.set_state(store, state, "cancelled", CANCELLED, "run_cancelled")
+        else:
+            done = _cancel_round(store, state, current)
+        if done:
+            rounds.clean_up(store, state.run_id, state.round)
+            return find_run(store, name)
+
+
+def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
+    ending = Ending("cancelled", CANCELLED)
+    config = current_config(store, state.run_id, current.segment)
+    receipts = store.control.receipts(state.run_id, current.number)
+    record = replace(
+        rounds.base_record(current, ending, current.elapsed_s, config),
+        missing=[client for client in current.cohort if client not in receipts],
+        rejected={
+            client: f"{receipts[client].status}: the round was cancelled"
+            for client in current.cohort
+            if client in receipts
+        },
+    )
+    # Refused when an aggregator has ended the round, or another one has started on it, since we looked.
+    answer = rounds.end(store, state, current, ending, record, {}, config, current.fence)
+    return answer == "ok"
+
+
+def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str]]:
+    """
+    Have a run go on from its newest version, and publish what is missing at once.
+
+    Args:
+        state_dir: Where this machine's checkpoints are, if it has any.
+
+    Returns:
+        The run, and what was done, a line each.
+
+    Raises:
+        RunStateError: It is completed.
+    """
+    state = find_run(store, name)
+    done = []
+    if state.state in RESUMABLE and store.control.transact(
+        [names.run(state.run_id)], _reopen(store, state)
+    ):
+        done.append(f"was {state.state}: training goes on from version {state.version or 0}")
+    elif not state.active:
+        raise RunStateError(
+            state.name,
+            f"is {state.state} at version {state.version}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
+        )
+    healer = Healer(store, state_dir, hurry=True)
+    healer.heal(state.run_id)
+    return find_run(store, name), done + healer.done
+
+
+def _reopen(store: Store, state: RunState) -> Callable[[Pipeline], Callable[[], None] | None]:
+    key = names.run(state.run_id)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if (cast("bytes | None", pipe.hget(key, "state")) or b"").decode() not in RESUMABLE:
+            return None
+        fields = {"state": "training", "reason": "", "abandoned": "0", "waited_s": "0"}
+
+        def write() -> None:
+            pipe.hset(key, mapping=cast(dict[Any, Any], fields))
+            event = {"event": "run_resumed", "version": state.version}
+            store.control.add_event(state.run_id, event, pipe)
+
+        return write
+
+    return body
+
+
+def failures(store: Store, state: RunState) -> list[Failure]:
+    """The failed jobs of a run's newest round and of its evaluations, with their reasons."""
+    receipts = store.control.receipts(state.run_id, state.round)
+    found = [
+        Failure(client, 0, receipt.reason, answered=True)
+        for client, receipt in sorted(receipts.items())
+        if receipt.status == "failed"
+    ]
+    documents = [
+        *store.control.jobs(state.run_id, state.round).values(),
+        *(value for value in store.control.evaluations(state.run_id).values() if "job" in value),
+    ]
+    for ticket in (Ticket.from_dict(document) for document in documents):
+        reason = dispatch.job_state(store, ticket)
+        if reason.startswith("failed"):
+            what = (
+                f"{ticket.who} (version {ticket.number})"
+                if ticket.function == dispatch.EVALUATE
+                else ticket.who
+            )
+            found.append(Failure(what, ticket.attempt, reason.removeprefix("failed: ")))
+    return found
+
+
+def redrive(store: Store, name: str, state_dir: Path) -> list[Failure]:
+    """
+    Try failed jobs again now, without the pause that the healer makes before a job that keeps failing.
+
+    A client that answered that it cannot train has answered its round; it is asked again in the next.
+
+    Returns:
+        What had failed.
+    """
+    state = find_run(store, name)
+    found = failures(store, state)
+    if any(not failure.answered for failure in found):
+        Healer(store, state_dir, hurry=True).heal(state.run_id)
+    return found
