@@ -349,7 +349,7 @@ class Collector:
         # The next round is opened first: its clients train while this one is cleaned up.
         rounds.advance(self.store, self.run)
         faults.reach("round.advanced")
-        self._clean_up()
+        self._clean_up(record)
         return f"{ending.outcome}: {ending.reason}"
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
@@ -434,16 +434,13 @@ class Collector:
             train=metrics.merge_fitting(self.training),
         )
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, record: RoundRecord) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""
         self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
         faults.reach("round.discarded")
         for header in self.headers:
             late.drop_chunks(self.store, self.run, header)
-        good = [
-            receipt.digest for receipt in self.receipts.values() if receipt.status == "received"
-        ]
-        kept.keep_only(self.state_dir, self.run, self.number, good)
+        kept.keep_only(self.state_dir, self.run, self.number, record.accepted)
         rounds.clean_up(self.store, self.run, self.number)
         scores.prune_versions(self.store, self.run, self.config, self.state_dir)
 

@@ -261,7 +261,7 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         return f"round {number}: update of {event['client']} is {event['status']}{reason}"
     if kind == "round_committed":
         return f"round {number} committed version {event['version']}{reason}{details()}"
-    if kind in ("round_abandoned", "round_evaluated"):
+    if kind in ("round_abandoned", "round_evaluated", "round_cancelled"):
         return f"round {number} {kind.removeprefix('round_')}{reason}{details()}"
     if kind == "version_evaluated":
         return f"version {event['version']}: test {event['state']}{details()}"
@@ -277,6 +277,8 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         "run_failed": "run failed",
         "run_completed": f"run completed at version {event.get('version')}",
         "run_cancelled": "run cancelled",
+        "run_restored": f"run restored from a backup, at version {event.get('version')}",
+        "run_resumed": f"run resumed from version {event.get('version')}",
     }
     return f"{plain[kind]}{reason}" if kind in plain else ""
 

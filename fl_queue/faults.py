@@ -2,8 +2,9 @@
 Named points at which a test lets a process be killed or stopped, between any two steps of a round.
 
 Off unless ``FLQ_FAULTS`` names a folder, which only tests set. A test arms a point by writing a file
-of its name there; the first process to reach the point takes the file and does what is in it:
-``kill`` (itself), ``kill-parent`` (the worker and its work-horse), or ``stop`` (SIGSTOP).
+of its name there, ``<action> [<begin of a worker's name>]``; the first such process to reach the
+point takes the file, writes its pid into it, and does it: ``kill`` (itself), ``kill-parent`` (the
+worker and its work-horse), ``kill-supervisor`` (all three), or ``stop`` (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -46,15 +47,24 @@ def reach(point: str) -> None:
     if point not in POINTS:
         raise KeyError(point)
     armed = Path(_FOLDER) / point
-    fired = armed.with_suffix(".fired")
     try:
-        armed.rename(fired)
+        action, _, whose = armed.read_text().partition(" ")
+        if not os.environ.get("FLQ_SITE_WORKER", "").startswith(whose):
+            return
+        taken = armed.rename(f"{armed}.{os.getpid()}")  # Only one process can.
     except FileNotFoundError:
         return
-    action = fired.read_text()
+    taken.write_text(str(os.getpid()))
+    taken.rename(f"{armed}.fired")
+    _act(action)
+
+
+def _act(action: str) -> None:
     if action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
         return
     if action == "kill-parent":
         os.kill(os.getppid(), signal.SIGKILL)
+    if action == "kill-supervisor":
+        os.kill(int(os.environ["FLQ_SITE_SUPERVISOR"]), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,14 +1,14 @@
 """
 Accepted updates kept on the aggregator's disk (``model.keep_updates``), so that rounds can be verified.
 
-One file an update, in the form of the wire with its body inline, named by the digest of its body, in
-a folder for each round. What was taken but not accepted is removed when its round has ended.
+One file an update, in the form of the wire with its body inline, named by client and digest of the
+body, in a folder for each round. What was taken but not accepted is removed when its round has ended.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,21 +26,23 @@ def write(state_dir: Path, header: Header, body: Bytes) -> None:
     Raises:
         CheckpointError: It cannot be written (disk full, permissions).
     """
-    path = _path(state_dir, header.run, header.round, header.body_digest)
+    path = _path(state_dir, header.run, header.round, header.client, header.body_digest)
     try:
         files.write_durably(path, [blob.pack(replace(header, chunk_bytes=0), body)])
     except OSError as exc:
         raise CheckpointError(str(path), f"{exc.strerror}; free space there") from exc
 
 
-def read(state_dir: Path, run: str, number: int, digest: str) -> tuple[Header, memoryview]:
+def read(
+    state_dir: Path, run: str, number: int, client: str, digest: str
+) -> tuple[Header, memoryview]:
     """
-    A kept update, its digest checked.
+    A client's kept update, its digest checked.
 
     Raises:
         DataError: It is not there, or damaged; names the file.
     """
-    path = _path(state_dir, run, number, digest)
+    path = _path(state_dir, run, number, client, digest)
     try:
         element = path.read_bytes()
         header, body = blob.unpack(element, max_body_bytes=len(element))
@@ -49,15 +51,16 @@ def read(state_dir: Path, run: str, number: int, digest: str) -> tuple[Header, m
         raise DataError(str(path), "no such kept update") from exc
     except (OSError, BlobError) as exc:
         raise DataError(str(path), f"the kept update is damaged: {exc}") from exc
-    if header.body_digest != digest:
+    if (header.client, header.body_digest) != (client, digest):
         raise DataError(str(path), "holds another update than its name says")
     return header, body
 
 
-def keep_only(state_dir: Path, run: str, number: int, digests: Collection[str]) -> None:
-    """Remove the updates of a round that was not made of them."""
-    for path in _folder(state_dir, run, number).glob(f"*{_SUFFIX}*"):
-        if path.name.removesuffix(_SUFFIX) not in digests:
+def keep_only(state_dir: Path, run: str, number: int, accepted: Mapping[str, str]) -> None:
+    """Remove the updates that a round was not made of. Args: ``accepted``: client -> digest."""
+    stay = {_path(state_dir, run, number, *item).name for item in accepted.items()}
+    for path in _folder(state_dir, run, number).glob("*"):
+        if path.name not in stay:
             path.unlink(missing_ok=True)
 
 
@@ -78,5 +81,5 @@ def _folder(state_dir: Path, run: str, number: int) -> Path:
     return state_dir / "updates" / run / str(number)
 
 
-def _path(state_dir: Path, run: str, number: int, digest: str) -> Path:
-    return _folder(state_dir, run, number) / f"{digest}{_SUFFIX}"
+def _path(state_dir: Path, run: str, number: int, client: str, digest: str) -> Path:
+    return _folder(state_dir, run, number) / f"{client}_{digest}{_SUFFIX}"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Curve = Mapping[int, Mapping[str, float]]
 Source = Literal["test", "validation", ""]
 
+#: Outcomes of rounds that made no version.
+_FRUITLESS = ("abandoned", "cancelled")
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
 
@@ -97,7 +99,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
         drawn.add_column(column, justify="right")
     for row in rows:
         star = "*" if row.source == "validation" else ""
-        version = "abandoned" if row.outcome == "abandoned" else _or_dash(row.version)
+        version = row.outcome if row.outcome in _FRUITLESS else _or_dash(row.version)
         drawn.add_row(
             str(row.round),
             str(row.accepted),
@@ -107,7 +109,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
             _decimal(row.loss, star),
             _decimal(row.accuracy, star),
             f"{row.seconds:.1f}",
-            style="red" if row.outcome == "abandoned" else None,
+            style="red" if row.outcome in _FRUITLESS else None,
         )
     return drawn
 
@@ -206,7 +208,9 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
 
 def _caption(rows: Sequence[RoundRow]) -> Text | None:
     lines = [
-        f"round {row.round} abandoned: {row.reason}" for row in rows if row.outcome == "abandoned"
+        f"round {row.round} {row.outcome}: {row.reason}"
+        for row in rows
+        if row.outcome in _FRUITLESS
     ]
     if any(row.source == "validation" for row in rows):
         lines.append("* the clients' validation; the central test has no result for this version")

@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fl_queue import config, rounds, runs
+from fl_queue import config, names, rounds, runs
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.records import RoundRecord
 from fl_queue.store import RunState, Store
@@ -37,7 +37,10 @@ class Federation:
 
     def __init__(self, redis: EmbeddedRedis, folder: Path, clients: int = 3) -> None:
         self.redis, self.folder = redis, folder
+        self.faults = folder / "faults"
+        self.faults.mkdir(exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._calm: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self.store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         self.clients = [f"site-{number}" for number in range(1, clients + 1)]
         for name in ("aggregator", "evaluator", *self.clients):
@@ -51,7 +54,18 @@ class Federation:
         command += ["--client", name] if role == "client" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "FLQ_FAULTS": str(self.faults)}
+            )
+
+    def arm(self, point: str, action: str, whose: str = "") -> Path:
+        """Have the next such worker that reaches a fault point do something; see ``faults``."""
+        fired = self.faults / f"{point}.fired"
+        fired.unlink(missing_ok=True)
+        armed = self.faults / f"{point}.arming"
+        armed.write_text(f"{action} {whose}")
+        armed.rename(self.faults / point)
+        return fired
 
     def worker_pid(self, name: str) -> int:
         """Pid of the RQ worker below a supervisor."""
@@ -82,6 +96,41 @@ class Federation:
 
         wait_for(f"round {number}", there)
 
+    def digests_of(self, name: str, *overrides: str) -> list[str]:
+        """Digests of an undisturbed run of that name; it is run once, and its name given free."""
+        known = self._calm.get((name, overrides))
+        if known is None:
+            run = self.begin(name, *overrides)
+            assert self.finish(run).state == "completed"
+            known = self._calm[name, overrides] = self.free(run)
+        return known
+
+    def free(self, run: str) -> list[str]:
+        """Digests of a run; its name is free from now on (seeds come from the name, not the run id)."""
+        state = self.store.control.run(run)
+        assert state is not None
+        self.store.control.redis.hdel(names.RUNS, state.name)
+        return [entry["digest"] for entry in self.store.control.versions(run).values()]
+
+    def client_events(self, client: str) -> list[dict[str, Any]]:
+        """Everything a client's worker told, oldest first."""
+        streams = {names.client_events(client): "0-0"}
+        return [event for _, _, event in self.store.control.read_events(streams, None)]
+
+    def trained(self, run: str) -> int:
+        """How often clients began to train for a run."""
+        return sum(
+            event["event"] == "training" and event["run"] == run
+            for client in self.clients
+            for event in self.client_events(client)
+        )
+
+    def stop(self, name: str) -> None:
+        """Stop a worker for good, warm."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(30)
+
     def committed(self, run: str) -> list[RoundRecord]:
         """Records of the committed rounds."""
         return [
@@ -104,11 +153,16 @@ class Federation:
 def child_of(pid: int) -> int:
     """Pid of the only child of a process, once it has one."""
 
-    def look() -> int:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(text[0]) if text else 0
+    return wait_for(f"a child of {pid}", lambda: next(iter(children_of(pid)), 0))
 
-    return wait_for(f"a child of {pid}", look)
+
+def children_of(pid: int) -> list[int]:
+    """Pids of the children of a process; none when it is dead."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
 
 
 def kill(pid: int) -> None:

@@ -12,7 +12,7 @@ import sys
 import click
 
 from fl_queue import __version__
-from fl_queue.cli import reading, running
+from fl_queue.cli import backups, operating, reading, running
 from fl_queue.errors import FLQueueError
 
 EXIT_UNEXPECTED = 1
@@ -33,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (*running.COMMANDS, *reading.COMMANDS):
+for command in (*running.COMMANDS, *operating.COMMANDS, *reading.COMMANDS, *backups.COMMANDS):
     cli.add_command(command)
 
 

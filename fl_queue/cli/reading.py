@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fl_queue import (
     checkpoint,
+    diagnose,
     display,
     doctor,
     models,
@@ -74,31 +75,8 @@ def _status(store: Store, state: RunState) -> dict[str, Any]:
             )
         },
         "doing": runs.describe_state(store, state),
-        "waiting_for": _waiting_for(store, state),
+        "waiting_for": diagnose.why_open(store, state),
     }
-
-
-def _waiting_for(store: Store, state: RunState) -> list[str]:
-    current = (
-        store.control.round(state.run_id, state.round)
-        if state.active and state.round >= 0
-        else None
-    )
-    if current is None or not current.open:
-        return []
-    receipts, seen = store.control.receipts(state.run_id, state.round), store.control.client_ids()
-    jobs = store.control.jobs(state.run_id, state.round)
-    lines = [
-        f"{current.elapsed_s:.0f} s of {current.deadline_s:g} s (deadline_s), quorum {current.quorum} of {len(current.cohort)}"
-    ]
-    for client in current.cohort:
-        if client not in receipts:
-            age = f"last seen {seen[client]:.0f} s ago" if client in seen else "never seen"
-            attempt = jobs.get(client, {}).get("attempt", 1)
-            lines.append(f"waiting for {client}: {age}, attempt {attempt}")
-    if not store.control.role_alive("aggregator"):
-        lines.append("no aggregator is alive; start one with `fl-queue worker aggregator`")
-    return lines
 
 
 @click.command()
@@ -149,7 +127,7 @@ def clients(where: Where, as_json: bool) -> None:
         table.add_row(
             entry["client"],
             "yes" if entry["alive"] else "no",
-            f"{entry['last_seen_s']:.0f} s ago",
+            f"{max(0.0, entry['last_seen_s']):.0f} s ago",
             entry["num_examples"] or "-",
             entry["host"] or "-",
             entry["pid"] or "-",

@@ -245,6 +245,10 @@ def follow_to_end(where: Where, run: str, since: str = "") -> None:
     state = runs.find_run(store, run)
     if state.state == "failed":
         raise RunFailed(name, f"failed: {state.reason}")
+    if state.state == "cancelled":
+        raise RunFailed(
+            name, f"{state.reason} at version {state.version}; go on with `fl-queue resume {name}`"
+        )
 
 
 @click.command("demo")

@@ -13,7 +13,7 @@ from fl_queue.store.connect import (
     resolve_urls,
     server_facts,
 )
-from fl_queue.store.control import Control, RoundState, RunState
+from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ServerFacts",
     "Store",
     "mask",
+    "parse_run_state",
     "plain_client",
     "resolve_urls",
     "server_facts",

@@ -108,7 +108,7 @@ class Control(Presence):
     def run(self, run: str) -> RunState | None:
         """State of a run by run id; None when there is no such run."""
         raw = as_text(self._hash(names.run(run)))
-        return _run_state(run, raw) if "state" in raw else None
+        return parse_run_state(run, raw) if "state" in raw else None
 
     def config_segments(self, run: str) -> list[dict[str, Any]]:
         """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
@@ -400,7 +400,8 @@ def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
     return None if text in (None, "") else kind(cast(str, text))
 
 
-def _run_state(run: str, raw: Mapping[str, str]) -> RunState:
+def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
+    """A run's state from the fields of its hash, as text."""
     return RunState(
         name=raw["name"],
         run_id=run,

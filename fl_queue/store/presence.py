@@ -124,7 +124,9 @@ class Presence:
         raw = cast(
             list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True)
         )
-        return {client.decode(): now - seen for client, seen in raw}
+        ages = {client.decode(errors="replace"): now - seen for client, seen in raw}
+        # Ids become file names and queue names: what else somebody wrote there is nobody.
+        return {client: age for client, age in ages.items() if names.is_name(client)}
 
     def alive_clients(self, active_s: float) -> list[str]:
         """Clients heard of within ``active_s`` of the control server's clock, sorted."""

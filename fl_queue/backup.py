@@ -1,0 +1,321 @@
+"""
+A whole run in one file, and a run made from such a file, which goes on where it was.
+
+The form of the file is ``archive.py``'s. It has no passwords and no URLs. Events, receipts and kept updates stay behind; the history has what
+decided each round. So does an open round: it is tried again under its number, with the numbers it
+drew, and the restored run has the bits of the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from blake3 import blake3
+from redis.client import Pipeline
+
+from fl_queue import __version__, blob, checkpoint, models, names, rounds, scores
+from fl_queue.archive import (
+    FORMAT,
+    WRITING,
+    Document,
+    opened,
+    pack,
+    read_document,
+    read_model,
+    write_errors,
+)
+from fl_queue.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunStateError,
+    UnknownRun,
+    UnknownVersion,
+)
+from fl_queue.records import Manifest, RoundRecord, dumps
+from fl_queue.runs import current_config, find_run
+from fl_queue.store import RunState, Store
+
+
+@dataclass(frozen=True)
+class Backup:
+    """
+    What a backup holds.
+
+    Args:
+        path: Its file.
+        run: Name of the run.
+        version: The newest version, which is in it.
+        best: The best version, which is in it too; None when none has been evaluated.
+        rounds: Rounds in its history.
+        nbytes: Size of the file.
+        left_out: Why the best version is not in it; empty when it is, or there is none.
+    """
+
+    path: Path
+    run: str
+    version: int
+    best: int | None
+    rounds: int
+    nbytes: int
+    left_out: str
+
+
+# Writing
+
+
+def write(store: Store, name: str, path: Path, state_dir: Path) -> Backup:
+    """
+    Write a run to a file, also while it is training; an existing file is replaced.
+
+    Args:
+        name: Run name or id.
+        state_dir: Where this machine's checkpoints are.
+
+    Raises:
+        UnknownRun: There is no such run.
+        RunStateError: It has no version yet.
+        UnknownVersion, CheckpointError: Its newest model is nowhere to be found, or damaged.
+        DataError: The file cannot be written; an old one is as it was.
+    """
+    state = find_run(store, name)
+    if path.exists() and not path.is_file():
+        raise DataError(str(path), "is not a file; name a file to write to")
+    # Before the snapshot: then it is one of the snapshot's versions.
+    best = scores.best_version(store, state.run_id, current_config(store, state.run_id))
+    with (
+        write_errors(path),
+        tempfile.TemporaryDirectory(prefix=WRITING, dir=path.parent) as folder,
+    ):
+        writing = Path(folder)
+        document = _with_newest(store, state, state_dir, writing)
+        left_out = ""
+        if best is not None and best != document.version:
+            document, left_out = _with_best(store, document, best, state_dir, writing)
+        pack(document, writing, path)
+    return Backup(
+        path=path,
+        run=state.name,
+        version=document.version,
+        best=None if left_out else best,
+        rounds=len(document.history),
+        nbytes=path.stat().st_size,
+        left_out=left_out,
+    )
+
+
+def _with_newest(store: Store, state: RunState, state_dir: Path, writing: Path) -> Document:
+    """A snapshot and its newest model; of a run that trains, the model may be gone by then."""
+    while True:
+        document = _snapshot(store, state)
+        try:
+            _stage(store, document, document.version, state_dir, writing)
+        except (UnknownVersion, CheckpointError):
+            if max(store.control.versions(state.run_id), default=-1) <= document.version:
+                raise
+        else:
+            return document
+
+
+def _with_best(
+    store: Store, document: Document, best: int, state_dir: Path, writing: Path
+) -> tuple[Document, str]:
+    try:
+        _stage(store, document, best, state_dir, writing)
+    except (UnknownVersion, CheckpointError) as exc:
+        return document, str(exc)
+    return replace(document, models=[best, document.version]), ""
+
+
+def _stage(store: Store, document: Document, version: int, state_dir: Path, writing: Path) -> None:
+    run = document.run_id
+    manifest, body = models.load_version(store, run, version, document.chunk_bytes, state_dir)
+    digest = document.digest(version)
+    metadata = {"run": run, "version": str(version), "digest": digest}
+    try:
+        checkpoint.write(writing, digest, manifest, body, metadata)
+    except CheckpointError as exc:
+        raise DataError(str(writing.parent), exc.reason) from exc
+
+
+def _snapshot(store: Store, state: RunState) -> Document:
+    """What the control server knows of a run, all of the same moment."""
+    run = state.run_id
+    with store.control.redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(names.run(run))
+        pipe.get(names.config(run))
+        pipe.get(names.manifest(run))
+        pipe.hgetall(names.versions(run))
+        pipe.lrange(names.history(run), 0, -1)
+        pipe.hgetall(names.evaluations(run))
+        raw, config, manifest, versions, history, evaluations = pipe.execute()
+    found = {key.decode(): value.decode() for key, value in raw.items()}
+    if "state" not in found:
+        raise UnknownRun(state.name, list(store.control.run_names()))
+    if not found.get("version"):
+        raise RunStateError(state.name, "has no version yet; wait for version 0")
+    verdicts = {key.decode(): json.loads(text) for key, text in evaluations.items()}
+    document = Document(
+        format=FORMAT,
+        made_by=__version__,
+        made_at=round(store.control.now(), 3),
+        run_id=run,
+        state={field.name: found[field.name] for field in fields(RunState) if field.name in found},
+        config=json.loads(config),
+        manifest=json.loads(manifest),
+        versions={key.decode(): json.loads(text) for key, text in versions.items()},
+        history=[RoundRecord.from_json(text) for text in history],
+        late={},
+        # A ticket belongs to a worker of this federation.
+        evaluations={key: value for key, value in verdicts.items() if "job" not in value},
+        models=[int(found["version"])],
+    )
+    late = store.control.late(run)
+    return replace(
+        document, late={str(key): late[key] for key in sorted(late) if key <= document.round}
+    )
+
+
+# Restoring
+
+
+def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) -> RunState:
+    """
+    Make a new run from a backup. Nothing is trained: a run that had not ended is cancelled now.
+
+    The run appears in one transaction, when its models are on disk and on the data server already.
+    A restore that was killed leaves files and chunks that nothing names, and can be repeated.
+
+    Args:
+        path: The backup.
+        state_dir: Where this machine's checkpoints are.
+        name: Its name; None for the one it had. Training draws its numbers from the name, so a run
+            under another name goes on well, but not with the bits it would have had.
+
+    Raises:
+        ConfigError: The name is not allowed.
+        DataError: The file is not a backup, or damaged; nothing is changed.
+        RunStateError: There is a run of that name.
+        CheckpointError: The models cannot be written.
+    """
+    if name is not None and not names.is_name(name):
+        raise ConfigError(
+            "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
+        )
+    with opened(path) as archive:
+        document, manifest = read_document(archive, path)
+        chosen = name or document.state["name"]
+        _refuse_taken(chosen, store.control.run_names())
+        run = names.new_run_id(chosen)
+        folder = models.checkpoint_folder(state_dir, run)
+        try:
+            # The newest last: it also goes to the data server, when all else is good.
+            for version in sorted(document.models):
+                _restore_model(store, archive, path, document, manifest, version, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    try:
+        _create(store, document, run, chosen)
+    except RunStateError:
+        # Somebody was quicker.
+        shutil.rmtree(folder, ignore_errors=True)
+        count = blob.chunk_count(manifest.nbytes, document.chunk_bytes)
+        store.data.drop_chunks(run, document.digest(document.version), count)
+        raise
+    # Asks for the score of the newest version, if it has none.
+    rounds.advance(store, run)
+    return find_run(store, run)
+
+
+def _refuse_taken(name: str, living: Mapping[str, str]) -> None:
+    if name in living:
+        raise RunStateError(
+            name,
+            f"there is a run of that name; restore under another one with `--run NAME`, or remove it with `fl-queue delete {name}`",
+        )
+
+
+def _restore_model(
+    store: Store,
+    archive: zipfile.ZipFile,
+    path: Path,
+    document: Document,
+    manifest: Manifest,
+    version: int,
+    folder: Path,
+) -> None:
+    run, digest = folder.name, document.digest(version)
+    body = read_model(archive, path, digest, manifest, folder)
+    entry = document.versions[str(version)]
+    metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
+    checkpoint.write(folder, digest, manifest, body, metadata)
+    if version == document.version:
+        models.publish(store, run, digest, body, document.chunk_bytes)
+
+
+def _create(store: Store, document: Document, run: str, name: str) -> None:
+    """Write all keys of the run at once, unless the name has been taken meanwhile."""
+    state = _restored_state(document, name)
+    evaluations = {key: dumps(value) for key, value in _verdicts(document).items()}
+    versions = {key: dumps(value) for key, value in document.versions.items()}
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hexists(names.RUNS, name):
+            return None
+
+        def write_all() -> None:
+            pipe.hset(names.RUNS, name, run)
+            pipe.hset(names.run(run), mapping=cast(dict[Any, Any], state))
+            pipe.set(names.config(run), dumps(document.config))
+            pipe.set(names.manifest(run), dumps(document.manifest))
+            pipe.hset(names.versions(run), mapping=cast(dict[Any, Any], versions))
+            if document.history:
+                pipe.rpush(names.history(run), *[record.to_json() for record in document.history])
+            if document.late:
+                pipe.hset(names.late(run), mapping=cast(dict[Any, Any], document.late))
+            if evaluations:
+                pipe.hset(names.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
+            event = {"event": "run_restored", "version": document.version, "of": document.run_id}
+            store.control.add_event(run, event, pipe)
+
+        return write_all
+
+    while not store.control.transact([names.RUNS], body):
+        living = store.control.run_names()
+        if living.get(name) == run:
+            return  # It had been written, and the answer was lost.
+        _refuse_taken(name, living)
+
+
+def _restored_state(document: Document, name: str) -> dict[str, str]:
+    config = document.config[-1]["config"]
+    restored = {
+        **document.state,
+        "name": name,
+        "version": str(document.version),
+        "round": str(document.round),
+        "waited_s": "0",
+        "task": config["run"]["task"],
+        "config_digest": blake3(dumps(config).encode()).hexdigest(),
+    }
+    if document.state["state"] not in ("completed", "failed"):
+        restored |= {
+            "state": "cancelled",
+            "reason": f"restored from a backup; go on with `fl-queue resume {name}`",
+        }
+    return restored
+
+
+def _verdicts(document: Document) -> dict[str, dict[str, Any]]:
+    """Evaluations; an older version without one gets none any more, as its model may not be here."""
+    missed = {"state": "failed", "reason": "was not evaluated before the backup"}
+    older = (str(version) for version in range(document.version))
+    return dict.fromkeys(older, missed) | document.evaluations

@@ -1,0 +1,132 @@
+"""
+The commands that change a run: ``resume``, ``cancel``, ``redrive``, ``delete``; and ``verify``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from fl_queue import deletion, operate, runs, verify
+from fl_queue.cli.common import Where, connection_options, json_option, write_json
+from fl_queue.errors import DataError, RunFailed
+
+
+@click.command()
+@click.argument("run")
+@connection_options
+def resume(where: Where, run: str) -> None:
+    """
+    Have RUN go on after a failure or a cancel.
+
+    It goes on from its newest version towards the rounds it was started with, and what is missing is
+    published at once, instead of at the healer's next look. A run that trains and seems stuck takes
+    it, too; repeating it does no harm.
+    """
+    store = where.open()
+    state, done = operate.resume(store, run, where.state_dir)
+    for line in done or ["nothing was missing"]:
+        click.echo(line)
+    click.echo(f"{state.name} {runs.describe_state(store, state)}")
+
+
+@click.command()
+@click.argument("run")
+@connection_options
+def cancel(where: Where, run: str) -> None:
+    """
+    Stop RUN; its model and history stay.
+
+    Its open round ends as cancelled, and clients stop training within seconds. `fl-queue resume` has
+    it go on.
+    """
+    store = where.open()
+    state = operate.cancel(store, run)
+    click.echo(
+        f"{state.name} {runs.describe_state(store, state)}; go on with `fl-queue resume {state.name}`"
+    )
+
+
+@click.command()
+@click.argument("run")
+@json_option
+@connection_options
+def redrive(where: Where, run: str, as_json: bool) -> None:
+    """
+    Show why jobs of RUN failed; try them again.
+
+    The healer does that by itself, with growing pauses for a job that keeps failing: after mending
+    what was wrong, there is no need to wait for it.
+    """
+    failures = operate.redrive(where.open(), run, where.state_dir)
+    if as_json:
+        write_json([asdict(failure) for failure in failures])
+        return
+    for failure in failures:
+        if failure.answered:
+            what = "answered that it cannot train; asked again in the next round"
+        else:
+            what = f"attempt {failure.attempt} failed, tried again"
+        click.echo(f"{failure.who}: {what}: {failure.reason}")
+    if not failures:
+        click.echo("no job has failed")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@connection_options
+def delete(where: Where, run: str, yes: bool) -> None:
+    """
+    Delete RUN whole.
+
+    Its state, history and blobs on both servers go, and this machine's checkpoints of it. Nothing of it can be had back, except from a file of `fl-queue backup` or `fl-queue export`.
+    """
+    store = where.open()
+    state = runs.find_run(store, run)
+    if not yes:
+        versions = len(store.control.versions(state.run_id))
+        click.confirm(
+            f"Delete run {state.name} ({state.run_id}) with {versions} versions and its history?",
+            abort=True,
+        )
+    deletion.delete(store, state, where.state_dir)
+    click.echo(f"{state.name} ({state.run_id}) is deleted")
+
+
+@click.command("verify")
+@click.argument("run")
+@click.argument("number", metavar="[ROUND]", required=False, type=click.IntRange(min=1))
+@json_option
+@connection_options
+def verify_command(where: Where, run: str, number: int | None, as_json: bool) -> None:
+    """
+    Recompute rounds of RUN; compare digests.
+
+    From kept updates: needs model.keep_updates = true, and the --state-dir of the aggregator. Exits with 4 when a
+    digest differs, with 3 when none could be recomputed.
+    """
+    store = where.open()
+    state = runs.find_run(store, run)
+    verdicts = []
+    for verdict in verify.verify(store, state, where.state_dir, number):
+        verdicts.append(verdict)
+        if not as_json:
+            tail = f": {verdict.reason}" if verdict.reason else ""
+            click.echo(
+                f"round {verdict.round}, version {verdict.version}, digest {verdict.digest[:16]}: {verdict.result}{tail}"
+            )
+    if as_json:
+        write_json([asdict(verdict) for verdict in verdicts])
+    different = [str(verdict.round) for verdict in verdicts if verdict.result == "different"]
+    if different:
+        raise RunFailed(
+            state.name,
+            f"digests differ in rounds {', '.join(different)}: their updates or bases were changed",
+        )
+    if all(verdict.result == "unknown" for verdict in verdicts):
+        raise DataError(str(where.state_dir), "no round could be recomputed; the reasons are above")
+
+
+COMMANDS = (resume, cancel, redrive, delete, verify_command)

@@ -1,0 +1,96 @@
+"""
+Why an open round is still open: who is missing since when, and what the closing rule waits for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl_queue import dispatch, names
+from fl_queue.dispatch import Ticket
+from fl_queue.rounds import AGGREGATOR
+from fl_queue.store import RoundState, RunState, Store
+
+
+def why_open(store: Store, state: RunState) -> list[str]:
+    """A line for the closing rule, one for each missing client, and what else is in the way."""
+    current = (
+        store.control.round(state.run_id, state.round)
+        if state.active and state.round >= 0
+        else None
+    )
+    if current is None or not current.open:
+        settling = state.active and store.control.settling()
+        return (
+            ["after an outage: waiting until all clients have been heard again"] if settling else []
+        )
+    receipts = store.control.receipts(state.run_id, state.round)
+    received = sum(
+        receipts[client].status == "received" for client in current.cohort if client in receipts
+    )
+    lines = [closing(current, received)]
+    jobs = store.control.jobs(state.run_id, state.round)
+    ages = store.control.client_ids()
+    for client in current.cohort:
+        if client not in receipts:
+            lines.append(
+                f"waiting for {client}: {_doing(store, state, client, jobs.get(client), ages)}"
+            )
+        elif receipts[client].status != "received":
+            lines.append(f"{client} is out: {receipts[client].status}: {receipts[client].reason}")
+    return lines + _in_the_way(store, state, jobs.get(AGGREGATOR))
+
+
+def closing(current: RoundState, received: int) -> str:
+    """What the closing rule waits for, in words."""
+    size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
+    deadline = f"at {current.deadline_s:g} s (round.deadline_s)"
+    if received < current.quorum:
+        return f"{received} of {size} updates in; needs {current.quorum} (round.quorum), or is abandoned {deadline}; {counted}"
+    since = current.elapsed_s if current.quorum_at_s is None else current.quorum_at_s
+    return (
+        f"{received} of {size} updates in, quorum {current.quorum} reached: closes when all are in, "
+        f"at {since + current.grace_s:.0f} s (round.grace_s), or {deadline}; {counted}"
+    )
+
+
+def _doing(
+    store: Store,
+    state: RunState,
+    client: str,
+    job: dict[str, Any] | None,
+    ages: dict[str, float],
+) -> str:
+    """What is known of a client that has not answered."""
+    parts = [_activity(store, state, client)]
+    if job is not None:
+        ticket = Ticket.from_dict(job)
+        parts.append(f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}")
+    holder = store.control.lease(names.client_holder(client))
+    seen = f"last seen {max(0.0, ages[client]):.0f} s ago" if client in ages else "never seen"
+    where = f" on {holder.get('host', '?')}, pid {holder.get('pid', '?')}" if holder else ""
+    parts.append(f"worker alive{where}" if holder else f"no worker alive, {seen}")
+    return "; ".join(part for part in parts if part)
+
+
+def _activity(store: Store, state: RunState, client: str) -> str:
+    stream = names.client_events(client)
+    event = store.control.last_event(stream)
+    if event is None or (event.get("run"), event.get("round")) != (state.run_id, state.round):
+        return "not started"
+    since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000
+    if event["event"] == "epoch":
+        return f"epoch {event['epoch']} of {event['epochs']} done {since:.0f} s ago"
+    return f"training since {since:.0f} s"
+
+
+def _in_the_way(store: Store, state: RunState, job: dict[str, Any] | None) -> list[str]:
+    if not store.control.role_alive(AGGREGATOR):
+        return ["no aggregator is alive; start one with `fl-queue worker aggregator`"]
+    if job is None:
+        return []
+    ticket = Ticket.from_dict(job)
+    doing = dispatch.job_state(store, ticket)
+    return [
+        f"aggregator: {store.data.waiting(state.run_id)} updates to look at; job {doing}, attempt {ticket.attempt}"
+    ]

@@ -1,0 +1,109 @@
+"""
+Recomputing a round from its kept updates, and comparing digests.
+
+The model is a function of base, cohort and accepted set; the history records all three. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fl_queue import blob, kept, models
+from fl_queue.errors import BlobError, CheckpointError, DataError, RunStateError
+from fl_queue.merge import Merge
+from fl_queue.records import RoundRecord
+from fl_queue.runs import current_config
+from fl_queue.store import RunState, Store
+from fl_queue.strategies import largest_weight
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    One round's verification.
+
+    Args:
+        result: ``same``; ``different``: the recomputed digest is another one; ``unknown``: what it
+            takes is not there any more.
+        reason: Says why, for the last two.
+        recomputed: Digest of the recomputed version; empty when unknown.
+    """
+
+    round: int
+    version: int
+    result: Literal["same", "different", "unknown"]
+    digest: str
+    recomputed: str = ""
+    reason: str = ""
+
+
+def verify(
+    store: Store, state: RunState, state_dir: Path, number: int | None = None
+) -> Iterator[Verdict]:
+    """
+    Recompute the committed rounds of a run, or one of them, one after the other.
+
+    Args:
+        state_dir: The aggregator's, where checkpoints and kept updates are.
+
+    Raises:
+        RunStateError: There is no such committed round.
+    """
+    records = [
+        record
+        for record in store.control.history(state.run_id)
+        if record.outcome == "committed" and number in (None, record.round)
+    ]
+    if not records:
+        what = "has no committed round" if number is None else f"has not committed round {number}"
+        raise RunStateError(state.name, f"{what}; see `fl-queue history {state.name}`")
+    for record in records:
+        yield _verify(store, state, state_dir, record)
+
+
+def _verify(store: Store, state: RunState, state_dir: Path, record: RoundRecord) -> Verdict:
+    version, digest = record.version or 0, record.digest or ""
+    config = current_config(store, state.run_id, record.config_segment)
+    if not config.model["keep_updates"]:
+        reason = "its updates were not kept; set model.keep_updates = true"
+        return Verdict(record.round, version, "unknown", digest, reason=reason)
+    try:
+        recomputed = recompute(store, state, state_dir, record)
+    except (CheckpointError, DataError) as exc:
+        return Verdict(record.round, version, "unknown", digest, reason=str(exc))
+    except BlobError as exc:
+        return Verdict(record.round, version, "different", digest, reason=exc.reason)
+    if recomputed == digest:
+        return Verdict(record.round, version, "same", digest, recomputed)
+    reason = "these updates and this base make another model"
+    return Verdict(record.round, version, "different", digest, recomputed, reason)
+
+
+def recompute(store: Store, state: RunState, state_dir: Path, record: RoundRecord) -> str:
+    """
+    Digest of the version that a round's base and accepted updates make.
+
+    Raises:
+        CheckpointError: The base is not there any more.
+        DataError: An update is not there, or damaged.
+        BlobError: An update is not one that could have been accepted.
+    """
+    run = state.run_id
+    manifest = store.control.manifest(run)
+    if manifest is None:
+        raise DataError(run, "the run has no manifest")
+    config = current_config(store, run, record.config_segment)
+    merge = Merge(manifest, config.aggregation, record.scales, largest_weight(config.aggregation))
+    for client, digest in sorted(record.accepted.items()):
+        header, body = kept.read(state_dir, run, record.round, client, digest)
+        blob.check_tensors(header, manifest)
+        weight = merge.add(header, body)
+        if weight != record.weights[client]:
+            raise BlobError(f"{client}: weight {weight}, recorded {record.weights[client]}")
+    base = models.base_body(
+        store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
+    )
+    return blob.body_digest(merge.next_model(base))

@@ -1,0 +1,184 @@
+"""Every process killed between any two steps of a round: the run goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_queue import faults, names
+from fl_queue.embedded import Role, start
+from tests.federation import Federation, wait_for
+
+ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1")
+#: What a client's job and its worker pass, in order.
+CLIENT = (
+    "job.popped", "client.started", "client.trained", "outbox.written", "chunks.pushed", "update.pushed",
+)  # fmt: skip
+AGGREGATOR = (
+    "aggregator.claimed", "update.taken", "update.received", "round.decided", "model.published",
+    "checkpoint.written", "round.committed", "round.opened", "round.advanced", "round.discarded",
+)  # fmt: skip
+EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.scored")
+HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
+#: Where a Redis is killed while a process stands still there: before and after each of its writes.
+REDIS = (
+    ("client-", "client.trained"), ("client-", "outbox.written"), ("client-", "update.pushed"),
+    ("aggregator-", "update.taken"), ("aggregator-", "update.received"), ("aggregator-", "round.decided"),
+    ("aggregator-", "checkpoint.written"), ("aggregator-", "round.committed"),
+)  # fmt: skip
+#: From here on the update is in the outbox, and nobody trains again.
+KEPT = CLIENT[CLIENT.index("outbox.written") :]
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("points")
+    with start(folder / "state") as redis:
+        made = Federation(redis, folder, clients=2)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def ends_as_if_nothing_had_happened(federation: Federation, run: str) -> None:
+    calm = federation.digests_of("points", *ROUND)
+    state = federation.finish(run, 120)
+    history = federation.store.control.history(run)
+
+    assert state.state == "completed"
+    assert federation.free(run) == calm
+    assert [record.outcome for record in history] == ["committed", "evaluated"]
+    assert [record.round for record in history] == [1, 2]
+    assert sorted(history[0].accepted) == federation.clients
+
+
+@pytest.fixture
+def calm(federation: Federation) -> list[str]:
+    """Run before anything is armed."""
+    return federation.digests_of("points", *ROUND)
+
+
+@pytest.mark.parametrize("action", ["kill", "kill-parent", "kill-supervisor"])
+@pytest.mark.parametrize("point", CLIENT)
+def test_a_client_killed_at(
+    federation: Federation, calm: list[str], point: str, action: str
+) -> None:
+    if (point, action) == ("job.popped", "kill-parent"):
+        pytest.skip("the worker itself reaches this point: its parent is the supervisor")
+    fired = federation.arm(point, action, "client-site-1-")
+    run = federation.begin(
+        "points", *ROUND, *(["redis.inline_bytes=0"] if point == "chunks.pushed" else [])
+    )
+    wait_for(point, fired.exists)
+    if action == "kill-supervisor":
+        federation.processes["site-1"].wait(10)
+        federation.start("site-1")
+
+    ends_as_if_nothing_had_happened(federation, run)
+    if point in KEPT:
+        assert federation.trained(run) == len(federation.clients)
+
+
+@pytest.mark.parametrize("action", ["kill", "kill-parent"])
+@pytest.mark.parametrize("point", AGGREGATOR)
+def test_an_aggregator_killed_at(
+    federation: Federation, calm: list[str], point: str, action: str
+) -> None:
+    fired = federation.arm(point, action, "aggregator-")
+    run = federation.begin("points", *ROUND)
+    wait_for(point, fired.exists)
+
+    ends_as_if_nothing_had_happened(federation, run)
+    assert federation.trained(run) == len(federation.clients)
+
+
+@pytest.mark.parametrize("point", EVALUATOR)
+def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: str) -> None:
+    fired = federation.arm(point, "kill-parent", "evaluator-")
+    run = federation.begin("points", *ROUND)
+    wait_for(point, fired.exists)
+
+    def scored() -> bool:
+        found = federation.store.control.evaluations(run)
+        return [found.get(version, {}).get("state") for version in (0, 1)] == ["done", "done"]
+
+    wait_for("evaluations", scored)
+    ends_as_if_nothing_had_happened(federation, run)
+
+
+@pytest.mark.parametrize("point", HEALER)
+def test_a_healer_killed_at(federation: Federation, calm: list[str], point: str) -> None:
+    supervisor = federation.processes["aggregator"]
+    fired = federation.arm(point, "kill")
+    if point == "heal.replaced":
+        federation.arm("client.trained", "kill", "client-site-1-")
+    run = federation.begin("points", *ROUND)
+    wait_for(point, fired.exists)
+    supervisor.wait(10)
+    federation.start("aggregator")
+
+    ends_as_if_nothing_had_happened(federation, run)
+
+
+@pytest.mark.parametrize("point", ["run.created", "round.opened"])
+def test_start_round_killed_at(federation: Federation, calm: list[str], point: str) -> None:
+    command = [sys.executable, "-m", "fl_queue", "start-round", "mnist-3v7", "--run", "points"]
+    for override in (*ROUND, "round.deadline_s=60"):
+        command += ["--set", override]
+    fired = federation.arm(point, "kill")
+    done = subprocess.run(
+        [*command, "--state-dir", str(federation.redis.state_dir)],
+        env={**os.environ, "FLQ_FAULTS": str(federation.faults)}, capture_output=True,
+    )  # fmt: skip
+    wait_for(point, fired.exists)
+    if done.returncode != -signal.SIGKILL:  # The healer was faster, and died instead.
+        federation.processes["aggregator"].wait(10)
+        federation.start("aggregator")
+    run = federation.store.control.run_id("points")
+    assert run is not None
+
+    ends_as_if_nothing_had_happened(federation, run)
+
+
+@pytest.mark.parametrize("role", ["control", "data"])
+@pytest.mark.parametrize(("whose", "point"), REDIS)
+def test_redis_killed_while_somebody_is_at(
+    federation: Federation, calm: list[str], whose: str, point: str, role: Role
+) -> None:
+    fired = federation.arm(point, "stop", whose)
+    run = federation.begin("points", *ROUND)
+    wait_for(point, fired.exists)
+    federation.redis.kill(role)
+    federation.redis.restart(role)
+    os.kill(int(fired.read_text()), signal.SIGCONT)
+
+    ends_as_if_nothing_had_happened(federation, run)
+
+
+def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
+    walked = {*CLIENT, *AGGREGATOR, *EVALUATOR, *HEALER, "run.created"}
+    source = "".join(
+        path.read_text()
+        for folder in ("fl_queue", "workers")
+        for path in Path(folder).rglob("*.py")
+    )
+
+    assert walked == set(faults.POINTS)
+    assert set(re.findall(r'reach\("([^"]+)"\)', source)) == set(faults.POINTS)
+
+
+def test_points_do_nothing_unless_a_test_says_so(federation: Federation) -> None:
+    federation.arm("run.created", "kill")
+    faults.reach("run.created")  # This process has no FLQ_FAULTS: it lives on.
+    (federation.faults / "run.created").unlink()
+    assert federation.store.control.redis.exists(names.RUNS) in (0, 1)

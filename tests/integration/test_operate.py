@@ -1,0 +1,188 @@
+"""What an operator does, through the CLI, on a federation of real workers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_queue import names
+from fl_queue.embedded import start
+from tests.federation import Federation, children_of, wait_for
+
+#: Trains until somebody stops it.
+ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("operated")
+    with start(folder / "state") as redis:
+        made = Federation(redis, folder, clients=2)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fl_queue", *arguments]
+    where = ["--state-dir", str(federation.redis.state_dir)]
+    return subprocess.run([*command, *where], capture_output=True, text=True, timeout=90)
+
+
+def horses(federation: Federation) -> list[int]:
+    """Pids of the clients' work-horses."""
+    return [
+        pid for client in federation.clients for pid in children_of(federation.worker_pid(client))
+    ]
+
+
+def keys_of(federation: Federation, run: str) -> set[str]:
+    """Every key of a run on both servers, RQ's included."""
+    servers = federation.store.control.redis, federation.store.data.redis
+    return {
+        key.decode() for server in servers for pattern in (f"*{{{run}}}*", f"*_{run}_*", f"*:{run}:*")
+        for key in server.scan_iter(match=pattern, count=1000)
+    }  # fmt: skip
+
+
+def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
+    federation: Federation,
+) -> None:
+    run = federation.begin("endless", *ENDLESS)
+    wait_for("training", lambda: len(horses(federation)) == 2 and federation.trained(run) == 2)
+
+    said = fl_queue(federation, "status", "endless").stdout
+    assert "0 of 2 updates in; needs 2 (round.quorum)" in said
+    assert "waiting for site-1: " in said
+    assert "job started by client-site-1-" in said
+    assert fl_queue(federation, "delete", "endless", "--yes").returncode == 2
+
+    done = fl_queue(federation, "cancel", "endless")
+    assert done.returncode == 0, done.stderr
+    assert "cancelled at version 0" in done.stdout
+    wait_for("the horses to end", lambda: not horses(federation), 10)
+    record = federation.store.control.history(run)[-1]
+    assert (record.outcome, record.missing) == ("cancelled", federation.clients)
+    assert "cancelled already" in fl_queue(federation, "cancel", "endless").stderr
+    assert federation.store.control.redis.keys("rq:queue:flq-client-*") == []
+
+    again = fl_queue(federation, "resume", "endless")
+    assert "was cancelled: training goes on from version 0" in again.stdout
+    wait_for("training again", lambda: federation.trained(run) == 4)
+    fl_queue(federation, "cancel", "endless")
+
+    asked = subprocess.run(
+        [sys.executable, "-m", "fl_queue", "delete", "endless", "--state-dir", str(federation.redis.state_dir)],
+        input="n\n", capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert "Delete run endless" in asked.stdout
+    assert federation.store.control.run_id("endless") == run
+    assert fl_queue(federation, "delete", "endless", "--yes").returncode == 0
+    wait_for("its last horses to end", lambda: not horses(federation), 10)
+    wait_for("no key of it", lambda: not keys_of(federation, run), 45)
+    assert not list((federation.redis.state_dir / "checkpoints").glob(f"{run}*"))
+
+    # A run of the same name is another run, and meets nothing of the old one.
+    other = federation.begin("endless", "run.rounds=1", "round.cohort=2")
+    assert other != run
+    assert federation.finish(other).state == "completed"
+
+
+def test_a_failed_run_goes_on_after_resume(federation: Federation) -> None:
+    run = federation.begin("short-handed", "run.rounds=1", "round.cohort=3", "round.deadline_s=3")
+    state = federation.finish(run)
+    assert (state.state, "start more workers" in state.reason) == ("failed", True)
+
+    federation.start("site-3")
+    try:
+        wait_for("site-3", lambda: "site-3" in federation.store.control.alive_clients(15), 60)
+        done = fl_queue(federation, "resume", "short-handed")
+        assert "was failed: training goes on" in done.stdout
+        assert federation.finish(run).state == "completed"
+        said = fl_queue(federation, "resume", "short-handed")
+        assert (said.returncode, "is completed" in said.stderr) == (2, True)
+    finally:
+        federation.stop("site-3")
+
+
+def test_redrive_shows_why_a_job_fails_and_tries_again(federation: Federation) -> None:
+    folder = federation.redis.state_dir / "checkpoints"
+    hidden = folder.with_name("hidden")
+    folder.rename(hidden)
+    folder.write_text("not a folder")  # No checkpoint can be written: the round stays open.
+    try:
+        run = federation.begin("stuck", "run.rounds=1", "round.cohort=2")
+
+        def failed() -> bool:
+            job = federation.store.control.jobs(run, 0).get("aggregator", {})
+            return int(job.get("attempt", 1)) > 3
+
+        wait_for("attempts", failed)
+        seen = wait_for(
+            "a failure",
+            lambda: json.loads(fl_queue(federation, "redrive", "stuck", "--json").stdout),
+        )
+        assert "checkpoint" in seen[0]["reason"]
+    finally:
+        folder.unlink()
+        hidden.rename(folder)
+    fl_queue(federation, "redrive", "stuck")
+
+    assert federation.finish(run).state == "completed"
+    assert "no job has failed" in fl_queue(federation, "redrive", "stuck").stdout
+
+
+def test_verify_recomputes_every_round_and_notices_what_was_changed(
+    federation: Federation,
+) -> None:
+    run = federation.begin("kept", "run.rounds=2", "round.cohort=2", "model.keep_updates=true")
+    federation.finish(run)
+    done = fl_queue(federation, "verify", "kept", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [verdict["result"] for verdict in json.loads(done.stdout)] == ["same", "same"]
+
+    control = federation.store.control.redis
+    record = json.loads(control.lindex(names.history(run), 0) or b"")
+    control.lset(names.history(run), 0, json.dumps({**record, "digest": "0" * 64}))
+    changed = fl_queue(federation, "verify", "kept", "1")
+    assert (changed.returncode, "different" in changed.stdout) == (4, True)
+
+    file = next((federation.redis.state_dir / "updates" / run / "2").iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    damaged = fl_queue(federation, "verify", "kept", "2")
+    assert (damaged.returncode, "damaged" in damaged.stdout) == (3, True)
+
+    without = federation.begin("not-kept", "run.rounds=1", "round.cohort=2")
+    federation.finish(without)
+    unknown = fl_queue(federation, "verify", "not-kept")
+    assert (unknown.returncode, "model.keep_updates" in unknown.stdout) == (3, True)
+    assert not (Path(federation.redis.state_dir) / "updates" / without).exists()
+
+
+@pytest.mark.parametrize("role", ["site-1", "aggregator", "evaluator"])
+def test_sigterm_of_any_role_loses_nothing(federation: Federation, role: str) -> None:
+    calm = federation.digests_of("termed", "round.cohort=2")
+    run = federation.begin("termed", "round.cohort=2")
+    federation.reach(run, 2)
+    federation.processes[role].send_signal(signal.SIGTERM)
+    assert federation.processes[role].wait(30) == 0
+    federation.start(role)
+    state = federation.finish(run)
+
+    assert state.state == "completed"
+    assert federation.free(run) == calm
+    training = [
+        (event["run"], event["round"]) for event in federation.client_events("site-1")
+        if event["event"] == "training" and event["run"] == run
+    ]  # fmt: skip
+    assert len(training) == len(set(training))
