@@ -194,6 +194,8 @@ def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | No
         def write() -> None:
             pipe.hset(key, field_name, new.to_json())
             publish(new, pipe, connection)
+            # Should we be killed before we forget it, or the reply be lost.
+            pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
 
         return write
 

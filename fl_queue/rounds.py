@@ -247,7 +247,8 @@ def _round_fields(
         "evaluate": EVALUATION_DEADLINE_S,
         "initialise": INITIALISE_DEADLINE_S,
     }
-    quorum = quorum_size(config, len(cohort)) if purpose == "train" else len(cohort)
+    # One client makes version 0.
+    quorum = len(cohort) if purpose == "initialise" else quorum_size(config, len(cohort))
     now = f"{store.control.now():.6f}"
     return {
         "state": "open",

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +35,19 @@ def wait_for(what: str, ask: Callable[[], Value], timeout_s: float = 60.0) -> Va
 class Federation:
     """An aggregator, an evaluator and clients on private servers; ``close`` ends them all."""
 
-    def __init__(self, redis: EmbeddedRedis, folder: Path, clients: int = 3) -> None:
+    def __init__(
+        self,
+        redis: EmbeddedRedis,
+        folder: Path,
+        clients: int = 3,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.redis, self.folder = redis, folder
+        self.environment = {
+            **os.environ,
+            **(environment or {}),
+            "FLQ_FAULTS": str(folder / "faults"),
+        }
         self.faults = folder / "faults"
         self.faults.mkdir(exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -49,13 +60,14 @@ class Federation:
 
     def start(self, name: str) -> None:
         """Start a worker as a user would."""
-        role = name if name in ("aggregator", "evaluator") else "client"
+        role = name.partition("-")[0]
+        role = role if role in ("aggregator", "evaluator") else "client"
         command = [sys.executable, "-m", "fl_queue", "worker", role]
         command += ["--client", name] if role == "client" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "FLQ_FAULTS": str(self.faults)}
+                command, stdout=log, stderr=log, env=self.environment
             )
 
     def arm(self, point: str, action: str, whose: str = "") -> Path:
@@ -121,6 +133,15 @@ class Federation:
         """How often clients began to train for a run."""
         return sum(
             event["event"] == "training" and event["run"] == run
+            for client in self.clients
+            for event in self.client_events(client)
+        )
+
+    def trained_in(self, run: str, number: int) -> int:
+        """The same in one round."""
+        wanted = {"event": "training", "run": run, "round": number}
+        return sum(
+            event.items() >= wanted.items()
             for client in self.clients
             for event in self.client_events(client)
         )

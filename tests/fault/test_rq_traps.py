@@ -1,0 +1,597 @@
+"""
+The traps of RQ and redis-py, one test each: every one is set on purpose, and no run falls in.
+
+The first half has real workers, the second half speaks to real servers through a bad network.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq import Worker
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import JobStatus
+
+from fl_queue import blob, config, dispatch, models, names, outbox, rounds, runs
+from fl_queue.blob import Header
+from fl_queue.collect import Collector
+from fl_queue.dispatch import FLJob, Ticket
+from fl_queue.embedded import start
+from fl_queue.errors import StoreUnavailable
+from fl_queue.heal import Healer
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.rounds import AGGREGATOR, Ending
+from fl_queue.store import Store, plain_client
+from tests.fault.proxy import Loss, Proxy
+from tests.federation import Federation, child_of, kill, wait_for
+
+#: Two rounds, each long enough to be disturbed in the middle of it.
+EPOCHS = 400
+DISTURBED = ("run.rounds=2", "round.cohort=2", f"train.epochs={EPOCHS}")
+#: RQ gives an entry of its intermediate list 60 s; ours are older from the start.
+LONG_AGO_S = 1000
+
+Begin = Callable[..., str]
+
+
+# With real workers
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    with start(folder / "state") as redis:
+        made = Federation(redis, folder, clients=2)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(federation: Federation) -> list[str]:
+    """Digests of an undisturbed run named `same`."""
+    run = federation.begin("same", *DISTURBED)
+    assert federation.finish(run).state == "completed"
+    federation.store.control.redis.hdel(names.RUNS, "same")
+    return digests(federation, run)
+
+
+@pytest.fixture
+def begin(federation: Federation, calm: list[str]) -> Iterator[Begin]:
+    """Begins a run named `same` (seeds come from the name), which is free again afterwards."""
+
+    def begin(*overrides: str) -> str:
+        return federation.begin("same", *DISTURBED, *overrides)
+
+    yield begin
+    federation.store.control.redis.hdel(names.RUNS, "same")
+
+
+def digests(federation: Federation, run: str) -> list[str]:
+    return [entry["digest"] for entry in federation.store.control.versions(run).values()]
+
+
+def events(store: Store, stream: str) -> list[dict[str, Any]]:
+    return [event for _, _, event in store.control.read_events({stream: "0-0"}, None)]
+
+
+def healed(store: Store, run: str, who: str) -> bool:
+    """Whether a job of somebody was given a new attempt."""
+    return any(
+        event["event"] == "healed" and f"job of {who} " in event["what"]
+        for event in events(store, names.events(run))
+    )
+
+
+def rq_name(federation: Federation, client: str) -> str:
+    """Name of a client's living RQ worker; empty when it has none."""
+    return next(
+        (
+            worker["name"]
+            for worker in federation.store.control.living_workers()
+            if worker.get("client") == client
+        ),
+        "",
+    )
+
+
+def restarted(federation: Federation, client: str, old: str) -> str:
+    """Name of the worker that has followed ``old`` and is past all it does at its start."""
+
+    def idle() -> str:
+        new = rq_name(federation, client)
+        state = federation.store.control.redis.hget(f"rq:worker:{new}", "state")
+        return new if new != old and state in (b"idle", b"busy") else ""
+
+    return wait_for(f"another worker of {client}", idle)
+
+
+@contextmanager
+def asleep(federation: Federation, client: str) -> Iterator[None]:
+    """A client's worker sleeps, and Redis does not owe it a job from before."""
+    pid, name = federation.worker_pid(client), rq_name(federation, client)
+
+    def pops() -> bool:
+        return any(
+            entry["name"] == name and "b" in entry["flags"]
+            for entry in federation.store.control.redis.client_list()
+        )
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for("its blocking pop to end", lambda: not pops())
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def queued(federation: Federation, run: str, client: str, number: int = 1) -> str:
+    """Id of a client's job of a round, once it waits in its queue."""
+    redis, key = federation.store.control.redis, queue_key(client)
+
+    def waits() -> str:
+        job: str = federation.store.control.jobs(run, number).get(client, {}).get("job", "")
+        return job if job.encode() in redis.lrange(key, 0, -1) else ""
+
+    return wait_for(f"the job of {client}", waits)
+
+
+def training(federation: Federation, run: str, client: str) -> None:
+    """Wait until a client is in the middle of training."""
+
+    def trains() -> bool:
+        event = federation.store.control.last_event(names.client_events(client)) or {}
+        return event.get("run") == run and 5 < event.get("epoch", 0) < EPOCHS
+
+    wait_for(f"{client} to train", trains)
+
+
+def queue_key(client: str) -> str:
+    return f"rq:queue:{names.client_queue(client)}"
+
+
+def make_stale(store: Store, key: str, job: str) -> str:
+    """Leave a job's id in a queue's intermediate list, as a horse that was killed early does."""
+    stale = IntermediateQueue(key, store.control.redis)
+    store.control.redis.rpush(stale.key, job)
+    store.control.redis.set(stale.get_first_seen_key(job), time.time() - LONG_AGO_S)
+    return stale.key
+
+
+def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    control = federation.store.control
+    with asleep(federation, "site-2"):  # So that the round stays open.
+        run = begin()
+        wait_for("site-1's update", lambda: "site-1" in control.receipts(run, 1))
+        job = control.jobs(run, 1)["site-1"]["job"]
+
+        def status() -> bytes | None:
+            return control.redis.hget(FLJob.key_for(job), "status")
+
+        wait_for("site-1's job to finish", lambda: status() == b"finished")
+        stale = make_stale(federation.store, queue_key("site-1"), job)
+        # RQ looks at these entries when a worker starts; the healer ticks meanwhile.
+        old = rq_name(federation, "site-1")
+        kill(federation.worker_pid("site-1"))
+        restarted(federation, "site-1", old)
+
+        assert status() == b"finished"
+        assert control.jobs(run, 1)["site-1"]["job"] == job
+        assert control.redis.zscore("rq:failed:" + names.client_queue("site-1"), job) is None
+    assert federation.finish(run).state == "completed"
+    assert digests(federation, run) == calm
+    assert control.redis.lrange(stale, 0, -1) == []
+
+
+def test_rq_by_itself_fails_a_finished_job_for_a_stale_entry(store: Store, tmp_path: Path) -> None:
+    # The control experiment: when RQ mends this, it fails, and the protection can be looked at again.
+    with plain_client(redis_url(store, "control"), 5) as connection:
+        queue = dispatch.queue("trap", connection)
+        job = queue.enqueue_call(dispatch.TRAIN, args=["run", 1])
+        queue.remove(job)
+        job.set_status(JobStatus.FINISHED)
+        make_stale(store, queue.key, job.id)
+        worker = Worker([queue], connection=connection, serializer=queue.serializer)
+        queue.intermediate_queue.cleanup(worker, queue)
+
+        assert job.get_status(refresh=True) == JobStatus.FAILED
+
+
+def test_a_job_lost_between_pop_and_start_is_given_out_again(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    redis, key = federation.store.control.redis, queue_key("site-1")
+    with asleep(federation, "site-1"):
+        run = begin()
+        job = queued(federation, run, "site-1")
+        # All that a worker leaves that was killed between the two.
+        assert redis.lmove(key, f"{key}:intermediate", "LEFT", "RIGHT") == job.encode()
+    state = federation.finish(run)
+
+    assert state.state == "completed"
+    assert healed(federation.store, run, "site-1")
+    assert digests(federation, run) == calm
+
+
+def test_a_poison_job_hash_costs_one_restart_and_nothing_else(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    redis, key = federation.store.control.redis, queue_key("site-1")
+    old = rq_name(federation, "site-1")
+    with asleep(federation, "site-1"):
+        run = begin()
+        queued(federation, run, "site-1")
+        redis.hset("rq:job:poison", mapping={"status": "poisoned", "data": "x"})
+        redis.lpush(key, "poison")
+    try:
+        restarted(federation, "site-1", old)
+        state = federation.finish(run)
+    finally:
+        redis.delete("rq:job:poison")
+        redis.lrem(f"{key}:intermediate", 0, "poison")
+
+    # RQ's maintenance would meet it again at each start, and end the worker there.
+    log = (federation.folder / "site-1.log").read_text()
+    assert log.count("found an unhandled exception, quitting") == 1
+    assert state.state == "completed"
+    assert digests(federation, run) == calm
+
+
+def test_the_maintenance_lock_of_a_dead_worker_delays_no_repair(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    redis = federation.store.control.redis
+    locks = [
+        f"rq:clean_registries:{key.decode().removeprefix('rq:queue:')}"
+        for key in redis.smembers("rq:queues")
+    ]
+    assert len(locks) >= 4
+    for lock in locks:
+        redis.set(lock, 1, ex=899)
+    run = begin()
+    training(federation, run, "site-2")
+    kill(federation.worker_pid("site-2"))
+    state = federation.finish(run)
+
+    assert state.state == "completed"
+    assert healed(federation.store, run, "site-2")
+    assert digests(federation, run) == calm
+    assert redis.exists(*locks) == len(locks)
+    redis.delete(*locks)
+
+
+def test_the_name_of_a_dead_worker_keeps_no_new_one_out(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    old = rq_name(federation, "site-1")
+    run = begin()
+    training(federation, run, "site-1")
+    kill(federation.worker_pid("site-1"))
+    new = restarted(federation, "site-1", old)
+    # RQ takes the dead one for alive; a worker of its name would be refused as long.
+    dead = federation.store.control.redis.hgetall(f"rq:worker:{old}")
+    state = federation.finish(run)
+
+    assert new != old
+    assert dead
+    assert b"death" not in dead
+    assert state.state == "completed"
+    assert digests(federation, run) == calm
+
+
+def test_a_work_horse_does_not_outlive_its_worker(
+    federation: Federation, begin: Begin, calm: list[str]
+) -> None:
+    epochs = 2 * EPOCHS  # An orphan would have seconds of training left.
+    run = begin("run.rounds=1", f"train.epochs={epochs}")
+    training(federation, run, "site-1")
+    worker = federation.worker_pid("site-1")
+    horse = child_of(worker)
+    kill(worker)
+    wait_for("the horse to end", lambda: not is_running(horse), 2)
+    state = federation.finish(run)
+
+    assert state.state == "completed"
+    seen = [
+        event
+        for event in events(federation.store, names.client_events("site-1"))
+        if (event["run"], event["round"]) == (run, 1)
+    ]
+    starts = [place for place, event in enumerate(seen) if event["event"] == "training"]
+    # Nobody else's epochs lie between those of the second attempt.
+    after = [event["epoch"] for event in seen[starts[-1] + 1 :]]
+    assert after == list(range(1, epochs + 1))
+    assert len(starts) == 2
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# On real servers, through a bad network
+
+
+MANIFEST = Manifest((TensorSpec("w", (3,), "parameter"),))
+BODY = bytes(MANIFEST.nbytes)
+
+
+@pytest.fixture
+def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
+    made = Store.open(*redis_urls, tmp_path)
+    yield made
+    made.close()
+
+
+def redis_url(store: Store, role: str) -> str:
+    return store.servers.url if role == "control" else store.servers.blob_url
+
+
+@contextmanager
+def behind_proxy(store: Store, role: str, options: str = "") -> Iterator[tuple[Proxy, Store]]:
+    """The same two servers, one of them behind a proxy."""
+    with Proxy(redis_url(store, role)) as proxy:
+        urls = {name: redis_url(store, name) for name in ("control", "data")}
+        urls[role] = proxy.url + options
+        remote = Store(urls["control"], urls["data"])
+        try:
+            yield proxy, remote
+        finally:
+            remote.close()
+
+
+def new_run(store: Store, name: str, clients: int) -> str:
+    """A run on clients a, b, ... that are alive by their leases, and nothing else."""
+    for client in "ab"[:clients]:
+        store.control.hold(names.client_holder(client), client, 60, {}, client)
+    loaded = config.load("mnist-3v7", (f"round.cohort={clients}",), {})
+    return runs.start_run(store, name, loaded, 1).run_id
+
+
+def element(store: Store, run: str, client: str, kind: str) -> Header:
+    """What a client answers a round with."""
+    state = store.control.run(run)
+    assert state is not None
+    return Header(
+        kind=kind,
+        run=run,
+        round=state.round,
+        client=client,
+        base_version=state.version or 0,
+        base_digest=state.digest,
+        token=client * 16,
+        num_examples=5,
+        tensors=blob.entries(MANIFEST),
+        body_bytes=len(BODY),
+        body_digest=blob.body_digest(BODY),
+        manifest=MANIFEST.to_json() if kind == "model" else "",
+    )
+
+
+def collect(store: Store, run: str, folder: Path) -> str:
+    """What the aggregator's job of the open round does."""
+    state = store.control.run(run)
+    assert state is not None
+    job = store.control.jobs(run, state.round)[AGGREGATOR]["job"]
+    return Collector(store, run, state.round, job, folder).work()
+
+
+def first_training_round(store: Store, folder: Path) -> str:
+    """A run whose round 1 is open on clients a and b."""
+    run = new_run(store, "trapped", clients=2)
+    rounds.advance(store, run)
+    (client,) = set(store.control.jobs(run, 0)) - {AGGREGATOR}
+    store.data.push(run, blob.pack(element(store, run, client, "model"), BODY))
+    collect(store, run, folder)
+    return run
+
+
+def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
+    redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    healers = [Healer(Store(*redis_urls), tmp_path) for _ in range(4)]
+    store = healers[0].store
+    for healer in healers:
+        # The lease normally lets one at a time work; under one token it stops nobody.
+        healer.token = "everybody"
+    for turn in range(20):
+        run = new_run(store, f"trapped-{turn}", clients=1)
+        rounds.advance(store, run)
+        dead = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        for ticket in dead:
+            dispatch.queue(ticket.queue, store.control.redis).empty()
+            started = {"status": "started", "worker_name": "killed"}
+            store.control.redis.hset(FLJob.key_for(ticket.job), mapping=started)
+        at_once(healer.tick for healer in healers)
+
+        living = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        assert [ticket.attempt for ticket in living] == [2, 2]
+        for ticket in living:
+            queue = dispatch.queue(ticket.queue, store.control.redis)
+            assert queue.get_job_ids() == [ticket.job]
+            queue.empty()
+        store.control.redis.hdel(names.RUNS, f"trapped-{turn}")
+    for healer in healers:
+        healer.store.close()
+
+
+def at_once(calls: Iterable[Callable[[], None]]) -> None:
+    """Make calls from threads that start together; raises what any of them raised."""
+    raised: list[BaseException] = []
+    waiting = list(calls)
+    barrier = threading.Barrier(len(waiting))
+
+    def work(call: Callable[[], None]) -> None:
+        barrier.wait(30)
+        try:
+            call()
+        except BaseException as exc:  # noqa: BLE001
+            raised.append(exc)
+
+    threads = [threading.Thread(target=work, args=(call,), daemon=True) for call in waiting]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    if raised:
+        raise raised[0]
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("loss", ["reset", "timeout"])
+def test_a_push_whose_reply_is_lost_is_made_once_and_merged_once(
+    store: Store, tmp_path: Path, loss: Loss
+) -> None:
+    run = first_training_round(store, tmp_path)
+    header = element(store, run, "a", "update")
+    with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
+        proxy.lose_replies(b"RPUSH", loss)
+        with pytest.raises(StoreUnavailable):
+            remote.data.push(run, blob.pack(header, BODY))
+        assert (proxy.lost, store.data.waiting(run)) == (1, 1)
+
+        # The client cannot know, and pushes again under the same token.
+        assert outbox.push(remote, header, memoryview(BODY), 1000, 1000, lambda: False)
+        assert store.data.waiting(run) == 2
+    store.data.push(run, blob.pack(element(store, run, "b", "update"), BODY))
+    collect(store, run, tmp_path)
+
+    receipts = store.control.receipts(run, 1)
+    assert {who: receipt.status for who, receipt in receipts.items()} == {
+        "a": "accepted",
+        "a:duplicate": "duplicate",
+        "b": "accepted",
+    }
+    (record,) = store.control.history(run)
+    assert (record.outcome, record.weights) == ("committed", {"a": 5, "b": 5})
+
+
+@pytest.mark.parametrize("loss", ["reset", "timeout"])
+def test_a_transaction_whose_reply_is_lost_opens_one_round(store: Store, loss: Loss) -> None:
+    run = new_run(store, "trapped", clients=1)
+    with behind_proxy(store, "control", "?socket_timeout=0.5") as (proxy, remote):
+        proxy.lose_replies(b"EXEC", loss)
+        rounds.advance(remote, run)
+        assert proxy.lost == 1
+        rounds.advance(remote, run)
+
+    state = store.control.run(run)
+    assert state is not None
+    assert state.round == 0
+    for who, ticket in store.control.jobs(run, 0).items():
+        queue = dispatch.queue(ticket["queue"], store.control.redis)
+        assert queue.get_job_ids() == [ticket["job"]], who
+    opened = [event["event"] for event in events(store, names.events(run))]
+    assert opened == ["run_created", "round_opened"]
+
+
+@pytest.mark.parametrize("loss", ["reset", "timeout"])
+def test_scripts_whose_replies_are_lost_decide_once(
+    store: Store, tmp_path: Path, loss: Loss
+) -> None:
+    run = first_training_round(store, tmp_path)
+    for client in "ab":
+        store.data.push(run, blob.pack(element(store, run, client, "update"), BODY))
+    with (
+        behind_proxy(store, "control", "?socket_timeout=0.5") as (before_control, remote),
+        behind_proxy(remote, "data", "?socket_timeout=0.5") as (before_data, remote),
+    ):
+        before_control.lose_replies(b"EVALSHA", loss)
+        before_data.lose_replies(b"EVALSHA", loss)
+        answer = collect(remote, run, tmp_path)
+        # At least: claim, a tick, two receipts, the commit; own, discard and give back.
+        assert (before_control.lost >= 5, before_data.lost >= 3) == (True, True)
+
+    assert answer == "committed: 2 of 2 updates in"
+    assert [record.outcome for record in store.control.history(run)] == ["committed"]
+    assert sorted(store.control.versions(run)) == [0, 1]
+    seen = [event["event"] for event in events(store, names.events(run))]
+    assert (seen.count("round_committed"), seen.count("update_received")) == (1, 3)
+    assert store.data.waiting(run) + store.data.held(run, 9) == 0
+
+    # Abandoning is the same script.
+    state = store.control.run(run)
+    assert state is not None
+    assert abandon(store, run, loss) == "ok"
+    assert len(store.control.history(run)) == 2
+    again = store.control.run(run)
+    assert again is not None
+    assert again.abandoned == state.abandoned + 1
+
+
+def abandon(store: Store, run: str, loss: Loss) -> str:
+    """End the open round through a proxy that loses the answer."""
+    state = store.control.run(run)
+    assert state is not None
+    current = store.control.round(run, state.round)
+    assert current is not None
+    ending, loaded = Ending("abandoned", "tried"), runs.current_config(store, run)
+    record = rounds.base_record(current, ending, 0.0, loaded)
+    with behind_proxy(store, "control", "?socket_timeout=0.5") as (proxy, remote):
+        proxy.lose_replies(b"round_abandoned", loss)
+        answer = rounds.end(remote, state, current, ending, record, {}, loaded, current.fence)
+        assert proxy.lost == 1
+    return answer
+
+
+def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
+    store: Store, tmp_path: Path
+) -> None:
+    run = new_run(store, "trapped", clients=1)
+    loaded = runs.current_config(store, run).redis
+    manifest = Manifest((TensorSpec("w", (loaded["chunk_bytes"] // 4,), "parameter"),))
+    body = os.urandom(manifest.nbytes)
+    header = Header(
+        kind="update",
+        run=run,
+        round=0,
+        client="a",
+        token="a" * 16,
+        body_bytes=len(body),
+        body_digest=blob.body_digest(body),
+    )
+    model = os.urandom(manifest.nbytes)
+    digest = blob.body_digest(model)
+    models.publish(store, run, digest, model, loaded["chunk_bytes"])
+    fetched: list[bytearray] = []
+    given_up = time.monotonic() + 60
+    with behind_proxy(store, "data") as (proxy, remote):
+        proxy.throttle(600_000)
+
+        def upload() -> None:
+            assert outbox.push(
+                remote,
+                header,
+                memoryview(body),
+                loaded["inline_bytes"],
+                loaded["chunk_bytes"],
+                lambda: time.monotonic() > given_up,
+            )
+
+        def fetch() -> None:
+            fetched.append(models.fetch(remote, run, digest, manifest, loaded["chunk_bytes"]))
+
+        started = time.monotonic()
+        at_once([upload, fetch])
+        took_s = time.monotonic() - started
+
+    assert fetched == [model]
+    assert store.data.get_chunks(run, header.body_digest, len(body), loaded["chunk_bytes"]) == body
+    assert store.data.waiting(run) == 1
+    assert took_s > 5  # Or else nothing was tried.
+    assert proxy.sent_bytes < 1.5 * len(body)  # Never from the start again.

@@ -1,0 +1,219 @@
+"""Time that decides is counted: outages, sleeps and clocks that jump abandon nothing and change no bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fl_queue import deletion, names, operate
+from fl_queue.embedded import Role, start
+from tests.federation import Federation, children_of, kill, wait_for
+
+#: A cohort of all that are alive: it must not shrink to those who are heard first.
+ALL = ("run.rounds=4", "round.cohort=1.0", "train.epochs=3", "round.deadline_s=20")
+#: Python's clocks, shifted by what a file says: a machine whose clock is set under a running worker.
+SHIFT = """
+import datetime, os, time
+def _offset():
+    try:
+        return float(open(os.environ["SHIFTED_BY"]).read() or 0)
+    except (OSError, ValueError):
+        return 0.0
+_time = time.time
+time.time = lambda: _time() + _offset()
+class _Shifted(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(seconds=_offset())
+    @classmethod
+    def utcnow(cls):
+        return super().utcnow() + datetime.timedelta(seconds=_offset())
+datetime.datetime = _Shifted
+"""
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("clocks")
+    (folder / "sitecustomize.py").write_text(SHIFT)
+    shifted = {"PYTHONPATH": str(folder), "SHIFTED_BY": str(folder / "shift")}
+    with start(folder / "state") as redis:
+        made = Federation(redis, folder, clients=2, environment=shifted)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def shift_workers(federation: Federation, seconds: float) -> None:
+    (federation.folder / "shift").write_text(str(seconds))
+
+
+def undisturbed(federation: Federation, run: str, calm: list[str]) -> None:
+    """It ended with the calm bits, and every round had everybody."""
+    state = federation.finish(run, 150)
+    history = federation.store.control.history(run)
+
+    assert state.state == "completed"
+    assert federation.free(run) == calm
+    assert [record.outcome for record in history] == ["committed"] * 4 + ["evaluated"]
+    assert all(record.cohort == federation.clients for record in history)
+
+
+def attempts(federation: Federation, run: str) -> list[int]:
+    """The highest attempt of each client's jobs in the rounds whose keys are still there."""
+    state = federation.store.control.run(run)
+    assert state is not None
+    return [
+        job["attempt"]
+        for number in range(state.round + 1)
+        for job in federation.store.control.jobs(run, number).values()
+    ]
+
+
+@pytest.mark.parametrize("jump_s", [3700.0, -3700.0])
+def test_the_clock_of_the_workers_jumps_while_they_train(
+    federation: Federation, jump_s: float
+) -> None:
+    calm = federation.digests_of("clocks", *ALL)
+    long = (*ALL, "train.epochs=40", "train.timeout_s=60")
+    slow = federation.digests_of("slow-clocks", *long)
+    run = federation.begin("slow-clocks", *long)
+    wait_for("training", lambda: federation.trained(run) == 2)
+    shift_workers(federation, jump_s)
+    try:
+        undisturbed(federation, run, slow)
+    finally:
+        shift_workers(federation, 0.0)
+
+    assert set(attempts(federation, run)) == {1}
+    assert calm != slow  # Another name and other epochs: the check can fail.
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+@pytest.mark.parametrize("moment", ["in a round", "between rounds"])
+def test_the_clock_of_the_control_server_jumps(
+    federation: Federation, jump_s: float, moment: str
+) -> None:
+    # What such a jump does, seen from inside: every recorded time lies an hour off, and forward all
+    # leases run out at once. (The clock itself is the machine's.)
+    calm = federation.digests_of("clocks", *ALL)
+    run = federation.begin("clocks", *ALL)
+    control = federation.store.control.redis
+    if moment == "in a round":
+        wait_for("round 2", lambda: federation.trained(run) >= 4)
+    else:
+        kill(federation.worker_pid("aggregator"))  # Nobody opens a round until it is back.
+        wait_for(
+            "updates",
+            lambda: federation.store.data.waiting(run) == 2 or _round(federation, run) > 1,
+        )
+    with control.pipeline() as pipe:
+        for client in federation.clients:
+            pipe.zincrby(names.CLIENTS, -jump_s, client)
+        pipe.hincrbyfloat(names.CLOCK, "ticked_at", -jump_s)
+        pipe.hincrbyfloat(names.round_(run, _round(federation, run)), "ticked_at", -jump_s)
+        pipe.execute()
+    if jump_s > 0:
+        leases = [*control.keys("flq:worker:*"), *control.keys("flq:client:*:holder"), names.HEALER]
+        control.delete(*leases)
+
+    undisturbed(federation, run, calm)
+
+
+@pytest.mark.parametrize("outage_s", [10.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("role", ["control", "data"])
+def test_an_outage_longer_than_leases_and_deadline_abandons_nothing(
+    federation: Federation, role: Role, outage_s: float
+) -> None:
+    # The deadline is 20 s; what the outage adds to it is at most 2 s.
+    calm = federation.digests_of("clocks", *ALL)
+    run = federation.begin("clocks", *ALL)
+    federation.reach(run, 2)
+    federation.redis.kill(role)
+    time.sleep(outage_s)
+    federation.redis.restart(role)
+
+    undisturbed(federation, run, calm)
+
+
+@pytest.mark.parametrize("outage_s", [10.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_an_outage_of_both_while_clients_train_loses_no_finished_training(
+    federation: Federation, outage_s: float
+) -> None:
+    calm = federation.digests_of("clocks", *ALL)
+    run = federation.begin("clocks", *ALL)
+    federation.reach(run, 1)
+    held = federation.arm("client.trained", "stop", "client-site-1-")
+    wait_for("a client that has just trained", held.exists)
+    roles: tuple[Role, Role] = ("control", "data")
+    for role in roles:
+        federation.redis.kill(role)
+    _continue(int(held.read_text()))
+    time.sleep(outage_s)
+    for role in roles:
+        federation.redis.restart(role)
+    number = _round(federation, run)
+    wait_for("the round to end", lambda: _round(federation, run) > number)
+
+    assert federation.trained_in(run, number) == len(federation.clients)
+    undisturbed(federation, run, calm)
+
+
+def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: Federation) -> None:
+    calm = federation.digests_of("clocks", *ALL)
+    held = federation.arm("outbox.written", "stop", "client-site-1-")
+    old = federation.begin("clocks", *ALL)
+    wait_for("an update in the outbox", held.exists)
+    # The whole machine of the client sleeps: its worker, too.
+    _stop(federation.worker_pid("site-1"))
+    operate.cancel(federation.store, "clocks")
+    state = federation.store.control.run(old)
+    assert state is not None
+    deletion.delete(federation.store, state, federation.redis.state_dir)
+    new = federation.begin("clocks", *ALL)
+    _continue(int(held.read_text()))
+    _continue(federation.worker_pid("site-1"))
+
+    undisturbed(federation, new, calm)
+    wait_for(
+        "the horse of the old run to end", lambda: not children_of(federation.worker_pid("site-1"))
+    )
+    assert not federation.store.data.redis.keys(f"*{old}*")
+    assert federation.store.control.redis.keys(f"flq:*{old}*") == []
+    assert not list((federation.redis.state_dir / "outbox").glob(f"*{old}*"))
+
+
+def test_a_client_whose_machine_vanishes_does_not_hold_up_its_round(federation: Federation) -> None:
+    held = federation.arm("client.started", "kill-supervisor", "client-site-2-")
+    run = federation.begin("vanishing", *ALL, "run.rounds=1", "round.quorum=1", "round.grace_s=1")
+    wait_for("site-2 to vanish", held.exists)
+    federation.processes["site-2"].wait()
+    try:
+        assert federation.finish(run).state == "completed"
+        record = federation.committed(run)[0]
+        assert (list(record.accepted), record.missing) == (["site-1"], ["site-2"])
+        assert "quorum reached, grace passed" in record.reason
+    finally:
+        federation.start("site-2")
+        wait_for("site-2", lambda: "site-2" in federation.store.control.alive_clients(15))
+
+
+def _round(federation: Federation, run: str) -> int:
+    state = federation.store.control.run(run)
+    assert state is not None
+    return state.round
+
+
+def _stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def _continue(pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
