@@ -10,12 +10,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 ARGS ?=
+MINUTES ?= 10
+SEED ?= 1
 
 .DEFAULT_GOAL := help
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow lint format docs clean
+.PHONY: help venv demo test test-slow chaos recovery lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,12 @@ test: $(VENV)/.installed-test ## run the suite, about ten minutes (ARGS="-k exac
 
 test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) says, and check what must hold
+	$(BIN)/python -m tests.fault.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+recovery: $(VENV)/.installed-test ## measure how long each role takes to recover from a kill
+	$(BIN)/python -m tests.fault.recovery $(ARGS)
 
 lint: $(VENV)/.installed-test ## check format, style and types
 	$(BIN)/ruff format --check .

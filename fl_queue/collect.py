@@ -184,7 +184,7 @@ class Collector:
 
     def _ending(self, drained: bool) -> Ending | None:
         received = sum(receipt.status == "received" for receipt in self.receipts.values())
-        pending = sum(client not in self.receipts for client in self.round.cohort)
+        pending = sum(not self._has_answered(client) for client in self.round.cohort)
         if not drained and (pending or received < self.round.quorum):
             return None  # Look at all that has arrived before asking the clock.
         elapsed_s = self._elapsed()
@@ -192,6 +192,14 @@ class Collector:
             self.quorum_at_s = elapsed_s
             self.store.control.set_quorum_at(self.run, self.number, elapsed_s)
         return closing_rule(self.round, received, pending, elapsed_s, self.quorum_at_s, drained)
+
+    def _has_answered(self, client: str) -> bool:
+        """Whether nothing more is to come; a bad element may be anybody's while its job is at work."""
+        receipt = self.receipts.get(client)
+        if receipt is None or receipt.answers:
+            return receipt is not None
+        job = self.store.control.jobs(self.run, self.number).get(client)
+        return job is None or dispatch.job_state(self.store, Ticket.from_dict(job)) == "finished"
 
     def _elapsed(self) -> float:
         elapsed_s = self.store.control.tick_round(self.run, self.number)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fl_queue import deletion, dispatch, faults, late, liveness, models, names, rounds
+from fl_queue import deletion, dispatch, faults, late, liveness, models, names, rounds, scores
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
 from fl_queue.rounds import AGGREGATOR
@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 LEASE_S = 4.0
-#: Attempts after which a job that keeps dying is tried again less and less often.
+#: Attempts after which a job that keeps failing is tried again less and less often.
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
 SWEPT_S = 30.0
+PRUNED = "superseded and removed before the evaluator came to it; start another evaluator, or raise model.keep_versions"
 
 
 class Healer:
@@ -105,10 +106,11 @@ class Healer:
         if moved:
             self._report(run, current, f"{moved} taken updates of a dead aggregator put back")
 
-    def _restore_model(self, run: str, digest: str, segment: int) -> None:
+    def _restore_model(self, run: str, digest: str, segment: int) -> bool:
+        """Whether a model is on the data server, perhaps from now on."""
         manifest = self.store.control.manifest(run)
         if manifest is None or not digest:
-            return
+            return False
         chunk_bytes = current_config(self.store, run, segment).redis["chunk_bytes"]
         try:
             if models.restore(self.store, run, digest, manifest, chunk_bytes, self.state_dir):
@@ -120,6 +122,8 @@ class Healer:
         except CheckpointError as exc:
             # Another machine's healer may have the checkpoint; the round ends by its rule if none has.
             log.error("run=%s %s", run, exc)
+            return False
+        return True
 
     def _follow_data_server(self, run: str, current: RoundState) -> None:
         """After the data server lost its content, everybody is asked again (outbox first)."""
@@ -137,13 +141,13 @@ class Healer:
         receipts = self.store.control.receipts(run, current.number)
         for who, raw in self.store.control.jobs(run, current.number).items():
             ticket = Ticket.from_dict(raw)
-            if who != AGGREGATOR and who in receipts:
+            if who != AGGREGATOR and who in receipts and receipts[who].answers:
                 continue
             reason = self.watch.verdict(ticket)
             if (
                 reason is None
                 and self.watch.finished(ticket)
-                and (who == AGGREGATOR or self._nothing_in(run, current))
+                and (who == AGGREGATOR or (who not in receipts and self._nothing_in(run, current)))
             ):
                 # It ended, and the round is open: the aggregator left it, or what it pushed is gone.
                 reason = "finished without effect"
@@ -160,22 +164,26 @@ class Healer:
                 continue
             ticket = Ticket.from_dict(value)
             reason = self.watch.verdict(ticket)
-            if self._is_due(ticket, reason):
-                self._restore_version(state, version)
+            if not self._is_due(ticket, reason):
+                continue
+            entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
+            if self._restore_model(run, entry.get("digest", ""), state.segment):
                 self._replace(names.evaluations(run), str(version), ticket)
                 self.done.append(f"evaluation of version {version}: {reason}")
-
-    def _restore_version(self, state: RunState, version: int) -> None:
-        entry: dict[str, Any] = self.store.control.versions(state.run_id).get(version, {})
-        self._restore_model(state.run_id, entry.get("digest", ""), state.segment)
+            elif (state.version or 0) - version >= scores.WAITING_KEPT:
+                self.store.control.set_evaluation(
+                    run, version, {"state": "failed", "reason": PRUNED}
+                )
+                dispatch.forget(self.store, ticket)
 
     def _is_due(self, ticket: Ticket, reason: str | None) -> bool:
-        """Whether a dead job is to be tried again now: at once, but slower when it keeps dying."""
+        """Whether a dead job is to be tried again now: at once, but slower when it keeps failing."""
         if reason is None:
             self._dead_since.pop(ticket.job, None)
             return False
         since = self._dead_since.setdefault(ticket.job, time.monotonic())
-        pause_s = min(LONGEST_PAUSE_S, 2.0 ** max(0, ticket.attempt - QUICK_ATTEMPTS) - 1.0)
+        slow = max(0, ticket.attempt - QUICK_ATTEMPTS) if reason.startswith("failed") else 0
+        pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.hurry or time.monotonic() - since >= pause_s
 
     def _replace(self, key: str, field: str, ticket: Ticket) -> bool:

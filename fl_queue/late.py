@@ -37,7 +37,10 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
 def record(store: Store, run: str, header: Header) -> None:
     """Write the receipt of a late element; one that was received in time keeps its own."""
     receipt = receipt_of(header, "late", f"round {header.round} had ended")
-    store.control.write_receipt(run, header.round, header.client, receipt, None)
+    if store.control.round(run, header.round) is None:
+        store.control.count_late(run, header.round, header.client)
+    else:
+        store.control.write_receipt(run, header.round, header.client, receipt, None)
 
 
 def drain(store: Store, state: RunState) -> int:
@@ -55,7 +58,10 @@ def drain(store: Store, state: RunState) -> int:
         try:
             header, _ = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
             if header.round > state.round:
-                break  # Somebody has started the run again since we looked.
+                again = store.control.run(state.run_id)
+                if again is None or again.active:
+                    break  # Somebody has started the run again since we looked.
+                raise BlobError(f"{header.client}: round {header.round} has not been opened")
             record(store, state.run_id, header)
             drop_chunks(store, state.run_id, header)
         except BlobError as exc:

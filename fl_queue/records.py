@@ -154,6 +154,11 @@ class Receipt:
     train_s: float = 0.0
     nbytes: int = 0
 
+    @property
+    def answers(self) -> bool:
+        """Whether it is the client's answer, whoever else may push in its name."""
+        return self.status in ("received", "accepted", "failed")
+
     def to_json(self) -> str:
         return dumps(asdict(self))
 

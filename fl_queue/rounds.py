@@ -24,7 +24,7 @@ from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
 from fl_queue.records import Kind, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.runs import current_config
-from fl_queue.store import Control, RoundState, RunState, Store
+from fl_queue.store import Control, RoundState, RunState, Store, as_text, parse_run_state
 from fl_queue.strategies import largest_weight
 
 EVALUATOR = "evaluator"
@@ -36,6 +36,9 @@ EVALUATION_DEADLINE_S = 60.0
 INITIALISE_DEADLINE_S = 120.0
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
+#: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
+#: second closing evaluation, or complete a run that somebody has continued meanwhile.
+_DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment")
 #: The keys of an ended round stay for so many rounds.
 ROUNDS_KEPT = 2
 
@@ -204,15 +207,7 @@ def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpo
     tickets = _tickets(state.run_id, number, purpose, cohort, config)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        raw = cast(
-            list[bytes | None], pipe.hmget(names.run(state.run_id), "state", "round", "version")
-        )
-        seen = [value.decode() if value else "" for value in raw]
-        if seen != [
-            "training",
-            str(state.round),
-            "" if state.version is None else str(state.version),
-        ]:
+        if not _is_as_seen(pipe, state):
             return None
         return lambda: _write_round(
             store, pipe, state, number, fields, tickets, alive if purpose == "train" else []
@@ -220,6 +215,15 @@ def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpo
 
     if store.control.transact([names.run(state.run_id)], body):
         faults.reach("round.opened")
+
+
+def _is_as_seen(pipe: Pipeline, state: RunState) -> bool:
+    """Whether a training run still is where a decision about it began; ``pipe`` watches its hash."""
+    raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(names.run(state.run_id))))
+    if "state" not in raw:
+        return False
+    now = parse_run_state(state.run_id, raw)
+    return now.active and all(getattr(now, name) == getattr(state, name) for name in _DECIDING)
 
 
 def _initialiser(store: Store, config: RunConfig, alive: list[str]) -> list[str]:
@@ -367,11 +371,10 @@ def _complete(store: Store, state: RunState) -> None:
 
 
 def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:
-    """Change a training run's state, if it is still at the same round; returns whether it was."""
+    """Change a training run's state, if it is still as it was seen; returns whether it was."""
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        raw = cast(list[bytes | None], pipe.hmget(names.run(state.run_id), "state", "round"))
-        if [value.decode() if value else "" for value in raw] != ["training", str(state.round)]:
+        if not _is_as_seen(pipe, state):
             return None
 
         def write() -> None:

@@ -54,14 +54,11 @@ class Trained:
 
 
 def preload() -> None:
-    """
-    Load what torch loads on first use, and run nothing: for a worker before it forks its jobs.
-
-    Asking for deterministic algorithms imports some nine hundred modules, two seconds that every
-    job would spend again.
-    """
+    """Prepare torch, and run nothing: for a worker before it forks its jobs."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # For tasks that compile their model; read when torch's compiler is imported.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+    _hold_to_deterministic("warn")
 
 
 def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
@@ -303,8 +300,7 @@ def _seed_everything(seed: int) -> None:
 def _reproducible(seed: int, context: ClientContext) -> Iterator[None]:
     """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
     if context.device.startswith("cuda"):
         # cuBLAS is deterministic only with a fixed workspace, read when it starts.
@@ -312,11 +308,16 @@ def _reproducible(seed: int, context: ClientContext) -> Iterator[None]:
     if context.threads:
         torch.set_num_threads(context.threads)
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    _hold_to_deterministic("warn")
     _seed_everything(seed)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        _hold_to_deterministic(deterministic)
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads)
+
+
+def _hold_to_deterministic(mode: str | int) -> None:
+    # The better known torch.use_deterministic_algorithms imports torch's compiler to tell it, too.
+    torch.set_deterministic_debug_mode(mode)

@@ -7,7 +7,9 @@ The RQ worker of all roles: fork per job, one queue, JSON, whitelisted functions
 
 from __future__ import annotations
 
+import importlib
 import logging
+import mmap
 import os
 import sys
 import time
@@ -34,6 +36,9 @@ LEASE_S = 6.0
 #: A worker that takes over waits this long for a dead predecessor's lease to run out.
 TAKE_OVER_S = 8.0
 EXIT_REFUSED = 2
+HORSE_NICENESS = 10
+#: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
+COMPILER = "torch._dynamo"
 #: A horse ends itself at its job's timeout; after so much more it is killed.
 OVERDUE_S = 60.0
 
@@ -60,6 +65,7 @@ class FLWorker(Worker):
         options["job_monitoring_interval"] = HEARTBEAT_S
         super().__init__(queues, *args, **options)
         self._control = Control(self.connection)
+        self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
     def dequeue_timeout(self) -> int:
@@ -78,6 +84,9 @@ class FLWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
+        if self._compiler_wanted[0] and not self.is_horse and not self.horse_pid:
+            importlib.import_module(COMPILER)
+            self._compiler_wanted[0] = 0
         if self.is_horse or self._extend():
             return
         # We were asleep for longer than a lease, and another worker serves our client now.
@@ -114,7 +123,17 @@ class FLWorker(Worker):
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
         die_with_parent(self.pid or 0)
+        if _role(queue.name) != "aggregator":
+            # On a machine that several share, training gives way to leases, merging and restarts.
+            os.nice(HORSE_NICENESS)
         super().main_work_horse(job, queue)
+
+    def perform_job(self, job: Any, queue: Any, execution: Any = None) -> bool:
+        known = COMPILER in sys.modules
+        done: bool = super().perform_job(job, queue, execution)
+        # A task with its own optimiser or a compiled model: later horses find it loaded.
+        self._compiler_wanted[0] = COMPILER in sys.modules and not known
+        return done
 
     @property
     def should_run_maintenance_tasks(self) -> bool:

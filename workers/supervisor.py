@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 ROLES = ("client", "aggregator", "evaluator")
 RESTART_S = 0.2
 LONGEST_RESTART_S = 5.0
-#: A child that lived this long is started again at once.
 LIVED_S = 10.0
 SWEEP_S = 5.0
 
@@ -74,11 +73,9 @@ class Supervisor:
                 return status if status == EXIT_REFUSED else 0
             log.warning("%s worker ended with status %s: starting it again", self.role, status)
             self._forget_worker()
-            pause_s = (
-                RESTART_S
-                if time.monotonic() - started > LIVED_S
-                else min(2 * pause_s, LONGEST_RESTART_S)
-            )
+            # Killed from outside, or after a while: at once. One that ends by itself gets slower.
+            quick = status < 0 or time.monotonic() - started > LIVED_S
+            pause_s = RESTART_S if quick else min(2 * pause_s, LONGEST_RESTART_S)
             time.sleep(pause_s)
 
     def _run_child(self, chores: Callable[[], None]) -> int:

@@ -15,6 +15,7 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data
+from fl_queue.store.presence import as_text
 
 __all__ = [
     "Control",
@@ -23,6 +24,7 @@ __all__ = [
     "RunState",
     "ServerFacts",
     "Store",
+    "as_text",
     "mask",
     "parse_run_state",
     "plain_client",

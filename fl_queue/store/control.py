@@ -246,6 +246,21 @@ class Control(Presence):
         ]
         return bool(self._receipt(keys=keys, args=args))
 
+    def count_late(self, run: str, number: int, client: str) -> None:
+        """Count an update of a round whose keys are gone, with an event."""
+        event = {
+            "event": "update_rejected",
+            "round": number,
+            "client": client,
+            "status": "late",
+            "reason": f"round {number} had ended long ago",
+        }
+        self._write_if(
+            names.run(run),
+            ["HINCRBY", names.late(run), str(number), "1"],
+            _event_command(run, event),
+        )
+
     def end_round(
         self,
         run: str,
@@ -305,7 +320,7 @@ class Control(Presence):
         """Remove the keys of a round whose history record is enough; its late count stays."""
         late = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
         if late:
-            self._write_if(names.run(run), ["HSET", names.late(run), str(number), str(late)])
+            self._write_if(names.run(run), ["HSETNX", names.late(run), str(number), str(late)])
         with self.redis.pipeline() as pipe:
             pipe.delete(
                 names.round_(run, number),

@@ -181,6 +181,22 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
     assert any("not in the cohort" in reason for reason in reasons)
 
 
+def test_a_bad_element_in_a_clients_name_does_not_end_its_round(
+    federation: Federation, calm: list[str]
+) -> None:
+    slow = ("train.epochs=60", "run.rounds=1")
+    digests = federation.digests_of("slow", *slow)
+    run = federation.begin("slow", *slow)
+    wait_for("training", lambda: federation.trained(run) == 3)
+    stale = Header(kind="update", run=run, round=1, client="site-1", base_digest="0" * 64, token="a" * 16, num_examples=5)  # fmt: skip
+    federation.store.data.push(run, blob.pack(stale, None))
+    wait_for("its receipt", lambda: federation.store.control.receipts(run, 1))
+    state = federation.finish(run)
+
+    assert (state.state, federation.free(run)) == ("completed", digests)
+    assert federation.committed(run) != []
+
+
 def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
     federation: Federation, calm: list[str]
 ) -> None:

@@ -514,3 +514,40 @@ def test_environment_tells_what_decides_the_bits(task):
 def test_importing_tasks_does_not_load_torchvision():
     code = "import sys, fl_queue.training; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.01)])
+def test_a_step_has_the_bits_of_torch_optim(momentum, weight_decay):
+    def trained(step_of):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+        step = step_of(model)
+        for _ in range(5):
+            model.zero_grad()
+            model(torch.randn(4, 8)).square().sum().backward()
+            step()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    ours = trained(lambda model: sgd._SGD(model, 0.1, momentum, weight_decay).step)
+    theirs = trained(
+        lambda model: torch.optim.SGD(
+            model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
+        ).step
+    )
+
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
+def test_local_sgd_does_not_import_the_compiler():
+    # It would cost every restarted worker two seconds.
+    code = """
+import sys
+from torch import nn, tensor
+from torch.utils.data import TensorDataset
+from fl_queue import sgd, training
+training.preload()
+data = TensorDataset(tensor([[1.0], [2.0]]), tensor([[1.0], [2.0]]))
+sgd.local_sgd(nn.Linear(1, 1), data, nn.functional.mse_loss, seed=1, epochs=1, batch_size=1, learning_rate=0.1)
+assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor."))]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

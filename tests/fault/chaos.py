@@ -1,0 +1,221 @@
+"""
+A long run while a seeded walk kills and stops every kind of process, and what must hold after it.
+
+    python -m tests.fault.chaos --minutes 3 --seed 1 [--clients 3]
+
+A federation of real processes trains round after round; the walk (``chaos_plan``, ``chaos_walk``)
+hits its parts and pushes duplicate, late, stale and malformed elements. When the time is up
+everything is mended, the run must end by itself, and an undisturbed run of the same name and number
+of rounds is made to compare with (``chaos_checks``). The exit status is 1 when a check fails; the
+folder with all logs is kept then.
+
+A walk is a function of its seed; how it meets the run is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from fl_queue import config, names
+from fl_queue.embedded import start
+from fl_queue.records import dumps
+from tests.fault import chaos_checks as checks
+from tests.fault.chaos_arena import SETTLE_S, Arena
+from tests.fault.chaos_hits import table
+from tests.fault.chaos_walk import NAME, ROUNDS_A_START, Outcome, Walk, say
+from tests.federation import QUICK
+
+CONFIG = "mnist-3v7"
+WARM = "warm"
+EVENTS_SHOWN = 40
+#: Findings of one check; they follow from the first ones.
+LINES_SHOWN = 5
+#: Columns of the table in a file or a pipe.
+WIDTH = 110
+#: Time for processes to end after everything has been stopped, seconds.
+STOPPED_S = 10.0
+_MARK = "FLQ_CHAOS"
+
+
+def overrides(seed: int, clients: int) -> tuple[str, ...]:
+    """
+    The config of both runs.
+
+    Nothing may be abandoned: a round that is tried again has another number, so other bits. With an
+    odd seed updates travel in chunks, with an even one in the results list itself.
+    """
+    inline_bytes = 0 if seed % 2 else 1048576
+    return (
+        *QUICK,
+        f"round.cohort={clients}",
+        "round.deadline_s=3600",
+        "train.epochs=100",
+        f"redis.inline_bytes={inline_bytes}",
+    )
+
+
+def run_chaos(
+    minutes: float, seed: int, folder: Path, clients: int = 3, early_stale: bool = False
+) -> Outcome:
+    """
+    Walk, mend, compare, and look for what is left.
+
+    Args:
+        minutes: Of the walk alone; starting, ending and the undisturbed run come on top.
+        seed: Of the walk; not of the training.
+        folder: For state and logs; must exist.
+        early_stale: Push stale elements of clients that have not answered their round, too.
+    """
+    outcome = Outcome(seed, folder)
+    with _marked() as mark:
+        with start(folder / "state") as redis:
+            say(f"seed {seed}: starting a federation of {clients} clients in {folder}")
+            arena = Arena(redis, folder, clients)
+            try:
+                _walk_and_judge(arena, outcome, minutes, early_stale)
+            finally:
+                arena.close()
+        outcome.failures += checks.processes_left(mark, folder, STOPPED_S)
+    return outcome
+
+
+@contextmanager
+def _marked() -> Iterator[str]:
+    """Everything that is started meanwhile carries the mark in its environment."""
+    os.environ[_MARK] = secrets.token_hex(8)
+    try:
+        yield f"{_MARK}={os.environ[_MARK]}"
+    finally:
+        del os.environ[_MARK]
+
+
+def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float, early_stale: bool) -> None:
+    chosen = overrides(outcome.seed, len(arena.clients))
+    loaded = config.load(CONFIG, chosen)
+    warm = arena.repeat(WARM, loaded, 1, 1)
+    quiet = checks.common_traces(arena.store.control.redis, [warm])
+    walk = Walk(arena, outcome, CONFIG, chosen, early_stale)
+    try:
+        walk.run(minutes)
+        if walk.ended:
+            _judge(arena, walk, outcome, loaded, [warm], quiet)
+    finally:
+        walk.stop()
+        outcome.rejected = walk.watch.rejected
+        outcome.events = [
+            f"{time.strftime('%H:%M:%S', time.localtime(at_ms / 1000))} {dumps(event)}"
+            for at_ms, event in walk.watch.events[-EVENTS_SHOWN:]
+        ]
+
+
+def _judge(
+    arena: Arena,
+    walk: Walk,
+    outcome: Outcome,
+    loaded: config.RunConfig,
+    others: list[str],
+    quiet: Counter[str],
+) -> None:
+    control, found = arena.store.control, outcome.failures
+    state = walk.watch.run
+    if state is None or state.version is None or state.state != "completed":
+        found.append(f"the run is {state.state if state else 'not there'}: nothing to compare")
+        return
+    run, outcome.versions = state.run_id, state.version
+    arena.settle(run)
+    found += arena.leftovers(run)
+    # The name is given free for the calm run: seeds come from the name, not the run id.
+    control.redis.hdel(names.RUNS, NAME)
+    say(f"calm: the same {state.version} rounds, undisturbed")
+    calm = arena.repeat(NAME, loaded, ROUNDS_A_START, state.version // ROUNDS_A_START)
+    opened = [event["round"] for _, event in walk.watch.events if event["event"] == "round_opened"]
+    history = control.history(run)
+    undisturbed = control.history(calm)
+    numbers = [number for number in opened if number]
+    for lines in (
+        checks.one_record_per_round(numbers, state.round, history),
+        checks.nothing_evaluated_twice(history, "the disturbed run"),
+        checks.nothing_evaluated_twice(undisturbed, "the calm run"),
+        checks.nothing_merged_twice(history, undisturbed, arena.clients),
+        checks.nobody_trained_again(walk.watch.trainings, walk.watch.answered),
+        checks.same_bits(control.versions(run), control.versions(calm)),
+        _traces_left(arena, run, calm, others, quiet),
+    ):
+        found += lines[:LINES_SHOWN]
+        if len(lines) > LINES_SHOWN:
+            found.append(f"... and {len(lines) - LINES_SHOWN} more like this")
+
+
+def _traces_left(
+    arena: Arena, run: str, calm: str, others: list[str], quiet: Counter[str]
+) -> list[str]:
+    """What is left on the control server when it has had time to be swept."""
+    redis = arena.store.control.redis
+    until = time.monotonic() + SETTLE_S
+    while True:
+        left = checks.more_than(
+            checks.traces(redis, run), checks.traces(redis, calm), "the calm run"
+        )
+        left += checks.more_than(
+            checks.common_traces(redis, [run, calm, *others]), quiet, "a quiet federation"
+        )
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(1.0)
+
+
+def tell(outcome: Outcome) -> None:
+    """The table on standard output; on a failure, what is needed to find it."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table(outcome.hits))
+    console.print(
+        f"seed {outcome.seed}: {outcome.versions} versions, {len(outcome.hits)} hits, "
+        f"{outcome.missed} without a victim; sent {dict(outcome.sent)}, "
+        f"rejected {dict(outcome.rejected)}"
+    )
+    if not outcome.failures:
+        console.print("every check holds")
+        return
+    console.print(f"last events of the run (all logs: {outcome.folder}):", markup=False)
+    for line in outcome.events:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in outcome.failures:
+        console.print(f"FAILED (seed {outcome.seed}): {line}", markup=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Exit status: 0 when every check holds, else 1."""
+    parser = argparse.ArgumentParser(prog="tests.fault.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of the walk alone")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument(
+        "--early-stale",
+        action="store_true",
+        help="push stale elements of clients that have not answered their round, too",
+    )
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="flq-chaos-"))
+    outcome = run_chaos(given.minutes, given.seed, folder, given.clients, given.early_stale)
+    tell(outcome)
+    if not outcome.failures:
+        shutil.rmtree(folder)
+    return 1 if outcome.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

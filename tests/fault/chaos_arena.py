@@ -1,0 +1,77 @@
+"""
+The federation of a chaos run: real processes, two aggregators, and how to get hold of each part.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from fl_queue import config, rounds, runs
+from fl_queue.embedded import EmbeddedRedis
+from tests.fault import chaos_checks
+from tests.fault.chaos_hits import children, open_child
+from tests.federation import Federation, wait_for
+
+AGGREGATORS = ("aggregator", "aggregator-2")
+#: Guards, not expectations: other work may have the machine.
+START_S = 120.0
+END_S = 300.0
+SETTLE_S = 90.0
+
+
+class Arena(Federation):
+    """A federation with two aggregators, so that one can take over from the other."""
+
+    def __init__(self, redis: EmbeddedRedis, folder: Path, clients: int) -> None:
+        super().__init__(redis, folder, clients)
+        self.start(AGGREGATORS[1])
+        living = clients + 1 + len(AGGREGATORS)
+        wait_for("workers", lambda: len(self.store.control.living_workers()) == living, START_S)
+
+    def start(self, name: str) -> None:
+        if name != AGGREGATORS[1]:
+            super().start(name)
+            return
+        command = [sys.executable, "-m", "fl_queue", "worker", "aggregator"]
+        command += ["--state-dir", str(self.redis.state_dir)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def open(self, name: str, part: str) -> tuple[list[int], int]:
+        """Descriptors of the processes of a part, outermost first; and the worker's pid."""
+        supervisor = self.processes[name].pid
+        chain = [(supervisor, os.getpid())]
+        while part != "supervisor" and len(chain) < 3 and (below := children(chain[-1][0])):
+            chain.append((below[0], chain[-1][0]))
+        worker = chain[1][0] if len(chain) > 1 else next(iter(children(supervisor)), 0)
+        wanted = {"supervisor": chain[:1], "worker": chain[1:2], "horse": chain[2:], "all": chain}
+        opened = (open_child(*one) for one in wanted[part])
+        return [descriptor for descriptor in opened if descriptor is not None], worker
+
+    def repeat(self, name: str, loaded: config.RunConfig, rounds_each: int, starts: int) -> str:
+        """An undisturbed run of so many starts of so many rounds; its id."""
+        for _ in range(starts):
+            state = runs.start_run(self.store, name, loaded, rounds_each)
+            rounds.advance(self.store, state.run_id)
+            self.finish(state.run_id, END_S)
+        self.settle(state.run_id)
+        return state.run_id
+
+    def settle(self, run: str) -> None:
+        """Wait until every version has been scored and nothing but models is on the data server."""
+
+        def settled() -> bool:
+            scored = self.store.control.evaluations(run).values()
+            return all(value.get("state") == "done" for value in scored) and not self.leftovers(run)
+
+        with suppress(AssertionError):
+            wait_for("the run to settle", settled, SETTLE_S)
+
+    def leftovers(self, run: str) -> list[str]:
+        """Of a run on the data server."""
+        versions = self.store.control.versions(run)
+        return chaos_checks.data_leftovers(self.store.data.redis, run, versions)

@@ -1,0 +1,55 @@
+"""
+The elements a chaos run pushes besides the clients': duplicate, late, stale, malformed and foreign.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import replace
+from typing import cast
+
+from fl_queue import blob, names
+from fl_queue.store import RunState
+from tests.fault.chaos_plan import Step
+from tests.fault.chaos_watch import IN, Watcher
+
+
+def elements(step: Step, watch: Watcher, state: RunState, early_stale: bool) -> list[bytes]:
+    """
+    What a step may send now; nothing when there is no such element at the moment.
+
+    Args:
+        early_stale: Stale elements may be of clients whose own update has not been received.
+
+    Raises:
+        redis.ConnectionError, redis.TimeoutError: The data server is away.
+    """
+    number, kept = state.round, sorted(watch.kept.items())
+    current = [element for (_, of), element in kept if of == number]
+    if step.send == "rubbish":
+        return [random.Random(step.pick).randbytes(64)]
+    if step.send == "late":
+        return [element for (_, of), element in kept if of < number]
+    if step.send == "duplicate":
+        return [*_in_redis(watch, state.run_id), *current]
+    if step.send == "stranger":
+        return [_changed(element, client="stranger") for element in current]
+    return [
+        _changed(element, base_digest="0" * 64)
+        for (client, of), element in kept
+        if of == number and (early_stale or watch.receipts.get(client) in IN)
+    ]
+
+
+def _in_redis(watch: Watcher, run: str) -> list[bytes]:
+    data = watch.data
+    taken = sorted(data.scan_iter(match=f"flq:{{{run}}}:taken:*", count=1000))
+    lists = [names.results(run).encode(), *taken]
+    return [element for key in lists for element in cast(list[bytes], data.lrange(key, 0, -1))]
+
+
+def _changed(element: bytes, **changes: str) -> bytes:
+    header, body = blob.unpack(element, max_body_bytes=len(element))
+    made = replace(header, token=secrets.token_hex(8), **changes)  # type: ignore[arg-type]
+    return blob.pack(made, body if len(body) else None)

@@ -1,0 +1,297 @@
+"""What the healer repairs and removes, on real servers and without workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fl_queue import blob, config, deletion, dispatch, heal, liveness, names, operate, rounds, runs
+from fl_queue.blob import Header
+from fl_queue.dispatch import FLJob, Ticket
+from fl_queue.errors import RunStateError
+from fl_queue.heal import Healer
+from fl_queue.records import Manifest, Receipt, TensorSpec
+from fl_queue.store import RunState, Store
+
+
+@pytest.fixture
+def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
+    made = Store.open(*redis_urls, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(store: Store) -> str:
+    """A run with round 0 open on the only client there is."""
+    store.control.hold(names.client_holder("a"), "t", 60_000, {}, "a")
+    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+    state = runs.start_run(store, "healed", loaded, 1)
+    rounds.advance(store, state.run_id)
+    return state.run_id
+
+
+def state_of(store: Store, run: str) -> RunState:
+    state = store.control.run(run)
+    assert state is not None
+    return state
+
+
+def keys(store: Store, run: str) -> list[bytes]:
+    servers = store.control.redis, store.data.redis
+    return [
+        key for server in servers for key in server.scan_iter(count=1000)
+        if run.encode() in key
+    ]  # fmt: skip
+
+
+def dead_process() -> str:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = liveness.identity(child.pid)
+    child.kill()
+    child.wait()
+    return identity
+
+
+def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store) -> None:
+    control, holder = store.control, names.client_holder("b")
+    fields = {"process": dead_process(), "worker": "old"}
+    control.hold(holder, "old", 60, fields)
+    control.hold(names.worker("old"), "old", 60, fields)
+
+    assert control.hold(holder, "new", 60, {"process": liveness.identity(), "worker": "new"})
+    assert control.lease(names.worker("old")) == {}
+    assert not control.hold(holder, "third", 60, {})  # The new one lives.
+
+
+def test_after_a_silence_no_cohort_is_chosen_and_nobody_is_declared_dead(
+    store: Store, tmp_path: Path
+) -> None:
+    control = store.control
+    control.hold(names.client_holder("a"), "a", 60, {}, "a")
+    loaded = config.load("mnist-3v7", ("round.cohort=1.0",), {})
+    run = runs.start_run(store, "silent", loaded, 1).run_id
+    control.redis.hincrbyfloat(names.CLOCK, "ticked_at", -60)
+    control.hold(names.client_holder("a"), "a", 60, {}, "a")  # The first that is heard again.
+    rounds.advance(store, run)
+    assert (control.settling(), state_of(store, run).round) == (True, -1)
+
+    ticket = Ticket("a", dispatch.TRAIN, names.client_queue("a"), run, 1, 60)
+    control.redis.hset(
+        FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": "gone"}
+    )
+    watch = dispatch.Watch(store, 0.0)
+    assert watch.verdict(ticket) is None
+
+    control.redis.hset(names.CLOCK, "settling_s", 0)
+    assert watch.verdict(ticket) == "its worker is dead"
+    rounds.advance(store, run)
+    assert state_of(store, run).round == 0
+
+
+def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> None:
+    store.control.redis.zadd(names.CLIENTS, {"gone": store.control.now() + 3600})
+    store.control.redis.zadd(names.CLIENTS, {"../../etc/x": store.control.now()})
+
+    assert store.control.alive_clients(15) == []
+
+
+def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    operate.cancel(store, "healed")
+    late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
+    for element in (b"rubbish", blob.pack(late, None), blob.pack(replace(late, round=99), None)):
+        store.data.push(run, element)
+    Healer(store, tmp_path).heal(run)
+
+    assert store.data.waiting(run) == 0
+    assert store.control.receipts(run, 0)["a"].status == "late"
+    events = store.control.read_events({names.events(run): "0-0"}, None)
+    rejected = [event["reason"] for _, _, event in events if event["event"] == "update_rejected"]
+    assert len(rejected) == 3
+
+
+def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
+    store.data.push(
+        run, blob.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
+    )
+    store.data.take(run, fence, 1)
+    operate.cancel(store, "healed")
+    Healer(store, tmp_path).heal(run)
+
+    assert store.data.held(run, fence) + store.data.waiting(run) == 0
+
+
+def test_a_new_incarnation_forgets_receipts_whose_elements_come_back(
+    store: Store, run: str
+) -> None:
+    job = store.control.jobs(run, 0)["aggregator"]["job"]
+    fence = store.control.claim(run, 0, job)
+    store.control.write_receipt(run, 0, "a", Receipt("failed", token="1", reason="no"), fence)
+    store.control.claim(run, 0, job)
+
+    assert store.control.receipts(run, 0) == {}
+
+
+def test_a_data_server_that_lost_everything_has_all_asked_again_with_time_to_answer(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    before = store.control.round(run, 0)
+    assert before is not None
+    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
+    store.control.write_receipt(run, 0, "a", Receipt("failed", token="1", reason="no"), fence)
+    store.data.redis.flushall()
+    Healer(store, tmp_path).heal(run)
+    after = store.control.round(run, 0)
+    assert after is not None
+
+    assert store.control.jobs(run, 0)["a"]["attempt"] == 2
+    assert (after.data_server != before.data_server, after.deadline_s - before.deadline_s) == (
+        True,
+        30.0,
+    )
+
+
+def test_time_does_not_count_while_the_data_server_is_away(
+    store: Store, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Store(store.servers.url, "unix:///nowhere.sock")
+    store.control.redis.hincrbyfloat(names.round_(run, 0), "ticked_at", -2)
+    with pytest.raises(Exception, match="not reachable"):
+        rounds.count_time(away, run, 0)
+    found = store.control.round(run, 0)
+    away.close()
+
+    assert found is not None
+    assert found.elapsed_s == 0
+
+
+def test_an_evaluation_whose_model_is_gone_is_given_up(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    control = store.control.redis
+    manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
+    control.set(names.manifest(run), manifest.to_json())
+    newest = heal.scores.WAITING_KEPT
+    for version in range(newest + 1):
+        control.hset(
+            names.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
+        )
+        ticket = Ticket("evaluator", dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 60)
+        control.hset(names.evaluations(run), str(version), ticket.to_json())
+    control.hset(names.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
+    Healer(store, tmp_path, hurry=True).heal(run)
+    found = store.control.evaluations(run)
+
+    assert found[0] == {"state": "failed", "reason": heal.PRUNED}
+    assert "job" in found[1]  # Its checkpoint may be on another machine.
+
+
+def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunStateError, match="fl-queue cancel healed"):
+        deletion.delete(store, state_of(store, run), tmp_path)
+    operate.cancel(store, "healed")
+    state = state_of(store, run)
+    deletion.delete(store, state, tmp_path)
+    assert keys(store, run) == []
+
+    store.control.add_event(run, {"event": "ghost"})
+    store.control.set_evaluation(run, 1, {"state": "done"})
+    store.control.set_quorum_at(run, 0, 1.0)
+    store.control.set_data_server(run, 0, "x")
+    assert keys(store, run) == []
+
+    store.data.push(run, b"from a client that slept")
+    assert keys(store, run) != []
+    deletion.sweep(store, tmp_path)
+    assert keys(store, run) == []
+    assert store.control.redis.zcard(names.DELETED) == 1
+
+    store.control.redis.zincrby(names.DELETED, -2 * deletion.TOMBSTONE_S, run)
+    deletion.sweep(store, tmp_path)
+    assert store.control.redis.zcard(names.DELETED) == 0
+
+
+def test_a_deletion_that_was_killed_is_finished_by_the_healer(
+    store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operate.cancel(store, "healed")
+    state = state_of(store, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "_remove", lambda *arguments: None)
+        deletion.delete(store, state, tmp_path)
+    assert store.control.run_id("healed") is None
+    Healer(store, tmp_path).tick()
+
+    assert keys(store, run) == []
+
+
+def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: str) -> None:
+    control, queue = store.control.redis, names.client_queue("a")
+    living = store.control.jobs(run, 0)["a"]["job"]
+    for registry in ("finished", "failed", "wip"):
+        control.zadd(f"rq:{registry}:{queue}", {f"{living}:1": 1, "gone:1": 1})
+    control.rpush(f"rq:queue:{queue}:intermediate", "gone", living)
+    control.sadd("rq:workers", "rq:worker:gone")
+    dispatch.sweep(store)
+
+    for registry in ("finished", "failed", "wip"):
+        assert control.zrange(f"rq:{registry}:{queue}", 0, -1) == [f"{living}:1".encode()]
+    assert control.lrange(f"rq:queue:{queue}:intermediate", 0, -1) == [living.encode()]
+    assert not control.exists("rq:workers")
+
+
+def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
+    store: Store, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Ticket.from_dict(store.control.jobs(run, 0)["a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "forget", lambda *arguments: None)
+        new = dispatch.replace(store, names.round_jobs(run, 0), "a", old)
+    assert new is not None
+
+    assert 0 < store.control.redis.ttl(FLJob.key_for(old.job)) <= dispatch.RESULT_TTL_S
+    assert store.control.redis.ttl(FLJob.key_for(new.job)) == -1
+
+
+def test_a_late_update_of_a_round_long_gone_is_counted(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    operate.cancel(store, "healed")
+    store.control.forget_round(run, 0)
+    late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
+    store.data.push(run, blob.pack(late, None))
+    Healer(store, tmp_path).heal(run)
+
+    assert store.control.late(run) == {0: 1}
+    last = store.control.last_event(names.events(run))
+    assert last is not None
+    assert (last["status"], last["client"]) == ("late", "a")
+
+
+def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continued_run(
+    store: Store, run: str
+) -> None:
+    control = store.control.redis
+    control.hset(names.round_(run, 0), "state", "committed")
+    control.hset(names.run(run), mapping={"version": 1, "digest": "0" * 64})
+    before = state_of(store, run)
+    control.hset(names.run(run), "evaluated_version", 1)  # Somebody else has ended the evaluation.
+    rounds._open_round(store, before, runs.current_config(store, run), "evaluate")
+    assert state_of(store, run).round == 0
+
+    seen = state_of(store, run)
+    control.hset(names.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
+    assert not rounds.set_state(store, seen, "completed", "", "run_completed")
+    assert state_of(store, run).active
