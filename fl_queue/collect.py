@@ -320,11 +320,11 @@ class Collector:
     def _make_way(self) -> str:
         """Go to the end of the queue, so that a waiting round gets a turn; what was taken comes along."""
         self.store.data.disown(self.run, self.fence)
-        raw = self.store.control.jobs(self.run, self.number)[rounds.AGGREGATOR]
+        raw = self.store.control.jobs(self.run, self.number)[names.AGGREGATOR]
         dispatch.replace(
             self.store,
             names.round_jobs(self.run, self.number),
-            rounds.AGGREGATOR,
+            names.AGGREGATOR,
             Ticket.from_dict(raw),
         )
         return "made way for another round"

@@ -8,7 +8,6 @@ from typing import Any
 
 from fl_queue import dispatch, names
 from fl_queue.dispatch import Ticket
-from fl_queue.rounds import AGGREGATOR
 from fl_queue.store import RoundState, RunState, Store
 
 
@@ -38,7 +37,7 @@ def why_open(store: Store, state: RunState) -> list[str]:
             )
         elif receipts[client].status != "received":
             lines.append(f"{client} is out: {receipts[client].status}: {receipts[client].reason}")
-    return lines + _in_the_way(store, state, jobs.get(AGGREGATOR))
+    return lines + _in_the_way(store, state, jobs.get(names.AGGREGATOR))
 
 
 def closing(current: RoundState, received: int) -> str:
@@ -85,7 +84,7 @@ def _activity(store: Store, state: RunState, client: str) -> str:
 
 
 def _in_the_way(store: Store, state: RunState, job: dict[str, Any] | None) -> list[str]:
-    if not store.control.role_alive(AGGREGATOR):
+    if not store.control.role_alive(names.AGGREGATOR):
         return ["no aggregator is alive; start one with `fl-queue worker aggregator`"]
     if job is None:
         return []

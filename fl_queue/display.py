@@ -114,7 +114,7 @@ def await_evaluations(store: Store, run: str, console: Console, longest_s: float
             for version, value in store.control.evaluations(run).items()
             if value.get("state") not in ("done", "failed")
         ]
-        if not waiting or not store.control.role_alive(rounds.EVALUATOR):
+        if not waiting or not store.control.role_alive(names.EVALUATOR):
             return
         if not said and not console.is_terminal:
             console.print(f"waiting for the evaluation of {len(waiting)} versions")

@@ -19,7 +19,6 @@ from typing import Any
 from fl_queue import deletion, dispatch, faults, late, liveness, models, names, rounds, scores
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
-from fl_queue.rounds import AGGREGATOR
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, RunState, Store
 
@@ -131,7 +130,7 @@ class Healer:
         if identity == current.data_server:
             return
         for who, raw in self.store.control.jobs(run, current.number).items():
-            if who != AGGREGATOR:
+            if who != names.AGGREGATOR:
                 self._replace(names.round_jobs(run, current.number), who, Ticket.from_dict(raw))
         self.store.control.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
@@ -141,13 +140,16 @@ class Healer:
         receipts = self.store.control.receipts(run, current.number)
         for who, raw in self.store.control.jobs(run, current.number).items():
             ticket = Ticket.from_dict(raw)
-            if who != AGGREGATOR and who in receipts and receipts[who].answers:
+            if who != names.AGGREGATOR and who in receipts and receipts[who].answers:
                 continue
             reason = self.watch.verdict(ticket)
             if (
                 reason is None
                 and self.watch.finished(ticket)
-                and (who == AGGREGATOR or (who not in receipts and self._nothing_in(run, current)))
+                and (
+                    who == names.AGGREGATOR
+                    or (who not in receipts and self._nothing_in(run, current))
+                )
             ):
                 # It ended, and the round is open: the aggregator left it, or what it pushed is gone.
                 reason = "finished without effect"

@@ -48,6 +48,11 @@ DATA_SERVER = "flq:server"
 AGGREGATE_QUEUE = "flq-aggregate"
 EVALUATE_QUEUE = "flq-evaluate"
 
+EVALUATOR = "evaluator"
+AGGREGATOR = "aggregator"
+#: Client ids that mean something else in job ids and receipts.
+RESERVED = (AGGREGATOR, EVALUATOR, "coordinator", "healer")
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
 

@@ -27,10 +27,6 @@ from fl_queue.runs import current_config
 from fl_queue.store import Control, RoundState, RunState, Store, as_text, parse_run_state
 from fl_queue.strategies import largest_weight
 
-EVALUATOR = "evaluator"
-AGGREGATOR = "aggregator"
-#: Client ids that mean something else in job ids and receipts.
-RESERVED = (AGGREGATOR, EVALUATOR, "coordinator", "healer")
 #: The closing evaluation need not be waited for as long as training.
 EVALUATION_DEADLINE_S = 60.0
 INITIALISE_DEADLINE_S = 120.0
@@ -227,8 +223,8 @@ def _is_as_seen(pipe: Pipeline, state: RunState) -> bool:
 
 
 def _initialiser(store: Store, config: RunConfig, alive: list[str]) -> list[str]:
-    if store.control.role_alive(EVALUATOR):
-        return [EVALUATOR]
+    if store.control.role_alive(names.EVALUATOR):
+        return [names.EVALUATOR]
     return sampling.select_cohort(config.run["seed"], 0, alive, min(1, len(alive)))
 
 
@@ -287,7 +283,7 @@ def _tickets(
     timeout_s = max(1, int(config.train["timeout_s"]))
     tickets = []
     for client in cohort:
-        if client == EVALUATOR:
+        if client == names.EVALUATOR:
             tickets.append(
                 Ticket(client, dispatch.INITIALISE, names.EVALUATE_QUEUE, run, number, timeout_s)
             )
@@ -297,7 +293,9 @@ def _tickets(
                     client, function[purpose], names.client_queue(client), run, number, timeout_s
                 )
             )
-    tickets.append(Ticket(AGGREGATOR, dispatch.AGGREGATE, names.AGGREGATE_QUEUE, run, number, -1))
+    tickets.append(
+        Ticket(names.AGGREGATOR, dispatch.AGGREGATE, names.AGGREGATE_QUEUE, run, number, -1)
+    )
     return tickets
 
 
@@ -448,7 +446,7 @@ def end(
 
 def clean_up(store: Store, run: str, number: int) -> None:
     """Remove what an ended round no longer needs: its jobs now, its keys two rounds later."""
-    _forget_jobs(store, run, number, but=AGGREGATOR)
+    _forget_jobs(store, run, number, but=names.AGGREGATOR)
     # From where the last one got to: whoever cleaned up an earlier round may have been killed.
     for old in range(store.control.cleaned(run), number - ROUNDS_KEPT + 1):
         _forget_jobs(store, run, old)
@@ -473,7 +471,9 @@ def _publish_evaluations(store: Store, state: RunState) -> None:
     for version in range(state.version, -1, -1):
         if version in known:
             break
-        ticket = Ticket(EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 3600)
+        ticket = Ticket(
+            names.EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 3600
+        )
         store.control.transact([names.evaluations(run)], partial(_evaluation, store, ticket))
 
 

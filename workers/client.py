@@ -33,6 +33,7 @@ from workers import rqworker
 log = logging.getLogger(__name__)
 
 MODEL_WAIT_S = 0.5
+TELL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _make_update(job: Assignment) -> tuple[Header, bytes | bytearray]:
     manifest, body = _base(job)
     _announce(job, context)
     made = training.train_update(
-        task, manifest, blob.views(manifest, body), context, lambda *epoch: _on_epoch(job, *epoch)
+        task, manifest, blob.views(manifest, body), context, _Progress(job).on_epoch
     )
     update = blob.encode_body(manifest, made.tensors)
     header = replace(
@@ -282,19 +283,31 @@ def _announce(job: Assignment, context: ClientContext) -> None:
     )
 
 
-def _on_epoch(job: Assignment, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
-    if "accuracy" in finished:
-        print(
-            f"Accuracy of model trained at epoch {epoch} : {finished['accuracy']:.4f}", flush=True
-        )
-    event = {
-        "event": "epoch",
-        "run": job.run,
-        "round": job.round.number,
-        "epoch": epoch,
-        "epochs": epochs,
-    }
-    _tell(job, {**event, **{key: finished[key] for key in ("accuracy", "loss") if key in finished}})
+class _Progress:
+    """Tells of epochs, but no more often than anybody looks: each event is a write to disk."""
+
+    def __init__(self, job: Assignment) -> None:
+        self.job = job
+        self._told_at = -TELL_S
+
+    def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
+        """Print an epoch's accuracy, and add an event for people who watch."""
+        if "accuracy" in finished:
+            accuracy = finished["accuracy"]
+            print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
+        now = time.monotonic()
+        if epoch < epochs and now - self._told_at < TELL_S:
+            return
+        self._told_at = now
+        event = {
+            "event": "epoch",
+            "run": self.job.run,
+            "round": self.job.round.number,
+            "epoch": epoch,
+            "epochs": epochs,
+        }
+        known = {key: finished[key] for key in ("accuracy", "loss") if key in finished}
+        _tell(self.job, event | known)
 
 
 def _tell(job: Assignment, event: Mapping[str, object]) -> None:

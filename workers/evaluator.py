@@ -13,7 +13,6 @@ from fl_queue import blob, faults, metrics, models, names, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
 from fl_queue.records import Sums
-from fl_queue.rounds import EVALUATOR
 from fl_queue.runs import current_config, find_run
 from fl_queue.site import Site
 from fl_queue.store import Store
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def initialise(run: str, number: int) -> str:
     """RQ job: make version 0."""
-    return respond(run, number, EVALUATOR, make_initial)
+    return respond(run, number, names.EVALUATOR, make_initial)
 
 
 def evaluate(run: str, version: int) -> str:
@@ -77,7 +76,7 @@ def _sums(store: Store, site: Site, run: str, version: int) -> Sums:
 def _context(store: Store, site: Site, run: str, config: RunConfig) -> ClientContext:
     return ClientContext.of(
         config,
-        client=EVALUATOR,
+        client=names.EVALUATOR,
         run=find_run(store, run).name,
         round_number=1,
         data_dir=site.data_dir,

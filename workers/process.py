@@ -10,6 +10,8 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
+#: Exit status of a worker whose client another one serves.
+EXIT_REFUSED = 2
 
 
 def die_with_parent(parent: int) -> None:

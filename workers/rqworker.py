@@ -26,7 +26,7 @@ from fl_queue.dispatch import FLJob
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.site import Site
 from fl_queue.store import Control, plain_client, resolve_urls
-from workers.process import die_with_parent, log_to_console
+from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ HEARTBEAT_S = 2
 LEASE_S = 6.0
 #: A worker that takes over waits this long for a dead predecessor's lease to run out.
 TAKE_OVER_S = 8.0
-EXIT_REFUSED = 2
 HORSE_NICENESS = 10
 #: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
 COMPILER = "torch._dynamo"

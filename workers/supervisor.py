@@ -17,18 +17,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from fl_queue import names, outbox, rounds
+from fl_queue import names
 from fl_queue.errors import FLQueueError, StoreUnavailable
-from fl_queue.heal import TICK_S, Healer
 from fl_queue.site import Site
-from fl_queue.store import Store
-from workers.process import die_with_parent, log_to_console
-from workers.rqworker import EXIT_REFUSED
+from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
+
+if TYPE_CHECKING:
+    from workers.chores import Chores
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ ROLES = ("client", "aggregator", "evaluator")
 RESTART_S = 0.2
 LONGEST_RESTART_S = 5.0
 LIVED_S = 10.0
-SWEEP_S = 5.0
+TICK_S = 1.0
 
 
 class Supervisor:
@@ -53,6 +52,7 @@ class Supervisor:
         self.site = replace(site, token=secrets.token_hex(8))
         self.stopping = 0
         self.child: subprocess.Popen[bytes] | None = None
+        self._chores: Chores | None = None
 
     def run(self) -> int:
         """
@@ -63,13 +63,12 @@ class Supervisor:
         """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        chores = self._chores()
         pause_s = RESTART_S
         while True:
             started = time.monotonic()
-            status = self._run_child(chores)
+            status = self._run_child()
             if self.stopping or status == EXIT_REFUSED:
-                self._end_chores()
+                self.chores.end()
                 return status if status == EXIT_REFUSED else 0
             log.warning("%s worker ended with status %s: starting it again", self.role, status)
             self._forget_worker()
@@ -78,7 +77,16 @@ class Supervisor:
             pause_s = RESTART_S if quick else min(2 * pause_s, LONGEST_RESTART_S)
             time.sleep(pause_s)
 
-    def _run_child(self, chores: Callable[[], None]) -> int:
+    @property
+    def chores(self) -> Chores:
+        """Imported after the worker has been started: that one is in a hurry."""
+        from workers.chores import chores_of
+
+        if self._chores is None:
+            self._chores = chores_of(self.role, self.site)
+        return self._chores
+
+    def _run_child(self) -> int:
         self.site = replace(
             self.site, worker=f"{self.role}-{self.site.client or 'x'}-{secrets.token_hex(4)}"
         )
@@ -98,7 +106,7 @@ class Supervisor:
         ended.register(descriptor, select.POLLIN)
         try:
             while not ended.poll(TICK_S * 1000):
-                chores()
+                self.chores.tick()
         finally:
             os.close(descriptor)
         return self.child.wait()
@@ -116,66 +124,11 @@ class Supervisor:
     def _forget_worker(self) -> None:
         """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
         try:
-            with self._connected() as store:
-                store.control.release(names.worker(self.site.worker), self.site.token)
+            store = self.site.store()
+            store.control.release(names.worker(self.site.worker), self.site.token)
+            store.close()
         except StoreUnavailable as exc:
             log.warning("%s", exc)
-
-    def _chores(self) -> Callable[[], None]:
-        if self.role == "aggregator":
-            self.healer: Healer | None = None
-            return self._heal
-        if self.role == "client":
-            self._swept_at = time.monotonic()
-            return self._sweep
-        return lambda: None
-
-    def _heal(self) -> None:
-        try:
-            if self.healer is None:
-                self.healer = Healer(self.site.store(), self.site.state_dir)
-            self.healer.tick()
-        except StoreUnavailable as exc:
-            log.warning("healer: %s", exc)
-
-    def _sweep(self) -> None:
-        if time.monotonic() - self._swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
-            return
-        self._swept_at = time.monotonic()
-        try:
-            with self._connected() as store:
-                outbox.sweep(
-                    self.site.outbox,
-                    self.site.client,
-                    partial(rounds.has_ended, store.control),
-                )
-        except StoreUnavailable as exc:
-            log.warning("outbox: %s", exc)
-
-    def _end_chores(self) -> None:
-        healer = getattr(self, "healer", None)
-        if healer is not None:
-            try:
-                healer.leave()
-            except StoreUnavailable as exc:
-                log.warning("healer: %s", exc)
-
-    def _connected(self) -> _Connected:
-        return _Connected(self.site)
-
-
-class _Connected:
-    """A short-lived store: supervisors are idle for hours between two uses."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-
-    def __enter__(self) -> Store:
-        self._store = self._site.store()
-        return self._store
-
-    def __exit__(self, *exc: object) -> None:
-        self._store.close()
 
 
 def main() -> int:

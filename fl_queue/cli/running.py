@@ -1,10 +1,9 @@
 """
-The commands that start something: ``demo``, ``start-round``, ``worker``, ``redis``.
+The commands that start something: ``demo``, ``start-round``, ``redis``.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -20,103 +19,9 @@ from rich.console import Console
 from fl_queue import config as configs
 from fl_queue import demo as demos
 from fl_queue import display, embedded, models, names, rounds, runs
-from fl_queue.cli.common import Command, Where, connection_options
+from fl_queue.cli.common import Where, connection_options
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError, DataError, RunFailed, StoreUnavailable
-from fl_queue.site import Site
-
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-
-
-@click.group()
-def worker() -> None:
-    """
-    Run a worker: a supervisor that keeps one RQ worker process going.
-
-    The first Ctrl-C (or SIGTERM) stops it when the job at work is done, the second at once.
-    """
-
-
-def _task_options(command: Command) -> Command:
-    for option in (
-        click.option(
-            "--data",
-            default="",
-            help="Folder of this site's data; wins over data.dir of the config.",
-        ),
-        click.option(
-            "--task-allow",
-            multiple=True,
-            metavar="MODULE:CLASS",
-            help="An own task this site lets in; may be repeated.",
-        ),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-        click.option(
-            "--threads", default=1, show_default=True, help="CPU threads of a training job."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-@worker.command("client")
-@click.option(
-    "--client", required=True, metavar="ID", help="This data owner's id: letters, digits, dashes."
-)
-@_task_options
-@connection_options
-def worker_client(
-    where: Where, client: str, data: str, task_allow: tuple[str, ...], device: str, threads: int
-) -> None:
-    """Train for one data owner, on its own machine, with its own data."""
-    if not names.is_name(client) or client in rounds.RESERVED:
-        reserved = ", ".join(rounds.RESERVED)
-        raise ConfigError(
-            "--client",
-            f"{client!r} is not a client id; use letters, digits and dashes, at most 63, and none of {reserved}",
-        )
-    _become_worker("client", _site(where, data, task_allow, device, threads, client))
-
-
-@worker.command("evaluator")
-@_task_options
-@connection_options
-def worker_evaluator(
-    where: Where, data: str, task_allow: tuple[str, ...], device: str, threads: int
-) -> None:
-    """Score every version on the task's test set, beside the rounds."""
-    _become_worker("evaluator", _site(where, data, task_allow, device, threads))
-
-
-@worker.command("aggregator")
-@connection_options
-def worker_aggregator(where: Where) -> None:
-    """Merge updates into versions, write checkpoints, and heal what dies."""
-    _become_worker("aggregator", _site(where, "", (), "cpu", 1))
-
-
-def _site(
-    where: Where, data: str, allow: tuple[str, ...], device: str, threads: int, client: str = ""
-) -> Site:
-    if not _DEVICE.fullmatch(device):
-        raise ConfigError("--device", f"{device!r} is not cpu, cuda or cuda:N")
-    if threads < 1:
-        raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
-    if data and not Path(data).is_dir():
-        raise DataError(data, "is not a folder; give --data the folder of this site's data")
-    for task in allow:
-        if ":" not in task:
-            raise ConfigError("--task-allow", f"{task!r} is not MODULE:CLASS")
-    folder = str(Path(data).absolute()) if data else ""
-    return Site(where.url, where.blob_url, where.state_dir, client, folder, allow, device, threads)
-
-
-def _become_worker(role: str, site: Site) -> None:
-    # The supervisor takes this process's place, so that its pid is the one that was started.
-    # The current folder stays importable: an own task may lie there.
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **site.to_environ(), "PYTHONPATH": path}
-    os.execve(sys.executable, [sys.executable, "-m", "workers.supervisor", role], environment)
+from fl_queue.errors import RunFailed, StoreUnavailable
 
 
 @click.command("redis")
@@ -287,4 +192,4 @@ def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...]) -> 
     demos.run(clients, count, output, overrides, cli_line)
 
 
-COMMANDS = (demo, start_round, worker, redis_command)
+COMMANDS = (demo, start_round, redis_command)

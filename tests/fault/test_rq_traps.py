@@ -27,8 +27,9 @@ from fl_queue.dispatch import FLJob, Ticket
 from fl_queue.embedded import start
 from fl_queue.errors import StoreUnavailable
 from fl_queue.heal import Healer
+from fl_queue.names import AGGREGATOR
 from fl_queue.records import Manifest, TensorSpec
-from fl_queue.rounds import AGGREGATOR, Ending
+from fl_queue.rounds import Ending
 from fl_queue.store import Store, plain_client
 from tests.fault.proxy import Loss, Proxy
 from tests.federation import Federation, child_of, kill, wait_for

@@ -530,9 +530,11 @@ def test_a_step_has_the_bits_of_torch_optim(momentum, weight_decay):
 
     ours = trained(lambda model: sgd._SGD(model, 0.1, momentum, weight_decay).step)
     theirs = trained(
-        lambda model: torch.optim.SGD(
-            model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
-        ).step
+        lambda model: (
+            torch.optim.SGD(
+                model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
+            ).step
+        )
     )
 
     assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))

@@ -1,0 +1,77 @@
+"""
+What a supervisor does beside its worker, once a second: the healer, or the outbox of its client.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+
+from fl_queue import outbox, rounds
+from fl_queue.errors import StoreUnavailable
+from fl_queue.heal import Healer
+from fl_queue.site import Site
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 5.0
+
+
+class Chores:
+    """Nothing to do: the evaluator's. Args: ``site``: options of this machine."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def tick(self) -> None:
+        """Called every second; outages of Redis are logged and waited out."""
+
+    def end(self) -> None:
+        """Called when the supervisor stops."""
+
+
+class Healing(Chores):
+    """The aggregator's supervisor heals."""
+
+    healer: Healer | None = None
+
+    def tick(self) -> None:
+        try:
+            if self.healer is None:
+                self.healer = Healer(self.site.store(), self.site.state_dir)
+            self.healer.tick()
+        except StoreUnavailable as exc:
+            log.warning("healer: %s", exc)
+
+    def end(self) -> None:
+        try:
+            if self.healer is not None:
+                self.healer.leave()
+        except StoreUnavailable as exc:
+            log.warning("healer: %s", exc)
+
+
+class Sweeping(Chores):
+    """A client's supervisor removes updates whose rounds have ended from the outbox."""
+
+    swept_at = 0.0
+
+    def tick(self) -> None:
+        if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
+            return
+        self.swept_at = time.monotonic()
+        try:
+            # A short-lived connection: supervisors are idle for hours between two uses.
+            store = self.site.store()
+            outbox.sweep(
+                self.site.outbox, self.site.client, partial(rounds.has_ended, store.control)
+            )
+            store.close()
+        except StoreUnavailable as exc:
+            log.warning("outbox: %s", exc)
+
+
+def chores_of(role: str, site: Site) -> Chores:
+    """The chores of a role."""
+    return {"aggregator": Healing, "client": Sweeping}.get(role, Chores)(site)
