@@ -50,6 +50,8 @@ class Healer:
         self.token = secrets.token_hex(8)
         self.watch = dispatch.Watch(store, 0.0) if hurry else dispatch.Watch(store)
         self._dead_since: dict[str, float] = {}
+        #: Runs that have ended and whose versions all have their evaluation.
+        self._evaluated: set[str] = set()
         self._swept_at = 0.0
 
     def tick(self) -> None:
@@ -84,7 +86,8 @@ class Healer:
         state = self.store.control.run(run)
         if state is None:
             return
-        self._heal_evaluations(state)
+        if state.active or run not in self._evaluated:
+            self._heal_evaluations(state)
         if not state.active:
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
@@ -160,23 +163,29 @@ class Healer:
         return self.store.data.waiting(run) + self.store.data.held(run, current.fence) == 0
 
     def _heal_evaluations(self, state: RunState) -> None:
-        run = state.run_id
-        for version, value in self.store.control.evaluations(run).items():
-            if "job" not in value:
-                continue
-            ticket = Ticket.from_dict(value)
+        waiting = {
+            version: Ticket.from_dict(value)
+            for version, value in self.store.control.evaluations(state.run_id).items()
+            if "job" in value
+        }
+        for version, ticket in waiting.items():
             reason = self.watch.verdict(ticket)
-            if not self._is_due(ticket, reason):
-                continue
-            entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
-            if self._restore_model(run, entry.get("digest", ""), state.segment):
-                self._replace(names.evaluations(run), str(version), ticket)
-                self.done.append(f"evaluation of version {version}: {reason}")
-            elif (state.version or 0) - version >= scores.WAITING_KEPT:
-                self.store.control.set_evaluation(
-                    run, version, {"state": "failed", "reason": PRUNED}
-                )
-                dispatch.forget(self.store, ticket)
+            if self._is_due(ticket, reason):
+                self._heal_evaluation(state, version, ticket, reason or "")
+        if waiting or state.active:
+            self._evaluated.discard(state.run_id)
+        else:
+            self._evaluated.add(state.run_id)
+
+    def _heal_evaluation(self, state: RunState, version: int, ticket: Ticket, reason: str) -> None:
+        run = state.run_id
+        entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
+        if self._restore_model(run, entry.get("digest", ""), state.segment):
+            self._replace(names.evaluations(run), str(version), ticket)
+            self.done.append(f"evaluation of version {version}: {reason}")
+        elif (state.version or 0) - version >= scores.WAITING_KEPT:
+            self.store.control.set_evaluation(run, version, {"state": "failed", "reason": PRUNED})
+            dispatch.forget(self.store, ticket)
 
     def _is_due(self, ticket: Ticket, reason: str | None) -> bool:
         """Whether a dead job is to be tried again now: at once, but slower when it keeps failing."""

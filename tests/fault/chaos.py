@@ -66,9 +66,7 @@ def overrides(seed: int, clients: int) -> tuple[str, ...]:
     )
 
 
-def run_chaos(
-    minutes: float, seed: int, folder: Path, clients: int = 3, early_stale: bool = False
-) -> Outcome:
+def run_chaos(minutes: float, seed: int, folder: Path, clients: int = 3) -> Outcome:
     """
     Walk, mend, compare, and look for what is left.
 
@@ -76,7 +74,6 @@ def run_chaos(
         minutes: Of the walk alone; starting, ending and the undisturbed run come on top.
         seed: Of the walk; not of the training.
         folder: For state and logs; must exist.
-        early_stale: Push stale elements of clients that have not answered their round, too.
     """
     outcome = Outcome(seed, folder)
     with _marked() as mark:
@@ -84,7 +81,7 @@ def run_chaos(
             say(f"seed {seed}: starting a federation of {clients} clients in {folder}")
             arena = Arena(redis, folder, clients)
             try:
-                _walk_and_judge(arena, outcome, minutes, early_stale)
+                _walk_and_judge(arena, outcome, minutes)
             finally:
                 arena.close()
         outcome.failures += checks.processes_left(mark, folder, STOPPED_S)
@@ -101,12 +98,12 @@ def _marked() -> Iterator[str]:
         del os.environ[_MARK]
 
 
-def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float, early_stale: bool) -> None:
+def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float) -> None:
     chosen = overrides(outcome.seed, len(arena.clients))
     loaded = config.load(CONFIG, chosen)
     warm = arena.repeat(WARM, loaded, 1, 1)
     quiet = checks.common_traces(arena.store.control.redis, [warm])
-    walk = Walk(arena, outcome, CONFIG, chosen, early_stale)
+    walk = Walk(arena, outcome, CONFIG, chosen)
     try:
         walk.run(minutes)
         if walk.ended:
@@ -203,14 +200,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0, help="of the walk alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=3)
-    parser.add_argument(
-        "--early-stale",
-        action="store_true",
-        help="push stale elements of clients that have not answered their round, too",
-    )
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="flq-chaos-"))
-    outcome = run_chaos(given.minutes, given.seed, folder, given.clients, given.early_stale)
+    outcome = run_chaos(given.minutes, given.seed, folder, given.clients)
     tell(outcome)
     if not outcome.failures:
         shutil.rmtree(folder)

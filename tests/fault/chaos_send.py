@@ -12,15 +12,12 @@ from typing import cast
 from fl_queue import blob, names
 from fl_queue.store import RunState
 from tests.fault.chaos_plan import Step
-from tests.fault.chaos_watch import IN, Watcher
+from tests.fault.chaos_watch import Watcher
 
 
-def elements(step: Step, watch: Watcher, state: RunState, early_stale: bool) -> list[bytes]:
+def elements(step: Step, watch: Watcher, state: RunState) -> list[bytes]:
     """
     What a step may send now; nothing when there is no such element at the moment.
-
-    Args:
-        early_stale: Stale elements may be of clients whose own update has not been received.
 
     Raises:
         redis.ConnectionError, redis.TimeoutError: The data server is away.
@@ -35,11 +32,7 @@ def elements(step: Step, watch: Watcher, state: RunState, early_stale: bool) -> 
         return [*_in_redis(watch, state.run_id), *current]
     if step.send == "stranger":
         return [_changed(element, client="stranger") for element in current]
-    return [
-        _changed(element, base_digest="0" * 64)
-        for (client, of), element in kept
-        if of == number and (early_stale or watch.receipts.get(client) in IN)
-    ]
+    return [_changed(element, base_digest="0" * 64) for element in current]
 
 
 def _in_redis(watch: Watcher, run: str) -> list[bytes]:

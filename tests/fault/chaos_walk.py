@@ -80,7 +80,6 @@ class Walk:
         arena: Living.
         seed: Of the steps.
         preset, chosen: The config, and its overrides.
-        early_stale: Push stale elements of clients that have not answered yet, too.
     """
 
     def __init__(
@@ -89,11 +88,9 @@ class Walk:
         outcome: Outcome,
         preset: str,
         chosen: tuple[str, ...],
-        early_stale: bool,
     ) -> None:
         self.arena, self.outcome = arena, outcome
         self.preset, self.chosen = preset, chosen
-        self.early_stale = early_stale
         self.watch = Watcher(arena.redis, NAME, arena.clients)
         self.began = time.monotonic()
         self.walking = True
@@ -361,7 +358,7 @@ class Walk:
         if state is None or not self.watch.active or "data" in self.watch.away:
             return
         try:
-            choice = elements(step, self.watch, state, self.early_stale)
+            choice = elements(step, self.watch, state)
             if not choice:
                 return
             element = choice[int(step.pick * len(choice))]

@@ -39,7 +39,16 @@ def committed_once(federation: Federation, run: str, calm: list[str]) -> None:
     assert rounds == sorted(set(rounds))
 
 
-@pytest.mark.parametrize("stopped", ["checkpoint.written", "round.decided", "update.taken"])
+@pytest.mark.parametrize(
+    "stopped",
+    [
+        "checkpoint.written",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("round.decided", "update.taken")
+        ),
+    ],
+)
 def test_an_aggregator_that_slept_past_its_lease_changes_nothing(
     federation: Federation, stopped: str
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,13 +29,38 @@ AGGREGATOR = (
 EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.scored")
 HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
 #: Where a Redis is killed while a process stands still there: before and after each of its writes.
-REDIS = (
-    ("client-", "client.trained"), ("client-", "outbox.written"), ("client-", "update.pushed"),
-    ("aggregator-", "update.taken"), ("aggregator-", "update.received"), ("aggregator-", "round.decided"),
-    ("aggregator-", "checkpoint.written"), ("aggregator-", "round.committed"),
-)  # fmt: skip
+REDIS = [
+    ("client-", "client.trained"),
+    ("client-", "update.pushed"),
+    ("aggregator-", "update.received"),
+    ("aggregator-", "checkpoint.written"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("client-", "outbox.written"),
+            ("aggregator-", "update.taken"),
+            ("aggregator-", "round.decided"),
+            ("aggregator-", "round.committed"),
+        )
+    ),
+]
+#: (point, action) of a client, an aggregator; what the suite leaves to `make test-slow` is marked.
+CLIENT_CASES = [(point, "kill") for point in CLIENT]
+CLIENT_CASES += [("client.trained", "kill-parent"), ("update.pushed", "kill-parent")]
+CLIENT_CASES += [("outbox.written", "kill-supervisor")]
+AGGREGATOR_CASES = [(point, "kill") for point in AGGREGATOR] + [("update.received", "kill-parent")]
 #: From here on the update is in the outbox, and nobody trains again.
 KEPT = CLIENT[CLIENT.index("outbox.written") :]
+
+
+def with_slow(
+    quick: list[tuple[str, str]], points: tuple[str, ...], actions: tuple[str, ...]
+) -> list[Any]:
+    """The quick cases, and all others marked as slow."""
+    every = [(point, action) for point in points for action in actions]
+    # The worker itself reaches job.popped: what kills it is `kill`, and its parent is the supervisor.
+    slow = [case for case in every if case not in quick and case != ("job.popped", "kill-parent")]
+    return [*quick, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +94,12 @@ def calm(federation: Federation) -> list[str]:
     return federation.digests_of("points", *ROUND)
 
 
-@pytest.mark.parametrize("action", ["kill", "kill-parent", "kill-supervisor"])
-@pytest.mark.parametrize("point", CLIENT)
+@pytest.mark.parametrize(
+    ("point", "action"), with_slow(CLIENT_CASES, CLIENT, ("kill", "kill-parent", "kill-supervisor"))
+)
 def test_a_client_killed_at(
     federation: Federation, calm: list[str], point: str, action: str
 ) -> None:
-    if (point, action) == ("job.popped", "kill-parent"):
-        pytest.skip("the worker itself reaches this point: its parent is the supervisor")
     fired = federation.arm(point, action, "client-site-1-")
     run = federation.begin(
         "points", *ROUND, *(["redis.inline_bytes=0"] if point == "chunks.pushed" else [])
@@ -89,8 +114,9 @@ def test_a_client_killed_at(
         assert federation.trained(run) == len(federation.clients)
 
 
-@pytest.mark.parametrize("action", ["kill", "kill-parent"])
-@pytest.mark.parametrize("point", AGGREGATOR)
+@pytest.mark.parametrize(
+    ("point", "action"), with_slow(AGGREGATOR_CASES, AGGREGATOR, ("kill", "kill-parent"))
+)
 def test_an_aggregator_killed_at(
     federation: Federation, calm: list[str], point: str, action: str
 ) -> None:
@@ -102,7 +128,18 @@ def test_an_aggregator_killed_at(
     assert federation.trained(run) == len(federation.clients)
 
 
-@pytest.mark.parametrize("point", EVALUATOR)
+@pytest.mark.parametrize(
+    "point",
+    [
+        "outbox.written",
+        "version.scored",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in EVALUATOR
+            if point not in ("outbox.written", "version.scored")
+        ),
+    ],
+)
 def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: str) -> None:
     fired = federation.arm(point, "kill-parent", "evaluator-")
     run = federation.begin("points", *ROUND)

@@ -19,7 +19,7 @@ MEMORY_NOISE_BYTES = 300_000
 
 @pytest.mark.parametrize(
     ("clients", "rounds"),
-    [(2, 25), pytest.param(8, 90, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    [(2, 15), pytest.param(8, 90, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
 )
 def test_keys_and_memory_after_many_rounds_are_those_after_ten(
     private_redis: EmbeddedRedis, tmp_path: Path, clients: int, rounds: int

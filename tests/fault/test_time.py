@@ -77,7 +77,7 @@ def attempts(federation: Federation, run: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("jump_s", [3700.0, -3700.0])
+@pytest.mark.parametrize("jump_s", [3700.0, pytest.param(-3700.0, marks=pytest.mark.slow)])
 def test_the_clock_of_the_workers_jumps_while_they_train(
     federation: Federation, jump_s: float
 ) -> None:
@@ -96,8 +96,15 @@ def test_the_clock_of_the_workers_jumps_while_they_train(
     assert calm != slow  # Another name and other epochs: the check can fail.
 
 
-@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
-@pytest.mark.parametrize("moment", ["in a round", "between rounds"])
+@pytest.mark.parametrize(
+    ("moment", "jump_s"),
+    [
+        ("in a round", 3600.0),
+        ("between rounds", -3600.0),
+        pytest.param("in a round", -3600.0, marks=pytest.mark.slow),
+        pytest.param("between rounds", 3600.0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_clock_of_the_control_server_jumps(
     federation: Federation, jump_s: float, moment: str
 ) -> None:
@@ -127,8 +134,14 @@ def test_the_clock_of_the_control_server_jumps(
     undisturbed(federation, run, calm)
 
 
-@pytest.mark.parametrize("outage_s", [10.0, pytest.param(60.0, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("role", ["control", "data"])
+@pytest.mark.parametrize(
+    ("role", "outage_s"),
+    [
+        ("control", 10.0),
+        pytest.param("control", 60.0, marks=pytest.mark.slow),
+        pytest.param("data", 60.0, marks=pytest.mark.slow),
+    ],
+)
 def test_an_outage_longer_than_leases_and_deadline_abandons_nothing(
     federation: Federation, role: Role, outage_s: float
 ) -> None:
