@@ -246,19 +246,22 @@ def failure(store: Store, ticket: Ticket) -> str:
 
 def job_state(store: Store, ticket: Ticket) -> str:
     """What RQ's keys say of a job, in words: ``queued``, ``started by <worker>``, ``failed: ...``."""
-    connection = store.control.redis
-    status, worker = (
-        value.decode() if value else ""
-        for value in cast(
-            list[bytes | None],
-            connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
-        )
-    )
+    status, worker = _status(store, ticket)
     if status == "failed":
         return f"failed: {failure(store, ticket)}"
     if status == "started":
         return f"started by {worker}"
     return status or "gone"
+
+
+def _status(store: Store, ticket: Ticket) -> tuple[str, str]:
+    """RQ's status of a job and the worker that has it; empty where there is none."""
+    raw = cast(
+        list[bytes | None],
+        store.control.redis.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
+    )
+    status, worker = (value.decode() if value else "" for value in raw)
+    return status, worker
 
 
 def sweep(store: Store) -> None:
@@ -341,14 +344,7 @@ class Watch:
         return self.store.control.redis.hget(FLJob.key_for(ticket.job), "status") == b"finished"
 
     def _look(self, ticket: Ticket) -> tuple[str | None, bool]:
-        connection = self.store.control.redis
-        status, worker = (
-            value.decode() if value else ""
-            for value in cast(
-                list[bytes | None],
-                connection.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
-            )
-        )
+        status, worker = _status(self.store, ticket)
         if status == "started":
             # After an outage all leases have run out, of the living, too.
             if self.store.control.worker_alive(worker) or self.store.control.settling():

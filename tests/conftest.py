@@ -17,6 +17,8 @@ import pytest
 import redis
 
 from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.store import Store
+from tests.federation import Federation
 
 #: Inherited by every process the suite starts, so that orphans are recognised, too.
 _MARK = f"FLQ_TEST_SESSION={secrets.token_hex(8)}"
@@ -118,6 +120,33 @@ def redis_urls(embedded: EmbeddedRedis) -> tuple[str, str]:
         with redis.Redis.from_url(url) as client:
             client.flushall()
     return urls
+
+
+@pytest.fixture
+def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
+    """Both servers, empty, without any worker."""
+    made = Store.open(*redis_urls, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def federation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    """
+    An aggregator, an evaluator and clients on servers of their own, for all tests of a module.
+
+    The module may set ``CLIENTS`` (2), and ``environment(folder)`` for the workers.
+    """
+    folder = tmp_path_factory.mktemp("federation")
+    environment = getattr(request.module, "environment", lambda folder: {})
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, getattr(request.module, "CLIENTS", 2), environment(folder))
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 @pytest.fixture

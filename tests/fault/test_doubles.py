@@ -6,30 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fl_queue.embedded import start
 from tests.federation import Federation, kill, wait_for
 
 ROUNDS = ("run.rounds=3", "round.cohort=2")
 
 
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("doubles")
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder, clients=2)
-        try:
-            made.start("aggregator-2")
-            wait_for("two aggregators", lambda: len(made.store.control.living_workers()) == 5)
-            yield made
-        finally:
-            made.close()
+@pytest.fixture(scope="module", name="federation")
+def two_aggregators(federation: Federation) -> Federation:
+    federation.start("aggregator-2")
+    wait_for("two aggregators", lambda: len(federation.store.control.living_workers()) == 5)
+    return federation
 
 
 def committed_once(federation: Federation, run: str, calm: list[str]) -> None:

@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fl_queue import faults, names
-from fl_queue.embedded import Role, start
+from fl_queue.embedded import Role
 from tests.federation import Federation, wait_for
 
 ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1")
@@ -61,19 +60,6 @@ def with_slow(
     # The worker itself reaches job.popped: what kills it is `kill`, and its parent is the supervisor.
     slow = [case for case in every if case not in quick and case != ("job.popped", "kill-parent")]
     return [*quick, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
-
-
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("points")
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder, clients=2)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def ends_as_if_nothing_had_happened(federation: Federation, run: str) -> None:

@@ -24,7 +24,6 @@ from fl_queue import blob, config, dispatch, models, names, outbox, rounds, runs
 from fl_queue.blob import Header
 from fl_queue.collect import Collector
 from fl_queue.dispatch import FLJob, Ticket
-from fl_queue.embedded import start
 from fl_queue.errors import StoreUnavailable
 from fl_queue.heal import Healer
 from fl_queue.names import AGGREGATOR
@@ -44,19 +43,6 @@ Begin = Callable[..., str]
 
 
 # With real workers
-
-
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("federation")
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder, clients=2)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +300,8 @@ def test_a_work_horse_does_not_outlive_its_worker(
     starts = [place for place, event in enumerate(seen) if event["event"] == "training"]
     # Nobody else's epochs lie between those of the second attempt.
     after = [event["epoch"] for event in seen[starts[-1] + 1 :]]
-    assert after == list(range(1, epochs + 1))
+    assert after == sorted(set(after))
+    assert after[-1] == epochs
     assert len(starts) == 2
 
 
@@ -330,13 +317,6 @@ def is_running(pid: int) -> bool:
 
 MANIFEST = Manifest((TensorSpec("w", (3,), "parameter"),))
 BODY = bytes(MANIFEST.nbytes)
-
-
-@pytest.fixture
-def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
-    made = Store.open(*redis_urls, tmp_path)
-    yield made
-    made.close()
 
 
 def redis_url(store: Store, role: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from fl_queue import deletion, names, operate
-from fl_queue.embedded import Role, start
+from fl_queue.embedded import Role
 from tests.federation import Federation, children_of, kill, wait_for
 
 #: A cohort of all that are alive: it must not shrink to those who are heard first.
@@ -36,19 +36,10 @@ datetime.datetime = _Shifted
 """
 
 
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("clocks")
+def environment(folder: Path) -> dict[str, str]:
+    """For the federation of this module."""
     (folder / "sitecustomize.py").write_text(SHIFT)
-    shifted = {"PYTHONPATH": str(folder), "SHIFTED_BY": str(folder / "shift")}
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder, clients=2, environment=shifted)
-        try:
-            yield made
-        finally:
-            made.close()
+    return {"PYTHONPATH": str(folder), "SHIFTED_BY": str(folder / "shift")}
 
 
 def shift_workers(federation: Federation, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,6 @@ BODIES = [
 ]
 DIGESTS = [blob.body_digest(body) for body in BODIES]
 NEWEST, BEST = 3, 1
-
-
-@pytest.fixture
-def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
-    made = Store.open(*redis_urls, tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

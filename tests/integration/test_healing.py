@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.records import Manifest, Receipt, TensorSpec
 from fl_queue.store import RunState, Store
-
-
-@pytest.fixture
-def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
-    made = Store.open(*redis_urls, tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

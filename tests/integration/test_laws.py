@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,6 @@ from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
 from fl_queue.records import Receipt
 from fl_queue.rounds import Ending
 from fl_queue.store import Store
-
-
-@pytest.fixture
-def store(redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Store]:
-    made = Store.open(*redis_urls, tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,30 +6,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fl_queue import names
-from fl_queue.embedded import start
 from tests.federation import Federation, children_of, wait_for
 
 #: Trains until somebody stops it.
 ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
-
-
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("operated")
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder, clients=2)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +12,10 @@ import pytest
 
 from fl_queue import blob, names, scores
 from fl_queue.blob import Header
-from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.embedded import EmbeddedRedis
 from tests.federation import Federation, kill, wait_for
 
-
-@pytest.fixture(scope="module")
-def federation(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("federation")
-    with start(folder / "state") as redis:
-        made = Federation(redis, folder)
-        try:
-            yield made
-        finally:
-            made.close()
+CLIENTS = 3
 
 
 @pytest.fixture(scope="module")
