@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -37,9 +38,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if pipe.hget(names.run(run), "state") == b"training":
-            raise RunStateError(
-                state.name, f"is training; stop it first with `fl-queue cancel {state.name}`"
-            )
+            refuse_training(replace(state, state="training"))
         named = pipe.hget(names.RUNS, state.name) == run.encode()
 
         def write() -> None:
@@ -52,6 +51,14 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     while not store.control.transact([names.RUNS, names.run(run)], body):
         pass
     _remove(store, run, state_dir)
+
+
+def refuse_training(state: RunState) -> None:
+    """Raises RunStateError when a run is training: nobody deletes that by mistake."""
+    if state.active:
+        raise RunStateError(
+            state.name, f"is training; stop it first with `fl-queue cancel {state.name}`"
+        )
 
 
 def sweep(store: Store, state_dir: Path) -> None:

@@ -85,12 +85,12 @@ def delete(where: Where, run: str, yes: bool) -> None:
     """
     store = where.open()
     state = runs.find_run(store, run)
-    if not yes:
-        versions = len(store.control.versions(state.run_id))
-        click.confirm(
-            f"Delete run {state.name} ({state.run_id}) with {versions} versions and its history?",
-            abort=True,
-        )
+    deletion.refuse_training(state)
+    versions = len(store.control.versions(state.run_id))
+    what = f"run {state.name} ({state.run_id}) with {versions} versions and its history"
+    if not yes and not click.confirm(f"Delete {what}?"):
+        click.echo("nothing was deleted")
+        return
     deletion.delete(store, state, where.state_dir)
     click.echo(f"{state.name} ({state.run_id}) is deleted")
 

@@ -69,6 +69,7 @@ def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
         [sys.executable, "-m", "fl_queue", "delete", "endless", "--state-dir", str(federation.redis.state_dir)],
         input="n\n", capture_output=True, text=True, timeout=90,
     )  # fmt: skip
+    assert (asked.returncode, "nothing was deleted" in asked.stdout) == (0, True)
     assert "Delete run endless" in asked.stdout
     assert federation.store.control.run_id("endless") == run
     assert fl_queue(federation, "delete", "endless", "--yes").returncode == 0
