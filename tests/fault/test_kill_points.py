@@ -143,12 +143,17 @@ def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: 
 def test_a_healer_killed_at(federation: Federation, calm: list[str], point: str) -> None:
     supervisor = federation.processes["aggregator"]
     fired = federation.arm(point, "kill")
-    if point == "heal.replaced":
-        federation.arm("client.trained", "kill", "client-site-1-")
+    # The healer looks once a second: something must keep the round open for longer.
+    held = federation.arm(
+        "client.trained", "kill" if point == "heal.replaced" else "stop", "client-site-1-"
+    )
     run = federation.begin("points", *ROUND)
     wait_for(point, fired.exists)
     supervisor.wait(10)
     federation.start("aggregator")
+    wait_for("the client", held.exists)
+    if point != "heal.replaced":
+        os.kill(int(held.read_text()), signal.SIGCONT)
 
     ends_as_if_nothing_had_happened(federation, run)
 
