@@ -61,14 +61,15 @@ def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store)
     assert not control.hold(holder, "third", 60, {})  # The new one lives.
 
 
-def test_after_a_silence_no_cohort_is_chosen_and_nobody_is_declared_dead(
-    store: Store, tmp_path: Path
+@pytest.mark.parametrize("moved_s", [-60, 60])
+def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_declared_dead(
+    store: Store, moved_s: float
 ) -> None:
     control = store.control
     control.hold(names.client_holder("a"), "a", 60, {}, "a")
     loaded = config.load("mnist-3v7", ("round.cohort=1.0",), {})
     run = runs.start_run(store, "silent", loaded, 1).run_id
-    control.redis.hincrbyfloat(names.CLOCK, "ticked_at", -60)
+    control.redis.hincrbyfloat(names.CLOCK, "ticked_at", moved_s)
     control.hold(names.client_holder("a"), "a", 60, {}, "a")  # The first that is heard again.
     rounds.advance(store, run)
     assert (control.settling(), state_of(store, run).round) == (True, -1)
@@ -209,6 +210,12 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
     deletion.sweep(store, tmp_path)
     assert keys(store, run) == []
     assert store.control.redis.zcard(names.DELETED) == 1
+
+    # Hours later there is no looking through all keys any more, but a sleeper may still push.
+    store.control.redis.zincrby(names.DELETED, -2 * deletion.LOOKED_AGAIN_S, run)
+    store.data.push(run, b"from a client that slept for hours")
+    deletion.sweep(store, tmp_path)
+    assert keys(store, run) == []
 
     store.control.redis.zincrby(names.DELETED, -2 * deletion.TOMBSTONE_S, run)
     deletion.sweep(store, tmp_path)
