@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import struct
 import tempfile
 import zipfile
@@ -36,10 +34,8 @@ FORMAT = 1
 MAX_RECORD_BYTES = 2**30
 #: What a safetensors file may have besides its tensors; that library's own limit.
 MAX_HEADER_BYTES = 100_000_000
-WRITING = ".writing-"
 _RECORD = "run.json"
 _COPIED_BYTES = 1 << 20
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -114,15 +110,9 @@ def pack(document: Document, writing: Path, path: Path) -> None:
     with zipfile.ZipFile(file, "x", zipfile.ZIP_STORED) as archive:
         archive.writestr(_RECORD, record)
         for version in document.models:
-            entry = _entry_name(document.digest(version))
+            entry = checkpoint.file_name(document.digest(version))
             archive.write(writing / entry, entry)
-    files.sync(file)
-    os.replace(file, path)
-    files.sync(path.parent)
-
-
-def _entry_name(digest: str) -> str:
-    return f"{digest}.safetensors"
+    files.put_in_place(file, path)
 
 
 # Reading a file that may hold anything
@@ -194,14 +184,14 @@ def read_model(
     archive: zipfile.ZipFile, path: Path, digest: str, manifest: Manifest, folder: Path
 ) -> bytearray:
     """A model's body, its digest checked; ``folder`` is where it is unpacked meanwhile. Raises DataError."""
-    info = _entry(archive, path, _entry_name(digest))
+    info = _entry(archive, path, checkpoint.file_name(digest))
     if not manifest.nbytes <= info.file_size <= manifest.nbytes + MAX_HEADER_BYTES:
         raise DataError(
             str(path), f"{info.filename} has {info.file_size} bytes, which is not the model's size"
         )
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as staging:
+        with tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=folder) as staging:
             with (Path(staging) / info.filename).open("xb") as target:
                 for piece in _pieces(archive, path, info):
                     target.write(piece)
@@ -242,8 +232,8 @@ def _check_versions(document: Document, state: RunState) -> None:
     for version, entry in document.versions.items():
         digest, made = entry["digest"], entry["round"]
         _demand(type(made) is int and made >= 0, f"versions.{version}.round")
-        named = isinstance(digest, str) and _DIGEST.fullmatch(digest)
-        _demand(bool(named), f"versions.{version}.digest is not a digest")
+        named = isinstance(digest, str) and checkpoint.is_digest(digest)
+        _demand(named, f"versions.{version}.digest is not a digest")
     _demand(state.version == newest, "state.version is not the newest version")
     _demand(state.digest == document.digest(newest), "state.digest is not the newest version's")
     in_file = set(document.models)

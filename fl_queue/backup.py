@@ -23,7 +23,6 @@ from redis.client import Pipeline
 from fl_queue import __version__, blob, checkpoint, models, names, rounds, scores
 from fl_queue.archive import (
     FORMAT,
-    WRITING,
     Document,
     opened,
     pack,
@@ -92,7 +91,7 @@ def write(store: Store, name: str, path: Path, state_dir: Path) -> Backup:
     best = scores.best_version(store, state.run_id, current_config(store, state.run_id))
     with (
         write_errors(path),
-        tempfile.TemporaryDirectory(prefix=WRITING, dir=path.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=path.parent) as folder,
     ):
         writing = Path(folder)
         document = _with_newest(store, state, state_dir, writing)

@@ -27,10 +27,21 @@ from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.records import Manifest
 
 _SUFFIX = ".safetensors"
-_WRITING = ".writing-"
+#: What a file is written in begins with this; `prune` removes what a killed writer left of it.
+WRITING = ".writing-"
 #: A writer that was killed leaves its folder behind; none that lives takes that long.
 _ABANDONED_S = 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Whether ``text`` may name a model: 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def file_name(digest: str) -> str:
+    """Name of the file of a model with that digest."""
+    return f"{digest}{_SUFFIX}"
 
 
 def write(
@@ -142,18 +153,18 @@ def prune(folder: Path, keep: set[str]) -> None:
         return
     with _write_errors(folder):
         for file in folder.glob(f"*{_SUFFIX}"):
-            if _DIGEST.fullmatch(file.stem) and file.stem not in keep:
+            if is_digest(file.stem) and file.stem not in keep:
                 file.unlink(missing_ok=True)
-        for left in folder.glob(f"{_WRITING}*"):
+        for left in folder.glob(f"{WRITING}*"):
             if time.time() - left.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def _path(folder: Path, digest: str) -> Path:
     # Digests come from Redis: one such as ../../x must not name a file.
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise CheckpointError(str(folder), f"{digest[:80]!r} is not a digest")
-    return folder / f"{digest}{_SUFFIX}"
+    return folder / file_name(digest)
 
 
 def _is_complete(path: Path, manifest: Manifest) -> bool:
@@ -167,16 +178,14 @@ def _is_complete(path: Path, manifest: Manifest) -> bool:
 
 def _replace(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a file and put it in place atomically; on failure the folder is as it was."""
-    with tempfile.TemporaryDirectory(prefix=_WRITING, dir=path.parent) as writing:
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=path.parent) as writing:
         file = Path(writing) / path.name
         # safetensors makes files that only their owner can read; let the umask decide instead.
         with file.open("xb") as made:
             mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
         save_file(dict(tensors), file, dict(metadata))
         file.chmod(mode)
-        files.sync(file)
-        os.replace(file, path)
-        files.sync(path.parent)
+        files.put_in_place(file, path)
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from fl_queue import (
     scores,
 )
 from fl_queue.blob import Header
-from fl_queue.dispatch import Ticket
 from fl_queue.errors import (
     BlobError,
     CheckpointError,
@@ -184,7 +183,11 @@ class Collector:
 
     def _ending(self, drained: bool) -> Ending | None:
         received = sum(receipt.status == "received" for receipt in self.receipts.values())
-        pending = sum(not self._has_answered(client) for client in self.round.cohort)
+        tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
+        pending = sum(
+            not dispatch.has_answered(self.store, self.receipts.get(client), tickets.get(client))
+            for client in self.round.cohort
+        )
         if not drained and (pending or received < self.round.quorum):
             return None  # Look at all that has arrived before asking the clock.
         elapsed_s = self._elapsed()
@@ -193,13 +196,9 @@ class Collector:
             self.store.control.set_quorum_at(self.run, self.number, elapsed_s)
         return closing_rule(self.round, received, pending, elapsed_s, self.quorum_at_s, drained)
 
-    def _has_answered(self, client: str) -> bool:
-        """Whether nothing more is to come; a bad element may be anybody's while its job is at work."""
-        receipt = self.receipts.get(client)
-        if receipt is None or receipt.answers:
-            return receipt is not None
-        job = self.store.control.jobs(self.run, self.number).get(client)
-        return job is None or dispatch.job_state(self.store, Ticket.from_dict(job)) == "finished"
+    def _is_doubtful(self) -> bool:
+        """Whether an element that answers nothing has come in a client's name."""
+        return any(not receipt.answers for receipt in self.receipts.values())
 
     def _elapsed(self) -> float:
         elapsed_s = self.store.control.tick_round(self.run, self.number)
@@ -224,7 +223,8 @@ class Collector:
             return
         receipt = self._judge(header, body)
         if receipt is None:
-            self._ask_again(header.client)
+            # Its chunks are gone: a new attempt of the client's job pushes them again.
+            self._replace_job(header.client)
             return
         self._record(header.client, receipt)
 
@@ -307,26 +307,17 @@ class Collector:
             self.run, header.body_digest, header.body_bytes, header.chunk_bytes
         )
 
-    def _ask_again(self, client: str) -> None:
-        """The chunks of an update are gone: a new attempt of the client's job pushes them again."""
-        raw = self.store.control.jobs(self.run, self.number).get(client)
-        if raw is not None:
-            dispatch.replace(
-                self.store, names.round_jobs(self.run, self.number), client, Ticket.from_dict(raw)
-            )
+    def _replace_job(self, who: str) -> None:
+        ticket = dispatch.tickets(self.store, self.run, self.number).get(who)
+        if ticket is not None:
+            dispatch.replace(self.store, names.round_jobs(self.run, self.number), who, ticket)
 
     # Closing
 
     def _make_way(self) -> str:
         """Go to the end of the queue, so that a waiting round gets a turn; what was taken comes along."""
         self.store.data.disown(self.run, self.fence)
-        raw = self.store.control.jobs(self.run, self.number)[names.AGGREGATOR]
-        dispatch.replace(
-            self.store,
-            names.round_jobs(self.run, self.number),
-            names.AGGREGATOR,
-            Ticket.from_dict(raw),
-        )
+        self._replace_job(names.AGGREGATOR)
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:

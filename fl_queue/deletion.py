@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from redis import Redis
 from redis.client import Pipeline
 
 from fl_queue import dispatch, kept, models, names
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
-from fl_queue.store import RunState, Store
+from fl_queue.store import RunState, Store, unlink_matching
 
 #: How long a tombstone is kept, and for how long everything is looked through again.
 TOMBSTONE_S = 24 * 3600.0
@@ -37,8 +35,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     run = state.run_id
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hget(names.run(run), "state") == b"training":
-            refuse_training(replace(state, state="training"))
+        refuse_training(state.name, pipe.hget(names.run(run), "state") == b"training")
         named = pipe.hget(names.RUNS, state.name) == run.encode()
 
         def write() -> None:
@@ -53,12 +50,10 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     _remove(store, run, state_dir)
 
 
-def refuse_training(state: RunState) -> None:
+def refuse_training(name: str, training: bool) -> None:
     """Raises RunStateError when a run is training: nobody deletes that by mistake."""
-    if state.active:
-        raise RunStateError(
-            state.name, f"is training; stop it first with `fl-queue cancel {state.name}`"
-        )
+    if training:
+        raise RunStateError(name, f"is training; stop it first with `fl-queue cancel {name}`")
 
 
 def sweep(store: Store, state_dir: Path) -> None:
@@ -84,9 +79,9 @@ def _remove(store: Store, run: str, state_dir: Path) -> None:
     for ticket in tickets:
         dispatch.forget(store, ticket)
     for pattern in (f"{names.run(run)}:*", f"rq:*:*_{run}_*"):
-        _unlink(store.control.redis, pattern)
+        unlink_matching(store.control.redis, pattern)
     for pattern in (f"{names.run(run)}:*", names.chunk(run, "*", 0).removesuffix(":0")):
-        _unlink(store.data.redis, pattern)
+        unlink_matching(store.data.redis, pattern)
     shutil.rmtree(models.checkpoint_folder(state_dir, run), ignore_errors=True)
     kept.forget(state_dir, run)
 
@@ -97,12 +92,5 @@ def _tickets(store: Store, run: str) -> list[Ticket]:
         for key in store.control.redis.scan_iter(match=f"{names.run(run)}:round:*:jobs", count=1000)
         for raw in cast(dict[bytes, bytes], store.control.redis.hgetall(key)).values()
     ]
-    documents = [json.loads(raw) for raw in found]
-    documents += [value for value in store.control.evaluations(run).values() if "job" in value]
-    return [Ticket.from_dict(document) for document in documents]
-
-
-def _unlink(client: Redis, pattern: str) -> None:
-    keys = list(client.scan_iter(match=pattern, count=1000))
-    if keys:
-        client.unlink(*keys)
+    tickets = [Ticket.from_dict(json.loads(raw)) for raw in found]
+    return [*tickets, *dispatch.evaluation_tickets(store, run).values()]

@@ -4,8 +4,6 @@ Why an open round is still open: who is missing since when, and what the closing
 
 from __future__ import annotations
 
-from typing import Any
-
 from fl_queue import dispatch, names
 from fl_queue.dispatch import Ticket
 from fl_queue.store import RoundState, RunState, Store
@@ -13,12 +11,8 @@ from fl_queue.store import RoundState, RunState, Store
 
 def why_open(store: Store, state: RunState) -> list[str]:
     """A line for the closing rule, one for each missing client, and what else is in the way."""
-    current = (
-        store.control.round(state.run_id, state.round)
-        if state.active and state.round >= 0
-        else None
-    )
-    if current is None or not current.open:
+    current = store.control.open_round(state) if state.active else None
+    if current is None:
         settling = state.active and store.control.settling()
         return (
             ["after an outage: waiting until all clients have been heard again"] if settling else []
@@ -28,16 +22,15 @@ def why_open(store: Store, state: RunState) -> list[str]:
         receipts[client].status == "received" for client in current.cohort if client in receipts
     )
     lines = [closing(current, received)]
-    jobs = store.control.jobs(state.run_id, state.round)
+    tickets = dispatch.tickets(store, state.run_id, state.round)
     ages = store.control.client_ids()
     for client in current.cohort:
-        if client not in receipts:
-            lines.append(
-                f"waiting for {client}: {_doing(store, state, client, jobs.get(client), ages)}"
-            )
-        elif receipts[client].status != "received":
-            lines.append(f"{client} is out: {receipts[client].status}: {receipts[client].reason}")
-    return lines + _in_the_way(store, state, jobs.get(names.AGGREGATOR))
+        receipt, ticket = receipts.get(client), tickets.get(client)
+        if not dispatch.has_answered(store, receipt, ticket):
+            lines.append(f"waiting for {client}: {_doing(store, state, client, ticket, ages)}")
+        elif receipt is not None and receipt.status != "received":
+            lines.append(f"{client} is out: {receipt.status}: {receipt.reason}")
+    return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
 
 
 def closing(current: RoundState, received: int) -> str:
@@ -57,13 +50,12 @@ def _doing(
     store: Store,
     state: RunState,
     client: str,
-    job: dict[str, Any] | None,
+    ticket: Ticket | None,
     ages: dict[str, float],
 ) -> str:
     """What is known of a client that has not answered."""
     parts = [_activity(store, state, client)]
-    if job is not None:
-        ticket = Ticket.from_dict(job)
+    if ticket is not None:
         parts.append(f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}")
     holder = store.control.lease(names.client_holder(client))
     seen = f"last seen {max(0.0, ages[client]):.0f} s ago" if client in ages else "never seen"
@@ -83,12 +75,11 @@ def _activity(store: Store, state: RunState, client: str) -> str:
     return f"training since {since:.0f} s"
 
 
-def _in_the_way(store: Store, state: RunState, job: dict[str, Any] | None) -> list[str]:
+def _in_the_way(store: Store, state: RunState, ticket: Ticket | None) -> list[str]:
     if not store.control.role_alive(names.AGGREGATOR):
         return ["no aggregator is alive; start one with `fl-queue worker aggregator`"]
-    if job is None:
+    if ticket is None:
         return []
-    ticket = Ticket.from_dict(job)
     doing = dispatch.job_state(store, ticket)
     return [
         f"aggregator: {store.data.waiting(state.run_id)} updates to look at; job {doing}, attempt {ticket.attempt}"

@@ -27,7 +27,7 @@ from rq.serializers import JSONSerializer
 
 from fl_queue import faults, names
 from fl_queue.errors import FLQueueError
-from fl_queue.records import dumps
+from fl_queue.records import Receipt, dumps
 from fl_queue.store import Store
 
 TRAIN = "workers.client.train"
@@ -158,6 +158,18 @@ class Ticket:
         return cls(**{item.name: raw[item.name] for item in fields(cls)})
 
 
+def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
+    """Client (or ``aggregator``) -> its newest ticket of a round."""
+    jobs = store.control.jobs(run, number)
+    return {who: Ticket.from_dict(raw) for who, raw in jobs.items()}
+
+
+def evaluation_tickets(store: Store, run: str) -> dict[int, Ticket]:
+    """Version -> the ticket of its evaluation, of those that are not done."""
+    evaluations = store.control.evaluations(run)
+    return {version: Ticket.from_dict(raw) for version, raw in evaluations.items() if "job" in raw}
+
+
 def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
     """Put a ticket's job into its queue as part of a transaction that has begun (``multi``)."""
     queue(ticket.queue, connection).enqueue_call(
@@ -254,6 +266,22 @@ def job_state(store: Store, ticket: Ticket) -> str:
     return status or "gone"
 
 
+def finished(store: Store, ticket: Ticket) -> bool:
+    """Whether RQ has a job as finished."""
+    return _status(store, ticket)[0] == "finished"
+
+
+def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -> bool:
+    """
+    Whether a client's answer to a round is in, and nothing more is to come.
+
+    A bad element may be anybody's while the client's job is at work.
+    """
+    if receipt is None or receipt.answers:
+        return receipt is not None
+    return ticket is None or finished(store, ticket)
+
+
 def _status(store: Store, ticket: Ticket) -> tuple[str, str]:
     """RQ's status of a job and the worker that has it; empty where there is none."""
     raw = cast(
@@ -338,10 +366,6 @@ class Watch:
             return None
         self._suspected.pop(ticket.job, None)
         return reason
-
-    def finished(self, ticket: Ticket) -> bool:
-        """Whether RQ has a job as finished."""
-        return self.store.control.redis.hget(FLJob.key_for(ticket.job), "status") == b"finished"
 
     def _look(self, ticket: Ticket) -> tuple[str | None, bool]:
         status, worker = _status(self.store, ticket)

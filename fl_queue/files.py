@@ -24,13 +24,22 @@ def write_durably(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) 
         with temporary.open("wb") as file:
             for piece in pieces:
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
+        put_in_place(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(file: Path, path: Path) -> None:
+    """
+    Give a finished file of the same file system its name, and have it on disk for good.
+
+    Raises:
+        OSError: It cannot be done; what was at ``path`` is as it was.
+    """
+    sync(file)
+    os.replace(file, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,6 @@ from fl_queue.store import RoundState, RunState, Store
 
 log = logging.getLogger(__name__)
 
-TICK_S = 1.0
 LEASE_S = 4.0
 #: Attempts after which a job that keeps failing is tried again less and less often.
 QUICK_ATTEMPTS = 5
@@ -82,7 +81,8 @@ class Healer:
         self.store.control.release(names.HEALER, self.token)
 
     def heal(self, run: str) -> None:
-        """Repair one run, whoever holds the lease."""
+        """Repair one run, whoever holds the lease; ``done`` then has a line for each repair."""
+        self.done.clear()
         state = self.store.control.run(run)
         if state is None:
             return
@@ -92,8 +92,8 @@ class Healer:
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
             return
-        current = self.store.control.round(run, state.round) if state.round >= 0 else None
-        if current is not None and current.open:
+        current = self.store.control.open_round(state)
+        if current is not None:
             rounds.count_time(self.store, run, current.number)
             self._give_back(run, current)
             faults.reach("heal.given-back")
@@ -132,27 +132,23 @@ class Healer:
         identity = self.store.data.identity()
         if identity == current.data_server:
             return
-        for who, raw in self.store.control.jobs(run, current.number).items():
+        for who, ticket in dispatch.tickets(self.store, run, current.number).items():
             if who != names.AGGREGATOR:
-                self._replace(names.round_jobs(run, current.number), who, Ticket.from_dict(raw))
+                self._replace(names.round_jobs(run, current.number), who, ticket)
         self.store.control.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
 
     def _heal_jobs(self, run: str, current: RoundState) -> None:
         key = names.round_jobs(run, current.number)
         receipts = self.store.control.receipts(run, current.number)
-        for who, raw in self.store.control.jobs(run, current.number).items():
-            ticket = Ticket.from_dict(raw)
-            if who != names.AGGREGATOR and who in receipts and receipts[who].answers:
+        for who, ticket in dispatch.tickets(self.store, run, current.number).items():
+            if dispatch.has_answered(self.store, receipts.get(who), ticket):
                 continue
             reason = self.watch.verdict(ticket)
             if (
                 reason is None
-                and self.watch.finished(ticket)
-                and (
-                    who == names.AGGREGATOR
-                    or (who not in receipts and self._nothing_in(run, current))
-                )
+                and dispatch.finished(self.store, ticket)
+                and (who == names.AGGREGATOR or self._nothing_in(run, current))
             ):
                 # It ended, and the round is open: the aggregator left it, or what it pushed is gone.
                 reason = "finished without effect"
@@ -163,11 +159,7 @@ class Healer:
         return self.store.data.waiting(run) + self.store.data.held(run, current.fence) == 0
 
     def _heal_evaluations(self, state: RunState) -> None:
-        waiting = {
-            version: Ticket.from_dict(value)
-            for version, value in self.store.control.evaluations(state.run_id).items()
-            if "job" in value
-        }
+        waiting = dispatch.evaluation_tickets(self.store, state.run_id)
         for version, ticket in waiting.items():
             reason = self.watch.verdict(ticket)
             if self._is_due(ticket, reason):

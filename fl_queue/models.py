@@ -99,7 +99,7 @@ def load_version(
         raise UnknownVersion(run, version, f"does not exist (versions: {there})")
     digest = versions[version]["digest"]
     folder = checkpoint_folder(state_dir, run)
-    if (folder / f"{digest}.safetensors").exists():
+    if (folder / checkpoint.file_name(digest)).exists():
         return manifest, checkpoint.read(folder, digest, manifest)
     try:
         return manifest, fetch(store, run, digest, manifest, chunk_bytes)

@@ -14,7 +14,6 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue import dispatch, names, rounds
-from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.rounds import Ending
@@ -47,8 +46,8 @@ def cancel(store: Store, name: str) -> RunState:
         state = find_run(store, name)
         if not state.active:
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
-        current = store.control.round(state.run_id, state.round) if state.round >= 0 else None
-        if current is None or not current.open:
+        current = store.control.open_round(state)
+        if current is None:
             done = rounds.set_state(store, state, "cancelled", CANCELLED, "run_cancelled")
         else:
             done = _cancel_round(store, state, current)
@@ -130,11 +129,11 @@ def failures(store: Store, state: RunState) -> list[Failure]:
         for client, receipt in sorted(receipts.items())
         if receipt.status == "failed"
     ]
-    documents = [
-        *store.control.jobs(state.run_id, state.round).values(),
-        *(value for value in store.control.evaluations(state.run_id).values() if "job" in value),
+    tickets = [
+        *dispatch.tickets(store, state.run_id, state.round).values(),
+        *dispatch.evaluation_tickets(store, state.run_id).values(),
     ]
-    for ticket in (Ticket.from_dict(document) for document in documents):
+    for ticket in tickets:
         reason = dispatch.job_state(store, ticket)
         if reason.startswith("failed"):
             what = (

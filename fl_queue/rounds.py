@@ -59,8 +59,8 @@ def advance(store: Store, run: str) -> None:
     _publish_evaluations(store, state)
     if not state.active:
         return
-    current = store.control.round(run, state.round) if state.round >= 0 else None
-    if current is not None and current.open:
+    current = store.control.open_round(state)
+    if current is not None:
         _abandon_orphan(store, state, current)
         return
     config = current_config(store, run)
@@ -454,9 +454,9 @@ def clean_up(store: Store, run: str, number: int) -> None:
 
 
 def _forget_jobs(store: Store, run: str, number: int, but: str = "") -> None:
-    for ticket in store.control.jobs(run, number).values():
-        if ticket["who"] != but:
-            dispatch.forget(store, Ticket.from_dict(ticket))
+    for who, ticket in dispatch.tickets(store, run, number).items():
+        if who != but:
+            dispatch.forget(store, ticket)
 
 
 # Evaluations

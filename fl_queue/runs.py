@@ -172,8 +172,8 @@ def describe_state(store: Store, state: RunState) -> str:
     if not state.active:
         tail = f" ({state.reason})" if state.reason else ""
         return f"is {state.state} at version {state.version}{tail}"
-    current = store.control.round(state.run_id, state.round) if state.round >= 0 else None
-    if current is None or not current.open:
+    current = store.control.open_round(state)
+    if current is None:
         why = f": {state.reason}" if state.reason else ""
         return f"is training: between rounds{why}"
     receipts = store.control.receipts(state.run_id, state.round)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fl_queue import blob, kept, models
+from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, CheckpointError, DataError, RunStateError
 from fl_queue.merge import Merge
 from fl_queue.records import RoundRecord
@@ -71,7 +72,7 @@ def _verify(store: Store, state: RunState, state_dir: Path, record: RoundRecord)
         reason = "its updates were not kept; set model.keep_updates = true"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
     try:
-        recomputed = recompute(store, state, state_dir, record)
+        recomputed = recompute(store, state.run_id, state_dir, record, config)
     except (CheckpointError, DataError) as exc:
         return Verdict(record.round, version, "unknown", digest, reason=str(exc))
     except BlobError as exc:
@@ -82,20 +83,23 @@ def _verify(store: Store, state: RunState, state_dir: Path, record: RoundRecord)
     return Verdict(record.round, version, "different", digest, recomputed, reason)
 
 
-def recompute(store: Store, state: RunState, state_dir: Path, record: RoundRecord) -> str:
+def recompute(
+    store: Store, run: str, state_dir: Path, record: RoundRecord, config: RunConfig
+) -> str:
     """
     Digest of the version that a round's base and accepted updates make.
+
+    Args:
+        config: The one that was in force.
 
     Raises:
         CheckpointError: The base is not there any more.
         DataError: An update is not there, or damaged.
         BlobError: An update is not one that could have been accepted.
     """
-    run = state.run_id
     manifest = store.control.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
-    config = current_config(store, run, record.config_segment)
     merge = Merge(manifest, config.aggregation, record.scales, largest_weight(config.aggregation))
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)

@@ -152,6 +152,12 @@ class Federation:
         process.terminate()
         process.wait(30)
 
+    def round_of(self, run: str) -> int:
+        """The round a run is at."""
+        state = self.store.control.run(run)
+        assert state is not None
+        return state.round
+
     def committed(self, run: str) -> list[RoundRecord]:
         """Records of the committed rounds."""
         return [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue import config, errors, names
-from fl_queue.cli import MODULES
+from fl_queue.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +27,7 @@ def test_every_shipped_config_is_accepted(name: str) -> None:
 def test_every_command_is_documented() -> None:
     text = (ROOT / "docs/cli.md").read_text()
 
-    assert [name for name in MODULES if f"fl-queue {name}" not in text] == []
+    assert [name for name in COMMANDS if f"fl-queue {name}" not in text] == []
 
 
 def test_every_error_has_its_exit_code_documented() -> None:

@@ -63,11 +63,10 @@ class Sweeping(Chores):
         self.swept_at = time.monotonic()
         try:
             # A short-lived connection: supervisors are idle for hours between two uses.
-            store = self.site.store()
-            outbox.sweep(
-                self.site.outbox, self.site.client, partial(rounds.has_ended, store.control)
-            )
-            store.close()
+            with self.site.store() as store:
+                outbox.sweep(
+                    self.site.outbox, self.site.client, partial(rounds.has_ended, store.control)
+                )
         except StoreUnavailable as exc:
             log.warning("outbox: %s", exc)
 

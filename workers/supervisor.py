@@ -124,9 +124,8 @@ class Supervisor:
     def _forget_worker(self) -> None:
         """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
         try:
-            store = self.site.store()
-            store.control.release(names.worker(self.site.worker), self.site.token)
-            store.close()
+            with self.site.store() as store:
+                store.control.release(names.worker(self.site.worker), self.site.token)
         except StoreUnavailable as exc:
             log.warning("%s", exc)
 

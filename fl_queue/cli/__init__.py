@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from typing import cast
 
 import click
 
@@ -17,29 +18,29 @@ from fl_queue.errors import FLQueueError
 
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
-#: Command -> the module that has it.
-MODULES = {
-    "demo": "running",
-    "start-round": "running",
-    "redis": "running",
-    "worker": "working",
-    "resume": "operating",
-    "cancel": "operating",
-    "redrive": "operating",
-    "delete": "operating",
-    "verify": "operating",
-    "status": "reading",
-    "watch": "reading",
-    "history": "reading",
-    "clients": "reading",
-    "events": "reading",
-    "plot": "reading",
-    "export": "reading",
-    "inspect": "reading",
-    "config": "reading",
-    "doctor": "reading",
-    "backup": "backups",
-    "restore": "backups",
+#: Command -> module and name of the object.
+COMMANDS = {
+    "demo": "running:demo",
+    "start-round": "running:start_round",
+    "redis": "running:redis_command",
+    "worker": "working:worker",
+    "resume": "operating:resume",
+    "cancel": "operating:cancel",
+    "redrive": "operating:redrive",
+    "delete": "operating:delete",
+    "verify": "operating:verify_command",
+    "status": "reading:status",
+    "watch": "reading:watch",
+    "history": "reading:history",
+    "clients": "reading:clients",
+    "events": "reading:events",
+    "plot": "reading:plot",
+    "export": "reading:export",
+    "inspect": "reading:inspect",
+    "config": "reading:config_group",
+    "doctor": "reading:doctor_command",
+    "backup": "backups:backup",
+    "restore": "backups:restore",
 }
 
 
@@ -47,14 +48,13 @@ class _Lazy(click.Group):
     """A command's module is imported when the command is asked for: a restarted worker is in a hurry."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(MODULES)
+        return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in MODULES:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fl_queue.cli.{MODULES[cmd_name]}")
-        commands: tuple[click.Command, ...] = module.COMMANDS
-        return next(command for command in commands if command.name == cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        return cast(click.Command, getattr(importlib.import_module(f"fl_queue.cli.{module}"), name))
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -60,6 +60,3 @@ def restore(where: Where, file: Path, name: str | None) -> None:
     store = where.open()
     state = backups.restore(store, file, where.state_dir, name)
     click.echo(f"{state.name} ({state.run_id}) {runs.describe_state(store, state)}")
-
-
-COMMANDS = (backup, restore)

@@ -85,7 +85,7 @@ def delete(where: Where, run: str, yes: bool) -> None:
     """
     store = where.open()
     state = runs.find_run(store, run)
-    deletion.refuse_training(state)
+    deletion.refuse_training(state.name, state.active)
     versions = len(store.control.versions(state.run_id))
     what = f"run {state.name} ({state.run_id}) with {versions} versions and its history"
     if not yes and not click.confirm(f"Delete {what}?"):
@@ -127,6 +127,3 @@ def verify_command(where: Where, run: str, number: int | None, as_json: bool) ->
         )
     if all(verdict.result == "unknown" for verdict in verdicts):
         raise DataError(str(where.state_dir), "no round could be recomputed; the reasons are above")
-
-
-COMMANDS = (resume, cancel, redrive, delete, verify_command)

@@ -346,17 +346,3 @@ def doctor_command(where: Where, data: Path | None, as_json: bool) -> None:
                 f"{finding.level:4}  {finding.what}" + (f"; {finding.fix}" if finding.fix else "")
             )
     doctor.raise_on_failure(findings)
-
-
-COMMANDS = (
-    status,
-    watch,
-    history,
-    clients,
-    events,
-    plot,
-    export,
-    inspect,
-    config_group,
-    doctor_command,
-)

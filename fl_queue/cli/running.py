@@ -190,6 +190,3 @@ def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...]) -> 
     """
     interrupt_on_sigterm()
     demos.run(clients, count, output, overrides, cli_line)
-
-
-COMMANDS = (demo, start_round, redis_command)

@@ -108,6 +108,3 @@ def _become_worker(role: str, site: Site) -> None:
     path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **site.to_environ(), "PYTHONPATH": path}
     os.execve(sys.executable, [sys.executable, "-m", "workers.supervisor", role], environment)
-
-
-COMMANDS = (worker,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 from fl_queue.store.connect import (
     ServerFacts,
@@ -12,6 +13,7 @@ from fl_queue.store.connect import (
     plain_client,
     resolve_urls,
     server_facts,
+    unlink_matching,
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data
@@ -30,6 +32,7 @@ __all__ = [
     "plain_client",
     "resolve_urls",
     "server_facts",
+    "unlink_matching",
 ]
 
 
@@ -59,6 +62,12 @@ class Store:
         store = cls(url, blob_url)
         store.check()
         return store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def check(self) -> None:
         """

@@ -119,6 +119,13 @@ def script(client: redis.Redis, name: str) -> Script:
     return client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
 
 
+def unlink_matching(client: redis.Redis, pattern: str) -> None:
+    """Remove all keys of a pattern; looks through all keys of the server."""
+    keys = list(client.scan_iter(match=pattern, count=1000))
+    if keys:
+        client.unlink(*keys)
+
+
 class _Pipeline(Pipeline):
     masked_url = ""
 

@@ -172,6 +172,11 @@ class Control(Presence):
         raw = as_text(self._hash(names.round_(run, number)))
         return _round_state(number, raw) if "state" in raw else None
 
+    def open_round(self, state: RunState) -> RoundState | None:
+        """A run's newest round, while it is open."""
+        current = self.round(state.run_id, state.round) if state.round >= 0 else None
+        return current if current is not None and current.open else None
+
     def receipts(self, run: str, number: int) -> dict[str, Receipt]:
         """Client (or ``client:status`` of a further update) -> receipt."""
         raw = as_text(self._hash(names.round_updates(run, number)))

@@ -83,8 +83,7 @@ class Presence:
 
     def worker_alive(self, worker: str) -> bool:
         """Whether an RQ worker's lease lives, and its process as far as one can see."""
-        holder = self.lease(names.worker(worker))
-        return bool(holder) and not liveness.is_dead(holder.get("process", ""))
+        return _lives(self.lease(names.worker(worker)))
 
     def role_alive(self, role: str) -> bool:
         """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
@@ -97,10 +96,7 @@ class Presence:
             {"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())}
             for key in found
         ]
-        return [
-            worker for worker in workers
-            if "role" in worker and not liveness.is_dead(worker.get("process", ""))
-        ]  # fmt: skip
+        return [worker for worker in workers if "role" in worker and _lives(worker)]
 
     # Clients
 
@@ -131,6 +127,10 @@ class Presence:
     def alive_clients(self, active_s: float) -> list[str]:
         """Clients heard of within ``active_s`` of the control server's clock, sorted."""
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
+
+
+def _lives(holder: Mapping[str, str]) -> bool:
+    return bool(holder) and not liveness.is_dead(holder.get("process", ""))
 
 
 def as_text(raw: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -91,10 +91,10 @@ def _both(federation: Federation) -> None:
 def _until_pushed(federation: Federation, run: str) -> float:
     fired = federation.arm("outbox.written", "kill-parent", "client-site-1-")
     wait_for("an update in the outbox", fired.exists)
-    number = _state(federation, run)
+    number = federation.round_of(run)
 
     def received() -> bool:
-        return _state(federation, run) > number or "site-1" in federation.store.control.receipts(
+        return federation.round_of(run) > number or "site-1" in federation.store.control.receipts(
             run, number
         )
 
@@ -136,12 +136,6 @@ def _until_received(federation: Federation, run: str, role: Role) -> float:
         return any(event["event"] == "update_received" for _, _, event in news)
 
     return _seconds(lambda: None, received)
-
-
-def _state(federation: Federation, run: str) -> int:
-    state = federation.store.control.run(run)
-    assert state is not None
-    return state.round
 
 
 def _seconds(hit: Callable[[], None], sign: Callable[[], bool]) -> float:

@@ -47,13 +47,13 @@ def test_an_aggregator_that_slept_past_its_lease_changes_nothing(
     run = federation.begin("two", *ROUNDS)
     wait_for(stopped, fired.exists)
     zombie = int(fired.read_text())
-    number = _round(federation, run)
+    number = federation.round_of(run)
     # Its worker sleeps, too, as with a machine that is suspended: both leases run out.
     worker = _parent(zombie)
     os.kill(worker, signal.SIGSTOP)
     try:
         wait_for(
-            "another aggregator to end the round", lambda: _round(federation, run) > number, 60
+            "another aggregator to end the round", lambda: federation.round_of(run) > number, 60
         )
         written = _checkpoints(federation, run)
     finally:
@@ -131,12 +131,6 @@ def test_two_workers_of_a_new_client_at_once_are_one(federation: Federation) -> 
         for process in both:
             process.terminate()
             process.communicate(timeout=30)
-
-
-def _round(federation: Federation, run: str) -> int:
-    state = federation.store.control.run(run)
-    assert state is not None
-    return state.round
 
 
 def _parent(pid: int) -> int:

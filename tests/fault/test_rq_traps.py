@@ -48,10 +48,7 @@ Begin = Callable[..., str]
 @pytest.fixture(scope="module")
 def calm(federation: Federation) -> list[str]:
     """Digests of an undisturbed run named `same`."""
-    run = federation.begin("same", *DISTURBED)
-    assert federation.finish(run).state == "completed"
-    federation.store.control.redis.hdel(names.RUNS, "same")
-    return digests(federation, run)
+    return federation.digests_of("same", *DISTURBED)
 
 
 @pytest.fixture

@@ -110,13 +110,13 @@ def test_the_clock_of_the_control_server_jumps(
         kill(federation.worker_pid("aggregator"))  # Nobody opens a round until it is back.
         wait_for(
             "updates",
-            lambda: federation.store.data.waiting(run) == 2 or _round(federation, run) > 1,
+            lambda: federation.store.data.waiting(run) == 2 or federation.round_of(run) > 1,
         )
     with control.pipeline() as pipe:
         for client in federation.clients:
             pipe.zincrby(names.CLIENTS, -jump_s, client)
         pipe.hincrbyfloat(names.CLOCK, "ticked_at", -jump_s)
-        pipe.hincrbyfloat(names.round_(run, _round(federation, run)), "ticked_at", -jump_s)
+        pipe.hincrbyfloat(names.round_(run, federation.round_of(run)), "ticked_at", -jump_s)
         pipe.execute()
     if jump_s > 0:
         leases = [*control.keys("flq:worker:*"), *control.keys("flq:client:*:holder"), names.HEALER]
@@ -163,8 +163,8 @@ def test_an_outage_of_both_while_clients_train_loses_no_finished_training(
     time.sleep(outage_s)
     for role in roles:
         federation.redis.restart(role)
-    number = _round(federation, run)
-    wait_for("the round to end", lambda: _round(federation, run) > number)
+    number = federation.round_of(run)
+    wait_for("the round to end", lambda: federation.round_of(run) > number)
 
     assert federation.trained_in(run, number) == len(federation.clients)
     undisturbed(federation, run, calm)
@@ -207,12 +207,6 @@ def test_a_client_whose_machine_vanishes_does_not_hold_up_its_round(federation: 
     finally:
         federation.start("site-2")
         wait_for("site-2", lambda: "site-2" in federation.store.control.alive_clients(15))
-
-
-def _round(federation: Federation, run: str) -> int:
-    state = federation.store.control.run(run)
-    assert state is not None
-    return state.round
 
 
 def _stop(pid: int) -> None:

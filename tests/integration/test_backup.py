@@ -10,13 +10,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from fl_queue import archive, backup, blob, checkpoint, config, models, names, operate, runs
-from fl_queue.cli.backups import COMMANDS
+from fl_queue.cli import cli
 from fl_queue.embedded import start
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
 from fl_queue.records import Manifest, RoundRecord, TensorSpec, dumps
@@ -478,7 +477,6 @@ def test_every_field_of_a_record_has_a_shape_that_is_checked() -> None:
 
 
 def test_the_commands_write_one_line_and_teach(store: Store, run: str, tmp_path: Path) -> None:
-    cli = click.Group(commands=list(COMMANDS))
     where = ["--redis-url", store.servers.url, "--blob-url", store.servers.blob_url]
     where += ["--state-dir", str(tmp_path)]
     file = tmp_path / "a.zip"

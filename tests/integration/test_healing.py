@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, config, deletion, dispatch, heal, liveness, names, operate, rounds, runs
+from fl_queue import (
+    blob,
+    config,
+    deletion,
+    diagnose,
+    dispatch,
+    heal,
+    liveness,
+    names,
+    operate,
+    rounds,
+    runs,
+)
 from fl_queue.blob import Header
 from fl_queue.dispatch import FLJob, Ticket
 from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.records import Manifest, Receipt, TensorSpec
 from fl_queue.store import RunState, Store
-
-
-@pytest.fixture
-def run(store: Store) -> str:
-    """A run with round 0 open on the only client there is."""
-    store.control.hold(names.client_holder("a"), "t", 60_000, {}, "a")
-    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
-    state = runs.start_run(store, "healed", loaded, 1)
-    rounds.advance(store, state.run_id)
-    return state.run_id
 
 
 def state_of(store: Store, run: str) -> RunState:
@@ -97,7 +99,7 @@ def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> N
 def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    operate.cancel(store, "healed")
+    operate.cancel(store, "lawful")
     late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
     for element in (b"rubbish", blob.pack(late, None), blob.pack(replace(late, round=99), None)):
         store.data.push(run, element)
@@ -118,7 +120,7 @@ def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
         run, blob.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
     )
     store.data.take(run, fence, 1)
-    operate.cancel(store, "healed")
+    operate.cancel(store, "lawful")
     Healer(store, tmp_path).heal(run)
 
     assert store.data.held(run, fence) + store.data.waiting(run) == 0
@@ -192,9 +194,9 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
 def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunStateError, match="fl-queue cancel healed"):
+    with pytest.raises(RunStateError, match="fl-queue cancel lawful"):
         deletion.delete(store, state_of(store, run), tmp_path)
-    operate.cancel(store, "healed")
+    operate.cancel(store, "lawful")
     state = state_of(store, run)
     deletion.delete(store, state, tmp_path)
     assert keys(store, run) == []
@@ -225,12 +227,12 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
 def test_a_deletion_that_was_killed_is_finished_by_the_healer(
     store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operate.cancel(store, "healed")
+    operate.cancel(store, "lawful")
     state = state_of(store, run)
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "_remove", lambda *arguments: None)
         deletion.delete(store, state, tmp_path)
-    assert store.control.run_id("healed") is None
+    assert store.control.run_id("lawful") is None
     Healer(store, tmp_path).tick()
 
     assert keys(store, run) == []
@@ -267,7 +269,7 @@ def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
 def test_a_late_update_of_a_round_long_gone_is_counted(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    operate.cancel(store, "healed")
+    operate.cancel(store, "lawful")
     store.control.forget_round(run, 0)
     late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
     store.data.push(run, blob.pack(late, None))
@@ -294,3 +296,23 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
     control.hset(names.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
     assert not rounds.set_state(store, seen, "completed", "", "run_completed")
     assert state_of(store, run).active
+
+
+def test_a_bad_element_in_a_clients_name_leaves_it_waited_for_and_its_job_watched(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
+    store.control.write_receipt(run, 0, "a", Receipt("stale", token="1", reason="old"), fence)
+    assert any(
+        line.startswith("waiting for a: ")
+        for line in diagnose.why_open(store, state_of(store, run))
+    )
+
+    job = store.control.jobs(run, 0)["a"]["job"]
+    store.control.redis.hset(FLJob.key_for(job), mapping={"status": "started", "worker_name": "x"})
+    healer = Healer(store, tmp_path)
+    healer.heal(run)
+    assert store.control.jobs(run, 0)["a"]["attempt"] == 2
+    assert any("its worker is dead" in line for line in healer.done)
+    healer.heal(run)
+    assert healer.done == []  # What was done the last time, not all a healer ever did.

@@ -20,16 +20,6 @@ from fl_queue.rounds import Ending
 from fl_queue.store import Store
 
 
-@pytest.fixture
-def run(store: Store) -> str:
-    """A run with round 0 open on the only client there is."""
-    store.control.hold(names.client_holder("a"), "t", 60, {}, "a")
-    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
-    state = runs.start_run(store, "lawful", loaded, 1)
-    rounds.advance(store, state.run_id)
-    return state.run_id
-
-
 def claim(store: Store, run: str) -> int:
     job = store.control.jobs(run, 0)["aggregator"]["job"]
     return store.control.claim(run, 0, job)

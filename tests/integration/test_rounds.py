@@ -20,13 +20,8 @@ CLIENTS = 3
 
 @pytest.fixture(scope="module")
 def calm(federation: Federation) -> list[str]:
-    """Digests of an undisturbed run named `same`."""
-    run = federation.begin("same")
-    assert federation.finish(run).state == "completed"
-    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
-    # The name is given free for the disturbed runs: seeds come from the name, not the run id.
-    federation.store.control.redis.hdel(names.RUNS, "same")
-    return digests
+    """Digests of an undisturbed run named `same`, whose name the disturbed ones take."""
+    return federation.digests_of("same")
 
 
 def test_a_run_commits_every_round_once_and_records_what_decided_it(
@@ -105,8 +100,7 @@ def test_a_killed_process_changes_no_bit(
     else:
         kill(federation.worker_pid("site-3" if victim == "client" else victim))
     state = federation.finish(run)
-    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
-    federation.store.control.redis.hdel(names.RUNS, "same")
+    digests = federation.free(run)
 
     assert state.state == "completed"
     assert digests == calm
@@ -124,8 +118,7 @@ def test_a_killed_redis_of_either_role_changes_no_bit(
         time.sleep(0.5)
         federation.redis.restart(role)
     state = federation.finish(run, 150)
-    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
-    federation.store.control.redis.hdel(names.RUNS, "same")
+    digests = federation.free(run)
 
     assert state.state == "completed"
     assert digests == calm
@@ -153,9 +146,8 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
     data.push(run, blob.pack(stranger, None))
     data.push(run, blob.pack(replace(stranger, client="site-1", base_digest="0" * 64), None))
     state = federation.finish(run)
-    digests = [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    digests = federation.free(run)
     record = federation.committed(run)[0]
-    federation.store.control.redis.hdel(names.RUNS, "same")
 
     assert state.state == "completed"
     assert digests == calm

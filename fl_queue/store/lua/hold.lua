@@ -9,18 +9,10 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local clock = redis.call('HMGET', KEYS[3], 'ticked_at', 'settling_s')
-if clock[1] then
-  local step = now - tonumber(clock[1])
-  local settling = tonumber(clock[2])
-  if step > tonumber(ARGV[4]) or step < -1 then
-    settling = tonumber(ARGV[5])
-  else
-    settling = math.max(0, settling - math.max(step, 0))
-  end
-  redis.call('HSET', KEYS[3], 'ticked_at', string.format('%.3f', now), 'settling_s', string.format('%.3f', settling))
-else
-  redis.call('HSET', KEYS[3], 'ticked_at', string.format('%.3f', now), 'settling_s', '0')
-end
+local step = now - tonumber(clock[1] or now)
+local settling = math.max(0, tonumber(clock[2] or 0) - math.max(step, 0))
+if step > tonumber(ARGV[4]) or step < -1 then settling = tonumber(ARGV[5]) end
+redis.call('HSET', KEYS[3], 'ticked_at', string.format('%.3f', now), 'settling_s', string.format('%.3f', settling))
 local holder = redis.call('HGET', KEYS[1], 'token')
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'token', ARGV[1], unpack(ARGV, 6))
