@@ -33,8 +33,8 @@ from fl_queue.store import Store, plain_client
 from tests.fault.proxy import Loss, Proxy
 from tests.federation import Federation, child_of, kill, wait_for
 
-#: Two rounds, each long enough to be disturbed in the middle of it.
-EPOCHS = 400
+#: Two rounds, each of seconds (an epoch takes about a millisecond), to be disturbed in the middle.
+EPOCHS = 2000
 DISTURBED = ("run.rounds=2", "round.cohort=2", f"train.epochs={EPOCHS}")
 #: RQ gives an entry of its intermediate list 60 s; ours are older from the start.
 LONG_AGO_S = 1000
@@ -136,7 +136,7 @@ def training(federation: Federation, run: str, client: str) -> None:
 
     def trains() -> bool:
         event = federation.store.control.last_event(names.client_events(client)) or {}
-        return event.get("run") == run and 5 < event.get("epoch", 0) < EPOCHS
+        return event.get("run") == run and 1 <= event.get("epoch", 0) < event["epochs"]
 
     wait_for(f"{client} to train", trains)
 
