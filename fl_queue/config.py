@@ -232,9 +232,26 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             ),
         },
     ),
+    "update": (
+        "How updates travel from clients to the aggregator.",
+        {
+            "codec": Field(
+                "str",
+                "float32",
+                "parameters on the wire: float32 exact, bfloat16 half the bytes, int8 a quarter",
+                choices=("float32", "bfloat16", "int8"),
+            ),
+        },
+    ),
     "model": (
         "Versions of the model.",
         {
+            "codec": Field(
+                "str",
+                "float32",
+                "parameters of models on their way to clients: float32 exact, bfloat16 half the bytes",
+                choices=("float32", "bfloat16"),
+            ),
             "initial": Field(
                 "str", "", "safetensors file to start from; empty: initialised from the seed"
             ),
@@ -299,6 +316,7 @@ class RunConfig:
     data: Mapping[str, Any]
     train: Mapping[str, Any]
     aggregation: Mapping[str, Any]
+    update: Mapping[str, Any]
     model: Mapping[str, Any]
     redis: Mapping[str, Any]
     task: Mapping[str, Any]
