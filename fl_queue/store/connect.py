@@ -21,7 +21,7 @@ from redis._parsers import Encoder
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.commands.core import Script
-from redis.connection import PythonRespSerializer
+from redis.connection import ConnectionPool, PythonRespSerializer
 from redis.retry import Retry
 
 from fl_queue import embedded
@@ -117,6 +117,11 @@ def mask(url: str) -> str:
 def script(client: redis.Redis, name: str) -> Script:
     """One of ``lua/*.lua``, bound to a server."""
     return client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+def pool_of(client: redis.Redis, key: str) -> ConnectionPool:
+    """The connections to the server that has a key."""
+    return client.connection_pool
 
 
 def unlink_matching(client: redis.Redis, pattern: str) -> None:

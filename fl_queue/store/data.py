@@ -8,11 +8,12 @@ checkpoint. ``identity`` tells when that happened.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost
+from fl_queue.store.bulk import read_values, write_values
 from fl_queue.store.connect import Servers, script
 
 #: An incarnation that has not extended its lease for this long has lost its taken list.
@@ -139,16 +140,45 @@ class Data:
     # Chunks
 
     def put_chunks(
-        self, run: str, digest: str, pieces: Iterable[memoryview], lifetime_s: int | None
+        self,
+        run: str,
+        digest: str,
+        pieces: Iterable[memoryview],
+        lifetime_s: int | None,
+        skip_present: bool = False,
     ) -> None:
         """
         Store a blob's chunks under its digest; repeating it is harmless.
 
         Args:
+            pieces: Each must stay as it is until the second one after it is asked for; with
+                ``skip_present``, until the end.
             lifetime_s: They expire after this time; None: never (models are removed when superseded).
+            skip_present: Go on with an interrupted upload: send only chunks that are not there in
+                their length, the others just live on. Not for a blob whose content a reader refused.
+
+        Raises:
+            StoreUnavailable: The connection broke; call it again.
         """
-        for index, piece in enumerate(pieces):
-            self.redis.set(names.chunk(run, digest, index), piece, ex=lifetime_s)
+        values = ((names.chunk(run, digest, index), piece) for index, piece in enumerate(pieces))
+        write_values(
+            self.redis,
+            self._absent(list(values), lifetime_s) if skip_present else values,
+            lifetime_s,
+        )
+
+    def _absent(
+        self, values: list[tuple[str, memoryview]], lifetime_s: int | None
+    ) -> Iterator[tuple[str, memoryview]]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for key, _ in values:
+                # First its life is prolonged: what is there after that stays.
+                pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
+                pipe.strlen(key)
+            lengths = pipe.execute()[1::2]
+        return (
+            value for value, length in zip(values, lengths, strict=True) if length != len(value[1])
+        )
 
     def missing_chunks(self, run: str, digest: str, count: int) -> bool:
         """Whether any of a blob's ``count`` chunks is not there."""
@@ -163,13 +193,64 @@ class Data:
             ChunksMissing: A chunk is not there, or has another length than it should.
         """
         body = bytearray(nbytes)
-        view = memoryview(body)
-        for index, start in enumerate(range(0, nbytes, chunk_bytes)):
-            piece = cast("bytes | None", self.redis.get(names.chunk(run, digest, index)))
-            if piece is None or len(piece) != min(chunk_bytes, nbytes - start):
-                raise ChunksMissing(digest, index)
-            view[start : start + len(piece)] = piece
+        self.read_chunks_into(run, digest, nbytes, chunk_bytes, memoryview(body))
         return body
+
+    def read_chunks_into(
+        self,
+        run: str,
+        digest: str,
+        nbytes: int,
+        chunk_bytes: int,
+        view: memoryview,
+        first: int = 0,
+        on_chunk: Callable[[int, memoryview], None] | None = None,
+    ) -> None:
+        """
+        Read a blob's chunks into memory, without a copy on the way.
+
+        Args:
+            view: Writable bytes, ``nbytes`` long; chunk i goes to ``i * chunk_bytes``.
+            first: Chunks before this one are in the view already, and are not read.
+            on_chunk: Called after each with its index and its part of the view, in order.
+
+        Raises:
+            ChunksMissing: A chunk is not there, or has another length than it should.
+            StoreUnavailable: The connection broke; what ``on_chunk`` was told is in the view.
+        """
+        chunks = [view[start : start + chunk_bytes] for start in range(0, nbytes, chunk_bytes)]
+        for index, piece in self._read(run, digest, first, chunks[first:]):
+            if on_chunk is not None:
+                on_chunk(index, piece)
+
+    def iter_chunks(
+        self, run: str, digest: str, nbytes: int, chunk_bytes: int, first: int = 0
+    ) -> Iterator[memoryview]:
+        """
+        Read a blob's chunks from ``first`` on, never holding more than one.
+
+        Yields:
+            Each chunk, in order; its memory is used again for the next one.
+
+        Raises:
+            ChunksMissing: A chunk is not there, or has another length than it should.
+            StoreUnavailable: The connection broke.
+        """
+        buffer = memoryview(bytearray(min(chunk_bytes, nbytes)))
+        starts = range(first * chunk_bytes, nbytes, chunk_bytes)
+        chunks = [buffer[: min(chunk_bytes, nbytes - start)] for start in starts]
+        for _, piece in self._read(run, digest, first, chunks):
+            yield piece
+
+    def _read(
+        self, run: str, digest: str, first: int, chunks: list[memoryview]
+    ) -> Iterator[tuple[int, memoryview]]:
+        keys = (names.chunk(run, digest, first + offset) for offset in range(len(chunks)))
+        found = read_values(self.redis, zip(keys, chunks, strict=True))
+        for offset, there in enumerate(found):
+            if not there:
+                raise ChunksMissing(digest, first + offset)
+            yield first + offset, chunks[offset]
 
     def drop_chunks(self, run: str, digest: str, count: int) -> None:
         """Remove a blob's chunks."""
