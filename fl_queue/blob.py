@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
@@ -140,6 +140,11 @@ def matching(spec: TensorSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensor
 
 
+def little_endian(array: Tensor) -> Tensor:
+    """An array of float32 or int64 as it lies in a body; itself on most machines."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
 def encode_body(manifest: Manifest, tensors: Mapping[str, Tensor]) -> bytearray:
     """
     Lay the tensors out as a body.
@@ -177,6 +182,21 @@ def views(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
 def body_digest(body: Bytes) -> str:
     """BLAKE3 of a body, hexadecimal; on one thread, as aggregators share their cores."""
     return blake3(body).hexdigest()
+
+
+def pieces_digest(pieces: Iterable[Bytes | Tensor]) -> str:
+    """The same of a body that comes in pieces."""
+    digest = blake3()
+    for piece in pieces:
+        digest.update(as_bytes(piece))
+    return digest.hexdigest()
+
+
+def as_bytes(piece: Bytes | Tensor) -> memoryview:
+    """The bytes of a piece of a body, not copied."""
+    view = memoryview(cast(Any, piece))
+    # An array without elements cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def check_body(header: Header, body: Bytes) -> None:
@@ -238,12 +258,23 @@ def pack(header: Header, body: Bytes | None) -> bytes:
     Raises:
         BlobError: A header field is out of range, or the body is not the header's.
     """
-    raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
-    _parse(raw)
+    head = pack_head(header)
     if (body is None) != (header.chunk_bytes > 0 or header.body_bytes == 0):
         raise BlobError("a body goes with chunk_bytes = 0, and chunks go without")
     if body is not None and len(body) != header.body_bytes:
         raise BlobError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+    return head if body is None else b"".join((head, body))
+
+
+def pack_head(header: Header) -> bytes:
+    """
+    An element without its body: prefix and header. Headers that differ in digests are as long.
+
+    Raises:
+        BlobError: A header field is out of range.
+    """
+    raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
+    _parse(raw)
     try:
         packed: bytes = msgpack.packb(raw)
     except UnicodeEncodeError as exc:
@@ -251,7 +282,7 @@ def pack(header: Header, body: Bytes | None) -> bytes:
     if len(packed) > MAX_HEADER_BYTES:
         raise BlobError(f"header has {len(packed)} bytes, more than {MAX_HEADER_BYTES}")
     prefix = MAGIC + header.round.to_bytes(4, "little") + len(packed).to_bytes(4, "little")
-    return b"".join((prefix, packed, b"" if body is None else body))
+    return prefix + packed
 
 
 def element_round(element: Bytes) -> int:

@@ -8,29 +8,35 @@ format; which versions are kept is the caller's. No Redis here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fl_queue import blob, files
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError, CheckpointError, DataError
-from fl_queue.records import Manifest
+from fl_queue.records import Manifest, dumps
 
 _SUFFIX = ".safetensors"
 #: What a file is written in begins with this; `prune` removes what a killed writer left of it.
 WRITING = ".writing-"
 #: A writer that was killed leaves its folder behind; none that lives takes that long.
 _ABANDONED_S = 3600.0
+#: dtype -> its name in a safetensors file.
+_DTYPES = {"float32": "F32", "int64": "I64"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,13 +50,110 @@ def file_name(digest: str) -> str:
     return f"{digest}{_SUFFIX}"
 
 
+class Draft:
+    """A model that has been written and has no name yet; made by ``drafted``."""
+
+    def __init__(self, folder: Path, file: Path, digest: str, start: int) -> None:
+        self._folder, self._file, self.digest = folder, file, digest
+        self._mapped = files.Mapped(file)
+        #: The body as it is on disk.
+        self.view = self._mapped.view[start:]
+
+    def sync(self) -> None:
+        """
+        Have it on disk for good; ``keep`` then has little to wait for.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        with _write_errors(self._file):
+            files.sync(self._file)
+
+    def keep(self) -> Path:
+        """
+        Give it its name: ``<folder>/<digest>.safetensors``, on disk for good.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        path = self._folder / file_name(self.digest)
+        with _write_errors(path):
+            files.put_in_place(self._file, path)
+        return path
+
+
+@contextmanager
+def drafted(
+    folder: Path, manifest: Manifest, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
+) -> Iterator[Draft]:
+    """
+    Write a model piece by piece, so that it need not be in memory; removed again unless it is kept.
+
+    safetensors' own writer wants all tensors at once. The file has the tensors in the manifest's
+    order without gaps, so its data is the body.
+
+    Args:
+        folder: Made when it does not exist.
+        manifest: Layout of the body.
+        pieces: The body, in order.
+        metadata: Texts for the file's header; ``digest`` is added.
+
+    Raises:
+        CheckpointError: It cannot be written (disk full, permissions); nothing is left behind.
+        BlobError: The body is not of the manifest's size.
+    """
+    with _write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        writing = tempfile.TemporaryDirectory(prefix=WRITING, dir=folder)
+    with writing as name:
+        file = Path(name) / "model"
+        digest, written = blake3(), 0
+        with _write_errors(folder), file.open("xb") as out:
+            start = out.write(_head(manifest, metadata, "0" * 64))
+            for piece in pieces:
+                view = blob.as_bytes(piece)
+                digest.update(view)
+                written += out.write(view)
+            if written != manifest.nbytes:
+                raise BlobError(f"body has {written} bytes, the manifest's has {manifest.nbytes}")
+            out.seek(0)
+            out.write(_head(manifest, metadata, digest.hexdigest()))
+        yield Draft(folder, file, digest.hexdigest(), start)
+
+
+def _head(manifest: Manifest, metadata: Mapping[str, str], digest: str) -> bytes:
+    """What stands before the tensors in a safetensors file; as long for every digest."""
+    entries = {"__metadata__": {**metadata, "digest": digest}} | _entries(manifest)
+    text = dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # The tensors are aligned.
+    return len(text).to_bytes(8, "little") + text
+
+
+def _entries(manifest: Manifest) -> dict[str, Any]:
+    return {
+        spec.name: {
+            "dtype": _DTYPES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        for spec, offset in manifest.offsets()
+    }
+
+
+def _layout(head: memoryview) -> object:
+    """The entries of a file's tensors; None when this is no file of ours."""
+    try:
+        entries = json.loads(bytes(head))
+    except ValueError:
+        return None
+    return {name: entries[name] for name in entries if name != "__metadata__"}
+
+
 def write(
     folder: Path, digest: str, manifest: Manifest, body: Bytes, metadata: Mapping[str, str]
 ) -> Path:
     """
-    Write a model version, unless it is there already.
-
-    The tensors are written from the body itself: no copy of the model is made.
+    Write a model version that is in memory, unless it is there already.
 
     Args:
         folder: Made when it does not exist.
@@ -63,44 +166,63 @@ def write(
         ``<folder>/<digest>.safetensors``, on disk for good.
 
     Raises:
-        CheckpointError: It cannot be written (disk full, permissions); nothing is left behind.
+        CheckpointError: It cannot be written (disk full, permissions), or ``digest`` is not that of
+            the body; nothing is left behind.
         BlobError: The body is not of the manifest's size.
     """
     path = _path(folder, digest)
     if _is_complete(path, manifest):
         return path
-    tensors = blob.views(manifest, body)
-    with _write_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(path, tensors, metadata)
-    return path
+    with drafted(folder, manifest, [body], metadata) as draft:
+        if draft.digest != digest:
+            raise CheckpointError(str(path), "what is to be written does not have that digest")
+        return draft.keep()
 
 
-def read(folder: Path, digest: str, manifest: Manifest) -> bytearray:
+def open_body(folder: Path, digest: str, manifest: Manifest) -> Body:
     """
-    Read a model version back, as a body, and verify its digest.
-
-    Holds one copy of the model and one tensor at a time.
+    A model version's body on disk, its digest verified; read as it is looked at.
 
     Raises:
         CheckpointError: It is missing, damaged, or of another manifest.
     """
     path = _path(folder, digest)
-    body = bytearray(manifest.nbytes)
     try:
-        with safe_open(path, framework="np") as file:
-            if set(file.keys()) != {spec.name for spec in manifest.tensors}:
-                raise CheckpointError(str(path), "holds other tensors than the run's model")
-            for spec, offset in manifest.offsets():
-                tensor = blob.matching(spec, {spec.name: file.get_tensor(spec.name)})
-                body[offset : offset + spec.nbytes] = tensor.tobytes()
+        mapped = files.Mapped(path)
     except FileNotFoundError as exc:
         raise CheckpointError(str(path), "is missing") from exc
-    except (OSError, SafetensorError, BlobError, TypeError) as exc:
+    except OSError as exc:
         raise CheckpointError(str(path), f"cannot be read: {exc}") from exc
-    if blob.body_digest(body) != digest:
+    start = 8 + int.from_bytes(mapped.view[:8], "little")
+    if _layout(mapped.view[8:start]) != _entries(manifest):
+        raise CheckpointError(str(path), "is damaged, or holds other tensors than the run's model")
+    body = Body(mapped, mapped.view[start:])
+    if len(body.view) != manifest.nbytes or blob.body_digest(body.view) != digest:
         raise CheckpointError(str(path), "is damaged: its content does not have that digest")
+    body.unload()
     return body
+
+
+@dataclass(frozen=True)
+class Body:
+    """A model's body in a file. Args: ``view``: its bytes, read-only."""
+
+    mapped: files.Mapped
+    view: memoryview
+
+    def unload(self) -> None:
+        """Take its bytes out of memory until they are looked at again."""
+        self.mapped.unload()
+
+
+def read(folder: Path, digest: str, manifest: Manifest) -> bytearray:
+    """
+    Read a model version back into memory, as a body, and verify its digest.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another manifest.
+    """
+    return bytearray(open_body(folder, digest, manifest).view)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +32,8 @@ from fl_queue import (
     rounds,
     scores,
 )
-from fl_queue.blob import Header
+from fl_queue.blob import Bytes, Header, Tensor
+from fl_queue.checkpoint import Body
 from fl_queue.errors import (
     BlobError,
     CheckpointError,
@@ -37,6 +41,7 @@ from fl_queue.errors import (
     OwnershipLost,
     StoreUnavailable,
 )
+from fl_queue.files import Mapped
 from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, Receipt, RoundRecord, Sums
@@ -111,7 +116,8 @@ class Collector:
         self.receipts: dict[str, Receipt] = {}
         self.validation: dict[str, Sums] = {}
         self.training: dict[str, Sums] = {}
-        self.initial: tuple[Manifest, memoryview | bytearray, str] | None = None
+        self.initial: tuple[Manifest, Bytes] | None = None
+        self.base: Mapped | Body | None = None
         self.looked_at = 0
         self.headers: list[Header] = []
         self.quorum_at_s: float | None = None
@@ -154,6 +160,9 @@ class Collector:
             self.merge = Merge(
                 self.manifest, self.config.aggregation, current.scales, current.w_max
             )
+            # Now, while clients train; what is not there yet may be so by the commit.
+            with suppress(ChunksMissing, CheckpointError):
+                self.base = self._open_base()
 
     # Collecting
 
@@ -298,7 +307,7 @@ class Collector:
         blob.check_tensors(header, manifest)
         whole = self._body(header, body)
         blob.check_body(header, whole)
-        self.initial = (manifest, whole, header.body_digest)
+        self.initial = (manifest, whole)
 
     def _body(self, header: Header, body: memoryview) -> memoryview | bytearray:
         if not header.chunk_bytes:
@@ -352,20 +361,14 @@ class Collector:
         return f"{ending.outcome}: {ending.reason}"
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
-        manifest, body, version = self._next_model()
-        digest = blob.body_digest(body)
-        models.publish(self.store, self.run, digest, body, self.config.redis["chunk_bytes"])
-        faults.reach("model.published")
-        metadata = {
-            "run": self.run,
-            "version": str(version),
-            "round": str(self.number),
-            "digest": digest,
-        }
+        manifest, pieces, version = self._next_model()
+        folder = models.checkpoint_folder(self.state_dir, self.run)
+        metadata = {"run": self.run, "version": str(version), "round": str(self.number)}
         try:
-            checkpoint.write(
-                models.checkpoint_folder(self.state_dir, self.run), digest, manifest, body, metadata
-            )
+            with checkpoint.drafted(folder, manifest, pieces, metadata) as draft:
+                self._publish(draft)
+                faults.reach("model.published")
+                draft.keep()
         except CheckpointError as exc:
             event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
             self.store.control.add_event(self.run, event)
@@ -380,28 +383,36 @@ class Collector:
             token=self.token,
             outcome="initialised" if first else "committed",
             reason=ending.reason,
-            record=None if first else replace(record, version=version, digest=digest),
+            record=None if first else replace(record, version=version, digest=draft.digest),
             receipts=self._final_receipts(ending),
             max_abandoned=self.config.round["max_abandoned"],
             version=version,
-            digest=digest,
+            digest=draft.digest,
             manifest=manifest if first else None,
         )
 
-    def _next_model(self) -> tuple[Manifest, memoryview | bytearray, int]:
+    def _publish(self, draft: checkpoint.Draft) -> None:
+        """Send the new version to the data server while the disk takes it for good."""
+        with ThreadPoolExecutor(1) as other:
+            syncing = other.submit(draft.sync)
+            chunk_bytes = self.config.redis["chunk_bytes"]
+            models.publish(self.store, self.run, draft.digest, draft.view, chunk_bytes)
+            syncing.result()
+
+    def _next_model(self) -> tuple[Manifest, Iterable[Bytes | Tensor], int]:
         if self.initial is not None:
-            manifest, body, _ = self.initial
-            return manifest, body, 0
+            manifest, body = self.initial
+            return manifest, [body], 0
         assert self.manifest is not None
-        base = models.base_body(
-            self.store,
-            self.run,
-            self.round.base_digest,
-            self.manifest,
-            self.config.redis["chunk_bytes"],
-            self.state_dir,
+        base = self.base or self._open_base()
+        return self.manifest, self.merge.next_model(base.view), self.round.base_version + 1
+
+    def _open_base(self) -> Mapped | Body:
+        assert self.manifest is not None
+        digest, chunk_bytes = self.round.base_digest, self.config.redis["chunk_bytes"]
+        return models.base_body(
+            self.store, self.run, digest, self.manifest, chunk_bytes, self.state_dir
         )
-        return self.manifest, self.merge.next_model(base), self.round.base_version + 1
 
     def _final_receipts(self, ending: Ending) -> dict[str, Receipt]:
         if ending.outcome == "abandoned":

@@ -5,7 +5,7 @@ An update ``u`` becomes ``q = rint(u * 2**s)`` in int64 (half to even, off by at
 From there on ``sum(weight * q)`` is integer arithmetic: associative, so partial sums merge exactly
 and an update can be taken out again. ``choose_scales`` fixes ``s`` so that the sum cannot overflow.
 
-No float is ever added here, and nothing depends on the machine: the numba kernels use no fastmath,
+No float is ever added here, and nothing depends on the machine: the numba kernel uses no fastmath,
 and plain numpy (used when numba cannot be imported) gives the same bits. No Redis here.
 """
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -112,42 +112,20 @@ class ExactSum:
             name: np.full(spec.shape, lowest, np.int64) for name, spec in self._integers.items()
         }
 
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """
-        Whether an update may be added; ``add`` asks it of the whole update before it adds any.
-
-        Args:
-            tensors: Name -> array, such as ``blob.views`` gives; not modified.
-
-        Raises:
-            BlobError: Names the tensor, the value (NaN and Inf included) and the limit.
-        """
-        within = _kernels().within
-        for spec in self._integers.values():
-            matching(spec, tensors)
-        for spec in self._floats.values():
-            values = _flat(spec, tensors)
-            limit = self.scales[spec.kind].limit
-            if not within(values, limit):
-                value = values[_first_outside(values, limit)]
-                raise BlobError(
-                    f"tensor {spec.name!r} holds {value!s}, outside ±{limit}"
-                    f" ({_LIMIT_FIELDS[spec.kind]})"
-                )
-
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """
         Add one update, or nothing of it.
 
         Args:
-            tensors: Name -> float32 difference or int64 value; not modified.
+            tensors: Name -> float32 difference or int64 value, such as ``blob.views`` gives; not
+                modified.
             weight: 1 to ``w_max``.
 
         Raises:
-            BlobError: The weight or a value is out of range, or a tensor is not the manifest's.
+            BlobError: The weight is out of range, a tensor is not the manifest's, or a value is not
+                within its limit (NaN and Inf are not): names the tensor, the value and the limit.
         """
         self._check_weight(weight)
-        self.check(tensors)
         self._accumulate(tensors, weight)
         for name, maximum in self._maxima.items():
             np.maximum(maximum, tensors[name], out=maximum)
@@ -166,7 +144,6 @@ class ExactSum:
         if self._integers:
             raise ValueError(f"the maximum of {next(iter(self._integers))!r} cannot be taken back")
         self._check_weight(weight)
-        self.check(tensors)
         self._accumulate(tensors, -weight)
         self.total_weight -= weight
         self.count -= 1
@@ -222,11 +199,69 @@ class ExactSum:
         self._check_not_empty()
         return self._maxima[name].copy()
 
+    def pieces(self) -> Iterator[Int64s]:
+        """The sum's own body: int64 arrays in the manifest's order, not copied; see ``sum_manifest``."""
+        for spec in self.manifest.tensors:
+            yield self._totals[spec.name] if spec.name in self._totals else self._maxima[spec.name]
+
+    def add_sum(self, tensors: Mapping[str, Tensor], weight: int, count: int) -> None:
+        """
+        Add a partial sum of other updates of the same round, or nothing of it.
+
+        Args:
+            tensors: Name -> int64 array, of ``sum_manifest``.
+            weight: Total weight of the updates in it.
+            count: How many they are.
+
+        Raises:
+            BlobError: A tensor is not the manifest's, or a total is larger than ``weight`` allows.
+        """
+        for spec in sum_manifest(self.manifest).tensors:
+            matching(spec, tensors)
+        if not count <= weight <= count * self.w_max:
+            raise BlobError(
+                f"weight {weight} of {count} updates is not {count} to w_max times that"
+            )
+        for name, spec in self._floats.items():
+            scale = self.scales[spec.kind]
+            most = weight * math.ceil(Fraction(scale.limit) * 2**scale.s)
+            if spec.size and not _is_within(tensors[name], most):
+                raise BlobError(f"tensor {name!r} holds a sum outside ±{most}")
+        for name, total in self._totals.items():
+            total += tensors[name].reshape(-1)
+        for name, maximum in self._maxima.items():
+            np.maximum(maximum, tensors[name], out=maximum)
+        self.total_weight += weight
+        self.count += count
+
+    def release(self, name: str) -> None:
+        """Free a tensor's total once its mean has been used: the sum is twice as large as a model."""
+        self._totals.pop(name, None)
+
     def _accumulate(self, tensors: Mapping[str, Tensor], weight: int) -> None:
-        add = _kernels().add
-        for spec in self._floats.values():
-            factor = math.ldexp(1.0, self.scales[spec.kind].s)
-            add(self._totals[spec.name], _flat(spec, tensors), weight, factor)
+        """Add all float tensors or none: what is outside a limit takes out again what went before."""
+        for spec in self._integers.values():
+            matching(spec, tensors)
+        flat = {spec: _flat(spec, tensors) for spec in self._floats.values()}
+        done: list[tuple[TensorSpec, int]] = []
+        for spec, values in flat.items():
+            added = self._add_tensor(spec, values, weight)
+            done.append((spec, added))
+            if added == values.size:
+                continue
+            for earlier, size in done:
+                self._add_tensor(earlier, flat[earlier][:size], -weight)
+            limit = self.scales[spec.kind].limit
+            value = values[_first_outside(values, limit)]
+            raise BlobError(
+                f"tensor {spec.name!r} holds {value!s}, outside ±{limit}"
+                f" ({_LIMIT_FIELDS[spec.kind]})"
+            )
+
+    def _add_tensor(self, spec: TensorSpec, values: Float32s, weight: int) -> int:
+        scale = self.scales[spec.kind]
+        factor = math.ldexp(1.0, scale.s)
+        return _kernel()(self._totals[spec.name], values, weight, factor, scale.limit)
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.w_max:
@@ -239,11 +274,22 @@ class ExactSum:
 
 def warm_up() -> None:
     """
-    Compile the kernels, or load them from numba's cache (1.0 s and 0.6 s with numba's import).
+    Compile the kernel, or load it from numba's cache (1.0 s and 0.6 s with numba's import).
 
     The aggregator's worker calls it before it forks, so that no job waits for it.
     """
-    _kernels()
+    _kernel()
+
+
+def sum_manifest(manifest: Manifest) -> Manifest:
+    """The tensors of a sum's body: those of the manifest, all int64."""
+    return Manifest(
+        tuple(TensorSpec(spec.name, spec.shape, "integer_buffer") for spec in manifest.tensors)
+    )
+
+
+def _is_within(values: Tensor, most: int) -> bool:
+    return -most <= int(values.min()) and int(values.max()) <= most
 
 
 def _flat(spec: TensorSpec, tensors: Mapping[str, Tensor]) -> Float32s:
@@ -262,29 +308,21 @@ def _first_outside(values: Float32s, limit: float) -> int:
     return -1
 
 
-class _Kernels(NamedTuple):
-    """
-    The two inner loops, over flat arrays; limit and factor are float64.
-
-    Args:
-        add: ``total += weight * int64(rint(float64(values) * factor))``.
-        within: Whether every ``abs(value) <= limit`` (false for NaN).
-    """
-
-    add: Callable[[Int64s, Float32s, int, float], None]
-    within: Callable[[Float32s, float], bool]
+#: ``total[:n] += weight * int64(rint(float64(values) * factor))``, block by block until one holds a
+#: value that is NaN or larger in magnitude than the limit; returns how many elements were added.
+_Kernel = Callable[[Int64s, Float32s, int, float, float], int]
 
 
 @functools.cache
-def _kernels() -> _Kernels:
+def _kernel() -> _Kernel:
     try:
-        return _numba_kernels()
+        return _numba_kernel()
     except ImportError as exc:
-        _log.warning("numba cannot be imported (%s): merging with numpy, at half the speed", exc)
-        return _Kernels(_add_numpy, _within_numpy)
+        _log.warning("numba cannot be imported (%s): merging with numpy, at a third the speed", exc)
+        return _add_numpy
 
 
-def _numba_kernels() -> _Kernels:
+def _numba_kernel() -> _Kernel:
     # Imported here: it takes half a second, and the CLI needs choose_scales only.
     import numba
     from numba import types
@@ -292,42 +330,35 @@ def _numba_kernels() -> _Kernels:
     # Views of an element are read-only and, after a header of any length, unaligned. Arrays
     # that are neither fit this signature too, so one compilation serves all.
     values = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
-    add = types.void(types.int64[::1], values, types.int64, types.float64)
-    within = types.boolean(values, types.float64)
-
-    def compile_all(cache: bool) -> _Kernels:
-        return _Kernels(
-            numba.njit(add, nogil=True, cache=cache)(_add_loop),
-            numba.njit(within, nogil=True, cache=cache)(_within_loop),
-        )
-
+    add = types.int64(types.int64[::1], values, types.int64, types.float64, types.float64)
     try:
-        return compile_all(cache=True)
+        return cast(_Kernel, numba.njit(add, nogil=True, cache=True)(_add_loop))
     except (RuntimeError, OSError) as exc:  # no folder to cache in, or its disk is full
-        _log.info("numba cannot cache its kernels (%s): compiling at each start", exc)
-        return compile_all(cache=False)
+        _log.info("numba cannot cache its kernel (%s): compiling at each start", exc)
+        return cast(_Kernel, numba.njit(add, nogil=True)(_add_loop))
 
 
-def _add_loop(total: Any, values: Any, weight: Any, factor: Any) -> None:
-    for i in range(total.size):
-        total[i] += weight * np.int64(np.rint(np.float64(values[i]) * factor))
+def _add_loop(total: Any, values: Any, weight: Any, factor: Any, limit: Any) -> Any:
+    for start in range(0, values.size, 16384):
+        # Slices, so that the inner loops have no bounds of their own and are vectorised.
+        sums, block = total[start : start + 16384], values[start : start + 16384]
+        good = True
+        for i in range(block.size):
+            good &= abs(np.float64(block[i])) <= limit
+        if not good:
+            return start
+        # The block is in the cache now: looking at it first has cost next to nothing.
+        for i in range(block.size):
+            sums[i] += weight * np.int64(np.rint(np.float64(block[i]) * factor))
+    return values.size
 
 
-def _within_loop(values: Any, limit: Any) -> Any:
-    # No early exit: it would keep the loop from being vectorised, and good updates are the rule.
-    good = True
-    for i in range(values.size):
-        good &= abs(np.float64(values[i])) <= limit
-    return good
-
-
-def _add_numpy(total: Int64s, values: Float32s, weight: int, factor: float) -> None:
-    for start in range(0, total.size, _BLOCK):
+def _add_numpy(total: Int64s, values: Float32s, weight: int, factor: float, limit: float) -> int:
+    for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK].astype(np.float64)
+        if not (np.abs(block) <= limit).all():
+            return start
         block *= factor
         np.rint(block, out=block)
         total[start : start + _BLOCK] += block.astype(np.int64) * weight
-
-
-def _within_numpy(values: Float32s, limit: float) -> bool:
-    return _first_outside(values, limit) < 0
+    return values.size

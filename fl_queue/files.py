@@ -4,11 +4,57 @@ Files that are there whole, or not at all, whatever kills their writer.
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 UNFINISHED = ".tmp"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """
+    Write a file that appears under its name when the block ends, and not at all when it fails.
+
+    Its folder is made. A killed process leaves the old state or the new; a machine that loses power
+    may leave a damaged file, so its reader has to check it.
+
+    Raises:
+        OSError: It cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Mapped:
+    """
+    A file's bytes, read when they are looked at; ``view`` is read-only.
+
+    Raises:
+        OSError: It cannot be opened (FileNotFoundError when there is none).
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # An empty file cannot be mapped.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+        self.view = memoryview(self._map if self._map is not None else b"")
+
+    def unload(self) -> None:
+        """Take the bytes out of this process's memory until they are looked at again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def write_durably(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:

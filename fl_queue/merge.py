@@ -6,11 +6,11 @@ A function of the base, the accepted updates and what the round recorded, in any
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fl_queue import blob
-from fl_queue.blob import Bytes, Header
+from fl_queue.blob import Bytes, Header, Tensor
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy, weight_of
@@ -51,8 +51,8 @@ class Merge:
         self.total.add(blob.views(self.manifest, body), weight)
         return weight
 
-    def next_model(self, base: Bytes) -> bytearray:
-        """The body of the version that these updates make of ``base``."""
+    def next_model(self, base: Bytes) -> Iterator[Tensor]:
+        """The body of the version that these updates make of ``base``, in blocks; only once."""
         strategy = get_strategy(self.aggregation["strategy"])
-        tensors = strategy.next_model(self.manifest, blob.views(self.manifest, base), self.total)
-        return blob.encode_body(self.manifest, tensors)
+        blocks = strategy.next_model(self.manifest, blob.views(self.manifest, base), self.total)
+        return map(blob.little_endian, blocks)

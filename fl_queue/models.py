@@ -13,8 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue import blob, checkpoint
-from fl_queue.errors import ChunksMissing, DataError, ModelMismatch, UnknownVersion
+from fl_queue import blob, cache, checkpoint
+from fl_queue.checkpoint import Body
+from fl_queue.errors import (
+    CheckpointError,
+    ChunksMissing,
+    DataError,
+    ModelMismatch,
+    UnknownVersion,
+)
+from fl_queue.files import Mapped
 from fl_queue.records import Manifest
 from fl_queue.store import Store
 
@@ -63,24 +71,24 @@ def restore(
     """
     if not store.data.missing_chunks(run, digest, blob.chunk_count(manifest.nbytes, chunk_bytes)):
         return False
-    body = checkpoint.read(checkpoint_folder(state_dir, run), digest, manifest)
-    publish(store, run, digest, body, chunk_bytes)
+    body = checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
+    publish(store, run, digest, body.view, chunk_bytes)
     return True
 
 
 def base_body(
     store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int, state_dir: Path
-) -> bytearray:
+) -> Mapped | Body:
     """
-    A version's body for the aggregator: from the data server, else from its checkpoint.
+    A version's body for the aggregator, on disk: its checkpoint, else fetched from the data server.
 
     Raises:
-        CheckpointError: It is in neither.
+        ChunksMissing, CheckpointError: It is in neither.
     """
     try:
-        return fetch(store, run, digest, manifest, chunk_bytes)
-    except ChunksMissing:
-        return checkpoint.read(checkpoint_folder(state_dir, run), digest, manifest)
+        return checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
+    except CheckpointError:
+        return cache.fetch(store, state_dir / "cache", run, digest, manifest.nbytes, chunk_bytes)
 
 
 def load_version(

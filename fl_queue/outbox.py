@@ -2,22 +2,27 @@
 A client's finished updates on its own disk, until it learns that their rounds have ended.
 
 A file is written before anything is pushed, under the update's token, and is what a new attempt
-pushes instead of training again. No training here.
+pushes instead of training again. The system writes it to disk when it sees fit: a process that is
+killed loses nothing, and a machine that loses power trains again, to the same bits. No training here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
 
 from fl_queue import blob, faults, files
-from fl_queue.blob import Header
+from fl_queue.blob import Bytes, Header
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.store import Store
 
 _SUFFIX = ".update"
+FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 #: Chunks nobody removed expire by themselves; missing ones are asked for again.
 CHUNK_LIFETIME_S = 24 * 3600
@@ -28,16 +33,31 @@ def path_of(folder: Path, run: str, number: int, client: str) -> Path:
     return folder / f"{client}_{run}_{number}{_SUFFIX}"
 
 
-def write(folder: Path, header: Header, body: bytes | bytearray) -> Path:
+def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
     """
-    Keep an update, durably: it is there whole, or not at all.
+    Keep an update: it is there whole, or not at all. Its body is never in memory whole.
+
+    Args:
+        header: Its body's digest is filled in here.
+        pieces: The body's ``body_bytes`` bytes, or arrays of them, in order.
 
     Raises:
+        BlobError: The header cannot be packed, or the pieces are more or fewer bytes.
         DataError: It cannot be written (disk full, permissions).
     """
     path = path_of(folder, header.run, header.round, header.client)
     try:
-        files.write_durably(path, [blob.pack(header, body or None)])
+        with files.written_whole(path) as file:
+            file.write(blob.pack_head(header))
+            digest, written = blake3(), 0
+            for piece in pieces:
+                view = blob.as_bytes(piece)
+                digest.update(view)
+                written += file.write(view)
+            if written != header.body_bytes:
+                raise BlobError(f"body has {written} bytes, its header says {header.body_bytes}")
+            file.seek(0)
+            file.write(blob.pack_head(replace(header, body_digest=digest.hexdigest())))
     except OSError as exc:
         raise DataError(
             str(path), f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
@@ -45,15 +65,23 @@ def write(folder: Path, header: Header, body: bytes | bytearray) -> Path:
     return path
 
 
-def read(path: Path) -> tuple[Header, memoryview] | None:
-    """A kept update; None when there is none, or when the disk has damaged it (it is removed then)."""
+def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
+    """
+    A kept update, its body still on disk; None when there is none.
+
+    One that the disk has damaged is removed.
+
+    Args:
+        check: Whether to compute the body's digest; not needed for what we have just written.
+    """
     try:
-        element = path.read_bytes()
+        element = files.Mapped(path).view
     except FileNotFoundError:
         return None
     try:
         header, body = blob.unpack(element, max_body_bytes=len(element))
-        blob.check_body(header, body)
+        if check:
+            blob.check_body(header, body)
     except BlobError:
         path.unlink(missing_ok=True)
         return None
@@ -71,6 +99,8 @@ def push(
     """
     Push an update, waiting out outages of the data server: chunks first, then the element.
 
+    Chunks that have arrived are not sent again.
+
     Args:
         inline_bytes: Bodies up to this size travel in the element itself.
         ended: Whether its round has ended; asked before each attempt.
@@ -78,25 +108,32 @@ def push(
     Returns:
         Whether it was pushed; False when its round ended first.
     """
-    wait_s = 0.2
+    wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            _push_once(store, header, body, inline_bytes, chunk_bytes)
+            _push_once(store, header, body, inline_bytes, chunk_bytes, again)
             return True
         except StoreUnavailable:
             time.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s, again = min(2 * wait_s, LONGEST_WAIT_S), True
     return False
 
 
 def _push_once(
-    store: Store, header: Header, body: memoryview, inline_bytes: int, chunk_bytes: int
+    store: Store,
+    header: Header,
+    body: memoryview,
+    inline_bytes: int,
+    chunk_bytes: int,
+    again: bool,
 ) -> None:
     if len(body) <= inline_bytes:
         store.data.push(header.run, blob.pack(header, body if len(body) else None))
         return
     pieces = (body[piece] for piece in blob.chunk_slices(len(body), chunk_bytes))
-    store.data.put_chunks(header.run, header.body_digest, pieces, CHUNK_LIFETIME_S)
+    store.data.put_chunks(
+        header.run, header.body_digest, pieces, CHUNK_LIFETIME_S, skip_present=again
+    )
     faults.reach("chunks.pushed")
     store.data.push(header.run, blob.pack(replace(header, chunk_bytes=chunk_bytes), None))
 

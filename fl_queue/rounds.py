@@ -161,6 +161,12 @@ def has_ended(control: Control, run: str, number: int) -> bool:
     return current is not None and not current.open
 
 
+def is_over(control: Control, run: str) -> bool:
+    """Whether a run is not training (any more), or is gone."""
+    state = control.run(run)
+    return state is None or not state.active
+
+
 # Opening
 
 

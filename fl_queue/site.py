@@ -81,6 +81,11 @@ class Site:
         """Folder of finished updates."""
         return self.state_dir / "outbox"
 
+    @property
+    def cache(self) -> Path:
+        """Folder of fetched models."""
+        return self.state_dir / "cache"
+
     def store(self) -> Store:
         """
         Both Redis roles, checked.

@@ -2,7 +2,7 @@
 What a client's job and the evaluator do with a task: arrays in, an update or metrics out.
 
 Between the model of a task (torch) and the arrays that travel (numpy). Imports torch, so only
-clients and the evaluator import this. No Redis and no blobs here.
+clients and the evaluator import this. No Redis here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_queue import __version__
+from fl_queue.blob import little_endian
 from fl_queue.errors import DataError, ModelMismatch
 from fl_queue.records import Kind, Manifest, Sums, TensorSpec
 from fl_queue.sampling import seed_for
@@ -31,6 +32,57 @@ from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
 
 Arrays = dict[str, NDArray[Any]]
 
+#: Elements copied or subtracted at a time: a large model is never in memory once more for that.
+_BLOCK = 1 << 20
+
+
+class Changes(Mapping[str, NDArray[Any]]):
+    """
+    Tensor name -> ``local - base`` (float32), or the local value of an integer buffer (int64).
+
+    Computed when asked for, so that a trained model and its update are not in memory together.
+
+    Args:
+        manifest: The run's model.
+        model: The trained model.
+        base: Arrays of the base version.
+
+    Raises:
+        ModelMismatch: The model has other tensors than the manifest; names one.
+    """
+
+    def __init__(
+        self, manifest: Manifest, model: nn.Module, base: Mapping[str, NDArray[Any]]
+    ) -> None:
+        self._specs = {spec.name: spec for spec in manifest.tensors}
+        self._local = views_of(model, manifest)
+        self._base = base
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        spec = self._specs[name]
+        whole = np.concatenate([np.empty(0, spec.dtype), *self._blocks(spec)])
+        return whole.reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """The update's body: flat blocks in the manifest's order, of at most 4 or 8 MiB."""
+        for spec in self._specs.values():
+            yield from self._blocks(spec)
+
+    def _blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        local = self._local[spec.name].reshape(-1)
+        base = self._base[spec.name].reshape(-1)
+        for start in range(0, spec.size, _BLOCK):
+            block = local[start : start + _BLOCK]
+            if spec.kind != "integer_buffer":
+                block = block - base[start : start + _BLOCK]
+            yield little_endian(block)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -38,15 +90,14 @@ class Trained:
     What one client made of one base version.
 
     Args:
-        tensors: Tensor name -> ``local - base`` (float32), or the local value of an integer buffer
-            (int64).
+        tensors: Its update.
         num_examples: Training samples, counted once whatever the epochs.
         metrics: Sums of the base version on the client's validation data.
         train_metrics: Sums of the training.
         train_s: Seconds of training, without evaluation of the base and without reading the data.
     """
 
-    tensors: Arrays
+    tensors: Changes
     num_examples: int
     metrics: Sums
     train_metrics: Sums
@@ -75,7 +126,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
     _seed_everything(seed_for(seed, "initialise"))
     model = task.build_model()
     manifest = manifest_of(model)
-    return manifest, arrays_of(model, manifest)
+    return manifest, views_of(model, manifest)
 
 
 def train_update(
@@ -84,6 +135,7 @@ def train_update(
     base: Mapping[str, NDArray[Any]],
     context: ClientContext,
     on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
+    on_loaded: Callable[[], None] = lambda: None,
 ) -> Trained:
     """
     One client's part in one round: evaluate the base version, train from it, take the difference.
@@ -97,6 +149,7 @@ def train_update(
         context: Whose update, in which round.
         on_epoch: Called after each epoch with its number, their number, and finished validation
             metrics.
+        on_loaded: Called when ``base`` will not be looked at until the update is computed.
 
     Raises:
         ModelMismatch: The task builds another model than the run's.
@@ -114,15 +167,14 @@ def train_update(
                 "data.partition",
             )
         model = _model(task, manifest, base, context.device)
+        on_loaded()
         metrics = task.evaluate(model, data.validation, context)
         started = time.monotonic()
         train_metrics = task.train(model, data, context, on_epoch)
         train_s = time.monotonic() - started
-        local = arrays_of(model, manifest)
-    tensors = {
-        spec.name: _change(spec, local[spec.name], base[spec.name]) for spec in manifest.tensors
-    }
-    return Trained(tensors, num_examples, metrics, train_metrics, train_s)
+    model.zero_grad()  # Gradients are as large as the model.
+    changes = Changes(manifest, model, base)
+    return Trained(changes, num_examples, metrics, train_metrics, train_s)
 
 
 def evaluate_version(
@@ -185,13 +237,23 @@ def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArr
                 raise ModelMismatch(
                     f"tensor {spec.name}: its array is {found}, not of shape {spec.shape}"
                 )
-            # A copy: views of received bytes are read-only, which torch does not take.
-            state[spec.name].copy_(torch.from_numpy(np.array(array)))
+            _copy_into(state[spec.name], array)
 
 
-def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
+def _copy_into(tensor: Tensor, array: NDArray[Any]) -> None:
+    # Copies of blocks: views of received bytes are read-only, which torch does not take.
+    if not tensor.is_contiguous():
+        tensor.copy_(torch.from_numpy(np.array(array)))
+        return
+    flat, values = tensor.view(-1), array.reshape(-1)
+    for start in range(0, values.size, _BLOCK):
+        block = np.array(values[start : start + _BLOCK])
+        flat[start : start + block.size].copy_(torch.from_numpy(block))
+
+
+def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
     """
-    Copies of a model's tensors as they travel: float32 or int64, C order.
+    A model's tensors as they travel: float32 or int64, C order; copied where they are not so.
 
     Raises:
         ModelMismatch: The model has other tensors than the manifest; names one.
@@ -199,11 +261,21 @@ def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
     _check_same(manifest_of(model), manifest)
     state = _state(model)
     return {
-        spec.name: np.array(
-            state[spec.name].detach().to("cpu", _torch_dtype(spec)).numpy(), order="C"
-        )
+        spec.name: np.ascontiguousarray(
+            state[spec.name].detach().to("cpu", _torch_dtype(spec)).numpy()
+        ).reshape(spec.shape)
         for spec in manifest.tensors
     }
+
+
+def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
+    """
+    Copies of a model's tensors, as ``views_of`` has them.
+
+    Raises:
+        ModelMismatch: The model has other tensors than the manifest; names one.
+    """
+    return {name: array.copy() for name, array in views_of(model, manifest).items()}
 
 
 def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | int]:
@@ -242,11 +314,6 @@ def _model(
     model = task.build_model()
     load_arrays(model, manifest, arrays)
     return model.to(device)
-
-
-def _change(spec: TensorSpec, local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
-    # np.asarray: the difference of two 0-d arrays is a scalar.
-    return local if spec.kind == "integer_buffer" else np.asarray(local - base)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -110,4 +110,4 @@ def recompute(
     base = models.base_body(
         store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
     )
-    return blob.body_digest(merge.next_model(base))
+    return blob.pieces_digest(merge.next_model(base.view))

@@ -12,17 +12,18 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, faults, models, names, outbox, rounds, training
+from fl_queue import blob, cache, faults, models, names, outbox, rounds, training
 from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
+from fl_queue.files import Mapped
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.site import Site
@@ -92,12 +93,26 @@ class Assignment:
         )
 
 
-Make = Callable[[Assignment], tuple[Header, bytes | bytearray]]
+@dataclass(frozen=True)
+class Answer:
+    """
+    What a client answers with.
+
+    Args:
+        header: Without the digest of the body.
+        pieces: The body, piece by piece: a large one is never in memory whole.
+    """
+
+    header: Header
+    pieces: Iterable[Any] = ()
+
+
+Make = Callable[[Assignment], Answer]
 
 
 def train(run: str, number: int) -> str:
     """RQ job: train on this site's data for a round, or push what was trained already."""
-    return respond(run, number, Site.from_environ().client, _make_update)
+    return respond(run, number, Site.from_environ().client, make_update)
 
 
 def evaluate(run: str, number: int) -> str:
@@ -126,8 +141,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     """
     site = Site.from_environ()
     store = site.store()
-    outbox.remove_unfinished(site.outbox, who)
-    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
+    tidy(store, site, who)
     state, current = store.control.run(run), store.control.round(run, number)
     if state is None or current is None or rounds.has_ended(store.control, run, number):
         return "the round has ended"
@@ -135,16 +149,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
-    path = outbox.path_of(site.outbox, run, number, who)
-    kept = outbox.read(path)
-    if kept is None:
-        _keep(job, make)
-        kept = outbox.read(path)
-        faults.reach("outbox.written")
-    if kept is None:
-        raise StoreUnavailable(
-            str(path), "the outbox does not keep what is written; check the disk"
-        )
+    kept = find_or_make(job, make)
     redis = job.config.redis
     pushed = outbox.push(store, *kept, redis["inline_bytes"], redis["chunk_bytes"], job.ended)
     faults.reach("update.pushed")
@@ -152,29 +157,53 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
+def tidy(store: Store, site: Site, who: str) -> None:
+    """Remove from this host what no round or run needs any more."""
+    outbox.remove_unfinished(site.outbox, who)
+    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
+    cache.sweep(site.cache, partial(rounds.is_over, store.control))
+
+
+def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
+    """
+    An answer from the outbox: the one that is there, else the one that is made now.
+
+    Raises:
+        StoreUnavailable: The outbox does not keep what is written to it.
+    """
+    path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
+    kept = outbox.read(path)
+    if kept is None:
+        _keep(job, make)
+        kept = outbox.read(path, check=False)
+        faults.reach("outbox.written")
+    if kept is None:
+        raise StoreUnavailable(
+            str(path), "the outbox does not keep what is written; check the disk"
+        )
+    return kept
+
+
 def _keep(job: Assignment, make: Make) -> None:
     """Make the answer and put it into the outbox; metrics no header can hold make it a failure."""
     faults.reach("client.started")
-    header, body = _made(job, make)
+    answer = _made(job, make)
     faults.reach("client.trained")
     try:
-        outbox.write(job.site.outbox, header, body)
+        outbox.write(job.site.outbox, answer.header, answer.pieces)
     except BlobError as exc:
-        outbox.write(job.site.outbox, _failure(job, exc.reason), b"")
+        outbox.write(job.site.outbox, _failure(job, exc.reason))
     # Only now: a control server that is away must not cost what was trained.
-    if header.num_examples:
-        _say(
-            lambda: job.store.control.register_client(
-                job.who, {"num_examples": header.num_examples}
-            )
-        )
+    examples = answer.header.num_examples
+    if examples:
+        _say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
 
 def _failure(job: Assignment, reason: str) -> Header:
     return replace(job.header("failure"), reason=reason[: blob.MAX_TEXT])
 
 
-def _made(job: Assignment, make: Make) -> tuple[Header, bytes | bytearray]:
+def _made(job: Assignment, make: Make) -> Answer:
     try:
         return make(job)
     except (JobTimeoutException, StoreUnavailable):
@@ -188,17 +217,22 @@ def _made(job: Assignment, make: Make) -> tuple[Header, bytes | bytearray]:
             if isinstance(exc, (ConfigError, ModelMismatch))
             else f"{type(exc).__name__}: {exc}"
         )
-        return _failure(job, reason), b""
+        return Answer(_failure(job, reason))
 
 
-def _make_update(job: Assignment) -> tuple[Header, bytes | bytearray]:
+def make_update(job: Assignment) -> Answer:
+    """Train from the round's base version."""
     task, context = job.task(), job.context()
     manifest, body = _base(job)
     _announce(job, context)
     made = training.train_update(
-        task, manifest, blob.views(manifest, body), context, _Progress(job).on_epoch
+        task,
+        manifest,
+        blob.views(manifest, body.view),
+        context,
+        on_loaded=body.unload,
+        on_epoch=_Progress(job).on_epoch,
     )
-    update = blob.encode_body(manifest, made.tensors)
     header = replace(
         job.header("update"),
         num_examples=made.num_examples,
@@ -206,23 +240,24 @@ def _make_update(job: Assignment) -> tuple[Header, bytes | bytearray]:
         train_metrics=made.train_metrics,
         train_s=made.train_s,
         environment=training.environment(context.device, task, context.threads),
-        **_layout(manifest, update),
+        tensors=blob.entries(manifest),
+        body_bytes=manifest.nbytes,
     )
-    return header, update
+    return Answer(header, made.tensors.pieces())
 
 
-def _make_evaluation(job: Assignment) -> tuple[Header, bytes | bytearray]:
+def _make_evaluation(job: Assignment) -> Answer:
     task, context = job.task(), job.context()
     manifest, body = _base(job)
     data = task.client_data(context)
     sums = training.evaluate_version(
-        task, manifest, blob.views(manifest, body), data.validation, context
+        task, manifest, blob.views(manifest, body.view), data.validation, context
     )
     environment = training.environment(context.device, task, context.threads)
-    return replace(job.header("evaluation"), metrics=sums, environment=environment), b""
+    return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
 
-def make_initial(job: Assignment) -> tuple[Header, bytes | bytearray]:
+def make_initial(job: Assignment) -> Answer:
     """
     Version 0: built by the task from the run's seed, or the run's initial model.
 
@@ -233,34 +268,30 @@ def make_initial(job: Assignment) -> tuple[Header, bytes | bytearray]:
     manifest, arrays = training.initial_model(task, job.config.run["seed"])
     if job.state.initial:
         arrays = models.initial_arrays(job.store, job.run, job.state.initial, manifest)
-    body = blob.encode_body(manifest, arrays)
-    environment = training.environment(job.site.device, task, job.site.threads)
     header = replace(
         job.header("model"),
         manifest=manifest.to_json(),
-        environment=environment,
-        **_layout(manifest, body),
+        environment=training.environment(job.site.device, task, job.site.threads),
+        tensors=blob.entries(manifest),
+        body_bytes=manifest.nbytes,
     )
-    return header, body
+    return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 
 
-def _layout(manifest: Manifest, body: bytes | bytearray) -> dict[str, Any]:
-    return {
-        "tensors": blob.entries(manifest),
-        "body_bytes": len(body),
-        "body_digest": blob.body_digest(body),
-    }
-
-
-def _base(job: Assignment) -> tuple[Manifest, bytearray]:
+def _base(job: Assignment) -> tuple[Manifest, Mapped]:
     """The model to start from; waited for while the data server is away or lacks it."""
     manifest = job.store.control.manifest(job.run)
     if manifest is None:
         raise ModelMismatch(f"run {job.run} has no manifest")
     while True:
         try:
-            return manifest, models.fetch(
-                job.store, job.run, job.round.base_digest, manifest, job.config.redis["chunk_bytes"]
+            return manifest, cache.fetch(
+                job.store,
+                job.site.cache,
+                job.run,
+                job.round.base_digest,
+                manifest.nbytes,
+                job.config.redis["chunk_bytes"],
             )
         except (ChunksMissing, StoreUnavailable) as exc:
             log.warning(

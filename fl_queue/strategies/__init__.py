@@ -7,7 +7,7 @@ so that machines agree on every bit. No Redis here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from fl_queue.blob import Tensor
@@ -22,17 +22,19 @@ class Strategy(Protocol):
 
     def next_model(
         self, manifest: Manifest, base: Mapping[str, Tensor], total: ExactSum
-    ) -> dict[str, Tensor]:
+    ) -> Iterator[Tensor]:
         """
-        The next model.
+        The next model's body, in blocks: a large model is never in memory for it.
 
         Args:
             manifest: The run's shared tensors.
             base: The model the updates were trained from; not modified.
-            total: Sum of the accepted updates, one at least.
+            total: Sum of the accepted updates, one at least; a tensor's total is released once it
+                has been used.
 
-        Returns:
-            New arrays of every tensor of the manifest: float32, or int64 for integer buffers.
+        Yields:
+            Arrays of the tensors' elements in the manifest's order, each of at most one tensor:
+            float32, or int64 for integer buffers.
         """
 
 

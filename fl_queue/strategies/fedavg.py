@@ -8,7 +8,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class FedAvg:
 
     def next_model(
         self, manifest: Manifest, base: Mapping[str, Tensor], total: ExactSum
-    ) -> dict[str, Tensor]:
+    ) -> Iterator[Tensor]:
         """
         The next model; see ``Strategy.next_model``.
 
@@ -39,24 +39,20 @@ class FedAvg:
             BlobError: A tensor of ``base`` is not the manifest's.
             ValueError: Nothing was added to ``total``.
         """
-        return {
-            spec.name: total.maximum(spec.name)
-            if spec.kind == "integer_buffer"
-            else _step(spec, matching(spec, base), total)
-            for spec in manifest.tensors
-        }
+        for spec in manifest.tensors:
+            if spec.kind == "integer_buffer":
+                yield total.maximum(spec.name)
+                continue
+            old = np.ascontiguousarray(matching(spec, base)).reshape(-1)
+            for start in range(0, spec.size, _BLOCK):
+                yield _step(spec, old[start : start + _BLOCK], start, total)
+            total.release(spec.name)
 
 
-def _step(spec: TensorSpec, base: Tensor, total: ExactSum) -> Tensor:
-    is_variance = spec.kind == "float_buffer" and spec.name.endswith("_var")
-    old = np.ascontiguousarray(base).reshape(-1)
-    new = np.empty(spec.size, np.float32)
-    for start in range(0, spec.size, _BLOCK):
-        stop = min(start + _BLOCK, spec.size)
-        block = old[start:stop].astype(np.float64)
-        block += total.mean_block(spec.name, start, stop)
-        if is_variance:
-            # Not np.maximum: which zero it makes of -0.0 depends on the instruction set.
-            block[block <= 0.0] = 0.0
-        new[start:stop] = block
-    return new.reshape(spec.shape)
+def _step(spec: TensorSpec, old: Tensor, start: int, total: ExactSum) -> Tensor:
+    block = old.astype(np.float64)
+    block += total.mean_block(spec.name, start, start + old.size)
+    if spec.kind == "float_buffer" and spec.name.endswith("_var"):
+        # Not np.maximum: which zero it makes of -0.0 depends on the instruction set.
+        block[block <= 0.0] = 0.0
+    return block.astype(np.float32)

@@ -138,7 +138,7 @@ def test_the_outbox_keeps_an_update_until_its_round_has_ended(
     store: Store, run: str, tmp_path: Path
 ) -> None:
     header = Header(kind="failure", run=run, round=0, client="a", token="t", reason="no")
-    path = outbox.write(tmp_path, header, b"")
+    path = outbox.write(tmp_path, header)
     again = outbox.read(path)
 
     assert again is not None
@@ -160,7 +160,7 @@ def test_a_damaged_outbox_file_is_no_update(store: Store, run: str, tmp_path: Pa
         body_bytes=64,
         body_digest=blob.body_digest(body),
     )
-    path = outbox.write(tmp_path, header, body)
+    path = outbox.write(tmp_path, header, [body])
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import exact
+from fl_queue import blob, exact
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import ExactSum, Scale, choose_scales
 from fl_queue.records import Manifest, TensorSpec
@@ -25,7 +25,7 @@ MANIFEST = Manifest(
 )
 FLOATS = Manifest(MANIFEST.tensors[1:])
 SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(20, 65536.0)}
-KERNELS = [exact._numba_kernels(), exact._Kernels(exact._add_numpy, exact._within_numpy)]
+KERNELS = [exact._numba_kernel(), exact._add_numpy]
 
 
 def update(value: float, count: int = 1) -> dict[str, np.ndarray]:
@@ -153,28 +153,78 @@ def test_the_mean_of_nothing_is_an_error_and_no_zeros() -> None:
             ask()
 
 
-@pytest.mark.parametrize("kernels", KERNELS, ids=["numba", "numpy"])
-def test_kernels_agree_with_python_integers(kernels: exact._Kernels) -> None:
+@pytest.mark.parametrize("kernel", KERNELS, ids=["numba", "numpy"])
+def test_kernels_agree_with_python_integers(kernel: exact._Kernel) -> None:
     rng = np.random.default_rng(1)
     size = 2 * exact._BLOCK + 3
     values = (rng.standard_normal(size) * 10.0 ** rng.integers(-9, 1, size)).astype(np.float32)
     total = np.arange(size, dtype=np.int64)
-    kernels.add(total, values, 600, 2.0**31)
+    assert kernel(total, values, 600, 2.0**31, 64.0) == size
     expected = [i + 600 * round(float(v) * 2**31) for i, v in enumerate(values)]
     assert total.tolist() == expected
 
 
-@pytest.mark.parametrize("kernels", KERNELS, ids=["numba", "numpy"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=["numba", "numpy"])
 @pytest.mark.parametrize("position", [0, exact._BLOCK, 2 * exact._BLOCK + 2])
-def test_kernels_find_a_bad_value_anywhere(kernels: exact._Kernels, position: int) -> None:
+def test_kernels_stop_before_the_block_of_a_bad_value(kernel: exact._Kernel, position: int) -> None:
     values = np.full(2 * exact._BLOCK + 3, -0.1, np.float32)
+    limit = float(np.float32(0.1))
     # The float32 next to 0.1 is above the float64 0.1, and so is outside.
-    assert not kernels.within(values, 0.1)
-    assert kernels.within(values, float(np.float32(0.1)))
+    assert kernel(np.zeros(values.size, np.int64), values, 1, 8.0, 0.1) == 0
+    assert kernel(np.zeros(values.size, np.int64), values, 1, 8.0, limit) == values.size
     for bad in (np.nan, np.inf, -0.2):
         values[position] = bad
-        assert not kernels.within(values, float(np.float32(0.1)))
-        assert exact._first_outside(values, float(np.float32(0.1))) == position
+        total = np.zeros(values.size, np.int64)
+        added = kernel(total, values, 1, 8.0, limit)
+        assert added <= position
+        assert (total[:added] == -1).all()
+        assert not total[added:].any()
+        assert exact._first_outside(values, limit) == position
+
+
+def test_a_bad_value_far_in_takes_out_again_what_was_added() -> None:
+    manifest = Manifest(
+        (TensorSpec("a", (10,), "parameter"), TensorSpec("b", (300_000,), "parameter"))
+    )
+    total = ExactSum(manifest, SCALES, w_max=9)
+    good = {"a": np.ones(10, np.float32), "b": np.full(300_000, 0.5, np.float32)}
+    total.add(good, 2)
+    before = [piece.tobytes() for piece in total.pieces()]
+    bad = {**good, "b": good["b"].copy()}
+    bad["b"][250_000] = np.nan
+    for change in (total.add, total.subtract):
+        with pytest.raises(BlobError, match="'b' holds nan"):
+            change(bad, 9)
+        assert [piece.tobytes() for piece in total.pieces()] == before
+    assert (total.total_weight, total.count) == (2, 1)
+
+
+def test_partial_sums_add_up_to_the_bits_of_the_whole() -> None:
+    whole, first, second = (ExactSum(MANIFEST, SCALES, w_max=9) for _ in range(3))
+    for part, value, weight in ((first, 0.1, 2), (first, -7.0, 9), (second, 3.3, 5)):
+        part.add(update(value, weight), weight)
+        whole.add(update(value, weight), weight)
+    body = b"".join(piece.tobytes() for piece in second.pieces())
+    tensors = blob.views(exact.sum_manifest(MANIFEST), body)
+    first.add_sum(tensors, second.total_weight, second.count)
+    assert [p.tobytes() for p in first.pieces()] == [p.tobytes() for p in whole.pieces()]
+    assert (first.total_weight, first.count) == (16, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "weight", "count", "word"),
+    [(9 * 64 * 2**31 + 1, 9, 1, "outside"), (0, 10, 1, "weight 10"), (0, 1, 2, "weight 1")],
+)
+def test_a_sum_no_updates_could_have_is_refused(
+    value: int, weight: int, count: int, word: str
+) -> None:
+    total = ExactSum(MANIFEST, SCALES, w_max=9)
+    tensors = {s.name: np.zeros(s.shape, np.int64) for s in MANIFEST.tensors}
+    tensors["w"][1, 0] = -value
+    with pytest.raises(BlobError, match=word):
+        total.add_sum(tensors, weight, count)
+    assert total.count == 0
+    assert not any(piece.any() for piece in list(total.pieces())[1:])
 
 
 def test_read_only_and_unaligned_arrays_are_added_as_they_are() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fl_queue import blob
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.records import Manifest, TensorSpec
@@ -37,7 +38,12 @@ def next_model(
     total = ExactSum(MANIFEST, SCALES, w_max=1000)
     for value, count, weight in updates:
         total.add(model(value, count), weight)
-    return get_strategy("fedavg").next_model(MANIFEST, base, total)
+    return made(MANIFEST, base, total)
+
+
+def made(manifest: Manifest, base: dict[str, np.ndarray], total: ExactSum) -> dict[str, np.ndarray]:
+    blocks = get_strategy("fedavg").next_model(manifest, base, total)
+    return blob.views(manifest, b"".join(block.tobytes() for block in blocks))
 
 
 def test_the_new_model_is_the_base_plus_the_weighted_mean() -> None:
@@ -78,8 +84,8 @@ def test_blocks_give_the_bits_of_the_formula() -> None:
     for weight in (7, 600):
         total.add({"w": rng.standard_normal(size).astype(np.float32)}, weight)
     base = rng.standard_normal(size).astype(np.float32)
-    new = get_strategy("fedavg").next_model(manifest, {"w": base}, total)["w"]
-    mean = total._totals["w"].astype(np.float64) / 607.0 * 2.0**-31
+    mean = next(total.pieces()).astype(np.float64) / 607.0 * 2.0**-31
+    new = made(manifest, {"w": base}, total)["w"]
     assert new.tobytes() == (base.astype(np.float64) + mean).astype(np.float32).tobytes()
 
 

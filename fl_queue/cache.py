@@ -1,0 +1,113 @@
+"""
+Models a host has fetched: one download for all its clients, and none for a version it has.
+
+A file is named by the digest of what it holds and appears whole. Downloads of a run take turns; one
+that was cut off goes on where it stopped. Files are used while they are there, and safe to remove.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blake3 import blake3
+
+from fl_queue import blob
+from fl_queue.errors import ChunksMissing, DataError
+from fl_queue.files import Mapped
+from fl_queue.store import Store
+
+_PART = ".part"
+_LOCK = ".lock"
+#: The model being trained from, and the one before it, which a slow client may still use.
+_KEPT = 2
+
+
+def fetch(
+    store: Store, folder: Path, run: str, digest: str, nbytes: int, chunk_bytes: int
+) -> Mapped:
+    """
+    A model's body as a file of this host, its digest checked.
+
+    Args:
+        folder: This host's cache.
+        nbytes: Size of the body.
+
+    Raises:
+        ChunksMissing: The data server does not have it (any more).
+        DataError: The folder cannot be written.
+        StoreUnavailable: The connection broke; called again it goes on from there.
+    """
+    path = folder / run / digest
+    try:
+        body = _open(path, digest, nbytes)
+        if body is not None:
+            return body
+        with _turn(folder / run):
+            body = _open(path, digest, nbytes)
+            if body is None:
+                _download(store, run, path, nbytes, chunk_bytes)
+                body = Mapped(path)
+            _keep_newest(folder / run)
+        return body
+    except OSError as exc:
+        reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
+        raise DataError(str(path), reason) from exc
+
+
+def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
+    """Remove the models of runs that are over. Args: ``is_over``: run id -> bool."""
+    for run in folder.iterdir() if folder.is_dir() else ():
+        if is_over(run.name):
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
+    """The file, if it holds what its name says: a machine that lost power may have damaged it."""
+    try:
+        body = Mapped(path)
+    except FileNotFoundError:
+        return None
+    if len(body.view) == nbytes and blob.body_digest(body.view) == digest:
+        return body
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int) -> None:
+    digest, part = path.name, path.with_name(path.name + _PART)
+    hasher = blake3()
+    with part.open("a+b") as file:
+        done = min(file.tell(), nbytes) // chunk_bytes
+        file.truncate(done * chunk_bytes)
+        file.seek(0)
+        for _ in range(done):
+            hasher.update(file.read(chunk_bytes))
+        for piece in store.data.iter_chunks(run, digest, nbytes, chunk_bytes, first=done):
+            hasher.update(piece)
+            file.write(piece)
+    if hasher.hexdigest() != digest:
+        part.unlink()
+        raise ChunksMissing(digest, 0)
+    os.replace(part, path)
+
+
+def _keep_newest(folder: Path) -> None:
+    files = [file for file in folder.iterdir() if file.suffix not in (_PART, _LOCK)]
+    files.sort(key=lambda file: file.stat().st_mtime_ns)
+    # Readers that have an old one open go on reading it.
+    for old in files[:-_KEPT]:
+        old.unlink(missing_ok=True)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One at a time; the kernel ends the turn of a process that is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
