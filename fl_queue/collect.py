@@ -118,6 +118,7 @@ class Collector:
         self.training: dict[str, Sums] = {}
         self.initial: tuple[Manifest, Bytes] | None = None
         self.base: Mapped | Body | None = None
+        self._whole = bytearray()  # The update being looked at; the same memory for each.
         self.looked_at = 0
         self.headers: list[Header] = []
         self.quorum_at_s: float | None = None
@@ -309,12 +310,16 @@ class Collector:
         blob.check_body(header, whole)
         self.initial = (manifest, whole)
 
-    def _body(self, header: Header, body: memoryview) -> memoryview | bytearray:
+    def _body(self, header: Header, body: memoryview) -> memoryview:
         if not header.chunk_bytes:
             return body
-        return self.store.data.get_chunks(
-            self.run, header.body_digest, header.body_bytes, header.chunk_bytes
+        if len(self._whole) != header.body_bytes:
+            self._whole = bytearray(header.body_bytes)
+        whole = memoryview(self._whole)
+        self.store.data.read_chunks_into(
+            self.run, header.body_digest, header.body_bytes, header.chunk_bytes, whole
         )
+        return whole
 
     def _replace_job(self, who: str) -> None:
         ticket = dispatch.tickets(self.store, self.run, self.number).get(who)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_queue import embedded
-from fl_queue.store import Store
+from fl_queue.store import Store, resolve_urls
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,15 @@ class Site:
     def cache(self) -> Path:
         """Folder of fetched models."""
         return self.state_dir / "cache"
+
+    def connect(self) -> Store:
+        """
+        Both Redis roles, not checked: for a job, whose worker has seen that they are fit.
+
+        Raises:
+            StoreUnavailable: No URL is given and no private servers run.
+        """
+        return Store(*resolve_urls(self.url, self.blob_url, self.state_dir))
 
     def store(self) -> Store:
         """

@@ -7,10 +7,13 @@ clients and the evaluator import this. No Redis here.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import platform
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +110,9 @@ class Trained:
 def preload() -> None:
     """Prepare torch, and run nothing: for a worker before it forks its jobs."""
     torch.set_num_threads(1)
+    _versions()
+    # Imported on first use otherwise, by every job again.
+    importlib.import_module("numpy.random")
     # For tasks that compile their model; read when torch's compiler is imported.
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     _hold_to_deterministic("warn")
@@ -241,14 +247,11 @@ def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArr
 
 
 def _copy_into(tensor: Tensor, array: NDArray[Any]) -> None:
-    # Copies of blocks: views of received bytes are read-only, which torch does not take.
-    if not tensor.is_contiguous():
-        tensor.copy_(torch.from_numpy(np.array(array)))
-        return
-    flat, values = tensor.view(-1), array.reshape(-1)
-    for start in range(0, values.size, _BLOCK):
-        block = np.array(values[start : start + _BLOCK])
-        flat[start : start + block.size].copy_(torch.from_numpy(block))
+    values = array if array.flags.aligned else np.array(array)
+    with warnings.catch_warnings():
+        # Views of received bytes are read-only, which torch warns of; nothing writes to them.
+        warnings.simplefilter("ignore", UserWarning)
+        tensor.copy_(torch.from_numpy(values))
 
 
 def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
@@ -288,17 +291,24 @@ def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | in
         threads: As in the context; 0: those torch uses now.
     """
     return {
+        **_versions(),
+        "device": _device_name(device),
+        "threads": threads or torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "task_code": code_digest(task),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
         "python": platform.python_version(),
         "fl_queue": __version__,
         "torch": str(torch.__version__),
         # Asked of the package's metadata: a task that does not need it should not load it.
         "torchvision": version("torchvision"),
         "numpy": np.__version__,
-        "device": _device_name(device),
-        "threads": threads or torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "task_code": code_digest(task),
     }
 
 

@@ -4,6 +4,7 @@ The aggregator worker: one job a round, which streams updates into the exact sum
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -26,7 +27,9 @@ def aggregate(run: str, number: int) -> str:
     """
     site = Site.from_environ()
     try:
-        return Collector(site.store(), run, number, os.environ["RQ_JOB_ID"], site.state_dir).work()
+        return Collector(
+            site.connect(), run, number, os.environ["RQ_JOB_ID"], site.state_dir
+        ).work()
     except OwnershipLost as exc:
         log.warning("%s", exc)
         return "replaced"
@@ -36,6 +39,7 @@ def main() -> int:
     """``python -m workers.aggregator``: serve ``flq-aggregate``."""
     # Compiled before the first fork, so that every job has the kernels ready.
     exact.warm_up()
+    importlib.import_module("workers.aggregator")  # Jobs name it, and we run as ``__main__``.
     return rqworker.run(names.AGGREGATE_QUEUE)
 
 

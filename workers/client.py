@@ -7,6 +7,7 @@ that forked jobs start at once and safely.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -140,7 +141,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         StoreUnavailable: The control server is gone; the healer issues another attempt.
     """
     site = Site.from_environ()
-    store = site.store()
+    store = site.connect()
     tidy(store, site, who)
     state, current = store.control.run(run), store.control.round(run, number)
     if state is None or current is None or rounds.has_ended(store.control, run, number):
@@ -356,6 +357,8 @@ def _say(write: Callable[[], None]) -> None:
 def main() -> int:
     """``python -m workers.client``: serve the queue of ``FLQ_SITE_CLIENT``."""
     training.preload()
+    # Jobs name this module, and we run as ``__main__``: without it each would compile it once more.
+    importlib.import_module("workers.client")
     client = Site.from_environ().client
     return rqworker.run(names.client_queue(client))
 

@@ -36,7 +36,7 @@ def evaluate(run: str, version: int) -> str:
         StoreUnavailable, ChunksMissing: Redis or the model is away; the healer tries again.
     """
     site = Site.from_environ()
-    store = site.store()
+    store = site.connect()
     try:
         sums = _sums(store, site, run, version)
     except (JobTimeoutException, StoreUnavailable, ChunksMissing):

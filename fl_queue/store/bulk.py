@@ -46,7 +46,12 @@ def read_values(client: redis.Redis, wanted: Iterable[Value]) -> Iterator[bool]:
     """
 
     def ordinarily(key: str, memory: memoryview) -> bool:
-        value = cast("bytes | None", client.get(key))
+        try:
+            value = cast("bytes | None", client.get(key))
+        except redis.ResponseError as exc:
+            if not str(exc).startswith("WRONGTYPE"):
+                raise
+            return False
         if value is None or len(value) != len(memory):
             return False
         memory[:] = value
@@ -117,6 +122,7 @@ class _Lanes:
     def send(self, key: str, command: tuple[Any, ...]) -> None:
         pool = pool_of(self._client, key)
         lane = self._lanes.get(pool) or self._lanes.setdefault(pool, _Lane(pool))
+        lane.check()
         # A health check would read the reply of a command that is under way.
         lane.connection.send_command(*command, check_health=False)
         self.under_way.append(lane)
@@ -141,13 +147,17 @@ class _Lane:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self.pool, self.connection = pool, cast(Any, pool.get_connection())
+        self._socket = getattr(self.connection, "_sock", None)
         self._ahead = b""
+
+    def check(self) -> None:
+        """See that redis-py keeps its socket where it did when this was written."""
+        if not isinstance(self._socket, socket.socket):
+            raise InvalidResponse("this redis-py keeps its socket elsewhere")
 
     def fill(self, memory: memoryview) -> bool:
         """Read the reply to GET into memory of the value's length."""
-        sock = getattr(self.connection, "_sock", None)
-        if not isinstance(sock, socket.socket):
-            raise InvalidResponse("this redis-py keeps its socket elsewhere")
+        sock = cast(socket.socket, self._socket)
         if self._line(sock) != b"$%d" % len(memory):
             raise InvalidResponse("not a value of that length")
         early = self._ahead[: len(memory)]
@@ -164,7 +174,9 @@ class _Lane:
 
     def _line(self, sock: socket.socket) -> bytes:
         while b"\r\n" not in self._ahead:
-            self._ahead += sock.recv(_LINE_BYTES)
+            received = sock.recv(_LINE_BYTES)
+            _some(len(received))
+            self._ahead += received
         line, _, self._ahead = self._ahead.partition(b"\r\n")
         return line
 

@@ -190,6 +190,8 @@ def _client(url: str, retries: int) -> redis.Redis:
                 socket_connect_timeout=5,
                 retry=_retry(retries),
                 protocol=2,
+                # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
+                driver_info=None,
             ),
         )
     except ValueError as exc:
