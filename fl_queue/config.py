@@ -80,6 +80,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never",
                 check=_stop_problem,
             ),
+            "evaluate_every": Field(
+                "int",
+                1,
+                "the evaluator scores every so many versions, and the last one; 1: each version; 0: none",
+                low=0,
+            ),
         },
     ),
     "round": (
@@ -118,6 +124,19 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
     "clients": (
         "Who takes part.",
         {
+            "kind": Field(
+                "str",
+                "cross-silo",
+                "a worker for each client on its own machine, or virtual clients trained by a pool of processes",
+                choices=("cross-silo", "simulation"),
+            ),
+            "count": Field("int", 0, "simulation: virtual clients, 1 or more", low=0),
+            "processes": Field(
+                "int",
+                0,
+                "simulation: pool processes that start-round starts; 0: as many as cores",
+                low=0,
+            ),
             "active_s": Field(
                 "float",
                 15.0,
@@ -284,6 +303,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 low=0,
                 high=64 * 1024 * 1024,
             ),
+            "unmerged_bytes": Field(
+                "int",
+                4294967296,
+                "updates of a run that may lie on the data server before they are merged; clients wait beyond it; bytes, 1 or more",
+                low=1,
+            ),
             "chunk_bytes": Field(
                 "int",
                 4190208,
@@ -297,8 +322,9 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
 _LOCAL = {("redis", "url"), ("redis", "blob_url"), ("model", "initial")}
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
-    "run.task", "run.seed", "data.source", "data.partition", "data.alpha", "data.shards_per_client",
-    "data.samples_per_client", "data.shares", "redis.chunk_bytes",
+    "run.task", "run.seed", "clients.kind", "clients.count", "data.source", "data.partition",
+    "data.alpha", "data.shards_per_client", "data.samples_per_client", "data.shares",
+    "redis.chunk_bytes",
 )  # fmt: skip
 
 
@@ -349,10 +375,29 @@ class RunConfig:
                 "round.quorum",
                 f"{quorum} is more than round.cohort = {cohort}; lower the quorum or raise the cohort",
             )
+        if self.clients["kind"] == "simulation":
+            self._check_simulation()
         for name in ("train_per_class", "validation_per_class"):
             span = self.data[name]
             if span and (len(span) != 2 or span[0] > span[1]):
                 raise ConfigError(f"data.{name}", f"{list(span)} is not a range [least, most]")
+
+    def _check_simulation(self) -> None:
+        count, cohort, shares = self.clients["count"], self.round["cohort"], self.data["shares"]
+        if count < 1:
+            raise ConfigError(
+                "clients.count", "a simulation needs 1 virtual client or more; set it"
+            )
+        if isinstance(cohort, int) and cohort > count:
+            raise ConfigError(
+                "round.cohort",
+                f"{cohort} is more than clients.count = {count}; lower it, or raise the count",
+            )
+        if 0 < shares < count:
+            raise ConfigError(
+                "data.shares",
+                f"{shares} is fewer than clients.count = {count}; leave it 0, or raise it",
+            )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dictionaries, as JSON and TOML have them."""

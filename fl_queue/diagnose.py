@@ -4,8 +4,11 @@ Why an open round is still open: who is missing since when, and what the closing
 
 from __future__ import annotations
 
-from fl_queue import dispatch, names
+from collections.abc import Mapping
+
+from fl_queue import dispatch, names, simulation
 from fl_queue.dispatch import Ticket
+from fl_queue.records import Receipt
 from fl_queue.store import RoundState, RunState, Store
 
 
@@ -23,6 +26,20 @@ def why_open(store: Store, state: RunState) -> list[str]:
     )
     lines = [closing(current, received)]
     tickets = dispatch.tickets(store, state.run_id, state.round)
+    missing = _missing_groups if current.groups else _missing_clients
+    lines += missing(store, state, current, receipts, tickets)
+    return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
+
+
+def _missing_clients(
+    store: Store,
+    state: RunState,
+    current: RoundState,
+    receipts: Mapping[str, Receipt],
+    tickets: Mapping[str, Ticket],
+) -> list[str]:
+    """A line for each client of which nothing has come, or nothing good."""
+    lines = []
     ages = store.control.client_ids()
     for client in current.cohort:
         receipt, ticket = receipts.get(client), tickets.get(client)
@@ -30,7 +47,33 @@ def why_open(store: Store, state: RunState) -> list[str]:
             lines.append(f"waiting for {client}: {_doing(store, state, client, ticket, ages)}")
         elif receipt is not None and receipt.status != "received":
             lines.append(f"{client} is out: {receipt.status}: {receipt.reason}")
-    return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
+    return lines
+
+
+def _missing_groups(
+    store: Store,
+    state: RunState,
+    current: RoundState,
+    receipts: Mapping[str, Receipt],
+    tickets: Mapping[str, Ticket],
+) -> list[str]:
+    """The same of a simulation: a line for each job that has not answered for all its clients."""
+    lines = []
+    for who in map(simulation.group, range(current.groups)):
+        behind = simulation.answerable(who, current.cohort, current.groups)
+        left = [client for client in behind if client not in receipts]
+        ticket = tickets.get(who)
+        if left and ticket is not None:
+            doing = f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}"
+            lines.append(f"waiting for {who}: {len(left)} of {len(behind)} clients; {doing}")
+    lines += [
+        f"{client} is out: {receipt.status}: {receipt.reason}"
+        for client, receipt in receipts.items()
+        if receipt.status != "received"
+    ]
+    if lines and not store.control.role_alive(names.POOL):
+        lines.append("no pool process is alive; start some with `fl-queue worker pool`")
+    return lines
 
 
 def closing(current: RoundState, received: int) -> str:

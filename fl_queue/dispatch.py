@@ -33,14 +33,20 @@ from fl_queue.store import Store
 TRAIN = "workers.client.train"
 CLIENT_EVALUATE = "workers.client.evaluate"
 CLIENT_INITIALISE = "workers.client.initialise"
+POOL_TRAIN = "workers.pool.train"
+POOL_EVALUATE = "workers.pool.evaluate"
+POOL_INITIALISE = "workers.pool.initialise"
 AGGREGATE = "workers.aggregator.aggregate"
 EVALUATE = "workers.evaluator.evaluate"
 INITIALISE = "workers.evaluator.initialise"
-#: The only functions a worker ever runs, whatever a job hash says.
-ALLOWED = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, AGGREGATE, EVALUATE, INITIALISE})
-
 #: What clients do for a round, and for nothing else.
-OF_A_ROUND = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, INITIALISE})
+OF_A_ROUND = frozenset(
+    {TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE}
+    | {POOL_TRAIN, POOL_EVALUATE, POOL_INITIALISE}
+    | {INITIALISE}
+)
+#: The only functions a worker ever runs, whatever a job hash says.
+ALLOWED = OF_A_ROUND | {AGGREGATE, EVALUATE}
 
 RESULT_TTL_S = 600
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
@@ -115,7 +121,7 @@ class Ticket:
     One published job, as the round's ``jobs`` hash keeps it.
 
     Args:
-        who: Client id, ``aggregator`` or ``evaluator``.
+        who: Client id, group of a simulation, ``aggregator`` or ``evaluator``.
         function: One of ``ALLOWED``.
         queue: RQ queue.
         run: Run id.
@@ -159,7 +165,7 @@ class Ticket:
 
 
 def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
-    """Client (or ``aggregator``) -> its newest ticket of a round."""
+    """Client, group or ``aggregator`` -> its newest ticket of a round."""
     jobs = store.control.jobs(run, number)
     return {who: Ticket.from_dict(raw) for who, raw in jobs.items()}
 
@@ -181,6 +187,8 @@ def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
         result_ttl=0 if ticket.function == EVALUATE else RESULT_TTL_S,
         failure_ttl=RESULT_TTL_S,
         description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
+        # A run that has just committed goes on where its worker is; see ``turns`` for the others.
+        at_front=ticket.function == AGGREGATE and ticket.attempt == 1,
         pipeline=pipe,
     )
 
@@ -332,9 +340,15 @@ def _forget_dead_workers(connection: Redis) -> None:
             pipe.execute()
 
 
-def waiting(store: Store, queue_name: str) -> int:
-    """Jobs waiting in a queue."""
-    return cast(int, store.control.redis.llen(queue(queue_name, store.control.redis).key))
+def queued(store: Store, queue_name: str) -> list[str]:
+    """Ids of the jobs waiting in a queue, the next one first."""
+    key = queue(queue_name, store.control.redis).key
+    return [job.decode() for job in cast(list[bytes], store.control.redis.lrange(key, 0, -1))]
+
+
+def to_front(store: Store, queue_name: str, job: str) -> None:
+    """Have a waiting job be the next one; no effect when it does not wait any more."""
+    store.control.move_to_front(queue(queue_name, store.control.redis).key, job)
 
 
 @dataclass

@@ -133,6 +133,7 @@ class _Follower:
         self.tick = tick
         self.scene = Scene(store.control.run(run))
         self._ticked_at = -TICK_S
+        self._looked_at = -TICK_S
         self._streams = {names.events(run): since or self._beginning()}
         self._received: dict[int, set[str]] = {}
 
@@ -192,7 +193,7 @@ class _Follower:
             self._listen_to_cohort()
         else:
             scene.round = control.round(self.run, number) or scene.round
-        if self.console.is_terminal:
+        if self.console.is_terminal and self._is_due():
             scene.receipts = control.receipts(self.run, number)
             scene.ended = [
                 record
@@ -201,11 +202,19 @@ class _Follower:
             ]
             scene.evaluated = scores.test_metrics(self.store, self.run)
 
+    def _is_due(self) -> bool:
+        """Whether what a terminal shows is read again: rounds may be faster than it is drawn."""
+        state, now = self.scene.state, time.monotonic()
+        if state is not None and state.active and now - self._looked_at < 1 / REFRESH_HZ:
+            return False
+        self._looked_at = now
+        return True
+
     def _listen_to_cohort(self) -> None:
         """Follow the event streams of the round's clients, from the moment it was opened."""
         current = self.scene.round
-        if current is None or not self.console.is_terminal:
-            return
+        if current is None or current.groups or not self.console.is_terminal:
+            return  # Virtual clients tell nothing while they train.
         since = _stream_id(current.opened_at - 1.0)
         run_events = names.events(self.run)
         self._streams = {run_events: self._streams[run_events]} | {
@@ -222,10 +231,15 @@ class _Follower:
             self._received.setdefault(event["round"], set()).add(event["client"])
         if event["event"] == "healed":
             self.scene.healed = f"{event['what']}"
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and not self._is_chatter(event):
             line = _line(event, lambda: self._details(event))
             if line:
                 self._say(line)
+
+    def _is_chatter(self, event: Event) -> bool:
+        """Whether nobody wants a line of this: a simulation's updates, of which there are many."""
+        current = self.scene.round
+        return event["event"] == "update_received" and current is not None and current.groups > 0
 
     def _details(self, event: Event) -> str:
         """What the state says beyond the event: updates in, accuracy."""
@@ -285,6 +299,8 @@ def _line(event: Event, details: Callable[[], str]) -> str:
 
 def _opened(event: Event) -> str:
     cohort = ", ".join(event["cohort"][:8]) + (", ..." if len(event["cohort"]) > 8 else "")
+    if event.get("clients", 0) > len(event["cohort"]):
+        cohort = f"of {event['clients']}: {cohort}"
     what = {
         "initialise": "making version 0 on",
         "train": f"round {event['round']} opened, cohort",
@@ -309,7 +325,9 @@ def render(scene: Scene) -> RenderableType:
         return Text("the run has been deleted")
     parts: list[RenderableType] = [_header(scene, scene.state)]
     if scene.state.active and scene.round is not None:
-        parts += [_round_line(scene, scene.round), _clients(scene, scene.round)]
+        parts.append(_round_line(scene, scene.round))
+        if not scene.round.groups:
+            parts.append(_clients(scene, scene.round))
     if scene.ended:
         parts.append(_recent(scene))
     if scene.state.reason:

@@ -30,6 +30,8 @@ data server
     flq:{<run>}:results                list    update blobs as they arrive
     flq:{<run>}:taken:<fence>          list    what one aggregator incarnation holds
     flq:{<run>}:owner:<fence>          string  that incarnation's lease
+    flq:{<run>}:partial                hash    the checkpointed partial sum of the open round
+    flq:{<run>}:admitted               zset    updates on the server or on their way -> permission ends
     flq:chunk:<run>:<digest>:<i>       string  a piece of a model or a big update
 """
 
@@ -44,14 +46,20 @@ HEALER = "flq:healer"
 CLOCK = "flq:clock"
 DELETED = "flq:deleted"
 DATA_SERVER = "flq:server"
+#: Pub/sub channel of the data server: run id of an element that has just been pushed.
+ARRIVALS = "flq:arrivals"
 
 AGGREGATE_QUEUE = "flq-aggregate"
 EVALUATE_QUEUE = "flq-evaluate"
+POOL_QUEUE = "flq-pool"
 
 EVALUATOR = "evaluator"
 AGGREGATOR = "aggregator"
+POOL = "pool"
+#: Ids of virtual clients begin with it.
+VIRTUAL = "sim-"
 #: Client ids that mean something else in job ids and receipts.
-RESERVED = (AGGREGATOR, EVALUATOR, "coordinator", "healer")
+RESERVED = (AGGREGATOR, EVALUATOR, POOL, "coordinator", "healer")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
@@ -71,7 +79,7 @@ def new_job_id(who: str, run: str, number: int) -> str:
     A job id that has never been used (RQ mixes up the old and the new job of a reused one).
 
     Args:
-        who: Client id, ``aggregator`` or ``evaluator``; first, so that ACL patterns can match it.
+        who: Client id, group of virtual clients, ``aggregator`` or ``evaluator``; first, so that ACL patterns can match it.
         run: Run id.
         number: Round, or version for an evaluation.
     """
@@ -152,6 +160,14 @@ def taken(run: str, fence: int) -> str:
 
 def owner(run: str, fence: int) -> str:
     return f"flq:{{{run}}}:owner:{fence}"
+
+
+def partial(run: str) -> str:
+    return f"flq:{{{run}}}:partial"
+
+
+def admitted(run: str) -> str:
+    return f"flq:{{{run}}}:admitted"
 
 
 def chunk(run: str, digest: str, index: int) -> str:

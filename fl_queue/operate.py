@@ -17,7 +17,7 @@ from fl_queue import dispatch, names, rounds
 from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.rounds import Ending
-from fl_queue.runs import current_config, find_run
+from fl_queue.runs import current_config, find_run, set_state
 from fl_queue.store import RoundState, RunState, Store
 
 CANCELLED = "cancelled by an operator"
@@ -48,7 +48,7 @@ def cancel(store: Store, name: str) -> RunState:
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
         current = store.control.open_round(state)
         if current is None:
-            done = rounds.set_state(store, state, "cancelled", CANCELLED, "run_cancelled")
+            done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled")
         else:
             done = _cancel_round(store, state, current)
         if done:

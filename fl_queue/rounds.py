@@ -14,27 +14,19 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, faults, metrics, names, sampling
-from fl_queue.config import RunConfig, cohort_size, quorum_size
+from fl_queue import dispatch, metrics, names
+from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
-from fl_queue.exact import choose_scales
-from fl_queue.records import Kind, Purpose, Receipt, RoundRecord, dumps
-from fl_queue.runs import current_config
-from fl_queue.store import Control, RoundState, RunState, Store, as_text, parse_run_state
-from fl_queue.strategies import largest_weight
+from fl_queue.opening import open_round
+from fl_queue.records import Purpose, Receipt, RoundRecord
+from fl_queue.runs import current_config, set_state
+from fl_queue.store import Control, RoundState, RunState, Store
 
-#: The closing evaluation need not be waited for as long as training.
-EVALUATION_DEADLINE_S = 60.0
-INITIALISE_DEADLINE_S = 120.0
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
-#: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
-#: second closing evaluation, or complete a run that somebody has continued meanwhile.
-_DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment")
 #: The keys of an ended round stay for so many rounds.
 ROUNDS_KEPT = 2
 
@@ -56,8 +48,8 @@ def advance(store: Store, run: str) -> None:
     state = store.control.run(run)
     if state is None:
         return
-    _publish_evaluations(store, state)
     if not state.active:
+        _publish_evaluations(store, state, current_config(store, run))
         return
     current = store.control.open_round(state)
     if current is not None:
@@ -65,10 +57,12 @@ def advance(store: Store, run: str) -> None:
         return
     config = current_config(store, run)
     purpose = _next_purpose(store, state, config)
+    if purpose is not None:
+        # First of all: clients train while the rest is done.
+        open_round(store, state, config, purpose)
+    _publish_evaluations(store, state, config, is_last=purpose != "train")
     if purpose is None:
-        _complete(store, state)
-    else:
-        _open_round(store, state, config, purpose)
+        set_state(store, state, "completed", "", "run_completed")
 
 
 def closing_rule(
@@ -167,9 +161,6 @@ def is_over(control: Control, run: str) -> bool:
     return state is None or not state.active
 
 
-# Opening
-
-
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return "initialise"
@@ -192,211 +183,14 @@ def _stopped(store: Store, state: RunState, condition: str) -> bool:
     )
 
 
-def _open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
-    number = state.round + 1
-    if store.control.settling():
-        return  # A cohort of those who happened to be heard first would be another one.
-    alive = store.control.alive_clients(config.clients["active_s"])
-    if purpose == "initialise":
-        cohort, wanted = _initialiser(store, config, alive), 1
-    else:
-        wanted = cohort_size(config, len(alive))
-        cohort = sampling.select_cohort(config.run["seed"], number, alive, min(wanted, len(alive)))
-    if len(cohort) < max(wanted, 1):
-        _wait_for_clients(store, state, config, len(alive), wanted)
-        return
-    fields = _round_fields(store, state, config, purpose, alive, cohort)
-    tickets = _tickets(state.run_id, number, purpose, cohort, config)
-
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not _is_as_seen(pipe, state):
-            return None
-        return lambda: _write_round(
-            store, pipe, state, number, fields, tickets, alive if purpose == "train" else []
-        )
-
-    if store.control.transact([names.run(state.run_id)], body):
-        faults.reach("round.opened")
-
-
-def _is_as_seen(pipe: Pipeline, state: RunState) -> bool:
-    """Whether a training run still is where a decision about it began; ``pipe`` watches its hash."""
-    raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(names.run(state.run_id))))
-    if "state" not in raw:
-        return False
-    now = parse_run_state(state.run_id, raw)
-    return now.active and all(getattr(now, name) == getattr(state, name) for name in _DECIDING)
-
-
-def _initialiser(store: Store, config: RunConfig, alive: list[str]) -> list[str]:
-    if store.control.role_alive(names.EVALUATOR):
-        return [names.EVALUATOR]
-    return sampling.select_cohort(config.run["seed"], 0, alive, min(1, len(alive)))
-
-
-def _round_fields(
-    store: Store,
-    state: RunState,
-    config: RunConfig,
-    purpose: Purpose,
-    alive: list[str],
-    cohort: list[str],
-) -> dict[str, Any]:
-    w_max = largest_weight(config.aggregation)
-    limits: dict[Kind, float] = {
-        "parameter": config.aggregation["limit"],
-        "float_buffer": config.aggregation["buffer_limit"],
-    }
-    scales = choose_scales(len(cohort), w_max, limits)
-    longest = {
-        "train": config.round["deadline_s"],
-        "evaluate": EVALUATION_DEADLINE_S,
-        "initialise": INITIALISE_DEADLINE_S,
-    }
-    # One client makes version 0.
-    quorum = len(cohort) if purpose == "initialise" else quorum_size(config, len(cohort))
-    now = f"{store.control.now():.6f}"
-    return {
-        "state": "open",
-        "purpose": purpose,
-        "cohort": dumps(cohort),
-        "eligible": dumps(alive),
-        "quorum": str(quorum),
-        "deadline_s": str(longest[purpose]),
-        "grace_s": str(config.round["grace_s"]),
-        "opened_at": now,
-        "ticked_at": now,
-        "elapsed_s": "0",
-        "base_version": str(state.version or 0),
-        "base_digest": state.digest,
-        "fence": "0",
-        "data_server": store.data.identity(),
-        "w_max": str(w_max),
-        "scales": dumps({kind: list(scale) for kind, scale in scales.items()}),
-        "segment": str(state.segment),
-        "reason": "",
-    }
-
-
-def _tickets(
-    run: str, number: int, purpose: Purpose, cohort: list[str], config: RunConfig
-) -> list[Ticket]:
-    function = {
-        "train": dispatch.TRAIN,
-        "evaluate": dispatch.CLIENT_EVALUATE,
-        "initialise": dispatch.CLIENT_INITIALISE,
-    }
-    timeout_s = max(1, int(config.train["timeout_s"]))
-    tickets = []
-    for client in cohort:
-        if client == names.EVALUATOR:
-            tickets.append(
-                Ticket(client, dispatch.INITIALISE, names.EVALUATE_QUEUE, run, number, timeout_s)
-            )
-        else:
-            tickets.append(
-                Ticket(
-                    client, function[purpose], names.client_queue(client), run, number, timeout_s
-                )
-            )
-    tickets.append(
-        Ticket(names.AGGREGATOR, dispatch.AGGREGATE, names.AGGREGATE_QUEUE, run, number, -1)
-    )
-    return tickets
-
-
-def _write_round(
-    store: Store,
-    pipe: Pipeline,
-    state: RunState,
-    number: int,
-    fields: Mapping[str, str],
-    tickets: list[Ticket],
-    newcomers: list[str],
-) -> None:
-    run = state.run_id
-    # A client's place in this list is its share of a data set that is split over clients: it keeps
-    # the place for the life of the run, and who comes later is appended.
-    population = [*state.population, *sorted(set(newcomers) - set(state.population))]
-    pipe.hset(
-        names.run(run),
-        mapping={
-            "round": str(number),
-            "waited_s": "0",
-            "reason": "",
-            "population": dumps(population),
-        },
-    )
-    if newcomers:
-        # How many parts the data has is decided once: who comes later must not move samples around.
-        pipe.hsetnx(names.run(run), "shares", len(population))
-    pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
-    for ticket in tickets:
-        pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
-        dispatch.publish(ticket, pipe, store.control.redis)
-    event = {
-        "event": "round_opened",
-        "round": number,
-        "purpose": fields["purpose"],
-        "cohort": [ticket.who for ticket in tickets[:-1]],
-    }
-    store.control.add_event(run, event, pipe)
-
-
-def _wait_for_clients(
-    store: Store, state: RunState, config: RunConfig, alive: int, wanted: int
-) -> None:
-    """Nobody to train with: say so, count the time, and fail the run at the deadline."""
-    waited_s = store.control.tick_waiting(state.run_id)
-    deadline_s = config.round["deadline_s"]
-    if alive == 0:
-        reason = "no client is alive; start one with `fl-queue worker client --client ID`"
-    else:
-        reason = f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
-    given_up = waited_s is not None and waited_s >= deadline_s
-    if given_up:
-        reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
-    elif state.reason == reason:
-        return
-    set_state(
-        store,
-        state,
-        "failed" if given_up else "training",
-        reason,
-        "run_failed" if given_up else "waiting_for_clients",
-    )
-
-
 # Ending
-
-
-def _complete(store: Store, state: RunState) -> None:
-    set_state(store, state, "completed", "", "run_completed")
-
-
-def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:
-    """Change a training run's state, if it is still as it was seen; returns whether it was."""
-
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not _is_as_seen(pipe, state):
-            return None
-
-        def write() -> None:
-            pipe.hset(names.run(state.run_id), mapping={"state": new, "reason": reason})
-            store.control.add_event(
-                state.run_id, {"event": event, "reason": reason, "version": state.version}, pipe
-            )
-
-        return write
-
-    return store.control.transact([names.run(state.run_id)], body)
 
 
 def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
     """
     Abandon an overdue round that no aggregator works on and for which nothing has come.
 
-    With anything in the results list or a taken list it stays open: abandoning requires both drained.
+    With anything in the results list, a taken list or a partial sum it stays open.
     """
     if current.elapsed_s < current.deadline_s + ORPHAN_GRACE_S:
         return
@@ -405,6 +199,7 @@ def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
         store.data.owned(run, current.fence)
         or store.data.waiting(run)
         or store.data.held(run, current.fence)
+        or store.data.partial(run)
     ):
         return
     config = current_config(store, run, current.segment)
@@ -468,19 +263,27 @@ def _forget_jobs(store: Store, run: str, number: int, but: str = "") -> None:
 # Evaluations
 
 
-def _publish_evaluations(store: Store, state: RunState) -> None:
-    """Publish the evaluation of every version that has none, without holding up the next round."""
-    run = state.run_id
-    if state.version is None:
+def _publish_evaluations(
+    store: Store, state: RunState, config: RunConfig, is_last: bool = False
+) -> None:
+    """
+    Publish the evaluation of every version that is to be scored and has none.
+
+    Args:
+        is_last: No version follows the newest: it is scored whatever its number.
+    """
+    every = config.run["evaluate_every"]
+    if state.version is None or not every:
         return
-    known = store.control.evaluations(run)
-    for version in range(state.version, -1, -1):
-        if version in known:
-            break
+    due = range(state.version - state.version % every, -1, -every)
+    last = [state.version] if is_last and state.version not in due else []
+    for version in (*last, *due):
         ticket = Ticket(
-            names.EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 3600
+            names.EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, state.run_id, version, 3600
         )
-        store.control.transact([names.evaluations(run)], partial(_evaluation, store, ticket))
+        body = partial(_evaluation, store, ticket)
+        if not store.control.transact([names.evaluations(state.run_id)], body) and version in due:
+            break  # It has been published, and so have those before it.
 
 
 def _evaluation(store: Store, ticket: Ticket, pipe: Pipeline) -> Callable[[], None] | None:

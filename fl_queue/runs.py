@@ -5,7 +5,7 @@ Starting and continuing runs. No rounds here: ``rounds.advance`` opens them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from blake3 import blake3
 from redis.client import Pipeline
@@ -14,7 +14,11 @@ from fl_queue import faults, names
 from fl_queue.config import FIXED, RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunStateError, UnknownRun
 from fl_queue.records import dumps
-from fl_queue.store import RunState, Store
+from fl_queue.store import RunState, Store, as_text, parse_run_state
+
+#: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
+#: second closing evaluation, or complete a run that somebody has continued meanwhile.
+DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment")
 
 
 def find_run(store: Store, name: str) -> RunState:
@@ -188,3 +192,30 @@ def describe_state(store: Store, state: RunState) -> str:
         "evaluate": "closing evaluation",
     }[current.purpose]
     return f"is training: {what}, {received} of {len(current.cohort)} updates in, quorum {current.quorum}"
+
+
+def is_as_seen(pipe: Pipeline, state: RunState) -> bool:
+    """Whether a training run still is where a decision about it began; ``pipe`` watches its hash."""
+    raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(names.run(state.run_id))))
+    if "state" not in raw:
+        return False
+    now = parse_run_state(state.run_id, raw)
+    return now.active and all(getattr(now, name) == getattr(state, name) for name in DECIDING)
+
+
+def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:
+    """Change a training run's state, if it is still as it was seen; returns whether it was."""
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+
+        def write() -> None:
+            pipe.hset(names.run(state.run_id), mapping={"state": new, "reason": reason})
+            store.control.add_event(
+                state.run_id, {"event": event, "reason": reason, "version": state.version}, pipe
+            )
+
+        return write
+
+    return store.control.transact([names.run(state.run_id)], body)

@@ -8,6 +8,7 @@ draws between releases, and a cohort must be recomputable from the history for e
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 
 
@@ -23,8 +24,7 @@ def seed_for(seed: int, *parts: str | int) -> int:
         parts: What it is for; ``1`` and ``"1"`` differ, and so do ``("ab", "c")`` and
             ``("a", "bc")``.
     """
-    digest = hashlib.sha256(b"".join(_encode(part) for part in (seed, *parts))).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return _number(hashlib.sha256(_joined(seed, *parts)).digest())
 
 
 def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: int) -> list[str]:
@@ -40,12 +40,24 @@ def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: i
         eligible: Clients to select from; repeats count once.
         size: Clients wanted, 0 or more; all of them when there are fewer.
     """
-    ranked = sorted(
-        set(eligible),
+    # seed_for(seed, "cohort", round_number, client), what they have in common hashed once.
+    common = hashlib.sha256(_joined(seed, "cohort", round_number))
+
+    def rank(client: str) -> tuple[int, str]:
+        whole = common.copy()
+        whole.update(_encode(client))
         # The name breaks a tie of hashes: unlikely, but then too the draw must not depend on order.
-        key=lambda client: (seed_for(seed, "cohort", round_number, client), client),
-    )
-    return sorted(ranked[:size])
+        return _number(whole.digest()), client
+
+    return sorted(client for _, client in heapq.nsmallest(size, map(rank, set(eligible))))
+
+
+def _joined(*parts: str | int) -> bytes:
+    return b"".join(map(_encode, parts))
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _encode(part: str | int) -> bytes:

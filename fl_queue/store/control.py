@@ -56,7 +56,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class RoundState:
-    """One round's hash, while its keys live."""
+    """One round's hash, while its keys live. ``groups``: jobs of a simulation's cohort, 0: none."""
 
     number: int
     state: str
@@ -77,6 +77,7 @@ class RoundState:
     scales: Mapping[str, list[float]]
     segment: int
     reason: str
+    groups: int = 0
 
     @property
     def open(self) -> bool:
@@ -93,6 +94,7 @@ class Control(Presence):
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")
         self._end_round = script(client, "end_round")
+        self._to_front = script(client, "to_front")
 
     # Runs
 
@@ -251,6 +253,12 @@ class Control(Presence):
         ]
         return bool(self._receipt(keys=keys, args=args))
 
+    def write_receipts(self, run: str, number: int, receipts: Mapping[str, Receipt]) -> None:
+        """Write receipts again that a round had, under the fields they had."""
+        key = names.round_updates(run, number)
+        commands = [["HSET", key, who, receipt.to_json()] for who, receipt in receipts.items()]
+        self._write_if(names.round_(run, number), *commands)
+
     def count_late(self, run: str, number: int, client: str) -> None:
         """Count an update of a round whose keys are gone, with an event."""
         event = {
@@ -350,6 +358,12 @@ class Control(Presence):
             ["HSET", names.evaluations(run), str(version), dumps(value)],
             _event_command(run, event),
         )
+
+    # Queues
+
+    def move_to_front(self, queue: str, job: str) -> None:
+        """Have a job be the next one of its queue, if it waits there."""
+        self._to_front(keys=[queue], args=[job])
 
     # Events
 
@@ -463,4 +477,5 @@ def _round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         scales=json.loads(raw["scales"]),
         segment=int(raw["segment"]),
         reason=raw.get("reason", ""),
+        groups=int(raw.get("groups", 0)),
     )

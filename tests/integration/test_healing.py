@@ -18,6 +18,7 @@ from fl_queue import (
     heal,
     liveness,
     names,
+    opening,
     operate,
     rounds,
     runs,
@@ -119,7 +120,7 @@ def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
     store.data.push(
         run, blob.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
     )
-    store.data.take(run, fence, 1)
+    store.data.take(run, fence)
     operate.cancel(store, "lawful")
     Healer(store, tmp_path).heal(run)
 
@@ -289,12 +290,12 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
     control.hset(names.run(run), mapping={"version": 1, "digest": "0" * 64})
     before = state_of(store, run)
     control.hset(names.run(run), "evaluated_version", 1)  # Somebody else has ended the evaluation.
-    rounds._open_round(store, before, runs.current_config(store, run), "evaluate")
+    opening.open_round(store, before, runs.current_config(store, run), "evaluate")
     assert state_of(store, run).round == 0
 
     seen = state_of(store, run)
     control.hset(names.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
-    assert not rounds.set_state(store, seen, "completed", "", "run_completed")
+    assert not runs.set_state(store, seen, "completed", "", "run_completed")
     assert state_of(store, run).active
 
 

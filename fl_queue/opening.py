@@ -1,0 +1,236 @@
+"""
+Opening a round: who may take part, who is selected, and the jobs, in one transaction.
+
+``rounds.advance`` decides that a round is wanted; whoever races it here writes the same or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue import dispatch, faults, names, sampling, simulation
+from fl_queue.config import RunConfig, cohort_size, quorum_size
+from fl_queue.dispatch import Ticket
+from fl_queue.exact import choose_scales
+from fl_queue.records import Kind, Purpose, dumps
+from fl_queue.runs import is_as_seen, set_state
+from fl_queue.store import RunState, Store
+from fl_queue.strategies import largest_weight
+
+#: The closing evaluation need not be waited for as long as training.
+EVALUATION_DEADLINE_S = 60.0
+INITIALISE_DEADLINE_S = 120.0
+#: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
+NAMED = 9
+_ON_CLIENT: dict[Purpose, str] = {
+    "train": dispatch.TRAIN,
+    "evaluate": dispatch.CLIENT_EVALUATE,
+    "initialise": dispatch.CLIENT_INITIALISE,
+}
+_IN_POOL: dict[Purpose, str] = {
+    "train": dispatch.POOL_TRAIN,
+    "evaluate": dispatch.POOL_EVALUATE,
+    "initialise": dispatch.POOL_INITIALISE,
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """
+    A round that is about to be opened.
+
+    Args:
+        cohort: Who is selected, sorted.
+        eligible: From whom, as it is recorded.
+        shares: How many clients ``eligible`` stands for.
+        groups: Into how many jobs a simulation's cohort is cut; 0: a job for each.
+    """
+
+    number: int
+    purpose: Purpose
+    cohort: Sequence[str]
+    eligible: Sequence[str]
+    shares: int
+    groups: int = 0
+
+
+def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
+    """Open a run's next round, unless clients are missing or somebody else was faster."""
+    simulated = simulation.is_simulation(config)
+    if not simulated and store.control.settling():
+        return  # A cohort of those who happened to be heard first would be another one.
+    alive = (
+        simulation.clients(config.clients["count"])
+        if simulated
+        else store.control.alive_clients(config.clients["active_s"])
+    )
+    cohort, wanted = _select(store, state, config, purpose, alive)
+    if len(cohort) < max(wanted, 1):
+        _wait_for_clients(store, state, config, len(alive), wanted)
+        return
+    plan = _Plan(
+        state.round + 1,
+        purpose,
+        cohort,
+        simulation.compact(len(alive)) if simulated else alive,
+        len(alive),
+        _groups(cohort, config) if simulated else 0,
+    )
+    fields = _round_fields(store, state, config, plan)
+    tickets = _tickets(state.run_id, plan, config)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+        return lambda: _write_round(store, pipe, state, plan, fields, tickets)
+
+    if store.control.transact([names.run(state.run_id)], body):
+        faults.reach("round.opened")
+
+
+def _select(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
+) -> tuple[list[str], int]:
+    """The cohort, and how many were wanted."""
+    seed = config.run["seed"]
+    if purpose != "initialise":
+        wanted = cohort_size(config, len(alive))
+        chosen = min(wanted, len(alive))
+        return sampling.select_cohort(seed, state.round + 1, alive, chosen), wanted
+    if store.control.role_alive(names.EVALUATOR):
+        return [names.EVALUATOR], 1
+    return sampling.select_cohort(seed, 0, alive, min(1, len(alive))), 1
+
+
+def _groups(cohort: Sequence[str], config: RunConfig) -> int:
+    if cohort == [names.EVALUATOR]:
+        return 0
+    return simulation.group_count(len(cohort), simulation.processes(config))
+
+
+def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
+    size = len(plan.cohort)
+    w_max = largest_weight(config.aggregation)
+    limits: dict[Kind, float] = {
+        "parameter": config.aggregation["limit"],
+        "float_buffer": config.aggregation["buffer_limit"],
+    }
+    scales = choose_scales(size, w_max, limits)
+    longest = {
+        "train": config.round["deadline_s"],
+        "evaluate": EVALUATION_DEADLINE_S,
+        "initialise": INITIALISE_DEADLINE_S,
+    }
+    # One client makes version 0.
+    quorum = size if plan.purpose == "initialise" else quorum_size(config, size)
+    now = f"{store.control.now():.6f}"
+    return {
+        "state": "open",
+        "purpose": plan.purpose,
+        "cohort": dumps(plan.cohort),
+        "eligible": dumps(plan.eligible),
+        "groups": str(plan.groups),
+        "quorum": str(quorum),
+        "deadline_s": str(longest[plan.purpose]),
+        "grace_s": str(config.round["grace_s"]),
+        "opened_at": now,
+        "ticked_at": now,
+        "elapsed_s": "0",
+        "base_version": str(state.version or 0),
+        "base_digest": state.digest,
+        "fence": "0",
+        "data_server": store.data.identity(),
+        "w_max": str(w_max),
+        "scales": dumps({kind: list(scale) for kind, scale in scales.items()}),
+        "segment": str(state.segment),
+        "reason": "",
+    }
+
+
+def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
+    """A job for each client or group, and the aggregator's."""
+    timeout_s = max(1, int(config.train["timeout_s"]))
+
+    def ticket(who: str) -> Ticket:
+        function, queue = _ON_CLIENT[plan.purpose], names.client_queue(who)
+        if who == names.EVALUATOR:
+            function, queue = dispatch.INITIALISE, names.EVALUATE_QUEUE
+        return Ticket(who, function, queue, run, plan.number, timeout_s)
+
+    def group_ticket(number: int) -> Ticket:
+        function, who = _IN_POOL[plan.purpose], simulation.group(number)
+        # One after the other.
+        longest_s = timeout_s * len(simulation.members(plan.cohort, plan.groups, number))
+        return Ticket(who, function, names.POOL_QUEUE, run, plan.number, longest_s)
+
+    return [
+        *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, plan.cohort)),
+        Ticket(names.AGGREGATOR, dispatch.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
+    ]
+
+
+def _write_round(
+    store: Store,
+    pipe: Pipeline,
+    state: RunState,
+    plan: _Plan,
+    fields: Mapping[str, str],
+    tickets: list[Ticket],
+) -> None:
+    run, number = state.run_id, plan.number
+    newcomers = set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
+    # A client's place in this list is its share of a data set that is split over clients: it keeps
+    # the place for the life of the run, and who comes later is appended.
+    population = [*state.population, *sorted(newcomers)]
+    pipe.hset(
+        names.run(run),
+        mapping={
+            "round": str(number),
+            "waited_s": "0",
+            "reason": "",
+            "population": dumps(population),
+        },
+    )
+    if plan.purpose == "train":
+        # How many parts the data has is decided once: who comes later must not move samples around.
+        pipe.hsetnx(names.run(run), "shares", plan.shares)
+    pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
+    for ticket in tickets:
+        pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
+        dispatch.publish(ticket, pipe, store.control.redis)
+    event = {
+        "event": "round_opened",
+        "round": number,
+        "purpose": plan.purpose,
+        "clients": len(plan.cohort),
+        "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
+    }
+    store.control.add_event(run, event, pipe)
+
+
+def _wait_for_clients(
+    store: Store, state: RunState, config: RunConfig, alive: int, wanted: int
+) -> None:
+    """Nobody to train with: say so, count the time, and fail the run at the deadline."""
+    waited_s = store.control.tick_waiting(state.run_id)
+    deadline_s = config.round["deadline_s"]
+    if alive == 0:
+        reason = "no client is alive; start one with `fl-queue worker client --client ID`"
+    else:
+        reason = f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
+    given_up = waited_s is not None and waited_s >= deadline_s
+    if given_up:
+        reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
+    elif state.reason == reason:
+        return
+    set_state(
+        store,
+        state,
+        "failed" if given_up else "training",
+        reason,
+        "run_failed" if given_up else "waiting_for_clients",
+    )
