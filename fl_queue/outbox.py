@@ -8,8 +8,10 @@ killed loses nothing, and a machine that loses power trains again, to the same b
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ from blake3 import blake3
 from fl_queue import blob, faults, files
 from fl_queue.blob import Bytes, Header
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
-from fl_queue.store import Store
+from fl_queue.store import ADMITTED_S, Store
 
 _SUFFIX = ".update"
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 #: Chunks nobody removed expire by themselves; missing ones are asked for again.
 CHUNK_LIFETIME_S = 24 * 3600
+#: Chunks after which the permission to send is extended.
+_EXTEND_EVERY = 8
 
 
 def path_of(folder: Path, run: str, number: int, client: str) -> Path:
@@ -95,14 +99,16 @@ def push(
     inline_bytes: int,
     chunk_bytes: int,
     ended: Callable[[], bool],
+    unmerged_bytes: int = 0,
 ) -> bool:
     """
     Push an update, waiting out outages of the data server: chunks first, then the element.
 
-    Chunks that have arrived are not sent again.
+    Chunks that have arrived are not sent again. While the server is full, it waits, too.
 
     Args:
         inline_bytes: Bodies up to this size travel in the element itself.
+        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         ended: Whether its round has ended; asked before each attempt.
 
     Returns:
@@ -111,12 +117,23 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            _push_once(store, header, body, inline_bytes, chunk_bytes, again)
-            return True
+            if not unmerged_bytes or store.data.admit(
+                header.run, admission(header), unmerged_bytes
+            ):
+                most = unmerged_bytes
+                _push_once(store, header, body, inline_bytes, chunk_bytes, again, most)
+                return True
         except StoreUnavailable:
-            time.sleep(wait_s)
-            wait_s, again = min(2 * wait_s, LONGEST_WAIT_S), True
+            again = True
+        # Many may wait for the same server: not all at the same time again.
+        time.sleep(wait_s * random.uniform(0.5, 1.0))
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
     return False
+
+
+def admission(header: Header) -> str:
+    """Under which an update is admitted to the data server: its token and size."""
+    return f"{header.token}:{header.body_bytes}"
 
 
 def _push_once(
@@ -126,15 +143,28 @@ def _push_once(
     inline_bytes: int,
     chunk_bytes: int,
     again: bool,
+    unmerged_bytes: int,
 ) -> None:
+    def extend(lifetime_s: int) -> None:
+        if unmerged_bytes:
+            store.data.admit(header.run, admission(header), unmerged_bytes, lifetime_s)
+
+    def pieces() -> Iterator[memoryview]:
+        for index, piece in enumerate(blob.chunk_slices(len(body), chunk_bytes)):
+            if index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
+                extend(ADMITTED_S)
+            yield body[piece]
+
     if len(body) <= inline_bytes:
+        extend(CHUNK_LIFETIME_S)
         store.data.push(header.run, blob.pack(header, body if len(body) else None))
         return
-    pieces = (body[piece] for piece in blob.chunk_slices(len(body), chunk_bytes))
     store.data.put_chunks(
-        header.run, header.body_digest, pieces, CHUNK_LIFETIME_S, skip_present=again
+        header.run, header.body_digest, pieces(), CHUNK_LIFETIME_S, skip_present=again
     )
     faults.reach("chunks.pushed")
+    # Before the element is there: afterwards the aggregator may have ended it already.
+    extend(CHUNK_LIFETIME_S)
     store.data.push(header.run, blob.pack(replace(header, chunk_bytes=chunk_bytes), None))
 
 
@@ -145,10 +175,18 @@ def _ended(ended: Callable[[], bool]) -> bool:
         return False
 
 
-def remove_unfinished(folder: Path, client: str) -> None:
-    """Remove what a killed job of this client was writing; only its next job may call this."""
+def remove_unfinished(folder: Path, client: str, age_s: float = 0.0) -> None:
+    """
+    Remove what a killed job of this client was writing; only its next job may call this.
+
+    Args:
+        client: Or a pattern of several; then it may be anybody's, of files of that age.
+        age_s: Seconds since such a file was last written to.
+    """
     for path in folder.glob(f"{client}_*{files.UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= age_s:
+                path.unlink()
 
 
 def sweep(folder: Path, client: str, has_ended: Callable[[str, int], bool]) -> int:
@@ -156,7 +194,7 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int], bool]) -> i
     Remove the updates whose rounds have ended.
 
     Args:
-        client: Whose updates these are; another client's in the same folder are left alone.
+        client: Whose updates these are, or a pattern of several; others in the folder stay.
         has_ended: ``(run id, round) -> bool``.
 
     Returns:

@@ -41,8 +41,9 @@ class Federation:
         folder: Path,
         clients: int = 3,
         environment: Mapping[str, str] | None = None,
+        allow: str = "",
     ) -> None:
-        self.redis, self.folder = redis, folder
+        self.redis, self.folder, self.allow = redis, folder, allow
         self.environment = {
             **os.environ,
             **(environment or {}),
@@ -58,12 +59,13 @@ class Federation:
             self.start(name)
         wait_for("workers", lambda: len(self.store.control.living_workers()) == clients + 2, 120)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *options: str) -> None:
         """Start a worker as a user would."""
         role = name.partition("-")[0]
-        role = role if role in ("aggregator", "evaluator") else "client"
-        command = [sys.executable, "-m", "fl_queue", "worker", role]
+        role = role if role in ("aggregator", "evaluator", "pool") else "client"
+        command = [sys.executable, "-m", "fl_queue", "worker", role, *options]
         command += ["--client", name] if role == "client" else []
+        command += ["--task-allow", self.allow] if self.allow and role != "aggregator" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

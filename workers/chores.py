@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
+from functools import cache, partial
 
-from fl_queue import outbox, rounds
+from fl_queue import names, outbox, rounds
 from fl_queue.errors import StoreUnavailable
 from fl_queue.heal import Healer
 from fl_queue.site import Site
@@ -53,7 +53,7 @@ class Healing(Chores):
 
 
 class Sweeping(Chores):
-    """A client's supervisor removes updates whose rounds have ended from the outbox."""
+    """A client's supervisor, or a pool's, removes updates whose rounds have ended from the outbox."""
 
     swept_at = 0.0
 
@@ -64,8 +64,10 @@ class Sweeping(Chores):
         try:
             # A short-lived connection: supervisors are idle for hours between two uses.
             with self.site.store() as store:
+                # A pool's is everybody's.
+                whose = self.site.client or f"{names.VIRTUAL}*"
                 outbox.sweep(
-                    self.site.outbox, self.site.client, partial(rounds.has_ended, store.control)
+                    self.site.outbox, whose, cache(partial(rounds.has_ended, store.control))
                 )
         except StoreUnavailable as exc:
             log.warning("outbox: %s", exc)
@@ -73,4 +75,4 @@ class Sweeping(Chores):
 
 def chores_of(role: str, site: Site) -> Chores:
     """The chores of a role."""
-    return {"aggregator": Healing, "client": Sweeping}.get(role, Chores)(site)
+    return {"aggregator": Healing, "client": Sweeping, "pool": Sweeping}.get(role, Chores)(site)

@@ -20,7 +20,7 @@ from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, cache, faults, models, names, outbox, rounds, training
+from fl_queue import blob, cache, faults, models, names, outbox, rounds, simulation, training
 from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
@@ -40,7 +40,13 @@ TELL_S = 0.5
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one job is about: which round of which run, on which site."""
+    """
+    What one job is about: which round of which run, on which site.
+
+    Args:
+        base: The model to start from, when it has been fetched already.
+        is_watched: Whether people are told how it goes; a virtual client is one of too many.
+    """
 
     store: Store
     site: Site
@@ -48,6 +54,8 @@ class Assignment:
     state: RunState
     round: RoundState
     config: RunConfig
+    base: tuple[Manifest, Mapped] | None = None
+    is_watched: bool = True
 
     @property
     def run(self) -> str:
@@ -67,14 +75,12 @@ class Assignment:
         Raises:
             ConfigError: This client has no share of the run's data.
         """
-        population = self.state.population
-        share = population.index(self.who) if self.who in population else len(population)
         return ClientContext.of(
             self.config,
             client=self.who,
             run=self.state.name,
             round_number=max(self.round.number, 1),
-            share=share,
+            share=simulation.share_of(self.who, self.state.population),
             shares=self.config.data["shares"] or self.state.shares or 1,
             data_dir=self.site.data_dir,
             device=self.site.device,
@@ -118,7 +124,7 @@ def train(run: str, number: int) -> str:
 
 def evaluate(run: str, number: int) -> str:
     """RQ job: evaluate the newest version on this site's validation data (closing evaluation)."""
-    return respond(run, number, Site.from_environ().client, _make_evaluation)
+    return respond(run, number, Site.from_environ().client, make_evaluation)
 
 
 def initialise(run: str, number: int) -> str:
@@ -151,11 +157,24 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         return "superseded by a newer attempt"
     job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
     kept = find_or_make(job, make)
-    redis = job.config.redis
-    pushed = outbox.push(store, *kept, redis["inline_bytes"], redis["chunk_bytes"], job.ended)
+    pushed = push(job, *kept)
     faults.reach("update.pushed")
     outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     return "pushed" if pushed else "the round ended before it could be pushed"
+
+
+def push(job: Assignment, header: Header, body: memoryview) -> bool:
+    """Push an answer from the outbox; False when its round ended before it could be."""
+    redis = job.config.redis
+    return outbox.push(
+        job.store,
+        header,
+        body,
+        redis["inline_bytes"],
+        redis["chunk_bytes"],
+        job.ended,
+        redis["unmerged_bytes"],
+    )
 
 
 def tidy(store: Store, site: Site, who: str) -> None:
@@ -196,7 +215,7 @@ def _keep(job: Assignment, make: Make) -> None:
         outbox.write(job.site.outbox, _failure(job, exc.reason))
     # Only now: a control server that is away must not cost what was trained.
     examples = answer.header.num_examples
-    if examples:
+    if examples and job.is_watched:
         _say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
 
@@ -224,8 +243,9 @@ def _made(job: Assignment, make: Make) -> Answer:
 def make_update(job: Assignment) -> Answer:
     """Train from the round's base version."""
     task, context = job.task(), job.context()
-    manifest, body = _base(job)
-    _announce(job, context)
+    manifest, body = job.base or fetch_base(job)
+    if job.is_watched:
+        _announce(job, context)
     made = training.train_update(
         task,
         manifest,
@@ -247,9 +267,10 @@ def make_update(job: Assignment) -> Answer:
     return Answer(header, made.tensors.pieces())
 
 
-def _make_evaluation(job: Assignment) -> Answer:
+def make_evaluation(job: Assignment) -> Answer:
+    """Evaluate the round's base version."""
     task, context = job.task(), job.context()
-    manifest, body = _base(job)
+    manifest, body = job.base or fetch_base(job)
     data = task.client_data(context)
     sums = training.evaluate_version(
         task, manifest, blob.views(manifest, body.view), data.validation, context
@@ -279,7 +300,7 @@ def make_initial(job: Assignment) -> Answer:
     return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 
 
-def _base(job: Assignment) -> tuple[Manifest, Mapped]:
+def fetch_base(job: Assignment) -> tuple[Manifest, Mapped]:
     """The model to start from; waited for while the data server is away or lacks it."""
     manifest = job.store.control.manifest(job.run)
     if manifest is None:
@@ -324,6 +345,8 @@ class _Progress:
 
     def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
         """Print an epoch's accuracy, and add an event for people who watch."""
+        if not self.job.is_watched:
+            return
         if "accuracy" in finished:
             accuracy = finished["accuracy"]
             print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)

@@ -1,5 +1,7 @@
 """
-The RQ worker of all roles: fork per job, one queue, JSON, whitelisted functions, leases, no repairs.
+The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no repairs.
+
+Each job runs in a fork, but for those of the pool, which run in the worker itself.
 
 ``fl-queue worker`` runs it; a plain ``rq worker -w workers.rqworker.FLWorker -j fl_queue.dispatch.FLJob
 -S json flq-client-<id>`` with ``FLQ_SITE_CLIENT=<id>`` works too.
@@ -11,8 +13,13 @@ import importlib
 import logging
 import mmap
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from redis import Redis
@@ -20,6 +27,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Worker
 from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
+from rq.worker import WorkerStatus
 
 from fl_queue import dispatch, faults, liveness, names, rounds
 from fl_queue.dispatch import FLJob
@@ -192,15 +201,97 @@ class FLWorker(Worker):
         )
 
 
+class GivenUp(JobTimeoutException):  # type: ignore[misc,unused-ignore]
+    """Raised in a pool process's job whose round has ended, wherever it is in its training."""
+
+
+class PoolWorker(FLWorker):
+    """
+    Runs jobs in its own process, without a fork: what one job has loaded, the next one finds.
+
+    A thread extends the leases and looks after the job meanwhile.
+    """
+
+    def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(queues, *args, **kwargs)
+        self._job: Any = None
+        self._ended = threading.Event()
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        # Like the work-horses of clients: training gives way to leases, merging and restarts.
+        os.nice(HORSE_NICENESS)
+        signal.signal(signal.SIGUSR1, _give_up)
+        threading.Thread(target=self._look_after, name="leases", daemon=True).start()
+        try:
+            return bool(super().work(*args, **kwargs))
+        finally:
+            self._ended.set()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        # RQ beats several times a job, each a write to disk; the thread does it every two seconds.
+        if pipeline is not None:
+            Worker.heartbeat(self, timeout, pipeline)
+
+    def execute_job(self, job: Any, queue: Any) -> None:
+        faults.reach("job.popped")
+        os.environ["RQ_JOB_ID"] = job.id
+        execution = self.prepare_execution(job)
+        self._timeout_s, self._forked_at = float(job.timeout), time.monotonic()
+        self._job = job
+        try:
+            self.perform_job(job, queue, execution)
+        finally:
+            self._job = None
+        self.set_state(WorkerStatus.IDLE)
+
+    def _look_after(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                Worker.heartbeat(self)
+                self._extend()
+                job = self._job
+                if job is not None and self._is_overdue():
+                    log.error("job %s did not end at its timeout: ending with it", job.id)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if job is not None and self._is_pointless(job):
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            except (RedisConnectionError, RedisTimeoutError) as exc:
+                log.warning("control server not reachable: %s", exc)
+
+
+_may_give_up = False
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """Within this block of a pool process's job, GivenUp is raised once its round has ended."""
+    global _may_give_up
+    _may_give_up = True
+    try:
+        yield
+    finally:
+        _may_give_up = False
+
+
+def _give_up(signum: int, frame: FrameType | None) -> None:
+    if _may_give_up:
+        raise GivenUp("the round has ended")
+
+
 def _role(queue: str) -> str:
-    return {names.AGGREGATE_QUEUE: "aggregator", names.EVALUATE_QUEUE: "evaluator"}.get(
-        queue, "client"
-    )
+    return {
+        names.AGGREGATE_QUEUE: names.AGGREGATOR,
+        names.EVALUATE_QUEUE: names.EVALUATOR,
+        names.POOL_QUEUE: names.POOL,
+    }.get(queue, "client")
 
 
-def run(queue: str) -> int:
+def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     """
     Serve one queue until stopped; what ``python -m workers.<role>`` does.
+
+    Args:
+        kind: How jobs are run: each in a fork, or in this process.
 
     Returns:
         Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up.
@@ -213,7 +304,7 @@ def run(queue: str) -> int:
     try:
         url, _ = resolve_urls(site.url, site.blob_url, site.state_dir)
         connection: Redis = plain_client(url, socket_timeout_s=HEARTBEAT_S + 10)
-        worker = FLWorker([queue], connection=connection)
+        worker = kind([queue], connection=connection)
         worker.work(logging_level="WARNING")
     except (RedisConnectionError, RedisTimeoutError) as exc:
         log.error("Redis is not reachable: %s", exc)

@@ -1,5 +1,5 @@
 """
-``fl-queue worker ROLE``: starts the RQ worker as a child and starts it again when it ends.
+``fl-queue worker ROLE``: starts the RQ worker as a child (a pool: several) and starts it again when it ends.
 
 In the aggregator role it also runs the healer; in the client role it clears the outbox of updates
 whose rounds have ended. The first SIGTERM or Ctrl-C stops warm (the job at work is finished), the
@@ -31,27 +31,73 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROLES = ("client", "aggregator", "evaluator")
+ROLES = ("client", "aggregator", "evaluator", "pool")
 RESTART_S = 0.2
 LONGEST_RESTART_S = 5.0
 LIVED_S = 10.0
 TICK_S = 1.0
 
 
+class _Place:
+    """One worker process and what replaces it. Args: ``site``: passed on in its environment."""
+
+    def __init__(self, role: str, site: Site) -> None:
+        self.role, self.site = role, site
+        self.due_at = 0.0
+        self.child: subprocess.Popen[bytes] | None = None
+        self.descriptor = -1
+        self._pause_s = RESTART_S
+
+    def start(self) -> None:
+        """Start the next process, under a name that no other had."""
+        self.site = replace(
+            self.site, worker=f"{self.role}-{self.site.client or 'x'}-{secrets.token_hex(4)}"
+        )
+        environment = {
+            **os.environ,
+            **self.site.to_environ(),
+            "FLQ_SITE_SUPERVISOR": str(os.getpid()),
+        }
+        self._started_at = time.monotonic()
+        # Its own session: Ctrl-C in a terminal reaches us alone, and we decide how to stop it.
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", f"workers.{self.role}"], env=environment, start_new_session=True
+        )
+        self.descriptor = os.pidfd_open(self.child.pid)
+
+    def ended(self) -> int:
+        """Its process has ended: with which status. The next one is due after a pause."""
+        assert self.child is not None
+        os.close(self.descriptor)
+        status = self.child.wait()
+        self.child = None
+        # Killed from outside, or after a while: at once. One that ends by itself gets slower.
+        quick = status < 0 or time.monotonic() - self._started_at > LIVED_S
+        self._pause_s = RESTART_S if quick else min(2 * self._pause_s, LONGEST_RESTART_S)
+        self.due_at = time.monotonic() + self._pause_s
+        return status
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send its process a signal, if there is one."""
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signum)
+
+
 class Supervisor:
     """
-    Keeps one RQ worker running.
+    Keeps one RQ worker running, or several.
 
     Args:
         role: One of ``ROLES``.
-        site: Passed on to the worker in its environment.
+        site: Passed on to the workers in their environment.
+        count: Workers at a time.
     """
 
-    def __init__(self, role: str, site: Site) -> None:
+    def __init__(self, role: str, site: Site, count: int = 1) -> None:
         self.role = role
         self.site = replace(site, token=secrets.token_hex(8))
         self.stopping = 0
-        self.child: subprocess.Popen[bytes] | None = None
+        self._places = [_Place(role, self.site) for _ in range(count)]
         self._chores: Chores | None = None
 
     def run(self) -> int:
@@ -59,23 +105,23 @@ class Supervisor:
         Supervise until stopped.
 
         Returns:
-            Exit status: 0 after a stop, 2 when the worker was refused.
+            Exit status: 0 after a stop, 2 when a worker was refused.
         """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        pause_s = RESTART_S
-        while True:
-            started = time.monotonic()
-            status = self._run_child()
-            if self.stopping or status == EXIT_REFUSED:
-                self.chores.end()
-                return status if status == EXIT_REFUSED else 0
-            log.warning("%s worker ended with status %s: starting it again", self.role, status)
-            self._forget_worker()
-            # Killed from outside, or after a while: at once. One that ends by itself gets slower.
-            quick = status < 0 or time.monotonic() - started > LIVED_S
-            pause_s = RESTART_S if quick else min(2 * pause_s, LONGEST_RESTART_S)
-            time.sleep(pause_s)
+        refused = False
+        while not refused and (not self.stopping or any(place.child for place in self._places)):
+            self._start_due()
+            for place in self._wait():
+                status = place.ended()
+                refused |= status == EXIT_REFUSED
+                if not self.stopping and not refused:
+                    log.warning(
+                        "%s worker ended with status %s: starting it again", self.role, status
+                    )
+                    self._forget_worker(place)
+        self.chores.end()
+        return EXIT_REFUSED if refused else 0
 
     @property
     def chores(self) -> Chores:
@@ -86,30 +132,25 @@ class Supervisor:
             self._chores = chores_of(self.role, self.site)
         return self._chores
 
-    def _run_child(self) -> int:
-        self.site = replace(
-            self.site, worker=f"{self.role}-{self.site.client or 'x'}-{secrets.token_hex(4)}"
-        )
-        environment = {
-            **os.environ,
-            **self.site.to_environ(),
-            "FLQ_SITE_SUPERVISOR": str(os.getpid()),
-        }
-        # Its own session: Ctrl-C in a terminal reaches us alone, and we decide how to stop it.
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", f"workers.{self.role}"], env=environment, start_new_session=True
-        )
-        if self.stopping:
-            self.child.terminate()
-        ended = select.poll()
-        descriptor = os.pidfd_open(self.child.pid)
-        ended.register(descriptor, select.POLLIN)
-        try:
-            while not ended.poll(TICK_S * 1000):
-                self.chores.tick()
-        finally:
-            os.close(descriptor)
-        return self.child.wait()
+    def _start_due(self) -> None:
+        for place in self._places:
+            if place.child is None and place.due_at <= time.monotonic() and not self.stopping:
+                place.start()
+                if self.stopping:  # A signal came in between.
+                    place.send(signal.SIGTERM)
+
+    def _wait(self) -> list[_Place]:
+        """The places whose process has ended, after a second at most; chores are done meanwhile."""
+        by_descriptor = {place.descriptor: place for place in self._places if place.child}
+        poll = select.poll()
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.POLLIN)
+        due = [place.due_at for place in self._places if place.child is None]
+        pause_s = min([TICK_S, *(max(0.0, at - time.monotonic()) for at in due)])
+        ended = poll.poll(pause_s * 1000)
+        if not ended:
+            self.chores.tick()
+        return [by_descriptor[descriptor] for descriptor, _ in ended]
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stopping += 1
@@ -117,15 +158,15 @@ class Supervisor:
             "stopping %s",
             "when the job at work is done; once more to stop now" if self.stopping == 1 else "now",
         )
-        if self.child is not None and self.child.poll() is None:
+        for place in self._places:
             # RQ takes a second SIGTERM within a second for an echo of the first.
-            self.child.send_signal(signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
+            place.send(signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
 
-    def _forget_worker(self) -> None:
+    def _forget_worker(self, place: _Place) -> None:
         """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
         try:
             with self.site.store() as store:
-                store.control.release(names.worker(self.site.worker), self.site.token)
+                store.control.release(names.worker(place.site.worker), self.site.token)
         except StoreUnavailable as exc:
             log.warning("%s", exc)
 
@@ -135,6 +176,7 @@ def main() -> int:
     log_to_console()
     parser = argparse.ArgumentParser(prog="workers.supervisor", description=__doc__)
     parser.add_argument("role", choices=ROLES)
+    parser.add_argument("--processes", type=int, default=1, help="workers to keep running")
     parser.add_argument("--parent", type=int, help="end when this process ends")
     arguments = parser.parse_args()
     if arguments.parent:
@@ -145,7 +187,7 @@ def main() -> int:
     except FLQueueError as exc:
         log.error("%s", exc)
         return exc.exit_code
-    return Supervisor(arguments.role, site).run()
+    return Supervisor(arguments.role, site, arguments.processes).run()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,10 +19,12 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, models, names, rounds, runs
+from fl_queue import display, embedded, local, models, names, rounds, runs, simulation
 from fl_queue.cli.common import Where, connection_options
 from fl_queue.config import RunConfig
-from fl_queue.errors import RunFailed, StoreUnavailable
+from fl_queue.errors import ConfigError, RunFailed, StoreUnavailable
+from fl_queue.site import Site
+from fl_queue.store import Store
 
 
 @click.command("redis")
@@ -99,26 +102,81 @@ def start_round(
     Start a run, or continue it from its newest version.
 
     CONFIG is a TOML file, or the name of a shipped one (demo, mnist-2nn, ...). The run needs no
-    coordinator: it goes on when this command ends.
+    coordinator: it goes on when this command ends. A simulation needs nothing at all: what it lacks
+    (Redis, aggregator, pool, evaluator) is started, and ends with this command.
     """
     loaded = configs.load(config, overrides)
     where = _where_of_run(where, loaded)
-    store = where.open()
+    name = name or re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+    with ExitStack() as ours:
+        is_alone = _start_servers(ours, where, loaded, wait)
+        store = where.open()
+        since = "0-0"
+        if known := store.control.run_id(name):
+            since = store.control.last_event_id(names.events(known))
+        run = _attach(store, name, loaded) or _begin(store, name, loaded, count)
+        if wait and simulation.is_simulation(loaded):
+            _start_workers(ours, store, where, loaded)
+        rounds.advance(store, run)
+        if wait:
+            follow_to_end(where, run, since, goes_on=not is_alone)
+        else:
+            click.echo(run)
+            click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
+
+
+def _begin(store: Store, name: str, loaded: RunConfig, count: int | None) -> str:
+    """Create or continue the run; returns its id."""
     initial = None
     if loaded.model["initial"]:
         initial = models.publish_initial(
             store, Path(loaded.model["initial"]), loaded.redis["chunk_bytes"]
         )
-    name = name or re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+    return runs.start_run(store, name, loaded, count or loaded.run["rounds"], initial).run_id
+
+
+def _attach(store: Store, name: str, loaded: RunConfig) -> str | None:
+    """A simulation that is training, because its start-round was killed: its id."""
     known = store.control.run_id(name)
-    since = store.control.last_event_id(names.events(known)) if known else "0-0"
-    state = runs.start_run(store, name, loaded, count or loaded.run["rounds"], initial)
-    rounds.advance(store, state.run_id)
+    state = store.control.run(known) if known else None
+    if state is None or not state.active or not simulation.is_simulation(loaded):
+        return None
+    if not simulation.is_simulation(runs.current_config(store, state.run_id)):
+        return None
+    click.echo(f"Run {name} is training: going on with it.", err=True)
+    return state.run_id
+
+
+def _start_servers(ours: ExitStack, where: Where, loaded: RunConfig, wait: bool) -> bool:
+    """
+    Start private servers for a simulation that has none; returns whether that was needed.
+
+    Raises:
+        ConfigError: With ``--no-wait`` they would end at once.
+    """
+    if not simulation.is_simulation(loaded):
+        return False
+    interrupt_on_sigterm()
+    if where.url or embedded.running(where.state_dir):
+        return False
     if not wait:
-        click.echo(state.run_id)
-        click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
-        return
-    follow_to_end(where, state.run_id, since)
+        raise ConfigError(
+            "--no-wait",
+            "the private servers and workers of this simulation would end with this command; "
+            "leave it out, or name servers with FLQ_REDIS_URL",
+        )
+    ours.enter_context(embedded.start(where.state_dir))
+    return True
+
+
+def _start_workers(ours: ExitStack, store: Store, where: Where, loaded: RunConfig) -> None:
+    """Start the roles a simulation lacks; they end with this command."""
+    # This very command names the task: whoever runs it lets it in.
+    allow = (loaded.run["task"],) if ":" in loaded.run["task"] else ()
+    site = Site(where.url, where.blob_url, where.state_dir, allow=allow)
+    wanted = local.missing_workers(store, loaded, site)
+    logs = where.state_dir / "logs"
+    ours.enter_context(local.workers(store, wanted, logs, Console(stderr=True)))
 
 
 def _where_of_run(where: Where, loaded: RunConfig) -> Where:
@@ -136,14 +194,24 @@ def _where_of_run(where: Where, loaded: RunConfig) -> Where:
     )
 
 
-def follow_to_end(where: Where, run: str, since: str = "") -> None:
-    """Show progress after the event ``since`` until the run has ended, then its table. Raises RunFailed."""
+def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True) -> None:
+    """
+    Show progress after the event ``since`` until the run has ended, then its table.
+
+    Args:
+        goes_on: Whether the run does when this command is interrupted.
+
+    Raises:
+        RunFailed: It failed, or was cancelled.
+    """
     store = where.open()
     name = runs.find_run(store, run).name
     try:
         display.follow(store, run, Console(stderr=True), since=since)
     except KeyboardInterrupt:
-        click.echo(f"\nRun {name} goes on; watch it with `fl-queue watch {name}`.", err=True)
+        how = f"goes on; watch it with `fl-queue watch {name}`"
+        stops = "has stopped; the same command goes on with it"
+        click.echo(f"\nRun {name} {how if goes_on else stops}.", err=True)
         raise
     display.await_evaluations(store, run, Console(stderr=True))
     display.print_table(store, run)

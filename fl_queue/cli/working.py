@@ -79,6 +79,28 @@ def worker_evaluator(
     _become_worker("evaluator", _site(where, data, task_allow, device, threads))
 
 
+@worker.command("pool")
+@click.option(
+    "--processes",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Processes, of one thread each. Default: as many as cores.",
+)
+@_task_options
+@connection_options
+def worker_pool(
+    where: Where,
+    processes: int,
+    data: str,
+    task_allow: tuple[str, ...],
+    device: str,
+    threads: int,
+) -> None:
+    """Train the virtual clients of simulations; on one machine or several."""
+    count = processes or len(os.sched_getaffinity(0))
+    _become_worker("pool", _site(where, data, task_allow, device, threads), count)
+
+
 @worker.command("aggregator")
 @connection_options
 def worker_aggregator(where: Where) -> None:
@@ -102,9 +124,10 @@ def _site(
     return Site(where.url, where.blob_url, where.state_dir, client, folder, allow, device, threads)
 
 
-def _become_worker(role: str, site: Site) -> None:
+def _become_worker(role: str, site: Site, processes: int = 1) -> None:
     # The supervisor takes this process's place, so that its pid is the one that was started.
     # The current folder stays importable: an own task may lie there.
     path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **site.to_environ(), "PYTHONPATH": path}
-    os.execve(sys.executable, [sys.executable, "-m", "workers.supervisor", role], environment)
+    command = [sys.executable, "-m", "workers.supervisor", role, "--processes", str(processes)]
+    os.execve(sys.executable, command, environment)

@@ -1,0 +1,173 @@
+"""Virtual clients in a pool: the bits of site workers, and what a killed process costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from fl_queue import dispatch, names, simulation
+from fl_queue.embedded import start
+from fl_queue.records import RoundRecord
+from fl_queue.store import Store
+from tests.conftest import chosen_server
+from tests.federation import Federation, children_of, kill, wait_for
+
+COUNT = 4
+#: A task that leaves a line for each training.
+TASK = """
+import os
+from pathlib import Path
+from fl_queue.tasks.mnist import ThreesAndSevens
+
+class Counted(ThreesAndSevens):
+    def train(self, model, data, context, on_epoch):
+        with Path(os.environ["TRAININGS"]).open("a") as file:
+            file.write(f"{context.run} {context.round} {context.client} {os.getpid()}\\n")
+        if context.client in os.environ["BROKEN"].split():
+            raise ValueError("broken on purpose")
+        return super().train(model, data, context, on_epoch)
+"""
+SITES = ("run.task=counted:Counted", "round.cohort=3", "round.quorum=2", "run.rounds=2")
+VIRTUAL = (*SITES, "clients.kind=simulation", f"clients.count={COUNT}", "clients.processes=2")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator, an evaluator, two pool processes, and a site worker for each virtual client."""
+    folder = tmp_path_factory.mktemp("pool")
+    (folder / "counted.py").write_text(TASK)
+    environment = {
+        "PYTHONPATH": str(folder),
+        "TRAININGS": str(folder / "trainings"),
+        "BROKEN": "sim-3",
+    }
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, 0, environment, "counted:Counted")
+        try:
+            made.start("pool", "--processes", "2")
+            for client in simulation.clients(COUNT):
+                made.start(client)
+            ready = 2 + 2 + COUNT
+            wait_for("workers", lambda: len(made.store.control.living_workers()) == ready, 120)
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(pool: Federation) -> tuple[list[str], list[RoundRecord]]:
+    """Digests and records of a run with one site worker for each client."""
+    run = pool.begin("same", *SITES)
+    assert pool.finish(run).state == "completed"
+    return pool.free(run), pool.committed(run)
+
+
+def trainings(pool: Federation, name: str) -> Counter[str]:
+    """``<round> <client>`` -> how often it was trained in a run, since the last question."""
+    file = pool.folder / "trainings"
+    lines = [line.split() for line in file.read_text().splitlines()]
+    file.write_text("")
+    return Counter(f"{number} {client}" for run, number, client, _ in lines if run == name)
+
+
+def what_counts(records: list[RoundRecord]) -> list[object]:
+    return [
+        (r.cohort, r.accepted, r.weights, r.rejected, r.client_validation, r.validation, r.train)
+        for r in records
+    ]
+
+
+def test_a_simulation_has_the_bits_and_records_of_one_site_worker_per_client(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    digests, records = calm
+    trainings(pool, "same")
+    run = pool.begin("same", *VIRTUAL)
+    state = pool.finish(run)
+    found = pool.committed(run)
+    last = pool.store.control.receipts(run, 2)
+    trained = trainings(pool, "same")
+
+    assert (state.state, pool.free(run)) == ("completed", digests)
+    assert what_counts(found) == what_counts(records)
+    assert any("broken on purpose" in reason for r in found for reason in r.rejected.values())
+    assert set(trained.values()) == {1}
+    assert sorted(last) == found[-1].cohort
+    assert {r.eligible[0] for r in found} == {"sim-1..sim-4"}
+
+
+@pytest.mark.parametrize(
+    ("point", "again"), [("outbox.written", 0), ("update.pushed", 0), ("client.trained", 1)]
+)
+def test_a_killed_pool_process_costs_its_unfinished_client_and_no_bit(
+    pool: Federation,
+    calm: tuple[list[str], list[RoundRecord]],
+    point: str,
+    again: int,
+) -> None:
+    trainings(pool, "same")
+    fired = pool.arm(point, "kill", "pool-")
+    run = pool.begin("same", *VIRTUAL, "clients.processes=1")
+    wait_for("the kill", fired.exists)
+    state = pool.finish(run)
+
+    assert (state.state, pool.free(run)) == ("completed", calm[0])
+    trained = trainings(pool, "same")
+    assert sum(trained.values()) - len(trained) == again
+
+
+def test_the_next_job_finds_a_process_in_place_of_a_killed_one(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    supervisor = pool.processes["pool"].pid
+    before = children_of(supervisor)
+    kill(before[0])
+    wait_for("two processes", lambda: len(set(children_of(supervisor)) - {before[0]}) == 2)
+
+    assert pool.finish(pool.begin("after", *VIRTUAL)).state == "completed"
+
+
+def test_a_job_whose_round_has_ended_is_given_up(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    run = pool.begin("long", *VIRTUAL, "train.epochs=1000000", "run.task=mnist-3v7")
+    wait_for("its round", lambda: pool.round_of(run) == 1)
+    job = dispatch.tickets(pool.store, run, 1)["group-0"]
+    wait_for("training", lambda: dispatch.job_state(pool.store, job).startswith("started"))
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fl_queue",
+            "cancel",
+            "long",
+            "--state-dir",
+            str(pool.redis.state_dir),
+        ],
+        check=True,
+    )
+
+    assert pool.finish(pool.begin("next", *VIRTUAL), 60).state == "completed"
+
+
+def test_a_site_worker_trains_no_virtual_clients(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    run = pool.begin("misled", *VIRTUAL, "run.rounds=1")
+    pool.finish(run)
+    store: Store = pool.store
+    ticket = dispatch.Ticket(
+        "group-0", dispatch.POOL_TRAIN, names.client_queue("sim-1"), run, 1, 60
+    )
+    with store.control.redis.pipeline() as pipe:
+        pipe.multi()
+        dispatch.publish(ticket, pipe, store.control.redis)
+        pipe.execute()
+
+    why = wait_for("a failure", lambda: dispatch.job_state(store, ticket).startswith("failed"))
+    assert why
+    assert "serves client sim-1" in dispatch.job_state(store, ticket)

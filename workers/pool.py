@@ -1,0 +1,191 @@
+"""
+The pool worker: trains virtual clients of a simulation, a group of them a job, in this very process.
+
+torch, the task's data and the model are loaded once. Each client is trained as a site would train
+it, and its update is in the outbox before the next one begins: a killed process costs its unfinished
+clients only.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fl_queue import cache, faults, names, outbox, rounds, simulation, training
+from fl_queue.config import RunConfig
+from fl_queue.dispatch import JobRefused
+from fl_queue.errors import ModelMismatch
+from fl_queue.files import Mapped
+from fl_queue.records import Manifest
+from fl_queue.runs import current_config
+from fl_queue.site import Site
+from fl_queue.store import Store
+from workers import rqworker
+from workers.client import (
+    Assignment,
+    Make,
+    fetch_base,
+    find_or_make,
+    make_evaluation,
+    make_initial,
+    make_update,
+    push,
+)
+
+log = logging.getLogger(__name__)
+
+#: Outbox files of any virtual client.
+_EVERYBODY = f"{names.VIRTUAL}*"
+#: Nobody is still writing a file that was not written to for so long.
+UNFINISHED_S = 3600.0
+
+
+def train(run: str, number: int) -> str:
+    """RQ job: train the clients of a group for a round, or push what was trained already."""
+    return respond(run, number, make_update)
+
+
+def evaluate(run: str, number: int) -> str:
+    """RQ job: evaluate the newest version on the validation data of a group (closing evaluation)."""
+    return respond(run, number, make_evaluation)
+
+
+def initialise(run: str, number: int) -> str:
+    """RQ job: make version 0."""
+    return respond(run, number, make_initial)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A job's part of a round: what is the same for all its clients, and who they are."""
+
+    common: Assignment
+    clients: Sequence[str]
+
+    def assignments(self) -> Iterator[Assignment]:
+        """One after the other, until the round has ended."""
+        for client in self.clients:
+            if self.common.ended():
+                return
+            yield replace(self.common, who=client)
+
+
+def respond(run: str, number: int, make: Make) -> str:
+    """
+    Answer a round for a group of clients, one after the other, each made once.
+
+    Args:
+        make: Makes a client's answer; not called for one whose answer the outbox has.
+
+    Returns:
+        What happened, for the log.
+
+    Raises:
+        JobRefused: This worker serves a data owner.
+        StoreUnavailable: The control server is gone; the healer issues another attempt.
+    """
+    site, store = _site(), _store()
+    if site.client:
+        raise JobRefused(f"this worker serves client {site.client}, and trains no virtual ones")
+    _tidy(run, number)
+    job_id = os.environ["RQ_JOB_ID"]
+    group = _group(store, site, run, number, job_id)
+    if isinstance(group, str):
+        return group
+    try:
+        return _answer(group, make)
+    except rqworker.GivenUp as exc:
+        return str(exc)
+
+
+def _answer(group: Group, make: Make) -> str:
+    done = 0
+    for job in group.assignments():
+        with rqworker.giving_up():
+            kept = find_or_make(job, make)
+        done += push(job, *kept)
+        faults.reach("update.pushed")
+    return f"pushed {done} of {len(group.clients)}"
+
+
+def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Group | str:
+    """The clients that a job is to answer for; a text when there is nothing to do."""
+    who = job_id.partition("_")[0]
+    state, current = store.control.run(run), store.control.round(run, number)
+    if state is None or current is None or rounds.has_ended(store.control, run, number):
+        return "the round has ended"
+    newest = store.control.jobs(run, number).get(who, {})
+    if newest.get("job") != job_id:
+        return "superseded by a newer attempt"
+    clients = simulation.answerable(who, current.cohort, current.groups)
+    if newest["attempt"] > 1:
+        # Those whose answers are in need not be asked for them again.
+        receipts = store.control.receipts(run, number)
+        clients = [c for c in clients if c not in receipts or not receipts[c].answers]
+        for client in clients:
+            outbox.remove_unfinished(site.outbox, client)
+    config = _config(run, current.segment)
+    common = Assignment(store, site, who, state, current, config, is_watched=False)
+    if current.purpose != "initialise":
+        try:
+            common = replace(common, base=_base(common))
+        except ModelMismatch as exc:
+            return str(exc)
+    return Group(common, clients)
+
+
+# What is kept between jobs
+
+
+@functools.cache
+def _site() -> Site:
+    return Site.from_environ()
+
+
+@functools.cache
+def _store() -> Store:
+    return _site().connect()
+
+
+@functools.lru_cache(maxsize=8)
+def _config(run: str, segment: int) -> RunConfig:
+    return current_config(_store(), run, segment)
+
+
+_bases: dict[str, tuple[Manifest, Mapped]] = {}
+
+
+def _base(job: Assignment) -> tuple[Manifest, Mapped]:
+    """The round's model, fetched and looked through once for all its clients."""
+    digest = job.round.base_digest
+    if digest not in _bases:
+        fetched = fetch_base(job)
+        _bases.clear()
+        _bases[digest] = fetched
+    return _bases[digest]
+
+
+@functools.lru_cache(maxsize=1)
+def _tidy(run: str, number: int) -> None:
+    """Once a round: remove from this host what no round or run needs any more."""
+    site, control = _site(), _store().control
+    outbox.remove_unfinished(site.outbox, _EVERYBODY, UNFINISHED_S)
+    has_ended = functools.cache(functools.partial(rounds.has_ended, control))
+    outbox.sweep(site.outbox, _EVERYBODY, has_ended)
+    cache.sweep(site.cache, functools.partial(rounds.is_over, control))
+
+
+def main() -> int:
+    """``python -m workers.pool``: serve ``flq-pool``."""
+    training.preload()
+    importlib.import_module("workers.pool")  # Jobs name it, and we run as ``__main__``.
+    return rqworker.run(names.POOL_QUEUE, rqworker.PoolWorker)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
