@@ -39,8 +39,11 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
         store = Store.open(url, blob_url, state_dir)
     except StoreUnavailable as exc:
         return [*findings, Finding("FAIL", str(exc), "start it, or correct the URL")]
-    findings += _server("control", server_facts(store.servers.control, store.servers.url))
-    findings += _server("data", server_facts(store.servers.data, store.servers.blob_url))
+    servers = store.servers
+    for facts in server_facts(servers.control, servers.url):
+        findings += _server("control", facts)
+    for facts in server_facts(servers.data, servers.blob_url):
+        findings += _server("data", facts)
     return [*findings, *_workers(store), *_queues(store)]
 
 

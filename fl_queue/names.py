@@ -27,6 +27,7 @@ control server
     flq:deleted                        zset    run id -> when it was deleted, for a day
 data server
     flq:server                         string  identity of this data server's content
+    flq:server:<i>                     string  the same of one node of a cluster
     flq:{<run>}:results                list    update blobs as they arrive
     flq:{<run>}:taken:<fence>          list    what one aggregator incarnation holds
     flq:{<run>}:owner:<fence>          string  that incarnation's lease
@@ -62,6 +63,10 @@ VIRTUAL = "sim-"
 RESERVED = (AGGREGATOR, EVALUATOR, POOL, "coordinator", "healer")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+
+
+def data_server_node(number: int) -> str:
+    return f"{DATA_SERVER}:{number}"
 
 
 def is_name(text: str) -> bool:

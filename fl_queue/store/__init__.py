@@ -9,7 +9,6 @@ from fl_queue.store.connect import (
     ServerFacts,
     check,
     connect,
-    mask,
     plain_client,
     resolve_urls,
     server_facts,
@@ -17,6 +16,7 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data
+from fl_queue.store.failing import mask
 from fl_queue.store.presence import as_text
 
 __all__ = [

@@ -8,10 +8,7 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +21,27 @@ from redis.commands.core import Script
 from redis.connection import ConnectionPool, PythonRespSerializer
 from redis.retry import Retry
 
-from fl_queue import embedded
-from fl_queue.errors import StoreUnavailable
+from fl_queue import embedded, names
+from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.store.cluster import (
+    ClusterClient,
+    cluster_client,
+    is_cluster,
+    mark_keys,
+    pool_of_key,
+    primaries,
+)
+from fl_queue.store.failing import mask, translated
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"
-_SOCKET_TIMEOUT_S = 30.0
+_CONNECTION: dict[str, Any] = {
+    "socket_timeout": 30.0,
+    "socket_connect_timeout": 5,
+    "protocol": 2,
+    # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
+    "driver_info": None,
+}
 
 
 @dataclass(frozen=True)
@@ -73,29 +85,55 @@ def resolve_urls(url: str, blob_url: str, state_dir: Path) -> tuple[str, str]:
 
 def connect(url: str, blob_url: str) -> Servers:
     """
-    Connect to both roles (lazily: nothing is sent yet).
+    Connect to both roles (lazily: nothing is sent yet, but to a cluster).
 
     Raises:
-        StoreUnavailable: A URL cannot be parsed.
+        StoreUnavailable: A URL cannot be parsed, or no node of a cluster answers.
+        ConfigError: The control server is a cluster.
     """
+    if is_cluster(url):
+        raise ConfigError(
+            "redis.url",
+            "a Redis Cluster cannot be the control server (RQ needs a plain one); name it in redis.blob_url",
+        )
+    data, once, blocking = _data_clients(blob_url)
     return Servers(
         control=_client(url, retries=3),
-        data=_zero_copy(_client(blob_url, retries=3)),
-        once=_zero_copy(_client(blob_url, retries=0)),
-        blocking=_client(blob_url, retries=0),
+        data=data,
+        once=once,
+        blocking=blocking,
         url=mask(url),
         blob_url=mask(blob_url),
     )
 
 
+def _data_clients(url: str) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
+    """(data, once, blocking) of ``Servers``."""
+    if is_cluster(url):
+        once = _cluster(url, retries=0)
+        return _cluster(url, retries=3), once, once
+    return (
+        _zero_copy(_client(url, retries=3)),
+        _zero_copy(_client(url, retries=0)),
+        _client(url, retries=0),
+    )
+
+
 def check(client: redis.Redis, url: str) -> None:
     """
-    See that a server answers and is new enough.
+    See that a server answers, is new enough, and is what its URL says.
 
     Raises:
-        StoreUnavailable: It does not, or is older than 6.2; says what to do.
+        StoreUnavailable: It does not, is older than 6.2, or belongs to a cluster though its URL
+            does not say so; says what to do.
     """
-    version = str(client.info("server")["redis_version"])
+    info = client.info("server")
+    if info.get("redis_mode") == "cluster" and not isinstance(client, ClusterClient):
+        raise StoreUnavailable(
+            mask(url),
+            "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://",
+        )
+    version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         raise StoreUnavailable(
             mask(url), f"version {version} is too old; fl-queue needs Redis 6.2 or newer"
@@ -109,19 +147,26 @@ def plain_client(url: str, socket_timeout_s: float) -> redis.Redis:
     )
 
 
-def mask(url: str) -> str:
-    """The URL with its password replaced by ``***``."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
-
-
 def script(client: redis.Redis, name: str) -> Script:
     """One of ``lua/*.lua``, bound to a server."""
     return client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
 
 
 def pool_of(client: redis.Redis, key: str) -> ConnectionPool:
-    """The connections to the server that has a key."""
+    """
+    The connections to the server that has a key.
+
+    Raises:
+        redis.ConnectionError: No node of a cluster has it.
+    """
+    if isinstance(client, ClusterClient):
+        return pool_of_key(client, key)
     return client.connection_pool
+
+
+def identity_keys(client: redis.Redis) -> list[str]:
+    """The keys that together tell whether any node of a server has lost its content."""
+    return mark_keys(client) if isinstance(client, ClusterClient) else [names.DATA_SERVER]
 
 
 def unlink_matching(client: redis.Redis, pattern: str) -> None:
@@ -135,11 +180,11 @@ class _Pipeline(Pipeline):
     masked_url = ""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        with _translated(self.masked_url):
+        with translated(self.masked_url):
             return super().execute(raise_on_error)
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        with _translated(self.masked_url):
+        with translated(self.masked_url):
             return super().immediate_execute_command(*args, **options)
 
 
@@ -149,27 +194,13 @@ class _Client(redis.Redis):
     masked_url = ""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with _translated(self.masked_url):
+        with translated(self.masked_url):
             return super().execute_command(*args, **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipe.masked_url = self.masked_url
         return pipe
-
-
-@contextmanager
-def _translated(url: str) -> Iterator[None]:
-    try:
-        yield
-    except redis.exceptions.OutOfMemoryError as exc:
-        raise StoreUnavailable(url, "is full (maxmemory); give it more memory") from exc
-    except redis.exceptions.AuthenticationError as exc:
-        raise StoreUnavailable(url, f"refused the password ({exc})") from exc
-    except redis.exceptions.ReadOnlyError as exc:
-        raise StoreUnavailable(url, "is a read-only replica; name the primary") from exc
-    except (redis.ConnectionError, redis.TimeoutError) as exc:
-        raise StoreUnavailable(url, f"not reachable ({exc}); is it running?") from exc
 
 
 def _retry(times: int) -> Retry:
@@ -184,15 +215,7 @@ def _client(url: str, retries: int) -> redis.Redis:
     try:
         client = cast(
             _Client,
-            _Client.from_url(
-                url,
-                socket_timeout=_SOCKET_TIMEOUT_S,
-                socket_connect_timeout=5,
-                retry=_retry(retries),
-                protocol=2,
-                # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
-                driver_info=None,
-            ),
+            _Client.from_url(url, retry=_retry(retries), **_CONNECTION),
         )
     except ValueError as exc:
         raise StoreUnavailable(
@@ -202,11 +225,25 @@ def _client(url: str, retries: int) -> redis.Redis:
     return client
 
 
+def _cluster(url: str, retries: int) -> redis.Redis:
+    try:
+        client = cluster_client(url, _retry(retries), _packer(), **_CONNECTION)
+    except ValueError as exc:
+        raise StoreUnavailable(
+            mask(url), f"not the URL of a cluster ({exc}); write redis+cluster://host:port/0"
+        ) from exc
+    # redis-py has no common type for the two; Data uses what both can do.
+    return cast(redis.Redis, client)
+
+
 def _zero_copy(client: redis.Redis) -> redis.Redis:
-    # hiredis' packer copies a big argument three times; redis-py's own sends it as it is.
-    packer = PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
-    client.connection_pool.connection_kwargs["command_packer"] = packer
+    client.connection_pool.connection_kwargs["command_packer"] = _packer()
     return client
+
+
+def _packer() -> PythonRespSerializer:
+    # hiredis' packer copies a big argument three times; redis-py's own sends it as it is.
+    return PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
 
 
 @dataclass(frozen=True)
@@ -231,8 +268,20 @@ class ServerFacts:
     limit_bytes: int
 
 
-def server_facts(client: redis.Redis, url: str) -> ServerFacts:
-    """Ask a server for what decides whether it is fit for its role."""
+def server_facts(client: redis.Redis, url: str) -> list[ServerFacts]:
+    """
+    Ask a server, or each primary of a cluster, for what decides whether it is fit for its role.
+
+    Raises:
+        StoreUnavailable: One does not answer.
+    """
+    if not isinstance(client, ClusterClient):
+        return [_facts(client, url)]
+    with translated(url):
+        return [_facts(node, f"{url} node {name}") for name, node in primaries(client).items()]
+
+
+def _facts(client: redis.Redis, url: str) -> ServerFacts:
     client.ping()
     started = time.monotonic()
     seconds, micros = client.time()

@@ -14,7 +14,7 @@ from typing import cast
 from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost
 from fl_queue.store.bulk import read_values, write_values
-from fl_queue.store.connect import Servers, script
+from fl_queue.store.connect import Servers, identity_keys, script
 
 #: An incarnation that has not extended its lease for this long has lost its taken list.
 OWNER_LIFETIME_S = 6.0
@@ -30,6 +30,7 @@ class Data:
         self.redis = servers.data
         self._once = servers.once
         self._blocking = servers.blocking
+        self._identity = script(self.redis, "identity")
         self._own = script(self.redis, "own")
         self._give_back = script(self.redis, "give_back")
         self._extend = script(self.redis, "extend")
@@ -37,13 +38,14 @@ class Data:
 
     def identity(self) -> str:
         """
-        Identity of the server process and of its content.
+        Identity of the server process and of its content; of all nodes, if it is a cluster.
 
-        Changes when the server restarts (it may have lost data) and when it is flushed.
+        Changes when one restarts (it may have lost data) and when it is flushed.
         """
-        self.redis.set(names.DATA_SERVER, secrets.token_hex(8), nx=True)
-        mark = cast(bytes, self.redis.get(names.DATA_SERVER) or b"").decode()
-        return f"{self.redis.info('server')['run_id']}:{mark}"
+        return ",".join(
+            self._identity(keys=[key], args=[secrets.token_hex(8)]).decode()
+            for key in identity_keys(self.redis)
+        )
 
     def ping(self) -> None:
         """Raises StoreUnavailable when the data server does not answer."""
@@ -175,7 +177,8 @@ class Data:
                 # First its life is prolonged: what is there after that stays.
                 pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
                 pipe.strlen(key)
-            lengths = pipe.execute()[1::2]
+            # An error is that the key holds something else; it is overwritten.
+            lengths = pipe.execute(raise_on_error=False)[1::2]
         return (
             value for value, length in zip(values, lengths, strict=True) if length != len(value[1])
         )
