@@ -11,6 +11,7 @@ the clients (shares of unequal size), ``dirichlet_hsu`` draws each client's own 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -213,16 +214,34 @@ def _share(labels: Labels, data: Mapping[str, Any], seed: int, share: int, share
             f"there is no share {share}: the data was split into {shares} when the run began; "
             "start a new run with data.shares at least the number of clients",
         )
-    parts = split(
-        data["partition"],
-        labels,
-        shares,
-        seed,
-        alpha=data["alpha"],
-        shards_per_client=data["shards_per_client"],
-        samples_per_client=data["samples_per_client"],
-    )
+    kind, alpha = data["partition"], data["alpha"]
+    hand, count = data["shards_per_client"], data["samples_per_client"]
+    if labels.flags.writeable:
+        parts = split(kind, labels, shares, seed, alpha=alpha, shards_per_client=hand, samples_per_client=count)  # fmt: skip
+    else:
+        parts = _kept_split(kind, _Same(labels), shares, seed, alpha, hand, count)
     return parts[share]
+
+
+class _Same:
+    """Labels that cannot change, as a key: the same array, without a look at what is in it."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.labels is other.labels
+
+    def __hash__(self) -> int:
+        return id(self.labels)
+
+
+@lru_cache(maxsize=2)
+def _kept_split(
+    kind: str, labels: _Same, shares: int, seed: int, alpha: float, hand: int, count: int
+) -> list[Indices]:
+    """``split``, done once for all the clients that one process trains."""
+    return split(kind, labels.labels, shares, seed, alpha=alpha, shards_per_client=hand, samples_per_client=count)  # fmt: skip
 
 
 def _hold_out_per_class(

@@ -5,7 +5,15 @@ import pytest
 
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.partition import client_split, dirichlet_hsu, dirichlet_label, iid, shards, split
+from fl_queue.partition import (
+    _kept_split,
+    client_split,
+    dirichlet_hsu,
+    dirichlet_label,
+    iid,
+    shards,
+    split,
+)
 
 TEN_CLASSES = np.tile(np.arange(10), 600)
 
@@ -109,3 +117,22 @@ def test_a_class_with_too_few_samples_is_shared_out_in_proportion():
     train, held = client_split(labels, data, seed=0, client="a", share=0, shares=1)
     assert np.bincount(labels[train])[[3, 7]].tolist() == [6, 30]
     assert np.bincount(labels[held])[[3, 7]].tolist() == [2, 10]
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet_label", "dirichlet_hsu"])
+def test_labels_that_cannot_change_are_split_once_into_the_same_shares(kind):
+    fixed, other = TEN_CLASSES.copy(), np.sort(TEN_CLASSES)
+    for labels in (fixed, other):
+        labels.setflags(write=False)
+    data = data_section(partition=kind, samples_per_client=50)
+
+    def share_of(labels, share, seed=0):
+        return client_split(labels, data, seed=seed, client="a", share=share, shares=20)
+
+    before = _kept_split.cache_info().misses
+    for share in range(20):
+        for mine, theirs in zip(share_of(fixed, share), share_of(TEN_CLASSES, share), strict=True):
+            assert np.array_equal(mine, theirs)
+    assert _kept_split.cache_info().misses == before + 1
+    assert not np.array_equal(share_of(fixed, 3, seed=1)[0], share_of(fixed, 3)[0])
+    assert np.array_equal(share_of(other, 3)[0], share_of(other.copy(), 3)[0])

@@ -1,6 +1,7 @@
 """The MNIST tasks: exact sizes, the excerpt, the full set's files, and that they learn."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -218,3 +219,22 @@ def test_idx_round_trip(tmp_path):
     assert np.array_equal(read_idx(file, 3), array)
     with pytest.raises(DataError, match="cannot be read"):
         read_idx(tmp_path / "absent", 3)
+
+
+def test_files_are_read_once_and_again_when_they_change(full):
+    config = config_of("mnist-2nn", source="full", dir=str(full), validation_fraction=0.0)
+    file = full / "train-images-idx3-ubyte.gz"
+
+    def first_pixels():
+        (inputs, _), _ = data_of(load_task("mnist-2nn", config), context_of(config))
+        pixels = inputs[0].clone()
+        inputs.zero_()  # A task may work on its data in place.
+        return pixels
+
+    before, inverted = first_pixels(), gzip.compress(encode_idx(255 - read_idx(file, 3)))
+    written = file.stat()
+    file.write_bytes(b"x" * written.st_size)
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert torch.equal(first_pixels(), before)
+    file.write_bytes(inverted)
+    assert torch.allclose(first_pixels(), 1 - before)
