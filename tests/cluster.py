@@ -35,6 +35,7 @@ class Node:
             "bind": "127.0.0.1",
             "dir": self.folder,
             "save": "",
+            "repl-diskless-sync-delay": 0,
             "cluster-enabled": "yes",
             "cluster-node-timeout": 1000,
             "logfile": "redis.log",
@@ -55,6 +56,9 @@ class Node:
 
     def is_ok(self) -> bool:
         return bool(self.client.cluster("info")["cluster_state"] == "ok")
+
+    def knows_replica(self, of: Node) -> bool:
+        return bool(self.client.execute_command("CLUSTER REPLICAS", of.id()))
 
     def _answers(self) -> bool:
         try:
@@ -122,6 +126,8 @@ class Cluster:
         self._introduce(replica)
         wait_for("the replica to know its primary", lambda: self._replicates(replica, of))
         wait_for("a copy", lambda: replica.client.info("replication")["master_link_status"] == "up")
+        # Those who have not heard of it would not vote for it.
+        wait_for("all to know", lambda: all(node.knows_replica(of) for node in self.nodes))
         return replica
 
     @staticmethod

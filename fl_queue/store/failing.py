@@ -11,6 +11,8 @@ from redis import exceptions
 
 from fl_queue.errors import StoreUnavailable
 
+_FULL = "is full (maxmemory); give it more memory"
+
 
 def mask(url: str) -> str:
     """The URL with its password replaced by ``***``."""
@@ -32,7 +34,7 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except exceptions.OutOfMemoryError as exc:
-        raise StoreUnavailable(url, "is full (maxmemory); give it more memory") from exc
+        raise StoreUnavailable(url, _FULL) from exc
     except exceptions.AuthenticationError as exc:
         raise StoreUnavailable(url, f"refused the password ({exc})") from exc
     except exceptions.ReadOnlyError as exc:
@@ -46,3 +48,8 @@ def translated(url: str) -> Iterator[None]:
         exceptions.AskError,  # Among them MOVED.
     ) as exc:
         raise StoreUnavailable(url, f"its cluster cannot be used now ({exc})") from exc
+    except redis.ResponseError as exc:
+        # Redis 6.2 wraps what stopped a script.
+        if "-OOM " not in str(exc):
+            raise
+        raise StoreUnavailable(url, _FULL) from exc

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,27 +234,28 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
 
 
 def test_chunks_are_read_and_written_while_their_slot_moves(
-    store: Store, cluster: Cluster, body: bytes
+    embedded: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    key = names.chunk(RUN, DIGEST, 0)
-    source = cluster.node_of(key)
-    target = next(node for node in cluster.nodes if node is not source)
-    slot = source.client.execute_command("CLUSTER KEYSLOT", key)
-    target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id())
-    source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id())
-    source.client.migrate("127.0.0.1", target.port, key, 0, 5000)
+    body, key = secrets.token_bytes(CHUNK * COUNT), names.chunk(RUN, DIGEST, 0)
+    with (
+        Cluster(tmp_path / "cluster") as cluster,
+        Store.open(embedded.url, cluster.url, tmp_path) as store,
+    ):
+        store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+        source = cluster.node_of(key)
+        target = next(node for node in cluster.nodes if node is not source)
+        slot = source.client.execute_command("CLUSTER KEYSLOT", key)
+        target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id())
+        source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id())
+        source.client.migrate("127.0.0.1", target.port, key, 0, 5000)
 
-    assert read(store, body) == body  # ASK.
+        assert read(store, body) == body  # It is told to ASK.
 
-    for node in (target, source, *cluster.nodes):
-        node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id())
-    assert read(store, body) == body  # MOVED.
-    store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
-    assert read(store, body) == body
-
-    target.client.delete(key)
-    for node in (source, target, *cluster.nodes):
-        node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", source.id())
+        for node in (target, source):
+            node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id())
+        assert read(store, body) == body  # It has MOVED.
+        store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+        assert (read(store, body), target.client.exists(key)) == (body, 1)
 
 
 def test_a_node_that_is_full_is_unavailable(store: Store, cluster: Cluster, body: bytes) -> None:
@@ -274,9 +277,11 @@ def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
     body = secrets.token_bytes(CHUNK * COUNT)
     with Cluster(tmp_path / "cluster") as cluster:
         primary = cluster.node_of(names.results(RUN))
-        replica = cluster.add_replica(primary)
+        replica, spare = cluster.add_replica(primary), cluster.add_replica(cluster.nodes[0])
         with Store.open(embedded.url, cluster.url, tmp_path) as store:
             before = store.data.identity()
+            spare.kill()
+            store.data.ping()  # Nobody needs it.
             primary.kill()
             wait_for("the failover", lambda: replica.client.info("replication")["role"] == "master")
             usable_again(store)
@@ -419,12 +424,16 @@ def test_a_node_that_comes_back_empty_changes_no_bit(
     name = f"loss-{lists}".lower()
     calm = plain.digests_of(name, *CHUNKED)
 
+    held = clustered.arm("outbox.written", "stop", "client-site-1-")
     run = clustered.begin(name, *CHUNKED)
-    clustered.reach(run, 2)
-    node = cluster.node_of(names.results(run))
-    victim = node if lists else next(other for other in cluster.nodes if other is not node)
+    wait_for("a client with its update", held.exists)
+    wait_for("two updates", lambda: clustered.store.data.held(run, 9) == 2)
+    lists_of = cluster.node_of(names.results(run))
+    victim = lists_of if lists else cluster.nodes[cluster.nodes.index(lists_of) - 1]
     victim.kill()
     victim.start()
+    os.kill(int(held.read_text()), signal.SIGCONT)
 
     assert clustered.finish(run, 150).state == "completed"
+    assert clustered.trained(run) == 9  # What had been trained was pushed again.
     assert clustered.free(run) == calm
