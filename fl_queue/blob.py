@@ -5,9 +5,10 @@ An element is a prefix, a msgpack header, and the raw tensor bytes when they tra
 
     b"FLQ1" | round, u32 LE | header bytes, u32 LE | header | body (empty when it is in chunks)
 
-The header is a map of exactly the fields of ``Header``. A body is the manifest's tensors one after
-the other, without gaps, little-endian, C order: float32 values (model) or float32 differences
-``local - base`` (update); int64 values in both. Equal tensors give equal body bytes.
+The header is a map of exactly the fields of ``Header``, ``members`` in a group's only. A body is
+the manifest's tensors one after the other, without gaps, little-endian, C order: float32 values
+(model) or float32 differences ``local - base`` (update); int64 values in both, and in a group, which
+is an exact sum, throughout. Equal tensors give equal body bytes.
 
 Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
 the caps allow. NaN and Inf are not looked at here (``exact.py`` does), nothing is unpickled, and
@@ -34,7 +35,7 @@ Bytes = bytes | bytearray | memoryview
 Tensor = npt.NDArray[Any]
 
 MAGIC = b"FLQ1"
-HEADER_KINDS = ("update", "evaluation", "failure", "model")
+HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 #: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
 MAX_TEXT = 4096
@@ -66,12 +67,40 @@ class TensorEntry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """
+    One client's part of a ``group``.
+
+    Args:
+        client, token, num_examples, metrics, train_metrics, environment, train_s, body_bytes,
+            body_digest: Those of its own update.
+        status: ``received``: it is in the sum; ``invalid`` or ``failed``: it is not.
+        reason: Why it is not.
+        weight: With which it is in the sum; 0 when it is not.
+    """
+
+    client: str
+    token: str
+    num_examples: int
+    metrics: Sums
+    train_metrics: Sums
+    environment: Mapping[str, Any]
+    train_s: float
+    body_bytes: int
+    body_digest: str
+    status: str
+    reason: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """
     What an element says of itself.
 
     Args:
-        kind: ``update``, ``evaluation``, ``failure`` or ``model``.
+        kind: ``update``, ``evaluation``, ``failure``, ``model``, or ``group``: the sum of several
+            virtual clients' updates.
         run: Run id.
         round: Round it belongs to, 0 to 2**32-1; also in the element's prefix.
         client: Who sends it.
@@ -87,6 +116,7 @@ class Header:
         codec: ``raw``.
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
+        members: Of a ``group``, what each update says of itself; in a header of that kind only.
     """
 
     kind: str
@@ -108,6 +138,7 @@ class Header:
     body_bytes: int = 0
     body_digest: str = _NO_BODY
     chunk_bytes: int = 0
+    members: tuple[Member, ...] = ()
 
 
 # --- bodies
@@ -274,6 +305,8 @@ def pack_head(header: Header) -> bytes:
         BlobError: A header field is out of range.
     """
     raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
+    if not header.members:
+        del raw["members"]
     _parse(raw)
     try:
         packed: bytes = msgpack.packb(raw)
@@ -389,6 +422,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         ordered = value if any(type(key) is not str for key in value) else sorted(value)
         return {key: _plain(value[key]) for key in ordered}
+    if isinstance(value, Member):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(Member)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
@@ -542,6 +577,25 @@ _PARSERS: dict[str, _Parser] = {
 }
 
 
+_MEMBER_PARSERS: dict[str, _Parser] = {
+    "status": _one_of("received", "invalid", "failed"),
+    "weight": _integer(2**63 - 1),
+} | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
+
+
+def _members(raw: Any) -> tuple[Member, ...]:
+    if type(raw) is not list or not raw:
+        raise _fail("members", "is not a list of one or more")
+    found = []
+    for index, item in enumerate(raw):
+        where = f"members[{index}]"
+        if type(item) is not dict or item.keys() != _MEMBER_PARSERS.keys():
+            raise _fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
+        values = {name: _MEMBER_PARSERS[name](f"{where}.{name}", item[name]) for name in item}
+        found.append(Member(**values))
+    return tuple(found)
+
+
 def _parse(raw: Any) -> Header:
     """
     Raises:
@@ -550,12 +604,14 @@ def _parse(raw: Any) -> Header:
     if type(raw) is not dict:
         raise BlobError(f"header is a {type(raw).__name__}, not a map")
     for name in raw:
-        if name not in _PARSERS:
+        if name not in _PARSERS and name != "members":
             raise BlobError(f"header field {str(name)[:64]!r} is unknown")
     for name in _PARSERS:
         if name not in raw:
             raise _fail(name, "is missing")
-    header = Header(**{name: parse(name, raw[name]) for name, parse in _PARSERS.items()})
+    members = _members(raw["members"]) if "members" in raw else ()
+    values = {name: parse(name, raw[name]) for name, parse in _PARSERS.items()}
+    header = Header(**values, members=members)
     _check_layout(header)
     return header
 
@@ -563,6 +619,8 @@ def _parse(raw: Any) -> Header:
 def _check_layout(header: Header) -> None:
     if header.kind in ("evaluation", "failure") and (header.tensors or header.body_bytes):
         raise _fail("tensors", f"kind {header.kind!r} has no body")
+    if bool(header.members) != (header.kind == "group"):
+        raise _fail("members", "goes with kind 'group', and with no other")
     if bool(header.manifest) != (header.kind == "model"):
         raise _fail("manifest", "goes with kind 'model', and with no other")
     if chunk_count(header.body_bytes, header.chunk_bytes) > MAX_CHUNKS:

@@ -6,7 +6,7 @@ While a run is training, its aggregator meets them; once the run has ended, the 
 
 from __future__ import annotations
 
-from fl_queue import blob, metrics
+from fl_queue import blob, group, metrics
 from fl_queue.blob import Header
 from fl_queue.errors import BlobError
 from fl_queue.records import Receipt, Verdict
@@ -35,12 +35,13 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
 
 
 def record(store: Store, run: str, header: Header) -> None:
-    """Write the receipt of a late element; one that was received in time keeps its own."""
-    receipt = receipt_of(header, "late", f"round {header.round} had ended")
-    if store.control.round(run, header.round) is None:
-        store.control.count_late(run, header.round, header.client)
-    else:
-        store.control.write_receipt(run, header.round, header.client, receipt, None)
+    """Write the receipts of a late element; one that was received in time keeps its own."""
+    for own, _, _ in group.headers(header):
+        receipt = receipt_of(own, "late", f"round {header.round} had ended")
+        if store.control.round(run, header.round) is None:
+            store.control.count_late(run, header.round, own.client)
+        else:
+            store.control.write_receipt(run, header.round, own.client, receipt, None)
 
 
 def drain(store: Store, state: RunState) -> int:

@@ -8,6 +8,7 @@ no bit of the result. No Redis here.
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,9 @@ def answerable(who: str, cohort: Sequence[str], groups: int) -> Sequence[str]:
 
 def job_of(client: str, cohort: Sequence[str], groups: int) -> str:
     """Whose job a client's is: its group's, or its own."""
-    if not groups or client not in cohort:
+    place = bisect.bisect_left(cohort, client)  # A cohort is sorted.
+    if not groups or place == len(cohort) or cohort[place] != client:
         return client
-    place = cohort.index(client)
     # The last group that begins at or before the client.
     return group(((place + 1) * groups - 1) // len(cohort))
 

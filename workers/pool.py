@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from fl_queue.config import RunConfig
 from fl_queue.dispatch import JobRefused
 from fl_queue.errors import ModelMismatch
 from fl_queue.files import Mapped
+from fl_queue.group import GroupSum
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.site import Site
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: Outbox files of any virtual client.
 _EVERYBODY = f"{names.VIRTUAL}*"
+#: A process asks this often whether its round has ended, between two clients.
+ASK_S = 0.5
 #: Nobody is still writing a file that was not written to for so long.
 UNFINISHED_S = 3600.0
 
@@ -62,16 +66,20 @@ def initialise(run: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """A job's part of a round: what is the same for all its clients, and who they are."""
+    """A job's part of a round: what is the same for all its clients, who they are, which attempt."""
 
     common: Assignment
     clients: Sequence[str]
+    attempt: int
 
     def assignments(self) -> Iterator[Assignment]:
         """One after the other, until the round has ended."""
+        asked_at = time.monotonic()
         for client in self.clients:
-            if self.common.ended():
-                return
+            if time.monotonic() - asked_at > ASK_S:
+                if self.common.ended():
+                    return
+                asked_at = time.monotonic()
             yield replace(self.common, who=client)
 
 
@@ -92,32 +100,58 @@ def respond(run: str, number: int, make: Make) -> str:
     site, store = _site(), _store()
     if site.client:
         raise JobRefused(f"this worker serves client {site.client}, and trains no virtual ones")
-    _tidy(run, number)
-    job_id = os.environ["RQ_JOB_ID"]
-    group = _group(store, site, run, number, job_id)
+    group = _group(store, site, run, number, os.environ["RQ_JOB_ID"])
     if isinstance(group, str):
         return group
     try:
         return _answer(group, make)
     except rqworker.GivenUp as exc:
         return str(exc)
+    finally:
+        _tidy(run, number)
 
 
 def _answer(group: Group, make: Make) -> str:
-    done = 0
+    common, done = group.common, 0
+    total = _sum(group)
     for job in group.assignments():
         with rqworker.giving_up():
             kept = find_or_make(job, make)
-        done += push(job, *kept)
+        if total is None:
+            done += push(job, *kept)
+            faults.reach("update.pushed")
+        else:
+            total.take(*kept)
+            done += 1
+    if total is not None and done == len(group.clients):
+        push(common, *total.element(common.header("group")))
         faults.reach("update.pushed")
     return f"pushed {done} of {len(group.clients)}"
+
+
+def _sum(group: Group) -> GroupSum | None:
+    """
+    What the group's updates are added to; None when each is pushed by itself.
+
+    After a first attempt nobody knows whose updates are in: a sum of them might be of no use.
+    """
+    common = group.common
+    if (
+        common.round.purpose != "train"
+        or len(group.clients) == 1
+        or group.attempt > 1
+        or not simulation.premerges(common.config)
+        or common.base is None
+    ):
+        return None
+    return GroupSum(common.base[0], common.config, common.round)
 
 
 def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Group | str:
     """The clients that a job is to answer for; a text when there is nothing to do."""
     who = job_id.partition("_")[0]
     state, current = store.control.run(run), store.control.round(run, number)
-    if state is None or current is None or rounds.has_ended(store.control, run, number):
+    if state is None or not state.active or current is None or not current.open:
         return "the round has ended"
     newest = store.control.jobs(run, number).get(who, {})
     if newest.get("job") != job_id:
@@ -136,7 +170,7 @@ def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Grou
             common = replace(common, base=_base(common))
         except ModelMismatch as exc:
             return str(exc)
-    return Group(common, clients)
+    return Group(common, clients, newest["attempt"])
 
 
 # What is kept between jobs

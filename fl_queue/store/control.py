@@ -235,23 +235,40 @@ class Control(Presence):
         Returns:
             Whether it was news.
         """
-        rejected = receipt.status not in ("received", "accepted")
-        event = {
-            "event": "update_rejected" if rejected else "update_received",
-            "round": number,
-            "client": client,
-        }
-        if rejected:
-            event |= {"status": receipt.status, "reason": receipt.reason}
+        return bool(self.record_receipts(run, number, {client: receipt}, fence))
+
+    def record_receipts(
+        self,
+        run: str,
+        number: int,
+        receipts: Mapping[str, Receipt],
+        fence: int | None,
+        group: str = "",
+    ) -> int:
+        """
+        Record what became of several updates, all at once, with events.
+
+        Args:
+            receipts: Client -> receipt.
+            fence: The writer's, for an open round; None for a round that has ended.
+            group: Whose updates came as one: one event tells of all that were received.
+
+        Returns:
+            How many were news.
+        """
+        events = [_event_of(number, client, receipt) for client, receipt in receipts.items()]
+        came = [event for event in events if event["event"] == "update_received"]
+        if group and came:
+            events = [event for event in events if event not in came]
+            events.append({**came[0], "client": group, "clients": len(came)})
         keys = [names.round_(run, number), names.round_updates(run, number), names.events(run)]
         args: list[Any] = [
-            client,
-            receipt.to_json(),
-            dumps(event),
+            dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
+            dumps([dumps(event) for event in events]),
             EVENTS_KEPT,
             "" if fence is None else fence,
         ]
-        return bool(self._receipt(keys=keys, args=args))
+        return int(self._receipt(keys=keys, args=args))
 
     def write_receipts(self, run: str, number: int, receipts: Mapping[str, Receipt]) -> None:
         """Write receipts again that a round had, under the fields they had."""
@@ -419,6 +436,18 @@ class Control(Presence):
 
     def _get(self, key: str) -> bytes | None:
         return cast("bytes | None", self.redis.get(key))
+
+
+def _event_of(number: int, client: str, receipt: Receipt) -> dict[str, Any]:
+    """What the run's events tell of an update."""
+    event = {"event": "update_received", "round": number, "client": client}
+    if receipt.status in ("received", "accepted"):
+        return event
+    return event | {
+        "event": "update_rejected",
+        "status": receipt.status,
+        "reason": receipt.reason,
+    }
 
 
 def _event_command(run: str, event: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fl_queue import dispatch, names, simulation
+from fl_queue import dispatch, names, simulation, verify
 from fl_queue.embedded import start
 from fl_queue.records import RoundRecord
 from fl_queue.store import Store
@@ -98,6 +98,20 @@ def test_a_simulation_has_the_bits_and_records_of_one_site_worker_per_client(
     assert set(trained.values()) == {1}
     assert sorted(last) == found[-1].cohort
     assert {r.eligible[0] for r in found} == {"sim-1..sim-4"}
+    events = pool.store.control.read_events({names.events(run): "0-0"}, None)
+    came = [event["client"] for _, _, event in events if event["event"] == "update_received"]
+    assert "group-1" in came
+
+
+def test_updates_that_are_kept_come_one_by_one_and_verify(
+    pool: Federation, calm: tuple[list[str], list[RoundRecord]]
+) -> None:
+    run = pool.begin("same", *VIRTUAL, "model.keep_updates=true")
+    state = pool.finish(run)
+    verdicts = list(verify.verify(pool.store, state, pool.redis.state_dir))
+
+    assert pool.free(run) == calm[0]
+    assert [verdict.result for verdict in verdicts] == ["same", "same"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fl_queue import (
+    blob,
     config,
     diagnose,
     dispatch,
+    late,
     names,
     opening,
     rounds,
@@ -18,8 +24,11 @@ from fl_queue import (
     sampling,
     simulation,
 )
+from fl_queue.blob import Header
 from fl_queue.config import RunConfig
+from fl_queue.group import GroupSum
 from fl_queue.heal import Healer
+from fl_queue.intake import Intake
 from fl_queue.records import Manifest, Receipt, TensorSpec
 from fl_queue.store import RunState, Store
 
@@ -107,6 +116,165 @@ def test_a_group_is_replaced_until_all_its_members_have_answered(
     assert attempts["group-1"] == 2
     assert any("waiting for group-1: 1 of 5 clients" in line for line in lines)
     assert any("fl-queue worker pool" in line for line in lines)
+
+
+class Arrivals:
+    """An open round of virtual clients, what they send, and the aggregator that looks at it."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store = store
+        self.run = begin(store, simulated()).run_id
+        current = store.control.round(self.run, 1)
+        manifest = store.control.manifest(self.run)
+        assert current is not None
+        assert manifest is not None
+        self.round, self.manifest = current, manifest
+        self.config = runs.current_config(store, self.run)
+        fence = store.control.claim(self.run, 1, self.ticket(names.AGGREGATOR).job)
+        self.intake = Intake(store, self.run, current, self.config, fence, "t", folder)
+
+    def ticket(self, who: str) -> dispatch.Ticket:
+        return dispatch.tickets(self.store, self.run, 1)[who]
+
+    def members(self, number: int) -> Sequence[str]:
+        return simulation.members(self.round.cohort, self.round.groups, number)
+
+    def header(self, kind: str, who: str) -> Header:
+        return Header(
+            kind=kind,
+            run=self.run,
+            round=1,
+            client=who,
+            base_version=self.round.base_version,
+            base_digest=self.round.base_digest,
+            token=f"token of {who}",
+        )
+
+    def update(self, client: str) -> tuple[Header, bytes]:
+        body = np.float32(int(client[-2:])).tobytes()
+        header = replace(
+            self.header("update", client),
+            num_examples=5,
+            tensors=blob.entries(self.manifest),
+            body_bytes=len(body),
+            body_digest=blob.body_digest(body),
+        )
+        return header, body
+
+    def element(self, number: int) -> tuple[Header, memoryview]:
+        total = GroupSum(self.manifest, self.config, self.round)
+        for client in self.members(number):
+            total.take(*self.update(client))
+        return total.element(self.header("group", simulation.group(number)))
+
+    def look_at(self, header: Header, body: bytes | memoryview) -> None:
+        self.intake.look_at(blob.pack(header, body))
+
+    def sum(self) -> tuple[bytes, int]:
+        assert self.intake.merge is not None
+        total = self.intake.merge.total
+        return b"".join(piece.tobytes() for piece in total.pieces()), total.count
+
+    def statuses(self) -> dict[str, str]:
+        receipts = self.store.control.receipts(self.run, 1)
+        return {client: receipt.status for client, receipt in receipts.items()}
+
+    def events(self) -> list[dict[str, Any]]:
+        found = self.store.control.read_events({names.events(self.run): "0-0"}, None)
+        return [event for _, _, event in found]
+
+
+@pytest.fixture
+def arrivals(store: Store, tmp_path: Path) -> Arrivals:
+    return Arrivals(store, tmp_path)
+
+
+def test_a_group_is_received_with_a_receipt_for_each_and_one_event(arrivals: Arrivals) -> None:
+    arrivals.look_at(*arrivals.element(0))
+    arrivals.look_at(*arrivals.element(1))
+
+    receipts = arrivals.store.control.receipts(arrivals.run, 1)
+    assert sorted(receipts) == list(arrivals.round.cohort)
+    for client, receipt in receipts.items():
+        header, _ = arrivals.update(client)
+        wanted = replace(late.receipt_of(header, "received", ""), weight=5)
+        assert receipt == wanted == arrivals.intake.receipts[client]
+    assert arrivals.intake.received() == arrivals.sum()[1] == 10
+    came = [event for event in arrivals.events() if event["event"] == "update_received"]
+    assert [(event["client"], event["clients"]) for event in came] == [
+        ("group-0", 5),
+        ("group-1", 5),
+    ]
+
+
+def test_a_group_that_comes_twice_is_counted_once(arrivals: Arrivals) -> None:
+    header, body = arrivals.element(0)
+    arrivals.look_at(header, body)
+    before = arrivals.sum()
+    arrivals.look_at(header, body)
+    arrivals.look_at(*arrivals.update(arrivals.members(0)[0]))
+
+    assert arrivals.sum() == before
+    assert arrivals.intake.received() == 5
+    assert arrivals.statuses()[f"{arrivals.members(0)[0]}:duplicate"] == "duplicate"
+
+
+def test_a_group_with_a_member_that_is_in_adds_nothing(arrivals: Arrivals) -> None:
+    first, *rest = arrivals.members(0)
+    arrivals.look_at(*arrivals.update(first))
+    before = arrivals.sum()
+    arrivals.look_at(*arrivals.element(0))
+
+    assert arrivals.sum() == before
+    assert set(rest).isdisjoint(arrivals.statuses())
+    for client in rest:
+        arrivals.look_at(*arrivals.update(client))
+    assert arrivals.intake.received() == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client": "group-1"},
+        {"client": "group-7"},
+        {"run": "other-000000"},
+        {"base_digest": "1" * 64},
+        {"members": ()},
+    ],
+)
+def test_a_group_that_is_not_this_rounds_is_refused_and_told(
+    arrivals: Arrivals, change: dict[str, Any]
+) -> None:
+    header, body = arrivals.element(0)
+    if "members" in change:
+        change = {"members": header.members[1:]}
+    arrivals.look_at(replace(header, **change), body)
+
+    assert arrivals.statuses() == {}
+    assert arrivals.sum()[1] == 0
+    assert arrivals.events()[-1]["event"] == "update_rejected"
+
+
+def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
+    header, _ = arrivals.element(1)
+    arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
+
+    assert arrivals.statuses() == {}
+    assert arrivals.ticket("group-1").attempt == 2
+
+
+def test_the_group_of_a_client_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
+    header, _ = arrivals.update(arrivals.members(1)[2])
+    arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
+
+    assert arrivals.ticket("group-1").attempt == 2
+    assert arrivals.ticket("group-0").attempt == 1
+
+
+def test_a_late_group_is_late_for_each_of_its_clients(arrivals: Arrivals) -> None:
+    late.record(arrivals.store, arrivals.run, arrivals.element(0)[0])
+
+    assert arrivals.statuses() == dict.fromkeys(arrivals.members(0), "late")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fl_queue import blob
-from fl_queue.blob import Header
+from fl_queue.blob import Header, Member
 from fl_queue.errors import BlobError
 from fl_queue.records import Manifest, TensorSpec
 
@@ -65,7 +65,26 @@ def element_of(raw: Any, body: bytes = b"", number: int = 3) -> bytes:
 def raw_header(**changes: Any) -> dict[str, Any]:
     raw = asdict(update()[0])
     raw["tensors"] = [list(entry) for entry in raw["tensors"]]
+    del raw["members"]  # Only in a group's.
     return raw | changes
+
+
+def member(**changes: Any) -> Member:
+    said = {
+        "client": "sim-1",
+        "token": "t",
+        "num_examples": 5,
+        "metrics": {"loss": [1.0, 5]},
+        "train_metrics": {},
+        "environment": {"torch": "2.14"},
+        "train_s": 0.5,
+        "body_bytes": 4,
+        "body_digest": "0b" * 32,
+        "status": "received",
+        "reason": "",
+        "weight": 5,
+    }
+    return Member(**(said | changes))
 
 
 def reason_of(element: bytes) -> str:
@@ -274,7 +293,7 @@ def test_another_magic_is_refused_by_its_round_already() -> None:
         blob.element_round(b"FLQ1" + bytes(7))
 
 
-@pytest.mark.parametrize("name", [item.name for item in fields(Header)])
+@pytest.mark.parametrize("name", [item.name for item in fields(Header) if item.name != "members"])
 def test_a_missing_field_is_named(name: str) -> None:
     raw = raw_header()
     del raw[name]
@@ -323,6 +342,34 @@ def test_an_unknown_field_is_named() -> None:
 )
 def test_a_field_of_another_type_or_range_is_named(name: str, value: Any) -> None:
     assert f"header field {name}" in reason_of(element_of(raw_header(**{name: value})))
+
+
+def test_a_group_names_its_members_and_comes_back_as_it_was() -> None:
+    header, body = update(kind="group", members=(member(), member(status="failed", weight=0)))
+    found, _ = blob.unpack(blob.pack(header, body), max_body_bytes=CAP)
+
+    assert found == header
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"members": [{}]}, "members[0]"),
+        ({"members": []}, "members"),
+        ({"members": {}}, "members"),
+        ({"members": [7]}, "members[0]"),
+        ({"members": [asdict(member(status="accepted"))]}, "members[0].status"),
+        ({"members": [asdict(member(weight=-1))]}, "members[0].weight"),
+        ({"members": [asdict(member(body_digest="x"))]}, "members[0].body_digest"),
+        ({"members": [asdict(member()), asdict(member()) | {"more": 1}]}, "members[1]"),
+        ({"members": [asdict(member())], "kind": "update"}, "members"),
+        ({}, "members"),
+    ],
+)
+def test_a_group_that_does_not_say_whose_it_is_is_refused(
+    changes: dict[str, Any], word: str
+) -> None:
+    assert f"field {word}" in reason_of(element_of(raw_header(**({"kind": "group"} | changes))))
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,38 @@
--- Record what became of an update. A client's first receipt stands under its id; a later one of
+-- Record what became of updates, all at once. A client's first receipt stands under its id; a later one of
 -- another status or token under <client>:<status>, once. `accepted` is never overwritten, and nothing is
 -- written to a round that does not exist.
 -- KEYS 1 round   2 updates   3 events
--- ARGV 1 client   2 receipt (JSON)   3 event (JSON)   4 longest event stream   5 fence, or '' for an ended round
--- Returns 1 when something was written.
+-- ARGV 1 receipts: JSON client -> receipt   2 events (JSON list), written when a receipt is news
+--      3 longest event stream   4 fence, or '' for an ended round
+-- Returns how many receipts were written.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if ARGV[5] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[5] then return 0 end
-local receipt = cjson.decode(ARGV[2])
-local field = ARGV[1]
-local first = redis.call('HGET', KEYS[2], field)
-if first then
-  local known = cjson.decode(first)
+if ARGV[4] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[4] then return 0 end
+
+local function field_of(client, text)
+  local first = redis.call('HGET', KEYS[2], client)
+  if not first then return client end
+  local receipt, known = cjson.decode(text), cjson.decode(first)
   if known['token'] == receipt['token'] and (known['status'] == receipt['status'] or receipt['status'] == 'late') then
-    return 0
+    return nil
   end
   -- A valid update after an invalid one of the same client stands in the first place.
-  if receipt['status'] ~= 'received' or known['status'] == 'accepted' then
-    field = field .. ':' .. receipt['status']
+  if receipt['status'] == 'received' and known['status'] ~= 'accepted' then return client end
+  local further = client .. ':' .. receipt['status']
+  if redis.call('HEXISTS', KEYS[2], further) == 1 then return nil end
+  return further
+end
+
+local written = 0
+for client, text in pairs(cjson.decode(ARGV[1])) do
+  local field = field_of(client, text)
+  if field then
+    redis.call('HSET', KEYS[2], field, text)
+    written = written + 1
   end
 end
-if field ~= ARGV[1] and redis.call('HEXISTS', KEYS[2], field) == 1 then return 0 end
-redis.call('HSET', KEYS[2], field, ARGV[2])
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'event', ARGV[3])
-return 1
+if written > 0 then
+  for _, event in ipairs(cjson.decode(ARGV[2])) do
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'event', event)
+  end
+end
+return written

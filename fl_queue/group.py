@@ -1,0 +1,139 @@
+"""
+Updates of several virtual clients as one element: their exact sum, with what a receipt of each needs.
+
+The pool makes it (``GroupSum``), judging each update as the aggregator would have; the aggregator
+adds the sum to its own. Integers add up to the same bits in any grouping. No Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fl_queue import blob, metrics, simulation
+from fl_queue.blob import Bytes, Header, Member
+from fl_queue.config import RunConfig
+from fl_queue.errors import BlobError
+from fl_queue.exact import sum_manifest
+from fl_queue.merge import Merge
+from fl_queue.records import Manifest, Verdict
+from fl_queue.store import RoundState
+from fl_queue.strategies import weight_of
+
+_SHARED = (
+    "client", "token", "num_examples", "metrics", "train_metrics", "environment", "train_s",
+    "body_bytes", "body_digest",
+)  # fmt: skip
+
+
+class GroupSum:
+    """
+    The sum of a group's updates as they are made.
+
+    Args:
+        manifest: The model's.
+        config: The round's.
+        current: The round.
+    """
+
+    def __init__(self, manifest: Manifest, config: RunConfig, current: RoundState) -> None:
+        self._merge = Merge(manifest, config.aggregation, current.scales, current.w_max)
+        self._members: list[Member] = []
+
+    @property
+    def count(self) -> int:
+        """Updates in the sum."""
+        return self._merge.total.count
+
+    def take(self, header: Header, body: Bytes) -> None:
+        """Add one client's answer to its round: an update, or why there is none."""
+        status, reason, weight = "received", "", 0
+        if header.kind == "failure":
+            status, reason = "failed", header.reason
+        else:
+            try:
+                weight = self._add(header, body)
+            except BlobError as exc:
+                status, reason = "invalid", exc.reason
+        said = {name: getattr(header, name) for name in _SHARED}
+        self._members.append(Member(**said, status=status, reason=reason, weight=weight))
+
+    def _add(self, header: Header, body: Bytes) -> int:
+        metrics.check(header.metrics)
+        metrics.check(header.train_metrics)
+        blob.check_tensors(header, self._merge.manifest)
+        return self._merge.add(header, body)
+
+    def element(self, header: Header) -> tuple[Header, memoryview]:
+        """
+        The element to push.
+
+        Args:
+            header: Of the round, by the group's name, under a token of its own.
+        """
+        manifest = sum_manifest(self._merge.manifest)
+        body = b"".join(map(blob.as_bytes, map(blob.little_endian, self._merge.total.pieces())))
+        whole = replace(
+            header,
+            kind="group",
+            members=tuple(self._members),
+            tensors=blob.entries(manifest),
+            body_bytes=len(body),
+            body_digest=blob.body_digest(body),
+        )
+        return whole, memoryview(body)
+
+
+def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
+    """
+    The clients' own headers behind an element, with verdict and reason as its sender has them.
+
+    An element that is no group is its client's own.
+    """
+    if header.kind != "group":
+        yield header, "received", ""
+        return
+    for member in header.members:
+        said = {name: getattr(member, name) for name in _SHARED}
+        own = replace(header, kind="update", members=(), tensors=(), chunk_bytes=0, **said)
+        yield own, member.status, member.reason  # type: ignore[misc]
+
+
+def check(header: Header, current: RoundState, config: RunConfig) -> None:
+    """
+    Whether an element is one that this round's pool may send.
+
+    Raises:
+        BlobError: The round has no groups, these are not the clients of one of its groups, or a
+            member's weight is not that of its examples.
+    """
+    number = simulation.group_number(header.client) if current.groups else None
+    if number is None or number >= current.groups:
+        raise BlobError(f"round {current.number} has no group {header.client}")
+    members = list(simulation.members(current.cohort, current.groups, number))
+    if [member.client for member in header.members] != members:
+        raise BlobError(f"the members of {header.client} are others")
+    if not simulation.premerges(config):
+        raise BlobError("this run wants the updates one by one")
+    for member in header.members:
+        metrics.check(member.metrics)
+        metrics.check(member.train_metrics)
+        is_in = member.status == "received"
+        weight = weight_of(config.aggregation, member.num_examples) if is_in else 0
+        if member.weight != weight:
+            raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
+
+
+def add(header: Header, body: Bytes, merge: Merge) -> None:
+    """
+    Add a group's sum to a round's, or nothing of it.
+
+    Raises:
+        BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
+    """
+    manifest = sum_manifest(merge.manifest)
+    blob.check_tensors(header, manifest)
+    blob.check_body(header, body)
+    inside = [member for member in header.members if member.status == "received"]
+    weight = sum(member.weight for member in inside)
+    merge.total.add_sum(blob.views(manifest, body), weight, len(inside))

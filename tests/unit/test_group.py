@@ -1,0 +1,198 @@
+"""Sums of a group's updates: the bits of adding them one by one, and who may send one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_queue import blob, config, exact, group, simulation
+from fl_queue.blob import Header
+from fl_queue.config import RunConfig
+from fl_queue.errors import BlobError
+from fl_queue.group import GroupSum
+from fl_queue.merge import Merge
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.store import RoundState
+
+MANIFEST = Manifest(
+    (TensorSpec("count", (), "integer_buffer"), TensorSpec("weight", (2, 3), "parameter"))
+)
+COHORT = tuple(simulation.clients(5))
+CONFIG = config.load(
+    "mnist-3v7", ("clients.kind=simulation", "clients.count=5", "round.cohort=5"), {}
+)
+SCALES = exact.choose_scales(5, 1 << 20, {"parameter": 64.0, "float_buffer": 65536.0})
+ROUND = RoundState(
+    number=1,
+    state="open",
+    purpose="train",
+    cohort=COHORT,
+    eligible=("sim-1..sim-5",),
+    quorum=5,
+    deadline_s=60.0,
+    grace_s=5.0,
+    elapsed_s=0.0,
+    quorum_at_s=None,
+    opened_at=0.0,
+    base_version=0,
+    base_digest="0" * 64,
+    fence=1,
+    data_server="",
+    w_max=1 << 20,
+    scales={kind: list(scale) for kind, scale in SCALES.items()},
+    segment=0,
+    reason="",
+    groups=2,
+)
+FIRST, SECOND = (simulation.members(COHORT, 2, number) for number in (0, 1))
+
+
+def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
+    number = int(client.removeprefix("sim-"))
+    generator = np.random.default_rng(number)
+    body = blob.encode_body(
+        MANIFEST,
+        {
+            "count": np.array(number, np.int64),
+            "weight": generator.normal(size=(2, 3)).astype(np.float32),
+        },
+    )
+    header = Header(
+        kind="update",
+        run="many-3f2a9c",
+        round=1,
+        client=client,
+        base_digest="0" * 64,
+        token=f"token of {client}",
+        num_examples=10 * number,
+        metrics={"num_examples": number},
+        environment={"threads": 1},
+        train_s=0.5,
+        tensors=blob.entries(MANIFEST),
+        body_bytes=len(body),
+        body_digest=blob.body_digest(body),
+    )
+    return replace(header, **changes), body
+
+
+def failure(client: str) -> tuple[Header, bytes]:
+    header = Header(kind="failure", run="many-3f2a9c", round=1, client=client, reason="no data")
+    return header, b""
+
+
+def element(number: int, *answers: tuple[Header, bytes | bytearray]) -> tuple[Header, memoryview]:
+    total = GroupSum(MANIFEST, CONFIG, ROUND)
+    for header, body in answers:
+        total.take(header, body)
+    common = Header(
+        kind="group",
+        run="many-3f2a9c",
+        round=1,
+        client=simulation.group(number),
+        base_digest="0" * 64,
+    )
+    return total.element(common)
+
+
+def merge() -> Merge:
+    return Merge(MANIFEST, CONFIG.aggregation, ROUND.scales, ROUND.w_max)
+
+
+def bits(total: Merge) -> tuple[bytes, int, int]:
+    return (
+        b"".join(piece.tobytes() for piece in total.total.pieces()),
+        total.total.total_weight,
+        total.total.count,
+    )
+
+
+def test_sums_of_groups_have_the_bits_of_the_updates_one_by_one() -> None:
+    single, grouped = merge(), merge()
+    for client in COHORT:
+        single.add(*update(client))
+    for number, clients in enumerate((FIRST, SECOND)):
+        header, body = element(number, *map(update, clients))
+        group.check(header, ROUND, CONFIG)
+        found, inline = blob.unpack(blob.pack(header, body), max_body_bytes=1 << 20)
+        group.add(found, inline, grouped)
+
+    assert bits(grouped) == bits(single)
+    assert bits(single)[2] == 5
+
+
+def test_the_headers_behind_a_group_are_the_clients_own() -> None:
+    answers = [update(client) for client in FIRST]
+    header, _ = element(0, *answers)
+
+    own = [replace(header, tensors=()) for header, _ in answers]
+    assert list(group.headers(header)) == [(one, "received", "") for one in own]
+    assert list(group.headers(answers[0][0])) == [(answers[0][0], "received", "")]
+
+
+def test_a_client_that_failed_or_sent_too_much_is_named_and_not_in_the_sum() -> None:
+    header, bad = update(SECOND[1])
+    bad[8:12] = np.float32(np.nan).tobytes()
+    bad_header = replace(header, body_digest=blob.body_digest(bad))
+    whole, body = element(1, update(SECOND[0]), (bad_header, bad), failure(SECOND[2]))
+    total, single = merge(), merge()
+    group.check(whole, ROUND, CONFIG)
+    group.add(whole, body, total)
+    single.add(*update(SECOND[0]))
+
+    assert bits(total) == bits(single)
+    assert [member.status for member in whole.members] == ["received", "invalid", "failed"]
+    assert "'weight' holds nan" in whole.members[1].reason
+    assert whole.members[2].reason == "no data"
+
+
+def keeping(config: RunConfig) -> RunConfig:
+    return replace(config, model={**config.model, "keep_updates": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "word"),
+    [
+        ({"client": "group-2"}, CONFIG, "no group"),
+        ({"client": "sim-1"}, CONFIG, "no group"),
+        ({"client": "group-1"}, CONFIG, "members"),
+        ({}, keeping(CONFIG), "one by one"),
+    ],
+)
+def test_a_group_the_round_does_not_have_is_refused(
+    change: dict[str, Any], config: RunConfig, word: str
+) -> None:
+    header, _ = element(0, *map(update, FIRST))
+    group.check(header, ROUND, CONFIG)
+
+    with pytest.raises(BlobError, match=word):
+        group.check(replace(header, **change), ROUND, config)
+    with pytest.raises(BlobError, match="no group"):
+        group.check(header, replace(ROUND, groups=0), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 11}, {"num_examples": 0}, {"status": "failed"}, {"metrics": {"num_examples": -1}}],
+)
+def test_a_member_that_claims_what_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    header, _ = element(0, *map(update, FIRST))
+    first, *rest = header.members
+
+    with pytest.raises(BlobError):
+        group.check(replace(header, members=(replace(first, **change), *rest)), ROUND, CONFIG)
+
+
+def test_a_sum_beyond_what_its_members_may_weigh_is_refused_and_changes_nothing() -> None:
+    header, body = element(0, *map(update, FIRST))
+    forged = bytearray(body)
+    forged[8:16] = np.int64(2**62).tobytes()
+    total = merge()
+
+    with pytest.raises(BlobError, match="digest"):
+        group.add(header, forged, total)
+    with pytest.raises(BlobError, match="outside"):
+        group.add(replace(header, body_digest=blob.body_digest(forged)), forged, total)
+    assert bits(total) == bits(merge())
