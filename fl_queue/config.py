@@ -295,7 +295,11 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "",
                 "control server, redis://, rediss:// or unix://; empty: the private servers of the state folder",
             ),
-            "blob_url": Field("str", "", "data server; empty: the control server"),
+            "blob_url": Field(
+                "str",
+                "",
+                "data server, or redis+cluster:// for a Redis Cluster; empty: the control server",
+            ),
             "inline_bytes": Field(
                 "int",
                 1048576,
