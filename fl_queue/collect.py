@@ -1,5 +1,5 @@
 """
-An aggregator's work on one open round: take, validate, add to the exact sum, close.
+An aggregator's work on one open round: take what arrives, close the round, commit.
 
 One ``Collector`` is one incarnation: it holds a fence on the control server and a taken list on the
 data server, and everything it does is refused once another one has replaced it. Nothing it has
@@ -10,91 +10,43 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from fl_queue import (
-    blob,
     checkpoint,
     dispatch,
     faults,
     kept,
-    late,
     metrics,
     models,
     names,
     rounds,
     scores,
+    simulation,
+    turns,
 )
-from fl_queue.blob import Bytes, Header, Tensor
+from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
-from fl_queue.errors import (
-    BlobError,
-    CheckpointError,
-    ChunksMissing,
-    OwnershipLost,
-    StoreUnavailable,
-)
+from fl_queue.errors import CheckpointError, ChunksMissing, OwnershipLost, StoreUnavailable
 from fl_queue.files import Mapped
-from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest, Receipt, RoundRecord, Sums
+from fl_queue.intake import Intake
+from fl_queue.lease import Lease
+from fl_queue.records import Manifest, Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
-from fl_queue.store import Store
+from fl_queue.store import Doorbell, Store
 
 log = logging.getLogger(__name__)
 
 #: Longest wait for an element; the closing rule and our ownership are looked at in between.
-TAKE_S = 1.0
-EXTEND_S = 1.5
-#: A round that has had nothing to take for this long gives way to a waiting one.
-YIELD_AFTER_S = 2.0
-
-
-class Lease:
-    """Extends an incarnation's lease from a thread, so that a long merge does not lose it."""
-
-    def __init__(self, store: Store, run: str, fence: int, token: str) -> None:
-        self._store, self._run, self._fence, self._token = store, run, fence, token
-        self._stop = threading.Event()
-        self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{run}-{fence}", daemon=True)
-
-    def __enter__(self) -> Lease:
-        self._store.data.own(self._run, self._fence, self._token)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raises OwnershipLost once the lease could not be extended."""
-        if self._lost.is_set():
-            raise OwnershipLost(
-                f"run {self._run}: incarnation {self._fence} was replaced, or the data server restarted"
-            )
-
-    def _keep(self) -> None:
-        while not self._stop.wait(EXTEND_S):
-            try:
-                self._store.data.extend(self._run, self._fence, self._token)
-            except (OwnershipLost, StoreUnavailable):
-                self._lost.set()
-                return
+WAIT_S = 1.0
+#: A round that has been busy for this long gives way to one that has something to do, too.
+TURN_S = 2.0
 
 
 class Collector:
@@ -113,15 +65,7 @@ class Collector:
         self.store, self.run, self.number, self.job = store, run, number, job
         self.state_dir = state_dir
         self.token = secrets.token_hex(8)
-        self.receipts: dict[str, Receipt] = {}
-        self.validation: dict[str, Sums] = {}
-        self.training: dict[str, Sums] = {}
-        self.initial: tuple[Manifest, Bytes] | None = None
         self.base: Mapped | Body | None = None
-        self._whole = bytearray()  # The update being looked at; the same memory for each.
-        self.looked_at = 0
-        self.headers: list[Header] = []
-        self.quorum_at_s: float | None = None
 
     def work(self) -> str:
         """
@@ -139,9 +83,9 @@ class Collector:
             rounds.advance(self.store, self.run)
             return "nothing to do"
         faults.reach("aggregator.claimed")
-        self._load()
         with Lease(self.store, self.run, self.fence, self.token) as self.lease:
             try:
+                self._load()
                 ending = self._collect()
                 if ending is None:
                     return self._make_way()
@@ -155,12 +99,12 @@ class Collector:
             raise OwnershipLost(f"run {self.run}: round {self.number} is gone")
         self.round = current
         self.config = current_config(self.store, self.run, current.segment)
-        self.manifest = self.store.control.manifest(self.run)
         self.quorum_at_s = current.quorum_at_s
-        if self.manifest is not None and current.purpose == "train":
-            self.merge = Merge(
-                self.manifest, self.config.aggregation, current.scales, current.w_max
-            )
+        self.intake = Intake(
+            self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
+        )
+        self.intake.resume()
+        if self.intake.merge is not None:
             # Now, while clients train; what is not there yet may be so by the commit.
             with suppress(ChunksMissing, CheckpointError):
                 self.base = self._open_base()
@@ -169,34 +113,58 @@ class Collector:
 
     def _collect(self) -> Ending | None:
         """Take elements until the closing rule holds; None to make way for a waiting round."""
-        idle_since = time.monotonic()
-        while True:
-            self.lease.check()
-            ending = self._ending(drained=False)
-            if ending is not None:
-                return ending
-            element = self.store.data.take(self.run, self.fence, TAKE_S)
-            if element is not None:
-                faults.reach("update.taken")
-                self.looked_at += 1
-                self._look_at(element)
-                faults.reach("update.received")
-                idle_since = time.monotonic()
-                continue
-            ending = self._ending(drained=True)
-            if ending is not None:
-                return ending
-            if time.monotonic() - idle_since > YIELD_AFTER_S and dispatch.waiting(
-                self.store, names.AGGREGATE_QUEUE
-            ):
-                return None
+        began = time.monotonic()
+        with self.store.data.doorbell() as bell:
+            while True:
+                self.lease.check()
+                ending = self._ending(drained=False)
+                if ending is not None:
+                    return ending
+                element = self.store.data.take(self.run, self.fence)
+                if element is not None:
+                    self._look_at(element)
+                    if time.monotonic() - began > TURN_S:
+                        if turns.wanted(self.store, self.run):
+                            return None
+                        began = time.monotonic()
+                    continue
+                ending = self._ending(drained=True)
+                if ending is not None:
+                    return ending
+                if not self._wait(bell):
+                    return None
+
+    def _look_at(self, element: bytes) -> None:
+        faults.reach("update.taken")
+        self.intake.look_at(element)
+        faults.reach("update.received")
+        if self.intake.is_full():
+            self.intake.checkpoint()
+            faults.reach("partial.saved")
+
+    def _wait(self, bell: Doorbell) -> bool:
+        """Wait for an element of ours; False when another round needs this worker more."""
+        until = time.monotonic() + WAIT_S
+        while (left_s := until - time.monotonic()) > 0:
+            run = bell.wait(left_s)
+            if run == self.run:
+                return True
+            if run is not None and turns.wanted(self.store, self.run, run):
+                return False
+        return not turns.wanted(self.store, self.run)
 
     def _ending(self, drained: bool) -> Ending | None:
-        received = sum(receipt.status == "received" for receipt in self.receipts.values())
+        intake = self.intake
+        received = intake.received()
         tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
+        cohort, groups = self.round.cohort, self.round.groups
         pending = sum(
-            not dispatch.has_answered(self.store, self.receipts.get(client), tickets.get(client))
-            for client in self.round.cohort
+            not dispatch.has_answered(
+                self.store,
+                intake.receipts.get(client),
+                simulation.ticket_of(client, tickets, cohort, groups),
+            )
+            for client in cohort
         )
         if not drained and (pending or received < self.round.quorum):
             return None  # Look at all that has arrived before asking the clock.
@@ -208,7 +176,7 @@ class Collector:
 
     def _is_doubtful(self) -> bool:
         """Whether an element that answers nothing has come in a client's name."""
-        return any(not receipt.answers for receipt in self.receipts.values())
+        return any(not receipt.answers for receipt in self.intake.receipts.values())
 
     def _elapsed(self) -> float:
         elapsed_s = self.store.control.tick_round(self.run, self.number)
@@ -216,122 +184,14 @@ class Collector:
             raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
         return elapsed_s
 
-    def _look_at(self, element: bytes) -> None:
-        """Decide on one element: write its receipt, and add it to the sum if it is good."""
-        try:
-            header, body = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
-        except BlobError as exc:
-            self._reject(exc.reason)
-            return
-        if header.round > self.number:
-            self._elapsed()  # Raises when our round has ended: then this one is somebody else's.
-            self._reject(f"{header.client}: round {header.round} has not been opened")
-            return
-        self.headers.append(header)
-        if header.round < self.number:
-            late.record(self.store, self.run, header)
-            return
-        receipt = self._judge(header, body)
-        if receipt is None:
-            # Its chunks are gone: a new attempt of the client's job pushes them again.
-            self._replace_job(header.client)
-            return
-        self._record(header.client, receipt)
-
-    def _record(self, client: str, receipt: Receipt) -> None:
-        known = self.receipts.get(client)
-        if client in self.round.cohort and (known is None or known.status != "received"):
-            self.receipts[client] = receipt
-        self.store.control.write_receipt(self.run, self.number, client, receipt, self.fence)
-
-    def _reject(self, reason: str) -> None:
-        self.store.control.add_event(self.run, late.rejected_event(self.number, reason))
-
-    def _judge(self, header: Header, body: memoryview) -> Receipt | None:
-        """The receipt of an element of this round; None when its chunks are not there."""
-        known = self.receipts.get(header.client)
-        if header.run != self.run:
-            return receipt_of(header, "invalid", f"it is of run {header.run}")
-        if header.client not in self.round.cohort:
-            return receipt_of(
-                header, "invalid", f"{header.client} is not in the cohort of round {self.number}"
-            )
-        if known is not None and known.status == "received":
-            return receipt_of(header, "duplicate", "an update of this client was received already")
-        if (header.base_version, header.base_digest) != (
-            self.round.base_version,
-            self.round.base_digest,
-        ):
-            return receipt_of(
-                header,
-                "stale",
-                f"made from version {header.base_version}, not {self.round.base_version}",
-            )
-        if header.kind == "failure":
-            return receipt_of(header, "failed", header.reason)
-        try:
-            return self._accept(header, body)
-        except ChunksMissing:
-            return None
-        except BlobError as exc:
-            return receipt_of(header, "invalid", exc.reason)
-
-    def _accept(self, header: Header, body: memoryview) -> Receipt:
-        wanted = {"train": "update", "evaluate": "evaluation", "initialise": "model"}[
-            self.round.purpose
-        ]
-        if header.kind != wanted:
-            raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
-        metrics.check(header.metrics)
-        metrics.check(header.train_metrics)
-        weight = 0
-        if header.kind == "update":
-            weight = self._add(header, body)
-        elif header.kind == "model":
-            self._take_initial(header, body)
-        self.validation[header.client] = header.metrics
-        self.training[header.client] = header.train_metrics
-        return replace(receipt_of(header, "received", ""), weight=weight)
-
-    def _add(self, header: Header, body: memoryview) -> int:
-        """Validate an update and add it to the exact sum; returns its weight."""
-        assert self.manifest is not None
-        blob.check_tensors(header, self.manifest)
-        whole = self._body(header, body)
-        weight = self.merge.add(header, whole)
-        if self.config.model["keep_updates"]:
-            kept.write(self.state_dir, header, whole)
-        return weight
-
-    def _take_initial(self, header: Header, body: memoryview) -> None:
-        manifest = Manifest.from_json(header.manifest)
-        blob.check_tensors(header, manifest)
-        whole = self._body(header, body)
-        blob.check_body(header, whole)
-        self.initial = (manifest, whole)
-
-    def _body(self, header: Header, body: memoryview) -> memoryview:
-        if not header.chunk_bytes:
-            return body
-        if len(self._whole) != header.body_bytes:
-            self._whole = bytearray(header.body_bytes)
-        whole = memoryview(self._whole)
-        self.store.data.read_chunks_into(
-            self.run, header.body_digest, header.body_bytes, header.chunk_bytes, whole
-        )
-        return whole
-
-    def _replace_job(self, who: str) -> None:
-        ticket = dispatch.tickets(self.store, self.run, self.number).get(who)
-        if ticket is not None:
-            dispatch.replace(self.store, names.round_jobs(self.run, self.number), who, ticket)
-
     # Closing
 
     def _make_way(self) -> str:
-        """Go to the end of the queue, so that a waiting round gets a turn; what was taken comes along."""
+        """Go to the end of the queue, so that another round gets a turn; what was merged comes along."""
+        if self.intake.received():
+            self.intake.checkpoint()
         self.store.data.disown(self.run, self.fence)
-        self._replace_job(names.AGGREGATOR)
+        self.intake.ask_again(names.AGGREGATOR)
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:
@@ -405,37 +265,37 @@ class Collector:
             syncing.result()
 
     def _next_model(self) -> tuple[Manifest, Iterable[Bytes | Tensor], int]:
-        if self.initial is not None:
-            manifest, body = self.initial
+        if self.intake.initial is not None:
+            manifest, body = self.intake.initial
             return manifest, [body], 0
-        assert self.manifest is not None
+        merge = self.intake.merge
+        assert merge is not None
         base = self.base or self._open_base()
-        return self.manifest, self.merge.next_model(base.view), self.round.base_version + 1
+        return merge.manifest, merge.next_model(base.view), self.round.base_version + 1
 
     def _open_base(self) -> Mapped | Body:
-        assert self.manifest is not None
+        manifest = self.intake.manifest
+        assert manifest is not None
         digest, chunk_bytes = self.round.base_digest, self.config.redis["chunk_bytes"]
-        return models.base_body(
-            self.store, self.run, digest, self.manifest, chunk_bytes, self.state_dir
-        )
+        return models.base_body(self.store, self.run, digest, manifest, chunk_bytes, self.state_dir)
 
     def _final_receipts(self, ending: Ending) -> dict[str, Receipt]:
         if ending.outcome == "abandoned":
-            return self.receipts
+            return self.intake.receipts
         return {
             client: replace(receipt, status="accepted") if receipt.status == "received" else receipt
-            for client, receipt in self.receipts.items()
+            for client, receipt in self.intake.receipts.items()
         }
 
     def _make_record(self, ending: Ending) -> RoundRecord:
         good = {
             client: receipt
-            for client, receipt in sorted(self.receipts.items())
+            for client, receipt in sorted(self.intake.receipts.items())
             if receipt.status == "received"
         }
         bad = {
             client: f"{receipt.status}: {receipt.reason}"
-            for client, receipt in sorted(self.receipts.items())
+            for client, receipt in sorted(self.intake.receipts.items())
             if receipt.status != "received"
         }
         return replace(
@@ -443,18 +303,16 @@ class Collector:
             accepted={client: receipt.digest for client, receipt in good.items()},
             weights={client: receipt.weight for client, receipt in good.items()},
             rejected=bad,
-            missing=[client for client in self.round.cohort if client not in self.receipts],
-            validation=metrics.merge_fitting(self.validation),
+            missing=[client for client in self.round.cohort if client not in self.intake.receipts],
+            validation=metrics.merge_fitting(self.intake.progress.validation),
             client_validation={client: dict(receipt.metrics) for client, receipt in good.items()},
-            train=metrics.merge_fitting(self.training),
+            train=metrics.merge_fitting(self.intake.progress.training),
         )
 
     def _clean_up(self, record: RoundRecord) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""
-        self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
+        self.intake.clean_up()
         faults.reach("round.discarded")
-        for header in self.headers:
-            late.drop_chunks(self.store, self.run, header)
         kept.keep_only(self.state_dir, self.run, self.number, record.accepted)
         rounds.clean_up(self.store, self.run, self.number)
         scores.prune_versions(self.store, self.run, self.config, self.state_dir)

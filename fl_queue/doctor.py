@@ -108,7 +108,7 @@ def _queues(store: Store) -> list[Finding]:
     left = [
         client
         for client in sorted(store.control.client_ids())
-        if dispatch.waiting(store, names.client_queue(client))
+        if dispatch.queued(store, names.client_queue(client))
         and not store.control.lease(names.client_holder(client))
     ]
     if not left:

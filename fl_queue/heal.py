@@ -16,7 +16,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fl_queue import deletion, dispatch, faults, late, liveness, models, names, rounds, scores
+from fl_queue import (
+    deletion,
+    dispatch,
+    faults,
+    late,
+    liveness,
+    models,
+    names,
+    partial,
+    rounds,
+    scores,
+    simulation,
+)
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
 from fl_queue.runs import current_config
@@ -91,6 +103,7 @@ class Healer:
         if not state.active:
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
+            partial.drop(self.store, run)
             return
         current = self.store.control.open_round(state)
         if current is not None:
@@ -142,7 +155,10 @@ class Healer:
         key = names.round_jobs(run, current.number)
         receipts = self.store.control.receipts(run, current.number)
         for who, ticket in dispatch.tickets(self.store, run, current.number).items():
-            if dispatch.has_answered(self.store, receipts.get(who), ticket):
+            behind = simulation.answerable(who, current.cohort, current.groups)
+            if all(
+                dispatch.has_answered(self.store, receipts.get(client), ticket) for client in behind
+            ):
                 continue
             reason = self.watch.verdict(ticket)
             if (

@@ -247,7 +247,7 @@ def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArr
 
 
 def _copy_into(tensor: Tensor, array: NDArray[Any]) -> None:
-    values = array if array.flags.aligned else np.array(array)
+    values = np.asarray(array) if array.flags.aligned else np.array(array)
     with warnings.catch_warnings():
         # Views of received bytes are read-only, which torch warns of; nothing writes to them.
         warnings.simplefilter("ignore", UserWarning)

@@ -15,13 +15,15 @@ from fl_queue.store.connect import (
     unlink_matching,
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
-from fl_queue.store.data import Data
+from fl_queue.store.data import ADMITTED_S, Data, Doorbell
 from fl_queue.store.failing import mask
 from fl_queue.store.presence import as_text
 
 __all__ = [
+    "ADMITTED_S",
     "Control",
     "Data",
+    "Doorbell",
     "RoundState",
     "RunState",
     "ServerFacts",

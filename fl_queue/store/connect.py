@@ -9,6 +9,7 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -201,6 +202,11 @@ class _Client(redis.Redis):
         pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipe.masked_url = self.masked_url
         return pipe
+
+
+def connection_errors(client: redis.Redis) -> AbstractContextManager[None]:
+    """Turns errors of what bypasses a client's ``execute_command`` (pub/sub) into StoreUnavailable."""
+    return translated(getattr(client, "masked_url", ""))
 
 
 def _retry(times: int) -> Retry:

@@ -8,19 +8,26 @@ checkpoint. ``identity`` tells when that happened.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+import redis
 
 from fl_queue import names
-from fl_queue.errors import ChunksMissing, OwnershipLost
+from fl_queue.errors import ChunksMissing, OwnershipLost, StoreUnavailable
 from fl_queue.store.bulk import read_values, write_values
-from fl_queue.store.connect import Servers, identity_keys, script
+from fl_queue.store.connect import Servers, connection_errors, identity_keys, script
+from fl_queue.store.presence import as_text
 
 #: An incarnation that has not extended its lease for this long has lost its taken list.
 OWNER_LIFETIME_S = 6.0
 #: Earlier incarnations whose taken lists are looked at. One is enough in normal operation: a list
 #: of an older one can only be filled by a blocking move sent by a process that was asleep since.
 INCARNATIONS_LOOKED_AT = 64
+#: A client that has not said for so long that it is still sending has died.
+ADMITTED_S = 120
 
 
 class Data:
@@ -35,6 +42,8 @@ class Data:
         self._give_back = script(self.redis, "give_back")
         self._extend = script(self.redis, "extend")
         self._discard = script(self.redis, "discard")
+        self._save_partial = script(self.redis, "save_partial")
+        self._admit = script(self.redis, "admit")
 
     def identity(self) -> str:
         """
@@ -61,6 +70,28 @@ class Data:
             StoreUnavailable: It may or may not have arrived; push it again under the same token.
         """
         self._once.rpush(names.results(run), element)
+        # Only for speed: whoever waits looks once a second anyway.
+        with suppress(StoreUnavailable):
+            self._once.publish(names.ARRIVALS, run)
+
+    def admit(self, run: str, update: str, most_bytes: int, lifetime_s: int = ADMITTED_S) -> bool:
+        """
+        Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
+
+        Idempotent; extends the permission of one that has it. One alone is always admitted.
+
+        Args:
+            update: Its name, ``<token>:<bytes>``.
+            lifetime_s: The permission ends by itself after this time.
+        """
+        args: list[Any] = [update, most_bytes, lifetime_s]
+        return bool(self._admit(keys=[names.admitted(run)], args=args))
+
+    def dismiss(self, run: str, updates: Iterable[str]) -> None:
+        """Updates that do not lie on the server any more make room for others."""
+        members = list(updates)
+        if members:
+            self.redis.zrem(names.admitted(run), *members)
 
     def waiting(self, run: str) -> int:
         """Elements in the results list."""
@@ -85,9 +116,9 @@ class Data:
                 pipe.llen(names.taken(run, earlier))
             return sum(cast(list[int], pipe.execute()))
 
-    def take(self, run: str, fence: int, timeout_s: float) -> bytes | None:
+    def take(self, run: str, fence: int) -> bytes | None:
         """
-        Move the oldest element of the results list to our taken list and return it.
+        Move the oldest element of the results list to our taken list and return it; None: no element.
 
         A lost reply leaves the element on the taken list: the incarnation must end, and the next
         one gets it back.
@@ -95,12 +126,15 @@ class Data:
         Raises:
             StoreUnavailable: The connection broke.
         """
+        # Not a blocking move: that waits for one run only, and others may need their aggregator.
         return cast(
             "bytes | None",
-            self._blocking.blmove(
-                names.results(run), names.taken(run, fence), cast(int, timeout_s), "LEFT", "RIGHT"
-            ),
+            self._once.lmove(names.results(run), names.taken(run, fence), "LEFT", "RIGHT"),
         )
+
+    def doorbell(self) -> Doorbell:
+        """Listens, from now on, for elements that arrive."""
+        return Doorbell(self._blocking)
 
     def own(self, run: str, fence: int, token: str) -> None:
         """Become the owner of ``taken:<fence>``; what earlier incarnations hold comes back first."""
@@ -129,6 +163,33 @@ class Data:
             keys=[names.taken(run, fence), names.owner(run, fence)],
             args=[token, looked_at, looked_at],
         )
+
+    def save_partial(
+        self, run: str, fence: int, token: str, looked_at: int, fields: Mapping[str, Any]
+    ) -> bool:
+        """
+        In one step: record a partial sum, and remove the elements it was made of.
+
+        Args:
+            looked_at: Elements on our taken list, all of them looked at.
+            fields: What ``partial`` returns afterwards.
+
+        Returns:
+            False when we do not own the taken list any more.
+        """
+        keys = [names.taken(run, fence), names.owner(run, fence), names.partial(run)]
+        args: list[Any] = [token, looked_at]
+        for key, value in fields.items():
+            args += [key, value]
+        return bool(self._save_partial(keys=keys, args=args))
+
+    def partial(self, run: str) -> dict[str, str]:
+        """What was recorded of the partial sum; empty when there is none."""
+        return as_text(cast(dict[bytes, bytes], self.redis.hgetall(names.partial(run))))
+
+    def drop_partial(self, run: str) -> None:
+        """Forget the record of a partial sum."""
+        self.redis.unlink(names.partial(run))
 
     def disown(self, run: str, fence: int) -> None:
         """Give up our lease: what is left on our taken list goes back to the results list."""
@@ -255,10 +316,50 @@ class Data:
                 raise ChunksMissing(digest, first + offset)
             yield first + offset, chunks[offset]
 
+    def persist_chunks(self, run: str, digest: str, count: int) -> None:
+        """A blob's chunks stay from now on."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for index in range(count):
+                pipe.persist(names.chunk(run, digest, index))
+            pipe.execute()
+
     def drop_chunks(self, run: str, digest: str, count: int) -> None:
         """Remove a blob's chunks."""
         if count:
             self.redis.unlink(*[names.chunk(run, digest, index) for index in range(count)])
+
+
+class Doorbell:
+    """Tells whose elements arrive. Args: ``client``: waits as long as it takes, and never retries."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        with connection_errors(client):
+            self._channel = client.pubsub(ignore_subscribe_messages=True)
+            self._channel.subscribe(names.ARRIVALS)
+        self._client = client
+
+    def __enter__(self) -> Doorbell:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._channel.close()
+
+    def wait(self, timeout_s: float) -> str | None:
+        """
+        Run id of an element that has arrived since we listen; None when there was none in time.
+
+        Raises:
+            StoreUnavailable: The connection broke.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            with connection_errors(self._client):
+                message = self._channel.get_message(timeout=left_s)
+            if message is not None:
+                return cast(bytes, message["data"]).decode(errors="replace")
+            if left_s == 0.0:
+                return None
 
 
 def _incarnations(before: int) -> range:

@@ -32,7 +32,7 @@ def test_racing_callers_of_advance_open_one_round(store: Store, run: str) -> Non
 
     assert state is not None
     assert state.round == 0
-    assert dispatch.waiting(store, names.client_queue("a")) == 1
+    assert len(dispatch.queued(store, names.client_queue("a"))) == 1
 
 
 def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: str) -> None:
@@ -40,14 +40,14 @@ def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: s
     store.data.own(run, old, "old")
     store.data.push(run, b"one")
     store.data.push(run, b"two")
-    assert store.data.take(run, old, 1) == b"one"
+    assert store.data.take(run, old) == b"one"
 
     new = claim(store, run)
     store.data.own(run, new, "new")
 
     with pytest.raises(OwnershipLost):
         store.data.extend(run, old, "old")
-    assert store.data.take(run, old, 1) == b"two"  # A pending move may still steal one ...
+    assert store.data.take(run, old) == b"two"  # A pending move may still steal one ...
     store.data.discard(run, old, "old", 1)
     assert store.data.give_back(run, new) == 1  # ... which comes back.
     assert store.data.waiting(run) == 2
@@ -71,10 +71,10 @@ def test_a_command_sent_again_discards_nothing_more(store: Store, run: str) -> N
     store.data.own(run, fence, "t")
     for element in (b"one", b"two"):
         store.data.push(run, element)
-        store.data.take(run, fence, 1)
+        store.data.take(run, fence)
     store.data.discard(run, fence, "t", 2)
     store.data.push(run, b"three")
-    store.data.take(run, fence, 1)
+    store.data.take(run, fence)
     store.data.discard(run, fence, "t", 2)
 
     assert store.data.held(run, fence) == 1

@@ -281,7 +281,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "push": lambda store: store.data.push(RUN, bytes(CHUNK)),
     "script": lambda store: store.data.own(RUN, 1, "token"),
     "identity": lambda store: store.data.identity(),
-    "take": lambda store: store.data.take(RUN, 1, 1.0),
+    "take": lambda store: store.data.take(RUN, 1),
 }
 
 

@@ -1,0 +1,152 @@
+"""
+Checkpointed partial sums: what an open round has merged, kept on the data server instead of its updates.
+
+So that Redis holds a bounded number of updates, whatever the cohort, and an aggregator that makes way
+or dies does not begin anew. The sum's chunks are stored first; then one script records it and removes
+the elements it was made of. Whoever owns the run's taken list owns this record, too.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fl_queue import blob, faults
+from fl_queue.errors import ChunksMissing
+from fl_queue.exact import ExactSum, sum_manifest
+from fl_queue.records import Receipt, Sums, dumps
+from fl_queue.store import Store
+
+#: Of chunks that nothing names, because their writer was killed.
+_LIFETIME_S = 3600
+
+
+@dataclass
+class Progress:
+    """
+    What is known of the updates of an open round, besides their sum.
+
+    Args:
+        receipts: Client -> its receipt, the one that counts.
+        validation, training: Client -> sums of metrics, of those that were received.
+        written: All receipts as the control server has them, of further updates too.
+    """
+
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    validation: dict[str, Sums] = field(default_factory=dict)
+    training: dict[str, Sums] = field(default_factory=dict)
+    written: dict[str, Receipt] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Progress:
+        raw = json.loads(text)
+        receipts, written = (
+            {who: Receipt(**values) for who, values in raw[key].items()}
+            for key in ("receipts", "written")
+        )
+        return cls(receipts, raw["validation"], raw["training"], written)
+
+
+def save(
+    store: Store,
+    run: str,
+    number: int,
+    fence: int,
+    token: str,
+    looked_at: int,
+    total: ExactSum,
+    progress: Progress,
+    chunk_bytes: int,
+) -> bool:
+    """
+    Checkpoint a round's sum, and remove the elements on the taken list, all of them in it or rejected.
+
+    Args:
+        fence, token: Of the incarnation.
+        looked_at: Elements on its taken list.
+
+    Returns:
+        Whether it was done; False when the taken list is not ours any more.
+    """
+    old = store.data.partial(run)
+    digest = blob.pieces_digest(total.pieces())
+    nbytes = sum_manifest(total.manifest).nbytes
+    pieces = _chunks(total.pieces(), chunk_bytes)
+    store.data.put_chunks(run, digest, pieces, _LIFETIME_S)
+    faults.reach("partial.stored")
+    fields = {
+        "nonce": secrets.token_hex(8),
+        "round": number,
+        "digest": digest,
+        "nbytes": nbytes,
+        "chunk_bytes": chunk_bytes,
+        "weight": total.total_weight,
+        "count": total.count,
+        "progress": progress.to_json(),
+    }
+    if not store.data.save_partial(run, fence, token, looked_at, fields):
+        return False
+    store.data.persist_chunks(run, digest, blob.chunk_count(nbytes, chunk_bytes))
+    if old and old["digest"] != digest:
+        _drop_chunks(store, run, old)
+    return True
+
+
+def load(store: Store, run: str, number: int, total: ExactSum) -> Progress | None:
+    """
+    Add a round's checkpointed sum to ``total``, which is empty.
+
+    Returns:
+        What is known of its updates; None when there is no sum of this round.
+
+    Raises:
+        ChunksMissing, BlobError: It is not there any more: its clients have to be asked again.
+    """
+    saved = store.data.partial(run)
+    if not saved or int(saved["round"]) != number:
+        return None
+    nbytes, chunk_bytes = int(saved["nbytes"]), int(saved["chunk_bytes"])
+    # Should its writer have been killed before it did so.
+    store.data.persist_chunks(run, saved["digest"], blob.chunk_count(nbytes, chunk_bytes))
+    body = store.data.get_chunks(run, saved["digest"], nbytes, chunk_bytes)
+    if blob.body_digest(body) != saved["digest"]:
+        raise ChunksMissing(saved["digest"], 0)
+    tensors = blob.views(sum_manifest(total.manifest), body)
+    if int(saved["count"]):
+        total.add_sum(tensors, int(saved["weight"]), int(saved["count"]))
+    return Progress.from_json(saved["progress"])
+
+
+def drop(store: Store, run: str) -> None:
+    """Remove the checkpointed sum of a round that has ended, or whose sum is lost."""
+    saved = store.data.partial(run)
+    if saved:
+        store.data.drop_partial(run)
+        _drop_chunks(store, run, saved)
+
+
+def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:
+    count = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+    store.data.drop_chunks(run, saved["digest"], count)
+
+
+def _chunks(pieces: Iterable[Any], chunk_bytes: int) -> Iterator[memoryview]:
+    """A body that lies in several arrays, in chunks; each is memory of its own."""
+    chunk = bytearray()
+    for piece in pieces:
+        view = blob.as_bytes(piece)
+        while len(view):
+            taken = view[: chunk_bytes - len(chunk)]
+            chunk += taken
+            view = view[len(taken) :]
+            if len(chunk) == chunk_bytes:
+                yield memoryview(chunk)
+                chunk = bytearray()
+    if chunk:
+        yield memoryview(chunk)
