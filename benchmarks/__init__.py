@@ -1,1 +1,1 @@
-"""What fl-queue costs, measured beside what it has to cost; ``docs/benchmarks.md`` has the figures."""
+"""Benchmarks: every figure is measured beside what it is compared with, in the same run."""

@@ -1,65 +1,67 @@
 """
-Tasks that train next to nothing, so that a round costs what moving its bytes costs.
+Tasks whose training costs next to nothing, so that a round shows what everything else costs.
 
-Options in ``[task]``: ``parameters``, the number of float32 parameters of the model.
+A worker must allow them: ``--task-allow benchmarks.trivial:*``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue.records import Sums
+from fl_queue.sgd import Samples
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 
-#: Elements of the largest tensor, 16 MiB: models of this size have many tensors, not one.
-LARGEST = 4 * 1024 * 1024
-#: Elements of one small tensor, so that the others do not lie on round offsets.
-ODD = 7
-SAMPLES = 8
-#: A power of two: added to small numbers it is exact.
-STEP = 2.0**-10
-
-
-def sizes(parameters: int) -> list[int]:
-    """Elements of each tensor of a model of so many parameters (1 or more)."""
-    odd = min(ODD, parameters)
-    whole, rest = divmod(parameters - odd, LARGEST)
-    return [odd, *[LARGEST] * whole, *([rest] if rest else [])]
+#: Elements of a tensor at most; models of real tasks have many tensors, too.
+_LARGEST = 4_000_000
 
 
 class Flat(nn.Module):
-    """Vectors of zeros. Called with (B, 1) values it gives (B, 2) scores that use every parameter."""
+    """``count`` parameters, all 0, in tensors of at most four million. Input (B, 1) -> (B, 2)."""
 
-    def __init__(self, parameters: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        # Zeros cost no memory before they are written.
-        self.tensors = nn.ParameterList(torch.zeros(size) for size in sizes(parameters))
+        for index, start in enumerate(range(0, count, _LARGEST)):
+            size = min(_LARGEST, count - start)
+            self.register_parameter(f"w{index:04d}", nn.Parameter(torch.zeros(size)))
 
-    def forward(self, values: Tensor) -> Tensor:
-        total = torch.stack([tensor.mean() for tensor in self.tensors]).sum()
-        return torch.cat([values * (1 + total), -values * (1 + total)], dim=1)  # (B, 2)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores that depend on every parameter."""
+        total = torch.stack([tensor.mean() for tensor in self.parameters()]).sum()
+        return inputs * total + torch.zeros(1, 2)
 
 
-class PlainSGD(Task):
-    """One step of local SGD with a gradient for every parameter, and no validation data."""
+class AddConstant(Task):
+    """Training adds a constant to ``task.parameters`` float32 parameters. No validation data."""
 
     def build_model(self) -> nn.Module:
         return Flat(int(self.options["parameters"]))
 
     def client_data(self, context: ClientContext) -> ClientData:
-        samples = TensorDataset(torch.ones(SAMPLES, 1), torch.zeros(SAMPLES, dtype=torch.long))
-        return ClientData(samples, TensorDataset(torch.empty(0, 1), torch.empty(0)))
+        inputs, target = torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)
+        none = TensorDataset(inputs[:0], target[:0])
+        return ClientData(TensorDataset(inputs, target), none)
 
-
-class AddConstant(PlainSGD):
-    """Adds a constant to every parameter; nothing is allocated for that."""
+    def test_data(self, data_dir: str) -> Samples:
+        return self.client_data(None).train  # type: ignore[arg-type]
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
-    ) -> Sums:
+    ) -> Mapping[str, Any]:
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(STEP)
-        return {}
+            for tensor in model.parameters():
+                tensor.add_(0.001)
+        return {"num_examples": 4}
+
+
+class OneStep(AddConstant):
+    """The same model, trained with one real step of SGD: its gradients are as large as it is."""
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Mapping[str, Any]:
+        return Task.train(self, model, data, context, on_epoch)

@@ -1,0 +1,210 @@
+"""
+A real federation for a benchmark: private servers and workers as separate processes, and what it did.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fl_queue import config, embedded, names, rounds, runs
+from fl_queue.site import Site
+from fl_queue.store import Store
+
+ROOT = Path(__file__).parent.parent
+READY_S = 180.0
+SAMPLE_S = 0.02
+
+
+@dataclass
+class Timing:
+    """One round, seconds since it was opened. Args: ``period``: until the next one was opened."""
+
+    number: int
+    last_update: float
+    committed: float
+    period: float
+
+
+@dataclass
+class Federation:
+    """
+    Args:
+        clients: Client workers ``site-1`` and so on.
+        aggregators: Aggregator workers.
+        evaluator: Whether to start one.
+        tcp: TCP loopback instead of unix sockets.
+        one_server: One server in both roles.
+    """
+
+    clients: int
+    aggregators: int = 1
+    evaluator: bool = False
+    tcp: bool = False
+    one_server: bool = False
+    #: Process name -> largest resident memory of its work-horses, bytes.
+    peak: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="flq-bench-")
+        state_dir = Path(self._folder.name)
+        self.redis = embedded.start(state_dir, tcp=self.tcp)
+        self.blob_url = self.redis.url if self.one_server else self.redis.blob_url
+        self.store = Store.open(self.redis.url, self.blob_url, state_dir)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for number in range(self.aggregators):
+            self._start(f"aggregator-{number + 1}", "aggregator")
+        if self.evaluator:
+            self._start("evaluator", "evaluator")
+        for number in range(self.clients):
+            self._start(f"site-{number + 1}", "client")
+        self._await_workers()
+        self._done = threading.Event()
+        threading.Thread(target=self._sample, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        for _ in range(2):  # The second signal does not wait for a job.
+            for process in self.processes.values():
+                process.terminate()
+            time.sleep(0.3)
+        for process in self.processes.values():
+            process.wait(30)
+        self.store.close()
+        self.redis.stop()
+        self._folder.cleanup()
+
+    def _start(self, name: str, role: str) -> None:
+        client = name if role == "client" else ""
+        allow = ("benchmarks.trivial:*",)
+        site = Site(self.redis.url, self.blob_url, self.redis.state_dir, client, allow=allow)
+        command = [sys.executable, "-m", "workers.supervisor", role, "--parent", str(os.getpid())]
+        with open(Path(self._folder.name) / f"{name}.log", "wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **site.to_environ(), "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _await_workers(self) -> None:
+        until = time.monotonic() + READY_S
+        while len(self.store.control.living_workers()) < len(self.processes):
+            if time.monotonic() > until:
+                raise TimeoutError(f"workers were not ready after {READY_S:g} s")
+            time.sleep(0.1)
+
+    def begin(self, name: str, count: int, *overrides: str, task: str = "AddConstant") -> str:
+        """Start a run of ``count`` rounds; returns its run id."""
+        fixed = (
+            f"run.task=benchmarks.trivial:{task}",
+            f"round.cohort={self.clients}",
+            "round.deadline_s=900",
+            "model.keep_versions=2",
+        )
+        loaded = config.load(None, (*fixed, *overrides))
+        state = runs.start_run(self.store, name, loaded, count)
+        rounds.advance(self.store, state.run_id)
+        return state.run_id
+
+    def finish(self, run: str, timeout_s: float = 560.0) -> list[Timing]:
+        """
+        Wait until a run has ended; its committed rounds, but for the first one, which warms up.
+
+        Raises:
+            RuntimeError: It did not complete.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            state = self.store.control.run(run)
+            if state is None or not state.active or time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        if state is None or state.state != "completed":
+            raise RuntimeError(f"run {run} did not complete: {state}")
+        return timings(self.store, run)[1:]
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_S):
+            for name, process in self.processes.items():
+                for horse in (h for worker in children(process.pid) for h in children(worker)):
+                    self.peak[name] = max(self.peak.get(name, 0), high_water(horse))
+
+
+def timings(store: Store, run: str) -> list[Timing]:
+    """The committed rounds of a run, by the stamps of its event stream (milliseconds)."""
+    opened: dict[int, float] = {}
+    updated: dict[int, float] = {}
+    committed: dict[int, float] = {}
+    stamps = {"round_opened": opened, "update_received": updated, "round_committed": committed}
+    for _, stamp, event in store.control.read_events({names.events(run): "0-0"}, None):
+        if event["event"] in stamps:
+            stamps[event["event"]][event["round"]] = int(stamp.split("-")[0]) / 1000
+    return [
+        Timing(
+            number,
+            updated[number] - opened[number],
+            committed[number] - opened[number],
+            opened.get(number + 1, committed[number]) - opened[number],
+        )
+        for number in sorted(committed)
+        if number in updated
+    ]
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the children of a process; none when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def high_water(pid: int) -> int:
+    """Largest resident memory of a process so far, bytes; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def servers(tcp: bool = False) -> Iterator[embedded.EmbeddedRedis]:
+    """Private servers alone, for what is measured without workers."""
+    with (
+        tempfile.TemporaryDirectory(prefix="flq-bench-") as folder,
+        embedded.start(Path(folder), tcp=tcp) as redis,
+    ):
+        yield redis
