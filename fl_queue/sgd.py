@@ -34,6 +34,19 @@ def size_of(dataset: Samples) -> int:
     return len(cast(Sized, dataset))
 
 
+def seed_torch(seed: int, device: str) -> None:
+    """
+    Seed what torch draws on a device; the numbers are those of ``torch.manual_seed``.
+
+    That one also seeds every kind of accelerator there might be, and formats a stack trace for each:
+    as long as a small client's setting up.
+    """
+    if device == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def local_sgd(
     model: nn.Module,
     dataset: Samples,
@@ -76,7 +89,7 @@ def local_sgd(
         McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate).
     """
     dataset = _whole(dataset)
-    torch.manual_seed(seed)
+    seed_torch(seed, device)
     order = torch.Generator().manual_seed(seed)
     count = size_of(dataset)
     cuts = _training_cuts(model, count, batch_size)

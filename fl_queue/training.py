@@ -30,7 +30,7 @@ from fl_queue.blob import little_endian
 from fl_queue.errors import DataError, ModelMismatch
 from fl_queue.records import Kind, Manifest, Sums, TensorSpec
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import Samples, size_of
+from fl_queue.sgd import Samples, seed_torch, size_of
 from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
 
 Arrays = dict[str, NDArray[Any]]
@@ -129,7 +129,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
     Raises:
         ModelMismatch: A tensor's dtype cannot travel.
     """
-    _seed_everything(seed_for(seed, "initialise"))
+    _seed_everything(seed_for(seed, "initialise"), "cpu")
     model = task.build_model()
     manifest = manifest_of(model)
     return manifest, views_of(model, manifest)
@@ -366,9 +366,9 @@ def _describe(spec: TensorSpec | None) -> str:
     return f"{spec.kind} {spec.shape}" if spec else "missing"
 
 
-def _seed_everything(seed: int) -> None:
+def _seed_everything(seed: int, device: str) -> None:
     # A task of the user may draw from any of the three.
-    torch.manual_seed(seed)
+    seed_torch(seed, device)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -386,7 +386,7 @@ def _reproducible(seed: int, context: ClientContext) -> Iterator[None]:
         torch.set_num_threads(context.threads)
     torch.backends.cudnn.benchmark = False
     _hold_to_deterministic("warn")
-    _seed_everything(seed)
+    _seed_everything(seed, context.device)
     try:
         yield
     finally:

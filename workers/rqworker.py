@@ -24,10 +24,12 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Worker
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
+from rq.utils import now
 from rq.worker import WorkerStatus
 
 from fl_queue import dispatch, faults, liveness, names, rounds
@@ -228,9 +230,12 @@ class PoolWorker(FLWorker):
             self._ended.set()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        # RQ beats several times a job, each a write to disk; the thread does it every two seconds.
+        # RQ beats several times a job, each a write to disk; the thread does it now and then.
         if pipeline is not None:
             Worker.heartbeat(self, timeout, pipeline)
+
+    def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
+        job.ended_at = now()
 
     def execute_job(self, job: Any, queue: Any) -> None:
         faults.reach("job.popped")
@@ -242,7 +247,8 @@ class PoolWorker(FLWorker):
             self.perform_job(job, queue, execution)
         finally:
             self._job = None
-        self.set_state(WorkerStatus.IDLE)
+        # In this process alone: nobody asks Redis for it, and each write is one to disk.
+        self._state = WorkerStatus.IDLE
 
     def _look_after(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
@@ -255,8 +261,8 @@ class PoolWorker(FLWorker):
                     os.kill(os.getpid(), signal.SIGKILL)
                 if job is not None and self._is_pointless(job):
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            except (RedisConnectionError, RedisTimeoutError) as exc:
-                log.warning("control server not reachable: %s", exc)
+            except RedisError as exc:
+                log.warning("control server: %s", exc)
 
 
 _may_give_up = False
