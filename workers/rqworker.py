@@ -9,6 +9,7 @@ Each job runs in a fork, but for those of the pool, which run in the worker itse
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import mmap
@@ -311,6 +312,8 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         url, _ = resolve_urls(site.url, site.blob_url, site.state_dir)
         connection: Redis = plain_client(url, socket_timeout_s=HEARTBEAT_S + 10)
         worker = kind([queue], connection=connection)
+        # What is here now stays: a collection in a work-horse would copy every page it looks at.
+        gc.freeze()
         worker.work(logging_level="WARNING")
     except (RedisConnectionError, RedisTimeoutError) as exc:
         log.error("Redis is not reachable: %s", exc)
