@@ -1,0 +1,335 @@
+"""
+Where a round's time goes: ``python -m benchmarks.where [--quick]``.
+
+The jobs of a round are called one after the other in this process, without RQ and with nothing
+beside them, on private servers; a stopwatch stands around the functions of each step. What RQ, forking
+and the processor's other work add is seen in whole rounds of real workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import inspect
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from benchmarks.federation import Federation, servers
+from benchmarks.table import markdown, median
+from fl_queue import config, dispatch, exact, models, names, rounds, runs, training
+from fl_queue.dispatch import Ticket
+from fl_queue.embedded import EmbeddedRedis
+from fl_queue.site import Site
+from fl_queue.store import RunState, Store
+
+CLIENTS = 4
+ALLOW = ("benchmarks.trivial:*",)
+#: Nobody extends the leases of clients that are not there.
+LEASE_S = 3600.0
+#: Parameters of a model that costs nothing to move: what is left is the cost of any round.
+SMALL = 1000
+REST = "everything else"
+BESIDE = "fsync of the checkpoint (beside the chunks)"
+
+#: What a step is called, and its functions; time in one of them inside another is not counted twice.
+STEPS = (
+    ("read chunks", "fl_queue.store.data:Data.iter_chunks"),
+    ("read chunks", "fl_queue.store.data:Data.read_chunks_into"),
+    ("write the model to the cache", "fl_queue.cache:fetch"),
+    ("build the model, load the base", "fl_queue.training:_model"),
+    ("train", "benchmarks.trivial:AddConstant.train"),
+    ("describe the environment", "fl_queue.training:environment"),
+    ("difference, encode", "fl_queue.training:Changes.pieces"),
+    ("write the outbox", "fl_queue.outbox:write"),
+    ("write chunks", "fl_queue.store.data:Data.put_chunks"),
+    ("push the element", "fl_queue.store.data:Data.push"),
+    ("take the element", "fl_queue.store.data:Data.take"),
+    ("validate", "fl_queue.blob:unpack"),
+    ("validate", "fl_queue.blob:check_tensors"),
+    ("validate", "fl_queue.blob:check_body"),
+    ("sum", "fl_queue.exact:ExactSum.add"),
+    ("receipt", "fl_queue.store.control:Control.write_receipt"),
+    ("compute the next model", "fl_queue.merge:Merge.next_model"),
+    ("write the checkpoint", "fl_queue.checkpoint:drafted"),
+    (BESIDE, "fl_queue.checkpoint:Draft.sync"),
+    ("name the checkpoint", "fl_queue.checkpoint:Draft.keep"),
+    ("commit", "fl_queue.store.control:Control.end_round"),
+    ("open the next round", "fl_queue.rounds:advance"),
+    ("clean up", "fl_queue.collect:Collector._clean_up"),
+)  # fmt: skip
+HASH = "BLAKE3"
+
+
+class Stopwatch:
+    """Time by step; what one step spends in another counts for the other alone."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = threading.local()
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """Count the time until the end of the block for a step."""
+        stack: list[float] = self._inner.__dict__.setdefault("stack", [])
+        stack.append(0.0)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[label] += spent - stack.pop()
+            if stack:
+                stack[-1] += spent
+
+    def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with its time counted, that of what it yields and of entering it too."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            with self.step(label):
+                result = function(*args, **options)
+            if isinstance(result, Iterator):
+                return self._items(label, result)
+            if inspect.isgeneratorfunction(inspect.unwrap(function)):  # of a context manager
+                return self._entered(label, result)
+            return result
+
+        return call
+
+    def _items(self, label: str, items: Iterator[Any]) -> Iterator[Any]:
+        end = object()
+        while True:
+            with self.step(label):
+                item = next(items, end)
+            if item is end:
+                return
+            yield item
+
+    @contextmanager
+    def _entered(self, label: str, manager: AbstractContextManager[Any]) -> Iterator[Any]:
+        with ExitStack() as stack:
+            with self.step(label):
+                value = stack.enter_context(manager)
+            yield value
+
+
+class _Hasher:
+    """A BLAKE3 hasher with its time counted."""
+
+    def __init__(self, watch: Stopwatch, data: Any) -> None:
+        self._watch = watch
+        with watch.step(HASH):
+            self._hasher = blake3.blake3(data)
+
+    def update(self, data: Any) -> None:
+        with self._watch.step(HASH):
+            self._hasher.update(data)
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+@contextmanager
+def watched(watch: Stopwatch, steps: tuple[tuple[str, str], ...] = STEPS) -> Iterator[None]:
+    """
+    Have a stopwatch around the steps' functions and every hash.
+
+    Raises:
+        AttributeError: A function is not where ``steps`` say; they have to follow the code.
+    """
+    with ExitStack() as undo:
+        for label, place in steps:
+            module, _, path = place.partition(":")
+            *outer, name = path.split(".")
+            owner = functools.reduce(getattr, outer, importlib.import_module(module))
+            _put(undo, owner, name, watch.timed(label, getattr(owner, name)))
+        for known, using in list(sys.modules.items()):
+            if known.startswith("fl_queue.") and getattr(using, "blake3", None) is blake3.blake3:
+                _put(undo, using, "blake3", lambda data=b"": _Hasher(watch, data))
+        yield
+
+
+def _put(undo: ExitStack, owner: Any, name: str, new: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, new)
+
+
+class Walk:
+    """
+    A run whose jobs are called here, in order.
+
+    Args:
+        redis: Private servers.
+        folder: State folders of the clients and of the aggregator are made in it.
+        parameters: Of the model.
+        clients: The cohort.
+    """
+
+    def __init__(self, redis: EmbeddedRedis, folder: Path, parameters: int, clients: int) -> None:
+        self.redis, self.folder = redis, folder
+        self.store = Store.open(redis.url, redis.blob_url, folder)
+        self.clients = [f"site-{number + 1}" for number in range(clients)]
+        for client in self.clients:
+            self.store.control.hold(names.client_holder(client), client, LEASE_S, {}, client)
+        loaded = config.load(
+            None,
+            (
+                "run.task=benchmarks.trivial:AddConstant",
+                f"task.parameters={parameters}",
+                f"round.cohort={clients}",
+                f"clients.active_s={LEASE_S}",
+                "round.deadline_s=900",
+            ),
+            environ={},
+        )
+        self.run = runs.start_run(self.store, "where", loaded, 1000).run_id
+        rounds.advance(self.store, self.run)
+
+    def round(self) -> dict[str, dict[str, float]]:
+        """
+        Walk through the open round.
+
+        Returns:
+            ``client`` and ``aggregator`` -> step -> seconds: of one client on average, and of the
+            aggregator's whole job.
+        """
+        state = self.store.control.run(self.run)
+        assert state is not None
+        tickets = dispatch.tickets(self.store, self.run, state.round)
+        aggregating = tickets.pop(names.AGGREGATOR)
+        self._restore(state)
+        clients = [self._call(ticket) for ticket in tickets.values()]
+        labels = {label for seconds in clients for label in seconds}
+        return {
+            "client": {
+                label: sum(seconds.get(label, 0.0) for seconds in clients) / len(clients)
+                for label in labels
+            },
+            "aggregator": self._call(aggregating),
+        }
+
+    def _restore(self, state: RunState) -> None:
+        """Do what the healer would: see that the base is on the data server."""
+        manifest = self.store.control.manifest(self.run)
+        if manifest is not None:
+            chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
+            folder = self.folder / names.AGGREGATOR
+            models.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
+
+    def _call(self, ticket: Ticket) -> dict[str, float]:
+        """Do a job as its worker would; step -> seconds."""
+        is_client = ticket.who in self.clients
+        site = Site(
+            self.redis.url,
+            self.redis.blob_url,
+            self.folder / ticket.who,
+            ticket.who if is_client else "",
+            allow=ALLOW,
+        )
+        os.environ.update(site.to_environ(), RQ_JOB_ID=ticket.job)
+        module, _, name = ticket.function.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        watch = Stopwatch()
+        # What the job says of its progress is for its worker's log.
+        with (
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere),
+            watched(watch),
+            watch.step(REST),
+        ):
+            function(ticket.run, ticket.number)
+        return dict(watch.seconds)
+
+
+def walked(parameters: int, clients: int, count: int) -> dict[str, dict[str, float]]:
+    """
+    Median seconds of each step of a training round, after one that warms up.
+
+    Args:
+        count: Rounds to measure, 1 or more.
+    """
+    training.preload()
+    exact.warm_up()
+    with servers() as redis, tempfile.TemporaryDirectory(prefix="flq-where-") as folder:
+        walk = Walk(redis, Path(folder), parameters, clients)
+        found = [walk.round() for _ in range(count + 2)][2:]  # The first makes version 0.
+        walk.store.close()
+    return {
+        side: {
+            label: median([each[side].get(label, 0.0) for each in found])
+            for label in found[-1][side]
+        }
+        for side in ("client", "aggregator")
+    }
+
+
+def steps_table(found: dict[str, dict[str, float]], nbytes: int, clients: int) -> str:
+    """Seconds of each step in the order of ``STEPS``; GB/s of the bytes each side deals with."""
+    order = list(dict.fromkeys([*(label for label, _ in STEPS), HASH, REST]))
+    moved = {"client": nbytes, "aggregator": nbytes * clients}
+    rows: list[list[str]] = []
+    for label in order:
+        cells = [found[side].get(label) for side in moved]
+        if any(cells):
+            rows.append([label, *(f"{cell:.4f}" if cell else "" for cell in cells)])
+    totals = [
+        sum(value for label, value in found[side].items() if label != BESIDE) for side in moved
+    ]
+    rows.append(["**the whole job**", *(f"**{total:.3f}**" for total in totals)])
+    rates = [
+        f"{size / total / 1e9:.2f}" for size, total in zip(moved.values(), totals, strict=True)
+    ]
+    rows.append(["GB/s of updates", *rates])
+    return markdown(("step", "a client, s", f"the aggregator with {clients}, s"), rows)
+
+
+def live_table(sizes: tuple[int, ...], clients: int, count: int) -> str:
+    """Whole rounds of real workers: seconds from the opening to each milestone."""
+    rows = []
+    with Federation(clients) as federation:
+        for size in sizes:
+            run = federation.begin(f"live-{size}", count + 1, f"task.parameters={size}")
+            timings = federation.finish(run)
+            milestones = (
+                [timing.last_update for timing in timings],
+                [timing.committed for timing in timings],
+                [timing.period for timing in timings],
+            )
+            rows.append([f"{size / 1e6:g} M", *(f"{median(values):.3f}" for values in milestones)])
+            federation.store.data.redis.flushall()
+    return markdown(("parameters", "last update merged", "committed", "next round open"), rows)
+
+
+def report(quick: bool = False) -> str:
+    """Both tables."""
+    parameters, count = (400_000, 1) if quick else (25_000_000, 3)
+    found = walked(parameters, CLIENTS, count)
+    steps = steps_table(found, 4 * parameters, CLIENTS)
+    sizes = (SMALL,) if quick else (SMALL, parameters)
+    live = live_table(sizes, CLIENTS, 2 if quick else 4)
+    return (
+        f"Steps of a round of {parameters / 1e6:g} M parameters, one after the other:\n\n{steps}\n"
+        f"Whole rounds of {CLIENTS} real clients, seconds after the opening:\n\n{live}"
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small models, few rounds")
+    print(report(parser.parse_args().quick))
+
+
+if __name__ == "__main__":
+    main()
