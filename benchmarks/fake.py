@@ -1,0 +1,127 @@
+"""
+Clients that train nothing: one process holds their leases and pushes their updates.
+
+For what hundreds of clients cost everybody else: only the clients themselves are not real.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from blake3 import blake3
+
+from fl_queue import blob, names, outbox, rounds
+from fl_queue.blob import Header
+from fl_queue.records import Manifest
+from fl_queue.runs import current_config
+from fl_queue.store import RoundState, Store
+
+#: Nobody extends these leases.
+LEASE_S = 3600.0
+#: So that the clients are still eligible then.
+OVERRIDES = (f"clients.active_s={LEASE_S}",)
+_KINDS = {"train": "update", "evaluate": "evaluation"}
+_LISTEN_MS = 200
+
+
+class Fakes:
+    """
+    Args:
+        store: Both servers of the federation.
+        count: Clients ``fake-0001`` and so on.
+    """
+
+    def __init__(self, store: Store, count: int) -> None:
+        self.store = store
+        self.token = secrets.token_hex(8)
+        self.clients = [f"fake-{number + 1:04d}" for number in range(count)]
+        self._body = np.zeros(0, np.float32)
+
+    def hold(self) -> None:
+        """Take every client's lease."""
+        for client in self.clients:
+            lease = names.client_holder(client)
+            if not self.store.control.hold(lease, self.token, LEASE_S, {}, client):
+                raise RuntimeError(f"somebody else serves {client}")
+
+    def leave(self) -> None:
+        """Give the leases back: later rounds do not have these clients."""
+        for client in self.clients:
+            self.store.control.release(names.client_holder(client), self.token, client)
+
+    def answer(self, run: str, number: int, clients: Sequence[str] | None = None) -> None:
+        """
+        Answer a round for its cohort, one client after the other, as fast as the servers take it.
+
+        Args:
+            clients: Only for these.
+        """
+        current = self.store.control.round(run, number)
+        manifest = self.store.control.manifest(run)
+        if current is None or manifest is None or current.purpose not in _KINDS:
+            return  # Version 0 is the evaluator's work.
+        for client in clients if clients is not None else current.cohort:
+            self.push(run, current, *self.element(run, current, manifest, client))
+
+    def push(self, run: str, current: RoundState, header: Header, body: memoryview) -> None:
+        """Push an answer as a client does."""
+        redis = current_config(self.store, run, current.segment).redis
+        outbox.push(
+            self.store,
+            header,
+            body,
+            redis["inline_bytes"],
+            redis["chunk_bytes"],
+            partial(rounds.has_ended, self.store.control, run, current.number),
+            redis["unmerged_bytes"],
+        )
+
+    def element(
+        self, run: str, current: RoundState, manifest: Manifest, client: str
+    ) -> tuple[Header, memoryview]:
+        """
+        A client's answer to a round: header, and body in memory that the next answer uses again.
+
+        Every body is different: equal ones would be the same chunks.
+        """
+        kind = _KINDS[current.purpose]
+        common = {
+            "kind": kind,
+            "run": run,
+            "round": current.number,
+            "client": client,
+            "base_version": current.base_version,
+            "base_digest": current.base_digest,
+            "token": secrets.token_hex(8),
+        }
+        if kind == "evaluation":
+            return Header(**common), memoryview(b"")
+        if self._body.nbytes != manifest.nbytes:
+            self._body = np.full(manifest.nbytes // 4, 0.001, np.float32)
+        self._body[0] = int.from_bytes(os.urandom(3), "little") * 2.0**-24
+        body = memoryview(self._body).cast("B")
+        header = Header(
+            **common,
+            num_examples=4,
+            tensors=blob.entries(manifest),
+            body_bytes=len(body),
+            body_digest=blake3(body).hexdigest(),
+        )
+        return header, body
+
+    def serve(self, run: str) -> None:
+        """Answer every round of a run until it has ended, in a thread of its own."""
+        threading.Thread(target=self._serve, args=(run,), name=f"fakes-{run}", daemon=True).start()
+
+    def _serve(self, run: str) -> None:
+        stream, last = names.events(run), "0-0"
+        while not rounds.is_over(self.store.control, run):
+            for _, stamp, event in self.store.control.read_events({stream: last}, _LISTEN_MS):
+                last = stamp
+                if event["event"] == "round_opened":
+                    self.answer(run, event["round"])
