@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue import blob
+from fl_queue import blob, checkpoint
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.files import Mapped
 from fl_queue.store import Store
@@ -39,9 +39,12 @@ def fetch(
 
     Raises:
         ChunksMissing: The data server does not have it (any more).
-        DataError: The folder cannot be written.
+        DataError: The folder cannot be written, or this is no digest.
         StoreUnavailable: The connection broke; called again it goes on from there.
     """
+    if not checkpoint.is_digest(digest):
+        # It comes from Redis: one such as ../../x must not name a file.
+        raise DataError(str(folder), f"{digest[:80]!r} is not a digest")
     path = folder / run / digest
     try:
         body = _open(path, digest, nbytes)
@@ -52,7 +55,7 @@ def fetch(
             if body is None:
                 _download(store, run, path, nbytes, chunk_bytes)
                 body = Mapped(path)
-            _keep_newest(folder / run)
+            _keep_newest(folder / run, digest)
         return body
     except OSError as exc:
         reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
@@ -96,9 +99,11 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
     os.replace(part, path)
 
 
-def _keep_newest(folder: Path) -> None:
-    files = [file for file in folder.iterdir() if file.suffix not in (_PART, _LOCK)]
-    files.sort(key=lambda file: file.stat().st_mtime_ns)
+def _keep_newest(folder: Path, digest: str) -> None:
+    # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
+    files = [file for file in folder.iterdir() if file.name != _LOCK]
+    # The clock of a file system is coarse: ours may seem as old as another one.
+    files.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
     # Readers that have an old one open go on reading it.
     for old in files[:-_KEPT]:
         old.unlink(missing_ok=True)

@@ -1,0 +1,268 @@
+"""The models a host has fetched: shared by its processes, resumed, checked, and removed in time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fl_queue import blob, cache, names
+from fl_queue.embedded import EmbeddedRedis
+from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
+from fl_queue.store import Store
+from tests.fault.proxy import Proxy
+from tests.federation import wait_for
+
+pytestmark = pytest.mark.timeout(60)
+
+CHUNK = 65_536
+RUN = "demo-abc123"
+#: Fetches a model as a client's work-horse does, and says how many bytes it has.
+FETCH = """
+import sys
+from pathlib import Path
+from fl_queue import cache
+from fl_queue.store import Store
+url, blob_url, folder, run, digest, nbytes, chunk = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+body = cache.fetch(Store(url, blob_url), Path(folder), run, digest, int(nbytes), int(chunk))
+print(len(body.view))
+"""
+
+
+def publish(store: Store, chunks: int) -> tuple[str, bytes]:
+    """A model of so many chunks on the data server, the last of them short: (digest, body)."""
+    body = secrets.token_bytes((chunks - 1) * CHUNK + 17)
+    digest = blob.body_digest(body)
+    put(store, digest, body)
+    return digest, body
+
+
+def put(store: Store, digest: str, body: bytes) -> None:
+    pieces = [memoryview(body)[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
+    store.data.put_chunks(RUN, digest, pieces, None)
+
+
+def fetch(store: Store, folder: Path, digest: str, body: bytes) -> bytes:
+    return bytes(cache.fetch(store, folder, RUN, digest, len(body), CHUNK).view)
+
+
+def reads(store: Store) -> int:
+    """Chunks the data server was asked for."""
+    stats = store.data.redis.info("commandstats").get("cmdstat_get", {"calls": 0})
+    return int(stats["calls"])
+
+
+def kept(folder: Path) -> set[str]:
+    """Files of the run, but for its lock."""
+    return {path.name for path in (folder / RUN).iterdir()} - {".lock"}
+
+
+def part_of(folder: Path, digest: str) -> Path:
+    return folder / RUN / f"{digest}.part"
+
+
+def has_chunks(part: Path, chunks: int) -> bool:
+    return part.exists() and part.stat().st_size >= chunks * CHUNK
+
+
+def start_fetch(
+    urls: tuple[str, str], folder: Path, digest: str, body: bytes
+) -> subprocess.Popen[str]:
+    """A process that fetches once it is told to."""
+    where = [*urls, str(folder), RUN, digest, str(len(body)), str(CHUNK)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, *where],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_several_processes_share_one_download(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    digest, body = publish(store, 40)
+    fetching = [start_fetch(redis_urls, tmp_path, digest, body) for _ in range(4)]
+    before = reads(store)
+    for process in fetching:
+        tell(process)
+    said = [process.communicate(timeout=30)[0] for process in fetching]
+
+    assert said == [f"{len(body)}\n"] * 4
+    assert reads(store) - before == 40
+    assert (tmp_path / RUN / digest).read_bytes() == body
+
+
+def test_a_model_that_is_here_is_not_fetched_again(store: Store, tmp_path: Path) -> None:
+    digest, body = publish(store, 3)
+    fetch(store, tmp_path, digest, body)
+    before = reads(store)
+
+    assert fetch(store, tmp_path, digest, body) == body
+    assert reads(store) == before
+
+
+def test_an_empty_model_is_a_model(store: Store, tmp_path: Path) -> None:
+    assert fetch(store, tmp_path, blob.body_digest(b""), b"") == b""
+
+
+def test_a_download_goes_on_where_a_killed_data_server_cut_it_off(
+    private_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    folder, caught = tmp_path / "cache", []
+    with (
+        Proxy(private_redis.blob_url) as proxy,
+        Store(private_redis.url, proxy.url) as store,
+    ):
+        digest, body = publish(store, 40)
+        proxy.throttle(2e6)
+        part = part_of(folder, digest)
+
+        def download() -> None:
+            with pytest.raises(StoreUnavailable) as failed:
+                fetch(store, folder, digest, body)
+            caught.append(failed.value)
+
+        fetching = threading.Thread(target=download)
+        fetching.start()
+        wait_for("half of it", lambda: has_chunks(part, 10), 20)
+        private_redis.kill("data")
+        fetching.join(30)
+        proxy.throttle(0)
+        private_redis.restart("data")
+        put(store, digest, body)
+        done, before = part.stat().st_size // CHUNK, reads(store)
+
+        assert len(caught) == 1
+        assert 10 <= done < 40
+        assert fetch(store, folder, digest, body) == body
+        assert reads(store) - before == 40 - done
+        assert kept(folder) == {digest}
+
+
+def test_a_download_goes_on_where_a_killed_process_left_it(
+    store: Store, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    digest, body = publish(store, 40)
+    part = part_of(tmp_path, digest)
+    with Proxy(redis_urls[1]) as proxy:
+        process = start_fetch((redis_urls[0], proxy.url), tmp_path, digest, body)
+        proxy.throttle(2e6)
+        tell(process)
+        wait_for("some of it", lambda: has_chunks(part, 10), 20)
+        process.kill()
+        process.communicate()
+    part.write_bytes(part.read_bytes() + b"half a chu")  # It was killed while it wrote.
+    done, before = part.stat().st_size // CHUNK, reads(store)
+
+    assert 10 <= done < 40
+    assert fetch(store, tmp_path, digest, body) == body
+    assert reads(store) - before == 40 - done
+    assert kept(tmp_path) == {digest}
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "longer"])
+def test_a_damaged_file_is_fetched_again(store: Store, tmp_path: Path, damage: str) -> None:
+    digest, body = publish(store, 3)
+    fetch(store, tmp_path, digest, body)
+    file = tmp_path / RUN / digest
+    broken = {
+        "changed": body[:-1] + bytes([body[-1] ^ 1]),
+        "cut": body[:CHUNK],
+        "longer": body + b"\0",
+    }
+    file.write_bytes(broken[damage])
+
+    assert fetch(store, tmp_path, digest, body) == body
+    assert file.read_bytes() == body
+
+
+def test_a_damaged_part_is_not_gone_on_with_for_ever(store: Store, tmp_path: Path) -> None:
+    digest, body = publish(store, 3)
+    part = part_of(tmp_path, digest)
+    part.parent.mkdir()
+    part.write_bytes(bytes(2 * CHUNK))
+    with pytest.raises(ChunksMissing) as caught:
+        fetch(store, tmp_path, digest, body)
+
+    assert caught.value.digest == digest
+    assert fetch(store, tmp_path, digest, body) == body
+
+
+def test_content_that_is_not_what_its_digest_says_is_refused(store: Store, tmp_path: Path) -> None:
+    digest, body = publish(store, 3)
+    store.data.redis.setrange(names.chunk(RUN, digest, 1), 5, bytes([body[CHUNK + 5] ^ 1]))
+    with pytest.raises(ChunksMissing) as caught:
+        fetch(store, tmp_path, digest, body)
+
+    assert caught.value.digest == digest
+    assert kept(tmp_path) == set()
+
+
+def test_a_missing_chunk_is_named_and_what_came_before_it_is_kept(
+    store: Store, tmp_path: Path
+) -> None:
+    digest, body = publish(store, 5)
+    store.data.redis.rename(names.chunk(RUN, digest, 3), "aside")
+    with pytest.raises(ChunksMissing) as caught:
+        fetch(store, tmp_path, digest, body)
+    store.data.redis.rename("aside", names.chunk(RUN, digest, 3))
+    before = reads(store)
+
+    assert caught.value.index == 3
+    assert fetch(store, tmp_path, digest, body) == body
+    assert reads(store) - before == 2
+
+
+def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    first, body = publish(store, 2)
+    reading = cache.fetch(store, tmp_path, RUN, first, len(body), CHUNK)
+    forgotten = part_of(tmp_path, "of-a-version-nobody-wants-any-more")
+    forgotten.write_bytes(bytes(9))
+    os.utime(tmp_path / RUN / first, (1, 1))
+    os.utime(forgotten, (2, 2))
+    others = []
+    for second in range(3, 6):
+        digest, other = publish(store, 2)
+        others.append(digest)
+        fetch(store, tmp_path, digest, other)
+        os.utime(tmp_path / RUN / digest, (second, second))
+
+    assert kept(tmp_path) == set(others[1:])
+    assert bytes(reading.view) == body
+
+
+def test_models_of_runs_that_are_over_are_removed(store: Store, tmp_path: Path) -> None:
+    digest, body = publish(store, 2)
+    fetch(store, tmp_path, digest, body)
+    (tmp_path / "other-abc123").mkdir()
+    cache.sweep(tmp_path, lambda run: run == RUN)
+    cache.sweep(tmp_path / "not-there", lambda run: True)
+
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["other-abc123"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
+    digest, body = publish(store, 2)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        fetch(store, tmp_path / "file", digest, body)
+
+    assert digest in str(caught.value)
+    assert "--state-dir" in str(caught.value)
