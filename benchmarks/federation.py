@@ -125,8 +125,12 @@ class Federation:
         return state.run_id
 
     def finish(self, run: str, timeout_s: float = 560.0) -> list[Timing]:
+        """``finish_all`` but for the first round, which warms up."""
+        return self.finish_all(run, timeout_s)[1:]
+
+    def finish_all(self, run: str, timeout_s: float = 560.0) -> list[Timing]:
         """
-        Wait until a run has ended; its committed rounds, but for the first one, which warms up.
+        Wait until a run has ended; its committed rounds.
 
         Raises:
             RuntimeError: It did not complete.
@@ -139,7 +143,7 @@ class Federation:
             time.sleep(0.1)
         if state is None or state.state != "completed":
             raise RuntimeError(f"run {run} did not complete: {state}")
-        return timings(self.store, run)[1:]
+        return timings(self.store, run)
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_S):

@@ -73,7 +73,8 @@ def handovers(federation: Federation, count: int) -> tuple[list[float], list[flo
         await_receipts(store, run, number, CLIENTS - 1)
         current = store.control.round(run, number)
         manifest = store.control.manifest(run)
-        assert current is not None and manifest is not None
+        assert current is not None
+        assert manifest is not None
         element = fakes.element(run, current, manifest, last)
         before = time.perf_counter()
         fakes.push(run, current, *element)
