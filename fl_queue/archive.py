@@ -234,8 +234,13 @@ def _check_versions(document: Document, state: RunState) -> None:
         _demand(type(made) is int and made >= 0, f"versions.{version}.round")
         named = isinstance(digest, str) and checkpoint.is_digest(digest)
         _demand(named, f"versions.{version}.digest is not a digest")
+        download = entry.get("download", digest)
+        named = isinstance(download, str) and checkpoint.is_digest(download)
+        _demand(named, f"versions.{version}.download is not a digest")
     _demand(state.version == newest, "state.version is not the newest version")
-    _demand(state.digest == document.digest(newest), "state.digest is not the newest version's")
+    entry = document.versions[str(newest)]
+    known = (state.digest, state.download) == (entry["digest"], entry.get("download", ""))
+    _demand(known, "state.digest or state.download is not the newest version's")
     in_file = set(document.models)
     _demand(
         newest in in_file and in_file <= set(range(newest + 1)), "models without the newest version"

@@ -8,7 +8,8 @@ An element is a prefix, a msgpack header, and the raw tensor bytes when they tra
 The header is a map of exactly the fields of ``Header``, ``members`` in a group's only. A body is
 the manifest's tensors one after the other, without gaps, little-endian, C order: float32 values
 (model) or float32 differences ``local - base`` (update); int64 values in both, and in a group, which
-is an exact sum, throughout. Equal tensors give equal body bytes.
+is an exact sum, throughout. Equal tensors give equal body bytes. An update's body may be encoded to
+fewer bytes (``codec.py``); its header then names the codec, and size and digest are of those bytes.
 
 Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
 the caps allow. NaN and Inf are not looked at here (``exact.py`` does), nothing is unpickled, and
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from fl_queue import int8
 from fl_queue.errors import BlobError
 from fl_queue.records import Manifest, Sums, TensorSpec
 
@@ -35,6 +37,8 @@ Bytes = bytes | bytearray | memoryview
 Tensor = npt.NDArray[Any]
 
 MAGIC = b"FLQ1"
+#: How parameters may lie in a body; see ``codec.py``.
+CODECS = ("float32", "bfloat16", "int8")
 HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 #: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
@@ -48,9 +52,9 @@ MAX_MAP_ITEMS = 4096
 _PREFIX_BYTES = len(MAGIC) + 8
 _MAX_NESTING = 4
 _MAX_DIMENSIONS = 32
-_CODEC = "raw"
-#: dtype on the wire -> bytes an element; nothing else is decoded.
-_ITEM_BYTES = {"float32": 4, "int64": 8}
+#: dtype on the wire -> bytes an element; besides these only ``int8x256`` is decoded.
+_ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
+_WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
 _NUMPY: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_BODY = blake3(b"").hexdigest()
@@ -113,7 +117,7 @@ class Header:
         reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
-        codec: ``raw``.
+        codec: How the body is encoded, one of ``CODECS``; any but ``float32`` in an ``update`` only.
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
         members: Of a ``group``, what each update says of itself; in a header of that kind only.
@@ -134,7 +138,7 @@ class Header:
     reason: str = ""
     manifest: str = ""
     tensors: tuple[TensorEntry, ...] = ()
-    codec: str = _CODEC
+    codec: str = "float32"
     body_bytes: int = 0
     body_digest: str = _NO_BODY
     chunk_bytes: int = 0
@@ -142,6 +146,20 @@ class Header:
 
 
 # --- bodies
+
+
+def wire_nbytes(dtype: str, size: int) -> int:
+    """
+    Bytes of a tensor of ``size`` elements on the wire.
+
+    Raises:
+        BlobError: No such wire dtype.
+    """
+    if dtype == "int8x256":
+        return int8.nbytes(size)
+    if dtype not in _ITEM_BYTES:
+        raise BlobError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
+    return size * _ITEM_BYTES[dtype]
 
 
 def entries(manifest: Manifest) -> tuple[TensorEntry, ...]:
@@ -245,19 +263,31 @@ def check_body(header: Header, body: Bytes) -> None:
 
 def check_tensors(header: Header, manifest: Manifest) -> None:
     """
-    Whether the header's tensors are the manifest's: names, dtypes, shapes and layout.
+    Whether the header's tensors are the manifest's, not encoded: names, dtypes, shapes and layout.
 
     Raises:
-        BlobError: Names the first tensor that differs.
+        BlobError: Names the first tensor that differs, or the codec.
     """
-    expected = entries(manifest)
+    check_layout(header, "float32", entries(manifest))
+
+
+def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) -> None:
+    """
+    Whether a header has this codec and these tensors, one after the other and nothing else.
+
+    Raises:
+        BlobError: Names the codec, or the first tensor that differs.
+    """
+    if header.codec != codec:
+        raise BlobError(f"codec {header.codec}, the run wants {codec}")
     for mine, theirs in zip(expected, header.tensors, strict=False):
         if mine != theirs:
             raise BlobError(f"tensor {theirs.name!r} is {theirs[1:]}, the run has {mine}")
     if len(expected) != len(header.tensors):
         raise BlobError(f"{len(header.tensors)} tensors, the run has {len(expected)}")
-    if header.body_bytes != manifest.nbytes:
-        raise BlobError(f"body of {header.body_bytes} bytes, the run's has {manifest.nbytes}")
+    nbytes = sum(entry.nbytes for entry in expected)
+    if header.body_bytes != nbytes:
+        raise BlobError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
 
 
 def chunk_count(nbytes: int, chunk_bytes: int) -> int:
@@ -269,6 +299,22 @@ def chunk_slices(nbytes: int, chunk_bytes: int) -> Iterator[slice]:
     """Where each chunk lies in the body, in order."""
     for index in range(chunk_count(nbytes, chunk_bytes)):
         yield slice(index * chunk_bytes, min((index + 1) * chunk_bytes, nbytes))
+
+
+def rechunked(pieces: Iterable[Bytes | Tensor], chunk_bytes: int) -> Iterator[memoryview]:
+    """A body that comes in pieces of any size, in chunks; each is memory of its own."""
+    chunk = bytearray()
+    for piece in pieces:
+        view = as_bytes(piece)
+        while len(view):
+            taken = view[: chunk_bytes - len(chunk)]
+            chunk += taken
+            view = view[len(taken) :]
+            if len(chunk) == chunk_bytes:
+                yield memoryview(chunk)
+                chunk = bytearray()
+    if chunk:
+        yield memoryview(chunk)
 
 
 def _view(spec: TensorSpec, buffer: bytearray | memoryview, offset: int) -> Tensor:
@@ -543,13 +589,13 @@ def _tensor(where: str, item: Any) -> TensorEntry:
         raise _fail(f"{where}.shape", f"is not a list of at most {_MAX_DIMENSIONS} dimensions")
     entry = TensorEntry(
         _text(MAX_TEXT)(f"{where}.name", name),
-        _one_of(*_ITEM_BYTES)(f"{where}.dtype", dtype),
+        _one_of(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
         tuple(_integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
         _integer(2**63 - 1)(f"{where}.offset", offset),
         _integer(2**63 - 1)(f"{where}.nbytes", nbytes),
     )
     # Python integers: the product cannot overflow into a small number that passes.
-    if math.prod(entry.shape) * _ITEM_BYTES[entry.dtype] != entry.nbytes:
+    if wire_nbytes(entry.dtype, math.prod(entry.shape)) != entry.nbytes:
         raise _fail(where, f"{entry.dtype} of shape {entry.shape} is not {entry.nbytes} bytes")
     return entry
 
@@ -570,7 +616,7 @@ _PARSERS: dict[str, _Parser] = {
     "reason": _text(MAX_TEXT),
     "manifest": _text(MAX_HEADER_BYTES),
     "tensors": _tensors,
-    "codec": _one_of(_CODEC),
+    "codec": _one_of(*CODECS),
     "body_bytes": _integer(2**63 - 1),
     "body_digest": _digest(or_empty=False),
     "chunk_bytes": _integer(2**32 - 1),

@@ -25,19 +25,18 @@ NaN or Inf all NaN, so that a broken update is still seen to be broken. No Redis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue import int8
-from fl_queue.blob import Bytes, Tensor, TensorEntry
+from fl_queue import blob, int8
+from fl_queue.blob import CODECS, Bytes, Header, Tensor, TensorEntry, wire_nbytes
 from fl_queue.errors import BlobError
 from fl_queue.records import DTYPES, Manifest, TensorSpec
 from fl_queue.sampling import seed_for
 
-CODECS = ("float32", "bfloat16", "int8")
 #: A piece that is encoded or decoded alone begins at a multiple of it, whatever the codec.
 BLOCK = int8.BLOCK
 
@@ -45,7 +44,9 @@ _Octets = npt.NDArray[np.uint8]
 
 #: Codec -> wire dtype of a parameter.
 _WIRE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8x256"}
-_ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
+#: Elements encoded at a time, and decoded: what the exact sum needs of so many stays in a cache.
+_PIECE = 1 << 20
+_STRIDE = 1 << 16
 #: Elements bfloat16 works on at a time: what they need then stays in an L2 cache.
 _NUMPY_ELEMENTS = 16384
 
@@ -54,20 +55,6 @@ _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 
 
 # --- layout
-
-
-def wire_nbytes(dtype: str, size: int) -> int:
-    """
-    Bytes of a tensor of ``size`` elements on the wire.
-
-    Raises:
-        BlobError: No such wire dtype.
-    """
-    if dtype == "int8x256":
-        return int8.nbytes(size)
-    if dtype not in _ITEM_BYTES:
-        raise BlobError(f"wire dtype {dtype!r} is not one of {', '.join(_DECODERS)}")
-    return size * _ITEM_BYTES[dtype]
 
 
 def wire_dtype(codec: str, spec: TensorSpec) -> str:
@@ -109,6 +96,16 @@ def encoded_nbytes(codec: str, manifest: Manifest) -> int:
     return sum(entry.nbytes for entry in entries(codec, manifest))
 
 
+def check_tensors(codec: str, header: Header, manifest: Manifest) -> None:
+    """
+    Whether an update's header has this codec, and the manifest's tensors as the codec lays them out.
+
+    Raises:
+        BlobError: Names the codec, or the first tensor that differs.
+    """
+    blob.check_layout(header, codec, entries(codec, manifest))
+
+
 def split(codec: str, manifest: Manifest, encoded: Bytes) -> dict[str, memoryview]:
     """
     Tensor name -> its bytes in an encoded body, for ``decode_tensor``; read-only, not copied.
@@ -120,6 +117,12 @@ def split(codec: str, manifest: Manifest, encoded: Bytes) -> dict[str, memoryvie
     _check_nbytes(codec, "body", len(encoded), sum(entry.nbytes for entry in layout))
     whole = memoryview(encoded).toreadonly()
     return {e.name: whole[e.offset : e.offset + e.nbytes] for e in layout}
+
+
+def prepare(codec: str, manifest: Manifest) -> None:
+    """Before a process encodes one body: compile the loops for it, if that pays."""
+    if codec == "int8" and sum(s.size for s in manifest.tensors) >= int8.WORTH_COMPILING:
+        int8.warm_up()
 
 
 # --- whole bodies
@@ -165,7 +168,7 @@ def decode(codec: str, manifest: Manifest, encoded: Bytes) -> bytearray:
 # --- pieces
 
 
-def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed: int) -> bytearray:
+def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed: int) -> Bytes:
     """
     Encode elements ``start`` on of one tensor; the pieces of a body in order are ``encode``'s bytes.
 
@@ -177,6 +180,9 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
             to the end of the tensor. Not modified.
         seed: As in ``encode``.
 
+    Returns:
+        The bytes; of a tensor that the codec leaves as it is those of ``values``, not copied.
+
     Raises:
         BlobError: No such codec.
         ValueError: A range or dtype that is not as described.
@@ -186,10 +192,88 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
     _check_piece(spec, start, values)
     if stop % BLOCK and stop != spec.size:
         raise ValueError(f"{spec.name}: a piece ends at {stop}, inside a block of {BLOCK}")
+    values = np.ascontiguousarray(values)
+    if dtype == spec.dtype:
+        return blob.as_bytes(values)
     encoded = bytearray(wire_nbytes(dtype, values.size))
     out = np.ndarray((len(encoded),), np.uint8, encoded)
-    _ENCODERS[dtype](np.ascontiguousarray(values), out, start, _key(seed, spec))
+    _ENCODERS[dtype](values, out, start, _key(seed, spec))
     return encoded
+
+
+def encoded_pieces(codec: str, manifest: Manifest, body: Bytes, seed: int = 0) -> Iterator[Bytes]:
+    """
+    ``encode``'s bytes piece by piece: neither they nor the body need be in memory.
+
+    Raises:
+        BlobError: The body is not of the manifest's size, or no such codec.
+    """
+    for spec, tensor in zip(manifest.tensors, blob.views(manifest, body).values(), strict=True):
+        flat = tensor.reshape(-1)
+        for start in range(0, spec.size, _PIECE):
+            yield encode_piece(codec, spec, start, flat[start : start + _PIECE], seed)
+
+
+class Blocks:
+    """
+    An encoded body as the exact sum takes it: block by block, so that it is never decoded whole.
+
+    Args:
+        codec: One of ``CODECS``.
+        manifest: The body's tensors.
+        encoded: The body.
+
+    Raises:
+        BlobError: It is not of the size that codec and manifest give, or no such codec.
+    """
+
+    def __init__(self, codec: str, manifest: Manifest, encoded: Bytes) -> None:
+        self._codec = codec
+        self._parts = split(codec, manifest, encoded)
+
+    def __call__(self, spec: TensorSpec) -> Iterator[Tensor]:
+        """A tensor's elements in order, flat; each block is overwritten by the next one."""
+        part = self._parts[spec.name]
+        if wire_dtype(self._codec, spec) == spec.dtype:
+            yield np.ndarray((spec.size,), _numpy_dtype(spec), part)
+            return
+        block = np.empty(min(spec.size, _STRIDE), _numpy_dtype(spec))
+        for start in range(0, spec.size, _STRIDE):
+            out = block[: spec.size - start]
+            decode_tensor(self._codec, spec, part, out, start)
+            yield out
+
+
+class Arrays(Mapping[str, Tensor]):
+    """
+    The tensors of an encoded body by name, each decoded when it is asked for, and not kept.
+
+    Args:
+        codec, manifest, encoded: As for ``Blocks``.
+
+    Raises:
+        BlobError: The body is not of the size that codec and manifest give, or no such codec.
+    """
+
+    def __init__(self, codec: str, manifest: Manifest, encoded: Bytes) -> None:
+        self._codec = codec
+        self._specs = {spec.name: spec for spec in manifest.tensors}
+        self._parts = split(codec, manifest, encoded)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor: float32 or int64, in its shape; a read-only view where nothing is encoded."""
+        spec, part = self._specs[name], self._parts[name]
+        if wire_dtype(self._codec, spec) == spec.dtype:
+            return np.ndarray(spec.shape, _numpy_dtype(spec), part)
+        out = np.empty(spec.size, _numpy_dtype(spec))
+        decode_tensor(self._codec, spec, part, out)
+        return out.reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def decode_tensor(

@@ -231,7 +231,7 @@ class Collector:
         metadata = {"run": self.run, "version": str(version), "round": str(self.number)}
         try:
             with checkpoint.drafted(folder, manifest, pieces, metadata) as draft:
-                self._publish(draft)
+                download = self._publish(draft, manifest)
                 faults.reach("model.published")
                 draft.keep()
         except CheckpointError as exc:
@@ -253,16 +253,26 @@ class Collector:
             max_abandoned=self.config.round["max_abandoned"],
             version=version,
             digest=draft.digest,
+            download=download,
             manifest=manifest if first else None,
         )
 
-    def _publish(self, draft: checkpoint.Draft) -> None:
-        """Send the new version to the data server while the disk takes it for good."""
+    def _publish(self, draft: checkpoint.Draft, manifest: Manifest) -> str:
+        """
+        Send the new version to the data server while the disk takes it for good.
+
+        Returns:
+            Digest of the encoded body that clients fetch instead; empty when they fetch the version.
+        """
         with ThreadPoolExecutor(1) as other:
             syncing = other.submit(draft.sync)
             chunk_bytes = self.config.redis["chunk_bytes"]
             models.publish(self.store, self.run, draft.digest, draft.view, chunk_bytes)
+            download = models.publish_encoded(
+                self.store, self.run, draft.view, manifest, self.config.model["codec"], chunk_bytes
+            )
             syncing.result()
+        return download
 
     def _next_model(self) -> tuple[Manifest, Iterable[Bytes | Tensor], int]:
         if self.intake.initial is not None:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fl_queue import jit
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.records import Kind, Manifest, TensorSpec
@@ -28,6 +29,8 @@ from fl_queue.records import Kind, Manifest, TensorSpec
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
+#: A tensor's elements in order, flat, in blocks of any sizes; the same whenever it is asked.
+Blocks = Callable[[TensorSpec], Iterable[Tensor]]
 
 _log = logging.getLogger(__name__)
 
@@ -125,10 +128,25 @@ class ExactSum:
             BlobError: The weight is out of range, a tensor is not the manifest's, or a value is not
                 within its limit (NaN and Inf are not): names the tensor, the value and the limit.
         """
+        self.add_blocks(_whole(self.manifest, tensors), weight)
+
+    def add_blocks(self, blocks: Blocks, weight: int) -> None:
+        """
+        Add one update that comes in blocks, such as ``codec.Blocks`` decodes, or nothing of it.
+
+        Args:
+            blocks: Of each tensor of the manifest as many elements as it has, of its dtype; asked
+                again for those tensors that have to be taken out again.
+            weight: 1 to ``w_max``.
+
+        Raises:
+            BlobError: The weight is out of range, or a value is not within its limit.
+        """
         self._check_weight(weight)
-        self._accumulate(tensors, weight)
+        self._accumulate(blocks, weight)
         for name, maximum in self._maxima.items():
-            np.maximum(maximum, tensors[name], out=maximum)
+            for values, seen in _beside(blocks(self._integers[name]), maximum.reshape(-1)):
+                np.maximum(seen, values, out=seen)
         self.total_weight += weight
         self.count += 1
 
@@ -144,7 +162,7 @@ class ExactSum:
         if self._integers:
             raise ValueError(f"the maximum of {next(iter(self._integers))!r} cannot be taken back")
         self._check_weight(weight)
-        self._accumulate(tensors, -weight)
+        self._accumulate(_whole(self.manifest, tensors), -weight)
         self.total_weight -= weight
         self.count -= 1
 
@@ -238,30 +256,34 @@ class ExactSum:
         """Free a tensor's total once its mean has been used: the sum is twice as large as a model."""
         self._totals.pop(name, None)
 
-    def _accumulate(self, tensors: Mapping[str, Tensor], weight: int) -> None:
+    def _accumulate(self, blocks: Blocks, weight: int) -> None:
         """Add all float tensors or none: what is outside a limit takes out again what went before."""
-        for spec in self._integers.values():
-            matching(spec, tensors)
-        flat = {spec: _flat(spec, tensors) for spec in self._floats.values()}
         done: list[tuple[TensorSpec, int]] = []
-        for spec, values in flat.items():
-            added = self._add_tensor(spec, values, weight)
+        for spec in self._floats.values():
+            added, bad = self._add_tensor(spec, blocks(spec), weight)
             done.append((spec, added))
-            if added == values.size:
+            if bad is None:
                 continue
             for earlier, size in done:
-                self._add_tensor(earlier, flat[earlier][:size], -weight)
-            limit = self.scales[spec.kind].limit
-            value = values[_first_outside(values, limit)]
+                self._add_tensor(earlier, blocks(earlier), -weight, size)
             raise BlobError(
-                f"tensor {spec.name!r} holds {value!s}, outside ±{limit}"
+                f"tensor {spec.name!r} holds {bad!s}, outside ±{self.scales[spec.kind].limit}"
                 f" ({_LIMIT_FIELDS[spec.kind]})"
             )
 
-    def _add_tensor(self, spec: TensorSpec, values: Float32s, weight: int) -> int:
+    def _add_tensor(
+        self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int, most: int | None = None
+    ) -> tuple[int, np.float32 | None]:
+        """Add up to ``most`` elements; how many were added, and the value that was outside the limit."""
         scale = self.scales[spec.kind]
         factor = math.ldexp(1.0, scale.s)
-        return _kernel()(self._totals[spec.name], values, weight, factor, scale.limit)
+        added = 0
+        for values, total in _beside(blocks, self._totals[spec.name][:most]):
+            count = _kernel()(total, values, weight, factor, scale.limit)
+            added += count
+            if count < values.size:
+                return added, values[_first_outside(values, scale.limit)]
+        return added, None
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.w_max:
@@ -293,10 +315,26 @@ def _is_within(values: Tensor, most: int) -> bool:
     return -most <= int(values.min()) and int(values.max()) <= most
 
 
-def _flat(spec: TensorSpec, tensors: Mapping[str, Tensor]) -> Float32s:
-    # The kernels do not check bounds, so shape and dtype are checked each time; a view of a body
-    # is contiguous and is not copied.
-    return np.ascontiguousarray(matching(spec, tensors)).reshape(-1)
+def _whole(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Blocks:
+    """Tensors that are there whole, as one block each: the manifest's, or a BlobError."""
+    # A view of a body is contiguous and is not copied.
+    flat = {
+        spec.name: np.ascontiguousarray(matching(spec, tensors)).reshape(-1)
+        for spec in manifest.tensors
+    }
+    return lambda spec: [flat[spec.name]]
+
+
+def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each block and the part of ``total`` it belongs to; cut off where that ends."""
+    start = 0
+    for values in blocks:
+        part = total[start : start + values.size]
+        # The kernels do not check bounds.
+        yield values[: part.size], part
+        start += part.size
+        if start == total.size:
+            return
 
 
 def _first_outside(values: Float32s, limit: float) -> int:
@@ -324,19 +362,11 @@ def _kernel() -> _Kernel:
 
 
 def _numba_kernel() -> _Kernel:
-    # Imported here: it takes half a second, and the CLI needs choose_scales only.
-    import numba
-    from numba import types
-
     # Views of an element are read-only and, after a header of any length, unaligned. Arrays
     # that are neither fit this signature too, so one compilation serves all.
-    values = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
-    add = types.int64(types.int64[::1], values, types.int64, types.float64, types.float64)
-    try:
-        return cast(_Kernel, numba.njit(add, nogil=True, cache=True)(_add_loop))
-    except (RuntimeError, OSError) as exc:  # no folder to cache in, or its disk is full
-        _log.info("numba cannot cache its kernel (%s): compiling at each start", exc)
-        return cast(_Kernel, numba.njit(add, nogil=True)(_add_loop))
+    values = "Array(float32, 1, 'C', readonly=True, aligned=False)"
+    signature = f"int64(int64[::1], {values}, int64, float64, float64)"
+    return jit.compiled({_add_loop: signature})[0]
 
 
 def _add_loop(total: Any, values: Any, weight: Any, factor: Any, limit: Any) -> Any:

@@ -37,7 +37,9 @@ class GroupSum:
     """
 
     def __init__(self, manifest: Manifest, config: RunConfig, current: RoundState) -> None:
-        self._merge = Merge(manifest, config.aggregation, current.scales, current.w_max)
+        self._merge = Merge(
+            manifest, config.aggregation, current.scales, current.w_max, config.update["codec"]
+        )
         self._members: list[Member] = []
 
     @property
@@ -61,7 +63,7 @@ class GroupSum:
     def _add(self, header: Header, body: Bytes) -> int:
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
-        blob.check_tensors(header, self._merge.manifest)
+        self._merge.check(header)
         return self._merge.add(header, body)
 
     def element(self, header: Header) -> tuple[Header, memoryview]:

@@ -110,7 +110,7 @@ class Healer:
             rounds.count_time(self.store, run, current.number)
             self._give_back(run, current)
             faults.reach("heal.given-back")
-            self._restore_model(run, current.base_digest, current.segment)
+            self._restore_model(run, current.base_digest, current.segment, current.download)
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
             faults.reach("heal.healed")
@@ -121,14 +121,23 @@ class Healer:
         if moved:
             self._report(run, current, f"{moved} taken updates of a dead aggregator put back")
 
-    def _restore_model(self, run: str, digest: str, segment: int) -> bool:
+    def _restore_model(self, run: str, digest: str, segment: int, download: str = "") -> bool:
         """Whether a model is on the data server, perhaps from now on."""
         manifest = self.store.control.manifest(run)
         if manifest is None or not digest:
             return False
-        chunk_bytes = current_config(self.store, run, segment).redis["chunk_bytes"]
+        config = current_config(self.store, run, segment)
         try:
-            if models.restore(self.store, run, digest, manifest, chunk_bytes, self.state_dir):
+            if models.restore(
+                self.store,
+                run,
+                digest,
+                manifest,
+                config.redis["chunk_bytes"],
+                self.state_dir,
+                download,
+                config.model["codec"],
+            ):
                 log.warning(
                     "run=%s model %s was not on the data server: restored from its checkpoint",
                     run,

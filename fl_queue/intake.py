@@ -57,7 +57,13 @@ class Intake:
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
         if self.manifest is not None and current.purpose == "train":
-            self.merge = Merge(self.manifest, config.aggregation, current.scales, current.w_max)
+            self.merge = Merge(
+                self.manifest,
+                config.aggregation,
+                current.scales,
+                current.w_max,
+                config.update["codec"],
+            )
 
     @property
     def number(self) -> int:
@@ -222,7 +228,7 @@ class Intake:
     def _add(self, header: Header, body: memoryview) -> int:
         """Validate an update and add it to the exact sum; returns its weight."""
         assert self.merge is not None
-        blob.check_tensors(header, self.merge.manifest)
+        self.merge.check(header)
         whole = self._body(header, body)
         weight = self.merge.add(header, whole)
         if self.config.model["keep_updates"]:

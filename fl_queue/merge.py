@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fl_queue import blob
+from fl_queue import blob, codec, int8
 from fl_queue.blob import Bytes, Header, Tensor
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.records import Manifest
@@ -23,6 +23,7 @@ class Merge:
         aggregation: The ``aggregation`` section of the round's config.
         scales: Quantity -> (s, limit), as the round recorded them.
         w_max: Largest weight an update may have.
+        encoding: The codec of the updates.
     """
 
     def __init__(
@@ -31,24 +32,37 @@ class Merge:
         aggregation: Mapping[str, Any],
         scales: Mapping[str, Sequence[float]],
         w_max: int,
+        encoding: str = "float32",
     ) -> None:
         self.manifest = manifest
         self.aggregation = aggregation
+        self.encoding = encoding
+        if encoding == "int8":
+            int8.warm_up()
         fixed: dict[Any, Scale] = {
             kind: Scale(int(s), limit) for kind, (s, limit) in scales.items()
         }
         self.total = ExactSum(manifest, fixed, w_max)
 
+    def check(self, header: Header) -> None:
+        """
+        Whether an update's body, which need not be here yet, has the codec and layout it must have.
+
+        Raises:
+            BlobError: Names the codec, or the first tensor that differs.
+        """
+        codec.check_tensors(self.encoding, header, self.manifest)
+
     def add(self, header: Header, body: Bytes) -> int:
         """
-        Add one update to the exact sum; returns its weight.
+        Add one update that ``check`` let pass to the exact sum; returns its weight.
 
         Raises:
             BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
         """
         weight = weight_of(self.aggregation, header.num_examples)
         blob.check_body(header, body)
-        self.total.add(blob.views(self.manifest, body), weight)
+        self.total.add_blocks(codec.Blocks(self.encoding, self.manifest, body), weight)
         return weight
 
     def next_model(self, base: Bytes) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue import blob, cache, checkpoint
+from fl_queue import blob, cache, checkpoint, codec
 from fl_queue.checkpoint import Body
 from fl_queue.errors import (
     CheckpointError,
@@ -44,6 +44,26 @@ def publish(store: Store, run: str, digest: str, body: blob.Bytes, chunk_bytes: 
     )
 
 
+def publish_encoded(
+    store: Store, run: str, body: blob.Bytes, manifest: Manifest, encoding: str, chunk_bytes: int
+) -> str:
+    """
+    Store what clients fetch in place of a version, encoded while it is sent.
+
+    A function of the version: whoever has that can make it again.
+
+    Returns:
+        Digest of the encoded body; empty, and nothing is stored, when the codec changes nothing.
+    """
+    if encoding == "float32":
+        return ""
+    # Once for the digest, which the chunks are named by, and once more: it is never in memory whole.
+    digest = blob.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
+    pieces = codec.encoded_pieces(encoding, manifest, body)
+    store.data.put_chunks(run, digest, blob.rechunked(pieces, chunk_bytes), None)
+    return digest
+
+
 def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int) -> bytearray:
     """
     A model's body from the data server, its digest checked.
@@ -58,10 +78,21 @@ def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: 
 
 
 def restore(
-    store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: int, state_dir: Path
+    store: Store,
+    run: str,
+    digest: str,
+    manifest: Manifest,
+    chunk_bytes: int,
+    state_dir: Path,
+    download: str = "",
+    encoding: str = "float32",
 ) -> bool:
     """
     Bring a model back to the data server from its checkpoint, if its chunks are not there.
+
+    Args:
+        download: Digest of its encoded body, which is brought back too; empty: it has none.
+        encoding: The codec of that.
 
     Returns:
         Whether it had to be brought back.
@@ -69,10 +100,20 @@ def restore(
     Raises:
         CheckpointError: The checkpoint is not there, or not what its name says.
     """
-    if not store.data.missing_chunks(run, digest, blob.chunk_count(manifest.nbytes, chunk_bytes)):
+
+    def is_lost(digest: str, nbytes: int) -> bool:
+        count = blob.chunk_count(nbytes, chunk_bytes)
+        return bool(store.data.missing_chunks(run, digest, count))
+
+    is_model_lost = is_lost(digest, manifest.nbytes)
+    is_download_lost = download and is_lost(download, codec.encoded_nbytes(encoding, manifest))
+    if not (is_model_lost or is_download_lost):
         return False
     body = checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
-    publish(store, run, digest, body.view, chunk_bytes)
+    if is_model_lost:
+        publish(store, run, digest, body.view, chunk_bytes)
+    if is_download_lost:
+        publish_encoded(store, run, body.view, manifest, encoding, chunk_bytes)
     return True
 
 

@@ -142,6 +142,7 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "elapsed_s": "0",
         "base_version": str(state.version or 0),
         "base_digest": state.digest,
+        "download": state.download if config.model["codec"] != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
         "w_max": str(w_max),

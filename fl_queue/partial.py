@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from fl_queue import blob, faults
 from fl_queue.errors import ChunksMissing
@@ -77,7 +76,7 @@ def save(
     old = store.data.partial(run)
     digest = blob.pieces_digest(total.pieces())
     nbytes = sum_manifest(total.manifest).nbytes
-    pieces = _chunks(total.pieces(), chunk_bytes)
+    pieces = blob.rechunked(total.pieces(), chunk_bytes)
     store.data.put_chunks(run, digest, pieces, _LIFETIME_S)
     faults.reach("partial.stored")
     fields = {
@@ -134,19 +133,3 @@ def drop(store: Store, run: str) -> None:
 def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:
     count = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
     store.data.drop_chunks(run, saved["digest"], count)
-
-
-def _chunks(pieces: Iterable[Any], chunk_bytes: int) -> Iterator[memoryview]:
-    """A body that lies in several arrays, in chunks; each is memory of its own."""
-    chunk = bytearray()
-    for piece in pieces:
-        view = blob.as_bytes(piece)
-        while len(view):
-            taken = view[: chunk_bytes - len(chunk)]
-            chunk += taken
-            view = view[len(taken) :]
-            if len(chunk) == chunk_bytes:
-                yield memoryview(chunk)
-                chunk = bytearray()
-    if chunk:
-        yield memoryview(chunk)

@@ -4,7 +4,9 @@ Which version is the best, and which ones are kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fl_queue import blob, checkpoint, kept, metrics, models
 from fl_queue.config import RunConfig
@@ -42,6 +44,11 @@ def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     return metrics.best_version(config.run["select"], version_metrics(store, run))
 
 
+def _digests(version: Mapping[str, Any]) -> set[str]:
+    """What is on the data server of a version: itself, and its encoded body if clients fetch that."""
+    return {version["digest"], version.get("download") or version["digest"]}
+
+
 def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -> None:
     """
     Remove superseded models: chunks on the data server, checkpoints beyond ``model.keep_versions``,
@@ -58,10 +65,9 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
         if newest - WAITING_KEPT < version and evaluations.get(version, {}).get("state") not in ("done", "failed")
     }  # fmt: skip
     served = {version for version in versions if version > newest - ON_DATA_SERVER} | waiting
-    digests = {versions[version]["digest"] for version in served}
+    digests = {digest for version in served for digest in _digests(versions[version])}
     for version in range(max(0, newest - 2 * WAITING_KEPT), newest):
-        digest = versions[version]["digest"]
-        if digest not in digests:
+        for digest in _digests(versions[version]) - digests:
             store.data.drop_chunks(
                 run, digest, blob.chunk_count(manifest.nbytes, config.redis["chunk_bytes"])
             )

@@ -72,10 +72,11 @@ class Changes(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._specs)
 
-    def pieces(self) -> Iterator[NDArray[Any]]:
-        """The update's body: flat blocks in the manifest's order, of at most 4 or 8 MiB."""
+    def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
+        """The update in the manifest's order: tensor, index of the first element, flat block of 2**20."""
         for spec in self._specs.values():
-            yield from self._blocks(spec)
+            for index, block in enumerate(self._blocks(spec)):
+                yield spec, index * _BLOCK, block
 
     def _blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
         local = self._local[spec.name].reshape(-1)

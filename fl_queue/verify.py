@@ -100,10 +100,16 @@ def recompute(
     manifest = store.control.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
-    merge = Merge(manifest, config.aggregation, record.scales, largest_weight(config.aggregation))
+    merge = Merge(
+        manifest,
+        config.aggregation,
+        record.scales,
+        largest_weight(config.aggregation),
+        config.update["codec"],
+    )
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)
-        blob.check_tensors(header, manifest)
+        merge.check(header)
         weight = merge.add(header, body)
         if weight != record.weights[client]:
             raise BlobError(f"{client}: weight {weight}, recorded {record.weights[client]}")

@@ -13,20 +13,21 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, cache, faults, models, names, outbox, rounds, simulation, training
+from fl_queue import blob, cache, codec, faults, models, names, outbox, rounds, simulation, training
 from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
+from fl_queue.sampling import seed_for
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.tasks import ClientContext, Task, load_task
@@ -36,6 +37,24 @@ log = logging.getLogger(__name__)
 
 MODEL_WAIT_S = 0.5
 TELL_S = 0.5
+
+
+class Base(NamedTuple):
+    """
+    A round's model as this host has received it.
+
+    Args:
+        body: As it came, on disk.
+        encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
+    """
+
+    manifest: Manifest
+    body: Mapped
+    encoding: str
+
+    def arrays(self) -> Mapping[str, Any]:
+        """Tensor name -> array: float32 or int64, decoded when asked for."""
+        return codec.Arrays(self.encoding, self.manifest, self.body.view)
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Assignment:
     state: RunState
     round: RoundState
     config: RunConfig
-    base: tuple[Manifest, Mapped] | None = None
+    base: Base | None = None
     is_watched: bool = True
 
     @property
@@ -243,17 +262,18 @@ def _made(job: Assignment, make: Make) -> Answer:
 def make_update(job: Assignment) -> Answer:
     """Train from the round's base version."""
     task, context = job.task(), job.context()
-    manifest, body = job.base or fetch_base(job)
+    base = job.base or fetch_base(job)
     if job.is_watched:
         _announce(job, context)
     made = training.train_update(
         task,
-        manifest,
-        blob.views(manifest, body.view),
+        base.manifest,
+        base.arrays(),
         context,
-        on_loaded=body.unload,
+        on_loaded=base.body.unload,
         on_epoch=_Progress(job).on_epoch,
     )
+    encoding = job.config.update["codec"]
     header = replace(
         job.header("update"),
         num_examples=made.num_examples,
@@ -261,20 +281,29 @@ def make_update(job: Assignment) -> Answer:
         train_metrics=made.train_metrics,
         train_s=made.train_s,
         environment=training.environment(context.device, task, context.threads),
-        tensors=blob.entries(manifest),
-        body_bytes=manifest.nbytes,
+        tensors=codec.entries(encoding, base.manifest),
+        codec=encoding,
+        body_bytes=codec.encoded_nbytes(encoding, base.manifest),
     )
-    return Answer(header, made.tensors.pieces())
+    return Answer(header, _encoded(encoding, base.manifest, made.tensors, context))
+
+
+def _encoded(
+    encoding: str, manifest: Manifest, changes: training.Changes, context: ClientContext
+) -> Iterator[blob.Bytes]:
+    """An update's body as it travels, piece by piece; the same bytes when it is made again."""
+    codec.prepare(encoding, manifest)
+    seed = seed_for(context.seed, context.run, context.round, context.client, "codec")
+    for spec, start, values in changes.pieces():
+        yield codec.encode_piece(encoding, spec, start, values, seed)
 
 
 def make_evaluation(job: Assignment) -> Answer:
     """Evaluate the round's base version."""
     task, context = job.task(), job.context()
-    manifest, body = job.base or fetch_base(job)
+    base = job.base or fetch_base(job)
     data = task.client_data(context)
-    sums = training.evaluate_version(
-        task, manifest, blob.views(manifest, body.view), data.validation, context
-    )
+    sums = training.evaluate_version(task, base.manifest, base.arrays(), data.validation, context)
     environment = training.environment(context.device, task, context.threads)
     return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
@@ -300,21 +329,23 @@ def make_initial(job: Assignment) -> Answer:
     return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 
 
-def fetch_base(job: Assignment) -> tuple[Manifest, Mapped]:
+def fetch_base(job: Assignment) -> Base:
     """The model to start from; waited for while the data server is away or lacks it."""
     manifest = job.store.control.manifest(job.run)
     if manifest is None:
         raise ModelMismatch(f"run {job.run} has no manifest")
+    encoding = job.config.model["codec"] if job.round.download else "float32"
     while True:
         try:
-            return manifest, cache.fetch(
+            body = cache.fetch(
                 job.store,
                 job.site.cache,
                 job.run,
-                job.round.base_digest,
-                manifest.nbytes,
+                job.round.fetched,
+                codec.encoded_nbytes(encoding, manifest),
                 job.config.redis["chunk_bytes"],
             )
+            return Base(manifest, body, encoding)
         except (ChunksMissing, StoreUnavailable) as exc:
             log.warning(
                 "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc

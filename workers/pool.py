@@ -21,15 +21,14 @@ from fl_queue import cache, faults, names, outbox, rounds, simulation, training
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import JobRefused
 from fl_queue.errors import ModelMismatch
-from fl_queue.files import Mapped
 from fl_queue.group import GroupSum
-from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import Store
 from workers import rqworker
 from workers.client import (
     Assignment,
+    Base,
     Make,
     fetch_base,
     find_or_make,
@@ -144,7 +143,7 @@ def _sum(group: Group) -> GroupSum | None:
         or common.base is None
     ):
         return None
-    return GroupSum(common.base[0], common.config, common.round)
+    return GroupSum(common.base.manifest, common.config, common.round)
 
 
 def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Group | str:
@@ -191,12 +190,12 @@ def _config(run: str, segment: int) -> RunConfig:
     return current_config(_store(), run, segment)
 
 
-_bases: dict[str, tuple[Manifest, Mapped]] = {}
+_bases: dict[str, Base] = {}
 
 
-def _base(job: Assignment) -> tuple[Manifest, Mapped]:
+def _base(job: Assignment) -> Base:
     """The round's model, fetched and looked through once for all its clients."""
-    digest = job.round.base_digest
+    digest = job.round.fetched
     if digest not in _bases:
         fetched = fetch_base(job)
         _bases.clear()

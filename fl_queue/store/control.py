@@ -29,7 +29,11 @@ PUSH_AGAIN_S = 30.0
 
 @dataclass(frozen=True)
 class RunState:
-    """One run's hash. ``version`` is None before version 0; ``round`` -1 before the first."""
+    """
+    One run's hash. ``version`` is None before version 0; ``round`` -1 before the first.
+
+    ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
+    """
 
     name: str
     run_id: str
@@ -47,6 +51,7 @@ class RunState:
     shares: int
     initial: Mapping[str, Any] | None
     created_at: float
+    download: str = ""
 
     @property
     def active(self) -> bool:
@@ -56,7 +61,12 @@ class RunState:
 
 @dataclass(frozen=True)
 class RoundState:
-    """One round's hash, while its keys live. ``groups``: jobs of a simulation's cohort, 0: none."""
+    """
+    One round's hash, while its keys live.
+
+    ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
+    body; empty when clients fetch the version itself.
+    """
 
     number: int
     state: str
@@ -78,10 +88,16 @@ class RoundState:
     segment: int
     reason: str
     groups: int = 0
+    download: str = ""
 
     @property
     def open(self) -> bool:
         return self.state == "open"
+
+    @property
+    def fetched(self) -> str:
+        """Digest of what clients fetch to start from."""
+        return self.download or self.base_digest
 
 
 class Control(Presence):
@@ -305,10 +321,14 @@ class Control(Presence):
         max_abandoned: int,
         version: int | None = None,
         digest: str = "",
+        download: str = "",
         manifest: Manifest | None = None,
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
+
+        Args:
+            download: Digest of the new version's encoded body, if clients fetch that.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -335,6 +355,7 @@ class Control(Presence):
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
         ]
         args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
+        args.append(download)
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 
@@ -482,6 +503,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         shares=int(raw.get("shares", 0)),
         initial=_optional(json.loads, raw.get("initial")),
         created_at=float(raw["created_at"]),
+        download=raw.get("download", ""),
     )
 
 
@@ -507,4 +529,5 @@ def _round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         segment=int(raw["segment"]),
         reason=raw.get("reason", ""),
         groups=int(raw.get("groups", 0)),
+        download=raw.get("download", ""),
     )

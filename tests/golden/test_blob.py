@@ -29,7 +29,7 @@ HEADER = (
     b"\xa6reason\xa0"
     b"\xa8manifest\xa0"
     b"\xa7tensors\x92\x95\xa1n\xa5int64\x90\x00\x08\x95\xa1w\xa7float32\x92\x02\x01\x08\x08"
-    b"\xa5codec\xa3raw"
+    b"\xa5codec\xa7float32"
     b"\xaabody_bytes\x10"
     b"\xabbody_digest\xd9@d83871885ebec48457bf0257c612d5ae6ab8c2920a39581b9a792651495dc3de"
     b"\xabchunk_bytes\x00"

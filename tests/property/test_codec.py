@@ -18,6 +18,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 SIZES = st.integers(0, 800)
 NUMPY = int8._Kernels(int8._quantise_numpy, int8._dequantise_numpy)
+int8.warm_up()
 
 
 def vector(size: int) -> Manifest:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fl_queue import blob, codec
-from fl_queue.blob import TensorEntry
+from fl_queue import blob, codec, int8
+from fl_queue.blob import Header, TensorEntry
 from fl_queue.errors import BlobError
 from fl_queue.exact import ExactSum, choose_scales
 from fl_queue.records import Manifest, TensorSpec
@@ -151,6 +153,81 @@ def test_a_tensor_is_decoded_block_by_block(name: str) -> None:
                 out = np.zeros(count, spec.dtype)
                 codec.decode_tensor(name, spec, parts[spec.name], out, start)
                 assert out.tobytes() == expected[start : start + count].tobytes()
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+def test_a_body_is_encoded_and_decoded_without_being_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "_PIECE", 512)
+    monkeypatch.setattr(codec, "_STRIDE", 256)
+    body = mixed_body()
+    pieces = list(codec.encoded_pieces(name, MANIFEST, body, 3))
+    encoded = b"".join(pieces)
+    assert encoded == codec.encode(name, MANIFEST, body, 3)
+    assert len(pieces) == 5  # Two of ``w``, one of each other tensor that has elements.
+    whole = blob.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
+    blocks, arrays = codec.Blocks(name, MANIFEST, encoded), codec.Arrays(name, MANIFEST, encoded)
+    assert list(arrays) == [spec.name for spec in MANIFEST.tensors]
+    for spec in MANIFEST.tensors:
+        found = [block.copy() for block in blocks(spec)]
+        assert all(block.dtype == spec.dtype for block in found)
+        assert b"".join(block.tobytes() for block in found) == whole[spec.name].tobytes()
+        array = arrays[spec.name]
+        assert (array.dtype, array.shape) == (spec.dtype, spec.shape)
+        assert array.tobytes() == whole[spec.name].tobytes()
+    assert max(block.size for block in blocks(MANIFEST.tensors[3])) == (
+        600 if name == "float32" else 256
+    )
+
+
+def test_what_is_not_encoded_is_not_copied() -> None:
+    body = mixed_body()
+    spec = MANIFEST.tensors[3]
+    view = blob.views(MANIFEST, body)["w"]
+    array = codec.Arrays("float32", MANIFEST, body)["w"]
+    assert np.shares_memory(array, view)
+    assert not array.flags.writeable
+    assert np.shares_memory(next(codec.Blocks("float32", MANIFEST, body)(spec)), view)
+    piece = codec.encode_piece("float32", spec, 0, view.reshape(-1), 0)
+    assert np.shares_memory(np.frombuffer(piece, np.float32), view)
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str) -> None:
+    header = Header(
+        kind="update",
+        run="demo-1",
+        round=1,
+        client="a",
+        tensors=codec.entries(name, MANIFEST),
+        codec=name,
+        body_bytes=codec.encoded_nbytes(name, MANIFEST),
+    )
+    found, _ = blob.unpack(blob.pack(replace(header, chunk_bytes=64), None), max_body_bytes=10_000)
+    codec.check_tensors(name, found, MANIFEST)
+    for other in codec.CODECS:
+        if other != name:
+            with pytest.raises(BlobError, match=f"codec {name}, the run wants {other}"):
+                codec.check_tensors(other, header, MANIFEST)
+            with pytest.raises(BlobError, match=r"tensor 'empty'|tensor 'w'"):
+                codec.check_tensors(other, replace(header, codec=other), MANIFEST)
+    with pytest.raises(BlobError, match="bytes, the run's has"):
+        codec.check_tensors(name, replace(header, body_bytes=header.body_bytes + 1), MANIFEST)
+    if name != "float32":
+        with pytest.raises(BlobError, match="the run wants float32"):
+            blob.check_tensors(header, MANIFEST)
+
+
+def test_loops_are_compiled_for_bodies_that_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(int8, "warm_up", lambda: calls.append("compiled"))
+    big = Manifest((TensorSpec("w", (int8.WORTH_COMPILING,), "parameter"),))
+    codec.prepare("bfloat16", big)
+    codec.prepare("int8", MANIFEST)
+    assert not calls
+    codec.prepare("int8", big)
+    assert calls == ["compiled"]
 
 
 def test_ranges_that_are_no_pieces_are_refused() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import blob, exact
+from fl_queue import blob, codec, exact
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import ExactSum, Scale, choose_scales
 from fl_queue.records import Manifest, TensorSpec
@@ -197,6 +197,33 @@ def test_a_bad_value_far_in_takes_out_again_what_was_added() -> None:
             change(bad, 9)
         assert [piece.tobytes() for piece in total.pieces()] == before
     assert (total.total_weight, total.count) == (2, 1)
+
+
+def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
+    manifest = Manifest(
+        (
+            TensorSpec("a", (200_000,), "parameter"),
+            TensorSpec("b", (200_000,), "parameter"),
+            TensorSpec("n", (2, 1), "integer_buffer"),
+        )
+    )
+    rng = np.random.default_rng(4)
+    tensors = {name: rng.standard_normal(200_000).astype(np.float32) for name in "ab"}
+    good = blob.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
+    tensors["b"][150_000] = 100.0
+    bad = blob.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
+    for name in codec.CODECS:
+        whole, blockwise = (ExactSum(manifest, SCALES, w_max=9) for _ in range(2))
+        encoded = codec.encode(name, manifest, good, 1)
+        whole.add(blob.views(manifest, codec.decode(name, manifest, encoded)), 7)
+        blockwise.add_blocks(codec.Blocks(name, manifest, encoded), 7)
+        expected = [piece.tobytes() for piece in whole.pieces()]
+        assert [piece.tobytes() for piece in blockwise.pieces()] == expected
+        encoded = codec.encode(name, manifest, bad, 1)
+        with pytest.raises(BlobError, match=r"'b' holds (99\.9|100)"):
+            blockwise.add_blocks(codec.Blocks(name, manifest, encoded), 9)
+        assert [piece.tobytes() for piece in blockwise.pieces()] == expected
+        assert (blockwise.total_weight, blockwise.count) == (7, 1)
 
 
 def test_partial_sums_add_up_to_the_bits_of_the_whole() -> None:

@@ -5,6 +5,7 @@
 --      6 version and 7 its digest ('' for none)   8 history record ('' for none)
 --      9 receipts: JSON client -> receipt   10 event (JSON)   11 longest event stream
 --      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
+--      14 digest of the version's encoded body ('' for none)
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
 if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is not training' end
@@ -19,8 +20,10 @@ for client, receipt in pairs(receipts) do
   redis.call('HSET', KEYS[3], client, receipt)
 end
 if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'abandoned', 0)
-  redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s","round":%s}', ARGV[7], ARGV[1]))
+  redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'download', ARGV[14], 'abandoned', 0)
+  local download = ''
+  if ARGV[14] ~= '' then download = string.format('"download":"%s",', ARGV[14]) end
+  redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s}', ARGV[7], download, ARGV[1]))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
 end
 if ARGV[13] ~= '' then redis.call('SET', KEYS[7], ARGV[13]) end
