@@ -17,10 +17,10 @@ SEED ?= 1
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow chaos recovery lint format docs clean
+.PHONY: help venv demo test test-slow chaos recovery bench bench-peers lint format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed ## install fl-queue into .venv
 
@@ -38,6 +38,12 @@ chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) s
 
 recovery: $(VENV)/.installed-test ## measure how long each role takes to recover from a kill
 	$(BIN)/python -m tests.fault.recovery $(ARGS)
+
+bench: $(VENV)/.installed ## measure everything, about ten minutes; writes docs/benchmarks.md (ARGS="--quick")
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 lint: $(VENV)/.installed-test ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -50,7 +50,7 @@ def measure(folder: Path, clients: int, cohort: int, count: int, processes: int)
         chosen = draw.choice(clients, cohort, replace=False)
         for pipe, part in zip(pipes, np.array_split(chosen, processes), strict=True):
             pipe.send(part.tolist())
-            pipe.send_bytes(model)
+            pipe.send_bytes(model.data)
         sums = [np.frombuffer(pipe.recv_bytes(), np.float32) for pipe in pipes]
         model = np.sum(sums, axis=0) / np.float32(cohort)
         found.append(time.perf_counter() - began)
@@ -83,7 +83,7 @@ def _trainer(pipe: Connection, folder: Path, clients: int) -> None:
             digits = torch.from_numpy(labels[shares[client]].astype(np.int64))
             _epoch(model, pixels / 255, digits)
             total += parameters_to_vector(model.parameters()).detach().numpy()
-        pipe.send_bytes(total)
+        pipe.send_bytes(total.data)
 
 
 def _epoch(model: nn.Module, pixels: torch.Tensor, digits: torch.Tensor) -> None:

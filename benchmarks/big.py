@@ -57,7 +57,7 @@ def report(quick: bool = False) -> str:
         clients = max(federation.peak[name] for name in federation.peak if name.startswith("site"))
         aggregator = federation.peak["aggregator-1"]
     nbytes = 4 * size
-    rows = [
+    rows: list[list[object]] = [
         ["rounds committed", len(timings)],
         ["seconds of each", ", ".join(f"{timing.period:.1f}" for timing in timings)],
         ["a client's peak", f"{clients / MIB:.0f} MiB, {clients / nbytes:.2f} models"],

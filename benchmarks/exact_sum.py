@@ -40,7 +40,7 @@ class Subject:
         scales = choose_scales(UPDATES, W_MAX, {"parameter": 64.0, "float_buffer": 64.0})
         self.merge = Merge(manifest, load(None, environ={}).aggregation, scales, W_MAX)
         self.update = np.random.default_rng(1).normal(0, 0.01, size).astype(np.float32)
-        self.body = memoryview(self.update).cast("B")
+        self.body = self.update.data.cast("B")
         self.tensors = blob.views(manifest, self.body)
         self.header = Header(
             kind="update",

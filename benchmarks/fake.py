@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -89,30 +90,29 @@ class Fakes:
 
         Every body is different: equal ones would be the same chunks.
         """
-        kind = _KINDS[current.purpose]
-        common = {
-            "kind": kind,
-            "run": run,
-            "round": current.number,
-            "client": client,
-            "base_version": current.base_version,
-            "base_digest": current.base_digest,
-            "token": secrets.token_hex(8),
-        }
-        if kind == "evaluation":
-            return Header(**common), memoryview(b"")
+        header = Header(
+            kind=_KINDS[current.purpose],
+            run=run,
+            round=current.number,
+            client=client,
+            base_version=current.base_version,
+            base_digest=current.base_digest,
+            token=secrets.token_hex(8),
+        )
+        if header.kind == "evaluation":
+            return header, memoryview(b"")
         if self._body.nbytes != manifest.nbytes:
             self._body = np.full(manifest.nbytes // 4, 0.001, np.float32)
         self._body[0] = int.from_bytes(os.urandom(3), "little") * 2.0**-24
-        body = memoryview(self._body).cast("B")
-        header = Header(
-            **common,
+        body = self._body.data.cast("B")
+        whole = replace(
+            header,
             num_examples=4,
             tensors=blob.entries(manifest),
             body_bytes=len(body),
             body_digest=blake3(body).hexdigest(),
         )
-        return header, body
+        return whole, body
 
     def serve(self, run: str) -> None:
         """Answer every round of a run until it has ended, in a thread of its own."""

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 import redis
 
@@ -79,9 +80,9 @@ def _reader(url: str, nbytes: int, clients: int, count: int) -> None:
     server.rpush("floor:ready", 1)
     for _ in range(count):
         for _ in range(clients):
-            _, element = server.blpop(["floor:results"], PATIENCE_S)  # type: ignore[misc]
+            found = cast(list[bytes], server.blpop(["floor:results"], PATIENCE_S))
             if nbytes > INLINE:
-                _read(server, bytes(element).decode(), nbytes)
+                _read(server, found[1].decode(), nbytes)
         _write(server, "model", model)
         server.rpush("floor:done", 1)
 

@@ -3,8 +3,8 @@ Flower beside fl-queue, in one run: ``python -m benchmarks.peers [--quick] [--da
 
 Flower is installed in an environment of its own under ``benchmarks/.peers``; pip picks the version.
 Training of the first table adds a constant to float32 parameters, nothing is evaluated, everything
-goes over TCP on loopback. The second one is Flower's simulation of the perceptron 2NN of the FedAvg
-paper, beside the bare PyTorch loop.
+goes over TCP on loopback. The second one is the simulation of the perceptron 2NN of the FedAvg paper,
+beside the bare PyTorch loop.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Self
 
 import numpy as np
 
-from benchmarks import floor
+from benchmarks import bare, floor, simulation
 from benchmarks.federation import ROOT, Federation, children
 from benchmarks.table import markdown, median, spread
 from fl_queue import liveness
-from fl_queue.idx import read_idx
+from fl_queue.idx import encode_idx, read_idx
 
 ENVIRONMENT = ROOT / "benchmarks" / ".peers"
 #: Plain names: torch is found among the project's packages, see ``install``.
@@ -45,8 +45,8 @@ RUN_S = 420
 CLIENTS = 4
 #: Parameters -> rounds that count.
 SIZES = {200_000: 5, 1_660_000: 5, 25_000_000: 4}
-SIMULATED, COHORT, ROUNDS, PROCESSES = 100, 10, 50, 2
-IMAGES = 60_000
+SIMULATED, COHORT, ROUNDS = simulation.CLIENTS, simulation.COHORT, 50
+PROCESSES = simulation.PROCESSES
 
 #: What Flower's run config may hold, as far as this app needs it.
 Value = str | int | float
@@ -202,7 +202,11 @@ class Flower:
         app = self._folder / "app"
         app.mkdir()
         shutil.copy(ROOT / "benchmarks" / "flower_app.py", app)
-        fixed = {"rounds": count + 1, "timeout": float(RUN_S), "result": str(result)}
+        fixed: dict[str, Value] = {
+            "rounds": count + 1,
+            "timeout": float(RUN_S),
+            "result": str(result),
+        }
         (app / "pyproject.toml").write_text(PROJECT + app_config({**values, **fixed}))
         command = [str(ENVIRONMENT / "bin" / "flwr"), "run", str(app), "here"]
         if federation:
@@ -319,66 +323,92 @@ def trivial_rounds(sizes: Mapping[int, int]) -> str:
     return markdown(head, rows)
 
 
-def write_images(data: str, path: Path) -> None:
+def write_random(folder: Path) -> None:
+    """Files like those of MNIST in an existing folder, with random bytes."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        images = random.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = random.integers(0, 10, count, np.uint8)
+        # Whoever reads them sees by the content that they are not compressed.
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(encode_idx(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(encode_idx(labels))
+
+
+def pack_images(data: Path, path: Path) -> None:
     """
-    The training images of MNIST as one file of numpy's: uint8 (60000, 784), and labels (60000,).
+    MNIST's training images as one file of numpy's: uint8 (N, 784), and labels (N,).
 
     Args:
-        data: A folder with the idx files; empty for random ones.
+        data: Has the files of MNIST.
+        path: The new file, ``.npz``.
 
     Raises:
         DataError: A file is missing or damaged.
     """
-    if data:
-        images = read_idx(Path(data) / "train-images-idx3-ubyte.gz", 3)
-        labels = read_idx(Path(data) / "train-labels-idx1-ubyte.gz", 1)
-    else:
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (IMAGES, 28, 28), np.uint8)
-        labels = random.integers(0, 10, IMAGES, np.uint8)
+    images = read_idx(data / "train-images-idx3-ubyte.gz", 3)
+    labels = read_idx(data / "train-labels-idx1-ubyte.gz", 1)
     np.savez(path, images=images.reshape(len(images), -1), labels=labels)
 
 
-def simulated(data: str) -> list[float]:
-    """Seconds of each round of the perceptron in Flower's simulation, one thread an actor."""
-    values: dict[str, Value] = {"task": "digits", "clients": SIMULATED, "cohort": COHORT}
+def simulated(data: Path, count: int) -> list[float]:
+    """Seconds of each of ``count`` rounds in Flower's simulation, one thread an actor."""
     options = {
         "num-supernodes": SIMULATED,
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": PROCESSES,
     }
-    with tempfile.TemporaryDirectory(prefix="flq-peer-") as folder:
+    federation = " ".join(f"{name}={value}" for name, value in options.items())
+    with tempfile.TemporaryDirectory(prefix="flq-peer-") as folder, Flower(0) as flower:
         images = Path(folder) / "images.npz"
-        write_images(data, images)
-        with Flower(0) as flower:
-            federation = " ".join(f"{name}={value}" for name, value in options.items())
-            return flower.rounds({**values, "data": str(images)}, ROUNDS, federation)
+        pack_images(data, images)
+        values: dict[str, Value] = {"task": "digits", "clients": SIMULATED, "cohort": COHORT}
+        return flower.rounds({**values, "data": str(images)}, count, federation)
 
 
-def simulations(data: str) -> str:
-    """The second table: rounds of the simulation."""
-    theirs = simulated(data)
-    return markdown(("Flower s",), [[spread(theirs)]])
+def simulations(data: Path, count: int = ROUNDS) -> str:
+    """
+    The second table: rounds of a simulation, the bare loop's before and after the others.
+
+    Args:
+        data: Has the files of MNIST.
+        count: Rounds that count.
+    """
+    half = count // 2
+    loop = bare.measure(data, SIMULATED, COHORT, half, PROCESSES)
+    source = ("data.source=full", f"data.dir={data}")
+    mine = [timing.period for timing in simulation.simulate(count, simulation.CONFIG, *source)]
+    theirs = simulated(data, count)
+    loop += bare.measure(data, SIMULATED, COHORT, half, PROCESSES)
+    head = ("bare PyTorch s", "fl-queue s", "Flower s", "ours / bare", "Flower / bare",
+            "Flower / ours")  # fmt: skip
+    row = [
+        spread(loop), spread(mine), spread(theirs), f"{median(mine) / median(loop):.2f}",
+        f"{median(theirs) / median(loop):.2f}", f"{median(theirs) / median(mine):.2f}",
+    ]  # fmt: skip
+    return markdown(head, [row])
 
 
-def report(version: str, quick: bool = False, data: str = "") -> str:
+def report(version: str, quick: bool = False, data: Path | None = None) -> str:
     """
     Both tables.
 
     Args:
         version: Of Flower.
         quick: The smallest model, three rounds, no simulation.
-        data: A folder with MNIST; empty for random images.
+        data: Has the files of MNIST; None for random images.
     """
     about = f"Flower {version}, {CLIENTS} clients, TCP on loopback, median seconds a round."
     sizes = {min(SIZES): 3} if quick else SIZES
     parts = [about, trivial_rounds(sizes)]
     if not quick:
-        parts += [
+        parts.append(
             f"Simulation of the perceptron: {COHORT} of {SIMULATED} clients a round, one epoch, "
-            f"batches of 10, {PROCESSES} processes of one thread, {ROUNDS} rounds.",
-            simulations(data),
-        ]
+            f"batches of 10, {PROCESSES} processes of one thread, {ROUNDS} rounds."
+        )
+        with tempfile.TemporaryDirectory(prefix="flq-peer-") as folder:
+            if data is None:
+                write_random(Path(folder))
+            parts.append(simulations(data or Path(folder)))
     return "\n\n".join(parts)
 
 
@@ -386,8 +416,10 @@ def main() -> None:
     """Install Flower when it is not there, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="0.8 MB, 3 rounds, no simulation")
-    parser.add_argument("--data", default="", help="folder with MNIST (default: random images)")
+    parser.add_argument("--data", type=Path, help="folder of MNIST; default: random images")
     arguments = parser.parse_args()
+    # Ended from outside, it still ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(report(install(), arguments.quick, arguments.data))
 
 

@@ -7,6 +7,7 @@ Training adds a constant, nothing is evaluated; the floor is measured before and
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from benchmarks import floor
@@ -64,7 +65,7 @@ def report(quick: bool = False) -> str:
     rows = []
     for layout in layouts(quick):
         rows.append(row(*layout))
-        print(markdown(HEAD, rows[-1:]).splitlines()[-1], flush=True)
+        print(markdown(HEAD, rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     return markdown(HEAD, rows)
 
 

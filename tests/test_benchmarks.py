@@ -1,0 +1,136 @@
+"""What the benchmarks compute themselves, and that they run: a benchmark nobody runs is soon broken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import floor, growth, report, table
+from benchmarks.federation import Timing, timings
+from fl_queue import names
+from fl_queue.records import dumps
+from fl_queue.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_floor_moves_thirteen_models_with_four_clients() -> None:
+    assert floor.bytes_moved(1000, 4) == 13_000
+    assert floor.bytes_moved(1000, 1) == 4000
+
+
+def test_floor_measures_rounds_that_move_bytes(redis_urls: tuple[str, str]) -> None:
+    found = floor.measure(redis_urls[1], 2 * floor.INLINE, 2, 2)
+
+    assert len(found) == 2
+    assert all(0 < seconds < 60 for seconds in found)
+
+
+def test_percentile_is_a_value_with_that_share_below() -> None:
+    values = [float(value) for value in range(100, 0, -1)]
+
+    assert table.percentile(values, 0.99) == 100
+    assert table.percentile(values, 0.5) == 51
+    assert table.percentile([7.0], 0.99) == 7
+
+
+def test_markdown_is_a_table() -> None:
+    assert table.markdown(("a", "b"), [["x", 1], ["y", 2.5]]) == (
+        "| a | b |\n|---|---|\n| x | 1 |\n| y | 2.5 |\n"
+    )
+
+
+def test_spread_is_median_least_most() -> None:
+    assert table.spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0-3.0)"
+
+
+def test_exponent_of_a_power_is_found() -> None:
+    sizes = [1.0, 10.0, 100.0]
+
+    fitted, last = growth.exponents(sizes, [2 * size**1.5 for size in sizes])
+
+    assert fitted == pytest.approx(1.5)
+    assert last == pytest.approx(1.5)
+
+
+def record(store: Store, run: str, *events: tuple[int, str, int]) -> None:
+    """Events at given milliseconds: (stamp, what, round)."""
+    for stamp, what, number in events:
+        fields = {"event": dumps({"event": what, "round": number})}
+        store.control.redis.xadd(names.events(run), fields, id=f"{stamp}-*")
+
+
+def test_timings_are_those_of_the_stamps(store: Store) -> None:
+    run = "bench-0a0b0c"
+    record(
+        store,
+        run,
+        (1000, "round_opened", 1),
+        (1200, "update_received", 1),
+        (1500, "update_received", 1),
+        (1700, "round_committed", 1),
+        (1750, "round_opened", 2),
+        (2000, "update_received", 2),
+        (2500, "round_committed", 2),
+    )
+
+    first, second = timings(store, run)
+
+    assert first == Timing(1, pytest.approx(0.5), pytest.approx(0.7), pytest.approx(0.75))
+    # The last one has no next: its period ends with its commit.
+    assert second == Timing(2, pytest.approx(0.25), pytest.approx(0.75), pytest.approx(0.75))
+
+
+def test_a_round_that_did_not_commit_has_no_timing(store: Store) -> None:
+    run = "bench-0a0b0d"
+    record(store, run, (1000, "round_opened", 1), (1200, "update_received", 1))
+
+    assert timings(store, run) == []
+
+
+@pytest.mark.parametrize("name", ["exact_sum", "startup"])
+def test_benchmark_prints_a_table(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith("|---|")
+    assert "nan" not in done.stdout
+
+
+def test_every_benchmark_exists() -> None:
+    missing = [
+        benchmark.name
+        for benchmark in report.BENCHMARKS
+        if not (ROOT / "benchmarks" / f"{benchmark.name}.py").is_file()
+    ]
+
+    assert missing == []
+
+
+def test_a_failing_benchmark_is_reported_in_its_place() -> None:
+    good = report.Outcome(report.BENCHMARKS[0], "python -m a", "| 1 |", 2.0, True)
+    bad = report.execute(report.Benchmark("nothing", "No such thing"), quick=True, data=None)
+
+    text = report.document([bad, good], quick=False)
+
+    assert not bad.is_good
+    assert "No module named" in text
+    assert text.index("## No such thing") < text.index("**Failed**") < text.index("| 1 |")
+
+
+def test_a_benchmark_that_hangs_is_ended() -> None:
+    outcome = report.execute(report.Benchmark("exact_sum", ""), True, None, patience_s=0.05)
+
+    assert not outcome.is_good
+    assert "ended after 0.05 s" in outcome.text
