@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
@@ -51,14 +51,14 @@ STEPS = (
     ("train", "benchmarks.trivial:AddConstant.train"),
     ("describe the environment", "fl_queue.training:environment"),
     ("difference, encode", "fl_queue.training:Changes.pieces"),
+    ("difference, encode", "fl_queue.codec:encode_piece"),
     ("write the outbox", "fl_queue.outbox:write"),
     ("write chunks", "fl_queue.store.data:Data.put_chunks"),
     ("push the element", "fl_queue.store.data:Data.push"),
     ("take the element", "fl_queue.store.data:Data.take"),
     ("validate", "fl_queue.blob:unpack"),
-    ("validate", "fl_queue.blob:check_tensors"),
     ("validate", "fl_queue.blob:check_body"),
-    ("sum", "fl_queue.exact:ExactSum.add"),
+    ("decode, sum", "fl_queue.merge:Merge.add"),
     ("receipt", "fl_queue.store.control:Control.write_receipt"),
     ("compute the next model", "fl_queue.merge:Merge.next_model"),
     ("write the checkpoint", "fl_queue.checkpoint:drafted"),
@@ -71,26 +71,51 @@ STEPS = (
 HASH = "BLAKE3"
 
 
-class Stopwatch:
-    """Time by step; what one step spends in another counts for the other alone."""
+class Cost(NamedTuple):
+    """What a step costs, seconds: ``wall`` by the clock, ``busy`` of the processor (not the servers')."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+    wall: float = 0.0
+    busy: float = 0.0
+
+    def plus(self, other: Cost, times: float = 1.0) -> Cost:
+        """The sum with another cost, that one multiplied."""
+        return Cost(self.wall + times * other.wall, self.busy + times * other.busy)
+
+
+#: Step -> cost, of one side: ``client`` or ``aggregator``.
+Costs = dict[str, Cost]
+
+
+def _now() -> Cost:
+    return Cost(time.perf_counter(), time.thread_time())
+
+
+class Stopwatch:
+    """
+    Costs by step; what one step spends in another counts for the other alone.
+
+    Args:
+        clock: What has been spent so far, by this thread where it is about the processor.
+    """
+
+    def __init__(self, clock: Callable[[], Cost] = _now) -> None:
+        self._clock = clock
+        self.costs: defaultdict[str, Cost] = defaultdict(Cost)
         self._inner = threading.local()
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
         """Count the time until the end of the block for a step."""
-        stack: list[float] = self._inner.__dict__.setdefault("stack", [])
-        stack.append(0.0)
-        began = time.perf_counter()
+        stack: list[Cost] = self._inner.__dict__.setdefault("stack", [])
+        stack.append(Cost())
+        began = self._clock()
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
-            self.seconds[label] += spent - stack.pop()
+            spent = self._clock().plus(began, -1)
+            self.costs[label] = self.costs[label].plus(spent.plus(stack.pop(), -1))
             if stack:
-                stack[-1] += spent
+                stack[-1] = stack[-1].plus(spent)
 
     def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with its time counted, that of what it yields and of entering it too."""
@@ -196,13 +221,12 @@ class Walk:
         self.run = runs.start_run(self.store, "where", loaded, 1000).run_id
         rounds.advance(self.store, self.run)
 
-    def round(self) -> dict[str, dict[str, float]]:
+    def round(self) -> dict[str, Costs]:
         """
         Walk through the open round.
 
         Returns:
-            ``client`` and ``aggregator`` -> step -> seconds: of one client on average, and of the
-            aggregator's whole job.
+            Of ``client``, one on average, and of ``aggregator``, the whole job.
         """
         state = self.store.control.run(self.run)
         assert state is not None
@@ -210,14 +234,11 @@ class Walk:
         aggregating = tickets.pop(names.AGGREGATOR)
         self._restore(state)
         clients = [self._call(ticket) for ticket in tickets.values()]
-        labels = {label for seconds in clients for label in seconds}
-        return {
-            "client": {
-                label: sum(seconds.get(label, 0.0) for seconds in clients) / len(clients)
-                for label in labels
-            },
-            "aggregator": self._call(aggregating),
-        }
+        mean: defaultdict[str, Cost] = defaultdict(Cost)
+        for costs in clients:
+            for label, cost in costs.items():
+                mean[label] = mean[label].plus(cost, 1 / len(clients))
+        return {"client": dict(mean), "aggregator": self._call(aggregating)}
 
     def _restore(self, state: RunState) -> None:
         """Do what the healer would: see that the base is on the data server."""
@@ -227,8 +248,8 @@ class Walk:
             folder = self.folder / names.AGGREGATOR
             models.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
 
-    def _call(self, ticket: Ticket) -> dict[str, float]:
-        """Do a job as its worker would; step -> seconds."""
+    def _call(self, ticket: Ticket) -> Costs:
+        """Do a job as its worker would."""
         is_client = ticket.who in self.clients
         site = Site(
             self.redis.url,
@@ -237,7 +258,6 @@ class Walk:
             ticket.who if is_client else "",
             allow=ALLOW,
         )
-        os.environ.update(site.to_environ(), RQ_JOB_ID=ticket.job)
         module, _, name = ticket.function.rpartition(".")
         function = getattr(importlib.import_module(module), name)
         watch = Stopwatch()
@@ -245,16 +265,28 @@ class Walk:
         with (
             open(os.devnull, "w") as nowhere,
             redirect_stdout(nowhere),
+            _environment({**site.to_environ(), "RQ_JOB_ID": ticket.job}),
             watched(watch),
             watch.step(REST),
         ):
             function(ticket.run, ticket.number)
-        return dict(watch.seconds)
+        return dict(watch.costs)
 
 
-def walked(parameters: int, clients: int, count: int) -> dict[str, dict[str, float]]:
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def walked(parameters: int, clients: int, count: int) -> dict[str, Costs]:
     """
-    Median seconds of each step of a training round, after one that warms up.
+    Median costs of a training round, after one that warms up.
 
     Args:
         count: Rounds to measure, 1 or more.
@@ -265,33 +297,46 @@ def walked(parameters: int, clients: int, count: int) -> dict[str, dict[str, flo
         walk = Walk(redis, Path(folder), parameters, clients)
         found = [walk.round() for _ in range(count + 2)][2:]  # The first makes version 0.
         walk.store.close()
+    return {side: _medians([each[side] for each in found]) for side in ("client", "aggregator")}
+
+
+def _medians(rounds_: list[Costs]) -> Costs:
+    none = Cost()
     return {
-        side: {
-            label: median([each[side].get(label, 0.0) for each in found])
-            for label in found[-1][side]
-        }
-        for side in ("client", "aggregator")
+        label: Cost(
+            median([costs.get(label, none).wall for costs in rounds_]),
+            median([costs.get(label, none).busy for costs in rounds_]),
+        )
+        for label in dict.fromkeys(label for costs in rounds_ for label in costs)
     }
 
 
-def steps_table(found: dict[str, dict[str, float]], nbytes: int, clients: int) -> str:
-    """Seconds of each step in the order of ``STEPS``; GB/s of the bytes each side deals with."""
-    order = list(dict.fromkeys([*(label for label, _ in STEPS), HASH, REST]))
-    moved = {"client": nbytes, "aggregator": nbytes * clients}
-    rows: list[list[str]] = []
-    for label in order:
-        cells = [found[side].get(label) for side in moved]
-        if any(cells):
-            rows.append([label, *(f"{cell:.4f}" if cell else "" for cell in cells)])
-    totals = [
-        sum(value for label, value in found[side].items() if label != BESIDE) for side in moved
+def steps_table(found: dict[str, Costs], nbytes: int, clients: int) -> str:
+    """Costs in the order of ``STEPS``, and GB/s of the updates each side deals with."""
+    order = dict.fromkeys([*(label for label, _ in STEPS), HASH, REST])
+    rows = [
+        [label, *_cells(found, label)]
+        for label in order
+        if any(label in costs for costs in found.values())
     ]
-    rows.append(["**the whole job**", *(f"**{total:.3f}**" for total in totals)])
-    rates = [
-        f"{size / total / 1e9:.2f}" for size, total in zip(moved.values(), totals, strict=True)
+    whole, rates = ["**the whole job**"], ["GB/s of updates"]
+    for side, moved in (("client", nbytes), ("aggregator", nbytes * clients)):
+        total = Cost()
+        for label, cost in found[side].items():
+            # The clock runs on while the disk is waited for beside.
+            total = total.plus(cost._replace(wall=0.0) if label == BESIDE else cost)
+        whole += [f"**{value:.3f}**" for value in total]
+        rates += [f"{moved / value / 1e9:.2f}" for value in total]
+    head = ("a client, s", "of the processor", f"the aggregator with {clients}, s")
+    return markdown(("step", *head, "of the processor"), [*rows, whole, rates])
+
+
+def _cells(found: dict[str, Costs], label: str) -> list[str]:
+    return [
+        f"{value:.4f}" if label in found[side] else ""
+        for side in ("client", "aggregator")
+        for value in found[side].get(label, Cost())
     ]
-    rows.append(["GB/s of updates", *rates])
-    return markdown(("step", "a client, s", f"the aggregator with {clients}, s"), rows)
 
 
 def live_table(sizes: tuple[int, ...], clients: int, count: int) -> str:
