@@ -140,7 +140,6 @@ class Collector:
         faults.reach("update.received")
         if self.intake.is_full():
             self.intake.checkpoint()
-            faults.reach("partial.saved")
 
     def _wait(self, bell: Doorbell) -> bool:
         """Wait for an element of ours; False when another round needs this worker more."""

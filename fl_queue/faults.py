@@ -27,7 +27,7 @@ POINTS = {
     "update.taken": "an aggregator looks at an element it has taken",
     "update.received": "an aggregator takes the next element",
     "partial.stored": "an aggregator records the sum and removes its updates",
-    "partial.saved": "an aggregator takes the next element",
+    "partial.saved": "an aggregator removes what a checkpointed sum replaced",
     "round.decided": "an aggregator makes the next model",
     "model.published": "an aggregator writes the checkpoint",
     "checkpoint.written": "an aggregator runs the commit script",

@@ -103,7 +103,8 @@ class Healer:
         if not state.active:
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
-            partial.drop(self.store, run)
+            partial.drop(self.store, run, state.round)
+            self.store.data.forget_admitted(run)
             return
         current = self.store.control.open_round(state)
         if current is not None:

@@ -10,13 +10,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fl_queue import blob, dispatch, group, kept, late, metrics, names, partial, simulation
+from fl_queue import (
+    blob,
+    dispatch,
+    group,
+    kept,
+    late,
+    metrics,
+    names,
+    outbox,
+    partial,
+    simulation,
+)
 from fl_queue.blob import Bytes, Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
 from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
 from fl_queue.merge import Merge
-from fl_queue.outbox import admission
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt
 from fl_queue.store import RoundState, Store
@@ -259,20 +269,40 @@ class Intake:
         """Go on from the sum an earlier incarnation has checkpointed, if there is one."""
         if self.merge is None:
             return
+        saved = partial.find(self.store, self.run, self.number)
+        if not saved:
+            return
+        found = Progress.from_json(saved["progress"])
+        # Before the sum is read: meanwhile the healer would have everybody asked again.
+        self.store.control.write_receipts(self.run, self.number, found.written)
         try:
-            found = partial.load(self.store, self.run, self.number, self.merge.total)
+            partial.load(self.store, self.run, saved, self.merge.total)
         except BlobError:
             # The data server has lost it. Outboxes have the updates.
-            partial.drop(self.store, self.run)
+            partial.drop(self.store, self.run, self.number)
+            self.store.control.forget_receipts(self.run, self.number)
             for client in self.round.cohort:
                 self.ask_again(client)
             return
-        if found is not None:
-            self.progress = found
-            self.store.control.write_receipts(self.run, self.number, found.written)
+        self.progress = found
+        self._forget_merged(found)
+
+    def _forget_merged(self, found: Progress) -> None:
+        """Remove what is left of updates in the sum, should its writer have been killed before it did."""
+        redis = self.config.redis
+        merged = [receipt for receipt in found.receipts.values() if receipt.status == "received"]
+        for receipt in merged:
+            if receipt.nbytes > redis["inline_bytes"]:
+                count = blob.chunk_count(receipt.nbytes, redis["chunk_bytes"])
+                self.store.data.drop_chunks(self.run, receipt.digest, count)
+        self.store.data.dismiss(
+            self.run, (outbox.permission(receipt.token, receipt.nbytes) for receipt in merged)
+        )
 
     def is_full(self) -> bool:
         """Whether what lies on the server unmerged, and what is to come, is more than it may be."""
+        if self.merge is None:
+            return False
         size = max((header.body_bytes for header in self.headers), default=0)
         lying = sum(header.body_bytes for header in self.headers)
         to_come = (len(self.round.cohort) - len(self.receipts)) * size
@@ -307,12 +337,16 @@ class Intake:
 
     def clean_up(self) -> None:
         """The round has ended: remove what was taken for it."""
-        self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
-        partial.drop(self.store, self.run)
+        # Elements last: killed before that, whoever gets them next finds what else to remove.
         self._drop_chunks()
+        partial.drop(self.store, self.run, self.number)
+        self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
 
     def _drop_chunks(self) -> None:
         for header in self.headers:
             late.drop_chunks(self.store, self.run, header)
-        self.store.data.dismiss(self.run, map(admission, self.headers))
+        self.store.data.dismiss(
+            self.run,
+            (outbox.permission(header.token, header.body_bytes) for header in self.headers),
+        )
         self.headers.clear()

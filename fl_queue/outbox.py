@@ -117,9 +117,8 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            if not unmerged_bytes or store.data.admit(
-                header.run, admission(header), unmerged_bytes
-            ):
+            permitted = permission(header.token, header.body_bytes)
+            if not unmerged_bytes or store.data.admit(header.run, permitted, unmerged_bytes):
                 most = unmerged_bytes
                 _push_once(store, header, body, inline_bytes, chunk_bytes, again, most)
                 return True
@@ -131,9 +130,9 @@ def push(
     return False
 
 
-def admission(header: Header) -> str:
-    """Under which an update is admitted to the data server: its token and size."""
-    return f"{header.token}:{header.body_bytes}"
+def permission(token: str, nbytes: int) -> str:
+    """What an update of this token and so many bytes is admitted to the data server as."""
+    return f"{token}:{nbytes}"
 
 
 def _push_once(
@@ -147,7 +146,8 @@ def _push_once(
 ) -> None:
     def extend(lifetime_s: int) -> None:
         if unmerged_bytes:
-            store.data.admit(header.run, admission(header), unmerged_bytes, lifetime_s)
+            permitted = permission(header.token, header.body_bytes)
+            store.data.admit(header.run, permitted, unmerged_bytes, lifetime_s)
 
     def pieces() -> Iterator[memoryview]:
         for index, piece in enumerate(blob.chunk_slices(len(body), chunk_bytes)):

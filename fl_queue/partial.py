@@ -73,7 +73,7 @@ def save(
     Returns:
         Whether it was done; False when the taken list is not ours any more.
     """
-    old = store.data.partial(run)
+    old = find(store, run)
     digest = blob.pieces_digest(total.pieces())
     nbytes = sum_manifest(total.manifest).nbytes
     pieces = blob.rechunked(total.pieces(), chunk_bytes)
@@ -89,45 +89,60 @@ def save(
         "count": total.count,
         "progress": progress.to_json(),
     }
+    if old:
+        # Should we be killed before we drop them. Whoever reads this sum once more makes them stay.
+        _keep_chunks(store, run, old, _LIFETIME_S)
     if not store.data.save_partial(run, fence, token, looked_at, fields):
         return False
-    store.data.persist_chunks(run, digest, blob.chunk_count(nbytes, chunk_bytes))
+    faults.reach("partial.saved")
+    _keep_chunks(store, run, {key: str(value) for key, value in fields.items()}, None)
     if old and old["digest"] != digest:
         _drop_chunks(store, run, old)
     return True
 
 
-def load(store: Store, run: str, number: int, total: ExactSum) -> Progress | None:
-    """
-    Add a round's checkpointed sum to ``total``, which is empty.
+def find(store: Store, run: str, number: int | None = None) -> dict[str, str]:
+    """The record of a run's checkpointed sum, if it is of this round; empty when there is none."""
+    saved = store.data.partial(run)
+    return saved if saved and number in (None, int(saved["round"])) else {}
 
-    Returns:
-        What is known of its updates; None when there is no sum of this round.
+
+def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> None:
+    """
+    Add the checkpointed sum of a record to ``total``, which is empty.
 
     Raises:
         ChunksMissing, BlobError: It is not there any more: its clients have to be asked again.
     """
-    saved = store.data.partial(run)
-    if not saved or int(saved["round"]) != number:
-        return None
     nbytes, chunk_bytes = int(saved["nbytes"]), int(saved["chunk_bytes"])
     # Should its writer have been killed before it did so.
-    store.data.persist_chunks(run, saved["digest"], blob.chunk_count(nbytes, chunk_bytes))
+    _keep_chunks(store, run, saved, None)
     body = store.data.get_chunks(run, saved["digest"], nbytes, chunk_bytes)
     if blob.body_digest(body) != saved["digest"]:
         raise ChunksMissing(saved["digest"], 0)
     tensors = blob.views(sum_manifest(total.manifest), body)
     if int(saved["count"]):
         total.add_sum(tensors, int(saved["weight"]), int(saved["count"]))
-    return Progress.from_json(saved["progress"])
 
 
-def drop(store: Store, run: str) -> None:
-    """Remove the checkpointed sum of a round that has ended, or whose sum is lost."""
-    saved = store.data.partial(run)
-    if saved:
-        store.data.drop_partial(run)
+def drop(store: Store, run: str, number: int) -> None:
+    """
+    Remove the checkpointed sum of a round that has ended, or whose sum is lost.
+
+    Args:
+        number: Sums of later rounds stay: their aggregator may be at work while an ended round is
+            cleaned up.
+    """
+    saved = find(store, run)
+    if saved and int(saved["round"]) <= number:
+        # The record last: killed before that, whoever cleans up next does all of it again.
         _drop_chunks(store, run, saved)
+        store.data.drop_partial(run, saved["nonce"])
+
+
+def _keep_chunks(store: Store, run: str, saved: Mapping[str, str], lifetime_s: int | None) -> None:
+    count = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+    store.data.keep_chunks(run, saved["digest"], count, lifetime_s)
 
 
 def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:

@@ -292,6 +292,11 @@ class Control(Presence):
         commands = [["HSET", key, who, receipt.to_json()] for who, receipt in receipts.items()]
         self._write_if(names.round_(run, number), *commands)
 
+    def forget_receipts(self, run: str, number: int) -> None:
+        """Forget what came of a round: it has to come once more."""
+        updates = names.round_updates(run, number)
+        self._write_if(names.round_(run, number), ["DEL", updates])
+
     def count_late(self, run: str, number: int, client: str) -> None:
         """Count an update of a round whose keys are gone, with an event."""
         event = {

@@ -43,6 +43,7 @@ class Data:
         self._extend = script(self.redis, "extend")
         self._discard = script(self.redis, "discard")
         self._save_partial = script(self.redis, "save_partial")
+        self._drop_partial = script(self.redis, "drop_partial")
         self._admit = script(self.redis, "admit")
 
     def identity(self) -> str:
@@ -92,6 +93,10 @@ class Data:
         members = list(updates)
         if members:
             self.redis.zrem(names.admitted(run), *members)
+
+    def forget_admitted(self, run: str) -> None:
+        """Remove the permissions of a run that is not training: nothing more is sent."""
+        self.redis.unlink(names.admitted(run))
 
     def waiting(self, run: str) -> int:
         """Elements in the results list."""
@@ -165,14 +170,19 @@ class Data:
         )
 
     def save_partial(
-        self, run: str, fence: int, token: str, looked_at: int, fields: Mapping[str, Any]
+        self,
+        run: str,
+        fence: int,
+        token: str,
+        looked_at: int,
+        fields: Mapping[str, Any],
     ) -> bool:
         """
         In one step: record a partial sum, and remove the elements it was made of.
 
         Args:
             looked_at: Elements on our taken list, all of them looked at.
-            fields: What ``partial`` returns afterwards.
+            fields: What ``partial`` returns afterwards; ``nonce`` first, new in each call.
 
         Returns:
             False when we do not own the taken list any more.
@@ -187,9 +197,9 @@ class Data:
         """What was recorded of the partial sum; empty when there is none."""
         return as_text(cast(dict[bytes, bytes], self.redis.hgetall(names.partial(run))))
 
-    def drop_partial(self, run: str) -> None:
-        """Forget the record of a partial sum."""
-        self.redis.unlink(names.partial(run))
+    def drop_partial(self, run: str, nonce: str) -> None:
+        """Forget the record of a partial sum, unless another one is in its place."""
+        self._drop_partial(keys=[names.partial(run)], args=[nonce])
 
     def disown(self, run: str, fence: int) -> None:
         """Give up our lease: what is left on our taken list goes back to the results list."""
@@ -316,11 +326,12 @@ class Data:
                 raise ChunksMissing(digest, first + offset)
             yield first + offset, chunks[offset]
 
-    def persist_chunks(self, run: str, digest: str, count: int) -> None:
-        """A blob's chunks stay from now on."""
+    def keep_chunks(self, run: str, digest: str, count: int, lifetime_s: int | None) -> None:
+        """A blob's chunks stay from now on for this time; None: until they are dropped."""
         with self.redis.pipeline(transaction=False) as pipe:
             for index in range(count):
-                pipe.persist(names.chunk(run, digest, index))
+                key = names.chunk(run, digest, index)
+                pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
             pipe.execute()
 
     def drop_chunks(self, run: str, digest: str, count: int) -> None:

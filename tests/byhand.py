@@ -1,0 +1,157 @@
+"""A run on real servers whose clients and aggregator are the test itself, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fl_queue import blob, config, names, outbox, rounds, runs
+from fl_queue.blob import Header
+from fl_queue.collect import Collector
+from fl_queue.intake import Intake
+from fl_queue.records import Manifest, RoundRecord, TensorSpec
+from fl_queue.store import RoundState, RunState, Store
+from tests.fault.chaos_checks import data_leftovers
+
+NAME = "by-hand"
+
+
+class ByHand:
+    """
+    A run with version 0, and round 1 open.
+
+    Args:
+        folder: For checkpoints.
+        clients: All of them are in every cohort.
+        size: Parameters of the model.
+        overrides: Of the config.
+    """
+
+    def __init__(
+        self, store: Store, folder: Path, clients: Sequence[str], size: int, *overrides: str
+    ) -> None:
+        self.store, self.folder, self.clients, self.size = store, folder, clients, size
+        self.manifest = Manifest(
+            (TensorSpec("n", (1,), "integer_buffer"), TensorSpec("w", (size,), "parameter"))
+        )
+        for client in clients:
+            store.control.hold(names.client_holder(client), "t", 60, {}, client)
+        # However slow this machine is: all clients have been heard.
+        store.control.redis.hset(names.CLOCK, "settling_s", 0)
+        self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
+        self.run = runs.start_run(store, NAME, self.config, 2).run_id
+        rounds.advance(store, self.run)
+        body = bytes(self.manifest.nbytes)
+        first = self.header("model", self.round.cohort[0], body)
+        self.send(replace(first, manifest=self.manifest.to_json()), body)
+        self.work()
+
+    @property
+    def state(self) -> RunState:
+        state = self.store.control.run(self.run)
+        assert state is not None
+        return state
+
+    @property
+    def round(self) -> RoundState:
+        current = self.store.control.round(self.run, self.state.round)
+        assert current is not None
+        return current
+
+    @property
+    def record(self) -> RoundRecord:
+        """Of round 1, without its times."""
+        history = self.store.control.history(self.run)
+        record = next(record for record in history if record.round == 1)
+        return replace(record, opened_at=0.0, elapsed_s=0.0)
+
+    # Clients
+
+    def header(self, kind: str, client: str, body: bytes, token: str = "") -> Header:
+        return Header(
+            kind=kind,
+            run=self.run,
+            round=self.round.number,
+            client=client,
+            base_version=self.round.base_version,
+            base_digest=self.round.base_digest,
+            token=token or f"token-{client}",
+            num_examples=ord(client),
+            metrics={"num_examples": 2, "loss_sum": ord(client) / 7},
+            tensors=blob.entries(self.manifest),
+            body_bytes=len(body),
+            body_digest=blob.body_digest(body),
+        )
+
+    def send(self, header: Header, body: bytes, bound: int = 0) -> bool:
+        """Push an answer as a client does, within a bound of bytes (0: none), until it is there."""
+        redis = self.config.redis
+        return outbox.push(
+            self.store,
+            header,
+            memoryview(body),
+            redis["inline_bytes"],
+            redis["chunk_bytes"],
+            lambda: False,
+            bound,
+        )
+
+    def body(self, client: str) -> bytes:
+        """A client's update of the round: the same whenever it is asked."""
+        draw = np.random.default_rng([ord(client), self.round.number])
+        values = draw.standard_normal(self.size, "<f4")
+        return np.array([ord(client)], "<i8").tobytes() + values.tobytes()
+
+    def update(self, client: str, token: str = "", bound: int = 1 << 40) -> None:
+        """Push a client's update."""
+        body = self.body(client)
+        assert self.send(self.header("update", client, body, token), body, bound)
+
+    # Aggregators
+
+    def job(self) -> str:
+        """Id of the round's newest aggregator job."""
+        job: str = self.store.control.jobs(self.run, self.round.number)["aggregator"]["job"]
+        return job
+
+    def intake(self) -> Intake:
+        """A new incarnation, which owns the round from now on."""
+        fence = self.store.control.claim(self.run, self.round.number, self.job())
+        token = f"incarnation-{fence}"
+        self.store.data.own(self.run, fence, token)
+        made = Intake(self.store, self.run, self.round, self.config, fence, token, self.folder)
+        made.resume()
+        return made
+
+    def take(self, intake: Intake, count: int) -> None:
+        """Take so many elements and look at them."""
+        for _ in range(count):
+            element = self.store.data.take(self.run, intake.fence)
+            assert element is not None
+            intake.look_at(element)
+
+    def work(self) -> str:
+        """An aggregator's job, until it ends."""
+        number = self.round.number
+        return Collector(self.store, self.run, number, self.job(), self.folder).work()
+
+    # What is there
+
+    def leftovers(self) -> dict[str, int]:
+        """Keys on the data server but for models -> seconds they live; -1: for ever."""
+        redis = self.store.data.redis
+        versions = self.store.control.versions(self.run)
+        keys = [line.split()[2] for line in data_leftovers(redis, self.run, versions)]
+        return {key: redis.ttl(key) for key in keys}
+
+    def partial_keys(self) -> set[str]:
+        """What the checkpointed sum consists of."""
+        saved = self.store.data.partial(self.run)
+        chunks = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+        return {
+            names.partial(self.run),
+            *(names.chunk(self.run, saved["digest"], index) for index in range(chunks)),
+        }

@@ -1,0 +1,392 @@
+"""The checkpointed sum of an open round, and the room for updates, on real servers without workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fl_queue import deletion, names, operate, outbox, partial
+from fl_queue.errors import OwnershipLost
+from fl_queue.heal import Healer
+from fl_queue.records import RoundRecord
+from fl_queue.store import Store
+from tests.byhand import NAME, ByHand
+from tests.fault.proxy import Proxy
+from tests.federation import wait_for
+
+pytestmark = pytest.mark.timeout(60)
+
+CLIENTS = "abcd"
+SIZE = 40_000
+#: Updates travel in chunks, and every one of them is checkpointed.
+CONFIG = ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> ByHand:
+    return ByHand(store, tmp_path, CLIENTS, SIZE, *CONFIG)
+
+
+@pytest.fixture
+def calm(store: Store, tmp_path: Path) -> RoundRecord:
+    """Record of a round 1 that had nothing to checkpoint."""
+    hand = ByHand(store, tmp_path / "calm", CLIENTS, SIZE, "redis.inline_bytes=0")
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+    record = hand.record
+    operate.cancel(store, NAME)
+    deletion.delete(store, hand.state, tmp_path / "calm")
+    return record
+
+
+def saves(store: Store) -> int:
+    """Checkpoints that were recorded."""
+    return int(store.data.redis.info("commandstats").get("cmdstat_hset", {"calls": 0})["calls"])
+
+
+def but_for_the_lease(hand: ByHand) -> dict[str, int]:
+    return {key: life for key, life in hand.leftovers().items() if ":owner:" not in key}
+
+
+# Checkpoints
+
+
+def test_a_sum_checkpointed_after_every_update_makes_the_same_record(
+    calm: RoundRecord, hand: ByHand, store: Store
+) -> None:
+    before = saves(store)
+    for client in CLIENTS:
+        hand.update(client)
+    done = hand.work()
+
+    assert done == "committed: 4 of 4 updates in"
+    assert saves(store) - before == 4
+    assert hand.record == calm
+
+
+def test_nothing_is_checkpointed_while_all_that_is_to_come_fits(
+    store: Store, tmp_path: Path
+) -> None:
+    bound = 4 * (4 * SIZE + 8)
+    hand = ByHand(store, tmp_path, CLIENTS, SIZE, f"redis.unmerged_bytes={bound}")
+    before = saves(store)
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+
+    assert saves(store) == before
+
+
+def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
+    hand: ByHand, store: Store
+) -> None:
+    intake = hand.intake()
+    for client in "ab":
+        hand.update(client)
+    hand.take(intake, 2)
+    assert intake.is_full()
+    assert store.data.redis.zcard(names.admitted(hand.run)) == 2
+    intake.checkpoint()
+
+    assert store.data.held(hand.run, intake.fence) == 0
+    assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
+
+
+def test_a_newer_sum_replaces_the_older_one(hand: ByHand) -> None:
+    intake = hand.intake()
+    for client in CLIENTS[:3]:
+        hand.update(client)
+        hand.take(intake, 1)
+        intake.checkpoint()
+
+    assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
+
+
+def test_an_incarnation_that_goes_on_counts_nothing_twice(
+    calm: RoundRecord, hand: ByHand, store: Store
+) -> None:
+    first = hand.intake()
+    for client in "abc":
+        hand.update(client)
+    hand.take(first, 2)
+    first.checkpoint()
+    hand.take(first, 1)  # Taken, merged, and lost with the incarnation.
+    second = hand.intake()
+    assert second.received() == 2
+    assert store.data.waiting(hand.run) == 1
+    hand.update("a")  # Pushed again by a client that does not know.
+    hand.update("d")
+
+    assert hand.work() == "committed: 4 of 4 updates in"
+    assert hand.record == calm
+    assert store.control.receipts(hand.run, 1)["a:duplicate"].status == "duplicate"
+
+
+def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
+    hand: ByHand, store: Store
+) -> None:
+    intake = hand.intake()
+    for client in "ab":
+        hand.update(client)
+    hand.take(intake, 2)
+    assert intake.merge is not None
+    chunk_bytes = hand.config.redis["chunk_bytes"]
+    assert partial.save(
+        store, hand.run, 1, intake.fence, intake.token, 2, intake.merge.total, intake.progress, chunk_bytes
+    )  # fmt: skip
+    assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 3  # And is killed here.
+    hand.intake()
+
+    assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
+
+
+def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
+    calm: RoundRecord, hand: ByHand, store: Store
+) -> None:
+    old = hand.intake()
+    for client in "abc":
+        hand.update(client)
+    hand.take(old, 1)
+    old.checkpoint()
+    hand.take(old, 1)
+    new = hand.intake()
+    hand.take(new, 2)
+    before = store.data.partial(hand.run)
+    with pytest.raises(OwnershipLost):
+        old.checkpoint()
+
+    assert store.data.partial(hand.run) == before
+    assert store.data.held(hand.run, new.fence) == 2
+    new.checkpoint()
+    hand.update("d")
+    assert hand.work() == "committed: 4 of 4 updates in"
+    assert hand.record == calm
+
+
+def test_a_checkpoint_sent_again_removes_nothing_more(hand: ByHand, store: Store) -> None:
+    intake = hand.intake()
+    for client in "abc":
+        hand.update(client)
+    hand.take(intake, 3)
+    fields = {"nonce": "n", "round": 1}
+    for _ in range(2):
+        assert store.data.save_partial(hand.run, intake.fence, intake.token, 1, fields)
+
+    assert store.data.held(hand.run, intake.fence) == 2
+
+
+def test_all_receipts_outlive_the_incarnation_that_wrote_them(hand: ByHand, store: Store) -> None:
+    first = hand.intake()
+    hand.update("a")
+    hand.update("a", token="again")
+    body = bytes(hand.manifest.nbytes)
+    hand.send(replace(hand.header("update", "b", body), base_digest="0" * 64), body)
+    hand.send(replace(hand.header("update", "c", body), body_digest="0" * 64), body)
+    hand.send(replace(hand.header("failure", "d", b""), tensors=(), reason="no disk"), b"")
+    store.data.redis.set(names.chunk(hand.run, "0" * 64, 0), body, ex=60)
+    hand.take(first, 5)
+    before = store.control.receipts(hand.run, 1)
+    statuses = {who: receipt.status for who, receipt in before.items()}
+    first.checkpoint()
+    second = hand.intake()
+
+    assert statuses == {
+        "a": "received", "a:duplicate": "duplicate", "b": "stale", "c": "invalid", "d": "failed",
+    }  # fmt: skip
+    assert store.control.receipts(hand.run, 1) == before
+    assert second.progress.validation == {"a": {"num_examples": 2, "loss_sum": ord("a") / 7}}
+
+
+# Loss
+
+
+def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
+    calm: RoundRecord, hand: ByHand, store: Store
+) -> None:
+    first = hand.intake()
+    for client in "ab":
+        hand.update(client)
+    hand.take(first, 2)
+    first.checkpoint()
+    store.data.redis.delete(names.chunk(hand.run, store.data.partial(hand.run)["digest"], 0))
+    second = hand.intake()
+    attempts = {who: job["attempt"] for who, job in store.control.jobs(hand.run, 1).items()}
+
+    assert second.received() == 0
+    assert store.control.receipts(hand.run, 1) == {}
+    assert store.data.partial(hand.run) == {}
+    assert attempts == {**dict.fromkeys(CLIENTS, 2), "aggregator": 1}
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+    assert hand.record == calm
+
+
+def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store: Store) -> None:
+    first = hand.intake()
+    hand.update("a")
+    hand.take(first, 1)
+    first.checkpoint()
+    key = names.chunk(hand.run, store.data.partial(hand.run)["digest"], 0)
+    store.data.redis.setrange(key, 100, b"x")
+
+    assert hand.intake().received() == 0
+
+
+def test_receipts_are_there_before_the_sum_is_read(
+    hand: ByHand, store: Store, redis_urls: tuple[str, str]
+) -> None:
+    # Without them the healer has everybody asked again while a large sum is being read.
+    first = hand.intake()
+    hand.update("a")
+    hand.take(first, 1)
+    first.checkpoint()
+    with Proxy(redis_urls[1]) as proxy, Store(redis_urls[0], proxy.url) as slow:
+        proxy.throttle(2e5)
+        hand.store = slow
+        reading = threading.Thread(target=hand.intake)
+        reading.start()
+        wait_for("the claim", lambda: store.control.fence(hand.run) == first.fence + 1, 10)
+        receipts = wait_for("receipts", lambda: store.control.receipts(hand.run, 1), 10)
+        is_reading = reading.is_alive()
+        proxy.throttle(0)
+        reading.join(10)
+
+    assert (sorted(receipts), is_reading) == (["a"], True)
+
+
+# What is left
+
+
+def test_a_sum_is_removed_under_its_own_name_only(hand: ByHand, store: Store) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    intake.checkpoint()
+    before = store.data.partial(hand.run)
+    store.data.drop_partial(hand.run, "that-of-an-older-one")
+
+    assert store.data.partial(hand.run) == before
+    store.data.drop_partial(hand.run, before["nonce"])
+    assert store.data.partial(hand.run) == {}
+
+
+def test_nothing_is_left_of_a_round_that_has_ended(hand: ByHand) -> None:
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+
+    assert hand.leftovers() == {}
+
+
+def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ByHand, store: Store) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    intake.checkpoint()
+    hand.update("b")
+    store.data.admit(hand.run, "never-sent:9", 1 << 30)
+    operate.cancel(store, NAME)
+    store.data.disown(hand.run, intake.fence)
+    Healer(store, hand.folder).heal(hand.run)
+
+    assert hand.leftovers() == {}
+
+
+def test_nothing_is_left_of_a_run_that_was_deleted(hand: ByHand, store: Store) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    intake.checkpoint()
+    hand.update("b")
+    operate.cancel(store, NAME)
+    deletion.delete(store, hand.state, hand.folder)
+
+    assert list(store.data.redis.scan_iter(match=f"*{hand.run}*")) == []
+
+
+def test_cleaning_up_a_round_leaves_the_sum_of_the_next_one(hand: ByHand, store: Store) -> None:
+    slow = hand.intake()
+    for client in CLIENTS:
+        hand.update(client)
+    hand.take(slow, 4)
+    slow.checkpoint()
+    assert hand.work().startswith("committed")  # By another one, which opens round 2.
+    quick = hand.intake()
+    hand.update("a")
+    hand.take(quick, 1)
+    quick.checkpoint()
+    slow.clean_up()
+
+    assert hand.intake().received() == 1
+
+
+def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
+    hand: ByHand, store: Store
+) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    intake.checkpoint()
+    saved = store.data.partial(hand.run)
+    for client in CLIENTS[1:]:
+        hand.update(client)
+    hand.work()
+    store.data.redis.hset(names.partial(hand.run), mapping=saved)  # Its cleaner was killed.
+
+    assert hand.intake().received() == 0
+
+
+# Room for updates
+
+
+def test_no_more_is_admitted_than_the_bound_but_one_alone_always_is(store: Store) -> None:
+    data = store.data
+
+    assert data.admit("r", "large:1000", 10)
+    assert not data.admit("r", "second:1", 10)
+    assert data.admit("r", "large:1000", 10)  # It has its permission.
+    data.dismiss("r", ["large:1000"])
+    assert [data.admit("r", f"{size}:4", 10) for size in "abc"] == [True, True, False]
+    assert data.admit("other", "c:4", 10)  # Another run has its own bound.
+
+
+def test_a_permission_that_is_not_extended_ends(store: Store) -> None:
+    data = store.data
+    assert data.admit("r", "dead:6", 10, lifetime_s=1)
+    assert not data.admit("r", "waits:6", 10)
+    assert data.admit("r", "dead:6", 10, lifetime_s=60)
+    store.data.redis.zadd(names.admitted("r"), {"dead:6": time.time() - 1})
+
+    assert data.admit("r", "waits:6", 10)
+    assert data.redis.zrange(names.admitted("r"), 0, -1) == [b"waits:6"]
+
+
+def test_clients_wait_for_room_and_go_when_their_round_has_ended(
+    hand: ByHand, store: Store
+) -> None:
+    body = bytes(hand.manifest.nbytes)
+    assert store.data.admit(hand.run, "somebody:1", 1)
+    asked = iter([False, False, True])
+    pushed = outbox.push(
+        store, hand.header("update", "a", body), memoryview(body), 0, 65536, lambda: next(asked), 1
+    )  # fmt: skip
+
+    assert not pushed
+    assert store.data.waiting(hand.run) == 0
+    assert list(hand.leftovers()) == [names.admitted(hand.run)]
+
+
+def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
+    hand: ByHand, store: Store
+) -> None:
+    hand.update("a")
+    ends_at = store.data.redis.zscore(names.admitted(hand.run), f"token-a:{hand.manifest.nbytes}")
+
+    assert ends_at is not None
+    assert ends_at - store.data.redis.time()[0] > 20 * 3600
