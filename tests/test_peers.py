@@ -8,10 +8,9 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from benchmarks import peers
-from fl_queue.idx import encode_idx
+from fl_queue.idx import encode_idx, read_idx
 
 
 def test_ports_are_different_and_free() -> None:
@@ -60,20 +59,24 @@ def test_below_finds_grandchildren() -> None:
         process.communicate(b"\n", timeout=10)
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_images_are_flat_bytes(tmp_path: Path, given: bool) -> None:
+def test_images_are_packed_flat(tmp_path: Path) -> None:
     images = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
-    if given:
-        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(encode_idx(images))
-        (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(encode_idx(np.uint8([3, 7])))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(encode_idx(images))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(encode_idx(np.uint8([3, 7])))
 
-    peers.write_images(str(tmp_path) if given else "", tmp_path / "images.npz")
+    peers.pack_images(tmp_path, tmp_path / "images.npz")
 
     with np.load(tmp_path / "images.npz") as found:
-        assert found["images"].dtype == found["labels"].dtype == np.uint8
-        if given:
-            assert found["images"].tolist() == images.reshape(2, 784).tolist()
-            assert found["labels"].tolist() == [3, 7]
-        else:
-            assert found["images"].shape == (60_000, 784)
-            assert set(found["labels"]) == set(range(10))
+        assert found["images"].tolist() == images.reshape(2, 784).tolist()
+        assert found["labels"].tolist() == [3, 7]
+
+
+def test_random_files_have_the_shapes_of_mnist(tmp_path: Path) -> None:
+    peers.write_random(tmp_path)
+
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        images = read_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", 3)
+        labels = read_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", 1)
+        assert images.shape == (count, 28, 28)
+        assert labels.shape == (count,)
+        assert set(labels) == set(range(10))
