@@ -46,17 +46,19 @@ def test_periods_leave_the_first_round_out_and_end_with_the_last_one() -> None:
 
 
 def test_below_finds_grandchildren() -> None:
+    # The colons keep each shell from becoming the one it starts.
+    script = """sh -c 'sh -c "echo \\$\\$; read line; :"; :'; :"""
     with subprocess.Popen(
-        ["sh", "-c", "sh -c 'echo $$; read line; :'; :"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
 
-        assert grandchild in peers.below(process.pid)
+        found = peers.below(process.pid)
 
         process.communicate(b"\n", timeout=10)
+    assert len(found) == 2
+    assert found[1] == grandchild
 
 
 def test_images_are_packed_flat(tmp_path: Path) -> None:
