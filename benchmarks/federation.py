@@ -92,8 +92,10 @@ class Federation:
 
     def _start(self, name: str, role: str) -> None:
         client = name if role == "client" else ""
+        # A folder of its own for each client, as on a machine of its own: each fetches the model.
+        folder = self.redis.state_dir / name if client else self.redis.state_dir
         allow = ("benchmarks.trivial:*",)
-        site = Site(self.redis.url, self.blob_url, self.redis.state_dir, client, allow=allow)
+        site = Site(self.redis.url, self.blob_url, folder, client, allow=allow)
         command = [sys.executable, "-m", "workers.supervisor", role, "--parent", str(os.getpid())]
         with open(Path(self._folder.name) / f"{name}.log", "wb") as log:
             self.processes[name] = subprocess.Popen(

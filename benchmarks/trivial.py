@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from fl_queue.sampling import seed_for
 from fl_queue.sgd import Samples
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 
@@ -52,9 +53,11 @@ class AddConstant(Task):
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Mapping[str, Any]:
+        # Another one each time: equal updates would share their chunks on the server.
+        drawn = seed_for(context.seed, context.round, context.client) % 1000
         with torch.no_grad():
             for tensor in model.parameters():
-                tensor.add_(0.001)
+                tensor.add_(0.001 + drawn * 1e-6)
         return {"num_examples": 4}
 
 

@@ -74,7 +74,8 @@ def drain(store: Store, state: RunState) -> int:
 
 def drop_chunks(store: Store, run: str, header: Header) -> None:
     """Remove the chunks of an element whose round has ended."""
-    if header.chunk_bytes:
+    # An initial model's are those of version 0, which has its digest; others expire.
+    if header.chunk_bytes and header.kind != "model":
         count = blob.chunk_count(header.body_bytes, header.chunk_bytes)
         store.data.drop_chunks(run, header.body_digest, count)
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, config, dispatch, names, outbox, rounds, runs
+from fl_queue import blob, config, dispatch, late, names, outbox, rounds, runs
 from fl_queue.blob import Header
 from fl_queue.dispatch import FLJob, JobRefused
 from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
@@ -195,3 +195,18 @@ def test_the_password_of_a_url_is_never_shown() -> None:
         store.check()
     assert "secret" not in str(caught.value)
     assert not isinstance(caught.value, redis.RedisError)
+
+
+@pytest.mark.parametrize(("kind", "stay"), [("model", True), ("update", False)])
+def test_the_chunks_of_version_0_outlive_the_element_that_brought_it(
+    store: Store, run: str, kind: str, stay: bool
+) -> None:
+    # Both have the digest of the same body, and an element's chunks go when its round has ended.
+    body = memoryview(bytes(100))
+    digest = blob.body_digest(body)
+    store.data.put_chunks(run, digest, [body], None)
+    header = Header(
+        kind=kind, run=run, round=0, client="a", body_bytes=100, body_digest=digest, chunk_bytes=100
+    )
+    late.drop_chunks(store, run, header)
+    assert store.data.missing_chunks(run, digest, 1) is not stay
