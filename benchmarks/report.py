@@ -7,6 +7,7 @@ hangs is reported in its place.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from benchmarks.federation import ROOT
 
 #: A benchmark that takes longer hangs.
 PATIENCE_S = 900
+#: Then it is interrupted, and killed after so much more.
+INTERRUPTED_S = 60
 _ERROR_LINES = 15
 
 
@@ -89,13 +92,22 @@ def execute(
     try:
         printed, errors = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
-        process.kill()
-        printed, errors = process.communicate()
+        printed, errors = _end(process)
         errors += f"\nended after {patience_s:g} s"
     command = " ".join(["python -m", module, *shown])
     is_good = process.returncode == 0
     text = printed.strip() if is_good else _failure(process.returncode, errors)
     return Outcome(benchmark, command, text, time.monotonic() - began, is_good)
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Interrupt it, so that it removes the gigabytes it may have in a folder; else kill it."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=INTERRUPTED_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()
 
 
 def _failure(status: int, errors: str) -> str:
