@@ -258,32 +258,30 @@ class ExactSum:
 
     def _accumulate(self, blocks: Blocks, weight: int) -> None:
         """Add all float tensors or none: what is outside a limit takes out again what went before."""
-        done: list[tuple[TensorSpec, int]] = []
+        done: list[TensorSpec] = []
         for spec in self._floats.values():
-            added, bad = self._add_tensor(spec, blocks(spec), weight)
-            done.append((spec, added))
+            bad = self._add_tensor(spec, blocks(spec), weight)
+            done.append(spec)
             if bad is None:
                 continue
-            for earlier, size in done:
-                self._add_tensor(earlier, blocks(earlier), -weight, size)
+            for earlier in done:
+                # The last one is taken out as far as it was added: it ends at the same value again.
+                self._add_tensor(earlier, blocks(earlier), -weight)
             raise BlobError(
                 f"tensor {spec.name!r} holds {bad!s}, outside ±{self.scales[spec.kind].limit}"
                 f" ({_LIMIT_FIELDS[spec.kind]})"
             )
 
     def _add_tensor(
-        self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int, most: int | None = None
-    ) -> tuple[int, np.float32 | None]:
-        """Add up to ``most`` elements; how many were added, and the value that was outside the limit."""
+        self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int
+    ) -> np.float32 | None:
+        """Add a tensor up to a value outside its limit, which is returned; None: there is none."""
         scale = self.scales[spec.kind]
         factor = math.ldexp(1.0, scale.s)
-        added = 0
-        for values, total in _beside(blocks, self._totals[spec.name][:most]):
-            count = _kernel()(total, values, weight, factor, scale.limit)
-            added += count
-            if count < values.size:
-                return added, values[_first_outside(values, scale.limit)]
-        return added, None
+        for values, total in _beside(blocks, self._totals[spec.name]):
+            if _kernel()(total, values, weight, factor, scale.limit) < values.size:
+                return values[_first_outside(values, scale.limit)]
+        return None
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.w_max:
@@ -333,8 +331,6 @@ def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, T
         # The kernels do not check bounds.
         yield values[: part.size], part
         start += part.size
-        if start == total.size:
-            return
 
 
 def _first_outside(values: Float32s, limit: float) -> int:
