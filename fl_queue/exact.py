@@ -280,7 +280,8 @@ class ExactSum:
         factor = math.ldexp(1.0, scale.s)
         for values, total in _beside(blocks, self._totals[spec.name]):
             if _kernel()(total, values, weight, factor, scale.limit) < values.size:
-                return values[_first_outside(values, scale.limit)]
+                bad: np.float32 = values[_first_outside(values, scale.limit)]
+                return bad
         return None
 
     def _check_weight(self, weight: int) -> None:

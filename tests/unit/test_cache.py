@@ -248,6 +248,16 @@ def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
     assert bytes(reading.view) == body
 
 
+def test_a_digest_that_names_another_file_is_refused_and_the_file_stays(
+    store: Store, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    with pytest.raises(DataError, match="is not a digest"):
+        fetch(store, tmp_path / "cache", "../../other", b"precious")
+    assert other.read_bytes() == b"precious"
+
+
 def test_models_of_runs_that_are_over_are_removed(store: Store, tmp_path: Path) -> None:
     digest, body = publish(store, 2)
     fetch(store, tmp_path, digest, body)
