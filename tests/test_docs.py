@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from fl_queue import config, errors, names
-from fl_queue.cli import COMMANDS
+from fl_queue.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +73,18 @@ def test_fl_queue_never_imports_workers() -> None:
     ]
 
     assert found == []
+
+
+def test_the_lines_of_help_are_those_of_the_commands() -> None:
+    for name, (_, line) in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.get_short_help_str(limit=200) == line
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from fl_queue.cli import cli; cli(['--help'], standalone_mode=False);"
+        "sys.exit(bool({'redis', 'numpy', 'rich', 'rq'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -18,29 +18,66 @@ from fl_queue.errors import FLQueueError
 
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
-#: Command -> module and name of the object.
+#: Command -> module and name of the object, and its line in `fl-queue --help`: what the first line of
+#: its own help says, here so that nothing has to be imported for it.
 COMMANDS = {
-    "demo": "running:demo",
-    "start-round": "running:start_round",
-    "redis": "running:redis_command",
-    "worker": "working:worker",
-    "resume": "operating:resume",
-    "cancel": "operating:cancel",
-    "redrive": "operating:redrive",
-    "delete": "operating:delete",
-    "verify": "operating:verify_command",
-    "status": "reading:status",
-    "watch": "reading:watch",
-    "history": "reading:history",
-    "clients": "reading:clients",
-    "events": "reading:events",
-    "plot": "reading:plot",
-    "export": "reading:export",
-    "inspect": "reading:inspect",
-    "config": "reading:config_group",
-    "doctor": "reading:doctor_command",
-    "backup": "backups:backup",
-    "restore": "backups:restore",
+    "demo": (
+        "running:demo",
+        "Everything on this machine: private Redis, workers, rounds on real MNIST, a model and a plot.",
+    ),
+    "start-round": ("running:start_round", "Start a run, or continue it from its newest version."),
+    "redis": (
+        "running:redis_command",
+        "Run the private redis-servers in the foreground, and say how to redis-cli into them.",
+    ),
+    "worker": (
+        "working:worker",
+        "Run a worker: a supervisor that keeps one RQ worker process going.",
+    ),
+    "resume": ("operating:resume", "Have RUN go on after a failure or a cancel."),
+    "cancel": ("operating:cancel", "Stop RUN; its model and history stay."),
+    "redrive": ("operating:redrive", "Show why jobs of RUN failed; try them again."),
+    "delete": ("operating:delete", "Delete RUN whole."),
+    "verify": ("operating:verify_command", "Recompute rounds of RUN; compare digests."),
+    "status": (
+        "reading:status",
+        "What all runs are doing, or RUN in detail: what an open round waits for.",
+    ),
+    "watch": ("reading:watch", "Show the live progress of RUN until it has ended."),
+    "history": (
+        "reading:history",
+        "The rounds of RUN as a table; with --json also the full records.",
+    ),
+    "clients": (
+        "reading:clients",
+        "Every client ever heard of: alive or not, examples, where it runs, what it did last.",
+    ),
+    "events": (
+        "reading:events",
+        "The events of RUN, oldest first; with --json one document a line.",
+    ),
+    "plot": ("reading:plot", "Draw accuracy and loss of RUN by version."),
+    "export": (
+        "reading:export",
+        "Write a model version of RUN as safetensors, for load_state_dict.",
+    ),
+    "inspect": (
+        "reading:inspect",
+        "What became of the update of CLIENT in a round of RUN: its receipt.",
+    ),
+    "config": ("reading:config_group", "Look at configs."),
+    "doctor": (
+        "reading:doctor_command",
+        "Check both Redis roles, clocks, workers and data, and say what to do.",
+    ),
+    "backup": (
+        "backups:backup",
+        "Write RUN whole to one file: config, history, newest and best model.",
+    ),
+    "restore": (
+        "backups:restore",
+        "Make a run from FILE, which `fl-queue backup` wrote, on a Redis that has none of that name.",
+    ),
 }
 
 
@@ -53,8 +90,12 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
         return cast(click.Command, getattr(importlib.import_module(f"fl_queue.cli.{module}"), name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
