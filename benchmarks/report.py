@@ -44,6 +44,7 @@ BENCHMARKS = (
     Benchmark("many_runs", "Many runs"),
     Benchmark("simulation", "Simulations", takes_data=True),
     Benchmark("growth", "Growth"),
+    Benchmark("codecs", "Fewer bytes", takes_data=True),
     Benchmark("startup", "Start-up"),
 )
 
