@@ -189,7 +189,8 @@ def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: F
     wait_for(
         "the horse of the old run to end", lambda: not children_of(federation.worker_pid("site-1"))
     )
-    assert not federation.store.data.redis.keys(f"*{old}*")
+    # What was on its way is swept a little later.
+    wait_for("the sweep", lambda: not federation.store.data.redis.keys(f"*{old}*"))
     assert federation.store.control.redis.keys(f"flq:*{old}*") == []
     assert not list((federation.redis.state_dir / "outbox").glob(f"*{old}*"))
 

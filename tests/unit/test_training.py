@@ -285,6 +285,7 @@ def test_metrics_are_those_of_the_base_and_epochs_are_reported(task):
 
 def test_settings_of_torch_are_left_as_they_were(task):
     torch.set_num_threads(2)
+    torch.set_deterministic_debug_mode("default")  # A worker's start may have set another one.
     update_of(task)
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
