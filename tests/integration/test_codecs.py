@@ -23,7 +23,7 @@ VIRTUAL = ("clients.kind=simulation", f"clients.count={COUNT}", "clients.process
 INT8 = ("update.codec=int8",)
 BOTH_WAYS = ("update.codec=bfloat16", "model.codec=bfloat16")
 FEWEST = ("update.codec=int8", "model.codec=bfloat16")
-SLOW = ("train.epochs=480", "run.rounds=1")
+SLOW = ("train.epochs=2000", "run.rounds=1")
 
 
 @pytest.fixture(scope="module")
