@@ -310,7 +310,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "unmerged_bytes": Field(
                 "int",
                 4294967296,
-                "updates of a run that may lie on the data server before they are merged; clients wait beyond it; bytes, 1 or more",
+                "updates of a run that may lie on the data server before they are merged, at most a quarter of its maxmemory; clients wait beyond it; bytes, 1 or more",
                 low=1,
             ),
             "chunk_bytes": Field(

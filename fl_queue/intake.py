@@ -63,6 +63,7 @@ class Intake:
         #: Elements on the taken list, and the headers of those that have one.
         self.looked_at = 0
         self.headers: list[Header] = []
+        self._room = store.data.room(config.redis["unmerged_bytes"])
         self._whole = bytearray()  # The update being looked at; the same memory for each.
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
@@ -306,7 +307,7 @@ class Intake:
         size = max((header.body_bytes for header in self.headers), default=0)
         lying = sum(header.body_bytes for header in self.headers)
         to_come = (len(self.round.cohort) - len(self.receipts)) * size
-        most: int = self.config.redis["unmerged_bytes"]
+        most = self._room
         # Half: the other half is for updates on their way.
         return lying >= most // 2 and lying + to_come > most
 

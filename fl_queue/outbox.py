@@ -117,9 +117,9 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
+            most = store.data.room(unmerged_bytes)
             permitted = permission(header.token, header.body_bytes)
-            if not unmerged_bytes or store.data.admit(header.run, permitted, unmerged_bytes):
-                most = unmerged_bytes
+            if not most or store.data.admit(header.run, permitted, most):
                 _push_once(store, header, body, inline_bytes, chunk_bytes, again, most)
                 return True
         except StoreUnavailable:

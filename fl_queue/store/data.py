@@ -18,6 +18,7 @@ import redis
 from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost, StoreUnavailable
 from fl_queue.store.bulk import read_values, write_values
+from fl_queue.store.cluster import ClusterClient
 from fl_queue.store.connect import Servers, connection_errors, identity_keys, script
 from fl_queue.store.presence import as_text
 
@@ -26,6 +27,8 @@ OWNER_LIFETIME_S = 6.0
 #: Earlier incarnations whose taken lists are looked at. One is enough in normal operation: a list
 #: of an older one can only be filled by a blocking move sent by a process that was asleep since.
 INCARNATIONS_LOOKED_AT = 64
+#: Of a data server's maxmemory, updates of a run have one part in so many at most.
+MEMORY_SHARE = 4
 #: A client that has not said for so long that it is still sending has died.
 ADMITTED_S = 120
 
@@ -42,6 +45,7 @@ class Data:
         self._give_back = script(self.redis, "give_back")
         self._extend = script(self.redis, "extend")
         self._discard = script(self.redis, "discard")
+        self._take = script(self._once, "take")
         self._save_partial = script(self.redis, "save_partial")
         self._drop_partial = script(self.redis, "drop_partial")
         self._admit = script(self.redis, "admit")
@@ -75,7 +79,13 @@ class Data:
         with suppress(StoreUnavailable):
             self._once.publish(names.ARRIVALS, run)
 
-    def admit(self, run: str, update: str, most_bytes: int, lifetime_s: int = ADMITTED_S) -> bool:
+    def admit(
+        self,
+        run: str,
+        update: str,
+        most_bytes: int,
+        lifetime_s: int = ADMITTED_S,
+    ) -> bool:
         """
         Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
 
@@ -87,6 +97,17 @@ class Data:
         """
         args: list[Any] = [update, most_bytes, lifetime_s]
         return bool(self._admit(keys=[names.admitted(run)], args=args))
+
+    def room(self, most_bytes: int) -> int:
+        """
+        Bytes of a run's updates that may lie here unmerged: as configured, if the server has the memory.
+
+        Sums and models need room, too: without it nothing could be merged, and nothing would get less.
+        """
+        if isinstance(self.redis, ClusterClient):
+            return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
+        memory = int(self.redis.info("memory")["maxmemory"])
+        return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
 
     def dismiss(self, run: str, updates: Iterable[str]) -> None:
         """Updates that do not lie on the server any more make room for others."""
@@ -134,7 +155,7 @@ class Data:
         # Not a blocking move: that waits for one run only, and others may need their aggregator.
         return cast(
             "bytes | None",
-            self._once.lmove(names.results(run), names.taken(run, fence), "LEFT", "RIGHT"),
+            self._take(keys=[names.results(run), names.taken(run, fence)]),
         )
 
     def doorbell(self) -> Doorbell:

@@ -276,7 +276,13 @@ def test_a_sum_is_removed_under_its_own_name_only(hand: ByHand, store: Store) ->
     assert store.data.partial(hand.run) == {}
 
 
-def test_nothing_is_left_of_a_round_that_has_ended(hand: ByHand) -> None:
+@pytest.mark.parametrize("bound", [1, 1 << 30])
+def test_nothing_is_left_of_a_round_that_has_ended(
+    store: Store, tmp_path: Path, bound: int
+) -> None:
+    hand = ByHand(
+        store, tmp_path, CLIENTS, SIZE, "redis.inline_bytes=0", f"redis.unmerged_bytes={bound}"
+    )
     for client in CLIENTS:
         hand.update(client)
     hand.work()
@@ -340,6 +346,7 @@ def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
     store.data.redis.hset(names.partial(hand.run), mapping=saved)  # Its cleaner was killed.
 
     assert hand.intake().received() == 0
+    assert {job["attempt"] for job in store.control.jobs(hand.run, 2).values()} == {1}
 
 
 # Room for updates

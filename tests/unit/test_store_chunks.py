@@ -279,9 +279,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "chunks": lambda store: put(store, bytes(3 * CHUNK)),
     "chunks, going on": lambda store: put(store, bytes(3 * CHUNK), skip_present=True),
     "push": lambda store: store.data.push(RUN, bytes(CHUNK)),
-    "script": lambda store: store.data.own(RUN, 1, "token"),
     "identity": lambda store: store.data.identity(),
-    "take": lambda store: store.data.take(RUN, 1),
 }
 
 

@@ -1,0 +1,179 @@
+"""Many open rounds and few aggregators: whoever has something to do gets a worker, and nobody starves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl_queue import dispatch, heal, names, operate, turns
+from fl_queue.store import Store
+from tests.byhand import ByHand
+from tests.federation import Federation, wait_for
+
+CLIENTS = 1
+RUNS = 10
+QUEUE = f"rq:queue:{names.AGGREGATE_QUEUE}"
+#: One step on a hundred images; nothing may be waited for that long.
+TINY = ("train.epochs=1", "round.cohort=1", "round.deadline_s=900")
+#: Of a client that never answers; held until it is released.
+GHOST_S = 900.0
+
+
+@pytest.fixture(scope="module")
+def two(federation: Federation) -> Federation:
+    """One client, two aggregator workers."""
+    federation.start("aggregator-2")
+    wait_for("it", lambda: len(federation.store.control.living_workers()) == CLIENTS + 3, 120)
+    return federation
+
+
+def trainings(federation: Federation) -> list[tuple[str, int]]:
+    """(run, round) of each training of the client, in order."""
+    events = federation.client_events("site-1")
+    return [(event["run"], event["round"]) for event in events if event["event"] == "training"]
+
+
+def waits(store: Store, queue: str, run: str) -> bool:
+    return any(f"_{run}_" in job for job in dispatch.queued(store, queue))
+
+
+# With real workers
+
+
+@pytest.mark.timeout(300)
+def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Federation) -> None:
+    store = two.store
+    first = two.begin("blocker", *TINY[1:], "train.epochs=1000000")
+    wait_for("the client to be busy", lambda: two.trained(first) == 1)
+    runs = [two.begin(f"run-{number}", *TINY, "run.rounds=2") for number in range(RUNS)]
+    queue = names.client_queue("site-1")
+    wait_for("all rounds to be open", lambda: all(waits(store, queue, run) for run in runs), 120)
+    operate.cancel(store, "blocker")
+    states = [two.finish(run, 200) for run in runs]
+    order = [run for run, _ in trainings(two) if run in runs]
+
+    assert {(state.state, state.version) for state in states} == {("completed", 2)}
+    for run in runs:
+        outcomes = [record.outcome for record in store.control.history(run)]
+        assert outcomes == ["committed"] * 2 + ["evaluated"]
+        assert two.trained(run) == 2
+    assert sorted(order[:RUNS]) == sorted(runs)  # Nobody twice before everybody once.
+    for end in range(len(order)):
+        counts = [order[:end].count(run) for run in runs]
+        assert max(counts) - min(counts) <= 2
+
+
+@pytest.mark.timeout(300)
+def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
+    store = two.store
+    store.control.hold(names.client_holder("ghost"), "t", GHOST_S, {}, "ghost")
+    idle = [
+        two.begin(f"idle-{number}", *TINY, "round.cohort=2", "run.rounds=1")
+        for number in range(RUNS - 1)
+    ]
+
+    def answered() -> bool:
+        return all("site-1" in store.control.receipts(run, 1) for run in idle)
+
+    wait_for("the living client's answers", answered, 120)
+    store.control.release(names.client_holder("ghost"), "t", "ghost")
+    busy = two.begin("busy", *TINY, "run.rounds=3")
+    state = two.finish(busy, 60)
+
+    assert (state.state, state.version) == ("completed", 3)
+    assert len(two.committed(busy)) == 3
+    for run in idle:
+        current = store.control.round(run, 1)
+        assert current is not None
+        assert current.open
+        assert store.control.receipts(run, 1)["site-1"].status == "received"
+        assert two.trained(run) == 1
+        operate.cancel(store, run.rpartition("-")[0])
+
+
+# Step by step
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> ByHand:
+    return ByHand(store, tmp_path, "ab", 100)
+
+
+def test_a_round_with_nothing_to_do_is_not_given_a_worker(hand: ByHand, store: Store) -> None:
+    assert waits(store, names.AGGREGATE_QUEUE, hand.run)
+
+    assert not turns.wanted(store, "another")
+    assert not turns.wanted(store, hand.run)
+
+
+def test_an_element_makes_a_round_the_next_one(hand: ByHand, store: Store) -> None:
+    store.control.redis.lpush(QUEUE, "aggregator_mine_1_aaaa")
+    hand.update("a")
+
+    assert not turns.wanted(store, "another", only="a-third")
+    assert not turns.wanted(store, hand.run, only=hand.run)
+    assert turns.wanted(store, "mine", only=hand.run)
+    assert dispatch.queued(store, names.AGGREGATE_QUEUE)[:2] == [
+        hand.job(),
+        "aggregator_mine_1_aaaa",
+    ]
+
+
+@pytest.mark.parametrize(("field", "by_s"), [("deadline_s", 0.0), ("quorum_at_s", 100.0)])
+def test_a_round_that_is_due_gets_a_worker(
+    hand: ByHand, store: Store, field: str, by_s: float
+) -> None:
+    key = names.round_(hand.run, 1)
+    store.control.redis.hset(key, mapping={"elapsed_s": 200, field: by_s, "grace_s": 100})
+
+    assert turns.wanted(store, "another")
+    store.control.redis.hset(key, mapping={"elapsed_s": 199})
+    assert turns.wanted(store, "another") == (field == "deadline_s")
+
+
+def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(hand: ByHand, store: Store) -> None:
+    job = hand.job()
+    operate.cancel(store, hand.state.name)
+    store.control.redis.delete(QUEUE)
+    store.control.redis.rpush(QUEUE, job)
+
+    assert turns.wanted(store, "another")
+
+
+def test_only_a_job_that_waits_is_moved_to_the_front(hand: ByHand, store: Store) -> None:
+    job = hand.job()
+    store.control.redis.delete(QUEUE)
+    dispatch.to_front(store, names.AGGREGATE_QUEUE, job)
+
+    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == []
+
+
+def test_an_arriving_element_rings_for_its_run(hand: ByHand, store: Store) -> None:
+    with store.data.doorbell() as bell:
+        assert bell.wait(0.01) is None
+        hand.update("a")
+        assert bell.wait(5.0) == hand.run
+        assert bell.wait(0.01) is None
+
+
+def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
+    hand: ByHand, store: Store, tmp_path: Path
+) -> None:
+    hand.update("a")
+    store.control.redis.delete(QUEUE)
+    store.control.redis.rpush(
+        QUEUE, "aggregator_gone-123_1_aaaa"
+    )  # Its run is gone: that is to be said.
+
+    assert hand.work() == "made way for another round"
+    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == [
+        "aggregator_gone-123_1_aaaa",
+        hand.job(),
+    ]
+    assert store.data.partial(hand.run)["count"] == "1"
+    assert store.data.held(hand.run, store.control.fence(hand.run)) == 0
+    heal.Healer(store, tmp_path).heal(hand.run)
+    store.control.redis.lrem(QUEUE, 0, "aggregator_gone-123_1_aaaa")
+    hand.update("b")
+    assert hand.work() == "committed: 2 of 2 updates in"
