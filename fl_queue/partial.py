@@ -93,6 +93,8 @@ def save(
         # Should we be killed before we drop them. Whoever reads this sum once more makes them stay.
         _keep_chunks(store, run, old, _LIFETIME_S)
     if not store.data.save_partial(run, fence, token, looked_at, fields):
+        if old:
+            _keep_chunks(store, run, old, None)  # It is somebody else's by now.
         return False
     faults.reach("partial.saved")
     _keep_chunks(store, run, {key: str(value) for key, value in fields.items()}, None)

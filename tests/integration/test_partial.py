@@ -145,6 +145,32 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
     assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
 
 
+def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_removed_it(
+    hand: ByHand, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def reach(point: str) -> None:
+        if point == "partial.saved":
+            raise Killed
+
+    intake = hand.intake()
+    for client in "ab":
+        hand.update(client)
+    hand.take(intake, 1)
+    intake.checkpoint()
+    older = hand.partial_keys() - {names.partial(hand.run)}
+    hand.take(intake, 1)
+    monkeypatch.setattr("fl_queue.faults.reach", reach)
+    with pytest.raises(Killed):
+        intake.checkpoint()
+
+    assert all(0 < store.data.redis.ttl(key) <= 3600 for key in older)
+    assert hand.intake().received() == 2
+    assert {store.data.redis.ttl(key) for key in hand.partial_keys()} == {-1}
+
+
 def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
     calm: RoundRecord, hand: ByHand, store: Store
 ) -> None:
@@ -161,6 +187,7 @@ def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
         old.checkpoint()
 
     assert store.data.partial(hand.run) == before
+    assert {store.data.redis.ttl(key) for key in hand.partial_keys()} == {-1}
     assert store.data.held(hand.run, new.fence) == 2
     new.checkpoint()
     hand.update("d")
