@@ -53,6 +53,7 @@ class Proxy:
         self._loss: Loss = "reset"
         self._bytes_per_s = 0.0
         self._seen: set[bytes] = set()
+        self._spare = b""
         #: Replies that no client got, though the server had done what was asked.
         self.lost = 0
         #: Bytes that clients sent.
@@ -63,16 +64,21 @@ class Proxy:
         """URL for the clients."""
         return f"unix://{self._path}"
 
-    def lose_replies(self, marker: bytes, loss: Loss) -> None:
+    def lose_replies(self, marker: bytes, loss: Loss, spare: bytes = b"") -> None:
         """
         Lose the first reply to every different request that contains ``marker``.
 
         The server has executed the request by then. The same bytes sent again are answered.
-        Requests of more than ``_PIECE_BYTES`` may be cut off instead.
+        Requests of more than ``_PIECE_BYTES`` may be cut off instead, and those with ``spare`` in them
+        are answered.
         """
         self._seen.clear()
         self.lost = 0
-        self._marker, self._loss = marker, loss
+        self._marker, self._loss, self._spare = marker, loss, spare
+
+    def _is_marked(self, request: bytes) -> bool:
+        spared = bool(self._spare) and self._spare in request
+        return bool(self._marker) and self._marker in request and not spared
 
     def throttle(self, bytes_per_s: float) -> None:
         """Let each connection pass so many bytes a second in each direction."""
@@ -127,7 +133,7 @@ class Proxy:
                     self.sent_bytes += len(piece)
                     request = piece if link.answered else request + piece
                     link.answered = False
-                    if self._marker and self._marker in request and request not in self._seen:
+                    if self._is_marked(request) and request not in self._seen:
                         self._seen.add(request)
                         self.lost += 1
                         link.losing = True

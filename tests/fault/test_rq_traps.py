@@ -6,6 +6,7 @@ The first half has real workers, the second half speaks to real servers through 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from rq import Worker
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import JobStatus
 
+import fl_queue.store
 from fl_queue import blob, config, dispatch, models, names, outbox, rounds, runs
 from fl_queue.blob import Header
 from fl_queue.collect import Collector
@@ -490,7 +492,7 @@ def test_scripts_whose_replies_are_lost_decide_once(
         behind_proxy(remote, "data", "?socket_timeout=0.5") as (before_data, remote),
     ):
         before_control.lose_replies(b"EVALSHA", loss)
-        before_data.lose_replies(b"EVALSHA", loss)
+        before_data.lose_replies(b"EVALSHA", loss, spare=take_script())
         answer = collect(remote, run, tmp_path)
         # At least: claim, a tick, two receipts, the commit; own, discard and give back.
         assert (before_control.lost >= 5, before_data.lost >= 3) == (True, True)
@@ -510,6 +512,29 @@ def test_scripts_whose_replies_are_lost_decide_once(
     again = store.control.run(run)
     assert again is not None
     assert again.abandoned == state.abandoned + 1
+
+
+@pytest.mark.parametrize("loss", ["reset", "timeout"])
+def test_a_taken_element_whose_reply_is_lost_comes_back_to_the_next_incarnation(
+    store: Store, tmp_path: Path, loss: Loss
+) -> None:
+    run = first_training_round(store, tmp_path)
+    for client in "ab":
+        store.data.push(run, blob.pack(element(store, run, client, "update"), BODY))
+    with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
+        proxy.lose_replies(take_script(), loss)
+        with pytest.raises(StoreUnavailable):
+            collect(remote, run, tmp_path)
+        assert proxy.lost == 1  # Sent again it would take the next one and leave this one behind.
+
+    assert store.data.waiting(run) + store.data.held(run, 9) == 2
+    assert collect(store, run, tmp_path) == "committed: 2 of 2 updates in"
+
+
+def take_script() -> bytes:
+    """By which a request to take an element is known: its script's SHA-1."""
+    text = (Path(fl_queue.store.__file__).parent / "lua" / "take.lua").read_bytes()
+    return hashlib.sha1(text).hexdigest().encode()
 
 
 def abandon(store: Store, run: str, loss: Loss) -> str:
