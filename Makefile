@@ -39,7 +39,7 @@ chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) s
 recovery: $(VENV)/.installed-test ## measure how long each role takes to recover from a kill
 	$(BIN)/python -m tests.fault.recovery $(ARGS)
 
-bench: $(VENV)/.installed ## measure everything, about ten minutes; writes docs/benchmarks.md (ARGS="--quick")
+bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes docs/benchmarks.md (ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers

@@ -1,5 +1,5 @@
 """
-All benchmarks, printed and written to ``docs/benchmarks.md``: ``make bench``, about ten minutes.
+All benchmarks, printed and written to ``docs/benchmarks.md``: ``make bench``, about twenty minutes.
 
     python -m benchmarks [--quick] [--only NAME ...] [--data FOLDER] [--output FILE]
 

@@ -52,6 +52,7 @@ class RoundRow:
         source: Where they are from: ``test``, ``validation``, or empty while unknown.
         seconds: Counted duration.
         reason: Why the round ended.
+        digest: BLAKE3 of that version, hexadecimal: equal digests are equal bits.
     """
 
     round: int
@@ -65,6 +66,7 @@ class RoundRow:
     source: Source
     seconds: float
     reason: str
+    digest: str | None
 
 
 def rows(
@@ -203,6 +205,7 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
         source=source,
         seconds=record.elapsed_s,
         reason=record.reason,
+        digest=record.digest,
     )
 
 

@@ -72,7 +72,8 @@ def rendered(rows: list[report.RoundRow]) -> str:
 
 
 def test_row_has_the_counts_of_its_round() -> None:
-    ended = record(1, 0, rejected={"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"})
+    rejected = {"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"}
+    ended = record(1, 0, rejected=rejected, digest="7dc1")
 
     (row,) = report.rows([ended], {1: {"accuracy": 0.91, "loss": 0.3}}, {1: 4, 2: 9})
 
@@ -88,6 +89,7 @@ def test_row_has_the_counts_of_its_round() -> None:
         source="test",
         seconds=12.34,
         reason="quorum of 2 reached",
+        digest="7dc1",
     )
 
 
