@@ -17,7 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from fl_queue import blob, names, outbox, rounds
-from fl_queue.blob import Header
+from fl_queue.header import Header
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, Store

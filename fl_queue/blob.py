@@ -5,11 +5,11 @@ An element is a prefix, a msgpack header, and the raw tensor bytes when they tra
 
     b"FLQ1" | round, u32 LE | header bytes, u32 LE | header | body (empty when it is in chunks)
 
-The header is a map of exactly the fields of ``Header``, ``members`` in a group's only. A body is
-the manifest's tensors one after the other, without gaps, little-endian, C order: float32 values
-(model) or float32 differences ``local - base`` (update); int64 values in both, and in a group, which
-is an exact sum, throughout. Equal tensors give equal body bytes. An update's body may be encoded to
-fewer bytes (``codec.py``); its header then names the codec, and size and digest are of those bytes.
+What a header says is ``header``'s. A body is the manifest's tensors one after the other, without
+gaps, little-endian, C order: float32 values (model) or float32 differences ``local - base`` (update);
+int64 values in both, and in a group, which is an exact sum, throughout. Equal tensors give equal body
+bytes. An update's body may be encoded to fewer bytes (``codec.py``); its header then names the codec,
+and size and digest are of those bytes.
 
 Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
 the caps allow. NaN and Inf are not looked at here (``exact.py`` does), nothing is unpickled, and
@@ -18,148 +18,27 @@ there is no Redis here.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
-import msgpack  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from fl_queue import int8
 from fl_queue.errors import BlobError
-from fl_queue.records import Manifest, Sums, TensorSpec
+from fl_queue.header import MAX_HEADER_BYTES, Header, TensorEntry, packed, unpacked
+from fl_queue.header import chunk_count as chunk_count
+from fl_queue.records import Manifest, TensorSpec
 
 Bytes = bytes | bytearray | memoryview
 Tensor = npt.NDArray[Any]
 
 MAGIC = b"FLQ1"
-#: How parameters may lie in a body; see ``codec.py``.
-CODECS = ("float32", "bfloat16", "int8")
-HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
-MAX_HEADER_BYTES = 4 * 1024 * 1024
-#: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
-MAX_TEXT = 4096
-MAX_TENSORS = 16384
-MAX_CHUNKS = 65536
-#: Values (map entries and list items) a whole header may hold, and one free-form map of it.
-MAX_HEADER_ITEMS = 1 << 18
-MAX_MAP_ITEMS = 4096
-
 _PREFIX_BYTES = len(MAGIC) + 8
-_MAX_NESTING = 4
-_MAX_DIMENSIONS = 32
-#: dtype on the wire -> bytes an element; besides these only ``int8x256`` is decoded.
-_ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
-_WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
 _NUMPY: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_NO_BODY = blake3(b"").hexdigest()
-
-
-class TensorEntry(NamedTuple):
-    """Where one tensor lies in a body; ``offset`` and ``nbytes`` in bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """
-    One client's part of a ``group``.
-
-    Args:
-        client, token, num_examples, metrics, train_metrics, environment, train_s, body_bytes,
-            body_digest: Those of its own update.
-        status: ``received``: it is in the sum; ``invalid`` or ``failed``: it is not.
-        reason: Why it is not.
-        weight: With which it is in the sum; 0 when it is not.
-    """
-
-    client: str
-    token: str
-    num_examples: int
-    metrics: Sums
-    train_metrics: Sums
-    environment: Mapping[str, Any]
-    train_s: float
-    body_bytes: int
-    body_digest: str
-    status: str
-    reason: str
-    weight: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """
-    What an element says of itself.
-
-    Args:
-        kind: ``update``, ``evaluation``, ``failure``, ``model``, or ``group``: the sum of several
-            virtual clients' updates.
-        run: Run id.
-        round: Round it belongs to, 0 to 2**32-1; also in the element's prefix.
-        client: Who sends it.
-        base_version, base_digest: The version it was trained from or evaluated on.
-        token: Random text of this update, the same when it is pushed again.
-        num_examples: Examples used this round, counted once.
-        metrics, train_metrics: Sums of validation and of training.
-        environment: Versions, device, threads; finite numbers only.
-        train_s: Seconds it trained.
-        reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
-        manifest: Manifest JSON of a ``model``, else empty.
-        tensors: Layout of the body; none for ``evaluation`` and ``failure``.
-        codec: How the body is encoded, one of ``CODECS``; any but ``float32`` in an ``update`` only.
-        body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
-        chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
-        members: Of a ``group``, what each update says of itself; in a header of that kind only.
-    """
-
-    kind: str
-    run: str
-    round: int
-    client: str
-    base_version: int = 0
-    base_digest: str = ""
-    token: str = ""
-    num_examples: int = 0
-    metrics: Sums = field(default_factory=dict)
-    train_metrics: Sums = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    train_s: float = 0.0
-    reason: str = ""
-    manifest: str = ""
-    tensors: tuple[TensorEntry, ...] = ()
-    codec: str = "float32"
-    body_bytes: int = 0
-    body_digest: str = _NO_BODY
-    chunk_bytes: int = 0
-    members: tuple[Member, ...] = ()
 
 
 # --- bodies
-
-
-def wire_nbytes(dtype: str, size: int) -> int:
-    """
-    Bytes of a tensor of ``size`` elements on the wire.
-
-    Raises:
-        BlobError: No such wire dtype.
-    """
-    if dtype == "int8x256":
-        return int8.nbytes(size)
-    if dtype not in _ITEM_BYTES:
-        raise BlobError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
-    return size * _ITEM_BYTES[dtype]
 
 
 def entries(manifest: Manifest) -> tuple[TensorEntry, ...]:
@@ -290,11 +169,6 @@ def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) ->
         raise BlobError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
 
 
-def chunk_count(nbytes: int, chunk_bytes: int) -> int:
-    """How many chunks a body of ``nbytes`` has; 0 when it is inline (``chunk_bytes`` 0)."""
-    return -(-nbytes // chunk_bytes) if chunk_bytes else 0
-
-
 def chunk_slices(nbytes: int, chunk_bytes: int) -> Iterator[slice]:
     """Where each chunk lies in the body, in order."""
     for index in range(chunk_count(nbytes, chunk_bytes)):
@@ -350,18 +224,9 @@ def pack_head(header: Header) -> bytes:
     Raises:
         BlobError: A header field is out of range.
     """
-    raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
-    if not header.members:
-        del raw["members"]
-    _parse(raw)
-    try:
-        packed: bytes = msgpack.packb(raw)
-    except UnicodeEncodeError as exc:
-        raise BlobError(f"header text is not Unicode: {exc}") from exc
-    if len(packed) > MAX_HEADER_BYTES:
-        raise BlobError(f"header has {len(packed)} bytes, more than {MAX_HEADER_BYTES}")
-    prefix = MAGIC + header.round.to_bytes(4, "little") + len(packed).to_bytes(4, "little")
-    return prefix + packed
+    head = packed(header)
+    prefix = MAGIC + header.round.to_bytes(4, "little") + len(head).to_bytes(4, "little")
+    return prefix + head
 
 
 def element_round(element: Bytes) -> int:
@@ -405,7 +270,7 @@ def unpack(
     body = whole[_PREFIX_BYTES + header_bytes :].toreadonly()
     if len(body) > max_body_bytes:
         raise BlobError(f"body has {len(body)} bytes, more than {max_body_bytes}")
-    header = _parse(_unpack_header(whole[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes]))
+    header = unpacked(whole[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes])
     if header.round != number:
         raise BlobError(f"header is of round {header.round}, its prefix of round {number}")
     if header.body_bytes > max_body_bytes:
@@ -414,267 +279,3 @@ def unpack(
     if len(body) != inline_bytes:
         raise BlobError(f"{len(body)} bytes follow the header, not {inline_bytes}")
     return header, body
-
-
-# --- header: msgpack
-
-
-class _Budget:
-    """
-    Counts what a header makes while it is unpacked, and refuses duplicate keys.
-
-    A byte of msgpack can become a 64-byte Python object, so the cap in bytes is not enough.
-    """
-
-    def __init__(self) -> None:
-        self._left = MAX_HEADER_ITEMS
-
-    def items(self, items: list[Any]) -> list[Any]:
-        self._left -= len(items) + 1
-        if self._left < 0:
-            raise BlobError(f"header holds more than {MAX_HEADER_ITEMS} values")
-        return items
-
-    def pairs(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        self.items(pairs)
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            raise BlobError("header has a map with a duplicate key")
-        return made
-
-
-def _unpack_header(packed: memoryview) -> Any:
-    budget = _Budget()
-    try:
-        return msgpack.unpackb(
-            packed,
-            object_pairs_hook=budget.pairs,
-            list_hook=budget.items,
-            strict_map_key=True,
-            max_str_len=len(packed),
-            max_bin_len=0,
-            max_ext_len=0,
-            # msgpack allocates an array of the declared length before it reads the items, and
-            # bounds that by the header's size only: 8 bytes of memory for each of its bytes.
-            max_array_len=MAX_TENSORS,
-            max_map_len=1024,
-        )
-    except ValueError as exc:  # msgpack's exceptions and UnicodeDecodeError derive from it
-        raise BlobError(f"header is not msgpack: {exc or type(exc).__name__}") from exc
-
-
-def _plain(value: Any) -> Any:
-    # Sorted keys: equal headers are equal bytes, whatever order a task filled its metrics in.
-    if isinstance(value, Mapping):
-        ordered = value if any(type(key) is not str for key in value) else sorted(value)
-        return {key: _plain(value[key]) for key in ordered}
-    if isinstance(value, Member):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(Member)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-# --- header: types and ranges
-
-_Parser = Callable[[str, Any], Any]
-
-
-def _fail(name: str, reason: str) -> BlobError:
-    return BlobError(f"header field {name}: {reason}")
-
-
-def _text(longest: int) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str:
-            raise _fail(name, f"is a {type(value).__name__}, not text")
-        if len(value) > longest:
-            raise _fail(name, f"has {len(value)} characters, more than {longest}")
-        return value
-
-    return parse
-
-
-def _one_of(*choices: str) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str or value not in choices:
-            raise _fail(name, f"is not one of {', '.join(choices)}")
-        return value
-
-    return parse
-
-
-def _digest(or_empty: bool) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str or not (_DIGEST.fullmatch(value) or (or_empty and not value)):
-            raise _fail(name, "is not 64 hexadecimal digits")
-        return value
-
-    return parse
-
-
-def _integer(high: int) -> _Parser:
-    def parse(name: str, value: Any) -> int:
-        # type() and not isinstance(): a bool is an int to Python, and no count.
-        if type(value) is not int:
-            raise _fail(name, f"is a {type(value).__name__}, not an integer")
-        if not 0 <= value <= high:
-            raise _fail(name, f"is {value}, not 0 to {high}")
-        return value
-
-    return parse
-
-
-def _seconds(name: str, value: Any) -> float:
-    if type(value) is not float or not (math.isfinite(value) and value >= 0):
-        raise _fail(name, "is not a finite floating-point number, 0 or more")
-    return value
-
-
-def _map(finite: bool) -> _Parser:
-    def parse(name: str, value: Any) -> dict[str, Any]:
-        if type(value) is not dict:
-            raise _fail(name, f"is a {type(value).__name__}, not a map")
-        if _count_values(name, value, _MAX_NESTING, finite) > MAX_MAP_ITEMS:
-            raise _fail(name, f"holds more than {MAX_MAP_ITEMS} values")
-        return value
-
-    return parse
-
-
-def _count_values(name: str, value: Any, nesting: int, finite: bool) -> int:
-    """Check that a value is plain, bounded data; how many values it holds, itself included."""
-    if value is None or type(value) is bool:
-        return 1
-    if type(value) is str:
-        _text(MAX_TEXT)(name, value)
-        return 1
-    if type(value) is int:
-        if not -(2**63) <= value < 2**64:
-            raise _fail(name, f"holds {value}, which takes more than 64 bits")
-        return 1
-    if type(value) is float:
-        # JSON has no NaN, and the environment ends up in a receipt as it is.
-        if finite and not math.isfinite(value):
-            raise _fail(name, f"holds {value}")
-        return 1
-    if type(value) not in (dict, list):
-        raise _fail(name, f"holds a {type(value).__name__}")
-    if nesting == 0:
-        raise _fail(name, f"is nested deeper than {_MAX_NESTING} levels")
-    inner = value
-    if type(value) is dict:
-        for key in value:
-            _text(MAX_TEXT)(f"{name}, a key of it", key)
-        inner = value.values()
-    return 1 + sum(_count_values(name, item, nesting - 1, finite) for item in inner)
-
-
-def _tensors(name: str, value: Any) -> tuple[TensorEntry, ...]:
-    if type(value) is not list:
-        raise _fail(name, f"is a {type(value).__name__}, not a list")
-    if len(value) > MAX_TENSORS:
-        raise _fail(name, f"holds more than {MAX_TENSORS} tensors")
-    found = tuple(_tensor(f"{name}[{index}]", item) for index, item in enumerate(value))
-    if len({entry.name for entry in found}) != len(found):
-        raise _fail(name, "a tensor name occurs twice")
-    return found
-
-
-def _tensor(where: str, item: Any) -> TensorEntry:
-    if type(item) is not list or len(item) != len(TensorEntry._fields):
-        raise _fail(where, f"is not a list of {', '.join(TensorEntry._fields)}")
-    name, dtype, shape, offset, nbytes = item
-    if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
-        raise _fail(f"{where}.shape", f"is not a list of at most {_MAX_DIMENSIONS} dimensions")
-    entry = TensorEntry(
-        _text(MAX_TEXT)(f"{where}.name", name),
-        _one_of(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
-        tuple(_integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
-        _integer(2**63 - 1)(f"{where}.offset", offset),
-        _integer(2**63 - 1)(f"{where}.nbytes", nbytes),
-    )
-    # Python integers: the product cannot overflow into a small number that passes.
-    if wire_nbytes(entry.dtype, math.prod(entry.shape)) != entry.nbytes:
-        raise _fail(where, f"{entry.dtype} of shape {entry.shape} is not {entry.nbytes} bytes")
-    return entry
-
-
-_PARSERS: dict[str, _Parser] = {
-    "kind": _one_of(*HEADER_KINDS),
-    "run": _text(256),
-    "round": _integer(2**32 - 1),
-    "client": _text(256),
-    "base_version": _integer(2**63 - 1),
-    "base_digest": _digest(or_empty=True),
-    "token": _text(256),
-    "num_examples": _integer(2**63 - 1),
-    "metrics": _map(finite=False),
-    "train_metrics": _map(finite=False),
-    "environment": _map(finite=True),
-    "train_s": _seconds,
-    "reason": _text(MAX_TEXT),
-    "manifest": _text(MAX_HEADER_BYTES),
-    "tensors": _tensors,
-    "codec": _one_of(*CODECS),
-    "body_bytes": _integer(2**63 - 1),
-    "body_digest": _digest(or_empty=False),
-    "chunk_bytes": _integer(2**32 - 1),
-}
-
-
-_MEMBER_PARSERS: dict[str, _Parser] = {
-    "status": _one_of("received", "invalid", "failed"),
-    "weight": _integer(2**63 - 1),
-} | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
-
-
-def _members(raw: Any) -> tuple[Member, ...]:
-    if type(raw) is not list or not raw:
-        raise _fail("members", "is not a list of one or more")
-    found = []
-    for index, item in enumerate(raw):
-        where = f"members[{index}]"
-        if type(item) is not dict or item.keys() != _MEMBER_PARSERS.keys():
-            raise _fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
-        values = {name: _MEMBER_PARSERS[name](f"{where}.{name}", item[name]) for name in item}
-        found.append(Member(**values))
-    return tuple(found)
-
-
-def _parse(raw: Any) -> Header:
-    """
-    Raises:
-        BlobError: A field is missing, unknown, of another type, or out of range.
-    """
-    if type(raw) is not dict:
-        raise BlobError(f"header is a {type(raw).__name__}, not a map")
-    for name in raw:
-        if name not in _PARSERS and name != "members":
-            raise BlobError(f"header field {str(name)[:64]!r} is unknown")
-    for name in _PARSERS:
-        if name not in raw:
-            raise _fail(name, "is missing")
-    members = _members(raw["members"]) if "members" in raw else ()
-    values = {name: parse(name, raw[name]) for name, parse in _PARSERS.items()}
-    header = Header(**values, members=members)
-    _check_layout(header)
-    return header
-
-
-def _check_layout(header: Header) -> None:
-    if header.kind in ("evaluation", "failure") and (header.tensors or header.body_bytes):
-        raise _fail("tensors", f"kind {header.kind!r} has no body")
-    if bool(header.members) != (header.kind == "group"):
-        raise _fail("members", "goes with kind 'group', and with no other")
-    if bool(header.manifest) != (header.kind == "model"):
-        raise _fail("manifest", "goes with kind 'model', and with no other")
-    if chunk_count(header.body_bytes, header.chunk_bytes) > MAX_CHUNKS:
-        raise _fail("chunk_bytes", f"makes more than {MAX_CHUNKS} chunks")
-    end = 0
-    for entry in sorted(header.tensors, key=lambda entry: (entry.offset, entry.nbytes)):
-        if entry.offset < end:
-            raise _fail("tensors", f"{entry.name!r} overlaps another tensor")
-        end = entry.offset + entry.nbytes
-    if end > header.body_bytes:
-        raise _fail("tensors", f"end at byte {end} of a body of {header.body_bytes}")

@@ -32,8 +32,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_queue import blob, int8
-from fl_queue.blob import CODECS, Bytes, Header, Tensor, TensorEntry, wire_nbytes
+from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError
+from fl_queue.header import CODECS, Header, TensorEntry, wire_nbytes
 from fl_queue.records import DTYPES, Manifest, TensorSpec
 from fl_queue.sampling import seed_for
 

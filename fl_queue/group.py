@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fl_queue import blob, metrics, simulation
-from fl_queue.blob import Bytes, Header, Member
+from fl_queue.blob import Bytes
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.exact import sum_manifest
+from fl_queue.header import Header, Member
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, Verdict
 from fl_queue.store import RoundState

@@ -22,9 +22,10 @@ from fl_queue import (
     partial,
     simulation,
 )
-from fl_queue.blob import Bytes, Header
+from fl_queue.blob import Bytes
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
+from fl_queue.header import Header
 from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
 from fl_queue.merge import Merge
 from fl_queue.partial import Progress

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_queue import blob, files
-from fl_queue.blob import Bytes, Header
+from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue.header import Header
 
 _SUFFIX = ".update"
 

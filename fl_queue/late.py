@@ -7,8 +7,8 @@ While a run is training, its aggregator meets them; once the run has ended, the 
 from __future__ import annotations
 
 from fl_queue import blob, group, metrics
-from fl_queue.blob import Header
 from fl_queue.errors import BlobError
+from fl_queue.header import Header
 from fl_queue.records import Receipt, Verdict
 from fl_queue.store import RunState, Store
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fl_queue import blob, codec, int8
-from fl_queue.blob import Bytes, Header, Tensor
+from fl_queue.blob import Bytes, Tensor
 from fl_queue.exact import ExactSum, Scale
+from fl_queue.header import Header
 from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy, weight_of
 

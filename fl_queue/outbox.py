@@ -19,8 +19,9 @@ from typing import Any
 from blake3 import blake3
 
 from fl_queue import blob, faults, files
-from fl_queue.blob import Bytes, Header
+from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
+from fl_queue.header import Header
 from fl_queue.store import ADMITTED_S, Store
 
 _SUFFIX = ".update"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fl_queue import blob, config, names, outbox, rounds, runs
-from fl_queue.blob import Header
 from fl_queue.collect import Collector
+from fl_queue.header import Header
 from fl_queue.intake import Intake
 from fl_queue.records import Manifest, RoundRecord, TensorSpec
 from fl_queue.store import RoundState, RunState, Store

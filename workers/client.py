@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from rq.timeouts import JobTimeoutException
 
 from fl_queue import blob, cache, codec, faults, models, names, outbox, rounds, simulation, training
-from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
+from fl_queue.header import MAX_TEXT, Header
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.sampling import seed_for
@@ -239,7 +239,7 @@ def _keep(job: Assignment, make: Make) -> None:
 
 
 def _failure(job: Assignment, reason: str) -> Header:
-    return replace(job.header("failure"), reason=reason[: blob.MAX_TEXT])
+    return replace(job.header("failure"), reason=reason[:MAX_TEXT])
 
 
 def _made(job: Assignment, make: Make) -> Answer:

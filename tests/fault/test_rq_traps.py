@@ -23,10 +23,10 @@ from rq.job import JobStatus
 
 import fl_queue.store
 from fl_queue import blob, config, dispatch, models, names, outbox, rounds, runs
-from fl_queue.blob import Header
 from fl_queue.collect import Collector
 from fl_queue.dispatch import FLJob, Ticket
 from fl_queue.errors import StoreUnavailable
+from fl_queue.header import Header
 from fl_queue.heal import Healer
 from fl_queue.names import AGGREGATOR
 from fl_queue.records import Manifest, TensorSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fl_queue import blob
-from fl_queue.blob import Header
+from fl_queue.header import Header
 from fl_queue.records import Manifest, TensorSpec
 
 MANIFEST = Manifest((TensorSpec("n", (), "integer_buffer"), TensorSpec("w", (2, 1), "parameter")))

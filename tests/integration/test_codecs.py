@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fl_queue import blob, codec, metrics, names, operate, scores, simulation, verify
-from fl_queue.blob import Header
 from fl_queue.embedded import start
+from fl_queue.header import Header
 from fl_queue.records import Manifest, Receipt
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState

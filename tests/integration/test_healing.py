@@ -23,9 +23,9 @@ from fl_queue import (
     rounds,
     runs,
 )
-from fl_queue.blob import Header
 from fl_queue.dispatch import FLJob, Ticket
 from fl_queue.errors import RunStateError
+from fl_queue.header import Header
 from fl_queue.heal import Healer
 from fl_queue.records import Manifest, Receipt, TensorSpec
 from fl_queue.store import RunState, Store

@@ -12,9 +12,9 @@ import redis
 from rq.serializers import JSONSerializer
 
 from fl_queue import blob, config, dispatch, late, names, outbox, rounds, runs
-from fl_queue.blob import Header
 from fl_queue.dispatch import FLJob, JobRefused
 from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
+from fl_queue.header import Header
 from fl_queue.records import Receipt
 from fl_queue.rounds import Ending
 from fl_queue.store import Store

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fl_queue import blob, names, scores
-from fl_queue.blob import Header
 from fl_queue.embedded import EmbeddedRedis
+from fl_queue.header import Header
 from tests.federation import Federation, kill, wait_for
 
 CLIENTS = 3

@@ -24,9 +24,9 @@ from fl_queue import (
     sampling,
     simulation,
 )
-from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.group import GroupSum
+from fl_queue.header import Header
 from fl_queue.heal import Healer
 from fl_queue.intake import Intake
 from fl_queue.records import Manifest, Receipt, TensorSpec

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_queue import blob
-from fl_queue.blob import Header
 from fl_queue.errors import BlobError
+from fl_queue.header import Header
 from fl_queue.records import DTYPES, Manifest, TensorSpec
 
 CAP = 1 << 16

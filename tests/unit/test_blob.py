@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fl_queue import blob
-from fl_queue.blob import Header, Member
 from fl_queue.errors import BlobError
+from fl_queue.header import MAX_HEADER_BYTES, MAX_TEXT, Header, Member
 from fl_queue.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
@@ -241,7 +241,7 @@ def test_pack_refuses_a_body_that_is_not_the_headers() -> None:
 
 def test_pack_refuses_a_field_that_unpack_would() -> None:
     for changes, name in [
-        ({"reason": "x" * (blob.MAX_TEXT + 1)}, "reason"),
+        ({"reason": "x" * (MAX_TEXT + 1)}, "reason"),
         ({"train_s": 1}, "train_s"),
         ({"num_examples": np.int64(3)}, "num_examples"),
         ({"metrics": {"loss": np.float32(1)}}, "metrics"),
@@ -428,9 +428,9 @@ def test_a_header_that_is_not_msgpack_is_refused(packed: bytes) -> None:
 @pytest.mark.parametrize(
     "packed",
     [
-        b"\xdd\x00\x3f\xff\xff" * 500 + bytes(blob.MAX_HEADER_BYTES - 2500),
-        b"\xdf\x00\x1f\xff\xff" + b"\xa1a\x00" * (blob.MAX_HEADER_BYTES // 3 - 2),
-        b"\xdc\x40\x00" * 500 + bytes(blob.MAX_HEADER_BYTES - 1500),
+        b"\xdd\x00\x3f\xff\xff" * 500 + bytes(MAX_HEADER_BYTES - 2500),
+        b"\xdf\x00\x1f\xff\xff" + b"\xa1a\x00" * (MAX_HEADER_BYTES // 3 - 2),
+        b"\xdc\x40\x00" * 500 + bytes(MAX_HEADER_BYTES - 1500),
         b"\xdc\x00\xc8" + (b"\xdc\x40\x00" + b"\x80" * 0x4000) * 200,
     ],
 )
@@ -442,4 +442,4 @@ def test_a_hostile_header_allocates_a_bounded_multiple_of_its_size(packed: bytes
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 12 * blob.MAX_HEADER_BYTES
+    assert peak_bytes < 12 * MAX_HEADER_BYTES

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fl_queue import blob, codec, int8
-from fl_queue.blob import Header, TensorEntry
 from fl_queue.errors import BlobError
 from fl_queue.exact import ExactSum, choose_scales
+from fl_queue.header import Header, TensorEntry
 from fl_queue.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fl_queue import blob, config, exact, group, simulation
-from fl_queue.blob import Header
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.group import GroupSum
+from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.store import RoundState
