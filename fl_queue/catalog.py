@@ -16,11 +16,22 @@ from fl_queue.fields import Field, unknown_key
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A built-in task: ``target`` is ``module:Class``, ``options`` what ``[task]`` may hold."""
+    """
+    A built-in task.
+
+    Args:
+        target: ``module:Class``.
+        doc: One line for people.
+        options: What ``[task]`` may hold.
+        classes: How many classes there are; 0 when the options or the data say.
+        excerpt: Training images of it that are shipped; 0 for other data.
+    """
 
     target: str
     doc: str
     options: dict[str, Field]
+    classes: int = 0
+    excerpt: int = 0
 
 
 _MODELS = (
@@ -37,16 +48,22 @@ TASKS: dict[str, TaskEntry] = {
         "fl_queue.tasks.mnist:ThreesAndSevens",
         "threes against sevens, one linear layer 784 -> 1",
         {},
+        classes=2,
+        excerpt=2000,
     ),
     "mnist-2nn": TaskEntry(
         "fl_queue.tasks.mnist:TwoLayerPerceptron",
         "ten digits, the perceptron 784-200-200-10 (199,210 parameters)",
         {},
+        classes=10,
+        excerpt=10000,
     ),
     "mnist-cnn": TaskEntry(
         "fl_queue.tasks.mnist:ConvNet",
         "ten digits, two 5x5 convolutions, 512 units (1,663,370 parameters)",
         {},
+        classes=10,
+        excerpt=10000,
     ),
     "image-folder": TaskEntry(
         "fl_queue.tasks.image_folder:ImageFolderTask",
@@ -77,6 +94,7 @@ TASKS: dict[str, TaskEntry] = {
             "features": Field(
                 "str", "", "feature columns, comma separated; the same for all sites"
             ),
+            "owner": Field("str", "", "natural partition: the column that names whose each row is"),
             "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
             "means": Field(
                 "floats", (), "mean of each feature; empty: from the first round's clients"

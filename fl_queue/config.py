@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.catalog import TASKS, task_options
+from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 
@@ -147,60 +148,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
     ),
     "data": (
         "Where the built-in tasks find their data, and how it is split over clients.",
-        {
-            "source": Field(
-                "str",
-                "excerpt",
-                "MNIST: the shipped excerpt, or the full set",
-                choices=("excerpt", "full"),
-            ),
-            "dir": Field(
-                "str", "", "folder of the data, on the client's machine; a worker's own --data wins"
-            ),
-            "partition": Field(
-                "str",
-                "iid",
-                "how one data set is split over the clients; site: every client uses all of its own folder",
-                choices=("iid", "shards", "dirichlet_label", "dirichlet_hsu", "site"),
-            ),
-            "alpha": Field(
-                "float",
-                0.5,
-                "concentration of the two Dirichlet partitions; small is skewed; above 0",
-                above=0,
-            ),
-            "shards_per_client": Field(
-                "int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1
-            ),
-            "samples_per_client": Field(
-                "int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1
-            ),
-            "shares": Field(
-                "int",
-                0,
-                "parts the data is split into; 0: as many as there are clients at the first round",
-                low=0,
-            ),
-            "validation_fraction": Field(
-                "float",
-                0.1,
-                "part of a client's share it holds out for validation, 0 to 0.9",
-                low=0.0,
-                high=0.9,
-            ),
-            "train_per_class": Field(
-                "ints",
-                (),
-                "draw this range of training samples per class, such as [20, 30]; empty: all",
-                low=1,
-            ),
-            "validation_per_class": Field(
-                "ints",
-                (),
-                "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction",
-                low=1,
-            ),
-        },
+        DATA_FIELDS,
     ),
     "train": (
         "How a client trains.",
@@ -326,9 +274,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
 _LOCAL = {("redis", "url"), ("redis", "blob_url"), ("model", "initial")}
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
-    "run.task", "run.seed", "clients.kind", "clients.count", "data.source", "data.partition",
-    "data.alpha", "data.shards_per_client", "data.samples_per_client", "data.shares",
-    "redis.chunk_bytes",
+    "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED, "redis.chunk_bytes",
 )  # fmt: skip
 
 
@@ -381,10 +327,7 @@ class RunConfig:
             )
         if self.clients["kind"] == "simulation":
             self._check_simulation()
-        for name in ("train_per_class", "validation_per_class"):
-            span = self.data[name]
-            if span and (len(span) != 2 or span[0] > span[1]):
-                raise ConfigError(f"data.{name}", f"{list(span)} is not a range [least, most]")
+        check_data(self.data, self.run["task"], self.task, self.clients["count"])
 
     def _check_simulation(self) -> None:
         count, cohort, shares = self.clients["count"], self.round["cohort"], self.data["shares"]
@@ -612,7 +555,10 @@ def _plain(value: Any) -> Any:
 
 def _lookup(record: Mapping[str, Any], name: str) -> Any:
     section, key = name.split(".", 1)
-    return record.get(section, {}).get(key)
+    fields = SECTIONS.get(section, ("", {}))[1]
+    # A run that was made before there was a field did what the default does.
+    default = _plain(fields[key].default) if key in fields else None
+    return record.get(section, {}).get(key, default)
 
 
 def _toml(value: Any) -> str:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -201,7 +202,10 @@ class Task(ABC):
         return sgd.evaluate(model, dataset, self.loss, context.device)
 
     def split(
-        self, labels: NDArray[np.int64], context: ClientContext
+        self,
+        labels: NDArray[np.int64],
+        context: ClientContext,
+        owners: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """
         The client's training and validation samples, as the ``[data]`` section says.
@@ -209,6 +213,7 @@ class Task(ABC):
         Args:
             labels: (N,) classes of the samples on this machine.
             context: Whose samples.
+            owners: (N,) whose each of them is, a name or a number; for the partition ``natural``.
 
         Returns:
             Sorted, disjoint index arrays.
@@ -223,6 +228,7 @@ class Task(ABC):
             client=context.client,
             share=context.share,
             shares=context.shares,
+            owners=owners,
         )
 
 

@@ -1,8 +1,9 @@
 """
 Images in class folders, with a torchvision model trained from scratch.
 
-    DATA/train/<class>/<image>    a client's images
-    DATA/test/<class>/<image>     the evaluator's
+    DATA/train/<class>/<image>            a client's images
+    DATA/train/<class>/<owner>/<image>    the same, for data.partition = "natural"
+    DATA/test/<class>/<image>             the evaluator's
 
 Pixels are float32 in [0, 1] (byte / 255), without any other normalisation. Images are read when
 they are needed, so memory does not grow with their number.
@@ -87,7 +88,10 @@ class ImageFolderTask(Task):
         """
         items = self._items(context.data_dir, "train")
         labels = np.array([label for _, label in items], dtype=np.int64)
-        train, validation = self.split(labels, context)
+        owners = None
+        if self.config.data["partition"] == "natural":
+            owners = np.array(self._owners(Path(context.data_dir) / "train", items))
+        train, validation = self.split(labels, context, owners)
         return ClientData(
             self._dataset([items[index] for index in train]),
             self._dataset([items[index] for index in validation]),
@@ -104,6 +108,20 @@ class ImageFolderTask(Task):
 
     def _dataset(self, items: list[Item]) -> ImageFiles:
         return ImageFiles(items, self.options["image_size"], self._channels())
+
+    def _owners(self, folder: Path, items: list[Item]) -> list[str]:
+        """Whose each image is: the folder between that of its class and itself, the topmost one."""
+        owners = []
+        for path, _ in items:
+            below = path.relative_to(folder).parts
+            if len(below) < 3:
+                raise DataError(
+                    str(path),
+                    "lies in no owner's folder; with data.partition = natural, images are "
+                    "train/<class>/<owner>/<image>",
+                )
+            owners.append(below[1])
+        return owners
 
     def _channels(self) -> int:
         channels: int = self.options["channels"]

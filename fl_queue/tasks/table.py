@@ -62,8 +62,12 @@ class CsvTask(Task):
         """
         if not context.data_dir:
             raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER")
-        rows, labels = self._read(Path(context.data_dir) / self.options["file"])
-        train, validation = self.split(labels, context)
+        path = Path(context.data_dir) / self.options["file"]
+        rows, labels = self._read(path)
+        owners = None
+        if self.config.data["partition"] == "natural":
+            owners = np.array(_column(path, self.options["owner"]))
+        train, validation = self.split(labels, context, owners)
         return ClientData(
             _dataset(rows[train], labels[train]), _dataset(rows[validation], labels[validation])
         )
@@ -114,15 +118,21 @@ class CsvTask(Task):
     def _features(self) -> list[str]:
         listed = _names(self.options["features"])
         if listed:
-            if len(set(listed)) < len(listed) or self.options["label"] in listed:
-                raise ConfigError("task.features", "a column is listed twice, or is the label")
+            if len(set(listed)) < len(listed) or not self._others().isdisjoint(listed):
+                raise ConfigError(
+                    "task.features", "a column is listed twice, or is the label or the owner"
+                )
             return listed
         if not self.config.data["dir"]:
             raise ConfigError(
                 "task.features", "is empty and this machine has no data folder; list the columns"
             )
         header = _header(Path(self.config.data["dir"]) / self.options["file"])
-        return [name for name in header if name != self.options["label"]]
+        return [name for name in header if name not in self._others()]
+
+    def _others(self) -> set[str]:
+        """The columns that are no features."""
+        return {name for name in (self.options["label"], self.options["owner"]) if name}
 
     def _read(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features (N, features) and class indices (N,) of a file, in its order."""
@@ -251,6 +261,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from exc
     except (csv.Error, UnicodeDecodeError) as exc:
         raise DataError(str(path), f"is not a CSV file in UTF-8 ({exc})") from exc
+
+
+def _column(path: Path, name: str) -> list[str]:
+    """The cells of one column, in the file's order."""
+    header = _header(path)
+    if name not in header:
+        raise DataError(
+            str(path), f"has no column {name} (task.owner); its columns: {', '.join(header)}"
+        )
+    at = header.index(name)
+    return [cells[at] for _, cells in islice(_rows(path), 1, None)]
 
 
 def _positions(path: Path, header: list[str], features: list[str], label: str) -> dict[str, int]:

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_queue.data_fields import PARTITIONS
 from fl_queue.errors import ConfigError
-from fl_queue.partition import LEAST_SAMPLES, client_split, dirichlet_hsu, split
+from fl_queue.partition import client_split, split
+from fl_queue.splits import LEAST_SAMPLES, dirichlet_hsu
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(
     lambda values: np.array(values, dtype=np.int64)
@@ -17,18 +19,28 @@ DATA = {
     "alpha": 0.5,
     "shards_per_client": 1,
     "samples_per_client": 1,
+    "labels_per_client": 1,
+    "exponent": 1.0,
     "validation_fraction": 0.2,
     "train_per_class": (),
     "validation_per_class": (),
 }
 
 
-@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet_label"])
+@pytest.mark.parametrize(
+    "kind", ["iid", "shards", "dirichlet_label", "quantity_dirichlet", "quantity_power", "natural"]
+)
 @given(labels=LABELS, seed=SEEDS, alpha=ALPHAS, data=st.data())
 def test_every_sample_is_in_exactly_one_share(kind, labels, seed, alpha, data):
     shares = data.draw(st.integers(1, len(labels)))
     shards = data.draw(st.integers(1, len(labels) // shares))
-    parts = split(kind, labels, shares, seed, alpha=alpha, shards_per_client=shards)
+    options = {
+        "alpha": alpha,
+        "shards_per_client": shards,
+        "exponent": data.draw(st.floats(0.0, 10.0)),
+        "owners": np.arange(len(labels)) % data.draw(st.integers(shares, len(labels))),
+    }
+    parts = split(kind, labels, shares, seed, **options)
     assert len(parts) == shares
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
@@ -46,8 +58,36 @@ def test_dirichlet_hsu_gives_disjoint_shares_of_equal_size(labels, seed, alpha, 
 
 
 @given(labels=LABELS, seed=SEEDS, data=st.data())
-def test_iid_and_dirichlet_label_give_no_share_too_few(labels, seed, data):
+def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
+    wanted = data.draw(st.integers(1, 7))
+    classes = len(np.unique(labels))
+    if wanted > classes:
+        with pytest.raises(ConfigError, match=r"data\.labels_per_client"):
+            split("label_count", labels, shares, seed, labels_per_client=wanted)
+        return
+    try:
+        parts = split("label_count", labels, shares, seed, labels_per_client=wanted)
+    except ConfigError as error:
+        refused = error.field
+        parts = []
+    else:
+        refused = ""
+    assert refused == ("" if parts else "data.shares")
+    if refused:
+        return
+    joined = np.concatenate(parts).tolist()
+    assert len(set(joined)) == len(joined)
+    assert all(1 <= len(np.unique(labels[part])) <= wanted for part in parts)
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+@given(labels=LABELS, seed=SEEDS, data=st.data())
+def test_no_share_has_too_few(labels, seed, data):
+    shares = data.draw(st.integers(1, len(labels)))
+    for kind in ("quantity_dirichlet", "quantity_power"):
+        sizes = [len(p) for p in split(kind, labels, shares, seed, alpha=0.01, exponent=10.0)]
+        assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
     sizes = [len(part) for part in split("iid", labels, shares, seed)]
     assert max(sizes) - min(sizes) <= 1
     sizes = [len(part) for part in split("dirichlet_label", labels, shares, seed, alpha=0.01)]
@@ -55,10 +95,16 @@ def test_iid_and_dirichlet_label_give_no_share_too_few(labels, seed, data):
 
 
 @settings(max_examples=50)
-@given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(["iid", "shards", "dirichlet_hsu"]))
+@given(labels=LABELS, seed=SEEDS, kind=st.sampled_from(PARTITIONS))
 def test_equal_arguments_give_equal_shares(labels, seed, kind):
-    first = split(kind, labels, 1, seed, shards_per_client=1, samples_per_client=1)
-    again = split(kind, labels, 1, seed, shards_per_client=1, samples_per_client=1)
+    options = {
+        "shards_per_client": 1,
+        "samples_per_client": 1,
+        "labels_per_client": 1,
+        "owners": np.arange(len(labels)),
+    }
+    first = split(kind, labels, 1, seed, **options)
+    again = split(kind, labels, 1, seed, **options)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from fl_queue.config import RunConfig
+from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError
-from fl_queue.partition import (
-    _kept_split,
-    client_split,
+from fl_queue.partition import _kept_split, client_split, split
+from fl_queue.splits import (
     dirichlet_hsu,
     dirichlet_label,
     iid,
+    label_count,
+    natural,
+    quantity_dirichlet,
+    quantity_power,
     shards,
-    split,
 )
 
 TEN_CLASSES = np.tile(np.arange(10), 600)
@@ -76,6 +78,9 @@ def test_dirichlet_hsu_uses_other_classes_when_one_runs_out():
         ("shards", {"shares": 40, "shards_per_client": 2}, "data.shards_per_client"),
         ("dirichlet_hsu", {"shares": 7, "samples_per_client": 10}, "data.samples_per_client"),
         ("site", {"shares": 2}, "data.partition"),
+        ("natural", {"shares": 2}, "data.partition"),
+        ("natural", {"shares": 4, "owners": np.arange(60) % 3}, "data.shares"),
+        ("label_count", {"shares": 2, "labels_per_client": 11}, "data.labels_per_client"),
     ],
 )
 def test_an_impossible_split_names_the_field(kind, options, field):
@@ -119,7 +124,104 @@ def test_a_class_with_too_few_samples_is_shared_out_in_proportion():
     assert np.bincount(labels[held])[[3, 7]].tolist() == [2, 10]
 
 
-@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet_label", "dirichlet_hsu"])
+def test_label_count_gives_each_share_so_many_classes_in_equal_parts():
+    for wanted in (1, 2, 3, 10):
+        parts = label_count(TEN_CLASSES, 25, 0, wanted)
+        assert classes_in(parts) == [wanted] * 25
+        assert sorted(np.concatenate(parts).tolist()) == list(range(6000))
+        for label in range(10):
+            counts = [int((TEN_CLASSES[part] == label).sum()) for part in parts]
+            having = [count for count in counts if count]
+            assert max(having) - min(having) <= 1
+
+
+def test_label_count_leaves_over_what_is_nobodys():
+    parts = label_count(TEN_CLASSES, 3, 0, 1)
+    assert [set(TEN_CLASSES[part].tolist()) for part in parts] == [{0}, {1}, {2}]
+    assert [len(part) for part in parts] == [600] * 3
+
+
+def test_label_count_that_leaves_a_share_empty_is_refused():
+    with pytest.raises(ConfigError, match="without samples") as caught:
+        label_count(np.array([0] * 9 + [1]), 4, 0, 1)
+    assert caught.value.field == "data.shares"
+
+
+def test_quantity_power_sizes_are_those_of_the_formula():
+    sizes = sorted((len(part) for part in quantity_power(TEN_CLASSES, 4, 0, 1.0)), reverse=True)
+    # 10 each, and of the other 5960: 12, 6, 4 and 3 parts of 25.
+    assert np.allclose(sizes, [10 + 5960 * part / 25 for part in (12, 6, 4, 3)], atol=1.0)
+    even = [len(part) for part in quantity_power(TEN_CLASSES, 7, 0, 0.0)]
+    assert max(even) - min(even) <= 1
+    assert min(len(part) for part in quantity_power(TEN_CLASSES, 600, 0, 10.0)) == 10
+
+
+def test_quantity_dirichlet_skews_sizes_and_not_labels():
+    parts = quantity_dirichlet(TEN_CLASSES, 10, 0, 0.5)
+    sizes = [len(part) for part in parts]
+    largest = parts[int(np.argmax(sizes))]
+    assert max(sizes) > 3 * min(sizes)
+    assert np.allclose(np.bincount(TEN_CLASSES[largest]) / len(largest), 0.1, atol=0.05)
+    sizes = [len(part) for part in quantity_dirichlet(TEN_CLASSES, 450, 0, 0.01)]
+    assert (min(sizes), sum(sizes)) == (10, 6000)
+
+
+def test_natural_gives_all_of_an_owner_to_one_share_and_deals_owners_evenly():
+    owners = np.array([f"writer-{number % 7}" for number in range(6000)])
+    parts = natural(TEN_CLASSES, 3, 0, owners)
+    hands = [set(owners[part]) for part in parts]
+    assert sorted(len(hand) for hand in hands) == [2, 2, 3]
+    assert len(set.union(*hands)) == 7
+    assert sorted(np.concatenate(parts).tolist()) == list(range(6000))
+    assert [set(owners[part]) for part in natural(TEN_CLASSES, 3, 1, owners)] != hands
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "fix"),
+    [
+        ({"partition": "label_count", "labels_per_client": 11}, "data.labels_per_client", "lower"),
+        ({"partition": "natural"}, "data.partition", "csv"),
+        (
+            {"partition": "shards", "shards_per_client": 101},
+            "data.shards_per_client",
+            "at most 100",
+        ),
+        ({"partition": "dirichlet_hsu"}, "data.samples_per_client", "at most 100"),
+        ({"shares": 10_001}, "data.shares", "full"),
+        ({"labels_per_client": 0}, "data.labels_per_client", "at least 1"),
+        ({"exponent": 11.0}, "data.exponent", "at most 10"),
+        ({"exponent": -1.0}, "data.exponent", "at least 0"),
+        ({"alpha": 0.0}, "data.alpha", "more than 0"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_when_the_config_is_read(config, field, fix):
+    raw = {"clients": {"kind": "simulation", "count": 100}, "data": config}
+    with pytest.raises(ConfigError, match=fix) as caught:
+        RunConfig.from_dict(raw)
+    assert caught.value.field == field
+
+
+def test_natural_with_a_table_needs_the_column_of_owners():
+    raw = {"run": {"task": "csv"}, "data": {"partition": "natural"}}
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(raw)
+    assert caught.value.field == "task.owner"
+    assert RunConfig.from_dict(raw | {"task": {"owner": "clinic"}}).task["owner"] == "clinic"
+
+
+def test_a_run_made_before_a_field_there_is_now_has_its_default():
+    old = RunConfig.from_dict({}).record()
+    del old["data"]["exponent"]
+    assert changed_fields(old, RunConfig.from_dict({}).record()) == []
+    other = RunConfig.from_dict({"data": {"exponent": 2.0}}).record()
+    assert changed_fields(old, other) == ["data.exponent"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["iid", "shards", "label_count", "dirichlet_label", "dirichlet_hsu", "quantity_dirichlet",
+     "quantity_power"],
+)  # fmt: skip
 def test_labels_that_cannot_change_are_split_once_into_the_same_shares(kind):
     fixed, other = TEN_CLASSES.copy(), np.sort(TEN_CLASSES)
     for labels in (fixed, other):

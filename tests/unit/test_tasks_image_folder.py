@@ -96,6 +96,25 @@ def test_shares_of_one_folder_are_disjoint(folder):
     assert len(files) == len(set(files)) == 24
 
 
+def test_natural_shares_of_a_folder_are_those_of_whole_owners(tmp_path):
+    for owner in ("ann", "bob", "cyd"):
+        for number in range(2):
+            save(tmp_path / "train" / "red" / owner / f"{number}.png", (180, 20, 20))
+            save(tmp_path / "train" / "blue" / owner / "deep" / f"{number}.png", (20, 20, 180))
+    task = task_of(tmp_path, partition="natural")
+    owners = []
+    for share in range(3):
+        data = task.client_data(context_of(task, share=share, shares=3))
+        paths = [path for path, _ in data.train.items + data.validation.items]
+        assert len(paths) == 4
+        owners += {path.relative_to(tmp_path).parts[2] for path in paths}
+    assert sorted(owners) == ["ann", "bob", "cyd"]
+    save(tmp_path / "train" / "red" / "stray.png", (180, 20, 20))
+    with pytest.raises(DataError, match="no owner's folder") as caught:
+        task.client_data(context_of(task, share=0, shares=3))
+    assert caught.value.path.endswith("stray.png")
+
+
 @pytest.mark.parametrize("model", TASKS["image-folder"].options["model"].choices)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_model_takes_grey_and_colour_images(model, channels):

@@ -157,6 +157,26 @@ def test_shares_of_one_table_are_disjoint(folder):
     assert len(ages) == len(set(ages)) == 200
 
 
+def test_natural_shares_of_a_table_are_those_of_whole_owners(folder):
+    path = folder / "train.csv"
+    lines = [f"{'yes' if row % 2 else 'no'},{row},clinic-{row % 5}" for row in range(50)]
+    path.write_text("sick,age,clinic\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    task = task_of(folder, partition="natural", owner="clinic", features="")
+    owners = []
+    for share in range(5):
+        data = task.client_data(context_of(task, share=share, shares=5))
+        rows = data.train.tensors[0].tolist() + data.validation.tensors[0].tolist()
+        assert len(rows) == 10
+        owners += {row[0] % 5 for row in rows}
+    assert sorted(owners) == [0, 1, 2, 3, 4]
+    other = task_of(folder, partition="natural", owner="ward", features="age")
+    with pytest.raises(DataError, match=r"no column ward \(task.owner\)"):
+        other.client_data(context_of(other))
+    with pytest.raises(ConfigError) as caught:
+        task_of(folder, owner="clinic", features="age,clinic").build_model()
+    assert caught.value.field == "task.features"
+
+
 HEADER = "age,sick,marker,constant\n"
 
 
