@@ -157,14 +157,19 @@ class Collector:
         received = intake.received()
         tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
         cohort, groups = self.round.cohort, self.round.groups
-        pending = sum(
-            not dispatch.has_answered(
+        silent = [
+            client
+            for client in cohort
+            if not dispatch.has_answered(
                 self.store,
                 intake.receipts.get(client),
                 simulation.ticket_of(client, tickets, cohort, groups),
             )
-            for client in cohort
-        )
+        ]
+        pending = len(silent)
+        if drained and not groups:
+            # Nobody waits for an answer of a client that was revoked meanwhile.
+            pending -= len(self.store.control.revoked(silent))
         if not drained and (pending or received < self.round.quorum):
             return None  # Look at all that has arrived before asking the clock.
         elapsed_s = self._elapsed()

@@ -24,6 +24,7 @@ from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
+from fl_queue.urls import mask
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
 _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
@@ -235,6 +236,16 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             ),
         },
     ),
+    "security": (
+        "Who is believed.",
+        {
+            "require_enrolment": Field(
+                "bool",
+                False,
+                "only enrolled clients are selected, and only signed updates accepted; see fl-queue enroll",
+            ),
+        },
+    ),
     "redis": (
         "Where Redis is (this machine's view, not recorded with the run), and how blobs travel.",
         {
@@ -294,6 +305,7 @@ class RunConfig:
     aggregation: Mapping[str, Any]
     update: Mapping[str, Any]
     model: Mapping[str, Any]
+    security: Mapping[str, Any]
     redis: Mapping[str, Any]
     task: Mapping[str, Any]
 
@@ -330,6 +342,11 @@ class RunConfig:
         check_data(self.data, self.run["task"], self.task, self.clients["count"])
 
     def _check_simulation(self) -> None:
+        if self.security["require_enrolment"]:
+            raise ConfigError(
+                "security.require_enrolment",
+                "virtual clients cannot be enrolled; leave it false in a simulation",
+            )
         count, cohort, shares = self.clients["count"], self.round["cohort"], self.data["shares"]
         if count < 1:
             raise ConfigError(
@@ -486,7 +503,7 @@ def masked(config: RunConfig) -> dict[str, dict[str, Any]]:
     """The config as nested dictionaries, passwords in URLs replaced by ``***``."""
     plain = config.to_dict()
     for key in ("url", "blob_url"):
-        plain["redis"][key] = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", plain["redis"][key])
+        plain["redis"][key] = mask(plain["redis"][key])
     return plain
 
 

@@ -155,8 +155,10 @@ class Healer:
         identity = self.store.data.identity()
         if identity == current.data_server:
             return
-        for who, ticket in dispatch.tickets(self.store, run, current.number).items():
-            if who != names.AGGREGATOR:
+        tickets = dispatch.tickets(self.store, run, current.number)
+        revoked = self.store.control.revoked(tickets)
+        for who, ticket in tickets.items():
+            if who != names.AGGREGATOR and who not in revoked:
                 self._replace(names.round_jobs(run, current.number), who, ticket)
         self.store.control.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
@@ -164,7 +166,11 @@ class Healer:
     def _heal_jobs(self, run: str, current: RoundState) -> None:
         key = names.round_jobs(run, current.number)
         receipts = self.store.control.receipts(run, current.number)
-        for who, ticket in dispatch.tickets(self.store, run, current.number).items():
+        tickets = dispatch.tickets(self.store, run, current.number)
+        revoked = self.store.control.revoked(tickets)
+        for who, ticket in tickets.items():
+            if who in revoked:
+                continue  # Its job was dropped with it.
             behind = simulation.answerable(who, current.cohort, current.groups)
             if all(
                 dispatch.has_answered(self.store, receipts.get(client), ticket) for client in behind

@@ -25,8 +25,9 @@ from fl_queue import (
 from fl_queue.blob import Bytes
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
+from fl_queue.gate import Forged, Gate
 from fl_queue.header import Header
-from fl_queue.late import LARGEST_MODEL_BYTES, receipt_of
+from fl_queue.late import receipt_of
 from fl_queue.merge import Merge
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt
@@ -65,6 +66,10 @@ class Intake:
         self.looked_at = 0
         self.headers: list[Header] = []
         self._room = store.data.room(config.redis["unmerged_bytes"])
+        required = config.security["require_enrolment"]
+        self._gate = Gate(store.control, run, required)
+        #: Client -> largest number of examples it was enrolled with; 0: any.
+        self._most_examples: dict[str, int] = {}
         self._whole = bytearray()  # The update being looked at; the same memory for each.
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
@@ -96,7 +101,12 @@ class Intake:
         """Decide on one element: write its receipt, and add it to the sum if it is good."""
         self.looked_at += 1
         try:
-            header, body = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+            header, body, enrolment = self._gate.open(element)
+            if enrolment is not None:
+                self._most_examples[header.client] = enrolment.max_examples
+        except Forged as exc:
+            self._refuse(exc)
+            return
         except BlobError as exc:
             self._reject(exc.reason)
             return
@@ -193,6 +203,15 @@ class Intake:
     def _reject(self, reason: str) -> None:
         self.store.control.add_event(self.run, late.rejected_event(self.number, reason))
 
+    def _refuse(self, forged: Forged) -> None:
+        """Record what came in a client's name and not from it; the client itself is waited for."""
+        who = forged.claimed
+        if who not in self.round.cohort:
+            self._reject(forged.reason)
+            return
+        receipt = Receipt("forged", forged.reason)
+        self.store.control.write_receipt(self.run, self.number, who, receipt, self.fence)
+
     def _judge(self, header: Header, body: memoryview) -> Receipt | None:
         """The receipt of an element of this round; None when its chunks are not there."""
         known = self.receipts.get(header.client)
@@ -228,6 +247,11 @@ class Intake:
             raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
+        most = self._most_examples.get(header.client, 0)
+        if most and header.num_examples > most:
+            raise BlobError(
+                f"num_examples {header.num_examples} is more than the {most} it is enrolled with"
+            )
         weight = 0
         if header.kind == "update":
             weight = self._add(header, body)

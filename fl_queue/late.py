@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from fl_queue import blob, group, metrics
 from fl_queue.errors import BlobError
+from fl_queue.gate import Gate
 from fl_queue.header import Header
 from fl_queue.records import Receipt, Verdict
+from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store
 
-LARGEST_MODEL_BYTES = 64 * 1024**3
 #: Elements removed at one go: a healer has other runs to look at.
 _AT_ONCE = 100
 
@@ -55,9 +56,13 @@ def drain(store: Store, state: RunState) -> int:
         How many elements were removed.
     """
     removed = 0
+    gate: Gate | None = None
     while removed < _AT_ONCE and (element := store.data.peek(state.run_id)) is not None:
         try:
-            header, _ = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+            if gate is None:
+                security = current_config(store, state.run_id).security
+                gate = Gate(store.control, state.run_id, security["require_enrolment"])
+            header = gate.open(element).header
             if header.round > state.round:
                 again = store.control.run(state.run_id)
                 if again is None or again.active:

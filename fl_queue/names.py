@@ -23,6 +23,7 @@ control server
     flq:client:<id>:events             stream  its epochs, capped
     flq:worker:<name>                  hash    a living RQ worker (lease)
     flq:healer                         hash    the one healer at work (lease)
+    flq:enrolled                       hash    client -> JSON {key, max_examples, users, ...}
     flq:clock                          hash    when somebody was heard last; settling after an outage
     flq:deleted                        zset    run id -> when it was deleted, for a day
 data server
@@ -45,6 +46,7 @@ RUNS = "flq:runs"
 CLIENTS = "flq:clients"
 HEALER = "flq:healer"
 CLOCK = "flq:clock"
+ENROLLED = "flq:enrolled"
 DELETED = "flq:deleted"
 DATA_SERVER = "flq:server"
 #: Pub/sub channel of the data server: run id of an element that has just been pushed.

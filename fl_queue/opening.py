@@ -68,6 +68,8 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         if simulated
         else store.control.alive_clients(config.clients["active_s"])
     )
+    if not simulated:
+        alive = _admissible(store, config, alive)
     cohort, wanted = _select(store, state, config, purpose, alive)
     if len(cohort) < max(wanted, 1):
         _wait_for_clients(store, state, config, len(alive), wanted)
@@ -101,9 +103,20 @@ def _select(
         wanted = cohort_size(config, len(alive))
         chosen = min(wanted, len(alive))
         return sampling.select_cohort(seed, state.round + 1, alive, chosen), wanted
-    if store.control.role_alive(names.EVALUATOR):
+    if store.control.role_alive(names.EVALUATOR) and _admissible(store, config, [names.EVALUATOR]):
         return [names.EVALUATOR], 1
     return sampling.select_cohort(seed, 0, alive, min(1, len(alive))), 1
+
+
+def _admissible(store: Store, config: RunConfig, clients: list[str]) -> list[str]:
+    """Those who may be selected: none that was revoked, and none that is not enrolled if that is required."""
+    known = store.control.enrolments()
+    strangers = not config.security["require_enrolment"]
+    return [
+        client
+        for client in clients
+        if (not known[client].revoked_at if client in known else strangers)
+    ]
 
 
 def _groups(cohort: Sequence[str], config: RunConfig) -> int:
@@ -221,6 +234,8 @@ def _wait_for_clients(
     deadline_s = config.round["deadline_s"]
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
+        if config.security["require_enrolment"]:
+            reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
     else:
         reason = f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
     given_up = waited_s is not None and waited_s >= deadline_s

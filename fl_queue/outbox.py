@@ -101,6 +101,7 @@ def push(
     chunk_bytes: int,
     ended: Callable[[], bool],
     unmerged_bytes: int = 0,
+    seal: Callable[[bytes], bytes] = bytes,
 ) -> bool:
     """
     Push an update, waiting out outages of the data server: chunks first, then the element.
@@ -111,6 +112,7 @@ def push(
         inline_bytes: Bodies up to this size travel in the element itself.
         unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         ended: Whether its round has ended; asked before each attempt.
+        seal: Signs the element; the same bytes each time.
 
     Returns:
         Whether it was pushed; False when its round ended first.
@@ -121,7 +123,7 @@ def push(
             most = store.data.room(unmerged_bytes)
             permitted = permission(header.token, header.body_bytes)
             if not most or store.data.admit(header.run, permitted, most):
-                _push_once(store, header, body, inline_bytes, chunk_bytes, again, most)
+                _push_once(store, header, body, inline_bytes, chunk_bytes, again, most, seal)
                 return True
         except StoreUnavailable:
             again = True
@@ -144,6 +146,7 @@ def _push_once(
     chunk_bytes: int,
     again: bool,
     unmerged_bytes: int,
+    seal: Callable[[bytes], bytes],
 ) -> None:
     def extend(lifetime_s: int) -> None:
         if unmerged_bytes:
@@ -158,7 +161,7 @@ def _push_once(
 
     if len(body) <= inline_bytes:
         extend(CHUNK_LIFETIME_S)
-        store.data.push(header.run, blob.pack(header, body if len(body) else None))
+        store.data.push(header.run, seal(blob.pack(header, body if len(body) else None)))
         return
     store.data.put_chunks(
         header.run, header.body_digest, pieces(), CHUNK_LIFETIME_S, skip_present=again
@@ -166,7 +169,7 @@ def _push_once(
     faults.reach("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
     extend(CHUNK_LIFETIME_S)
-    store.data.push(header.run, blob.pack(replace(header, chunk_bytes=chunk_bytes), None))
+    store.data.push(header.run, seal(blob.pack(replace(header, chunk_bytes=chunk_bytes), None)))
 
 
 def _ended(ended: Callable[[], bool]) -> bool:

@@ -28,7 +28,10 @@ DTYPES: dict[str, str] = {
 
 #: What is done with an update; ``received`` until its round ends, then final.
 #: ``failed``: the client reported that it could not train.
-Verdict = Literal["received", "accepted", "duplicate", "late", "stale", "invalid", "failed"]
+#: ``forged``: in the client's name and not by it, so it says nothing about the client.
+Verdict = Literal[
+    "received", "accepted", "duplicate", "late", "stale", "invalid", "failed", "forged"
+]  # fmt: skip
 Purpose = Literal["initialise", "train", "evaluate"]
 Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
 
@@ -165,6 +168,34 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """
+    What the operator has registered of one client.
+
+    Args:
+        key: Its public Ed25519 key, base64.
+        max_examples: Largest number of examples it may claim in a round; 0: what the config allows.
+        enrolled_at: Unix time of the control server, seconds.
+        users: Names of its Redis users.
+        revoked_at: When it was revoked; 0: it was not.
+    """
+
+    key: str
+    max_examples: int = 0
+    enrolled_at: float = 0.0
+    users: tuple[str, ...] = ()
+    revoked_at: float = 0.0
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Enrolment:
+        raw = json.loads(text)
+        return cls(**{**raw, "users": tuple(raw["users"])})
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from fl_queue import embedded
+from fl_queue import embedded, signing
+from fl_queue.credentials import Credentials
+from fl_queue.credentials import read as read_credentials
 from fl_queue.store import Store, resolve_urls
 
 
@@ -30,6 +33,7 @@ class Site:
         device: ``cpu``, ``cuda``, ``cuda:1``.
         threads: CPU threads of a training job.
         worker: Name of the RQ worker; new for each process.
+        credentials: File of ``fl-queue enroll``; wins over the URLs.
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
     """
 
@@ -43,6 +47,7 @@ class Site:
     threads: int = 1
     worker: str = ""
     token: str = ""
+    credentials: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -59,6 +64,7 @@ class Site:
             threads=int(environ.get("FLQ_SITE_THREADS", "1")),
             worker=environ.get("FLQ_SITE_WORKER", "") or f"worker-{secrets.token_hex(4)}",
             token=environ.get("FLQ_SITE_TOKEN", "") or secrets.token_hex(8),
+            credentials=environ.get("FLQ_SITE_CREDENTIALS", ""),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -74,6 +80,7 @@ class Site:
             "FLQ_SITE_THREADS": str(self.threads),
             "FLQ_SITE_WORKER": self.worker,
             "FLQ_SITE_TOKEN": self.token,
+            "FLQ_SITE_CREDENTIALS": self.credentials,
         }
 
     @property
@@ -86,6 +93,34 @@ class Site:
         """Folder of fetched models."""
         return self.state_dir / "cache"
 
+    @cached_property
+    def secrets(self) -> Credentials | None:
+        """
+        What the credentials file has; None without one.
+
+        Raises:
+            ConfigError: It cannot be read, or is not private.
+        """
+        return read_credentials(Path(self.credentials)) if self.credentials else None
+
+    def urls(self) -> tuple[str, str]:
+        """
+        (url, blob_url) of both Redis roles, with the login that is used.
+
+        Raises:
+            ConfigError: The credentials cannot be used.
+            StoreUnavailable: No URL is given and no private servers run.
+        """
+        if self.secrets is not None:
+            return self.secrets.urls()
+        return resolve_urls(self.url, self.blob_url, self.state_dir)
+
+    def seal(self, element: bytes) -> bytes:
+        """Sign an element with this site's key; without credentials it stays as it is."""
+        if self.secrets is None:
+            return element
+        return signing.seal(element, self.secrets.client, self.secrets.signing_key)
+
     def connect(self) -> Store:
         """
         Both Redis roles, not checked: for a job, whose worker has seen that they are fit.
@@ -93,7 +128,7 @@ class Site:
         Raises:
             StoreUnavailable: No URL is given and no private servers run.
         """
-        return Store(*resolve_urls(self.url, self.blob_url, self.state_dir))
+        return Store(*self.urls())
 
     def store(self) -> Store:
         """
@@ -102,4 +137,4 @@ class Site:
         Raises:
             StoreUnavailable: Not reachable, or too old.
         """
-        return Store.open(self.url, self.blob_url, self.state_dir)
+        return Store.open(*self.urls(), self.state_dir)

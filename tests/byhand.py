@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from fl_queue import blob, config, names, outbox, rounds, runs
+from fl_queue import blob, config, names, outbox, rounds, runs, signing
 from fl_queue.collect import Collector
 from fl_queue.header import Header
 from fl_queue.intake import Intake
@@ -28,11 +28,19 @@ class ByHand:
         clients: All of them are in every cohort.
         size: Parameters of the model.
         overrides: Of the config.
+        keys: Client -> secret key, of those that sign what they send.
     """
 
     def __init__(
-        self, store: Store, folder: Path, clients: Sequence[str], size: int, *overrides: str
+        self,
+        store: Store,
+        folder: Path,
+        clients: Sequence[str],
+        size: int,
+        *overrides: str,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
+        self.keys = dict(keys or {})
         self.store, self.folder, self.clients, self.size = store, folder, clients, size
         self.manifest = Manifest(
             (TensorSpec("n", (1,), "integer_buffer"), TensorSpec("w", (size,), "parameter"))
@@ -97,7 +105,13 @@ class ByHand:
             redis["chunk_bytes"],
             lambda: False,
             bound,
+            lambda element: self.seal(header.client, element),
         )
+
+    def seal(self, client: str, element: bytes) -> bytes:
+        """An element as its client sends it: signed, if it has a key."""
+        secret = self.keys.get(client)
+        return element if secret is None else signing.seal(element, client, secret)
 
     def body(self, client: str) -> bytes:
         """A client's update of the round: the same whenever it is asked."""

@@ -193,6 +193,7 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
         redis["chunk_bytes"],
         job.ended,
         redis["unmerged_bytes"],
+        job.site.seal,
     )
 
 

@@ -37,7 +37,7 @@ from fl_queue import dispatch, faults, liveness, names, rounds
 from fl_queue.dispatch import FLJob
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.site import Site
-from fl_queue.store import Control, plain_client, resolve_urls
+from fl_queue.store import Control, plain_client
 from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
 
 log = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         die_with_parent(int(supervisor))
     site = Site.from_environ()
     try:
-        url, _ = resolve_urls(site.url, site.blob_url, site.state_dir)
+        url, _ = site.urls()
         connection: Redis = plain_client(url, socket_timeout_s=HEARTBEAT_S + 10)
         worker = kind([queue], connection=connection)
         # What is here now stays: a collection in a work-horse would copy every page it looks at.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from fl_queue import names
+from fl_queue import credentials, names
 from fl_queue.cli.common import Command, Where, connection_options
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.site import Site
@@ -50,33 +50,65 @@ def _task_options(command: Command) -> Command:
     return command
 
 
+def _credentials_option(command: Command) -> Command:
+    return click.option(
+        "--credentials",
+        "file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="File of `fl-queue enroll`: names Redis, and holds the secrets for it.",
+    )(command)
+
+
 @worker.command("client")
 @click.option(
-    "--client", required=True, metavar="ID", help="This data owner's id: letters, digits, dashes."
+    "--client",
+    default="",
+    metavar="ID",
+    help="This data owner's id: letters, digits, dashes. Not needed with --credentials.",
 )
+@_credentials_option
 @_task_options
 @connection_options
 def worker_client(
-    where: Where, client: str, data: str, task_allow: tuple[str, ...], device: str, threads: int
+    where: Where,
+    client: str,
+    file: Path | None,
+    data: str,
+    task_allow: tuple[str, ...],
+    device: str,
+    threads: int,
 ) -> None:
     """Train for one data owner, on its own machine, with its own data."""
+    client = _enrolled_as(file, client)
+    if not client:
+        raise ConfigError("--client", "is missing; name the client, or give --credentials FILE")
     if not names.is_name(client) or client in names.RESERVED:
         reserved = ", ".join(names.RESERVED)
         raise ConfigError(
             "--client",
             f"{client!r} is not a client id; use letters, digits and dashes, at most 63, and none of {reserved}",
         )
-    _become_worker("client", _site(where, data, task_allow, device, threads, client))
+    site = _site(where, data, task_allow, device, threads, client, file)
+    _become_worker("client", site)
 
 
 @worker.command("evaluator")
+@_credentials_option
 @_task_options
 @connection_options
 def worker_evaluator(
-    where: Where, data: str, task_allow: tuple[str, ...], device: str, threads: int
+    where: Where,
+    file: Path | None,
+    data: str,
+    task_allow: tuple[str, ...],
+    device: str,
+    threads: int,
 ) -> None:
     """Score every version on the task's test set, beside the rounds."""
-    _become_worker("evaluator", _site(where, data, task_allow, device, threads))
+    if file is not None:
+        _enrolled_as(file, names.EVALUATOR)
+    site = _site(where, data, task_allow, device, threads, file=file)
+    _become_worker("evaluator", site)
 
 
 @worker.command("pool")
@@ -108,8 +140,24 @@ def worker_aggregator(where: Where) -> None:
     _become_worker("aggregator", _site(where, "", (), "cpu", 1))
 
 
+def _enrolled_as(file: Path | None, client: str) -> str:
+    """The client that credentials are of; the one that was named, if there are none."""
+    if file is None:
+        return client
+    found = credentials.read(file).client
+    if client and found != client:
+        raise ConfigError("--credentials", f"{file} is of {found}, not of {client}")
+    return found
+
+
 def _site(
-    where: Where, data: str, allow: tuple[str, ...], device: str, threads: int, client: str = ""
+    where: Where,
+    data: str,
+    allow: tuple[str, ...],
+    device: str,
+    threads: int,
+    client: str = "",
+    file: Path | None = None,
 ) -> Site:
     if not _DEVICE.fullmatch(device):
         raise ConfigError("--device", f"{device!r} is not cpu, cuda or cuda:N")
@@ -121,7 +169,17 @@ def _site(
         if ":" not in task:
             raise ConfigError("--task-allow", f"{task!r} is not MODULE:CLASS")
     folder = str(Path(data).absolute()) if data else ""
-    return Site(where.url, where.blob_url, where.state_dir, client, folder, allow, device, threads)
+    return Site(
+        where.url,
+        where.blob_url,
+        where.state_dir,
+        client,
+        folder,
+        allow,
+        device,
+        threads,
+        credentials=str(file.absolute()) if file is not None else "",
+    )
 
 
 def _become_worker(role: str, site: Site, processes: int = 1) -> None:

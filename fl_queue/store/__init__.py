@@ -16,7 +16,6 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import ADMITTED_S, Data, Doorbell
-from fl_queue.store.failing import mask
 from fl_queue.store.presence import as_text
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "ServerFacts",
     "Store",
     "as_text",
-    "mask",
     "parse_run_state",
     "plain_client",
     "resolve_urls",

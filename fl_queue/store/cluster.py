@@ -19,7 +19,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from fl_queue import names
-from fl_queue.store.failing import mask, translated
+from fl_queue.store.failing import translated
+from fl_queue.urls import mask
 
 _SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _PORT = 6379

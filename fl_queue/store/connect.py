@@ -32,7 +32,8 @@ from fl_queue.store.cluster import (
     pool_of_key,
     primaries,
 )
-from fl_queue.store.failing import mask, translated
+from fl_queue.store.failing import translated
+from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"

@@ -1,8 +1,7 @@
-"""What becomes of redis-py's errors, and of the password in a URL. No connections here."""
+"""What becomes of redis-py's errors. No connections here."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,11 +11,6 @@ from redis import exceptions
 from fl_queue.errors import StoreUnavailable
 
 _FULL = "is full (maxmemory); give it more memory"
-
-
-def mask(url: str) -> str:
-    """The URL with its password replaced by ``***``."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ The control server: who is there. Leases, clients, workers, and whether that pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import redis
 
 from fl_queue import liveness, names
-from fl_queue.records import dumps
+from fl_queue.records import Enrolment, dumps
 from fl_queue.store.connect import script
 
 #: Leases are extended every second or two: a longer silence is an outage or a jump of the clock.
@@ -127,6 +127,34 @@ class Presence:
     def alive_clients(self, active_s: float) -> list[str]:
         """Clients heard of within ``active_s`` of the control server's clock, sorted."""
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
+
+    # Enrolment
+
+    def enrolment(self, client: str) -> Enrolment | None:
+        """What is registered of a client; None when it never was enrolled."""
+        text = cast("bytes | None", self.redis.hget(names.ENROLLED, client))
+        return Enrolment.from_json(text) if text else None
+
+    def enrolments(self) -> dict[str, Enrolment]:
+        """Client -> what is registered of it, also of those that were revoked; sorted."""
+        raw = cast(dict[bytes, bytes], self.redis.hgetall(names.ENROLLED))
+        return {client.decode(): Enrolment.from_json(raw[client]) for client in sorted(raw)}
+
+    def revoked(self, clients: Iterable[str]) -> set[str]:
+        """Those of some clients that were revoked."""
+        asked = list(clients)
+        if not asked:
+            return set()
+        found = cast(list["bytes | None"], self.redis.hmget(names.ENROLLED, asked))
+        return {
+            client
+            for client, text in zip(asked, found, strict=True)
+            if text and Enrolment.from_json(text).revoked_at
+        }
+
+    def write_enrolment(self, client: str, enrolment: Enrolment) -> None:
+        """Register a client, in place of what was registered of it."""
+        self.redis.hset(names.ENROLLED, client, enrolment.to_json())
 
 
 def _lives(holder: Mapping[str, str]) -> bool:

@@ -9,6 +9,11 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[4] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[4] then return 0 end
 
 local function field_of(client, text)
+  -- What is in a client's name and not by it takes no place of the client's own.
+  if cjson.decode(text)['status'] == 'forged' then
+    local apart = client .. ':forged'
+    return redis.call('HEXISTS', KEYS[2], apart) == 0 and apart or nil
+  end
   local first = redis.call('HGET', KEYS[2], client)
   if not first then return client end
   local receipt, known = cjson.decode(text), cjson.decode(first)

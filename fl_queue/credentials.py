@@ -1,0 +1,182 @@
+"""
+The one file that a site is handed: who it is, where Redis is, and the secrets it needs for both.
+
+TOML, readable by its owner alone. ``fl-queue enroll`` writes it; a worker is given its path, and each
+of its processes reads it, so that no secret is in an argument or in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fl_queue import files, names, signing, urls
+from fl_queue.errors import ConfigError
+from fl_queue.records import dumps
+
+_READABLE_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+#: Part of the certificates table -> redis-py's option that names a file of it.
+_TLS = {"ca": "ssl_ca_certs", "certificate": "ssl_certfile", "key": "ssl_keyfile"}
+_HEAD = """\
+# Credentials of {client} for fl-queue, written by `fl-queue enroll`. Whoever has this file is {client}.
+# Run: fl-queue worker {command} --credentials THIS-FILE
+"""
+
+
+@dataclass(frozen=True)
+class Login:
+    """A Redis user: its name and password."""
+
+    name: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """
+    What is in the file.
+
+    Args:
+        client: Client id, or ``evaluator``.
+        signing_key: Its secret Ed25519 key, base64.
+        url, blob_url: Both Redis roles as the site reaches them, without passwords.
+        users: Purpose -> login; ``all`` where one user does everything; empty: no login.
+        tls: ``ca``: the certificate that signed the servers'; ``certificate`` and ``key``: what the
+            site shows them (mutual TLS). PEM text.
+    """
+
+    client: str
+    signing_key: str = field(repr=False)
+    url: str
+    blob_url: str
+    users: Mapping[str, Login] = field(default_factory=dict)
+    tls: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def to_toml(self) -> str:
+        command = self.client if self.client == names.EVALUATOR else "client"
+        lines = [_HEAD.format(client=self.client, command=command)]
+        lines += [f"client = {dumps(self.client)}", f"signing_key = {dumps(self.signing_key)}", ""]
+        lines += ["[redis]", f"url = {dumps(self.url)}", f"blob_url = {dumps(self.blob_url)}"]
+        for purpose, login in self.users.items():
+            lines += ["", f"[redis.users.{purpose}]", f"name = {dumps(login.name)}"]
+            lines += [f"password = {dumps(login.password)}"]
+        if self.tls:
+            lines += ["", "[tls]"]
+        lines += [f'{part} = """\n{pem.strip()}\n"""' for part, pem in self.tls.items()]
+        return "\n".join(lines) + "\n"
+
+    def urls(self) -> tuple[str, str]:
+        """
+        (url, blob_url) for connections of this process, with login and certificates.
+
+        Raises:
+            ConfigError: It has several users, for servers that this version cannot use them on.
+        """
+        login = self.users.get("all", Login("", ""))
+        if self.users and not login.name:
+            raise ConfigError("redis.users", "has no user `all`; enrol the client anew")
+
+        def whole(url: str) -> str:
+            options = self._options() if urls.is_tls(url) else {}
+            return urls.with_login(url, login.name, login.password, options)
+
+        return whole(self.url), whole(self.blob_url)
+
+    def _options(self) -> dict[str, str]:
+        return {_TLS[part]: _as_file(pem) for part, pem in self.tls.items()}
+
+
+@cache
+def _as_file(text: str) -> str:
+    """A path under which this process finds a text: Python's TLS takes keys from files only."""
+    descriptor = os.memfd_create("fl-queue")
+    os.write(descriptor, text.encode())
+    return f"/proc/self/fd/{descriptor}"
+
+
+def write(path: Path, credentials: Credentials, force: bool = False) -> None:
+    """
+    Write the file for its owner alone.
+
+    Args:
+        force: Whether one that is there may be replaced.
+
+    Raises:
+        ConfigError: There is one, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise ConfigError(
+            "--output", f"{path} is there; name another file, or replace it with --force"
+        )
+    try:
+        with files.written_whole(path) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(credentials.to_toml().encode())
+    except OSError as exc:
+        raise ConfigError("--output", f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def read(path: Path) -> Credentials:
+    """
+    Read such a file.
+
+    Raises:
+        ConfigError: It is not there, others may read it, or a field of it cannot be used.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = tomllib.loads(file.read().decode())
+    except OSError as exc:
+        raise _bad(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        # The parser's message may quote what it read.
+        raise _bad(f"{path} is not valid TOML; write it anew with `fl-queue enroll`") from exc
+    if mode & _READABLE_BY_OTHERS:
+        raise _bad(f"{path} is open to others of this machine; run chmod 600 {path}")
+    return _parsed(path, raw)
+
+
+def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
+    try:
+        users = {
+            purpose: Login(_text(login["name"]), _text(login["password"]))
+            for purpose, login in raw["redis"].get("users", {}).items()
+        }
+        tls = {part: _text(raw["tls"][part]) for part in _TLS if part in raw.get("tls", {})}
+        made = Credentials(
+            _text(raw["client"]),
+            _text(raw["signing_key"]),
+            _text(raw["redis"]["url"]),
+            _text(raw["redis"]["blob_url"]),
+            users,
+            tls,
+        )
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise _bad(f"{path} lacks a field; write it anew with `fl-queue enroll`") from exc
+    if not is_enrollable(made.client):
+        raise _bad(f"{path}: {made.client!r} is not a client id")
+    if not signing.is_key(made.signing_key):
+        raise _bad(f"{path}: signing_key is not a key; write it anew with `fl-queue enroll`")
+    return made
+
+
+def is_enrollable(client: str) -> bool:
+    """Whether somebody of that name can be enrolled: a client, or the evaluator."""
+    return names.is_name(client) and (client == names.EVALUATOR or client not in names.RESERVED)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _bad(reason: str) -> ConfigError:
+    return ConfigError("--credentials", reason)

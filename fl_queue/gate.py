@@ -1,0 +1,89 @@
+"""
+Who an element is from: its signature is checked before anything else of it is believed.
+
+The key of an enrolled client is on the control server, where only the operator's side writes. An
+element that is not what it claims raises ``Forged``: it says nothing about the client it names.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fl_queue import blob, signing
+from fl_queue.errors import BlobError
+from fl_queue.header import MAX_HEADER_BYTES, Header
+from fl_queue.records import Enrolment
+from fl_queue.store import Control
+
+LARGEST_MODEL_BYTES = 64 * 1024**3
+#: Of an element that is refused anyway, no larger header is read for the name in it.
+_GLANCE_BYTES = 64 * 1024
+
+
+class Forged(BlobError):
+    """
+    An element that is not of the client it claims to be from, or not of this run.
+
+    Args:
+        claimed: The client it names; anybody may have sent it.
+    """
+
+    def __init__(self, claimed: str, reason: str) -> None:
+        super().__init__(reason)
+        self.claimed = claimed
+
+
+class Opened(NamedTuple):
+    """An element whose sender is who it says. ``enrolment``: None when that one is not enrolled."""
+
+    header: Header
+    body: memoryview
+    enrolment: Enrolment | None
+
+
+class Gate:
+    """
+    Opens elements of a run.
+
+    Args:
+        control: Knows who is enrolled; asked each time, so that revoking has effect at once.
+        run: Run id.
+        required: Whether nobody else's elements are accepted (``security.require_enrolment``).
+    """
+
+    def __init__(self, control: Control, run: str, required: bool) -> None:
+        self._control, self._run, self._required = control, run, required
+
+    def open(self, element: bytes) -> Opened:
+        """
+        Decode an element up to its body, from whoever may have sent it.
+
+        Raises:
+            Forged: Its sender is not who it says.
+            BlobError: It is malformed, and does not tell whose it is.
+        """
+        sealed = signing.opened(element)
+        if sealed is None:
+            return self._unsigned(element)
+        signer = sealed.signer
+        enrolment = self._control.enrolment(signer)
+        if enrolment is None or enrolment.revoked_at:
+            why = "is not enrolled" if enrolment is None else "is not enrolled any more"
+            raise Forged(signer, f"{signer} {why}")
+        if not signing.is_signed_by(sealed, enrolment.key):
+            raise Forged(signer, f"not signed with the key of {signer}")
+        header, body = blob.unpack(sealed.element, max_body_bytes=LARGEST_MODEL_BYTES)
+        if header.client != signer:
+            raise Forged(header.client, f"signed by {signer}, in the name of {header.client}")
+        if header.run != self._run:
+            raise Forged(signer, f"it is of run {header.run}")
+        return Opened(header, body, enrolment)
+
+    def _unsigned(self, element: bytes) -> Opened:
+        longest = _GLANCE_BYTES if self._required else MAX_HEADER_BYTES
+        header, body = blob.unpack(
+            element, max_header_bytes=longest, max_body_bytes=LARGEST_MODEL_BYTES
+        )
+        if self._required or self._control.enrolment(header.client) is not None:
+            raise Forged(header.client, f"not signed, in the name of {header.client}")
+        return Opened(header, body, None)

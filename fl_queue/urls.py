@@ -1,0 +1,67 @@
+"""URLs of Redis servers: the password in them, and the URL without it. No connections here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import quote, urlencode
+
+_SECRET_OPTIONS = ("password", "ssl_password")
+
+
+def mask(url: str) -> str:
+    """The URL with every password in it replaced by ``***``."""
+    scheme, mark, rest = url.partition("://")
+    login, at, where = _login(rest)
+    if at and ":" in login:
+        login = login.partition(":")[0] + ":***"
+    where, question, query = where.partition("?")
+    shown = [_masked_option(option) for option in query.split("&") if not _is_ours(option)]
+    question = question if any(shown) else ""
+    return f"{scheme}{mark}{login}{at}{where}{question}{'&'.join(shown)}"
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL has a password in it."""
+    return mask(url) != url
+
+
+def without_login(url: str) -> str:
+    """The URL without user, password and options of this machine (files of certificates)."""
+    scheme, mark, rest = url.partition("://")
+    where, question, query = _login(rest)[2].partition("?")
+    kept = [
+        option
+        for option in query.split("&")
+        if option and not option.startswith(("ssl_", *_SECRET_OPTIONS, "username"))
+    ]
+    return f"{scheme}{mark}{where}{question if kept else ''}{'&'.join(kept)}"
+
+
+def with_login(url: str, name: str, password: str, options: Mapping[str, str]) -> str:
+    """A URL without a login, with one, and with more options: for use, never for people."""
+    scheme, mark, where = without_login(url).partition("://")
+    login = f"{quote(name, safe='')}:{quote(password, safe='')}@" if name else ""
+    more = urlencode(options)
+    link = ("&" if "?" in where else "?") if more else ""
+    return f"{scheme}{mark}{login}{where}{link}{more}"
+
+
+def is_tls(url: str) -> bool:
+    """Whether connections are encrypted."""
+    return url.startswith("rediss")
+
+
+def _login(rest: str) -> tuple[str, str, str]:
+    # To the last @: whoever writes a password as it is may have one in it.
+    login, at, where = rest.rpartition("@")
+    return ("", "", rest) if not at or login.startswith("/") else (login, at, where)
+
+
+def _masked_option(option: str) -> str:
+    name, equals, _ = option.partition("=")
+    return f"{name}{equals}***" if name in _SECRET_OPTIONS else option
+
+
+def _is_ours(option: str) -> bool:
+    # Certificates of a credentials file are open files of this process; see ``credentials.py``.
+    return option.startswith("ssl_") and "%2Fproc%2Fself" in option

@@ -1,0 +1,224 @@
+"""Signed elements before a real aggregator: who is believed, and what becomes of what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_queue import blob, late, signing
+from fl_queue.records import Enrolment
+from fl_queue.store import Store
+from tests.byhand import ByHand
+
+CLIENTS = ("a", "b")
+REQUIRED = "security.require_enrolment=true"
+
+
+@pytest.fixture
+def keys(store: Store) -> dict[str, str]:
+    """Secret keys of both clients, which are enrolled."""
+    made = {client: signing.new_key() for client in CLIENTS}
+    for client, (_, public) in made.items():
+        store.control.write_enrolment(client, Enrolment(public, max_examples=1000))
+    return {client: secret for client, (secret, _) in made.items()}
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ByHand:
+    return ByHand(store, tmp_path, CLIENTS, 10, REQUIRED, "round.quorum=1", keys=keys)
+
+
+def element_of(hand: ByHand, client: str, /, **changes: Any) -> bytes:
+    """An update as it travels, not signed."""
+    body = hand.body(client)
+    return blob.pack(replace(hand.header("update", client, body), **changes), body)
+
+
+def unsigned(hand: ByHand) -> bytes:
+    return element_of(hand, "a")
+
+
+def signed_by_another(hand: ByHand) -> bytes:
+    return signing.seal(element_of(hand, "a"), "b", hand.keys["b"])
+
+
+def signed_with_another_key(hand: ByHand) -> bytes:
+    return signing.seal(element_of(hand, "a"), "a", hand.keys["b"])
+
+
+def signed_with_a_new_key(hand: ByHand) -> bytes:
+    return signing.seal(element_of(hand, "a"), "a", signing.new_key()[0])
+
+
+def changed_header(hand: ByHand) -> bytes:
+    honest = element_of(hand, "a")
+    envelope = hand.seal("a", honest)[: -len(honest)]
+    return envelope + element_of(hand, "a", num_examples=999)
+
+
+def of_another_run(hand: ByHand) -> bytes:
+    return hand.seal("a", element_of(hand, "a", run="other-123456"))
+
+
+def of_a_stranger(hand: ByHand) -> bytes:
+    return signing.seal(element_of(hand, "a", client="z"), "z", signing.new_key()[0])
+
+
+def in_the_name_of_the_evaluator(hand: ByHand) -> bytes:
+    return element_of(hand, "a", client="evaluator")
+
+
+FORGERIES: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
+    "unsigned": (unsigned, "not signed, in the name of a"),
+    "by another": (signed_by_another, "signed by b, in the name of a"),
+    "another's key": (signed_with_another_key, "not signed with the key of a"),
+    "a new key": (signed_with_a_new_key, "not signed with the key of a"),
+    "changed header": (changed_header, "not signed with the key of a"),
+    "another run": (of_another_run, "it is of run other-123456"),
+    "a stranger": (of_a_stranger, "z is not enrolled"),
+    "the evaluator": (in_the_name_of_the_evaluator, "not signed, in the name of evaluator"),
+}
+
+
+def rejections(hand: ByHand) -> list[dict[str, Any]]:
+    streams = {f"flq:{{{hand.run}}}:events": "0-0"}
+    found = hand.store.control.read_events(streams, None)
+    return [event for _, _, event in found if event["event"] == "update_rejected"]
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(hand: ByHand, kind: str) -> None:
+    make, reason = FORGERIES[kind]
+    intake = hand.intake()
+    for _ in range(2):
+        hand.store.data.push(hand.run, make(hand))
+        hand.take(intake, 1)
+
+    assert intake.received() == 0
+    assert intake.receipts == {}  # It is no answer: the round waits for the client.
+    told = [event["reason"] for event in rejections(hand)]
+    receipts = hand.store.control.receipts(hand.run, hand.round.number)
+    assert told[0] == reason
+    if kind not in ("a stranger", "the evaluator"):
+        assert {who: receipt.status for who, receipt in receipts.items()} == {"a:forged": "forged"}
+        assert len(told) == 1  # Once for each client, however many there are.
+
+    hand.update("a")
+    hand.take(intake, 1)
+
+    receipts = hand.store.control.receipts(hand.run, hand.round.number)
+    assert intake.received() == 1
+    assert receipts["a"].status == "received"
+    assert receipts["a"].digest == blob.body_digest(hand.body("a"))
+
+
+def test_forgeries_after_the_real_one_change_nothing(hand: ByHand) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    before = intake.receipts["a"]
+    for make, _ in FORGERIES.values():
+        hand.store.data.push(hand.run, make(hand))
+        hand.take(intake, 1)
+
+    assert intake.receipts == {"a": before}
+    assert hand.store.control.receipts(hand.run, hand.round.number)["a"] == before
+
+
+def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: ByHand) -> None:
+    first = hand.seal("a", element_of(hand, "a"))
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+    assert hand.round.number == 2
+    forged = element_of(hand, "b", round=1)
+
+    intake = hand.intake()
+    for element in (first, forged):
+        hand.store.data.push(hand.run, element)
+        hand.take(intake, 1)
+
+    assert intake.receipts == {}
+    assert hand.store.control.receipts(hand.run, 1)["a"].status == "accepted"
+    assert hand.store.control.receipts(hand.run, 1)["b"].status == "accepted"
+    assert "not signed, in the name of b" in [event["reason"] for event in rejections(hand)]
+
+
+def test_forgeries_of_an_ended_run_are_removed(hand: ByHand) -> None:
+    for client in CLIENTS:
+        hand.update(client)
+    element = element_of(hand, "a")
+    hand.store.control.redis.hset(f"flq:{{{hand.run}}}", "state", "cancelled")
+    hand.store.data.redis.delete(f"flq:{{{hand.run}}}:results")
+    hand.store.data.push(hand.run, element)
+
+    assert late.drain(hand.store, hand.state) == 1
+    assert hand.store.control.receipts(hand.run, 1) == {}
+    assert rejections(hand)[-1]["reason"] == "not signed, in the name of a"
+
+
+def test_more_examples_than_enrolled_are_rejected(store: Store, tmp_path: Path) -> None:
+    secret, public = signing.new_key()
+    store.control.write_enrolment("a", Enrolment(public, max_examples=96))
+    hand = ByHand(store, tmp_path, CLIENTS, 10, keys={"a": secret})  # It claims 97, as "a" is.
+    intake = hand.intake()
+    hand.update("a")
+    hand.update("b")  # Nobody requires enrolment of the others.
+    hand.take(intake, 2)
+
+    assert intake.receipts["a"].status == "invalid"
+    assert "num_examples 97 is more than the 96" in intake.receipts["a"].reason
+    assert intake.receipts["b"].status == "received"
+
+
+def test_nobody_waits_for_a_client_that_was_revoked(hand: ByHand) -> None:
+    hand.update("b")
+    known = hand.store.control.enrolment("a")
+    assert known is not None
+    hand.store.control.write_enrolment("a", replace(known, revoked_at=1.0))
+    hand.update("a")
+
+    done = hand.work()
+
+    assert done == "committed: 1 of 2 updates in"
+    assert hand.record.accepted.keys() == {"b"}
+    assert hand.record.missing == ["a"]
+    assert "a is not enrolled any more" in [event["reason"] for event in rejections(hand)]
+    # Nor is it selected again, enrolment required or not.
+    assert hand.state.reason.startswith("round.cohort = 2, but 1 clients are alive")
+
+
+def test_only_the_enrolled_are_selected(store: Store, tmp_path: Path) -> None:
+    secret, public = signing.new_key()
+    store.control.write_enrolment("b", Enrolment(public))
+
+    hand = ByHand(store, tmp_path, CLIENTS, 10, REQUIRED, "round.cohort=1.0", keys={"b": secret})
+
+    assert hand.round.cohort == ("b",)
+
+
+def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
+    hand: ByHand,
+) -> None:
+    intake = hand.intake()
+    jobs = hand.store.control.jobs(hand.run, hand.round.number)
+    header = replace(hand.header("update", "a", hand.body("a")), chunk_bytes=64)
+    forged = signing.seal(blob.pack(header, None), "a", hand.keys["b"])
+    hand.store.data.push(hand.run, forged)
+    hand.take(intake, 1)
+
+    # Its chunks are not there: had anybody looked, the client would have been asked again.
+    assert hand.store.control.jobs(hand.run, hand.round.number) == jobs
+    assert intake.headers == []
+
+
+def test_the_same_update_sealed_again_is_the_same_element(hand: ByHand) -> None:
+    hand.update("a")
+    hand.update("a")
+
+    first, second = hand.store.data.redis.lrange(f"flq:{{{hand.run}}}:results", 0, -1)
+    assert first == second
