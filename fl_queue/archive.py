@@ -4,7 +4,7 @@ The file of a backup: what is in it, and how one is written and read.
 A zip file with nothing in it compressed::
 
     run.json                  the fields of ``Document``: what the control server knew, at one moment
-    <digest>.safetensors      the newest version, and the best
+    <digest>.safetensors      the newest version, what its strategy keeps with it, and the best version
 
 Whatever a file holds, reading it raises ``DataError`` and takes no more memory than the caps allow.
 Nothing is unpickled.
@@ -55,7 +55,7 @@ class Document:
         history: Every ended round.
         late: Round -> updates that came after it had ended.
         evaluations: Version -> its verdict on the test set, of those that have one.
-        models: Versions whose models are in the file.
+        models: Versions whose models are in the file; of the newest the strategy's state, too.
     """
 
     format: int
@@ -89,6 +89,12 @@ class Document:
     def digest(self, version: int) -> str:
         return str(self.versions[str(version)]["digest"])
 
+    @property
+    def server_state(self) -> dict[str, str]:
+        """Name -> digest of what the strategy keeps with the newest version."""
+        found: dict[str, str] = self.versions[str(self.version)].get("server_state", {})
+        return found
+
 
 def pack(document: Document, writing: Path, path: Path) -> None:
     """
@@ -109,8 +115,9 @@ def pack(document: Document, writing: Path, path: Path) -> None:
     file = writing / "backup.zip"
     with zipfile.ZipFile(file, "x", zipfile.ZIP_STORED) as archive:
         archive.writestr(_RECORD, record)
-        for version in document.models:
-            entry = checkpoint.file_name(document.digest(version))
+        digests = [document.digest(version) for version in document.models]
+        for digest in dict.fromkeys([*digests, *document.server_state.values()]):
+            entry = checkpoint.file_name(digest)
             archive.write(writing / entry, entry)
     files.put_in_place(file, path)
 
@@ -237,10 +244,15 @@ def _check_versions(document: Document, state: RunState) -> None:
         download = entry.get("download", digest)
         named = isinstance(download, str) and checkpoint.is_digest(download)
         _demand(named, f"versions.{version}.download is not a digest")
+        _check(f"versions.{version}.server_state", entry.get("server_state", {}), dict[str, str])
+        named = all(map(checkpoint.is_digest, entry.get("server_state", {}).values()))
+        _demand(named, f"versions.{version}.server_state is not of digests")
     _demand(state.version == newest, "state.version is not the newest version")
     entry = document.versions[str(newest)]
     known = (state.digest, state.download) == (entry["digest"], entry.get("download", ""))
     _demand(known, "state.digest or state.download is not the newest version's")
+    known = state.server_state == document.server_state
+    _demand(known, "state.server_state is not the newest version's")
     in_file = set(document.models)
     _demand(
         newest in in_file and in_file <= set(range(newest + 1)), "models without the newest version"

@@ -32,6 +32,7 @@ from fl_queue.archive import (
 )
 from fl_queue.errors import (
     CheckpointError,
+    ChunksMissing,
     ConfigError,
     DataError,
     RunStateError,
@@ -41,6 +42,7 @@ from fl_queue.errors import (
 from fl_queue.records import Manifest, RoundRecord, dumps
 from fl_queue.runs import current_config, find_run
 from fl_queue.store import RunState, Store
+from fl_queue.strategies.base import state_manifest
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,24 @@ def _stage(store: Store, document: Document, version: int, state_dir: Path, writ
     metadata = {"run": run, "version": str(version), "digest": digest}
     try:
         checkpoint.write(writing, digest, manifest, body, metadata)
+        if version == document.version:
+            _stage_state(store, document, manifest, state_dir, writing)
     except CheckpointError as exc:
         raise DataError(str(writing.parent), exc.reason) from exc
+
+
+def _stage_state(
+    store: Store, document: Document, manifest: Manifest, state_dir: Path, writing: Path
+) -> None:
+    """What the strategy keeps with the newest version."""
+    run, layout = document.run_id, state_manifest(manifest)
+    for name, digest in document.server_state.items():
+        try:
+            body = models.base_body(store, run, digest, layout, document.chunk_bytes, state_dir)
+        except (ChunksMissing, CheckpointError) as exc:
+            raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
+        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+        checkpoint.write(writing, digest, layout, body.view, metadata)
 
 
 def _snapshot(store: Store, state: RunState) -> Document:
@@ -218,6 +236,7 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
             # The newest last: it also goes to the data server, when all else is good.
             for version in sorted(document.models):
                 _restore_model(store, archive, path, document, manifest, version, folder)
+            _restore_state(store, archive, path, document, manifest, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -227,7 +246,8 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
         # Somebody was quicker.
         shutil.rmtree(folder, ignore_errors=True)
         count = blob.chunk_count(manifest.nbytes, document.chunk_bytes)
-        store.data.drop_chunks(run, document.digest(document.version), count)
+        for digest in (document.digest(document.version), *document.server_state.values()):
+            store.data.drop_chunks(run, digest, count)
         raise
     # Asks for the score of the newest version, if it has none.
     rounds.advance(store, run)
@@ -257,6 +277,23 @@ def _restore_model(
     metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
     checkpoint.write(folder, digest, manifest, body, metadata)
     if version == document.version:
+        models.publish(store, run, digest, body, document.chunk_bytes)
+
+
+def _restore_state(
+    store: Store,
+    archive: zipfile.ZipFile,
+    path: Path,
+    document: Document,
+    manifest: Manifest,
+    folder: Path,
+) -> None:
+    """What the strategy keeps with the newest version, on disk and on the data server."""
+    run, layout = folder.name, state_manifest(manifest)
+    for name, digest in document.server_state.items():
+        body = read_model(archive, path, digest, layout, folder)
+        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+        checkpoint.write(folder, digest, layout, body, metadata)
         models.publish(store, run, digest, body, document.chunk_bytes)
 
 

@@ -120,6 +120,22 @@ def pieces_digest(pieces: Iterable[Bytes | Tensor]) -> str:
     return digest.hexdigest()
 
 
+class Hasher:
+    """The digest of a body whose pieces are given one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = blake3()
+
+    def update(self, piece: Bytes | Tensor) -> None:
+        """Add the next piece."""
+        self._digest.update(as_bytes(piece))
+
+    @property
+    def digest(self) -> str:
+        """Of all pieces so far, hexadecimal."""
+        return self._digest.hexdigest()
+
+
 def as_bytes(piece: Bytes | Tensor) -> memoryview:
     """The bytes of a piece of a body, not copied."""
     view = memoryview(cast(Any, piece))

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def file_name(digest: str) -> str:
 
 
 class Draft:
-    """A model that has been written and has no name yet; made by ``drafted``."""
+    """A model that has been written and has no name yet; made by ``writing``."""
 
     def __init__(self, folder: Path, file: Path, digest: str, start: int) -> None:
         self._folder, self._file, self.digest = folder, file, digest
@@ -82,10 +82,53 @@ class Draft:
         return path
 
 
+class Writer:
+    """A model being written, piece by piece; made by ``writing``."""
+
+    def __init__(
+        self, folder: Path, file: Path, manifest: Manifest, metadata: Mapping[str, str]
+    ) -> None:
+        self._folder, self._file, self._manifest, self._metadata = folder, file, manifest, metadata
+        self._digest, self._written = blake3(), 0
+        self._out = file.open("xb")
+        self._start = self._out.write(_head(manifest, metadata, "0" * 64))
+
+    def write(self, piece: Bytes | Tensor) -> None:
+        """
+        Add the next part of the body.
+
+        Raises:
+            CheckpointError: It cannot be written (disk full, permissions).
+        """
+        with _write_errors(self._folder):
+            view = blob.as_bytes(piece)
+            self._digest.update(view)
+            self._written += self._out.write(view)
+
+    def finish(self) -> Draft:
+        """
+        What has been written, whole.
+
+        Raises:
+            CheckpointError: It cannot be written.
+            BlobError: The body is not of the manifest's size.
+        """
+        nbytes = self._manifest.nbytes
+        if self._written != nbytes:
+            raise BlobError(f"body has {self._written} bytes, the manifest's has {nbytes}")
+        digest = self._digest.hexdigest()
+        with _write_errors(self._folder), self._out as out:
+            out.seek(0)
+            out.write(_head(self._manifest, self._metadata, digest))
+        return Draft(self._folder, self._file, digest, self._start)
+
+    def close(self) -> None:
+        """Give up the file, if it is not finished."""
+        self._out.close()
+
+
 @contextmanager
-def drafted(
-    folder: Path, manifest: Manifest, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
-) -> Iterator[Draft]:
+def writing(folder: Path, manifest: Manifest, metadata: Mapping[str, str]) -> Iterator[Writer]:
     """
     Write a model piece by piece, so that it need not be in memory; removed again unless it is kept.
 
@@ -95,30 +138,35 @@ def drafted(
     Args:
         folder: Made when it does not exist.
         manifest: Layout of the body.
-        pieces: The body, in order.
         metadata: Texts for the file's header; ``digest`` is added.
 
     Raises:
         CheckpointError: It cannot be written (disk full, permissions); nothing is left behind.
-        BlobError: The body is not of the manifest's size.
     """
     with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        writing = tempfile.TemporaryDirectory(prefix=WRITING, dir=folder)
-    with writing as name:
-        file = Path(name) / "model"
-        digest, written = blake3(), 0
-        with _write_errors(folder), file.open("xb") as out:
-            start = out.write(_head(manifest, metadata, "0" * 64))
-            for piece in pieces:
-                view = blob.as_bytes(piece)
-                digest.update(view)
-                written += out.write(view)
-            if written != manifest.nbytes:
-                raise BlobError(f"body has {written} bytes, the manifest's has {manifest.nbytes}")
-            out.seek(0)
-            out.write(_head(manifest, metadata, digest.hexdigest()))
-        yield Draft(folder, file, digest.hexdigest(), start)
+        temporary = tempfile.TemporaryDirectory(prefix=WRITING, dir=folder)
+    with temporary as name:
+        with _write_errors(folder):
+            writer = Writer(folder, Path(name) / "model", manifest, metadata)
+        with closing(writer):
+            yield writer
+
+
+@contextmanager
+def drafted(
+    folder: Path, manifest: Manifest, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
+) -> Iterator[Draft]:
+    """
+    Write a model from its pieces; arguments and errors are those of ``writing``.
+
+    Raises:
+        BlobError: The body is not of the manifest's size.
+    """
+    with writing(folder, manifest, metadata) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        yield writer.finish()
 
 
 def _head(manifest: Manifest, metadata: Mapping[str, str], digest: str) -> bytes:

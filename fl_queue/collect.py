@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,13 @@ from fl_queue import (
 )
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
-from fl_queue.errors import CheckpointError, ChunksMissing, OwnershipLost, StoreUnavailable
+from fl_queue.errors import (
+    CheckpointError,
+    ChunksMissing,
+    ConfigError,
+    OwnershipLost,
+    StoreUnavailable,
+)
 from fl_queue.files import Mapped
 from fl_queue.intake import Intake
 from fl_queue.lease import Lease
@@ -40,6 +46,8 @@ from fl_queue.records import Manifest, Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
 from fl_queue.store import Doorbell, Store
+from fl_queue.strategies import load_strategy
+from fl_queue.strategies.base import Facts, Strategy, state_manifest
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +67,26 @@ class Collector:
         number: Round.
         job: Id of the RQ job this is; only the round's newest aggregator job may claim it.
         state_dir: This machine's folder; checkpoints are below it.
+        strategy_allow: Own strategies it may load.
     """
 
-    def __init__(self, store: Store, run: str, number: int, job: str, state_dir: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        number: int,
+        job: str,
+        state_dir: Path,
+        strategy_allow: Sequence[str] = (),
+    ) -> None:
         self.store, self.run, self.number, self.job = store, run, number, job
         self.state_dir = state_dir
         self.token = secrets.token_hex(8)
+        self.strategy_allow = strategy_allow
         self.base: Mapped | Body | None = None
+        self.strategy: Strategy | None = None
+        #: Why this worker cannot merge the round at all.
+        self.refused = ""
 
     def work(self) -> str:
         """
@@ -105,9 +126,18 @@ class Collector:
         )
         self.intake.resume()
         if self.intake.merge is not None:
+            self._load_strategy()
             # Now, while clients train; what is not there yet may be so by the commit.
             with suppress(ChunksMissing, CheckpointError):
                 self.base = self._open_base()
+
+    def _load_strategy(self) -> None:
+        name = self.config.aggregation["strategy"]
+        try:
+            self.strategy = load_strategy(name, self.config.strategy, self.strategy_allow)
+        except ConfigError as exc:
+            # Every further try would find the same: the round says so, instead of never ending.
+            self.refused = str(exc)
 
     # Collecting
 
@@ -153,6 +183,8 @@ class Collector:
         return not turns.wanted(self.store, self.run)
 
     def _ending(self, drained: bool) -> Ending | None:
+        if self.refused:
+            return Ending("abandoned", self.refused)
         intake = self.intake
         received = intake.received()
         tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
@@ -230,13 +262,20 @@ class Collector:
         return f"{ending.outcome}: {ending.reason}"
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
-        manifest, pieces, version = self._next_model()
+        first = ending.outcome == "initialised"
+        version = 0 if first else self.round.base_version + 1
         folder = models.checkpoint_folder(self.state_dir, self.run)
         metadata = {"run": self.run, "version": str(version), "round": str(self.number)}
         try:
-            with checkpoint.drafted(folder, manifest, pieces, metadata) as draft:
-                download = self._publish(draft, manifest)
+            with ExitStack() as stack:
+                writers = self._state_writers(stack, folder, metadata)
+                manifest, pieces = self._next_model(writers)
+                draft = stack.enter_context(checkpoint.drafted(folder, manifest, pieces, metadata))
+                state = {name: writer.finish() for name, writer in writers.items()}
+                download = self._publish(draft, manifest, state)
                 faults.reach("model.published")
+                for kept_with_it in state.values():
+                    kept_with_it.keep()
                 draft.keep()
         except CheckpointError as exc:
             event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
@@ -244,7 +283,8 @@ class Collector:
             raise
         faults.reach("checkpoint.written")
         self.lease.check()
-        first = ending.outcome == "initialised"
+        digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
+        made = replace(record, version=version, digest=draft.digest, server_state=digests)
         return self.store.control.end_round(
             self.run,
             self.number,
@@ -252,16 +292,33 @@ class Collector:
             token=self.token,
             outcome="initialised" if first else "committed",
             reason=ending.reason,
-            record=None if first else replace(record, version=version, digest=draft.digest),
+            record=None if first else made,
             receipts=self._final_receipts(ending),
             max_abandoned=self.config.round["max_abandoned"],
             version=version,
             digest=draft.digest,
             download=download,
             manifest=manifest if first else None,
+            server_state=digests,
         )
 
-    def _publish(self, draft: checkpoint.Draft, manifest: Manifest) -> str:
+    def _state_writers(
+        self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]
+    ) -> dict[str, checkpoint.Writer]:
+        """Writers of what the strategy keeps with the new version: it is made with that, block by block."""
+        if self.strategy is None or self.intake.manifest is None:
+            return {}
+        manifest = state_manifest(self.intake.manifest)
+        return {
+            name: stack.enter_context(
+                checkpoint.writing(folder, manifest, {**metadata, "state": name})
+            )
+            for name in self.strategy.server_state
+        }
+
+    def _publish(
+        self, draft: checkpoint.Draft, manifest: Manifest, state: Mapping[str, checkpoint.Draft]
+    ) -> str:
         """
         Send the new version to the data server while the disk takes it for good.
 
@@ -272,20 +329,37 @@ class Collector:
             syncing = other.submit(draft.sync)
             chunk_bytes = self.config.redis["chunk_bytes"]
             models.publish(self.store, self.run, draft.digest, draft.view, chunk_bytes)
+            for kept_with_it in state.values():
+                models.publish(
+                    self.store, self.run, kept_with_it.digest, kept_with_it.view, chunk_bytes
+                )
             download = models.publish_encoded(
                 self.store, self.run, draft.view, manifest, self.config.model["codec"], chunk_bytes
             )
             syncing.result()
         return download
 
-    def _next_model(self) -> tuple[Manifest, Iterable[Bytes | Tensor], int]:
+    def _next_model(
+        self, writers: Mapping[str, checkpoint.Writer]
+    ) -> tuple[Manifest, Iterable[Bytes | Tensor]]:
         if self.intake.initial is not None:
             manifest, body = self.intake.initial
-            return manifest, [body], 0
+            return manifest, [body]
         merge = self.intake.merge
         assert merge is not None
         base = self.base or self._open_base()
-        return merge.manifest, merge.next_model(base.view), self.round.base_version + 1
+        current = self.round
+        facts = Facts(current.base_version + 1, merge.total.count, current.population)
+        sinks = {name: writer.write for name, writer in writers.items()}
+        state = models.state_arrays(
+            self.store,
+            self.run,
+            current.server_state,
+            merge.manifest,
+            self.config.redis["chunk_bytes"],
+            self.state_dir,
+        )
+        return merge.manifest, merge.next_model(base.view, state, sinks, facts, self.strategy)
 
     def _open_base(self) -> Mapped | Body:
         manifest = self.intake.manifest

@@ -24,6 +24,7 @@ from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
+from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
 from fl_queue.urls import mask
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
@@ -175,7 +176,11 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
     "aggregation": (
         "How accepted updates become the next model.",
         {
-            "strategy": Field("str", "fedavg", "the strategy", choices=("fedavg",)),
+            "strategy": Field(
+                "str",
+                "fedavg",
+                f"the strategy: {', '.join(sorted(STRATEGIES))}, or your own as module:Class",
+            ),
             "weighting": Field(
                 "str",
                 "examples",
@@ -283,9 +288,13 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
     ),
 }
 _LOCAL = {("redis", "url"), ("redis", "blob_url"), ("model", "initial")}
+#: Tables whose fields depend on what another field names.
+_OPEN = ("task", "strategy")
+_TABLES = (*SECTIONS, *_OPEN)
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
-    "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED, "redis.chunk_bytes",
+    "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED,
+    "aggregation.strategy", "redis.chunk_bytes",
 )  # fmt: skip
 
 
@@ -294,7 +303,7 @@ class RunConfig:
     """
     A checked config. Sections are read-only mappings: ``config.train["epochs"]``.
 
-    ``task`` holds the options of the task itself (the ``[task]`` table).
+    ``task`` and ``strategy`` hold the options of the task and of the strategy themselves.
     """
 
     run: Mapping[str, Any]
@@ -308,6 +317,7 @@ class RunConfig:
     security: Mapping[str, Any]
     redis: Mapping[str, Any]
     task: Mapping[str, Any]
+    strategy: Mapping[str, Any]
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
@@ -318,14 +328,16 @@ class RunConfig:
             ConfigError: Names the first field that cannot be used, and the fix.
         """
         for section in raw:
-            if section not in (*SECTIONS, "task"):
-                raise unknown_key(section, (*SECTIONS, "task"))
+            if section not in _TABLES:
+                raise unknown_key(section, _TABLES)
             if not isinstance(raw[section], Mapping):
                 raise ConfigError(section, f"is a table; write [{section}] and its fields below it")
         sections: dict[str, Any] = {}
         for section, (_, fields) in SECTIONS.items():
             sections[section] = _section(section, fields, raw.get(section, {}))
         sections["task"] = task_options(sections["run"]["task"], dict(raw.get("task", {})))
+        named = sections["aggregation"]["strategy"]
+        sections["strategy"] = strategy_options(named, dict(raw.get("strategy", {})))
         config = cls(**sections)
         config._check_together()
         return config
@@ -340,6 +352,21 @@ class RunConfig:
         if self.clients["kind"] == "simulation":
             self._check_simulation()
         check_data(self.data, self.run["task"], self.task, self.clients["count"])
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        name, weighting = self.aggregation["strategy"], self.aggregation["weighting"]
+        strategy = get_strategy(name, self.strategy)
+        if weighting not in strategy.WEIGHTINGS:
+            raise ConfigError(
+                "aggregation.weighting",
+                f"{weighting} is not what {name} is defined for; set it to {strategy.WEIGHTINGS[0]}",
+            )
+        if strategy.needs_exact_updates and self.update["codec"] != "float32":
+            raise ConfigError(
+                "update.codec",
+                f"{name} needs updates as they were made; set it to float32",
+            )
 
     def _check_simulation(self) -> None:
         if self.security["require_enrolment"]:
@@ -365,7 +392,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dictionaries, as JSON and TOML have them."""
-        return {section: _plain(getattr(self, section)) for section in (*SECTIONS, "task")}
+        return {section: _plain(getattr(self, section)) for section in _TABLES}
 
     def record(self) -> dict[str, dict[str, Any]]:
         """What is recorded with the run: everything but what belongs to the machine."""
@@ -416,7 +443,7 @@ def load(
     raw = _read(source) if source else {}
     for name, text in sorted(environ.items()):
         match = re.fullmatch(r"FLQ_([A-Z]+)_(\w+)", name)
-        if match and match[1].lower() in (*SECTIONS, "task"):
+        if match and match[1].lower() in _TABLES:
             _assign(raw, match[1].lower(), match[2].lower(), text)
     for override in overrides:
         match = re.fullmatch(r"([a-z]+)\.([A-Za-z_0-9]+)=(.*)", override, re.DOTALL)
@@ -461,7 +488,8 @@ def render_defaults() -> str:
         lines += ["", f"# {doc}", f"[{section}]"]
         for key, field in fields.items():
             lines += [f"# {field.doc}", f"{key} = {_toml(field.default)}"]
-    lines += ["", "# Options of the task itself; see docs/config.md.", "[task]"]
+    for table in _OPEN:
+        lines += ["", f"# Options of the {table} itself; see docs/config.md.", f"[{table}]"]
     return "\n".join(lines) + "\n"
 
 
@@ -496,6 +524,13 @@ def render_reference() -> str:
             lines += ["", "| option | default | meaning |", "|---|---|---|"]
         for key, field in entry.options.items():
             lines.append(f"| `task.{key}` | `{_toml(field.default)}` | {field.doc} |")
+    doc = "Options of the strategy itself (`aggregation.strategy`; see docs/strategies.md)."
+    lines += ["", "## [strategy]", "", doc, "", "| strategy | option | default | meaning |"]
+    lines += ["|---|---|---|---|"]
+    for name, strategy in sorted(STRATEGIES.items()):
+        for key, field in strategy.OPTIONS.items():
+            default = _toml(field.default)
+            lines.append(f"| {name} | `strategy.{key}` | `{default}` | {field.doc} |")
     return "\n".join(lines) + "\n"
 
 
@@ -548,8 +583,8 @@ def _preset(name: str) -> str:
 
 
 def _assign(raw: dict[str, Any], section: str, key: str, text: str) -> None:
-    if section not in (*SECTIONS, "task"):
-        raise unknown_key(section, (*SECTIONS, "task"))
+    if section not in _TABLES:
+        raise unknown_key(section, _TABLES)
     if not isinstance(raw.setdefault(section, {}), dict):
         raise ConfigError(section, f"is a table; write [{section}] and its fields below it")
     raw[section][key] = _value(text)

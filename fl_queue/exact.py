@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fl_queue import jit
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.records import Kind, Manifest, TensorSpec
+from fl_queue.records import Manifest, TensorSpec
 
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
@@ -34,8 +34,8 @@ Blocks = Callable[[TensorSpec], Iterable[Tensor]]
 
 _log = logging.getLogger(__name__)
 
-#: The spacing of float32 at 2**-8; a finer step buys little for differences and costs range.
-_FINEST = 31
+#: Most fractional bits: the spacing of float32 at 2**-8; a finer step buys little for differences and costs range.
+FINEST = 31
 _COARSEST = 8
 #: Elements the numpy paths work on at a time: 512 KiB of float64, about an L2 cache.
 _BLOCK = 65536
@@ -47,7 +47,7 @@ _LIMIT_FIELDS: dict[str, str] = {
 
 class Scale(NamedTuple):
     """
-    The fixed-point format of one kind of tensor in one round; recorded with the round.
+    The fixed-point format of one quantity in one round; recorded with the round.
 
     Args:
         s: Fractional bits: the resolution is 2**-s.
@@ -58,32 +58,43 @@ class Scale(NamedTuple):
     limit: float
 
 
-def choose_scales(cohort: int, w_max: int, limits: Mapping[Kind, float]) -> dict[str, Scale]:
+def choose_scales(
+    cohort: int,
+    w_max: int,
+    limits: Mapping[str, float],
+    finest: Mapping[str, int] | None = None,
+) -> dict[str, Scale]:
     """
     The finest scales under which no sum of a round can overflow.
 
     Args:
         cohort: Updates the round may accept, 1 or more.
         w_max: Largest weight of one of them, 1 or more.
-        limits: ``parameter`` and ``float_buffer`` -> largest magnitude, finite and above 0.
+        limits: Quantity (``parameter``, ``float_buffer``, an extra) -> largest magnitude, finite and
+            above 0.
+        finest: Quantity -> its largest s; 31 where it is not named.
 
     Returns:
-        Kind -> scale with the largest s <= 31 for which
+        Quantity -> scale with the largest s for which
         ``cohort * w_max * ceil(limit * 2**s) < 2**63`` (exact; the ceiling because rint may round
         a value at the limit up).
 
     Raises:
         ConfigError: s would be below 8, too coarse to train with.
     """
-    return {kind: _choose_scale(cohort, w_max, kind, limit) for kind, limit in limits.items()}
+    most = finest or {}
+    return {
+        name: _choose_scale(cohort, w_max, name, limit, most.get(name, FINEST))
+        for name, limit in limits.items()
+    }
 
 
-def _choose_scale(cohort: int, w_max: int, kind: Kind, limit: float) -> Scale:
-    for s in range(_FINEST, _COARSEST - 1, -1):
+def _choose_scale(cohort: int, w_max: int, name: str, limit: float, finest: int) -> Scale:
+    for s in range(finest, _COARSEST - 1, -1):
         if cohort * w_max * math.ceil(Fraction(limit) * 2**s) < 2**63:
             return Scale(s, limit)
     raise ConfigError(
-        _LIMIT_FIELDS[kind],
+        _LIMIT_FIELDS.get(name, "aggregation.limit"),
         f"{limit} leaves no room for the sum of {cohort} updates of weight up to {w_max}; lower it,"
         " or the weights (aggregation.max_examples, or weighting = capped)",
     )
@@ -97,7 +108,7 @@ class ExactSum:
 
     Args:
         manifest: The tensors of every update.
-        scales: Kind -> scale, from ``choose_scales`` for at least as many updates as will be added.
+        scales: Quantity -> scale, from ``choose_scales`` for at least as many updates as will be added.
         w_max: Largest weight of an update, as given to ``choose_scales``.
     """
 
@@ -107,6 +118,8 @@ class ExactSum:
         self.w_max = w_max
         self.total_weight = 0
         self.count = 0
+        #: Exact weighted sums of the scalars that came with the updates.
+        self.scalars: dict[str, Fraction] = {}
         self._floats = {s.name: s for s in manifest.tensors if s.kind != "integer_buffer"}
         self._integers = {s.name: s for s in manifest.tensors if s.kind == "integer_buffer"}
         self._totals = {name: np.zeros(spec.size, np.int64) for name, spec in self._floats.items()}
@@ -130,7 +143,9 @@ class ExactSum:
         """
         self.add_blocks(_whole(self.manifest, tensors), weight)
 
-    def add_blocks(self, blocks: Blocks, weight: int) -> None:
+    def add_blocks(
+        self, blocks: Blocks, weight: int, scalars: Mapping[str, float] | None = None
+    ) -> None:
         """
         Add one update that comes in blocks, such as ``codec.Blocks`` decodes, or nothing of it.
 
@@ -138,6 +153,7 @@ class ExactSum:
             blocks: Of each tensor of the manifest as many elements as it has, of its dtype; asked
                 again for those tensors that have to be taken out again.
             weight: 1 to ``w_max``.
+            scalars: Name -> finite number; the same names in each update.
 
         Raises:
             BlobError: The weight is out of range, or a value is not within its limit.
@@ -149,6 +165,12 @@ class ExactSum:
                 np.maximum(seen, values, out=seen)
         self.total_weight += weight
         self.count += 1
+        self.add_scalars({name: weight * Fraction(v) for name, v in (scalars or {}).items()})
+
+    def add_scalars(self, sums: Mapping[str, Fraction]) -> None:
+        """Add weighted sums of scalars, those of updates whose tensors are added elsewhere."""
+        for name, value in sums.items():
+            self.scalars[name] = self.scalars.get(name, Fraction(0)) + value
 
     def subtract(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         """
@@ -180,6 +202,7 @@ class ExactSum:
             total += other._totals[name]
         for name, maximum in self._maxima.items():
             np.maximum(maximum, other._maxima[name], out=maximum)
+        self.add_scalars(other.scalars)
         self.total_weight += other.total_weight
         self.count += other.count
 
@@ -204,8 +227,18 @@ class ExactSum:
         block = self._totals[name][start:stop].astype(np.float64)
         # In this order, one rounding each, so that every machine gets the same bits.
         block /= float(self.total_weight)
-        block *= math.ldexp(1.0, -self.scales[self._floats[name].kind].s)
+        block *= math.ldexp(1.0, -self.scales[self._floats[name].quantity].s)
         return block
+
+    def scalar_mean(self, name: str) -> float:
+        """
+        The weighted mean of a scalar, rounded once.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        self._check_not_empty()
+        return float(self.scalars[name] / self.total_weight)
 
     def maximum(self, name: str) -> Int64s:
         """
@@ -241,7 +274,7 @@ class ExactSum:
                 f"weight {weight} of {count} updates is not {count} to w_max times that"
             )
         for name, spec in self._floats.items():
-            scale = self.scales[spec.kind]
+            scale = self.scales[spec.quantity]
             most = weight * math.ceil(Fraction(scale.limit) * 2**scale.s)
             if spec.size and not _is_within(tensors[name], most):
                 raise BlobError(f"tensor {name!r} holds a sum outside ±{most}")
@@ -268,15 +301,15 @@ class ExactSum:
                 # The last one is taken out as far as it was added: it ends at the same value again.
                 self._add_tensor(earlier, blocks(earlier), -weight)
             raise BlobError(
-                f"tensor {spec.name!r} holds {bad!s}, outside ±{self.scales[spec.kind].limit}"
-                f" ({_LIMIT_FIELDS[spec.kind]})"
+                f"tensor {spec.name!r} holds {bad!s}, outside ±{self.scales[spec.quantity].limit}"
+                f" ({_LIMIT_FIELDS.get(spec.kind, 'the limit of its strategy')})"
             )
 
     def _add_tensor(
         self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int
     ) -> np.float32 | None:
         """Add a tensor up to a value outside its limit, which is returned; None: there is none."""
-        scale = self.scales[spec.kind]
+        scale = self.scales[spec.quantity]
         factor = math.ldexp(1.0, scale.s)
         for values, total in _beside(blocks, self._totals[spec.name]):
             if _kernel()(total, values, weight, factor, scale.limit) < values.size:

@@ -24,7 +24,8 @@ class Field:
     Args:
         kind: ``int``, ``float`` (takes whole numbers too), ``bool``, ``str``, ``share`` (a count
             as a whole number, or a fraction in (0, 1] with a decimal point), ``rate`` (a number,
-            or a schedule ``[[round, number], ...]``), ``ints`` or ``floats`` (a list).
+            or a schedule ``[[round, number], ...]``), ``ints``, ``floats`` or ``strs``
+            (a list).
         default: Value when nothing is given.
         doc: One line for people: meaning, unit and range.
         low, high: Inclusive bounds of a number, or of each number in a list.
@@ -55,7 +56,7 @@ class Field:
         if self.choices and parsed not in self.choices:
             raise ConfigError(
                 name,
-                f"{parsed!r} is not one of {', '.join(self.choices)}{_hint(str(parsed), self.choices)}",
+                f"{parsed!r} is not one of {', '.join(self.choices)}{nearest(str(parsed), self.choices)}",
             )
         problem = self.check(parsed) if self.check else None
         if problem:
@@ -76,11 +77,12 @@ def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
     known = list(known)
     return ConfigError(
         name,
-        f"there is no such field{_hint(name, known) or '; known: ' + ', '.join(sorted(known))}",
+        f"there is no such field{nearest(name, known) or '; known: ' + ', '.join(sorted(known))}",
     )
 
 
-def _hint(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the nearest known word; empty when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -89,7 +91,8 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, bool | str):
         return []
     if isinstance(value, tuple):
-        return [pair[1] if isinstance(pair, tuple) else pair for pair in value]
+        items = [pair[1] if isinstance(pair, tuple) else pair for pair in value]
+        return [item for item in items if not isinstance(item, str)]
     return [value]
 
 
@@ -157,6 +160,12 @@ def _ints(name: str, value: Any) -> tuple[int, ...]:
     return tuple(_int(name, item) for item in value)
 
 
+def _strs(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, value, "a list of texts")
+    return tuple(_str(name, item) for item in value)
+
+
 def _floats(name: str, value: Any) -> tuple[float, ...]:
     if not isinstance(value, list | tuple):
         raise _wrong(name, value, "a list of numbers")
@@ -172,4 +181,5 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "rate": _rate,
     "ints": _ints,
     "floats": _floats,
+    "strs": _strs,
 }

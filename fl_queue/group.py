@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 
 from fl_queue import blob, metrics, simulation
 from fl_queue.blob import Bytes
@@ -19,10 +20,11 @@ from fl_queue.header import Header, Member
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, Verdict
 from fl_queue.store import RoundState
-from fl_queue.strategies import weight_of
+from fl_queue.strategies import get_strategy, weight_of
+from fl_queue.strategies.base import check_scalars
 
 _SHARED = (
-    "client", "token", "num_examples", "metrics", "train_metrics", "environment", "train_s",
+    "client", "token", "num_examples", "scalars", "metrics", "train_metrics", "environment", "train_s",
     "body_bytes", "body_digest",
 )  # fmt: skip
 
@@ -38,9 +40,7 @@ class GroupSum:
     """
 
     def __init__(self, manifest: Manifest, config: RunConfig, current: RoundState) -> None:
-        self._merge = Merge(
-            manifest, config.aggregation, current.scales, current.w_max, config.update["codec"]
-        )
+        self._merge = Merge.of_round(manifest, config, current.scales, current.w_max)
         self._members: list[Member] = []
 
     @property
@@ -74,7 +74,7 @@ class GroupSum:
         Args:
             header: Of the round, by the group's name, under a token of its own.
         """
-        manifest = sum_manifest(self._merge.manifest)
+        manifest = sum_manifest(self._merge.sent)
         body = b"".join(map(blob.as_bytes, map(blob.little_endian, self._merge.total.pieces())))
         whole = replace(
             header,
@@ -118,11 +118,14 @@ def check(header: Header, current: RoundState, config: RunConfig) -> None:
         raise BlobError(f"the members of {header.client} are others")
     if not simulation.premerges(config):
         raise BlobError("this run wants the updates one by one")
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
     for member in header.members:
         metrics.check(member.metrics)
         metrics.check(member.train_metrics)
         is_in = member.status == "received"
         weight = weight_of(config.aggregation, member.num_examples) if is_in else 0
+        if is_in:
+            check_scalars(strategy, member.scalars)
         if member.weight != weight:
             raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
 
@@ -134,9 +137,13 @@ def add(header: Header, body: Bytes, merge: Merge) -> None:
     Raises:
         BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
     """
-    manifest = sum_manifest(merge.manifest)
+    manifest = sum_manifest(merge.sent)
     blob.check_tensors(header, manifest)
     blob.check_body(header, body)
     inside = [member for member in header.members if member.status == "received"]
     weight = sum(member.weight for member in inside)
     merge.total.add_sum(blob.views(manifest, body), weight, len(inside))
+    for member in inside:
+        merge.total.add_scalars(
+            {name: member.weight * Fraction(value) for name, value in member.scalars.items()}
+        )

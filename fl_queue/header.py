@@ -1,8 +1,8 @@
 """
 What an element says of itself: the fields of a header, their types and ranges, header <-> msgpack.
 
-A header is a map of exactly the fields of ``Header``, ``members`` in a group's only. Whatever the
-bytes are, reading one raises ``BlobError`` and nothing else, and makes no more than the caps allow.
+A header is a map of exactly the fields of ``Header``; ``members`` in a group's only, ``scalars`` where
+there are some. Whatever the bytes are, reading one raises ``BlobError`` and nothing else, and makes no more than the caps allow.
 The bytes around a header, and bodies, are ``blob``'s.
 """
 
@@ -57,8 +57,8 @@ class Member:
     One client's part of a ``group``.
 
     Args:
-        client, token, num_examples, metrics, train_metrics, environment, train_s, body_bytes,
-            body_digest: Those of its own update.
+        client, token, num_examples, scalars, metrics, train_metrics, environment, train_s,
+            body_bytes, body_digest: Those of its own update.
         status: ``received``: it is in the sum; ``invalid`` or ``failed``: it is not.
         reason: Why it is not.
         weight: With which it is in the sum; 0 when it is not.
@@ -76,6 +76,7 @@ class Member:
     status: str
     reason: str
     weight: int
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class Header:
         codec: How the body is encoded, one of ``CODECS``; any but ``float32`` in an ``update`` only.
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
+        scalars: Numbers that the strategy wants besides; finite.
         members: Of a ``group``, what each update says of itself; in a header of that kind only.
     """
 
@@ -123,6 +125,7 @@ class Header:
     body_bytes: int = 0
     body_digest: str = _NO_BODY
     chunk_bytes: int = 0
+    scalars: Mapping[str, float] = field(default_factory=dict)
     members: tuple[Member, ...] = ()
 
 
@@ -159,8 +162,9 @@ def packed(header: Header) -> bytes:
         BlobError: A field is out of range: what is packed can be unpacked.
     """
     raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
-    if not header.members:
-        del raw["members"]
+    for optional in _OPTIONAL:
+        if not raw[optional]:
+            del raw[optional]
     _parse(raw)
     try:
         found: bytes = msgpack.packb(raw)
@@ -333,6 +337,13 @@ def _count_values(name: str, value: Any, nesting: int, finite: bool) -> int:
     return 1 + sum(_count_values(name, item, nesting - 1, finite) for item in inner)
 
 
+def _scalars(name: str, value: Any) -> dict[str, float]:
+    found: dict[str, float] = _map(finite=True)(name, value)
+    if any(type(number) is not float for number in found.values()):
+        raise _fail(name, "holds something else than floating-point numbers")
+    return found
+
+
 def _tensors(name: str, value: Any) -> tuple[TensorEntry, ...]:
     if type(value) is not list:
         raise _fail(name, f"is a {type(value).__name__}, not a list")
@@ -384,11 +395,14 @@ _PARSERS: dict[str, _Parser] = {
     "body_digest": _digest(or_empty=False),
     "chunk_bytes": _integer(2**32 - 1),
 }
+#: Fields that are left out when they are empty.
+_OPTIONAL = ("members", "scalars")
 
 
 _MEMBER_PARSERS: dict[str, _Parser] = {
     "status": _one_of("received", "invalid", "failed"),
     "weight": _integer(2**63 - 1),
+    "scalars": _scalars,
 } | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
 
 
@@ -413,14 +427,15 @@ def _parse(raw: Any) -> Header:
     if type(raw) is not dict:
         raise BlobError(f"header is a {type(raw).__name__}, not a map")
     for name in raw:
-        if name not in _PARSERS and name != "members":
+        if name not in _PARSERS and name not in _OPTIONAL:
             raise BlobError(f"header field {str(name)[:64]!r} is unknown")
     for name in _PARSERS:
         if name not in raw:
             raise _fail(name, "is missing")
     members = _members(raw["members"]) if "members" in raw else ()
+    scalars = _scalars("scalars", raw["scalars"]) if "scalars" in raw else {}
     values = {name: parse(name, raw[name]) for name, parse in _PARSERS.items()}
-    header = Header(**values, members=members)
+    header = Header(**values, scalars=scalars, members=members)
     _check_layout(header)
     return header
 

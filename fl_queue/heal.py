@@ -33,6 +33,7 @@ from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, RunState, Store
+from fl_queue.strategies.base import state_manifest
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class Healer:
             self._give_back(run, current)
             faults.reach("heal.given-back")
             self._restore_model(run, current.base_digest, current.segment, current.download)
+            for digest in current.server_state.values():
+                self._restore_model(run, digest, current.segment, is_state=True)
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
             faults.reach("heal.healed")
@@ -122,7 +125,9 @@ class Healer:
         if moved:
             self._report(run, current, f"{moved} taken updates of a dead aggregator put back")
 
-    def _restore_model(self, run: str, digest: str, segment: int, download: str = "") -> bool:
+    def _restore_model(
+        self, run: str, digest: str, segment: int, download: str = "", is_state: bool = False
+    ) -> bool:
         """Whether a model is on the data server, perhaps from now on."""
         manifest = self.store.control.manifest(run)
         if manifest is None or not digest:
@@ -133,7 +138,7 @@ class Healer:
                 self.store,
                 run,
                 digest,
-                manifest,
+                state_manifest(manifest) if is_state else manifest,
                 config.redis["chunk_bytes"],
                 self.state_dir,
                 download,

@@ -74,13 +74,7 @@ class Intake:
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
         if self.manifest is not None and current.purpose == "train":
-            self.merge = Merge(
-                self.manifest,
-                config.aggregation,
-                current.scales,
-                current.w_max,
-                config.update["codec"],
-            )
+            self.merge = Merge.of_round(self.manifest, config, current.scales, current.w_max)
 
     @property
     def number(self) -> int:

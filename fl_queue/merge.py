@@ -6,15 +6,23 @@ A function of the base, the accepted updates and what the round recorded, in any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fl_queue import blob, codec, int8
 from fl_queue.blob import Bytes, Tensor
+from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.header import Header
 from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy, weight_of
+from fl_queue.strategies.base import (
+    Facts,
+    State,
+    Strategy,
+    check_scalars,
+    update_manifest,
+)
 
 
 class Merge:
@@ -25,6 +33,7 @@ class Merge:
         scales: Quantity -> (s, limit), as the round recorded them.
         w_max: Largest weight an update may have.
         encoding: The codec of the updates.
+        strategy: What they have besides; FedAvg unless it is given.
     """
 
     def __init__(
@@ -34,16 +43,33 @@ class Merge:
         scales: Mapping[str, Sequence[float]],
         w_max: int,
         encoding: str = "float32",
+        strategy: Strategy | None = None,
     ) -> None:
         self.manifest = manifest
         self.aggregation = aggregation
         self.encoding = encoding
+        self.strategy = strategy or Strategy()
+        #: The tensors of an update, and so of the sum.
+        self.sent = update_manifest(self.strategy, manifest)
         if encoding == "int8":
             int8.warm_up()
         fixed: dict[Any, Scale] = {
             kind: Scale(int(s), limit) for kind, (s, limit) in scales.items()
         }
-        self.total = ExactSum(manifest, fixed, w_max)
+        self.total = ExactSum(self.sent, fixed, w_max)
+
+    @classmethod
+    def of_round(
+        cls,
+        manifest: Manifest,
+        config: RunConfig,
+        scales: Mapping[str, Sequence[float]],
+        w_max: int,
+    ) -> Merge:
+        """What merges the updates of a round that was opened with this config."""
+        strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+        encoding = config.update["codec"]
+        return cls(manifest, config.aggregation, scales, w_max, encoding, strategy)
 
     def check(self, header: Header) -> None:
         """
@@ -52,7 +78,7 @@ class Merge:
         Raises:
             BlobError: Names the codec, or the first tensor that differs.
         """
-        codec.check_tensors(self.encoding, header, self.manifest)
+        codec.check_tensors(self.encoding, header, self.sent)
 
     def add(self, header: Header, body: Bytes) -> int:
         """
@@ -62,12 +88,30 @@ class Merge:
             BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
         """
         weight = weight_of(self.aggregation, header.num_examples)
+        check_scalars(self.strategy, header.scalars)
         blob.check_body(header, body)
-        self.total.add_blocks(codec.Blocks(self.encoding, self.manifest, body), weight)
+        blocks = codec.Blocks(self.encoding, self.sent, body)
+        self.total.add_blocks(blocks, weight, header.scalars)
         return weight
 
-    def next_model(self, base: Bytes) -> Iterator[Tensor]:
-        """The body of the version that these updates make of ``base``, in blocks; only once."""
-        strategy = get_strategy(self.aggregation["strategy"])
-        blocks = strategy.next_model(self.manifest, blob.views(self.manifest, base), self.total)
+    def next_model(
+        self,
+        base: Bytes,
+        state: State | None = None,
+        sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
+        facts: Facts | None = None,
+        strategy: Strategy | None = None,
+    ) -> Iterator[Tensor]:
+        """
+        The body of the version that these updates make of ``base``, in blocks; only once.
+
+        Args:
+            base: Body of the base version.
+            state, sinks, facts: As for ``Strategy.next_model``.
+            strategy: The one whose step is taken, when it is an own one.
+        """
+        views = blob.views(self.manifest, base)
+        blocks = (strategy or self.strategy).next_model(
+            self.manifest, views, self.total, state, sinks, facts
+        )
         return map(blob.little_endian, blocks)

@@ -25,6 +25,7 @@ from fl_queue.errors import (
 from fl_queue.files import Mapped
 from fl_queue.records import Manifest
 from fl_queue.store import Store
+from fl_queue.strategies.base import state_manifest
 
 #: Initial models lie under this in place of a run id, until the run's first job has read them.
 INITIAL = "initial"
@@ -130,6 +131,31 @@ def base_body(
         return checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
     except CheckpointError:
         return cache.fetch(store, state_dir / "cache", run, digest, manifest.nbytes, chunk_bytes)
+
+
+def state_arrays(
+    store: Store,
+    run: str,
+    digests: Mapping[str, str],
+    manifest: Manifest,
+    chunk_bytes: int,
+    state_dir: Path,
+) -> dict[str, dict[str, np.ndarray]]:
+    """
+    What a strategy keeps with a version, as views of files.
+
+    Args:
+        digests: Name -> digest.
+        manifest: The model's.
+
+    Raises:
+        ChunksMissing, CheckpointError: Neither a checkpoint nor the data server has it.
+    """
+    layout = state_manifest(manifest)
+    return {
+        name: blob.views(layout, base_body(store, run, digest, layout, chunk_bytes, state_dir).view)
+        for name, digest in digests.items()
+    }
 
 
 def load_version(

@@ -16,10 +16,10 @@ from fl_queue import dispatch, faults, names, sampling, simulation
 from fl_queue.config import RunConfig, cohort_size, quorum_size
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
-from fl_queue.records import Kind, Purpose, dumps
+from fl_queue.records import Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
 from fl_queue.store import RunState, Store
-from fl_queue.strategies import largest_weight
+from fl_queue.strategies import get_strategy, largest_weight
 
 #: The closing evaluation need not be waited for as long as training.
 EVALUATION_DEADLINE_S = 60.0
@@ -128,11 +128,14 @@ def _groups(cohort: Sequence[str], config: RunConfig) -> int:
 def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
     size = len(plan.cohort)
     w_max = largest_weight(config.aggregation)
-    limits: dict[Kind, float] = {
-        "parameter": config.aggregation["limit"],
-        "float_buffer": config.aggregation["buffer_limit"],
-    }
-    scales = choose_scales(size, w_max, limits)
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    ranges = strategy.ranges(config.aggregation)
+    scales = choose_scales(
+        size,
+        w_max,
+        {name: span.limit for name, span in ranges.items()},
+        {name: span.finest for name, span in ranges.items()},
+    )
     longest = {
         "train": config.round["deadline_s"],
         "evaluate": EVALUATION_DEADLINE_S,
@@ -155,6 +158,8 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "elapsed_s": "0",
         "base_version": str(state.version or 0),
         "base_digest": state.digest,
+        "server_state": dumps(state.server_state),
+        "population": str(_population_count(state, plan)),
         "download": state.download if config.model["codec"] != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
@@ -163,6 +168,18 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "segment": str(state.segment),
         "reason": "",
     }
+
+
+def _newcomers(state: RunState, plan: _Plan) -> set[str]:
+    """Clients that the run has not seen before this round."""
+    return set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
+
+
+def _population_count(state: RunState, plan: _Plan) -> int:
+    """How many clients the run has seen, this round's included: ``N`` of some strategies."""
+    if plan.groups:
+        return plan.shares  # A simulation's are all there, always.
+    return len(state.population) + len(_newcomers(state, plan))
 
 
 def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
@@ -196,7 +213,7 @@ def _write_round(
     tickets: list[Ticket],
 ) -> None:
     run, number = state.run_id, plan.number
-    newcomers = set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
+    newcomers = _newcomers(state, plan)
     # A client's place in this list is its share of a data set that is split over clients: it keeps
     # the place for the life of the run, and who comes later is appended.
     population = [*state.population, *sorted(newcomers)]

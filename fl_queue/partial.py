@@ -12,6 +12,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 
 from fl_queue import blob, faults
 from fl_queue.errors import ChunksMissing
@@ -87,6 +88,7 @@ def save(
         "chunk_bytes": chunk_bytes,
         "weight": total.total_weight,
         "count": total.count,
+        "scalars": dumps({name: str(value) for name, value in total.scalars.items()}),
         "progress": progress.to_json(),
     }
     if old:
@@ -125,6 +127,8 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     tensors = blob.views(sum_manifest(total.manifest), body)
     if int(saved["count"]):
         total.add_sum(tensors, int(saved["weight"]), int(saved["count"]))
+        scalars = json.loads(saved.get("scalars", "{}"))
+        total.add_scalars({name: Fraction(text) for name, text in scalars.items()})
 
 
 def drop(store: Store, run: str, number: int) -> None:

@@ -17,13 +17,17 @@ import numpy as np
 
 from fl_queue.errors import BlobError
 
-Kind = Literal["parameter", "float_buffer", "integer_buffer"]
-KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer")
+#: ``extra``: what clients send beside a parameter; in updates only, never in a model.
+Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
+KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer", "extra")
+#: Names of extra tensors begin with it, and those of no model's: ``~<extra>/<parameter>``.
+EXTRA = "~"
 #: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
 DTYPES: dict[str, str] = {
     "parameter": "float32",
     "float_buffer": "float32",
     "integer_buffer": "int64",
+    "extra": "float32",
 }
 
 #: What is done with an update; ``received`` until its round ends, then final.
@@ -64,6 +68,11 @@ class TensorSpec:
         return math.prod(self.shape)
 
     @property
+    def quantity(self) -> str:
+        """What it is summed as: its kind, or the name of the extra."""
+        return self.name[len(EXTRA) :].partition("/")[0] if self.kind == "extra" else self.kind
+
+    @property
     def nbytes(self) -> int:
         return self.size * np.dtype(self.dtype).itemsize
 
@@ -76,10 +85,13 @@ class Manifest:
     Args:
         tensors: Specs sorted by name, names unique.
         aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
+        private: Names of the tensors whose values stay on each client; a version has those that
+            version 0 had.
     """
 
     tensors: tuple[TensorSpec, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
@@ -89,6 +101,8 @@ class Manifest:
             raise BlobError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
         if any(dimension < 0 for spec in self.tensors for dimension in spec.shape):
             raise BlobError("manifest: a dimension is negative")
+        if not set(self.private) <= set(names):
+            raise BlobError("manifest: a private tensor is not there")
 
     @property
     def nbytes(self) -> int:
@@ -102,10 +116,19 @@ class Manifest:
             yield spec, offset
             offset += spec.nbytes
 
+    def shared(self) -> Manifest:
+        """The same without the private tensors: what an update has of the model."""
+        if not self.private:
+            return self
+        private = set(self.private)
+        return Manifest(tuple(spec for spec in self.tensors if spec.name not in private))
+
     def to_json(self) -> str:
-        return dumps(
-            {"tensors": [asdict(spec) for spec in self.tensors], "aliases": dict(self.aliases)}
-        )
+        fields: dict[str, Any] = {
+            "tensors": [asdict(spec) for spec in self.tensors],
+            "aliases": dict(self.aliases),
+        }
+        return dumps(fields | ({"private": list(self.private)} if self.private else {}))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -121,9 +144,13 @@ class Manifest:
                 )
                 for item in raw["tensors"]
             )
-            return cls(tensors, {str(name): str(of) for name, of in raw["aliases"].items()})
+            aliases = {str(name): str(of) for name, of in raw["aliases"].items()}
+            made = cls(tensors, aliases, tuple(str(name) for name in raw.get("private", ())))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise BlobError(f"not a manifest: {exc!r}") from exc
+        if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
+            raise BlobError(f"manifest: a model's tensor is extra, or its name begins with {EXTRA}")
+        return made
 
 
 @dataclass(frozen=True)
@@ -225,6 +252,9 @@ class RoundRecord:
         opened_at: Unix time, seconds, of the control server.
         elapsed_s: Counted duration, seconds.
         config_segment: Index of the config segment that was in force.
+        population: Clients the run had seen.
+        base_server_state, server_state: Name -> digest of the strategy's state that belongs to the
+            base version and to the one it made.
     """
 
     round: int
@@ -250,6 +280,9 @@ class RoundRecord:
     opened_at: float = 0.0
     elapsed_s: float = 0.0
     config_segment: int = 0
+    population: int = 0
+    base_server_state: dict[str, str] = field(default_factory=dict)
+    server_state: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return dumps(asdict(self))

@@ -132,6 +132,8 @@ def base_record(
         opened_at=current.opened_at,
         elapsed_s=round(elapsed_s, 3),
         config_segment=current.segment,
+        population=current.population,
+        base_server_state=dict(current.server_state),
     )
 
 

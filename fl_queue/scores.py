@@ -45,8 +45,14 @@ def best_version(store: Store, run: str, config: RunConfig) -> int | None:
 
 
 def _digests(version: Mapping[str, Any]) -> set[str]:
-    """What is on the data server of a version: itself, and its encoded body if clients fetch that."""
-    return {version["digest"], version.get("download") or version["digest"]}
+    """What is on the data server of a version: itself, its encoded body if clients fetch that, its state."""
+    download = version.get("download") or version["digest"]
+    return {version["digest"], download, *version.get("server_state", {}).values()}
+
+
+def _files(version: Mapping[str, Any]) -> set[str]:
+    """What is on disk of a version: itself, and the strategy's state that belongs to it."""
+    return {version["digest"], *version.get("server_state", {}).values()}
 
 
 def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -> None:
@@ -78,7 +84,7 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
         stay |= {best} if best is not None else set()
         checkpoint.prune(
             models.checkpoint_folder(state_dir, run),
-            {versions[version]["digest"] for version in stay},
+            {digest for version in stay for digest in _files(versions[version])},
         )
         # A round whose base is gone cannot be verified any more.
         rounds = {versions[version]["round"] for version in versions if version - 1 in stay}

@@ -22,8 +22,6 @@ Found = TypeVar("Found")
 #: Members of a group in a large cohort: what one job costs is shared by so many, and no more than
 #: their training is at stake when a process dies.
 GROUP_SIZE = 16
-#: Strategies that need nothing but the sum of the updates.
-SUM_BASED = ("fedavg",)
 _GROUP = "group-"
 _SPAN = re.compile(rf"{names.VIRTUAL}(\d+)\.\.{names.VIRTUAL}(\d+)")
 
@@ -130,6 +128,6 @@ def premerges(config: RunConfig) -> bool:
     """
     Whether the updates of a group may travel as their sum.
 
-    The strategy must need no single updates, and nobody must want to keep them.
+    Nobody must want to keep them: every strategy merges by exact sums.
     """
-    return config.aggregation["strategy"] in SUM_BASED and not config.model["keep_updates"]
+    return not config.model["keep_updates"]

@@ -34,6 +34,7 @@ class Site:
         threads: CPU threads of a training job.
         worker: Name of the RQ worker; new for each process.
         credentials: File of ``fl-queue enroll``; wins over the URLs.
+        strategy_allow: Own strategies (``module:Class``) this aggregator lets in.
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
     """
 
@@ -48,6 +49,7 @@ class Site:
     worker: str = ""
     token: str = ""
     credentials: str = ""
+    strategy_allow: tuple[str, ...] = ()
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -59,7 +61,8 @@ class Site:
             state_dir=Path(state_dir) if state_dir else embedded.default_state_dir(environ),
             client=environ.get("FLQ_SITE_CLIENT", ""),
             data_dir=environ.get("FLQ_SITE_DATA", ""),
-            allow=tuple(item for item in environ.get("FLQ_SITE_ALLOW", "").split(",") if item),
+            allow=_listed(environ, "FLQ_SITE_ALLOW"),
+            strategy_allow=_listed(environ, "FLQ_SITE_STRATEGY_ALLOW"),
             device=environ.get("FLQ_SITE_DEVICE", "cpu"),
             threads=int(environ.get("FLQ_SITE_THREADS", "1")),
             worker=environ.get("FLQ_SITE_WORKER", "") or f"worker-{secrets.token_hex(4)}",
@@ -76,6 +79,7 @@ class Site:
             "FLQ_SITE_CLIENT": self.client,
             "FLQ_SITE_DATA": self.data_dir,
             "FLQ_SITE_ALLOW": ",".join(self.allow),
+            "FLQ_SITE_STRATEGY_ALLOW": ",".join(self.strategy_allow),
             "FLQ_SITE_DEVICE": self.device,
             "FLQ_SITE_THREADS": str(self.threads),
             "FLQ_SITE_WORKER": self.worker,
@@ -138,3 +142,7 @@ class Site:
             StoreUnavailable: Not reachable, or too old.
         """
         return Store.open(*self.urls(), self.state_dir)
+
+
+def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(item for item in environ.get(name, "").split(",") if item)

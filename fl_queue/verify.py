@@ -6,19 +6,20 @@ The model is a function of base, cohort and accepted set; the history records al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fl_queue import blob, kept, models
 from fl_queue.config import RunConfig
-from fl_queue.errors import BlobError, CheckpointError, DataError, RunStateError
+from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, RunStateError
 from fl_queue.merge import Merge
 from fl_queue.records import RoundRecord
 from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store
-from fl_queue.strategies import largest_weight
+from fl_queue.strategies import largest_weight, load_strategy
+from fl_queue.strategies.base import Facts
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,18 @@ class Verdict:
 
 
 def verify(
-    store: Store, state: RunState, state_dir: Path, number: int | None = None
+    store: Store,
+    state: RunState,
+    state_dir: Path,
+    number: int | None = None,
+    strategy_allow: Sequence[str] = (),
 ) -> Iterator[Verdict]:
     """
     Recompute the committed rounds of a run, or one of them, one after the other.
 
     Args:
         state_dir: The aggregator's, where checkpoints and kept updates are.
+        strategy_allow: Own strategies that may be loaded.
 
     Raises:
         RunStateError: There is no such committed round.
@@ -62,18 +68,24 @@ def verify(
         what = "has no committed round" if number is None else f"has not committed round {number}"
         raise RunStateError(state.name, f"{what}; see `fl-queue history {state.name}`")
     for record in records:
-        yield _verify(store, state, state_dir, record)
+        yield _verify(store, state, state_dir, record, strategy_allow)
 
 
-def _verify(store: Store, state: RunState, state_dir: Path, record: RoundRecord) -> Verdict:
+def _verify(
+    store: Store,
+    state: RunState,
+    state_dir: Path,
+    record: RoundRecord,
+    strategy_allow: Sequence[str],
+) -> Verdict:
     version, digest = record.version or 0, record.digest or ""
     config = current_config(store, state.run_id, record.config_segment)
     if not config.model["keep_updates"]:
         reason = "its updates were not kept; set model.keep_updates = true"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
     try:
-        recomputed = recompute(store, state.run_id, state_dir, record, config)
-    except (CheckpointError, DataError) as exc:
+        recomputed = recompute(store, state.run_id, state_dir, record, config, strategy_allow)
+    except (CheckpointError, DataError, ConfigError) as exc:
         return Verdict(record.round, version, "unknown", digest, reason=str(exc))
     except BlobError as exc:
         return Verdict(record.round, version, "different", digest, reason=exc.reason)
@@ -84,29 +96,31 @@ def _verify(store: Store, state: RunState, state_dir: Path, record: RoundRecord)
 
 
 def recompute(
-    store: Store, run: str, state_dir: Path, record: RoundRecord, config: RunConfig
+    store: Store,
+    run: str,
+    state_dir: Path,
+    record: RoundRecord,
+    config: RunConfig,
+    strategy_allow: Sequence[str] = (),
 ) -> str:
     """
     Digest of the version that a round's base and accepted updates make.
 
     Args:
         config: The one that was in force.
+        strategy_allow: Own strategies that may be loaded.
 
     Raises:
         CheckpointError: The base is not there any more.
+        ConfigError: The strategy may not be loaded.
         DataError: An update is not there, or damaged.
         BlobError: An update is not one that could have been accepted.
     """
     manifest = store.control.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
-    merge = Merge(
-        manifest,
-        config.aggregation,
-        record.scales,
-        largest_weight(config.aggregation),
-        config.update["codec"],
-    )
+    w_max = largest_weight(config.aggregation)
+    merge = Merge.of_round(manifest, config, record.scales, w_max)
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)
         merge.check(header)
@@ -116,4 +130,16 @@ def recompute(
     base = models.base_body(
         store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
     )
-    return blob.pieces_digest(merge.next_model(base.view))
+    chunk_bytes, strategy = config.redis["chunk_bytes"], config.aggregation["strategy"]
+    loaded = load_strategy(strategy, config.strategy, strategy_allow)
+    state = models.state_arrays(
+        store, run, record.base_server_state, manifest, chunk_bytes, state_dir
+    )
+    hashers = {name: blob.Hasher() for name in loaded.server_state}
+    sinks = {name: hasher.update for name, hasher in hashers.items()}
+    facts = Facts((record.version or 0), merge.total.count, record.population)
+    digest = blob.pieces_digest(merge.next_model(base.view, state, sinks, facts, loaded))
+    for name, hasher in hashers.items():
+        if hasher.digest != record.server_state.get(name):
+            raise BlobError(f"the strategy's state {name!r} comes out as another one")
+    return digest

@@ -28,7 +28,12 @@ def aggregate(run: str, number: int) -> str:
     site = Site.from_environ()
     try:
         return Collector(
-            site.connect(), run, number, os.environ["RQ_JOB_ID"], site.state_dir
+            site.connect(),
+            run,
+            number,
+            os.environ["RQ_JOB_ID"],
+            site.state_dir,
+            site.strategy_allow,
         ).work()
     except OwnershipLost as exc:
         log.warning("%s", exc)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from fl_queue import embedded
+from fl_queue.errors import ConfigError
 from fl_queue.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -62,6 +63,31 @@ def connection_options(command: Command) -> Command:
         return command(*args, where=where, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def check_classes(option: str, given: tuple[str, ...]) -> None:
+    """Whether an option names classes. Raises ConfigError."""
+    for name in given:
+        if ":" not in name:
+            raise ConfigError(option, f"{name!r} is not MODULE:CLASS")
+
+
+def _checked_strategies(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    check_classes("--strategy-allow", given)
+    return given
+
+
+def strategy_option(command: Command) -> Command:
+    """Add ``--strategy-allow``; the command gets it as ``strategy_allow``."""
+    return click.option(
+        "--strategy-allow",
+        multiple=True,
+        metavar="MODULE:CLASS",
+        callback=_checked_strategies,
+        help="An own strategy that may be loaded here; may be repeated.",
+    )(command)
 
 
 def json_option(command: Command) -> Command:

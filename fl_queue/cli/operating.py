@@ -9,7 +9,13 @@ from dataclasses import asdict
 import click
 
 from fl_queue import deletion, operate, runs, verify
-from fl_queue.cli.common import Where, connection_options, json_option, write_json
+from fl_queue.cli.common import (
+    Where,
+    connection_options,
+    json_option,
+    strategy_option,
+    write_json,
+)
 from fl_queue.errors import DataError, RunFailed
 
 
@@ -98,9 +104,12 @@ def delete(where: Where, run: str, yes: bool) -> None:
 @click.command("verify")
 @click.argument("run")
 @click.argument("number", metavar="[ROUND]", required=False, type=click.IntRange(min=1))
+@strategy_option
 @json_option
 @connection_options
-def verify_command(where: Where, run: str, number: int | None, as_json: bool) -> None:
+def verify_command(
+    where: Where, run: str, number: int | None, strategy_allow: tuple[str, ...], as_json: bool
+) -> None:
     """
     Recompute rounds of RUN; compare digests.
 
@@ -110,7 +119,7 @@ def verify_command(where: Where, run: str, number: int | None, as_json: bool) ->
     store = where.open()
     state = runs.find_run(store, run)
     verdicts = []
-    for verdict in verify.verify(store, state, where.state_dir, number):
+    for verdict in verify.verify(store, state, where.state_dir, number, strategy_allow):
         verdicts.append(verdict)
         if not as_json:
             tail = f": {verdict.reason}" if verdict.reason else ""

@@ -171,9 +171,10 @@ def _start_servers(ours: ExitStack, where: Where, loaded: RunConfig, wait: bool)
 
 def _start_workers(ours: ExitStack, store: Store, where: Where, loaded: RunConfig) -> None:
     """Start the roles a simulation lacks; they end with this command."""
-    # This very command names the task: whoever runs it lets it in.
-    allow = (loaded.run["task"],) if ":" in loaded.run["task"] else ()
-    site = Site(where.url, where.blob_url, where.state_dir, allow=allow)
+    # This very command names the task and the strategy: whoever runs it lets them in.
+    named = (loaded.run["task"], loaded.aggregation["strategy"])
+    task, strategy = ((name,) if ":" in name else () for name in named)
+    site = Site(where.url, where.blob_url, where.state_dir, allow=task, strategy_allow=strategy)
     wanted = local.missing_workers(store, loaded, site)
     logs = where.state_dir / "logs"
     ours.enter_context(local.workers(store, wanted, logs, Console(stderr=True)))

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from fl_queue import credentials, names
-from fl_queue.cli.common import Command, Where, connection_options
+from fl_queue.cli.common import Command, Where, check_classes, connection_options, strategy_option
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.site import Site
 
@@ -134,10 +135,12 @@ def worker_pool(
 
 
 @worker.command("aggregator")
+@strategy_option
 @connection_options
-def worker_aggregator(where: Where) -> None:
+def worker_aggregator(where: Where, strategy_allow: tuple[str, ...]) -> None:
     """Merge updates into versions, write checkpoints, and heal what dies."""
-    _become_worker("aggregator", _site(where, "", (), "cpu", 1))
+    site = replace(_site(where, "", (), "cpu", 1), strategy_allow=strategy_allow)
+    _become_worker("aggregator", site)
 
 
 def _enrolled_as(file: Path | None, client: str) -> str:
@@ -165,9 +168,7 @@ def _site(
         raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
     if data and not Path(data).is_dir():
         raise DataError(data, "is not a folder; give --data the folder of this site's data")
-    for task in allow:
-        if ":" not in task:
-            raise ConfigError("--task-allow", f"{task!r} is not MODULE:CLASS")
+    check_classes("--task-allow", allow)
     folder = str(Path(data).absolute()) if data else ""
     return Site(
         where.url,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import redis
@@ -33,6 +33,7 @@ class RunState:
     One run's hash. ``version`` is None before version 0; ``round`` -1 before the first.
 
     ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
+    ``server_state``: name -> digest of what the strategy keeps with that version.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunState:
     initial: Mapping[str, Any] | None
     created_at: float
     download: str = ""
+    server_state: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -65,7 +67,8 @@ class RoundState:
     One round's hash, while its keys live.
 
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
-    body; empty when clients fetch the version itself.
+    body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
+    that belongs to the base version. ``population``: clients the run has seen when it was opened.
     """
 
     number: int
@@ -89,6 +92,8 @@ class RoundState:
     reason: str
     groups: int = 0
     download: str = ""
+    server_state: Mapping[str, str] = field(default_factory=dict)
+    population: int = 0
 
     @property
     def open(self) -> bool:
@@ -328,12 +333,14 @@ class Control(Presence):
         digest: str = "",
         download: str = "",
         manifest: Manifest | None = None,
+        server_state: Mapping[str, str] | None = None,
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
 
         Args:
             download: Digest of the new version's encoded body, if clients fetch that.
+            server_state: Name -> digest of the strategy's state that belongs to the new version.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -360,7 +367,7 @@ class Control(Presence):
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
         ]
         args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
-        args.append(download)
+        args += [download, dumps(server_state or {})]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 
@@ -509,6 +516,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         initial=_optional(json.loads, raw.get("initial")),
         created_at=float(raw["created_at"]),
         download=raw.get("download", ""),
+        server_state=json.loads(raw.get("server_state", "{}")),
     )
 
 
@@ -535,4 +543,6 @@ def _round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         reason=raw.get("reason", ""),
         groups=int(raw.get("groups", 0)),
         download=raw.get("download", ""),
+        server_state=json.loads(raw.get("server_state", "{}")),
+        population=int(raw.get("population", 0)),
     )

@@ -1,57 +1,105 @@
 """
-Accepted updates -> next model: the strategies, and the weight of an update in the mean.
+Accepted updates -> next model: the strategies by name, and the weight of an update in the mean.
 
-A strategy sees the exact sum of the round and computes elementwise, in float64, in a fixed order,
-so that machines agree on every bit. No Redis here.
+One file each, whose docstring has the equations; what they have in common is in ``base.py``. No Redis
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fl_queue.blob import Tensor
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest
+from fl_queue.fields import nearest
+from fl_queue.strategies.base import Strategy
+from fl_queue.strategies.fedadagrad import FedAdagrad
+from fl_queue.strategies.fedadam import FedAdam
 from fl_queue.strategies.fedavg import FedAvg
+from fl_queue.strategies.fedavgm import FedAvgM
+from fl_queue.strategies.fedyogi import FedYogi
+
+#: Name -> class of the built-in strategies.
+STRATEGIES: dict[str, type[Strategy]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+}
 
 
-class Strategy(Protocol):
-    """How the sum of a round's accepted updates becomes the next model."""
-
-    def next_model(
-        self, manifest: Manifest, base: Mapping[str, Tensor], total: ExactSum
-    ) -> Iterator[Tensor]:
-        """
-        The next model's body, in blocks: a large model is never in memory for it.
-
-        Args:
-            manifest: The run's shared tensors.
-            base: The model the updates were trained from; not modified.
-            total: Sum of the accepted updates, one at least; a tensor's total is released once it
-                has been used.
-
-        Yields:
-            Arrays of the tensors' elements in the manifest's order, each of at most one tensor:
-            float32, or int64 for integer buffers.
-        """
-
-
-_STRATEGIES: dict[str, type[Strategy]] = {"fedavg": FedAvg}
-
-
-def get_strategy(name: str) -> Strategy:
+def strategy_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The strategy that ``aggregation.strategy`` names.
+    The ``[strategy]`` table, complete and checked; as it is for a user's own strategy.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: Unknown strategy, unknown option, or a value that cannot be used.
     """
-    if name not in _STRATEGIES:
-        known = ", ".join(sorted(_STRATEGIES))
-        raise ConfigError("aggregation.strategy", f"{name!r} is not one of: {known}")
-    return _STRATEGIES[name]()
+    return dict(given) if ":" in name else _built_in(name).options_of(given)
+
+
+def get_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
+    """
+    The strategy that ``aggregation.strategy`` names, as clients and the sum see it.
+
+    An own one is the skeleton there: it differs in the server's step only, and its code is the
+    aggregator's (``load_strategy``).
+
+    Raises:
+        ConfigError: There is none of that name, or an option cannot be used.
+    """
+    return Strategy() if ":" in name else _built_in(name)(options)
+
+
+def load_strategy(
+    name: str, options: Mapping[str, Any] | None = None, allow: Sequence[str] = ()
+) -> Strategy:
+    """
+    The strategy with its server's step, an own one with its code.
+
+    Args:
+        allow: Own strategies this worker may load, ``module:Class`` or ``module:*``. The name comes
+            from Redis, and importing a module runs its code.
+
+    Raises:
+        ConfigError: ``aggregation.strategy`` or one of its options, with the reason.
+    """
+    module, colon, class_name = name.partition(":")
+    if not colon:
+        return get_strategy(name, options)
+    if name not in allow and f"{module}:*" not in allow:
+        raise ConfigError(
+            "aggregation.strategy",
+            f"this aggregator may not load {name}; if you trust it, start the worker with "
+            f"--strategy-allow {name}",
+        )
+    try:
+        found = getattr(importlib.import_module(module), class_name, None)
+    except (ImportError, SyntaxError, ValueError) as exc:
+        raise ConfigError("aggregation.strategy", f"{module} cannot be imported: {exc}") from exc
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ConfigError(
+            "aggregation.strategy",
+            f"{module} has no class {class_name} derived from fl_queue.strategies.base.Strategy",
+        )
+    if found.fetched or found.extras or found.scalars or found.client_state:
+        raise ConfigError(
+            "aggregation.strategy",
+            f"{name} asks clients for more than their updates, which an own strategy cannot",
+        )
+    return found(options)
+
+
+def _built_in(name: str) -> type[Strategy]:
+    if name not in STRATEGIES:
+        near = nearest(name, STRATEGIES)
+        known = ", ".join(sorted(STRATEGIES))
+        raise ConfigError(
+            "aggregation.strategy", f"{name!r} is not module:Class, nor one of: {known}{near}"
+        )
+    return STRATEGIES[name]
 
 
 def weight_of(aggregation: Mapping[str, Any], num_examples: int) -> int:

@@ -9,7 +9,8 @@ from fl_queue import blob
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.records import Manifest, TensorSpec
-from fl_queue.strategies import fedavg, get_strategy, largest_weight, weight_of
+from fl_queue.strategies import base as strategy_base
+from fl_queue.strategies import get_strategy, largest_weight, weight_of
 
 MANIFEST = Manifest(
     (
@@ -77,7 +78,7 @@ def test_the_base_is_not_modified() -> None:
 
 
 def test_blocks_give_the_bits_of_the_formula() -> None:
-    size = 2 * fedavg._BLOCK + 7
+    size = 2 * strategy_base.BLOCK + 7
     manifest = Manifest((TensorSpec("w", (size,), "parameter"),))
     rng = np.random.default_rng(2)
     total = ExactSum(manifest, SCALES, w_max=1000)

@@ -6,6 +6,7 @@
 --      9 receipts: JSON client -> receipt   10 event (JSON)   11 longest event stream
 --      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
 --      14 digest of the version's encoded body ('' for none)
+--      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
 if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is not training' end
@@ -20,10 +21,13 @@ for client, receipt in pairs(receipts) do
   redis.call('HSET', KEYS[3], client, receipt)
 end
 if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'download', ARGV[14], 'abandoned', 0)
+  redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'download', ARGV[14], 'server_state', ARGV[15],
+    'abandoned', 0)
   local download = ''
   if ARGV[14] ~= '' then download = string.format('"download":"%s",', ARGV[14]) end
-  redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s}', ARGV[7], download, ARGV[1]))
+  local kept = ''
+  if ARGV[15] ~= '{}' then kept = ',"server_state":' .. ARGV[15] end
+  redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s%s}', ARGV[7], download, ARGV[1], kept))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
 end
 if ARGV[13] ~= '' then redis.call('SET', KEYS[7], ARGV[13]) end

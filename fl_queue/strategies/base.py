@@ -1,0 +1,368 @@
+"""
+What a strategy is: what clients add to their updates, what is summed, and how that becomes the next model.
+
+A strategy says so in class attributes and three methods; everything around it (blocks, buffers, the
+exact sum, state on disk) is done once, here and in ``merge.py``. After the sum everything is
+``+ - * / sqrt`` in float64, elementwise, in a fixed order, so that machines agree on every bit. No
+Redis and no torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fl_queue.blob import Tensor, matching
+from fl_queue.errors import BlobError, ConfigError
+from fl_queue.exact import FINEST, ExactSum, Float64s
+from fl_queue.fields import Field, unknown_key
+from fl_queue.records import EXTRA, Manifest, TensorSpec
+
+#: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
+BLOCK = 65536
+
+Arrays = Mapping[str, Tensor]
+#: Name of a state -> tensor name -> array.
+State = Mapping[str, Arrays]
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    How a quantity is summed.
+
+    Args:
+        limit: Largest magnitude of one client's value; beyond it the update is rejected.
+        finest: Most fractional bits of the fixed point; fewer where the sum would not fit.
+    """
+
+    limit: float
+    finest: int = FINEST
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    What a round is known to be, besides its sum.
+
+    Args:
+        version: Of the model that is made, from 1.
+        accepted: Updates in the sum: ``|S|``.
+        population: Clients there are: ``N``.
+    """
+
+    version: int = 1
+    accepted: int = 1
+    population: int = 1
+
+
+class Block:
+    """
+    Some elements of one parameter, all that a server's step sees at a time.
+
+    Args:
+        x: Their values in the base version, float64; may be overwritten.
+        state: Name -> the strategy's own values beside them, float64; to be replaced by the new ones.
+        facts: Of the round.
+    """
+
+    def __init__(
+        self,
+        x: Float64s,
+        state: dict[str, Float64s],
+        facts: Facts,
+        total: ExactSum,
+        name: str,
+        start: int,
+    ) -> None:
+        self.x, self.state, self.facts = x, state, facts
+        self._total, self._name, self._start = total, name, start
+
+    def mean(self, extra: str = "") -> Float64s:
+        """The weighted mean of the clients' differences, or of what they sent as that extra tensor."""
+        name = extra_name(extra, self._name) if extra else self._name
+        return self._total.mean_block(name, self._start, self._start + self.x.size)
+
+    def scalar(self, name: str) -> float:
+        """The weighted mean of a scalar that clients sent, rounded once."""
+        return self._total.scalar_mean(name)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """
+    What is added to each gradient of local training, before momentum.
+
+    ``gradient + proximal * (w - base) + offset``; where both are nothing, no bit changes.
+
+    Args:
+        proximal: Pull towards the base version.
+        offset: Parameter name -> array to add; None: nothing.
+    """
+
+    proximal: float = 0.0
+    offset: Callable[[str], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """
+    What a client has when it trains.
+
+    Args:
+        learning_rate, momentum: Of its local SGD, in this round.
+        server: The state that the strategy has clients fetch; missing tensors are zero.
+        kept: The client's own state after the newest round that accepted its update; empty: none.
+        steps: Local steps taken, ``tau``; 0 before training.
+        base_loss: Mean loss of the base version on its training data; only where it is asked for.
+        change: Parameter name -> ``y - x``, float32, once it has trained.
+        parameters: Names of the parameters that it shares.
+    """
+
+    learning_rate: float
+    momentum: float = 0.0
+    server: State = field(default_factory=dict)
+    kept: State = field(default_factory=dict)
+    steps: int = 0
+    base_loss: float = 0.0
+    change: Callable[[str], Tensor] = lambda name: np.zeros(0, np.float32)
+    parameters: Sequence[str] = ()
+
+    def state_of(self, state: State, which: str, name: str) -> Tensor | np.float32:
+        """An array of a state, or zero where there is none."""
+        return state.get(which, {}).get(name, np.float32(0.0))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    What a client makes of its training.
+
+    Args:
+        factor: Its differences are sent times this (parameters only).
+        scalars: Name -> what it sends besides.
+        extra: ``(extra, parameter) -> array`` of what it sends besides; asked once for each.
+        keep: ``(state, parameter) -> array`` of what it keeps once its update is accepted.
+    """
+
+    factor: float = 1.0
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    extra: Callable[[str, str], Tensor] | None = None
+    keep: Callable[[str, str], Tensor] | None = None
+
+
+class Strategy:
+    """
+    FedAvg's skeleton; subclasses say in what they differ.
+
+    An own strategy (``module:Class``) derives from this and runs in the aggregator only: it may have
+    ``OPTIONS``, ``server_state`` and a ``step``; what concerns clients is for the built-in ones.
+
+    Args:
+        options: The config's ``[strategy]``, checked by ``options_of``.
+    """
+
+    #: What ``[strategy]`` may hold.
+    OPTIONS: ClassVar[Mapping[str, Field]] = {}
+    #: Which ``aggregation.weighting`` its equations allow.
+    WEIGHTINGS: ClassVar[tuple[str, ...]] = ("examples", "capped", "uniform")
+    #: Tensors like the parameters that belong to a version; zero at version 0.
+    server_state: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that clients need.
+    fetched: ClassVar[tuple[str, ...]] = ()
+    #: Tensors like the parameters that clients send besides their differences.
+    extras: ClassVar[tuple[str, ...]] = ()
+    #: Numbers that clients send besides: name -> largest magnitude.
+    scalars: ClassVar[Mapping[str, float]] = {}
+    #: Tensors like the parameters that a client keeps from one accepted round to the next.
+    client_state: ClassVar[tuple[str, ...]] = ()
+    #: Whether updates must arrive as they were made: what clients keep has to agree with it.
+    needs_exact_updates: ClassVar[bool] = False
+    #: Whether clients evaluate the base version on their training data.
+    needs_base_loss: ClassVar[bool] = False
+    #: Whether the task must train with ``sgd.local_sgd``, which knows corrections and counts steps.
+    needs_local_sgd: ClassVar[bool] = False
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = self.options_of(options or {})
+
+    @classmethod
+    def options_of(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Its options, complete and checked.
+
+        Raises:
+            ConfigError: ``strategy.<name>`` is unknown, or its value cannot be used.
+        """
+        for key in given:
+            if key not in cls.OPTIONS:
+                known = [f"strategy.{name}" for name in cls.OPTIONS]
+                if not known:
+                    raise ConfigError(f"strategy.{key}", "this strategy has no options; remove it")
+                raise unknown_key(f"strategy.{key}", known)
+        return {
+            key: option.parse(f"strategy.{key}", given[key]) if key in given else option.default
+            for key, option in cls.OPTIONS.items()
+        }
+
+    def number(self, name: str) -> float:
+        """An option that is a number."""
+        return float(self.options[name])
+
+    def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:
+        """Quantity (a kind of tensor, or an extra) -> how it is summed."""
+        return {
+            "parameter": Range(aggregation["limit"]),
+            "float_buffer": Range(aggregation["buffer_limit"]),
+        }
+
+    # On the clients
+
+    def correction(self, known: Known) -> Correction:
+        """What a client adds to its gradients."""
+        return Correction()
+
+    def answer(self, known: Known) -> Answer:
+        """What a client sends and keeps, once it has trained."""
+        return Answer()
+
+    # On the server
+
+    def step(self, block: Block) -> Float64s:
+        """
+        The new values of some elements of a parameter; the mean is added unless overridden.
+
+        Elementwise, in float64: what elements come together in a block must make no difference.
+        """
+        block.x += block.mean()
+        return block.x
+
+    def next_model(
+        self,
+        manifest: Manifest,
+        base: Arrays,
+        total: ExactSum,
+        state: State | None = None,
+        sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
+        facts: Facts | None = None,
+    ) -> Iterator[Tensor]:
+        """
+        The next model's body, in blocks: a large model is never in memory for it.
+
+        Float buffers get their plain mean, and variances among them (names that end in ``_var``, as
+        BatchNorm's ``running_var``) are floored at 0: rounding may bring one just below, and its
+        square root would be NaN. Integer buffers: the maximum over the updates. Tensors that are not
+        in the sum are private to the clients: they stay as they are.
+
+        Args:
+            manifest: The run's model.
+            base: The model the updates were trained from; not modified.
+            total: Sum of the accepted updates, one at least; a tensor's total is released once it
+                has been used.
+            state: The strategy's state that belongs to ``base``; what is missing is zero.
+            sinks: Takes the new state, name by name, in blocks in the order of the parameters.
+            facts: Of the round; by default those of its sum.
+
+        Yields:
+            Arrays of the tensors' elements in the manifest's order, each of at most one tensor:
+            float32, or int64 for integer buffers.
+
+        Raises:
+            BlobError: A tensor of ``base`` or ``state`` is not the manifest's.
+            ValueError: Nothing was added to ``total``.
+        """
+        facts = facts or Facts(accepted=total.count)
+        shared = {spec.name for spec in total.manifest.tensors}
+        for spec in manifest.tensors:
+            old = np.ascontiguousarray(matching(spec, base)).reshape(-1)
+            if spec.name not in shared:
+                yield old
+            elif spec.kind == "integer_buffer":
+                yield total.maximum(spec.name)
+            elif spec.kind == "float_buffer":
+                for start in range(0, spec.size, BLOCK):
+                    yield _buffer(spec, old[start : start + BLOCK], start, total)
+            else:
+                yield from self._parameter(spec, old, total, state or {}, sinks or {}, facts)
+            for name in (spec.name, *(extra_name(extra, spec.name) for extra in self.extras)):
+                total.release(name)
+
+    def _parameter(
+        self,
+        spec: TensorSpec,
+        old: Tensor,
+        total: ExactSum,
+        state: State,
+        sinks: Mapping[str, Callable[[Tensor], object]],
+        facts: Facts,
+    ) -> Iterator[Tensor]:
+        beside = {
+            name: np.ascontiguousarray(matching(spec, state[name])).reshape(-1)
+            for name in self.server_state
+            if state.get(name)
+        }
+        for start in range(0, spec.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            x = old[part].astype(np.float64)
+            values = {
+                name: beside[name][part].astype(np.float64) if name in beside else np.zeros_like(x)
+                for name in self.server_state
+            }
+            block = Block(x, values, facts, total, spec.name, start)
+            new = self.step(block).astype(np.float32)
+            for name, sink in sinks.items():
+                sink(block.state[name].astype(np.float32))
+            yield new
+
+
+def _buffer(spec: TensorSpec, old: Tensor, start: int, total: ExactSum) -> Tensor:
+    block = old.astype(np.float64)
+    block += total.mean_block(spec.name, start, start + old.size)
+    if spec.name.endswith("_var"):
+        # Not np.maximum: which zero it makes of -0.0 depends on the instruction set.
+        block[block <= 0.0] = 0.0
+    return block.astype(np.float32)
+
+
+# --- layouts
+
+
+def extra_name(extra: str, parameter: str) -> str:
+    """Name in an update of what clients send as an extra beside a parameter."""
+    return f"{EXTRA}{extra}/{parameter}"
+
+
+def update_manifest(strategy: Strategy, manifest: Manifest) -> Manifest:
+    """The tensors of an update: those of the model that are shared, and the strategy's extras."""
+    shared = manifest.shared()
+    extras = [
+        replace(spec, name=extra_name(extra, spec.name), kind="extra")
+        for extra in strategy.extras
+        for spec in shared.tensors
+        if spec.kind == "parameter"
+    ]
+    return Manifest(tuple(sorted((*shared.tensors, *extras), key=lambda spec: spec.name)))
+
+
+def state_manifest(manifest: Manifest) -> Manifest:
+    """The tensors of each server state: the parameters that are shared, float32."""
+    return Manifest(tuple(spec for spec in manifest.shared().tensors if spec.kind == "parameter"))
+
+
+def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:
+    """
+    Whether an update has the numbers that the strategy wants, and no other.
+
+    Raises:
+        BlobError: Names the scalar.
+    """
+    if scalars.keys() != strategy.scalars.keys():
+        raise BlobError(
+            f"scalars {sorted(scalars)}, the run's strategy wants {sorted(strategy.scalars)}"
+        )
+    for name, limit in strategy.scalars.items():
+        if not abs(scalars[name]) <= limit:
+            raise BlobError(f"scalar {name!r} is {scalars[name]!r}, outside ±{limit:g}")
