@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 
+from fl_queue import logs
+
 _PR_SET_PDEATHSIG = 1
 #: Exit status of a worker whose client another one serves.
 EXIT_REFUSED = 2
@@ -30,8 +32,6 @@ def die_with_parent(parent: int) -> None:
 
 
 def log_to_console() -> None:
-    """Log to standard error, one line each, RQ's job chatter left out."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    """Log to standard error, one line each, RQ's job chatter left out; see ``logs``."""
+    logs.set_up(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("rq.worker").setLevel(logging.WARNING)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import cast
 
 import click
 
-from fl_queue import __version__
+from fl_queue import __version__, logs
 from fl_queue.errors import FLQueueError
+
+log = logging.getLogger(__name__)
 
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
@@ -100,7 +103,14 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fl-queue")
-def cli() -> None:
+@click.option(
+    "--log-format",
+    envvar=logs.VARIABLE,
+    type=click.Choice(logs.FORMATS),
+    default=logs.TEXT,
+    help="How logs on standard error are written, by this command and what it starts.",
+)
+def cli(log_format: str) -> None:
     """
     Federated learning as a message-queue pipeline over Redis.
 
@@ -110,11 +120,13 @@ def cli() -> None:
     Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 bad blob or data, 4 round abandoned or
     run failed, 5 Redis unreachable, 130 interrupted.
     """
+    if log_format != os.environ.get(logs.VARIABLE, logs.TEXT):
+        os.environ[logs.VARIABLE] = log_format
+    logs.set_up(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
 
 
 def main() -> None:
     """Run the command line; the console script ``fl-queue``."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sys.exit(_run())
 
 
@@ -122,7 +134,10 @@ def _run() -> int:
     try:
         cli(standalone_mode=False)
     except FLQueueError as exc:
-        click.echo(f"Error: {exc}", err=True)
+        if logs.is_json():
+            log.error("%s", exc, extra={"exit_code": exc.exit_code})
+        else:
+            click.echo(f"Error: {exc}", err=True)
         return exc.exit_code
     except click.ClickException as exc:
         exc.show()
