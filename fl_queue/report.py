@@ -90,8 +90,22 @@ def rows(
 
 def validation(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
     """Version -> finished metrics of the clients' validation, for versions that have any."""
-    judged = {version: metrics.finish(record.validation) for version, record in _judges(records)}
+    judged = {version: metrics.finish(record.validation) for version, record in judges(records)}
     return {version: finished for version, finished in judged.items() if finished}
+
+
+def judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
+    """
+    The record that says most about each version: that with the most clients, of equals the newest.
+
+    An abandoned round and the one that follows it have the same base version.
+    """
+    chosen: dict[int, RoundRecord] = {}
+    for record in records:
+        rival = chosen.get(record.base_version)
+        if record.validation and (rival is None or _turnout(record) >= _turnout(rival)):
+            chosen[record.base_version] = record
+    yield from sorted(chosen.items())
 
 
 def table(rows: Sequence[RoundRow]) -> Table:
@@ -167,20 +181,6 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     _save(figure, path)
 
 
-def _judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
-    """
-    The record that says most about each version: that with the most clients, of equals the newest.
-
-    An abandoned round and the one that follows it have the same base version.
-    """
-    chosen: dict[int, RoundRecord] = {}
-    for record in records:
-        rival = chosen.get(record.base_version)
-        if record.validation and (rival is None or _turnout(record) >= _turnout(rival)):
-            chosen[record.base_version] = record
-    yield from sorted(chosen.items())
-
-
 def _turnout(record: RoundRecord) -> int:
     return len(record.client_validation)
 
@@ -233,7 +233,7 @@ def _ranges(records: Sequence[RoundRecord], name: str) -> dict[int, tuple[float,
     """Version -> (least, most) of the metric over the clients that validated it."""
     found = {
         version: [client[name] for client in record.client_validation.values() if name in client]
-        for version, record in _judges(records)
+        for version, record in judges(records)
     }
     return {version: (min(values), max(values)) for version, values in found.items() if values}
 

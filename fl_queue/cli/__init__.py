@@ -59,6 +59,14 @@ COMMANDS = {
         "reading:events",
         "The events of RUN, oldest first; with --json one document a line.",
     ),
+    "metrics": (
+        "exporting:metrics",
+        "Write the numbers of RUN where TensorBoard, MLflow or a spreadsheet reads them.",
+    ),
+    "prometheus": (
+        "exporting:prometheus",
+        "Answer Prometheus at /metrics: rounds, updates, queues, clients, the healer.",
+    ),
     "plot": ("reading:plot", "Draw accuracy and loss of RUN by version."),
     "export": (
         "reading:export",

@@ -150,9 +150,9 @@ class Control(Presence):
             for version in sorted(int(key) for key in raw)
         }
 
-    def history(self, run: str, last: int = 0) -> list[RoundRecord]:
-        """Every ended round, in order; or the ``last`` so many."""
-        raw = cast(list[bytes], self.redis.lrange(names.history(run), -last, -1))
+    def history(self, run: str, last: int = 0, skip: int = 0) -> list[RoundRecord]:
+        """Every ended round, in order; or the ``last`` so many, or all but the first ``skip``."""
+        raw = cast(list[bytes], self.redis.lrange(names.history(run), skip or -last, -1))
         return [RoundRecord.from_json(item) for item in raw]
 
     def late(self, run: str) -> dict[int, int]:
