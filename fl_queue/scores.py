@@ -10,7 +10,8 @@ from typing import Any
 
 from fl_queue import blob, checkpoint, kept, metrics, models
 from fl_queue.config import RunConfig
-from fl_queue.store import Store
+from fl_queue.errors import RunStateError
+from fl_queue.store import RunState, Store
 
 #: Model versions that stay on the data server: the newest, and the one clients may be reading.
 ON_DATA_SERVER = 2
@@ -42,6 +43,28 @@ def version_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
 def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     """The version that ``run.select`` names; None when nothing has been evaluated."""
     return metrics.best_version(config.run["select"], version_metrics(store, run))
+
+
+def chosen_version(
+    store: Store, state: RunState, config: RunConfig, version: int | None, best: bool
+) -> int:
+    """
+    The version somebody asks for: the best one, the one they name, else the newest.
+
+    Raises:
+        RunStateError: There is none yet.
+    """
+    if best:
+        version = best_version(store, state.run_id, config)
+        if version is None:
+            raise RunStateError(
+                state.name,
+                f"no version has been evaluated by {config.run['select']}; wait, or start an evaluator",
+            )
+    chosen = state.version if version is None else version
+    if chosen is None:
+        raise RunStateError(state.name, "has no version yet; wait for version 0")
+    return chosen
 
 
 def _digests(version: Mapping[str, Any]) -> set[str]:

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from fl_queue import (
     checkpoint,
-    diagnose,
     display,
     doctor,
     models,
@@ -23,15 +22,15 @@ from fl_queue import (
     report,
     runs,
     scores,
+    views,
 )
 from fl_queue import (
     config as configs,
 )
 from fl_queue.cli.common import Where, connection_options, json_option, write_json
 from fl_queue.cli.running import follow_to_end
-from fl_queue.errors import ConfigError, RunStateError
-from fl_queue.records import Receipt, dumps
-from fl_queue.store import RunState, Store
+from fl_queue.errors import ConfigError
+from fl_queue.records import dumps
 
 
 @click.command()
@@ -41,42 +40,19 @@ from fl_queue.store import RunState, Store
 def status(where: Where, run: str | None, as_json: bool) -> None:
     """What all runs are doing, or RUN in detail: what an open round waits for."""
     store = where.open()
-    states = (
-        [runs.find_run(store, run)]
-        if run
-        else [runs.find_run(store, name) for name in sorted(store.control.run_names())]
-    )
-    found = [_status(store, state) for state in states]
+    states = [runs.find_run(store, run)] if run else views.living_runs(store)
+    found = [views.run_status(store, state) for state in states]
     if as_json:
-        write_json(found[0] if run else found)
+        records = [asdict(entry) for entry in found]
+        write_json(records[0] if run else records)
         return
     if not found:
         click.echo("no runs; start one with `fl-queue start-round CONFIG`")
     for entry in found:
-        click.echo(f"{entry['name']} ({entry['run_id']}) {entry['doing']}")
+        click.echo(f"{entry.name} ({entry.run_id}) {entry.doing}")
         if run:
-            for line in entry["waiting_for"]:
+            for line in entry.waiting_for:
                 click.echo(f"  {line}")
-
-
-def _status(store: Store, state: RunState) -> dict[str, Any]:
-    return {
-        **{
-            key: getattr(state, key)
-            for key in (
-                "name",
-                "run_id",
-                "state",
-                "reason",
-                "version",
-                "digest",
-                "round",
-                "rounds_wanted",
-            )
-        },
-        "doing": runs.describe_state(store, state),
-        "waiting_for": diagnose.why_open(store, state),
-    }
 
 
 @click.command()
@@ -98,13 +74,15 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
         raise ConfigError("--csv", "goes without --json")
     store = where.open()
     run_id = runs.find_run(store, run).run_id
-    records = store.control.history(run_id)
-    rows = report.rows(records, scores.test_metrics(store, run_id), store.control.late(run_id))
     if as_json:
-        write_json(
-            {"rounds": report.to_json(rows), "records": [asdict(record) for record in records]}
-        )
-    elif as_csv:
+        write_json(views.history(store, run_id))
+        return
+    rows = report.rows(
+        store.control.history(run_id),
+        scores.test_metrics(store, run_id),
+        store.control.late(run_id),
+    )
+    if as_csv:
         click.echo(report.to_csv(rows), nl=False)
     else:
         Console().print(report.table(rows))
@@ -116,47 +94,22 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
 def clients(where: Where, as_json: bool) -> None:
     """Every client ever heard of: alive or not, examples, where it runs, what it did last."""
     store = where.open()
-    found = [
-        _client(store, client, age) for client, age in sorted(store.control.client_ids().items())
-    ]
+    found = views.clients(store)
     if as_json:
-        write_json(found)
+        write_json([asdict(entry) for entry in found])
         return
     table = Table("Client", "Alive", "Last seen", "Examples", "Host", "Pid", "Last event")
     for entry in found:
         table.add_row(
-            entry["client"],
-            "yes" if entry["alive"] else "no",
-            f"{max(0.0, entry['last_seen_s']):.0f} s ago",
-            entry["num_examples"] or "-",
-            entry["host"] or "-",
-            entry["pid"] or "-",
-            entry["doing"],
+            entry.client,
+            "yes" if entry.alive else "no",
+            f"{max(0.0, entry.last_seen_s):.0f} s ago",
+            entry.num_examples or "-",
+            entry.host or "-",
+            entry.pid or "-",
+            entry.doing,
         )
     Console().print(table)
-
-
-def _client(store: Store, client: str, age: float) -> dict[str, Any]:
-    holder = store.control.lease(names.client_holder(client))
-    last = store.control.last_event(names.client_events(client))
-    doing = "-"
-    if last:
-        tail = f" epoch {last['epoch']}/{last['epochs']}" if last["event"] == "epoch" else ""
-        doing = (
-            f"{last['event']}{tail}, run {last['run']} round {last['round']}"
-            if last["event"] != "epoch"
-            else f"{tail.strip()}, run {last['run']} round {last['round']}"
-        )
-    return {
-        "client": client,
-        "alive": bool(holder),
-        "last_seen_s": round(age, 1),
-        "num_examples": store.control.client(client).get("num_examples", ""),
-        "host": holder.get("host", ""),
-        "pid": holder.get("pid", ""),
-        "worker": holder.get("worker", ""),
-        "doing": doing,
-    }
 
 
 @click.command()
@@ -180,11 +133,11 @@ def events(where: Where, run: str, follow: bool, as_json: bool) -> None:
 
 
 def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
-    at = int(entry.split("-")[0]) / 1000
+    record = views.event_record(entry, event)
     if as_json:
-        click.echo(dumps({"at": at, **event}))
+        click.echo(dumps(record))
         return
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["at"]))
     click.echo(f"{stamp} {display.describe(event) or event['event'].replace('_', ' ')}")
 
 
@@ -225,16 +178,7 @@ def export(where: Where, run: str, output: Path, version: int | None, best: bool
     loaded = runs.current_config(store, state.run_id)
     if best and version is not None:
         raise ConfigError("--best", "goes without --version")
-    if best:
-        version = scores.best_version(store, state.run_id, loaded)
-        if version is None:
-            raise RunStateError(
-                state.name,
-                f"no version has been evaluated by {loaded.run['select']}; wait, or start an evaluator",
-            )
-    chosen = state.version if version is None else version
-    if chosen is None:
-        raise RunStateError(state.name, "has no version yet; wait for version 0")
+    chosen = scores.chosen_version(store, state, loaded, version, best)
     manifest, body = models.load_version(
         store, state.run_id, chosen, loaded.redis["chunk_bytes"], where.state_dir
     )
@@ -255,11 +199,7 @@ def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> 
     """What became of the update of CLIENT in a round of RUN: its receipt."""
     store = where.open()
     state = runs.find_run(store, run)
-    receipts = store.control.receipts(state.run_id, number)
-    found = {
-        key: asdict(value) for key, value in receipts.items() if key.partition(":")[0] == client
-    }
-    found = found or _from_history(store, state, number, client)
+    found = views.receipts(store, state, number, client)
     if as_json:
         write_json(found)
         return
@@ -268,35 +208,6 @@ def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> 
         for field, value in receipt.items():
             if value not in ("", {}, 0, 0.0):
                 click.echo(f"  {field}: {value}")
-
-
-def _from_history(store: Store, state: RunState, number: int, client: str) -> dict[str, Any]:
-    for record in store.control.history(state.run_id):
-        if record.round != number:
-            continue
-        if client in record.accepted:
-            metrics = record.client_validation.get(client, {})
-            return {
-                client: asdict(
-                    Receipt(
-                        "accepted",
-                        digest=record.accepted[client],
-                        weight=record.weights[client],
-                        metrics=metrics,
-                    )
-                )
-            }
-        if client in record.rejected:
-            return {client: {"status": "rejected", "reason": record.rejected[client]}}
-        what = "nothing came from it" if client in record.cohort else "it was not in the cohort"
-        raise RunStateError(
-            state.name,
-            f"round {number}, client {client}: {what}; cohort: {', '.join(record.cohort)}",
-        )
-    raise RunStateError(
-        state.name,
-        f"round {number}, client {client}: no receipt (the run is at round {state.round})",
-    )
 
 
 @click.group("config")

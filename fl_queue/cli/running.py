@@ -4,7 +4,6 @@ The commands that start something: ``demo``, ``start-round``, ``redis``.
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import time
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, local, models, names, rounds, runs, simulation
+from fl_queue import display, embedded, launching, local, names, rounds, runs, simulation
 from fl_queue.cli.common import Where, connection_options
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, RunFailed, StoreUnavailable
@@ -107,14 +106,14 @@ def start_round(
     """
     loaded = configs.load(config, overrides)
     where = _where_of_run(where, loaded)
-    name = name or re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+    name = name or launching.name_of(config)
     with ExitStack() as ours:
         is_alone = _start_servers(ours, where, loaded, wait)
         store = where.open()
         since = "0-0"
         if known := store.control.run_id(name):
             since = store.control.last_event_id(names.events(known))
-        run = _attach(store, name, loaded) or _begin(store, name, loaded, count)
+        run = _attach(store, name, loaded) or launching.begin(store, name, loaded, count)
         if wait and simulation.is_simulation(loaded):
             _start_workers(ours, store, where, loaded)
         rounds.advance(store, run)
@@ -123,16 +122,6 @@ def start_round(
         else:
             click.echo(run)
             click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
-
-
-def _begin(store: Store, name: str, loaded: RunConfig, count: int | None) -> str:
-    """Create or continue the run; returns its id."""
-    initial = None
-    if loaded.model["initial"]:
-        initial = models.publish_initial(
-            store, Path(loaded.model["initial"]), loaded.redis["chunk_bytes"]
-        )
-    return runs.start_run(store, name, loaded, count or loaded.run["rounds"], initial).run_id
 
 
 def _attach(store: Store, name: str, loaded: RunConfig) -> str | None:

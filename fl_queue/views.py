@@ -1,0 +1,173 @@
+"""
+What the reading commands and the web page tell of runs and clients: one record, whoever asks.
+
+Frozen values; ``--json`` and the JSON API write them alike. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fl_queue import diagnose, names, report, runs, scores
+from fl_queue.errors import RunStateError
+from fl_queue.records import Receipt
+from fl_queue.store import RunState, Store
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """
+    What a run is doing.
+
+    Args:
+        name: The name people gave it.
+        run_id: Name and random uid.
+        state: ``training``, ``completed``, ``failed`` or ``cancelled``.
+        reason: Why it is in that state, or waits.
+        version: The newest version; None before version 0.
+        digest: BLAKE3 of that version, hexadecimal; empty before version 0.
+        round: The newest round's number; -1 before the first.
+        rounds_wanted: The version at which it is completed.
+        doing: The state in words.
+        waiting_for: Why its open round is still open, a line each.
+    """
+
+    name: str
+    run_id: str
+    state: str
+    reason: str
+    version: int | None
+    digest: str
+    round: int
+    rounds_wanted: int
+    doing: str
+    waiting_for: list[str]
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """
+    What a client's worker said last.
+
+    Args:
+        client: Its id.
+        alive: Whether a worker holds its lease.
+        last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back.
+        num_examples: Examples it has; empty while it has not said.
+        host, pid, worker: Where its worker runs; empty when it has none.
+        doing: Its last event in words.
+    """
+
+    client: str
+    alive: bool
+    last_seen_s: float
+    num_examples: str
+    host: str
+    pid: str
+    worker: str
+    doing: str
+
+
+def run_status(store: Store, state: RunState) -> RunStatus:
+    """One run's."""
+    return RunStatus(
+        name=state.name,
+        run_id=state.run_id,
+        state=state.state,
+        reason=state.reason,
+        version=state.version,
+        digest=state.digest,
+        round=state.round,
+        rounds_wanted=state.rounds_wanted,
+        doing=runs.describe_state(store, state),
+        waiting_for=diagnose.why_open(store, state),
+    )
+
+
+def living_runs(store: Store) -> list[RunState]:
+    """Every living run, by name; one that is deleted meanwhile is left out."""
+    found = [store.control.run(run) for _, run in sorted(store.control.run_names().items())]
+    return [state for state in found if state is not None]
+
+
+def clients(store: Store) -> list[ClientStatus]:
+    """Every client ever heard of, by id."""
+    return [
+        _client(store, client, age) for client, age in sorted(store.control.client_ids().items())
+    ]
+
+
+def _client(store: Store, client: str, age: float) -> ClientStatus:
+    holder = store.control.lease(names.client_holder(client))
+    return ClientStatus(
+        client=client,
+        alive=bool(holder),
+        last_seen_s=round(age, 1),
+        num_examples=store.control.client(client).get("num_examples", ""),
+        host=holder.get("host", ""),
+        pid=holder.get("pid", ""),
+        worker=holder.get("worker", ""),
+        doing=_doing(store.control.last_event(names.client_events(client))),
+    )
+
+
+def _doing(last: dict[str, Any] | None) -> str:
+    if not last:
+        return "-"
+    epoch = f"epoch {last['epoch']}/{last['epochs']}" if last["event"] == "epoch" else ""
+    return f"{epoch or last['event']}, run {last['run']} round {last['round']}"
+
+
+def history(store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
+    """A run's rounds as rows (``rounds``), and the full records (``records``)."""
+    records = store.control.history(run)
+    rows = report.rows(records, scores.test_metrics(store, run), store.control.late(run))
+    return {"rounds": report.to_json(rows), "records": [asdict(record) for record in records]}
+
+
+def event_record(entry: str, event: dict[str, Any]) -> dict[str, Any]:
+    """An entry of an event stream, with its time: ``at``, Unix seconds."""
+    return {"at": int(entry.split("-")[0]) / 1000, **event}
+
+
+def receipts(store: Store, state: RunState, number: int, client: str) -> dict[str, dict[str, Any]]:
+    """
+    What became of a client's update in a round: its receipts, else what the history says.
+
+    Raises:
+        RunStateError: There is none, and why.
+    """
+    found = {
+        key: asdict(value)
+        for key, value in store.control.receipts(state.run_id, number).items()
+        if key.partition(":")[0] == client
+    }
+    return found or _from_history(store, state, number, client)
+
+
+def _from_history(
+    store: Store, state: RunState, number: int, client: str
+) -> dict[str, dict[str, Any]]:
+    for record in store.control.history(state.run_id):
+        if record.round != number:
+            continue
+        if client in record.accepted:
+            receipt = Receipt(
+                "accepted",
+                digest=record.accepted[client],
+                weight=record.weights[client],
+                metrics=record.client_validation.get(client, {}),
+            )
+            return {client: asdict(receipt)}
+        if client in record.rejected:
+            return {client: {"status": "rejected", "reason": record.rejected[client]}}
+        what = "nothing came from it" if client in record.cohort else "it was not in the cohort"
+        raise RunStateError(
+            state.name,
+            f"round {number}, client {client}: {what}; cohort: {', '.join(record.cohort)}",
+        )
+    raise RunStateError(
+        state.name,
+        f"round {number}, client {client}: no receipt (the run is at round {state.round})",
+    )
