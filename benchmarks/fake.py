@@ -80,6 +80,7 @@ class Fakes:
             redis["chunk_bytes"],
             partial(rounds.has_ended, self.store.control, run, current.number),
             redis["unmerged_bytes"],
+            rivals=current.cohort,
         )
 
     def element(

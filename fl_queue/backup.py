@@ -247,7 +247,7 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
         shutil.rmtree(folder, ignore_errors=True)
         count = blob.chunk_count(manifest.nbytes, document.chunk_bytes)
         for digest in (document.digest(document.version), *document.server_state.values()):
-            store.data.drop_chunks(run, digest, count)
+            store.data.drop_chunks(names.model_blob(run, digest), count)
         raise
     # Asks for the score of the newest version, if it has none.
     rounds.advance(store, run)

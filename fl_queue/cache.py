@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue import blob, checkpoint
+from fl_queue import blob, checkpoint, names
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.files import Mapped
 from fl_queue.store import Store
@@ -83,6 +83,7 @@ def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
 
 def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int) -> None:
     digest, part = path.name, path.with_name(path.name + _PART)
+    name = names.model_blob(run, digest)
     hasher = blake3()
     with part.open("a+b") as file:
         done = min(file.tell(), nbytes) // chunk_bytes
@@ -90,7 +91,7 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
         file.seek(0)
         for _ in range(done):
             hasher.update(file.read(chunk_bytes))
-        for piece in store.data.iter_chunks(run, digest, nbytes, chunk_bytes, first=done):
+        for piece in store.data.iter_chunks(name, nbytes, chunk_bytes, first=done):
             hasher.update(piece)
             file.write(piece)
     if hasher.hexdigest() != digest:

@@ -80,7 +80,12 @@ def _remove(store: Store, run: str, state_dir: Path) -> None:
         dispatch.forget(store, ticket)
     for pattern in (f"{names.run(run)}:*", f"rq:*:*_{run}_*"):
         unlink_matching(store.control.redis, pattern)
-    for pattern in (f"{names.run(run)}:*", names.chunk(run, "*", 0).removesuffix(":0")):
+    blobs = (
+        names.model_blob(run, "*"),
+        names.update_blob("*", run, "*"),
+        names.partial_blob(run, "*"),
+    )
+    for pattern in (f"{names.run(run)}:*", *blobs):
         unlink_matching(store.data.redis, pattern)
     shutil.rmtree(models.checkpoint_folder(state_dir, run), ignore_errors=True)
     kept.forget(state_dir, run)

@@ -99,13 +99,16 @@ class Healer:
         state = self.store.control.run(run)
         if state is None:
             return
-        if state.active or run not in self._evaluated:
+        just_ended = run not in self._evaluated
+        if state.active or just_ended:
             self._heal_evaluations(state)
         if not state.active:
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
             partial.drop(self.store, run, state.round)
-            self.store.data.forget_admitted(run)
+            if just_ended:
+                last = self.store.control.round(run, state.round)
+                self.store.data.forget_admitted(run, last.cohort if last else ())
             return
         current = self.store.control.open_round(state)
         if current is not None:

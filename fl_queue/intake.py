@@ -279,7 +279,10 @@ class Intake:
             self._whole = bytearray(header.body_bytes)
         whole = memoryview(self._whole)
         self.store.data.read_chunks_into(
-            self.run, header.body_digest, header.body_bytes, header.chunk_bytes, whole
+            names.update_blob(header.client, self.run, header.body_digest),
+            header.body_bytes,
+            header.chunk_bytes,
+            whole,
         )
         return whole
 
@@ -310,13 +313,17 @@ class Intake:
     def _forget_merged(self, found: Progress) -> None:
         """Remove what is left of updates in the sum, should its writer have been killed before it did."""
         redis = self.config.redis
-        merged = [receipt for receipt in found.receipts.values() if receipt.status == "received"]
-        for receipt in merged:
+        merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
+        for who, receipt in merged.items():
             if receipt.nbytes > redis["inline_bytes"]:
                 count = blob.chunk_count(receipt.nbytes, redis["chunk_bytes"])
-                self.store.data.drop_chunks(self.run, receipt.digest, count)
+                self.store.data.drop_chunks(names.update_blob(who, self.run, receipt.digest), count)
         self.store.data.dismiss(
-            self.run, (outbox.permission(receipt.token, receipt.nbytes) for receipt in merged)
+            self.run,
+            (
+                (who, outbox.permission(receipt.token, receipt.nbytes))
+                for who, receipt in merged.items()
+            ),
         )
 
     def is_full(self) -> bool:
@@ -367,6 +374,9 @@ class Intake:
             late.drop_chunks(self.store, self.run, header)
         self.store.data.dismiss(
             self.run,
-            (outbox.permission(header.token, header.body_bytes) for header in self.headers),
+            (
+                (header.client, outbox.permission(header.token, header.body_bytes))
+                for header in self.headers
+            ),
         )
         self.headers.clear()

@@ -6,7 +6,7 @@ While a run is training, its aggregator meets them; once the run has ended, the 
 
 from __future__ import annotations
 
-from fl_queue import blob, group, metrics
+from fl_queue import blob, group, metrics, names, outbox
 from fl_queue.errors import BlobError
 from fl_queue.gate import Gate
 from fl_queue.header import Header
@@ -70,6 +70,8 @@ def drain(store: Store, state: RunState) -> int:
                 raise BlobError(f"{header.client}: round {header.round} has not been opened")
             record(store, state.run_id, header)
             drop_chunks(store, state.run_id, header)
+            sent = outbox.permission(header.token, header.body_bytes)
+            store.data.dismiss(state.run_id, [(header.client, sent)])
         except BlobError as exc:
             store.control.add_event(state.run_id, rejected_event(state.round, exc.reason))
         store.data.remove(state.run_id, element)
@@ -79,10 +81,10 @@ def drain(store: Store, state: RunState) -> int:
 
 def drop_chunks(store: Store, run: str, header: Header) -> None:
     """Remove the chunks of an element whose round has ended."""
-    # An initial model's are those of version 0, which has its digest; others expire.
-    if header.chunk_bytes and header.kind != "model":
+    # By its name alone: chunks of a model, or another client's, cannot be meant.
+    if header.chunk_bytes:
         count = blob.chunk_count(header.body_bytes, header.chunk_bytes)
-        store.data.drop_chunks(run, header.body_digest, count)
+        store.data.drop_chunks(names.update_blob(header.client, run, header.body_digest), count)
 
 
 def rejected_event(number: int, reason: str) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue import blob, cache, checkpoint, codec
+from fl_queue import blob, cache, checkpoint, codec, names
 from fl_queue.checkpoint import Body
 from fl_queue.errors import (
     CheckpointError,
@@ -41,7 +41,9 @@ def publish(store: Store, run: str, digest: str, body: blob.Bytes, chunk_bytes: 
     """Store a model's chunks on the data server; they stay until they are dropped."""
     view = memoryview(body)
     store.data.put_chunks(
-        run, digest, (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes)), None
+        names.model_blob(run, digest),
+        (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes)),
+        None,
     )
 
 
@@ -61,7 +63,7 @@ def publish_encoded(
     # Once for the digest, which the chunks are named by, and once more: it is never in memory whole.
     digest = blob.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
     pieces = codec.encoded_pieces(encoding, manifest, body)
-    store.data.put_chunks(run, digest, blob.rechunked(pieces, chunk_bytes), None)
+    store.data.put_chunks(names.model_blob(run, digest), blob.rechunked(pieces, chunk_bytes), None)
     return digest
 
 
@@ -72,7 +74,7 @@ def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: 
     Raises:
         ChunksMissing: It is not there (any more).
     """
-    body = store.data.get_chunks(run, digest, manifest.nbytes, chunk_bytes)
+    body = store.data.get_chunks(names.model_blob(run, digest), manifest.nbytes, chunk_bytes)
     if blob.body_digest(body) != digest:
         raise ChunksMissing(digest, 0)
     return body
@@ -104,7 +106,7 @@ def restore(
 
     def is_lost(digest: str, nbytes: int) -> bool:
         count = blob.chunk_count(nbytes, chunk_bytes)
-        return bool(store.data.missing_chunks(run, digest, count))
+        return bool(store.data.missing_chunks(names.model_blob(run, digest), count))
 
     is_model_lost = is_lost(digest, manifest.nbytes)
     is_download_lost = download and is_lost(download, codec.encoded_nbytes(encoding, manifest))
@@ -204,7 +206,7 @@ def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, obj
     digest = blob.body_digest(body)
     view = memoryview(body)
     pieces = (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes))
-    store.data.put_chunks(INITIAL, digest, pieces, INITIAL_LIFETIME_S)
+    store.data.put_chunks(names.model_blob(INITIAL, digest), pieces, INITIAL_LIFETIME_S)
     tensors = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     return {"digest": digest, "nbytes": len(body), "chunk_bytes": chunk_bytes, "tensors": tensors}
 
@@ -220,7 +222,7 @@ def initial_arrays(
         ChunksMissing: It is not on the data server (any more).
     """
     body = store.data.get_chunks(
-        INITIAL, initial["digest"], initial["nbytes"], initial["chunk_bytes"]
+        names.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
     )
     arrays, offset = {}, 0
     for name, dtype, shape in initial["tensors"]:

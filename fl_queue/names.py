@@ -33,8 +33,10 @@ data server
     flq:{<run>}:taken:<fence>          list    what one aggregator incarnation holds
     flq:{<run>}:owner:<fence>          string  that incarnation's lease
     flq:{<run>}:partial                hash    the checkpointed partial sum of the open round
-    flq:{<run>}:admitted               zset    updates on the server or on their way -> permission ends
-    flq:chunk:<run>:<digest>:<i>       string  a piece of a model or a big update
+    flq:{<run>}:admitted:<client>      string  its update on the server or on its way, expires
+    flq:chunk:<run>:<digest>:<i>       string  a piece of a model
+    flq:update:<client>:<run>:<digest>:<i>  string  a piece of a client's big update
+    flq:partial:<run>:<digest>:<i>     string  a piece of the checkpointed partial sum
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ def events(run: str) -> str:
     return f"flq:{{{run}}}:events"
 
 
-def round_(run: str, number: int) -> str:
+def round_(run: str, number: int | str) -> str:
     return f"flq:{{{run}}}:round:{number}"
 
 
@@ -137,7 +139,7 @@ def round_updates(run: str, number: int) -> str:
     return f"flq:{{{run}}}:round:{number}:updates"
 
 
-def round_jobs(run: str, number: int) -> str:
+def round_jobs(run: str, number: int | str) -> str:
     return f"flq:{{{run}}}:round:{number}:jobs"
 
 
@@ -161,7 +163,7 @@ def results(run: str) -> str:
     return f"flq:{{{run}}}:results"
 
 
-def taken(run: str, fence: int) -> str:
+def taken(run: str, fence: int | str) -> str:
     return f"flq:{{{run}}}:taken:{fence}"
 
 
@@ -173,9 +175,25 @@ def partial(run: str) -> str:
     return f"flq:{{{run}}}:partial"
 
 
-def admitted(run: str) -> str:
-    return f"flq:{{{run}}}:admitted"
+def admitted(run: str, client: str) -> str:
+    return f"flq:{{{run}}}:admitted:{client}"
 
 
-def chunk(run: str, digest: str, index: int) -> str:
-    return f"flq:chunk:{run}:{digest}:{index}"
+# What chunks are pieces of. The first word tells who may write, and a client's id follows at once,
+# so that an ACL pattern keeps each client to its own.
+
+
+def model_blob(run: str, digest: str) -> str:
+    return f"flq:chunk:{run}:{digest}"
+
+
+def update_blob(client: str, run: str, digest: str) -> str:
+    return f"flq:update:{client}:{run}:{digest}"
+
+
+def partial_blob(run: str, digest: str) -> str:
+    return f"flq:partial:{run}:{digest}"
+
+
+def chunk(blob: str, index: int | str) -> str:
+    return f"{blob}:{index}"

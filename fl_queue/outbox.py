@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from fl_queue import blob, faults, files
+from fl_queue import blob, faults, files, names
 from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.header import Header
@@ -102,6 +102,7 @@ def push(
     ended: Callable[[], bool],
     unmerged_bytes: int = 0,
     seal: Callable[[bytes], bytes] = bytes,
+    rivals: Sequence[str] = (),
 ) -> bool:
     """
     Push an update, waiting out outages of the data server: chunks first, then the element.
@@ -110,9 +111,10 @@ def push(
 
     Args:
         inline_bytes: Bodies up to this size travel in the element itself.
-        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         ended: Whether its round has ended; asked before each attempt.
+        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         seal: Signs the element; the same bytes each time.
+        rivals: Who sends updates for this round, this one's client among them.
 
     Returns:
         Whether it was pushed; False when its round ended first.
@@ -120,10 +122,9 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            most = store.data.room(unmerged_bytes)
-            permitted = permission(header.token, header.body_bytes)
-            if not most or store.data.admit(header.run, permitted, most):
-                _push_once(store, header, body, inline_bytes, chunk_bytes, again, most, seal)
+            turn = _Turn(store, header, unmerged_bytes, rivals)
+            if turn.ask(ADMITTED_S):
+                _push_once(turn, body, inline_bytes, chunk_bytes, again, seal)
                 return True
         except StoreUnavailable:
             again = True
@@ -138,37 +139,62 @@ def permission(token: str, nbytes: int) -> str:
     return f"{token}:{nbytes}"
 
 
+class _Turn:
+    """When an update may be sent. Args: as of ``push``."""
+
+    def __init__(
+        self, store: Store, header: Header, unmerged_bytes: int, rivals: Sequence[str]
+    ) -> None:
+        self.store, self.header = store, header
+        self._others = [client for client in rivals if client != header.client]
+        self._most = 0
+        if unmerged_bytes and self._others:
+            most = store.data.room(unmerged_bytes)
+            # There is no need to ask where all of them would fit.
+            self._most = most if len(rivals) * header.body_bytes > most else 0
+
+    def ask(self, lifetime_s: int) -> bool:
+        """Whether it may be sent; asked again, the permission is extended."""
+        header = self.header
+        return not self._most or self.store.data.admit(
+            header.run,
+            header.client,
+            permission(header.token, header.body_bytes),
+            self._most,
+            self._others,
+            lifetime_s,
+        )
+
+
 def _push_once(
-    store: Store,
-    header: Header,
+    turn: _Turn,
     body: memoryview,
     inline_bytes: int,
     chunk_bytes: int,
     again: bool,
-    unmerged_bytes: int,
     seal: Callable[[bytes], bytes],
 ) -> None:
-    def extend(lifetime_s: int) -> None:
-        if unmerged_bytes:
-            permitted = permission(header.token, header.body_bytes)
-            store.data.admit(header.run, permitted, unmerged_bytes, lifetime_s)
+    store, header = turn.store, turn.header
 
     def pieces() -> Iterator[memoryview]:
         for index, piece in enumerate(blob.chunk_slices(len(body), chunk_bytes)):
             if index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
-                extend(ADMITTED_S)
+                turn.ask(ADMITTED_S)
             yield body[piece]
 
     if len(body) <= inline_bytes:
-        extend(CHUNK_LIFETIME_S)
+        turn.ask(CHUNK_LIFETIME_S)
         store.data.push(header.run, seal(blob.pack(header, body if len(body) else None)))
         return
     store.data.put_chunks(
-        header.run, header.body_digest, pieces(), CHUNK_LIFETIME_S, skip_present=again
+        names.update_blob(header.client, header.run, header.body_digest),
+        pieces(),
+        CHUNK_LIFETIME_S,
+        skip_present=again,
     )
     faults.reach("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
-    extend(CHUNK_LIFETIME_S)
+    turn.ask(CHUNK_LIFETIME_S)
     store.data.push(header.run, seal(blob.pack(replace(header, chunk_bytes=chunk_bytes), None)))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
-from fl_queue import blob, faults
+from fl_queue import blob, faults, names
 from fl_queue.errors import ChunksMissing
 from fl_queue.exact import ExactSum, sum_manifest
 from fl_queue.records import Receipt, Sums, dumps
@@ -78,7 +78,7 @@ def save(
     digest = blob.pieces_digest(total.pieces())
     nbytes = sum_manifest(total.manifest).nbytes
     pieces = blob.rechunked(total.pieces(), chunk_bytes)
-    store.data.put_chunks(run, digest, pieces, _LIFETIME_S)
+    store.data.put_chunks(names.partial_blob(run, digest), pieces, _LIFETIME_S)
     faults.reach("partial.stored")
     fields = {
         "nonce": secrets.token_hex(8),
@@ -121,7 +121,7 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     nbytes, chunk_bytes = int(saved["nbytes"]), int(saved["chunk_bytes"])
     # Should its writer have been killed before it did so.
     _keep_chunks(store, run, saved, None)
-    body = store.data.get_chunks(run, saved["digest"], nbytes, chunk_bytes)
+    body = store.data.get_chunks(names.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
     if blob.body_digest(body) != saved["digest"]:
         raise ChunksMissing(saved["digest"], 0)
     tensors = blob.views(sum_manifest(total.manifest), body)
@@ -148,9 +148,9 @@ def drop(store: Store, run: str, number: int) -> None:
 
 def _keep_chunks(store: Store, run: str, saved: Mapping[str, str], lifetime_s: int | None) -> None:
     count = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
-    store.data.keep_chunks(run, saved["digest"], count, lifetime_s)
+    store.data.keep_chunks(names.partial_blob(run, saved["digest"]), count, lifetime_s)
 
 
 def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:
     count = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
-    store.data.drop_chunks(run, saved["digest"], count)
+    store.data.drop_chunks(names.partial_blob(run, saved["digest"]), count)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_queue import blob, checkpoint, kept, metrics, models
+from fl_queue import blob, checkpoint, kept, metrics, models, names
 from fl_queue.config import RunConfig
 from fl_queue.errors import RunStateError
 from fl_queue.store import RunState, Store
@@ -98,7 +98,8 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
     for version in range(max(0, newest - 2 * WAITING_KEPT), newest):
         for digest in _digests(versions[version]) - digests:
             store.data.drop_chunks(
-                run, digest, blob.chunk_count(manifest.nbytes, config.redis["chunk_bytes"])
+                names.model_blob(run, digest),
+                blob.chunk_count(manifest.nbytes, config.redis["chunk_bytes"]),
             )
     count = config.model["keep_versions"]
     if count:

@@ -106,6 +106,7 @@ class ByHand:
             lambda: False,
             bound,
             lambda element: self.seal(header.client, element),
+            self.round.cohort,
         )
 
     def seal(self, client: str, element: bytes) -> bytes:
@@ -167,5 +168,8 @@ class ByHand:
         chunks = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
         return {
             names.partial(self.run),
-            *(names.chunk(self.run, saved["digest"], index) for index in range(chunks)),
+            *(
+                names.chunk(names.partial_blob(self.run, saved["digest"]), index)
+                for index in range(chunks)
+            ),
         }

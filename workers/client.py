@@ -184,7 +184,8 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
 
 def push(job: Assignment, header: Header, body: memoryview) -> bool:
     """Push an answer from the outbox; False when its round ended before it could be."""
-    redis = job.config.redis
+    redis, current = job.config.redis, job.round
+    groups = [simulation.group(number) for number in range(current.groups)]
     return outbox.push(
         job.store,
         header,
@@ -194,6 +195,7 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
         job.ended,
         redis["unmerged_bytes"],
         job.site.seal,
+        [*current.cohort, *groups],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+from fl_queue.store.admission import ADMITTED_S
 from fl_queue.store.connect import (
     ServerFacts,
     check,
@@ -15,7 +16,7 @@ from fl_queue.store.connect import (
     unlink_matching,
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
-from fl_queue.store.data import ADMITTED_S, Data, Doorbell
+from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.presence import as_text
 
 __all__ = [

@@ -17,8 +17,8 @@ import redis
 
 from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost, StoreUnavailable
+from fl_queue.store.admission import Admission
 from fl_queue.store.bulk import read_values, write_values
-from fl_queue.store.cluster import ClusterClient
 from fl_queue.store.connect import Servers, connection_errors, identity_keys, script
 from fl_queue.store.presence import as_text
 
@@ -27,17 +27,13 @@ OWNER_LIFETIME_S = 6.0
 #: Earlier incarnations whose taken lists are looked at. One is enough in normal operation: a list
 #: of an older one can only be filled by a blocking move sent by a process that was asleep since.
 INCARNATIONS_LOOKED_AT = 64
-#: Of a data server's maxmemory, updates of a run have one part in so many at most.
-MEMORY_SHARE = 4
-#: A client that has not said for so long that it is still sending has died.
-ADMITTED_S = 120
 
 
-class Data:
+class Data(Admission):
     """Every read and write of blobs."""
 
     def __init__(self, servers: Servers) -> None:
-        self.redis = servers.data
+        super().__init__(servers.data)
         self._once = servers.once
         self._blocking = servers.blocking
         self._identity = script(self.redis, "identity")
@@ -48,7 +44,6 @@ class Data:
         self._take = script(self._once, "take")
         self._save_partial = script(self.redis, "save_partial")
         self._drop_partial = script(self.redis, "drop_partial")
-        self._admit = script(self.redis, "admit")
 
     def identity(self) -> str:
         """
@@ -78,46 +73,6 @@ class Data:
         # Only for speed: whoever waits looks once a second anyway.
         with suppress(StoreUnavailable):
             self._once.publish(names.ARRIVALS, run)
-
-    def admit(
-        self,
-        run: str,
-        update: str,
-        most_bytes: int,
-        lifetime_s: int = ADMITTED_S,
-    ) -> bool:
-        """
-        Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
-
-        Idempotent; extends the permission of one that has it. One alone is always admitted.
-
-        Args:
-            update: Its name, ``<token>:<bytes>``.
-            lifetime_s: The permission ends by itself after this time.
-        """
-        args: list[Any] = [update, most_bytes, lifetime_s]
-        return bool(self._admit(keys=[names.admitted(run)], args=args))
-
-    def room(self, most_bytes: int) -> int:
-        """
-        Bytes of a run's updates that may lie here unmerged: as configured, if the server has the memory.
-
-        Sums and models need room, too: without it nothing could be merged, and nothing would get less.
-        """
-        if isinstance(self.redis, ClusterClient):
-            return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
-        memory = int(self.redis.info("memory")["maxmemory"])
-        return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
-
-    def dismiss(self, run: str, updates: Iterable[str]) -> None:
-        """Updates that do not lie on the server any more make room for others."""
-        members = list(updates)
-        if members:
-            self.redis.zrem(names.admitted(run), *members)
-
-    def forget_admitted(self, run: str) -> None:
-        """Remove the permissions of a run that is not training: nothing more is sent."""
-        self.redis.unlink(names.admitted(run))
 
     def waiting(self, run: str) -> int:
         """Elements in the results list."""
@@ -235,16 +190,16 @@ class Data:
 
     def put_chunks(
         self,
-        run: str,
-        digest: str,
+        name: str,
         pieces: Iterable[memoryview],
         lifetime_s: int | None,
         skip_present: bool = False,
     ) -> None:
         """
-        Store a blob's chunks under its digest; repeating it is harmless.
+        Store a blob's chunks; repeating it is harmless.
 
         Args:
+            name: Of the blob: ``names.model_blob``, ``update_blob`` or ``partial_blob``.
             pieces: Each must stay as it is until the second one after it is asked for; with
                 ``skip_present``, until the end.
             lifetime_s: They expire after this time; None: never (models are removed when superseded).
@@ -254,7 +209,7 @@ class Data:
         Raises:
             StoreUnavailable: The connection broke; call it again.
         """
-        values = ((names.chunk(run, digest, index), piece) for index, piece in enumerate(pieces))
+        values = ((names.chunk(name, index), piece) for index, piece in enumerate(pieces))
         write_values(
             self.redis,
             self._absent(list(values), lifetime_s) if skip_present else values,
@@ -275,12 +230,12 @@ class Data:
             value for value, length in zip(values, lengths, strict=True) if length != len(value[1])
         )
 
-    def missing_chunks(self, run: str, digest: str, count: int) -> bool:
+    def missing_chunks(self, name: str, count: int) -> bool:
         """Whether any of a blob's ``count`` chunks is not there."""
-        keys = [names.chunk(run, digest, index) for index in range(count)]
+        keys = [names.chunk(name, index) for index in range(count)]
         return bool(keys) and cast(int, self.redis.exists(*keys)) < count
 
-    def get_chunks(self, run: str, digest: str, nbytes: int, chunk_bytes: int) -> bytearray:
+    def get_chunks(self, name: str, nbytes: int, chunk_bytes: int) -> bytearray:
         """
         Read a blob of ``nbytes`` from its chunks.
 
@@ -288,13 +243,12 @@ class Data:
             ChunksMissing: A chunk is not there, or has another length than it should.
         """
         body = bytearray(nbytes)
-        self.read_chunks_into(run, digest, nbytes, chunk_bytes, memoryview(body))
+        self.read_chunks_into(name, nbytes, chunk_bytes, memoryview(body))
         return body
 
     def read_chunks_into(
         self,
-        run: str,
-        digest: str,
+        name: str,
         nbytes: int,
         chunk_bytes: int,
         view: memoryview,
@@ -314,12 +268,12 @@ class Data:
             StoreUnavailable: The connection broke; what ``on_chunk`` was told is in the view.
         """
         chunks = [view[start : start + chunk_bytes] for start in range(0, nbytes, chunk_bytes)]
-        for index, piece in self._read(run, digest, first, chunks[first:]):
+        for index, piece in self._read(name, first, chunks[first:]):
             if on_chunk is not None:
                 on_chunk(index, piece)
 
     def iter_chunks(
-        self, run: str, digest: str, nbytes: int, chunk_bytes: int, first: int = 0
+        self, name: str, nbytes: int, chunk_bytes: int, first: int = 0
     ) -> Iterator[memoryview]:
         """
         Read a blob's chunks from ``first`` on, never holding more than one.
@@ -334,31 +288,31 @@ class Data:
         buffer = memoryview(bytearray(min(chunk_bytes, nbytes)))
         starts = range(first * chunk_bytes, nbytes, chunk_bytes)
         chunks = [buffer[: min(chunk_bytes, nbytes - start)] for start in starts]
-        for _, piece in self._read(run, digest, first, chunks):
+        for _, piece in self._read(name, first, chunks):
             yield piece
 
     def _read(
-        self, run: str, digest: str, first: int, chunks: list[memoryview]
+        self, name: str, first: int, chunks: list[memoryview]
     ) -> Iterator[tuple[int, memoryview]]:
-        keys = (names.chunk(run, digest, first + offset) for offset in range(len(chunks)))
+        keys = (names.chunk(name, first + offset) for offset in range(len(chunks)))
         found = read_values(self.redis, zip(keys, chunks, strict=True))
         for offset, there in enumerate(found):
             if not there:
-                raise ChunksMissing(digest, first + offset)
+                raise ChunksMissing(name.rpartition(":")[2], first + offset)
             yield first + offset, chunks[offset]
 
-    def keep_chunks(self, run: str, digest: str, count: int, lifetime_s: int | None) -> None:
+    def keep_chunks(self, name: str, count: int, lifetime_s: int | None) -> None:
         """A blob's chunks stay from now on for this time; None: until they are dropped."""
         with self.redis.pipeline(transaction=False) as pipe:
             for index in range(count):
-                key = names.chunk(run, digest, index)
+                key = names.chunk(name, index)
                 pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
             pipe.execute()
 
-    def drop_chunks(self, run: str, digest: str, count: int) -> None:
+    def drop_chunks(self, name: str, count: int) -> None:
         """Remove a blob's chunks."""
         if count:
-            self.redis.unlink(*[names.chunk(run, digest, index) for index in range(count)])
+            self.redis.unlink(*[names.chunk(name, index) for index in range(count)])
 
 
 class Doorbell:

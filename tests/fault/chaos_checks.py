@@ -137,7 +137,7 @@ def data_leftovers(
     data: redis.Redis, run: str, versions: Mapping[int, Mapping[str, Any]]
 ) -> list[str]:
     """Keys of a run on the data server that are no chunk of one of its versions."""
-    models = tuple(names.chunk(run, entry["digest"], 0)[:-1] for entry in versions.values())
+    models = tuple(names.model_blob(run, entry["digest"]) + ":" for entry in versions.values())
     keys = sorted(key.decode() for key in data.scan_iter(match=f"*{run}*", count=1000))
     return [f"data server: {key} is left" for key in keys if not key.startswith(models)]
 

@@ -121,7 +121,7 @@ def test_keys_that_are_left_are_found(redis_urls: tuple[str, str]) -> None:
     run, calm = "chaos-aaaaaa", "chaos-bbbbbb"
     quiet = checks.common_traces(control, [run, calm])
     versions = {1: {"digest": "d" * 64, "round": 1}}
-    data.set(names.chunk(run, "d" * 64, 0), b"model")
+    data.set(names.chunk(names.model_blob(run, "d" * 64), 0), b"model")
     control.hset(names.run(calm), "state", "completed")
     control.hset(names.run(run), "state", "completed")
     control.hset(names.late(run), "1", 1)
@@ -135,7 +135,7 @@ def test_keys_that_are_left_are_found(redis_urls: tuple[str, str]) -> None:
         return [*mine, *checks.more_than(all_, quiet, "quiet"), *left]
 
     assert found() == []
-    data.set(names.chunk(run, "e" * 64, 0), b"update")
+    data.set(names.chunk(names.update_blob("a", run, "e" * 64), 0), b"update")
     data.rpush(names.results(run), b"element")
     assert len(found()) == 2
     control.hset(names.round_(run, 7), "state", "committed")

@@ -21,7 +21,8 @@ from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
 
 CHUNK, COUNT = 100_000, 30
-RUN, DIGEST = "run-1", "d1"
+RUN = "run-1"
+BLOB = names.model_blob(RUN, "d1")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,12 @@ def pieces(body: bytes) -> list[memoryview]:
 def body(store: Store) -> bytes:
     """A blob that is there, with chunks on every node."""
     body = secrets.token_bytes(CHUNK * COUNT - 7)
-    store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+    store.data.put_chunks(BLOB, pieces(body), 600)
     return body
 
 
 def read(store: Store, body: bytes) -> bytearray:
-    return store.data.get_chunks(RUN, DIGEST, len(body), CHUNK)
+    return store.data.get_chunks(BLOB, len(body), CHUNK)
 
 
 def usable_again(store: Store) -> None:
@@ -88,28 +89,28 @@ def test_chunks_lie_on_all_nodes_and_are_read_in_order(
 ) -> None:
     assert all(node.client.dbsize() > 3 for node in cluster.nodes)
     assert read(store, body) == body
-    assert b"".join(map(bytes, store.data.iter_chunks(RUN, DIGEST, len(body), CHUNK))) == body
+    assert b"".join(map(bytes, store.data.iter_chunks(BLOB, len(body), CHUNK))) == body
 
 
 def test_each_chunk_moves_once(store: Store, cluster: Cluster, body: bytes) -> None:
     before = cluster.count("get"), cluster.count("set")
 
-    store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+    store.data.put_chunks(BLOB, pieces(body), 600)
     read(store, body)
 
     assert (cluster.count("get") - before[0], cluster.count("set") - before[1]) == (COUNT, COUNT)
 
 
 def test_missing_chunks_are_noticed_on_any_node(store: Store, body: bytes) -> None:
-    assert not store.data.missing_chunks(RUN, DIGEST, COUNT)
+    assert not store.data.missing_chunks(BLOB, COUNT)
 
     for index in (0, 11, COUNT - 1):
-        store.data.redis.unlink(names.chunk(RUN, DIGEST, index))
-        assert store.data.missing_chunks(RUN, DIGEST, COUNT)
+        store.data.redis.unlink(names.chunk(BLOB, index))
+        assert store.data.missing_chunks(BLOB, COUNT)
         with pytest.raises(ChunksMissing) as caught:
             read(store, body)
         assert caught.value.index == index
-        store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+        store.data.put_chunks(BLOB, pieces(body), 600)
 
 
 def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body: bytes) -> None:
@@ -117,7 +118,7 @@ def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body
     left = sum(node.client.dbsize() for node in cluster.nodes)
     before = cluster.count("set")
 
-    store.data.put_chunks(RUN, DIGEST, pieces(body), 600, skip_present=True)
+    store.data.put_chunks(BLOB, pieces(body), 600, skip_present=True)
 
     assert cluster.count("set") - before == COUNT - left > 3
     assert read(store, body) == body
@@ -126,7 +127,7 @@ def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body
 def test_dropped_chunks_are_gone_from_all_nodes(
     store: Store, cluster: Cluster, body: bytes
 ) -> None:
-    store.data.drop_chunks(RUN, DIGEST, COUNT)
+    store.data.drop_chunks(BLOB, COUNT)
 
     assert [node.client.dbsize() for node in cluster.nodes] == [0, 0, 0]
 
@@ -209,10 +210,10 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
     node.kill()
     for use in (
         lambda: read(store, body),
-        lambda: data.put_chunks(RUN, DIGEST, pieces(body), 600),
-        lambda: data.put_chunks(RUN, DIGEST, pieces(body), 600, skip_present=True),
-        lambda: data.missing_chunks(RUN, DIGEST, COUNT),
-        lambda: data.drop_chunks(RUN, DIGEST, COUNT),
+        lambda: data.put_chunks(BLOB, pieces(body), 600),
+        lambda: data.put_chunks(BLOB, pieces(body), 600, skip_present=True),
+        lambda: data.missing_chunks(BLOB, COUNT),
+        lambda: data.drop_chunks(BLOB, COUNT),
         lambda: data.push(RUN, b"element"),
         lambda: data.take(RUN, 1),
         lambda: data.held(RUN, 5),
@@ -227,7 +228,7 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
     cluster.await_ok()
     usable_again(store)
 
-    data.put_chunks(RUN, DIGEST, pieces(body), 600)
+    data.put_chunks(BLOB, pieces(body), 600)
     data.push(RUN, b"element")
 
     assert (read(store, body), data.take(RUN, 1)) == (body, b"element")
@@ -236,12 +237,12 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
 def test_chunks_are_read_and_written_while_their_slot_moves(
     embedded: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    body, key = secrets.token_bytes(CHUNK * COUNT), names.chunk(RUN, DIGEST, 0)
+    body, key = secrets.token_bytes(CHUNK * COUNT), names.chunk(BLOB, 0)
     with (
         Cluster(tmp_path / "cluster") as cluster,
         Store.open(embedded.url, cluster.url, tmp_path) as store,
     ):
-        store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+        store.data.put_chunks(BLOB, pieces(body), 600)
         source = cluster.node_of(key)
         target = next(node for node in cluster.nodes if node is not source)
         slot = source.client.execute_command("CLUSTER KEYSLOT", key)
@@ -254,7 +255,7 @@ def test_chunks_are_read_and_written_while_their_slot_moves(
         for node in (target, source):
             node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id())
         assert read(store, body) == body  # It has MOVED.
-        store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+        store.data.put_chunks(BLOB, pieces(body), 600)
         assert (read(store, body), target.client.exists(key)) == (body, 1)
 
 
@@ -263,7 +264,7 @@ def test_a_node_that_is_full_is_unavailable(store: Store, cluster: Cluster, body
     node.client.config_set("maxmemory", 1 << 20)
     try:
         for use in (
-            lambda: store.data.put_chunks(RUN, DIGEST, pieces(body), 600),
+            lambda: store.data.put_chunks(BLOB, pieces(body), 600),
             lambda: store.data.push(RUN, b"element"),
         ):
             with pytest.raises(StoreUnavailable, match="is full"):
@@ -287,7 +288,7 @@ def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
             usable_again(store)
 
             assert store.data.identity() != before
-            store.data.put_chunks(RUN, DIGEST, pieces(body), 600)
+            store.data.put_chunks(BLOB, pieces(body), 600)
             store.data.push(RUN, b"element")
             assert (read(store, body), store.data.take(RUN, 1)) == (body, b"element")
 

@@ -193,9 +193,13 @@ def test_the_download_comes_back_from_the_checkpoint(mixed: Federation) -> None:
     current, manifest = open_round(mixed, run), manifest_of(mixed, run)
     assert current.fetched == current.download != current.base_digest
     data = mixed.store.data
-    data.drop_chunks(run, current.download, 1)
-    wait_for("its chunk", lambda: not data.missing_chunks(run, current.download, 1))
-    body = data.get_chunks(run, current.download, codec.encoded_nbytes("bfloat16", manifest), 65536)
+    data.drop_chunks(names.model_blob(run, current.download), 1)
+    wait_for(
+        "its chunk", lambda: not data.missing_chunks(names.model_blob(run, current.download), 1)
+    )
+    body = data.get_chunks(
+        names.model_blob(run, current.download), codec.encoded_nbytes("bfloat16", manifest), 65536
+    )
     operate.cancel(mixed.store, "healed")
 
     assert blob.body_digest(body) == current.download
@@ -211,7 +215,7 @@ def test_superseded_downloads_are_removed_with_their_versions(mixed: Federation)
     scores.prune_versions(mixed.store, run, current_config(mixed.store, run), mixed.redis.state_dir)
 
     def on_server() -> set[str]:
-        keys = mixed.store.data.redis.keys(names.chunk(run, "*", 0))
+        keys = mixed.store.data.redis.keys(names.chunk(names.model_blob(run, "*"), 0))
         return {key.decode().split(":")[-2] for key in keys}
 
     newest = [versions[number] for number in (2, 3)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,10 +86,10 @@ def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
 ) -> None:
     intake = hand.intake()
     for client in "ab":
-        hand.update(client)
+        hand.update(client, bound=3 * (4 * SIZE + 8))
     hand.take(intake, 2)
     assert intake.is_full()
-    assert store.data.redis.zcard(names.admitted(hand.run)) == 2
+    assert store.data.redis.exists(*[names.admitted(hand.run, client) for client in "ab"]) == 2
     intake.checkpoint()
 
     assert store.data.held(hand.run, intake.fence) == 0
@@ -132,14 +131,14 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
 ) -> None:
     intake = hand.intake()
     for client in "ab":
-        hand.update(client)
+        hand.update(client, bound=3 * (4 * SIZE + 8))
     hand.take(intake, 2)
     assert intake.merge is not None
     chunk_bytes = hand.config.redis["chunk_bytes"]
     assert partial.save(
         store, hand.run, 1, intake.fence, intake.token, 2, intake.merge.total, intake.progress, chunk_bytes
     )  # fmt: skip
-    assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 3  # And is killed here.
+    assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 4  # And is killed here.
     hand.intake()
 
     assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
@@ -215,7 +214,7 @@ def test_all_receipts_outlive_the_incarnation_that_wrote_them(hand: ByHand, stor
     hand.send(replace(hand.header("update", "b", body), base_digest="0" * 64), body)
     hand.send(replace(hand.header("update", "c", body), body_digest="0" * 64), body)
     hand.send(replace(hand.header("failure", "d", b""), tensors=(), reason="no disk"), b"")
-    store.data.redis.set(names.chunk(hand.run, "0" * 64, 0), body, ex=60)
+    store.data.redis.set(names.chunk(names.model_blob(hand.run, "0" * 64), 0), body, ex=60)
     hand.take(first, 5)
     before = store.control.receipts(hand.run, 1)
     statuses = {who: receipt.status for who, receipt in before.items()}
@@ -240,7 +239,9 @@ def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
         hand.update(client)
     hand.take(first, 2)
     first.checkpoint()
-    store.data.redis.delete(names.chunk(hand.run, store.data.partial(hand.run)["digest"], 0))
+    store.data.redis.delete(
+        names.chunk(names.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
+    )
     second = hand.intake()
     attempts = {who: job["attempt"] for who, job in store.control.jobs(hand.run, 1).items()}
 
@@ -259,7 +260,7 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store:
     hand.update("a")
     hand.take(first, 1)
     first.checkpoint()
-    key = names.chunk(hand.run, store.data.partial(hand.run)["digest"], 0)
+    key = names.chunk(names.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
     store.data.redis.setrange(key, 100, b"x")
 
     assert hand.intake().received() == 0
@@ -323,7 +324,7 @@ def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ByHand, store: Store)
     hand.take(intake, 1)
     intake.checkpoint()
     hand.update("b")
-    store.data.admit(hand.run, "never-sent:9", 1 << 30)
+    store.data.admit(hand.run, "c", "never-sent:9", 1 << 30, "ab")
     operate.cancel(store, NAME)
     store.data.disown(hand.run, intake.fence)
     Healer(store, hand.folder).heal(hand.run)
@@ -379,48 +380,88 @@ def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
 # Room for updates
 
 
-def test_no_more_is_admitted_than_the_bound_but_one_alone_always_is(store: Store) -> None:
-    data = store.data
+def ask(store: Store, client: str, size: int, bound: int, run: str = "r") -> bool:
+    """As one of three clients."""
+    others = [other for other in "abc" if other != client]
+    return store.data.admit(run, client, f"token-{client}:{size}", bound, others)
 
-    assert data.admit("r", "large:1000", 10)
-    assert not data.admit("r", "second:1", 10)
-    assert data.admit("r", "large:1000", 10)  # It has its permission.
-    data.dismiss("r", ["large:1000"])
-    assert [data.admit("r", f"{size}:4", 10) for size in "abc"] == [True, True, False]
-    assert data.admit("other", "c:4", 10)  # Another run has its own bound.
+
+def test_no_more_is_admitted_than_the_bound_but_one_alone_always_is(store: Store) -> None:
+    assert ask(store, "a", 1000, 10)
+    assert not ask(store, "b", 1000, 10)
+    assert ask(store, "a", 1000, 10)  # It has its permission.
+    store.data.dismiss("r", [("a", "token-a:1000"), ("b", "token-b:1000")])
+    assert [ask(store, client, 4, 10) for client in "abc"] == [True, True, False]
+    assert ask(store, "c", 4, 10, "other")  # Another run has its own bound.
+
+
+def test_of_many_who_ask_at_the_same_time_no_more_are_admitted(redis_urls: tuple[str, str]) -> None:
+    clients, admitted = "abcdefgh", list[str]()
+
+    def work(client: str) -> None:
+        others = [other for other in clients if other != client]
+        with Store(*redis_urls) as store:
+            while len(admitted) < 2:
+                if store.data.admit("r", client, f"{client}:4", 8, others):
+                    admitted.append(client)
+                    return
+
+    threads = [threading.Thread(target=work, args=client) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(admitted) == 2
+
+
+def test_what_a_client_says_counts_as_one_update_at_most(store: Store) -> None:
+    store.data.redis.set(names.admitted("r", "a"), f"lie:{10**17}")
+    store.data.redis.rpush(names.admitted("r", "b"), "no string")
+
+    assert ask(store, "c", 4, 8)
+    store.data.dismiss("r", [("a", "its update"), ("b", "its update")])
+    assert [store.data.redis.exists(names.admitted("r", client)) for client in "abc"] == [1, 0, 1]
 
 
 def test_a_permission_that_is_not_extended_ends(store: Store) -> None:
-    data = store.data
-    assert data.admit("r", "dead:6", 10, lifetime_s=1)
-    assert not data.admit("r", "waits:6", 10)
-    assert data.admit("r", "dead:6", 10, lifetime_s=60)
-    store.data.redis.zadd(names.admitted("r"), {"dead:6": time.time() - 1})
+    key = names.admitted("r", "a")
+    assert ask(store, "a", 6, 10)
+    assert not ask(store, "b", 6, 10)
+    assert store.data.redis.ttl(key) > 100
+    store.data.redis.expire(key, 1)
+    assert ask(store, "a", 6, 10)
+    assert store.data.redis.ttl(key) > 100
+    store.data.redis.pexpire(key, 1)
+    wait_for("its end", lambda: not store.data.redis.exists(key))
 
-    assert data.admit("r", "waits:6", 10)
-    assert data.redis.zrange(names.admitted("r"), 0, -1) == [b"waits:6"]
+    assert ask(store, "b", 6, 10)
 
 
 def test_clients_wait_for_room_and_go_when_their_round_has_ended(
     hand: ByHand, store: Store
 ) -> None:
     body = bytes(hand.manifest.nbytes)
-    assert store.data.admit(hand.run, "somebody:1", 1)
+    assert store.data.admit(hand.run, "b", "somebody:1000000", 1, "a")
     asked = iter([False, False, True])
     pushed = outbox.push(
-        store, hand.header("update", "a", body), memoryview(body), 0, 65536, lambda: next(asked), 1
+        store, hand.header("update", "a", body), memoryview(body), 0, 65536, lambda: next(asked), 1, rivals="ab"
     )  # fmt: skip
 
     assert not pushed
     assert store.data.waiting(hand.run) == 0
-    assert list(hand.leftovers()) == [names.admitted(hand.run)]
+    assert list(hand.leftovers()) == [names.admitted(hand.run, "b")]
 
 
 def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
     hand: ByHand, store: Store
 ) -> None:
-    hand.update("a")
-    ends_at = store.data.redis.zscore(names.admitted(hand.run), f"token-a:{hand.manifest.nbytes}")
+    hand.update("a", bound=1)
 
-    assert ends_at is not None
-    assert ends_at - store.data.redis.time()[0] > 20 * 3600
+    assert store.data.redis.ttl(names.admitted(hand.run, "a")) > 20 * 3600
+
+
+def test_nobody_asks_where_there_is_room_for_all(hand: ByHand, store: Store) -> None:
+    hand.update("a", bound=len(CLIENTS) * hand.manifest.nbytes)
+
+    assert not store.data.redis.exists(names.admitted(hand.run, "a"))

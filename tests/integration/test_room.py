@@ -70,8 +70,8 @@ class Watch:
     def _look(self) -> None:
         while not self._done.wait(0.002):
             self.used = max(self.used, self._memory() - self._before)
-            keys = self._store.data.redis.keys("flq:chunk:*")
-            self._seen.append({key.decode().split(":")[3] for key in keys})
+            keys = self._store.data.redis.keys("flq:update:*")
+            self._seen.append({key.decode().split(":")[4] for key in keys})
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def test_eight_real_clients_keep_a_bound_of_two_updates(
             )  # fmt: skip
             state = federation.finish(run, 200)
         records = federation.committed(run)
-        wait_for("room", lambda: not federation.store.data.redis.exists(names.admitted(run)))
+        wait_for("room", lambda: not federation.store.data.redis.keys(names.admitted(run, "*")))
     finally:
         federation.close()
 

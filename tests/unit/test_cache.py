@@ -46,7 +46,7 @@ def publish(store: Store, chunks: int) -> tuple[str, bytes]:
 
 def put(store: Store, digest: str, body: bytes) -> None:
     pieces = [memoryview(body)[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
-    store.data.put_chunks(RUN, digest, pieces, None)
+    store.data.put_chunks(names.model_blob(RUN, digest), pieces, None)
 
 
 def fetch(store: Store, folder: Path, digest: str, body: bytes) -> bytes:
@@ -205,7 +205,9 @@ def test_a_damaged_part_is_not_gone_on_with_for_ever(store: Store, tmp_path: Pat
 
 def test_content_that_is_not_what_its_digest_says_is_refused(store: Store, tmp_path: Path) -> None:
     digest, body = publish(store, 3)
-    store.data.redis.setrange(names.chunk(RUN, digest, 1), 5, bytes([body[CHUNK + 5] ^ 1]))
+    store.data.redis.setrange(
+        names.chunk(names.model_blob(RUN, digest), 1), 5, bytes([body[CHUNK + 5] ^ 1])
+    )
     with pytest.raises(ChunksMissing) as caught:
         fetch(store, tmp_path, digest, body)
 
@@ -217,10 +219,10 @@ def test_a_missing_chunk_is_named_and_what_came_before_it_is_kept(
     store: Store, tmp_path: Path
 ) -> None:
     digest, body = publish(store, 5)
-    store.data.redis.rename(names.chunk(RUN, digest, 3), "aside")
+    store.data.redis.rename(names.chunk(names.model_blob(RUN, digest), 3), "aside")
     with pytest.raises(ChunksMissing) as caught:
         fetch(store, tmp_path, digest, body)
-    store.data.redis.rename("aside", names.chunk(RUN, digest, 3))
+    store.data.redis.rename("aside", names.chunk(names.model_blob(RUN, digest), 3))
     before = reads(store)
 
     assert caught.value.index == 3

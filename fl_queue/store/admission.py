@@ -1,0 +1,104 @@
+"""
+The data server: how much of a run's updates may lie there unmerged.
+
+Each client has a key of its own, and writes no other: it says what it is about to send, looks at what
+the others have said, and takes its own back when that is too much. Whoever is second sees the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import redis
+
+from fl_queue import names
+from fl_queue.store.cluster import ClusterClient
+from fl_queue.store.connect import script
+
+#: Of a data server's maxmemory, updates of a run have one part in so many at most.
+MEMORY_SHARE = 4
+#: A client that has not said for so long that it is still sending has died.
+ADMITTED_S = 120
+#: Nobody asks for longer than this.
+_ASKING_S = 10
+#: Before an update that its client only asks for.
+_ASKING = b"?"
+
+
+class Admission:
+    """Who may send. Args: ``client``: a retrying client of the data server."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.redis = client
+        self._dismiss = script(client, "dismiss")
+
+    def room(self, most_bytes: int) -> int:
+        """
+        Bytes of a run's updates that may lie here unmerged: as configured, if the server has the memory.
+
+        Sums and models need room, too: without it nothing could be merged, and nothing would get less.
+        """
+        if isinstance(self.redis, ClusterClient):
+            return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
+        memory = int(self.redis.info("memory")["maxmemory"])
+        return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
+
+    def admit(
+        self,
+        run: str,
+        client: str,
+        update: str,
+        most_bytes: int,
+        others: Sequence[str],
+        lifetime_s: int = ADMITTED_S,
+    ) -> bool:
+        """
+        Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
+
+        Idempotent; extends the permission of one that has it. One alone is always admitted.
+
+        Args:
+            client: Whose update it is.
+            update: Its name, ``<token>:<bytes>``.
+            others: Who else sends updates; each counts as one of this size at most, whatever it says.
+            lifetime_s: The permission ends by itself after this time.
+        """
+        key, size = names.admitted(run, client), _bytes(update.encode())
+        known = cast("bytes | None", self.redis.get(key))
+        if known != update.encode():
+            if self._lying(run, others, size) > max(0, most_bytes - size):
+                return False
+            self.redis.set(key, _ASKING + update.encode(), ex=_ASKING_S)
+            # Again: somebody may have asked at the same time, and sees ours if we do not see theirs.
+            if self._lying(run, others, size) > max(0, most_bytes - size):
+                self.redis.delete(key)
+                return False
+        self.redis.set(key, update, ex=lifetime_s)
+        return True
+
+    def _lying(self, run: str, others: Sequence[str], most: int) -> int:
+        if not others:
+            return 0
+        # What is no string reads as nothing.
+        found = self.redis.mget([names.admitted(run, other) for other in others])
+        return sum(min(_bytes(update), most) for update in cast(list[Any], found) if update)
+
+    def dismiss(self, run: str, updates: Iterable[tuple[str, str]]) -> None:
+        """Updates that do not lie on the server any more make room. Args: ``updates``: (client, name)."""
+        pairs = list(updates)
+        if pairs:
+            keys = [names.admitted(run, client) for client, _ in pairs]
+            self._dismiss(keys=keys, args=[update for _, update in pairs])
+
+    def forget_admitted(self, run: str, clients: Iterable[str]) -> None:
+        """Remove the permissions of a run that is not training: nothing more is sent."""
+        keys = [names.admitted(run, client) for client in clients]
+        if keys:
+            self.redis.unlink(*keys)
+
+
+def _bytes(update: bytes) -> int:
+    """Size of an update by its name; 0 when the name tells none."""
+    digits = update.rpartition(b":")[2]
+    return int(digits) if digits.isdigit() and len(digits) < 19 else 0
