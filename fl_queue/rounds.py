@@ -151,9 +151,13 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 def has_ended(control: Control, run: str, number: int) -> bool:
     """Whether a round has ended (or its run is gone, or is not training any more)."""
     state = control.run(run)
-    if state is None or not state.active or state.round > number:
+    return state is None or is_past(state, control.round(run, number), number)
+
+
+def is_past(state: RunState, current: RoundState | None, number: int) -> bool:
+    """The same of what has been read already. Args: ``current``: None when its keys are not there."""
+    if not state.active or state.round > number:
         return True
-    current = control.round(run, number)
     return current is not None and not current.open
 
 

@@ -169,9 +169,9 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     store = site.connect()
     tidy(store, site, who)
     state, current = store.control.run(run), store.control.round(run, number)
-    if state is None or current is None or rounds.has_ended(store.control, run, number):
+    if state is None or current is None or rounds.is_past(state, current, number):
         return "the round has ended"
-    newest = store.control.jobs(run, number).get(who, {})
+    newest = store.control.job(run, number, who)
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))

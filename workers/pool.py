@@ -152,7 +152,7 @@ def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Grou
     state, current = store.control.run(run), store.control.round(run, number)
     if state is None or not state.active or current is None or not current.open:
         return "the round has ended"
-    newest = store.control.jobs(run, number).get(who, {})
+    newest = store.control.job(run, number, who)
     if newest.get("job") != job_id:
         return "superseded by a newer attempt"
     clients = simulation.answerable(who, current.cohort, current.groups)

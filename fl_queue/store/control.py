@@ -210,6 +210,11 @@ class Control(Presence):
         raw = as_text(self._hash(names.round_jobs(run, number)))
         return {who: json.loads(text) for who, text in raw.items()}
 
+    def job(self, run: str, number: int, who: str) -> dict[str, Any]:
+        """The newest job of one of them; empty when it has none."""
+        text = cast("bytes | None", self.redis.hget(names.round_jobs(run, number), who))
+        return cast(dict[str, Any], json.loads(text)) if text else {}
+
     def tick_round(self, run: str, number: int) -> float | None:
         """Count time towards a round's ``elapsed_s``; None when it is not open."""
         return _number(
