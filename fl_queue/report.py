@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from fl_queue import metrics
-from fl_queue.errors import ConfigError, DataError
+from fl_queue import metrics, picture
+from fl_queue.errors import DataError
 from fl_queue.records import Outcome, RoundRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Version -> its finished metrics.
 Curve = Mapping[int, Mapping[str, float]]
@@ -157,11 +156,6 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
         ConfigError: matplotlib is not installed, or does not know the format.
         DataError: There is nothing to plot, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # an extra, and slow to import
-    except ModuleNotFoundError as exc:
-        reason = 'needs matplotlib; install it with `pip install "fl-queue[plot]"`'
-        raise ConfigError("plot", reason) from exc
     validated = validation(records)
     names = [
         name
@@ -172,13 +166,12 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     ]
     if not names:
         raise DataError(str(path), "there is nothing to plot yet; no version has metrics")
-    # A Figure of its own draws with Agg; pyplot would look for a display and keep global state.
-    figure = Figure(figsize=(7.0, 1.0 + 3.2 * len(names)), layout="constrained")
+    figure = picture.new_figure(7.0, 1.0 + 3.2 * len(names))
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         _draw(axes, name, evaluations, validated, _ranges(records, name))
     panels[-1].set_xlabel("Model version (0: the initial model)")
-    _save(figure, path)
+    picture.save(figure, path)
 
 
 def _turnout(record: RoundRecord) -> int:
@@ -245,8 +238,6 @@ def _draw(
     validated: Curve,
     ranges: Mapping[int, tuple[float, float]],
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     curves = (("central test", evaluations, "C0"), ("clients' validation", validated, "C1"))
     for label, curve, colour in curves:
         points = sorted((at, found[name]) for at, found in curve.items() if name in found)
@@ -262,21 +253,6 @@ def _draw(
         )
     axes.set_title(f"{name.capitalize()} by model version")
     axes.set_ylabel(name.capitalize())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    picture.whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        formats = ", ".join(sorted(known))
-        raise ConfigError("plot", f"{path}: no image format {kind}; use one of {formats}")
-    # Drawn whole before the file is touched: a failure leaves an older plot as it was.
-    image = io.BytesIO()
-    figure.savefig(image, format=kind, dpi=150)
-    try:
-        path.write_bytes(image.getvalue())
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc

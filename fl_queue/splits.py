@@ -25,7 +25,7 @@ Indices = NDArray[np.int64]
 Owners = NDArray[Any]
 
 #: ``dirichlet_label`` and the quantity partitions give every share at least this many samples, where
-#: there are enough.
+#: there are enough of them.
 LEAST_SAMPLES = 10
 _REDRAWS = 10
 # Beyond these a draw is one class, or the prior itself, anyway; and at the ends of float64 the
@@ -175,15 +175,15 @@ def quantity_dirichlet(labels: Labels, shares: int, seed: int, alpha: float) -> 
     """
     Shuffle and cut by proportions from Dir(alpha, ..., alpha): shares differ in size only.
 
-    Every share gets ``LEAST_SAMPLES`` samples, or N // shares if that is less, as in
-    ``dirichlet_label``.
+    Every share gets ``LEAST_SAMPLES`` samples, or half of N / shares if that is less, and one at
+    least; small ones are filled as in ``dirichlet_label``.
 
     Source:
         Li et al. 2022, arXiv 2102.02079, section 4.3 (NIID-Bench, quantity skew).
     """
     generator = generator_of(seed, "quantity_dirichlet")
     order = generator.permutation(len(labels))
-    least = min(LEAST_SAMPLES, len(labels) // shares)
+    least = _least_of_quantity(labels, shares)
     for _ in range(_REDRAWS):
         parts = _cut(order, _dirichlet(generator, np.full(shares, alpha)))
         if min(map(len, parts)) >= least:
@@ -197,8 +197,8 @@ def quantity_power(labels: Labels, shares: int, seed: int, exponent: float) -> l
     """
     Shuffle and cut into sizes that fall by a power law: the r-th largest share is as r ** -exponent.
 
-    That is of what remains when each share has its least, ``LEAST_SAMPLES`` or N // shares if that
-    is less. Which share is the r-th is drawn.
+    That is of what remains when each share has its least, which is that of ``quantity_dirichlet``.
+    Which share is the r-th is drawn.
 
     Source:
         Sizes by a power law as in Li et al. 2020, arXiv 1812.06127, section 5.1 (FedProx), which
@@ -206,7 +206,7 @@ def quantity_power(labels: Labels, shares: int, seed: int, exponent: float) -> l
     """
     generator = generator_of(seed, "quantity_power")
     order = generator.permutation(len(labels))
-    least = min(LEAST_SAMPLES, len(labels) // shares)
+    least = _least_of_quantity(labels, shares)
     common, rest = order[: least * shares].reshape(shares, least), order[least * shares :]
     weights = np.arange(1, shares + 1, dtype=np.float64) ** -exponent
     extra = _cut(rest, generator.permutation(weights / weights.sum()))
@@ -256,6 +256,11 @@ def generator_of(seed: int, kind: str) -> np.random.Generator:
 def members_of(labels: Labels) -> list[Indices]:
     """The samples of each class there is, in the order of the classes."""
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _least_of_quantity(labels: Labels, shares: int) -> int:
+    # Half of the mean: were it all of it, there would be no skew where there are few samples.
+    return max(1, min(LEAST_SAMPLES, len(labels) // (2 * shares)))
 
 
 def _cut(order: Indices, proportions: NDArray[np.float64]) -> list[Indices]:

@@ -77,6 +77,10 @@ COMMANDS = {
         "What became of the update of CLIENT in a round of RUN: its receipt.",
     ),
     "config": ("reading:config_group", "Look at configs."),
+    "partition": (
+        "data:partition_command",
+        "Show what data.partition of CONFIG gives to each client: examples, labels, skew.",
+    ),
     "doctor": (
         "reading:doctor_command",
         "Check both Redis roles, clocks, workers and data, and say what to do.",

@@ -87,7 +87,7 @@ def test_no_share_has_too_few(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
     for kind in ("quantity_dirichlet", "quantity_power"):
         sizes = [len(p) for p in split(kind, labels, shares, seed, alpha=0.01, exponent=10.0)]
-        assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
+        assert min(sizes) >= max(1, min(LEAST_SAMPLES, len(labels) // (2 * shares)))
     sizes = [len(part) for part in split("iid", labels, shares, seed)]
     assert max(sizes) - min(sizes) <= 1
     sizes = [len(part) for part in split("dirichlet_label", labels, shares, seed, alpha=0.01)]

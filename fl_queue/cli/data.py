@@ -1,0 +1,63 @@
+"""
+The command that looks at data: what a partition gives to each client.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from fl_queue import config as configs
+from fl_queue import mix
+from fl_queue.cli.common import json_option, write_json
+
+
+@click.command("partition")
+@click.argument("config", required=False)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a field; may be repeated.",
+)
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), help="Data folder; over data.dir."
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(min=1),
+    default=None,
+    help="How many clients there will be, where the config does not say.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also draw it (PNG, SVG).",
+)
+@json_option
+def partition_command(
+    config: str | None,
+    overrides: tuple[str, ...],
+    data: Path | None,
+    clients: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what data.partition of CONFIG gives to each client: examples, labels, skew."""
+    loaded = configs.load(config, overrides)
+    found = mix.of(loaded, str(data.absolute()) if data else "", clients or 0)
+    if as_json:
+        write_json(mix.to_json(found))
+    else:
+        console = Console()
+        # Numbers that are cut off say nothing; a narrow terminal wraps them.
+        console.width = max(console.width, 120)
+        console.print(mix.table(found))
+    if output:
+        title = f"{config or 'defaults'}: {found.partition}, {len(found.portions)} shares"
+        mix.plot(output, found, title)
+        click.echo(str(output), err=True)
