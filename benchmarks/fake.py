@@ -47,7 +47,7 @@ class Fakes:
         """Take every client's lease."""
         for client in self.clients:
             lease = names.client_holder(client)
-            if not self.store.control.hold(lease, self.token, LEASE_S, {}, client):
+            if not self.store.control.hold(lease, self.token, LEASE_S, {}):
                 raise RuntimeError(f"somebody else serves {client}")
 
     def leave(self) -> None:

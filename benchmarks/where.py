@@ -206,7 +206,7 @@ class Walk:
         self.store = Store.open(redis.url, redis.blob_url, folder)
         self.clients = [f"site-{number + 1}" for number in range(clients)]
         for client in self.clients:
-            self.store.control.hold(names.client_holder(client), client, LEASE_S, {}, client)
+            self.store.control.hold(names.client_holder(client), client, LEASE_S, {})
         loaded = config.load(
             None,
             (

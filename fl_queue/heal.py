@@ -76,6 +76,7 @@ class Healer:
         process = {"process": liveness.identity(), "pid": os.getpid()}
         if not self.store.control.hold(names.HEALER, self.token, LEASE_S, process):
             return
+        self.store.control.hear()
         for run in self.store.control.run_names().values():
             try:
                 self.heal(run)

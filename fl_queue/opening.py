@@ -61,6 +61,8 @@ class _Plan:
 def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
     """Open a run's next round, unless clients are missing or somebody else was faster."""
     simulated = simulation.is_simulation(config)
+    if not simulated:
+        store.control.hear()
     if not simulated and store.control.settling():
         return  # A cohort of those who happened to be heard first would be another one.
     alive = (

@@ -65,7 +65,8 @@ class Site:
             strategy_allow=_listed(environ, "FLQ_SITE_STRATEGY_ALLOW"),
             device=environ.get("FLQ_SITE_DEVICE", "cpu"),
             threads=int(environ.get("FLQ_SITE_THREADS", "1")),
-            worker=environ.get("FLQ_SITE_WORKER", "") or f"worker-{secrets.token_hex(4)}",
+            worker=environ.get("FLQ_SITE_WORKER", "")
+            or f"{environ.get('FLQ_SITE_CLIENT', '')}_{secrets.token_hex(4)}",
             token=environ.get("FLQ_SITE_TOKEN", "") or secrets.token_hex(8),
             credentials=environ.get("FLQ_SITE_CREDENTIALS", ""),
         )

@@ -46,7 +46,7 @@ class ByHand:
             (TensorSpec("n", (1,), "integer_buffer"), TensorSpec("w", (size,), "parameter"))
         )
         for client in clients:
-            store.control.hold(names.client_holder(client), "t", 60, {}, client)
+            store.control.hold(names.client_holder(client), "t", 60, {})
         # However slow this machine is: all clients have been heard.
         store.control.redis.hset(names.CLOCK, "settling_s", 0)
         self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})

@@ -37,14 +37,13 @@ from fl_queue import dispatch, faults, liveness, names, rounds
 from fl_queue.dispatch import FLJob
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.site import Site
-from fl_queue.store import Control, plain_client
+from fl_queue.store import LEASE_S, Control, plain_client
 from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
 
 log = logging.getLogger(__name__)
 
 #: The worker wakes this often, busy or idle, to extend its leases.
 HEARTBEAT_S = 2
-LEASE_S = 6.0
 #: A worker that takes over waits this long for a dead predecessor's lease to run out.
 TAKE_OVER_S = 8.0
 HORSE_NICENESS = 10
@@ -91,7 +90,22 @@ class FLWorker(Worker):
                     f"is served by another worker ({self._holder()}); stop that one first",
                 )
             time.sleep(0.2)
-        super().register_birth()
+        if self.site.client:
+            self._control.arrive(self.site.client)
+        # RQ's sets of all workers are written by none of ours: a client could remove others from them.
+        self.birth_date = self.last_heartbeat = now()
+        with self.connection.pipeline() as pipe:
+            pipe.delete(self.key)
+            pipe.hset(self.key, mapping=self.serialize())
+            pipe.expire(self.key, self.worker_ttl + 60)
+            pipe.execute()
+
+    def register_death(self) -> None:
+        self.connection.delete(self.key, self.executions_key)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        # One key that suspends all workers is nothing a client may have.
+        return None
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
@@ -192,7 +206,6 @@ class FLWorker(Worker):
             self.site.token,
             LEASE_S,
             {**fields, "worker": self.name},
-            client,
         ):
             return False
         return self._control.hold(names.worker(self.name), self.site.token, LEASE_S, fields)

@@ -50,9 +50,9 @@ class _Place:
 
     def start(self) -> None:
         """Start the next process, under a name that no other had."""
-        self.site = replace(
-            self.site, worker=f"{self.role}-{self.site.client or 'x'}-{secrets.token_hex(4)}"
-        )
+        # A client's name and the separator that none contains: its own by an ACL pattern.
+        whose = f"{self.site.client}_" if self.site.client else f"{self.role}-"
+        self.site = replace(self.site, worker=f"{whose}{secrets.token_hex(4)}")
         environment = {
             **os.environ,
             **self.site.to_environ(),

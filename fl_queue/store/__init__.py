@@ -17,10 +17,11 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.presence import as_text
+from fl_queue.store.presence import LEASE_S, as_text
 
 __all__ = [
     "ADMITTED_S",
+    "LEASE_S",
     "Control",
     "Data",
     "Doorbell",

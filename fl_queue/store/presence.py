@@ -4,19 +4,24 @@ The control server: who is there. Leases, clients, workers, and whether that pic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import redis
+from redis.client import Pipeline
 
 from fl_queue import liveness, names
 from fl_queue.records import Enrolment, dumps
 from fl_queue.store.connect import script
 
-#: Leases are extended every second or two: a longer silence is an outage or a jump of the clock.
+#: Lifetime of a worker's lease; it is extended every second or two.
+LEASE_S = 6.0
+#: The healer looks every second: a longer silence is an outage or a jump of the clock.
 LONGEST_SILENCE_S = 5.0
 #: After that, everybody living has been heard again within this time.
 SETTLE_S = 5.0
+#: Field of a client's hash: its worker was stopped, and did not just vanish.
+_LEFT = "left"
 
 
 class Presence:
@@ -24,8 +29,7 @@ class Presence:
 
     def __init__(self, client: redis.Redis) -> None:
         self.redis = client
-        self._hold = script(client, "hold")
-        self._release = script(client, "release")
+        self._hear = script(client, "hear")
 
     def now(self) -> float:
         """Unix time of the control server, seconds: for records, never for decisions."""
@@ -36,30 +40,49 @@ class Presence:
         """Whether, after an outage or a jump of the clock, it is not known yet who is alive."""
         return float(self.redis.hget(names.CLOCK, "settling_s") or 0) > 0
 
-    # Leases
+    # Leases: a key of its holder each, written without scripts, which no client may run
 
-    def hold(
-        self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str = ""
-    ) -> bool:
+    def hold(self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any]) -> bool:
         """
-        Take or extend a lease; with ``client``, also record its heartbeat.
+        Take or extend a lease: a hash with the holder's token that expires.
 
         A holder that is known to be dead is not waited for (``fields["process"]`` tells).
 
         Returns:
             False when somebody else holds it.
         """
-        if self._try_hold(lease, token, lifetime_s, fields, client):
+        if self._try_hold(lease, token, lifetime_s, fields):
             return True
-        return self.set_aside(lease) and self._try_hold(lease, token, lifetime_s, fields, client)
+        return self.set_aside(lease) and self._try_hold(lease, token, lifetime_s, fields)
 
     def _try_hold(
-        self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any], client: str
+        self, lease: str, token: str, lifetime_s: float, fields: Mapping[str, Any]
     ) -> bool:
-        args: list[Any] = [token, int(lifetime_s * 1000), client, LONGEST_SILENCE_S, SETTLE_S]
-        for key, value in {"lease": "held", **fields}.items():
-            args += [key, text_of(value)]
-        return bool(self._hold(keys=[lease, names.CLIENTS, names.CLOCK], args=args))
+        mapping = {"token": token, "lease": "held"}
+        mapping |= {key: text_of(value) for key, value in fields.items()}
+
+        def write(pipe: Pipeline) -> None:
+            pipe.hset(lease, mapping=cast(dict[Any, Any], mapping))
+            pipe.pexpire(lease, int(lifetime_s * 1000))
+
+        return self._if_ours(lease, (None, token.encode()), write)
+
+    def _if_ours(
+        self, lease: str, holders: Iterable[bytes | None], write: Callable[[Pipeline], None]
+    ) -> bool:
+        """Write, if the lease has one of these tokens (None: nobody holds it)."""
+        while True:
+            with self.redis.pipeline() as pipe:
+                try:
+                    pipe.watch(lease)
+                    if cast("bytes | None", pipe.hget(lease, "token")) not in holders:
+                        return False
+                    pipe.multi()
+                    write(pipe)
+                    pipe.execute()
+                    return True
+                except redis.WatchError:
+                    continue  # Somebody was quicker, or the connection broke: look again.
 
     def set_aside(self, lease: str) -> bool:
         """End the lease of a holder that is known to be dead, and of its worker; whether it was."""
@@ -72,8 +95,14 @@ class Presence:
         return True
 
     def release(self, lease: str, token: str, client: str = "") -> None:
-        """Give a lease back, if it is ours."""
-        self._release(keys=[lease, names.CLIENTS], args=[token, client])
+        """Give a lease back, if it is ours. Args: ``client``: whose worker leaves for good."""
+
+        def write(pipe: Pipeline) -> None:
+            pipe.delete(lease)
+            if client:
+                pipe.hset(names.client(client), _LEFT, "1")
+
+        self._if_ours(lease, (token.encode(),), write)
 
     def lease(self, lease: str) -> dict[str, str]:
         """Who holds a lease; empty when nobody does."""
@@ -99,6 +128,40 @@ class Presence:
         return [worker for worker in workers if "role" in worker and _lives(worker)]
 
     # Clients
+
+    def arrive(self, client: str) -> None:
+        """A client's worker has begun, whatever it said when it left."""
+        self.redis.hdel(names.client(client), _LEFT)
+
+    def hear(self) -> None:
+        """
+        Note who is there: whoever has a lease was heard when it was extended last.
+
+        For the operator's side, as no client may speak for another. The healer calls it once a second;
+        a longer silence is an outage or a jump of the clock, after which ``settling`` is true for a while.
+        """
+        ids = [
+            key.decode(errors="replace").split(":")[2]
+            for key in self.redis.scan_iter(match=names.client_holder("*"), count=5000)
+        ]
+        here = [client for client in ids if names.is_name(client)]
+        known = cast(list[bytes], self.redis.zrange(names.CLIENTS, 0, -1))
+        away = sorted({client.decode(errors="replace") for client in known} - set(here))
+        with self.redis.pipeline(transaction=False) as pipe:
+            for client in here:
+                pipe.pttl(names.client_holder(client))
+            for client in away:
+                pipe.hget(names.client(client), _LEFT)
+            found = cast(list[Any], pipe.execute(raise_on_error=False))
+        # A lease without an end, or with a late one, says no more than that it is there.
+        ages = {
+            client: 0.0 if left_ms == -1 else max(0.0, LEASE_S - left_ms / 1000)
+            for client, left_ms in zip(here, found, strict=False)
+            if left_ms != -2  # It has just ended.
+        }
+        left = [who for who, said in zip(away, found[len(here) :], strict=True) if said == b"1"]
+        args: list[Any] = [LONGEST_SILENCE_S, SETTLE_S, dumps(ages), *left]
+        self._hear(keys=[names.CLIENTS, names.CLOCK], args=args)
 
     def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
         """What a client's worker says of itself."""

@@ -89,7 +89,7 @@ def _both(federation: Federation) -> None:
 
 
 def _until_pushed(federation: Federation, run: str) -> float:
-    fired = federation.arm("outbox.written", "kill-parent", "client-site-1-")
+    fired = federation.arm("outbox.written", "kill-parent", "site-1_")
     wait_for("an update in the outbox", fired.exists)
     number = federation.round_of(run)
 

@@ -104,7 +104,7 @@ def calm(federation: Federation) -> list[str]:
 def test_a_client_killed_at(
     federation: Federation, calm: list[str], point: str, action: str
 ) -> None:
-    fired = federation.arm(point, action, "client-site-1-")
+    fired = federation.arm(point, action, "site-1_")
     run = federation.begin("points", *ROUND, *NEEDED.get(point, ()))
     wait_for(point, fired.exists)
     if action == "kill-supervisor":
@@ -161,7 +161,7 @@ def test_a_healer_killed_at(federation: Federation, calm: list[str], point: str)
     fired = federation.arm(point, "kill")
     # The healer looks once a second: something must keep the round open for longer.
     held = federation.arm(
-        "client.trained", "kill" if point == "heal.replaced" else "stop", "client-site-1-"
+        "client.trained", "kill" if point == "heal.replaced" else "stop", "site-1_"
     )
     run = federation.begin("points", *ROUND)
     wait_for(point, fired.exists)

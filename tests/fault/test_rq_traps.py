@@ -338,7 +338,7 @@ def behind_proxy(store: Store, role: str, options: str = "") -> Iterator[tuple[P
 def new_run(store: Store, name: str, clients: int) -> str:
     """A run on clients a, b, ... that are alive by their leases, and nothing else."""
     for client in "ab"[:clients]:
-        store.control.hold(names.client_holder(client), client, 60, {}, client)
+        store.control.hold(names.client_holder(client), client, 60, {})
     loaded = config.load("mnist-3v7", (f"round.cohort={clients}",), {})
     return runs.start_run(store, name, loaded, 1).run_id
 

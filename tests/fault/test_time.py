@@ -154,7 +154,7 @@ def test_an_outage_of_both_while_clients_train_loses_no_finished_training(
     calm = federation.digests_of("clocks", *ALL)
     run = federation.begin("clocks", *ALL)
     federation.reach(run, 1)
-    held = federation.arm("client.trained", "stop", "client-site-1-")
+    held = federation.arm("client.trained", "stop", "site-1_")
     wait_for("a client that has just trained", held.exists)
     roles: tuple[Role, Role] = ("control", "data")
     for role in roles:
@@ -172,7 +172,7 @@ def test_an_outage_of_both_while_clients_train_loses_no_finished_training(
 
 def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: Federation) -> None:
     calm = federation.digests_of("clocks", *ALL)
-    held = federation.arm("outbox.written", "stop", "client-site-1-")
+    held = federation.arm("outbox.written", "stop", "site-1_")
     old = federation.begin("clocks", *ALL)
     wait_for("an update in the outbox", held.exists)
     # The whole machine of the client sleeps: its worker, too.
@@ -196,7 +196,7 @@ def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: F
 
 
 def test_a_client_whose_machine_vanishes_does_not_hold_up_its_round(federation: Federation) -> None:
-    held = federation.arm("client.started", "kill-supervisor", "client-site-2-")
+    held = federation.arm("client.started", "kill-supervisor", "site-2_")
     run = federation.begin("vanishing", *ALL, "run.rounds=1", "round.quorum=1", "round.grace_s=1")
     wait_for("site-2 to vanish", held.exists)
     federation.processes["site-2"].wait()

@@ -425,7 +425,7 @@ def test_a_node_that_comes_back_empty_changes_no_bit(
     name = f"loss-{lists}".lower()
     calm = plain.digests_of(name, *CHUNKED)
 
-    held = clustered.arm("outbox.written", "stop", "client-site-1-")
+    held = clustered.arm("outbox.written", "stop", "site-1_")
     run = clustered.begin(name, *CHUNKED)
     wait_for("a client with its update", held.exists)
     wait_for("two updates", lambda: clustered.store.data.held(run, 9) == 2)

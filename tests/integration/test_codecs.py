@@ -92,7 +92,7 @@ def test_a_killed_client_encodes_the_same_bytes_again(
     mixed: Federation, point: str, again: int
 ) -> None:
     digests = mixed.digests_of("killed", *FEWEST)
-    fired = mixed.arm(point, "kill", "client-sim-1")
+    fired = mixed.arm(point, "kill", "sim-1_")
     run = mixed.begin("killed", *FEWEST)
     wait_for("the kill", fired.exists)
     state = mixed.finish(run)

@@ -69,11 +69,12 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     store: Store, moved_s: float
 ) -> None:
     control = store.control
-    control.hold(names.client_holder("a"), "a", 60, {}, "a")
+    control.hold(names.client_holder("a"), "a", 60, {})
+    control.hear()
     loaded = config.load("mnist-3v7", ("round.cohort=1.0",), {})
     run = runs.start_run(store, "silent", loaded, 1).run_id
     control.redis.hincrbyfloat(names.CLOCK, "ticked_at", moved_s)
-    control.hold(names.client_holder("a"), "a", 60, {}, "a")  # The first that is heard again.
+    control.hear()  # The first time since.
     rounds.advance(store, run)
     assert (control.settling(), state_of(store, run).round) == (True, -1)
 
@@ -88,6 +89,23 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     assert watch.verdict(ticket) == "its worker is dead"
     rounds.advance(store, run)
     assert state_of(store, run).round == 0
+
+
+def test_who_is_heard_is_told_by_leases_and_not_by_what_clients_write(store: Store) -> None:
+    control = store.control
+    for client, lifetime_s in (("a", 6), ("old", 2), ("left", 6), ("gone", 6), ("liar", 9999)):
+        control.hold(names.client_holder(client), client, lifetime_s, {})
+    control.redis.hset("flq:client:../x:holder", "token", "t")
+    control.hear()
+    control.release(names.client_holder("left"), "left", "left")
+    control.release(names.client_holder("gone"), "gone")
+    control.hear()
+
+    ages = control.client_ids()
+    assert sorted(ages) == ["a", "gone", "liar", "old"]
+    assert ages["liar"] < 3 < ages["old"] < 9
+    control.arrive("left")
+    assert control.client("left") == {}
 
 
 def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> None:

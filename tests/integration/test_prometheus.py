@@ -48,7 +48,8 @@ def run(store: Store) -> str:
     store.control.redis.set(names.manifest(state.run_id), MANIFEST.to_json())
     for number in range(2):
         store.control.add_event(state.run_id, {"event": "healed", "what": f"{number}"})
-    store.control.hold(names.client_holder("here"), "t", 60, {}, "here")
+    store.control.hold(names.client_holder("here"), "t", 60, {})
+    store.control.hear()
     store.control.redis.zadd(names.CLIENTS, {"gone": 1.0})
     store.data.redis.rpush(names.results(state.run_id), b"x")
     store.control.redis.rpush(f"rq:queue:{names.client_queue('gone')}", "a-job")

@@ -203,7 +203,7 @@ def test_a_second_worker_of_a_client_is_refused_and_told_who_holds_it(
     )
 
     assert done.returncode == 2
-    assert "is served by another worker (client-site-1-" in done.stderr
+    assert "is served by another worker (site-1_" in done.stderr
 
 
 def test_nothing_is_left_on_the_data_server_but_models(

@@ -67,7 +67,7 @@ def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Fed
 @pytest.mark.timeout(300)
 def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
     store = two.store
-    store.control.hold(names.client_holder("ghost"), "t", GHOST_S, {}, "ghost")
+    store.control.hold(names.client_holder("ghost"), "t", GHOST_S, {})
     idle = [
         two.begin(f"idle-{number}", *TINY, "round.cohort=2", "run.rounds=1")
         for number in range(RUNS - 1)
