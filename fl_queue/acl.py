@@ -99,6 +99,14 @@ def users(
     return [User(f"flq-{role}", "all", rules)]
 
 
+def purpose_of(command: str, key: str = "") -> Purpose:
+    """Which of a client's users sends a command, where there are several. Args: ``key``: its first argument."""
+    if command == "PUBLISH" or (command == "RPUSH" and key.startswith("flq:{")):
+        return "push"
+    is_read = key.startswith(("flq:{", "flq:chunk:")) and command.lower() in _READ
+    return "read" if is_read else "own"
+
+
 def client_user(client: str, purpose: Purpose = "all") -> str:
     """Name of a client's user."""
     return f"flq-client-{client}" + ("" if purpose == "all" else f"_{purpose}")

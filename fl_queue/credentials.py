@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue import files, names, signing, urls
+from fl_queue.acl import Purpose
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
 
@@ -76,12 +77,23 @@ class Credentials:
         (url, blob_url) for connections of this process, with login and certificates.
 
         Raises:
-            ConfigError: It has several users, for servers that this version cannot use them on.
+            ConfigError: It has users, but none for what is the client's own.
         """
-        login = self.users.get("all", Login("", ""))
+        login = self.users.get("all") or self.users.get("own") or Login("", "")
         if self.users and not login.name:
-            raise ConfigError("redis.users", "has no user `all`; enrol the client anew")
+            raise ConfigError("redis.users", "has no user `all` or `own`; enrol the client anew")
+        return self._urls_as(login)
 
+    def other_users(self) -> dict[Purpose, tuple[str, str]]:
+        """Purpose -> the URLs as the user for it, of a client that is several; see ``acl``."""
+        further: tuple[Purpose, ...] = ("read", "push")
+        return {
+            purpose: self._urls_as(self.users[purpose])
+            for purpose in further
+            if purpose in self.users
+        }
+
+    def _urls_as(self, login: Login) -> tuple[str, str]:
         def whole(url: str) -> str:
             options = self._options() if urls.is_tls(url) else {}
             return urls.with_login(url, login.name, login.password, options)

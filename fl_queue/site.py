@@ -16,7 +16,7 @@ from pathlib import Path
 from fl_queue import embedded, signing
 from fl_queue.credentials import Credentials
 from fl_queue.credentials import read as read_credentials
-from fl_queue.store import Store, resolve_urls
+from fl_queue.store import OtherUsers, Store, resolve_urls
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ class Site:
             return self.secrets.urls()
         return resolve_urls(self.url, self.blob_url, self.state_dir)
 
+    def other_users(self) -> OtherUsers:
+        """The URLs as the site's further users, on a server without selectors; see ``acl``."""
+        return self.secrets.other_users() if self.secrets is not None else {}
+
     def seal(self, element: bytes) -> bytes:
         """Sign an element with this site's key; without credentials it stays as it is."""
         if self.secrets is None:
@@ -133,7 +137,7 @@ class Site:
         Raises:
             StoreUnavailable: No URL is given and no private servers run.
         """
-        return Store(*self.urls())
+        return Store(*self.urls(), self.other_users())
 
     def store(self) -> Store:
         """
@@ -142,7 +146,7 @@ class Site:
         Raises:
             StoreUnavailable: Not reachable, or too old.
         """
-        return Store.open(*self.urls(), self.state_dir)
+        return Store.open(*self.urls(), self.state_dir, self.other_users())
 
 
 def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

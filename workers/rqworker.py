@@ -323,7 +323,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     site = Site.from_environ()
     try:
         url, _ = site.urls()
-        connection: Redis = plain_client(url, socket_timeout_s=HEARTBEAT_S + 10)
+        connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())
         worker = kind([queue], connection=connection)
         # What is here now stays: a collection in a work-horse would copy every page it looks at.
         gc.freeze()

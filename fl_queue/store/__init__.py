@@ -7,6 +7,8 @@ from typing import Self
 
 from fl_queue.store.admission import ADMITTED_S
 from fl_queue.store.connect import (
+    NOBODY,
+    OtherUsers,
     ServerFacts,
     check,
     connect,
@@ -25,6 +27,7 @@ __all__ = [
     "Control",
     "Data",
     "Doorbell",
+    "OtherUsers",
     "RoundState",
     "RunState",
     "ServerFacts",
@@ -45,15 +48,16 @@ class Store:
     Args:
         url: Control server.
         blob_url: Data server; may be the same.
+        others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
     """
 
-    def __init__(self, url: str, blob_url: str) -> None:
-        self.servers = connect(url, blob_url)
+    def __init__(self, url: str, blob_url: str, others: OtherUsers = NOBODY) -> None:
+        self.servers = connect(url, blob_url, others)
         self.control = Control(self.servers.control)
         self.data = Data(self.servers)
 
     @classmethod
-    def open(cls, url: str, blob_url: str, state_dir: Path) -> Store:
+    def open(cls, url: str, blob_url: str, state_dir: Path, others: OtherUsers = NOBODY) -> Store:
         """
         Connect, with the private servers of ``state_dir`` when no URL is given, and check both.
 
@@ -61,7 +65,7 @@ class Store:
             StoreUnavailable: Not reachable, too old, or no URL and no private servers.
         """
         url, blob_url = resolve_urls(url, blob_url, state_dir)
-        store = cls(url, blob_url)
+        store = cls(url, blob_url, others)
         store.check()
         return store
 

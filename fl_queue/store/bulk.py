@@ -120,7 +120,7 @@ class _Lanes:
         self.under_way: deque[_Lane] = deque()
 
     def send(self, key: str, command: tuple[Any, ...]) -> None:
-        pool = pool_of(self._client, key)
+        pool = pool_of(self._client, command[0], key)
         lane = self._lanes.get(pool) or self._lanes.setdefault(pool, _Lane(pool))
         lane.check()
         # A health check would read the reply of a command that is under way.

@@ -9,6 +9,7 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from redis.connection import ConnectionPool, PythonRespSerializer
 from redis.retry import Retry
 
 from fl_queue import embedded, names
+from fl_queue.acl import Purpose
 from fl_queue.errors import ConfigError, StoreUnavailable
 from fl_queue.store.cluster import (
     ClusterClient,
@@ -33,6 +35,7 @@ from fl_queue.store.cluster import (
     primaries,
 )
 from fl_queue.store.failing import translated
+from fl_queue.store.split import SplitClient
 from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
@@ -44,6 +47,11 @@ _CONNECTION: dict[str, Any] = {
     # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
     "driver_info": None,
 }
+
+
+#: Purpose -> (url, blob_url) with the login of the user for it.
+OtherUsers = Mapping[Purpose, tuple[str, str]]
+NOBODY: OtherUsers = {}
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,12 @@ def resolve_urls(url: str, blob_url: str, state_dir: Path) -> tuple[str, str]:
     return private
 
 
-def connect(url: str, blob_url: str) -> Servers:
+def connect(url: str, blob_url: str, others: OtherUsers = NOBODY) -> Servers:
     """
     Connect to both roles (lazily: nothing is sent yet, but to a cluster).
+
+    Args:
+        others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
 
     Raises:
         StoreUnavailable: A URL cannot be parsed, or no node of a cluster answers.
@@ -98,15 +109,29 @@ def connect(url: str, blob_url: str) -> Servers:
             "redis.url",
             "a Redis Cluster cannot be the control server (RQ needs a plain one); name it in redis.blob_url",
         )
+    if others and is_cluster(blob_url):
+        raise ConfigError(
+            "redis.blob_url", "a client of a Redis Cluster is one user: use Redis 7 or newer"
+        )
     data, once, blocking = _data_clients(blob_url)
+    control = _client(url, retries=3)
+    for purpose, (own_url, own_blob_url) in others.items():
+        _add_user(control, purpose, _client(own_url, retries=3))
+        for client, user in zip((data, once, blocking), _data_clients(own_blob_url), strict=True):
+            _add_user(client, purpose, user)
     return Servers(
-        control=_client(url, retries=3),
+        control=control,
         data=data,
         once=once,
         blocking=blocking,
         url=mask(url),
         blob_url=mask(blob_url),
     )
+
+
+def _add_user(client: redis.Redis, purpose: Purpose, user: redis.Redis) -> None:
+    assert isinstance(client, SplitClient)
+    client.others = {**client.others, purpose: user}
 
 
 def _data_clients(url: str) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
@@ -142,11 +167,22 @@ def check(client: redis.Redis, url: str) -> None:
         )
 
 
-def plain_client(url: str, socket_timeout_s: float) -> redis.Redis:
-    """A client that raises redis-py's own errors, for RQ, which expects them."""
-    return redis.Redis.from_url(
-        url, socket_timeout=socket_timeout_s, socket_connect_timeout=5, retry=_retry(3)
-    )
+def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY) -> redis.Redis:
+    """A client that raises redis-py's own errors, for RQ, which expects them. Args: as of ``connect``."""
+
+    def made(url: str) -> SplitClient:
+        client = SplitClient.from_url(
+            url,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=5,
+            retry=_retry(3),
+            driver_info=None,
+        )
+        return cast(SplitClient, client)
+
+    client = made(url)
+    client.others = {purpose: made(urls[0]) for purpose, urls in others.items()}
+    return client
 
 
 def script(client: redis.Redis, name: str) -> Script:
@@ -154,15 +190,17 @@ def script(client: redis.Redis, name: str) -> Script:
     return client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
 
 
-def pool_of(client: redis.Redis, key: str) -> ConnectionPool:
+def pool_of(client: redis.Redis, command: str, key: str) -> ConnectionPool:
     """
-    The connections to the server that has a key.
+    The connections on which a command for a key is sent.
 
     Raises:
         redis.ConnectionError: No node of a cluster has it.
     """
     if isinstance(client, ClusterClient):
         return pool_of_key(client, key)
+    if isinstance(client, SplitClient):
+        return client.pool_of(command, key)
     return client.connection_pool
 
 
@@ -190,7 +228,7 @@ class _Pipeline(Pipeline):
             return super().immediate_execute_command(*args, **options)
 
 
-class _Client(redis.Redis):
+class _Client(SplitClient):
     """A client whose connection errors are ``StoreUnavailable``, with the password masked."""
 
     masked_url = ""

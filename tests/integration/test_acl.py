@@ -1,0 +1,193 @@
+"""What a client's Redis users may do and may not, on real servers with selectors and without."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from fl_queue import acl, credentials, embedded, names, signing, urls
+from fl_queue.credentials import Credentials, Login
+from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.records import Enrolment
+from tests.federation import Federation
+
+pytestmark = pytest.mark.timeout(180)
+
+PASSWORD = "for-tests"
+SECRET = "#" + hashlib.sha256(PASSWORD.encode()).hexdigest()
+RUN = "demo-3f2a9c"
+RESULTS, QUEUE, OTHERS = names.results(RUN), "rq:queue:flq-client-a", "rq:queue:flq-client-a-b"
+UPDATE = names.chunk(names.update_blob("a", RUN, "d1"), 0)
+OTHERS_UPDATE = names.chunk(names.update_blob("a-b", RUN, "d1"), 0)
+MODEL = names.chunk(names.model_blob(RUN, "d1"), 0)
+PARTIAL = names.chunk(names.partial_blob(RUN, "d1"), 0)
+NEXT_ID = "18446744073709551615-18446744073709551614"
+JOB, OTHERS_JOB = f"rq:job:a_{RUN}_1_00", f"rq:job:a-b_{RUN}_1_00"
+
+#: Of client a; a-b is another one.
+FORBIDDEN: list[tuple[object, ...]] = [
+    # The results list, but for its end.
+    *[("DEL", RESULTS), ("UNLINK", RESULTS), ("LPOP", RESULTS), ("RPOP", RESULTS)],
+    *[("LTRIM", RESULTS, 1, 0), ("SET", RESULTS, "x"), ("LSET", RESULTS, 0, "x")],
+    *[("RENAME", RESULTS, UPDATE), ("RENAME", UPDATE, RESULTS), ("EXPIRE", RESULTS, 1)],
+    *[("LRANGE", RESULTS, 0, -1), ("LINDEX", RESULTS, 0), ("LREM", RESULTS, 0, "x")],
+    *[("LPUSH", RESULTS, "x"), ("HSET", RESULTS, "x", "y"), ("SADD", RESULTS, "x")],
+    *[("LMOVE", RESULTS, UPDATE, "LEFT", "LEFT"), ("LMOVE", QUEUE, RESULTS, "LEFT", "LEFT")],
+    *[("COPY", RESULTS, UPDATE), ("SORT", RESULTS, "STORE", UPDATE), ("DUMP", RESULTS)],
+    *[("BLMOVE", RESULTS, QUEUE, "LEFT", "LEFT", 1), ("LINSERT", RESULTS, "BEFORE", "x", "y")],
+    # What others sent, hold, or are about to send.
+    *[("GET", OTHERS_UPDATE), ("SET", OTHERS_UPDATE, "x"), ("DEL", OTHERS_UPDATE)],
+    *[("EXPIRE", OTHERS_UPDATE, 1), ("MGET", UPDATE, OTHERS_UPDATE), ("DEL", UPDATE, MODEL)],
+    *[("SET", names.admitted(RUN, "a-b"), "x"), ("DEL", names.admitted(RUN, "a-b"))],
+    *[("LRANGE", names.taken(RUN, 1), 0, -1), ("RPUSH", names.taken(RUN, 1), "x")],
+    *[("HGETALL", names.partial(RUN)), ("GET", PARTIAL), ("SET", PARTIAL, "x")],
+    *[("SET", MODEL, "x"), ("DEL", MODEL), ("EXPIRE", MODEL, 1), ("SET", names.DATA_SERVER, "x")],
+    *[("DEL", names.owner(RUN, 1)), ("SET", names.owner(RUN, 1), "x")],
+    # Another client's queue, jobs, hash, events, leases.
+    *[("LRANGE", OTHERS, 0, -1), ("RPUSH", OTHERS, "x"), ("DEL", OTHERS)],
+    *[("HGETALL", OTHERS_JOB), ("HSET", OTHERS_JOB, "data", "x"), ("DEL", OTHERS_JOB)],
+    *[("HSET", names.client("a-b"), "x", "y"), ("DEL", names.client_holder("a-b"))],
+    *[("XADD", names.client_events("a-b"), "*", "event", "{}"), ("DEL", "flq:worker:a-b_00")],
+    *[("HSET", "rq:worker:a-b_00", "x", "y"), ("HSET", "rq:job:aggregator_x", "data", "x")],
+    *[("RPUSH", "rq:queue:flq-aggregate", "x"), ("SADD", "rq:queues", "x"), ("SREM", "rq:workers", "x")],
+    # Runs, rounds, receipts, who is there.
+    *[("HSET", names.run(RUN), "state", "failed"), ("DEL", names.run(RUN))],
+    *[("HSET", names.round_(RUN, 1), "quorum", 0), ("SET", names.config(RUN), "[]")],
+    *[("SET", names.manifest(RUN), "{}"), ("HSET", names.round_jobs(RUN, 1), "a", "{}")],
+    *[("HGETALL", names.round_updates(RUN, 1)), ("HSET", names.round_updates(RUN, 1), "a", "{}")],
+    *[("XADD", names.events(RUN), NEXT_ID, "event", "{}"), ("RPUSH", names.history(RUN), "{}")],
+    *[("DEL", names.events(RUN)), ("HSET", names.RUNS, "x", "y"), ("DEL", names.HEALER)],
+    *[("ZADD", names.CLIENTS, 1, "x"), ("ZREM", names.CLIENTS, "a-b"), ("HSET", names.CLOCK, "x", "y")],
+    *[("HSET", names.ENROLLED, "a", "{}"), ("SET", "rq:suspended", 1), ("SET", "anything", 1)],
+    # The server.
+    *[("EVAL", "return 1", 0), ("EVALSHA", "0" * 40, 0), ("SCRIPT", "LOAD", "return 1")],
+    *[("EVAL", "return redis.call('DEL', KEYS[1])", 1, UPDATE), ("SCRIPT", "FLUSH")],
+    *[("ACL", "SETUSER", "x"), ("ACL", "LIST"), ("ACL", "WHOAMI"), ("CONFIG", "GET", "*")],
+    *[("CONFIG", "SET", "maxmemory", 1), ("FLUSHALL",), ("FLUSHDB",), ("DEBUG", "SLEEP", 0)],
+    *[("SHUTDOWN", "NOSAVE"), ("KEYS", "*"), ("SCAN", 0), ("RANDOMKEY",), ("DBSIZE",), ("MONITOR",)],
+    *[("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "LIST"), ("CLIENT", "PAUSE", 1)],
+    *[("SWAPDB", 0, 1), ("MOVE", UPDATE, 1), ("REPLICAOF", "NO", "ONE"), ("SAVE",), ("BGSAVE",)],
+    *[("MIGRATE", "localhost", 1, UPDATE, 0, 1), ("RESTORE", UPDATE, 0, "x"), ("SLOWLOG", "GET")],
+    *[("MODULE", "LIST"), ("LATENCY", "RESET"), ("MEMORY", "USAGE", UPDATE)],
+    *[("PUBLISH", "elsewhere", "x"), ("SUBSCRIBE", names.ARRIVALS), ("PSUBSCRIBE", "*")],
+]  # fmt: skip
+ALLOWED: list[tuple[object, ...]] = [
+    *[("RPUSH", RESULTS, "element"), ("PUBLISH", names.ARRIVALS, RUN), ("INFO", "server")],
+    *[("SET", UPDATE, "x", "EX", 60), ("GET", UPDATE), ("EXPIRE", UPDATE, 60), ("DEL", UPDATE)],
+    *[("SET", names.admitted(RUN, "a"), "t:1"), ("DEL", names.admitted(RUN, "a"))],
+    *[("MGET", names.admitted(RUN, "b"), names.admitted(RUN, "c")), ("GET", MODEL)],
+    *[("HGETALL", names.run(RUN)), ("HGETALL", names.round_(RUN, 1)), ("GET", names.config(RUN))],
+    *[("HGETALL", names.round_(RUN, 1234567)), ("GET", names.manifest(RUN))],
+    *[("HGET", names.round_jobs(RUN, 1), "a"), ("HSET", names.client("a"), "num_examples", 1)],
+    *[("HSET", names.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
+    *[("XADD", names.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],
+    *[("LMOVE", QUEUE, f"{QUEUE}:intermediate", "LEFT", "LEFT"), ("HSET", JOB, "status", "x")],
+]
+
+
+def versions() -> list[tuple[Path, tuple[int, int]]]:
+    """The newest server with selectors of this machine, and one without."""
+    found = {embedded._version(path): path for path in embedded._candidates()}
+    new = [(found[version], version) for version in sorted(found) if version >= acl.SELECTORS][-1:]
+    return new + [(found[version], version) for version in found if version < acl.SELECTORS][:1]
+
+
+@pytest.fixture(params=versions(), ids=lambda param: ".".join(map(str, param[1])))
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[EmbeddedRedis, tuple[int, int]]]:
+    """Servers of one version, and that version."""
+    with start(tmp_path / "state", server=request.param[0]) as servers:
+        yield servers, request.param[1]
+
+
+def connections(
+    servers: EmbeddedRedis, version: tuple[int, int], client: str
+) -> dict[str, redis.Redis]:
+    """A client's users on the data server, as if it were the control server too: purpose -> connection."""
+    with redis.Redis.from_url(servers.blob_url) as operator:
+        made = {}
+        for user in acl.users("client", client, version):
+            operator.execute_command("ACL", "SETUSER", *user.setuser(SECRET))
+            url = urls.with_login(servers.blob_url, user.name, PASSWORD, {})
+            made[user.purpose] = redis.Redis.from_url(url)
+    return made
+
+
+def refusal(connection: redis.Redis, command: tuple[object, ...]) -> str:
+    """Why a command is refused; empty when it is not."""
+    try:
+        connection.execute_command(*command)
+    except redis.exceptions.NoPermissionError as exc:
+        return str(exc)
+    except redis.ResponseError as exc:
+        # DEBUG is off by itself on newer servers.
+        return str(exc) if "DEBUG command not allowed" in str(exc) else ""
+    return ""
+
+
+def test_what_a_client_may_and_may_not(server: tuple[EmbeddedRedis, tuple[int, int]]) -> None:
+    users = connections(*server, "a")
+    may = {
+        command: [purpose for purpose, user in users.items() if not refusal(user, command)]
+        for command in FORBIDDEN
+    }
+
+    assert {command: whose for command, whose in may.items() if whose} == {}
+    assert len(FORBIDDEN) > 100
+    for command in ALLOWED:
+        purpose = acl.purpose_of(str(command[0]), str(command[1])) if len(users) > 1 else "all"
+        assert refusal(users[purpose], command) == "", command
+    for user in users.values():
+        user.close()
+
+
+def enrolled(federation: Federation, version: tuple[int, int], client: str, folder: Path) -> Path:
+    """A credentials file of a client whose users are on both servers."""
+    logins: dict[str, Login] = {}
+    for url, role in ((federation.redis.url, "control"), (federation.redis.blob_url, "data")):
+        with redis.Redis.from_url(url) as operator:
+            for user in acl.users("client", client, version, role):  # type: ignore[arg-type]
+                operator.execute_command("ACL", "SETUSER", *user.setuser(SECRET))
+                logins[user.purpose] = Login(user.name, PASSWORD)
+    secret, public = signing.new_key()
+    federation.store.control.write_enrolment(client, Enrolment(public))
+    path = folder / f"{client}.toml"
+    made = Credentials(client, secret, federation.redis.url, federation.redis.blob_url, logins)
+    credentials.write(path, made)
+    return path
+
+
+def test_a_whole_run_with_clients_under_their_users(
+    server: tuple[EmbeddedRedis, tuple[int, int]], tmp_path: Path
+) -> None:
+    servers, version = server
+    federation = Federation(servers, tmp_path, 0)
+    try:
+        for client in ("site-1", "site-2"):
+            federation.start(
+                client, "--credentials", str(enrolled(federation, version, client, tmp_path))
+            )
+        # Chunks, and room for one update at a time.
+        run = federation.begin(
+            "guarded", "round.cohort=2", "run.rounds=2", "redis.inline_bytes=0", "redis.unmerged_bytes=1",
+            "security.require_enrolment=true",
+        )  # fmt: skip
+        state = federation.finish(run)
+        records = federation.committed(run)
+        denied = {
+            (entry["context"], entry["object"], entry["username"])
+            for url in (servers.url, servers.blob_url)
+            for entry in redis.Redis.from_url(url, decode_responses=True).acl_log()
+        }
+    finally:
+        federation.close()
+
+    assert (state.state, [len(record.accepted) for record in records]) == ("completed", [2, 2])
+    assert denied == set()  # They do not even try.
+    logs = "".join((tmp_path / f"site-{number}.log").read_text() for number in (1, 2))
+    assert "Traceback" not in logs
