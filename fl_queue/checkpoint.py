@@ -291,6 +291,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(str(path), f"is not a readable safetensors file: {exc}") from exc
 
 
+def named_tensors(body: Bytes, manifest: Manifest) -> dict[str, Tensor]:
+    """
+    A model's arrays by name, aliases among them: what ``load_state_dict`` wants; views of the body.
+
+    Raises:
+        BlobError: The body is not of the manifest's size.
+    """
+    tensors = blob.views(manifest, body)
+    return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
+
+
 def export(body: Bytes, manifest: Manifest, path: Path, metadata: Mapping[str, str]) -> None:
     """
     Write a model for use elsewhere: a file whose tensors ``load_state_dict`` takes strictly.
@@ -301,8 +312,7 @@ def export(body: Bytes, manifest: Manifest, path: Path, metadata: Mapping[str, s
         CheckpointError: It cannot be written; the old file, if any, is as it was.
         BlobError: The body is not of the manifest's size.
     """
-    tensors = blob.views(manifest, body)
-    tensors |= {name: tensors[of] for name, of in manifest.aliases.items()}
+    tensors = named_tensors(body, manifest)
     # A rename would put a file in the place of a device such as /dev/stdout.
     if path.exists() and not path.is_file():
         raise CheckpointError(str(path), "is not a file; name a file to write to")

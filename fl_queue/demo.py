@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue import (
-    checkpoint,
     config,
     display,
     embedded,
@@ -81,14 +80,8 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
     if state.state == "failed" or state.version is None:
         raise RunFailed(state.name, f"failed: {state.reason}")
     chunk_bytes = runs.current_config(store, run_id).redis["chunk_bytes"]
-    manifest, body = models.load_version(store, run_id, state.version, chunk_bytes, state_dir)
     model = output / "model.safetensors"
-    checkpoint.export(
-        body,
-        manifest,
-        model,
-        {"run": state.name, "version": str(state.version), "digest": state.digest},
-    )
+    models.export_version(store, state, state.version, chunk_bytes, state_dir, model)
     print(f"model: {model}")
     try:
         curve = output / "curve.png"

@@ -7,6 +7,7 @@ out, while no aggregator's supervisor does that. Nothing here changes what a run
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -76,6 +77,7 @@ def follow(
     console: Console,
     tick: bool = True,
     since: str = "",
+    timeout_s: float | None = None,
 ) -> RunState | None:
     """
     Show a run until it is not training any more; outages of Redis are said once and waited out.
@@ -85,10 +87,12 @@ def follow(
         console: Where to show it; a terminal gets a live display.
         tick: Count the round's time and call ``advance`` once a second.
         since: Id of the event after which to begin; empty: with the opening of the open round.
+        timeout_s: Look away after so long, about a second more; None: when the run has ended.
 
     Returns:
         The run's last state; None when it was deleted meanwhile.
     """
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
     follower = _Follower(store, run, console, tick, since)
     live = (
         Live(console=console, refresh_per_second=REFRESH_HZ, transient=False)
@@ -96,7 +100,7 @@ def follow(
         else None
     )
     with live or nullcontext():
-        while follower.step():
+        while follower.step() and time.monotonic() < until:
             if live:
                 live.update(render(follower.scene))
         if live:

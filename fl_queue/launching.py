@@ -1,15 +1,39 @@
 """
-Beginning a run from a config, for whoever asks: ``start-round`` and the web page.
+Beginning a run from a config, for whoever asks: ``start-round``, the web page, a notebook.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl_queue import models, runs
+from rich.console import Console
+
+from fl_queue import embedded, local, models, names, rounds, runs, simulation
 from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
+from fl_queue.site import Site
 from fl_queue.store import Store
+
+
+@dataclass(frozen=True)
+class Begun:
+    """
+    A run that has been begun, or gone on with.
+
+    Args:
+        store: Both Redis roles.
+        run: Its run id.
+        since: Id of the last event before.
+        is_alone: Whether its servers end with the one who began it.
+    """
+
+    store: Store
+    run: str
+    since: str
+    is_alone: bool
 
 
 def name_of(config: str) -> str:
@@ -38,3 +62,85 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
             store, Path(config.model["initial"]), config.redis["chunk_bytes"]
         )
     return runs.start_run(store, name, config, count or config.run["rounds"], initial).run_id
+
+
+def launch(
+    ours: ExitStack,
+    site: Site,
+    name: str,
+    config: RunConfig,
+    count: int | None,
+    *,
+    stays: bool,
+    console: Console,
+) -> Begun:
+    """
+    Begin or continue a run and open its round; start what a simulation lacks.
+
+    Args:
+        ours: Ends what was started: the private servers, the workers.
+        site: Where Redis and this machine's state are.
+        count: Rounds to commit from here on; None: ``run.rounds``.
+        stays: Whether whoever asks stays until the run has ended; else no worker is started.
+
+    Raises:
+        ConfigError: As ``begin``; or a simulation would need servers that end at once.
+        RunStateError: The run is training already, and is no simulation.
+        WorkerDied: A worker could not start.
+        StoreUnavailable: Redis is not reachable.
+    """
+    is_alone = _start_servers(ours, site, config, stays)
+    store = ours.enter_context(site.store())
+    since = "0-0"
+    if known := store.control.run_id(name):
+        since = store.control.last_event_id(names.events(known))
+    run = _training(store, name, config)
+    if run:
+        console.print(f"Run {name} is training: going on with it.", highlight=False, soft_wrap=True)
+    run = run or begin(store, name, config, count)
+    if stays and simulation.is_simulation(config):
+        _start_workers(ours, store, site, config, console)
+    rounds.advance(store, run)
+    return Begun(store, run, since, is_alone)
+
+
+def _training(store: Store, name: str, config: RunConfig) -> str | None:
+    """A simulation that is training, because the one who began it was killed: its id."""
+    known = store.control.run_id(name)
+    state = store.control.run(known) if known else None
+    if state is None or not state.active or not simulation.is_simulation(config):
+        return None
+    if not simulation.is_simulation(runs.current_config(store, state.run_id)):
+        return None
+    return state.run_id
+
+
+def _start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -> bool:
+    """
+    Start private servers for a simulation that has none; returns whether that was needed.
+
+    Raises:
+        ConfigError: They would end at once.
+    """
+    if not simulation.is_simulation(config) or site.url or embedded.running(site.state_dir):
+        return False
+    if not stays:
+        raise ConfigError(
+            "--no-wait",
+            "the private servers and workers of this simulation would end with this command; "
+            "leave it out, or name servers with FLQ_REDIS_URL",
+        )
+    ours.enter_context(embedded.start(site.state_dir))
+    return True
+
+
+def _start_workers(
+    ours: ExitStack, store: Store, site: Site, config: RunConfig, console: Console
+) -> None:
+    """Start the roles a simulation lacks."""
+    # Whoever begins the run names the task and the strategy: that lets them in.
+    named = (config.run["task"], config.aggregation["strategy"])
+    task, strategy = ((name,) if ":" in name else () for name in named)
+    site = replace(site, allow=task, strategy_allow=strategy)
+    wanted = local.missing_workers(store, config, site)
+    ours.enter_context(local.workers(store, wanted, site.state_dir / "logs", console))

@@ -24,7 +24,7 @@ from fl_queue.errors import (
 )
 from fl_queue.files import Mapped
 from fl_queue.records import Manifest
-from fl_queue.store import Store
+from fl_queue.store import RunState, Store
 from fl_queue.strategies.base import state_manifest
 
 #: Initial models lie under this in place of a run id, until the run's first job has read them.
@@ -186,6 +186,22 @@ def load_version(
             version,
             "has been pruned, or its checkpoint is on another machine (use --state-dir, or raise model.keep_versions)",
         ) from exc
+
+
+def export_version(
+    store: Store, state: RunState, version: int, chunk_bytes: int, state_dir: Path, path: Path
+) -> str:
+    """
+    Write a version as safetensors, for ``load_state_dict``; returns its digest.
+
+    Raises:
+        UnknownVersion, CheckpointError: As ``load_version`` and ``checkpoint.export``.
+    """
+    manifest, body = load_version(store, state.run_id, version, chunk_bytes, state_dir)
+    digest = str(store.control.versions(state.run_id)[version]["digest"])
+    metadata = {"run": state.name, "version": str(version), "digest": digest}
+    checkpoint.export(body, manifest, path, metadata)
+    return digest
 
 
 def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, object]:

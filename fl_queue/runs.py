@@ -12,7 +12,7 @@ from redis.client import Pipeline
 
 from fl_queue import faults, names
 from fl_queue.config import FIXED, RunConfig, changed_fields
-from fl_queue.errors import ConfigError, RunStateError, UnknownRun
+from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.records import dumps
 from fl_queue.store import RunState, Store, as_text, parse_run_state
 
@@ -201,6 +201,20 @@ def is_as_seen(pipe: Pipeline, state: RunState) -> bool:
         return False
     now = parse_run_state(state.run_id, raw)
     return now.active and all(getattr(now, name) == getattr(state, name) for name in DECIDING)
+
+
+def raise_unless_completed(state: RunState) -> None:
+    """
+    Raises:
+        RunFailed: It failed, or was cancelled.
+    """
+    if state.state == "failed":
+        raise RunFailed(state.name, f"failed: {state.reason}")
+    if state.state == "cancelled":
+        raise RunFailed(
+            state.name,
+            f"{state.reason} at version {state.version}; go on with `fl-queue resume {state.name}`",
+        )
 
 
 def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_queue import (
-    checkpoint,
+    config as configs,
+)
+from fl_queue import (
     display,
     doctor,
     models,
@@ -23,9 +25,6 @@ from fl_queue import (
     runs,
     scores,
     views,
-)
-from fl_queue import (
-    config as configs,
 )
 from fl_queue.cli.common import Where, connection_options, json_option, write_json
 from fl_queue.cli.running import follow_to_end
@@ -179,12 +178,8 @@ def export(where: Where, run: str, output: Path, version: int | None, best: bool
     if best and version is not None:
         raise ConfigError("--best", "goes without --version")
     chosen = scores.chosen_version(store, state, loaded, version, best)
-    manifest, body = models.load_version(
-        store, state.run_id, chosen, loaded.redis["chunk_bytes"], where.state_dir
-    )
-    digest = store.control.versions(state.run_id)[chosen]["digest"]
-    checkpoint.export(
-        body, manifest, output, {"run": state.name, "version": str(chosen), "digest": digest}
+    digest = models.export_version(
+        store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output
     )
     click.echo(f"{output}: version {chosen}, digest {digest}")
 

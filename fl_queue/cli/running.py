@@ -18,12 +18,11 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, launching, local, names, rounds, runs, simulation
+from fl_queue import display, embedded, launching, runs, simulation
 from fl_queue.cli.common import Where, connection_options
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError, RunFailed, StoreUnavailable
+from fl_queue.errors import StoreUnavailable
 from fl_queue.site import Site
-from fl_queue.store import Store
 
 
 @click.command("redis")
@@ -107,66 +106,18 @@ def start_round(
     loaded = configs.load(config, overrides)
     where = _where_of_run(where, loaded)
     name = name or launching.name_of(config)
+    if simulation.is_simulation(loaded):
+        interrupt_on_sigterm()
     with ExitStack() as ours:
-        is_alone = _start_servers(ours, where, loaded, wait)
-        store = where.open()
-        since = "0-0"
-        if known := store.control.run_id(name):
-            since = store.control.last_event_id(names.events(known))
-        run = _attach(store, name, loaded) or launching.begin(store, name, loaded, count)
-        if wait and simulation.is_simulation(loaded):
-            _start_workers(ours, store, where, loaded)
-        rounds.advance(store, run)
-        if wait:
-            follow_to_end(where, run, since, goes_on=not is_alone)
-        else:
-            click.echo(run)
-            click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
-
-
-def _attach(store: Store, name: str, loaded: RunConfig) -> str | None:
-    """A simulation that is training, because its start-round was killed: its id."""
-    known = store.control.run_id(name)
-    state = store.control.run(known) if known else None
-    if state is None or not state.active or not simulation.is_simulation(loaded):
-        return None
-    if not simulation.is_simulation(runs.current_config(store, state.run_id)):
-        return None
-    click.echo(f"Run {name} is training: going on with it.", err=True)
-    return state.run_id
-
-
-def _start_servers(ours: ExitStack, where: Where, loaded: RunConfig, wait: bool) -> bool:
-    """
-    Start private servers for a simulation that has none; returns whether that was needed.
-
-    Raises:
-        ConfigError: With ``--no-wait`` they would end at once.
-    """
-    if not simulation.is_simulation(loaded):
-        return False
-    interrupt_on_sigterm()
-    if where.url or embedded.running(where.state_dir):
-        return False
-    if not wait:
-        raise ConfigError(
-            "--no-wait",
-            "the private servers and workers of this simulation would end with this command; "
-            "leave it out, or name servers with FLQ_REDIS_URL",
+        site = Site(where.url, where.blob_url, where.state_dir)
+        begun = launching.launch(
+            ours, site, name, loaded, count, stays=wait, console=Console(stderr=True)
         )
-    ours.enter_context(embedded.start(where.state_dir))
-    return True
-
-
-def _start_workers(ours: ExitStack, store: Store, where: Where, loaded: RunConfig) -> None:
-    """Start the roles a simulation lacks; they end with this command."""
-    # This very command names the task and the strategy: whoever runs it lets them in.
-    named = (loaded.run["task"], loaded.aggregation["strategy"])
-    task, strategy = ((name,) if ":" in name else () for name in named)
-    site = Site(where.url, where.blob_url, where.state_dir, allow=task, strategy_allow=strategy)
-    wanted = local.missing_workers(store, loaded, site)
-    logs = where.state_dir / "logs"
-    ours.enter_context(local.workers(store, wanted, logs, Console(stderr=True)))
+        if wait:
+            follow_to_end(where, begun.run, begun.since, goes_on=not begun.is_alone)
+        else:
+            click.echo(begun.run)
+            click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
 
 
 def _where_of_run(where: Where, loaded: RunConfig) -> Where:
@@ -205,13 +156,7 @@ def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True)
         raise
     display.await_evaluations(store, run, Console(stderr=True))
     display.print_table(store, run)
-    state = runs.find_run(store, run)
-    if state.state == "failed":
-        raise RunFailed(name, f"failed: {state.reason}")
-    if state.state == "cancelled":
-        raise RunFailed(
-            name, f"{state.reason} at version {state.version}; go on with `fl-queue resume {name}`"
-        )
+    runs.raise_unless_completed(runs.find_run(store, run))
 
 
 @click.command("demo")

@@ -24,6 +24,8 @@ class _Files:
     """``rounds.<suffix>`` and ``points.<suffix>`` in a folder."""
 
     suffix = ""
+    #: Lines above the points.
+    header_lines = 0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,13 +56,14 @@ class _Files:
         return path.read_text("utf-8") if path.exists() else None
 
     def _lines(self, name: str) -> set[str]:
-        return set((self._text(name) or "").splitlines())
+        return set((self._text(name) or "").splitlines()[self.header_lines :])
 
 
 class CsvFiles(_Files):
     """``rounds.csv``, the same as ``fl-queue history --csv``, and ``points.csv``."""
 
     suffix = "csv"
+    header_lines = 1
 
     def rounds(self, numbers: Numbers) -> str:
         return report.to_csv(numbers.rows)
