@@ -89,6 +89,10 @@ COMMANDS = {
         "backups:backup",
         "Write RUN whole to one file: config, history, newest and best model.",
     ),
+    "acl": (
+        "access:acl_command",
+        "Print the Redis users of CLIENTs, or of the operator's side, and their rules.",
+    ),
     "restore": (
         "backups:restore",
         "Make a run from FILE, which `fl-queue backup` wrote, on a Redis that has none of that name.",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from fl_queue import acl, credentials, embedded, names, signing, urls
+from fl_queue.cli import cli
+from fl_queue.cli.access import PLACEHOLDER
 from fl_queue.credentials import Credentials, Login
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.records import Enrolment
@@ -162,11 +167,73 @@ def enrolled(federation: Federation, version: tuple[int, int], client: str, fold
     return path
 
 
+def as_role(servers: EmbeddedRedis, version: tuple[int, int], role: acl.Role) -> list[str]:
+    """Both URLs as the user of a role of the operator's side."""
+    made = []
+    for url in (servers.url, servers.blob_url):
+        [user] = acl.users(role, "", version)
+        with redis.Redis.from_url(url) as operator:
+            operator.execute_command("ACL", "SETUSER", *user.setuser(SECRET))
+        made.append(urls.with_login(url, user.name, PASSWORD, {}))
+    return made
+
+
+def test_the_other_roles(server: tuple[EmbeddedRedis, tuple[int, int]]) -> None:
+    servers, version = server
+    for role in ("aggregator", "evaluator", "pool", "operator"):
+        _, url = as_role(servers, version, role)
+        with redis.Redis.from_url(url) as user:
+            assert refusal(user, ("EVAL", "return 1", 0)) == ""
+            for admin in (
+                ("CONFIG", "SET", "maxmemory", 1),
+                ("FLUSHALL",),
+                ("SHUTDOWN",),
+                ("MONITOR",),
+            ):
+                assert refusal(user, admin), role
+            assert bool(refusal(user, ("ACL", "LIST"))) == (role != "operator")
+    _, url = as_role(servers, version, "reader")
+    with redis.Redis.from_url(url) as reader:
+        for command in FORBIDDEN[:22]:
+            can = refusal(reader, command) == ""
+            assert not can or (version < acl.SELECTORS and command[0] in ("LRANGE", "LINDEX"))
+        if version >= acl.SELECTORS:
+            assert all(refusal(reader, ("GET", key)) for key in (UPDATE, MODEL, PARTIAL))
+        assert refusal(reader, ("LLEN", RESULTS)) == ""
+
+
+@pytest.mark.parametrize("who", [[], ["a", "b-2"]])
+def test_the_command_prints_what_a_server_takes(
+    server: tuple[EmbeddedRedis, tuple[int, int]], who: list[str]
+) -> None:
+    servers, version = server
+    options = ["acl", *who, "--server-version", "7.0" if version >= acl.SELECTORS else "6.2"]
+    commands = CliRunner().invoke(cli, [*options, "--format", "setuser"]).stdout.splitlines()
+    with redis.Redis.from_url(servers.url) as operator:
+        for command in commands:
+            operator.execute_command(*shlex.split(command.replace(PLACEHOLDER, SECRET)))
+        names_there = {line.split()[1] for line in map(str, operator.acl_list())}
+    printed = json.loads(CliRunner().invoke(cli, [*options, "--json"]).stdout)
+    lines = CliRunner().invoke(cli, options).stdout.splitlines()
+
+    assert names_there == {"default", *(user["name"] for user in printed)}
+    assert lines == [
+        f"user {user['name']} on {PLACEHOLDER} {' '.join(user['rules'])}" for user in printed
+    ]
+
+
 def test_a_whole_run_with_clients_under_their_users(
     server: tuple[EmbeddedRedis, tuple[int, int]], tmp_path: Path
 ) -> None:
     servers, version = server
-    federation = Federation(servers, tmp_path, 0)
+    environment = dict(
+        zip(
+            ("FLQ_REDIS_URL", "FLQ_REDIS_BLOB_URL"),
+            as_role(servers, version, "aggregator"),
+            strict=True,
+        )
+    )
+    federation = Federation(servers, tmp_path, 0, environment)
     try:
         for client in ("site-1", "site-2"):
             federation.start(
@@ -178,6 +245,19 @@ def test_a_whole_run_with_clients_under_their_users(
             "security.require_enrolment=true",
         )  # fmt: skip
         state = federation.finish(run)
+        url, blob_url = as_role(servers, version, "reader")
+        read = [
+            CliRunner().invoke(
+                cli, [*command, "--redis-url", url, "--blob-url", blob_url], catch_exceptions=False
+            )
+            for command in (
+                ["status"],
+                ["status", "guarded"],
+                ["history", "guarded"],
+                ["clients"],
+                ["events", "guarded"],
+            )
+        ]
         records = federation.committed(run)
         denied = {
             (entry["context"], entry["object"], entry["username"])
@@ -189,5 +269,6 @@ def test_a_whole_run_with_clients_under_their_users(
 
     assert (state.state, [len(record.accepted) for record in records]) == ("completed", [2, 2])
     assert denied == set()  # They do not even try.
+    assert [done.exit_code for done in read] == [0] * 5
     logs = "".join((tmp_path / f"site-{number}.log").read_text() for number in (1, 2))
     assert "Traceback" not in logs
