@@ -10,13 +10,14 @@ A state folder holds::
 
     redis.lock            held by the starter and its servers; one set of servers a folder
     redis.json            {url, blob_url, pids} while they run
-    control/  data/       redis.conf, redis.log, redis.sock, and control's append-only file
+    control/  data/       redis.conf, users.acl, redis.log, redis.sock, control's append-only file
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -48,6 +49,8 @@ STOP_S = 10.0
 #: Time the servers of a starter that was killed may take to end.
 _LOCK_WAIT_S = 3.0
 _POLL_S = 0.02
+#: Users of a server and their rules; ``requirepass`` is not for servers that have it.
+USERS = "users.acl"
 #: The kernel allows 107 bytes.
 _SOCKET_PATH_BYTES = 100
 #: BLMOVE came with 6.2.
@@ -397,6 +400,7 @@ class _Server:
         """Start the process; it inherits the lock, which so lasts as long as the server."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         _write(self.folder / "redis.conf", self._config())
+        _write(self.folder / USERS, self._users())
         starter = os.getpid()
         # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"
         # in it that matches nothing for no config at all, which is an open port 6379.
@@ -475,9 +479,17 @@ class _Server:
             # To stdout, so that redis.log has what is said before the config is read, too.
             'logfile ""',
         ]
-        if self.password:
-            lines.append(f"requirepass {self.password}")
+        lines.append(f"aclfile {_quoted(self.folder / USERS)}")
         return "\n".join(lines) + "\n"
+
+    def _users(self) -> str:
+        """The text of users.acl: who was enrolled stays so; ours has the password of this start."""
+        digest = hashlib.sha256(self.password.encode()).hexdigest()
+        secret = f"#{digest}" if self.password else "nopass"
+        path = self.folder / USERS
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        others = [line for line in known if line and not line.startswith("user default ")]
+        return "\n".join([f"user default on {secret} ~* &* +@all", *others]) + "\n"
 
     def _last_words(self) -> str:
         text = (self.folder / "redis.log").read_text(encoding="utf-8", errors="replace")

@@ -20,6 +20,8 @@ replaced ends itself with it.
 
 from __future__ import annotations
 
+from fl_queue.urls import mask
+
 
 class FLQueueError(Exception):
     """Base of all errors; ``exit_code`` is the CLI's exit status."""
@@ -145,8 +147,8 @@ class StoreUnavailable(FLQueueError):
     exit_code = 5
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"Redis at {url}: {reason}")
-        self.url = url
+        super().__init__(f"Redis at {mask(url)}: {reason}")
+        self.url = mask(url)
         self.reason = reason
 
 

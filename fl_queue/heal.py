@@ -19,6 +19,7 @@ from typing import Any
 from fl_queue import (
     deletion,
     dispatch,
+    enrolment,
     faults,
     late,
     liveness,
@@ -30,7 +31,7 @@ from fl_queue import (
     simulation,
 )
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import CheckpointError, FLQueueError, StoreUnavailable
+from fl_queue.errors import CheckpointError, ConfigError, FLQueueError, StoreUnavailable
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.strategies.base import state_manifest
@@ -65,6 +66,7 @@ class Healer:
         #: Runs that have ended and whose versions all have their evaluation.
         self._evaluated: set[str] = set()
         self._swept_at = 0.0
+        self._may_restore = True
 
     def tick(self) -> None:
         """
@@ -88,7 +90,21 @@ class Healer:
         if time.monotonic() - self._swept_at > SWEPT_S:
             dispatch.sweep(self.store)
             deletion.sweep(self.store, self.state_dir)
+            self._restore_users()
             self._swept_at = time.monotonic()
+
+    def _restore_users(self) -> None:
+        """A server that has restarted may have forgotten the users of enrolled clients."""
+        if not self._may_restore:
+            return
+        try:
+            made = enrolment.restore_users(self.store)
+        except ConfigError as exc:
+            self._may_restore = False
+            log.warning("Redis users of enrolled clients are not looked after: %s", exc)
+            return
+        if made:
+            log.warning("Redis users that the server had lost are made again: %s", ", ".join(made))
 
     def leave(self) -> None:
         """Let another healer take over at once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -206,14 +206,15 @@ class Enrolment:
         key: Its public Ed25519 key, base64.
         max_examples: Largest number of examples it may claim in a round; 0: what the config allows.
         enrolled_at: Unix time of the control server, seconds.
-        users: Names of its Redis users.
+        users: Server (``control``, ``data``) -> name of a Redis user -> its rules, with the hash of its
+            password.
         revoked_at: When it was revoked; 0: it was not.
     """
 
     key: str
     max_examples: int = 0
     enrolled_at: float = 0.0
-    users: tuple[str, ...] = ()
+    users: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     revoked_at: float = 0.0
 
     def to_json(self) -> str:
@@ -221,8 +222,7 @@ class Enrolment:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Enrolment:
-        raw = json.loads(text)
-        return cls(**{**raw, "users": tuple(raw["users"])})
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)

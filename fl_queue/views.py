@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_queue import diagnose, names, report, runs, scores
 from fl_queue.errors import RunStateError
-from fl_queue.records import Receipt
+from fl_queue.records import Enrolment, Receipt
 from fl_queue.store import RunState, Store
 
 
@@ -53,7 +53,8 @@ class ClientStatus:
     Args:
         client: Its id.
         alive: Whether a worker holds its lease.
-        last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back.
+        enrolled: ``yes``, ``no``, ``revoked``.
+        last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back; None: never.
         num_examples: Examples it has; empty while it has not said.
         host, pid, worker: Where its worker runs; empty when it has none.
         doing: Its last event in words.
@@ -61,7 +62,8 @@ class ClientStatus:
 
     client: str
     alive: bool
-    last_seen_s: float
+    enrolled: str
+    last_seen_s: float | None
     num_examples: str
     host: str
     pid: str
@@ -92,18 +94,23 @@ def living_runs(store: Store) -> list[RunState]:
 
 
 def clients(store: Store) -> list[ClientStatus]:
-    """Every client ever heard of, by id."""
+    """Every client ever heard of or enrolled, by id."""
+    ages, enrolled = store.control.client_ids(), store.control.enrolments()
     return [
-        _client(store, client, age) for client, age in sorted(store.control.client_ids().items())
+        _client(store, client, ages.get(client), enrolled.get(client))
+        for client in sorted(ages.keys() | enrolled.keys())
     ]
 
 
-def _client(store: Store, client: str, age: float) -> ClientStatus:
+def _client(
+    store: Store, client: str, age: float | None, enrolment: Enrolment | None
+) -> ClientStatus:
     holder = store.control.lease(names.client_holder(client))
     return ClientStatus(
         client=client,
         alive=bool(holder),
-        last_seen_s=round(age, 1),
+        enrolled="no" if enrolment is None else "revoked" if enrolment.revoked_at else "yes",
+        last_seen_s=None if age is None else round(age, 1),
         num_examples=store.control.client(client).get("num_examples", ""),
         host=holder.get("host", ""),
         pid=holder.get("pid", ""),

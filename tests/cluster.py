@@ -23,7 +23,7 @@ class Node:
     """One redis-server of a cluster; its folder keeps who it is, and no data."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         self.client = redis.Redis(port=self.port, protocol=2)
@@ -149,7 +149,7 @@ class Cluster:
         return sum(stat.get(f"cmdstat_{command}", {"calls": 0})["calls"] for stat in stats)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))

@@ -37,6 +37,8 @@ COMMANDS = {
         "working:worker",
         "Run a worker: a supervisor that keeps one RQ worker process going.",
     ),
+    "enroll": ("parties:enroll", "Create what CLIENT needs to take part, in one file."),
+    "revoke": ("parties:revoke", "End the part of CLIENT."),
     "resume": ("operating:resume", "Have RUN go on after a failure or a cancel."),
     "cancel": ("operating:cancel", "Stop RUN; its model and history stay."),
     "redrive": ("operating:redrive", "Show why jobs of RUN failed; try them again."),

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fl_queue import embedded
 from fl_queue.errors import ConfigError
 from fl_queue.store import Store
+from fl_queue.urls import has_password
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,6 +61,7 @@ def connection_options(command: Command) -> Command:
     def wrapped(
         *args: Any, redis_url: str, blob_url: str, state_dir: Path | None, **kwargs: Any
     ) -> Any:
+        _warn_of_passwords()
         where = Where(redis_url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
         return command(*args, where=where, **kwargs)
 
@@ -88,6 +91,18 @@ def strategy_option(command: Command) -> Command:
         callback=_checked_strategies,
         help="An own strategy that may be loaded here; may be repeated.",
     )(command)
+
+
+def _warn_of_passwords() -> None:
+    context = click.get_current_context()
+    for option in ("redis_url", "blob_url"):
+        on_command_line = context.get_parameter_source(option) is ParameterSource.COMMANDLINE
+        if on_command_line and has_password(context.params.get(option, "")):
+            click.echo(
+                f"Warning: every user of this machine can read the password in --{option.replace('_', '-')}; "
+                "name the URL in FLQ_REDIS_URL and FLQ_REDIS_BLOB_URL instead.",
+                err=True,
+            )
 
 
 def json_option(command: Command) -> Command:

@@ -97,12 +97,15 @@ def clients(where: Where, as_json: bool) -> None:
     if as_json:
         write_json([asdict(entry) for entry in found])
         return
-    table = Table("Client", "Alive", "Last seen", "Examples", "Host", "Pid", "Last event")
+    table = Table(
+        "Client", "Alive", "Enrolled", "Last seen", "Examples", "Host", "Pid", "Last event"
+    )
     for entry in found:
         table.add_row(
             entry.client,
             "yes" if entry.alive else "no",
-            f"{max(0.0, entry.last_seen_s):.0f} s ago",
+            entry.enrolled,
+            "never" if entry.last_seen_s is None else f"{max(0.0, entry.last_seen_s):.0f} s ago",
             entry.num_examples or "-",
             entry.host or "-",
             entry.pid or "-",

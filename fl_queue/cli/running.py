@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -61,7 +62,9 @@ def cli_line(url: str) -> str:
     """The redis-cli command into a server."""
     if url.startswith("unix://"):
         return f"redis-cli -s {url.removeprefix('unix://').split('?')[0]}"
-    return f"redis-cli -u {url}"
+    parts = urlsplit(url)
+    # Not `-u`: every user of the machine may read the arguments of a process.
+    return f"REDISCLI_AUTH={parts.password or ''} redis-cli -h {parts.hostname} -p {parts.port}"
 
 
 @click.command("start-round")

@@ -262,10 +262,12 @@ def _client(url: str, retries: int) -> redis.Redis:
             _Client,
             _Client.from_url(url, retry=_retry(retries), **_CONNECTION),
         )
-    except ValueError as exc:
+    except ValueError:
+        # Neither its message nor the error itself: a misread URL is quoted there, password and all.
         raise StoreUnavailable(
-            mask(url), f"not a Redis URL ({exc}); write redis://host:port/0"
-        ) from exc
+            mask(url),
+            "not a Redis URL; write redis://host:port/0, with special characters of a password as %XX",
+        ) from None
     client.masked_url = mask(url)
     return client
 
@@ -273,10 +275,11 @@ def _client(url: str, retries: int) -> redis.Redis:
 def _cluster(url: str, retries: int) -> redis.Redis:
     try:
         client = cluster_client(url, _retry(retries), _packer(), **_CONNECTION)
-    except ValueError as exc:
+    except ValueError:
         raise StoreUnavailable(
-            mask(url), f"not the URL of a cluster ({exc}); write redis+cluster://host:port/0"
-        ) from exc
+            mask(url),
+            "not the URL of a cluster; write redis+cluster://host:port/0, with special characters of a password as %XX",
+        ) from None
     # redis-py has no common type for the two; Data uses what both can do.
     return cast(redis.Redis, client)
 

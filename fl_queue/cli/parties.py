@@ -1,0 +1,132 @@
+"""
+The commands about who takes part: ``enroll`` and ``revoke``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import click
+
+from fl_queue import credentials, enrolment
+from fl_queue.cli.common import Command, Where, connection_options
+from fl_queue.enrolment import Place
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.store import resolve_urls
+from fl_queue.urls import is_tls, without_login
+
+_no_acl = click.option(
+    "--no-acl",
+    is_flag=True,
+    help="Change no Redis users; print what whoever may has to do.",
+)
+
+
+def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
+    return click.option(
+        name, type=click.Path(dir_okay=False, path_type=Path), default=None, help=what
+    )
+
+
+@click.command()
+@click.argument("client")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Credentials to hand over.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option(
+    "--max-examples",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Largest number of examples it may claim in a round. Default: that of the config.",
+)
+@click.option("--site-url", default="", help="Control server as the site reaches it.")
+@click.option("--site-blob-url", default="", help="Data server as the site reaches it.")
+@_pem_option("--tls-ca", "Certificate that signed the servers'. Default: ssl_ca_certs of the URL.")
+@_pem_option("--tls-cert", "The site's own certificate, for mutual TLS.")
+@_pem_option("--tls-key", "Its key.")
+@_no_acl
+@connection_options
+def enroll(
+    where: Where,
+    client: str,
+    output: Path,
+    force: bool,
+    max_examples: int,
+    site_url: str,
+    site_blob_url: str,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    no_acl: bool,
+) -> None:
+    """
+    Create what CLIENT needs to take part, in one file.
+
+    CLIENT is a client id, or `evaluator`. The file has its Redis user, its signing key and where
+    Redis is; the site runs `fl-queue worker client --credentials FILE`. The control server learns the
+    public key. Enrolling again makes everything anew.
+    """
+    url, blob_url = resolve_urls(where.url, where.blob_url, where.state_dir)
+    tls = _tls(url, tls_ca, tls_cert, tls_key)
+    if output.exists() and not force:
+        raise ConfigError(
+            "--output", f"{output} is there; name another file, or replace it with --force"
+        )
+    place = Place(
+        site_url or url, site_blob_url or (site_url if url == blob_url else "") or blob_url, tls
+    )
+    made = enrolment.enroll(where.open(), client, place, max_examples, not no_acl)
+    credentials.write(output, made.credentials, force)
+    if no_acl:
+        for server, users in made.rules.items():
+            click.echo(f"# {server} server, a line of its aclfile each")
+            for name, rules in users.items():
+                click.echo(f"user {name} {' '.join(rule for rule in rules if rule != 'reset')}")
+    for note in made.notes:
+        click.echo(f"Note: {note}.", err=True)
+    click.echo(
+        f"{output}: credentials of {client}, for Redis at {without_login(place.url)}; hand it over "
+        "where nobody else reads it.",
+        err=True,
+    )
+
+
+@click.command()
+@click.argument("client")
+@_no_acl
+@connection_options
+def revoke(where: Where, client: str, no_acl: bool) -> None:
+    """
+    End the part of CLIENT.
+
+    From now on no update of it is accepted, and no round selects it or waits for it. Its jobs, its
+    Redis users and their connections end. `fl-queue enroll` lets it in again.
+    """
+    for line in enrolment.revoke(where.open(), client, not no_acl):
+        click.echo(line)
+
+
+def _tls(url: str, ca: Path | None, cert: Path | None, key: Path | None) -> dict[str, str]:
+    if (cert is None) != (key is None):
+        raise ConfigError("--tls-cert", "goes with --tls-key")
+    given = parse_qs(urlsplit(url).query).get("ssl_ca_certs") if is_tls(url) else None
+    ca = ca or (Path(given[0]) if given else None)
+    wanted = {"ca": ca, "certificate": cert, "key": key}
+    return {part: _pem(path) for part, path in wanted.items() if path is not None}
+
+
+def _pem(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(str(path), "cannot be read as PEM text") from exc
+    if "-----BEGIN " not in text or '"""' in text:
+        raise DataError(str(path), "is not PEM text")
+    return text

@@ -1,0 +1,263 @@
+"""Enrolling and revoking: one file for a site, users that outlive a crash, and whole runs under them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from fl_queue import credentials, embedded, enrolment, names, signing
+from fl_queue.cli import cli
+from fl_queue.credentials import Credentials, Login
+from fl_queue.embedded import EmbeddedRedis
+from fl_queue.errors import ConfigError, FLQueueError
+from fl_queue.store import Store
+from tests.conftest import chosen_server
+
+FILE = "hospital-a.toml"
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    with embedded.start(tmp_path / "state", tcp=True, server=chosen_server()) as redis:
+        yield redis
+
+
+def command(servers: EmbeddedRedis, *arguments: str) -> Result:
+    """Run a command as the operator, whose secrets are in the environment."""
+    environment = {"FLQ_REDIS_URL": servers.url, "FLQ_REDIS_BLOB_URL": servers.blob_url}
+    environment["FLQ_STATE_DIR"] = str(servers.state_dir)
+    return CliRunner().invoke(cli, list(arguments), env=environment)
+
+
+def handed(servers: EmbeddedRedis, client: str, folder: Path, *options: str) -> Path:
+    """Credentials of a client, made by the command."""
+    path = folder / f"{client}.toml"
+    done = command(servers, "enroll", client, "-o", str(path), *options)
+    assert done.exception is None, done.output
+    return path
+
+
+def is_let_in(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.AuthenticationError:
+        return False
+
+
+def test_the_file_has_all_a_site_needs_and_nobody_else_reads_it(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    path = handed(servers, "hospital-a", tmp_path, "--max-examples", "600")
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    read = credentials.read(path)
+    known = Store(servers.url, servers.blob_url).control.enrolment("hospital-a")
+    assert known is not None
+    assert known.max_examples == 600
+    sealed = signing.opened(signing.seal(b"FLQ1" + bytes(8), "hospital-a", read.signing_key))
+    assert sealed is not None
+    assert signing.is_signed_by(sealed, known.key)
+    assert all(map(is_let_in, read.urls()))
+    # The operator's own password is not in it, nor is the site's on the server.
+    assert servers.url.split("@")[0].removeprefix("redis://:") not in path.read_text()
+    for login in read.users.values():
+        assert login.password not in known.to_json()
+        assert login.password not in repr(read)
+
+
+def test_an_enrolled_site_may_not_do_what_others_do(servers: EmbeddedRedis, tmp_path: Path) -> None:
+    url, blob_url = credentials.read(handed(servers, "hospital-a", tmp_path)).urls()
+    for refused in ("KEYS *", "FLUSHALL", "ACL LIST", f"HGETALL {names.ENROLLED}"):
+        for each in (url, blob_url):
+            with (
+                redis.Redis.from_url(each) as client,
+                pytest.raises(redis.exceptions.NoPermissionError),
+            ):
+                client.execute_command(*refused.split())
+
+
+def test_a_file_is_not_replaced_unless_asked_and_then_the_old_one_is_void(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    path = handed(servers, "hospital-a", tmp_path)
+    old = credentials.read(path)
+
+    again = command(servers, "enroll", "hospital-a", "-o", str(path))
+    assert isinstance(again.exception, ConfigError)
+    assert credentials.read(path) == old
+    assert is_let_in(old.urls()[0])
+
+    handed(servers, "hospital-a", tmp_path, "--force")
+    assert not is_let_in(old.urls()[0])
+    assert is_let_in(credentials.read(path).urls()[0])
+
+
+def test_users_outlive_a_crash_of_the_servers(servers: EmbeddedRedis, tmp_path: Path) -> None:
+    path = handed(servers, "hospital-a", tmp_path)
+    for role in embedded.ROLES:
+        servers.kill(role)
+        servers.restart(role)
+
+    assert all(map(is_let_in, credentials.read(path).urls()))
+
+
+def test_users_that_a_server_has_forgotten_are_made_again(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    first, second = (handed(servers, name, tmp_path) for name in ("hospital-a", "hospital-b"))
+    store = Store(servers.url, servers.blob_url)
+    enrolment.revoke(store, "hospital-b", use_acl=True)
+    user = credentials.read(first).users["all"].name
+    store.servers.data.execute_command("ACL DELUSER", user)
+
+    assert enrolment.restore_users(store) == [user]
+    assert enrolment.restore_users(store) == []
+    assert all(map(is_let_in, credentials.read(first).urls()))
+    assert not is_let_in(credentials.read(second).urls()[0])
+
+
+def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> None:
+    read = credentials.read(handed(servers, "hospital-a", tmp_path))
+    with redis.Redis.from_url(read.urls()[0], retry=None) as connected:
+        assert connected.ping()
+        done = command(servers, "revoke", "hospital-a")
+        assert done.exception is None
+        with pytest.raises(redis.ConnectionError):
+            connected.ping()
+
+    listed = json.loads(command(servers, "clients", "--json").output)
+    assert [(entry["client"], entry["enrolled"]) for entry in listed] == [("hospital-a", "revoked")]
+    for role in embedded.ROLES:
+        servers.kill(role)
+        servers.restart(role)
+    assert not is_let_in(read.urls()[0])
+    handed(servers, "hospital-a", tmp_path, "--force")
+    listed = json.loads(command(servers, "clients", "--json").output)
+    assert listed[0]["enrolled"] == "yes"
+
+
+def test_without_acl_the_rules_are_printed(servers: EmbeddedRedis, tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    done = command(servers, "enroll", "hospital-a", "-o", str(path), "--no-acl")
+
+    login = credentials.read(path).users["all"]
+    lines = [line for line in done.output.splitlines() if line.startswith(f"user {login.name} ")]
+    assert len(lines) == 2
+    assert login.password not in done.output
+    assert not is_let_in(credentials.read(path).urls()[0])
+    for line, url in zip(lines, (servers.url, servers.blob_url), strict=True):
+        with redis.Redis.from_url(url) as admin:
+            # As a line of an aclfile, it is a list of arguments but for what is in parentheses.
+            words = line.removeprefix("user ").replace(" (", "\n(").split("\n")
+            admin.execute_command("ACL SETUSER", *words[0].split(), *words[1:])
+    assert all(map(is_let_in, credentials.read(path).urls()))
+
+
+@pytest.mark.parametrize("client", ["a_b", "aggregator", "pool", "", "../x"])
+def test_what_is_no_client_is_not_enrolled(
+    servers: EmbeddedRedis, tmp_path: Path, client: str
+) -> None:
+    done = command(servers, "enroll", "-o", str(tmp_path / FILE), "--", client)
+
+    assert isinstance(done.exception, ConfigError)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_revoking_a_stranger_says_so(servers: EmbeddedRedis) -> None:
+    done = command(servers, "revoke", "hospital-z")
+
+    assert str(done.exception) == "CLIENT: hospital-z is not enrolled; see `fl-queue clients`"
+
+
+# Credentials files
+
+GOOD = Credentials(
+    "hospital-a",
+    "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=",
+    "rediss://redis.example:6379/0",
+    "redis+cluster://a:1,b:2/0",
+    {"all": Login('us"er', "p@ss:/?#w\\rd")},
+    {"ca": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"},
+)
+
+
+def test_a_file_says_what_was_written(tmp_path: Path) -> None:
+    credentials.write(tmp_path / FILE, GOOD)
+
+    read = credentials.read(tmp_path / FILE)
+    assert read.tls["ca"].strip() == GOOD.tls["ca"]
+    assert read.users == GOOD.users
+    url, blob_url = read.urls()
+    assert url.startswith(
+        "rediss://us%22er:p%40ss%3A%2F%3F%23w%5Crd@redis.example:6379/0?ssl_ca_certs="
+    )
+    ca = Path(url.partition("ssl_ca_certs=")[2].replace("%2F", "/"))
+    assert ca.read_text().strip() == GOOD.tls["ca"]
+    assert ca.read_text().strip() == GOOD.tls["ca"]  # Each connection reads it again.
+    assert blob_url == "redis+cluster://us%22er:p%40ss%3A%2F%3F%23w%5Crd@a:1,b:2/0"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
+def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    credentials.write(tmp_path / FILE, GOOD)
+    (tmp_path / FILE).chmod(mode)
+
+    with pytest.raises(ConfigError, match="run chmod 600"):
+        credentials.read(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("signing_key = ", "signing_key == ", "not valid TOML"),
+        ("signing_key = ", "signing = ", "lacks a field"),
+        ('signing_key = "nW', 'signing_key = "', "signing_key is not a key"),
+        ('client = "hospital-a"', 'client = "pool"', "'pool' is not a client id"),
+        ("[redis]", "[rediss]", "lacks a field"),
+    ],
+)
+def test_a_bad_file_is_refused_and_never_quoted(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = tmp_path / FILE
+    credentials.write(path, GOOD)
+    path.write_text(path.read_text().replace(old, new, 1))
+
+    with pytest.raises(ConfigError, match=said) as caught:
+        credentials.read(path)
+    assert GOOD.signing_key[3:] not in str(caught.value)
+
+
+def test_a_worker_is_refused_before_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    credentials.write(path, GOOD)
+
+    def start(*options: str) -> FLQueueError:
+        error = CliRunner().invoke(cli, ["worker", *options]).exception
+        assert isinstance(error, FLQueueError)
+        return error
+
+    other = start("client", "--credentials", str(path), "--client", "hospital-b")
+    assert "is of hospital-a, not of hospital-b" in str(other)
+    assert "not of evaluator" in str(start("evaluator", "--credentials", str(path)))
+    assert "is missing" in str(start("client"))
+    assert "cannot be read" in str(start("client", "--credentials", str(tmp_path / "no.toml")))
+
+
+def start_worker(
+    servers: EmbeddedRedis, folder: Path, role: str, name: str, *options: str
+) -> subprocess.Popen[bytes]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("FLQ_REDIS")}
+    line = [sys.executable, "-m", "fl_queue", "worker", role, *options]
+    with (folder / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(line, stdout=log, stderr=log, env=clean)
