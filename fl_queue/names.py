@@ -197,3 +197,9 @@ def partial_blob(run: str, digest: str) -> str:
 
 def chunk(blob: str, index: int | str) -> str:
     return f"{blob}:{index}"
+
+
+def run_of(key: str) -> str | None:
+    """Run id that a key of a run, or of a job of RQ's, is of; None of other keys."""
+    found = re.match(r"flq:\{([^}]*)\}|rq:\w+::?[^_]*_([^_]*)_|flq:(?:chunk|partial):([^:]*):", key)
+    return next((part for part in found.groups() if part), None) if found else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+from fl_queue import names
 from fl_queue.store.admission import ADMITTED_S
 from fl_queue.store.connect import (
     NOBODY,
@@ -13,6 +14,7 @@ from fl_queue.store.connect import (
     check,
     connect,
     plain_client,
+    report_removed,
     resolve_urls,
     server_facts,
     unlink_matching,
@@ -55,6 +57,7 @@ class Store:
         self.servers = connect(url, blob_url, others)
         self.control = Control(self.servers.control)
         self.data = Data(self.servers)
+        report_removed(self.servers, self._report_removed)
 
     @classmethod
     def open(cls, url: str, blob_url: str, state_dir: Path, others: OtherUsers = NOBODY) -> Store:
@@ -68,6 +71,12 @@ class Store:
         store = cls(url, blob_url, others)
         store.check()
         return store
+
+    def _report_removed(self, key: str, kind: str) -> None:
+        run = names.run_of(key)
+        if run is not None:
+            event = {"event": "key_removed", "key": key, "reason": f"it had become a {kind}"}
+            self.control.add_event(run, event)
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from fl_queue.store.cluster import (
 )
 from fl_queue.store.failing import translated
 from fl_queue.store.split import SplitClient
+from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
 from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
@@ -218,29 +219,74 @@ def unlink_matching(client: redis.Redis, pattern: str) -> None:
 
 class _Pipeline(Pipeline):
     masked_url = ""
+    owner: _Client
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
+        stack = list(self.command_stack)
+        # As redis-py decides it. A transaction has been applied, but for what failed.
+        is_transaction = cast(bool, self.transaction) or self.explicit_transaction
         with translated(self.masked_url):
-            return super().execute(raise_on_error)
+            results = super().execute(raise_on_error=False)
+            if not raise_on_error:
+                return results
+            if self._removed(stack, results):
+                if is_transaction:
+                    # What it wrote there is lost, like any job or message: the healer finds out.
+                    results = [None if is_wrong_type(result) else result for result in results]
+                else:
+                    self.command_stack = stack
+                    results = super().execute(raise_on_error=False)
+            self.raise_first_error(stack, results)
+        return results
+
+    def _removed(self, stack: list[Any], results: list[Any]) -> bool:
+        """Whether commands failed because of keys of a wrong type, which are gone now."""
+        pairs = zip(stack, results, strict=False)
+        wrong = [command[0] for command, result in pairs if is_wrong_type(result)]
+        words = [word for command in wrong for word in command]
+        return bool(wrong) and self.owner.remove_wrong(words)
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         with translated(self.masked_url):
-            return super().immediate_execute_command(*args, **options)
+            try:
+                return super().immediate_execute_command(*args, **options)
+            except redis.ResponseError as exc:
+                if is_wrong_type(exc) and self.owner.remove_wrong(args):
+                    raise redis.WatchError(str(exc)) from exc
+                raise
 
 
 class _Client(SplitClient):
     """A client whose connection errors are ``StoreUnavailable``, with the password masked."""
 
     masked_url = ""
+    report: Report | None = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         with translated(self.masked_url):
+            try:
+                return super().execute_command(*args, **options)
+            except redis.ResponseError as exc:
+                if not (is_wrong_type(exc) and self.remove_wrong(args)):
+                    raise
             return super().execute_command(*args, **options)
+
+    def remove_wrong(self, words: Iterable[Any]) -> bool:
+        """Remove the keys of a wrong type that a command met; whether there were any."""
+        return remove_wrong(self, words, self.report)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipe.masked_url = self.masked_url
+        pipe.owner = self
         return pipe
+
+
+def report_removed(servers: Servers, report: Report) -> None:
+    """Have it reported when a key of a wrong type is removed."""
+    for client in (servers.control, servers.data, servers.once, servers.blocking):
+        if isinstance(client, _Client):
+            client.report = report
 
 
 def connection_errors(client: redis.Redis) -> AbstractContextManager[None]:

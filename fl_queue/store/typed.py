@@ -1,0 +1,65 @@
+"""
+Keys that clients may write, and that have become something else than they should be.
+
+A command on such a key fails for as long as the key is there. What is not a list, say, is no results
+list and holds nothing that could be lost: it is removed, and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import redis
+
+log = logging.getLogger(__name__)
+
+#: Called with key and the type it had.
+Report = Callable[[str, str], None]
+_TYPES = [
+    (re.compile(pattern), kind)
+    for pattern, kind in (
+        (r"flq:\{[^}]*\}:(results|taken:\d+)|rq:queue:.*", "list"),
+        (r"flq:\{[^}]*\}:partial|flq:client:[^:]*(:holder)?|flq:worker:.*", "hash"),
+        (r"flq:\{[^}]*\}:(admitted:.*|owner:\d+)|flq:(chunk|update|partial):.*", "string"),
+        (r"flq:client:[^:]*:events|rq:results:.*", "stream"),
+        (r"rq:(wip|finished|failed|executions):.*", "zset"),
+        (r"rq:job:.*:depend\w+|rq:worker:.*:executions", "set"),
+        (r"rq:(job|execution|worker):.*", "hash"),
+    )
+]
+
+
+def is_wrong_type(error: Any) -> bool:
+    """Whether an error says that a key holds something else; a script's error wraps it."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
+
+
+def type_of(key: str) -> str | None:
+    """What a key should hold; None of keys that no client may write."""
+    return next((kind for pattern, kind in _TYPES if pattern.fullmatch(key)), None)
+
+
+def remove_wrong(client: redis.Redis, words: Iterable[Any], report: Report | None) -> bool:
+    """
+    Remove, of the keys among the words of a command, those of a wrong type.
+
+    Returns:
+        Whether there was one.
+    """
+    found = False
+    for word in words:
+        key = word.decode(errors="replace") if isinstance(word, bytes) else word
+        wanted = type_of(key) if isinstance(key, str) else None
+        if wanted is None:
+            continue
+        kind = cast(bytes, client.type(word)).decode()
+        if kind not in (wanted, "none"):
+            client.delete(word)
+            found = True
+            log.warning("%s was a %s instead of a %s: removed", key, kind, wanted)
+            if report is not None:
+                report(key, kind)
+    return found
