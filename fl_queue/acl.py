@@ -184,6 +184,7 @@ def _reader(has_selectors: bool) -> tuple[str, ...]:
     if not has_selectors:
         return ("resetchannels", "~flq:*", "~rq:*", *commands)
     keys = [names.RUNS, names.CLIENTS, names.HEALER, names.CLOCK, names.DELETED, names.run("*")]
+    keys += [names.ENROLLED]  # Public keys.
     keys += [names.client("*"), names.worker("*"), "rq:*", f"{names.run('*')}:round:*"]
     parts = (names.config, names.manifest, names.versions, names.history, names.late)
     keys += [part("*") for part in (*parts, names.evaluations, names.events, names.partial)]
