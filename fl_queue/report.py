@@ -107,6 +107,15 @@ def judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
     yield from sorted(chosen.items())
 
 
+def client_validation(records: Sequence[RoundRecord]) -> dict[str, dict[int, dict[str, float]]]:
+    """Client -> version -> finished metrics of its validation of that version, clients sorted."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for version, record in judges(records):
+        for client, finished in record.client_validation.items():
+            found.setdefault(client, {})[version] = finished
+    return dict(sorted(found.items()))
+
+
 def table(rows: Sequence[RoundRow]) -> Table:
     """The rows for a terminal; below it why rounds were abandoned, and what a star means."""
     drawn = Table(caption=_caption(rows), caption_justify="left")

@@ -39,6 +39,10 @@ COMMANDS = {
     ),
     "enroll": ("parties:enroll", "Create what CLIENT needs to take part, in one file."),
     "revoke": ("parties:revoke", "End the part of CLIENT."),
+    "web": (
+        "serving:web",
+        "Serve the page that shows and steers runs, and the JSON API.",
+    ),
     "resume": ("operating:resume", "Have RUN go on after a failure or a cancel."),
     "cancel": ("operating:cancel", "Stop RUN; its model and history stay."),
     "redrive": ("operating:redrive", "Show why jobs of RUN failed; try them again."),

@@ -454,6 +454,11 @@ class Control(Presence):
             for entry_id, fields in entries:
                 yield key.decode(), entry_id.decode(), json.loads(fields[b"event"])
 
+    def newest_events(self, stream: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """The newest ``count`` entries of a stream, oldest first: (entry id, event)."""
+        entries = cast(list[Any], self.redis.xrevrange(stream, count=count))
+        return [(key.decode(), json.loads(fields[b"event"])) for key, fields in reversed(entries)]
+
     def last_event_id(self, stream: str) -> str:
         """Id of the newest entry of a stream; ``0-0`` when there is none."""
         entries = cast(list[Any], self.redis.xrevrange(stream, count=1))

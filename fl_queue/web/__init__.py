@@ -1,0 +1,13 @@
+"""
+The page and the JSON API of ``fl-queue web`` (extra ``web``). Only that command imports it.
+
+It holds no state: what it shows is read from Redis, what it starts is what ``start-round`` starts.
+
+    guard       who may ask: Host, Origin, token, size; the headers of every answer
+    connection  the store, again after an outage
+    scene       what the page shows, as JSON
+    feed        server-sent events: news of the event streams, to every open page
+    api         /api/v1
+    pages       the HTML, and what a plain HTTP client gets
+    serve       the server
+"""

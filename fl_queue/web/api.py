@@ -1,0 +1,297 @@
+"""
+The JSON API, ``/api/v1``: the records of ``--json``, and what the commands do, described by OpenAPI.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
+
+from fl_queue import checkpoint, models, names, operate, report, runs, scores, views
+from fl_queue.errors import (
+    ConfigError,
+    FLQueueError,
+    RunStateError,
+    StoreUnavailable,
+    UnknownRun,
+    UnknownVersion,
+)
+from fl_queue.records import RoundRecord
+from fl_queue.report import RoundRow
+from fl_queue.views import ClientStatus, RunStatus
+from fl_queue.web.connection import Connection
+from fl_queue.web.feed import Feed
+from fl_queue.web.launch import Configs, launch
+
+EVENTS_AT_MOST = 10_000
+_LARGEST = 2**31 - 1
+_STATUS = {ConfigError: 422, RunStateError: 409, UnknownRun: 404, UnknownVersion: 404}
+
+
+class Problem(BaseModel):
+    """Why a request was refused; the message is the one line the command would print."""
+
+    error: str
+    field: str = ""
+    message: str
+
+
+class Launch(BaseModel):
+    """What ``start-round`` takes."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    config: str = Field(description="One of /configs.", examples=["demo"])
+    run: str = Field("", max_length=63, description="Name; empty: that of the config.")
+    rounds: int | None = Field(None, ge=1, le=_LARGEST, description="Default: run.rounds.")
+    overrides: list[str] = Field(
+        default=[], alias="set", max_length=200, description="section.key=value, as for --set."
+    )
+
+
+class History(BaseModel):
+    """The rounds of a run as rows, and their full records."""
+
+    rounds: list[RoundRow]
+    records: list[RoundRecord]
+
+
+class Event(BaseModel):
+    """An event of a run's stream; what else is in it depends on the event."""
+
+    model_config = ConfigDict(extra="allow")
+
+    at: float
+    event: str
+
+
+class Resumed(BaseModel):
+    """The run, and what was done, a line each."""
+
+    run: RunStatus
+    done: list[str]
+
+
+_Responses = dict[int | str, dict[str, Any]]
+Run = Annotated[str, PathParameter(description="Name or run id.")]
+_PROBLEMS: _Responses = {
+    401: {"model": Problem, "description": "The token is missing."},
+    404: {"model": Problem, "description": "No such run or version."},
+    422: {"model": Problem, "description": "A parameter cannot be used."},
+    503: {"model": Problem, "description": "Redis is not reachable; ask again."},
+}
+_CHANGES: _Responses = {
+    403: {"model": Problem, "description": "It comes from another site."},
+    409: {"model": Problem, "description": "The run's state does not allow it."},
+    413: {"model": Problem, "description": "Too large."},
+    415: {"model": Problem, "description": "The body is not application/json."},
+}
+_CONFLICT: _Responses = {409: _CHANGES[409]}
+
+
+def problem(status: int, error: str, field: str, message: str) -> JSONResponse:
+    """A refusal as JSON."""
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return JSONResponse({"error": error, "field": field, "message": message}, status, headers)
+
+
+def problem_of(exc: FLQueueError) -> JSONResponse:
+    """An error of ours as JSON, with its HTTP status."""
+    if isinstance(exc, StoreUnavailable):
+        return problem(503, "StoreUnavailable", "", str(exc))
+    status = next((code for kind, code in _STATUS.items() if isinstance(exc, kind)), 500)
+    return problem(status, type(exc).__name__, getattr(exc, "field", ""), str(exc))
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Every refusal is a ``Problem``, whoever made it."""
+
+    @app.exception_handler(FLQueueError)
+    async def _ours(request: Request, exc: FLQueueError) -> JSONResponse:
+        return problem_of(exc)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
+        first: dict[str, Any] = dict(exc.errors()[0])
+        field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        return problem(422, "ConfigError", field, f"{field}: {first['msg']}")
+
+
+def _json(value: Any, status: int = 200) -> JSONResponse:
+    # As `--json` writes it. The models above describe it; they do not make it.
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return JSONResponse(json.loads(text), status)
+
+
+def router(connection: Connection, feed: Feed, offered: Configs) -> APIRouter:
+    """All of /api/v1."""
+    made = APIRouter(prefix="/api/v1", responses=_PROBLEMS)
+    _add_reading(made, connection, feed, offered)
+    _add_files(made, connection)
+    _add_changing(made, connection, offered)
+    return made
+
+
+def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: Configs) -> None:
+    @made.get("/runs", response_model=list[RunStatus])
+    def list_runs() -> JSONResponse:
+        """What all runs are doing: `fl-queue status --json`."""
+        with connection.store() as store:
+            found = [views.run_status(store, state) for state in views.living_runs(store)]
+        return _json([asdict(status) for status in found])
+
+    @made.get("/runs/{run}", response_model=RunStatus)
+    def one_run(run: Run) -> JSONResponse:
+        """What a run is doing: `fl-queue status RUN --json`."""
+        with connection.store() as store:
+            return _json(asdict(views.run_status(store, runs.find_run(store, run))))
+
+    @made.get("/runs/{run}/history", response_model=History)
+    def run_history(run: Run) -> JSONResponse:
+        """The rounds of a run: `fl-queue history RUN --json`."""
+        with connection.store() as store:
+            return _json(views.history(store, runs.find_run(store, run).run_id))
+
+    @made.get("/runs/{run}/events", response_model=list[Event])
+    def run_events(
+        run: Run, last: Annotated[int, Query(ge=1, le=EVENTS_AT_MOST)] = 1000
+    ) -> JSONResponse:
+        """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
+        with connection.store() as store:
+            stream = names.events(runs.find_run(store, run).run_id)
+            found = store.control.newest_events(stream, last)
+        return _json([views.event_record(entry, event) for entry, event in found])
+
+    @made.get(
+        "/runs/{run}/rounds/{number}/clients/{client}",
+        response_model=dict[str, Any],
+        responses=_CONFLICT,
+    )
+    def receipt(
+        run: Run, number: Annotated[int, PathParameter(ge=0, le=_LARGEST)], client: str
+    ) -> JSONResponse:
+        """What became of a client's update: `fl-queue inspect RUN ROUND CLIENT --json`."""
+        with connection.store() as store:
+            return _json(views.receipts(store, runs.find_run(store, run), number, client))
+
+    @made.get("/clients", response_model=list[ClientStatus])
+    def list_clients() -> JSONResponse:
+        """Every client ever heard of: `fl-queue clients --json`."""
+        with connection.store() as store:
+            return _json([asdict(client) for client in views.clients(store)])
+
+    @made.get("/configs", response_model=list[str])
+    def list_configs() -> Sequence[str]:
+        """The configs that can be launched."""
+        return offered.names()
+
+    @made.get("/stream", response_class=StreamingResponse, include_in_schema=False)
+    async def stream(
+        run: str = "", last_event_id: Annotated[str, Header()] = ""
+    ) -> StreamingResponse:
+        """Server-sent events for the page."""
+        return StreamingResponse(
+            feed.messages(run, last_event_id),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+
+def _add_files(made: APIRouter, connection: Connection) -> None:
+    csv: _Responses = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+
+    @made.get("/runs/{run}/history.csv", response_class=PlainTextResponse, responses={**csv})
+    def history_csv(run: Run) -> PlainTextResponse:
+        """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
+        with connection.store() as store:
+            state = runs.find_run(store, run)
+            rows = report.rows(
+                store.control.history(state.run_id),
+                scores.test_metrics(store, state.run_id),
+                store.control.late(state.run_id),
+            )
+        attached = {"Content-Disposition": f'attachment; filename="{state.name}-history.csv"'}
+        return PlainTextResponse(report.to_csv(rows), media_type="text/csv", headers=attached)
+
+    binary: _Responses = {200: {"content": {"application/octet-stream": {}}}}
+
+    @made.get(
+        "/runs/{run}/model.safetensors",
+        response_class=FileResponse,
+        responses={**binary, **_CONFLICT},
+    )
+    def model(
+        run: Run,
+        version: Annotated[int | None, Query(ge=0, le=_LARGEST)] = None,
+        best: bool = False,
+    ) -> FileResponse:
+        """A model version (the newest, a numbered or the best one): `fl-queue export RUN`."""
+        if best and version is not None:
+            raise ConfigError("best", "goes without version")
+        folder = TemporaryDirectory(prefix="fl-queue-web-")
+        try:
+            with connection.store() as store:
+                path = _export(store, connection, run, version, best, Path(folder.name))
+        except BaseException:
+            folder.cleanup()
+            raise
+        return FileResponse(
+            path, filename=path.name, background=BackgroundTask(folder.cleanup),
+            media_type="application/octet-stream",
+        )  # fmt: skip
+
+
+def _export(
+    store: Any, connection: Connection, run: str, version: int | None, best: bool, folder: Path
+) -> Path:
+    state = runs.find_run(store, run)
+    config = runs.current_config(store, state.run_id)
+    chosen = scores.chosen_version(store, state, config, version, best)
+    manifest, body = models.load_version(
+        store, state.run_id, chosen, config.redis["chunk_bytes"], connection.state_dir
+    )
+    digest = store.control.versions(state.run_id)[chosen]["digest"]
+    path = folder / f"{state.name}-{chosen}.safetensors"
+    about = {"run": state.name, "version": str(chosen), "digest": digest}
+    checkpoint.export(body, manifest, path, about)
+    return path
+
+
+def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> None:
+    @made.post("/runs", response_model=RunStatus, status_code=201, responses=_CHANGES)
+    def start(wanted: Launch) -> JSONResponse:
+        """Start a run, or continue it: `fl-queue start-round CONFIG --no-wait`."""
+        with connection.store() as store:
+            status = launch(
+                store,
+                offered,
+                wanted.config,
+                wanted.run,
+                wanted.rounds,
+                tuple(wanted.overrides),
+            )
+        return _json(asdict(status), 201)
+
+    @made.post("/runs/{run}/cancel", response_model=RunStatus, responses=_CHANGES)
+    def cancel(run: Run) -> JSONResponse:
+        """Stop a run; its model and history stay: `fl-queue cancel RUN`."""
+        with connection.store() as store:
+            return _json(asdict(views.run_status(store, operate.cancel(store, run))))
+
+    @made.post("/runs/{run}/resume", response_model=Resumed, responses=_CHANGES)
+    def resume(run: Run) -> JSONResponse:
+        """Have a run go on after a failure or a cancel: `fl-queue resume RUN`."""
+        with connection.store() as store:
+            state, done = operate.resume(store, run, connection.state_dir)
+            return _json({"run": asdict(views.run_status(store, state)), "done": done})

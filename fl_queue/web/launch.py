@@ -1,0 +1,99 @@
+"""
+Starting a run for the page and the API: the code of ``start-round --no-wait``, less what names files here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_queue import config as configs
+from fl_queue import launching, rounds, runs, views
+from fl_queue.errors import ConfigError
+from fl_queue.store import Store
+from fl_queue.views import RunStatus
+
+#: Fields that name files and servers of this machine: whoever sits at it sets them, in a config.
+REFUSED = ("redis.url", "redis.blob_url", "model.initial")
+#: Field of the form -> of the config.
+FORM_FIELDS = {
+    "learning_rate": "train.learning_rate",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "train_per_class": "data.train_per_class",
+    "validation_per_class": "data.validation_per_class",
+}
+_RANGES = ("train_per_class", "validation_per_class")
+
+
+class Configs:
+    """The configs that can be launched: the shipped ones, and those of a folder, which win."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """Their names, sorted."""
+        own = [path.stem for path in self.folder.glob("*.toml")] if self.folder else []
+        return sorted({*configs.preset_names(), *own})
+
+    def source(self, name: str) -> str:
+        """
+        What ``config.load`` takes.
+
+        Raises:
+            ConfigError: There is none of that name; a path is no name.
+        """
+        if name not in self.names():
+            raise ConfigError("config", f"{name!r} is none of {', '.join(self.names())}")
+        own = self.folder / f"{name}.toml" if self.folder else None
+        return str(own) if own is not None and own.is_file() else name
+
+
+def launch(
+    store: Store,
+    offered: Configs,
+    config: str,
+    name: str = "",
+    count: int | None = None,
+    overrides: tuple[str, ...] = (),
+) -> RunStatus:
+    """
+    Start a run, or continue it.
+
+    Args:
+        config: Name of a config that is offered.
+        name: Of the run; empty: that of the config.
+        count: Rounds to commit; None: as the config says.
+        overrides: ``section.key=value``.
+
+    Raises:
+        ConfigError, RunStateError: As ``start-round`` would.
+    """
+    for override in overrides:
+        field = override.partition("=")[0].strip()
+        if field in REFUSED:
+            raise ConfigError(field, "cannot be set from here; write it in a config of --configs")
+    loaded = configs.load(offered.source(config), overrides)
+    run = launching.begin(store, name or launching.name_of(config), loaded, count)
+    rounds.advance(store, run)
+    return views.run_status(store, runs.find_run(store, run))
+
+
+def from_form(given: dict[str, str]) -> tuple[str, str, int | None, tuple[str, ...]]:
+    """
+    (config, run, rounds, overrides) of a submitted form; what is left empty is as the config says.
+
+    Raises:
+        ConfigError: ``rounds`` is no count.
+    """
+    count = given.get("rounds", "")
+    if count and not (count.isdecimal() and 0 < int(count) < 2**31):
+        raise ConfigError("rounds", f"{count!r} is not a count; write 1 or more")
+    overrides = [line.strip() for line in given.get("more", "").splitlines() if line.strip()]
+    for name, field in FORM_FIELDS.items():
+        text = given.get(name, "")
+        if text and name in _RANGES and not text.startswith("["):
+            text = f"[{text}]"
+        if text:
+            overrides.append(f"{field}={text}")
+    return given.get("config", ""), given.get("run", ""), int(count or 0) or None, tuple(overrides)

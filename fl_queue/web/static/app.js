@@ -1,0 +1,139 @@
+"use strict";
+// The page keeps nothing but what it was sent last. Text goes in as text: nothing here makes HTML.
+const at = (id) => document.getElementById(id);
+let csrf = document.querySelector("meta[name=csrf]").content;
+let shown = "";
+
+function fill(id, rows) {
+  // Rows are kept, so that the focus stays where it is.
+  const body = at(id).tBodies[0];
+  while (body.rows.length > rows.length) body.deleteRow(-1);
+  rows.forEach((row, i) => {
+    const line = body.rows[i] || body.insertRow();
+    line.className = row.kind || "";
+    row.cells.forEach((cell, j) => put(line.cells[j] || line.insertCell(), cell));
+  });
+}
+
+function put(cell, value) {
+  const is = value !== null && typeof value === "object" ? value : { text: value };
+  cell.className = is.number ? "number" : "";
+  const tag = is.href ? "A" : is.max ? "PROGRESS" : "";
+  if (!tag) {
+    const text = is.text === null || is.text === undefined ? "-" : String(is.text);
+    if (cell.textContent !== text || cell.firstElementChild) cell.textContent = text;
+    return;
+  }
+  let inner = cell.firstElementChild;
+  if (!inner || inner.tagName !== tag) {
+    inner = document.createElement(tag);
+    cell.replaceChildren(inner);
+  }
+  if (is.href) { inner.href = is.href; inner.textContent = is.text; }
+  else { inner.max = is.max; inner.value = is.value; inner.setAttribute("aria-label", is.text); }
+}
+
+const number = (value, digits) => ({ number: true, text: value === null || value === undefined ? "-" : digits === undefined ? value : Number(value).toFixed(digits) });
+const bytes = (n) => !n ? "-" : n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`;
+
+const show = {
+  hello(data) { csrf = data.csrf; },
+  trouble(data) { at("trouble").textContent = data.text; at("trouble").hidden = !data.text; },
+  status(data) {
+    shown = data.run;
+    document.title = `${data.overall} - fl-queue`;
+    if (at("headline").textContent !== data.headline) at("headline").textContent = data.headline;
+    at("left").textContent = data.left_s === null ? "" : `${data.left_s} s to the deadline`;
+    at("reason").textContent = data.state === "training" ? "" : data.reason;
+    at("waiting").replaceChildren(...data.waiting_for.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    const base = `/api/v1/runs/${encodeURIComponent(data.run)}`;
+    at("actions").hidden = !data.run;
+    at("cancel").hidden = data.state !== "training";
+    at("resume").hidden = !["failed", "cancelled"].includes(data.state);
+    at("model").hidden = data.version === null;
+    at("csv").hidden = !data.run;
+    at("model").href = `${base}/model.safetensors`;
+    at("csv").href = `${base}/history.csv`;
+  },
+  runs(data) {
+    fill("runs", data.map((run) => ({ kind: run.shown ? "shown" : "", cells: [
+      { text: run.name, href: `/?run=${encodeURIComponent(run.name)}` }, run.state,
+      number(run.version), run.doing] })));
+  },
+  clients(data) {
+    fill("clients", data.map((one) => ({ kind: one.alive ? "" : "bad", cells: [
+      one.client, one.alive ? "yes" : "no", one.last_seen_s === null ? "never" : `${one.last_seen_s} s ago`, number(one.num_examples || null),
+      one.answer ? `update ${one.answer}` : one.doing,
+      one.epochs ? { max: one.epochs, value: one.answer ? one.epochs : one.epoch, text: `epoch ${one.epoch} of ${one.epochs}` } : "-",
+      { number: true, text: bytes(one.update_bytes) }] })));
+  },
+  history(data) {
+    const rounds = data ? data.rounds : [];
+    fill("rounds", rounds.map((row) => ({ kind: row.version === null ? "bad" : "", cells: [
+      number(row.round), row.outcome, number(row.version), number(row.accuracy, 4), number(row.loss, 4),
+      number(row.accepted), number(row.late), number(row.rejected), number(row.seconds, 1), row.reason] })));
+    curves = data;
+    draw();
+  },
+  log(data) {
+    const list = at("log");
+    if (data.fresh) list.replaceChildren();
+    for (const [, text] of data.lines) list.prepend(Object.assign(document.createElement("li"), { textContent: text }));
+    while (list.children.length > 300) list.lastChild.remove();
+  },
+};
+
+let curves = null;
+const charts = {};
+
+function draw() {
+  const any = ["accuracy", "loss"].map((name) => chart(name)).some(Boolean);
+  at("no-curves").hidden = any;
+}
+
+function chart(name) {
+  const where = at(name);
+  const lines = curves ? [["central test", curves.test, 3], ["clients' validation", curves.validation, 2],
+    ...Object.entries(curves.clients).slice(0, 10).map(([client, line]) => [client, line, 1])]
+    .filter(([, line]) => Object.values(line).some((found) => name in found)) : [];
+  if (charts[name]) charts[name].destroy();
+  charts[name] = null;
+  if (!lines.length) return false;
+  const versions = [...new Set(lines.flatMap(([, line]) => Object.keys(line).map(Number)))].sort((a, b) => a - b);
+  const style = getComputedStyle(document.documentElement);
+  const colour = (token) => style.getPropertyValue(token).trim();
+  const axis = { stroke: colour("--text"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
+  charts[name] = new uPlot({
+    title: name, width: where.clientWidth || 320, height: 260, scales: { x: { time: false } },
+    axes: [{ ...axis, label: "version", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }, axis],
+    series: [{ label: "version" }, ...lines.map(([label, , width], i) => ({
+      label, width, stroke: i < 2 && width > 1 ? colour(width > 2 ? "--blue" : "--red") : `hsl(${(i * 67) % 360} 45% 55%)`, spanGaps: true }))],
+  }, [versions, ...lines.map(([, line]) => versions.map((version) => line[version]?.[name] ?? null))], where);
+  where.setAttribute("role", "img");
+  where.setAttribute("aria-label", `${name} by version; the table of rounds has the numbers`);
+  return true;
+}
+
+async function act(what) {
+  const answer = await fetch(`/api/v1/runs/${encodeURIComponent(shown)}/${what}`, {
+    method: "POST", headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf }, body: "{}" });
+  if (!answer.ok) show.trouble({ text: (await answer.json()).message });
+}
+
+function ask(text) {
+  const dialog = at("ask");
+  at("question").textContent = text;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+}
+
+at("cancel").addEventListener("click", async () => { if (await ask(`Cancel run ${shown}? Its model and history stay.`)) act("cancel"); });
+at("resume").addEventListener("click", () => act("resume"));
+addEventListener("resize", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+const run = new URLSearchParams(location.search).get("run") || "";
+const source = new EventSource(`/api/v1/stream?run=${encodeURIComponent(run)}`);
+for (const [name, take] of Object.entries(show)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
+source.addEventListener("error", () => show.trouble({ text: "fl-queue web does not answer. Trying again." }));
