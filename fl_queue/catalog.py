@@ -25,6 +25,7 @@ class TaskEntry:
         options: What ``[task]`` may hold.
         classes: How many classes there are; 0 when the options or the data say.
         excerpt: Training images of it that are shipped; 0 for other data.
+        skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
     """
 
     target: str
@@ -32,6 +33,7 @@ class TaskEntry:
     options: dict[str, Field]
     classes: int = 0
     excerpt: int = 0
+    skews: bool = False
 
 
 _MODELS = (
@@ -50,6 +52,7 @@ TASKS: dict[str, TaskEntry] = {
         {},
         classes=2,
         excerpt=2000,
+        skews=True,
     ),
     "mnist-2nn": TaskEntry(
         "fl_queue.tasks.mnist:TwoLayerPerceptron",
@@ -57,6 +60,7 @@ TASKS: dict[str, TaskEntry] = {
         {},
         classes=10,
         excerpt=10000,
+        skews=True,
     ),
     "mnist-cnn": TaskEntry(
         "fl_queue.tasks.mnist:ConvNet",
@@ -64,6 +68,7 @@ TASKS: dict[str, TaskEntry] = {
         {},
         classes=10,
         excerpt=10000,
+        skews=True,
     ),
     "image-folder": TaskEntry(
         "fl_queue.tasks.image_folder:ImageFolderTask",
@@ -83,6 +88,7 @@ TASKS: dict[str, TaskEntry] = {
             ),
             "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
         },
+        skews=True,
     ),
     "csv": TaskEntry(
         "fl_queue.tasks.table:CsvTask",

@@ -19,6 +19,9 @@ PARTITIONS = (
     "quantity_power", "natural",
 )  # fmt: skip
 
+#: Feature skew: what a client's images have more of, the higher its share.
+SKEWS = ("noise", "rotation")
+
 DATA_FIELDS: dict[str, Field] = {
     "source": Field(
         "str",
@@ -57,6 +60,21 @@ DATA_FIELDS: dict[str, Field] = {
         low=0.0,
         high=10.0,
     ),
+    "noise": Field(
+        "float",
+        0.0,
+        "feature skew: share i of N has noise of standard deviation noise * i / N on its pixels in "
+        "[0, 1]; 0 none, to 10",
+        low=0.0,
+        high=10.0,
+    ),
+    "rotation": Field(
+        "float",
+        0.0,
+        "feature skew: share i of N has its images turned by rotation * i / N degrees; 0 none, to 360",
+        low=0.0,
+        high=360.0,
+    ),
     "shares": Field(
         "int",
         0,
@@ -88,7 +106,7 @@ DATA_FIELDS: dict[str, Field] = {
 DATA_FIXED = tuple(
     f"data.{name}" for name in (
         "source", "partition", "alpha", "shards_per_client", "samples_per_client",
-        "labels_per_client", "exponent", "shares",
+        "labels_per_client", "exponent", "noise", "rotation", "shares",
     )
 )  # fmt: skip
 
@@ -112,6 +130,9 @@ def check_data(data: Mapping[str, Any], task: str, options: Mapping[str, Any], c
             raise ConfigError(f"data.{name}", f"{list(span)} is not a range [least, most]")
     if data["partition"] == "natural":
         _check_natural(task, options)
+    for name in SKEWS:
+        if data[name]:
+            _check_skew(f"data.{name}", data["partition"], task)
     if data["partition"] == "label_count":
         classes = _class_count(task, options)
         if classes and data["labels_per_client"] > classes:
@@ -121,6 +142,17 @@ def check_data(data: Mapping[str, Any], task: str, options: Mapping[str, Any], c
             )
     if task in TASKS and TASKS[task].excerpt and data["source"] == "excerpt":
         _check_numbers(data, TASKS[task].excerpt, data["shares"] or count)
+
+
+def _check_skew(field: str, partition: str, task: str) -> None:
+    if partition == "site":
+        raise ConfigError(
+            field,
+            "is part of a share, and with data.partition = site there are no shares; set it to 0, or "
+            "another partition",
+        )
+    if task in TASKS and not TASKS[task].skews:
+        raise ConfigError(field, f"is for images, and {task} has none; set it to 0")
 
 
 def _check_natural(task: str, options: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from blake3 import blake3
@@ -24,11 +24,13 @@ from torch.nn import functional
 from fl_queue import partition, sgd
 from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
+from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import Samples
+from fl_queue.tasks.skew import Skew
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
 #: (empty without validation data).
@@ -141,6 +143,9 @@ class Task(ABC):
             this machine's data folder.
     """
 
+    #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
+    skews: ClassVar[bool] = False
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.options = config.task
@@ -201,6 +206,21 @@ class Task(ABC):
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
         return sgd.evaluate(model, dataset, self.loss, context.device)
 
+    def skew(self, context: ClientContext) -> Skew:
+        """
+        How this client's images differ from the data set's (``data.noise``, ``data.rotation``).
+
+        A task that calls its ``apply`` on what it trains and validates with says so by
+        ``skews = True``.
+        """
+        return Skew.of(
+            self.config.data,
+            seed=context.seed,
+            client=context.client,
+            share=context.share,
+            shares=context.shares,
+        )
+
     def split(
         self,
         labels: NDArray[np.int64],
@@ -248,8 +268,19 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     """
     if data_dir:
         config = replace(config, data={**config.data, "dir": data_dir})
-    if name in TASKS:
-        return _task_class(TASKS[name].target)(config)
+    found = _task_class(TASKS[name].target if name in TASKS else _allowed(name, allow))
+    asked = [field for field in SKEWS if config.data[field]]
+    if asked and not found.skews:
+        raise ConfigError(
+            f"data.{asked[0]}",
+            f"{name} does not apply it; set it to 0, or have the task call self.skew and say "
+            "skews = True",
+        )
+    return found(config)
+
+
+def _allowed(name: str, allow: Sequence[str]) -> str:
+    """The name of an own task, when this worker may load it."""
     module, colon, _ = name.partition(":")
     if not colon:
         raise ConfigError(
@@ -261,7 +292,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
             f"this worker may not load {name}; if you trust it, start the worker with "
             f"--task-allow {name}",
         )
-    return _task_class(name)(config)
+    return name
 
 
 def code_digest(task: Task) -> str:

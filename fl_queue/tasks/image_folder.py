@@ -11,6 +11,7 @@ they are needed, so memory does not grow with their number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torchvision.models import get_model
 
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks.skew import Skew
 
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -39,9 +41,20 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         items: Files with their class index.
         side: Side of the square they are resized to, pixels.
         channels: 1 grey, 3 colour.
+        skew: What the client's images differ by; None: nothing.
+        samples: (N,) the number of each file in the data set, where there is a skew.
     """
 
-    def __init__(self, items: list[Item], side: int, channels: int) -> None:
+    def __init__(
+        self,
+        items: list[Item],
+        side: int,
+        channels: int,
+        skew: Skew | None = None,
+        samples: Sequence[int] = (),
+    ) -> None:
+        self.skew = skew
+        self.samples = samples
         self.items = items
         self.side = side
         self.channels = channels
@@ -51,7 +64,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.items[index]
-        return _read_image(path, self.side, self.channels), label
+        image = _read_image(path, self.side, self.channels)
+        if self.skew is not None:
+            image = self.skew.apply(image.unsqueeze(0), [self.samples[index]])[0]
+        return image, label
 
 
 class ImageFolderTask(Task):
@@ -61,6 +77,8 @@ class ImageFolderTask(Task):
     The order of classes is that of ``task.classes``, or the sorted folder names when that is empty;
     sites with folders of their own should list them, so that all have the same order.
     """
+
+    skews = True
 
     def build_model(self) -> nn.Module:
         """
@@ -92,9 +110,10 @@ class ImageFolderTask(Task):
         if self.config.data["partition"] == "natural":
             owners = np.array(self._owners(Path(context.data_dir) / "train", items))
         train, validation = self.split(labels, context, owners)
+        skew = self.skew(context)
         return ClientData(
-            self._dataset([items[index] for index in train]),
-            self._dataset([items[index] for index in validation]),
+            self._dataset([items[index] for index in train], skew, train.tolist()),
+            self._dataset([items[index] for index in validation], skew, validation.tolist()),
         )
 
     def test_data(self, data_dir: str) -> ImageFiles | None:
@@ -106,8 +125,10 @@ class ImageFolderTask(Task):
         """
         return self._dataset(self._items(data_dir, "test")) if data_dir else None
 
-    def _dataset(self, items: list[Item]) -> ImageFiles:
-        return ImageFiles(items, self.options["image_size"], self._channels())
+    def _dataset(
+        self, items: list[Item], skew: Skew | None = None, samples: Sequence[int] = ()
+    ) -> ImageFiles:
+        return ImageFiles(items, self.options["image_size"], self._channels(), skew, samples)
 
     def _owners(self, folder: Path, items: list[Item]) -> list[str]:
         """Whose each image is: the folder between that of its class and itself, the topmost one."""

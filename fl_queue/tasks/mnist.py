@@ -33,6 +33,7 @@ class Digits(Task):
     """Ten digits as (N, 784) pixels; ``digits`` picks those a task uses."""
 
     digits: tuple[int, ...] = tuple(range(10))
+    skews = True
 
     def client_data(self, context: ClientContext) -> ClientData:
         """
@@ -49,10 +50,11 @@ class Digits(Task):
                 'set data.source = "full", or another partition',
             )
         images, labels = self._read(context.data_dir, "train")
+        skew = self.skew(context)
         train, validation = self.split(labels, context)
         return ClientData(
-            self._dataset(images[train], labels[train]),
-            self._dataset(images[validation], labels[validation]),
+            self._dataset(skew.apply(_pixels(images[train]), train), labels[train]),
+            self._dataset(skew.apply(_pixels(images[validation]), validation), labels[validation]),
         )
 
     def test_data(self, data_dir: str) -> Samples:
@@ -62,7 +64,8 @@ class Digits(Task):
         Raises:
             DataError: The files are missing or damaged.
         """
-        return self._dataset(*self._read(data_dir, "t10k"))
+        images, labels = self._read(data_dir, "t10k")
+        return self._dataset(_pixels(images), labels)
 
     def shape_images(self, pixels: Tensor) -> Tensor:
         """What the model takes, from pixels (N, 28, 28) in [0, 1]."""
@@ -80,8 +83,7 @@ class Digits(Task):
         files = _files(folder, part)
         return _read(*files, tuple(map(_stamp, files)), self.digits)
 
-    def _dataset(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> TensorDataset:
-        pixels = torch.from_numpy(images.astype(np.float32)) / 255
+    def _dataset(self, pixels: Tensor, labels: NDArray[np.int64]) -> TensorDataset:
         target = self.target_of(labels.copy())
         return TensorDataset(self.shape_images(pixels), torch.from_numpy(target))
 
@@ -165,6 +167,11 @@ class ConvNet(Digits):
                 output=nn.Linear(512, 10),
             )
         )
+
+
+def _pixels(images: NDArray[np.uint8]) -> Tensor:
+    """(N, 28, 28) float32 in [0, 1]."""
+    return torch.from_numpy(images.astype(np.float32)) / 255
 
 
 def _stamp(file: Path) -> tuple[int, int]:
