@@ -31,7 +31,7 @@ _CONNECTION = ("auth", "hello", "ping", "select", "info", "client|setname", "cli
 _TRANSACTION = ("multi", "exec", "discard", "watch", "unwatch")
 _READ = (
     *("exists", "type", "ttl", "pttl", "get", "mget", "getrange", "strlen"),
-    *("hget", "hmget", "hgetall", "hexists", "hlen"),
+    *("hget", "hmget", "hgetall", "hexists", "hlen", "hstrlen"),
     *("llen", "lrange", "lindex", "lpos", "zcard", "zscore", "zrange", "zrangebyscore"),
     *("smembers", "scard", "sismember", "xlen", "xrange", "xrevrange", "xread"),
 )

@@ -1,5 +1,5 @@
 """
-The RQ boundary: what may run, how a job is published, and whether one is dead.
+The RQ boundary: how a job is published, and whether one is dead.
 
 RQ's own retries, callbacks, maintenance and pickling are not used: a job is a whitelisted function
 with a run id and a number, published once under an id that is never used again, and replaced by a
@@ -18,101 +18,18 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
-from rq import Queue
+from redis.exceptions import ResponseError
 from rq.intermediate_queue import IntermediateQueue
-from rq.job import Job
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
-from rq.serializers import JSONSerializer
 
 from fl_queue import faults, names
-from fl_queue.errors import FLQueueError
+from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, mend, queue
 from fl_queue.records import Receipt, dumps
 from fl_queue.store import Store
 
-TRAIN = "workers.client.train"
-CLIENT_EVALUATE = "workers.client.evaluate"
-CLIENT_INITIALISE = "workers.client.initialise"
-POOL_TRAIN = "workers.pool.train"
-POOL_EVALUATE = "workers.pool.evaluate"
-POOL_INITIALISE = "workers.pool.initialise"
-AGGREGATE = "workers.aggregator.aggregate"
-EVALUATE = "workers.evaluator.evaluate"
-INITIALISE = "workers.evaluator.initialise"
-#: What clients do for a round, and for nothing else.
-OF_A_ROUND = frozenset(
-    {TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE}
-    | {POOL_TRAIN, POOL_EVALUATE, POOL_INITIALISE}
-    | {INITIALISE}
-)
-#: The only functions a worker ever runs, whatever a job hash says.
-ALLOWED = OF_A_ROUND | {AGGREGATE, EVALUATE}
-
-RESULT_TTL_S = 600
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
 START_GRACE_S = 3.0
-
-
-class JobRefused(FLQueueError):
-    """A job hash names something a worker does not run."""
-
-
-class FLJob(Job):
-    """
-    A job that runs whitelisted functions only.
-
-    JSON instead of pickle is no protection by itself: RQ imports any dotted path, ``os.system``
-    included. Callbacks, methods and webhooks are refused altogether.
-    """
-
-    @property
-    def func(self) -> Callable[..., Any]:
-        if self.instance is not None:
-            raise JobRefused(f"job {self.id}: methods are not run")
-        if self.func_name not in ALLOWED:
-            raise JobRefused(f"job {self.id}: {self.func_name!r} is not a function fl-queue runs")
-        return cast("Callable[..., Any]", super().func)
-
-    def perform(self) -> Any:
-        """Check the call, then run it. Raises JobRefused before anything runs."""
-        if (
-            self._success_callback_name
-            or self._failure_callback_name
-            or self._stopped_callback_name
-        ):
-            raise JobRefused(f"job {self.id}: callbacks are not run")
-        if self.call() is None:
-            raise JobRefused(f"job {self.id}: the arguments are not (run id, number)")
-        return super().perform()
-
-    def call(self) -> tuple[str, int] | None:
-        """What the job is about, (run id, number); None when its arguments are something else."""
-        args = self.args
-        if self.kwargs or len(args) != 2:
-            return None
-        run, number = args
-        return (run, number) if isinstance(run, str) and type(number) is int else None
-
-    @property
-    def success_callback(self) -> None:
-        return None
-
-    @property
-    def failure_callback(self) -> None:
-        return None
-
-    @property
-    def stopped_callback(self) -> None:
-        return None
-
-    def restore(self, raw_data: Any) -> None:
-        super().restore(raw_data)
-        self.webhooks = []
-
-
-def queue(name: str, connection: Redis) -> Queue:
-    """An RQ queue with our job class and serializer."""
-    return Queue(name, connection=connection, job_class=FLJob, serializer=JSONSerializer)
 
 
 @dataclass(frozen=True)
@@ -122,7 +39,7 @@ class Ticket:
 
     Args:
         who: Client id, group of a simulation, ``aggregator`` or ``evaluator``.
-        function: One of ``ALLOWED``.
+        function: One of those of its queue; see ``jobs``.
         queue: RQ queue.
         run: Run id.
         number: Round, or version for an evaluation.
@@ -232,27 +149,39 @@ def forget(store: Store, ticket: Ticket) -> None:
     rq_queue = queue(ticket.queue, connection)
     started = StartedJobRegistry(queue=rq_queue)
     executions = [
-        member for member in cast(list[bytes], connection.zrange(started.key, 0, -1))
-        if member.decode().partition(":")[0] == ticket.job
+        member for member in _members(connection, started.key)
+        if member.partition(b":")[0] == ticket.job.encode()
     ]  # fmt: skip
     with connection.pipeline() as pipe:
         pipe.lrem(rq_queue.key, 0, ticket.job)
         pipe.lrem(IntermediateQueue.get_intermediate_queue_key(rq_queue.key), 0, ticket.job)
         for member in executions:
             pipe.zrem(started.key, member)
-            pipe.delete(f"rq:execution:{member.decode()}")
+            pipe.delete(b"rq:execution:" + member)
         pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
         pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
         pipe.delete(
             FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}"
         )
-        pipe.execute()
+        # A key of another type stops nothing: the others are removed, and ``sweep`` removes that one.
+        pipe.execute(raise_on_error=False)
+
+
+def _members(connection: Redis, key: str) -> list[bytes]:
+    """What a registry of RQ's holds; nothing, when somebody has put something else there."""
+    try:
+        return cast(list[bytes], connection.zrange(key, 0, -1))
+    except ResponseError:
+        return []
 
 
 def failure(store: Store, ticket: Ticket) -> str:
     """Why RQ has a job as failed: the last line of its error."""
     connection = store.control.redis
-    newest = cast(list[Any], connection.xrevrange(Result.get_key(ticket.job), count=1))
+    try:
+        newest = cast(list[Any], connection.xrevrange(Result.get_key(ticket.job), count=1))
+    except ResponseError:
+        newest = []
     if not newest:
         return "no reason recorded"
     packed = newest[0][1].get(b"exc_string", b"")
@@ -292,11 +221,12 @@ def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -
 
 def _status(store: Store, ticket: Ticket) -> tuple[str, str]:
     """RQ's status of a job and the worker that has it; empty where there is none."""
-    raw = cast(
-        list[bytes | None],
-        store.control.redis.hmget(FLJob.key_for(ticket.job), "status", "worker_name"),
-    )
-    status, worker = (value.decode() if value else "" for value in raw)
+    key = FLJob.key_for(ticket.job)
+    try:
+        raw = cast(list[bytes | None], store.control.redis.hmget(key, "status", "worker_name"))
+    except ResponseError:  # No hash: no job.
+        return "", ""
+    status, worker = (value.decode(errors="replace") if value else "" for value in raw)
     return status, worker
 
 
@@ -308,22 +238,26 @@ def sweep(store: Store) -> None:
     names only, of jobs that no longer exist.
     """
     connection = store.control.redis
+    for key in ("rq:queues", "rq:workers"):
+        if connection.type(key) not in (b"set", b"none"):
+            connection.delete(key)
     for raw in cast(set[bytes], connection.smembers("rq:queues")):
-        _sweep_queue(store, raw.decode().removeprefix("rq:queue:"))
+        _sweep_queue(store, raw.decode(errors="replace").removeprefix("rq:queue:"))
     _forget_dead_workers(connection)
 
 
 def _sweep_queue(store: Store, queue_name: str) -> None:
     connection = store.control.redis
     rq_queue = queue(queue_name, connection)
+    mend(connection, queue_name)
     intermediate = IntermediateQueue.get_intermediate_queue_key(rq_queue.key)
     for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
         key = registry(queue=rq_queue).key
         for member in cast(list[bytes], connection.zrange(key, 0, -1)):
-            if not connection.exists(FLJob.key_for(member.decode().partition(":")[0])):
+            if not connection.exists(b"rq:job:" + member.partition(b":")[0]):
                 connection.zrem(key, member)
     for job in cast(list[bytes], connection.lrange(intermediate, 0, -1)):
-        if not connection.exists(FLJob.key_for(job.decode())):
+        if not connection.exists(b"rq:job:" + job):
             connection.lrem(intermediate, 0, cast(str, job))
 
 
@@ -331,19 +265,23 @@ def _forget_dead_workers(connection: Redis) -> None:
     for key in cast(set[bytes], connection.smembers("rq:workers")):
         if connection.exists(key):
             continue
-        name = key.decode().removeprefix("rq:worker:")
+        name = key.removeprefix(b"rq:worker:")
         with connection.pipeline() as pipe:
             pipe.srem("rq:workers", key)
             for registry in connection.scan_iter(match="rq:workers:*", count=1000):
                 pipe.srem(registry, key)
-            pipe.delete(f"rq:worker:{name}:executions")
-            pipe.execute()
+            pipe.delete(b"rq:worker:" + name + b":executions")
+            pipe.execute(raise_on_error=False)
 
 
 def queued(store: Store, queue_name: str) -> list[str]:
     """Ids of the jobs waiting in a queue, the next one first."""
     key = queue(queue_name, store.control.redis).key
-    return [job.decode() for job in cast(list[bytes], store.control.redis.lrange(key, 0, -1))]
+    try:
+        waiting = cast(list[bytes], store.control.redis.lrange(key, 0, -1))
+    except ResponseError:  # No list: its worker removes it.
+        return []
+    return [job.decode(errors="replace") for job in waiting]
 
 
 def to_front(store: Store, queue_name: str, job: str) -> None:
@@ -399,7 +337,10 @@ class Watch:
     def _look_queued(self, ticket: Ticket) -> tuple[str | None, bool]:
         connection = self.store.control.redis
         key = queue(ticket.queue, connection).key
-        if connection.lpos(key, ticket.job) is not None:
-            return None, True
+        try:
+            if connection.lpos(key, ticket.job) is not None:
+                return None, True
+        except ResponseError:
+            mend(connection, ticket.queue)
         # Popped and not started: its worker was killed in between, or is about to start it.
         return "lost between queue and worker", False

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, faults, names, sampling, simulation
+from fl_queue import dispatch, faults, jobs, names, sampling, simulation
 from fl_queue.config import RunConfig, cohort_size, quorum_size
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
@@ -27,14 +27,14 @@ INITIALISE_DEADLINE_S = 120.0
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
 _ON_CLIENT: dict[Purpose, str] = {
-    "train": dispatch.TRAIN,
-    "evaluate": dispatch.CLIENT_EVALUATE,
-    "initialise": dispatch.CLIENT_INITIALISE,
+    "train": jobs.TRAIN,
+    "evaluate": jobs.CLIENT_EVALUATE,
+    "initialise": jobs.CLIENT_INITIALISE,
 }
 _IN_POOL: dict[Purpose, str] = {
-    "train": dispatch.POOL_TRAIN,
-    "evaluate": dispatch.POOL_EVALUATE,
-    "initialise": dispatch.POOL_INITIALISE,
+    "train": jobs.POOL_TRAIN,
+    "evaluate": jobs.POOL_EVALUATE,
+    "initialise": jobs.POOL_INITIALISE,
 }
 
 
@@ -191,7 +191,7 @@ def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
     def ticket(who: str) -> Ticket:
         function, queue = _ON_CLIENT[plan.purpose], names.client_queue(who)
         if who == names.EVALUATOR:
-            function, queue = dispatch.INITIALISE, names.EVALUATE_QUEUE
+            function, queue = jobs.INITIALISE, names.EVALUATE_QUEUE
         return Ticket(who, function, queue, run, plan.number, timeout_s)
 
     def group_ticket(number: int) -> Ticket:
@@ -202,7 +202,7 @@ def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
 
     return [
         *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, plan.cohort)),
-        Ticket(names.AGGREGATOR, dispatch.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
+        Ticket(names.AGGREGATOR, jobs.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
     ]
 
 

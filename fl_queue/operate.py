@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, names, rounds
+from fl_queue import dispatch, jobs, names, rounds
 from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.rounds import Ending
@@ -138,7 +138,7 @@ def failures(store: Store, state: RunState) -> list[Failure]:
         if reason.startswith("failed"):
             what = (
                 f"{ticket.who} (version {ticket.number})"
-                if ticket.function == dispatch.EVALUATE
+                if ticket.function == jobs.EVALUATE
                 else ticket.who
             )
             found.append(Failure(what, ticket.attempt, reason.removeprefix("failed: ")))

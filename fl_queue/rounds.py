@@ -17,7 +17,7 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, metrics, names
+from fl_queue import dispatch, jobs, metrics, names
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round
@@ -285,7 +285,7 @@ def _publish_evaluations(
     last = [state.version] if is_last and state.version not in due else []
     for version in (*last, *due):
         ticket = Ticket(
-            names.EVALUATOR, dispatch.EVALUATE, names.EVALUATE_QUEUE, state.run_id, version, 3600
+            names.EVALUATOR, jobs.EVALUATE, names.EVALUATE_QUEUE, state.run_id, version, 3600
         )
         body = partial(_evaluation, store, ticket)
         if not store.control.transact([names.evaluations(state.run_id)], body) and version in due:

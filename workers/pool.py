@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 from fl_queue import cache, faults, names, outbox, rounds, simulation, training
 from fl_queue.config import RunConfig
-from fl_queue.dispatch import JobRefused
 from fl_queue.errors import ModelMismatch
 from fl_queue.group import GroupSum
+from fl_queue.jobs import JobRefused
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import Store

@@ -3,7 +3,7 @@ The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no r
 
 Each job runs in a fork, but for those of the pool, which run in the worker itself.
 
-``fl-queue worker`` runs it; a plain ``rq worker -w workers.rqworker.FLWorker -j fl_queue.dispatch.FLJob
+``fl-queue worker`` runs it; a plain ``rq worker -w workers.rqworker.FLWorker -j fl_queue.jobs.FLJob
 -S json flq-client-<id>`` with ``FLQ_SITE_CLIENT=<id>`` works too.
 """
 
@@ -21,11 +21,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Worker
 from rq.serializers import JSONSerializer
@@ -33,9 +33,9 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from fl_queue import dispatch, faults, liveness, names, rounds
-from fl_queue.dispatch import FLJob
+from fl_queue import faults, jobs, liveness, names, rounds
 from fl_queue.errors import FLQueueError, RunStateError
+from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
 from fl_queue.store import LEASE_S, Control, plain_client
 from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
@@ -68,6 +68,7 @@ class FLWorker(Worker):
         options = {
             **kwargs,
             "job_class": FLJob,
+            "queue_class": FLQueue,
             "serializer": JSONSerializer,
             "log_job_description": False,
         }
@@ -75,6 +76,8 @@ class FLWorker(Worker):
         options["job_monitoring_interval"] = HEARTBEAT_S
         super().__init__(queues, *args, **options)
         self._control = Control(self.connection)
+        for queue in cast("list[FLQueue]", self.queues):
+            queue.on_refused = self._tell_refused
         self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
@@ -164,6 +167,17 @@ class FLWorker(Worker):
     def should_run_maintenance_tasks(self) -> bool:
         return False
 
+    def prepare_execution(self, job: Any) -> Any:
+        try:
+            return super().prepare_execution(job)
+        except ResponseError:
+            # A key of another type where RQ counts what is at work: it would stop every later job.
+            own = f"rq:executions:{job.id}"
+            if self.connection.type(own) not in (b"zset", b"none"):
+                self.connection.delete(own)
+            jobs.mend(self.connection, job.origin)
+            return super().prepare_execution(job)
+
     def subscribe(self) -> None:
         # RQ's command channel lets anybody stop a worker; we have signals and leases instead.
         return None
@@ -187,10 +201,21 @@ class FLWorker(Worker):
 
     def _is_pointless(self, job: Any) -> bool:
         """Whether a client's job is for a round that has ended, or a run that was cancelled."""
-        call: tuple[str, int] | None = job.call()
-        if call is None or job.func_name not in dispatch.OF_A_ROUND:
+        if job.func_name not in jobs.OF_A_ROUND:
             return False
-        return rounds.has_ended(self._control, *call)
+        return rounds.has_ended(self._control, *job.call())
+
+    def _tell_refused(self, job: str, reason: str) -> None:
+        """Say where people look that an entry of our queue was refused."""
+        log.warning("%s", reason)
+        event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
+        try:
+            if self.site.client:
+                self._control.add_client_event(self.site.client, event)
+                return
+            self._control.add_event(f"{job}__".split("_")[1], event)
+        except ResponseError as exc:  # Another type: the log has it.
+            log.warning("no event of job %s: %s", job, exc)
 
     def _extend(self) -> bool:
         fields = {

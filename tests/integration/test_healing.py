@@ -16,6 +16,7 @@ from fl_queue import (
     diagnose,
     dispatch,
     heal,
+    jobs,
     liveness,
     names,
     opening,
@@ -23,10 +24,11 @@ from fl_queue import (
     rounds,
     runs,
 )
-from fl_queue.dispatch import FLJob, Ticket
+from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
 from fl_queue.header import Header
 from fl_queue.heal import Healer
+from fl_queue.jobs import FLJob
 from fl_queue.records import Manifest, Receipt, TensorSpec
 from fl_queue.store import RunState, Store
 
@@ -78,7 +80,7 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     rounds.advance(store, run)
     assert (control.settling(), state_of(store, run).round) == (True, -1)
 
-    ticket = Ticket("a", dispatch.TRAIN, names.client_queue("a"), run, 1, 60)
+    ticket = Ticket("a", jobs.TRAIN, names.client_queue("a"), run, 1, 60)
     control.redis.hset(
         FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": "gone"}
     )
@@ -200,7 +202,7 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
         control.hset(
             names.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
         )
-        ticket = Ticket("evaluator", dispatch.EVALUATE, names.EVALUATE_QUEUE, run, version, 60)
+        ticket = Ticket("evaluator", jobs.EVALUATE, names.EVALUATE_QUEUE, run, version, 60)
         control.hset(names.evaluations(run), str(version), ticket.to_json())
     control.hset(names.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
     Healer(store, tmp_path, hurry=True).heal(run)
@@ -281,7 +283,7 @@ def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
         new = dispatch.replace(store, names.round_jobs(run, 0), "a", old)
     assert new is not None
 
-    assert 0 < store.control.redis.ttl(FLJob.key_for(old.job)) <= dispatch.RESULT_TTL_S
+    assert 0 < store.control.redis.ttl(FLJob.key_for(old.job)) <= jobs.RESULT_TTL_S
     assert store.control.redis.ttl(FLJob.key_for(new.job)) == -1
 
 

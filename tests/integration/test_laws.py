@@ -11,10 +11,10 @@ import pytest
 import redis
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, config, dispatch, late, names, outbox, rounds, runs
-from fl_queue.dispatch import FLJob, JobRefused
+from fl_queue import blob, config, dispatch, jobs, late, names, outbox, rounds, runs
 from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
 from fl_queue.header import Header
+from fl_queue.jobs import FLJob, JobRefused
 from fl_queue.records import Receipt
 from fl_queue.rounds import Ending
 from fl_queue.store import Store
@@ -125,12 +125,11 @@ def test_a_job_that_names_another_function_is_refused(
 ) -> None:
     mark = tmp_path / "ran"
     connection = store.control.redis
-    queue = dispatch.queue("flq-client-a", connection)
-    queue.enqueue_call(function, args=[f"touch {mark}", 1], job_id="hostile")
-    job = FLJob.fetch("hostile", connection=connection, serializer=JSONSerializer)
+    queue = jobs.queue("flq-client-a", connection)
+    queue.enqueue_call(function, args=[f"touch {mark}", 1], job_id="a_r_1_x")
 
-    with pytest.raises(JobRefused):
-        job.perform()
+    with pytest.raises(JobRefused, match="is no function of queue"):
+        FLJob.fetch("a_r_1_x", connection=connection, serializer=JSONSerializer)
     assert not mark.exists()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fl_queue import dispatch, names, simulation, verify
+from fl_queue import dispatch, jobs, names, simulation, verify
 from fl_queue.embedded import start
 from fl_queue.records import RoundRecord
 from fl_queue.store import Store
@@ -174,14 +174,16 @@ def test_a_site_worker_trains_no_virtual_clients(
     run = pool.begin("misled", *VIRTUAL, "run.rounds=1")
     pool.finish(run)
     store: Store = pool.store
-    ticket = dispatch.Ticket(
-        "group-0", dispatch.POOL_TRAIN, names.client_queue("sim-1"), run, 1, 60
-    )
+    ticket = dispatch.Ticket("group-0", jobs.POOL_TRAIN, names.client_queue("sim-1"), run, 1, 60)
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)
         pipe.execute()
 
-    why = wait_for("a failure", lambda: dispatch.job_state(store, ticket).startswith("failed"))
-    assert why
-    assert "serves client sim-1" in dispatch.job_state(store, ticket)
+    def told() -> list[str]:
+        stream = {names.client_events("sim-1"): "0-0"}
+        events = [event for _, _, event in store.control.read_events(stream, None)]
+        return [event["reason"] for event in events if event["event"] == "job_refused"]
+
+    (why,) = wait_for("a refusal", told)
+    assert "is no function of queue flq-client-sim-1" in why

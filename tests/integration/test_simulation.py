@@ -16,6 +16,7 @@ from fl_queue import (
     config,
     diagnose,
     dispatch,
+    jobs,
     late,
     names,
     opening,
@@ -81,7 +82,7 @@ def test_without_an_evaluator_version_0_is_made_in_the_pool(store: Store) -> Non
     state = begin(store, simulated(), version=None)
     ticket = dispatch.tickets(store, state.run_id, 0)["group-0"]
 
-    assert (ticket.function, ticket.queue) == (dispatch.POOL_INITIALISE, names.POOL_QUEUE)
+    assert (ticket.function, ticket.queue) == (jobs.POOL_INITIALISE, names.POOL_QUEUE)
     assert state.population == ()
 
 

@@ -1,0 +1,215 @@
+"""Hostile job hashes, written straight into Redis: refused with a reason, and the worker goes on."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+from typing import Any
+
+import pytest
+from rq.exceptions import DequeueTimeout
+
+from fl_queue import dispatch, jobs, names
+from fl_queue.dispatch import Ticket
+from fl_queue.store import Store, plain_client
+from tests.federation import Federation, wait_for
+
+CLIENTS = 1
+JOB = "site-1_demo-3f2a9c_3_ab12"
+STAMP = "2026-01-01T00:00:00.000000Z"
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def call(function: Any = jobs.TRAIN, instance: Any = None, args: Any = None, kwargs: Any = None):  # type: ignore[no-untyped-def]
+    made = [function, instance, ["demo-3f2a9c", 3] if args is None else args, kwargs or {}]
+    return {"data": zlib.compress(json.dumps(made).encode())}
+
+
+def honest(**changes: Any) -> dict[str, Any]:
+    return {
+        **call(),
+        "origin": names.client_queue("site-1"),
+        "status": "queued",
+        "timeout": "60",
+        "created_at": STAMP,
+        "enqueued_at": STAMP,
+        **changes,
+    }
+
+
+#: What is written -> a word of the reason.
+HASHES: list[tuple[dict[str, Any], str]] = [
+    (call("os.system", args=["demo-3f2a9c", 3]), "no function"),
+    (call("eval"), "no function"),
+    (call("fl_queue.runs.start_run"), "no function"),
+    (call("workers.client.respond"), "no function"),
+    (call(jobs.AGGREGATE), "no function"),
+    (call(jobs.EVALUATE), "no function"),
+    (call(jobs.POOL_TRAIN), "no function"),
+    (call(function=7), "no function"),
+    (call(function=["os.system"]), "no function"),
+    (call(instance={}), "methods"),
+    (call(kwargs={"make": 1}), "arguments"),
+    (call(args=["demo-3f2a9c"]), "arguments"),
+    (call(args=["demo-3f2a9c", 3, 3]), "arguments"),
+    (call(args=["demo-3f2a9c", True]), "arguments"),
+    (call(args=["demo-3f2a9c", 3.0]), "arguments"),
+    (call(args=["demo-3f2a9c", -1]), "arguments"),
+    (call(args=["demo-3f2a9c", 2**80]), "arguments"),
+    (call(args=["../../etc", 3]), "arguments"),
+    (call(args=[["demo-3f2a9c"], 3]), "arguments"),
+    (call(args=["other-3f2a9c", 3]), "another run"),
+    (call(args=["demo-3f2a9c", 4]), "another run or round"),
+    ({"data": pickle.dumps((jobs.TRAIN, None, Evil(), {}))}, "not compressed"),
+    ({"data": zlib.compress(pickle.dumps(Evil()))}, "not JSON"),
+    ({"data": zlib.compress(b"[" * 2000)}, "not JSON"),
+    ({"data": zlib.compress(b"1" * 2000)}, "not [function"),
+    ({"data": zlib.compress(bytes(900_000))}, "more than 2048"),
+    ({"data": zlib.compress(b"\xff\xfe")}, "not JSON"),
+    ({"data": bytes(10_000_000)}, "more than 1024"),
+    ({"status": "owned"}, "status"),
+    ({"status": "finished"}, "not queued"),
+    ({"status": b"\xff"}, "status is not text"),
+    ({"origin": b"\xff"}, "origin is not text"),
+    ({"origin": names.AGGREGATE_QUEUE}, "no function"),
+    ({"created_at": "yesterday"}, "created_at"),
+    ({"enqueued_at": "x" * 1000}, "enqueued_at has 1000"),
+    ({"timeout": "-7"}, "timeout"),
+    ({"timeout": "9" * 15}, "timeout"),
+    ({"timeout": "soon"}, "timeout"),
+    ({"success_callback_name": "os.system"}, "success_callback_name"),
+    ({"failure_callback_name": "os.system"}, "failure_callback_name"),
+    ({"stopped_callback_name": "os.system"}, "stopped_callback_name"),
+    ({"webhooks": "[]"}, "webhooks"),
+    ({"dependency_ids": "[]"}, "dependency_ids"),
+    ({"retries_left": "5"}, "retries_left"),
+    ({"repeats_left": "5"}, "repeats_left"),
+    ({"rate_limit_key": "k"}, "rate_limit_key"),
+    ({"group_id": "g"}, "group_id"),
+]
+
+
+def refusals(store: Store) -> list[str]:
+    """What a client's worker would say of the entries of its queue."""
+    found: list[str] = []
+    queue = jobs.queue(names.client_queue("site-1"), plain_client(store.servers.url, 5))
+    queue.on_refused = lambda job, reason: found.append(reason)
+    while store.control.redis.exists(queue.key):
+        with pytest.raises(DequeueTimeout):
+            jobs.FLQueue.dequeue_any([queue], None)
+    assert store.control.redis.lrange(f"{queue.key}:intermediate", 0, -1) == []
+    return found
+
+
+@pytest.mark.parametrize(("changes", "word"), HASHES, ids=[str(n) for n in range(len(HASHES))])
+def test_a_hostile_hash_is_refused_for_what_it_says(
+    store: Store, changes: dict[str, Any], word: str
+) -> None:
+    store.control.redis.hset(f"rq:job:{JOB}", mapping=honest(**changes))
+    store.control.redis.rpush("rq:queue:flq-client-site-1", JOB)
+
+    (reason,) = refusals(store)
+
+    assert word in reason
+    assert len(reason) < 300
+
+
+def test_the_honest_hash_is_a_job_whatever_else_its_hash_holds(store: Store) -> None:
+    redis = store.control.redis
+    garbage = pickle.dumps(Evil())
+    redis.hset(
+        f"rq:job:{JOB}",
+        mapping=honest(
+            meta=garbage, result=garbage, exc_info=garbage, ttl="x", worker_name=b"\xff"
+        ),
+    )
+    redis.rpush("rq:queue:flq-client-site-1", JOB)
+    queue = jobs.queue(names.client_queue("site-1"), redis)
+
+    found = jobs.FLQueue.dequeue_any([queue], None)
+
+    assert found is not None
+    assert found[0].call() == ("demo-3f2a9c", 3)
+    assert found[0].meta == {}
+
+
+@pytest.mark.parametrize(
+    ("origin", "word"), [("site-1", "another client"), ("site-2", "it is one of queue")]
+)
+def test_another_clients_job_is_refused(store: Store, origin: str, word: str) -> None:
+    other = JOB.replace("site-1", "site-2")
+    redis = store.control.redis
+    redis.hset(f"rq:job:{other}", mapping=honest(origin=names.client_queue(origin)))
+    redis.rpush("rq:queue:flq-client-site-1", other)
+
+    (reason,) = refusals(store)
+
+    assert word in reason
+
+
+@pytest.mark.parametrize("role", ["aggregate", "evaluate", "pool"])
+def test_each_role_runs_its_own_functions_only(role: str) -> None:
+    queues = {
+        "aggregate": names.AGGREGATE_QUEUE,
+        "evaluate": names.EVALUATE_QUEUE,
+        "pool": names.POOL_QUEUE,
+    }
+    own = jobs.allowed(queues[role])
+
+    assert own
+    assert not own & jobs.allowed(names.client_queue("site-1"))
+    assert all(not own & jobs.allowed(name) for other, name in queues.items() if other != role)
+    assert jobs.allowed("default") == frozenset()
+
+
+def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store) -> None:
+    redis = store.control.redis
+    ticket = Ticket("site-1", jobs.TRAIN, names.client_queue("site-1"), "demo-3f2a9c", 3, 60)
+    key = f"rq:queue:{ticket.queue}"
+    redis.set(f"rq:job:{ticket.job}", "x")
+    redis.set(f"rq:results:{ticket.job}", "x")
+    for damaged in (f"{key}:intermediate", *(f"rq:{n}:{ticket.queue}" for n in ("wip", "failed"))):
+        redis.set(damaged, "x")
+    redis.set("rq:workers", "x")
+    redis.sadd("rq:queues", key, b"\xff")
+    assert dispatch.job_state(store, ticket) == "gone"
+    assert dispatch.failure(store, ticket) == "no reason recorded"
+    dispatch.forget(store, ticket)
+
+    dispatch.sweep(store)
+
+    redis.delete(key)
+    redis.set(key, "x")
+    assert "removed" in refusals(store)[0]
+    assert redis.type(key) == b"none"
+    redis.set(key, "x")
+    assert dispatch.queued(store, ticket.queue) == []
+
+
+def test_a_worker_outlives_poison_and_runs_the_next_honest_job(federation: Federation) -> None:
+    redis, pid = federation.store.control.redis, federation.worker_pid("site-1")
+    key = "rq:queue:flq-client-site-1"
+    for number, (changes, _) in enumerate(HASHES[::6]):
+        job = f"site-1_demo-3f2a9c_3_{number}"
+        redis.hset(f"rq:job:{job}", mapping=honest(**changes))
+        redis.rpush(key, job)
+    redis.set("rq:job:site-1_demo-3f2a9c_3_type", "no hash")
+    redis.rpush(key, "site-1_demo-3f2a9c_3_type", b"\xff\xfe", "../x y", "absent")
+    redis.set("rq:suspended", 1)
+    redis.rpush("rq:queue:flq-aggregate", b"\xff")
+    redis.rpush("rq:queue:flq-evaluate", JOB)
+
+    run = federation.begin("honest", "round.cohort=1", "run.rounds=1")
+
+    assert federation.finish(run).state == "completed"
+    assert federation.worker_pid("site-1") == pid
+    stream = {names.client_events("site-1"): "0-0"}
+    events = [event for _, _, event in federation.store.control.read_events(stream, None)]
+    told = [event["reason"] for event in events if event["event"] == "job_refused"]
+    assert len(told) == len(HASHES[::6]) + 3
+    wait_for("an empty list", lambda: not redis.exists(f"{key}:intermediate"))
