@@ -65,6 +65,14 @@ COMMANDS = {
         "reading:events",
         "The events of RUN, oldest first; with --json one document a line.",
     ),
+    "compare": (
+        "comparing:compare_command",
+        "Runs side by side: how good, how long, and the config fields in which they differ.",
+    ),
+    "try-task": (
+        "comparing:try_task",
+        "Train one local round of CONFIG here, without Redis: its time, memory and update size.",
+    ),
     "metrics": (
         "exporting:metrics",
         "Write the numbers of RUN where TensorBoard, MLflow or a spreadsheet reads them.",

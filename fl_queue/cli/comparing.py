@@ -1,0 +1,140 @@
+"""
+The commands that help to choose a config: ``try-task`` before a run, ``compare`` after several.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fl_queue import compare, display, runs
+from fl_queue import config as configs
+from fl_queue.cli.common import Where, connection_options, json_option, write_json
+from fl_queue.errors import DataError
+
+
+@click.command("compare")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--metric",
+    default="accuracy",
+    show_default=True,
+    help="Of the central test, else of the clients' validation.",
+)
+@json_option
+@connection_options
+def compare_command(where: Where, names: tuple[str, ...], metric: str, as_json: bool) -> None:
+    """
+    Runs side by side: how good, how long, and the config fields in which they differ.
+
+    Runs that differ in run.seed alone also get their mean and spread.
+    """
+    store = where.open()
+    states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
+    rows = compare.compare(store, states, metric)
+    sweeps = compare.sweeps(rows)
+    if as_json:
+        write_json(
+            {
+                "metric": metric,
+                "runs": [asdict(row) for row in rows],
+                "sweeps": [asdict(sweep) for sweep in sweeps],
+            }
+        )
+        return
+    Console().print(_table(rows, metric))
+    for sweep in sweeps:
+        click.echo(
+            f"{', '.join(sweep.runs)} differ in run.seed alone: {metric} {sweep.mean:.4f} "
+            f"± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± {sweep.best_deviation:.4f}"
+        )
+
+
+def _table(rows: list[compare.Compared], metric: str) -> Table:
+    fields = list(rows[0].settings)
+    columns = ("Run", "State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
+    drawn = Table(*columns)
+    for row in rows:
+        drawn.add_row(
+            row.name,
+            row.state,
+            _cell(row.version),
+            _cell(row.value),
+            _cell(row.best),
+            _cell(row.best_version),
+            str(row.abandoned),
+            f"{row.seconds:.1f}",
+            *(str(row.settings[field]) for field in fields),
+        )
+    return drawn
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@click.command("try-task")
+@click.argument("config", metavar="CONFIG")
+@click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a field; may be repeated.",
+)
+@json_option
+def try_task(
+    config: str, data: str, device: str, threads: int, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """
+    Train one local round of CONFIG here, without Redis: its time, memory and update size.
+
+    As the first client, with the code of a client's worker. A task of your own is imported from the
+    current folder. Exits with 3 when the aggregator would not merge the update.
+    """
+    loaded = configs.load(config, overrides)
+    if data and not Path(data).is_dir():
+        raise DataError(data, "is not a folder; give --data the folder of this site's data")
+    sys.path.insert(0, os.getcwd())  # As for workers.
+    from fl_queue import trial  # torch
+
+    def tell(number: int, count: int, found: Mapping[str, float]) -> None:
+        click.echo(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
+
+    folder = str(Path(data).absolute()) if data else ""
+    done = trial.try_task(loaded, folder, device, threads, tell)
+    if as_json:
+        write_json(asdict(done))
+    else:
+        for name, words in _told(asdict(done)).items():
+            click.echo(f"{name:12} {words}")
+    if done.problem:
+        raise DataError("update", done.problem)
+
+
+def _told(done: Mapping[str, Any]) -> dict[str, str]:
+    told = "{client}: {num_examples} examples, {num_validation} to validate"
+    size = "{parameters:,} numbers, {model_bytes:,} bytes"
+    largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"
+    return {
+        "data": told.format(**done),
+        "model": size.format(**done),
+        "update": largest.format(**done),
+        "time": "{data_s:.1f} s to begin, {train_s:.1f} s of training".format(**done),
+        "memory": "{peak_bytes:,} bytes at most, torch included".format(**done),
+        "before": display.describe_metrics(done["base"]),
+        "after": display.describe_metrics(done["trained"]),
+    }

@@ -1,0 +1,140 @@
+"""
+Several runs side by side: how good, how long, and in which config fields they differ.
+
+Runs that differ in nothing but ``run.seed`` are a sweep, and have a mean and a spread.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_queue import metrics, runs, scores
+from fl_queue.config import changed_fields
+from fl_queue.store import RunState, Store
+
+#: Fields that say where a run was, not what it was.
+_ELSEWHERE = ("redis.url", "redis.blob_url")
+_SEED = "run.seed"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """
+    One run.
+
+    Args:
+        name, run_id, state: The run's.
+        version: The newest; None before version 0.
+        value: The metric of the newest judged version; None when no version has it.
+        best, best_version: The best one, as ``run.select`` says of that metric, else the lowest loss, the highest other.
+        abandoned: Rounds that made no version.
+        seconds: Counted length of its rounds.
+        settings: The config fields in which the compared runs differ.
+    """
+
+    name: str
+    run_id: str
+    state: str
+    version: int | None
+    value: float | None
+    best: float | None
+    best_version: int | None
+    abandoned: int
+    seconds: float
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """
+    Runs that differ in their seed alone.
+
+    Args:
+        runs: Their names, two or more.
+        mean, deviation: Of the metric of their newest versions; sample standard deviation.
+        best_mean, best_deviation: The same of their best versions.
+    """
+
+    runs: list[str]
+    mean: float
+    deviation: float
+    best_mean: float
+    best_deviation: float
+
+
+def compare(store: Store, states: Sequence[RunState], metric: str) -> list[Compared]:
+    """
+    The runs, in the order given.
+
+    Args:
+        metric: Such as ``accuracy``; by the central test, else by the clients' validation.
+    """
+    records = [runs.current_config(store, state.run_id).record() for state in states]
+    differing = _differing(records)
+    return [
+        _compared(store, state, metric, {field: _field(record, field) for field in differing})
+        for state, record in zip(states, records, strict=True)
+    ]
+
+
+def sweeps(compared: Sequence[Compared]) -> list[Sweep]:
+    """The groups of two or more runs with the metric that differ in their seed alone."""
+    groups: dict[str, list[Compared]] = {}
+    for run in compared:
+        rest = {field: value for field, value in run.settings.items() if field != _SEED}
+        if run.value is not None and _SEED in run.settings:
+            groups.setdefault(repr(rest), []).append(run)
+    return [_sweep(group) for group in groups.values() if len(group) > 1]
+
+
+def _differing(records: Sequence[dict[str, Any]]) -> list[str]:
+    found = {field for record in records for field in changed_fields(records[0], record)}
+    return sorted(found - set(_ELSEWHERE))
+
+
+def _field(record: dict[str, Any], field: str) -> Any:
+    section, _, key = field.partition(".")
+    return record.get(section, {}).get(key)
+
+
+def _compared(store: Store, state: RunState, metric: str, settings: dict[str, Any]) -> Compared:
+    judged = {
+        version: finished
+        for version, finished in scores.version_metrics(store, state.run_id).items()
+        if metric in finished
+    }
+    selected = runs.current_config(store, state.run_id).run["select"]
+    select = selected if selected.partition(":")[0] == metric else _select(metric)
+    best = metrics.best_version(select, judged)
+    rounds = store.control.history(state.run_id)
+    return Compared(
+        name=state.name,
+        run_id=state.run_id,
+        state=state.state,
+        version=state.version,
+        value=judged[max(judged)][metric] if judged else None,
+        best=None if best is None else judged[best][metric],
+        best_version=best,
+        abandoned=sum(record.outcome == "abandoned" for record in rounds),
+        seconds=sum(record.elapsed_s for record in rounds),
+        settings=settings,
+    )
+
+
+def _select(metric: str) -> str:
+    return f"{metric}:min" if metric == "loss" else f"{metric}:max"
+
+
+def _sweep(group: Sequence[Compared]) -> Sweep:
+    values = [run.value for run in group if run.value is not None]
+    bests = [run.best for run in group if run.best is not None]
+    return Sweep(
+        [run.name for run in group],
+        statistics.fmean(values),
+        statistics.stdev(values),
+        statistics.fmean(bests),
+        statistics.stdev(bests),
+    )

@@ -1,0 +1,153 @@
+"""
+One local round of a config on this machine, without Redis: does it run, how long, how big is it.
+
+The same code as in a client's worker: the task is loaded, the model built, one client's data read, an
+update trained and measured. Nothing is kept, and nothing leaves the machine. Imports torch.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_queue import codec, metrics, simulation, training
+from fl_queue.config import RunConfig
+from fl_queue.tasks import ClientContext, load_task
+
+CLIENT = "site-1"
+RUN = "try-task"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    What one client's part in one round came to.
+
+    Args:
+        client: Whose data was used.
+        parameters: Numbers in the model, buffers included.
+        model_bytes: The model, as float32.
+        update_bytes: The update's body, as ``update.codec`` has it.
+        num_examples, num_validation: Samples.
+        base: Finished validation metrics before the training; empty without validation data.
+        trained: The same after it.
+        data_s: Seconds of loading the task, the model and the data, until the training began.
+        train_s: Seconds of the training itself.
+        peak_bytes: The most memory this process has had, torch itself included.
+        largest: Largest magnitude in the update's parameters.
+        limit: What ``aggregation.limit`` allows.
+        problem: Why the aggregator would not merge it; empty when it would.
+    """
+
+    client: str
+    parameters: int
+    model_bytes: int
+    update_bytes: int
+    num_examples: int
+    num_validation: int
+    base: Mapping[str, float]
+    trained: Mapping[str, float]
+    data_s: float
+    train_s: float
+    peak_bytes: int
+    largest: float
+    limit: float
+    problem: str
+
+
+def try_task(
+    config: RunConfig,
+    data_dir: str = "",
+    device: str = "cpu",
+    threads: int = 1,
+    on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda number, count, found: None,
+) -> Trial:
+    """
+    Train round 1 as the first client would.
+
+    Args:
+        config: Names the task, which is let in: whoever runs this has named it.
+        data_dir: This machine's data; wins over ``data.dir``.
+        device, threads: As for ``fl-queue worker client``.
+        on_epoch: Called after each epoch: its number, how many there are, validation metrics.
+
+    Raises:
+        ConfigError, DataError, ModelMismatch: As a client would answer.
+    """
+    started = time.monotonic()
+    task = load_task(config.run["task"], config, (config.run["task"],), data_dir)
+    manifest, arrays = training.initial_model(task, config.run["seed"])
+    base = {name: array.copy() for name, array in arrays.items()}
+    context = _context(config, data_dir, device, threads)
+    last: dict[str, float] = {}
+
+    def report(number: int, count: int, found: Mapping[str, float]) -> None:
+        last.clear()
+        last.update(found)
+        on_epoch(number, count, found)
+
+    done = training.train_update(task, manifest, base, context, report)
+    whole_s = time.monotonic() - started
+    largest = _largest(done.tensors)
+    limit = float(config.aggregation["limit"])
+    return Trial(
+        client=context.client,
+        parameters=sum(spec.size for spec in manifest.tensors),
+        model_bytes=manifest.nbytes,
+        update_bytes=codec.encoded_nbytes(config.update["codec"], manifest),
+        num_examples=done.num_examples,
+        num_validation=int(done.metrics.get("num_examples", 0)),
+        base=metrics.finish(done.metrics),
+        trained=last,
+        data_s=whole_s - done.train_s,
+        train_s=done.train_s,
+        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        largest=largest,
+        limit=limit,
+        problem=_problem(largest, limit),
+    )
+
+
+def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:
+    cohort = config.round["cohort"]
+    if simulation.is_simulation(config):
+        shares = config.clients["count"]
+        client = simulation.client(1, shares)
+    else:
+        # A fraction is of the clients that will be alive, which nobody knows yet.
+        client, shares = CLIENT, cohort if isinstance(cohort, int) else 1
+    return ClientContext.of(
+        config,
+        client=client,
+        run=RUN,
+        round_number=1,
+        share=0,
+        shares=config.data["shares"] or shares,
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+    )
+
+
+def _largest(changes: training.Changes) -> float:
+    """Largest magnitude of the parameters; NaN when one is not finite."""
+    most = 0.0
+    for spec, _, block in changes.pieces():
+        if spec.kind != "parameter" or not block.size:
+            continue
+        if not np.isfinite(block).all():
+            return float("nan")
+        most = max(most, float(np.abs(block).max()))
+    return most
+
+
+def _problem(largest: float, limit: float) -> str:
+    if np.isnan(largest):
+        return "the update is not finite; lower train.learning_rate, or look at the data"
+    if largest > limit:
+        return f"the update has {largest:.3g}, more than aggregation.limit = {limit:g}; raise it, or lower train.learning_rate"
+    return ""

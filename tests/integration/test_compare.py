@@ -1,0 +1,110 @@
+"""Several runs side by side, and one local round without Redis."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fl_queue import compare, config, names, runs
+from fl_queue.cli import cli
+from fl_queue.errors import UnknownRun
+from fl_queue.store import RunState, Store
+from tests.integration.test_exporters import ended, score
+from tests.unit.test_report import abandoned, record
+
+
+def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:
+    """A run with a tested version for each accuracy, from version 1."""
+    loaded = config.load("mnist-3v7", overrides, {})
+    state = runs.start_run(store, name, loaded, 3)
+    for number, accuracy in enumerate(accuracies, 1):
+        ended(store, state.run_id, record(number, number - 1))
+        score(store, state.run_id, number, accuracy)
+    store.control.redis.hset(names.run(state.run_id), "version", len(accuracies))
+    return runs.find_run(store, name)
+
+
+def test_runs_are_told_with_the_fields_they_differ_in(store: Store) -> None:
+    first = begun(store, "first", [0.5, 0.9, 0.8], "train.epochs=2")
+    ended(store, first.run_id, abandoned(4, 3))
+    second = begun(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
+
+    one, two = compare.compare(store, [first, second], "accuracy")
+
+    assert (one.value, one.best, one.best_version, one.abandoned) == (0.8, 0.9, 2, 1)
+    assert one.seconds == pytest.approx(4 * 12.34)
+    assert (two.version, two.value, two.best_version) == (0, None, None)
+    assert one.settings["train.epochs"] == 2
+    assert two.settings["train.epochs"] == 3
+    assert set(one.settings) == {"train.epochs", "redis.inline_bytes"}
+    assert compare.sweeps([one, two]) == []
+
+
+def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str]) -> None:
+    seeds = [begun(store, f"s{n}", [0.5, 0.7 + n / 10], f"run.seed={n}") for n in range(3)]
+    other = begun(store, "other", [0.1], "run.seed=1", "train.epochs=9")
+
+    (sweep,) = compare.sweeps(compare.compare(store, [*seeds, other], "accuracy"))
+    assert sweep.runs == ["s0", "s1", "s2"]
+    assert (sweep.mean, sweep.deviation) == (pytest.approx(0.8), pytest.approx(0.1))
+
+    def said(*arguments: str) -> Result:
+        where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]
+        return CliRunner().invoke(cli, ["compare", *arguments, *where])
+
+    text = said("s0", "s1", "s2").output
+    assert "s0, s1, s2 differ in run.seed alone: accuracy 0.8000 ± 0.1000" in text
+    found = json.loads(said("s0", "other", "--json").output)
+    assert found["runs"][1]["settings"] == {"run.seed": 1, "train.epochs": 9}
+    assert isinstance(said("s0", "nobody").exception, UnknownRun)
+
+
+def try_task(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fl_queue", "try-task", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=folder)
+
+
+def test_a_task_is_tried_without_redis(tmp_path: Path) -> None:
+    done = try_task(
+        "mnist-3v7",
+        "--json",
+        "--set",
+        "update.codec=int8",
+        "--set",
+        "train.epochs=2",
+        folder=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert (found["parameters"], found["model_bytes"]) == (785, 3140)
+    assert found["update_bytes"] == 785 + 4 * 5  # A scale for the bias, four for the weights.
+    assert found["num_examples"] >= 40
+    assert found["trained"]["accuracy"] > found["base"]["accuracy"]
+    assert found["peak_bytes"] > 50e6
+    assert "epoch 2 of 2: accuracy" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_own_task_is_imported_from_here_and_a_bad_update_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from fl_queue.tasks.mnist import ThreesAndSevens\nclass Mine(ThreesAndSevens): pass\n"
+    )
+    done = try_task(
+        "mnist-3v7",
+        "--set",
+        "run.task=mine:Mine",
+        "--set",
+        "aggregation.limit=0.0001",
+        folder=tmp_path,
+    )
+
+    assert done.returncode == 3
+    assert "more than aggregation.limit" in done.stderr
+    assert "785 numbers" in done.stdout
