@@ -17,7 +17,7 @@ SEED ?= 1
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow chaos recovery bench bench-peers lint format docs clean
+.PHONY: help venv demo test test-slow chaos recovery bench bench-peers screenshots lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes do
 
 bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+screenshots: $(VENV)/.installed-test ## take the pictures of the web page again; needs chromium
+	$(BIN)/python -m scripts.screenshots
 
 lint: $(VENV)/.installed-test ## check format, style and types
 	$(BIN)/ruff format --check .
