@@ -148,6 +148,8 @@ def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
     keys: list[str] = []
     if server != "data":
         keys += [names.run("*"), names.config("*"), names.manifest("*"), names.round_jobs("*", "*")]
+        # Which of its updates was accepted last, for a client that keeps something.
+        keys.append(names.accepted("*"))
         # Not ``*``: receipts lie below a round's key.
         keys += [names.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
     if server != "control":

@@ -302,6 +302,7 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
     state = _restored_state(document, name)
     evaluations = {key: dumps(value) for key, value in _verdicts(document).items()}
     versions = {key: dumps(value) for key, value in document.versions.items()}
+    accepted = _newest_accepted(document)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if pipe.hexists(names.RUNS, name):
@@ -317,6 +318,8 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
                 pipe.rpush(names.history(run), *[record.to_json() for record in document.history])
             if document.late:
                 pipe.hset(names.late(run), mapping=cast(dict[Any, Any], document.late))
+            if accepted:
+                pipe.hset(names.accepted(run), mapping=cast(dict[Any, Any], accepted))
             if evaluations:
                 pipe.hset(names.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
             event = {"event": "run_restored", "version": document.version, "of": document.run_id}
@@ -329,6 +332,16 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
         if living.get(name) == run:
             return  # It had been written, and the answer was lost.
         _refuse_taken(name, living)
+
+
+def _newest_accepted(document: Document) -> dict[str, str]:
+    """Client -> round and digest of its newest accepted update; asked by clients that keep something."""
+    return {
+        client: dumps({"round": record.round, "digest": digest})
+        for record in document.history
+        if record.outcome == "committed"
+        for client, digest in record.accepted.items()
+    }
 
 
 def _restored_state(document: Document, name: str) -> dict[str, str]:

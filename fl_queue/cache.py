@@ -28,7 +28,13 @@ _KEPT = 2
 
 
 def fetch(
-    store: Store, folder: Path, run: str, digest: str, nbytes: int, chunk_bytes: int
+    store: Store,
+    folder: Path,
+    run: str,
+    digest: str,
+    nbytes: int,
+    chunk_bytes: int,
+    beside: int = 0,
 ) -> Mapped:
     """
     A model's body as a file of this host, its digest checked.
@@ -36,6 +42,7 @@ def fetch(
     Args:
         folder: This host's cache.
         nbytes: Size of the body.
+        beside: How many others belong to a version; they are kept as long.
 
     Raises:
         ChunksMissing: The data server does not have it (any more).
@@ -55,7 +62,7 @@ def fetch(
             if body is None:
                 _download(store, run, path, nbytes, chunk_bytes)
                 body = Mapped(path)
-            _keep_newest(folder / run, digest)
+            _keep_newest(folder / run, digest, _KEPT * (1 + beside))
         return body
     except OSError as exc:
         reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
@@ -100,13 +107,13 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
     os.replace(part, path)
 
 
-def _keep_newest(folder: Path, digest: str) -> None:
+def _keep_newest(folder: Path, digest: str, count: int) -> None:
     # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
     files = [file for file in folder.iterdir() if file.name != _LOCK]
     # The clock of a file system is coarse: ours may seem as old as another one.
     files.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
     # Readers that have an old one open go on reading it.
-    for old in files[:-_KEPT]:
+    for old in files[:-count]:
         old.unlink(missing_ok=True)
 
 

@@ -303,7 +303,12 @@ class Collector:
             download=download,
             manifest=manifest if first else None,
             server_state=digests,
+            keeping=record.accepted if self._clients_keep() else {},
         )
+
+    def _clients_keep(self) -> bool:
+        """Whether clients of this run keep something from one accepted round to the next."""
+        return self.strategy is not None and bool(self.strategy.client_state)
 
     def _state_writers(
         self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]

@@ -12,6 +12,7 @@ control server
     flq:{<run>}:versions               hash    version -> JSON {digest, round}
     flq:{<run>}:history                list    JSON RoundRecord, one per ended round
     flq:{<run>}:late                   hash    round -> updates that came after it ended
+    flq:{<run>}:accepted               hash    client -> round and digest of its newest accepted update
     flq:{<run>}:evaluations            hash    version -> JSON test metrics
     flq:{<run>}:events                 stream  what happened, capped
     flq:{<run>}:round:<n>              hash    state, cohort, quorum, elapsed_s, ...
@@ -121,6 +122,10 @@ def history(run: str) -> str:
 
 def late(run: str) -> str:
     return f"flq:{{{run}}}:late"
+
+
+def accepted(run: str) -> str:
+    return f"flq:{{{run}}}:accepted"
 
 
 def evaluations(run: str) -> str:

@@ -9,7 +9,7 @@ training step of a small model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import pairwise
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ def local_sgd(
     weight_decay: float = 0.0,
     device: str = "cpu",
     after_epoch: Callable[[int], None] = lambda epoch: None,
+    rule: LocalRule | None = None,
 ) -> dict[str, Any]:
     """
     Train ``model`` in place with minibatch SGD, each epoch in a new random order.
@@ -76,6 +77,7 @@ def local_sgd(
         learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         after_epoch: Called with the number of the epoch just done, from 1.
+        rule: What the strategy adds to each gradient.
 
     Returns:
         Sums of the last epoch, each loss as it was before its step: ``num_examples``, and
@@ -93,7 +95,9 @@ def local_sgd(
     order = torch.Generator().manual_seed(seed)
     count = size_of(dataset)
     cuts = _training_cuts(model, count, batch_size)
-    optimizer = _SGD(model, learning_rate, momentum, weight_decay)
+    optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule)
+    if rule is not None:
+        rule.is_used = True
     loss_sum = math.nan
     for epoch in range(1, epochs + 1):
         model.train()
@@ -101,6 +105,37 @@ def local_sgd(
         loss_sum = _one_epoch(model, batches, loss, optimizer)
         after_epoch(epoch)
     return _sums(count, loss_sum)
+
+
+class LocalRule:
+    """
+    A strategy's part in local SGD: what is added to each gradient, and how many steps there were.
+
+    ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
+
+    Args:
+        proximal: Pull towards the anchors.
+        anchors, offsets: By parameter, on its device; a parameter that is not there gets nothing.
+    """
+
+    def __init__(
+        self,
+        proximal: float = 0.0,
+        anchors: Mapping[nn.Parameter, Tensor] | None = None,
+        offsets: Mapping[nn.Parameter, Tensor] | None = None,
+    ) -> None:
+        self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
+        #: Whether local SGD knew of it: a task may train in another way.
+        self.is_used = False
+        self.steps = 0
+
+    def corrected(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """The gradient with what is added."""
+        if parameter in self.anchors:
+            gradient = gradient.add(parameter - self.anchors[parameter], alpha=self.proximal)
+        if parameter in self.offsets:
+            gradient = gradient.add(self.offsets[parameter])
+        return gradient
 
 
 class _SGD:
@@ -112,8 +147,14 @@ class _SGD:
     """
 
     def __init__(
-        self, model: nn.Module, learning_rate: float, momentum: float, weight_decay: float
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+        rule: LocalRule | None = None,
     ) -> None:
+        self.rule = rule
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.velocity: dict[int, Tensor] = {}
@@ -121,12 +162,16 @@ class _SGD:
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
+        if self.rule is not None:
+            self.rule.steps += 1
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
             change = parameter.grad
             if self.weight_decay:
                 change = change.add(parameter, alpha=self.weight_decay)
+            if self.rule is not None:
+                change = self.rule.corrected(parameter, change)
             if self.momentum:
                 change = self._with_momentum(index, change)
             parameter.add_(change, alpha=-self.learning_rate)

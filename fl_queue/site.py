@@ -130,6 +130,11 @@ class Site:
             return element
         return signing.seal(element, self.secrets.client, self.secrets.signing_key)
 
+    @property
+    def client_states(self) -> Path:
+        """Folder of what clients keep from one round to the next."""
+        return self.state_dir / "client-state"
+
     def connect(self) -> Store:
         """
         Both Redis roles, not checked: for a job, whose worker has seen that they are fit.

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,10 +27,18 @@ from torch import Tensor, nn
 
 from fl_queue import __version__
 from fl_queue.blob import little_endian
-from fl_queue.errors import DataError, ModelMismatch
+from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.records import Kind, Manifest, Sums, TensorSpec
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import Samples, seed_torch, size_of
+from fl_queue.sgd import LocalRule, Samples, seed_torch, size_of
+from fl_queue.strategies.base import (
+    Answer,
+    Known,
+    State,
+    Strategy,
+    state_manifest,
+    update_manifest,
+)
 from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
 
 Arrays = dict[str, NDArray[Any]]
@@ -57,13 +65,13 @@ class Changes(Mapping[str, NDArray[Any]]):
     def __init__(
         self, manifest: Manifest, model: nn.Module, base: Mapping[str, NDArray[Any]]
     ) -> None:
-        self._specs = {spec.name: spec for spec in manifest.tensors}
+        self._specs = {spec.name: spec for spec in manifest.shared().tensors}
         self._local = views_of(model, manifest)
         self._base = base
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         spec = self._specs[name]
-        whole = np.concatenate([np.empty(0, spec.dtype), *self._blocks(spec)])
+        whole = np.concatenate([np.empty(0, spec.dtype), *self.blocks(spec)])
         return whole.reshape(spec.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -75,10 +83,11 @@ class Changes(Mapping[str, NDArray[Any]]):
     def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
         """The update in the manifest's order: tensor, index of the first element, flat block of 2**20."""
         for spec in self._specs.values():
-            for index, block in enumerate(self._blocks(spec)):
+            for index, block in enumerate(self.blocks(spec)):
                 yield spec, index * _BLOCK, block
 
-    def _blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+    def blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        """One tensor's elements in order, flat, in blocks of 2**20."""
         local = self._local[spec.name].reshape(-1)
         base = self._base[spec.name].reshape(-1)
         for start in range(0, spec.size, _BLOCK):
@@ -94,11 +103,14 @@ class Trained:
     What one client made of one base version.
 
     Args:
-        tensors: Its update.
+        tensors: Its differences to the base.
         num_examples: Training samples, counted once whatever the epochs.
         metrics: Sums of the base version on the client's validation data.
         train_metrics: Sums of the training.
         train_s: Seconds of training, without evaluation of the base and without reading the data.
+        sent: The tensors of its update: the shared ones, and what the strategy wants besides.
+        answer: What the strategy makes of the training.
+        manifest: The run's model.
     """
 
     tensors: Changes
@@ -106,6 +118,54 @@ class Trained:
     metrics: Sums
     train_metrics: Sums
     train_s: float
+    sent: Manifest
+    answer: Answer
+    manifest: Manifest
+
+    def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
+        """The update in the order of ``sent``: tensor, index of the first element, flat block of 2**20."""
+        for spec in self.sent.tensors:
+            for index, block in enumerate(self._blocks(spec)):
+                yield spec, index * _BLOCK, block
+
+    def _blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        if spec.kind == "extra":
+            assert self.answer.extra is not None
+            whole = self.answer.extra(spec.quantity, spec.name.partition("/")[2]).reshape(-1)
+            for start in range(0, spec.size, _BLOCK):
+                yield little_endian(whole[start : start + _BLOCK])
+            return
+        for block in self.tensors.blocks(spec):
+            if spec.kind == "parameter" and self.answer.factor != 1.0:
+                yield (block.astype(np.float64) * self.answer.factor).astype("<f4")
+            else:
+                yield block
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    A strategy's part in one client's round.
+
+    Args:
+        strategy: As the config names it.
+        server: What clients fetch of its state: name -> tensor name -> array.
+        kept: What the client keeps, of the newest round that accepted its update.
+    """
+
+    strategy: Strategy = field(default_factory=Strategy)
+    server: State = field(default_factory=dict)
+    kept: State = field(default_factory=dict)
+
+    def known(self, task: Task, manifest: Manifest, context: ClientContext) -> Known:
+        """What the strategy may know before training."""
+        return Known(
+            learning_rate=context.learning_rate,
+            momentum=task.config.train["momentum"],
+            server=self.server,
+            kept=self.kept,
+            parameters=[spec.name for spec in state_manifest(manifest).tensors],
+        )
 
 
 def preload() -> None:
@@ -143,6 +203,7 @@ def train_update(
     context: ClientContext,
     on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
     on_loaded: Callable[[], None] = lambda: None,
+    plan: Plan | None = None,
 ) -> Trained:
     """
     One client's part in one round: evaluate the base version, train from it, take the difference.
@@ -157,12 +218,15 @@ def train_update(
         on_epoch: Called after each epoch with its number, their number, and finished validation
             metrics.
         on_loaded: Called when ``base`` will not be looked at until the update is computed.
+        plan: The strategy's part; FedAvg has none.
 
     Raises:
         ModelMismatch: The task builds another model than the run's.
         DataError: No training data, or unreadable data.
-        ConfigError: The data cannot be split as configured.
+        ConfigError: The data cannot be split as configured, or the task trains in a way of its own
+            that the strategy cannot correct.
     """
+    plan = plan or Plan()
     seed = seed_for(context.seed, context.run, context.round, context.client, "train")
     with _reproducible(seed, context):
         data = task.client_data(context)
@@ -174,14 +238,51 @@ def train_update(
                 "data.partition",
             )
         model = _model(task, manifest, base, context.device)
+        known = plan.known(task, manifest, context)
+        rule = _rule(plan.strategy, known, model, manifest)
         on_loaded()
         metrics = task.evaluate(model, data.validation, context)
+        if plan.strategy.needs_base_loss:
+            known = replace(known, base_loss=_loss(task, model, data.train, context))
         started = time.monotonic()
-        train_metrics = task.train(model, data, context, on_epoch)
+        train_metrics = task.train(model, data, replace(context, rule=rule), on_epoch)
         train_s = time.monotonic() - started
+    if plan.strategy.needs_local_sgd and not (rule.is_used and rule.steps):
+        raise ConfigError(
+            "aggregation.strategy",
+            "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
+            "context.rule to sgd.local_sgd, or use another strategy",
+        )
     model.zero_grad()  # Gradients are as large as the model.
     changes = Changes(manifest, model, base)
-    return Trained(changes, num_examples, metrics, train_metrics, train_s)
+    known = replace(known, steps=rule.steps, change=changes.__getitem__)
+    sent = update_manifest(plan.strategy, manifest)
+    answer = plan.strategy.answer(known)
+    return Trained(changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest)
+
+
+def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest) -> LocalRule:
+    """The strategy's correction as local SGD takes it."""
+    correction = strategy.correction(known)
+    state, anchors, offsets = _state(model), {}, {}
+    for name in known.parameters:
+        parameter = state[name]
+        if not isinstance(parameter, nn.Parameter):
+            continue
+        if correction.proximal:
+            anchors[parameter] = parameter.detach().clone()
+        if correction.offset is not None:
+            offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
+            offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
+    return LocalRule(correction.proximal, anchors, offsets)
+
+
+def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:
+    """Mean loss of a model on a data set."""
+    sums = task.evaluate(model, dataset, context)
+    if not sums.get("num_examples") or "loss_sum" not in sums:
+        raise DataError("training data", "the loss of the round's model on it is not finite")
+    return float(sums["loss_sum"] / sums["num_examples"])
 
 
 def evaluate_version(

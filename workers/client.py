@@ -16,11 +16,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, cache, codec, faults, models, names, outbox, rounds, simulation, training
+from fl_queue import (
+    blob,
+    cache,
+    clientstate,
+    codec,
+    faults,
+    models,
+    names,
+    outbox,
+    rounds,
+    simulation,
+    training,
+)
+from fl_queue.clientstate import Accepted, Kept
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
@@ -30,6 +44,8 @@ from fl_queue.runs import current_config
 from fl_queue.sampling import seed_for
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import State, Strategy, state_manifest
 from fl_queue.tasks import ClientContext, Task, load_task
 from workers import rqworker
 
@@ -46,11 +62,13 @@ class Base(NamedTuple):
     Args:
         body: As it came, on disk.
         encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
+        server: What the strategy has clients fetch besides.
     """
 
     manifest: Manifest
     body: Mapped
     encoding: str
+    server: State = MappingProxyType({})
 
     def arrays(self) -> Mapping[str, Any]:
         """Tensor name -> array: float32 or int64, decoded when asked for."""
@@ -86,6 +104,9 @@ class Assignment:
 
     def task(self) -> Task:
         return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
+
+    def strategy(self) -> Strategy:
+        return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
 
     def context(self) -> ClientContext:
         """
@@ -204,6 +225,7 @@ def tidy(store: Store, site: Site, who: str) -> None:
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     cache.sweep(site.cache, partial(rounds.is_over, store.control))
+    clientstate.sweep(site.client_states, lambda run: store.control.run(run) is not None)
 
 
 def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
@@ -266,6 +288,8 @@ def make_update(job: Assignment) -> Answer:
     """Train from the round's base version."""
     task, context = job.task(), job.context()
     base = job.base or fetch_base(job)
+    strategy = job.strategy()
+    kept = _kept(job, strategy, base.manifest)
     if job.is_watched:
         _announce(job, context)
     made = training.train_update(
@@ -275,29 +299,70 @@ def make_update(job: Assignment) -> Answer:
         context,
         on_loaded=base.body.unload,
         on_epoch=_Progress(job).on_epoch,
+        plan=training.Plan(strategy, base.server, kept.state),
     )
+    _keep_state(job, strategy, made, context)
     encoding = job.config.update["codec"]
+    environment = training.environment(context.device, task, context.threads)
     header = replace(
         job.header("update"),
         num_examples=made.num_examples,
         metrics=made.metrics,
         train_metrics=made.train_metrics,
         train_s=made.train_s,
-        environment=training.environment(context.device, task, context.threads),
-        tensors=codec.entries(encoding, base.manifest),
+        environment=environment | ({"client_state": kept.note} if strategy.client_state else {}),
+        tensors=codec.entries(encoding, made.sent),
         codec=encoding,
-        body_bytes=codec.encoded_nbytes(encoding, base.manifest),
+        scalars=dict(made.answer.scalars),
+        body_bytes=codec.encoded_nbytes(encoding, made.sent),
     )
-    return Answer(header, _encoded(encoding, base.manifest, made.tensors, context))
+    return Answer(header, _encoded(encoding, made, context))
 
 
-def _encoded(
-    encoding: str, manifest: Manifest, changes: training.Changes, context: ClientContext
-) -> Iterator[blob.Bytes]:
+def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
+    """What this client keeps: of its newest accepted update, of which the control server tells."""
+    if not strategy.client_state:
+        return Kept()
+    found = job.store.control.accepted(job.run, job.who)
+    kept = clientstate.load(
+        job.site.client_states,
+        job.run,
+        job.who,
+        job.round.number,
+        Accepted(*found) if found else None,
+        _kept_layout(strategy, manifest),
+    )
+    if kept.is_missing:
+        log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
+        event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
+        _tell(job, event | {"what": kept.note})
+    return kept
+
+
+def _kept_layout(strategy: Strategy, manifest: Manifest) -> Manifest:
+    return clientstate.layout(dict.fromkeys(strategy.client_state, state_manifest(manifest)))
+
+
+def _keep_state(
+    job: Assignment, strategy: Strategy, made: training.Trained, context: ClientContext
+) -> None:
+    """Write what this client keeps once the update is accepted; before the update itself is there."""
+    keep = made.answer.keep
+    if keep is None:
+        return
+    layout = _kept_layout(strategy, made.manifest)
+    update = blob.pieces_digest(_encoded(job.config.update["codec"], made, context))
+    named = (spec.name.partition("/") for spec in layout.tensors)
+    pieces = (blob.little_endian(keep(state, name)) for state, _, name in named)
+    folder, number = job.site.client_states, job.round.number
+    clientstate.write(folder, job.run, job.who, Accepted(number, update), layout, pieces)
+
+
+def _encoded(encoding: str, made: training.Trained, context: ClientContext) -> Iterator[blob.Bytes]:
     """An update's body as it travels, piece by piece; the same bytes when it is made again."""
-    codec.prepare(encoding, manifest)
+    codec.prepare(encoding, made.sent)
     seed = seed_for(context.seed, context.run, context.round, context.client, "codec")
-    for spec, start, values in changes.pieces():
+    for spec, start, values in made.pieces():
         yield codec.encode_piece(encoding, spec, start, values, seed)
 
 
@@ -347,8 +412,9 @@ def fetch_base(job: Assignment) -> Base:
                 job.round.fetched,
                 codec.encoded_nbytes(encoding, manifest),
                 job.config.redis["chunk_bytes"],
+                beside=len(job.strategy().fetched),
             )
-            return Base(manifest, body, encoding)
+            return Base(manifest, body, encoding, _fetch_state(job, manifest))
         except (ChunksMissing, StoreUnavailable) as exc:
             log.warning(
                 "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc
@@ -356,6 +422,25 @@ def fetch_base(job: Assignment) -> Base:
         time.sleep(MODEL_WAIT_S)
         if job.ended():
             raise ModelMismatch(f"round {job.round.number} ended before its model could be read")
+
+
+def _fetch_state(job: Assignment, manifest: Manifest) -> State:
+    """What the strategy has clients fetch; what its server does not have yet is zero."""
+    layout, wanted = state_manifest(manifest), job.strategy().fetched
+    digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
+    fetched = {
+        name: cache.fetch(
+            job.store,
+            job.site.cache,
+            job.run,
+            digest,
+            layout.nbytes,
+            job.config.redis["chunk_bytes"],
+            beside=len(wanted),
+        )
+        for name, digest in digests.items()
+    }
+    return {name: blob.views(layout, body.view) for name, body in fetched.items()}
 
 
 def _announce(job: Assignment, context: ClientContext) -> None:

@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from fl_queue import cache, faults, names, outbox, rounds, simulation, training
+from fl_queue import cache, clientstate, faults, names, outbox, rounds, simulation, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import ModelMismatch
 from fl_queue.group import GroupSum
@@ -190,17 +191,17 @@ def _config(run: str, segment: int) -> RunConfig:
     return current_config(_store(), run, segment)
 
 
-_bases: dict[str, Base] = {}
+_bases: dict[tuple[Any, ...], Base] = {}
 
 
 def _base(job: Assignment) -> Base:
     """The round's model, fetched and looked through once for all its clients."""
-    digest = job.round.fetched
-    if digest not in _bases:
+    what = (job.round.fetched, *sorted(job.round.server_state.items()))
+    if what not in _bases:
         fetched = fetch_base(job)
         _bases.clear()
-        _bases[digest] = fetched
-    return _bases[digest]
+        _bases[what] = fetched
+    return _bases[what]
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,6 +212,7 @@ def _tidy(run: str, number: int) -> None:
     has_ended = functools.cache(functools.partial(rounds.has_ended, control))
     outbox.sweep(site.outbox, _EVERYBODY, has_ended)
     cache.sweep(site.cache, functools.partial(rounds.is_over, control))
+    clientstate.sweep(site.client_states, lambda run: control.run(run) is not None)
 
 
 def main() -> int:

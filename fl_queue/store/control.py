@@ -339,6 +339,7 @@ class Control(Presence):
         download: str = "",
         manifest: Manifest | None = None,
         server_state: Mapping[str, str] | None = None,
+        keeping: Mapping[str, str] | None = None,
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
@@ -346,6 +347,7 @@ class Control(Presence):
         Args:
             download: Digest of the new version's encoded body, if clients fetch that.
             server_state: Name -> digest of the strategy's state that belongs to the new version.
+            keeping: Client -> digest of its accepted update, of clients that keep something.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -357,7 +359,7 @@ class Control(Presence):
             names.round_updates(run, number),
             names.history(run),
         ]
-        keys += [names.events(run), names.versions(run), names.manifest(run)]
+        keys += [names.events(run), names.versions(run), names.manifest(run), names.accepted(run)]
         args: list[Any] = [
             number,
             fence,
@@ -372,9 +374,15 @@ class Control(Presence):
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
         ]
         args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
-        args += [download, dumps(server_state or {})]
+        args += [download, dumps(server_state or {}), dumps(keeping or {})]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
+
+    def accepted(self, run: str, client: str) -> tuple[int, str] | None:
+        """Round and digest of a client's newest accepted update, where clients keep something."""
+        text = cast("bytes | None", self.redis.hget(names.accepted(run), client))
+        found = json.loads(text) if text else None
+        return (int(found["round"]), str(found["digest"])) if found else None
 
     def fence(self, run: str) -> int:
         """The newest fence of a run's aggregators."""

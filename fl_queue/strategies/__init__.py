@@ -18,7 +18,12 @@ from fl_queue.strategies.fedadagrad import FedAdagrad
 from fl_queue.strategies.fedadam import FedAdam
 from fl_queue.strategies.fedavg import FedAvg
 from fl_queue.strategies.fedavgm import FedAvgM
+from fl_queue.strategies.feddyn import FedDyn
+from fl_queue.strategies.fednova import FedNova
+from fl_queue.strategies.fedprox import FedProx
 from fl_queue.strategies.fedyogi import FedYogi
+from fl_queue.strategies.qfedavg import QFedAvg
+from fl_queue.strategies.scaffold import Scaffold
 
 #: Name -> class of the built-in strategies.
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -27,6 +32,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
+    "fedprox": FedProx,
+    "fednova": FedNova,
+    "qfedavg": QFedAvg,
+    "scaffold": Scaffold,
+    "feddyn": FedDyn,
 }
 
 

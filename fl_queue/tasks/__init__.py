@@ -29,7 +29,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import Samples
+from fl_queue.sgd import LocalRule, Samples
 from fl_queue.tasks.skew import Skew
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
@@ -54,6 +54,8 @@ class ClientContext:
         threads: CPU threads torch may use; 0 leaves them as they are.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
+        rule: What the strategy adds to local SGD; a task with a training of its own hands it to
+            ``sgd.local_sgd``, or cannot be used with such a strategy.
     """
 
     client: str
@@ -68,6 +70,7 @@ class ClientContext:
     learning_rate: float
     epochs: int
     batch_size: int
+    rule: LocalRule | None = None
 
     @classmethod
     def of(
@@ -200,6 +203,7 @@ class Task(ABC):
             weight_decay=self.config.train["weight_decay"],
             device=context.device,
             after_epoch=report,
+            rule=context.rule,
         )
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:

@@ -62,7 +62,7 @@ FORBIDDEN: list[tuple[object, ...]] = [
     # Runs, rounds, receipts, who is there.
     *[("HSET", names.run(RUN), "state", "failed"), ("DEL", names.run(RUN))],
     *[("HSET", names.round_(RUN, 1), "quorum", 0), ("SET", names.config(RUN), "[]")],
-    *[("SET", names.manifest(RUN), "{}"), ("HSET", names.round_jobs(RUN, 1), "a", "{}")],
+    *[("SET", names.manifest(RUN), "{}"), ("HSET", names.accepted(RUN), "a", "{}"), ("HSET", names.round_jobs(RUN, 1), "a", "{}")],
     *[("HGETALL", names.round_updates(RUN, 1)), ("HSET", names.round_updates(RUN, 1), "a", "{}")],
     *[("XADD", names.events(RUN), NEXT_ID, "event", "{}"), ("RPUSH", names.history(RUN), "{}")],
     *[("DEL", names.events(RUN)), ("HSET", names.RUNS, "x", "y"), ("DEL", names.HEALER)],
@@ -87,6 +87,7 @@ ALLOWED: list[tuple[object, ...]] = [
     *[("MGET", names.admitted(RUN, "b"), names.admitted(RUN, "c")), ("GET", MODEL)],
     *[("HGETALL", names.run(RUN)), ("HGETALL", names.round_(RUN, 1)), ("GET", names.config(RUN))],
     *[("HGETALL", names.round_(RUN, 1234567)), ("GET", names.manifest(RUN))],
+    ("HGET", names.accepted(RUN), "a"),
     *[("HGET", names.round_jobs(RUN, 1), "a"), ("HSET", names.client("a"), "num_examples", 1)],
     *[("HSET", names.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
     *[("XADD", names.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],

@@ -187,3 +187,19 @@ def test_a_site_worker_trains_no_virtual_clients(
 
     (why,) = wait_for("a refusal", told)
     assert "is no function of queue flq-client-sim-1" in why
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fednova", "feddyn"])
+def test_what_a_strategy_wants_besides_has_the_bits_of_site_workers_in_a_pool(
+    pool: Federation, strategy: str
+) -> None:
+    wanted = (f"aggregation.strategy={strategy}", "aggregation.weighting=uniform")
+    found = []
+    for kind in (SITES, VIRTUAL):
+        run = pool.begin(strategy, *kind, *wanted, "run.evaluate_every=0", "run.rounds=3")
+        assert pool.finish(run).state == "completed"
+        records = pool.committed(run)
+        found.append([(record.digest, record.server_state) for record in records])
+        pool.free(run)
+    assert found[0] == found[1]
+    assert len(found[0]) == 3

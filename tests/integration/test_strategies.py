@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
+
 from fl_queue import backup, names, verify
+from fl_queue.errors import ConfigError
 from fl_queue.records import RoundRecord
 from tests.federation import Federation, wait_for
 
@@ -24,6 +28,14 @@ class Half(Strategy):
         block.state["last"] = mean
         return block.x + self.number("share") * mean
 """
+
+
+SCAFFOLD = (
+    *COHORT,
+    "aggregation.strategy=scaffold",
+    "aggregation.weighting=uniform",
+    "run.rounds=6",
+)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -76,11 +88,70 @@ def test_a_backup_has_what_the_server_keeps(federation: Federation, tmp_path: Pa
     restored = backup.restore(federation.store, tmp_path / "saved.zip", federation.redis.state_dir)
     # The data server loses it all, and this machine has the checkpoints.
     for digest in restored.server_state.values():
-        federation.store.data.drop_chunks(restored.run_id, digest, 1)
+        federation.store.data.drop_chunks(names.model_blob(restored.run_id, digest), 1)
     federation.begin("saved", *ADAM, "run.rounds=1")
     federation.finish(restored.run_id)
 
     assert what_was_made(federation.committed(restored.run_id)) == whole
+
+
+def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
+    federation: Federation,
+) -> None:
+    calm = federation.begin("controls", *SCAFFOLD)
+    federation.finish(calm)
+    expected = what_was_made(federation.committed(calm))
+    notes = [
+        receipt.environment["client_state"]
+        for receipt in federation.store.control.receipts(calm, 6).values()
+    ]
+    assert notes == ["of round 5"] * CLIENTS
+    federation.free(calm)
+
+    run = federation.begin("controls", *SCAFFOLD, "model.keep_updates=true")
+    federation.reach(run, 2)
+    fired = [
+        federation.arm("client.trained", "kill", "site-1_"),
+        federation.arm("checkpoint.written", "kill"),
+    ]
+    federation.finish(run)
+
+    assert [path.exists() for path in fired] == [True, True]
+    assert what_was_made(federation.committed(run)) == expected
+    state = federation.store.control.run(run)
+    assert state is not None
+    verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
+    assert {verdict.result for verdict in verdicts} == {"same"}
+
+
+def test_a_client_that_lost_its_state_starts_from_zero_and_says_so(
+    federation: Federation,
+) -> None:
+    run = federation.begin("lost", *SCAFFOLD, "run.rounds=1")
+    federation.finish(run)
+    shutil.rmtree(federation.redis.state_dir / "client-state" / run / "site-1")
+    federation.begin("lost", *SCAFFOLD, "run.rounds=1")
+    federation.finish(run)
+
+    number = federation.committed(run)[-1].round
+    receipts = federation.store.control.receipts(run, number)
+    said = {client: receipt.environment["client_state"] for client, receipt in receipts.items()}
+    assert said["site-2"] == "of round 1"
+    assert said["site-1"].startswith("missing, that of round 1: starts from zero")
+    events = [
+        event
+        for event in federation.client_events("site-1")
+        if event["event"] == "client_state_missing"
+    ]
+    assert [(event["run"], event["round"]) for event in events] == [(run, number)]
+
+
+def test_a_run_keeps_its_strategy(federation: Federation) -> None:
+    run = federation.begin("loyal", *COHORT, "run.rounds=1")
+    federation.finish(run)
+    with pytest.raises(ConfigError) as caught:
+        federation.begin("loyal", *ADAM)
+    assert caught.value.field == "aggregation.strategy"
 
 
 def test_an_own_strategy_runs_where_it_is_allowed_and_says_so_where_not(

@@ -1,11 +1,12 @@
 -- The only place where a round's outcome is decided: commit, abandon, cancel, or end of an
 -- evaluation or initialisation. Everything before it can be repeated, everything after it is cleaning up.
--- KEYS 1 run   2 round   3 updates   4 history   5 events   6 versions   7 manifest
+-- KEYS 1 run   2 round   3 updates   4 history   5 events   6 versions   7 manifest   8 accepted
 -- ARGV 1 round number   2 fence   3 token of this call   4 outcome   5 reason
 --      6 version and 7 its digest ('' for none)   8 history record ('' for none)
 --      9 receipts: JSON client -> receipt   10 event (JSON)   11 longest event stream
 --      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
 --      14 digest of the version's encoded body ('' for none)
+--      16 clients that keep something: JSON client -> digest of its accepted update ('{}' for none)
 --      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
@@ -29,6 +30,9 @@ if ARGV[6] ~= '' then
   if ARGV[15] ~= '{}' then kept = ',"server_state":' .. ARGV[15] end
   redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s%s}', ARGV[7], download, ARGV[1], kept))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
+  for client, update in pairs(cjson.decode(ARGV[16])) do
+    redis.call('HSET', KEYS[8], client, string.format('{"round":%s,"digest":"%s"}', ARGV[1], update))
+  end
 end
 if ARGV[13] ~= '' then redis.call('SET', KEYS[7], ARGV[13]) end
 if ARGV[8] ~= '' then redis.call('RPUSH', KEYS[4], ARGV[8]) end

@@ -1,0 +1,146 @@
+"""
+What a client keeps from one round to the next, on its own disk: it never leaves the machine.
+
+    <state dir>/client-state/<run id>/<client>/<round>_<digest of the update>/<digest>.safetensors
+
+A state is written before its update is, and counts only once that very update has been accepted: the
+control server is asked, each time before the next use. So a round that was retried, came late or was
+abandoned advances nothing, and whatever kills the writer leaves the old state or both. The files are
+readable by their owner only. No Redis here: the caller asks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from fl_queue import blob, checkpoint
+from fl_queue.blob import Tensor
+from fl_queue.errors import CheckpointError, DataError
+from fl_queue.records import Manifest
+
+#: A run that is unknown may still be restored from a backup; nobody waits longer.
+_FORGOTTEN_S = 7 * 24 * 3600.0
+
+
+class Accepted(NamedTuple):
+    """The newest update of a client that was accepted: its round, and the digest of its body."""
+
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """
+    What a client starts from.
+
+    Args:
+        state: Name -> tensor name -> array; empty: from zero.
+        note: What the receipt says of it.
+        is_missing: Whether there should have been a state.
+    """
+
+    state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    note: str = "none yet: starts from zero"
+    is_missing: bool = False
+
+
+def layout(states: Mapping[str, Manifest]) -> Manifest:
+    """The tensors of a file: ``<state>/<tensor>``. Args: ``states``: name -> its tensors."""
+    specs = [
+        replace(spec, name=f"{state}/{spec.name}")
+        for state, manifest in states.items()
+        for spec in manifest.tensors
+    ]
+    return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+
+def write(
+    folder: Path,
+    run: str,
+    client: str,
+    update: Accepted,
+    manifest: Manifest,
+    pieces: Iterable[Tensor],
+) -> None:
+    """
+    Keep a state, for the case that an update is accepted.
+
+    Args:
+        folder: Of this machine's client states.
+        update: The update's round and the digest of its body.
+        manifest: The state's, from ``layout``.
+        pieces: Its tensors in that order.
+
+    Raises:
+        DataError: It cannot be written (disk full, permissions).
+    """
+    place = _place(folder, run, client) / f"{update.round}_{update.digest}"
+    metadata = {"run": run, "client": client, "round": str(update.round)}
+    try:
+        # Others on this machine cannot look into it, whatever the umask.
+        for parent in (folder, place):
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
+            path = draft.keep()
+        path.chmod(0o600)
+    except (OSError, CheckpointError) as exc:
+        reason = exc.reason if isinstance(exc, CheckpointError) else exc.strerror
+        raise DataError(str(place), f"a client's state cannot be written: {reason}") from exc
+
+
+def load(
+    folder: Path, run: str, client: str, before: int, accepted: Accepted | None, manifest: Manifest
+) -> Kept:
+    """
+    The state that belongs to the client's newest accepted update; all others are removed.
+
+    Args:
+        before: The round it is needed for; states of it may be about to be accepted and stay.
+        accepted: What the control server says; None: no update of this client has been.
+        manifest: The state's, from ``layout``.
+    """
+    place = _place(folder, run, client)
+    wanted = f"{accepted.round}_{accepted.digest}" if accepted else ""
+    for old in place.iterdir() if place.is_dir() else ():
+        number = old.name.partition("_")[0]
+        if old.name != wanted and number.isdigit() and int(number) < before:
+            shutil.rmtree(old, ignore_errors=True)
+    if accepted is None:
+        return Kept()
+    try:
+        state = _read(place / wanted, manifest)
+    except CheckpointError as exc:
+        note = f"missing, that of round {accepted.round}: starts from zero"
+        return Kept(note=f"{note} ({exc.reason})", is_missing=True)
+    return Kept(state, f"of round {accepted.round}")
+
+
+def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    files = sorted(place.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(str(place), "is missing")
+    body = checkpoint.open_body(place, files[0].stem, manifest)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in blob.views(manifest, body.view).items():
+        state, _, inner = name.partition("/")
+        found.setdefault(state, {})[inner] = tensor
+    return found
+
+
+def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
+    """Remove the states of runs that have been unknown for a week. Args: ``is_known``: run id -> bool."""
+    for run in folder.iterdir() if folder.is_dir() else ():
+        if is_known(run.name):
+            run.touch()
+        elif time.time() - run.stat().st_mtime > _FORGOTTEN_S:
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def _place(folder: Path, run: str, client: str) -> Path:
+    return folder / run / client

@@ -1,0 +1,97 @@
+"""A client's state counts once its very update was accepted; anything else leaves the old one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import clientstate
+from fl_queue.clientstate import Accepted
+from fl_queue.errors import DataError
+from fl_queue.records import Manifest, TensorSpec
+
+LAYOUT = clientstate.layout(
+    {"c": Manifest((TensorSpec("w", (2,), "parameter"), TensorSpec("w.x", (), "parameter")))}
+)
+ONE, TWO = "1" * 64, "2" * 64
+
+
+def write(folder: Path, number: int, update: str, value: float) -> None:
+    pieces = [np.full(spec.shape, value, np.float32) for spec in LAYOUT.tensors]
+    clientstate.write(folder, "run-1", "a", Accepted(number, update), LAYOUT, pieces)
+
+
+def value(folder: Path, before: int, accepted: Accepted | None) -> float | None:
+    kept = clientstate.load(folder, "run-1", "a", before, accepted, LAYOUT)
+    assert bool(kept.state) == (kept.note == f"of round {accepted.round}" if accepted else False)
+    return float(kept.state["c"]["w"][0]) if kept.state else None
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name[:4] for path in (folder / "run-1/a").iterdir())
+
+
+def test_a_retried_late_or_abandoned_round_advances_nothing(tmp_path: Path) -> None:
+    write(tmp_path, 1, ONE, 1.0)
+    assert value(tmp_path, 2, Accepted(1, ONE)) == 1.0
+    write(tmp_path, 2, ONE, 2.0)  # An attempt whose update never got there,
+    write(tmp_path, 2, TWO, 2.5)  # and another one, of a round that is abandoned.
+    assert value(tmp_path, 2, Accepted(1, ONE)) == 1.0
+    assert value(tmp_path, 3, Accepted(1, ONE)) == 1.0
+    assert left(tmp_path) == ["1_11"]
+    write(tmp_path, 3, ONE, 3.0)
+    write(tmp_path, 3, TWO, 3.5)
+    assert value(tmp_path, 4, Accepted(3, TWO)) == 3.5
+    assert left(tmp_path) == ["3_22"]
+
+
+def test_before_anything_was_accepted_a_client_starts_from_zero(tmp_path: Path) -> None:
+    write(tmp_path, 1, ONE, 1.0)
+    kept = clientstate.load(tmp_path, "run-1", "a", 2, None, LAYOUT)
+    assert (kept.state, kept.is_missing, "starts from zero" in kept.note) == ({}, False, True)
+    assert left(tmp_path) == []
+
+
+def test_a_state_that_is_lost_or_damaged_is_missing_and_said_to_be(tmp_path: Path) -> None:
+    write(tmp_path, 1, ONE, 1.0)
+    (file,) = tmp_path.rglob("*.safetensors")
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(damaged)
+    for accepted in (Accepted(1, ONE), Accepted(2, TWO)):
+        kept = clientstate.load(tmp_path, "run-1", "a", 3, accepted, LAYOUT)
+        assert (kept.state, kept.is_missing) == ({}, True)
+        assert f"missing, that of round {accepted.round}: starts from zero" in kept.note
+
+
+def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        write(tmp_path / "states", 1, ONE, 1.0)
+    finally:
+        os.umask(old)
+    (file,) = tmp_path.rglob("*.safetensors")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "states").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="state cannot be written"):
+        write(tmp_path / "file", 1, ONE, 1.0)
+
+
+def test_states_of_runs_unknown_for_a_week_are_removed(tmp_path: Path) -> None:
+    for run in ("known", "gone", "restored-perhaps"):
+        (tmp_path / run / "a").mkdir(parents=True)
+    week_ago = time.time() - 8 * 24 * 3600
+    for run in ("known", "gone"):
+        os.utime(tmp_path / run, (week_ago, week_ago))
+    clientstate.sweep(tmp_path, lambda run: run == "known")
+    clientstate.sweep(tmp_path, lambda run: False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "restored-perhaps"]

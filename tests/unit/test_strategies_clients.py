@@ -1,0 +1,298 @@
+"""Strategies whose clients do something: whole federations against plain numpy from the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from fl_queue import blob, config
+from fl_queue.errors import ConfigError
+from fl_queue.exact import ExactSum, choose_scales
+from fl_queue.records import Manifest
+from fl_queue.strategies import base, fednova, get_strategy
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.training import Plan, Trained, initial_model, train_update
+
+#: Features; samples of each client: with full batches a client takes as many steps as epochs.
+WIDTH, SIZES = 4, (5, 9, 14)
+COHORTS = ((0, 1), (1, 2), (0, 2), (0, 1, 2))
+RATE = 0.05
+Arrays = dict[str, np.ndarray]
+
+
+def rows(client: int) -> tuple[np.ndarray, np.ndarray]:
+    """A client's samples: the same line for nobody."""
+    rng = np.random.default_rng(client)
+    x = rng.normal(0, 1, (SIZES[client], WIDTH))
+    return x.astype(np.float32), (x @ rng.normal(0, 1, WIDTH) + client)[:, None].astype(np.float32)
+
+
+class Line(Task):
+    """Least squares, with a number of epochs for each client."""
+
+    def build_model(self) -> nn.Module:
+        return nn.Linear(WIDTH, 1)
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        x, y = rows(int(context.client))
+        train = TensorDataset(torch.tensor(x), torch.tensor(y))
+        return ClientData(train, TensorDataset(torch.zeros(0, WIDTH), torch.zeros(0, 1)))
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(output, target)
+
+
+class Skipping(Line):
+    """A task with a training of its own."""
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Mapping[str, Any]:
+        return {"num_examples": 1}
+
+
+def loaded(name: str, options: Mapping[str, Any], momentum: float = 0.0) -> config.RunConfig:
+    raw = {
+        "run": {"task": "line:Line"},
+        "train": {"batch_size": 100, "learning_rate": RATE, "momentum": momentum},
+        "aggregation": {"strategy": name, "weighting": get_strategy(name).WEIGHTINGS[0]},
+        "strategy": dict(options),
+    }
+    return config.RunConfig.from_dict(raw)
+
+
+def train(
+    task: Task, manifest: Manifest, model: Arrays, client: int, steps: int, plan: Plan, n: int
+) -> Trained:
+    context = ClientContext.of(task.config, client=str(client), run="line", round_number=n)
+    object.__setattr__(context, "epochs", steps)
+    return train_update(task, manifest, model, context, plan=plan)
+
+
+def federate(
+    name: str,
+    options: Mapping[str, Any],
+    steps: Sequence[int] = (3, 3, 3),
+    momentum: float = 0.0,
+) -> list[Arrays]:
+    """The models after each round, made by what clients and aggregators run."""
+    settings = loaded(name, options, momentum)
+    strategy, task = get_strategy(name, settings.strategy), Line(settings)
+    manifest, model = initial_model(task, 1)
+    ranges = strategy.ranges(settings.aggregation)
+    limits = {key: span.limit for key, span in ranges.items()}
+    scales = choose_scales(3, 14, limits, {key: span.finest for key, span in ranges.items()})
+    state: dict[str, Arrays] = {}
+    kept: dict[int, dict[str, Arrays]] = {}
+    models = [model]
+    for version, cohort in enumerate(COHORTS, 1):
+        total = ExactSum(base.update_manifest(strategy, manifest), scales, 14)
+        fetched = {key: state[key] for key in strategy.fetched if key in state}
+        for client in cohort:
+            plan = Plan(strategy, fetched, kept.get(client, {}))
+            made = train(task, manifest, models[-1], client, steps[client], plan, version)
+            sent = {spec.name: values for spec, _, values in made.pieces()}
+            weight = SIZES[client] if strategy.WEIGHTINGS[0] == "examples" else 1
+            base.check_scalars(strategy, made.answer.scalars)
+            total.add_blocks(lambda s, sent=sent: [sent[s.name]], weight, made.answer.scalars)
+            if made.answer.keep:
+                kept[client] = {
+                    key: {s.name: made.answer.keep(key, s.name) for s in manifest.tensors}
+                    for key in strategy.client_state
+                }
+        pieces: dict[str, list[bytes]] = {key: [] for key in strategy.server_state}
+        sinks = {
+            key: lambda block, into=into: into.append(block.tobytes())
+            for key, into in pieces.items()
+        }
+        facts = base.Facts(version, len(cohort), len(SIZES))
+        blocks = strategy.next_model(manifest, models[-1], total, state, sinks, facts)
+        models.append(blob.views(manifest, b"".join(block.tobytes() for block in blocks)))
+        state = {k: blob.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
+    return models
+
+
+def flat(model: Arrays) -> np.ndarray:
+    """weight and bias as one vector, float64."""
+    return np.concatenate([model["weight"].ravel(), model["bias"]]).astype(np.float64)
+
+
+def gradient(client: int, w: np.ndarray) -> np.ndarray:
+    x, y = (part.astype(np.float64) for part in rows(client))
+    x = np.hstack([x, np.ones((len(x), 1))])
+    return 2 / len(x) * x.T @ (x @ w - y[:, 0])
+
+
+def loss(client: int, w: np.ndarray) -> float:
+    x, y = (part.astype(np.float64) for part in rows(client))
+    return float(((np.hstack([x, np.ones((len(x), 1))]) @ w - y[:, 0]) ** 2).mean())
+
+
+def check(models: list[Arrays], expected: list[np.ndarray]) -> None:
+    assert len(models) == len(expected) + 1
+    for model, reference in zip(models[1:], expected, strict=True):
+        assert np.abs(flat(model) - reference).max() < 1e-6
+    assert np.abs(expected[-1] - flat(models[0])).max() > 0.01
+
+
+def weights(cohort: Sequence[int]) -> np.ndarray:
+    sizes = np.array([SIZES[client] for client in cohort], float)
+    return sizes / sizes.sum()
+
+
+def local(client: int, x: np.ndarray, steps: int, mu: float = 0.0, rho: float = 0.0) -> np.ndarray:
+    w, v = x.copy(), np.zeros_like(x)
+    for _ in range(steps):
+        v = rho * v + gradient(client, w) + mu * (w - x)
+        w = w - RATE * v
+    return w
+
+
+def test_fedprox_is_its_equations() -> None:
+    models = federate("fedprox", {"mu": 0.5}, (3, 4, 5), momentum=0.5)
+    x, expected = flat(models[0]), []
+    for cohort in COHORTS:
+        ends = [local(client, x, 3 + client, 0.5, 0.5) for client in cohort]
+        x = sum(p * y for p, y in zip(weights(cohort), ends, strict=True))
+        expected.append(x)
+    check(models, expected)
+
+
+@pytest.mark.parametrize(("mu", "rho"), [(0.0, 0.0), (0.0, 0.9), (0.3, 0.0)])
+def test_fednova_is_its_equations(mu: float, rho: float) -> None:
+    steps = (2, 4, 7)
+    models = federate("fednova", {"mu": mu}, steps, rho)
+
+    def norm(tau: int) -> float:  # The paper's closed forms.
+        if rho:
+            return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+        return (1 - (1 - RATE * mu) ** tau) / (RATE * mu) if mu else float(tau)
+
+    x, expected = flat(models[0]), []
+    for cohort in COHORTS:
+        p = weights(cohort)
+        d = [(x - local(c, x, steps[c], mu, rho)) / (RATE * norm(steps[c])) for c in cohort]
+        tau = [steps[c] if mu else norm(steps[c]) for c in cohort]
+        x = x - (p * tau).sum() * RATE * sum(p_i * d_i for p_i, d_i in zip(p, d, strict=True))
+        expected.append(x)
+    check(models, expected)
+
+
+def test_fednova_with_equal_steps_is_fedavg() -> None:
+    for momentum in (0.0, 0.9):
+        plain = federate("fedavg", {}, momentum=momentum)
+        nova = federate("fednova", {}, momentum=momentum)
+        assert max(np.abs(flat(a) - flat(b)).max() for a, b in zip(plain, nova, strict=True)) < 1e-6
+
+
+def test_momentum_and_pull_together_are_the_steps_of_a_constant_gradient() -> None:
+    w, v = 0.0, 0.0
+    for _ in range(9):
+        v = 0.8 * v + 1.0 + 0.4 * w
+        w -= 0.1 * v
+    assert abs(fednova.accumulated(9, 0.8, 0.1 * 0.4) - -w / 0.1) < 1e-12
+
+
+@pytest.mark.parametrize("q", [0.0, 1.0, 3.0])
+def test_qfedavg_is_its_equations(q: float) -> None:
+    models = federate("qfedavg", {"q": q})
+    x, expected = flat(models[0]), []
+    for cohort in COHORTS:
+        delta, h = np.zeros_like(x), 0.0
+        for client in cohort:
+            f, g = loss(client, x) + 1e-10, (x - local(client, x, 3)) / RATE
+            delta = delta + f**q * g
+            h += q * f ** (q - 1) * (g**2).sum() + f**q / RATE
+        x = x - delta / h
+        expected.append(x)
+    check(models, expected)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_scaffold_is_its_equations(rho: float) -> None:
+    steps, eta_g = (2, 4, 7), 0.8
+    models = federate("scaffold", {"server_learning_rate": eta_g}, steps, rho)
+    x = flat(models[0])
+    c, c_i = np.zeros_like(x), [np.zeros_like(x) for _ in SIZES]
+    expected = []
+    for cohort in COHORTS:
+        moves, changes = [], []
+        for client in cohort:
+            y, v = x.copy(), np.zeros_like(x)
+            distance = 0.0  # How far a constant gradient goes: K eta_l without momentum.
+            a = 0.0
+            for _ in range(steps[client]):
+                v = rho * v + gradient(client, y) - c_i[client] + c
+                y = y - RATE * v
+                a = rho * a + 1
+                distance += RATE * a
+            new = c_i[client] - c + (x - y) / distance
+            moves.append(y - x)
+            changes.append(new - c_i[client])
+            c_i[client] = new
+        x = x + eta_g * sum(moves) / len(cohort)
+        c = c + len(cohort) / len(SIZES) * sum(changes) / len(cohort)
+        expected.append(x)
+    check(models, expected)
+    assert np.abs(c - sum(c_i) / len(SIZES)).max() < 1e-12
+
+
+def test_feddyn_is_its_equations() -> None:
+    alpha = 0.1
+    models = federate("feddyn", {"alpha": alpha})
+    x = flat(models[0])
+    h, g = np.zeros_like(x), [np.zeros_like(x) for _ in SIZES]
+    expected = []
+    for cohort in COHORTS:
+        ends = []
+        for client in cohort:
+            y = x.copy()
+            for _ in range(3):
+                y = y - RATE * (gradient(client, y) - g[client] + alpha * (y - x))
+            g[client] = g[client] - alpha * (y - x)
+            ends.append(y)
+        h = h - alpha / len(SIZES) * sum(y - x for y in ends)
+        x = sum(ends) / len(ends) - h / alpha
+        expected.append(x)
+    check(models, expected)
+
+
+def test_without_their_terms_the_bits_are_those_of_fedavg() -> None:
+    def bits(models: list[Arrays]) -> list[bytes]:
+        return [model[name].tobytes() for model in models for name in sorted(model)]
+
+    plain = bits(federate("fedavg", {}, (2, 4, 7), 0.9))
+    assert bits(federate("fedprox", {"mu": 0.0}, (2, 4, 7), 0.9)) == plain
+    assert bits(federate("fedavgm", {"momentum": 0.0}, (2, 4, 7), 0.9)) == plain
+
+
+def test_a_task_that_trains_in_a_way_of_its_own_is_refused_where_that_matters() -> None:
+    for name in ("fedavg", "fedprox"):
+        settings = loaded(name, {})
+        task = Skipping(settings)
+        manifest, model = initial_model(task, 1)
+        plan = Plan(get_strategy(name, settings.strategy))
+        if name == "fedavg":
+            assert train(task, manifest, model, 0, 1, plan, 1).num_examples == SIZES[0]
+            continue
+        with pytest.raises(ConfigError, match=r"context\.rule"):
+            train(task, manifest, model, 0, 1, plan, 1)
+
+
+def test_a_config_that_cannot_serve_a_strategy_is_refused_by_field() -> None:
+    for name in ("scaffold", "feddyn", "qfedavg"):
+        with pytest.raises(ConfigError) as caught:
+            config.load("mnist-3v7", (f"aggregation.strategy={name}",), {})
+        assert caught.value.field == "aggregation.weighting"
+        assert "set it to uniform" in caught.value.reason
+    for name in ("scaffold", "feddyn"):
+        uniform = (f"aggregation.strategy={name}", "aggregation.weighting=uniform")
+        with pytest.raises(ConfigError) as caught:
+            config.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
+        assert caught.value.field == "update.codec"
