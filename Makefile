@@ -27,7 +27,7 @@ venv: $(VENV)/.installed ## install fl-queue into .venv
 demo: $(VENV)/.installed ## train on this machine: private Redis, workers, rounds, result
 	$(BIN)/fl-queue demo $(ARGS)
 
-test: $(VENV)/.installed-test ## run the suite, about ten minutes (ARGS="-k exact" for a part)
+test: $(VENV)/.installed-test ## run the suite, about twenty minutes (ARGS="-k exact" for a part)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out

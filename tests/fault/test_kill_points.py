@@ -31,15 +31,15 @@ EVALUATOR = ("client.started", "outbox.written", "update.pushed", "version.score
 HEALER = ("heal.given-back", "heal.healed", "heal.replaced")
 #: Where a Redis is killed while a process stands still there: before and after each of its writes.
 REDIS = [
-    ("client-", "client.trained"),
-    ("client-", "update.pushed"),
+    ("site-", "client.trained"),
+    ("site-", "update.pushed"),
     ("aggregator-", "update.received"),
     ("aggregator-", "partial.saved"),
     ("aggregator-", "checkpoint.written"),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
-            ("client-", "outbox.written"),
+            ("site-", "outbox.written"),
             ("aggregator-", "update.taken"),
             ("aggregator-", "partial.stored"),
             ("aggregator-", "round.decided"),
