@@ -90,13 +90,15 @@ def execute(
         stderr=subprocess.PIPE,
         text=True,
     )
+    in_time = True
     try:
         printed, errors = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
+        in_time = False  # Whatever becomes of it: an early interrupt may go unheard.
         printed, errors = _end(process)
         errors += f"\nended after {patience_s:g} s"
     command = " ".join(["python -m", module, *shown])
-    is_good = process.returncode == 0
+    is_good = in_time and process.returncode == 0
     text = printed.strip() if is_good else _failure(process.returncode, errors)
     return Outcome(benchmark, command, text, time.monotonic() - began, is_good)
 
