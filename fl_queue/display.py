@@ -22,7 +22,7 @@ from rich.text import Text
 
 from fl_queue import metrics, names, report, rounds, scores
 from fl_queue.errors import StoreUnavailable
-from fl_queue.records import Receipt, RoundRecord
+from fl_queue.records import Receipt, RoundRecord, updates_in
 from fl_queue.store import RoundState, RunState, Store
 
 BLOCK_MS = 1000
@@ -32,7 +32,6 @@ RETRY_S = 1.0
 CLIENTS_SHOWN = 16
 ROUNDS_SHOWN = 5
 REFRESH_HZ = 4
-_DONE = ("received", "accepted")
 _STYLES = {"received": "cyan", "accepted": "green", "training": "", "waiting": "dim"}
 
 Event = Mapping[str, Any]
@@ -66,9 +65,7 @@ class Scene:
     def received(self) -> int:
         """Clients of the cohort whose update is in and not refused."""
         cohort = self.round.cohort if self.round else ()
-        return sum(
-            self.receipts[client].status in _DONE for client in cohort if client in self.receipts
-        )
+        return updates_in(cohort, self.receipts)
 
 
 def follow(

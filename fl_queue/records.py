@@ -185,9 +185,14 @@ class Receipt:
     nbytes: int = 0
 
     @property
+    def is_in(self) -> bool:
+        """Whether the update is in: merged, or to be merged when its round is committed."""
+        return self.status in ("received", "accepted")
+
+    @property
     def answers(self) -> bool:
         """Whether it is the client's answer, whoever else may push in its name."""
-        return self.status in ("received", "accepted", "failed")
+        return self.is_in or self.status == "failed"
 
     def to_json(self) -> str:
         return dumps(asdict(self))
@@ -195,6 +200,11 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         return cls(**json.loads(text))
+
+
+def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
+    """Of how many of a cohort the update is in."""
+    return sum(client in receipts and receipts[client].is_in for client in cohort)
 
 
 @dataclass(frozen=True)

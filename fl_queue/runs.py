@@ -13,7 +13,7 @@ from redis.client import Pipeline
 from fl_queue import faults, names
 from fl_queue.config import FIXED, RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
-from fl_queue.records import dumps
+from fl_queue.records import dumps, updates_in
 from fl_queue.store import RunState, Store, as_text, parse_run_state
 
 #: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
@@ -181,11 +181,7 @@ def describe_state(store: Store, state: RunState) -> str:
         why = f": {state.reason}" if state.reason else ""
         return f"is training: between rounds{why}"
     receipts = store.control.receipts(state.run_id, state.round)
-    received = sum(
-        receipts[client].status in ("received", "accepted")
-        for client in current.cohort
-        if client in receipts
-    )
+    received = updates_in(current.cohort, receipts)
     what = {
         "initialise": "making version 0",
         "train": f"round {state.round}",

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from fl_queue import embedded
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import Store
 from fl_queue.urls import has_password
 
@@ -66,6 +66,25 @@ def connection_options(command: Command) -> Command:
         return command(*args, where=where, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def set_option(
+    text: str = "Override a field; may be repeated.",
+) -> Callable[[Command], Command]:
+    """Add ``--set``; the command gets it as ``overrides``. Args: ``text``: its help."""
+    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=text)
+
+
+def data_folder(given: str) -> str:
+    """
+    What ``--data`` names, absolute; empty when it was not given.
+
+    Raises:
+        DataError: It is no folder.
+    """
+    if given and not Path(given).is_dir():
+        raise DataError(given, "is not a folder; give --data the folder of this site's data")
+    return str(Path(given).absolute()) if given else ""
 
 
 def check_classes(option: str, given: tuple[str, ...]) -> None:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,14 @@ from rich.table import Table
 
 from fl_queue import compare, display, runs
 from fl_queue import config as configs
-from fl_queue.cli.common import Where, connection_options, json_option, write_json
+from fl_queue.cli.common import (
+    Where,
+    connection_options,
+    data_folder,
+    json_option,
+    set_option,
+    write_json,
+)
 from fl_queue.errors import DataError
 
 
@@ -88,13 +94,7 @@ def _cell(value: float | None) -> str:
 @click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a field; may be repeated.",
-)
+@set_option()
 @json_option
 def try_task(
     config: str, data: str, device: str, threads: int, overrides: tuple[str, ...], as_json: bool
@@ -106,15 +106,13 @@ def try_task(
     current folder. Exits with 3 when the aggregator would not merge the update.
     """
     loaded = configs.load(config, overrides)
-    if data and not Path(data).is_dir():
-        raise DataError(data, "is not a folder; give --data the folder of this site's data")
+    folder = data_folder(data)
     sys.path.insert(0, os.getcwd())  # As for workers.
     from fl_queue import trial  # torch
 
     def tell(number: int, count: int, found: Mapping[str, float]) -> None:
         click.echo(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
 
-    folder = str(Path(data).absolute()) if data else ""
     done = trial.try_task(loaded, folder, device, threads, tell)
     if as_json:
         write_json(asdict(done))

@@ -11,18 +11,12 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import mix
-from fl_queue.cli.common import json_option, write_json
+from fl_queue.cli.common import json_option, set_option, write_json
 
 
 @click.command("partition")
 @click.argument("config", required=False)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a field; may be repeated.",
-)
+@set_option()
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), help="Data folder; over data.dir."
 )

@@ -26,7 +26,7 @@ from fl_queue import (
     scores,
     views,
 )
-from fl_queue.cli.common import Where, connection_options, json_option, write_json
+from fl_queue.cli.common import Where, connection_options, json_option, set_option, write_json
 from fl_queue.cli.running import follow_to_end
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
@@ -215,13 +215,7 @@ def config_group() -> None:
 
 @config_group.command("show")
 @click.argument("config", required=False)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a field; may be repeated.",
-)
+@set_option()
 @click.option("--defaults", is_flag=True, help="Every field with its meaning and default.")
 @json_option
 def config_show(

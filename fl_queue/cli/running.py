@@ -20,7 +20,7 @@ from rich.console import Console
 from fl_queue import config as configs
 from fl_queue import demo as demos
 from fl_queue import display, embedded, launching, runs, simulation
-from fl_queue.cli.common import Where, connection_options
+from fl_queue.cli.common import Where, connection_options, set_option
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
 from fl_queue.site import Site
@@ -88,13 +88,7 @@ def cli_line(url: str) -> str:
     show_default=True,
     help="Show progress until the run has ended.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a field; may be repeated.",
-)
+@set_option()
 @connection_options
 def start_round(
     where: Where, config: str, name: str, count: int | None, wait: bool, overrides: tuple[str, ...]
@@ -181,13 +175,7 @@ def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True)
     show_default=True,
     help="Folder for the model, the plot and the logs.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Override a field of config/demo.toml.",
-)
+@set_option("Override a field of config/demo.toml.")
 def demo(clients: int, count: int, output: Path, overrides: tuple[str, ...]) -> None:
     """
     Everything on this machine: private Redis, workers, rounds on real MNIST, a model and a plot.

@@ -13,8 +13,15 @@ from pathlib import Path
 import click
 
 from fl_queue import credentials, names
-from fl_queue.cli.common import Command, Where, check_classes, connection_options, strategy_option
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.cli.common import (
+    Command,
+    Where,
+    check_classes,
+    connection_options,
+    data_folder,
+    strategy_option,
+)
+from fl_queue.errors import ConfigError
 from fl_queue.site import Site
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -166,10 +173,8 @@ def _site(
         raise ConfigError("--device", f"{device!r} is not cpu, cuda or cuda:N")
     if threads < 1:
         raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
-    if data and not Path(data).is_dir():
-        raise DataError(data, "is not a folder; give --data the folder of this site's data")
+    folder = data_folder(data)
     check_classes("--task-allow", allow)
-    folder = str(Path(data).absolute()) if data else ""
     return Site(
         where.url,
         where.blob_url,

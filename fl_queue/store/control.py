@@ -492,7 +492,7 @@ class Control(Presence):
 def _event_of(number: int, client: str, receipt: Receipt) -> dict[str, Any]:
     """What the run's events tell of an update."""
     event = {"event": "update_received", "round": number, "client": client}
-    if receipt.status in ("received", "accepted"):
+    if receipt.is_in:
         return event
     return event | {
         "event": "update_rejected",

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Str
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from fl_queue import checkpoint, models, names, operate, report, runs, scores, views
+from fl_queue import models, names, operate, report, runs, scores, views
 from fl_queue.errors import (
     ConfigError,
     FLQueueError,
@@ -258,13 +258,10 @@ def _export(
     state = runs.find_run(store, run)
     config = runs.current_config(store, state.run_id)
     chosen = scores.chosen_version(store, state, config, version, best)
-    manifest, body = models.load_version(
-        store, state.run_id, chosen, config.redis["chunk_bytes"], connection.state_dir
-    )
-    digest = store.control.versions(state.run_id)[chosen]["digest"]
     path = folder / f"{state.name}-{chosen}.safetensors"
-    about = {"run": state.name, "version": str(chosen), "digest": digest}
-    checkpoint.export(body, manifest, path, about)
+    models.export_version(
+        store, state, chosen, config.redis["chunk_bytes"], connection.state_dir, path
+    )
     return path
 
 

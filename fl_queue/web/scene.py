@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fl_queue import display, names, report, scores, views
+from fl_queue.records import updates_in
 from fl_queue.store import RoundState, RunState, Store
 
 #: Rows of the rounds table on the page; the CSV has them all.
@@ -81,11 +82,7 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
         reason = f": {state.reason}" if state.reason else "."
         return f"Run {state.name} is training, between rounds{reason}"
     receipts = store.control.receipts(state.run_id, current.number)
-    received = sum(
-        receipts[client].status in ("received", "accepted")
-        for client in current.cohort
-        if client in receipts
-    )
+    received = updates_in(current.cohort, receipts)
     wanted = (state.version or 0) + 1
     of = f"of {state.rounds_wanted}"
     if current.number != wanted:

@@ -21,7 +21,7 @@ from fl_queue.cli import cli
 from fl_queue.enrolment import Place
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store
-from tests.federation import QUICK, wait_for
+from tests.federation import QUICK, end_processes, wait_for
 from tests.tls import Authority, Pair, TLSServer, tls_servers, url
 
 #: Recognisable wherever it turns up.
@@ -138,14 +138,7 @@ class Parties:
         return found
 
     def close(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end_processes(self.processes.values())
 
 
 @pytest.fixture(scope="module")
