@@ -223,14 +223,20 @@ def _one_epoch(
     loss: Loss,
     optimizer: _SGD,
 ) -> float:
-    loss_sum = 0.0
+    losses: list[Tensor] = []
+    sizes: list[int] = []
     for inputs, target in batches:
         model.zero_grad()
         value = loss(model(inputs), target)
         # torch's own stub of backward has no annotation.
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        loss_sum += value.item() * len(target)
+        losses.append(value.detach())
+        sizes.append(len(target))
+    loss_sum = 0.0
+    # Read at the end: reading one makes the processor wait for the accelerator, in every step.
+    for value, size in zip(losses, sizes, strict=True):
+        loss_sum += value.item() * size
     return loss_sum
 
 
