@@ -87,12 +87,21 @@ class TLSServer:
     Args:
         authority: Signs what it shows, and what clients have to show.
         password: Of the default user.
+        name: The host its certificate is for.
     """
 
-    def __init__(self, folder: Path, authority: Authority, password: str, *, durable: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        authority: Authority,
+        password: str,
+        *,
+        durable: bool = False,
+        name: str = "localhost",
+    ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.port = folder, free_port()
-        pair = authority.issue("localhost")
+        pair = authority.issue(name)
         lines = ["port 0", f"tls-port {self.port}", "bind 127.0.0.1", 'save ""', f"dir {folder}"]
         lines += [f"tls-cert-file {pair.cert}", f"tls-key-file {pair.key}"]
         lines += [f"tls-ca-cert-file {authority.cert}", "tls-auth-clients yes"]

@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from fl_queue import names
 from fl_queue.store.failing import translated
+from fl_queue.store.tls import connection_options
 from fl_queue.urls import mask
 
 _SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
@@ -84,8 +85,9 @@ def cluster_client(url: str, retry: Retry, packer: Any, **options: Any) -> Clust
     """
 
     class Pool(ConnectionPool):
-        # The cluster client passes on no packer.
+        # The cluster client passes on no packer, and no class of connections.
         def __init__(self, **settings: Any) -> None:
+            settings |= connection_options(url)
             super().__init__(**settings, command_packer=packer)
 
     first, others = _nodes(url)

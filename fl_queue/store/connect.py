@@ -36,6 +36,7 @@ from fl_queue.store.cluster import (
 )
 from fl_queue.store.failing import translated
 from fl_queue.store.split import SplitClient
+from fl_queue.store.tls import connection_options
 from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
 from fl_queue.urls import mask
 
@@ -178,6 +179,7 @@ def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY)
             socket_connect_timeout=5,
             retry=_retry(3),
             driver_info=None,
+            **connection_options(url),
         )
         return cast(SplitClient, client)
 
@@ -306,7 +308,7 @@ def _client(url: str, retries: int) -> redis.Redis:
     try:
         client = cast(
             _Client,
-            _Client.from_url(url, retry=_retry(retries), **_CONNECTION),
+            _Client.from_url(url, retry=_retry(retries), **_CONNECTION, **connection_options(url)),
         )
     except ValueError:
         # Neither its message nor the error itself: a misread URL is quoted there, password and all.

@@ -1,0 +1,90 @@
+"""
+Encrypted connections whose settings are read once a process, not once a connection.
+
+redis-py makes a new context for each connection, and reads all certificates of the machine for it:
+forty milliseconds, several times a job. A context is kept here for as long as its files are the same;
+work-horses inherit those of their worker.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Hashable
+from typing import Any
+
+from redis.connection import SSLConnection
+
+from fl_queue.urls import is_tls
+
+#: A process needs one or two; the others are of files that have changed since.
+_KEPT = 8
+#: What a context is made of -> the context.
+_contexts: dict[Hashable, ssl.SSLContext] = {}
+
+
+class TLSConnection(SSLConnection):
+    """
+    redis-py's encrypted connection, with a context that is kept.
+
+    Where a URL names a CA, certificates of no other are accepted, not even of those that the machine
+    trusts: whoever gets one of these for a server's name is not that server.
+    """
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> ssl.SSLSocket:
+        if self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled:
+            wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
+            return wrapped
+        return self._context().wrap_socket(sock, server_hostname=self.host)
+
+    def _context(self) -> ssl.SSLContext:
+        files = (self.ca_certs, self.ca_path, self.certfile, self.keyfile)
+        key = (
+            *((path, _stamp(path)) for path in files),
+            *(self.ca_data, self.certificate_password, self.cert_reqs, self.check_hostname),
+            *(self.ssl_min_version, self.ssl_ciphers),
+            *(
+                tuple(self.ssl_include_verify_flags or ()),
+                tuple(self.ssl_exclude_verify_flags or ()),
+            ),
+        )
+        made = _contexts.get(key)
+        if made is None:
+            while len(_contexts) >= _KEPT:
+                del _contexts[next(iter(_contexts))]
+            made = _contexts[key] = self._made()
+        return made
+
+    def _made(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(
+            cafile=self.ca_certs, capath=self.ca_path, cadata=self.ca_data
+        )
+        context.check_hostname = self.check_hostname
+        context.verify_mode = self.cert_reqs
+        for flag in self.ssl_include_verify_flags or ():
+            context.verify_flags |= flag
+        for flag in self.ssl_exclude_verify_flags or ():
+            context.verify_flags &= ~flag
+        if self.certfile or self.keyfile:
+            context.load_cert_chain(self.certfile, self.keyfile, self.certificate_password)
+        if self.ssl_min_version is not None:
+            context.minimum_version = self.ssl_min_version
+        if self.ssl_ciphers:
+            context.set_ciphers(self.ssl_ciphers)
+        return context
+
+
+def _stamp(path: str | None) -> tuple[int, int, int] | None:
+    """Tells whether a file has changed; None of what cannot be read, which loading it will say."""
+    if not path:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def connection_options(url: str) -> dict[str, Any]:
+    """redis-py's options for connections to a URL of one server."""
+    return {"connection_class": TLSConnection} if is_tls(url) else {}
