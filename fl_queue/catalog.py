@@ -2,7 +2,7 @@
 The built-in tasks: their names, where their class is, and the options they take.
 
 Kept apart from ``fl_queue.tasks`` so that a config can be checked without importing torch.
-A user's own task (``module:Class``) is not here: its options are checked by the task itself,
+A user's own task (``module:name``) is not here: its options are checked by the task itself,
 on the machine that has it.
 """
 

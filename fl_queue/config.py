@@ -59,7 +59,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "task": Field(
                 "str",
                 "mnist-2nn",
-                "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:Class",
+                "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:name, a class or a function",
             ),
             "rounds": Field(
                 "int", 10, "rounds to commit each time the run is started, 1 or more", low=1

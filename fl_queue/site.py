@@ -29,7 +29,7 @@ class Site:
         state_dir: Outbox, checkpoints.
         client: Client id; empty for the other roles.
         data_dir: Folder of this site's data; wins over the config's ``data.dir``.
-        allow: Own tasks (``module:Class``) this site lets in.
+        allow: Own tasks (``module:name``) this site lets in.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         threads: CPU threads of a training job.
         worker: Name of the RQ worker; new for each process.

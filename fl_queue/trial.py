@@ -16,7 +16,8 @@ import numpy as np
 
 from fl_queue import codec, metrics, simulation, training
 from fl_queue.config import RunConfig
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 
 CLIENT = "site-1"
 RUN = "try-task"

@@ -65,7 +65,8 @@ class Federation:
         role = role if role in ("aggregator", "evaluator", "pool") else "client"
         command = [sys.executable, "-m", "fl_queue", "worker", role, *options]
         command += ["--client", name] if role == "client" else []
-        command += ["--task-allow", self.allow] if self.allow and role != "aggregator" else []
+        for allowed in filter(None, self.allow.split(",")):
+            command += ["--task-allow", allowed] if role != "aggregator" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

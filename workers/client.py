@@ -46,7 +46,8 @@ from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import State, Strategy, state_manifest
-from fl_queue.tasks import ClientContext, Task, load_task
+from fl_queue.tasks import ClientContext, Task
+from fl_queue.tasks.loading import load_task
 from workers import rqworker
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from fl_queue.records import Sums
 from fl_queue.runs import current_config, find_run
 from fl_queue.site import Site
 from fl_queue.store import Store
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 from workers import rqworker
 from workers.client import make_initial, respond
 

@@ -87,17 +87,17 @@ def data_folder(given: str) -> str:
     return str(Path(given).absolute()) if given else ""
 
 
-def check_classes(option: str, given: tuple[str, ...]) -> None:
-    """Whether an option names classes. Raises ConfigError."""
+def check_imports(option: str, given: tuple[str, ...]) -> None:
+    """Whether an option names things in modules. Raises ConfigError."""
     for name in given:
         if ":" not in name:
-            raise ConfigError(option, f"{name!r} is not MODULE:CLASS")
+            raise ConfigError(option, f"{name!r} is not MODULE:NAME")
 
 
 def _checked_strategies(
     context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> tuple[str, ...]:
-    check_classes("--strategy-allow", given)
+    check_imports("--strategy-allow", given)
     return given
 
 

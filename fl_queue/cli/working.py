@@ -16,7 +16,7 @@ from fl_queue import credentials, names
 from fl_queue.cli.common import (
     Command,
     Where,
-    check_classes,
+    check_imports,
     connection_options,
     data_folder,
     strategy_option,
@@ -46,8 +46,8 @@ def _task_options(command: Command) -> Command:
         click.option(
             "--task-allow",
             multiple=True,
-            metavar="MODULE:CLASS",
-            help="An own task this site lets in; may be repeated.",
+            metavar="MODULE:NAME",
+            help="An own task this site lets in, a class or a function; may be repeated.",
         ),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option(
@@ -174,7 +174,7 @@ def _site(
     if threads < 1:
         raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
     folder = data_folder(data)
-    check_classes("--task-allow", allow)
+    check_imports("--task-allow", allow)
     return Site(
         where.url,
         where.blob_url,

@@ -1,17 +1,16 @@
 """
-What is trained: the ``Task`` base class, and how a task is found by its name.
+What is trained: the ``Task`` base class.
 
-Imports torch, so only clients and the evaluator import this. One file per built-in task; they are
-imported when they are asked for. No Redis here.
+Imports torch, so only clients and the evaluator import this. One file per built-in task; ``loading``
+finds one by its name, ``plain`` is that of a function. No Redis here.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_queue import partition, sgd
-from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
-from fl_queue.data_fields import SKEWS
-from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
@@ -116,7 +112,7 @@ class Task(ABC):
     What is trained, on which data. Subclass it for a task of your own.
 
     Two methods are needed; ``test_data``, ``loss``, ``train`` and ``evaluate`` have defaults for
-    classification. This is a complete task, in a file ``beans.py``::
+    classification. A model and two data sets need no class; see ``plain``. This is a complete task, in a file ``beans.py``::
 
         from pathlib import Path
         import numpy as np
@@ -152,6 +148,11 @@ class Task(ABC):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.options = config.task
+
+    @property
+    def code(self) -> Callable[..., Any]:
+        """Whose source file ``code_digest`` names."""
+        return type(self)
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -256,70 +257,10 @@ class Task(ABC):
         )
 
 
-def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
-    """
-    Make the task a run names.
-
-    Args:
-        name: A built-in task, or a class as ``module:Class``.
-        config: The run's config.
-        allow: Own tasks this worker may load: ``module:Class``, or ``module:*``. The name comes
-            from Redis, and importing a module runs its code.
-        data_dir: This machine's data folder; wins over ``data.dir``.
-
-    Raises:
-        ConfigError: ``run.task``, with the reason; or an option the task cannot use.
-    """
-    if data_dir:
-        config = replace(config, data={**config.data, "dir": data_dir})
-    found = _task_class(TASKS[name].target if name in TASKS else _allowed(name, allow))
-    asked = [field for field in SKEWS if config.data[field]]
-    if asked and not found.skews:
-        raise ConfigError(
-            f"data.{asked[0]}",
-            f"{name} does not apply it; set it to 0, or have the task call self.skew and say "
-            "skews = True",
-        )
-    return found(config)
-
-
-def _allowed(name: str, allow: Sequence[str]) -> str:
-    """The name of an own task, when this worker may load it."""
-    module, colon, _ = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            "run.task", f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:Class"
-        )
-    if name not in allow and f"{module}:*" not in allow:
-        raise ConfigError(
-            "run.task",
-            f"this worker may not load {name}; if you trust it, start the worker with "
-            f"--task-allow {name}",
-        )
-    return name
-
-
 def code_digest(task: Task) -> str:
-    """BLAKE3 (hex) of the source file of the task's class; empty when it has none (a REPL)."""
+    """BLAKE3 (hex) of the source file of the task's code; empty when it has none (a REPL)."""
     try:
-        source = inspect.getsourcefile(type(task))
+        source = inspect.getsourcefile(task.code)
     except TypeError:
         return ""
     return blake3(Path(source).read_bytes()).hexdigest() if source else ""
-
-
-def _task_class(name: str) -> type[Task]:
-    module_name, _, class_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError, ValueError) as exc:
-        raise ConfigError("run.task", f"{module_name} cannot be imported: {exc}") from exc
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ConfigError(
-            "run.task", f"{module_name} has no class {class_name} derived from fl_queue.tasks.Task"
-        )
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise ConfigError("run.task", f"{name} does not define {missing}")
-    return found

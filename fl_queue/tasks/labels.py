@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 
 Found = tuple[NDArray[np.int64], NDArray[Any] | None]
 

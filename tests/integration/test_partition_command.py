@@ -14,7 +14,8 @@ from fl_queue import mix
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.partition import split
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 
 OWN = """
 import numpy as np

@@ -15,6 +15,7 @@ from fl_queue.records import RoundRecord
 from fl_queue.store import Store
 from tests.conftest import chosen_server
 from tests.federation import Federation, children_of, kill, wait_for
+from tests.unit.test_tasks_plain import documented, tables
 
 COUNT = 4
 #: A task that leaves a line for each training.
@@ -40,13 +41,15 @@ def pool(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     """An aggregator, an evaluator, two pool processes, and a site worker for each virtual client."""
     folder = tmp_path_factory.mktemp("pool")
     (folder / "counted.py").write_text(TASK)
+    (folder / "beans.py").write_text(documented("# beans.py"))
+    tables(folder)
     environment = {
         "PYTHONPATH": str(folder),
         "TRAININGS": str(folder / "trainings"),
         "BROKEN": "sim-3",
     }
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 0, environment, "counted:Counted")
+        made = Federation(redis, folder, 0, environment, "counted:Counted,beans:*")
         try:
             made.start("pool", "--processes", "2")
             for client in simulation.clients(COUNT):
@@ -203,3 +206,15 @@ def test_what_a_strategy_wants_besides_has_the_bits_of_site_workers_in_a_pool(
         pool.free(run)
     assert found[0] == found[1]
     assert len(found[0]) == 3
+
+
+def test_the_documented_function_is_trained(pool: Federation) -> None:
+    where = (f"data.dir={pool.folder}", "run.rounds=2", "round.cohort=4", "train.learning_rate=0.3")
+    run = pool.begin("beans", "run.task=beans:beans", "task.hidden=16", *where)
+    state = pool.finish(run)
+    tested = wait_for("the test", lambda: pool.store.control.evaluations(run)[2].get("finished"))
+    first = pool.store.control.evaluations(run)[0]
+
+    assert (state.state, [len(r.accepted) for r in pool.committed(run)]) == ("completed", [4, 4])
+    assert first["metrics"]["num_examples"] == 60
+    assert tested["accuracy"] > first["finished"]["accuracy"]

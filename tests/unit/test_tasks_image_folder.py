@@ -9,7 +9,8 @@ from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 from fl_queue.training import evaluate_version, initial_model, train_update
 
 

@@ -17,7 +17,8 @@ from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.metrics import check, finish
 from fl_queue.records import Manifest, TensorSpec
-from fl_queue.tasks import ClientContext, ClientData, Task, code_digest, load_task
+from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.loading import load_task
 from fl_queue.training import (
     arrays_of,
     environment,

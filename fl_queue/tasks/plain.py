@@ -1,0 +1,214 @@
+"""
+A task without a class: a function that returns a model and its data sets.
+
+For whoever has a plain ``torch.nn.Module`` and two data sets; everything else is the defaults of
+``Task``. docs/your-own-task.md teaches it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
+from fl_queue.fields import unknown_key
+from fl_queue.sgd import Loss, Samples, size_of
+from fl_queue.tasks import ClientContext, ClientData, Task
+
+#: The argument that is this machine's data folder; all others are options of ``[task]``.
+_FOLDER = "data_dir"
+#: Partitions for which it matters of which class a sample is.
+_BY_CLASS = ("shards", "label_count", "dirichlet_label", "dirichlet_hsu")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    What the function returns: ``(model, train)``, ``(model, train, test)``, or a mapping of these names.
+
+    All but ``model`` and ``loss`` may be functions without arguments, which are called when the
+    thing is needed: the evaluator needs no training data, and a client no test data.
+
+    Args:
+        model: With fresh weights, made anew by each call.
+        train: Pairs (input, target) of all that is on this machine; ``[data]`` says what of them
+            is a client's, and what it holds out.
+        test: The central test set, for the evaluator; None: there is none.
+        loss: Mean loss of a batch of outputs and targets; None: cross entropy.
+        labels: (N,) classes of ``train``; None: read from it where they matter.
+        owners: (N,) whose each sample of ``train`` is, for ``data.partition = "natural"``.
+    """
+
+    model: nn.Module
+    train: Any
+    test: Any = None
+    loss: Loss | None = None
+    labels: Any = None
+    owners: Any = None
+
+
+class PlainTask(Task):
+    """
+    The task that a function is.
+
+    Args:
+        config: The run's config; ``[task]`` are the function's keyword arguments.
+        name: ``module:function``.
+        function: Called with ``[task]``, and with ``data_dir`` if it has an argument of that name.
+
+    Raises:
+        ConfigError: ``[task]`` is not what the function takes.
+    """
+
+    def __init__(self, config: RunConfig, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(config)
+        self.name, self._function = name, function
+        self._arguments = _arguments(name, function, config)
+        self._kept: tuple[Tensor, nn.Module] | None = None
+        self._loss: Loss | None = None
+
+    @property
+    def code(self) -> Callable[..., Any]:
+        """The function."""
+        return self._function
+
+    def build_model(self) -> nn.Module:
+        """The function's model, its weights drawn from torch's generator as it is now."""
+        kept, self._kept = self._kept, None
+        # That of the call which read the data, so that they are not read twice; nobody has seeded since.
+        if kept is not None and torch.equal(kept[0], torch.get_rng_state()):
+            return kept[1]
+        return self._parts().model
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        """The client's part of the function's training data."""
+        parts = self._parts()
+        self._kept = (torch.get_rng_state(), parts.model)
+        dataset = self._dataset("train", parts.train)
+        owners = None if parts.owners is None else np.asarray(_asked(parts.owners))
+        train, validation = self.split(self._labels(parts, dataset), context, owners)
+        return ClientData(Subset(dataset, train.tolist()), Subset(dataset, validation.tolist()))
+
+    def test_data(self, data_dir: str) -> Samples | None:
+        """The function's test data, if it has any."""
+        test = self._parts().test
+        return None if test is None else self._dataset("test", test)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The function's loss, or cross entropy."""
+        return self._loss(output, target) if self._loss else super().loss(output, target)
+
+    def _parts(self) -> Parts:
+        parts = _parts(self.name, self._function(**self._arguments))
+        self._loss = parts.loss
+        return parts
+
+    def _dataset(self, part: str, found: Any) -> Samples:
+        dataset: Samples = _asked(found)
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ConfigError(
+                "run.task",
+                f"{self.name} gives a {type(dataset).__name__} as {part}; give a data set with a "
+                "length and numbered samples, not a loader or a stream",
+            )
+        return dataset
+
+    def _labels(self, parts: Parts, dataset: Samples) -> NDArray[np.int64]:
+        """(N,) classes of the samples; zeros where nothing asks for them and they are not at hand."""
+        found, count = self._found_labels(parts, dataset), size_of(dataset)
+        if found is not None and found.shape == (count,) and found.dtype.kind in "iub":
+            return found.astype(np.int64)
+        if parts.labels is None and not self._needs_labels():
+            return np.zeros(count, np.int64)
+        raise ConfigError(
+            "data.partition" if parts.labels is None else "run.task",
+            f"{self.name} gives no class, a whole number, for each training sample; return "
+            "`labels` (N,), or set data.partition to iid or site",
+        )
+
+    def _found_labels(self, parts: Parts, dataset: Samples) -> NDArray[Any] | None:
+        if parts.labels is not None:
+            return np.asarray(_asked(parts.labels))
+        targets = _targets(dataset)
+        if targets is None and self._needs_labels():
+            return np.asarray([int(dataset[index][1]) for index in range(size_of(dataset))])
+        return targets
+
+    def _needs_labels(self) -> bool:
+        data = self.config.data
+        by_class = data["train_per_class"] or data["validation_per_class"]
+        return data["partition"] in _BY_CLASS or bool(by_class)
+
+
+def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    if _FOLDER in config.task:
+        raise ConfigError(
+            f"task.{_FOLDER}", "is no option; the folder is data.dir, or the worker's --data"
+        )
+    taken = {
+        key for key, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }  # fmt: skip
+    is_open = any(one.kind == one.VAR_KEYWORD for one in parameters.values())
+    for key in config.task:
+        if key not in taken and not is_open:
+            raise unknown_key(f"task.{key}", [f"task.{each}" for each in taken - {_FOLDER}])
+    arguments = dict(config.task)
+    if _FOLDER in taken:
+        arguments[_FOLDER] = config.data["dir"]
+    for key in taken - arguments.keys():
+        if parameters[key].default is inspect.Parameter.empty:
+            raise ConfigError(f"task.{key}", f"is missing; {name} has no default for it")
+    return arguments
+
+
+def _parts(name: str, made: Any) -> Parts:
+    """
+    What a function returned, by name.
+
+    Raises:
+        ConfigError: It is nothing of what is documented.
+    """
+    known = [field.name for field in fields(Parts)]
+    if isinstance(made, tuple) and len(made) in (2, 3):
+        made = dict(zip(known, made, strict=False))
+    if not isinstance(made, Mapping) or not {"model", "train"} <= made.keys():
+        raise ConfigError(
+            "run.task",
+            f"{name} returned a {type(made).__name__}; return (model, train), (model, train, test) "
+            f"or a mapping with model and train, and maybe {', '.join(known[2:])}",
+        )
+    for key in made:
+        if key not in known:
+            raise unknown_key(f"{name} {key}", [f"{name} {each}" for each in known])
+    if not isinstance(made["model"], nn.Module):
+        raise ConfigError(
+            "run.task", f"{name} gives a {type(made['model']).__name__} as model, not a nn.Module"
+        )
+    return Parts(**made)
+
+
+def _asked(part: Any) -> Any:
+    """A thing, or what the function that stands for it returns."""
+    return part() if callable(part) and not hasattr(part, "__len__") else part
+
+
+def _targets(dataset: Samples) -> NDArray[Any] | None:
+    """(N,) targets of a data set that has them at hand."""
+    if isinstance(dataset, Subset):
+        whole = _targets(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, np.int64)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1].cpu().numpy()
+    # Those of torchvision.
+    targets = getattr(dataset, "targets", None)
+    return None if targets is None else np.asarray(targets)
