@@ -29,6 +29,10 @@ COMMANDS = {
         "Everything on this machine: private Redis, workers, rounds on real MNIST, a model and a plot.",
     ),
     "start-round": ("running:start_round", "Start a run, or continue it from its newest version."),
+    "new": (
+        "creating:new",
+        "Write a small task of your own that runs at once: code, config, test, README.",
+    ),
     "redis": (
         "running:redis_command",
         "Run the private redis-servers in the foreground, and say how to redis-cli into them.",
