@@ -94,6 +94,10 @@ COMMANDS = {
         "reading:inspect",
         "What became of the update of CLIENT in a round of RUN: its receipt.",
     ),
+    "completion": (
+        "completing:completion",
+        "Print the script that completes commands, options, RUNs and CONFIGs in your shell.",
+    ),
     "config": ("reading:config_group", "Look at configs."),
     "partition": (
         "data:partition_command",

@@ -11,10 +11,11 @@ import click
 from fl_queue import backup as backups
 from fl_queue import runs
 from fl_queue.cli.common import Where, connection_options
+from fl_queue.cli.completing import run_argument
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option(
     "-o",
     "--output",

@@ -24,11 +24,12 @@ from fl_queue.cli.common import (
     set_option,
     write_json,
 )
+from fl_queue.cli.completing import config_argument, run_argument
 from fl_queue.errors import DataError
 
 
 @click.command("compare")
-@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@run_argument("names", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--metric",
     default="accuracy",
@@ -90,7 +91,7 @@ def _cell(value: float | None) -> str:
 
 
 @click.command("try-task")
-@click.argument("config", metavar="CONFIG")
+@config_argument(metavar="CONFIG")
 @click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))

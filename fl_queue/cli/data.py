@@ -12,10 +12,11 @@ from rich.console import Console
 from fl_queue import config as configs
 from fl_queue import mix
 from fl_queue.cli.common import json_option, set_option, write_json
+from fl_queue.cli.completing import config_argument
 
 
 @click.command("partition")
-@click.argument("config", required=False)
+@config_argument(required=False)
 @set_option()
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), help="Data folder; over data.dir."

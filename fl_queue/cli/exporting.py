@@ -11,12 +11,13 @@ import click
 
 from fl_queue import exporters, runs
 from fl_queue.cli.common import Where, connection_options
+from fl_queue.cli.completing import run_argument
 from fl_queue.cli.running import interrupt_on_sigterm
 from fl_queue.errors import ConfigError
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--to",

@@ -16,11 +16,12 @@ from fl_queue.cli.common import (
     strategy_option,
     write_json,
 )
+from fl_queue.cli.completing import run_argument
 from fl_queue.errors import DataError, RunFailed
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @connection_options
 def resume(where: Where, run: str) -> None:
     """
@@ -38,7 +39,7 @@ def resume(where: Where, run: str) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @connection_options
 def cancel(where: Where, run: str) -> None:
     """
@@ -55,7 +56,7 @@ def cancel(where: Where, run: str) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @json_option
 @connection_options
 def redrive(where: Where, run: str, as_json: bool) -> None:
@@ -80,7 +81,7 @@ def redrive(where: Where, run: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connection_options
 def delete(where: Where, run: str, yes: bool) -> None:
@@ -102,7 +103,7 @@ def delete(where: Where, run: str, yes: bool) -> None:
 
 
 @click.command("verify")
-@click.argument("run")
+@run_argument()
 @click.argument("number", metavar="[ROUND]", required=False, type=click.IntRange(min=1))
 @strategy_option
 @json_option

@@ -27,13 +27,14 @@ from fl_queue import (
     views,
 )
 from fl_queue.cli.common import Where, connection_options, json_option, set_option, write_json
+from fl_queue.cli.completing import config_argument, run_argument
 from fl_queue.cli.running import follow_to_end
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
 
 
 @click.command()
-@click.argument("run", required=False)
+@run_argument(required=False)
 @json_option
 @connection_options
 def status(where: Where, run: str | None, as_json: bool) -> None:
@@ -55,7 +56,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @connection_options
 def watch(where: Where, run: str) -> None:
     """Show the live progress of RUN until it has ended."""
@@ -63,7 +64,7 @@ def watch(where: Where, run: str) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV.")
 @json_option
 @connection_options
@@ -115,7 +116,7 @@ def clients(where: Where, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option("--follow", is_flag=True, help="Go on as events happen, until Ctrl-C.")
 @json_option
 @connection_options
@@ -144,7 +145,7 @@ def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option(
     "-o",
     "--output",
@@ -162,7 +163,7 @@ def plot(where: Where, run: str, output: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.option(
     "-o",
     "--output",
@@ -188,7 +189,7 @@ def export(where: Where, run: str, output: Path, version: int | None, best: bool
 
 
 @click.command()
-@click.argument("run")
+@run_argument()
 @click.argument("number", metavar="ROUND", type=click.IntRange(min=0))
 @click.argument("client")
 @json_option
@@ -214,7 +215,7 @@ def config_group() -> None:
 
 
 @config_group.command("show")
-@click.argument("config", required=False)
+@config_argument(required=False)
 @set_option()
 @click.option("--defaults", is_flag=True, help="Every field with its meaning and default.")
 @json_option

@@ -21,6 +21,7 @@ from fl_queue import config as configs
 from fl_queue import demo as demos
 from fl_queue import display, embedded, launching, runs, simulation
 from fl_queue.cli.common import Where, connection_options, set_option
+from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
 from fl_queue.site import Site
@@ -68,7 +69,7 @@ def cli_line(url: str) -> str:
 
 
 @click.command("start-round")
-@click.argument("config", metavar="CONFIG")
+@config_argument(metavar="CONFIG")
 @click.option(
     "--run",
     "name",
