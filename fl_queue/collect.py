@@ -32,6 +32,7 @@ from fl_queue import (
 )
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
+from fl_queue.config import too_few_for
 from fl_queue.errors import (
     CheckpointError,
     ChunksMissing,
@@ -138,6 +139,9 @@ class Collector:
         except ConfigError as exc:
             # Every further try would find the same: the round says so, instead of never ending.
             self.refused = str(exc)
+            return
+        # Asked when the round was opened, and again here: what Redis says decides nothing alone.
+        self.refused = too_few_for(name, self.strategy, self.round.quorum)
 
     # Collecting
 
@@ -153,7 +157,7 @@ class Collector:
                 element = self.store.data.take(self.run, self.fence)
                 if element is not None:
                     self._look_at(element)
-                    if time.monotonic() - began > TURN_S:
+                    if time.monotonic() - began > TURN_S and self._can_make_way():
                         if turns.wanted(self.store, self.run):
                             return None
                         began = time.monotonic()
@@ -163,6 +167,10 @@ class Collector:
                     return ending
                 if not self._wait(bell):
                     return None
+
+    def _can_make_way(self) -> bool:
+        """Whether what has been merged comes along; else all is taken first, and again the next time."""
+        return self.intake.merge is None or self.intake.merge.is_resumable
 
     def _look_at(self, element: bytes) -> None:
         faults.reach("update.taken")
@@ -357,7 +365,7 @@ class Collector:
         assert merge is not None
         base = self.base or self._open_base()
         current = self.round
-        facts = Facts(current.base_version + 1, merge.total.count, current.population)
+        facts = Facts(current.base_version + 1, merge.count, current.population)
         sinks = {name: writer.write for name, writer in writers.items()}
         state = models.state_arrays(
             self.store,

@@ -25,6 +25,7 @@ from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
+from fl_queue.strategies.base import Strategy
 from fl_queue.urls import mask
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
@@ -367,6 +368,19 @@ class RunConfig:
                 "update.codec",
                 f"{name} needs updates as they were made; set it to float32",
             )
+        smallest = self._smallest_quorum()
+        problem = too_few_for(name, strategy, smallest) if smallest else ""
+        if problem:
+            raise ConfigError("round.quorum", problem)
+
+    def _smallest_quorum(self) -> int:
+        """The fewest updates a round may be made of; 0: that depends on how many clients will be alive."""
+        cohort, quorum = self.round["cohort"], self.round["quorum"]
+        if self.clients["kind"] == "simulation":
+            cohort = cohort_size(self, self.clients["count"])
+        if isinstance(cohort, int):
+            return quorum_size(self, cohort)
+        return quorum if isinstance(quorum, int) else 0
 
     def _check_simulation(self) -> None:
         if self.security["require_enrolment"]:
@@ -417,6 +431,19 @@ def cohort_size(config: RunConfig, alive: int) -> int:
 def quorum_size(config: RunConfig, cohort: int) -> int:
     """How many accepted updates a cohort of that size needs to commit."""
     return min(cohort, _count(config.round["quorum"], cohort))
+
+
+def too_few_for(name: str, strategy: Strategy, quorum: int) -> str:
+    """Why a strategy cannot merge as few updates as a quorum allows; empty when it can."""
+    fewest = strategy.fewest()
+    if quorum >= fewest:
+        return ""
+    options = ", ".join(f"{key} = {value}" for key, value in strategy.options.items())
+    needs = f"; {strategy.NEEDS}" if strategy.NEEDS else ""
+    return (
+        f"{name} ({options}{needs}) needs {fewest} updates at least, the quorum is {quorum};"
+        " raise round.quorum and round.cohort, or change [strategy]"
+    )
 
 
 def _count(share: int | float, whole: int) -> int:

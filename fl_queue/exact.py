@@ -300,10 +300,7 @@ class ExactSum:
             for earlier in done:
                 # The last one is taken out as far as it was added: it ends at the same value again.
                 self._add_tensor(earlier, blocks(earlier), -weight)
-            raise BlobError(
-                f"tensor {spec.name!r} holds {bad!s}, outside ±{self.scales[spec.quantity].limit}"
-                f" ({_LIMIT_FIELDS.get(spec.kind, 'the limit of its strategy')})"
-            )
+            raise out_of_range(spec, bad, self.scales[spec.quantity])
 
     def _add_tensor(
         self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int
@@ -313,7 +310,7 @@ class ExactSum:
         factor = math.ldexp(1.0, scale.s)
         for values, total in _beside(blocks, self._totals[spec.name]):
             if _kernel()(total, values, weight, factor, scale.limit) < values.size:
-                bad: np.float32 = values[_first_outside(values, scale.limit)]
+                bad: np.float32 = values[first_outside(values, scale.limit)]
                 return bad
         return None
 
@@ -367,7 +364,13 @@ def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, T
         start += part.size
 
 
-def _first_outside(values: Float32s, limit: float) -> int:
+def out_of_range(spec: TensorSpec, value: np.float32, scale: Scale) -> BlobError:
+    """The error for a value of an update that is beyond its limit, or no number."""
+    field = _LIMIT_FIELDS.get(spec.kind, "the limit of its strategy")
+    return BlobError(f"tensor {spec.name!r} holds {value!s}, outside ±{scale.limit} ({field})")
+
+
+def first_outside(values: Float32s, limit: float) -> int:
     """Index of the first value that is NaN or larger than ``limit`` in magnitude; -1 if none."""
     for start in range(0, values.size, _BLOCK):
         block = np.abs(values[start : start + _BLOCK].astype(np.float64))

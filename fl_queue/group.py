@@ -46,7 +46,7 @@ class GroupSum:
     @property
     def count(self) -> int:
         """Updates in the sum."""
-        return self._merge.total.count
+        return self._merge.count
 
     def take(self, header: Header, body: Bytes) -> None:
         """Add one client's answer to its round: an update, or why there is none."""

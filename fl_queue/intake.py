@@ -74,7 +74,9 @@ class Intake:
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
         if self.manifest is not None and current.purpose == "train":
-            self.merge = Merge.of_round(self.manifest, config, current.scales, current.w_max)
+            self.merge = Merge.of_round(
+                self.manifest, config, current.scales, current.w_max, state_dir / "gathered"
+            )
 
     @property
     def number(self) -> int:
@@ -328,7 +330,7 @@ class Intake:
 
     def is_full(self) -> bool:
         """Whether what lies on the server unmerged, and what is to come, is more than it may be."""
-        if self.merge is None:
+        if self.merge is None or not self.merge.is_resumable:
             return False
         size = max((header.body_bytes for header in self.headers), default=0)
         lying = sum(header.body_bytes for header in self.headers)
@@ -339,12 +341,12 @@ class Intake:
 
     def checkpoint(self) -> None:
         """
-        Put the sum so far on the server in place of its updates.
+        Put the sum so far on the server in place of its updates, if a sum is what is needed of them.
 
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
-        if self.merge is None or not self.looked_at:
+        if self.merge is None or not self.merge.is_resumable or not self.looked_at:
             return
         self.progress.written = self.store.control.receipts(self.run, self.number)
         if not partial.save(

@@ -6,13 +6,16 @@ A function of the base, the accepted updates and what the round recorded, in any
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fl_queue import blob, codec, int8
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
+from fl_queue.gather import Gathered
 from fl_queue.header import Header
 from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy, weight_of
@@ -34,6 +37,8 @@ class Merge:
         w_max: Largest weight an update may have.
         encoding: The codec of the updates.
         strategy: What they have besides; FedAvg unless it is given.
+        folder: Where all updates may lie, if the strategy needs them at once; by default the
+            machine's for temporary files.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Merge:
         w_max: int,
         encoding: str = "float32",
         strategy: Strategy | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.manifest = manifest
         self.aggregation = aggregation
@@ -56,7 +62,24 @@ class Merge:
         fixed: dict[Any, Scale] = {
             kind: Scale(int(s), limit) for kind, (s, limit) in scales.items()
         }
-        self.total = ExactSum(self.sent, fixed, w_max)
+        needs_all = self.strategy.needs_all
+        #: The updates' sum; nothing is added where the strategy needs all of them.
+        self.total = ExactSum(Manifest(()) if needs_all else self.sent, fixed, w_max)
+        self._all = (
+            Gathered(self.sent, fixed, w_max, folder or Path(tempfile.gettempdir()))
+            if needs_all
+            else None
+        )
+
+    @property
+    def count(self) -> int:
+        """Updates that were added."""
+        return self.total.count if self._all is None else self._all.count
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the sum says all there is of the updates, so that they need not be kept beside it."""
+        return self._all is None
 
     @classmethod
     def of_round(
@@ -65,11 +88,12 @@ class Merge:
         config: RunConfig,
         scales: Mapping[str, Sequence[float]],
         w_max: int,
+        folder: Path | None = None,
     ) -> Merge:
         """What merges the updates of a round that was opened with this config."""
         strategy = get_strategy(config.aggregation["strategy"], config.strategy)
         encoding = config.update["codec"]
-        return cls(manifest, config.aggregation, scales, w_max, encoding, strategy)
+        return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder)
 
     def check(self, header: Header) -> None:
         """
@@ -82,16 +106,20 @@ class Merge:
 
     def add(self, header: Header, body: Bytes) -> int:
         """
-        Add one update that ``check`` let pass to the exact sum; returns its weight.
+        Add one update that ``check`` let pass; returns its weight.
 
         Raises:
-            BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
+            BlobError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
+            CheckpointError: There is no room on disk for all updates of the round.
         """
         weight = weight_of(self.aggregation, header.num_examples)
         check_scalars(self.strategy, header.scalars)
         blob.check_body(header, body)
         blocks = codec.Blocks(self.encoding, self.sent, body)
-        self.total.add_blocks(blocks, weight, header.scalars)
+        if self._all is None:
+            self.total.add_blocks(blocks, weight, header.scalars)
+        else:
+            self._all.add_blocks(header.client, blocks, weight)
         return weight
 
     def next_model(
@@ -109,9 +137,11 @@ class Merge:
             base: Body of the base version.
             state, sinks, facts: As for ``Strategy.next_model``.
             strategy: The one whose step is taken, when it is an own one.
+
+        Raises:
+            ValueError: There are too few updates for the strategy.
         """
-        views = blob.views(self.manifest, base)
-        blocks = (strategy or self.strategy).next_model(
-            self.manifest, views, self.total, state, sinks, facts
-        )
+        views, taken = blob.views(self.manifest, base), strategy or self.strategy
+        merged = self.total if self._all is None else taken.merged(self._all)
+        blocks = taken.next_model(self.manifest, views, merged, state, sinks, facts)
         return map(blob.little_endian, blocks)

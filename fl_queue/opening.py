@@ -12,14 +12,15 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, faults, jobs, names, sampling, simulation
-from fl_queue.config import RunConfig, cohort_size, quorum_size
+from fl_queue import codec, dispatch, faults, jobs, names, sampling, simulation
+from fl_queue.config import RunConfig, cohort_size, quorum_size, too_few_for
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
 from fl_queue.records import Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
-from fl_queue.store import RunState, Store
+from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.strategies import get_strategy, largest_weight
+from fl_queue.strategies.base import update_manifest
 
 #: The closing evaluation need not be waited for as long as training.
 EVALUATION_DEADLINE_S = 60.0
@@ -74,8 +75,17 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         alive = _admissible(store, config, alive)
     cohort, wanted = _select(store, state, config, purpose, alive)
     if len(cohort) < max(wanted, 1):
-        _wait_for_clients(store, state, config, len(alive), wanted)
+        _wait(store, state, config, _who_is_missing(config, len(alive), wanted))
         return
+    if purpose == "train":
+        problem = _too_few(config, len(cohort))
+        if problem:
+            _wait(store, state, config, problem)
+            return
+        problem = _no_room(store, state, config, len(cohort))
+        if problem:
+            set_state(store, state, "failed", problem, "run_failed")
+            return
     plan = _Plan(
         state.round + 1,
         purpose,
@@ -245,18 +255,44 @@ def _write_round(
     store.control.add_event(run, event, pipe)
 
 
-def _wait_for_clients(
-    store: Store, state: RunState, config: RunConfig, alive: int, wanted: int
-) -> None:
-    """Nobody to train with: say so, count the time, and fail the run at the deadline."""
-    waited_s = store.control.tick_waiting(state.run_id)
-    deadline_s = config.round["deadline_s"]
+def _too_few(config: RunConfig, cohort: int) -> str:
+    """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
+    name = config.aggregation["strategy"]
+    problem = too_few_for(name, get_strategy(name, config.strategy), quorum_size(config, cohort))
+    return f"{problem}, or start more workers" if problem else ""
+
+
+def _no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
+    """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    manifest = store.control.manifest(state.run_id) if strategy.needs_all else None
+    if manifest is None:
+        return ""
+    sent = update_manifest(strategy, manifest)
+    needed = cohort * codec.encoded_nbytes(config.update["codec"], sent)
+    room = store.data.room(config.redis["unmerged_bytes"])
+    if needed <= room:
+        return ""
+    return (
+        f"{config.aggregation['strategy']} needs the {cohort} updates of a round at once, {needed} bytes,"
+        f" and {room} may lie on the data server; raise redis.unmerged_bytes to {needed} and the server's"
+        f" maxmemory, if it has one, to {MEMORY_SHARE * needed}, or lower round.cohort"
+    )
+
+
+def _who_is_missing(config: RunConfig, alive: int, wanted: int) -> str:
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
         if config.security["require_enrolment"]:
             reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
-    else:
-        reason = f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
+        return reason
+    return f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
+
+
+def _wait(store: Store, state: RunState, config: RunConfig, reason: str) -> None:
+    """Nobody to train with, or too few: say so, count the time, and fail the run at the deadline."""
+    waited_s = store.control.tick_waiting(state.run_id)
+    deadline_s = config.round["deadline_s"]
     given_up = waited_s is not None and waited_s >= deadline_s
     if given_up:
         reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"

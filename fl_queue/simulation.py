@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from fl_queue import names
 from fl_queue.config import RunConfig
+from fl_queue.strategies import get_strategy
 
 Found = TypeVar("Found")
 
@@ -128,6 +129,7 @@ def premerges(config: RunConfig) -> bool:
     """
     Whether the updates of a group may travel as their sum.
 
-    Nobody must want to keep them: every strategy merges by exact sums.
+    Nobody must want to keep them, and the strategy must merge by exact sums.
     """
-    return not config.model["keep_updates"]
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    return not (config.model["keep_updates"] or strategy.needs_all)

@@ -120,7 +120,7 @@ def recompute(
     if manifest is None:
         raise DataError(run, "the run has no manifest")
     w_max = largest_weight(config.aggregation)
-    merge = Merge.of_round(manifest, config, record.scales, w_max)
+    merge = Merge.of_round(manifest, config, record.scales, w_max, state_dir / "gathered")
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)
         merge.check(header)
@@ -137,7 +137,7 @@ def recompute(
     )
     hashers = {name: blob.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
-    facts = Facts((record.version or 0), merge.total.count, record.population)
+    facts = Facts((record.version or 0), merge.count, record.population)
     digest = blob.pieces_digest(merge.next_model(base.view, state, sinks, facts, loaded))
     for name, hasher in hashers.items():
         if hasher.digest != record.server_state.get(name):

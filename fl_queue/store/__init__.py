@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from fl_queue import names
-from fl_queue.store.admission import ADMITTED_S
+from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE
 from fl_queue.store.connect import (
     NOBODY,
     OtherUsers,
@@ -26,6 +26,7 @@ from fl_queue.store.presence import LEASE_S, as_text
 __all__ = [
     "ADMITTED_S",
     "LEASE_S",
+    "MEMORY_SHARE",
     "Control",
     "Data",
     "Doorbell",

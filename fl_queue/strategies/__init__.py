@@ -14,6 +14,7 @@ from typing import Any
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.fields import nearest
 from fl_queue.strategies.base import Strategy
+from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.fedadagrad import FedAdagrad
 from fl_queue.strategies.fedadam import FedAdam
 from fl_queue.strategies.fedavg import FedAvg
@@ -22,8 +23,13 @@ from fl_queue.strategies.feddyn import FedDyn
 from fl_queue.strategies.fednova import FedNova
 from fl_queue.strategies.fedprox import FedProx
 from fl_queue.strategies.fedyogi import FedYogi
+from fl_queue.strategies.geometric_median import GeometricMedian
+from fl_queue.strategies.krum import Krum
+from fl_queue.strategies.median import Median
+from fl_queue.strategies.multi_krum import MultiKrum
 from fl_queue.strategies.qfedavg import QFedAvg
 from fl_queue.strategies.scaffold import Scaffold
+from fl_queue.strategies.trimmed_mean import TrimmedMean
 
 #: Name -> class of the built-in strategies.
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -37,6 +43,12 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "qfedavg": QFedAvg,
     "scaffold": Scaffold,
     "feddyn": FedDyn,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "bulyan": Bulyan,
+    "geometric_median": GeometricMedian,
 }
 
 
@@ -98,6 +110,11 @@ def load_strategy(
         raise ConfigError(
             "aggregation.strategy",
             f"{name} asks clients for more than their updates, which an own strategy cannot",
+        )
+    if found.needs_all:
+        raise ConfigError(
+            "aggregation.strategy",
+            f"{name} needs all updates at once, which an own strategy cannot: derive it from one that sums",
         )
     return found(options)
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import FINEST, ExactSum, Float64s
+from fl_queue.exact import FINEST, Float64s, Int64s
 from fl_queue.fields import Field, unknown_key
+from fl_queue.gather import Gathered
 from fl_queue.records import EXTRA, Manifest, TensorSpec
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
@@ -41,6 +42,25 @@ class Range:
 
     limit: float
     finest: int = FINEST
+
+
+class Merged(Protocol):
+    """The updates of a round as one: an ``ExactSum``, or what a rule made of all of them."""
+
+    manifest: Manifest
+    count: int
+
+    def mean_block(self, name: str, start: int, stop: int) -> Float64s:
+        """Elements ``start`` to ``stop`` (C order, flat) of a float tensor's mean."""
+
+    def scalar_mean(self, name: str) -> float:
+        """The mean of a scalar that clients sent."""
+
+    def maximum(self, name: str) -> Int64s:
+        """What becomes of an integer buffer, in its shape."""
+
+    def release(self, name: str) -> None:
+        """A tensor has been used: what it takes may be freed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,7 @@ class Block:
         x: Float64s,
         state: dict[str, Float64s],
         facts: Facts,
-        total: ExactSum,
+        total: Merged,
         name: str,
         start: int,
     ) -> None:
@@ -179,6 +199,10 @@ class Strategy:
     scalars: ClassVar[Mapping[str, float]] = {}
     #: Tensors like the parameters that a client keeps from one accepted round to the next.
     client_state: ClassVar[tuple[str, ...]] = ()
+    #: Whether it merges all updates block by block (``merged``); otherwise their exact sum.
+    needs_all: ClassVar[bool] = False
+    #: How many updates it takes, in symbols, for messages.
+    NEEDS: ClassVar[str] = ""
     #: Whether updates must arrive as they were made: what clients keep has to agree with it.
     needs_exact_updates: ClassVar[bool] = False
     #: Whether clients evaluate the base version on their training data.
@@ -231,6 +255,19 @@ class Strategy:
 
     # On the server
 
+    def fewest(self) -> int:
+        """The smallest number of updates it can merge: a quorum must not be below it."""
+        return 1
+
+    def merged(self, updates: Gathered) -> Merged:
+        """
+        What stands in the place of the mean, where it ``needs_all`` updates.
+
+        Raises:
+            ValueError: They are too few.
+        """
+        raise NotImplementedError(f"{type(self).__name__} merges by exact sums")
+
     def step(self, block: Block) -> Float64s:
         """
         The new values of some elements of a parameter; the mean is added unless overridden.
@@ -244,7 +281,7 @@ class Strategy:
         self,
         manifest: Manifest,
         base: Arrays,
-        total: ExactSum,
+        total: Merged,
         state: State | None = None,
         sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
         facts: Facts | None = None,
@@ -294,7 +331,7 @@ class Strategy:
         self,
         spec: TensorSpec,
         old: Tensor,
-        total: ExactSum,
+        total: Merged,
         state: State,
         sinks: Mapping[str, Callable[[Tensor], object]],
         facts: Facts,
@@ -318,7 +355,7 @@ class Strategy:
             yield new
 
 
-def _buffer(spec: TensorSpec, old: Tensor, start: int, total: ExactSum) -> Tensor:
+def _buffer(spec: TensorSpec, old: Tensor, start: int, total: Merged) -> Tensor:
     block = old.astype(np.float64)
     block += total.mean_block(spec.name, start, start + old.size)
     if spec.name.endswith("_var"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, names, scores
+from fl_queue import blob, names, scores, verify
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.header import Header
 from tests.federation import Federation, kill, wait_for
@@ -226,3 +226,29 @@ def test_private_servers_are_found_by_their_state_folder(private_redis: Embedded
     )
 
     assert (done.returncode, done.stdout.strip()) == (0, "[]")
+
+
+def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_verified(
+    federation: Federation,
+) -> None:
+    settings = ("aggregation.weighting=uniform", "run.evaluate_every=0", "run.rounds=2")
+    median = (*settings, "aggregation.strategy=median", "redis.inline_bytes=0")
+    calm = federation.digests_of("robust", *median)
+
+    run = federation.begin("robust", *median, "model.keep_updates=true")
+    fired = [federation.arm(point, "kill") for point in ("update.received", "model.published")]
+    state = federation.finish(run)
+
+    assert [path.exists() for path in fired] == [True, True]
+    assert federation.free(run) == calm
+    state_dir = federation.redis.state_dir
+    assert list((state_dir / "gathered").iterdir()) == []
+    verdicts = verify.verify(federation.store, state, state_dir)
+    assert [verdict.result for verdict in verdicts] == ["same"] * 2
+
+    krum = (*settings, "aggregation.strategy=krum", "strategy.f=0")
+    chosen = federation.begin("robust", *krum, "run.rounds=1", "model.keep_updates=true")
+    state = federation.finish(chosen)
+    assert federation.free(chosen)[1] != calm[1]
+    (verdict,) = verify.verify(federation.store, state, state_dir)
+    assert verdict.result == "same"

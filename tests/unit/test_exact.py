@@ -179,7 +179,7 @@ def test_kernels_stop_before_the_block_of_a_bad_value(kernel: exact._Kernel, pos
         assert added <= position
         assert (total[:added] == -1).all()
         assert not total[added:].any()
-        assert exact._first_outside(values, limit) == position
+        assert exact.first_outside(values, limit) == position
 
 
 def test_a_bad_value_far_in_takes_out_again_what_was_added() -> None:

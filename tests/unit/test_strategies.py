@@ -168,7 +168,9 @@ def test_without_momentum_the_bits_are_those_of_fedavg() -> None:
 def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
     strategy = STRATEGIES[name]
     weighting = f"aggregation.weighting={strategy.WEIGHTINGS[0]}"
-    loaded = config.load("mnist-3v7", (f"aggregation.strategy={name}", weighting), {})
+    loaded = config.load(
+        "mnist-3v7", (f"aggregation.strategy={name}", weighting, "round.cohort=12"), {}
+    )
 
     assert set(loaded.strategy) == set(strategy.OPTIONS)
     assert f"`{name}`" in (config.preset_folder().parent / "docs/strategies.md").read_text()

@@ -1,0 +1,187 @@
+"""
+What the rules that need all updates have in common: something in the place of the mean.
+
+A rule chooses updates, and combines their values coordinate by coordinate; the result is added to the
+base as FedAvg adds the mean. Rules see parameters only. Of buffers, which say nothing of direction and
+let one update do much, the coordinate median of the chosen updates is taken; of integer buffers the
+lower median: a maximum would be whatever one attacker says.
+
+Weights are the clients' own claims, so that all rules but the geometric median, which is defined with
+them, count every update once (``aggregation.weighting = "uniform"``).
+
+The same bits everywhere: float64, elementwise, rows in the order of client ids; sums over coordinates are
+made by adding halves to each other in tiles of fixed size, and tiles in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_queue.exact import Float64s, Int64s
+from fl_queue.fields import Field
+from fl_queue.gather import Gathered
+from fl_queue.records import Manifest
+from fl_queue.strategies.base import Strategy
+
+#: Coordinates whose squares are added up before anything is added to their sum.
+TILE = 1024
+#: Bytes that a block of all updates, and what a rule makes of it, may take.
+_MEMORY = 64 * 1024 * 1024
+_BYTES_EACH = 24
+
+#: The option of rules that have to know how many updates may be hostile.
+F = Field("int", 1, "f, hostile updates that are withstood, 0 or more", low=0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    The updates that are combined.
+
+    Args:
+        rows: Which of ``updates.clients``.
+        weights: Theirs, in this order.
+    """
+
+    rows: Sequence[int]
+    weights: Float64s
+
+
+class Robust(Strategy):
+    """A rule: ``choose``, ``combine``, and how many updates it takes."""
+
+    needs_all = True
+    WEIGHTINGS: ClassVar[tuple[str, ...]] = ("uniform",)
+
+    def choose(self, updates: Gathered) -> Choice:
+        """The updates that are combined, and their weights; all of them unless overridden."""
+        return Choice(range(updates.count), updates.weights)
+
+    def combine(self, values: Float64s, weights: Float64s) -> Float64s:
+        """
+        Some coordinates of the result.
+
+        Elementwise: what coordinates come together must make no difference.
+
+        Args:
+            values: One row for each chosen update; may be overwritten.
+            weights: Of the rows.
+        """
+        raise NotImplementedError
+
+    def merged(self, updates: Gathered) -> Ruled:
+        """
+        The result of the rule, in the place of a mean.
+
+        Raises:
+            ValueError: They are too few for it.
+        """
+        if updates.count < self.fewest():
+            raise ValueError(
+                f"{updates.count} updates, {type(self).__name__} needs {self.fewest()} ({self.NEEDS})"
+            )
+        return Ruled(self, updates)
+
+
+class Ruled:
+    """What a rule makes of all updates, block by block; see ``base.Merged``."""
+
+    def __init__(self, rule: Robust, updates: Gathered) -> None:
+        self.manifest: Manifest = updates.manifest
+        self.count = updates.count
+        self._rule, self._updates = rule, updates
+        self._choice = rule.choose(updates)
+
+    def mean_block(self, name: str, start: int, stop: int) -> Float64s:
+        """Elements ``start`` to ``stop`` of what stands for the mean of a float tensor."""
+        is_parameter = self._updates.spec(name).kind == "parameter"
+        out = np.empty(stop - start, np.float64)
+        for at, end in _steps(start, stop, len(self._choice.rows)):
+            values = self._updates.block(name, at, end, self._choice.rows)
+            out[at - start : end - start] = (
+                self._rule.combine(values, self._choice.weights)
+                if is_parameter
+                else coordinate_median(values)
+            )
+        return out
+
+    def maximum(self, name: str) -> Int64s:
+        """What stands for the maximum of an integer buffer: the lower median, in its shape."""
+        spec = self._updates.spec(name)
+        middle = (len(self._choice.rows) - 1) // 2
+        out = np.empty(spec.size, np.int64)
+        for at, end in _steps(0, spec.size, len(self._choice.rows)):
+            values = self._updates.block(name, at, end, self._choice.rows)
+            out[at:end] = np.partition(values, middle, axis=0)[middle]
+        return out.reshape(spec.shape)
+
+    def scalar_mean(self, name: str) -> float:
+        """Rules send no scalars. Raises ValueError."""
+        raise ValueError(f"a rule that needs all updates has no scalar {name!r}")
+
+    def release(self, name: str) -> None:
+        """Nothing: it is all on disk."""
+
+
+def coordinate_median(values: Float64s) -> Float64s:
+    """The median of each column; of an even number the mean of the two in the middle."""
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    middle = np.partition(values, (low, high), axis=0)
+    result: Float64s = (middle[low] + middle[high]) / 2
+    return result
+
+
+def weighted_mean(values: Float64s, weights: Float64s) -> Float64s:
+    """``sum_i w_i v_i / sum_i w_i`` of each column, added up row by row."""
+    total, whole = np.zeros(values.shape[1]), 0.0
+    for row, weight in zip(values, weights, strict=True):
+        total += weight * row
+        whole += float(weight)
+    return total / whole
+
+
+def square_sums(differences: Float64s) -> Float64s:
+    """The squared norm of each row of a tile; the rows are overwritten."""
+    differences *= differences
+    return row_sums(differences)
+
+
+def row_sums(values: Float64s) -> Float64s:
+    """The sum of each row, halves added to halves; the rows are overwritten."""
+    # Not np.sum: in which order that adds is its own affair.
+    size = values.shape[1]
+    while size > 1:
+        half = (size + 1) // 2
+        values[:, : size - half] += values[:, half:size]
+        size = half
+    return values[:, 0] if size else np.zeros(len(values))
+
+
+def tiles(updates: Gathered) -> Iterator[Float64s]:
+    """All parameters of all updates, a tile of coordinates at a time."""
+    for spec in updates.parameters():
+        for at, end in _steps(0, spec.size, updates.count):
+            block = updates.block(spec.name, at, end)
+            for start in range(0, end - at, TILE):
+                yield block[:, start : start + TILE]
+
+
+def squared_distances(updates: Gathered) -> Float64s:
+    """``||u_i - u_j||^2`` over the parameters, by blocks of them: n x n, in the order of clients."""
+    count = updates.count
+    found = np.zeros((count, count))
+    for values in tiles(updates):
+        for i in range(count - 1):
+            found[i, i + 1 :] += square_sums(values[i + 1 :] - values[i])
+    return found + found.T
+
+
+def _steps(start: int, stop: int, count: int) -> Iterator[tuple[int, int]]:
+    """From start to stop, so many coordinates at a time that memory is bounded; whole tiles."""
+    step = max(1, _MEMORY // (_BYTES_EACH * count * TILE)) * TILE
+    for at in range(start, stop, step):
+        yield at, min(at + step, stop)
