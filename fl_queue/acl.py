@@ -154,6 +154,7 @@ def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
         keys += [names.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
     if server != "control":
         keys += [names.chunk(names.model_blob("*", "*"), "*"), names.admitted("*", "*")]
+        keys.append(names.turns("*", "*"))
     return (*_with("%R~" if has_selectors else "~", keys), *_with("+", _READ))
 
 

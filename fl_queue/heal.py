@@ -29,6 +29,7 @@ from fl_queue import (
     rounds,
     scores,
     simulation,
+    stalled,
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, ConfigError, FLQueueError, StoreUnavailable
@@ -62,6 +63,7 @@ class Healer:
         self.done: list[str] = []
         self.token = secrets.token_hex(8)
         self.watch = dispatch.Watch(store, 0.0) if hurry else dispatch.Watch(store)
+        self._stalled = stalled.Stalled(store)
         self._dead_since: dict[str, float] = {}
         #: Runs that have ended and whose versions all have their evaluation.
         self._evaluated: set[str] = set()
@@ -120,10 +122,12 @@ class Healer:
         if state.active or just_ended:
             self._heal_evaluations(state)
         if not state.active:
+            self._stalled.forget(run)
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
             partial.drop(self.store, run, state.round)
             if just_ended:
+                self.store.data.forget_turns(run, state.round)
                 last = self.store.control.round(run, state.round)
                 self.store.data.forget_admitted(run, last.cohort if last else ())
             return
@@ -137,6 +141,7 @@ class Healer:
                 self._restore_model(run, digest, current.segment, is_state=True)
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
+            self._pass_over(run, current)
             faults.reach("heal.healed")
         rounds.advance(self.store, run)
 
@@ -211,6 +216,13 @@ class Healer:
                 reason = "finished without effect"
             if self._is_due(ticket, reason) and self._replace(key, who, ticket):
                 self._report(run, current, f"job of {who} {reason}: attempt {ticket.attempt + 1}")
+
+    def _pass_over(self, run: str, current: RoundState) -> None:
+        """Nobody waits any more for a client that asked for room and sends nothing."""
+        for client, held_s in self._stalled.look(run, current).items():
+            event = {"event": "client_stalled", "round": current.number, "client": client}
+            log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
+            self.store.control.add_event(run, {**event, "held_s": round(held_s, 1)})
 
     def _nothing_in(self, run: str, current: RoundState) -> bool:
         return self.store.data.waiting(run) + self.store.data.held(run, current.fence) == 0

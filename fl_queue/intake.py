@@ -326,6 +326,7 @@ class Intake:
                 (who, outbox.permission(receipt.token, receipt.nbytes))
                 for who, receipt in merged.items()
             ),
+            self.number,
         )
 
     def is_full(self) -> bool:
@@ -362,23 +363,29 @@ class Intake:
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
         self.looked_at = 0
-        self._drop_chunks()
+        self._drop_chunks(self.number)
 
     def clean_up(self) -> None:
         """The round has ended: remove what was taken for it."""
         # Elements last: killed before that, whoever gets them next finds what else to remove.
         self._drop_chunks()
+        self.store.data.forget_turns(self.run, self.number)
         partial.drop(self.store, self.run, self.number)
         self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
 
-    def _drop_chunks(self) -> None:
+    def _drop_chunks(self, number: int = 0) -> None:
+        """Args: ``number``: the round, if it goes on, and they are in the sum."""
         for header in self.headers:
             late.drop_chunks(self.store, self.run, header)
-        self.store.data.dismiss(
-            self.run,
-            (
-                (header.client, outbox.permission(header.token, header.body_bytes))
-                for header in self.headers
-            ),
-        )
+        for is_late in (False, True):
+            self.store.data.dismiss(
+                self.run,
+                (
+                    (header.client, outbox.permission(header.token, header.body_bytes))
+                    for header in self.headers
+                    if (header.round < self.number) == is_late
+                ),
+                # A late one is no turn in this round.
+                0 if is_late else number,
+            )
         self.headers.clear()

@@ -35,6 +35,7 @@ data server
     flq:{<run>}:owner:<fence>          string  that incarnation's lease
     flq:{<run>}:partial                hash    the checkpointed partial sum of the open round
     flq:{<run>}:admitted:<client>      string  its update on the server or on its way, expires
+    flq:{<run>}:turns:<n>              hash    client -> how often it had its turn to send in a round
     flq:chunk:<run>:<digest>:<i>       string  a piece of a model
     flq:update:<client>:<run>:<digest>:<i>  string  a piece of a client's big update
     flq:partial:<run>:<digest>:<i>     string  a piece of the checkpointed partial sum
@@ -182,6 +183,10 @@ def partial(run: str) -> str:
 
 def admitted(run: str, client: str) -> str:
     return f"flq:{{{run}}}:admitted:{client}"
+
+
+def turns(run: str, number: int | str) -> str:
+    return f"flq:{{{run}}}:turns:{number}"
 
 
 # What chunks are pieces of. The first word tells who may write, and a client's id follows at once,

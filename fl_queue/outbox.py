@@ -163,6 +163,7 @@ class _Turn:
             self._most,
             self._others,
             lifetime_s,
+            header.round,
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from fl_queue import names
-from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE
+from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
 from fl_queue.store.connect import (
     NOBODY,
     OtherUsers,
@@ -40,6 +40,7 @@ __all__ = [
     "plain_client",
     "resolve_urls",
     "server_facts",
+    "size_of",
     "unlink_matching",
 ]
 

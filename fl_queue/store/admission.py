@@ -3,6 +3,9 @@ The data server: how much of a run's updates may lie there unmerged.
 
 Each client has a key of its own, and writes no other: it says what it is about to send, looks at what
 the others have said, and takes its own back when that is too much. Whoever is second sees the first.
+
+What a client says counts until its update is merged, or until the operator's side has others pass it:
+then it has had a turn, and those with fewer turns wait for it no more.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ MEMORY_SHARE = 4
 ADMITTED_S = 120
 #: Nobody asks for longer than this.
 _ASKING_S = 10
+#: Who had a turn in a round is removed when it ends; by itself, should its aggregator be killed then.
+TURNS_LIFETIME_S = 24 * 3600
 #: Before an update that its client only asks for.
 _ASKING = b"?"
 
@@ -52,6 +57,7 @@ class Admission:
         most_bytes: int,
         others: Sequence[str],
         lifetime_s: int = ADMITTED_S,
+        number: int = 0,
     ) -> bool:
         """
         Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
@@ -63,10 +69,12 @@ class Admission:
             update: Its name, ``<token>:<bytes>``.
             others: Who else sends updates; each counts as one of this size at most, whatever it says.
             lifetime_s: The permission ends by itself after this time.
+            number: Round.
         """
-        key, size = names.admitted(run, client), _bytes(update.encode())
+        key, size = names.admitted(run, client), size_of(update.encode())
         known = cast("bytes | None", self.redis.get(key))
         if known != update.encode():
+            others = self._before(run, number, client, others)
             if self._lying(run, others, size) > max(0, most_bytes - size):
                 return False
             self.redis.set(key, _ASKING + update.encode(), ex=_ASKING_S)
@@ -77,19 +85,48 @@ class Admission:
         self.redis.set(key, update, ex=lifetime_s)
         return True
 
+    def _before(self, run: str, number: int, client: str, others: Sequence[str]) -> Sequence[str]:
+        """Those whom a client waits for: who has had no more turns in the round than itself."""
+        turns = cast(dict[bytes, bytes], self.redis.hgetall(names.turns(run, number)))
+        if not turns:
+            return others
+        counts = {who.decode(errors="replace"): int(count) for who, count in turns.items()}
+        return [who for who in others if counts.get(who, 0) <= counts.get(client, 0)]
+
     def _lying(self, run: str, others: Sequence[str], most: int) -> int:
         if not others:
             return 0
         # What is no string reads as nothing.
         found = self.redis.mget([names.admitted(run, other) for other in others])
-        return sum(min(_bytes(update), most) for update in cast(list[Any], found) if update)
+        return sum(min(size_of(update), most) for update in cast(list[Any], found) if update)
 
-    def dismiss(self, run: str, updates: Iterable[tuple[str, str]]) -> None:
-        """Updates that do not lie on the server any more make room. Args: ``updates``: (client, name)."""
+    def claims(self, run: str, clients: Sequence[str]) -> dict[str, bytes]:
+        """Client -> the update that it holds room for, or asks for."""
+        found = self.redis.mget([names.admitted(run, client) for client in clients])
+        updates = zip(clients, cast(list["bytes | None"], found), strict=True)
+        return {client: update for client, update in updates if update and size_of(update)}
+
+    def dismiss(self, run: str, updates: Iterable[tuple[str, str]], number: int = 0) -> None:
+        """
+        Updates that do not lie on the server any more make room.
+
+        Args:
+            updates: (client, name).
+            number: The open round, in which these clients have had their turn; 0: it has ended.
+        """
         pairs = list(updates)
         if pairs:
-            keys = [names.admitted(run, client) for client, _ in pairs]
-            self._dismiss(keys=keys, args=[update for _, update in pairs])
+            keys = [names.turns(run, number), *(names.admitted(run, who) for who, _ in pairs)]
+            lifetime_s = TURNS_LIFETIME_S if number else 0
+            self._dismiss(keys=keys, args=[lifetime_s, *(word for pair in pairs for word in pair)])
+
+    def pass_over(self, run: str, number: int, client: str) -> None:
+        """Others need not wait any more for a client that holds room: it has had its turn."""
+        self.dismiss(run, [(client, "")], number)
+
+    def forget_turns(self, run: str, number: int) -> None:
+        """Remove who had a turn in a round that has ended, and in the one before, should that be left."""
+        self.redis.unlink(names.turns(run, number), names.turns(run, number - 1))
 
     def forget_admitted(self, run: str, clients: Iterable[str]) -> None:
         """Remove the permissions of a run that is not training: nothing more is sent."""
@@ -98,7 +135,7 @@ class Admission:
             self.redis.unlink(*keys)
 
 
-def _bytes(update: bytes) -> int:
+def size_of(update: bytes) -> int:
     """Size of an update by its name; 0 when the name tells none."""
     digits = update.rpartition(b":")[2]
     return int(digits) if digits.isdigit() and len(digits) < 19 else 0

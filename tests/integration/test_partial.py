@@ -49,7 +49,13 @@ def saves(store: Store) -> int:
 
 
 def but_for_the_lease(hand: ByHand) -> dict[str, int]:
-    return {key: life for key, life in hand.leftovers().items() if ":owner:" not in key}
+    """Nor for who had a turn, which is there as long as the round."""
+    passing = (":owner:", ":turns:")
+    return {
+        key: life
+        for key, life in hand.leftovers().items()
+        if not any(part in key for part in passing)
+    }
 
 
 # Checkpoints
