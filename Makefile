@@ -17,10 +17,10 @@ SEED ?= 1
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow chaos recovery bench bench-peers screenshots lint format docs clean
+.PHONY: help venv demo test test-slow chaos recovery bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed ## install fl-queue into .venv
 
@@ -44,6 +44,12 @@ bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes do
 
 bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+reproduce: $(VENV)/.installed ## measure published results again, about an hour, resumable; writes docs/reproduction.md (ARGS="--data FOLDER")
+	$(BIN)/python -m benchmarks.reproduce $(ARGS)
+
+reproduce-quick: $(VENV)/.installed ## the same in about three minutes: a part, printed
+	$(BIN)/python -m benchmarks.reproduce --quick $(ARGS)
 
 screenshots: $(VENV)/.installed-test ## take the pictures of the web page again; needs chromium
 	$(BIN)/python -m scripts.screenshots

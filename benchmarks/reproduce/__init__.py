@@ -1,0 +1,1 @@
+"""Published results, measured again with the product itself: ``make reproduce``."""
