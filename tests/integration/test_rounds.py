@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue import blob, names, scores, verify
+from fl_queue.cli.running import cli_line
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.header import Header
 from tests.federation import Federation, kill, wait_for
@@ -252,3 +256,32 @@ def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_
     assert federation.free(chosen)[1] != calm[1]
     (verdict,) = verify.verify(federation.store, state, state_dir)
     assert verdict.result == "same"
+
+
+def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list[str]) -> None:
+    if shutil.which("redis-cli") is None:
+        pytest.skip("no redis-cli on PATH")
+    run = federation.begin("cooked")
+    federation.finish(run)
+    wait_for("version 0", lambda: 0 in scores.test_metrics(federation.store, run))
+    environment = {"PATH": os.environ["PATH"]}
+    environment["CONTROL"] = cli_line(federation.redis.url)
+    environment["DATA"] = cli_line(federation.redis.blob_url)
+    text = (Path(__file__).parents[2] / "docs/cookbook.md").read_text()
+    for stands_for, name in (("demo-3f2a9c", run), ("demo", "cooked"), ("hospital-a", "site-1")):
+        text = text.replace(stands_for, name)
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    recipes = [part for block in blocks for part in f"\n{block}".split("\n$ ")[1:]]
+
+    assert len(recipes) > 25
+    for recipe in recipes:
+        line, _, answer = recipe.partition("\n")
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=30
+        )
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert "ERR " not in done.stdout, line
+        assert done.stdout.strip() or line.endswith("# may be empty"), line
+        # `...` stands for anything, lines included.
+        pattern = re.escape(answer.strip("\n.")).replace(r"\.\.\.", "(?s:.*)")
+        assert re.search(pattern, done.stdout), (line, done.stdout)
