@@ -3,8 +3,7 @@ The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no r
 
 Each job runs in a fork, but for those of the pool, which run in the worker itself.
 
-``fl-queue worker`` runs it; a plain ``rq worker -w workers.rqworker.FLWorker -j fl_queue.jobs.FLJob
--S json flq-client-<id>`` with ``FLQ_SITE_CLIENT=<id>`` works too.
+``fl-queue worker`` runs it; a plain ``rq worker`` with this class works, too: docs/rq.md.
 """
 
 from __future__ import annotations
