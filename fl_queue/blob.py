@@ -166,6 +166,19 @@ def check_tensors(header: Header, manifest: Manifest) -> None:
     check_layout(header, "float32", entries(manifest))
 
 
+def check_size(manifest: Manifest, most_bytes: int) -> None:
+    """
+    Whether a model that somebody else made is no larger than the config allows.
+
+    Raises:
+        BlobError: It is; names the field.
+    """
+    if manifest.nbytes > most_bytes:
+        raise BlobError(
+            f"a model of {manifest.nbytes} bytes is more than {most_bytes}; raise model.max_bytes"
+        )
+
+
 def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) -> None:
     """
     Whether a header has this codec and these tensors, one after the other and nothing else.

@@ -229,6 +229,13 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "initial": Field(
                 "str", "", "safetensors file to start from; empty: initialised from the seed"
             ),
+            "max_bytes": Field(
+                "int",
+                17179869184,
+                "version 0 as a client may send it is no larger than this; bytes, 1 to 64 GiB",
+                low=1,
+                high=64 * 1024**3,
+            ),
             "keep_versions": Field(
                 "int",
                 5,

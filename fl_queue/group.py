@@ -130,15 +130,24 @@ def check(header: Header, current: RoundState, config: RunConfig) -> None:
             raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
 
 
-def add(header: Header, body: Bytes, merge: Merge) -> None:
+def check_layout(header: Header, merge: Merge) -> None:
     """
-    Add a group's sum to a round's, or nothing of it.
+    Whether a group's body, which need not be here yet, has the layout it must have.
 
     Raises:
-        BlobError: It is not of the manifest, damaged, or beyond a limit; the sum is as it was.
+        BlobError: Names the first tensor that differs.
+    """
+    blob.check_tensors(header, sum_manifest(merge.sent))
+
+
+def add(header: Header, body: Bytes, merge: Merge) -> None:
+    """
+    Add a group's sum that ``check_layout`` let pass to a round's, or nothing of it.
+
+    Raises:
+        BlobError: It is damaged, or beyond a limit; the sum is as it was.
     """
     manifest = sum_manifest(merge.sent)
-    blob.check_tensors(header, manifest)
     blob.check_body(header, body)
     inside = [member for member in header.members if member.status == "received"]
     weight = sum(member.weight for member in inside)

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from fl_queue import int8
 from fl_queue.errors import BlobError
-from fl_queue.records import Sums
+from fl_queue.records import MAX_DIMENSIONS, Sums
 
 #: How parameters may lie in a body; see ``codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
@@ -33,7 +33,6 @@ MAX_CHUNKS = 65536
 MAX_HEADER_ITEMS = 1 << 18
 MAX_MAP_ITEMS = 4096
 _MAX_NESTING = 4
-_MAX_DIMENSIONS = 32
 #: dtype on the wire -> bytes an element; besides these only ``int8x256`` is decoded.
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
 _WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
@@ -359,8 +358,8 @@ def _tensor(where: str, item: Any) -> TensorEntry:
     if type(item) is not list or len(item) != len(TensorEntry._fields):
         raise _fail(where, f"is not a list of {', '.join(TensorEntry._fields)}")
     name, dtype, shape, offset, nbytes = item
-    if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
-        raise _fail(f"{where}.shape", f"is not a list of at most {_MAX_DIMENSIONS} dimensions")
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+        raise _fail(f"{where}.shape", f"is not a list of at most {MAX_DIMENSIONS} dimensions")
     entry = TensorEntry(
         _text(MAX_TEXT)(f"{where}.name", name),
         _one_of(*_WIRE_DTYPES)(f"{where}.dtype", dtype),

@@ -129,7 +129,8 @@ class Intake:
         try:
             self._check_group(header)
             receipts = self._again(header) or self._add_group(header, body)
-        except ChunksMissing:
+        except ChunksMissing as exc:
+            self._reject(f"{header.client}: {exc.reason}; asked again")
             self.ask_again(header.client)
             return
         except BlobError as exc:
@@ -167,6 +168,7 @@ class Intake:
 
     def _add_group(self, header: Header, body: memoryview) -> dict[str, Receipt]:
         assert self.merge is not None
+        group.check_layout(header, self.merge)
         group.add(header, self._body(header, body), self.merge)
         receipts = {}
         for member, (own, status, reason) in zip(
@@ -232,7 +234,8 @@ class Intake:
             return receipt_of(header, "failed", header.reason)
         try:
             return self._accept(header, body)
-        except ChunksMissing:
+        except ChunksMissing as exc:
+            self._reject(f"{header.client}: {exc.reason}; asked again")
             return None
         except BlobError as exc:
             return receipt_of(header, "invalid", exc.reason)
@@ -270,6 +273,14 @@ class Intake:
     def _take_initial(self, header: Header, body: memoryview) -> None:
         manifest = Manifest.from_json(header.manifest)
         blob.check_tensors(header, manifest)
+        blob.check_size(manifest, self.config.model["max_bytes"])
+        if header.chunk_bytes:
+            # No manifest of ours says how large it may be: no memory for what is not there.
+            self.store.data.check_chunks(
+                names.update_blob(header.client, self.run, header.body_digest),
+                header.body_bytes,
+                header.chunk_bytes,
+            )
         whole = self._body(header, body)
         blob.check_body(header, whole)
         self.initial = (manifest, whole)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl_queue import plain
 from fl_queue.errors import BlobError
 
 #: ``extra``: what clients send beside a parameter; in updates only, never in a model.
@@ -22,6 +23,8 @@ Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
 KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer", "extra")
 #: Names of extra tensors begin with it, and those of no model's: ``~<extra>/<parameter>``.
 EXTRA = "~"
+#: As many as numpy takes.
+MAX_DIMENSIONS = 32
 #: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
 DTYPES: dict[str, str] = {
     "parameter": "float32",
@@ -136,21 +139,35 @@ class Manifest:
         Raises:
             BlobError: Not a manifest.
         """
-        try:
-            raw = json.loads(text)
-            tensors = tuple(
-                TensorSpec(
-                    str(item["name"]), tuple(int(size) for size in item["shape"]), item["kind"]
-                )
-                for item in raw["tensors"]
-            )
-            aliases = {str(name): str(of) for name, of in raw["aliases"].items()}
-            made = cls(tensors, aliases, tuple(str(name) for name in raw.get("private", ())))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise BlobError(f"not a manifest: {exc!r}") from exc
+        raw = plain.record(_RawManifest, plain.loads(text, "a manifest"), "a manifest")
+        specs = [plain.record(_RawSpec, item, "a manifest") for item in raw.tensors]
+        if any(
+            len(spec.shape) > MAX_DIMENSIONS or max(spec.shape, default=0) >= 2**63
+            for spec in specs
+        ):
+            raise BlobError("manifest: a tensor has too many dimensions, or one that is too large")
+        made = cls(
+            tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
+            raw.aliases,
+            tuple(raw.private),
+        )
         if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
             raise BlobError(f"manifest: a model's tensor is extra, or its name begins with {EXTRA}")
         return made
+
+
+@dataclass
+class _RawSpec:
+    name: str
+    shape: list[int]
+    kind: Kind
+
+
+@dataclass
+class _RawManifest:
+    tensors: list[dict[str, Any]]
+    aliases: dict[str, str]
+    private: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -199,7 +216,8 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
-        return cls(**json.loads(text))
+        """Raises BlobError."""
+        return plain.record(cls, plain.loads(text, "a receipt"), "a receipt")
 
 
 def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
@@ -232,7 +250,8 @@ class Enrolment:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Enrolment:
-        return cls(**json.loads(text))
+        """Raises BlobError."""
+        return plain.record(cls, plain.loads(text, "an enrolment"), "an enrolment")
 
 
 @dataclass(frozen=True)
@@ -299,4 +318,5 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RoundRecord:
-        return cls(**json.loads(text))
+        """Raises BlobError."""
+        return plain.record(cls, plain.loads(text, "a round's record"), "a round's record")

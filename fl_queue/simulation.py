@@ -63,7 +63,7 @@ def share_of(client: str, population: Sequence[str]) -> int:
     if span is None:
         return population.index(client) if client in population else len(population)
     number = client.removeprefix(names.VIRTUAL)
-    is_one = number.isdigit() and len(number) == len(span[2]) and 1 <= int(number) <= int(span[2])
+    is_one = _is_number(number) and len(number) == len(span[2]) and 1 <= int(number) <= int(span[2])
     return int(number) - 1 if is_one else int(span[2])
 
 
@@ -95,7 +95,12 @@ def group(number: int) -> str:
 def group_number(who: str) -> int | None:
     """The number of a group, from 0; None when it is somebody else's name."""
     number = who.removeprefix(_GROUP)
-    return int(number) if who != number and number.isdigit() else None
+    return int(number) if who != number and _is_number(number) else None
+
+
+def _is_number(text: str) -> bool:
+    # Not ``isdigit`` alone: that is true of a superscript, too, which is no number to ``int``.
+    return text.isascii() and text.isdigit()
 
 
 def members(cohort: Sequence[str], groups: int, number: int) -> Sequence[str]:

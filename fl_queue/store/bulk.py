@@ -47,12 +47,13 @@ def read_values(client: redis.Redis, wanted: Iterable[Value]) -> Iterator[bool]:
 
     def ordinarily(key: str, memory: memoryview) -> bool:
         try:
-            value = cast("bytes | None", client.get(key))
+            # One byte more tells a longer value, of which no more is fetched.
+            value = cast(bytes, client.getrange(key, 0, len(memory)))
         except redis.ResponseError as exc:
             if not str(exc).startswith("WRONGTYPE"):
                 raise
             return False
-        if value is None or len(value) != len(memory):
+        if not value or len(value) != len(memory):
             return False
         memory[:] = value
         return True

@@ -235,6 +235,22 @@ class Data(Admission):
         keys = [names.chunk(name, index) for index in range(count)]
         return bool(keys) and cast(int, self.redis.exists(*keys)) < count
 
+    def check_chunks(self, name: str, nbytes: int, chunk_bytes: int) -> None:
+        """
+        Whether a blob of ``nbytes`` is there, by the lengths of its chunks; none is read.
+
+        Raises:
+            ChunksMissing: A chunk is not there, or has another length than it should.
+        """
+        starts = range(0, nbytes, chunk_bytes)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for index in range(len(starts)):
+                pipe.strlen(names.chunk(name, index))
+            found = pipe.execute(raise_on_error=False)  # An error: it is no string.
+        for index, (start, length) in enumerate(zip(starts, found, strict=True)):
+            if length != min(chunk_bytes, nbytes - start):
+                raise ChunksMissing(name.rpartition(":")[2], index)
+
     def get_chunks(self, name: str, nbytes: int, chunk_bytes: int) -> bytearray:
         """
         Read a blob of ``nbytes`` from its chunks.

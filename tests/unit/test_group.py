@@ -117,6 +117,7 @@ def test_sums_of_groups_have_the_bits_of_the_updates_one_by_one() -> None:
         header, body = element(number, *map(update, clients))
         group.check(header, ROUND, CONFIG)
         found, inline = blob.unpack(blob.pack(header, body), max_body_bytes=1 << 20)
+        group.check_layout(found, grouped)
         group.add(found, inline, grouped)
 
     assert bits(grouped) == bits(single)

@@ -1,0 +1,322 @@
+"""Elements that lie, before a real aggregator: a reason each, no more memory than is allowed, and the round goes on."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from fl_queue import blob, config, exact, names, rounds, runs
+from fl_queue.errors import ChunksMissing
+from fl_queue.header import Header
+from fl_queue.intake import Intake
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.store import Store
+from tests.byhand import ByHand
+
+pytestmark = pytest.mark.timeout(120)
+
+SIZE = 1000
+MOST = 24 << 20  # What the largest header may become, and the little that a test needs besides.
+CHUNK = 64 * 1024
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> ByHand:
+    return ByHand(store, tmp_path, "ab", SIZE)
+
+
+def raw(packed: bytes, number: int = 1) -> bytes:
+    """An element with a header of any bytes."""
+    return blob.MAGIC + number.to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed
+
+
+def honest(hand: ByHand) -> Header:
+    return hand.header("update", "a", hand.body("a"))
+
+
+def fields(hand: ByHand, **changes: Any) -> bytes:
+    """An element whose header ``pack`` would refuse."""
+    said = asdict(honest(hand)) | changes
+    said["tensors"] = [list(entry) for entry in said["tensors"]]
+    del said["members"], said["scalars"]
+    return raw(msgpack.packb(said))
+
+
+def with_body(hand: ByHand, change: Callable[[np.ndarray], None]) -> bytes:
+    body = bytearray(hand.body("a"))
+    change(np.frombuffer(body, "<f4", offset=8))
+    header = replace(honest(hand), body_digest=blob.body_digest(body))
+    return blob.pack(header, body)
+
+
+def valued(value: float) -> Callable[[ByHand], bytes]:
+    def change(values: np.ndarray) -> None:
+        values[7] = value
+
+    return lambda hand: with_body(hand, change)
+
+
+def tensors(hand: ByHand, *entries: tuple[Any, ...]) -> bytes:
+    return fields(hand, tensors=entries)
+
+
+def chunked(hand: ByHand, **changes: Any) -> bytes:
+    return blob.pack(replace(honest(hand), chunk_bytes=CHUNK, **changes), None)
+
+
+def stored(hand: ByHand, content: bytes) -> bytes:
+    """An element whose only chunk is something else than it says."""
+    header = honest(hand)
+    name = names.update_blob("a", hand.run, header.body_digest)
+    hand.store.data.put_chunks(name, [memoryview(content)], 60)
+    return chunked(hand)
+
+
+def elsewhere(hand: ByHand) -> bytes:
+    return blob.pack(replace(honest(hand), body_digest="0a" * 32), hand.body("a"))
+
+
+W = ("w", "float32", [SIZE], 8, 4 * SIZE)
+N = ("n", "int64", [1], 0, 8)
+#: What is sent -> a word of the reason.
+ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
+    "header of arrays": (lambda hand: raw(b"\x93" * (1 << 20)), "not msgpack"),
+    "header of nothings": (lambda hand: raw(b"\xdc\x40\x00" + b"\xc0" * 16384), "not a map"),
+    "header of lists": (
+        lambda hand: raw(b"\xdc\x40\x00" + (b"\xdc\x00\x40" + bytes(64)) * 16384),
+        "values",
+    ),
+    "array of 4 billion": (lambda hand: raw(b"\xdd\xff\xff\xff\xff"), "not msgpack"),
+    "map of 4 billion": (lambda hand: raw(b"\xdf\xff\xff\xff\xff"), "not msgpack"),
+    "text of 4 billion": (lambda hand: raw(b"\xdb\xff\xff\xff\xff"), "not msgpack"),
+    "header cut off": (lambda hand: raw(b"\x80")[:-1], "cut off"),
+    "header of 4 GB": (
+        lambda hand: blob.MAGIC + (1).to_bytes(4, "little") + b"\xff" * 4,
+        "more than 4194304",
+    ),
+    "a key twice": (lambda hand: raw(b"\x82\xa1a\x01\xa1a\x02"), "duplicate key"),
+    "a tensor twice": (lambda hand: tensors(hand, W, W), "occurs twice"),
+    "deep nesting": (lambda hand: fields(hand, metrics={"loss_sum": [[[[[1]]]]]}), "nested deeper"),
+    "body of an exabyte": (
+        lambda hand: fields(hand, body_bytes=2**60, chunk_bytes=CHUNK),
+        "chunks",
+    ),
+    "body of 32 GiB": (lambda hand: huge(hand), "(8589934592,)"),
+    "shape beyond 64 bits": (
+        lambda hand: tensors(hand, N, ("w", "float32", [2**62, 4], 8, 0)),
+        "is not 0 bytes",
+    ),
+    "overlapping": (
+        lambda hand: tensors(hand, N, ("w", "float32", [SIZE], 4, 4 * SIZE)),
+        "overlap",
+    ),
+    "another dtype": (
+        lambda hand: tensors(hand, N, ("w", "float64", [SIZE], 8, 8 * SIZE)),
+        "dtype",
+    ),
+    "another kind's dtype": (
+        lambda hand: blob.pack(
+            replace(
+                honest(hand), tensors=(_entry(N), _entry(("w", "int64", [SIZE // 2], 8, 4 * SIZE)))
+            ),
+            hand.body("a"),
+        ),
+        "tensor 'w'",
+    ),
+    "NaN": (valued(float("nan")), "w"),
+    "infinity": (valued(float("inf")), "w"),
+    "beyond the range": (valued(65.0), "w"),
+    "digest of something else": (elsewhere, "digest"),
+    "NaN metrics": (
+        lambda hand: blob.pack(
+            replace(honest(hand), metrics={"loss_sum": float("nan")}), hand.body("a")
+        ),
+        "finite",
+    ),
+    "a group with superscripts": (lambda hand: lying_group(hand), "no group"),
+    "missing chunk": (chunked, "is not on the data server; asked again"),
+    "truncated chunk": (lambda hand: stored(hand, hand.body("a")[:-1]), "asked again"),
+    "longer chunk": (lambda hand: stored(hand, hand.body("a") + b"x"), "asked again"),
+    "chunk changed afterwards": (lambda hand: stored(hand, bytes(8 + 4 * SIZE)), "digest"),
+}
+
+
+def _entry(raw: tuple[Any, ...]) -> blob.TensorEntry:
+    name, dtype, shape, offset, nbytes = raw
+    return blob.TensorEntry(name, dtype, tuple(shape), offset, nbytes)
+
+
+def huge(hand: ByHand) -> bytes:
+    """One that consists with itself."""
+    size = 2**33
+    entry = blob.TensorEntry("w", "float32", (size,), 0, 4 * size)
+    return blob.pack(
+        replace(honest(hand), tensors=(entry,), body_bytes=4 * size, chunk_bytes=1 << 22), None
+    )
+
+
+def lying_group(hand: ByHand) -> bytes:
+    said = asdict(replace(honest(hand), kind="group", client="group-²", tensors=()))
+    member = {name: said[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
+    member |= {"client": "a", "status": "received", "reason": "", "weight": 1, "scalars": {}}
+    said |= {"members": [member], "body_bytes": 0, "body_digest": blob.body_digest(b"")}
+    del said["scalars"]
+    return raw(msgpack.packb(said))
+
+
+def peak_of(act: Callable[[], object]) -> int:
+    """Bytes that Python and numpy had allocated at most, beyond what there was."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def reason_of(hand: ByHand, intake: Intake) -> str:
+    """What is recorded of the next element: in its client's receipt, or in an event."""
+    before = intake.receipts.get("a")
+    hand.take(intake, 1)
+    receipt = intake.receipts.get("a")
+    if receipt is not None and receipt is not before:
+        assert not receipt.is_in
+        return receipt.reason
+    event = hand.store.control.last_event(names.events(hand.run))
+    assert event is not None
+    assert event["event"] == "update_rejected"
+    return str(event["reason"])
+
+
+def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
+    hand: ByHand,
+) -> None:
+    intake = hand.intake()
+    exact.warm_up()  # What numba takes once is none of theirs.
+    told: dict[str, str] = {}
+    peaks: dict[str, int] = {}
+    for name, (make, _) in ATTACKS.items():
+        hand.store.data.push(hand.run, make(hand))
+        peaks[name] = peak_of(lambda name=name: told.update({name: reason_of(hand, intake)}))
+
+    assert {name: told[name] for name, (_, word) in ATTACKS.items() if word not in told[name]} == {}
+    assert {name: peak for name, peak in peaks.items() if peak > MOST} == {}
+    assert intake.received() == 0
+    hand.update("a")
+    hand.update("b")
+    assert hand.work() == "committed: 2 of 2 updates in"
+    assert hand.record.accepted.keys() == {"a", "b"}
+
+
+# Declared sizes
+
+
+def opened(store: Store, folder: Path, *overrides: str) -> Intake:
+    """An aggregator at a round that wants version 0 of ``a``."""
+    store.control.hold(names.client_holder("a"), "t", 60, {})
+    store.control.redis.hset(names.CLOCK, "settling_s", 0)
+    loaded = config.load("mnist-3v7", ("round.cohort=1", *overrides), {})
+    run = runs.start_run(store, "first", loaded, 1).run_id
+    rounds.advance(store, run)
+    current = store.control.round(run, 0)
+    assert current is not None
+    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
+    store.data.own(run, fence, "t")
+    return Intake(store, run, current, loaded, fence, "t", folder)
+
+
+def first_version(intake: Intake, size: int) -> bytes:
+    manifest = Manifest((TensorSpec("w", (size,), "parameter"),))
+    header = Header(
+        kind="model",
+        run=intake.run,
+        round=0,
+        client="a",
+        token="t",
+        manifest=manifest.to_json(),
+        tensors=blob.entries(manifest),
+        body_bytes=4 * size,
+        body_digest="0a" * 32,
+        chunk_bytes=1 << 22,
+    )
+    return blob.pack(header, None)
+
+
+def test_a_first_version_that_is_not_there_takes_no_memory(store: Store, tmp_path: Path) -> None:
+    intake = opened(store, tmp_path)
+    job = store.control.job(intake.run, 0, "a")
+
+    assert peak_of(lambda: intake.look_at(first_version(intake, 2**31))) < MOST
+    assert intake.receipts == {}
+    assert store.control.job(intake.run, 0, "a")["attempt"] == job["attempt"] + 1
+
+
+def test_a_first_version_larger_than_the_config_allows_is_refused(
+    store: Store, tmp_path: Path
+) -> None:
+    intake = opened(store, tmp_path, "model.max_bytes=1000")
+
+    intake.look_at(first_version(intake, 251))
+
+    assert intake.receipts["a"].status == "invalid"
+    assert "1004 bytes is more than 1000; raise model.max_bytes" in intake.receipts["a"].reason
+
+
+@pytest.mark.parametrize("length", [1, 11, 32 << 20])
+def test_of_a_chunk_of_another_length_no_more_is_fetched(store: Store, length: int) -> None:
+    name = names.update_blob("a", "run-1", "d1")
+    store.data.put_chunks(name, [memoryview(bytes(length))], 60)
+
+    def fetch() -> None:
+        with pytest.raises(ChunksMissing):
+            store.data.get_chunks(name, 10, CHUNK)
+        with pytest.raises(ChunksMissing):
+            store.data.check_chunks(name, 10, CHUNK)
+
+    assert peak_of(fetch) < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"tensors":[{"name":"w","shape":[1e999],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":[1.0],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":[true],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":["1"],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":[' + "1," * 40 + '1],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":[' + "9" * 4000 + '],"kind":"parameter"}],"aliases":{}}',
+        '{"tensors":[{"name":"w","shape":[1],"kind":["parameter"]}],"aliases":{}}',
+        '{"tensors":[],"aliases":{"a":"\\ud800"}}',
+        '{"tensors":[],"aliases":NaN}',
+        '{"tensors":' + "[" * 100_000 + "]" * 100_000 + ',"aliases":{}}',
+    ],
+    ids=[
+        "infinite",
+        "fraction",
+        "bool",
+        "text",
+        "dimensions",
+        "huge",
+        "kind",
+        "half",
+        "NaN",
+        "deep",
+    ],
+)
+def test_a_first_version_with_a_manifest_that_is_none_is_refused(
+    store: Store, tmp_path: Path, text: str
+) -> None:
+    intake = opened(store, tmp_path)
+    header, _ = blob.unpack(first_version(intake, 1), max_body_bytes=1 << 20)
+
+    intake.look_at(blob.pack(replace(header, manifest=text), None))
+
+    assert intake.receipts["a"].status == "invalid"
+    assert "manifest" in intake.receipts["a"].reason
