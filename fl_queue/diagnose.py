@@ -114,7 +114,8 @@ def _activity(store: Store, state: RunState, client: str) -> str:
         return "not started"
     since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000
     if event["event"] == "epoch":
-        return f"epoch {event['epoch']} of {event['epochs']} done {since:.0f} s ago"
+        done = f"epoch {event.get('epoch', '?')} of {event.get('epochs', '?')}"
+        return f"{done} done {since:.0f} s ago"
     return f"training since {since:.0f} s"
 
 

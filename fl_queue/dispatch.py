@@ -12,7 +12,7 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
@@ -23,13 +23,16 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 
-from fl_queue import faults, names
+from fl_queue import faults, names, plain
 from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, mend, queue
 from fl_queue.records import Receipt, dumps
 from fl_queue.store import Store
 
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
 START_GRACE_S = 3.0
+#: Of what a job's keys say, in characters: whoever may use its queue could have written it.
+_LONGEST_WORD = 128
+_LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ class Ticket:
         return dumps(asdict(self))
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Ticket:
-        return cls(**{item.name: raw[item.name] for item in fields(cls)})
+    def from_dict(cls, raw: Any) -> Ticket:
+        """A ticket from a map that has its fields, perhaps among others. Raises BlobError."""
+        wanted = {item.name for item in fields(cls)}
+        said = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
+        return plain.record(cls, said, "a ticket")
 
 
 def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
@@ -190,7 +196,7 @@ def failure(store: Store, ticket: Ticket) -> str:
         text = zlib.decompressobj().decompress(base64.b64decode(packed), 1 << 20).decode()
     except (ValueError, zlib.error):
         return "no readable reason recorded"
-    return text.strip().rpartition("\n")[2].strip().rstrip(";")
+    return plain.printable(text.strip().rpartition("\n")[2][:_LONGEST_REASON]).strip().rstrip(";")
 
 
 def job_state(store: Store, ticket: Ticket) -> str:
@@ -226,7 +232,10 @@ def _status(store: Store, ticket: Ticket) -> tuple[str, str]:
         raw = cast(list[bytes | None], store.control.redis.hmget(key, "status", "worker_name"))
     except ResponseError:  # No hash: no job.
         return "", ""
-    status, worker = (value.decode(errors="replace") if value else "" for value in raw)
+    status, worker = (
+        plain.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
+        for value in raw
+    )
     return status, worker
 
 

@@ -367,7 +367,7 @@ def _clients(scene: Scene, current: RoundState) -> Table:
     # What is still open first: in a big cohort that is what one looks for.
     ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
     for client in ordered[:CLIENTS_SHOWN]:
-        table.add_row(f"  {client}", *_client_cells(scene, client))
+        table.add_row(Text(f"  {client}"), *_client_cells(scene, client))
     if len(ordered) > CLIENTS_SHOWN:
         table.add_row(f"  and {len(ordered) - CLIENTS_SHOWN} more")
     return table
@@ -375,7 +375,7 @@ def _clients(scene: Scene, current: RoundState) -> Table:
 
 def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text]:
     event, receipt = scene.progress.get(client, {}), scene.receipts.get(client)
-    epoch, epochs = event.get("epoch", 0), max(1, event.get("epochs", 1))
+    epoch, epochs = max(0, event.get("epoch", 0)), max(1, event.get("epochs", 1))
     bar = ProgressBar(total=epochs, completed=epochs if receipt else epoch, width=20)
     accuracy = f"accuracy {event['accuracy']:.4f}" if "accuracy" in event else ""
     if receipt is None:

@@ -107,7 +107,10 @@ class FLJob(Job):
         self.restore(self._fields())
 
     def restore(self, raw_data: Mapping[Any, Any]) -> None:
-        raw = {key.decode() if isinstance(key, bytes) else key: v for key, v in raw_data.items()}
+        raw = {
+            key.decode(errors="replace") if isinstance(key, bytes) else key: value
+            for key, value in raw_data.items()
+        }
         for name in _REFUSED:
             if raw.get(name):
                 raise self.refused(f"{name} is set")

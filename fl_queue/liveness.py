@@ -33,7 +33,7 @@ def is_dead(process: str) -> bool:
     """Whether the process with that ``identity`` is known to have ended; False when in doubt."""
     machine, _, rest = process.partition(":pid:")
     pid, _, started = rest.partition(":")
-    if not rest or f"{machine}:pid" != _machine() or not pid.isdigit():
+    if not rest or f"{machine}:pid" != _machine() or not (pid.isascii() and pid.isdigit()):
         return False
     return _started(int(pid)) != started
 

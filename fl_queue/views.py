@@ -122,8 +122,11 @@ def _client(
 def _doing(last: dict[str, Any] | None) -> str:
     if not last:
         return "-"
-    epoch = f"epoch {last['epoch']}/{last['epochs']}" if last["event"] == "epoch" else ""
-    return f"{epoch or last['event']}, run {last['run']} round {last['round']}"
+    if "run" not in last or "round" not in last:
+        return str(last["event"])
+    done = f"epoch {last.get('epoch', '?')}/{last.get('epochs', '?')}"
+    what = done if last["event"] == "epoch" else last["event"]
+    return f"{what}, run {last['run']} round {last['round']}"
 
 
 def history(store: Store, run: str) -> dict[str, list[dict[str, Any]]]:

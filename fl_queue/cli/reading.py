@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_queue import (
     config as configs,
@@ -102,16 +103,19 @@ def clients(where: Where, as_json: bool) -> None:
         "Client", "Alive", "Enrolled", "Last seen", "Examples", "Host", "Pid", "Last event"
     )
     for entry in found:
-        table.add_row(
+        seen = "never" if entry.last_seen_s is None else f"{max(0.0, entry.last_seen_s):.0f} s ago"
+        cells = (
             entry.client,
             "yes" if entry.alive else "no",
             entry.enrolled,
-            "never" if entry.last_seen_s is None else f"{max(0.0, entry.last_seen_s):.0f} s ago",
+            seen,
             entry.num_examples or "-",
             entry.host or "-",
             entry.pid or "-",
             entry.doing,
         )
+        # As it is: "[/]" would be markup, and clients write these words.
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 

@@ -16,6 +16,7 @@ import redis
 from redis.client import Pipeline
 
 from fl_queue import names
+from fl_queue.entries import event_of
 from fl_queue.records import Manifest, Outcome, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.presence import Presence, as_text
@@ -460,12 +461,12 @@ class Control(Presence):
             list[Any], self.redis.xread(cast(Any, dict(streams)), block=block_ms) or []
         ):
             for entry_id, fields in entries:
-                yield key.decode(), entry_id.decode(), json.loads(fields[b"event"])
+                yield key.decode(), entry_id.decode(), event_of(fields)
 
     def newest_events(self, stream: str, count: int) -> list[tuple[str, dict[str, Any]]]:
         """The newest ``count`` entries of a stream, oldest first: (entry id, event)."""
         entries = cast(list[Any], self.redis.xrevrange(stream, count=count))
-        return [(key.decode(), json.loads(fields[b"event"])) for key, fields in reversed(entries)]
+        return [(key.decode(), event_of(fields)) for key, fields in reversed(entries)]
 
     def last_event_id(self, stream: str) -> str:
         """Id of the newest entry of a stream; ``0-0`` when there is none."""
@@ -475,7 +476,7 @@ class Control(Presence):
     def last_event(self, stream: str) -> dict[str, Any] | None:
         """The newest event of a stream."""
         entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
-        return cast(dict[str, Any], json.loads(entries[0][1][b"event"])) if entries else None
+        return event_of(entries[0][1]) if entries else None
 
     def _write_if(self, guard: str, *commands: list[str]) -> bool:
         """Write commands ``[name, key, ...]``, all or none, if the key ``guard`` exists."""

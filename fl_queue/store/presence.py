@@ -11,6 +11,7 @@ import redis
 from redis.client import Pipeline
 
 from fl_queue import liveness, names
+from fl_queue.plain import printable
 from fl_queue.records import Enrolment, dumps
 from fl_queue.store.connect import script
 
@@ -22,6 +23,8 @@ LONGEST_SILENCE_S = 5.0
 SETTLE_S = 5.0
 #: Field of a client's hash: its worker was stopped, and did not just vanish.
 _LEFT = "left"
+#: Of what a worker says of itself no more is read of each field; nothing of ours comes near it.
+_SAID_BYTES = 4096
 
 
 class Presence:
@@ -89,9 +92,10 @@ class Presence:
         holder = self.lease(lease)
         if not holder or not liveness.is_dead(holder.get("process", "")):
             return False
-        self.release(lease, holder["token"])
+        token = holder.get("token", "")
+        self.release(lease, token)
         if "worker" in holder:
-            self.release(names.worker(holder["worker"]), holder["token"])
+            self.release(names.worker(holder["worker"]), token)
         return True
 
     def release(self, lease: str, token: str, client: str = "") -> None:
@@ -106,7 +110,7 @@ class Presence:
 
     def lease(self, lease: str) -> dict[str, str]:
         """Who holds a lease; empty when nobody does."""
-        return as_text(cast(dict[bytes, bytes], self.redis.hgetall(lease)))
+        return _said(cast(dict[bytes, bytes], self.redis.hgetall(lease)))
 
     # Workers
 
@@ -120,12 +124,20 @@ class Presence:
 
     def living_workers(self) -> list[dict[str, str]]:
         """The leases of all living RQ workers (role, host, pid, client, ...)."""
-        found = sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
-        workers = [
-            {"name": key.decode().removeprefix(names.worker("")), **self.lease(key.decode())}
-            for key in found
+        found = [
+            key.decode(errors="replace").removeprefix(names.worker(""))
+            for key in sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
         ]
+        workers = [self._worker(name) for name in found]
         return [worker for worker in workers if "role" in worker and _lives(worker)]
+
+    def _worker(self, name: str) -> dict[str, str]:
+        said = self.lease(names.worker(name)) | {"name": name}
+        whose, separator, _ = name.partition("_")
+        if "role" in said and separator and whose not in names.RESERVED:
+            # Written by that client: it is no aggregator, whatever it says.
+            said |= {"role": "client", "client": whose}
+        return said
 
     # Clients
 
@@ -171,7 +183,7 @@ class Presence:
 
     def client(self, client: str) -> dict[str, str]:
         """A client's hash, as text."""
-        return as_text(cast(dict[bytes, bytes], self.redis.hgetall(names.client(client))))
+        return _said(cast(dict[bytes, bytes], self.redis.hgetall(names.client(client))))
 
     def client_ids(self) -> dict[str, float]:
         """
@@ -222,6 +234,16 @@ class Presence:
 
 def _lives(holder: Mapping[str, str]) -> bool:
     return bool(holder) and not liveness.is_dead(holder.get("process", ""))
+
+
+def _said(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    """What a worker wrote of itself, which may be anything, as text that can be shown."""
+    return {
+        printable(key[:_SAID_BYTES].decode(errors="replace")): printable(
+            value[:_SAID_BYTES].decode(errors="replace")
+        )
+        for key, value in raw.items()
+    }
 
 
 def as_text(raw: Mapping[bytes, bytes]) -> dict[str, str]:

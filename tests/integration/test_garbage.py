@@ -1,0 +1,216 @@
+"""Whatever a client writes into what it may write, readers, healer and aggregator go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from fl_queue import acl, dispatch, display, doctor, liveness, names, views
+from fl_queue.cli import cli
+from fl_queue.exporters import prometheus
+from fl_queue.heal import Healer
+from fl_queue.store import Store
+from fl_queue.web import scene
+from tests.byhand import ByHand
+
+pytestmark = pytest.mark.timeout(170)
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07 [/] [red] \u202e <script>alert(1)</script>"
+BYTES = [
+    b"", b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 2000, b"NaN", b"1e999", b"9" * 5000, b"null", b"[]", b"0",
+    b'"\\ud800"', ESCAPES.encode(), "²".encode(), b"x" * 1_000_000,
+]  # fmt: skip
+#: What an honest event says -> what a client could say instead.
+VALUES: list[Any] = [
+    None, True, -1, 2**70, 1e300, "", "x" * 5000, ESCAPES, [], [[[[[[[[[[1]]]]]]]]]], {}, {"a": {"b": []}},
+]  # fmt: skip
+EPOCH = {"event": "epoch", "epoch": 1, "epochs": 2, "accuracy": 0.5, "loss": 0.5}
+
+
+def told(run: str) -> list[dict[bytes, bytes]]:
+    """Entries that a client could add to its event stream."""
+    honest = EPOCH | {"run": run, "round": 1}
+    found: list[dict[Any, Any]] = [{b"event": value} for value in BYTES]
+    found += [{b"another": b"field"}, {b"event": json.dumps(VALUES).encode()}]
+    for name in honest:
+        found += [{b"event": json.dumps(honest | {name: value}).encode()} for value in VALUES]
+        found.append(
+            {b"event": json.dumps({k: v for k, v in honest.items() if k != name}).encode()}
+        )
+    return found
+
+
+#: Fields of a hash: its client's, its lease, its worker's.
+FIELDS = (
+    "role",
+    "token",
+    "process",
+    "pid",
+    "host",
+    "worker",
+    "num_examples",
+    "left",
+    "client",
+    "lease",
+    b"\xff",
+)
+
+
+def spoken(value: bytes) -> dict[Any, Any]:
+    return dict.fromkeys(FIELDS, value)
+
+
+def read_everything(hand: ByHand) -> str:
+    """All that readers and repairers do, once; what a person saw of it."""
+    store = hand.store
+    state = hand.state
+    shown = [json.dumps(scene.parts(store, ""), allow_nan=False)]
+    shown += [line for _, line in scene.log(store, hand.run, "")]
+    shown.append(json.dumps([vars_of(status) for status in views.clients(store)], allow_nan=False))
+    out = StringIO()
+    console = Console(
+        file=out, force_terminal=True, width=200, color_system=None, legacy_windows=False
+    )
+    follower = display._Follower(store, hand.run, console, tick=True, since="0-0")
+    follower.step()
+    console.print(display.render(follower.scene))
+    shown.append(out.getvalue())
+    shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
+    shown.append(prometheus.prometheus_text(store).decode())
+    Healer(store, hand.folder).heal(hand.run)
+    store.control.hear()
+    assert state.active
+    return "\n".join(shown)
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def commands(hand: ByHand) -> str:
+    """What the reading commands print."""
+    servers, shown = hand.store.servers, []
+    where = [
+        "--redis-url",
+        servers.url,
+        "--blob-url",
+        servers.blob_url,
+        "--state-dir",
+        str(hand.folder),
+    ]
+    for words in (
+        ["status"],
+        ["status", "by-hand"],
+        ["clients"],
+        ["events", "by-hand"],
+        ["doctor"],
+    ):
+        for form in ([], ["--json"]):
+            done = CliRunner().invoke(cli, [*words, *form, *where], standalone_mode=False)
+            assert done.exception is None or isinstance(done.exception, (doctor.Unfit, click.ClickException)), done.exception  # fmt: skip
+            shown.append(done.output)
+    return "\n".join(shown)
+
+
+def harmless(shown: str) -> bool:
+    """Whether nothing in it is obeyed by a terminal, but what our own table draws."""
+    return "\x1b[2J" not in shown and "\x07" not in shown and "\u202e" not in shown
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> ByHand:
+    return ByHand(store, tmp_path, "ab", 1000, "round.quorum=1")
+
+
+def as_client(hand: ByHand) -> None:
+    """See that these keys are what a client's Redis user may write."""
+    allowed = " ".join(acl.users("client", "a")[0].rules)
+    for key in (
+        names.client("a"),
+        names.client_holder("a"),
+        names.client_events("a"),
+        names.worker("a_*"),
+    ):
+        assert f"~{key} " in allowed
+
+
+def test_garbage_in_events_stops_nobody(hand: ByHand) -> None:
+    as_client(hand)
+    redis = hand.store.control.redis
+    for entry in told(hand.run):
+        redis.xadd(names.client_events("a"), entry)  # type: ignore[arg-type]
+        last = hand.store.control.last_event(names.client_events("a"))
+        assert last is not None
+        shown = json.dumps(scene.parts(hand.store, ""), allow_nan=False)
+        assert harmless(shown + views._doing(last))
+    shown = read_everything(hand)
+    assert harmless(shown)
+    redis.xadd(names.client_events("a"), {"event": json.dumps(EPOCH | {"run": hand.run, "round": 1, "event": ESCAPES})})  # fmt: skip
+    assert harmless(commands(hand))
+    redis.xadd(names.client_events("a"), {"event": "{}"}, id=f"{2**64 - 1}-1")
+    read_everything(hand)
+    events = hand.store.control.newest_events(names.client_events("a"), 1000)
+    assert sum(event["event"] == "unreadable" for _, event in events) > 20
+
+
+@pytest.mark.parametrize("key", [names.client("a"), names.client_holder("a"), names.worker("a_00")])
+def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
+    redis = hand.store.control.redis
+    for number, value in enumerate(BYTES):
+        redis.delete(key)
+        redis.hset(key, mapping=spoken(value))
+        shown = read_everything(hand)
+        assert harmless(shown)
+        if number % 6 == 5:
+            assert harmless(commands(hand))
+    mine = liveness.identity().rpartition(":pid:")[0]
+    redis.hset(key, "process", f"{mine}:pid:²:1")
+    read_everything(hand)
+    redis.hset(b"flq:worker:a_\xff", mapping={"role": "aggregator", "process": ""})
+    read_everything(hand)
+
+
+def test_a_clients_lease_is_no_aggregators(hand: ByHand) -> None:
+    control = hand.store.control
+    control.redis.hset(
+        names.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
+    )
+
+    assert not control.role_alive(names.AGGREGATOR)
+    (worker,) = control.living_workers()
+    assert (worker["name"], worker["role"], worker["client"]) == ("a_00", "client", "a")
+
+
+@pytest.mark.parametrize(
+    "part", ["rq:job", "rq:results", "rq:queue", "admitted", "chunk", "rq:executions"]
+)
+def test_garbage_in_jobs_results_admissions_and_chunks_stops_nobody(
+    hand: ByHand, part: str
+) -> None:
+    control, data = hand.store.control.redis, hand.store.data.redis
+    ticket = dispatch.tickets(hand.store, hand.run, 1)["a"]
+    writes: dict[str, Callable[[bytes], Any]] = {
+        "rq:job": lambda value: control.hset(f"rq:job:{ticket.job}", mapping=dict.fromkeys(("status", "worker_name", "data", "origin"), value)),
+        "rq:results": lambda value: control.xadd(f"rq:results:{ticket.job}", {"exc_string": value, "type": "2"}),
+        "rq:queue": lambda value: control.rpush(f"rq:queue:{ticket.queue}", value),
+        "rq:executions": lambda value: control.zadd(f"rq:wip:{ticket.queue}", {value: 1}),
+        "admitted": lambda value: data.set(names.admitted(hand.run, "a"), value),
+        "chunk": lambda value: data.set(names.chunk(names.update_blob("a", hand.run, "d"), 0), value),
+    }  # fmt: skip
+    if part == "rq:results":
+        control.hset(f"rq:job:{ticket.job}", "status", "failed")
+    for value in BYTES:
+        writes[part](value)
+        assert harmless(read_everything(hand))
+    assert harmless(commands(hand))
+    hand.update("b", bound=8000)  # Less than both: it has to ask.
+    hand.update("a")
+    assert hand.work().startswith("committed: ")
