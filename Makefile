@@ -17,7 +17,7 @@ SEED ?= 1
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow chaos recovery bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
+.PHONY: help venv demo test test-slow chaos recovery fuzz bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) s
 
 recovery: $(VENV)/.installed-test ## measure how long each role takes to recover from a kill
 	$(BIN)/python -m tests.fault.recovery $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz ## fuzz what decodes foreign bytes for MINUTES (10), guided by coverage (ARGS="--only header")
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
 
 bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes docs/benchmarks.md (ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -78,6 +81,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 $(VENV)/.installed-test: setup.cfg pyproject.toml
 	$(call install,test)
 	@touch $(VENV)/.installed $@
+
+# Its fuzzer has wheels for Python 3.11 to 3.13 on Linux; nothing else needs it.
+$(VENV)/.installed-fuzz: setup.cfg pyproject.toml
+	$(call install,test$(comma)fuzz)
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 comma := ,
 
