@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 
 from fl_queue import models, names, operate, report, runs, scores, views
 from fl_queue.errors import (
@@ -92,6 +93,7 @@ _PROBLEMS: _Responses = {
     503: {"model": Problem, "description": "Redis is not reachable; ask again."},
 }
 _CHANGES: _Responses = {
+    400: {"model": Problem, "description": "The body cannot be read."},
     403: {"model": Problem, "description": "It comes from another site."},
     409: {"model": Problem, "description": "The run's state does not allow it."},
     413: {"model": Problem, "description": "Too large."},
@@ -126,6 +128,13 @@ def add_handlers(app: FastAPI) -> None:
         first: dict[str, Any] = dict(exc.errors()[0])
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return problem(422, "ConfigError", field, f"{field}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def _of_the_framework(request: Request, exc: HTTPException) -> JSONResponse:
+        """A body that is no text, a path that there is not, a method it does not take."""
+        answer = problem(exc.status_code, "Refused", "", str(exc.detail))
+        answer.headers.update(exc.headers or {})
+        return answer
 
 
 def _json(value: Any, status: int = 200) -> JSONResponse:
@@ -211,7 +220,8 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
 def _add_files(made: APIRouter, connection: Connection) -> None:
     csv: _Responses = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
-    @made.get("/runs/{run}/history.csv", response_class=PlainTextResponse, responses={**csv})
+    # Not of the class that it returns: refusals would be described as text.
+    @made.get("/runs/{run}/history.csv", response_class=Response, responses={**csv})
     def history_csv(run: Run) -> PlainTextResponse:
         """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
         with connection.store() as store:
