@@ -8,6 +8,7 @@ It holds no state: what it shows is read from Redis, what it starts is what ``st
     scene       what the page shows, as JSON
     feed        server-sent events: news of the event streams, to every open page
     api         /api/v1
+    metrics     /metrics, for Prometheus
     pages       the HTML, and what a plain HTTP client gets
     serve       the server
 """

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from fl_queue import __version__
 from fl_queue.errors import ConfigError
-from fl_queue.web import api, pages
+from fl_queue.web import api, metrics, pages
 from fl_queue.web.connection import Connection
 from fl_queue.web.feed import Feed
 from fl_queue.web.guard import Access, Guard
@@ -39,6 +39,7 @@ def build(connection: Connection, offered: Configs, access: Access) -> ASGIApp:
     feed = Feed(connection, {"csrf": access.csrf, "version": __version__})
     api.add_handlers(app)
     app.include_router(api.router(connection, feed, offered))
+    app.include_router(metrics.router(connection))
     app.include_router(pages.router(connection, offered, access))
     app.mount("/static", StaticFiles(directory=_STATIC))
     return Guard(app, access)

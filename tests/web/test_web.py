@@ -95,6 +95,9 @@ def test_a_plain_client_launches_and_reads_as_the_commands_do(
     assert web.ask("GET", "/api/v1/runs/plain/model.safetensors?version=9")[0] == 404
     assert web.ask("GET", "/api/v1/runs/none")[0] == 404
     assert web.ask("POST", "/api/v1/runs/plain/cancel")[0] == 409
+    metrics = web.ask("GET", "/metrics")
+    assert metrics[1]["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'flq_rounds_total{outcome="committed",run="plain"} 2.0' in metrics[2].splitlines()
 
 
 def command(federation: Federation, *words: str) -> Any:
@@ -227,3 +230,42 @@ def test_a_page_is_told_everything_at_once(web: Web) -> None:
     told = re.findall(r"event: (\w+)", "".join(lines))
     assert told[:1] == ["hello"]
     assert {"status", "runs", "clients", "history"} <= set(told)
+
+
+class Stream:
+    """An open page's messages."""
+
+    def __init__(self, web: Web, run: str) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
+        self.connection.request("GET", f"/api/v1/stream?run={run}")
+        self.answer = self.connection.getresponse()
+
+    def until(self, words: str) -> None:
+        """Read on to a message that has these words; the socket's timeout fails the test."""
+        while words not in self.answer.readline().decode():
+            pass
+
+
+def test_the_page_and_its_stream_outlive_a_restart_of_both_servers(
+    web: Web, federation: Federation
+) -> None:
+    run = federation.finish(federation.begin("outlives", "round.cohort=2")).run_id
+    stream = Stream(web, "outlives")
+    stream.until("event: log")
+    for role in ("control", "data"):
+        federation.redis.kill(role)
+    stream.until("Trying again")
+    assert web.ask("GET", "/")[0] == 503
+    assert web.ask("GET", "/api/v1/runs")[0] == 503
+    assert web.ask("GET", "/", Accept="text/html")[0] == 200
+    assert web.ask("GET", "/metrics")[2].splitlines()[-1] == "flq_up 0.0"
+
+    for role in ("control", "data"):
+        federation.redis.restart(role)
+
+    stream.until('data: {"text":""}')
+    federation.store.control.add_event(run, {"event": "healed", "round": 1, "what": "is back"})
+    stream.until("is back")
+    stream.connection.close()
+    assert web.ask("GET", "/api/v1/runs/outlives")[0] == 200
+    assert "flq_up 1.0" in web.ask("GET", "/metrics")[2].splitlines()
