@@ -2,8 +2,8 @@
 An aggregator's work on one open round: take what arrives, close the round, commit.
 
 One ``Collector`` is one incarnation: it holds a fence on the control server and a taken list on the
-data server, and everything it does is refused once another one has replaced it. Nothing it has
-taken is removed before the round has ended.
+data server, and everything it does is refused once another one has replaced it. What it
+has merged is not removed before the round has ended.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fl_queue import (
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
 from fl_queue.config import too_few_for
+from fl_queue.drain import Drain
 from fl_queue.errors import (
     CheckpointError,
     ChunksMissing,
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 #: Longest wait for an element; the closing rule and our ownership are looked at in between.
 WAIT_S = 1.0
+#: Elements taken at one go; of what is refused no more lies on the taken list.
+TAKEN_AT_ONCE = 64
 #: A round that has been busy for this long gives way to one that has something to do, too.
 TURN_S = 2.0
 
@@ -122,6 +125,7 @@ class Collector:
         self.round = current
         self.config = current_config(self.store, self.run, current.segment)
         self.quorum_at_s = current.quorum_at_s
+        self.drain = Drain()
         self.intake = Intake(
             self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
         )
@@ -151,12 +155,14 @@ class Collector:
         with self.store.data.doorbell() as bell:
             while True:
                 self.lease.check()
-                ending = self._ending(drained=False)
+                is_over = self.drain.is_over(self.intake.received() >= self.round.quorum)
+                ending = self._ending(drained=is_over)
                 if ending is not None:
                     return ending
-                element = self.store.data.take(self.run, self.fence)
-                if element is not None:
-                    self._look_at(element)
+                if is_over:
+                    self.drain.stop()
+                if elements := self.store.data.take(self.run, self.fence, TAKEN_AT_ONCE):
+                    self._look_at(elements)
                     if time.monotonic() - began > TURN_S and self._can_make_way():
                         if turns.wanted(self.store, self.run):
                             return None
@@ -165,19 +171,31 @@ class Collector:
                 ending = self._ending(drained=True)
                 if ending is not None:
                     return ending
+                self.drain.stop()
+                self.intake.books.rejected.flush()
                 if not self._wait(bell):
                     return None
 
     def _can_make_way(self) -> bool:
         """Whether what has been merged comes along; else all is taken first, and again the next time."""
+        if self.drain.has_begun:
+            return False  # It would have to begin anew.
         return self.intake.merge is None or self.intake.merge.is_resumable
 
-    def _look_at(self, element: bytes) -> None:
-        faults.reach("update.taken")
-        self.intake.look_at(element)
-        faults.reach("update.received")
-        if self.intake.is_full():
-            self.intake.checkpoint()
+    def _look_at(self, elements: Sequence[bytes]) -> None:
+        wasted_s = 0.0
+        for element in elements:
+            faults.reach("update.taken")
+            began = time.monotonic()
+            if not self.intake.look_at(element):
+                wasted_s += time.monotonic() - began
+            faults.reach("update.received")
+            if self.intake.is_full():
+                self.intake.checkpoint()
+        self.intake.settle()
+        self.drain.looked_at(len(elements), wasted_s)
+        if self.drain.is_to_begin() and self._ending(drained=True) is not None:
+            self.drain.begin(self.store.data.waiting(self.run))
 
     def _wait(self, bell: Doorbell) -> bool:
         """Wait for an element of ours; False when another round needs this worker more."""
@@ -237,11 +255,13 @@ class Collector:
         """Go to the end of the queue, so that another round gets a turn; what was merged comes along."""
         if self.intake.received():
             self.intake.checkpoint()
+        self.intake.books.rejected.flush(anyway=True)
         self.store.data.disown(self.run, self.fence)
         self.intake.ask_again(names.AGGREGATOR)
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:
+        self.intake.books.rejected.close()
         faults.reach("round.decided")
         record = self._make_record(ending)
         if ending.outcome in ("committed", "initialised"):

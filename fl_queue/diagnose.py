@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_queue import dispatch, names, simulation
+from fl_queue import dispatch, names, rejected, simulation
 from fl_queue.dispatch import Ticket
-from fl_queue.records import Receipt
+from fl_queue.records import Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
 
 
@@ -29,6 +29,28 @@ def why_open(store: Store, state: RunState) -> list[str]:
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
     return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
+
+
+def floods(store: Store, state: RunState) -> list[str]:
+    """A line for each sender of whom the newest rounds have refused more than can be an accident."""
+    return [
+        _flood(number, who, refusals)
+        for number in range(max(0, state.round - 1), state.round + 1)
+        for who, refusals in sorted(store.control.rejected(state.run_id, number).items())
+        if refusals.count >= rejected.FLOOD
+    ]
+
+
+def _flood(number: int, who: str, refusals: Refusals) -> str:
+    counted = f"flood: {refusals.count:,} elements were refused in round {number}"
+    client, claimed, _ = who.partition(rejected.CLAIMED)
+    if claimed:
+        whose = f"in the name of {client}, not signed: see who may write to Redis"
+    elif names.is_name(who):
+        whose = f"signed by {client}; `fl-queue revoke {client}` ends it"
+    else:
+        whose = "of senders who do not say who they are: see who may write to Redis"
+    return f"{counted}, {whose}; last reason: {refusals.reason}"
 
 
 def _missing_clients(

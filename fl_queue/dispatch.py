@@ -214,6 +214,11 @@ def finished(store: Store, ticket: Ticket) -> bool:
     return _status(store, ticket)[0] == "finished"
 
 
+def is_queued(store: Store, ticket: Ticket) -> bool:
+    """Whether nobody has begun with a job yet."""
+    return _status(store, ticket)[0] == "queued"
+
+
 def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -> bool:
     """
     Whether a client's answer to a round is in, and nothing more is to come.

@@ -274,6 +274,8 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         return f"round {number}: update of {event['client']} is in{details()}"
     if kind == "update_rejected":
         return f"round {number}: update of {event['client']} is {event['status']}{reason}"
+    if kind == "updates_refused":
+        return f"round {number}: {event['count']:,} elements of {event['client']} refused{reason}"
     if kind == "round_committed":
         return f"round {number} committed version {event['version']}{reason}{details()}"
     if kind in ("round_abandoned", "round_evaluated", "round_cancelled"):

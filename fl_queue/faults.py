@@ -26,6 +26,8 @@ POINTS = {
     "aggregator.claimed": "an aggregator with a new fence takes ownership",
     "update.taken": "an aggregator looks at an element it has taken",
     "update.received": "an aggregator takes the next element",
+    "update.refused": "an aggregator removes what it has refused from its taken list",
+    "refused.removed": "an aggregator takes the next elements",
     "partial.stored": "an aggregator records the sum and removes its updates",
     "partial.saved": "an aggregator removes what a checkpointed sum replaced",
     "round.decided": "an aggregator makes the next model",

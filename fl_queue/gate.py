@@ -26,11 +26,12 @@ class Forged(BlobError):
 
     Args:
         claimed: The client it names; anybody may have sent it.
+        signer: Who has signed it, with the right key; empty: nobody.
     """
 
-    def __init__(self, claimed: str, reason: str) -> None:
+    def __init__(self, claimed: str, reason: str, signer: str = "") -> None:
         super().__init__(reason)
-        self.claimed = claimed
+        self.claimed, self.signer = claimed, signer
 
 
 class Opened(NamedTuple):
@@ -46,13 +47,24 @@ class Gate:
     Opens elements of a run.
 
     Args:
-        control: Knows who is enrolled; asked each time, so that revoking has effect at once.
+        control: Knows who is enrolled; asked once between two calls of ``forget``, so that revoking has
+            effect at once, and who floods us does not have us ask without end.
         run: Run id.
         required: Whether nobody else's elements are accepted (``security.require_enrolment``).
     """
 
     def __init__(self, control: Control, run: str, required: bool) -> None:
         self._control, self._run, self._required = control, run, required
+        self._enrolled: dict[str, Enrolment | None] = {}
+
+    def forget(self) -> None:
+        """Ask anew who is enrolled."""
+        self._enrolled.clear()
+
+    def _enrolment(self, client: str) -> Enrolment | None:
+        if client not in self._enrolled:
+            self._enrolled[client] = self._control.enrolment(client)
+        return self._enrolled[client]
 
     def open(self, element: bytes) -> Opened:
         """
@@ -66,7 +78,7 @@ class Gate:
         if sealed is None:
             return self._unsigned(element)
         signer = sealed.signer
-        enrolment = self._control.enrolment(signer)
+        enrolment = self._enrolment(signer)
         if enrolment is None or enrolment.revoked_at:
             why = "is not enrolled" if enrolment is None else "is not enrolled any more"
             raise Forged(signer, f"{signer} {why}")
@@ -74,9 +86,10 @@ class Gate:
             raise Forged(signer, f"not signed with the key of {signer}")
         header, body = blob.unpack(sealed.element, max_body_bytes=LARGEST_MODEL_BYTES)
         if header.client != signer:
-            raise Forged(header.client, f"signed by {signer}, in the name of {header.client}")
+            reason = f"signed by {signer}, in the name of {header.client}"
+            raise Forged(header.client, reason, signer)
         if header.run != self._run:
-            raise Forged(signer, f"it is of run {header.run}")
+            raise Forged(signer, f"it is of run {header.run}", signer)
         return Opened(header, body, enrolment)
 
     def _unsigned(self, element: bytes) -> Opened:
@@ -84,6 +97,6 @@ class Gate:
         header, body = blob.unpack(
             element, max_header_bytes=longest, max_body_bytes=LARGEST_MODEL_BYTES
         )
-        if self._required or self._control.enrolment(header.client) is not None:
+        if self._required or self._enrolment(header.client) is not None:
             raise Forged(header.client, f"not signed, in the name of {header.client}")
         return Opened(header, body, None)

@@ -2,11 +2,13 @@
 What one aggregator incarnation has taken for its round: each element judged, the good ones merged.
 
 Whatever is done here can be done again: receipts are rewritten, and elements and the checkpointed
-sum are removed only by whoever owns the taken list.
+sum are removed only by whoever owns the taken list. What is refused is counted (``rejected``); a
+receipt of it is for those who are known to the run, and for the first of a kind only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +17,15 @@ from fl_queue import (
     dispatch,
     group,
     kept,
-    late,
     metrics,
     names,
     outbox,
     partial,
+    rejected,
     simulation,
 )
 from fl_queue.blob import Bytes
+from fl_queue.books import Books
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
 from fl_queue.gate import Forged, Gate
@@ -32,6 +35,7 @@ from fl_queue.merge import Merge
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt
 from fl_queue.store import RoundState, Store
+from fl_queue.taken import Taken
 
 #: The kind of element each purpose of a round wants.
 _WANTED = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
@@ -62,9 +66,8 @@ class Intake:
         self.fence, self.token, self.state_dir = fence, token, state_dir
         self.progress = Progress()
         self.initial: tuple[Manifest, Bytes] | None = None
-        #: Elements on the taken list, and the headers of those that have one.
-        self.looked_at = 0
-        self.headers: list[Header] = []
+        self.taken = Taken(store, run, fence, token)
+        self.books = Books(store, run, current, fence)
         self._room = store.data.room(config.redis["unmerged_bytes"])
         required = config.security["require_enrolment"]
         self._gate = Gate(store.control, run, required)
@@ -93,56 +96,96 @@ class Intake:
 
     # Elements
 
-    def look_at(self, element: bytes) -> None:
-        """Decide on one element: write its receipt, and add it to the sum if it is good."""
-        self.looked_at += 1
+    def look_at(self, element: bytes) -> bool:
+        """Decide on the next element: write its receipt, and add it to the sum if it is good."""
         try:
             header, body, enrolment = self._gate.open(element)
-            if enrolment is not None:
-                self._most_examples[header.client] = enrolment.max_examples
         except Forged as exc:
-            self._refuse(exc)
-            return
+            self.books.write_forged(exc)
+            self.taken.refuse(None)
+            return False
         except BlobError as exc:
-            self._reject(exc.reason)
-            return
+            self.books.rejected.count(rejected.UNKNOWN, exc.reason, "invalid")
+            self.taken.refuse(None)
+            return False
+        who = rejected.sender(header.client, header.client if enrolment is not None else "")
+        if enrolment is not None:
+            self._most_examples[header.client] = enrolment.max_examples
+            self.books.know(header.client)
+        if header.round == self.number:
+            return self._decide(header, body, who)
         if header.round > self.number:
             self._check_open()  # When our round has ended, this one is somebody else's.
-            self._reject(f"{header.client}: round {header.round} has not been opened")
-            return
-        self.headers.append(header)
-        if header.round < self.number:
-            late.record(self.store, self.run, header)
-            return
-        if header.kind == "group":
-            self._look_at_group(header, body)
-            return
-        receipt = self._judge(header, body)
-        if receipt is None:
-            # Its chunks are gone: a new attempt of the client's job pushes them again.
-            self.ask_again(header.client)
-            return
-        self._record(header.client, receipt)
+            reason = f"{header.client}: round {header.round} has not been opened"
+            self.books.rejected.count(who, reason, "invalid")
+            self.taken.refuse(None)
+        else:
+            self.books.write_late(header, who)
+            self.taken.refuse(header)
+        return False
 
-    def _look_at_group(self, header: Header, body: memoryview) -> None:
+    def settle(self) -> None:
+        """
+        All that lies on the taken list has been looked at: remove what was refused, and count it.
+
+        Raises:
+            OwnershipLost: Another incarnation has taken over.
+        """
+        self.taken.settle()
+        self.books.rejected.flush()
+        self._gate.forget()
+
+    def _decide(self, header: Header, body: memoryview, who: str) -> bool:
+        """The same of an element of our round that is from whom it says."""
+        try:
+            look = self._look_at_group if header.kind == "group" else self._look_at_one
+            is_in = look(header, body, who)
+        except ChunksMissing as exc:
+            # A new attempt of the client's job pushes them again; one that has not begun will, anyway.
+            self.ask_again(header.client, unless_queued=True)
+            reason = f"{header.client}: {exc.reason}; asked again"
+            self.books.rejected.count(who, reason, "invalid")
+            self.taken.refuse(None)
+            return False
+        if is_in:
+            self.taken.keep(header)
+        else:
+            self.taken.refuse(header)
+        return is_in
+
+    def _look_at_one(self, header: Header, body: memoryview, who: str) -> bool:
+        receipt = self._judge(header, body)
+        is_first = header.client not in self.receipts
+        if header.client in self.books.cohort:
+            self._remember(header.client, receipt)
+        self.books.write(header.client, receipt, who, is_first)
+        return receipt.is_in
+
+    def _look_at_group(self, header: Header, body: memoryview, who: str) -> bool:
         """Decide on the updates of several virtual clients, which came as their sum: all or none."""
         try:
             self._check_group(header)
-            receipts = self._again(header) or self._add_group(header, body)
-        except ChunksMissing as exc:
-            self._reject(f"{header.client}: {exc.reason}; asked again")
-            self.ask_again(header.client)
-            return
+            again = self._again(header)
+            receipts = again or self._add_group(header, body)
+        except ChunksMissing:
+            raise
         except BlobError as exc:
-            self._reject(f"{header.client}: {exc.reason}")
-            return
+            self.books.rejected.count(who, f"{header.client}: {exc.reason}", "invalid")
+            return False
+        if again:
+            self.books.rejected.count(who, "an update of a client in it was received already")
+            receipts = {
+                client: receipt
+                for client, receipt in again.items()
+                if self.books.is_news(client, receipt.status)
+            }
         for client, receipt in receipts.items():
-            known = self.receipts.get(client)
-            if known is None or known.status != "received":
-                self.receipts[client] = receipt
-        self.store.control.record_receipts(
-            self.run, self.number, receipts, self.fence, header.client
-        )
+            self._remember(client, receipt)
+        if receipts:
+            self.store.control.record_receipts(
+                self.run, self.number, receipts, self.fence, header.client
+            )
+        return not again
 
     def _check_group(self, header: Header) -> None:
         if header.run != self.run:
@@ -180,42 +223,31 @@ class Intake:
                 self.progress.training[own.client] = own.train_metrics
         return receipts
 
-    def ask_again(self, who: str) -> None:
-        """Publish a new attempt of somebody's job."""
+    def ask_again(self, who: str, unless_queued: bool = False) -> None:
+        """Publish a new attempt of somebody's job. Args: ``unless_queued``: not if one has not begun yet."""
         who = simulation.job_of(who, self.round.cohort, self.round.groups)
         ticket = dispatch.tickets(self.store, self.run, self.number).get(who)
-        if ticket is not None:
-            dispatch.replace(self.store, names.round_jobs(self.run, self.number), who, ticket)
+        if ticket is None or (unless_queued and dispatch.is_queued(self.store, ticket)):
+            return
+        dispatch.replace(self.store, names.round_jobs(self.run, self.number), who, ticket)
 
     def _check_open(self) -> None:
         current = self.store.control.round(self.run, self.number)
         if current is None or not current.open:
             raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
 
-    def _record(self, client: str, receipt: Receipt) -> None:
+    def _remember(self, client: str, receipt: Receipt) -> None:
+        """Keep a receipt, if it is the one that counts."""
         known = self.receipts.get(client)
-        if client in self.round.cohort and (known is None or known.status != "received"):
+        if known is None or (not known.is_in and (receipt.answers or not known.answers)):
             self.receipts[client] = receipt
-        self.store.control.write_receipt(self.run, self.number, client, receipt, self.fence)
 
-    def _reject(self, reason: str) -> None:
-        self.store.control.add_event(self.run, late.rejected_event(self.number, reason))
-
-    def _refuse(self, forged: Forged) -> None:
-        """Record what came in a client's name and not from it; the client itself is waited for."""
-        who = forged.claimed
-        if who not in self.round.cohort:
-            self._reject(forged.reason)
-            return
-        receipt = Receipt("forged", forged.reason)
-        self.store.control.write_receipt(self.run, self.number, who, receipt, self.fence)
-
-    def _judge(self, header: Header, body: memoryview) -> Receipt | None:
-        """The receipt of an element of this round; None when its chunks are not there."""
+    def _judge(self, header: Header, body: memoryview) -> Receipt:
+        """The receipt of an element of this round; ChunksMissing when its chunks are not there."""
         known = self.receipts.get(header.client)
         if header.run != self.run:
             return receipt_of(header, "invalid", f"it is of run {header.run}")
-        if header.client not in self.round.cohort:
+        if header.client not in self.books.cohort:
             return receipt_of(
                 header, "invalid", f"{header.client} is not in the cohort of round {self.number}"
             )
@@ -234,9 +266,8 @@ class Intake:
             return receipt_of(header, "failed", header.reason)
         try:
             return self._accept(header, body)
-        except ChunksMissing as exc:
-            self._reject(f"{header.client}: {exc.reason}; asked again")
-            return None
+        except ChunksMissing:
+            raise
         except BlobError as exc:
             return receipt_of(header, "invalid", exc.reason)
 
@@ -302,12 +333,16 @@ class Intake:
     # The checkpointed sum
 
     def resume(self) -> None:
-        """Go on from the sum an earlier incarnation has checkpointed, if there is one."""
-        if self.merge is None:
-            return
-        saved = partial.find(self.store, self.run, self.number)
-        if not saved:
-            return
+        """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
+        saved = partial.find(self.store, self.run, self.number) if self.merge is not None else {}
+        if saved:
+            self._resume_sum(saved)
+        for client, receipt in self.store.control.receipts(self.run, self.number).items():
+            if client in self.books.cohort and not receipt.is_in:
+                self._remember(client, receipt)
+
+    def _resume_sum(self, saved: Mapping[str, str]) -> None:
+        assert self.merge is not None
         found = Progress.from_json(saved["progress"])
         # Before the sum is read: meanwhile the healer would have everybody asked again.
         self.store.control.write_receipts(self.run, self.number, found.written)
@@ -344,9 +379,8 @@ class Intake:
         """Whether what lies on the server unmerged, and what is to come, is more than it may be."""
         if self.merge is None or not self.merge.is_resumable:
             return False
-        size = max((header.body_bytes for header in self.headers), default=0)
-        lying = sum(header.body_bytes for header in self.headers)
-        to_come = (len(self.round.cohort) - len(self.receipts)) * size
+        lying = self.taken.lying_bytes
+        to_come = (len(self.round.cohort) - len(self.receipts)) * self.taken.largest_bytes
         most = self._room
         # Half: the other half is for updates on their way.
         return lying >= most // 2 and lying + to_come > most
@@ -358,7 +392,7 @@ class Intake:
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
-        if self.merge is None or not self.merge.is_resumable or not self.looked_at:
+        if self.merge is None or not self.merge.is_resumable or not self.taken.count:
             return
         self.progress.written = self.store.control.receipts(self.run, self.number)
         if not partial.save(
@@ -367,36 +401,18 @@ class Intake:
             self.number,
             self.fence,
             self.token,
-            self.looked_at,
+            self.taken.count,
             self.merge.total,
             self.progress,
             self.config.redis["chunk_bytes"],
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
-        self.looked_at = 0
-        self._drop_chunks(self.number)
+        self.taken.forget(self.number)
 
     def clean_up(self) -> None:
         """The round has ended: remove what was taken for it."""
         # Elements last: killed before that, whoever gets them next finds what else to remove.
-        self._drop_chunks()
+        self.taken.drop_chunks()
         self.store.data.forget_turns(self.run, self.number)
         partial.drop(self.store, self.run, self.number)
-        self.store.data.discard(self.run, self.fence, self.token, self.looked_at)
-
-    def _drop_chunks(self, number: int = 0) -> None:
-        """Args: ``number``: the round, if it goes on, and they are in the sum."""
-        for header in self.headers:
-            late.drop_chunks(self.store, self.run, header)
-        for is_late in (False, True):
-            self.store.data.dismiss(
-                self.run,
-                (
-                    (header.client, outbox.permission(header.token, header.body_bytes))
-                    for header in self.headers
-                    if (header.round < self.number) == is_late
-                ),
-                # A late one is no turn in this round.
-                0 if is_late else number,
-            )
-        self.headers.clear()
+        self.taken.discard()

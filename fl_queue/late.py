@@ -6,16 +6,18 @@ While a run is training, its aggregator meets them; once the run has ended, the 
 
 from __future__ import annotations
 
-from fl_queue import blob, group, metrics, names, outbox
+import time
+
+from fl_queue import blob, group, metrics, names, outbox, rejected
 from fl_queue.errors import BlobError
 from fl_queue.gate import Gate
 from fl_queue.header import Header
-from fl_queue.records import Receipt, Verdict
+from fl_queue.records import Receipt, Refusals, Verdict
 from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store
 
-#: Elements removed at one go: a healer has other runs to look at.
-_AT_ONCE = 100
+#: Longest time for one run at one go, seconds: a healer has others to look at.
+_AT_ONCE_S = 0.5
 
 
 def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
@@ -35,13 +37,14 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
     )
 
 
-def record(store: Store, run: str, header: Header) -> None:
+def _record(store: Store, run: str, header: Header) -> None:
     """Write the receipts of a late element; one that was received in time keeps its own."""
+    current = store.control.round(run, header.round)
     for own, _, _ in group.headers(header):
         receipt = receipt_of(own, "late", f"round {header.round} had ended")
-        if store.control.round(run, header.round) is None:
+        if current is None:
             store.control.count_late(run, header.round, own.client)
-        else:
+        elif own.client in current.cohort:
             store.control.write_receipt(run, header.round, own.client, receipt, None)
 
 
@@ -49,50 +52,48 @@ def drain(store: Store, state: RunState) -> int:
     """
     Remove what lies in the results list of a run that is not training: all its rounds have ended.
 
-    Each element is recorded before it is removed, so a killed healer leaves nothing unrecorded, and
-    what it does twice is done once.
+    Each update is recorded before it is removed, so a killed healer leaves nothing unrecorded, and
+    what it does twice is done once. Of garbage the first ones have an event, and the rest one event.
 
     Returns:
         How many elements were removed.
     """
-    removed = 0
+    removed, refused, reason = 0, 0, ""
     gate: Gate | None = None
-    while removed < _AT_ONCE and (element := store.data.peek(state.run_id)) is not None:
+    until = time.monotonic() + _AT_ONCE_S
+    while time.monotonic() < until and (element := store.data.peek(state.run_id)) is not None:
         try:
             if gate is None:
                 security = current_config(store, state.run_id).security
                 gate = Gate(store.control, state.run_id, security["require_enrolment"])
+            gate.forget()
             header = gate.open(element).header
             if header.round > state.round:
                 again = store.control.run(state.run_id)
                 if again is None or again.active:
                     break  # Somebody has started the run again since we looked.
                 raise BlobError(f"{header.client}: round {header.round} has not been opened")
-            record(store, state.run_id, header)
+            _record(store, state.run_id, header)
             drop_chunks(store, state.run_id, header)
             sent = outbox.permission(header.token, header.body_bytes)
             store.data.dismiss(state.run_id, [(header.client, sent)])
         except BlobError as exc:
-            store.control.add_event(state.run_id, rejected_event(state.round, exc.reason))
+            refused, reason = refused + 1, exc.reason
+            if refused <= rejected.TOLD:
+                told = rejected.event(state.round, rejected.UNKNOWN, "invalid", reason)
+                store.control.add_event(state.run_id, told)
         store.data.remove(state.run_id, element)
         removed += 1
+    if refused > rejected.TOLD:
+        summed = rejected.sum_event(state.round, rejected.UNKNOWN, Refusals(refused, reason))
+        store.control.add_event(state.run_id, summed)
     return removed
 
 
 def drop_chunks(store: Store, run: str, header: Header) -> None:
-    """Remove the chunks of an element whose round has ended."""
+    """Remove the chunks of an element that is not wanted any more."""
     # By its name alone: chunks of a model, or another client's, cannot be meant.
     if header.chunk_bytes:
         count = blob.chunk_count(header.body_bytes, header.chunk_bytes)
-        store.data.drop_chunks(names.update_blob(header.client, run, header.body_digest), count)
-
-
-def rejected_event(number: int, reason: str) -> dict[str, object]:
-    """The event of an element that does not even tell whose it is."""
-    return {
-        "event": "update_rejected",
-        "round": number,
-        "client": "?",
-        "status": "invalid",
-        "reason": reason,
-    }
+        blob_name = names.update_blob(header.client, run, header.body_digest)
+        store.data.drop_chunks(blob_name, count, all_of_them=False)

@@ -44,6 +44,7 @@ def publish(store: Store, run: str, digest: str, body: blob.Bytes, chunk_bytes: 
         names.model_blob(run, digest),
         (view[piece] for piece in blob.chunk_slices(len(body), chunk_bytes)),
         None,
+        insist=True,
     )
 
 
@@ -63,7 +64,8 @@ def publish_encoded(
     # Once for the digest, which the chunks are named by, and once more: it is never in memory whole.
     digest = blob.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
     pieces = codec.encoded_pieces(encoding, manifest, body)
-    store.data.put_chunks(names.model_blob(run, digest), blob.rechunked(pieces, chunk_bytes), None)
+    chunks = blob.rechunked(pieces, chunk_bytes)
+    store.data.put_chunks(names.model_blob(run, digest), chunks, None, insist=True)
     return digest
 
 

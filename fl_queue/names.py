@@ -17,6 +17,7 @@ control server
     flq:{<run>}:events                 stream  what happened, capped
     flq:{<run>}:round:<n>              hash    state, cohort, quorum, elapsed_s, ...
     flq:{<run>}:round:<n>:updates      hash    client -> JSON receipt
+    flq:{<run>}:round:<n>:rejected     hash    who -> JSON of how many of its elements were refused
     flq:{<run>}:round:<n>:jobs         hash    client -> JSON of its newest job
     flq:clients                        zset    client -> last heartbeat (server clock, s)
     flq:client:<id>                    hash    what the client's worker says of itself
@@ -143,6 +144,10 @@ def round_(run: str, number: int | str) -> str:
 
 def round_updates(run: str, number: int) -> str:
     return f"flq:{{{run}}}:round:{number}:updates"
+
+
+def round_rejected(run: str, number: int) -> str:
+    return f"flq:{{{run}}}:round:{number}:rejected"
 
 
 def round_jobs(run: str, number: int | str) -> str:

@@ -78,7 +78,7 @@ def save(
     digest = blob.pieces_digest(total.pieces())
     nbytes = sum_manifest(total.manifest).nbytes
     pieces = blob.rechunked(total.pieces(), chunk_bytes)
-    store.data.put_chunks(names.partial_blob(run, digest), pieces, _LIFETIME_S)
+    store.data.put_chunks(names.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
     faults.reach("partial.stored")
     fields = {
         "nonce": secrets.token_hex(8),

@@ -220,6 +220,23 @@ class Receipt:
         return plain.record(cls, plain.loads(text, "a receipt"), "a receipt")
 
 
+@dataclass(frozen=True)
+class Refusals:
+    """
+    What a round has refused of one sender.
+
+    Args:
+        count: Elements.
+        reason: Why the last one was refused.
+    """
+
+    count: int
+    reason: str
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+
 def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
     """Of how many of a cohort the update is in."""
     return sum(client in receipts and receipts[client].is_in for client in cohort)

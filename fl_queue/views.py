@@ -31,6 +31,7 @@ class RunStatus:
         rounds_wanted: The version at which it is completed.
         doing: The state in words.
         waiting_for: Why its open round is still open, a line each.
+        floods: Who sends it garbage without end, a line each.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RunStatus:
     rounds_wanted: int
     doing: str
     waiting_for: list[str]
+    floods: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def run_status(store: Store, state: RunState) -> RunStatus:
         rounds_wanted=state.rounds_wanted,
         doing=runs.describe_state(store, state),
         waiting_for=diagnose.why_open(store, state),
+        floods=diagnose.floods(store, state),
     )
 
 

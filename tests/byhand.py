@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_queue import blob, config, names, outbox, rounds, runs, signing
-from fl_queue.collect import Collector
+from fl_queue.collect import TAKEN_AT_ONCE, Collector
 from fl_queue.header import Header
 from fl_queue.intake import Intake
 from fl_queue.records import Manifest, RoundRecord, TensorSpec
@@ -143,10 +143,15 @@ class ByHand:
 
     def take(self, intake: Intake, count: int) -> None:
         """Take so many elements and look at them."""
-        for _ in range(count):
-            element = self.store.data.take(self.run, intake.fence)
-            assert element is not None
-            intake.look_at(element)
+        while count:
+            elements = self.store.data.take(self.run, intake.fence, min(count, TAKEN_AT_ONCE))
+            assert elements
+            for element in elements:
+                intake.look_at(element)
+            intake.settle()
+            self.store.data.extend(self.run, intake.fence, intake.token)  # However slow it is.
+            count -= len(elements)
+        intake.books.rejected.flush(anyway=True)
 
     def work(self) -> str:
         """An aggregator's job, until it ends."""

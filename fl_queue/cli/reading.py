@@ -52,7 +52,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
     for entry in found:
         click.echo(f"{entry.name} ({entry.run_id}) {entry.doing}")
         if run:
-            for line in entry.waiting_for:
+            for line in (*entry.waiting_for, *entry.floods):
                 click.echo(f"  {line}")
 
 

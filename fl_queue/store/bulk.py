@@ -19,7 +19,9 @@ import redis
 from redis.connection import ConnectionPool
 from redis.exceptions import InvalidResponse
 
+from fl_queue.errors import StoreUnavailable
 from fl_queue.store.connect import pool_of
+from fl_queue.store.failing import is_full
 
 #: Key, and the memory of its value.
 Value = tuple[str, memoryview]
@@ -61,7 +63,12 @@ def read_values(client: redis.Redis, wanted: Iterable[Value]) -> Iterator[bool]:
     return _transfer(client, wanted, lambda key, _: ("GET", key), _Lane.fill, ordinarily)
 
 
-def write_values(client: redis.Redis, values: Iterable[Value], lifetime_s: int | None) -> None:
+def write_values(
+    client: redis.Redis,
+    values: Iterable[Value],
+    lifetime_s: int | None,
+    when_full: Callable[[str, memoryview], None] | None = None,
+) -> None:
     """
     Store strings, the next one on its way before the last one is acknowledged; may be repeated.
 
@@ -69,6 +76,7 @@ def write_values(client: redis.Redis, values: Iterable[Value], lifetime_s: int |
         client: Whose connections are used; retries what the fast way cannot do.
         values: A value must stay as it is until the second one after it is asked for.
         lifetime_s: They expire after this time; None: never.
+        when_full: Stores a value that the server has no room for, in another way.
 
     Raises:
         StoreUnavailable: The server cannot be reached, or is full.
@@ -76,7 +84,12 @@ def write_values(client: redis.Redis, values: Iterable[Value], lifetime_s: int |
     expiry = () if lifetime_s is None else ("EX", lifetime_s)
 
     def ordinarily(key: str, memory: memoryview) -> None:
-        client.set(key, memory, ex=lifetime_s)
+        try:
+            client.set(key, memory, ex=lifetime_s)
+        except StoreUnavailable as exc:
+            if when_full is None or not is_full(exc):
+                raise
+            when_full(key, memory)
 
     for _ in _transfer(
         client, values, lambda key, memory: ("SET", key, memory, *expiry), _Lane.stored, ordinarily

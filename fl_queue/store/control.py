@@ -19,9 +19,9 @@ from fl_queue import names
 from fl_queue.entries import event_of
 from fl_queue.records import Manifest, Outcome, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
-from fl_queue.store.presence import Presence, as_text
+from fl_queue.store.presence import as_text
+from fl_queue.store.rejections import EVENTS_KEPT, Rejections
 
-EVENTS_KEPT = 10_000
 CLIENT_EVENTS_KEPT = 1_000
 LONGEST_TICK_S = 2.0
 #: A round whose data server lost its content gets this much more time: outboxes have the updates.
@@ -106,7 +106,7 @@ class RoundState:
         return self.download or self.base_digest
 
 
-class Control(Presence):
+class Control(Rejections):
     """Every read and write of run and round state. Args: ``client``: a retrying client."""
 
     def __init__(self, client: redis.Redis) -> None:
@@ -402,6 +402,7 @@ class Control(Presence):
             pipe.delete(
                 names.round_(run, number),
                 names.round_updates(run, number),
+                names.round_rejected(run, number),
                 names.round_jobs(run, number),
             )
             pipe.execute()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -27,6 +27,9 @@ OWNER_LIFETIME_S = 6.0
 #: Earlier incarnations whose taken lists are looked at. One is enough in normal operation: a list
 #: of an older one can only be filled by a blocking move sent by a process that was asleep since.
 INCARNATIONS_LOOKED_AT = 64
+_DROPPED_AT_ONCE = 64
+#: Elements taken at one go, past so many bytes no further one is.
+TAKEN_BYTES = 256 * 1024
 
 
 class Data(Admission):
@@ -42,6 +45,8 @@ class Data(Admission):
         self._extend = script(self.redis, "extend")
         self._discard = script(self.redis, "discard")
         self._take = script(self._once, "take")
+        self._refuse = script(self.redis, "refuse")
+        self._insist = script(self.redis, "insist")
         self._save_partial = script(self.redis, "save_partial")
         self._drop_partial = script(self.redis, "drop_partial")
 
@@ -97,21 +102,36 @@ class Data(Admission):
                 pipe.llen(names.taken(run, earlier))
             return sum(cast(list[int], pipe.execute()))
 
-    def take(self, run: str, fence: int) -> bytes | None:
+    def take(self, run: str, fence: int, most: int = 1) -> list[bytes]:
         """
-        Move the oldest element of the results list to our taken list and return it; None: no element.
+        Move the oldest elements of the results list to our taken list and return them.
 
-        A lost reply leaves the element on the taken list: the incarnation must end, and the next
-        one gets it back.
+        A lost reply leaves them on the taken list: the incarnation must end, and the next one gets
+        them back.
+
+        Args:
+            most: No more than so many, and only the first one may be larger than ``TAKEN_BYTES``.
 
         Raises:
             StoreUnavailable: The connection broke.
         """
         # Not a blocking move: that waits for one run only, and others may need their aggregator.
-        return cast(
-            "bytes | None",
-            self._take(keys=[names.results(run), names.taken(run, fence)]),
-        )
+        keys = [names.results(run), names.taken(run, fence)]
+        return cast(list[bytes], self._take(keys=keys, args=[most, TAKEN_BYTES]))
+
+    def refuse(self, run: str, fence: int, token: str, length: int, places: Sequence[int]) -> bool:
+        """
+        Remove elements of our taken list that are not wanted; idempotent.
+
+        Args:
+            length: Elements on it.
+            places: Which of them go, from 0.
+
+        Returns:
+            False when we do not own the list any more; then nothing was removed.
+        """
+        keys = [names.taken(run, fence), names.owner(run, fence)]
+        return bool(self._refuse(keys=keys, args=[token, length, secrets.token_hex(16), *places]))
 
     def doorbell(self) -> Doorbell:
         """Listens, from now on, for elements that arrive."""
@@ -194,6 +214,7 @@ class Data(Admission):
         pieces: Iterable[memoryview],
         lifetime_s: int | None,
         skip_present: bool = False,
+        insist: bool = False,
     ) -> None:
         """
         Store a blob's chunks; repeating it is harmless.
@@ -205,15 +226,21 @@ class Data(Admission):
             lifetime_s: They expire after this time; None: never (models are removed when superseded).
             skip_present: Go on with an interrupted upload: send only chunks that are not there in
                 their length, the others just live on. Not for a blob whose content a reader refused.
+            insist: A full server takes them, too: somebody fills it, and without them the run stands still.
 
         Raises:
-            StoreUnavailable: The connection broke; call it again.
+            StoreUnavailable: The connection broke; call it again. Or the server is full.
         """
         values = ((names.chunk(name, index), piece) for index, piece in enumerate(pieces))
+
+        def store_anyway(key: str, piece: memoryview) -> None:
+            self._insist(keys=[key], args=[cast(str, piece), lifetime_s or 0])
+
         write_values(
             self.redis,
             self._absent(list(values), lifetime_s) if skip_present else values,
             lifetime_s,
+            store_anyway if insist else None,
         )
 
     def _absent(
@@ -325,10 +352,20 @@ class Data(Admission):
                 pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
             pipe.execute()
 
-    def drop_chunks(self, name: str, count: int) -> None:
-        """Remove a blob's chunks."""
-        if count:
-            self.redis.unlink(*[names.chunk(name, index) for index in range(count)])
+    def drop_chunks(self, name: str, count: int, all_of_them: bool = True) -> None:
+        """
+        Remove a blob's chunks.
+
+        Args:
+            all_of_them: False where ``count`` is somebody's claim: it ends where there are none, and
+                what should lie behind a gap expires.
+        """
+        step = count if all_of_them else _DROPPED_AT_ONCE
+        for start in range(0, count, step or 1):
+            stop = min(start + step, count)
+            found = self.redis.unlink(*[names.chunk(name, index) for index in range(start, stop)])
+            if not found:
+                return
 
 
 class Doorbell:

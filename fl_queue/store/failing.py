@@ -41,6 +41,11 @@ def _why_not_reachable(url: str, error: str) -> str:
     return f"not reachable ({error}); is it running?{plain}"
 
 
+def is_full(error: StoreUnavailable) -> bool:
+    """Whether a command was refused because the server has no memory left."""
+    return isinstance(error.__cause__, exceptions.OutOfMemoryError)
+
+
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """

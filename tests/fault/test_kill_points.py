@@ -23,7 +23,8 @@ CLIENT = (
     "job.popped", "client.started", "client.trained", "outbox.written", "chunks.pushed", "update.pushed",
 )  # fmt: skip
 AGGREGATOR = (
-    "aggregator.claimed", "update.taken", "update.received", "partial.stored", "partial.saved",
+    "aggregator.claimed", "update.taken", "update.received", "update.refused", "refused.removed",
+    "partial.stored", "partial.saved",
     "round.decided", "model.published", "checkpoint.written", "round.committed", "round.opened",
     "round.advanced", "round.discarded",
 )  # fmt: skip
@@ -55,6 +56,8 @@ AGGREGATOR_CASES = [(point, "kill") for point in AGGREGATOR] + [("update.receive
 #: What a run needs to pass a point at all: updates in chunks, a checkpoint after each of them.
 _CHUNKS, _PARTIAL = ("redis.inline_bytes=0",), ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
 NEEDED = {"chunks.pushed": _CHUNKS, "partial.stored": _PARTIAL, "partial.saved": _PARTIAL}
+#: Points that are passed where somebody has sent garbage.
+GARBAGE = ("update.refused", "refused.removed")
 #: A killed aggregator may leave a sum that nobody counts; it goes by itself.
 LONGEST_LIFE_S = 3600
 #: From here on the update is in the outbox, and nobody trains again.
@@ -124,6 +127,8 @@ def test_an_aggregator_killed_at(
 ) -> None:
     fired = federation.arm(point, action, "aggregator-")
     run = federation.begin("points", *ROUND, *NEEDED.get(point, ()))
+    if point in GARBAGE:
+        federation.store.data.push(run, b"garbage")
     wait_for(point, fired.exists)
 
     ends_as_if_nothing_had_happened(federation, run)

@@ -40,14 +40,14 @@ def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: s
     store.data.own(run, old, "old")
     store.data.push(run, b"one")
     store.data.push(run, b"two")
-    assert store.data.take(run, old) == b"one"
+    assert store.data.take(run, old) == [b"one"]
 
     new = claim(store, run)
     store.data.own(run, new, "new")
 
     with pytest.raises(OwnershipLost):
         store.data.extend(run, old, "old")
-    assert store.data.take(run, old) == b"two"  # A pending move may still steal one ...
+    assert store.data.take(run, old) == [b"two"]  # A pending move may still steal one ...
     store.data.discard(run, old, "old", 1)
     assert store.data.give_back(run, new) == 1  # ... which comes back.
     assert store.data.waiting(run) == 2

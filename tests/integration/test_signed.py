@@ -213,7 +213,7 @@ def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
 
     # Its chunks are not there: had anybody looked, the client would have been asked again.
     assert hand.store.control.jobs(hand.run, hand.round.number) == jobs
-    assert intake.headers == []
+    assert intake.taken.headers == []
 
 
 def test_the_same_update_sealed_again_is_the_same_element(hand: ByHand) -> None:

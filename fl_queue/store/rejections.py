@@ -1,0 +1,71 @@
+"""
+The control server: how many elements a round refused, and from whom.
+
+One field a sender, few of them, and replaced at most once a second: whoever floods a run makes
+neither keys nor writes without end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import redis
+
+from fl_queue import names
+from fl_queue.records import Refusals, dumps
+from fl_queue.store.connect import script
+from fl_queue.store.presence import Presence, as_text
+
+EVENTS_KEPT = 10_000
+
+
+class Rejections(Presence):
+    """What was refused. Args: ``client``: a retrying client of the control server."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self._record_rejected = script(client, "rejected")
+
+    def rejected(self, run: str, number: int) -> dict[str, Refusals]:
+        """Who -> what of it a round has refused so far."""
+        found = cast(dict[bytes, bytes], self.redis.hgetall(names.round_rejected(run, number)))
+        return {who: Refusals(**json.loads(text)) for who, text in as_text(found).items()}
+
+    def record_rejected(
+        self,
+        run: str,
+        number: int,
+        fence: int,
+        rejected: Mapping[str, Refusals],
+        late: Mapping[int, int],
+        events: Sequence[Mapping[str, Any]],
+    ) -> bool:
+        """
+        Write down what an open round has refused.
+
+        Args:
+            fence: The writer's.
+            rejected: Who -> all that was refused of it in this round; takes the place of what was known.
+            late: Round whose keys are gone -> further updates of it that came.
+            events: For the run's stream.
+
+        Returns:
+            False when the round is somebody else's, or gone.
+        """
+        keys = [
+            names.round_(run, number),
+            names.round_rejected(run, number),
+            names.run(run),
+            names.late(run),
+            names.events(run),
+        ]
+        args: list[Any] = [
+            fence,
+            dumps({who: refusals.to_json() for who, refusals in rejected.items()}),
+            dumps({str(number): str(count) for number, count in late.items()}),
+            dumps([dumps(event) for event in events]),
+            EVENTS_KEPT,
+        ]
+        return bool(self._record_rejected(keys=keys, args=args))
