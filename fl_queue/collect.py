@@ -2,8 +2,8 @@
 An aggregator's work on one open round: take what arrives, close the round, commit.
 
 One ``Collector`` is one incarnation: it holds a fence on the control server and a taken list on the
-data server, and everything it does is refused once another one has replaced it. What it
-has merged is not removed before the round has ended.
+data server, and everything it does is refused once another one has replaced it. What it has merged
+is not removed before the round has ended.
 """
 
 from __future__ import annotations
@@ -156,8 +156,7 @@ class Collector:
             while True:
                 self.lease.check()
                 is_over = self.drain.is_over(self.intake.received() >= self.round.quorum)
-                ending = self._ending(drained=is_over)
-                if ending is not None:
+                if (ending := self._ending(drained=is_over)) is not None:
                     return ending
                 if is_over:
                     self.drain.stop()
@@ -168,8 +167,7 @@ class Collector:
                             return None
                         began = time.monotonic()
                     continue
-                ending = self._ending(drained=True)
-                if ending is not None:
+                if (ending := self._ending(drained=True)) is not None:
                     return ending
                 self.drain.stop()
                 self.intake.books.rejected.flush()
@@ -178,9 +176,8 @@ class Collector:
 
     def _can_make_way(self) -> bool:
         """Whether what has been merged comes along; else all is taken first, and again the next time."""
-        if self.drain.has_begun:
-            return False  # It would have to begin anew.
-        return self.intake.merge is None or self.intake.merge.is_resumable
+        merge = self.intake.merge
+        return not self.drain.has_begun and (merge is None or merge.is_resumable)
 
     def _look_at(self, elements: Sequence[bytes]) -> None:
         wasted_s = 0.0
@@ -426,6 +423,8 @@ class Collector:
             rounds.base_record(self.round, ending, self._elapsed(), self.config),
             accepted={client: receipt.digest for client, receipt in good.items()},
             weights={client: receipt.weight for client, receipt in good.items()},
+            norms={client: r.norm for client, r in good.items() if r.norm is not None},
+            clipped=[client for client, receipt in good.items() if receipt.clipped],
             rejected=bad,
             missing=[client for client in self.round.cohort if client not in self.intake.receipts],
             validation=metrics.merge_fitting(self.intake.progress.validation),
@@ -447,6 +446,4 @@ class Collector:
             self.store.data.disown(self.run, self.fence)
         except StoreUnavailable as exc:
             # The lease runs out by itself and the healer moves the elements back.
-            log.warning(
-                "run=%s round=%s could not give up the taken list: %s", self.run, self.number, exc
-            )
+            log.warning("run=%s round=%s cannot give back: %s", self.run, self.number, exc)

@@ -190,7 +190,16 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             ),
             "cap": Field("int", 1000, "largest weight with weighting = capped, 1 or more", low=1),
             "max_examples": Field(
-                "int", 1048576, "an update that claims more examples is rejected, 1 or more", low=1
+                "int",
+                1048576,
+                "an update that claims more examples counts as one of so many, 1 or more",
+                low=1,
+            ),
+            "clip_norm": Field(
+                "float",
+                0.0,
+                "an update whose parameters have a larger L2 norm is scaled down to it, above 0; 0: never",
+                low=0.0,
             ),
             "limit": Field(
                 "float",
@@ -369,6 +378,12 @@ class RunConfig:
             raise ConfigError(
                 "aggregation.weighting",
                 f"{weighting} is not what {name} is defined for; set it to {strategy.WEIGHTINGS[0]}",
+            )
+        if self.aggregation["clip_norm"] and not strategy.may_clip:
+            fit = ", ".join(sorted(name for name, kind in STRATEGIES.items() if kind.may_clip))
+            raise ConfigError(
+                "aggregation.clip_norm",
+                f"{name} reckons with updates as they were made; set it to 0, or take one of {fit}",
             )
         if strategy.needs_exact_updates and self.update["codec"] != "float32":
             raise ConfigError(

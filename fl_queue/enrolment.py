@@ -57,7 +57,7 @@ def enroll(store: Store, client: str, place: Place, max_examples: int, use_acl: 
     Make a client's key, Redis users and credentials, in place of those it had.
 
     Args:
-        max_examples: Largest number of examples it may claim; 0: any.
+        max_examples: More examples than it may claim count as so many; 0: any.
         use_acl: Whether to make the users; else somebody else has to.
 
     Raises:

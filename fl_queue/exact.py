@@ -144,7 +144,11 @@ class ExactSum:
         self.add_blocks(_whole(self.manifest, tensors), weight)
 
     def add_blocks(
-        self, blocks: Blocks, weight: int, scalars: Mapping[str, float] | None = None
+        self,
+        blocks: Blocks,
+        weight: int,
+        scalars: Mapping[str, float] | None = None,
+        factor: float = 1.0,
     ) -> None:
         """
         Add one update that comes in blocks, such as ``codec.Blocks`` decodes, or nothing of it.
@@ -154,12 +158,14 @@ class ExactSum:
                 again for those tensors that have to be taken out again.
             weight: 1 to ``w_max``.
             scalars: Name -> finite number; the same names in each update.
+            factor: Its parameters count times this, 0 to 1; before they are rounded to fixed point. The
+                limits are for them as they came.
 
         Raises:
             BlobError: The weight is out of range, or a value is not within its limit.
         """
         self._check_weight(weight)
-        self._accumulate(blocks, weight)
+        self._accumulate(blocks, weight, factor)
         for name, maximum in self._maxima.items():
             for values, seen in _beside(blocks(self._integers[name]), maximum.reshape(-1)):
                 np.maximum(seen, values, out=seen)
@@ -289,27 +295,28 @@ class ExactSum:
         """Free a tensor's total once its mean has been used: the sum is twice as large as a model."""
         self._totals.pop(name, None)
 
-    def _accumulate(self, blocks: Blocks, weight: int) -> None:
+    def _accumulate(self, blocks: Blocks, weight: int, factor: float = 1.0) -> None:
         """Add all float tensors or none: what is outside a limit takes out again what went before."""
         done: list[TensorSpec] = []
         for spec in self._floats.values():
-            bad = self._add_tensor(spec, blocks(spec), weight)
+            bad = self._add_tensor(spec, blocks(spec), weight, factor)
             done.append(spec)
             if bad is None:
                 continue
             for earlier in done:
                 # The last one is taken out as far as it was added: it ends at the same value again.
-                self._add_tensor(earlier, blocks(earlier), -weight)
+                self._add_tensor(earlier, blocks(earlier), -weight, factor)
             raise out_of_range(spec, bad, self.scales[spec.quantity])
 
     def _add_tensor(
-        self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int
+        self, spec: TensorSpec, blocks: Iterable[Float32s], weight: int, factor: float
     ) -> np.float32 | None:
         """Add a tensor up to a value outside its limit, which is returned; None: there is none."""
         scale = self.scales[spec.quantity]
-        factor = math.ldexp(1.0, scale.s)
+        # Times a power of two, which is exact: as if the value were scaled first, and then to fixed point.
+        times = math.ldexp(factor if spec.kind == "parameter" else 1.0, scale.s)
         for values, total in _beside(blocks, self._totals[spec.name]):
-            if _kernel()(total, values, weight, factor, scale.limit) < values.size:
+            if _kernel()(total, values, weight, times, scale.limit) < values.size:
                 bad: np.float32 = values[first_outside(values, scale.limit)]
                 return bad
         return None

@@ -66,7 +66,7 @@ class Gathered:
         """Their weights, in the order of ``clients``."""
         return np.array([self._bodies[client][1] for client in self.clients], np.float64)
 
-    def add_blocks(self, client: str, blocks: Blocks, weight: int) -> None:
+    def add_blocks(self, client: str, blocks: Blocks, weight: int, factor: float = 1.0) -> None:
         """
         Take one update, or nothing of it.
 
@@ -74,6 +74,7 @@ class Gathered:
             client: Whose it is; each has one.
             blocks: As ``ExactSum.add_blocks`` takes them.
             weight: 1 to ``w_max``.
+            factor: Its parameters count times this, 0 to 1, as in ``ExactSum.add_blocks``.
 
         Raises:
             BlobError: The weight is out of range, or a value is not within its limit.
@@ -92,7 +93,7 @@ class Gathered:
             for spec in self.manifest.tensors:
                 for values in blocks(spec):
                     for start in range(0, values.size, _PIECE):
-                        piece = self._rounded(spec, values[start : start + _PIECE])
+                        piece = self._rounded(spec, values[start : start + _PIECE], factor)
                         file.write(as_bytes(piece))
             file.flush()
         except OSError as exc:
@@ -108,17 +109,18 @@ class Gathered:
             weakref.finalize(self, self._file.close)
         return self._file
 
-    def _rounded(self, spec: TensorSpec, values: Tensor) -> Tensor:
+    def _rounded(self, spec: TensorSpec, values: Tensor, factor: float) -> Tensor:
         if spec.kind == "integer_buffer":
             return values
         scale = self._scales[spec.quantity]
         bad = first_outside(values, scale.limit)
         if bad >= 0:
             raise out_of_range(spec, values[bad], scale)
-        fixed = np.rint(values.astype(np.float64) * math.ldexp(1.0, scale.s))
+        times = math.ldexp(factor if spec.kind == "parameter" else 1.0, scale.s)
+        fixed = np.rint(values.astype(np.float64) * times)
         fixed *= math.ldexp(1.0, -scale.s)
         fixed += 0.0  # -0.0 has no fixed point.
-        # Exact: these are the bits of a float32 without its last ones.
+        # Exact but for scaled values: these are the bits of a float32 without its last ones.
         return fixed.astype("<f4")
 
     def block(self, name: str, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.exact import sum_manifest
 from fl_queue.header import Header, Member
-from fl_queue.merge import Merge
+from fl_queue.merge import Added, Merge
 from fl_queue.records import Manifest, Verdict
 from fl_queue.store import RoundState
 from fl_queue.strategies import get_strategy, weight_of
@@ -50,18 +50,21 @@ class GroupSum:
 
     def take(self, header: Header, body: Bytes) -> None:
         """Add one client's answer to its round: an update, or why there is none."""
-        status, reason, weight = "received", "", 0
+        status, reason, added = "received", "", Added(0)
         if header.kind == "failure":
             status, reason = "failed", header.reason
         else:
             try:
-                weight = self._add(header, body)
+                added = self._add(header, body)
             except BlobError as exc:
                 status, reason = "invalid", exc.reason
         said = {name: getattr(header, name) for name in _SHARED}
-        self._members.append(Member(**said, status=status, reason=reason, weight=weight))
+        member = Member(
+            **said, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
+        )
+        self._members.append(member)
 
-    def _add(self, header: Header, body: Bytes) -> int:
+    def _add(self, header: Header, body: Bytes) -> Added:
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
         self._merge.check(header)

@@ -61,6 +61,7 @@ class Member:
         status: ``received``: it is in the sum; ``invalid`` or ``failed``: it is not.
         reason: Why it is not.
         weight: With which it is in the sum; 0 when it is not.
+        norm: L2 norm of its parameters; 0 when it is not in the sum, or nothing is clipped.
     """
 
     client: str
@@ -75,6 +76,7 @@ class Member:
     status: str
     reason: str
     weight: int
+    norm: float = 0.0
     scalars: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -291,7 +293,7 @@ def _integer(high: int) -> _Parser:
     return parse
 
 
-def _seconds(name: str, value: Any) -> float:
+def _positive(name: str, value: Any) -> float:
     if type(value) is not float or not (math.isfinite(value) and value >= 0):
         raise _fail(name, "is not a finite floating-point number, 0 or more")
     return value
@@ -385,7 +387,7 @@ _PARSERS: dict[str, _Parser] = {
     "metrics": _map(finite=False),
     "train_metrics": _map(finite=False),
     "environment": _map(finite=True),
-    "train_s": _seconds,
+    "train_s": _positive,
     "reason": _text(MAX_TEXT),
     "manifest": _text(MAX_HEADER_BYTES),
     "tensors": _tensors,
@@ -401,6 +403,7 @@ _OPTIONAL = ("members", "scalars")
 _MEMBER_PARSERS: dict[str, _Parser] = {
     "status": _one_of("received", "invalid", "failed"),
     "weight": _integer(2**63 - 1),
+    "norm": _positive,
     "scalars": _scalars,
 } | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
 

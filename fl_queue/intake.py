@@ -31,7 +31,7 @@ from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
 from fl_queue.gate import Forged, Gate
 from fl_queue.header import Header
 from fl_queue.late import receipt_of
-from fl_queue.merge import Merge
+from fl_queue.merge import Added, Merge
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt
 from fl_queue.store import RoundState, Store
@@ -217,7 +217,8 @@ class Intake:
         for member, (own, status, reason) in zip(
             header.members, group.headers(header), strict=True
         ):
-            receipts[own.client] = replace(receipt_of(own, status, reason), weight=member.weight)
+            added = self.merge.added(member.weight, member.norm if member.weight else None)
+            receipts[own.client] = _with(receipt_of(own, status, reason), added)
             if status == "received":
                 self.progress.validation[own.client] = own.metrics
                 self.progress.training[own.client] = own.train_metrics
@@ -277,29 +278,24 @@ class Intake:
             raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
-        most = self._most_examples.get(header.client, 0)
-        if most and header.num_examples > most:
-            raise BlobError(
-                f"num_examples {header.num_examples} is more than the {most} it is enrolled with"
-            )
-        weight = 0
+        added = Added(0)
         if header.kind == "update":
-            weight = self._add(header, body)
+            added = self._add(header, body)
         elif header.kind == "model":
             self._take_initial(header, body)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
-        return replace(receipt_of(header, "received", ""), weight=weight)
+        return _with(receipt_of(header, "received", ""), added)
 
-    def _add(self, header: Header, body: memoryview) -> int:
-        """Validate an update and add it to the exact sum; returns its weight."""
+    def _add(self, header: Header, body: memoryview) -> Added:
+        """Validate an update and add it to the exact sum."""
         assert self.merge is not None
         self.merge.check(header)
         whole = self._body(header, body)
-        weight = self.merge.add(header, whole)
+        added = self.merge.add(header, whole, self._most_examples.get(header.client, 0))
         if self.config.model["keep_updates"]:
             kept.write(self.state_dir, header, whole)
-        return weight
+        return added
 
     def _take_initial(self, header: Header, body: memoryview) -> None:
         manifest = Manifest.from_json(header.manifest)
@@ -416,3 +412,7 @@ class Intake:
         self.store.data.forget_turns(self.run, self.number)
         partial.drop(self.store, self.run, self.number)
         self.taken.discard()
+
+
+def _with(receipt: Receipt, added: Added) -> Receipt:
+    return replace(receipt, weight=added.weight, norm=added.norm, clipped=added.clipped)

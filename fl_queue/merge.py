@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import blob, codec, int8
+from fl_queue import blob, clip, codec, int8
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
@@ -26,6 +27,22 @@ from fl_queue.strategies.base import (
     check_scalars,
     update_manifest,
 )
+
+
+@dataclass(frozen=True)
+class Added:
+    """
+    An update in the sum.
+
+    Args:
+        weight: Its integer weight.
+        norm: L2 norm of its parameters as they came; None where nothing is clipped.
+        clipped: Whether it was scaled down.
+    """
+
+    weight: int
+    norm: float | None = None
+    clipped: bool = False
 
 
 class Merge:
@@ -104,23 +121,36 @@ class Merge:
         """
         codec.check_tensors(self.encoding, header, self.sent)
 
-    def add(self, header: Header, body: Bytes) -> int:
+    def add(self, header: Header, body: Bytes, most_examples: int = 0) -> Added:
         """
-        Add one update that ``check`` let pass; returns its weight.
+        Add one update that ``check`` let pass.
+
+        Args:
+            most_examples: More of them than its client is enrolled with count as so many; 0: any.
 
         Raises:
             BlobError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
             CheckpointError: There is no room on disk for all updates of the round.
         """
-        weight = weight_of(self.aggregation, header.num_examples)
+        weight = weight_of(self.aggregation, header.num_examples, most_examples)
         check_scalars(self.strategy, header.scalars)
         blob.check_body(header, body)
         blocks = codec.Blocks(self.encoding, self.sent, body)
+        most = self.aggregation["clip_norm"]
+        norm = clip.l2_norm(self.sent, blocks) if most else None
+        factor = 1.0 if norm is None else clip.factor(norm, most)
         if self._all is None:
-            self.total.add_blocks(blocks, weight, header.scalars)
+            self.total.add_blocks(blocks, weight, header.scalars, factor)
         else:
-            self._all.add_blocks(header.client, blocks, weight)
-        return weight
+            self._all.add_blocks(header.client, blocks, weight, factor)
+        return self.added(weight, norm)
+
+    def added(self, weight: int, norm: float | None) -> Added:
+        """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
+        most = self.aggregation["clip_norm"]
+        if norm is None or not most:
+            return Added(weight)
+        return Added(weight, norm, clip.factor(norm, most) < 1.0)
 
     def next_model(
         self,

@@ -129,6 +129,8 @@ def _check(hint: Any) -> _Check:
         return lambda value: True
     if hint is str:
         return is_text
+    if hint is bool:
+        return lambda value: type(value) is bool
     if hint is int:
         # type() and not isinstance(): a bool is an int to Python, and no count.
         return lambda value: type(value) is int and -(2**63) <= value < 2**64

@@ -181,7 +181,9 @@ class Receipt:
         token: The update's own random token (the same when it is pushed again).
         digest: BLAKE3 of its body, hexadecimal.
         num_examples: Examples used this round.
-        weight: Its integer weight in the mean.
+        weight: Its integer weight in the mean; that of fewer examples than it claims, where those are capped.
+        norm: L2 norm of its parameters as they came; None where ``aggregation.clip_norm`` is 0.
+        clipped: Whether it was scaled down to ``aggregation.clip_norm``.
         metrics: Finished metrics of the client's validation of the base version.
         train_metrics: The same of its training.
         environment: Versions, device, threads, instruction set, task code digest.
@@ -195,6 +197,8 @@ class Receipt:
     digest: str = ""
     num_examples: int = 0
     weight: int = 0
+    norm: float | None = None
+    clipped: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -249,7 +253,7 @@ class Enrolment:
 
     Args:
         key: Its public Ed25519 key, base64.
-        max_examples: Largest number of examples it may claim in a round; 0: what the config allows.
+        max_examples: More examples in a round count as so many; 0: what the config allows.
         enrolled_at: Unix time of the control server, seconds.
         users: Server (``control``, ``data``) -> name of a Redis user -> its rules, with the hash of its
             password.
@@ -288,6 +292,8 @@ class RoundRecord:
         quorum: Accepted updates it needed.
         accepted: Client -> digest of its update: the accepted set.
         weights: Client -> integer weight.
+        norms: Client -> L2 norm of its update as it came; empty where ``aggregation.clip_norm`` is 0.
+        clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
         rejected: Client -> verdict and reason, of updates that were not merged.
         missing: Clients of the cohort of whom nothing valid came.
         validation: Merged sums of the clients' validation of the base version.
@@ -316,6 +322,8 @@ class RoundRecord:
     quorum: int = 0
     accepted: dict[str, str] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    clipped: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)

@@ -44,6 +44,7 @@ class RoundRow:
         round: Number, from 1.
         outcome: ``committed`` or ``abandoned``.
         accepted: Updates that were merged.
+        clipped: Of them, those that were scaled down to ``aggregation.clip_norm``.
         late: Updates that came after the round had ended.
         rejected: Updates that came in time and were not merged.
         version: The version it made; None when it made none.
@@ -66,6 +67,7 @@ class RoundRow:
     seconds: float
     reason: str
     digest: str | None
+    clipped: int = 0
 
 
 def rows(
@@ -126,7 +128,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
         version = row.outcome if row.outcome in _FRUITLESS else _or_dash(row.version)
         drawn.add_row(
             str(row.round),
-            str(row.accepted),
+            f"{row.accepted} ({row.clipped} clipped)" if row.clipped else str(row.accepted),
             str(row.late),
             str(row.rejected),
             version,
@@ -208,6 +210,7 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
         seconds=record.elapsed_s,
         reason=record.reason,
         digest=record.digest,
+        clipped=len(record.clipped),
     )
 
 

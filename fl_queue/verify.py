@@ -124,9 +124,13 @@ def recompute(
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)
         merge.check(header)
-        weight = merge.add(header, body)
-        if weight != record.weights[client]:
-            raise BlobError(f"{client}: weight {weight}, recorded {record.weights[client]}")
+        recorded = record.weights[client]
+        # What it was enrolled with then is not recorded; a weight below its claim says that it was less.
+        added = merge.add(header, body, most_examples=recorded)
+        if added.weight != recorded:
+            raise BlobError(f"{client}: weight {added.weight}, recorded {recorded}")
+        if added.norm != record.norms.get(client):
+            raise BlobError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
     base = models.base_body(
         store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
     )

@@ -170,6 +170,8 @@ def _from_history(
                 "accepted",
                 digest=record.accepted[client],
                 weight=record.weights[client],
+                norm=record.norms.get(client),
+                clipped=client in record.clipped,
                 metrics=record.client_validation.get(client, {}),
             )
             return {client: asdict(receipt)}

@@ -137,6 +137,8 @@ class ByHand:
         fence = self.store.control.claim(self.run, self.round.number, self.job())
         token = f"incarnation-{fence}"
         self.store.data.own(self.run, fence, token)
+        # However slow this machine is: nobody extends it here.
+        self.store.data.redis.expire(names.owner(self.run, fence), 60)
         made = Intake(self.store, self.run, self.round, self.config, fence, token, self.folder)
         made.resume()
         return made
@@ -149,7 +151,6 @@ class ByHand:
             for element in elements:
                 intake.look_at(element)
             intake.settle()
-            self.store.data.extend(self.run, intake.fence, intake.token)  # However slow it is.
             count -= len(elements)
         intake.books.rejected.flush(anyway=True)
 

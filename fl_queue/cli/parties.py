@@ -44,7 +44,7 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
     "--max-examples",
     default=0,
     type=click.IntRange(min=0),
-    help="Largest number of examples it may claim in a round. Default: that of the config.",
+    help="More examples in a round count as so many. Default: that of the config.",
 )
 @click.option("--site-url", default="", help="Control server as the site reaches it.")
 @click.option("--site-blob-url", default="", help="Data server as the site reaches it.")

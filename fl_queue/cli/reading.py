@@ -209,7 +209,7 @@ def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> 
     for key, receipt in found.items():
         click.echo(key)
         for field, value in receipt.items():
-            if value not in ("", {}, 0, 0.0):
+            if value not in ("", {}, 0, 0.0, None):
                 click.echo(f"  {field}: {value}")
 
 

@@ -129,7 +129,7 @@ def _built_in(name: str) -> type[Strategy]:
     return STRATEGIES[name]
 
 
-def weight_of(aggregation: Mapping[str, Any], num_examples: int) -> int:
+def weight_of(aggregation: Mapping[str, Any], num_examples: int, most_examples: int = 0) -> int:
     """
     The integer weight of an update in the mean, 1 to ``largest_weight``.
 
@@ -138,18 +138,20 @@ def weight_of(aggregation: Mapping[str, Any], num_examples: int) -> int:
 
     Args:
         aggregation: The config's ``[aggregation]`` section.
-        num_examples: Examples the client says it used.
+        num_examples: Examples the client says it used; more than ``aggregation.max_examples`` count as so
+            many.
+        most_examples: The same cap for this client alone; 0: none.
 
     Raises:
-        BlobError: The claim is not 1 to ``aggregation.max_examples``, whatever the weighting.
+        BlobError: The claim is less than 1, whatever the weighting.
 
     Source:
         McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (weights n_k / n).
     """
-    most = aggregation["max_examples"]
-    if not 1 <= num_examples <= most:
-        raise BlobError(f"num_examples is {num_examples}, not 1 to aggregation.max_examples {most}")
-    return _weight(aggregation, num_examples)
+    if num_examples < 1:
+        raise BlobError(f"num_examples is {num_examples}, not 1 or more")
+    most = int(aggregation["max_examples"])
+    return _weight(aggregation, min(num_examples, most, most_examples or most))
 
 
 def largest_weight(aggregation: Mapping[str, Any]) -> int:

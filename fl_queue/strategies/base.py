@@ -205,6 +205,8 @@ class Strategy:
     NEEDS: ClassVar[str] = ""
     #: Whether updates must arrive as they were made: what clients keep has to agree with it.
     needs_exact_updates: ClassVar[bool] = False
+    #: Whether updates may be scaled down to a norm (``aggregation.clip_norm``) and the equations still hold.
+    may_clip: ClassVar[bool] = True
     #: Whether clients evaluate the base version on their training data.
     needs_base_loss: ClassVar[bool] = False
     #: Whether the task must train with ``sgd.local_sgd``, which knows corrections and counts steps.

@@ -41,6 +41,7 @@ class FedDyn(Strategy):
     server_state = ("h",)
     client_state = ("g",)
     needs_exact_updates = True
+    may_clip = False
     needs_local_sgd = True
 
     def correction(self, known: Known) -> Correction:

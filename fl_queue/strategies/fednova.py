@@ -45,6 +45,7 @@ class FedNova(Strategy):
         "mu": Field("float", 0.0, "proximal term of local training, 0 or more", low=0.0)
     }
     scalars: ClassVar = {"tau": 1e12}
+    may_clip = False
     needs_local_sgd = True
 
     def correction(self, known: Known) -> Correction:

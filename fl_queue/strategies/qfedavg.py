@@ -41,6 +41,7 @@ class QFedAvg(Strategy):
     }
     WEIGHTINGS = ("uniform",)
     scalars: ClassVar = {"h": 1e30}
+    may_clip = False
     needs_base_loss = True
 
     def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:

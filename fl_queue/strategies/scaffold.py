@@ -50,6 +50,7 @@ class Scaffold(Strategy):
     extras = ("dc",)
     client_state = ("c",)
     needs_exact_updates = True
+    may_clip = False
     needs_local_sgd = True
 
     def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:

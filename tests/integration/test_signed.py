@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue import blob, late, signing
+from fl_queue import blob, late, signing, verify
 from fl_queue.records import Enrolment
 from fl_queue.store import Store
 from tests.byhand import ByHand
@@ -161,18 +161,22 @@ def test_forgeries_of_an_ended_run_are_removed(hand: ByHand) -> None:
     assert rejections(hand)[-1]["reason"] == "not signed, in the name of a"
 
 
-def test_more_examples_than_enrolled_are_rejected(store: Store, tmp_path: Path) -> None:
+def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Path) -> None:
     secret, public = signing.new_key()
-    store.control.write_enrolment("a", Enrolment(public, max_examples=96))
-    hand = ByHand(store, tmp_path, CLIENTS, 10, keys={"a": secret})  # It claims 97, as "a" is.
-    intake = hand.intake()
-    hand.update("a")
+    store.control.write_enrolment("a", Enrolment(public, max_examples=5))
+    config = ("model.keep_updates=true", "aggregation.max_examples=50")
+    hand = ByHand(store, tmp_path, CLIENTS, 10, *config, keys={"a": secret})
+    hand.update("a")  # It claims 97, and b 98.
     hand.update("b")  # Nobody requires enrolment of the others.
-    hand.take(intake, 2)
+    hand.work()
 
-    assert intake.receipts["a"].status == "invalid"
-    assert "num_examples 97 is more than the 96" in intake.receipts["a"].reason
-    assert intake.receipts["b"].status == "received"
+    receipts = store.control.receipts(hand.run, 1)
+    assert {who: (r.num_examples, r.weight) for who, r in receipts.items()} == {
+        "a": (97, 5), "b": (98, 50),
+    }  # fmt: skip
+    assert hand.record.weights == {"a": 5, "b": 50}
+    (verdict,) = verify.verify(store, hand.state, tmp_path)
+    assert verdict.result == "same"
 
 
 def test_nobody_waits_for_a_client_that_was_revoked(hand: ByHand) -> None:

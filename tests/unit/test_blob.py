@@ -83,6 +83,7 @@ def member(**changes: Any) -> Member:
         "status": "received",
         "reason": "",
         "weight": 5,
+        "norm": 1.5,
     }
     return Member(**(said | changes))
 
