@@ -166,6 +166,18 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             ),
             "momentum": Field("float", 0.0, "momentum of SGD, 0 to 1", low=0.0, high=1.0),
             "weight_decay": Field("float", 0.0, "weight decay of SGD, 0 or more", low=0.0),
+            "accumulate": Field(
+                "int",
+                1,
+                "batches whose gradients make one step, for steps larger than memory; 1 or more",
+                low=1,
+            ),
+            "clip_norm": Field(
+                "float",
+                0.0,
+                "a step's gradient is scaled down to at most this L2 norm; 0 leaves it as it is",
+                low=0.0,
+            ),
             "timeout_s": Field(
                 "float",
                 3600.0,

@@ -58,6 +58,8 @@ def local_sgd(
     learning_rate: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
     device: str = "cpu",
     after_epoch: Callable[[int], None] = lambda epoch: None,
     rule: LocalRule | None = None,
@@ -75,6 +77,8 @@ def local_sgd(
         seed: Decides the order of samples, dropout, and everything else torch draws.
         epochs, batch_size: 1 or more.
         learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
+        accumulate: So many batches make one step, whose gradient is the mean over their samples.
+        clip_norm: Largest L2 norm of a step's gradient, before weight decay, momentum and rule; 0: any.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         after_epoch: Called with the number of the epoch just done, from 1.
         rule: What the strategy adds to each gradient.
@@ -88,21 +92,24 @@ def local_sgd(
         DataError: A single sample, and the model has BatchNorm.
 
     Source:
-        McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate).
+        McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate). Clipping: Pascanu et al.
+        2013, arXiv 1211.5063, Algorithm 1.
     """
     dataset = _whole(dataset)
     seed_torch(seed, device)
     order = torch.Generator().manual_seed(seed)
     count = size_of(dataset)
     cuts = _training_cuts(model, count, batch_size)
-    optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule)
+    optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule, clip_norm)
+    sizes = [end - start for start, end in pairwise([0, *cuts])]
+    groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
     if rule is not None:
         rule.is_used = True
     loss_sum = math.nan
     for epoch in range(1, epochs + 1):
         model.train()
         batches = _batches(dataset, torch.randperm(count, generator=order), cuts, device)
-        loss_sum = _one_epoch(model, batches, loss, optimizer)
+        loss_sum = _one_epoch(model, batches, groups, loss, optimizer)
         after_epoch(epoch)
     return _sums(count, loss_sum)
 
@@ -153,8 +160,9 @@ class _SGD:
         momentum: float,
         weight_decay: float,
         rule: LocalRule | None = None,
+        clip_norm: float = 0.0,
     ) -> None:
-        self.rule = rule
+        self.rule, self.clip_norm = rule, clip_norm
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.velocity: dict[int, Tensor] = {}
@@ -164,6 +172,8 @@ class _SGD:
         """Update every parameter that has a gradient."""
         if self.rule is not None:
             self.rule.steps += 1
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
@@ -220,22 +230,25 @@ def _sums(count: int, loss_sum: float) -> dict[str, Any]:
 def _one_epoch(
     model: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
+    groups: list[list[int]],
     loss: Loss,
     optimizer: _SGD,
 ) -> float:
+    """An epoch's sum of losses. Args: ``groups``: of each step, the sizes of its batches."""
     losses: list[Tensor] = []
-    sizes: list[int] = []
-    for inputs, target in batches:
+    for sizes in groups:
         model.zero_grad()
-        value = loss(model(inputs), target)
-        # torch's own stub of backward has no annotation.
-        value.backward()  # type: ignore[no-untyped-call]
+        for size in sizes:
+            inputs, target = next(batches)
+            value = loss(model(inputs), target)
+            part = value if len(sizes) == 1 else value * (size / sum(sizes))
+            # torch's own stub of backward has no annotation.
+            part.backward()  # type: ignore[no-untyped-call]
+            losses.append(value.detach())
         optimizer.step()
-        losses.append(value.detach())
-        sizes.append(len(target))
     loss_sum = 0.0
     # Read at the end: reading one makes the processor wait for the accelerator, in every step.
-    for value, size in zip(losses, sizes, strict=True):
+    for value, size in zip(losses, [size for sizes in groups for size in sizes], strict=True):
         loss_sum += value.item() * size
     return loss_sum
 

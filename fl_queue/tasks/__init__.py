@@ -202,6 +202,8 @@ class Task(ABC):
             learning_rate=context.learning_rate,
             momentum=self.config.train["momentum"],
             weight_decay=self.config.train["weight_decay"],
+            accumulate=self.config.train["accumulate"],
+            clip_norm=self.config.train["clip_norm"],
             device=context.device,
             after_epoch=report,
             rule=context.rule,

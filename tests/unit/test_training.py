@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -511,6 +512,54 @@ def test_environment_tells_what_decides_the_bits(task):
     assert found["instruction_set"]
     assert found["task_code"] == code_digest(task)
     assert all(isinstance(value, str | int) for value in found.values())
+
+
+def trained_weight(**options):
+    """Weights after an epoch over 10 rows of a regression, from the same start."""
+    generator = torch.Generator().manual_seed(3)
+    rows, target = torch.randn(10, 3, generator=generator), torch.randn(10, 1, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    start = model.weight.detach().clone()
+    sgd.local_sgd(
+        model, TensorDataset(rows, target), nn.functional.mse_loss, seed=7, epochs=1,
+        learning_rate=0.5, **options,
+    )  # fmt: skip
+    return start, model.weight.detach()
+
+
+def test_accumulated_batches_make_the_step_of_one_large_one():
+    # 10 rows: three batches of 4, 4 and 2, so that they count by their samples.
+    _, whole = trained_weight(batch_size=10)
+    _, parts = trained_weight(batch_size=4, accumulate=3)
+    _, others = trained_weight(batch_size=4, accumulate=2)
+    _, halves = trained_weight(batch_size=8)
+
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(others, halves)
+    assert not torch.allclose(whole, halves)
+
+
+def test_a_clipped_step_is_as_long_as_allowed_and_in_the_same_direction():
+    start, free = trained_weight(batch_size=10)
+    _, clipped = trained_weight(batch_size=10, clip_norm=0.01)
+    _, loose = trained_weight(batch_size=10, clip_norm=1000.0)
+
+    assert torch.equal(loose, free)
+    assert float((clipped - start).norm()) <= 0.5 * 0.01 * 1.0001
+    direction = nn.functional.cosine_similarity(clipped - start, free - start)
+    assert float(direction) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_config_says_how_a_task_steps(task):
+    own = type(task)(config_of(batch_size=2, epochs=1, accumulate=4))
+    rule = sgd.LocalRule()
+    context = replace(context_of(own.config), rule=rule)
+    data = own.client_data(context)
+    own.train(own.build_model(), data, context, lambda *told: None)
+
+    batches = -(-sgd.size_of(data.train) // 2)
+    assert rule.steps == -(-batches // 4) < batches
 
 
 def test_importing_tasks_does_not_load_torchvision():
