@@ -57,10 +57,9 @@ class Federation:
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="flq-bench-")
-        state_dir = Path(self._folder.name)
-        self.redis = embedded.start(state_dir, tcp=self.tcp)
-        self.blob_url = self.redis.url if self.one_server else self.redis.blob_url
-        self.store = Store.open(self.redis.url, self.blob_url, state_dir)
+        self.state_dir = Path(self._folder.name)
+        self._start_servers()
+        self.store = Store.open(self.url, self.blob_url, self.state_dir)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for number in range(self.aggregators):
             self._start(f"aggregator-{number + 1}", "aggregator")
@@ -87,15 +86,24 @@ class Federation:
         for process in self.processes.values():
             process.wait(30)
         self.store.close()
-        self.redis.stop()
+        self._stop_servers()
         self._folder.cleanup()
+
+    def _start_servers(self) -> None:
+        self.redis = embedded.start(self.state_dir, tcp=self.tcp)
+        self.url = self.redis.url
+        self.blob_url = self.redis.url if self.one_server else self.redis.blob_url
+
+    def _stop_servers(self) -> None:
+        self.redis.stop()
+
+    def _site(self, client: str, folder: Path) -> Site:
+        return Site(self.url, self.blob_url, folder, client, allow=("benchmarks.trivial:*",))
 
     def _start(self, name: str, role: str) -> None:
         client = name if role == "client" else ""
         # A folder of its own for each client, as on a machine of its own: each fetches the model.
-        folder = self.redis.state_dir / name if client else self.redis.state_dir
-        allow = ("benchmarks.trivial:*",)
-        site = Site(self.redis.url, self.blob_url, folder, client, allow=allow)
+        site = self._site(client, self.state_dir / name if client else self.state_dir)
         command = [sys.executable, "-m", "workers.supervisor", role, "--parent", str(os.getpid())]
         with open(Path(self._folder.name) / f"{name}.log", "wb") as log:
             self.processes[name] = subprocess.Popen(

@@ -45,6 +45,7 @@ BENCHMARKS = (
     Benchmark("simulation", "Simulations", takes_data=True),
     Benchmark("growth", "Growth"),
     Benchmark("codecs", "Fewer bytes", takes_data=True),
+    Benchmark("secured", "TLS, ACL and signatures"),
     Benchmark("startup", "Start-up"),
 )
 
