@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
 _SECRET_OPTIONS = ("password", "ssl_password")
+#: Options whose values anybody may see: redis-py's but for passwords. A mistyped one may be a password.
+_SHOWN = re.compile(
+    r"db|protocol|username|client_name|timeout|max_connections|health_check_interval"
+    r"|(socket|retry_on)_\w+|ssl_(ca_certs|ca_path|certfile|keyfile|cert_reqs|check_hostname)"
+)
 
 
 def mask(url: str) -> str:
-    """The URL with every password in it replaced by ``***``."""
+    """The URL with every password in it replaced by ``***``, also when it is none."""
     scheme, mark, rest = url.partition("://")
+    if not mark:
+        # Whoever forgot the scheme has written a password all the same.
+        login, at, where = url.rpartition("@")
+        return ("***" if at else "") + at + _masked_options(where)
     login, at, where = _login(rest)
     if at and ":" in login:
         login = login.partition(":")[0] + ":***"
+    return f"{scheme}{mark}{login}{at}{_masked_options(where)}"
+
+
+def _masked_options(where: str) -> str:
     where, question, query = where.partition("?")
     shown = [_masked_option(option) for option in query.split("&") if not _is_ours(option)]
     question = question if any(shown) else ""
-    return f"{scheme}{mark}{login}{at}{where}{question}{'&'.join(shown)}"
+    return f"{where}{question}{'&'.join(shown)}"
 
 
 def has_password(url: str) -> bool:
@@ -59,7 +73,7 @@ def _login(rest: str) -> tuple[str, str, str]:
 
 def _masked_option(option: str) -> str:
     name, equals, _ = option.partition("=")
-    return f"{name}{equals}***" if name in _SECRET_OPTIONS else option
+    return option if not equals or _SHOWN.fullmatch(name) else f"{name}=***"
 
 
 def _is_ours(option: str) -> bool:

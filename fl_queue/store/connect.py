@@ -9,8 +9,8 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -173,14 +173,16 @@ def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY)
     """A client that raises redis-py's own errors, for RQ, which expects them. Args: as of ``connect``."""
 
     def made(url: str) -> SplitClient:
-        client = SplitClient.from_url(
-            url,
-            socket_timeout=socket_timeout_s,
-            socket_connect_timeout=5,
-            retry=_retry(3),
-            driver_info=None,
-            **connection_options(url),
-        )
+        with _no_url(url, "redis://host:port/0"):
+            client = SplitClient.from_url(
+                url,
+                socket_timeout=socket_timeout_s,
+                socket_connect_timeout=5,
+                retry=_retry(3),
+                driver_info=None,
+                **connection_options(url),
+            )
+            _try_options(client)
         return cast(SplitClient, client)
 
     client = made(url)
@@ -304,30 +306,50 @@ def _retry(times: int) -> Retry:
     )
 
 
-def _client(url: str, retries: int) -> redis.Redis:
+@contextmanager
+def _no_url(url: str, wanted: str) -> Iterator[None]:
+    """
+    Raises StoreUnavailable for what redis-py says of a URL it cannot use.
+
+    Neither with its message nor its error itself: a misread URL is quoted there, password and all.
+    """
     try:
+        yield
+    except TypeError as exc:  # "... got an unexpected keyword argument 'passwort'"
+        option = str(exc).rpartition(" ")[2]
+        raise StoreUnavailable(
+            mask(url), f"the option {option} of the URL is not known; correct or remove it"
+        ) from None
+    except ValueError:
+        raise StoreUnavailable(
+            mask(url),
+            f"not a Redis URL; write {wanted}, with special characters of a password as %XX",
+        ) from None
+
+
+def _try_options(client: redis.Redis) -> None:
+    """See that connections can be made with the options of the URL; none is opened."""
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except redis.RedisError as exc:
+        raise ValueError from exc
+
+
+def _client(url: str, retries: int) -> redis.Redis:
+    with _no_url(url, "redis://host:port/0"):
         client = cast(
             _Client,
             _Client.from_url(url, retry=_retry(retries), **_CONNECTION, **connection_options(url)),
         )
-    except ValueError:
-        # Neither its message nor the error itself: a misread URL is quoted there, password and all.
-        raise StoreUnavailable(
-            mask(url),
-            "not a Redis URL; write redis://host:port/0, with special characters of a password as %XX",
-        ) from None
+        _try_options(client)
     client.masked_url = mask(url)
     return client
 
 
 def _cluster(url: str, retries: int) -> redis.Redis:
-    try:
+    with _no_url(url, "redis+cluster://host:port/0"):
         client = cluster_client(url, _retry(retries), _packer(), **_CONNECTION)
-    except ValueError:
-        raise StoreUnavailable(
-            mask(url),
-            "not the URL of a cluster; write redis+cluster://host:port/0, with special characters of a password as %XX",
-        ) from None
     # redis-py has no common type for the two; Data uses what both can do.
     return cast(redis.Redis, client)
 

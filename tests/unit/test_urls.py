@@ -1,0 +1,58 @@
+"""Passwords in URLs: what is shown of them, and what is made of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fl_queue import urls
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:pw@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://user:pw@host/0", "rediss://user:***@host/0"),
+        ("redis://user@host/0", "redis://user@host/0"),
+        # As people write them, with what would have to be %XX.
+        ("redis://:p@w@host/0", "redis://:***@host/0"),
+        ("redis://:p/w@host/0", "redis://:***@host/0"),
+        ("redis://:p?w#x@host/0", "redis://:***@host/0"),
+        ("redis://u:p:w@host/0", "redis://u:***@host/0"),
+        ("redis+cluster://:pw@a:1,b:2/0", "redis+cluster://:***@a:1,b:2/0"),
+        ("unix://:pw@/run/redis.sock?db=0", "unix://:***@/run/redis.sock?db=0"),
+        ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
+        ("redis://host/0?password=pw&db=1", "redis://host/0?password=***&db=1"),
+        ("rediss://host/0?ssl_password=pw", "rediss://host/0?ssl_password=***"),
+        ("rediss://host/0?ssl_ca_certs=/etc/ca", "rediss://host/0?ssl_ca_certs=/etc/ca"),
+        # A slip of the pen is none of our business.
+        ("redis://host/0?passwort=pw", "redis://host/0?passwort=***"),
+        ("redis://host/0?pw", "redis://host/0?pw"),
+        (":pw@host:6379", "***@host:6379"),
+        ("pw@host", "***@host"),
+        # Certificates of a credentials file are open files of this process.
+        ("rediss://host/0?ssl_keyfile=%2Fproc%2Fself%2Ffd%2F7", "rediss://host/0"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert urls.mask(url) == shown
+    assert urls.mask(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "has"),
+    [("redis://:pw@host", True), ("redis://host/0?password=pw", True), ("redis://u@host", False)],
+)
+def test_whether_a_url_has_a_password(url: str, has: bool) -> None:
+    assert urls.has_password(url) == has
+
+
+def test_a_login_is_taken_out_and_put_in() -> None:
+    whole = "rediss://old:pw@host:1/0?ssl_ca_certs=/mine&db=2&password=x&username=y"
+
+    bare = urls.without_login(whole)
+    assert bare == "rediss://host:1/0?db=2"
+    made = urls.with_login(bare, "us er", "p@/w", {"ssl_ca_certs": "/a b"})
+    assert made == "rediss://us%20er:p%40%2Fw@host:1/0?db=2&ssl_ca_certs=%2Fa+b"
+    assert urls.without_login(made) == bare
