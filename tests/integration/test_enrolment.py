@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -14,13 +15,14 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from fl_queue import credentials, embedded, enrolment, names, signing
+from fl_queue import acl, credentials, embedded, enrolment, names, signing
 from fl_queue.cli import cli
 from fl_queue.credentials import Credentials, Login
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.store import Store
 from tests.conftest import chosen_server
+from tests.integration.test_acl import versions
 
 FILE = "hospital-a.toml"
 
@@ -144,6 +146,81 @@ def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> No
     handed(servers, "hospital-a", tmp_path, "--force")
     listed = json.loads(command(servers, "clients", "--json").output)
     assert listed[0]["enrolled"] == "yes"
+
+
+def without_selectors() -> Path | None:
+    """A redis-server of this machine before 7.0: there a client is three users."""
+    found = [path for path, version in versions() if version < acl.SELECTORS]
+    return found[0] if found else None
+
+
+@pytest.fixture
+def old_servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    server = without_selectors()
+    if server is None:
+        pytest.skip("needs a redis-server 6.2; the extra `embedded` brings one")
+    with embedded.start(tmp_path / "state", tcp=True, server=server) as redis:
+        yield redis
+
+
+def every_url(read: Credentials) -> list[str]:
+    """Both servers, as each of a client's users."""
+    return [*read.urls(), *(url for pair in read.other_users().values() for url in pair)]
+
+
+def test_on_redis_6_a_client_is_three_users_that_come_and_go_together(
+    old_servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    read = credentials.read(handed(old_servers, "hospital-a", tmp_path))
+    assert read.users.keys() == {"own", "read", "push"}
+    assert len({login.password for login in read.users.values()}) == 3
+    assert all(map(is_let_in, every_url(read)))
+
+    # Forgotten by a server, each is made again.
+    store = Store(old_servers.url, old_servers.blob_url)
+    lost = sorted(login.name for login in read.users.values())
+    store.servers.data.execute_command("ACL DELUSER", *lost)
+    assert enrolment.restore_users(store) == lost
+    assert all(map(is_let_in, every_url(read)))
+
+    # Revoked, none is left: not its connections, nor after a restart of the servers.
+    with contextlib.ExitStack() as stack:
+        connected = [
+            stack.enter_context(redis.Redis.from_url(url, retry=None)) for url in every_url(read)
+        ]
+        assert all(each.ping() for each in connected)
+        assert command(old_servers, "revoke", "hospital-a").exception is None
+        for each in connected:
+            with pytest.raises(redis.ConnectionError):
+                each.ping()
+    for role in embedded.ROLES:
+        old_servers.kill(role)
+        old_servers.restart(role)
+    assert not any(map(is_let_in, every_url(read)))
+
+    again = credentials.read(handed(old_servers, "hospital-a", tmp_path, "--force"))
+    assert all(map(is_let_in, every_url(again)))
+    assert not any(map(is_let_in, every_url(read)))
+
+
+def test_on_redis_6_none_of_the_three_may_do_what_others_do(
+    old_servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    read = credentials.read(handed(old_servers, "hospital-a", tmp_path))
+    results = names.results("demo-3f2a9c")
+    refused = [
+        "KEYS *",
+        "FLUSHALL",
+        "ACL LIST",
+        f"HGETALL {names.ENROLLED}",
+        f"LTRIM {results} 1 0",
+    ]
+    refused += [f"DEL {results}", f"LRANGE {results} 0 -1", f"HSET {names.client('b')} x y"]
+    for url in every_url(read):
+        with redis.Redis.from_url(url) as client:
+            for line in refused:
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*line.split())
 
 
 def test_without_acl_the_rules_are_printed(servers: EmbeddedRedis, tmp_path: Path) -> None:
