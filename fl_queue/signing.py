@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 from typing import NamedTuple
 
 from fl_queue import names
@@ -35,6 +36,11 @@ class Sealed(NamedTuple):
     signer: str
     signature: bytes
     element: memoryview
+
+
+def preload() -> None:
+    """Load what signs and verifies, in a worker whose forked jobs would do it one by one."""
+    importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
 
 
 def new_key() -> tuple[str, str]:

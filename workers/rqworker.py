@@ -32,7 +32,7 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from fl_queue import faults, jobs, liveness, names, rounds
+from fl_queue import faults, jobs, liveness, names, rounds, signing
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
@@ -345,6 +345,8 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     if supervisor:
         die_with_parent(int(supervisor))
     site = Site.from_environ()
+    if site.credentials or queue == names.AGGREGATE_QUEUE:
+        signing.preload()
     try:
         url, _ = site.urls()
         connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fl_queue import blob, signing
@@ -70,3 +73,14 @@ def test_what_is_no_key_is_known(text: str) -> None:
     sealed = signing.opened(signing.seal(ELEMENT, "a", SECRET))
     assert sealed is not None
     assert not signing.is_signed_by(sealed, text)
+
+
+def test_what_signs_is_loaded_when_a_worker_says_so_and_no_sooner() -> None:
+    code = (
+        "import sys; from fl_queue import signing; before = 'cryptography' in sys.modules;"
+        "signing.preload(); loaded = set(sys.modules); signing.new_key();"
+        "print(before, [name for name in set(sys.modules) - loaded if 'cryptography' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "False []\n"
