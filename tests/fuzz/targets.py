@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,7 @@ def elements() -> list[bytes]:
     return [*made, seal(made[0], "sim-1", new_key()[0])]
 
 
+@cache
 def group_element() -> tuple[Header, bytes]:
     total = Merge.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
     made = group.GroupSum(MANIFEST, CONFIG, ROUND)

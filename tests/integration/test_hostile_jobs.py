@@ -13,9 +13,7 @@ from rq.exceptions import DequeueTimeout
 from fl_queue import dispatch, jobs, names
 from fl_queue.dispatch import Ticket
 from fl_queue.store import Store, plain_client
-from tests.federation import Federation, wait_for
 
-CLIENTS = 1
 JOB = "site-1_demo-3f2a9c_3_ab12"
 STAMP = "2026-01-01T00:00:00.000000Z"
 
@@ -189,27 +187,3 @@ def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store)
     assert redis.type(key) == b"none"
     redis.set(key, "x")
     assert dispatch.queued(store, ticket.queue) == []
-
-
-def test_a_worker_outlives_poison_and_runs_the_next_honest_job(federation: Federation) -> None:
-    redis, pid = federation.store.control.redis, federation.worker_pid("site-1")
-    key = "rq:queue:flq-client-site-1"
-    for number, (changes, _) in enumerate(HASHES[::6]):
-        job = f"site-1_demo-3f2a9c_3_{number}"
-        redis.hset(f"rq:job:{job}", mapping=honest(**changes))
-        redis.rpush(key, job)
-    redis.set("rq:job:site-1_demo-3f2a9c_3_type", "no hash")
-    redis.rpush(key, "site-1_demo-3f2a9c_3_type", b"\xff\xfe", "../x y", "absent")
-    redis.set("rq:suspended", 1)
-    redis.rpush("rq:queue:flq-aggregate", b"\xff")
-    redis.rpush("rq:queue:flq-evaluate", JOB)
-
-    run = federation.begin("honest", "round.cohort=1", "run.rounds=1")
-
-    assert federation.finish(run).state == "completed"
-    assert federation.worker_pid("site-1") == pid
-    stream = {names.client_events("site-1"): "0-0"}
-    events = [event for _, _, event in federation.store.control.read_events(stream, None)]
-    told = [event["reason"] for event in events if event["event"] == "job_refused"]
-    assert len(told) == len(HASHES[::6]) + 3
-    wait_for("an empty list", lambda: not redis.exists(f"{key}:intermediate"))
