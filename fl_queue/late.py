@@ -37,7 +37,7 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
     )
 
 
-def _record(store: Store, run: str, header: Header) -> None:
+def record(store: Store, run: str, header: Header) -> None:
     """Write the receipts of a late element; one that was received in time keeps its own."""
     current = store.control.round(run, header.round)
     for own, _, _ in group.headers(header):
@@ -73,7 +73,7 @@ def drain(store: Store, state: RunState) -> int:
                 if again is None or again.active:
                     break  # Somebody has started the run again since we looked.
                 raise BlobError(f"{header.client}: round {header.round} has not been opened")
-            _record(store, state.run_id, header)
+            record(store, state.run_id, header)
             drop_chunks(store, state.run_id, header)
             sent = outbox.permission(header.token, header.body_bytes)
             store.data.dismiss(state.run_id, [(header.client, sent)])

@@ -152,10 +152,13 @@ def test_a_new_incarnation_forgets_receipts_whose_elements_come_back(
 ) -> None:
     job = store.control.jobs(run, 0)["aggregator"]["job"]
     fence = store.control.claim(run, 0, job)
-    store.control.write_receipt(run, 0, "a", Receipt("failed", token="1", reason="no"), fence)
+    refused = Receipt("failed", token="1", reason='no "status":"received"')
+    store.control.write_receipt(run, 0, "a", refused, fence)
+    store.control.write_receipt(run, 0, "b", Receipt("received", token="2"), fence)
     store.control.claim(run, 0, job)
 
-    assert store.control.receipts(run, 0) == {}
+    # That of a refused one does not come back.
+    assert store.control.receipts(run, 0) == {"a": refused}
 
 
 def test_a_data_server_that_lost_everything_has_all_asked_again_with_time_to_answer(

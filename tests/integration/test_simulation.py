@@ -151,6 +151,10 @@ class Arrivals:
             token=f"token of {who}",
         )
 
+    def start(self, who: str) -> None:
+        """Somebody's job has begun: what is lost of its answer is asked for again."""
+        self.store.control.redis.hset(f"rq:job:{self.ticket(who).job}", "status", "started")
+
     def update(self, client: str) -> tuple[Header, bytes]:
         body = np.float32(int(client[-2:])).tobytes()
         header = replace(
@@ -170,6 +174,7 @@ class Arrivals:
 
     def look_at(self, header: Header, body: bytes | memoryview) -> None:
         self.intake.look_at(blob.pack(header, body))
+        self.intake.books.rejected.flush(anyway=True)
 
     def sum(self) -> tuple[bytes, int]:
         assert self.intake.merge is not None
@@ -258,6 +263,7 @@ def test_a_group_that_is_not_this_rounds_is_refused_and_told(
 
 def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.element(1)
+    arrivals.start("group-1")
     arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.statuses() == {}
@@ -266,6 +272,7 @@ def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> Non
 
 def test_the_group_of_a_client_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.update(arrivals.members(1)[2])
+    arrivals.start("group-1")
     arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.ticket("group-1").attempt == 2
