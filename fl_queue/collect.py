@@ -141,11 +141,10 @@ class Collector:
         try:
             self.strategy = load_strategy(name, self.config.strategy, self.strategy_allow)
         except ConfigError as exc:
-            # Every further try would find the same: the round says so, instead of never ending.
+            # Every further try would find the same: the round says so.
             self.refused = str(exc)
-            return
-        # Asked when the round was opened, and again here: what Redis says decides nothing alone.
-        self.refused = too_few_for(name, self.strategy, self.round.quorum)
+        else:
+            self.refused = too_few_for(name, self.strategy, self.round.quorum)
 
     # Collecting
 
@@ -313,6 +312,7 @@ class Collector:
         self.lease.check()
         digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
         made = replace(record, version=version, digest=draft.digest, server_state=digests)
+        made = replace(made, left_out=self.intake.left_out)
         return self.store.control.end_round(
             self.run,
             self.number,

@@ -90,6 +90,11 @@ class Intake:
         """Client -> its receipt, the one that counts."""
         return self.progress.receipts
 
+    @property
+    def left_out(self) -> list[str]:
+        """Clients whose updates the round's rule did not choose, once the next model is made."""
+        return list(self.merge.left_out) if self.merge is not None else []
+
     def received(self) -> int:
         """Valid updates so far."""
         return sum(receipt.status == "received" for receipt in self.receipts.values())

@@ -79,6 +79,8 @@ class Merge:
         fixed: dict[Any, Scale] = {
             kind: Scale(int(s), limit) for kind, (s, limit) in scales.items()
         }
+        #: Clients whose updates a rule has not let into the next model, once that was asked for.
+        self.left_out: Sequence[str] = ()
         needs_all = self.strategy.needs_all
         #: The updates' sum; nothing is added where the strategy needs all of them.
         self.total = ExactSum(Manifest(()) if needs_all else self.sent, fixed, w_max)
@@ -173,5 +175,6 @@ class Merge:
         """
         views, taken = blob.views(self.manifest, base), strategy or self.strategy
         merged = self.total if self._all is None else taken.merged(self._all)
+        self.left_out = merged.left_out
         blocks = taken.next_model(self.manifest, views, merged, state, sinks, facts)
         return map(blob.little_endian, blocks)

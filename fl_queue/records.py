@@ -296,6 +296,7 @@ class RoundRecord:
         clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
         rejected: Client -> verdict and reason, of updates that were not merged.
         missing: Clients of the cohort of whom nothing valid came.
+        left_out: Clients whose update was accepted, and not let in by a robust rule that chooses.
         validation: Merged sums of the clients' validation of the base version.
         client_validation: Client -> its finished metrics on the base version.
         train: Merged sums of training.
@@ -326,6 +327,7 @@ class RoundRecord:
     clipped: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     client_validation: dict[str, dict[str, float]] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)

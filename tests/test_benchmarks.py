@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import floor, growth, report, table
+from benchmarks import attacks, floor, growth, report, table
 from benchmarks.federation import Timing, timings
-from fl_queue import names
-from fl_queue.records import dumps
+from fl_queue import blob, config, names
+from fl_queue.records import Manifest, TensorSpec, dumps
 from fl_queue.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -134,3 +135,44 @@ def test_a_benchmark_that_hangs_is_ended() -> None:
 
     assert not outcome.is_good
     assert "ended after 0.05 s" in outcome.text
+
+
+def attacked(rule: str, attack: str) -> float:
+    """What nine honest clients that send 1.0 and two hostile ones make of 0.0."""
+    manifest = Manifest((TensorSpec("w", (1,), "parameter"),))
+    loaded = config.load(None, (*attacks.RULES[rule], "aggregation.weighting=uniform"), {})
+    act, _ = attacks.ATTACKS[attack]
+    rng = np.random.default_rng(1)
+    honest = [{"w": np.full(1, 1 + rng.normal(0, 0.01), np.float32)} for _ in range(9)]
+    hostile = [act(honest[0], honest, rng) for _ in range(2)]
+    body = attacks.merged(manifest, loaded, bytes(4), [*hostile, *honest], 1)
+    return float(blob.views(manifest, body)["w"][0])
+
+
+@pytest.mark.parametrize("attack", ["sign flip", "IPM 10"])
+def test_attacks_turn_the_mean_round_and_no_robust_rule(attack: str) -> None:
+    mean, *rules = attacks.RULES
+
+    assert attacked(mean, "none") == pytest.approx(1.0, abs=0.05)
+    assert attacked(mean, attack) < 0
+    assert {rule: round(attacked(rule, attack), 1) for rule in rules} == dict.fromkeys(rules, 1.0)
+
+
+def test_hostile_labels_are_turned_round() -> None:
+    loaded = config.load(None, ("run.task=mnist-2nn",), {})
+    flipped = attacks.Flipped(loaded)
+
+    assert flipped.target_of(np.arange(10)).tolist() == list(range(9, -1, -1))
+
+
+@pytest.mark.slow  # A minute of training on a busy machine.
+def test_the_table_of_attacks_is_written(tmp_path: Path) -> None:
+    output = tmp_path / "attacks.md"
+    command = [sys.executable, "-m", "benchmarks.attacks", "--quick", "--rounds", "1"]
+    subprocess.run([*command, "--output", str(output)], cwd=ROOT, check=True, timeout=300)
+
+    lines = output.read_text().splitlines()
+    head = lines.index("| rule | none | sign flip |")
+    rows = [line.split("|") for line in lines[head + 2 : head + 2 + len(attacks.RULES)]]
+    mean, *others = (float(row[3]) for row in rows)
+    assert all(accuracy > mean for accuracy in others)

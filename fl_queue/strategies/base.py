@@ -50,6 +50,10 @@ class Merged(Protocol):
     manifest: Manifest
     count: int
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Clients whose updates a rule has not let in; of a sum: none."""
+
     def mean_block(self, name: str, start: int, stop: int) -> Float64s:
         """Elements ``start`` to ``stop`` (C order, flat) of a float tensor's mean."""
 

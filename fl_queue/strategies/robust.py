@@ -95,6 +95,8 @@ class Ruled:
         self.count = updates.count
         self._rule, self._updates = rule, updates
         self._choice = rule.choose(updates)
+        let_in = set(self._choice.rows)
+        self.left_out = [c for row, c in enumerate(updates.clients) if row not in let_in]
 
     def mean_block(self, name: str, start: int, stop: int) -> Float64s:
         """Elements ``start`` to ``stop`` of what stands for the mean of a float tensor."""
@@ -128,10 +130,15 @@ class Ruled:
 
 
 def coordinate_median(values: Float64s) -> Float64s:
-    """The median of each column; of an even number the mean of the two in the middle."""
-    low, high = (len(values) - 1) // 2, len(values) // 2
-    middle = np.partition(values, (low, high), axis=0)
-    result: Float64s = (middle[low] + middle[high]) / 2
+    """
+    The median of each column; of an even number the mean of the two in the middle.
+
+    Args:
+        values: One row for each update; each column comes out sorted.
+    """
+    # numpy sorts columns faster than it partitions them.
+    values.sort(axis=0)
+    result: Float64s = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
     return result
 
 

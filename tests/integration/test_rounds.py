@@ -254,6 +254,8 @@ def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_
     chosen = federation.begin("robust", *krum, "run.rounds=1", "model.keep_updates=true")
     state = federation.finish(chosen)
     assert federation.free(chosen)[1] != calm[1]
+    (record,) = federation.committed(chosen)
+    assert len(set(record.accepted) - set(record.left_out)) == 1
     (verdict,) = verify.verify(federation.store, state, state_dir)
     assert verdict.result == "same"
 

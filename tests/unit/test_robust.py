@@ -280,6 +280,17 @@ def test_two_hostile_updates_of_eleven_do_not_carry_the_model_away(
     assert away(moved) < 0.2
 
 
+def test_rules_that_choose_say_whom_they_left_out(tmp_path: Path) -> None:
+    for name, options, chosen in (
+        ("krum", {"f": 2}, 1), ("multi_krum", {"f": 2}, N - 4), ("bulyan", {"f": 2}, N - 4),
+        ("median", {}, N),
+    ):  # fmt: skip
+        updates = gathered(tmp_path, [update(99, 9.0), *UPDATES[1:]])
+        left_out = rule_of(name, options).merged(updates).left_out
+        assert len(left_out) == N - chosen
+        assert ("c00" in left_out) == (chosen < N)
+
+
 # The updates on disk
 
 

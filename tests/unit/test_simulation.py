@@ -91,8 +91,10 @@ def test_a_simulation_that_cannot_be_is_refused_by_field(
     assert caught.value.field == field
 
 
-def test_updates_are_merged_before_they_travel_unless_somebody_wants_to_keep_them() -> None:
+def test_updates_are_merged_before_they_travel_unless_somebody_wants_each() -> None:
     assert simulation.premerges(config.load("mnist-2nn", SIMULATED, {}))
     assert not simulation.premerges(
         config.load("mnist-2nn", (*SIMULATED, "model.keep_updates=true"), {})
     )
+    median = ("aggregation.strategy=median", "aggregation.weighting=uniform")
+    assert not simulation.premerges(config.load("mnist-2nn", (*SIMULATED, *median), {}))
