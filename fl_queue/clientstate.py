@@ -40,13 +40,13 @@ class Kept:
     What a client starts from.
 
     Args:
-        state: Name -> tensor name -> array; empty: from zero.
+        state: Name -> tensor name -> array; empty: there is none.
         note: What the receipt says of it.
         is_missing: Whether there should have been a state.
     """
 
     state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    note: str = "none yet: starts from zero"
+    note: str = ""
     is_missing: bool = False
 
 
@@ -95,7 +95,13 @@ def write(
 
 
 def load(
-    folder: Path, run: str, client: str, before: int, accepted: Accepted | None, manifest: Manifest
+    folder: Path,
+    run: str,
+    client: str,
+    before: int,
+    accepted: Accepted | None,
+    manifest: Manifest,
+    start: str = "zero",
 ) -> Kept:
     """
     The state that belongs to the client's newest accepted update; all others are removed.
@@ -104,6 +110,7 @@ def load(
         before: The round it is needed for; states of it may be about to be accepted and stay.
         accepted: What the control server says; None: no update of this client has been.
         manifest: The state's, from ``layout``.
+        start: What the client starts from without a state, in words.
     """
     place = _place(folder, run, client)
     wanted = f"{accepted.round}_{accepted.digest}" if accepted else ""
@@ -112,11 +119,11 @@ def load(
         if old.name != wanted and number.isdigit() and int(number) < before:
             shutil.rmtree(old, ignore_errors=True)
     if accepted is None:
-        return Kept()
+        return Kept(note=f"none yet: starts from {start}")
     try:
         state = _read(place / wanted, manifest)
     except CheckpointError as exc:
-        note = f"missing, that of round {accepted.round}: starts from zero"
+        note = f"missing, that of round {accepted.round}: starts from {start}"
         return Kept(note=f"{note} ({exc.reason})", is_missing=True)
     return Kept(state, f"of round {accepted.round}")
 

@@ -49,7 +49,7 @@ from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
 from fl_queue.store import Doorbell, Store
 from fl_queue.strategies import load_strategy
-from fl_queue.strategies.base import Facts, Strategy, state_manifest
+from fl_queue.strategies.base import Facts, Strategy, client_layouts, state_manifest
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,10 @@ class Collector:
 
     def _clients_keep(self) -> bool:
         """Whether clients of this run keep something from one accepted round to the next."""
-        return self.strategy is not None and bool(self.strategy.client_state)
+        manifest = self.intake.manifest
+        if self.strategy is None or manifest is None:
+            return False
+        return bool(client_layouts(self.strategy, manifest))
 
     def _state_writers(
         self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]

@@ -23,7 +23,8 @@ from typing import Any
 from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
-from fl_queue.fields import Field, unknown_key
+from fl_queue.fields import Field, nearest, unknown_key
+from fl_queue.records import BATCH_NORM
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
 from fl_queue.strategies.base import Strategy
 from fl_queue.urls import mask
@@ -38,6 +39,14 @@ def _select_problem(text: str) -> str | None:
         if _SELECT.fullmatch(text)
         else f"{text!r} is not `metric:max` or `metric:min`, such as accuracy:max"
     )
+
+
+def _private_problem(patterns: tuple[str, ...]) -> str | None:
+    for pattern in patterns:
+        if not pattern or (pattern.startswith("@") and pattern != BATCH_NORM):
+            near = nearest(pattern, [BATCH_NORM])
+            return f"{pattern!r} is not a pattern such as head.*, nor {BATCH_NORM}{near}"
+    return None
 
 
 def _stop_problem(text: str) -> str | None:
@@ -178,6 +187,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "a step's gradient is scaled down to at most this L2 norm; 0 leaves it as it is",
                 low=0.0,
             ),
+            "finetune_epochs": Field(
+                "int",
+                0,
+                "clients also validate the model after so many epochs on their own data, finetuned_accuracy; 0: no",
+                low=0,
+            ),
             "timeout_s": Field(
                 "float",
                 3600.0,
@@ -257,6 +272,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 low=1,
                 high=64 * 1024**3,
             ),
+            "private": Field(
+                "strs",
+                (),
+                'tensors that stay on each client, patterns such as ["head.*"] (FedPer), or ["@batch_norm"] (FedBN)',
+                check=_private_problem,
+            ),
             "keep_versions": Field(
                 "int",
                 5,
@@ -323,7 +344,7 @@ _TABLES = (*SECTIONS, *_OPEN)
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
     "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED,
-    "aggregation.strategy", "redis.chunk_bytes",
+    "aggregation.strategy", "model.private", "redis.chunk_bytes",
 )  # fmt: skip
 
 
@@ -396,6 +417,11 @@ class RunConfig:
             raise ConfigError(
                 "aggregation.clip_norm",
                 f"{name} reckons with updates as they were made; set it to 0, or take one of {fit}",
+            )
+        if strategy.personal and self.model["private"]:
+            raise ConfigError(
+                "model.private",
+                f"{name} keeps a whole model at each client already; leave it empty, or use another strategy",
             )
         if strategy.needs_exact_updates and self.update["codec"] != "float32":
             raise ConfigError(

@@ -9,6 +9,8 @@ sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
     score_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
                         their score, in 1,000 equal bins over [0, 1]
     <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``)
+    personal_<key>      the same of the model that is the client's own (``beside``)
+    finetuned_<key>     the same of the version, fine-tuned on the client's training data
 
 No torch and no Redis here.
 """
@@ -31,6 +33,10 @@ SCORE_BINS = 1000
 MAX_CLASSES = 1000
 MAX_KEYS = 64
 MAX_KEY_LENGTH = 100
+#: What else a client may report of a version, beside the version itself, by the begin of the keys.
+BESIDE = ("personal", "finetuned")
+#: Classes up to which that has a confusion matrix of its own: a header is bounded.
+BESIDE_CLASSES = 32
 # Counts up to this add up in int64 over eight million clients, and are exact as floats.
 MAX_COUNT = 2**40
 # Sums up to this add up over any number of clients without overflowing a float.
@@ -92,11 +98,12 @@ def check(sums: Any) -> None:
     for key, value in sums.items():
         if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
             raise BlobError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
-        if key == "num_examples":
+        kind = next((key[len(p) + 1 :] for p in BESIDE if key.startswith(f"{p}_")), key)
+        if kind == "num_examples":
             _check(key, _is_count(value), "a count")
-        elif key == "confusion":
+        elif kind == "confusion":
             _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
-        elif key == "score_histograms":
+        elif kind == "score_histograms":
             _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
         else:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
@@ -110,8 +117,42 @@ def finish(sums: Sums) -> dict[str, float]:
     ``f1`` is that of class 1 for two classes, else the plain mean over the classes that occur
     (0 where a class is never hit). ``auc`` is the area under the ROC curve by the trapezoid rule,
     scores in the same bin counting half; it is left out while one class has no samples.
+    What a client reported beside the version has its own names: ``personal_accuracy``.
     Empty without examples.
     """
+    plain = dict(sums)
+    finished: dict[str, float] = {}
+    for part in BESIDE:
+        if f"{part}_num_examples" in sums:
+            keys = [key for key in sums if key.startswith(f"{part}_")]
+            inner = _finish({key[len(part) + 1 :]: plain.pop(key) for key in keys})
+            finished |= {f"{part}_{name}": value for name, value in inner.items()}
+    return _finish(plain) | finished
+
+
+def beside(part: str, sums: Sums) -> dict[str, Any]:
+    """
+    Sums of another model than the version, under the names of that part.
+
+    Args:
+        part: One of ``BESIDE``.
+        sums: As of any model. Of many classes only the hits are kept, and no histograms.
+    """
+    kept = {key: value for key, value in sums.items() if key != "score_histograms"}
+    table = kept.get("confusion")
+    if table is not None and len(table) > BESIDE_CLASSES:
+        kept["accuracy_sum"] = sum(row[index] for index, row in enumerate(table))
+        del kept["confusion"]
+    return {f"{part}_{key}": value for key, value in kept.items()}
+
+
+def only_beside(finished: Mapping[str, float]) -> dict[str, float]:
+    """Of finished metrics those that are not the version's own."""
+    parts = tuple(f"{part}_" for part in BESIDE)
+    return {name: value for name, value in finished.items() if name.startswith(parts)}
+
+
+def _finish(sums: Sums) -> dict[str, float]:
     examples = sums.get("num_examples", 0)
     if examples == 0:
         return {}

@@ -42,6 +42,9 @@ Verdict = Literal[
 Purpose = Literal["initialise", "train", "evaluate"]
 Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
 
+#: In ``model.private``: everything of a model's BatchNorm layers, whatever their names.
+BATCH_NORM = "@batch_norm"
+
 #: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
 Sums = Mapping[str, Any]
 

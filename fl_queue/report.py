@@ -33,6 +33,11 @@ Source = Literal["test", "validation", ""]
 _FRUITLESS = ("abandoned", "cancelled")
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
+#: What clients report beside a version -> its column, and its name and colour in a plot.
+_BESIDE = {
+    "personal": ("Personal", "personal models", "C2"),
+    "finetuned": ("Finetuned", "fine-tuned", "C3"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class RoundRow:
         seconds: Counted duration.
         reason: Why the round ended.
         digest: BLAKE3 of that version, hexadecimal: equal digests are equal bits.
+        personal_accuracy, finetuned_accuracy: Of the clients' own models beside that version, and of
+            the version fine-tuned by each, by their validation; None while unknown, or without such.
     """
 
     round: int
@@ -68,6 +75,8 @@ class RoundRow:
     reason: str
     digest: str | None
     clipped: int = 0
+    personal_accuracy: float | None = None
+    finetuned_accuracy: float | None = None
 
 
 def rows(
@@ -121,7 +130,12 @@ def client_validation(records: Sequence[RoundRecord]) -> dict[str, dict[int, dic
 def table(rows: Sequence[RoundRow]) -> Table:
     """The rows for a terminal; below it why rounds were abandoned, and what a star means."""
     drawn = Table(caption=_caption(rows), caption_justify="left")
-    for column in _COLUMNS:
+    beside = {
+        column: f"{part}_accuracy"
+        for part, (column, _, _) in _BESIDE.items()
+        if any(getattr(row, f"{part}_accuracy") is not None for row in rows)
+    }
+    for column in (*_COLUMNS, *beside):
         drawn.add_column(column, justify="right")
     for row in rows:
         star = "*" if row.source == "validation" else ""
@@ -135,6 +149,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
             _decimal(row.loss, star),
             _decimal(row.accuracy, star),
             f"{row.seconds:.1f}",
+            *(_decimal(getattr(row, name), "*") for name in beside.values()),
             style="red" if row.outcome in _FRUITLESS else None,
         )
     return drawn
@@ -158,6 +173,8 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     """
     Draw accuracy and loss by version: the central test, the clients' validation and its range.
 
+    And what clients validated beside it: their personal models, and the version fine-tuned.
+
     Args:
         path: Image to write; its suffix is the format (PNG without one).
         records: The history.
@@ -180,7 +197,7 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     figure = picture.new_figure(7.0, 1.0 + 3.2 * len(names))
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
-        _draw(axes, name, evaluations, validated, _ranges(records, name))
+        _draw(axes, name, evaluations, validated, records)
     panels[-1].set_xlabel("Model version (0: the initial model)")
     picture.save(figure, path)
 
@@ -192,7 +209,9 @@ def _turnout(record: RoundRecord) -> int:
 def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -> RoundRow:
     source: Source = ""
     finished: Mapping[str, float] = {}
+    own: Mapping[str, float] = {}
     if record.version is not None:
+        own = validated.get(record.version, {})
         if evaluations.get(record.version):
             source, finished = "test", evaluations[record.version]
         elif record.version in validated:
@@ -211,6 +230,8 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
         reason=record.reason,
         digest=record.digest,
         clipped=len(record.clipped),
+        personal_accuracy=own.get("personal_accuracy"),
+        finetuned_accuracy=own.get("finetuned_accuracy"),
     )
 
 
@@ -220,8 +241,10 @@ def _caption(rows: Sequence[RoundRow]) -> Text | None:
         for row in rows
         if row.outcome in _FRUITLESS
     ]
-    if any(row.source == "validation" for row in rows):
-        lines.append("* the clients' validation; the central test has no result for this version")
+    beside = any((row.personal_accuracy, row.finetuned_accuracy) != (None, None) for row in rows)
+    if beside or any(row.source == "validation" for row in rows):
+        of_version = "; the central test has no result for this version" if not beside else ""
+        lines.append(f"* the clients' validation{of_version}")
     # Text, not str: a reason may hold brackets, which rich would take for markup.
     return Text("\n".join(lines)) if lines else None
 
@@ -248,21 +271,33 @@ def _draw(
     name: str,
     evaluations: Curve,
     validated: Curve,
-    ranges: Mapping[int, tuple[float, float]],
+    records: Sequence[RoundRecord],
 ) -> None:
-    curves = (("central test", evaluations, "C0"), ("clients' validation", validated, "C1"))
-    for label, curve, colour in curves:
-        points = sorted((at, found[name]) for at, found in curve.items() if name in found)
+    curves = [
+        ("central test", evaluations, name, "C0"),
+        ("clients' validation", validated, name, "C1"),
+        *(
+            (f"{label}, clients' validation", validated, f"{part}_{name}", colour)
+            for part, (_, label, colour) in _BESIDE.items()
+        ),
+    ]
+    for label, curve, metric, colour in curves:
+        points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
-    if ranges:
-        at = sorted(ranges)
-        least, most = zip(*(ranges[version] for version in at), strict=True)
-        # Lines as well as a band, which one version alone does not make.
-        axes.vlines(at, least, most, color="C1", alpha=0.4, linewidth=1)
-        axes.fill_between(
-            at, least, most, color="C1", alpha=0.2, linewidth=0, label="range over the clients"
-        )
+    for metric, colour, of in (
+        (name, "C1", ""),
+        *((f"{part}_{name}", tint, f", {label}") for part, (_, label, tint) in _BESIDE.items()),
+    ):
+        if ranges := _ranges(records, metric):
+            at = sorted(ranges)
+            least, most = zip(*(ranges[version] for version in at), strict=True)
+            # Lines as well as a band, which one version alone does not make.
+            axes.vlines(at, least, most, color=colour, alpha=0.4, linewidth=1)
+            axes.fill_between(
+                at, least, most, color=colour, alpha=0.2, linewidth=0,
+                label=f"range over the clients{of}",
+            )  # fmt: skip
     axes.set_title(f"{name.capitalize()} by model version")
     axes.set_ylabel(name.capitalize())
     picture.whole_numbers(axes.xaxis)

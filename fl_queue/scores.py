@@ -29,14 +29,25 @@ def test_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
 
 
 def version_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
-    """Version -> finished metrics: on the test set, else, with no evaluator, of the clients' validation."""
-    tested = test_metrics(store, run)
-    if tested:
-        return tested
-    return {
+    """
+    Version -> finished metrics: on the test set, else, with no evaluator, of the clients' validation.
+
+    What clients have beside the version (``personal_accuracy``) they alone can tell, so it is there
+    with a test set, too.
+    """
+    validated = {
         record.base_version: metrics.finish(record.validation)
         for record in store.control.history(run)
         if record.outcome in ("committed", "evaluated") and record.validation
+    }
+    tested = test_metrics(store, run)
+    if not tested:
+        return validated
+    own = {version: metrics.only_beside(found) for version, found in validated.items()}
+    return {
+        version: {**own.get(version, {}), **tested.get(version, {})}
+        for version in sorted(own.keys() | tested.keys())
+        if own.get(version) or version in tested
     }
 
 

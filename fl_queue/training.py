@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,15 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fl_queue import __version__
 from fl_queue.blob import little_endian
-from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.records import Kind, Manifest, Sums, TensorSpec
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.personal import Own, check_private, private_names
+from fl_queue.records import Manifest, Sums, TensorSpec
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import LocalRule, Samples, seed_torch, size_of
 from fl_queue.strategies.base import (
+    PERSONAL,
+    PRIVATE,
     Answer,
     Known,
     State,
@@ -40,8 +42,7 @@ from fl_queue.strategies.base import (
     update_manifest,
 )
 from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
-
-Arrays = dict[str, NDArray[Any]]
+from fl_queue.tensors import Arrays, load_arrays, manifest_of, state_of, views_of
 
 #: Elements copied or subtracted at a time: a large model is never in memory once more for that.
 _BLOCK = 1 << 20
@@ -74,6 +75,10 @@ class Changes(Mapping[str, NDArray[Any]]):
         whole = np.concatenate([np.empty(0, spec.dtype), *self.blocks(spec)])
         return whole.reshape(spec.shape)
 
+    def local(self, name: str) -> NDArray[Any]:
+        """A tensor of the trained model itself, whether it is shared or not."""
+        return self._local[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
 
@@ -105,12 +110,13 @@ class Trained:
     Args:
         tensors: Its differences to the base.
         num_examples: Training samples, counted once whatever the epochs.
-        metrics: Sums of the base version on the client's validation data.
+        metrics: Sums of the base version on the client's validation data, and of what is its own.
         train_metrics: Sums of the training.
         train_s: Seconds of training, without evaluation of the base and without reading the data.
         sent: The tensors of its update: the shared ones, and what the strategy wants besides.
         answer: What the strategy makes of the training.
         manifest: The run's model.
+        own: The personal model, where the strategy has one.
     """
 
     tensors: Changes
@@ -121,6 +127,16 @@ class Trained:
     sent: Manifest
     answer: Answer
     manifest: Manifest
+    own: Arrays = field(default_factory=dict)
+
+    def kept(self, which: str, name: str) -> NDArray[Any]:
+        """A tensor of what the client keeps once its update is accepted, by ``client_layouts``."""
+        if which == PRIVATE:
+            return self.tensors.local(name)
+        if which == PERSONAL:
+            return self.own[name]
+        assert self.answer.keep is not None
+        return self.answer.keep(which, name)
 
     def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
         """The update in the order of ``sent``: tensor, index of the first element, flat block of 2**20."""
@@ -189,10 +205,13 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
 
     Raises:
         ModelMismatch: A tensor's dtype cannot travel.
+        ConfigError: ``model.private`` matches nothing, or everything.
     """
     _seed_everything(seed_for(seed, "initialise"), "cpu")
     model = task.build_model()
     manifest = manifest_of(model)
+    private = private_names(model, manifest, task.config.model["private"])
+    manifest = replace(manifest, private=private)
     return manifest, views_of(model, manifest)
 
 
@@ -208,6 +227,8 @@ def train_update(
     """
     One client's part in one round: evaluate the base version, train from it, take the difference.
 
+    Then what is its own, where the run has that: a personal model's training, and fine-tuning, after
+    the update and with random numbers of their own, so that it has the bits it has without them.
     Equal arguments give equal bytes, on the same machine with the same software.
 
     Args:
@@ -227,8 +248,7 @@ def train_update(
             that the strategy cannot correct.
     """
     plan = plan or Plan()
-    seed = seed_for(context.seed, context.run, context.round, context.client, "train")
-    with _reproducible(seed, context):
+    with _reproducible(_seed_of(context, "train"), context):
         data = task.client_data(context)
         num_examples = size_of(data.train)
         if num_examples == 0:
@@ -238,10 +258,12 @@ def train_update(
                 "data.partition",
             )
         model = _model(task, manifest, base, context.device)
+        check_private(model, manifest, task.config.model["private"])
         known = plan.known(task, manifest, context)
         rule = _rule(plan.strategy, known, model, manifest)
         on_loaded()
-        metrics = task.evaluate(model, data.validation, context)
+        own = Own(task, context, manifest, base, data, plan.strategy, plan.kept)
+        metrics = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
         if plan.strategy.needs_base_loss:
             known = replace(known, base_loss=_loss(task, model, data.train, context))
         started = time.monotonic()
@@ -254,17 +276,24 @@ def train_update(
             "context.rule to sgd.local_sgd, or use another strategy",
         )
     model.zero_grad()  # Gradients are as large as the model.
+    with _reproducible(_seed_of(context, "personal"), context):
+        personal = own.personal_model()
+        metrics |= own.validate_personal(personal)
+        kept = own.train_personal(personal)
+        metrics |= own.finetune()
     changes = Changes(manifest, model, base)
     known = replace(known, steps=rule.steps, change=changes.__getitem__)
     sent = update_manifest(plan.strategy, manifest)
     answer = plan.strategy.answer(known)
-    return Trained(changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest)
+    return Trained(
+        changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
+    )
 
 
 def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest) -> LocalRule:
     """The strategy's correction as local SGD takes it."""
     correction = strategy.correction(known)
-    state, anchors, offsets = _state(model), {}, {}
+    state, anchors, offsets = state_of(model), {}, {}
     for name in known.parameters:
         parameter = state[name]
         if not isinstance(parameter, nn.Parameter):
@@ -298,89 +327,38 @@ def evaluate_version(
     Raises:
         ModelMismatch: The task builds another model than the run's.
     """
-    seed = seed_for(context.seed, context.run, context.round, context.client, "evaluate")
-    with _reproducible(seed, context):
+    with _reproducible(_seed_of(context, "evaluate"), context):
         model = _model(task, manifest, arrays, context.device)
         return task.evaluate(model, dataset, context)
 
 
-def manifest_of(model: nn.Module) -> Manifest:
+def evaluate_client(
+    task: Task,
+    manifest: Manifest,
+    arrays: Mapping[str, NDArray[Any]],
+    context: ClientContext,
+    plan: Plan | None = None,
+) -> Sums:
     """
-    The tensors of a model that travel, by kind.
-
-    Everything in its ``state_dict``: buffers that are not persistent stay on the client. Of tensors
-    that share storage only the alphabetically first travels; the others are its aliases.
+    One client's validation of a version, and of what is its own, as sums; nothing is kept.
 
     Raises:
-        ModelMismatch: A tensor's dtype cannot travel.
+        ModelMismatch: The task builds another model than the run's.
+        DataError: Unreadable data.
     """
-    specs: list[TensorSpec] = []
-    aliases: dict[str, str] = {}
-    owners: dict[tuple[Any, ...], str] = {}
-    for name, tensor in sorted(_state(model).items()):
-        # An empty tensor has no storage to share.
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
-        owner = owners.setdefault(place, name)
-        if owner == name:
-            specs.append(TensorSpec(name, tuple(tensor.shape), _kind(name, tensor)))
-        else:
-            aliases[name] = owner
-    return Manifest(tuple(specs), aliases)
+    plan = plan or Plan()
+    with _reproducible(_seed_of(context, "evaluate"), context):
+        data = task.client_data(context)
+        model = _model(task, manifest, arrays, context.device)
+        check_private(model, manifest, task.config.model["private"])
+        own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)
+        sums = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
+        sums |= own.validate_personal(own.personal_model())
+        return {**sums, **own.finetune(model)}
 
 
-def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """
-    Copy arrays into a model, in place.
-
-    Raises:
-        ModelMismatch: The model or the arrays have other tensors than the manifest; names one.
-    """
-    _check_same(manifest_of(model), manifest)
-    state = _state(model)
-    with torch.no_grad():
-        for spec in manifest.tensors:
-            array = arrays.get(spec.name)
-            if array is None or array.shape != spec.shape:
-                found = "missing" if array is None else f"of shape {array.shape}"
-                raise ModelMismatch(
-                    f"tensor {spec.name}: its array is {found}, not of shape {spec.shape}"
-                )
-            _copy_into(state[spec.name], array)
-
-
-def _copy_into(tensor: Tensor, array: NDArray[Any]) -> None:
-    values = np.asarray(array) if array.flags.aligned else np.array(array)
-    with warnings.catch_warnings():
-        # Views of received bytes are read-only, which torch warns of; nothing writes to them.
-        warnings.simplefilter("ignore", UserWarning)
-        tensor.copy_(torch.from_numpy(values))
-
-
-def views_of(model: nn.Module, manifest: Manifest) -> Arrays:
-    """
-    A model's tensors as they travel: float32 or int64, C order; copied where they are not so.
-
-    Raises:
-        ModelMismatch: The model has other tensors than the manifest; names one.
-    """
-    _check_same(manifest_of(model), manifest)
-    state = _state(model)
-    return {
-        spec.name: np.ascontiguousarray(
-            state[spec.name].detach().to("cpu", _torch_dtype(spec)).numpy()
-        ).reshape(spec.shape)
-        for spec in manifest.tensors
-    }
-
-
-def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
-    """
-    Copies of a model's tensors, as ``views_of`` has them.
-
-    Raises:
-        ModelMismatch: The model has other tensors than the manifest; names one.
-    """
-    return {name: array.copy() for name, array in views_of(model, manifest).items()}
+def _seed_of(context: ClientContext, what: str) -> int:
+    return seed_for(context.seed, context.run, context.round, context.client, what)
 
 
 def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | int]:
@@ -426,46 +404,6 @@ def _model(
     model = task.build_model()
     load_arrays(model, manifest, arrays)
     return model.to(device)
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    # keep_vars: a Parameter must be told from a buffer. Extra state may be of any type; it stays.
-    return {
-        name: value
-        for name, value in model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _kind(name: str, tensor: Tensor) -> Kind:
-    if tensor.is_floating_point():
-        return "parameter" if isinstance(tensor, nn.Parameter) else "float_buffer"
-    if tensor.is_complex() or tensor.is_quantized:
-        raise ModelMismatch(f"tensor {name}: {tensor.dtype} cannot travel; use float32 or integers")
-    return "integer_buffer"
-
-
-def _torch_dtype(spec: TensorSpec) -> torch.dtype:
-    return torch.int64 if spec.kind == "integer_buffer" else torch.float32
-
-
-def _check_same(found: Manifest, wanted: Manifest) -> None:
-    ours = {spec.name: spec for spec in found.tensors}
-    theirs = {spec.name: spec for spec in wanted.tensors}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise ModelMismatch(
-                f"tensor {name}: {_describe(ours.get(name))} in this machine's model, "
-                f"{_describe(theirs.get(name))} in the run's; use the same task code and options"
-            )
-    if dict(found.aliases) != dict(wanted.aliases):
-        raise ModelMismatch(
-            f"tied tensors differ: {dict(found.aliases)} here, {dict(wanted.aliases)} in the run"
-        )
-
-
-def _describe(spec: TensorSpec | None) -> str:
-    return f"{spec.kind} {spec.shape}" if spec else "missing"
 
 
 def _seed_everything(seed: int, device: str) -> None:

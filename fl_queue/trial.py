@@ -16,6 +16,7 @@ import numpy as np
 
 from fl_queue import codec, metrics, simulation, training
 from fl_queue.config import RunConfig
+from fl_queue.strategies import get_strategy
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.loading import load_task
 
@@ -91,7 +92,9 @@ def try_task(
         last.update(found)
         on_epoch(number, count, found)
 
-    done = training.train_update(task, manifest, base, context, report)
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    plan = training.Plan(strategy)
+    done = training.train_update(task, manifest, base, context, report, plan=plan)
     whole_s = time.monotonic() - started
     largest = _largest(done.tensors)
     limit = float(config.aggregation["limit"])
@@ -99,7 +102,7 @@ def try_task(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
         model_bytes=manifest.nbytes,
-        update_bytes=codec.encoded_nbytes(config.update["codec"], manifest),
+        update_bytes=codec.encoded_nbytes(config.update["codec"], done.sent),
         num_examples=done.num_examples,
         num_validation=int(done.metrics.get("num_examples", 0)),
         base=metrics.finish(done.metrics),

@@ -45,7 +45,14 @@ from fl_queue.sampling import seed_for
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import State, Strategy, state_manifest
+from fl_queue.strategies.base import (
+    PERSONAL,
+    PRIVATE,
+    State,
+    Strategy,
+    client_layouts,
+    state_manifest,
+)
 from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.loading import load_task
 from workers import rqworker
@@ -311,7 +318,7 @@ def make_update(job: Assignment) -> Answer:
         metrics=made.metrics,
         train_metrics=made.train_metrics,
         train_s=made.train_s,
-        environment=environment | ({"client_state": kept.note} if strategy.client_state else {}),
+        environment=environment | ({"client_state": kept.note} if kept.note else {}),
         tensors=codec.entries(encoding, made.sent),
         codec=encoding,
         scalars=dict(made.answer.scalars),
@@ -322,7 +329,8 @@ def make_update(job: Assignment) -> Answer:
 
 def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     """What this client keeps: of its newest accepted update, of which the control server tells."""
-    if not strategy.client_state:
+    layouts = client_layouts(strategy, manifest)
+    if not layouts:
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
     kept = clientstate.load(
@@ -331,7 +339,8 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         job.who,
         job.round.number,
         Accepted(*found) if found else None,
-        _kept_layout(strategy, manifest),
+        clientstate.layout(layouts),
+        _starts_from(layouts),
     )
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
@@ -340,21 +349,24 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     return kept
 
 
-def _kept_layout(strategy: Strategy, manifest: Manifest) -> Manifest:
-    return clientstate.layout(dict.fromkeys(strategy.client_state, state_manifest(manifest)))
+def _starts_from(layouts: Mapping[str, Manifest]) -> str:
+    """What a client without a state starts from."""
+    own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
+    found = [words for name, words in own.items() if name in layouts]
+    return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
 
 
 def _keep_state(
     job: Assignment, strategy: Strategy, made: training.Trained, context: ClientContext
 ) -> None:
     """Write what this client keeps once the update is accepted; before the update itself is there."""
-    keep = made.answer.keep
-    if keep is None:
+    layouts = client_layouts(strategy, made.manifest)
+    if not layouts:
         return
-    layout = _kept_layout(strategy, made.manifest)
+    layout = clientstate.layout(layouts)
     update = blob.pieces_digest(_encoded(job.config.update["codec"], made, context))
     named = (spec.name.partition("/") for spec in layout.tensors)
-    pieces = (blob.little_endian(keep(state, name)) for state, _, name in named)
+    pieces = (blob.little_endian(made.kept(state, name)) for state, _, name in named)
     folder, number = job.site.client_states, job.round.number
     clientstate.write(folder, job.run, job.who, Accepted(number, update), layout, pieces)
 
@@ -368,12 +380,16 @@ def _encoded(encoding: str, made: training.Trained, context: ClientContext) -> I
 
 
 def make_evaluation(job: Assignment) -> Answer:
-    """Evaluate the round's base version."""
+    """Evaluate the round's base version, and what is this client's own."""
     task, context = job.task(), job.context()
     base = job.base or fetch_base(job)
-    data = task.client_data(context)
-    sums = training.evaluate_version(task, base.manifest, base.arrays(), data.validation, context)
+    strategy = job.strategy()
+    is_own = strategy.personal or base.manifest.private
+    kept = _kept(job, strategy, base.manifest) if is_own else Kept()
+    plan = training.Plan(strategy, kept=kept.state)
+    sums = training.evaluate_client(task, base.manifest, base.arrays(), context, plan)
     environment = training.environment(context.device, task, context.threads)
+    environment |= {"client_state": kept.note} if kept.note else {}
     return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
 

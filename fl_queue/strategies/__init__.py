@@ -15,6 +15,7 @@ from fl_queue.errors import BlobError, ConfigError
 from fl_queue.fields import nearest
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
+from fl_queue.strategies.ditto import Ditto
 from fl_queue.strategies.fedadagrad import FedAdagrad
 from fl_queue.strategies.fedadam import FedAdam
 from fl_queue.strategies.fedavg import FedAvg
@@ -49,6 +50,13 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "multi_krum": MultiKrum,
     "bulyan": Bulyan,
     "geometric_median": GeometricMedian,
+    "ditto": Ditto,
+}
+#: Algorithms people look for here that are something else: name -> what to write.
+_ELSEWHERE = {
+    "fedbn": 'FedBN is model.private = ["@batch_norm"], with any strategy',
+    "fedper": 'FedPer is model.private = ["head.*"], the names of the last layers, with any strategy',
+    "fedsgd": "FedSGD is fedavg with one full batch a round: train.epochs = 1 and a large train.batch_size",
 }
 
 
@@ -106,7 +114,8 @@ def load_strategy(
             "aggregation.strategy",
             f"{module} has no class {class_name} derived from fl_queue.strategies.base.Strategy",
         )
-    if found.fetched or found.extras or found.scalars or found.client_state:
+    asks = found.fetched or found.extras or found.scalars or found.client_state or found.personal
+    if asks:
         raise ConfigError(
             "aggregation.strategy",
             f"{name} asks clients for more than their updates, which an own strategy cannot",
@@ -120,6 +129,8 @@ def load_strategy(
 
 
 def _built_in(name: str) -> type[Strategy]:
+    if name in _ELSEWHERE:
+        raise ConfigError("aggregation.strategy", _ELSEWHERE[name])
     if name not in STRATEGIES:
         near = nearest(name, STRATEGIES)
         known = ", ".join(sorted(STRATEGIES))

@@ -25,6 +25,9 @@ from fl_queue.records import EXTRA, Manifest, TensorSpec
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536
 
+#: Names of what clients keep besides a strategy's own state.
+PERSONAL, PRIVATE = "personal", "private"
+
 Arrays = Mapping[str, Tensor]
 #: Name of a state -> tensor name -> array.
 State = Mapping[str, Arrays]
@@ -207,6 +210,8 @@ class Strategy:
     needs_all: ClassVar[bool] = False
     #: How many updates it takes, in symbols, for messages.
     NEEDS: ClassVar[str] = ""
+    #: Whether a client trains a model of its own besides, held near the round's by ``pull``, and keeps it.
+    personal: ClassVar[bool] = False
     #: Whether updates must arrive as they were made: what clients keep has to agree with it.
     needs_exact_updates: ClassVar[bool] = False
     #: Whether updates may be scaled down to a norm (``aggregation.clip_norm``) and the equations still hold.
@@ -258,6 +263,10 @@ class Strategy:
     def answer(self, known: Known) -> Answer:
         """What a client sends and keeps, once it has trained."""
         return Answer()
+
+    def pull(self) -> float:
+        """How its own model is held near the round's: ``lambda`` of ``lambda/2 ||v - w||^2``."""
+        return 0.0
 
     # On the server
 
@@ -393,6 +402,21 @@ def update_manifest(strategy: Strategy, manifest: Manifest) -> Manifest:
 def state_manifest(manifest: Manifest) -> Manifest:
     """The tensors of each server state: the parameters that are shared, float32."""
     return Manifest(tuple(spec for spec in manifest.shared().tensors if spec.kind == "parameter"))
+
+
+def client_layouts(strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+    """
+    What a client keeps from one accepted round to the next: name -> its tensors.
+
+    The strategy's own, ``PERSONAL`` (a whole model) and ``PRIVATE`` (the private tensors).
+    """
+    layouts = dict.fromkeys(strategy.client_state, state_manifest(manifest))
+    if strategy.personal:
+        layouts[PERSONAL] = Manifest(manifest.tensors)
+    if manifest.private:
+        private = set(manifest.private)
+        layouts[PRIVATE] = Manifest(tuple(s for s in manifest.tensors if s.name in private))
+    return layouts
 
 
 def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:

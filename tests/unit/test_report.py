@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fl_queue import report
+from fl_queue import metrics, report
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import RoundRecord
 
@@ -124,6 +124,49 @@ def test_central_test_wins_over_validation() -> None:
         (0.55, None, "test"),
         (None, None, ""),
     ]
+
+
+def own(correct: int, wrong: int, **parts: tuple[int, int]) -> dict[str, Any]:
+    """Validation sums of a version, and of other models beside it."""
+    beside = {
+        k: v for part, (r, w) in parts.items() for k, v in metrics.beside(part, sums(r, w)).items()
+    }
+    return sums(correct, wrong) | beside
+
+
+def test_what_clients_have_of_their_own_is_beside_the_test_and_has_columns_where_there_is_any() -> (
+    None
+):
+    history = [record(1, 0), record(2, 1, validation=own(5, 5, personal=(9, 1)))]
+
+    rows = report.rows(history, {1: {"accuracy": 0.55, "loss": 1.0}}, {})
+
+    assert [(r.accuracy, r.source, r.personal_accuracy) for r in rows] == [
+        (0.55, "test", 0.9),
+        (None, "", None),
+    ]
+    text = rendered(rows)
+    assert ("Personal" in text, "Finetuned" in text, "0.5500 " in text) == (True, False, True)
+    assert "0.9000*" in text
+    assert "* the clients' validation " in text
+    assert "Personal" not in rendered(report.rows([record(1, 0)], {}, {}))
+
+
+def test_plot_shows_what_clients_have_of_their_own(tmp_path: Path) -> None:
+    finished = {"accuracy": 0.5, "personal_accuracy": 0.9}
+    history = [
+        record(1, 0, validation=own(5, 5, personal=(9, 1)), client_validation={"a": finished}),
+        record(2, 1, validation=own(5, 5, personal=(9, 1))),
+    ]
+    path = tmp_path / "plot.svg"
+    report.plot(path, history, {})
+    text = path.read_text()
+    for label in (
+        "personal models, clients' validation",
+        "range over the clients, personal models",
+    ):
+        assert f"<!-- {label} -->" in text
+    assert "fine-tuned" not in text
 
 
 def test_abandoned_round_has_no_version_and_no_metrics() -> None:

@@ -80,8 +80,9 @@ def federate(
     options: Mapping[str, Any],
     steps: Sequence[int] = (3, 3, 3),
     momentum: float = 0.0,
+    kept: dict[int, dict[str, Arrays]] | None = None,
 ) -> list[Arrays]:
-    """The models after each round, made by what clients and aggregators run."""
+    """The models after each round, made by what clients and aggregators run; ``kept`` is filled."""
     settings = loaded(name, options, momentum)
     strategy, task = get_strategy(name, settings.strategy), Line(settings)
     manifest, model = initial_model(task, 1)
@@ -89,7 +90,7 @@ def federate(
     limits = {key: span.limit for key, span in ranges.items()}
     scales = choose_scales(3, 14, limits, {key: span.finest for key, span in ranges.items()})
     state: dict[str, Arrays] = {}
-    kept: dict[int, dict[str, Arrays]] = {}
+    kept = {} if kept is None else kept
     models = [model]
     for version, cohort in enumerate(COHORTS, 1):
         total = ExactSum(base.update_manifest(strategy, manifest), scales, 14)
@@ -101,11 +102,10 @@ def federate(
             weight = SIZES[client] if strategy.WEIGHTINGS[0] == "examples" else 1
             base.check_scalars(strategy, made.answer.scalars)
             total.add_blocks(lambda s, sent=sent: [sent[s.name]], weight, made.answer.scalars)
-            if made.answer.keep:
-                kept[client] = {
-                    key: {s.name: made.answer.keep(key, s.name) for s in manifest.tensors}
-                    for key in strategy.client_state
-                }
+            kept[client] = {
+                key: {s.name: made.kept(key, s.name) for s in layout.tensors}
+                for key, layout in base.client_layouts(strategy, manifest).items()
+            }
         pieces: dict[str, list[bytes]] = {key: [] for key in strategy.server_state}
         sinks = {
             key: lambda block, into=into: into.append(block.tobytes())
@@ -263,17 +263,41 @@ def test_feddyn_is_its_equations() -> None:
     check(models, expected)
 
 
-def test_without_their_terms_the_bits_are_those_of_fedavg() -> None:
-    def bits(models: list[Arrays]) -> list[bytes]:
-        return [model[name].tobytes() for model in models for name in sorted(model)]
+def bits(models: list[Arrays]) -> list[bytes]:
+    return [model[name].tobytes() for model in models for name in sorted(model)]
 
+
+@pytest.mark.parametrize(("pull", "rho"), [(0.0, 0.0), (1.5, 0.0), (1.5, 0.5)])
+def test_ditto_is_its_equations_and_its_versions_are_those_of_fedavg(
+    pull: float, rho: float
+) -> None:
+    steps = (2, 4, 7)
+    kept: dict[int, dict[str, Arrays]] = {}
+    models = federate("ditto", {"lambda": pull}, steps, rho, kept)
+    own: dict[int, np.ndarray] = {}
+    for model, cohort in zip(models, COHORTS, strict=False):
+        w = flat(model)
+        for client in cohort:
+            v, velocity = own.get(client, w).copy(), np.zeros_like(w)
+            for _ in range(steps[client]):
+                velocity = rho * velocity + gradient(client, v) + pull * (v - w)
+                v = v - RATE * velocity
+            own[client] = v
+    assert own.keys() == kept.keys() == {0, 1, 2}
+    for client, state in kept.items():
+        assert np.abs(flat(state["personal"]) - own[client]).max() < 1e-6
+        assert np.abs(own[client] - flat(models[-1])).max() > 0.01
+    assert bits(models) == bits(federate("fedavg", {}, steps, rho))
+
+
+def test_without_their_terms_the_bits_are_those_of_fedavg() -> None:
     plain = bits(federate("fedavg", {}, (2, 4, 7), 0.9))
     assert bits(federate("fedprox", {"mu": 0.0}, (2, 4, 7), 0.9)) == plain
     assert bits(federate("fedavgm", {"momentum": 0.0}, (2, 4, 7), 0.9)) == plain
 
 
 def test_a_task_that_trains_in_a_way_of_its_own_is_refused_where_that_matters() -> None:
-    for name in ("fedavg", "fedprox"):
+    for name in ("fedavg", "fedprox", "ditto"):
         settings = loaded(name, {})
         task = Skipping(settings)
         manifest, model = initial_model(task, 1)

@@ -20,15 +20,8 @@ from fl_queue.metrics import check, finish
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import (
-    arrays_of,
-    environment,
-    evaluate_version,
-    initial_model,
-    load_arrays,
-    manifest_of,
-    train_update,
-)
+from fl_queue.tensors import arrays_of, load_arrays, manifest_of
+from fl_queue.training import environment, evaluate_version, initial_model, train_update
 
 
 class Everything(nn.Module):

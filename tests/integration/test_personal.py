@@ -1,0 +1,239 @@
+"""Personalised models in whole runs: sites and pool alike, killed or not, and what is told of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from fl_queue import compare, config, curves, names, report, runs, scores
+from fl_queue.checkpoint import read_tensors
+from fl_queue.embedded import start
+from fl_queue.errors import ConfigError
+from fl_queue.records import RoundRecord
+from fl_queue.store import Store
+from tests.conftest import chosen_server
+from tests.federation import Federation, wait_for
+
+#: A perceptron with BatchNorm, whose layers have names that do not say so.
+TASK = """
+from torch import nn
+from fl_queue.tasks.mnist import ThreesAndSevens
+
+class Normed(ThreesAndSevens):
+    def build_model(self):
+        return nn.Sequential(nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+"""
+BATCH_NORM = ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
+SKEWED = ("data.rotation=180.0", "run.task=normed:Normed", "round.cohort=2", "run.rounds=2")
+FEDBN = (*SKEWED, 'model.private=["@batch_norm"]', "train.finetune_epochs=1")
+DITTO = (*SKEWED, "aggregation.strategy=ditto", "strategy.lambda=0.5")
+POOL = ("clients.kind=simulation", "clients.count=2", "clients.processes=1")
+CLIENTS = ("sim-1", "sim-2")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
+    """An aggregator, an evaluator, a pool process, and a site worker for each virtual client."""
+    folder = tmp_path_factory.mktemp("personal")
+    (folder / "normed.py").write_text(TASK)
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed")
+        try:
+            for name in ("pool", *CLIENTS):
+                made.start(name, *(["--processes", "1"] if name == "pool" else []))
+            wait_for("workers", lambda: len(made.store.control.living_workers()) == 5, 120)
+            yield made
+        finally:
+            made.close()
+
+
+def finished(both: Federation, name: str, *overrides: str) -> str:
+    """A run that went well; its name is free again."""
+    run = both.begin(name, *overrides)
+    assert both.finish(run).state == "completed"
+    both.free(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def calm(both: Federation) -> str:
+    """A run with private BatchNorm, by site workers, whose updates are kept."""
+    return finished(both, "own", *FEDBN, "model.keep_updates=true")
+
+
+def states(both: Federation, run: str) -> dict[str, str]:
+    """Client -> digest of what it keeps, of its newest accepted update."""
+    found = {}
+    for client in CLIENTS:
+        number, update = both.store.control.accepted(run, client) or (0, "")
+        folder = both.redis.state_dir / f"client-state/{run}/{client}/{number}_{update}"
+        (path,) = folder.glob("*.safetensors")
+        found[client] = path.stem
+    return found
+
+
+def private_of(both: Federation, run: str, client: str) -> dict[str, bytes]:
+    (path,) = (both.redis.state_dir / f"client-state/{run}/{client}").rglob(
+        f"{states(both, run)[client]}.safetensors"
+    )
+    return {name: array.tobytes() for name, array in read_tensors(path).items()}
+
+
+def what_was_made(records: list[RoundRecord]) -> list[object]:
+    return [(r.purpose, r.digest, r.accepted, r.client_validation, r.validation) for r in records]
+
+
+def test_batch_norm_stays_with_the_client_that_has_it(both: Federation, calm: str) -> None:
+    own = {client: private_of(both, calm, client) for client in CLIENTS}
+    for tensors in own.values():
+        assert sorted(tensors) == [f"private/{name}" for name in BATCH_NORM]
+    differing = {name for name in own["sim-1"] if own["sim-1"][name] != own["sim-2"][name]}
+    assert differing == {f"private/{n}" for n in BATCH_NORM if n != "1.num_batches_tracked"}
+
+    # What was pushed has neither a place for them nor their bytes.
+    pushed = [
+        path.read_bytes()
+        for path in (both.redis.state_dir / "updates" / calm).rglob("*")
+        if path.is_file()
+    ]
+    assert len(pushed) == 4
+    for body in pushed:
+        assert b"0.weight" in body
+        for tensors in own.values():
+            for name, values in tensors.items():
+                assert name.partition("/")[2].encode() not in body
+                assert len(values) < 16 or values not in body
+    # And every version has those of version 0.
+    versions = both.store.control.versions(calm)
+    folder = both.redis.state_dir / "checkpoints" / calm
+    models = [
+        read_tensors(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)
+    ]
+    for name in models[0]:
+        same = models[0][name].tobytes() == models[1][name].tobytes()
+        assert same == (name in BATCH_NORM), name
+
+
+def test_a_pool_and_killed_clients_make_the_same_bits(both: Federation, calm: str) -> None:
+    records = both.store.control.history(calm)
+    virtual = finished(both, "own", *FEDBN, *POOL)
+    fired = [
+        both.arm("client.trained", "kill", "sim-1"),
+        both.arm("outbox.written", "kill", "sim-2"),
+    ]
+    killed = finished(both, "own", *FEDBN)
+
+    assert [path.exists() for path in fired] == [True, True]
+    for run in (virtual, killed):
+        assert what_was_made(both.store.control.history(run)) == what_was_made(records)
+        assert states(both, run) == states(both, calm)
+
+
+def test_dittos_versions_are_those_of_fedavg_and_each_client_has_a_model_of_its_own(
+    both: Federation,
+) -> None:
+    ditto = finished(both, "ditto", *DITTO)
+    plain = finished(both, "ditto", *SKEWED)
+    digests = [
+        [v["digest"] for v in both.store.control.versions(r).values()] for r in (ditto, plain)
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(states(both, ditto).values())) == 2
+    last = both.store.control.history(ditto)[-1]
+    assert last.purpose == "evaluate"
+    for client, found in last.client_validation.items():
+        assert found["personal_loss"] != found["loss"], client
+    receipts = both.store.control.receipts(ditto, last.round)
+    assert {r.environment["client_state"] for r in receipts.values()} == {"of round 2"}
+
+
+def test_a_run_that_goes_on_goes_on_with_what_clients_keep(both: Federation) -> None:
+    one = (*DITTO, "run.rounds=1", "run.evaluate_every=0")
+    run = both.begin("goes-on", *one)
+    both.finish(run)
+    with pytest.raises(ConfigError) as caught:
+        both.begin("goes-on", *SKEWED)
+    assert caught.value.field == "aggregation.strategy"
+    state = both.store.control.run(run)
+    assert state is not None
+    both.begin("goes-on", *one)
+    both.finish(run)
+    receipts = both.store.control.receipts(run, both.committed(run)[-1].round)
+    assert {r.environment["client_state"] for r in receipts.values()} == {"of round 1"}
+    both.free(run)
+
+
+def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:
+    store, records = both.store, both.store.control.history(calm)
+    tested = scores.test_metrics(store, calm)
+    rows = report.rows(records, tested, {})
+    assert {row.source for row in rows} == {"test"}
+    assert all(row.personal_accuracy and row.finetuned_accuracy for row in rows)
+    console = Console(width=150, file=io.StringIO(), record=True)
+    console.print(report.table(rows))
+    assert "Personal" in console.export_text()
+
+    last = records[-1]
+    counts = {c: found["personal_accuracy"] for c, found in last.client_validation.items()}
+    assert sorted(counts) == list(CLIENTS)
+    assert min(counts.values()) <= rows[-1].personal_accuracy <= max(counts.values())
+    named = {point.curve for point in curves.points(records, tested)}
+    assert {"validation/personal_accuracy", "validation/finetuned_loss"} <= named
+
+    state = store.control.run(calm)
+    assert state is not None
+    (found,) = compare.compare(store, [state], "personal_accuracy")
+    assert found.value == rows[-1].personal_accuracy
+    (plain,) = compare.compare(store, [state], "accuracy")
+    assert plain.value == tested[2]["accuracy"]
+
+
+def test_a_pattern_that_matches_nothing_ends_the_run_and_says_what_is_near(
+    both: Federation,
+) -> None:
+    run = both.begin("nothing", *SKEWED, 'model.private=["2.weight"]', "round.max_abandoned=1")
+    state = both.finish(run)
+    assert state.state == "failed"
+    events = both.store.control.read_events({names.events(run): "0-0"}, None)
+    (reason,) = [e["reason"] for _, _, e in events if e["event"] == "update_rejected"]
+    assert "model.private: '2.weight' matches no tensor; did you mean" in reason
+    both.free(run)
+
+
+def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
+    first = ("aggregation.strategy=ditto", "strategy.lambda=0.5")
+
+    def begin(*overrides: str) -> str:
+        loaded = config.load("mnist-3v7", overrides, {})
+        return runs.start_run(store, "steady", loaded, 1).run_id
+
+    run = begin(*first)
+
+    def end() -> None:
+        store.control.redis.hset(names.run(run), mapping={"state": "completed", "round": "1"})
+
+    end()
+    for overrides, field in (
+        (("aggregation.strategy=fedavg",), "aggregation.strategy"),
+        (("aggregation.strategy=fedavg", "model.private=['bias']"), "aggregation.strategy"),
+    ):
+        with pytest.raises(ConfigError, match="keeps the value it was created with") as caught:
+            begin(*overrides)
+        assert caught.value.field == field
+    assert begin(first[0], "strategy.lambda=2.0", "train.finetune_epochs=3") == run
+    segments = store.control.config_segments(run)
+    assert [segment["from_round"] for segment in segments] == [0, 2]
+    assert [segment["config"]["strategy"]["lambda"] for segment in segments] == [0.5, 2.0]
+    events = [event for _, _, event in store.control.read_events({names.events(run): "0-0"}, None)]
+    assert events[-1]["changed"] == ["strategy.lambda", "train.finetune_epochs"]
+
+    other = runs.start_run(
+        store, "private", config.load("mnist-3v7", ("model.private=['bias']",), {}), 1
+    )
+    store.control.redis.hset(names.run(other.run_id), "state", "completed")
+    with pytest.raises(ConfigError) as caught:
+        runs.start_run(store, "private", config.load("mnist-3v7", (), {}), 1)
+    assert caught.value.field == "model.private"
