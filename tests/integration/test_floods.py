@@ -17,10 +17,12 @@ from click.testing import CliRunner
 
 from fl_queue import blob, diagnose, names, rejected, signing
 from fl_queue.cli import cli
+from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import OwnershipLost
 from fl_queue.records import Enrolment
 from fl_queue.store import Store
 from tests.byhand import ByHand
+from tests.federation import Federation
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -82,11 +84,11 @@ def told(hand: ByHand, kind: str) -> list[dict[str, object]]:
 
 
 @contextmanager
-def flooding(hand: ByHand, url: str, element: bytes) -> Iterator[None]:
+def flooding(run: str, folder: Path, url: str, element: bytes) -> Iterator[None]:
     """Somebody pushes an element again and again, as a process of its own."""
-    path = hand.folder / "element"
+    path = folder / "element"
     path.write_bytes(element)
-    command = [sys.executable, "-c", FLOODER, url, names.results(hand.run), str(path)]
+    command = [sys.executable, "-c", FLOODER, url, names.results(run), str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ))
     try:
         assert process.stdout is not None
@@ -262,7 +264,7 @@ def test_a_round_closes_in_time_while_a_client_pushes_without_end(
     hand.update("a")
     hand.update("b")
     began = time.monotonic()
-    with flooding(hand, redis_urls[1], stale(hand, "c")):
+    with flooding(hand.run, hand.folder, redis_urls[1], stale(hand, "c")):
         done = hand.work()
         took_s = time.monotonic() - began
         status = CliRunner().invoke(
@@ -289,7 +291,7 @@ def test_a_data_server_that_somebody_keeps_full_still_gets_its_round_closed(
     most = int(store.data.redis.info("memory")["used_memory"]) + (4 << 20)
     store.data.redis.config_set("maxmemory", most)
     try:
-        with flooding(hand, redis_urls[1], os.urandom(20_000)):
+        with flooding(hand.run, hand.folder, redis_urls[1], os.urandom(20_000)):
             while int(store.data.redis.info("memory")["used_memory"]) < most:
                 time.sleep(0.01)
             done = hand.work()
@@ -300,3 +302,21 @@ def test_a_data_server_that_somebody_keeps_full_still_gets_its_round_closed(
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert used < most + (1 << 20)
     assert hand.store.control.rejected(hand.run, 1)["?"].count > 100
+
+
+@pytest.mark.slow  # Whole rounds of real workers, beside a process that takes a core.
+@pytest.mark.timeout(300)
+def test_real_workers_finish_a_run_that_is_flooded_from_begin_to_end(
+    private_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    federation = Federation(private_redis, tmp_path, 3)
+    try:
+        run = federation.begin("flooded", "run.rounds=3", "round.cohort=3", "train.epochs=1")
+        federation.store.data.redis.config_set("maxmemory", 64 << 20)
+        with flooding(run, tmp_path, private_redis.blob_url, os.urandom(500)):
+            state = federation.finish(run, 240)
+        records = federation.committed(run)
+    finally:
+        federation.close()
+
+    assert (state.state, [len(record.accepted) for record in records]) == ("completed", [3] * 3)
