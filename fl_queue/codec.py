@@ -9,6 +9,8 @@ tensors in the same order, without gaps, each as its wire dtype has it (all litt
     bfloat16   bfloat16     2n bytes: the upper half of each float32, rounded to nearest even
     int8       int8x256     n + 4 * ceil(n / 256) bytes: for each block of 256 elements (the last
                             may have fewer) its scale as float32, then one int8 an element
+    topk:F     topk:F       8 * ceil(F n) bytes: of each block of 2**20 elements the part F that is
+                            largest, as indices and values (``topk.py``); the rest is zero
 
 Buffers stay as they are in every codec. Integer buffers are counters, of which the maximum counts;
 float buffers are statistics such as BatchNorm's: a rounded variance is an error in every later
@@ -19,7 +21,8 @@ tensor's name and the element's index, so any machine, with or without numba, in
 makes the same bytes.
 
 Encoded bytes from elsewhere may hold anything: a wrong length is a ``BlobError``, and all else
-decodes to some float32, which the exact sum's range check accepts or not. int8 makes a block with
+decodes to some float32, which the exact sum's range check accepts or not; top-k's
+indices are checked before. int8 makes a block with
 NaN or Inf all NaN, so that a broken update is still seen to be broken. No Redis here.
 """
 
@@ -31,14 +34,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue import blob, int8
+from fl_queue import blob, int8, topk
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError
-from fl_queue.header import CODECS, Header, TensorEntry, wire_nbytes
+from fl_queue.header import CODECS, Header, TensorEntry, is_codec, wire_nbytes
 from fl_queue.records import DTYPES, Manifest, TensorSpec
 from fl_queue.sampling import seed_for
 
-#: A piece that is encoded or decoded alone begins at a multiple of it, whatever the codec.
+#: A piece that is decoded alone begins at a multiple of it, whatever the codec.
 BLOCK = int8.BLOCK
 
 _Octets = npt.NDArray[np.uint8]
@@ -46,7 +49,7 @@ _Octets = npt.NDArray[np.uint8]
 #: Codec -> wire dtype of a parameter.
 _WIRE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8x256"}
 #: Elements encoded at a time, and decoded: what the exact sum needs of so many stays in a cache.
-_PIECE = 1 << 20
+_PIECE = topk.BLOCK
 _STRIDE = 1 << 16
 #: Elements bfloat16 works on at a time: what they need then stays in an L2 cache.
 _NUMPY_ELEMENTS = 16384
@@ -58,6 +61,12 @@ _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 # --- layout
 
 
+def encoding(update: Mapping[str, Any]) -> str:
+    """The codec of a run's updates, as headers name it. Args: ``update``: the config's section."""
+    name = str(update["codec"])
+    return topk.name_of(update["fraction"]) if name == "topk" else name
+
+
 def wire_dtype(codec: str, spec: TensorSpec) -> str:
     """
     The wire dtype of a tensor: its codec's for a parameter, its own for a buffer.
@@ -65,9 +74,10 @@ def wire_dtype(codec: str, spec: TensorSpec) -> str:
     Raises:
         BlobError: No such codec.
     """
-    if codec not in _WIRE:
-        raise BlobError(f"codec {codec!r} is not one of {', '.join(CODECS)}")
-    return _WIRE[codec] if spec.kind == "parameter" else DTYPES[spec.kind]
+    if not is_codec(codec):
+        raise BlobError(f"codec {codec!r} is not one of {', '.join(CODECS)}, topk:0.01")
+    # Top-k's layout depends on its fraction, which its name has: it is the wire dtype, too.
+    return _WIRE.get(codec, codec) if spec.kind == "parameter" else DTYPES[spec.kind]
 
 
 def entries(codec: str, manifest: Manifest) -> tuple[TensorEntry, ...]:
@@ -112,12 +122,17 @@ def split(codec: str, manifest: Manifest, encoded: Bytes) -> dict[str, memoryvie
     Tensor name -> its bytes in an encoded body, for ``decode_tensor``; read-only, not copied.
 
     Raises:
-        BlobError: The body is not of the size that codec and manifest give, or no such codec.
+        BlobError: The body is not of the size that codec and manifest give, top-k's indices are
+            none, or no such codec.
     """
     layout = entries(codec, manifest)
     _check_nbytes(codec, "body", len(encoded), sum(entry.nbytes for entry in layout))
     whole = memoryview(encoded).toreadonly()
-    return {e.name: whole[e.offset : e.offset + e.nbytes] for e in layout}
+    parts = {e.name: whole[e.offset : e.offset + e.nbytes] for e in layout}
+    for entry, spec in zip(layout, manifest.tensors, strict=True):
+        if topk.is_name(entry.dtype):
+            topk.check(codec, spec.size, _octets(parts[entry.name]))
+    return parts
 
 
 def prepare(codec: str, manifest: Manifest) -> None:
@@ -147,7 +162,7 @@ def encode(codec: str, manifest: Manifest, body: Bytes, seed: int) -> bytearray:
     for spec, entry in zip(manifest.tensors, entries(codec, manifest), strict=True):
         values = np.ndarray((spec.size,), _numpy_dtype(spec), parts[spec.name])
         out = np.ndarray((entry.nbytes,), np.uint8, encoded, entry.offset)
-        _ENCODERS[entry.dtype](values, out, 0, _key(seed, spec))
+        _encode_into(entry.dtype, values, out, 0, _key(seed, spec))
     return encoded
 
 
@@ -176,9 +191,10 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
     Args:
         codec: One of ``CODECS``.
         spec: The tensor.
-        start: Index of the first element (C order), a multiple of ``BLOCK``.
-        values: Flat, float32 (an integer buffer: int64); as many as a multiple of ``BLOCK``, or up
-            to the end of the tensor. Not modified.
+        start: Index of the first element (C order), a multiple of ``BLOCK``, for
+            top-k of ``topk.BLOCK``.
+        values: Flat, float32 (an integer buffer: int64); as many as a multiple of that, or up to
+            the end of the tensor. Not modified.
         seed: As in ``encode``.
 
     Returns:
@@ -191,14 +207,15 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
     dtype = wire_dtype(codec, spec)
     stop = start + values.size
     _check_piece(spec, start, values)
-    if stop % BLOCK and stop != spec.size:
-        raise ValueError(f"{spec.name}: a piece ends at {stop}, inside a block of {BLOCK}")
+    block = topk.BLOCK if topk.is_name(dtype) else BLOCK
+    if start % block or (stop % block and stop != spec.size):
+        raise ValueError(f"{spec.name}: a piece ends at {stop}, inside a block of {block}")
     values = np.ascontiguousarray(values)
     if dtype == spec.dtype:
         return blob.as_bytes(values)
     encoded = bytearray(wire_nbytes(dtype, values.size))
     out = np.ndarray((len(encoded),), np.uint8, encoded)
-    _ENCODERS[dtype](values, out, start, _key(seed, spec))
+    _encode_into(dtype, values, out, start, _key(seed, spec))
     return encoded
 
 
@@ -299,8 +316,22 @@ def decode_tensor(
     _check_piece(spec, start, out)
     if not out.flags.c_contiguous:
         raise ValueError(f"{spec.name}: the array to decode into is not contiguous")
+    if topk.is_name(dtype):
+        topk.decode(dtype, spec.size, _octets(encoded), start, out)
+        return
     first, end = wire_nbytes(dtype, start), wire_nbytes(dtype, start + out.size)
     _DECODERS[dtype](np.ndarray((end - first,), np.uint8, encoded, first), out)
+
+
+def _encode_into(dtype: str, values: Tensor, out: _Octets, start: int, key: int) -> None:
+    if topk.is_name(dtype):
+        topk.encode(dtype, values, out)
+    else:
+        _ENCODERS[dtype](values, out, start, key)
+
+
+def _octets(encoded: Bytes) -> _Octets:
+    return np.frombuffer(encoded, np.uint8)
 
 
 def _key(seed: int, spec: TensorSpec) -> int:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_queue import topk
 from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED, check_data
 from fl_queue.errors import ConfigError
@@ -248,8 +249,20 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "codec": Field(
                 "str",
                 "float32",
-                "parameters on the wire: float32 exact, bfloat16 half the bytes, int8 a quarter",
-                choices=("float32", "bfloat16", "int8"),
+                "parameters on the wire: float32 exact, bfloat16 half the bytes, int8 a quarter, topk the largest only",
+                choices=("float32", "bfloat16", "int8", "topk"),
+            ),
+            "fraction": Field(
+                "float",
+                0.01,
+                "topk: part of a tensor's elements that is sent, 0.000001 to 1; an element sent is 8 bytes",
+                low=topk.LEAST,
+                high=1.0,
+            ),
+            "error_feedback": Field(
+                "bool",
+                False,
+                "clients keep what a lossy codec left out, and add it to their next update",
             ),
         },
     ),
@@ -427,6 +440,11 @@ class RunConfig:
             raise ConfigError(
                 "update.codec",
                 f"{name} needs updates as they were made; set it to float32",
+            )
+        if self.update["error_feedback"] and self.update["codec"] == "float32":
+            raise ConfigError(
+                "update.error_feedback",
+                "float32 leaves nothing out; set it to false, or take another update.codec",
             )
         smallest = self._smallest_quorum()
         problem = too_few_for(name, strategy, smallest) if smallest else ""

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 from blake3 import blake3
 
-from fl_queue import int8
+from fl_queue import int8, topk
 from fl_queue.errors import BlobError
 from fl_queue.records import MAX_DIMENSIONS, Sums
 
-#: How parameters may lie in a body; see ``codec.py``.
+#: How parameters may lie in a body, besides ``topk:<fraction>``; see ``codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
 HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -33,7 +33,7 @@ MAX_CHUNKS = 65536
 MAX_HEADER_ITEMS = 1 << 18
 MAX_MAP_ITEMS = 4096
 _MAX_NESTING = 4
-#: dtype on the wire -> bytes an element; besides these only ``int8x256`` is decoded.
+#: dtype on the wire -> bytes an element; besides these only ``int8x256`` and top-k's are decoded.
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
 _WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -100,7 +100,7 @@ class Header:
         reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
-        codec: How the body is encoded, one of ``CODECS``; any but ``float32`` in an ``update`` only.
+        codec: How the body is encoded, as ``is_codec`` knows it; any but ``float32`` in an ``update`` only.
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
         scalars: Numbers that the strategy wants besides; finite.
@@ -133,6 +133,11 @@ class Header:
 # --- layout
 
 
+def is_codec(text: str) -> bool:
+    """Whether this is how a body may be encoded."""
+    return text in CODECS or topk.is_name(text)
+
+
 def wire_nbytes(dtype: str, size: int) -> int:
     """
     Bytes of a tensor of ``size`` elements on the wire.
@@ -142,6 +147,8 @@ def wire_nbytes(dtype: str, size: int) -> int:
     """
     if dtype == "int8x256":
         return int8.nbytes(size)
+    if topk.is_name(dtype):
+        return topk.nbytes(dtype, size)
     if dtype not in _ITEM_BYTES:
         raise BlobError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
     return size * _ITEM_BYTES[dtype]
@@ -272,6 +279,16 @@ def _one_of(*choices: str) -> _Parser:
     return parse
 
 
+def _encoding(*choices: str) -> _Parser:
+    one_of = _one_of(*choices)
+
+    def parse(name: str, value: Any) -> str:
+        is_topk = type(value) is str and topk.is_name(value)
+        return str(value) if is_topk else str(one_of(name, value))
+
+    return parse
+
+
 def _digest(or_empty: bool) -> _Parser:
     def parse(name: str, value: Any) -> str:
         if type(value) is not str or not (_DIGEST.fullmatch(value) or (or_empty and not value)):
@@ -364,7 +381,7 @@ def _tensor(where: str, item: Any) -> TensorEntry:
         raise _fail(f"{where}.shape", f"is not a list of at most {MAX_DIMENSIONS} dimensions")
     entry = TensorEntry(
         _text(MAX_TEXT)(f"{where}.name", name),
-        _one_of(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
+        _encoding(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
         tuple(_integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
         _integer(2**63 - 1)(f"{where}.offset", offset),
         _integer(2**63 - 1)(f"{where}.nbytes", nbytes),
@@ -391,7 +408,7 @@ _PARSERS: dict[str, _Parser] = {
     "reason": _text(MAX_TEXT),
     "manifest": _text(MAX_HEADER_BYTES),
     "tensors": _tensors,
-    "codec": _one_of(*CODECS),
+    "codec": _encoding(*CODECS),
     "body_bytes": _integer(2**63 - 1),
     "body_digest": _digest(or_empty=False),
     "chunk_bytes": _integer(2**32 - 1),

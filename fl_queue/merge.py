@@ -111,7 +111,7 @@ class Merge:
     ) -> Merge:
         """What merges the updates of a round that was opened with this config."""
         strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-        encoding = config.update["codec"]
+        encoding = codec.encoding(config.update)
         return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder)
 
     def check(self, header: Header) -> None:

@@ -269,7 +269,7 @@ def _no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> s
     if manifest is None:
         return ""
     sent = update_manifest(strategy, manifest)
-    needed = cohort * codec.encoded_nbytes(config.update["codec"], sent)
+    needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
     room = store.data.room(config.redis["unmerged_bytes"])
     if needed <= room:
         return ""

@@ -8,6 +8,7 @@ that forked jobs start at once and safely.
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ from fl_queue import (
     clientstate,
     codec,
     faults,
+    feedback,
     models,
     names,
     outbox,
@@ -298,6 +300,7 @@ def make_update(job: Assignment) -> Answer:
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     kept = _kept(job, strategy, base.manifest)
+    residual = kept.state.get(feedback.RESIDUAL, {})
     if job.is_watched:
         _announce(job, context)
     made = training.train_update(
@@ -309,8 +312,8 @@ def make_update(job: Assignment) -> Answer:
         on_epoch=_Progress(job).on_epoch,
         plan=training.Plan(strategy, base.server, kept.state),
     )
-    _keep_state(job, strategy, made, context)
-    encoding = job.config.update["codec"]
+    _keep_state(job, strategy, made, context, residual)
+    encoding = codec.encoding(job.config.update)
     environment = training.environment(context.device, task, context.threads)
     header = replace(
         job.header("update"),
@@ -318,19 +321,27 @@ def make_update(job: Assignment) -> Answer:
         metrics=made.metrics,
         train_metrics=made.train_metrics,
         train_s=made.train_s,
+<<<<<<< HEAD
         environment=environment | ({"client_state": kept.note} if kept.note else {}),
+=======
+        environment=environment | ({"client_state": kept.note} if _keeps(job, strategy) else {}),
+>>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
         tensors=codec.entries(encoding, made.sent),
         codec=encoding,
         scalars=dict(made.answer.scalars),
         body_bytes=codec.encoded_nbytes(encoding, made.sent),
     )
-    return Answer(header, _encoded(encoding, made, context))
+    return Answer(header, _encoded(encoding, made, context, residual))
 
 
 def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     """What this client keeps: of its newest accepted update, of which the control server tells."""
+<<<<<<< HEAD
     layouts = client_layouts(strategy, manifest)
     if not layouts:
+=======
+    if not _keeps(job, strategy):
+>>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
     kept = clientstate.load(
@@ -339,8 +350,12 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         job.who,
         job.round.number,
         Accepted(*found) if found else None,
+<<<<<<< HEAD
         clientstate.layout(layouts),
         _starts_from(layouts),
+=======
+        _kept_layout(job, strategy, manifest),
+>>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
     )
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
@@ -349,17 +364,33 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     return kept
 
 
+<<<<<<< HEAD
 def _starts_from(layouts: Mapping[str, Manifest]) -> str:
     """What a client without a state starts from."""
     own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
     found = [words for name, words in own.items() if name in layouts]
     return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
+=======
+def _keeps(job: Assignment, strategy: Strategy) -> tuple[str, ...]:
+    """What this client keeps: of the strategy, and of error feedback."""
+    residual = (feedback.RESIDUAL,) if job.config.update["error_feedback"] else ()
+    return (*strategy.client_state, *residual)
+
+
+def _kept_layout(job: Assignment, strategy: Strategy, manifest: Manifest) -> Manifest:
+    return clientstate.layout(dict.fromkeys(_keeps(job, strategy), state_manifest(manifest)))
+>>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
 
 
 def _keep_state(
-    job: Assignment, strategy: Strategy, made: training.Trained, context: ClientContext
+    job: Assignment,
+    strategy: Strategy,
+    made: training.Trained,
+    context: ClientContext,
+    residual: Mapping[str, Any],
 ) -> None:
     """Write what this client keeps once the update is accepted; before the update itself is there."""
+<<<<<<< HEAD
     layouts = client_layouts(strategy, made.manifest)
     if not layouts:
         return
@@ -367,16 +398,46 @@ def _keep_state(
     update = blob.pieces_digest(_encoded(job.config.update["codec"], made, context))
     named = (spec.name.partition("/") for spec in layout.tensors)
     pieces = (blob.little_endian(made.kept(state, name)) for state, _, name in named)
+=======
+    layout = _kept_layout(job, strategy, made.manifest)
+    if not layout.tensors:
+        return
+    encoding = codec.encoding(job.config.update)
+    update = blob.pieces_digest(_encoded(encoding, made, context, residual))
+>>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
     folder, number = job.site.client_states, job.round.number
+    pieces = _kept_pieces(layout, encoding, made, context, residual)
     clientstate.write(folder, job.run, job.who, Accepted(number, update), layout, pieces)
 
 
-def _encoded(encoding: str, made: training.Trained, context: ClientContext) -> Iterator[blob.Bytes]:
+def _kept_pieces(
+    layout: Manifest,
+    encoding: str,
+    made: training.Trained,
+    context: ClientContext,
+    residual: Mapping[str, Any],
+) -> Iterator[Any]:
+    """The states of a layout, one after the other."""
+    for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
+        if state == feedback.RESIDUAL:
+            pieces = feedback.corrected(made.pieces(), residual)
+            yield from feedback.unsent(encoding, pieces, _codec_seed(context))
+        elif made.answer.keep is not None:
+            for spec in specs:
+                yield blob.little_endian(made.answer.keep(state, spec.name.partition("/")[2]))
+
+
+def _encoded(
+    encoding: str, made: training.Trained, context: ClientContext, residual: Mapping[str, Any]
+) -> Iterator[blob.Bytes]:
     """An update's body as it travels, piece by piece; the same bytes when it is made again."""
     codec.prepare(encoding, made.sent)
-    seed = seed_for(context.seed, context.run, context.round, context.client, "codec")
-    for spec, start, values in made.pieces():
-        yield codec.encode_piece(encoding, spec, start, values, seed)
+    for spec, start, values in feedback.corrected(made.pieces(), residual):
+        yield codec.encode_piece(encoding, spec, start, values, _codec_seed(context))
+
+
+def _codec_seed(context: ClientContext) -> int:
+    return seed_for(context.seed, context.run, context.round, context.client, "codec")
 
 
 def make_evaluation(job: Assignment) -> Answer:

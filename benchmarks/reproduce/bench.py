@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.reproduce.jobs import Job, Measured
 from fl_queue import Run, config, deletion, embedded, local, report, runs, scores
 from fl_queue.config import RunConfig
-from fl_queue.errors import RunStateError, UnknownRun
+from fl_queue.errors import RunFailed, RunStateError, UnknownRun
 from fl_queue.site import Site
 from fl_queue.store import RunState, Store
 from fl_queue.tasks.labels import labels_of
@@ -78,8 +78,10 @@ class Bench:
         """
         Run a job to its end, or go on with what was begun of it.
 
+        A run that failed, as one that diverged does, has the versions it came to.
+
         Raises:
-            RunFailed: The run failed.
+            RunFailed: It was cancelled.
         """
         state = self._known(job)
         loads: list[float] = []
@@ -104,8 +106,9 @@ class Bench:
             return None
 
     def _is_done(self, job: Job, state: RunState) -> bool:
-        return not state.active and (
-            (state.version or 0) >= job.rounds or self._is_reached(job, state.run_id)
+        return state.state == "failed" or (
+            not state.active
+            and ((state.version or 0) >= job.rounds or self._is_reached(job, state.run_id))
         )
 
     def _begin(self, job: Job, state: RunState | None) -> Run:
@@ -130,6 +133,10 @@ class Bench:
                     with suppress(RunStateError):  # It has just ended by itself.
                         run.cancel()
                     return
+            except RunFailed:
+                if run.state.state != "failed":
+                    raise
+                return
             else:
                 return
 

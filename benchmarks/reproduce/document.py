@@ -172,6 +172,8 @@ def _compared(results: Results, comparison: Comparison, algorithm: Algorithm) ->
     ]
     if len(found) < len(comparison.seeds):
         return [*row, "", f"{_WAITS} ({len(found)} of {len(comparison.seeds)} seeds)", "", ""]
+    if any(comparison.rounds not in measured.accuracy for measured in found):
+        return [*row, "", "diverged", "", _load(found)]
     half = comparison.rounds // 4 * 2
     lasts = [measured.accuracy.get(comparison.rounds, math.nan) for measured in found]
     halves = [measured.accuracy.get(half, math.nan) for measured in found]

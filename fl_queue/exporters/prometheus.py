@@ -122,7 +122,7 @@ class RunsCollector(Collector):
     def _update_nbytes(self, run: str, segment: int, manifest: Manifest | None) -> int:
         """Bytes of an update's body, which are the same for all of a round."""
         try:
-            encoding = current_config(self.store, run, segment).update["codec"]
+            encoding = codec.encoding(current_config(self.store, run, segment).update)
         except UnknownRun:
             return 0  # Deleted since we looked.
         return codec.encoded_nbytes(encoding, manifest) if manifest else 0

@@ -26,10 +26,12 @@ ENCODED = {
     "bfloat16": "803f80becd3d833a0000a3bf9a3ea43b",
     # The scale is 0.01. 0.001 and 0.005 are 0.1 and 0.5 of it: rounded down and up with this seed.
     "int8": "0ad7233c64e70a0000811e01",
+    # Two of eight: elements 0 and 5.
+    "topk:0.25": "00000000050000000000803f5c8fa2bf",
 }
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", ENCODED)
 def test_a_body_of_three_tensors_is_these_bytes(name: str) -> None:
     encoded = codec.encode(name, MANIFEST, blob.encode_body(MANIFEST, TENSORS), seed=7)
     assert encoded.hex() == BUFFERS + ENCODED[name]
@@ -40,6 +42,7 @@ def test_these_bytes_are_understood() -> None:
     in_bfloat16 += [0.0, -1.2734375, 0.30078125, 0.0050048828125]
     in_int8 = np.array([100, -25, 10, 0, 0, -127, 30, 1]) * np.float32(0.01)
     expected = {"float32": TENSORS["w"], "bfloat16": in_bfloat16, "int8": in_int8}
+    expected["topk:0.25"] = [1.0, 0, 0, 0, 0, -1.27, 0, 0]
     for name, values in expected.items():
         body = codec.decode(name, MANIFEST, bytes.fromhex(BUFFERS + ENCODED[name]))
         found = blob.views(MANIFEST, body)

@@ -23,6 +23,7 @@ VIRTUAL = ("clients.kind=simulation", f"clients.count={COUNT}", "clients.process
 INT8 = ("update.codec=int8",)
 BOTH_WAYS = ("update.codec=bfloat16", "model.codec=bfloat16")
 FEWEST = ("update.codec=int8", "model.codec=bfloat16")
+TOPK = ("update.codec=topk", "update.fraction=0.1", "update.error_feedback=true")
 #: All clients are still training when the last one has begun to.
 SLOW = ("train.epochs=400", "run.rounds=1")
 ENDLESS = ("train.epochs=1000000", "run.rounds=1")
@@ -64,7 +65,7 @@ def open_round(mixed: Federation, run: str) -> RoundState:
     return current
 
 
-@pytest.mark.parametrize("overrides", [INT8, BOTH_WAYS, FEWEST], ids=" ".join)
+@pytest.mark.parametrize("overrides", [INT8, BOTH_WAYS, FEWEST, TOPK], ids=" ".join)
 def test_an_encoded_run_learns_and_has_the_same_bits_by_sites_and_by_a_pool(
     mixed: Federation, overrides: tuple[str, ...]
 ) -> None:
@@ -82,18 +83,23 @@ def test_an_encoded_run_learns_and_has_the_same_bits_by_sites_and_by_a_pool(
     assert digests[0] == plain[0]
     assert len({*digests, *plain}) == 2 * len(plain) - 1
     assert accuracy_of(mixed, first) > 0.8
-    size = codec.encoded_nbytes(overrides[0].partition("=")[2], manifest_of(mixed, first))
+    encoding = codec.encoding(current_config(mixed.store, first).update)
+    size = codec.encoded_nbytes(encoding, manifest_of(mixed, first))
     receipts = mixed.store.control.receipts(first, 3).values()
     assert {receipt.nbytes for receipt in receipts} == {size}
 
 
-@pytest.mark.parametrize(("point", "again"), [("outbox.written", 0), ("client.trained", 1)])
+@pytest.mark.parametrize(
+    ("point", "again", "overrides"),
+    [("outbox.written", 0, FEWEST), ("client.trained", 1, FEWEST), ("client.trained", 1, TOPK)],
+)
 def test_a_killed_client_encodes_the_same_bytes_again(
-    mixed: Federation, point: str, again: int
+    mixed: Federation, point: str, again: int, overrides: tuple[str, ...]
 ) -> None:
-    digests = mixed.digests_of("killed", *FEWEST)
+    digests = mixed.digests_of("killed", *overrides)
+    run = mixed.begin("killed", *overrides)
+    mixed.reach(run, 2)
     fired = mixed.arm(point, "kill", "sim-1_")
-    run = mixed.begin("killed", *FEWEST)
     wait_for("the kill", fired.exists)
     state = mixed.finish(run)
 

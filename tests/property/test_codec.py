@@ -13,7 +13,7 @@ from fl_queue import blob, codec, int8
 from fl_queue.errors import BlobError
 from fl_queue.records import Manifest, TensorSpec
 
-CODECS = st.sampled_from(codec.CODECS)
+CODECS = st.sampled_from((*codec.CODECS, "topk:0.1", "topk:1"))
 SEEDS = st.integers(0, 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 SIZES = st.integers(0, 800)
@@ -62,7 +62,12 @@ def test_int8_keeps_whole_multiples_of_its_scale(size: int, power: int, seed: in
     assert round_trip("int8", values, seed).tolist() == values.tolist()
 
 
-@given(CODECS, npst.arrays(np.uint32, SIZES), SEEDS, st.lists(st.integers(1, 3), max_size=3))
+@given(
+    st.sampled_from(codec.CODECS),
+    npst.arrays(np.uint32, SIZES),
+    SEEDS,
+    st.lists(st.integers(1, 3), max_size=3),
+)
 def test_pieces_are_the_whole(name: str, bits: np.ndarray, seed: int, blocks: list[int]) -> None:
     manifest = vector(bits.size)
     spec, values = manifest.tensors[0], bits.view(np.float32)

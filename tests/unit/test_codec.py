@@ -24,6 +24,7 @@ MANIFEST = Manifest(
 )
 VECTOR = Manifest((TensorSpec("w", (600,), "parameter"),))
 LOSSY = ("bfloat16", "int8")
+ALL = (*codec.CODECS, "topk:0.25")
 
 
 def body_of(values: np.ndarray) -> bytearray:
@@ -116,7 +117,7 @@ def test_the_exact_sum_still_rejects_what_is_not_finite(name: str, value: float)
     assert total.count == 1
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", ALL)
 def test_another_length_is_a_blob_error_that_names_the_codec(name: str) -> None:
     encoded = codec.encode(name, MANIFEST, mixed_body(), 0)
     spec = MANIFEST.tensors[3]
@@ -141,7 +142,7 @@ def test_unknown_codecs_and_dtypes_are_refused() -> None:
         codec.wire_nbytes("int8", 1)
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_tensor_is_decoded_block_by_block(name: str) -> None:
     encoded = codec.encode(name, MANIFEST, mixed_body(), 3)
     whole = blob.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
@@ -193,7 +194,7 @@ def test_what_is_not_encoded_is_not_copied() -> None:
     assert np.shares_memory(np.frombuffer(piece, np.float32), view)
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str) -> None:
     header = Header(
         kind="update",
@@ -206,7 +207,7 @@ def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str
     )
     found, _ = blob.unpack(blob.pack(replace(header, chunk_bytes=64), None), max_body_bytes=10_000)
     codec.check_tensors(name, found, MANIFEST)
-    for other in codec.CODECS:
+    for other in ALL:
         if other != name:
             with pytest.raises(BlobError, match=f"codec {name}, the run wants {other}"):
                 codec.check_tensors(other, header, MANIFEST)

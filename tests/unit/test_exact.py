@@ -212,7 +212,7 @@ def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
     good = blob.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
     tensors["b"][150_000] = 100.0
     bad = blob.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
-    for name in codec.CODECS:
+    for name in (*codec.CODECS, "topk:0.5"):
         whole, blockwise = (ExactSum(manifest, SCALES, w_max=9) for _ in range(2))
         encoded = codec.encode(name, manifest, good, 1)
         whole.add(blob.views(manifest, codec.decode(name, manifest, encoded)), 7)

@@ -1,0 +1,150 @@
+"""Error feedback against plain numpy, and what is kept when rounds are retried or come late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import blob, clientstate, codec, feedback
+from fl_queue.blob import Tensor
+from fl_queue.clientstate import Accepted
+from fl_queue.feedback import Piece
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.strategies.base import state_manifest
+
+MANIFEST = Manifest(
+    (
+        TensorSpec("a", (40, 30), "parameter"),
+        TensorSpec("b", (7,), "parameter"),
+        TensorSpec("mean", (3,), "float_buffer"),
+        TensorSpec("n", (), "integer_buffer"),
+    )
+)
+LAYOUT = clientstate.layout({feedback.RESIDUAL: state_manifest(MANIFEST)})
+LOSSY = ("topk:0.05", "int8", "bfloat16")
+SEED = 9
+
+
+def update(number: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    tensors = {s.name: rng.standard_normal(s.shape).astype(np.float32) for s in MANIFEST.tensors}
+    return tensors | {"n": np.array(number)}
+
+
+def pieces(tensors: dict[str, np.ndarray]) -> Iterator[Piece]:
+    for spec in MANIFEST.tensors:
+        yield spec, 0, blob.little_endian(tensors[spec.name].reshape(-1))
+
+
+class Client:
+    """What ``workers.client`` does with an update, and the folder where it keeps what it owes."""
+
+    def __init__(self, folder: Path, encoding: str) -> None:
+        self.folder, self.encoding = folder, encoding
+        self.accepted: Accepted | None = None
+
+    def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[Accepted, bytes]:
+        """Keep the state, and make the body of an update; nothing is accepted yet."""
+        kept = clientstate.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
+        residual = kept.state.get(feedback.RESIDUAL, {})
+        corrected = list(feedback.corrected(pieces(tensors), residual))
+        body = b"".join(
+            bytes(codec.encode_piece(self.encoding, spec, start, values, SEED))
+            for spec, start, values in corrected
+        )
+        made = Accepted(number, blob.body_digest(body))
+        owed = feedback.unsent(self.encoding, corrected, SEED)
+        clientstate.write(self.folder, "run-1", "a", made, LAYOUT, owed)
+        return made, body
+
+    def owes(self, before: int = 100) -> dict[str, Tensor]:
+        kept = clientstate.load(self.folder, "run-1", "a", before, self.accepted, LAYOUT)
+        return {name: array.copy() for name, array in kept.state[feedback.RESIDUAL].items()}
+
+
+def sent(encoding: str, body: bytes) -> dict[str, np.ndarray]:
+    whole = codec.decode(encoding, MANIFEST, body)
+    return {name: array.copy() for name, array in blob.views(MANIFEST, whole).items()}
+
+
+def largest_alone(values: np.ndarray, share: float) -> np.ndarray:
+    """Top-k from its definition, in float64."""
+    flat = values.reshape(-1)
+    count = int(np.ceil(share * flat.size - 1e-9))
+    kept = sorted(range(flat.size), key=lambda i: (-abs(flat[i]), i))[:count]
+    sparse = np.zeros_like(flat)
+    sparse[kept] = flat[kept]
+    return sparse.reshape(values.shape)
+
+
+def test_top_k_with_error_feedback_is_that_of_the_paper(tmp_path: Path) -> None:
+    client = Client(tmp_path, "topk:0.05")
+    owed = {name: np.zeros(MANIFEST.tensors[i].shape) for i, name in enumerate("ab")}
+    for number in range(1, 8):
+        tensors = update(number)
+        made, body = client.answer(number, tensors)
+        client.accepted = made
+        found = sent("topk:0.05", body)
+        for name in "ab":
+            whole = tensors[name].astype(np.float64) + owed[name]
+            expected = largest_alone(whole, 0.05)
+            owed[name] = whole - expected
+            assert np.abs(found[name] - expected).max() < 1e-6
+            assert np.abs(client.owes()[name] - owed[name]).max() < 1e-6
+        # Buffers are neither sparse nor owed.
+        assert found["mean"].tobytes() == tensors["mean"].tobytes()
+        assert found["n"] == number
+        assert client.owes().keys() == set("ab")
+
+
+@pytest.mark.parametrize("encoding", LOSSY)
+def test_what_was_sent_and_what_is_owed_are_what_was_made(tmp_path: Path, encoding: str) -> None:
+    client = Client(tmp_path, encoding)
+    made_sum = {name: np.zeros(update(0)[name].shape) for name in "ab"}
+    sent_sum = {name: array.copy() for name, array in made_sum.items()}
+    for number in range(1, 6):
+        tensors = update(number)
+        client.accepted, body = client.answer(number, tensors)
+        for name in "ab":
+            made_sum[name] += tensors[name]
+            sent_sum[name] += sent(encoding, body)[name]
+    for name, owed in client.owes().items():
+        assert np.abs(owed).max() > 0
+        assert np.abs(sent_sum[name] + owed - made_sum[name]).max() < 1e-5
+
+
+@pytest.mark.parametrize("encoding", LOSSY)
+def test_a_round_that_was_retried_abandoned_or_late_changes_nothing(
+    tmp_path: Path, encoding: str
+) -> None:
+    calm, disturbed = Client(tmp_path / "calm", encoding), Client(tmp_path / "other", encoding)
+    for number in (1, 2, 3):
+        calm.accepted, _ = calm.answer(number, update(number))
+    expected = calm.answer(9, update(9))
+
+    disturbed.accepted, first = disturbed.answer(1, update(1))
+    assert disturbed.answer(2, update(2))[1] != first
+    # The same attempt once more, as a killed worker's successor makes it,
+    disturbed.accepted, _ = disturbed.answer(2, update(2))
+    # a round with another outcome of training, which is abandoned,
+    disturbed.answer(4, update(77))
+    # and one that comes late: its update is not in the version.
+    disturbed.answer(5, update(78))
+    disturbed.accepted, _ = disturbed.answer(6, update(3))
+    assert disturbed.answer(9, update(9)) == expected
+
+
+def test_an_update_nobody_could_accept_leaves_what_is_owed(tmp_path: Path) -> None:
+    client = Client(tmp_path, "topk:0.05")
+    client.accepted, _ = client.answer(1, update(1))
+    before = client.owes(2)
+    broken = update(2)
+    broken["a"][3, 4] = np.nan
+    _, body = client.answer(2, broken)
+    assert np.isnan(sent("topk:0.05", body)["a"][3, 4])  # So the aggregator refuses it.
+    assert {n: a.tobytes() for n, a in client.owes(3).items()} == {
+        n: a.tobytes() for n, a in before.items()
+    }
