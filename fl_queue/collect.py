@@ -333,16 +333,12 @@ class Collector:
 
     def _clients_keep(self) -> bool:
         """Whether clients of this run keep something from one accepted round to the next."""
-<<<<<<< HEAD
+        if self.config.update["error_feedback"]:
+            return True
         manifest = self.intake.manifest
         if self.strategy is None or manifest is None:
             return False
         return bool(client_layouts(self.strategy, manifest))
-=======
-        if self.config.update["error_feedback"]:
-            return True
-        return self.strategy is not None and bool(self.strategy.client_state)
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
 
     def _state_writers(
         self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]

@@ -102,11 +102,7 @@ def try_task(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
         model_bytes=manifest.nbytes,
-<<<<<<< HEAD
-        update_bytes=codec.encoded_nbytes(config.update["codec"], done.sent),
-=======
-        update_bytes=codec.encoded_nbytes(codec.encoding(config.update), manifest),
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
+        update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
         num_examples=done.num_examples,
         num_validation=int(done.metrics.get("num_examples", 0)),
         base=metrics.finish(done.metrics),

@@ -321,11 +321,7 @@ def make_update(job: Assignment) -> Answer:
         metrics=made.metrics,
         train_metrics=made.train_metrics,
         train_s=made.train_s,
-<<<<<<< HEAD
         environment=environment | ({"client_state": kept.note} if kept.note else {}),
-=======
-        environment=environment | ({"client_state": kept.note} if _keeps(job, strategy) else {}),
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
         tensors=codec.entries(encoding, made.sent),
         codec=encoding,
         scalars=dict(made.answer.scalars),
@@ -336,12 +332,8 @@ def make_update(job: Assignment) -> Answer:
 
 def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     """What this client keeps: of its newest accepted update, of which the control server tells."""
-<<<<<<< HEAD
-    layouts = client_layouts(strategy, manifest)
+    layouts = _layouts(job, strategy, manifest)
     if not layouts:
-=======
-    if not _keeps(job, strategy):
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
     kept = clientstate.load(
@@ -350,12 +342,8 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         job.who,
         job.round.number,
         Accepted(*found) if found else None,
-<<<<<<< HEAD
         clientstate.layout(layouts),
         _starts_from(layouts),
-=======
-        _kept_layout(job, strategy, manifest),
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
     )
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
@@ -364,22 +352,19 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     return kept
 
 
-<<<<<<< HEAD
+def _layouts(job: Assignment, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+    """What this client keeps: of the strategy, and of error feedback."""
+    layouts = client_layouts(strategy, manifest)
+    if job.config.update["error_feedback"]:
+        layouts[feedback.RESIDUAL] = state_manifest(manifest)
+    return layouts
+
+
 def _starts_from(layouts: Mapping[str, Manifest]) -> str:
     """What a client without a state starts from."""
     own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
     found = [words for name, words in own.items() if name in layouts]
     return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
-=======
-def _keeps(job: Assignment, strategy: Strategy) -> tuple[str, ...]:
-    """What this client keeps: of the strategy, and of error feedback."""
-    residual = (feedback.RESIDUAL,) if job.config.update["error_feedback"] else ()
-    return (*strategy.client_state, *residual)
-
-
-def _kept_layout(job: Assignment, strategy: Strategy, manifest: Manifest) -> Manifest:
-    return clientstate.layout(dict.fromkeys(_keeps(job, strategy), state_manifest(manifest)))
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
 
 
 def _keep_state(
@@ -390,21 +375,12 @@ def _keep_state(
     residual: Mapping[str, Any],
 ) -> None:
     """Write what this client keeps once the update is accepted; before the update itself is there."""
-<<<<<<< HEAD
-    layouts = client_layouts(strategy, made.manifest)
+    layouts = _layouts(job, strategy, made.manifest)
     if not layouts:
         return
     layout = clientstate.layout(layouts)
-    update = blob.pieces_digest(_encoded(job.config.update["codec"], made, context))
-    named = (spec.name.partition("/") for spec in layout.tensors)
-    pieces = (blob.little_endian(made.kept(state, name)) for state, _, name in named)
-=======
-    layout = _kept_layout(job, strategy, made.manifest)
-    if not layout.tensors:
-        return
     encoding = codec.encoding(job.config.update)
     update = blob.pieces_digest(_encoded(encoding, made, context, residual))
->>>>>>> 52bd66d (topk: The largest elements of an update, and error feedback for lossy codecs)
     folder, number = job.site.client_states, job.round.number
     pieces = _kept_pieces(layout, encoding, made, context, residual)
     clientstate.write(folder, job.run, job.who, Accepted(number, update), layout, pieces)
@@ -422,9 +398,9 @@ def _kept_pieces(
         if state == feedback.RESIDUAL:
             pieces = feedback.corrected(made.pieces(), residual)
             yield from feedback.unsent(encoding, pieces, _codec_seed(context))
-        elif made.answer.keep is not None:
+        else:
             for spec in specs:
-                yield blob.little_endian(made.answer.keep(state, spec.name.partition("/")[2]))
+                yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))
 
 
 def _encoded(
