@@ -270,6 +270,19 @@ def _text(longest: int) -> _Parser:
     return parse
 
 
+def _id(longest: int) -> _Parser:
+    """Names and tokens, which end up in keys' fields and before people's eyes."""
+    is_text = _text(longest)
+
+    def parse(name: str, value: Any) -> str:
+        found: str = is_text(name, value)
+        if not found.isprintable():
+            raise _fail(name, "holds characters that cannot be shown")
+        return found
+
+    return parse
+
+
 def _one_of(*choices: str) -> _Parser:
     def parse(name: str, value: Any) -> str:
         if type(value) is not str or value not in choices:
@@ -394,12 +407,12 @@ def _tensor(where: str, item: Any) -> TensorEntry:
 
 _PARSERS: dict[str, _Parser] = {
     "kind": _one_of(*HEADER_KINDS),
-    "run": _text(256),
+    "run": _id(256),
     "round": _integer(2**32 - 1),
-    "client": _text(256),
+    "client": _id(256),
     "base_version": _integer(2**63 - 1),
     "base_digest": _digest(or_empty=True),
-    "token": _text(256),
+    "token": _id(256),
     "num_examples": _integer(2**63 - 1),
     "metrics": _map(finite=False),
     "train_metrics": _map(finite=False),

@@ -12,6 +12,7 @@ from fl_queue import blob, group, metrics, names, outbox, rejected
 from fl_queue.errors import BlobError
 from fl_queue.gate import Gate
 from fl_queue.header import Header
+from fl_queue.plain import printable
 from fl_queue.records import Receipt, Refusals, Verdict
 from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store
@@ -25,7 +26,7 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
     received = status == "received"
     return Receipt(
         status=status,
-        reason=reason,
+        reason=printable(reason),  # A client may have written it, and a terminal shows it.
         token=header.token,
         digest=header.body_digest,
         num_examples=header.num_examples,

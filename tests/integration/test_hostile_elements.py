@@ -141,6 +141,14 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
         "finite",
     ),
     "a group with superscripts": (lambda hand: lying_group(hand), "no group"),
+    "a name that moves the cursor": (
+        lambda hand: fields(hand, client="\x1b[2J"),
+        "cannot be shown",
+    ),
+    "a reason that moves the cursor": (
+        lambda hand: failure(hand, "\x1b[2Jgone\n\x07"),
+        "\N{REPLACEMENT CHARACTER}[2Jgone ",
+    ),
     "missing chunk": (chunked, "is not on the data server; asked again"),
     "truncated chunk": (lambda hand: stored(hand, hand.body("a")[:-1]), "asked again"),
     "longer chunk": (lambda hand: stored(hand, hand.body("a") + b"x"), "asked again"),
@@ -151,6 +159,13 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
 def _entry(raw: tuple[Any, ...]) -> blob.TensorEntry:
     name, dtype, shape, offset, nbytes = raw
     return blob.TensorEntry(name, dtype, tuple(shape), offset, nbytes)
+
+
+def failure(hand: ByHand, reason: str) -> bytes:
+    return blob.pack(
+        replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=blob.body_digest(b"")),
+        None,
+    )  # fmt: skip
 
 
 def huge(hand: ByHand) -> bytes:
