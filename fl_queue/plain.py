@@ -26,10 +26,14 @@ def loads(text: str | bytes, what: str) -> Any:
     JSON as plain values. Args: ``what``: of what it is, for the error.
 
     Raises:
-        BlobError: It is no JSON, holds NaN or Infinity, or is nested too deep.
+        BlobError: It is no JSON, holds NaN, Infinity or half a character, or is nested too deep.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if ("\\u" if isinstance(text, str) else b"\\u") in text:
+            # Halves of characters, which nobody could store, come in escapes only.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as exc:
         raise BlobError(f"not {what}: {str(exc)[:200] or type(exc).__name__}") from exc
 
