@@ -1,0 +1,161 @@
+"""What clients keep, in rounds that end without their update: late, abandoned, killed before the push."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_queue.embedded import start
+from tests.conftest import chosen_server
+from tests.federation import Federation, wait_for
+
+pytestmark = pytest.mark.slow(reason="rounds that wait for their deadline")
+
+#: A task that fails for a client in a round, where its folder has a file of that name.
+TASK = """
+import os
+from pathlib import Path
+from fl_queue.tasks.mnist import ThreesAndSevens
+
+class Failing(ThreesAndSevens):
+    def train(self, model, data, context, on_epoch):
+        if Path(os.environ["FAILING"], f"{context.client}_{context.round}").exists():
+            raise ValueError("fails on purpose")
+        return super().train(model, data, context, on_epoch)
+"""
+#: The server's state and every version depend on what clients keep; the bias is private besides.
+STATEFUL = (
+    "run.task=failing:Failing",
+    "aggregation.strategy=scaffold",
+    "aggregation.weighting=uniform",
+    'model.private=["bias"]',
+    "round.cohort=2",
+    "round.grace_s=60.0",
+    "round.deadline_s=8.0",
+    "redis.inline_bytes=0",
+    "run.evaluate_every=0",
+)
+CLIENTS = ("site-1", "site-2")
+
+
+@pytest.fixture(scope="module", name="federation")
+def failing(
+    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
+) -> Iterator[Federation]:
+    """Two sites, whose task can be made to fail."""
+    folder = tmp_path_factory.mktemp("states")
+    (folder / "failing.py").write_text(TASK)
+    (folder / "failing").mkdir()
+    environment = {"PYTHONPATH": str(folder), "FAILING": str(folder / "failing")}
+    with start(folder / "state", server=chosen_server()) as redis:
+        made = Federation(redis, folder, 2, environment, "failing:Failing")
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def undisturbed(federation: Federation, *overrides: str) -> list[object]:
+    """What a run makes in which site-1 has no update in round 2, as it says so itself."""
+    file = federation.folder / "failing/site-1_2"
+    file.write_text("")
+    try:
+        run = federation.begin("states", *STATEFUL, *overrides)
+        assert federation.finish(run).state == "completed"
+    finally:
+        file.unlink()
+    return what_was_made(federation, run)
+
+
+def what_was_made(federation: Federation, run: str) -> list[object]:
+    """Accepted sets, versions and server states by round, and the bits of what each client keeps."""
+    made: list[object] = [
+        (
+            r.round,
+            r.outcome,
+            r.accepted if r.outcome == "committed" else {},
+            r.digest,
+            r.server_state,
+        )
+        for r in federation.store.control.history(run)
+        if r.purpose == "train"
+    ]
+    for client in CLIENTS:
+        found = federation.store.control.accepted(run, client)
+        assert found is not None
+        folder = federation.redis.state_dir / f"client-state/{run}/{client}/{found[0]}_{found[1]}"
+        (path,) = folder.glob("*.safetensors")
+        made.append((client, *found, path.stem))
+    federation.free(run)
+    return made
+
+
+def held(federation: Federation, point: str, name: str, *overrides: str) -> tuple[str, list[int]]:
+    """A run whose site-1 stands still at a point of round 2: run id, pids to wake."""
+    run = federation.begin(name, *STATEFUL, *overrides)
+    federation.reach(run, 1)
+    wait_for("round 1 to be trained", lambda: federation.trained_in(run, 1) >= 2)
+    federation.reach(run, 2)
+    fired = federation.arm(point, "stop", "site-1_")
+    wait_for(point, fired.exists)
+    horse = int(fired.read_text())
+    # Its worker stands still, too: it would end the job of a round that has ended.
+    worker = int(Path(f"/proc/{horse}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(worker, signal.SIGSTOP)
+    return run, [horse, worker]
+
+
+def wake(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_late_update_advances_no_state(federation: Federation) -> None:
+    quorum = ("round.quorum=1", "run.rounds=3", "train.epochs=300")
+    calm = undisturbed(federation, *quorum)
+    run, pids = held(federation, "chunks.pushed", "states", *quorum)
+    try:
+        federation.reach(run, 3)
+    finally:
+        wake(pids)
+    assert federation.finish(run).state == "completed"
+    wait_for("the late update", lambda: federation.store.control.late(run).get(2), 30)
+    assert what_was_made(federation, run) == calm
+    accepted = [set(item[2]) for item in calm[:3]]  # type: ignore[index]
+    assert accepted == [set(CLIENTS), {"site-2"}, set(CLIENTS)]
+
+
+def test_an_abandoned_round_advances_no_state(federation: Federation) -> None:
+    both = ("round.quorum=2", "run.rounds=3", "train.epochs=300")
+    calm = undisturbed(federation, *both)
+    run, pids = held(federation, "client.trained", "states", *both)
+    try:
+        federation.reach(run, 3)
+    finally:
+        wake(pids)
+    assert federation.finish(run).state == "completed"
+    assert what_was_made(federation, run) == calm
+    outcomes = [item[1] for item in calm[:4]]  # type: ignore[index]
+    assert outcomes == ["committed", "abandoned", "committed", "committed"]
+
+
+def test_a_client_killed_between_its_training_and_its_push_changes_no_bit(
+    federation: Federation,
+) -> None:
+    rounds = ("run.rounds=3", "train.epochs=300")
+    calm = federation.begin("killed", *STATEFUL, *rounds)
+    federation.finish(calm)
+    expected = what_was_made(federation, calm)
+    run = federation.begin("killed", *STATEFUL, *rounds, "round.deadline_s=60.0")
+    federation.reach(run, 2)
+    fired = [
+        federation.arm(point, "kill", f"{client}_")
+        for point, client in (("client.trained", "site-1"), ("outbox.written", "site-2"))
+    ]
+    assert federation.finish(run).state == "completed"
+    assert [path.exists() for path in fired] == [True, True]
+    assert what_was_made(federation, run) == expected
