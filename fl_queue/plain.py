@@ -30,7 +30,7 @@ def loads(text: str | bytes, what: str) -> Any:
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        if ("\\u" if isinstance(text, str) else b"\\u") in text:
+        if "\\u" in text if isinstance(text, str) else b"\\u" in text:
             # Halves of characters, which nobody could store, come in escapes only.
             json.dumps(value, ensure_ascii=False).encode()
         return value
