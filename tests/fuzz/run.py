@@ -10,6 +10,7 @@ later run goes on from them; an input that ends in anything but a documented err
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import resource
 import subprocess
@@ -104,7 +105,13 @@ def fuzz(name: str, options: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
     def one_input(data: bytes) -> None:
-        target(data)  # What it tells is for tests: libFuzzer wants nothing.
+        try:
+            target(data)  # What it tells is for tests: libFuzzer wants nothing.
+        except BaseException:
+            # As libFuzzer would, but its alarm may end the process before it has.
+            name = f"crash-{hashlib.sha1(data).hexdigest()}"
+            (FOLDER / f"{corpus.name}-found" / name).write_bytes(data)
+            raise
 
     atheris.Setup([sys.argv[0], *options], one_input)
     atheris.Fuzz()
