@@ -30,7 +30,7 @@ CONFIG = ROOT / "config" / "mnist-2nn-100.toml"
 #: Of MNIST 2NN, and of the convolutional network of the same paper.
 PARAMETERS, LARGER = 199_210, 1_663_370
 BYTES_PER_S = 20e6 / 8
-#: (what clients send, what they fetch)
+#: (what clients send, with top-k's fraction and error feedback; what they fetch)
 PAIRS = [
     ("float32", "float32"),
     ("bfloat16", "float32"),
@@ -38,9 +38,20 @@ PAIRS = [
     ("float32", "bfloat16"),
     ("bfloat16", "bfloat16"),
     ("int8", "bfloat16"),
+    ("topk 0.01", "float32"),
+    ("topk 0.01 feedback", "float32"),
+    ("topk 0.1 feedback", "float32"),
 ]
 SOME = [PAIRS[0], PAIRS[5]]
 PATIENCE_S = 300
+
+
+def settings_of(pair: tuple[str, str]) -> list[str]:
+    """The config fields of a pair, as ``--set`` takes them."""
+    name, *options = pair[0].split()
+    settings = [f"update.codec={name}", f"model.codec={pair[1]}"]
+    settings += [f"update.fraction={part}" for part in options if part != "feedback"]
+    return settings + ["update.error_feedback=true"] * ("feedback" in options)
 
 
 class Link:
@@ -145,8 +156,7 @@ def over_links(
         for number, pair in enumerate(pairs):
             settings = (
                 f"task.parameters={parameters}",
-                f"update.codec={pair[0]}",
-                f"model.codec={pair[1]}",
+                *settings_of(pair),
                 "run.evaluate_every=0",
             )
             # Version 0 goes up whole, and is no part of a round: it is in this start.
@@ -171,7 +181,7 @@ def accuracy(pair: tuple[str, str], rounds: int, data: Path | None) -> float:
     Raises:
         RuntimeError: The run, or the evaluation of its last version, failed.
     """
-    settings = [f"update.codec={pair[0]}", f"model.codec={pair[1]}", f"run.evaluate_every={rounds}"]
+    settings = [*settings_of(pair), f"run.evaluate_every={rounds}"]
     settings += ["data.source=full", f"data.dir={data}"] if data else ["data.source=excerpt"]
     options = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "fl_queue", "start-round", str(CONFIG), "--run", "bench"]
