@@ -200,8 +200,8 @@ def evaluate(model: nn.Module, dataset: Samples, loss: Loss, device: str = "cpu"
 
     Whole-number targets are classes: outputs (B, C) are scores of C classes, and outputs (B, 1) the
     log-odds of class 1. Then there is a ``confusion``, and with two classes ``score_histograms``.
-    With more than 1,000 classes there is ``accuracy_sum`` instead. For other targets (a regression,
-    say) there is the loss alone.
+    With more than ``metrics.MAX_CLASSES`` classes there is ``accuracy_sum`` instead. For other
+    targets (a regression, say) there is the loss alone.
 
     Args:
         model: On ``device``.

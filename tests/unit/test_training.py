@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, random_split
 
-from fl_queue import sgd
+from fl_queue import blob, sgd
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.metrics import check, finish
+from fl_queue.header import Header
+from fl_queue.metrics import MAX_CLASSES, check, finish
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
@@ -419,12 +420,16 @@ def test_a_loss_that_is_not_finite_is_left_out():
     check(sums)
 
 
-def test_more_classes_than_a_confusion_may_have():
-    rows = torch.eye(1200)[:4]
+@pytest.mark.parametrize("classes", [MAX_CLASSES, MAX_CLASSES + 1, 1200])
+def test_metrics_of_many_classes_fit_into_a_header(classes):
+    rows = torch.eye(classes)[:4]
     data = TensorDataset(rows, torch.tensor([0, 1, 2, 9]))
     sums = sgd.evaluate(nn.Identity(), data, nn.functional.cross_entropy)
     assert finish(sums)["accuracy"] == 0.75
+    assert ("confusion" in sums) == (classes == MAX_CLASSES)
     check(sums)
+    header = Header(kind="evaluation", run="r-1", round=1, client="a", metrics=sums)
+    assert blob.unpack(blob.pack(header, None), max_body_bytes=0)[0].metrics == sums
 
 
 def test_the_documented_example_works(tmp_path, monkeypatch):
