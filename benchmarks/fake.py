@@ -78,7 +78,7 @@ class Fakes:
             body,
             redis["inline_bytes"],
             redis["chunk_bytes"],
-            partial(rounds.has_ended, self.store.control, run, current.number),
+            partial(rounds.has_ended, self.store.control, run, current.number, header.client),
             redis["unmerged_bytes"],
             rivals=current.cohort,
         )

@@ -22,6 +22,8 @@ from fl_queue.site import Site
 from fl_queue.store import Store
 
 ROOT = Path(__file__).parent.parent
+#: Own tasks that workers may load.
+ALLOWED = ("benchmarks.trivial:*", "benchmarks.paced:*")
 READY_S = 180.0
 SAMPLE_S = 0.02
 
@@ -98,7 +100,7 @@ class Federation:
         self.redis.stop()
 
     def _site(self, client: str, folder: Path) -> Site:
-        return Site(self.url, self.blob_url, folder, client, allow=("benchmarks.trivial:*",))
+        return Site(self.url, self.blob_url, folder, client, allow=ALLOWED)
 
     def _start(self, name: str, role: str) -> None:
         client = name if role == "client" else ""
@@ -124,7 +126,7 @@ class Federation:
     def begin(self, name: str, count: int, *overrides: str, task: str = "AddConstant") -> str:
         """Start a run of ``count`` rounds; returns its run id."""
         fixed = (
-            f"run.task=benchmarks.trivial:{task}",
+            f"run.task=benchmarks.{'paced' if task == 'Paced' else 'trivial'}:{task}",
             f"round.cohort={self.clients}",
             "round.deadline_s=900",
             "model.keep_versions=2",

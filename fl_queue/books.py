@@ -8,12 +8,13 @@ names, and send the same again and again.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from fl_queue import group, rejected
 from fl_queue.gate import Forged
 from fl_queue.header import Header
-from fl_queue.late import receipt_of
-from fl_queue.records import Receipt
+from fl_queue.late import receipt_of, was_merged
+from fl_queue.records import Receipt, Verdict
 from fl_queue.rejected import Rejected
 from fl_queue.store import RoundState, Store
 
@@ -43,6 +44,11 @@ class Books:
         """An enrolled client: its receipts are written, though it was never in the run."""
         self._people.add(client)
 
+    def follow(self, cohort: Collection[str]) -> None:
+        """Clients have joined our round."""
+        self.cohort = frozenset(cohort)
+        self._people |= self.cohort
+
     def is_news(self, client: str, status: str, number: int = -1) -> bool:
         """Whether a receipt of this kind may be news to the control server: asking it takes its time."""
         key = (self._number if number < 0 else number, client, status)
@@ -63,23 +69,34 @@ class Books:
         if has_one and (receipt.is_in or self.is_news(client, receipt.status)):
             self._store.control.write_receipt(self._run, self._number, client, receipt, self._fence)
 
-    def write_late(self, header: Header, who: str) -> None:
-        """The same of an element whose round has ended."""
+    def write_late(
+        self, header: Header, who: str, status: Verdict = "late", reason: str = ""
+    ) -> None:
+        """
+        The same of an element whose round has ended; none of one that a later round has merged.
+
+        Args:
+            status, reason: Another verdict than that its round had ended.
+        """
+        if was_merged(self._store, self._run, header):
+            self.rejected.count(who, "it was merged already", "", header.round)
+            return
         number = header.round
         if number not in self._ended:
             ended = self._store.control.round(self._run, number)
             self._ended[number] = None if ended is None else ended.cohort
-        cohort, reason = self._ended[number], f"round {number} had ended"
+        cohort = self._ended[number]
+        reason = reason or f"round {number} had ended"
         told = False
         for own, _, _ in group.headers(header):
             if cohort is None:
                 self.rejected.count_late(number)
             elif own.client in cohort:
                 told = True
-                if self.is_news(own.client, "late", number):
-                    receipt = receipt_of(own, "late", reason)
+                if self.is_news(own.client, status, number):
+                    receipt = receipt_of(own, status, reason)
                     self._store.control.write_receipt(self._run, number, own.client, receipt, None)
-        self.rejected.count(who, reason, "" if told else "late", number)
+        self.rejected.count(who, reason, "" if told else status, number)
 
     def write_forged(self, forged: Forged) -> None:
         """The same of what came in a client's name and not from it; the client itself is waited for."""

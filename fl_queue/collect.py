@@ -21,10 +21,12 @@ from fl_queue import (
     checkpoint,
     dispatch,
     faults,
+    flight,
     kept,
     metrics,
     models,
     names,
+    opening,
     rounds,
     scores,
     simulation,
@@ -159,7 +161,9 @@ class Collector:
                     return ending
                 if is_over:
                     self.drain.stop()
-                if elements := self.store.data.take(self.run, self.fence, TAKEN_AT_ONCE):
+                # A buffer takes no more than it holds; what is left is for the next round.
+                most = 1 if self.round.is_async else TAKEN_AT_ONCE
+                if elements := self.store.data.take(self.run, self.fence, most):
                     self._look_at(elements)
                     if time.monotonic() - began > TURN_S and self._can_make_way():
                         if turns.wanted(self.store, self.run):
@@ -172,6 +176,7 @@ class Collector:
                 self.intake.books.rejected.flush()
                 if not self._wait(bell):
                     return None
+                self._follow()
 
     def _can_make_way(self) -> bool:
         """Whether what has been merged comes along; else all is taken first, and again the next time."""
@@ -182,16 +187,35 @@ class Collector:
         wasted_s = 0.0
         for element in elements:
             faults.reach("update.taken")
+            self._follow()
             began = time.monotonic()
             if not self.intake.look_at(element):
                 wasted_s += time.monotonic() - began
             faults.reach("update.received")
+            if self.round.is_async and self.intake.received() < self.round.quorum:
+                self._top_up()
             if self.intake.is_full():
                 self.intake.checkpoint()
         self.intake.settle()
         self.drain.looked_at(len(elements), wasted_s)
         if self.drain.is_to_begin() and self._ending(drained=True) is not None:
             self.drain.begin(self.store.data.waiting(self.run))
+
+    def _follow(self) -> None:
+        """See who has joined an asynchronous round since it was opened."""
+        is_async = self.round.is_async
+        current = self.store.control.round(self.run, self.number) if is_async else None
+        if current is not None and current.open:
+            self.round = self.intake.round = current
+            self.intake.books.follow(current.cohort)
+
+    def _top_up(self) -> None:
+        """Have an idle client begin where another one has answered, and not wait for the version."""
+        state = self.store.control.run(self.run)
+        # Where all train at a time only one that has just come is idle, and the healer sees to that.
+        if state is not None and state.active and self.config.round["concurrency"] != 1.0:
+            opening.top_up(self.store, state, self.config, self.round)
+            self._follow()
 
     def _wait(self, bell: Doorbell) -> bool:
         """Wait for an element of ours; False when another round needs this worker more."""
@@ -224,6 +248,8 @@ class Collector:
         if drained and not groups:
             # Nobody waits for an answer of a client that was revoked meanwhile.
             pending -= len(self.store.control.revoked(silent))
+        if self.round.is_async and received >= self.round.quorum:
+            return closing_rule(self.round, received, pending, 0.0, None, drained)
         if not drained and (pending or received < self.round.quorum):
             return None  # Look at all that has arrived before asking the clock.
         if not pending and received >= self.round.quorum:
@@ -259,6 +285,10 @@ class Collector:
     def _close(self, ending: Ending) -> str:
         self.intake.books.rejected.close()
         faults.reach("round.decided")
+        self._follow()
+        if self.round.is_async and ending.outcome == "committed":
+            most = self.config.round["max_staleness"]
+            self.intake.receipts.update(flight.given_up(self.round, self.intake.receipts, most))
         record = self._make_record(ending)
         if ending.outcome in ("committed", "initialised"):
             answer = self._commit(ending, record)
@@ -430,8 +460,10 @@ class Collector:
             weights={client: receipt.weight for client, receipt in good.items()},
             norms={client: r.norm for client, r in good.items() if r.norm is not None},
             clipped=[client for client, receipt in good.items() if receipt.clipped],
+            staleness={c: receipt.staleness for c, receipt in good.items() if self.round.is_async},
+            counted={c: receipt.counted for c, receipt in good.items() if self.round.is_async},
             rejected=bad,
-            missing=[client for client in self.round.cohort if client not in self.intake.receipts],
+            missing=flight.missing(self.round, self.intake.receipts),
             validation=metrics.merge_fitting(self.intake.progress.validation),
             client_validation={client: dict(receipt.metrics) for client, receipt in good.items()},
             train=metrics.merge_fitting(self.intake.progress.training),

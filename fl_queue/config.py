@@ -103,8 +103,14 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
         },
     ),
     "round": (
-        "When a round opens and when it closes.",
+        "When a round opens and when it closes; docs/async.md explains asynchronous rounds.",
         {
+            "mode": Field(
+                "str",
+                "sync",
+                "sync: a round waits for its cohort; async: it commits as soon as its buffer is full",
+                choices=("sync", "async"),
+            ),
             "cohort": Field(
                 "share",
                 1.0,
@@ -132,6 +138,32 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 3,
                 "the run fails after this many abandoned rounds in a row, 1 or more",
                 low=1,
+            ),
+            "buffer": Field(
+                "share",
+                0.5,
+                "async: updates that make a version: a count (4), or a fraction of the clients that train at a time (0.5)",
+            ),
+            "concurrency": Field(
+                "share",
+                1.0,
+                "async: clients that train at a time: a count (8), or a fraction of the clients alive (0.5, 1.0)",
+            ),
+            "staleness": Field(
+                "str",
+                "polynomial",
+                "async: weight of an update made from an older version: (1 + its age in versions) ** -staleness_exponent, or constant",
+                choices=("polynomial", "constant"),
+            ),
+            "staleness_exponent": Field(
+                "float", 0.5, "async: see staleness; 0 to 10", low=0.0, high=10.0
+            ),
+            "max_staleness": Field(
+                "int",
+                10,
+                "async: a client still at work when its version is older than this many versions is given up; 0 to 100",
+                low=0,
+                high=100,
             ),
         },
     ),
@@ -354,6 +386,18 @@ _LOCAL = {("redis", "url"), ("redis", "blob_url"), ("model", "initial")}
 #: Tables whose fields depend on what another field names.
 _OPEN = ("task", "strategy")
 _TABLES = (*SECTIONS, *_OPEN)
+#: Fields of one mode of rounds -> what the other mode has in their place.
+_OF_MODE = {
+    "sync": {
+        "cohort": "round.concurrency is how many clients train at a time",
+        "quorum": "round.buffer is how many updates make a version",
+        "grace_s": "a full buffer is committed at once",
+    },
+    "async": dict.fromkeys(
+        ("buffer", "concurrency", "staleness", "staleness_exponent", "max_staleness"),
+        "it is for round.mode = async",
+    ),
+}
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
     "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED,
@@ -416,6 +460,7 @@ class RunConfig:
             self._check_simulation()
         check_data(self.data, self.run["task"], self.task, self.clients["count"])
         self._check_strategy()
+        self._check_mode()
 
     def _check_strategy(self) -> None:
         name, weighting = self.aggregation["strategy"], self.aggregation["weighting"]
@@ -459,6 +504,41 @@ class RunConfig:
         if isinstance(cohort, int):
             return quorum_size(self, cohort)
         return quorum if isinstance(quorum, int) else 0
+
+    def _check_mode(self) -> None:
+        settings, name = self.round, self.aggregation["strategy"]
+        of_mode = _OF_MODE["sync" if settings["mode"] == "async" else "async"]
+        for key, instead in of_mode.items():
+            default = SECTIONS["round"][1][key].default
+            if settings[key] != default:
+                raise ConfigError(
+                    f"round.{key}",
+                    f"says nothing with round.mode = {settings['mode']}; set it to {_toml(default)} ({instead})",
+                )
+        if settings["mode"] == "sync":
+            return
+        buffer, concurrency = settings["buffer"], settings["concurrency"]
+        if isinstance(buffer, int) and isinstance(concurrency, int) and buffer > concurrency:
+            raise ConfigError(
+                "round.buffer",
+                f"{buffer} is more than round.concurrency = {concurrency}, and a client has one update in a buffer; lower it, or raise the concurrency",
+            )
+        if self.clients["kind"] == "simulation":
+            raise ConfigError(
+                "round.mode",
+                "async needs clients with workers of their own, and a pool trains virtual ones in groups; set it to sync, or start client workers (clients.kind = cross-silo)",
+            )
+        if self.update["error_feedback"]:
+            raise ConfigError(
+                "update.error_feedback",
+                "what clients left out belongs to rounds that wait for them; set it to false, or round.mode to sync",
+            )
+        # Of an own strategy only the server's step is its own, and that sees the mean.
+        if ":" not in name and not get_strategy(name, self.strategy).takes_stale:
+            raise ConfigError(
+                "round.mode",
+                f"{name} is defined for a cohort that starts from one version; set it to sync, or aggregation.strategy to fedavg",
+            )
 
     def _check_simulation(self) -> None:
         if self.security["require_enrolment"]:
@@ -522,6 +602,16 @@ def too_few_for(name: str, strategy: Strategy, quorum: int) -> str:
         f"{name} ({options}{needs}) needs {fewest} updates at least, the quorum is {quorum};"
         " raise round.quorum and round.cohort, or change [strategy]"
     )
+
+
+def concurrency_size(config: RunConfig, clients: int) -> int:
+    """How many of the clients there are train at a time in asynchronous rounds; a count may be more."""
+    return _count(config.round["concurrency"], clients)
+
+
+def buffer_size(config: RunConfig, concurrency: int) -> int:
+    """How many updates make a version in asynchronous rounds."""
+    return _count(config.round["buffer"], concurrency)
 
 
 def _count(share: int | float, whole: int) -> int:

@@ -102,6 +102,8 @@ def closing(current: RoundState, received: int) -> str:
     """What the closing rule waits for, in words."""
     size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
     deadline = f"at {current.deadline_s:g} s (round.deadline_s)"
+    if current.is_async:
+        return f"{current.progress(received)}; needs {current.quorum} (round.buffer), or is abandoned {deadline}; {counted}"
     if received < current.quorum:
         return f"{received} of {size} updates in; needs {current.quorum} (round.quorum), or is abandoned {deadline}; {counted}"
     since = current.elapsed_s if current.quorum_at_s is None else current.quorum_at_s
@@ -119,7 +121,9 @@ def _doing(
     ages: dict[str, float],
 ) -> str:
     """What is known of a client that has not answered."""
-    parts = [_activity(store, state, client)]
+    parts = [_activity(store, state, client, ticket.number if ticket else state.round)]
+    if ticket is not None and ticket.number < state.round:
+        parts.append(f"on its job of round {ticket.number}")
     if ticket is not None:
         parts.append(f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}")
     holder = store.control.lease(names.client_holder(client))
@@ -129,10 +133,10 @@ def _doing(
     return "; ".join(part for part in parts if part)
 
 
-def _activity(store: Store, state: RunState, client: str) -> str:
+def _activity(store: Store, state: RunState, client: str, number: int) -> str:
     stream = names.client_events(client)
     event = store.control.last_event(stream)
-    if event is None or (event.get("run"), event.get("round")) != (state.run_id, state.round):
+    if event is None or (event.get("run"), event.get("round")) != (state.run_id, number):
         return "not started"
     since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000
     if event["event"] == "epoch":

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fl_queue import metrics, names, report, rounds, scores
+from fl_queue import flight, metrics, names, report, rounds, scores
 from fl_queue.errors import StoreUnavailable
 from fl_queue.records import Receipt, RoundRecord, updates_in
 from fl_queue.store import RoundState, RunState, Store
@@ -225,8 +225,11 @@ class _Follower:
     def _take(self, stream: str, event: Event) -> None:
         if stream != names.events(self.run):
             current = self.scene.round
-            if current and event.get("run") == self.run and event.get("round") == current.number:
-                self.scene.progress[_client_of(stream)] = event
+            client = _client_of(stream)
+            if current is None or event.get("run") != self.run:
+                return
+            if event.get("round") == flight.begun(current, client).round:
+                self.scene.progress[client] = event
             return
         if event["event"] == "update_received":
             self._received.setdefault(event["round"], set()).add(event["client"])
@@ -251,6 +254,10 @@ class _Follower:
                 return ""
             # Counted from the events: the receipts may be ahead of the one that is told.
             count = len(self._received.get(event["round"], ()))
+            if current.is_async:
+                age = event.get("staleness", 0)
+                old = f", {age} versions old" if age else ""
+                return f" ({count} of {current.quorum} in the buffer{old})"
             return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
         if event["event"] == "version_evaluated":
             return f": {describe_metrics(scores.test_metrics(self.store, self.run).get(event['version'], {}))}"
@@ -270,6 +277,8 @@ def _line(event: Event, details: Callable[[], str]) -> str:
     reason = f": {event['reason']}" if event.get("reason") else ""
     if kind == "round_opened":
         return _opened(event)
+    if kind == "clients_joined":
+        return f"round {number}: {', '.join(event['clients'])} began to train"
     if kind == "update_received":
         return f"round {number}: update of {event['client']} is in{details()}"
     if kind == "update_rejected":
@@ -309,7 +318,8 @@ def _opened(event: Event) -> str:
         "train": f"round {event['round']} opened, cohort",
         "evaluate": "closing evaluation, cohort",
     }[event["purpose"]]
-    return f"{what} {cohort}"
+    on = f" ({len(event['carried'])} at work since before)" if event.get("carried") else ""
+    return f"{what} {cohort}{on}"
 
 
 def describe_metrics(finished: Mapping[str, float]) -> str:
@@ -358,9 +368,8 @@ def _header(scene: Scene, state: RunState) -> Text:
 
 
 def _round_line(scene: Scene, current: RoundState) -> Text:
-    line = Text(
-        f"  {scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
-    )
+    words = f"{scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
+    line = Text(f"  {current.progress(scene.received) if current.is_async else words}")
     return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
 
 
@@ -385,6 +394,8 @@ def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text
         return bar, Text(words, style="" if event else "dim"), Text(accuracy)
     words = "update received" if receipt.status == "received" else receipt.status
     tail = f": {receipt.reason}" if receipt.reason else ""
+    if receipt.is_in and receipt.staleness:
+        tail = f", {receipt.staleness} versions old"
     return bar, Text(words + tail, style=_STYLES.get(receipt.status, "red")), Text(accuracy)
 
 
@@ -401,7 +412,9 @@ def _recent(scene: Scene) -> Text:
             continue
         accuracy = judged.get(record.version, {}).get("accuracy")
         words = "not judged yet" if accuracy is None else f"accuracy {accuracy:.4f}"
-        merged = f"{len(record.accepted)} merged, {record.elapsed_s:.1f} s"
+        old = max(record.staleness.values(), default=0)
+        aged = f", up to {old} versions old" if old else ""
+        merged = f"{len(record.accepted)} merged{aged}, {record.elapsed_s:.1f} s"
         lines.append(f"  round {record.round}  version {record.version}  {words}  ({merged})")
     return Text("\n".join(lines), style="dim")
 

@@ -120,6 +120,8 @@ class ExactSum:
         self.scales = dict(scales)
         self.w_max = w_max
         self.total_weight = 0
+        #: What the total is divided by: more than its weight where updates count for less than they are.
+        self.divisor = 0
         self.count = 0
         #: Exact weighted sums of the scalars that came with the updates.
         self.scalars: dict[str, Fraction] = {}
@@ -152,6 +154,7 @@ class ExactSum:
         weight: int,
         scalars: Mapping[str, float] | None = None,
         factor: float = 1.0,
+        counted: int | None = None,
     ) -> None:
         """
         Add one update that comes in blocks, such as ``codec.Blocks`` decodes, or nothing of it.
@@ -163,6 +166,7 @@ class ExactSum:
             scalars: Name -> finite number; the same names in each update.
             factor: Its parameters count times this, 0 to 1; before they are rounded to fixed point. The
                 limits are for them as they came.
+            counted: What it counts in the divisor of means; by default its weight.
 
         Raises:
             BlobError: The weight is out of range, or a value is not within its limit.
@@ -173,6 +177,7 @@ class ExactSum:
             for values, seen in _beside(blocks(self._integers[name]), maximum.reshape(-1)):
                 np.maximum(seen, values, out=seen)
         self.total_weight += weight
+        self.divisor += weight if counted is None else counted
         self.count += 1
         self.add_scalars({name: weight * Fraction(v) for name, v in (scalars or {}).items()})
 
@@ -195,6 +200,7 @@ class ExactSum:
         self._check_weight(weight)
         self._accumulate(_whole(self.manifest, tensors), -weight)
         self.total_weight -= weight
+        self.divisor -= weight
         self.count -= 1
 
     def merge(self, other: ExactSum) -> None:
@@ -213,11 +219,12 @@ class ExactSum:
             np.maximum(maximum, other._maxima[name], out=maximum)
         self.add_scalars(other.scalars)
         self.total_weight += other.total_weight
+        self.divisor += other.divisor
         self.count += other.count
 
     def mean(self, name: str) -> Float64s:
         """
-        The weighted mean of a float tensor, in its shape: ``float64(T) / W * 2**-s``.
+        The weighted mean of a float tensor, in its shape: ``float64(T) / W * 2**-s``, W the divisor.
 
         Raises:
             ValueError: Nothing was added.
@@ -235,7 +242,7 @@ class ExactSum:
         self._check_not_empty()
         block = self._totals[name][start:stop].astype(np.float64)
         # In this order, one rounding each, so that every machine gets the same bits.
-        block /= float(self.total_weight)
+        block /= float(self.divisor)
         block *= math.ldexp(1.0, -self.scales[self._floats[name].quantity].s)
         return block
 
@@ -247,7 +254,7 @@ class ExactSum:
             ValueError: Nothing was added.
         """
         self._check_not_empty()
-        return float(self.scalars[name] / self.total_weight)
+        return float(self.scalars[name] / self.divisor)
 
     def maximum(self, name: str) -> Int64s:
         """
@@ -264,7 +271,9 @@ class ExactSum:
         for spec in self.manifest.tensors:
             yield self._totals[spec.name] if spec.name in self._totals else self._maxima[spec.name]
 
-    def add_sum(self, tensors: Mapping[str, Tensor], weight: int, count: int) -> None:
+    def add_sum(
+        self, tensors: Mapping[str, Tensor], weight: int, count: int, counted: int | None = None
+    ) -> None:
         """
         Add a partial sum of other updates of the same round, or nothing of it.
 
@@ -272,6 +281,7 @@ class ExactSum:
             tensors: Name -> int64 array, of ``sum_manifest``.
             weight: Total weight of the updates in it.
             count: How many they are.
+            counted: What they count in the divisor of means; by default their weight.
 
         Raises:
             BlobError: A tensor is not the manifest's, or a total is larger than ``weight`` allows.
@@ -292,6 +302,7 @@ class ExactSum:
         for name, maximum in self._maxima.items():
             np.maximum(maximum, tensors[name], out=maximum)
         self.total_weight += weight
+        self.divisor += weight if counted is None else counted
         self.count += count
 
     def release(self, name: str) -> None:

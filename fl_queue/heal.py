@@ -21,6 +21,7 @@ from fl_queue import (
     dispatch,
     enrolment,
     faults,
+    flight,
     late,
     liveness,
     models,
@@ -139,6 +140,10 @@ class Healer:
             self._restore_model(run, current.base_digest, current.segment, current.download)
             for digest in current.server_state.values():
                 self._restore_model(run, digest, current.segment, is_state=True)
+            for version in flight.versions(current):
+                entry = self.store.control.version(run, version)
+                download = entry.get("download", "")
+                self._restore_model(run, entry.get("digest", ""), current.segment, download)
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
             self._pass_over(run, current)

@@ -15,6 +15,7 @@ from pathlib import Path
 from fl_queue import (
     blob,
     dispatch,
+    flight,
     group,
     kept,
     metrics,
@@ -78,7 +79,12 @@ class Intake:
         self.merge: Merge | None = None
         if self.manifest is not None and current.purpose == "train":
             self.merge = Merge.of_round(
-                self.manifest, config, current.scales, current.w_max, state_dir / "gathered"
+                self.manifest,
+                config,
+                current.scales,
+                current.w_max,
+                state_dir / "gathered",
+                current.discount,
             )
 
     @property
@@ -117,7 +123,7 @@ class Intake:
         if enrolment is not None:
             self._most_examples[header.client] = enrolment.max_examples
             self.books.know(header.client)
-        if header.round == self.number:
+        if header.round == self.number or self._is_carried(header):
             return self._decide(header, body, who)
         if header.round > self.number:
             self._check_open()  # When our round has ended, this one is somebody else's.
@@ -125,7 +131,7 @@ class Intake:
             self.books.rejected.count(who, reason, "invalid")
             self.taken.refuse(None)
         else:
-            self.books.write_late(header, who)
+            self._refuse_past(header, who)
             self.taken.refuse(header)
         return False
 
@@ -165,6 +171,31 @@ class Intake:
             self._remember(header.client, receipt)
         self.books.write(header.client, receipt, who, is_first)
         return receipt.is_in
+
+    # Asynchronous rounds
+
+    def _is_carried(self, header: Header) -> bool:
+        """Whether an element answers the job of an earlier round that its client is at."""
+        if header.client not in self.round.carried:
+            return False
+        return flight.begun(self.round, header.client).round == header.round
+
+    def _refuse_past(self, header: Header, who: str) -> None:
+        """An element whose round has ended, or whose job was given up."""
+        age = self.round.base_version - header.base_version
+        most = self.config.round["max_staleness"]
+        if self.round.is_async and age > most:
+            reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
+            self.books.write_late(header, who, "stale", reason)
+        else:
+            self.books.write_late(header, who)
+
+    def _base_of(self, header: Header) -> tuple[int, str]:
+        """Version and digest that the client's job began with."""
+        begun = flight.begun(self.round, header.client)
+        if begun.round == self.number:
+            return self.round.base_version, self.round.base_digest
+        return begun.version, self.store.control.version(self.run, begun.version).get("digest", "")
 
     def _look_at_group(self, header: Header, body: memoryview, who: str) -> bool:
         """Decide on the updates of several virtual clients, which came as their sum: all or none."""
@@ -259,14 +290,10 @@ class Intake:
             )
         if known is not None and known.status == "received":
             return receipt_of(header, "duplicate", "an update of this client was received already")
-        if (header.base_version, header.base_digest) != (
-            self.round.base_version,
-            self.round.base_digest,
-        ):
+        version, digest = self._base_of(header)
+        if (header.base_version, header.base_digest) != (version, digest):
             return receipt_of(
-                header,
-                "stale",
-                f"made from version {header.base_version}, not {self.round.base_version}",
+                header, "stale", f"made from version {header.base_version}, not {version}"
             )
         if header.kind == "failure":
             return receipt_of(header, "failed", header.reason)
@@ -290,16 +317,18 @@ class Intake:
             self._take_initial(header, body)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
-        return _with(receipt_of(header, "received", ""), added)
+        staleness = self.round.base_version - header.base_version
+        return replace(_with(receipt_of(header, "received", ""), added), staleness=staleness)
 
     def _add(self, header: Header, body: memoryview) -> Added:
         """Validate an update and add it to the exact sum."""
         assert self.merge is not None
         self.merge.check(header)
         whole = self._body(header, body)
-        added = self.merge.add(header, whole, self._most_examples.get(header.client, 0))
+        most = self._most_examples.get(header.client, 0)
+        added = self.merge.add(header, whole, most, self.round.base_version - header.base_version)
         if self.config.model["keep_updates"]:
-            kept.write(self.state_dir, header, whole)
+            kept.write(self.state_dir, header, whole, self.number)
         return added
 
     def _take_initial(self, header: Header, body: memoryview) -> None:
@@ -420,4 +449,6 @@ class Intake:
 
 
 def _with(receipt: Receipt, added: Added) -> Receipt:
-    return replace(receipt, weight=added.weight, norm=added.norm, clipped=added.clipped)
+    return replace(
+        receipt, weight=added.weight, norm=added.norm, clipped=added.clipped, counted=added.counted
+    )

@@ -20,14 +20,17 @@ from fl_queue.header import Header
 _SUFFIX = ".update"
 
 
-def write(state_dir: Path, header: Header, body: Bytes) -> None:
+def write(state_dir: Path, header: Header, body: Bytes, number: int) -> None:
     """
     Keep an update.
+
+    Args:
+        number: Round that merges it; an asynchronous one also merges those of jobs of earlier rounds.
 
     Raises:
         CheckpointError: It cannot be written (disk full, permissions).
     """
-    path = _path(state_dir, header.run, header.round, header.client, header.body_digest)
+    path = _path(state_dir, header.run, number, header.client, header.body_digest)
     try:
         files.write_durably(path, [blob.pack(replace(header, chunk_bytes=0), body)])
     except OSError as exc:

@@ -40,6 +40,8 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
 
 def record(store: Store, run: str, header: Header) -> None:
     """Write the receipts of a late element; one that was received in time keeps its own."""
+    if was_merged(store, run, header):
+        return
     current = store.control.round(run, header.round)
     for own, _, _ in group.headers(header):
         receipt = receipt_of(own, "late", f"round {header.round} had ended")
@@ -47,6 +49,18 @@ def record(store: Store, run: str, header: Header) -> None:
             store.control.count_late(run, header.round, own.client)
         elif own.client in current.cohort:
             store.control.write_receipt(run, header.round, own.client, receipt, None)
+
+
+def was_merged(store: Store, run: str, header: Header) -> bool:
+    """Whether a later asynchronous round has merged an update that is pushed once more."""
+    begun, state = store.control.round(run, header.round), store.control.run(run)
+    if begun is None or not begun.is_async or state is None:
+        return False
+    found = (
+        store.control.receipts(run, number).get(header.client)
+        for number in range(header.round + 1, state.round + 1)
+    )
+    return any(known is not None and known.is_in and known.token == header.token for known in found)
 
 
 def drain(store: Store, state: RunState) -> int:

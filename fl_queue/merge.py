@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fl_queue.exact import ExactSum, Scale
 from fl_queue.gather import Gathered
 from fl_queue.header import Header
 from fl_queue.records import Manifest
+from fl_queue.staleness import Discount
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import (
     Facts,
@@ -38,11 +39,13 @@ class Added:
         weight: Its integer weight.
         norm: L2 norm of its parameters as they came; None where nothing is clipped.
         clipped: Whether it was scaled down.
+        counted: What it counts in the divisor of the mean.
     """
 
     weight: int
     norm: float | None = None
     clipped: bool = False
+    counted: int = 0
 
 
 class Merge:
@@ -56,6 +59,7 @@ class Merge:
         strategy: What they have besides; FedAvg unless it is given.
         folder: Where all updates may lie, if the strategy needs them at once; by default the
             machine's for temporary files.
+        discount: What staleness does to their weights, in an asynchronous round.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class Merge:
         encoding: str = "float32",
         strategy: Strategy | None = None,
         folder: Path | None = None,
+        discount: Discount | None = None,
     ) -> None:
         self.manifest = manifest
+        self.discount = discount
         self.aggregation = aggregation
         self.encoding = encoding
         self.strategy = strategy or Strategy()
@@ -108,11 +114,18 @@ class Merge:
         scales: Mapping[str, Sequence[float]],
         w_max: int,
         folder: Path | None = None,
+        discount: Mapping[str, Any] | None = None,
     ) -> Merge:
-        """What merges the updates of a round that was opened with this config."""
+        """
+        What merges the updates of a round that was opened with this config.
+
+        Args:
+            discount: As the round recorded it; empty for a synchronous one.
+        """
         strategy = get_strategy(config.aggregation["strategy"], config.strategy)
         encoding = codec.encoding(config.update)
-        return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder)
+        found = Discount.from_dict(discount or {})
+        return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder, found)
 
     def check(self, header: Header) -> None:
         """
@@ -123,18 +136,22 @@ class Merge:
         """
         codec.check_tensors(self.encoding, header, self.sent)
 
-    def add(self, header: Header, body: Bytes, most_examples: int = 0) -> Added:
+    def add(self, header: Header, body: Bytes, most_examples: int = 0, staleness: int = 0) -> Added:
         """
         Add one update that ``check`` let pass.
 
         Args:
             most_examples: More of them than its client is enrolled with count as so many; 0: any.
+            staleness: Versions that were made while it was; 0 in a synchronous round.
 
         Raises:
             BlobError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
             CheckpointError: There is no room on disk for all updates of the round.
         """
-        weight = weight_of(self.aggregation, header.num_examples, most_examples)
+        weight = counted = weight_of(self.aggregation, header.num_examples, most_examples)
+        if self.discount is not None:
+            counted = self.discount.full(weight)
+            weight = self.discount.discounted(weight, staleness)
         check_scalars(self.strategy, header.scalars)
         blob.check_body(header, body)
         blocks = codec.Blocks(self.encoding, self.sent, body)
@@ -142,10 +159,10 @@ class Merge:
         norm = clip.l2_norm(self.sent, blocks) if most else None
         factor = 1.0 if norm is None else clip.factor(norm, most)
         if self._all is None:
-            self.total.add_blocks(blocks, weight, header.scalars, factor)
+            self.total.add_blocks(blocks, weight, header.scalars, factor, counted)
         else:
             self._all.add_blocks(header.client, blocks, weight, factor)
-        return self.added(weight, norm)
+        return replace(self.added(weight, norm), counted=counted)
 
     def added(self, weight: int, norm: float | None) -> Added:
         """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""

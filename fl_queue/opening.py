@@ -6,19 +6,37 @@ Opening a round: who may take part, who is selected, and the jobs, in one transa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import codec, dispatch, faults, jobs, names, sampling, simulation
-from fl_queue.config import RunConfig, cohort_size, quorum_size, too_few_for
+from fl_queue import (
+    codec,
+    dispatch,
+    faults,
+    flight,
+    jobs,
+    names,
+    sampling,
+    simulation,
+    staleness,
+)
+from fl_queue.config import (
+    RunConfig,
+    buffer_size,
+    cohort_size,
+    concurrency_size,
+    quorum_size,
+    too_few_for,
+)
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
-from fl_queue.records import Purpose, dumps
+from fl_queue.records import Mode, Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
-from fl_queue.store import MEMORY_SHARE, RunState, Store
+from fl_queue.store import MEMORY_SHARE, RoundState, RunState, Store
 from fl_queue.strategies import get_strategy, largest_weight
 from fl_queue.strategies.base import update_manifest
 
@@ -49,6 +67,9 @@ class _Plan:
         eligible: From whom, as it is recorded.
         shares: How many clients ``eligible`` stands for.
         groups: Into how many jobs a simulation's cohort is cut; 0: a job for each.
+        mode: ``async``: of the cohort, those in ``carried`` are at work already.
+        buffer: Updates that an asynchronous round merges.
+        carried: Client -> the ticket of an earlier round that it is at, and where that began.
     """
 
     number: int
@@ -57,6 +78,9 @@ class _Plan:
     eligible: Sequence[str]
     shares: int
     groups: int = 0
+    mode: Mode = "sync"
+    buffer: int = 0
+    carried: Mapping[str, tuple[Ticket, flight.Begun]] = field(default_factory=dict)
 
 
 def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
@@ -73,27 +97,20 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     )
     if not simulated:
         alive = _admissible(store, config, alive)
-    cohort, wanted = _select(store, state, config, purpose, alive)
-    if len(cohort) < max(wanted, 1):
-        _wait(store, state, config, _who_is_missing(config, len(alive), wanted))
+    is_async = purpose == "train" and config.round["mode"] == "async"
+    plan, wanted = (_plan_async if is_async else _plan_sync)(store, state, config, purpose, alive)
+    if len(plan.cohort) < max(wanted, 1):
+        _wait(store, state, config, _who_is_missing(config, plan, len(alive), wanted))
         return
-    if purpose == "train":
-        problem = _too_few(config, len(cohort))
+    if purpose == "train" and not is_async:
+        problem = _too_few(config, len(plan.cohort))
         if problem:
             _wait(store, state, config, problem)
             return
-        problem = _no_room(store, state, config, len(cohort))
+        problem = _no_room(store, state, config, len(plan.cohort))
         if problem:
             set_state(store, state, "failed", problem, "run_failed")
             return
-    plan = _Plan(
-        state.round + 1,
-        purpose,
-        cohort,
-        simulation.compact(len(alive)) if simulated else alive,
-        len(alive),
-        _groups(cohort, config) if simulated else 0,
-    )
     fields = _round_fields(store, state, config, plan)
     tickets = _tickets(state.run_id, plan, config)
 
@@ -102,8 +119,118 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
             return None
         return lambda: _write_round(store, pipe, state, plan, fields, tickets)
 
-    if store.control.transact([names.run(state.run_id)], body):
+    # What is taken over must be as it was seen: the healer may have replaced a ticket of it.
+    watched = [names.run(state.run_id), names.round_jobs(state.run_id, state.round)]
+    if store.control.transact(watched if is_async else watched[:1], body):
         faults.reach("round.opened")
+
+
+def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState) -> None:
+    """
+    Have clients that are idle begin in an open asynchronous round, as far as there is room for them.
+
+    In place of those that have answered, and clients that have come. Each trains once from a version.
+    """
+    run = state.run_id
+    store.control.hear()
+    if store.control.settling():
+        return
+    alive = _admissible(store, config, store.control.alive_clients(config.clients["active_s"]))
+    idle = [client for client in alive if client not in current.cohort]
+    if not idle:
+        return
+    working = len(flight.at_work(store, run, current))
+    free = min(max(0, concurrency_size(config, len(idle) + working) - working), len(idle))
+    chosen = sampling.select_cohort(config.run["seed"], current.number, idle, free)
+    if not chosen:
+        return
+    plan = _Plan(
+        current.number,
+        "train",
+        chosen,
+        sorted({*current.eligible, *idle}),
+        len(alive),
+        mode="async",
+    )
+    tickets = [ticket for ticket in _tickets(run, plan, config) if ticket.who in chosen]
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        key = names.round_(run, current.number)
+        state_now, cohort = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort"]))
+        if state_now != b"open" or tuple(json.loads(cohort or b"[]")) != current.cohort:
+            return None
+        if not is_as_seen(pipe, state):
+            return None
+        return lambda: _write_more(store, pipe, state, current, plan, tickets)
+
+    store.control.transact([names.run(run), names.round_(run, current.number)], body)
+
+
+def _write_more(
+    store: Store,
+    pipe: Pipeline,
+    state: RunState,
+    current: RoundState,
+    plan: _Plan,
+    tickets: list[Ticket],
+) -> None:
+    run, number = state.run_id, plan.number
+    population = [*state.population, *sorted(_newcomers(state, plan))]
+    pipe.hset(names.run(run), "population", dumps(population))
+    cohort = sorted((*current.cohort, *plan.cohort))
+    fields = {"cohort": dumps(cohort), "eligible": dumps(plan.eligible)}
+    pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
+    for ticket in tickets:
+        pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
+        dispatch.publish(ticket, pipe, store.control.redis)
+    event = {"event": "clients_joined", "round": number, "clients": list(plan.cohort)}
+    store.control.add_event(run, event, pipe)
+
+
+def _plan_sync(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
+) -> tuple[_Plan, int]:
+    """A synchronous round, and how many clients it needs."""
+    simulated = simulation.is_simulation(config)
+    cohort, wanted = _select(store, state, config, purpose, alive)
+    plan = _Plan(
+        state.round + 1,
+        purpose,
+        cohort,
+        simulation.compact(len(alive)) if simulated else alive,
+        len(alive),
+        _groups(cohort, config) if simulated else 0,
+    )
+    return plan, wanted
+
+
+def _plan_async(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
+) -> tuple[_Plan, int]:
+    """
+    An asynchronous round, and how many clients it needs at work.
+
+    Who is at work goes on; of those that are idle as many begin as there is room for.
+    """
+    last, tickets = flight.carried(store, state, config.round["max_staleness"])
+    carried = {ticket.who: (ticket, flight.begun(last, ticket.who)) for ticket in tickets if last}
+    idle = [client for client in alive if client not in carried]
+    limit = concurrency_size(config, len(idle) + len(carried))
+    free = min(max(0, limit - len(carried)), len(idle))
+    chosen = sampling.select_cohort(config.run["seed"], state.round + 1, idle, free)
+    buffer = buffer_size(config, limit)
+    plan = _Plan(
+        state.round + 1,
+        purpose,
+        sorted((*carried, *chosen)),
+        idle,
+        len(alive),
+        mode="async",
+        buffer=buffer,
+        carried=carried,
+    )
+    # The first one decides into how many parts the data is split: not before all are there.
+    return plan, buffer if state.shares else max(buffer, limit)
 
 
 def _select(
@@ -137,24 +264,40 @@ def _groups(cohort: Sequence[str], config: RunConfig) -> int:
     return simulation.group_count(len(cohort), simulation.processes(config))
 
 
-def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
-    size = len(plan.cohort)
+def _sum_fields(config: RunConfig, plan: _Plan) -> dict[str, str]:
+    """The format of the round's exact sum."""
     w_max = largest_weight(config.aggregation)
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
     ranges = strategy.ranges(config.aggregation)
-    scales = choose_scales(
-        size,
-        w_max,
-        {name: span.limit for name, span in ranges.items()},
-        {name: span.finest for name, span in ranges.items()},
-    )
+    limits = {name: span.limit for name, span in ranges.items()}
+    finest = {name: span.finest for name, span in ranges.items()}
+    size, discount = len(plan.cohort), None
+    if plan.mode == "async":
+        size = plan.buffer
+        discount = staleness.discount(config.round, size, w_max, limits, finest)
+        w_max = discount.full(w_max)
+    scales = choose_scales(size, w_max, limits, finest)
+    return {
+        "w_max": str(w_max),
+        "scales": dumps({kind: list(scale) for kind, scale in scales.items()}),
+        "discount": dumps(discount.to_dict() if discount else {}),
+    }
+
+
+def _quorum(config: RunConfig, plan: _Plan) -> int:
+    size = len(plan.cohort)
+    if plan.mode == "async":
+        return plan.buffer
+    # One client makes version 0.
+    return size if plan.purpose == "initialise" else quorum_size(config, size)
+
+
+def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
     longest = {
         "train": config.round["deadline_s"],
         "evaluate": EVALUATION_DEADLINE_S,
         "initialise": INITIALISE_DEADLINE_S,
     }
-    # One client makes version 0.
-    quorum = size if plan.purpose == "initialise" else quorum_size(config, size)
     now = f"{store.control.now():.6f}"
     return {
         "state": "open",
@@ -162,7 +305,9 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "cohort": dumps(plan.cohort),
         "eligible": dumps(plan.eligible),
         "groups": str(plan.groups),
-        "quorum": str(quorum),
+        "mode": plan.mode,
+        "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
+        "quorum": str(_quorum(config, plan)),
         "deadline_s": str(longest[plan.purpose]),
         "grace_s": str(config.round["grace_s"]),
         "opened_at": now,
@@ -175,8 +320,7 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "download": state.download if config.model["codec"] != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
-        "w_max": str(w_max),
-        "scales": dumps({kind: list(scale) for kind, scale in scales.items()}),
+        **_sum_fields(config, plan),
         "segment": str(state.segment),
         "reason": "",
     }
@@ -195,7 +339,7 @@ def _population_count(state: RunState, plan: _Plan) -> int:
 
 
 def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
-    """A job for each client or group, and the aggregator's."""
+    """A new job for each client or group that has none, and the aggregator's."""
     timeout_s = max(1, int(config.train["timeout_s"]))
 
     def ticket(who: str) -> Ticket:
@@ -210,8 +354,9 @@ def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
         longest_s = timeout_s * len(simulation.members(plan.cohort, plan.groups, number))
         return Ticket(who, function, names.POOL_QUEUE, run, plan.number, longest_s)
 
+    new = [client for client in plan.cohort if client not in plan.carried]
     return [
-        *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, plan.cohort)),
+        *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, new)),
         Ticket(names.AGGREGATOR, jobs.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
     ]
 
@@ -242,6 +387,8 @@ def _write_round(
         # How many parts the data has is decided once: who comes later must not move samples around.
         pipe.hsetnx(names.run(run), "shares", plan.shares)
     pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
+    for ticket, _ in plan.carried.values():
+        pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
     for ticket in tickets:
         pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
         dispatch.publish(ticket, pipe, store.control.redis)
@@ -252,6 +399,8 @@ def _write_round(
         "clients": len(plan.cohort),
         "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
     }
+    if plan.mode == "async":
+        event["carried"] = sorted(plan.carried)
     store.control.add_event(run, event, pipe)
 
 
@@ -280,13 +429,16 @@ def _no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> s
     )
 
 
-def _who_is_missing(config: RunConfig, alive: int, wanted: int) -> str:
+def _who_is_missing(config: RunConfig, plan: _Plan, alive: int, wanted: int) -> str:
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
         if config.security["require_enrolment"]:
             reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
         return reason
-    return f"round.cohort = {wanted}, but {alive} clients are alive; start more workers or lower round.cohort"
+    asked = "round.cohort"
+    if plan.mode == "async":
+        asked = "round.buffer" if wanted == plan.buffer else "round.concurrency"
+    return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
 
 
 def _wait(store: Store, state: RunState, config: RunConfig, reason: str) -> None:

@@ -220,21 +220,21 @@ def remove_unfinished(folder: Path, client: str, age_s: float = 0.0) -> None:
                 path.unlink()
 
 
-def sweep(folder: Path, client: str, has_ended: Callable[[str, int], bool]) -> int:
+def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool]) -> int:
     """
-    Remove the updates whose rounds have ended.
+    Remove the updates that are not wanted any more.
 
     Args:
         client: Whose updates these are, or a pattern of several; others in the folder stay.
-        has_ended: ``(run id, round) -> bool``.
+        has_ended: ``(run id, round, client) -> bool``.
 
     Returns:
         How many are left.
     """
     left = 0
     for path in sorted(folder.glob(f"{client}_*{_SUFFIX}")):
-        _, run, number = path.name.removesuffix(_SUFFIX).split("_")
-        if has_ended(run, int(number)):
+        whose, run, number = path.name.removesuffix(_SUFFIX).split("_")
+        if has_ended(run, int(number), whose):
             path.unlink(missing_ok=True)
         else:
             left += 1

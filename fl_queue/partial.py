@@ -87,6 +87,7 @@ def save(
         "nbytes": nbytes,
         "chunk_bytes": chunk_bytes,
         "weight": total.total_weight,
+        "divisor": total.divisor,
         "count": total.count,
         "scalars": dumps({name: str(value) for name, value in total.scalars.items()}),
         "progress": progress.to_json(),
@@ -126,7 +127,12 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
         raise ChunksMissing(saved["digest"], 0)
     tensors = blob.views(sum_manifest(total.manifest), body)
     if int(saved["count"]):
-        total.add_sum(tensors, int(saved["weight"]), int(saved["count"]))
+        total.add_sum(
+            tensors,
+            int(saved["weight"]),
+            int(saved["count"]),
+            int(saved.get("divisor", saved["weight"])),
+        )
         scalars = json.loads(saved.get("scalars", "{}"))
         total.add_scalars({name: Fraction(text) for name, text in scalars.items()})
 

@@ -40,6 +40,7 @@ Verdict = Literal[
     "received", "accepted", "duplicate", "late", "stale", "invalid", "failed", "forged"
 ]  # fmt: skip
 Purpose = Literal["initialise", "train", "evaluate"]
+Mode = Literal["sync", "async"]
 Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
 
 #: In ``model.private``: everything of a model's BatchNorm layers, whatever their names.
@@ -184,9 +185,11 @@ class Receipt:
         token: The update's own random token (the same when it is pushed again).
         digest: BLAKE3 of its body, hexadecimal.
         num_examples: Examples used this round.
-        weight: Its integer weight in the mean; that of fewer examples than it claims, where those are capped.
+        weight: Its integer weight in the sum; that of fewer examples than it claims, where those are capped.
         norm: L2 norm of its parameters as they came; None where ``aggregation.clip_norm`` is 0.
         clipped: Whether it was scaled down to ``aggregation.clip_norm``.
+        staleness: Versions made between the one it was trained from and the one it was merged with.
+        counted: What it counts in the divisor of the mean: its weight before it was discounted for staleness.
         metrics: Finished metrics of the client's validation of the base version.
         train_metrics: The same of its training.
         environment: Versions, device, threads, instruction set, task code digest.
@@ -202,6 +205,8 @@ class Receipt:
     weight: int = 0
     norm: float | None = None
     clipped: bool = False
+    staleness: int = 0
+    counted: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -298,7 +303,7 @@ class RoundRecord:
         norms: Client -> L2 norm of its update as it came; empty where ``aggregation.clip_norm`` is 0.
         clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
         rejected: Client -> verdict and reason, of updates that were not merged.
-        missing: Clients of the cohort of whom nothing valid came.
+        missing: Clients of the cohort of whom nothing valid came; none of an asynchronous round.
         left_out: Clients whose update was accepted, and not let in by a robust rule that chooses.
         validation: Merged sums of the clients' validation of the base version.
         client_validation: Client -> its finished metrics on the base version.
@@ -311,6 +316,13 @@ class RoundRecord:
         population: Clients the run had seen.
         base_server_state, server_state: Name -> digest of the strategy's state that belongs to the
             base version and to the one it made.
+        mode: ``sync`` or ``async``; the rest is of asynchronous rounds. Their cohort are the clients at
+            work, ``eligible`` those that were idle, ``quorum`` the size of the buffer.
+        carried: Client -> ``round`` and ``version`` its job began with, of those at work since an
+            earlier round.
+        staleness: Client -> staleness of its accepted update.
+        counted: Client -> what its update counts in the divisor of the mean.
+        discount: What staleness does to weights, see ``staleness.Discount``.
     """
 
     round: int
@@ -342,6 +354,11 @@ class RoundRecord:
     population: int = 0
     base_server_state: dict[str, str] = field(default_factory=dict)
     server_state: dict[str, str] = field(default_factory=dict)
+    mode: Mode = "sync"
+    carried: dict[str, dict[str, int]] = field(default_factory=dict)
+    staleness: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    discount: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return dumps(asdict(self))

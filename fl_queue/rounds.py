@@ -11,16 +11,16 @@ does with an open round is in ``collect.py``; who repairs what died, in ``heal.p
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, jobs, metrics, names
+from fl_queue import dispatch, flight, jobs, metrics, names
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
-from fl_queue.opening import open_round
+from fl_queue.opening import open_round, top_up
 from fl_queue.records import Purpose, Receipt, RoundRecord
 from fl_queue.runs import current_config, set_state
 from fl_queue.store import Control, RoundState, RunState, Store
@@ -53,6 +53,8 @@ def advance(store: Store, run: str) -> None:
         return
     current = store.control.open_round(state)
     if current is not None:
+        if current.is_async:
+            top_up(store, state, current_config(store, run, current.segment), current)
         _abandon_orphan(store, state, current)
         return
     config = current_config(store, run)
@@ -77,7 +79,8 @@ def closing_rule(
     Whether a round ends now, and how.
 
     All in; or the quorum is in and the grace or the deadline has passed; or the quorum cannot be
-    reached, or was not by the deadline with the results list drained.
+    reached, or was not by the deadline with the results list drained. An asynchronous round ends with
+    its quorum, the size of its buffer.
 
     Args:
         received: Valid updates so far.
@@ -91,6 +94,8 @@ def closing_rule(
     ]
     size = len(current.cohort)
     if received >= current.quorum:
+        if current.is_async:
+            return Ending(good, f"{received} updates in, the buffer is full")
         if pending == 0:
             return Ending(good, f"{received} of {size} updates in")
         if elapsed_s >= current.deadline_s:
@@ -126,7 +131,7 @@ def base_record(
         cohort=list(current.cohort),
         eligible=list(current.eligible),
         quorum=current.quorum,
-        missing=list(current.cohort),
+        missing=[] if current.is_async else list(current.cohort),
         scales=dict(current.scales),
         strategy=config.aggregation["strategy"],
         opened_at=current.opened_at,
@@ -134,6 +139,9 @@ def base_record(
         config_segment=current.segment,
         population=current.population,
         base_server_state=dict(current.server_state),
+        mode=current.mode,
+        carried={client: dict(begun) for client, begun in current.carried.items()},
+        discount=dict(current.discount),
     )
 
 
@@ -148,17 +156,27 @@ def count_time(store: Store, run: str, number: int) -> float | None:
     return store.control.tick_round(run, number)
 
 
-def has_ended(control: Control, run: str, number: int) -> bool:
-    """Whether a round has ended (or its run is gone, or is not training any more)."""
+def has_ended(control: Control, run: str, number: int, who: str) -> bool:
+    """
+    Whether nothing is wanted any more of somebody's job of a round.
+
+    Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
+    newest round has not taken the job over.
+    """
     state = control.run(run)
-    return state is None or is_past(state, control.round(run, number), number)
+    return state is None or is_past(control, state, control.round(run, number), number, who)
 
 
-def is_past(state: RunState, current: RoundState | None, number: int) -> bool:
+def is_past(
+    control: Control, state: RunState, current: RoundState | None, number: int, who: str
+) -> bool:
     """The same of what has been read already. Args: ``current``: None when its keys are not there."""
-    if not state.active or state.round > number:
+    if not state.active:
         return True
-    return current is not None and not current.open
+    if current is not None and current.is_async:
+        # Whether it goes on is decided when the next round is opened, with its tickets.
+        return control.job(state.run_id, state.round, who).get("number") != number
+    return state.round > number or (current is not None and not current.open)
 
 
 def is_over(control: Control, run: str) -> bool:
@@ -252,17 +270,25 @@ def end(
 
 
 def clean_up(store: Store, run: str, number: int) -> None:
-    """Remove what an ended round no longer needs: its jobs now, its keys two rounds later."""
-    _forget_jobs(store, run, number, but=names.AGGREGATOR)
+    """
+    Remove what an ended round no longer needs: its jobs now, its keys two rounds later.
+
+    In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in.
+    """
+    in_use = flight.tickets_in_use(store, run)
+    _forget_jobs(store, run, number, in_use, but=names.AGGREGATOR)
     # From where the last one got to: whoever cleaned up an earlier round may have been killed.
-    for old in range(store.control.cleaned(run), number - ROUNDS_KEPT + 1):
-        _forget_jobs(store, run, old)
+    end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])
+    for old in range(store.control.cleaned(run), end):
+        _forget_jobs(store, run, old, in_use)
         store.control.forget_round(run, old)
 
 
-def _forget_jobs(store: Store, run: str, number: int, but: str = "") -> None:
+def _forget_jobs(
+    store: Store, run: str, number: int, in_use: Collection[str], but: str = ""
+) -> None:
     for who, ticket in dispatch.tickets(store, run, number).items():
-        if who != but:
+        if who != but and ticket.job not in in_use:
             dispatch.forget(store, ticket)
 
 

@@ -187,7 +187,7 @@ def describe_state(store: Store, state: RunState) -> str:
         "train": f"round {state.round}",
         "evaluate": "closing evaluation",
     }[current.purpose]
-    return f"is training: {what}, {received} of {len(current.cohort)} updates in, quorum {current.quorum}"
+    return f"is training: {what}, {current.progress(received)}"
 
 
 def is_as_seen(pipe: Pipeline, state: RunState) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_queue import blob, checkpoint, kept, metrics, models, names
+from fl_queue import blob, checkpoint, flight, kept, metrics, models, names
 from fl_queue.config import RunConfig
 from fl_queue.errors import RunStateError
 from fl_queue.store import RunState, Store
@@ -89,6 +89,13 @@ def _files(version: Mapping[str, Any]) -> set[str]:
     return {version["digest"], *version.get("server_state", {}).values()}
 
 
+def _in_training(store: Store, run: str) -> set[int]:
+    """Older versions that clients are at work on, in asynchronous rounds."""
+    state = store.control.run(run)
+    current = store.control.round(run, state.round) if state else None
+    return flight.versions(current) if current else set()
+
+
 def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -> None:
     """
     Remove superseded models: chunks on the data server, checkpoints beyond ``model.keep_versions``,
@@ -105,8 +112,10 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
         if newest - WAITING_KEPT < version and evaluations.get(version, {}).get("state") not in ("done", "failed")
     }  # fmt: skip
     served = {version for version in versions if version > newest - ON_DATA_SERVER} | waiting
+    served |= _in_training(store, run)
     digests = {digest for version in served for digest in _digests(versions[version])}
-    for version in range(max(0, newest - 2 * WAITING_KEPT), newest):
+    reach = 2 * max(WAITING_KEPT, config.round["max_staleness"])
+    for version in range(max(0, newest - reach), newest):
         for digest in _digests(versions[version]) - digests:
             store.data.drop_chunks(
                 names.model_blob(run, digest),

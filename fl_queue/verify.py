@@ -17,6 +17,7 @@ from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, 
 from fl_queue.merge import Merge
 from fl_queue.records import RoundRecord
 from fl_queue.runs import current_config
+from fl_queue.staleness import Discount
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import largest_weight, load_strategy
 from fl_queue.strategies.base import Facts
@@ -120,13 +121,21 @@ def recompute(
     if manifest is None:
         raise DataError(run, "the run has no manifest")
     w_max = largest_weight(config.aggregation)
-    merge = Merge.of_round(manifest, config, record.scales, w_max, state_dir / "gathered")
+    found = Discount.from_dict(record.discount)
+    if found is not None:
+        w_max = found.full(w_max)
+    folder = state_dir / "gathered"
+    merge = Merge.of_round(manifest, config, record.scales, w_max, folder, record.discount)
     for client, digest in sorted(record.accepted.items()):
         header, body = kept.read(state_dir, run, record.round, client, digest)
         merge.check(header)
-        recorded = record.weights[client]
+        recorded, staleness = record.weights[client], record.base_version - header.base_version
+        if staleness != record.staleness.get(client, 0):
+            reason = f"made from version {header.base_version}, recorded otherwise"
+            raise BlobError(f"{client}: {reason}")
         # What it was enrolled with then is not recorded; a weight below its claim says that it was less.
-        added = merge.add(header, body, most_examples=recorded)
+        most = recorded if found is None else record.counted[client] // found.unit
+        added = merge.add(header, body, most, staleness)
         if added.weight != recorded:
             raise BlobError(f"{client}: weight {added.weight}, recorded {recorded}")
         if added.norm != record.norms.get(client):

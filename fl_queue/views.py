@@ -172,6 +172,7 @@ def _from_history(
                 weight=record.weights[client],
                 norm=record.norms.get(client),
                 clipped=client in record.clipped,
+                staleness=record.staleness.get(client, 0),
                 metrics=record.client_validation.get(client, {}),
             )
             return {client: asdict(receipt)}

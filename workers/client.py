@@ -109,8 +109,8 @@ class Assignment:
         return self.state.run_id
 
     def ended(self) -> bool:
-        """Whether the round has ended, so that nothing is wanted any more."""
-        return rounds.has_ended(self.store.control, self.run, self.round.number)
+        """Whether nothing is wanted any more: the round has ended, say."""
+        return rounds.has_ended(self.store.control, self.run, self.round.number, self.who)
 
     def task(self) -> Task:
         return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
@@ -200,9 +200,14 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     store = site.connect()
     tidy(store, site, who)
     state, current = store.control.run(run), store.control.round(run, number)
-    if state is None or current is None or rounds.is_past(state, current, number):
+    if (
+        state is None
+        or current is None
+        or rounds.is_past(store.control, state, current, number, who)
+    ):
         return "the round has ended"
-    newest = store.control.job(run, number, who)
+    # In an asynchronous run, a later round may have taken the job over.
+    newest = store.control.job(run, max(number, state.round), who)
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
@@ -216,7 +221,12 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
 def push(job: Assignment, header: Header, body: memoryview) -> bool:
     """Push an answer from the outbox; False when its round ended before it could be."""
     redis, current = job.config.redis, job.round
-    groups = [simulation.group(number) for number in range(current.groups)]
+    rivals = [*current.cohort, *(simulation.group(number) for number in range(current.groups))]
+    if current.is_async:
+        # Those at work now, too: rounds may have gone by.
+        state = job.store.control.run(job.run)
+        newest = job.store.control.round(job.run, state.round) if state else None
+        rivals = sorted({*rivals, *(newest.cohort if newest else ())})
     return outbox.push(
         job.store,
         header,
@@ -226,7 +236,7 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
         job.ended,
         redis["unmerged_bytes"],
         job.site.seal,
-        [*current.cohort, *groups],
+        rivals,
     )
 
 

@@ -199,10 +199,11 @@ class FLWorker(Worker):
         return self._timeout_s > 0 and time.monotonic() - self._forked_at > longest_s
 
     def _is_pointless(self, job: Any) -> bool:
-        """Whether a client's job is for a round that has ended, or a run that was cancelled."""
+        """Whether nobody wants a client's job any more: its round has ended, say."""
         if job.func_name not in jobs.OF_A_ROUND:
             return False
-        return rounds.has_ended(self._control, *job.call())
+        run, number = job.call()
+        return rounds.has_ended(self._control, run, number, job.id.partition("_")[0])
 
     def _tell_refused(self, job: str, reason: str) -> None:
         """Say where people look that an entry of our queue was refused."""

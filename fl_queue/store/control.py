@@ -17,7 +17,7 @@ from redis.client import Pipeline
 
 from fl_queue import names
 from fl_queue.entries import event_of
-from fl_queue.records import Manifest, Outcome, Purpose, Receipt, RoundRecord, dumps
+from fl_queue.records import Manifest, Mode, Outcome, Purpose, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.presence import as_text
 from fl_queue.store.rejections import EVENTS_KEPT, Rejections
@@ -70,6 +70,7 @@ class RoundState:
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
     body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
     that belongs to the base version. ``population``: clients the run has seen when it was opened.
+    ``mode``, ``carried``, ``discount``: as in ``RoundRecord``.
     """
 
     number: int
@@ -95,10 +96,23 @@ class RoundState:
     download: str = ""
     server_state: Mapping[str, str] = field(default_factory=dict)
     population: int = 0
+    mode: Mode = "sync"
+    carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    discount: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_async(self) -> bool:
+        return self.mode == "async"
 
     @property
     def open(self) -> bool:
         return self.state == "open"
+
+    def progress(self, received: int) -> str:
+        """How far it is, in words. Args: ``received``: updates that are in."""
+        if self.is_async:
+            return f"{received} of {self.quorum} updates in the buffer, {len(self.cohort) - received} clients at work"
+        return f"{received} of {len(self.cohort)} updates in, quorum {self.quorum}"
 
     @property
     def fetched(self) -> str:
@@ -150,6 +164,11 @@ class Control(Rejections):
             version: json.loads(raw[str(version).encode()])
             for version in sorted(int(key) for key in raw)
         }
+
+    def version(self, run: str, number: int) -> dict[str, Any]:
+        """One of them; empty when there is none."""
+        text = cast("bytes | None", self.redis.hget(names.versions(run), str(number)))
+        return cast(dict[str, Any], json.loads(text)) if text else {}
 
     def history(self, run: str, last: int = 0, skip: int = 0) -> list[RoundRecord]:
         """Every ended round, in order; or the ``last`` so many, or all but the first ``skip``."""
@@ -493,9 +512,9 @@ class Control(Rejections):
 
 def _event_of(number: int, client: str, receipt: Receipt) -> dict[str, Any]:
     """What the run's events tell of an update."""
-    event = {"event": "update_received", "round": number, "client": client}
+    event: dict[str, Any] = {"event": "update_received", "round": number, "client": client}
     if receipt.is_in:
-        return event
+        return event | ({"staleness": receipt.staleness} if receipt.staleness else {})
     return event | {
         "event": "update_rejected",
         "status": receipt.status,
@@ -565,4 +584,7 @@ def _round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         download=raw.get("download", ""),
         server_state=json.loads(raw.get("server_state", "{}")),
         population=int(raw.get("population", 0)),
+        mode=cast(Mode, raw.get("mode", "sync")),
+        carried=json.loads(raw.get("carried", "{}")),
+        discount=json.loads(raw.get("discount", "{}")),
     )

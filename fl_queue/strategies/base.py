@@ -218,6 +218,8 @@ class Strategy:
     may_clip: ClassVar[bool] = True
     #: Whether clients evaluate the base version on their training data.
     needs_base_loss: ClassVar[bool] = False
+    #: Whether it makes sense of updates that were made from older versions (asynchronous rounds).
+    takes_stale: ClassVar[bool] = False
     #: Whether the task must train with ``sgd.local_sgd``, which knows corrections and counts steps.
     needs_local_sgd: ClassVar[bool] = False
 

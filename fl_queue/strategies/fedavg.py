@@ -17,3 +17,5 @@ from fl_queue.strategies.base import Strategy
 
 class FedAvg(Strategy):
     """``new = float32(float64(base) + mean)``, elementwise: the skeleton as it is."""
+
+    takes_stale = True

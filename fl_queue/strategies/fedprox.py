@@ -21,6 +21,8 @@ from fl_queue.strategies.base import Correction, Known, Strategy
 class FedProx(Strategy):
     """Sends what FedAvg sends; nobody keeps anything."""
 
+    takes_stale = True
+
     OPTIONS: ClassVar = {
         "mu": Field("float", 0.01, "pull towards the round's model, 0 or more", low=0.0)
     }

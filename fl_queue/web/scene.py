@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from fl_queue import display, names, report, scores, views
-from fl_queue.records import updates_in
+from fl_queue import display, flight, names, report, scores, views
+from fl_queue.records import Receipt, updates_in
 from fl_queue.store import RoundState, RunState, Store
 
 #: Rows of the rounds table on the page; the CSV has them all.
@@ -88,21 +88,21 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
     if current.number != wanted:
         of = f"(for version {wanted} {of})"
     what = _PURPOSES.get(current.purpose, f"round {current.number} {of}")
-    return (
-        f"Training, {what}: {received} of {len(current.cohort)} updates in, quorum {current.quorum}"
-    )
+    return f"Training, {what}: {current.progress(received)}"
 
 
 def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
     number = state.round if state else -1
     newest = store.control.receipts(state.run_id, number) if state and number >= 0 else {}
     before = store.control.receipts(state.run_id, number - 1) if state and number >= 1 else {}
+    current = store.control.round(state.run_id, number) if state else None
     found = []
     for client in views.clients(store):
         event = store.control.last_event(names.client_events(client.client)) or {}
+        began = flight.begun(current, client.client).round if current else number
         ours = state is not None and (event.get("run"), event.get("round")) == (
             state.run_id,
-            number,
+            began,
         )
         receipt = newest.get(client.client) or before.get(client.client)
         done = client.client in newest
@@ -114,11 +114,17 @@ def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
                 else max(0, round(client.last_seen_s)),
                 "epoch": event.get("epoch", 0) if ours else 0,
                 "epochs": event.get("epochs", 0) if ours else 0,
-                "answer": newest[client.client].status if done else "",
+                "answer": _answer(newest[client.client]) if done else "",
                 "update_bytes": receipt.nbytes if receipt else 0,
             }
         )
     return found
+
+
+def _answer(receipt: Receipt) -> str:
+    """What became of an update, and how old it was if it was."""
+    age = receipt.staleness if receipt.is_in else 0
+    return f"{receipt.status}, {age} version{'s' if age > 1 else ''} old" if age else receipt.status
 
 
 def history(store: Store, run: str) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""Asynchronous rounds on real servers, one step at a time, without workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import (
+    blob,
+    checkpoint,
+    deletion,
+    diagnose,
+    dispatch,
+    flight,
+    models,
+    names,
+    operate,
+    rounds,
+    runs,
+    sampling,
+    verify,
+)
+from fl_queue.header import Header
+from fl_queue.records import RoundRecord
+from fl_queue.staleness import ONE
+from fl_queue.store import Store
+from tests.byhand import NAME, ByHand
+
+pytestmark = pytest.mark.timeout(60)
+
+SIZE = 1000
+ASYNC = ("round.mode=async", "round.cohort=1.0", "model.keep_updates=true")
+
+
+class AsyncHand(ByHand):
+    """Updates of whatever job a client is at."""
+
+    def __init__(self, store: Store, folder: Path, clients: str, *overrides: str) -> None:
+        super().__init__(store, folder, clients, SIZE, *ASYNC, *overrides)
+        store.control.redis.hset(names.run(self.run), "rounds_wanted", 99)
+
+    def job_of(self, client: str) -> flight.Begun:
+        return flight.begun(self.round, client)
+
+    def made(self, client: str, token: str = "") -> tuple[Header, bytes]:
+        """A client's update of the job that it is at; the same bits whenever it is asked."""
+        number, version = self.job_of(client)
+        draw = np.random.default_rng([ord(client), number])
+        values = draw.standard_normal(self.size, "<f4")
+        body = np.array([ord(client)], "<i8").tobytes() + values.tobytes()
+        base = self.store.control.version(self.run, version)["digest"]
+        header = self.header("update", client, body, token or f"token-{client}-{number}")
+        return replace(header, round=number, base_version=version, base_digest=base), body
+
+    def push(self, made: tuple[Header, bytes]) -> None:
+        assert self.send(*made)
+
+    def update(self, client: str, token: str = "", bound: int = 1 << 40) -> None:
+        self.push(self.made(client, token))
+
+    def commit(self, clients: str) -> RoundRecord:
+        """Push these clients' updates and have a version made of them."""
+        for client in clients:
+            self.update(client)
+        number = self.round.number
+        assert self.work().startswith("committed")
+        # However slow this machine is: nobody was silent.
+        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
+        rounds.advance(self.store, self.run)
+        return self.past(number)
+
+    def past(self, number: int) -> RoundRecord:
+        """Record of a round that has ended."""
+        return next(r for r in self.store.control.history(self.run) if r.round == number)
+
+    def parameters(self, version: int) -> np.ndarray:
+        """Of a version, from its checkpoint."""
+        digest = self.store.control.version(self.run, version)["digest"]
+        folder = models.checkpoint_folder(self.folder, self.run)
+        body = checkpoint.read(folder, digest, self.manifest)
+        return np.array(blob.views(self.manifest, body)["w"], np.float64)
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> AsyncHand:
+    return AsyncHand(store, tmp_path, "abcd", "round.buffer=2")
+
+
+def test_a_full_buffer_is_a_version_and_who_is_at_work_goes_on(hand: AsyncHand) -> None:
+    before = dispatch.tickets(hand.store, hand.run, 1)
+    record = hand.commit("ab")
+    current, after = hand.round, dispatch.tickets(hand.store, hand.run, 2)
+
+    assert (record.mode, record.reason) == ("async", "2 updates in, the buffer is full")
+    assert sorted(record.accepted) == ["a", "b"]
+    assert record.missing == []
+    assert (current.number, current.base_version, current.quorum) == (2, 1, 2)
+    assert current.cohort == ("a", "b", "c", "d")
+    assert current.carried == {client: {"round": 1, "version": 0} for client in "cd"}
+    assert [after[client] == before[client] for client in "abcd"] == [False, False, True, True]
+    # Their jobs are still there, those that were answered are not.
+    queued = {client: dispatch.job_state(hand.store, before[client]) for client in "abcd"}
+    assert queued == {"a": "gone", "b": "gone", "c": "queued", "d": "queued"}
+    assert runs.describe_state(hand.store, hand.state) == (
+        "is training: round 2, 0 of 2 updates in the buffer, 4 clients at work"
+    )
+    assert any(
+        "on its job of round 1" in line for line in diagnose.why_open(hand.store, hand.state)
+    )
+
+
+def test_a_stale_update_counts_for_less_and_the_round_can_be_verified(
+    hand: AsyncHand, store: Store, tmp_path: Path
+) -> None:
+    hand.commit("ab")
+    record = hand.commit("ac")
+    receipt = store.control.receipts(hand.run, 2)["c"]
+
+    assert record.staleness == {"a": 0, "c": 1}
+    factor, unit = record.discount["weights"][1] / ONE, record.discount["unit"]
+    assert factor == pytest.approx(2**-0.5, abs=1e-6)
+    assert record.weights == {"a": ord("a") * unit, "c": round(ord("c") * unit * factor)}
+    assert (receipt.status, receipt.staleness, receipt.weight) == (
+        "accepted", 1, record.weights["c"],
+    )  # fmt: skip
+    verdicts = list(verify.verify(store, hand.state, tmp_path))
+    assert [(verdict.round, verdict.result) for verdict in verdicts] == [(1, "same"), (2, "same")]
+
+
+def test_the_papers_step_against_plain_numpy(hand: AsyncHand) -> None:
+    base = hand.commit("ab").version
+    change = {client: hand.made(client)[1][8:] for client in "ac"}
+    hand.commit("ac")
+    # x <- x + sum_i n_i (1 + tau_i)^-1/2 D_i / sum_i n_i
+    total = sum(
+        ord(client) * (1 + tau) ** -0.5 * np.frombuffer(change[client], "<f4").astype(np.float64)
+        for client, tau in (("a", 0), ("c", 1))
+    )
+    wanted = hand.parameters(base or 0) + total / (ord("a") + ord("c"))
+    # The discounted weight is rounded to an integer: 0.5 of some ninety examples.
+    assert np.abs(hand.parameters(2) - wanted).max() < 5e-6 * np.abs(total).max()
+
+
+@pytest.mark.parametrize("staleness", ["polynomial", "constant"])
+def test_with_a_buffer_of_the_cohort_it_is_fedavg_bit_for_bit(
+    store: Store, tmp_path: Path, staleness: str
+) -> None:
+    made = []
+    for mode in (("round.buffer=4", f"round.staleness={staleness}"), ()):
+        folder = tmp_path / str(len(mode))
+        if mode:
+            hand: ByHand = AsyncHand(store, folder, "abcd", *mode)
+        else:
+            hand = ByHand(store, folder, "abcd", SIZE)
+        for client in "abcd":
+            hand.update(client)
+        assert hand.work().startswith("committed")
+        made.append(store.control.version(hand.run, 1)["digest"])
+        operate.cancel(store, NAME)
+        deletion.delete(store, hand.state, folder)
+    assert made[0] == made[1]
+
+
+def test_the_order_of_arrival_and_a_checkpointed_sum_change_no_bit(
+    store: Store, tmp_path: Path
+) -> None:
+    made = []
+    for order, bound in (("ac", 1 << 40), ("ca", 1)):
+        folder = tmp_path / order
+        hand = AsyncHand(
+            store, folder, "abcd", "round.buffer=2", "redis.inline_bytes=0",
+            f"redis.unmerged_bytes={bound}",
+        )  # fmt: skip
+        hand.commit("ab")
+        hand.update(order[0])
+        intake = hand.intake()
+        hand.take(intake, 1)
+        if bound == 1:
+            intake.checkpoint()  # Killed after it: the next one goes on from the sum.
+        hand.update(order[1])
+        hand.work()
+        made.append((hand.past(2).digest, hand.past(2).weights))
+        operate.cancel(store, NAME)
+        deletion.delete(store, hand.state, folder)
+    assert made[0] == made[1]
+
+
+def test_a_client_that_is_too_far_behind_is_given_up_and_begins_anew(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = AsyncHand(store, tmp_path, "abcd", "round.buffer=2", "round.max_staleness=1")
+    slow = hand.made("c")
+    hand.commit("ab")
+    assert not rounds.has_ended(store.control, hand.run, 1, "c")
+    record = hand.commit("ab")
+
+    reason = "stale: at work on version 0 when version 2 was made; round.max_staleness = 1"
+    assert record.rejected == {"c": reason, "d": reason}
+    assert store.control.receipts(hand.run, 2)["c"].status == "stale"
+    assert hand.job_of("c") == (3, 2)
+    assert rounds.has_ended(store.control, hand.run, 1, "c")
+    # What it sends all the same is recorded, and not merged.
+    hand.push(slow)
+    hand.take(hand.intake(), 1)
+    late = store.control.receipts(hand.run, 1)["c"]
+    assert (late.status, late.token) == ("stale", "token-c-1")
+    assert late.reason == "made from version 0, 2 versions ago; round.max_staleness = 1"
+    assert sorted(hand.commit("ac").accepted) == ["a", "c"]
+
+
+def test_an_update_that_comes_again_is_counted_once(hand: AsyncHand, store: Store) -> None:
+    first = hand.made("a")
+    hand.push(first)
+    hand.push(first)
+    hand.push((replace(first[0], token="another"), first[1]))
+    hand.commit("b")
+    assert store.control.receipts(hand.run, 1)["a:duplicate"].status == "duplicate"
+    stale = hand.made("c")
+    hand.push(stale)
+    hand.commit("a")
+    # Its round has ended and so has the one that merged it, as after a kill before the discard.
+    hand.push(stale)
+    hand.push(first)
+    record = hand.commit("ab")
+    assert sorted(record.accepted) == ["a", "b"]
+    assert sorted(store.control.receipts(hand.run, 1)) == ["a", "a:duplicate", "b"]
+
+
+def test_another_incarnation_counts_nothing_twice_and_loses_nothing(hand: AsyncHand) -> None:
+    hand.commit("ab")
+    for client in "cd":
+        hand.update(client)
+    first = hand.intake()
+    hand.take(first, 2)
+    assert first.received() == 2
+    assert hand.work().startswith("committed")
+    assert hand.past(2).staleness == {"c": 1, "d": 1}
+
+
+def test_what_jobs_still_need_stays_and_then_goes(hand: AsyncHand, store: Store) -> None:
+    store.control.set_evaluation(hand.run, 0, {"state": "done", "finished": {}})
+    for _ in range(4):
+        hand.commit("ab")
+    digest = store.control.version(hand.run, 0)["digest"]
+    chunk = names.chunk(names.model_blob(hand.run, digest), 0)
+
+    assert hand.job_of("c") == (1, 0)
+    assert store.control.round(hand.run, 1) is not None
+    assert store.data.redis.exists(chunk)
+    hand.commit("cd")
+    assert hand.past(5).staleness == {"c": 4, "d": 4}
+    hand.commit("ab")
+    assert store.control.round(hand.run, 1) is None
+    assert not store.data.redis.exists(chunk)
+
+
+def test_an_abandoned_round_gives_nobody_up(store: Store, tmp_path: Path) -> None:
+    hand = AsyncHand(store, tmp_path, "abcd", "round.buffer=2", "round.deadline_s=0.2")
+    before = dispatch.tickets(store, hand.run, 1)
+    hand.update("a")
+    assert hand.work().startswith("abandoned")
+    after = dispatch.tickets(store, hand.run, 2)
+
+    assert [after[client] == before[client] for client in "abcd"] == [False, True, True, True]
+    hand.update("b")
+    hand.update("a")
+    assert hand.work().startswith("committed")
+    assert hand.past(2).staleness == {"a": 0, "b": 0}
+
+
+def test_a_client_that_is_idle_begins_where_another_one_has_answered(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = AsyncHand(store, tmp_path, "abcde", "round.buffer=2", "round.concurrency=2")
+    first = hand.round.cohort
+    assert list(first) == sampling.select_cohort(hand.config.run["seed"], 1, list("abcde"), 2)
+    hand.update(first[0])
+    intake = hand.intake()
+    hand.take(intake, 1)
+    rounds.advance(store, hand.run)
+    joined = hand.round
+
+    (new,) = set(joined.cohort) - set(first)
+    assert dispatch.tickets(store, hand.run, 1)[new].number == 1
+    rounds.advance(store, hand.run)  # Two are at work: there is no room for more.
+    assert hand.round.cohort == joined.cohort
+    hand.update(new)
+    assert hand.work().startswith("committed")
+    assert sorted(hand.past(1).accepted) == sorted((first[0], new))
+    assert hand.past(1).cohort == sorted(joined.cohort)
+    assert sorted(hand.round.carried) == [first[1]]
+    assert len(hand.round.cohort) == 2
+
+
+def test_the_first_round_waits_for_all_that_are_to_train(store: Store, tmp_path: Path) -> None:
+    hand = AsyncHand(store, tmp_path, "ab", "round.buffer=2", "round.concurrency=3")
+    assert hand.state.round == 0
+    assert "round.concurrency = 3, but 2 clients are alive" in hand.state.reason
+
+
+def test_cancelling_ends_the_jobs_of_all_rounds(hand: AsyncHand, store: Store) -> None:
+    old = dispatch.tickets(store, hand.run, 1)["c"]
+    hand.commit("ab")
+    assert dispatch.job_state(store, old) == "queued"
+    operate.cancel(store, NAME)
+    assert dispatch.job_state(store, old) == "gone"
+    assert rounds.has_ended(store.control, hand.run, 1, "c")
