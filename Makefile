@@ -12,6 +12,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 ARGS ?=
 MINUTES ?= 10
 SEED ?= 1
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 # Two installs into one environment at the same time would break it.
@@ -27,8 +28,8 @@ venv: $(VENV)/.installed ## install fl-queue into .venv
 demo: $(VENV)/.installed ## train on this machine: private Redis, workers, rounds, result
 	$(BIN)/fl-queue demo $(ARGS)
 
-test: $(VENV)/.installed-test ## run the suite, about twenty minutes (ARGS="-k exact" for a part)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS (2) processes (ARGS="-k exact" for a part)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
