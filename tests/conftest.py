@@ -15,10 +15,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.store import Store
 from tests.federation import Federation
+
+# How long an example takes is the machine's business: others run tests beside it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 #: Inherited by every process the suite starts, so that orphans are recognised, too.
 _MARK = f"FLQ_TEST_SESSION={secrets.token_hex(8)}"

@@ -53,7 +53,7 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.binary(max_size=300))
 def test_any_bytes_end_in_documented_errors(data: bytes) -> None:
     for target in TARGETS.values():
@@ -61,7 +61,7 @@ def test_any_bytes_end_in_documented_errors(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", JSON)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_value_anywhere_in_json_ends_in_documented_errors(
     name: str, data: st.DataObject
@@ -75,7 +75,7 @@ def test_any_value_anywhere_in_json_ends_in_documented_errors(
     target(prefix + json.dumps(changed).encode())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_value_anywhere_in_a_groups_header_ends_in_documented_errors(
     data: st.DataObject,
@@ -98,7 +98,7 @@ def test_every_field_of_a_member_is_among_the_places() -> None:
     } == set(Member.__dataclass_fields__)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(places(json.loads(targets.CALL))), PLAIN)
 def test_any_value_anywhere_in_a_jobs_call_is_refused_or_the_call_itself(
     path: Any, value: Any
@@ -109,7 +109,7 @@ def test_any_value_anywhere_in_a_jobs_call_is_refused_or_the_call_itself(
         assert json.loads(changed)[1:] == json.loads(targets.CALL)[1:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([*sorted(targets.HASH), b"webhooks", b"dependency_ids"]), st.binary(max_size=50)
 )
@@ -119,7 +119,7 @@ def test_any_bytes_in_any_field_of_a_jobs_hash_are_refused_or_read(
     TARGETS["job"](field + b"\0" + value.replace(b"\0", b"\1"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(range(len(codec.CODECS))), st.binary(max_size=1300))
 def test_any_bytes_of_a_bodys_length_are_summed_or_leave_the_sum_as_it_was(
     index: int, data: bytes

@@ -181,7 +181,7 @@ def test_the_geometric_median_comes_to_an_update_that_most_agree_on(tmp_path: Pa
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     count=st.integers(1, 12),
     size=st.integers(0, 40),

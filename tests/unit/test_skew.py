@@ -45,7 +45,7 @@ def mnist(data, share=0, shares=4, task="mnist-3v7", **values):
     turns=st.integers(0, 8),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quarter_turns_are_those_of_torch(side, turns, seed):
     height, width = (side[0], side[0]) if turns % 2 else side
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
@@ -85,7 +85,7 @@ def test_the_number_is_a_standard_deviation():
 
 
 @given(order=st.permutations(range(6)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_samples_noise_is_its_own(order):
     skew = Skew(3, "a", 0.0, 1.0)
     images = torch.zeros(6, 2, 2)

@@ -30,7 +30,6 @@ __all__ = ["run"]  # A fixture.
 EXAMPLES = int(os.environ.get("FLQ_TEST_FUZZ", "10"))
 bounded = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     database=None,
     derandomize=EXAMPLES < 100,
     phases=[Phase.generate],
