@@ -7,7 +7,8 @@ Used for the fields of ``RunConfig`` and for the options of built-in tasks. No f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,3 +184,17 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "floats": _floats,
     "strs": _strs,
 }
+
+
+def as_plain(value: Any) -> Any:
+    """A value of a config as JSON and TOML have it: dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return value
+
+
+def toml_value(value: Any) -> str:
+    """The TOML text of a value."""
+    return json.dumps(as_plain(value), ensure_ascii=False)

@@ -168,8 +168,8 @@ class Merge:
         """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
         most = self.aggregation["clip_norm"]
         if norm is None or not most:
-            return Added(weight)
-        return Added(weight, norm, clip.factor(norm, most) < 1.0)
+            return Added(weight, counted=weight)
+        return Added(weight, norm, clip.factor(norm, most) < 1.0, weight)
 
     def next_model(
         self,

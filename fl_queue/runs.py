@@ -11,9 +11,10 @@ from blake3 import blake3
 from redis.client import Pipeline
 
 from fl_queue import faults, names
-from fl_queue.config import FIXED, RunConfig, changed_fields
+from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.records import dumps, updates_in
+from fl_queue.sections import FIXED
 from fl_queue.store import RunState, Store, as_text, parse_run_state
 
 #: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a

@@ -11,15 +11,15 @@ from pathlib import Path
 import click
 import pytest
 
-from fl_queue import config, errors, names
+from fl_queue import config, config_text, errors, names
 from fl_queue.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_rendered_files_are_fresh() -> None:
-    assert (ROOT / "config/default.toml").read_text() == config.render_defaults()
-    assert (ROOT / "docs/config.md").read_text() == config.render_reference()
+    assert (ROOT / "config/default.toml").read_text() == config_text.render_defaults()
+    assert (ROOT / "docs/config.md").read_text() == config_text.render_reference()
 
 
 @pytest.mark.parametrize("name", config.preset_names())

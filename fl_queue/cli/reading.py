@@ -18,6 +18,7 @@ from fl_queue import (
     config as configs,
 )
 from fl_queue import (
+    config_text,
     display,
     doctor,
     models,
@@ -228,13 +229,13 @@ def config_show(
 ) -> None:
     """The config a run would get, after file, environment and --set; passwords masked."""
     if defaults:
-        click.echo(configs.render_defaults(), nl=False)
+        click.echo(config_text.render_defaults(), nl=False)
         return
     loaded = configs.load(config, overrides)
     if as_json:
-        write_json(configs.masked(loaded))
+        write_json(config_text.masked(loaded))
     else:
-        click.echo(configs.to_toml(configs.masked(loaded)), nl=False)
+        click.echo(config_text.to_toml(config_text.masked(loaded)), nl=False)
 
 
 @click.command("doctor")

@@ -14,7 +14,7 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from fl_queue.config import SECTIONS
+from fl_queue.sections import SECTIONS
 from fl_queue.store import Store
 from fl_queue.web.connection import Connection
 from fl_queue.web.guard import Access
