@@ -289,6 +289,8 @@ class Collector:
         if self.round.is_async and ending.outcome == "committed":
             most = self.config.round["max_staleness"]
             self.intake.receipts.update(flight.given_up(self.round, self.intake.receipts, most))
+        if ending.outcome == "abandoned":
+            ending = rounds.with_cause(ending, self.intake.receipts)
         record = self._make_record(ending)
         if ending.outcome in ("committed", "initialised"):
             answer = self._commit(ending, record)

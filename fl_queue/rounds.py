@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from redis.client import Pipeline
@@ -29,6 +29,9 @@ from fl_queue.store import Control, RoundState, RunState, Store
 ORPHAN_GRACE_S = 5.0
 #: The keys of an ended round stay for so many rounds.
 ROUNDS_KEPT = 2
+
+#: Characters of a client's own words in the reason of a round.
+_CAUSE = 300
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,15 @@ def closing_rule(
             f"{received} of {size} updates in at the deadline of {current.deadline_s:g} s, quorum {current.quorum}",
         )
     return None
+
+
+def with_cause(ending: Ending, receipts: Mapping[str, Receipt]) -> Ending:
+    """An ending with what was wrong with the first client's answer, if one was not as it should be."""
+    for client, receipt in sorted(receipts.items()):
+        if receipt.status != "received":
+            cause = receipt.reason[:_CAUSE]
+            return replace(ending, reason=f"{ending.reason}; {client}: {cause}")
+    return ending
 
 
 def base_record(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, names, scores, verify
+from fl_queue import blob, names, operate, scores, verify
 from fl_queue.cli.running import cli_line
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.header import Header
@@ -61,7 +61,7 @@ def test_the_evaluator_scores_every_version(federation: Federation, calm: list[s
 
 
 def test_a_run_that_trains_refuses_a_second_start(federation: Federation, calm: list[str]) -> None:
-    run = federation.begin("busy", "train.epochs=200")
+    run = federation.begin("busy", "round.cohort=9")  # There are three: it waits.
     command = [sys.executable, "-m", "fl_queue", "start-round", "mnist-3v7", "--run", "busy"]
     done = subprocess.run(
         [*command, "--state-dir", str(federation.redis.state_dir)], capture_output=True, text=True
@@ -70,7 +70,8 @@ def test_a_run_that_trains_refuses_a_second_start(federation: Federation, calm: 
     assert done.returncode == 2
     assert "is training" in done.stderr
     assert "Traceback" not in done.stderr
-    federation.finish(run)
+    operate.cancel(federation.store, "busy")
+    assert federation.finish(run).state == "cancelled"
 
 
 def test_starting_again_continues_from_the_newest_version(
@@ -191,6 +192,7 @@ def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
 
     assert state.state == "failed"
     assert "quorum" in state.reason
+    assert "--task-allow nobody:Allows" in state.reason
     receipts = federation.store.control.receipts(run, state.round)
     assert any("--task-allow nobody:Allows" in receipt.reason for receipt in receipts.values())
 
