@@ -9,14 +9,14 @@ The bytes around a header, and bodies, are ``blob``'s.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 from blake3 import blake3
 
+from fl_queue import header_fields as parsers
 from fl_queue import int8, topk
 from fl_queue.errors import BlobError
 from fl_queue.records import MAX_DIMENSIONS, Sums
@@ -25,18 +25,13 @@ from fl_queue.records import MAX_DIMENSIONS, Sums
 CODECS = ("float32", "bfloat16", "int8")
 HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
-#: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
-MAX_TEXT = 4096
 MAX_TENSORS = 16384
 MAX_CHUNKS = 65536
-#: Values (map entries and list items) a whole header may hold, and one free-form map of it.
+#: Values (map entries and list items) a whole header may hold.
 MAX_HEADER_ITEMS = 1 << 18
-MAX_MAP_ITEMS = 4096
-_MAX_NESTING = 4
 #: dtype on the wire -> bytes an element; besides these only ``int8x256`` and top-k's are decoded.
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bfloat16": 2}
 _WIRE_DTYPES = (*_ITEM_BYTES, "int8x256")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_BODY = blake3(b"").hexdigest()
 
 
@@ -97,7 +92,7 @@ class Header:
         metrics, train_metrics: Sums of validation and of training.
         environment: Versions, device, threads; finite numbers only.
         train_s: Seconds it trained.
-        reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
+        reason: Why a ``failure`` failed, at most ``header_fields.MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
         codec: How the body is encoded, as ``is_codec`` knows it; any but ``float32`` in an ``update`` only.
@@ -252,48 +247,9 @@ def _plain(value: Any) -> Any:
 
 # --- types and ranges
 
-_Parser = Callable[[str, Any], Any]
 
-
-def _fail(name: str, reason: str) -> BlobError:
-    return BlobError(f"header field {name}: {reason}")
-
-
-def _text(longest: int) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str:
-            raise _fail(name, f"is a {type(value).__name__}, not text")
-        if len(value) > longest:
-            raise _fail(name, f"has {len(value)} characters, more than {longest}")
-        return value
-
-    return parse
-
-
-def _id(longest: int) -> _Parser:
-    """Names and tokens, which end up in keys' fields and before people's eyes."""
-    is_text = _text(longest)
-
-    def parse(name: str, value: Any) -> str:
-        found: str = is_text(name, value)
-        if not found.isprintable():
-            raise _fail(name, "holds characters that cannot be shown")
-        return found
-
-    return parse
-
-
-def _one_of(*choices: str) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str or value not in choices:
-            raise _fail(name, f"is not one of {', '.join(choices)}")
-        return value
-
-    return parse
-
-
-def _encoding(*choices: str) -> _Parser:
-    one_of = _one_of(*choices)
+def _encoding(*choices: str) -> parsers.Parser:
+    one_of = parsers.one_of(*choices)
 
     def parse(name: str, value: Any) -> str:
         is_topk = type(value) is str and topk.is_name(value)
@@ -302,150 +258,81 @@ def _encoding(*choices: str) -> _Parser:
     return parse
 
 
-def _digest(or_empty: bool) -> _Parser:
-    def parse(name: str, value: Any) -> str:
-        if type(value) is not str or not (_DIGEST.fullmatch(value) or (or_empty and not value)):
-            raise _fail(name, "is not 64 hexadecimal digits")
-        return value
-
-    return parse
-
-
-def _integer(high: int) -> _Parser:
-    def parse(name: str, value: Any) -> int:
-        # type() and not isinstance(): a bool is an int to Python, and no count.
-        if type(value) is not int:
-            raise _fail(name, f"is a {type(value).__name__}, not an integer")
-        if not 0 <= value <= high:
-            raise _fail(name, f"is {value}, not 0 to {high}")
-        return value
-
-    return parse
-
-
-def _positive(name: str, value: Any) -> float:
-    if type(value) is not float or not (math.isfinite(value) and value >= 0):
-        raise _fail(name, "is not a finite floating-point number, 0 or more")
-    return value
-
-
-def _map(finite: bool) -> _Parser:
-    def parse(name: str, value: Any) -> dict[str, Any]:
-        if type(value) is not dict:
-            raise _fail(name, f"is a {type(value).__name__}, not a map")
-        if _count_values(name, value, _MAX_NESTING, finite) > MAX_MAP_ITEMS:
-            raise _fail(name, f"holds more than {MAX_MAP_ITEMS} values")
-        return value
-
-    return parse
-
-
-def _count_values(name: str, value: Any, nesting: int, finite: bool) -> int:
-    """Check that a value is plain, bounded data; how many values it holds, itself included."""
-    if value is None or type(value) is bool:
-        return 1
-    if type(value) is str:
-        _text(MAX_TEXT)(name, value)
-        return 1
-    if type(value) is int:
-        if not -(2**63) <= value < 2**64:
-            raise _fail(name, f"holds {value}, which takes more than 64 bits")
-        return 1
-    if type(value) is float:
-        # JSON has no NaN, and the environment ends up in a receipt as it is.
-        if finite and not math.isfinite(value):
-            raise _fail(name, f"holds {value}")
-        return 1
-    if type(value) not in (dict, list):
-        raise _fail(name, f"holds a {type(value).__name__}")
-    if nesting == 0:
-        raise _fail(name, f"is nested deeper than {_MAX_NESTING} levels")
-    inner = value
-    if type(value) is dict:
-        for key in value:
-            _text(MAX_TEXT)(f"{name}, a key of it", key)
-        inner = value.values()
-    return 1 + sum(_count_values(name, item, nesting - 1, finite) for item in inner)
-
-
-def _scalars(name: str, value: Any) -> dict[str, float]:
-    found: dict[str, float] = _map(finite=True)(name, value)
-    if any(type(number) is not float for number in found.values()):
-        raise _fail(name, "holds something else than floating-point numbers")
-    return found
-
-
 def _tensors(name: str, value: Any) -> tuple[TensorEntry, ...]:
     if type(value) is not list:
-        raise _fail(name, f"is a {type(value).__name__}, not a list")
+        raise parsers.fail(name, f"is a {type(value).__name__}, not a list")
     if len(value) > MAX_TENSORS:
-        raise _fail(name, f"holds more than {MAX_TENSORS} tensors")
+        raise parsers.fail(name, f"holds more than {MAX_TENSORS} tensors")
     found = tuple(_tensor(f"{name}[{index}]", item) for index, item in enumerate(value))
     if len({entry.name for entry in found}) != len(found):
-        raise _fail(name, "a tensor name occurs twice")
+        raise parsers.fail(name, "a tensor name occurs twice")
     return found
 
 
 def _tensor(where: str, item: Any) -> TensorEntry:
     if type(item) is not list or len(item) != len(TensorEntry._fields):
-        raise _fail(where, f"is not a list of {', '.join(TensorEntry._fields)}")
+        raise parsers.fail(where, f"is not a list of {', '.join(TensorEntry._fields)}")
     name, dtype, shape, offset, nbytes = item
     if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
-        raise _fail(f"{where}.shape", f"is not a list of at most {MAX_DIMENSIONS} dimensions")
+        raise parsers.fail(
+            f"{where}.shape", f"is not a list of at most {MAX_DIMENSIONS} dimensions"
+        )
     entry = TensorEntry(
-        _text(MAX_TEXT)(f"{where}.name", name),
+        parsers.text(parsers.MAX_TEXT)(f"{where}.name", name),
         _encoding(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
-        tuple(_integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
-        _integer(2**63 - 1)(f"{where}.offset", offset),
-        _integer(2**63 - 1)(f"{where}.nbytes", nbytes),
+        tuple(parsers.integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
+        parsers.integer(2**63 - 1)(f"{where}.offset", offset),
+        parsers.integer(2**63 - 1)(f"{where}.nbytes", nbytes),
     )
     # Python integers: the product cannot overflow into a small number that passes.
     if wire_nbytes(entry.dtype, math.prod(entry.shape)) != entry.nbytes:
-        raise _fail(where, f"{entry.dtype} of shape {entry.shape} is not {entry.nbytes} bytes")
+        raise parsers.fail(
+            where, f"{entry.dtype} of shape {entry.shape} is not {entry.nbytes} bytes"
+        )
     return entry
 
 
-_PARSERS: dict[str, _Parser] = {
-    "kind": _one_of(*HEADER_KINDS),
-    "run": _id(256),
-    "round": _integer(2**32 - 1),
-    "client": _id(256),
-    "base_version": _integer(2**63 - 1),
-    "base_digest": _digest(or_empty=True),
-    "token": _id(256),
-    "num_examples": _integer(2**63 - 1),
-    "metrics": _map(finite=False),
-    "train_metrics": _map(finite=False),
-    "environment": _map(finite=True),
-    "train_s": _positive,
-    "reason": _text(MAX_TEXT),
-    "manifest": _text(MAX_HEADER_BYTES),
+_PARSERS: dict[str, parsers.Parser] = {
+    "kind": parsers.one_of(*HEADER_KINDS),
+    "run": parsers.identifier(256),
+    "round": parsers.integer(2**32 - 1),
+    "client": parsers.identifier(256),
+    "base_version": parsers.integer(2**63 - 1),
+    "base_digest": parsers.digest(or_empty=True),
+    "token": parsers.identifier(256),
+    "num_examples": parsers.integer(2**63 - 1),
+    "metrics": parsers.mapping(finite=False),
+    "train_metrics": parsers.mapping(finite=False),
+    "environment": parsers.mapping(finite=True),
+    "train_s": parsers.positive,
+    "reason": parsers.text(parsers.MAX_TEXT),
+    "manifest": parsers.text(MAX_HEADER_BYTES),
     "tensors": _tensors,
     "codec": _encoding(*CODECS),
-    "body_bytes": _integer(2**63 - 1),
-    "body_digest": _digest(or_empty=False),
-    "chunk_bytes": _integer(2**32 - 1),
+    "body_bytes": parsers.integer(2**63 - 1),
+    "body_digest": parsers.digest(or_empty=False),
+    "chunk_bytes": parsers.integer(2**32 - 1),
 }
 #: Fields that are left out when they are empty.
 _OPTIONAL = ("members", "scalars")
 
 
-_MEMBER_PARSERS: dict[str, _Parser] = {
-    "status": _one_of("received", "invalid", "failed"),
-    "weight": _integer(2**63 - 1),
-    "norm": _positive,
-    "scalars": _scalars,
+_MEMBER_PARSERS: dict[str, parsers.Parser] = {
+    "status": parsers.one_of("received", "invalid", "failed"),
+    "weight": parsers.integer(2**63 - 1),
+    "norm": parsers.positive,
+    "scalars": parsers.scalars,
 } | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
 
 
 def _members(raw: Any) -> tuple[Member, ...]:
     if type(raw) is not list or not raw:
-        raise _fail("members", "is not a list of one or more")
+        raise parsers.fail("members", "is not a list of one or more")
     found = []
     for index, item in enumerate(raw):
         where = f"members[{index}]"
         if type(item) is not dict or item.keys() != _MEMBER_PARSERS.keys():
-            raise _fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
+            raise parsers.fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
         values = {name: _MEMBER_PARSERS[name](f"{where}.{name}", item[name]) for name in item}
         found.append(Member(**values))
     return tuple(found)
@@ -463,9 +350,9 @@ def _parse(raw: Any) -> Header:
             raise BlobError(f"header field {str(name)[:64]!r} is unknown")
     for name in _PARSERS:
         if name not in raw:
-            raise _fail(name, "is missing")
+            raise parsers.fail(name, "is missing")
     members = _members(raw["members"]) if "members" in raw else ()
-    scalars = _scalars("scalars", raw["scalars"]) if "scalars" in raw else {}
+    scalars = parsers.scalars("scalars", raw["scalars"]) if "scalars" in raw else {}
     values = {name: parse(name, raw[name]) for name, parse in _PARSERS.items()}
     header = Header(**values, scalars=scalars, members=members)
     _check_layout(header)
@@ -474,17 +361,17 @@ def _parse(raw: Any) -> Header:
 
 def _check_layout(header: Header) -> None:
     if header.kind in ("evaluation", "failure") and (header.tensors or header.body_bytes):
-        raise _fail("tensors", f"kind {header.kind!r} has no body")
+        raise parsers.fail("tensors", f"kind {header.kind!r} has no body")
     if bool(header.members) != (header.kind == "group"):
-        raise _fail("members", "goes with kind 'group', and with no other")
+        raise parsers.fail("members", "goes with kind 'group', and with no other")
     if bool(header.manifest) != (header.kind == "model"):
-        raise _fail("manifest", "goes with kind 'model', and with no other")
+        raise parsers.fail("manifest", "goes with kind 'model', and with no other")
     if chunk_count(header.body_bytes, header.chunk_bytes) > MAX_CHUNKS:
-        raise _fail("chunk_bytes", f"makes more than {MAX_CHUNKS} chunks")
+        raise parsers.fail("chunk_bytes", f"makes more than {MAX_CHUNKS} chunks")
     end = 0
     for entry in sorted(header.tensors, key=lambda entry: (entry.offset, entry.nbytes)):
         if entry.offset < end:
-            raise _fail("tensors", f"{entry.name!r} overlaps another tensor")
+            raise parsers.fail("tensors", f"{entry.name!r} overlaps another tensor")
         end = entry.offset + entry.nbytes
     if end > header.body_bytes:
-        raise _fail("tensors", f"end at byte {end} of a body of {header.body_bytes}")
+        raise parsers.fail("tensors", f"end at byte {end} of a body of {header.body_bytes}")

@@ -30,7 +30,7 @@ from fl_queue.errors import BlobError
 from fl_queue.records import Sums
 
 SCORE_BINS = 1000
-#: Classes up to which there is a confusion matrix: a header takes ``header.MAX_MAP_ITEMS`` values.
+#: Classes up to which there is a confusion matrix: a header takes ``header_fields.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
 MAX_KEY_LENGTH = 100

@@ -40,7 +40,8 @@ from fl_queue.clientstate import Accepted, Kept
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
-from fl_queue.header import MAX_TEXT, Header
+from fl_queue.header import Header
+from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.sampling import seed_for

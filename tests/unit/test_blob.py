@@ -13,7 +13,8 @@ import pytest
 
 from fl_queue import blob
 from fl_queue.errors import BlobError
-from fl_queue.header import MAX_HEADER_BYTES, MAX_TEXT, Header, Member
+from fl_queue.header import MAX_HEADER_BYTES, Header, Member
+from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
