@@ -41,7 +41,7 @@ images, 10 a round (C = 0.1), plain SGD. Non-IID is the paper's pathological spl
 the images sorted by label. The metric is the paper's: accuracy on the 10,000 test images after each round, \
 best so far, rounds by linear interpolation at the crossing. A run ends when it crosses, or at the published \
 number of rounds. The paper took the best of 11 to 13 learning rates in each cell; here one value was \
-taken for each row, without a search. Published rounds are those of tables 1, 2 and 4.
+taken for each row, without a search, and two for the CNN. Published rounds are those of tables 1, 2 and 4.
 """
 
 _COMPARISON = """\

@@ -89,6 +89,15 @@ TARGETS = (
         "18 in table 1",
         (0,),
     ),
+    Target(
+        "cnn-iid-e5",
+        "CNN, IID, E = 5, B = 10",
+        _local(5, 0.2, **{"run.task": "mnist-cnn"}),
+        0.99,
+        20,
+        "18 in table 1",
+        (0,),
+    ),
 )
 #: What ``--quick`` measures of them.
 QUICK_TARGET = replace(TARGETS[1], seeds=TARGETS[1].seeds[:1])
