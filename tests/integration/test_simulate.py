@@ -60,6 +60,7 @@ def test_a_simulation_needs_nothing_running_and_leaves_nothing_running(calm: lis
     assert len(set(calm)) == 3  # Versions 0 to 2.
 
 
+@pytest.mark.timeout(450)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
     calm: list[str], tmp_path: Path, how: signal.Signals
@@ -76,7 +77,7 @@ def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
         watch.cancel()
     assert (how == signal.SIGKILL) or "the same command goes on with it" in rest
     wait_for("the end of its servers", lambda: embedded.running(tmp_path / "state") is None)
-    again = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=120)
+    again = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=300)
 
     assert again.returncode == 0, again.stderr
     assert "Run many is training: going on with it." in again.stderr

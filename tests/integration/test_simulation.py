@@ -203,7 +203,7 @@ def test_a_group_is_received_with_a_receipt_for_each_and_one_event(arrivals: Arr
     assert sorted(receipts) == list(arrivals.round.cohort)
     for client, receipt in receipts.items():
         header, _ = arrivals.update(client)
-        wanted = replace(late.receipt_of(header, "received", ""), weight=5)
+        wanted = replace(late.receipt_of(header, "received", ""), weight=5, counted=5)
         assert receipt == wanted == arrivals.intake.receipts[client]
     assert arrivals.intake.received() == arrivals.sum()[1] == 10
     came = [event for event in arrivals.events() if event["event"] == "update_received"]

@@ -18,7 +18,8 @@ from fl_queue import simulation
 from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.tasks import ClientContext, ClientData, Task, load_task
+from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.skew import Skew, rotated
 from workers.client import Assignment
 

@@ -7,7 +7,8 @@ import torch
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks import ClientContext, load_task
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
 from fl_queue.training import evaluate_version, initial_model, train_update
 
 FEATURES = ("age", "marker", "constant")
