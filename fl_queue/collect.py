@@ -365,12 +365,10 @@ class Collector:
 
     def _clients_keep(self) -> bool:
         """Whether clients of this run keep something from one accepted round to the next."""
-        if self.config.update["error_feedback"]:
-            return True
-        manifest = self.intake.manifest
+        manifest, feedback = self.intake.manifest, self.config.update["error_feedback"]
         if self.strategy is None or manifest is None:
-            return False
-        return bool(client_layouts(self.strategy, manifest))
+            return False  # Version 0 is made: nobody has trained.
+        return bool(client_layouts(self.strategy, manifest, feedback))
 
     def _state_writers(
         self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]

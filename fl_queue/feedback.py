@@ -22,9 +22,6 @@ from fl_queue import codec
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.records import TensorSpec
 
-#: What clients keep it as.
-RESIDUAL = "residual"
-
 #: A tensor of the update, index of its first element here, and a flat block of elements.
 Piece = tuple[TensorSpec, int, Tensor]
 

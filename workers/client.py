@@ -51,6 +51,7 @@ from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
+    RESIDUAL,
     State,
     Strategy,
     client_layouts,
@@ -311,7 +312,7 @@ def make_update(job: Assignment) -> Answer:
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     kept = _kept(job, strategy, base.manifest)
-    residual = kept.state.get(feedback.RESIDUAL, {})
+    residual = kept.state.get(RESIDUAL, {})
     if job.is_watched:
         _announce(job, context)
     made = training.train_update(
@@ -364,11 +365,7 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
 
 
 def _layouts(job: Assignment, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
-    """What this client keeps: of the strategy, and of error feedback."""
-    layouts = client_layouts(strategy, manifest)
-    if job.config.update["error_feedback"]:
-        layouts[feedback.RESIDUAL] = state_manifest(manifest)
-    return layouts
+    return client_layouts(strategy, manifest, job.config.update["error_feedback"])
 
 
 def _starts_from(layouts: Mapping[str, Manifest]) -> str:
@@ -406,7 +403,7 @@ def _kept_pieces(
 ) -> Iterator[Any]:
     """The states of a layout, one after the other."""
     for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
-        if state == feedback.RESIDUAL:
+        if state == RESIDUAL:
             pieces = feedback.corrected(made.pieces(), residual)
             yield from feedback.unsent(encoding, pieces, _codec_seed(context))
         else:

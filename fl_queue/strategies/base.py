@@ -26,7 +26,7 @@ from fl_queue.records import EXTRA, Manifest, TensorSpec
 BLOCK = 65536
 
 #: Names of what clients keep besides a strategy's own state.
-PERSONAL, PRIVATE = "personal", "private"
+PERSONAL, PRIVATE, RESIDUAL = "personal", "private", "residual"
 
 Arrays = Mapping[str, Tensor]
 #: Name of a state -> tensor name -> array.
@@ -406,11 +406,16 @@ def state_manifest(manifest: Manifest) -> Manifest:
     return Manifest(tuple(spec for spec in manifest.shared().tensors if spec.kind == "parameter"))
 
 
-def client_layouts(strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+def client_layouts(
+    strategy: Strategy, manifest: Manifest, error_feedback: bool = False
+) -> dict[str, Manifest]:
     """
     What a client keeps from one accepted round to the next: name -> its tensors.
 
-    The strategy's own, ``PERSONAL`` (a whole model) and ``PRIVATE`` (the private tensors).
+    The strategy's own, ``PERSONAL`` (a whole model), ``PRIVATE`` (the private tensors) and ``RESIDUAL``.
+
+    Args:
+        error_feedback: The config's ``update.error_feedback``.
     """
     layouts = dict.fromkeys(strategy.client_state, state_manifest(manifest))
     if strategy.personal:
@@ -418,6 +423,8 @@ def client_layouts(strategy: Strategy, manifest: Manifest) -> dict[str, Manifest
     if manifest.private:
         private = set(manifest.private)
         layouts[PRIVATE] = Manifest(tuple(s for s in manifest.tensors if s.name in private))
+    if error_feedback:
+        layouts[RESIDUAL] = state_manifest(manifest)
     return layouts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from fl_queue.embedded import start
 from fl_queue.header import Header
 from fl_queue.records import Manifest, Receipt
 from fl_queue.runs import current_config
-from fl_queue.store import RoundState
+from fl_queue.store import RoundState, Store
+from tests.byhand import ByHand
 from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
 
@@ -244,3 +246,8 @@ def test_a_changed_model_codec_counts_from_the_next_version_on(mixed: Federation
         versions[r.base_version].get("download", "") for r in trained
     ]
     assert ["download" in entry for entry in versions.values()] == [False, False, True, True]
+
+
+def test_who_makes_version_0_has_no_residual_to_lose(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "ab", 8, *TOPK)
+    assert [store.control.accepted(hand.run, client) for client in "ab"] == [None, None]

@@ -13,7 +13,7 @@ from fl_queue.blob import Tensor
 from fl_queue.clientstate import Accepted
 from fl_queue.feedback import Piece
 from fl_queue.records import Manifest, TensorSpec
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.base import RESIDUAL, state_manifest
 
 MANIFEST = Manifest(
     (
@@ -23,7 +23,7 @@ MANIFEST = Manifest(
         TensorSpec("n", (), "integer_buffer"),
     )
 )
-LAYOUT = clientstate.layout({feedback.RESIDUAL: state_manifest(MANIFEST)})
+LAYOUT = clientstate.layout({RESIDUAL: state_manifest(MANIFEST)})
 LOSSY = ("topk:0.05", "int8", "bfloat16")
 SEED = 9
 
@@ -49,7 +49,7 @@ class Client:
     def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[Accepted, bytes]:
         """Keep the state, and make the body of an update; nothing is accepted yet."""
         kept = clientstate.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
-        residual = kept.state.get(feedback.RESIDUAL, {})
+        residual = kept.state.get(RESIDUAL, {})
         corrected = list(feedback.corrected(pieces(tensors), residual))
         body = b"".join(
             bytes(codec.encode_piece(self.encoding, spec, start, values, SEED))
@@ -62,7 +62,7 @@ class Client:
 
     def owes(self, before: int = 100) -> dict[str, Tensor]:
         kept = clientstate.load(self.folder, "run-1", "a", before, self.accepted, LAYOUT)
-        return {name: array.copy() for name, array in kept.state[feedback.RESIDUAL].items()}
+        return {name: array.copy() for name, array in kept.state[RESIDUAL].items()}
 
 
 def sent(encoding: str, body: bytes) -> dict[str, np.ndarray]:
