@@ -142,12 +142,15 @@ def federation(
     """
     An aggregator, an evaluator and clients on servers of their own, for all tests of a module.
 
-    The module may set ``CLIENTS`` (2), and ``environment(folder)`` for the workers.
+    The module may set ``CLIENTS`` (2), ``environment(folder)`` for the workers, and ``ALLOW``, the own
+    tasks that they let in.
     """
     folder = tmp_path_factory.mktemp("federation")
-    environment = getattr(request.module, "environment", lambda folder: {})
+    module = request.module
+    environment = getattr(module, "environment", lambda folder: {})
+    clients, allow = getattr(module, "CLIENTS", 2), getattr(module, "ALLOW", "")
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, getattr(request.module, "CLIENTS", 2), environment(folder))
+        made = Federation(redis, folder, clients, environment(folder), allow)
         try:
             yield made
         finally:

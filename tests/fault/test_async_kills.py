@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fl_queue import kept, verify
-from fl_queue.embedded import start
 from fl_queue.records import RoundRecord
 from fl_queue.store import RunState
-from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
 
 #: One client takes its time; real training is some milliseconds.
@@ -57,17 +54,13 @@ CLIENT = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def paced(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("paced")
+CLIENTS = 3
+ALLOW = "paced:Paced"
+
+
+def environment(folder: Path) -> dict[str, str]:
     (folder / "paced.py").write_text(TASK)
-    environment = {"PYTHONPATH": f"{folder}:{Path.cwd()}"}
-    with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 3, environment, "paced:Paced")
-        try:
-            yield made
-        finally:
-            made.close()
+    return {"PYTHONPATH": f"{folder}:{Path.cwd()}"}
 
 
 def end(federation: Federation, run: str) -> tuple[RunState, list[RoundRecord]]:
@@ -101,22 +94,28 @@ def trained(federation: Federation, run: str) -> Counter[tuple[str, int]]:
     )
 
 
-def test_versions_are_made_without_the_slow_client_and_it_still_counts(paced: Federation) -> None:
-    run = paced.begin("slow", *ASYNC, "run.rounds=8")
-    _, committed = end(paced, run)
+def test_versions_are_made_without_the_slow_client_and_it_still_counts(
+    federation: Federation,
+) -> None:
+    run = federation.begin("slow", *ASYNC, "run.rounds=8")
+    _, committed = end(federation, run)
 
     first = next(record for record in committed if "site-3" in record.accepted)
     assert first.round > 1
     assert first.staleness["site-3"] == first.base_version - first.carried["site-3"]["version"] > 0
     fast = [record for record in committed if record.round < first.round]
     assert all(record.staleness == {"site-1": 0, "site-2": 0} for record in fast)
-    assert set(trained(paced, run).values()) == {1}
+    assert set(trained(federation, run).values()) == {1}
 
 
 @pytest.mark.slow  # A worker notices every two seconds that its job is given up.
-def test_a_client_that_is_always_too_slow_is_given_up_again_and_again(paced: Federation) -> None:
-    run = paced.begin("never", *ASYNC, "run.rounds=6", "round.max_staleness=1", "task.slow_s=600")
-    _, committed = end(paced, run)
+def test_a_client_that_is_always_too_slow_is_given_up_again_and_again(
+    federation: Federation,
+) -> None:
+    run = federation.begin(
+        "never", *ASYNC, "run.rounds=6", "round.max_staleness=1", "task.slow_s=600"
+    )
+    _, committed = end(federation, run)
     given_up = [record.round for record in committed if "site-3" in record.rejected]
 
     assert given_up == [2, 4, 6]
@@ -125,21 +124,21 @@ def test_a_client_that_is_always_too_slow_is_given_up_again_and_again(paced: Fed
 
 
 @pytest.mark.parametrize("point", AGGREGATOR)
-def test_an_aggregator_killed_at(paced: Federation, point: str) -> None:
-    fired = paced.arm(point, "kill", "aggregator-")
-    run = paced.begin("killed", *ASYNC, "run.rounds=4")
+def test_an_aggregator_killed_at(federation: Federation, point: str) -> None:
+    fired = federation.arm(point, "kill", "aggregator-")
+    run = federation.begin("killed", *ASYNC, "run.rounds=4")
     wait_for(point, fired.exists)
-    end(paced, run)
+    end(federation, run)
 
-    assert set(trained(paced, run).values()) == {1}
+    assert set(trained(federation, run).values()) == {1}
 
 
 @pytest.mark.parametrize(("point", "whose"), CLIENT)
-def test_a_client_killed_at(paced: Federation, point: str, whose: str) -> None:
-    fired = paced.arm(point, "kill", whose)
-    run = paced.begin("killed", *ASYNC, "run.rounds=6")
+def test_a_client_killed_at(federation: Federation, point: str, whose: str) -> None:
+    fired = federation.arm(point, "kill", whose)
+    run = federation.begin("killed", *ASYNC, "run.rounds=6")
     wait_for(point, fired.exists)
-    end(paced, run)
+    end(federation, run)
 
     if point not in ("client.started", "client.trained"):
-        assert set(trained(paced, run).values()) == {1}
+        assert set(trained(federation, run).values()) == {1}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from fl_queue.embedded import start
-from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
 
 pytestmark = pytest.mark.slow(reason="rounds that wait for their deadline")
@@ -39,24 +38,14 @@ STATEFUL = (
     "redis.inline_bytes=0",
     "run.evaluate_every=0",
 )
-CLIENTS = ("site-1", "site-2")
+SITES = ("site-1", "site-2")
+ALLOW = "failing:Failing"
 
 
-@pytest.fixture(scope="module", name="federation")
-def failing(
-    tmp_path_factory: pytest.TempPathFactory, no_process_left: None
-) -> Iterator[Federation]:
-    """Two sites, whose task can be made to fail."""
-    folder = tmp_path_factory.mktemp("states")
+def environment(folder: Path) -> dict[str, str]:
     (folder / "failing.py").write_text(TASK)
     (folder / "failing").mkdir()
-    environment = {"PYTHONPATH": str(folder), "FAILING": str(folder / "failing")}
-    with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 2, environment, "failing:Failing")
-        try:
-            yield made
-        finally:
-            made.close()
+    return {"PYTHONPATH": str(folder), "FAILING": str(folder / "failing")}
 
 
 def undisturbed(federation: Federation, *overrides: str) -> list[object]:
@@ -84,7 +73,7 @@ def what_was_made(federation: Federation, run: str) -> list[object]:
         for r in federation.store.control.history(run)
         if r.purpose == "train"
     ]
-    for client in CLIENTS:
+    for client in SITES:
         found = federation.store.control.accepted(run, client)
         assert found is not None
         folder = federation.redis.state_dir / f"client-state/{run}/{client}/{found[0]}_{found[1]}"
@@ -94,9 +83,10 @@ def what_was_made(federation: Federation, run: str) -> list[object]:
     return made
 
 
-def held(federation: Federation, point: str, name: str, *overrides: str) -> tuple[str, list[int]]:
-    """A run whose site-1 stands still at a point of round 2: run id, pids to wake."""
-    run = federation.begin(name, *STATEFUL, *overrides)
+@contextmanager
+def held(federation: Federation, point: str, *overrides: str) -> Iterator[str]:
+    """A run whose site-1 stands still at a point of round 2 meanwhile; yields the run id."""
+    run = federation.begin("states", *STATEFUL, *overrides)
     federation.reach(run, 1)
     wait_for("round 1 to be trained", lambda: federation.trained_in(run, 1) >= 2)
     federation.reach(run, 2)
@@ -106,37 +96,30 @@ def held(federation: Federation, point: str, name: str, *overrides: str) -> tupl
     # Its worker stands still, too: it would end the job of a round that has ended.
     worker = int(Path(f"/proc/{horse}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(worker, signal.SIGSTOP)
-    return run, [horse, worker]
-
-
-def wake(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+    try:
+        yield run
+    finally:
+        for pid in (horse, worker):
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_late_update_advances_no_state(federation: Federation) -> None:
     quorum = ("round.quorum=1", "run.rounds=3", "train.epochs=300")
     calm = undisturbed(federation, *quorum)
-    run, pids = held(federation, "chunks.pushed", "states", *quorum)
-    try:
+    with held(federation, "chunks.pushed", *quorum) as run:
         federation.reach(run, 3)
-    finally:
-        wake(pids)
     assert federation.finish(run).state == "completed"
     wait_for("the late update", lambda: federation.store.control.late(run).get(2), 30)
     assert what_was_made(federation, run) == calm
     accepted = [set(item[2]) for item in calm[:3]]  # type: ignore[index]
-    assert accepted == [set(CLIENTS), {"site-2"}, set(CLIENTS)]
+    assert accepted == [set(SITES), {"site-2"}, set(SITES)]
 
 
 def test_an_abandoned_round_advances_no_state(federation: Federation) -> None:
     both = ("round.quorum=2", "run.rounds=3", "train.epochs=300")
     calm = undisturbed(federation, *both)
-    run, pids = held(federation, "client.trained", "states", *both)
-    try:
+    with held(federation, "client.trained", *both) as run:
         federation.reach(run, 3)
-    finally:
-        wake(pids)
     assert federation.finish(run).state == "completed"
     assert what_was_made(federation, run) == calm
     outcomes = [item[1] for item in calm[:4]]  # type: ignore[index]
