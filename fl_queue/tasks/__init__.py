@@ -2,7 +2,7 @@
 What is trained: the ``Task`` base class.
 
 Imports torch, so only clients and the evaluator import this. One file per built-in task; ``loading``
-finds one by its name, ``plain`` is that of a function. No Redis here.
+finds one by its name, ``function`` is that of a function. No Redis here.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Task(ABC):
     What is trained, on which data. Subclass it for a task of your own.
 
     Two methods are needed; ``test_data``, ``loss``, ``train`` and ``evaluate`` have defaults for
-    classification. A model and two data sets need no class; see ``plain``. This is a complete task, in a file ``beans.py``::
+    classification. A model and two data sets need no class; see ``function``. This is a complete task, in a file ``beans.py``::
 
         from pathlib import Path
         import numpy as np

@@ -17,7 +17,7 @@ from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.tasks import Task
-from fl_queue.tasks.plain import PlainTask
+from fl_queue.tasks.function import FunctionTask
 
 
 def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
@@ -76,7 +76,7 @@ def _made(name: str, config: RunConfig) -> Task:
             "run.task", f"{name} is a model; name a function that returns it and its training data"
         )
     if callable(found) and not isinstance(found, type):
-        return PlainTask(config, name, found)
+        return FunctionTask(config, name, found)
     raise ConfigError(
         "run.task",
         f"{module_name} has no class {attribute} derived from fl_queue.tasks.Task, and no function "

@@ -15,7 +15,7 @@ from fl_queue.records import RoundRecord
 from fl_queue.store import Store
 from tests.conftest import chosen_server
 from tests.federation import Federation, children_of, kill, wait_for
-from tests.unit.test_tasks_plain import documented, tables
+from tests.unit.test_tasks_function import documented, tables
 
 COUNT = 4
 #: A task that leaves a line for each training.

@@ -56,7 +56,7 @@ class Parts:
     owners: Any = None
 
 
-class PlainTask(Task):
+class FunctionTask(Task):
     """
     The task that a function is.
 
