@@ -31,6 +31,14 @@ def begun(current: RoundState, client: str) -> Begun:
     return Begun(found["round"], found["version"])
 
 
+def base_of(store: Store, run: str, current: RoundState, client: str) -> tuple[int, str]:
+    """Version and digest that a client's job began with."""
+    found = begun(current, client)
+    if found.round == current.number:
+        return current.base_version, current.base_digest
+    return found.version, store.control.version(run, found.version).get("digest", "")
+
+
 def versions(current: RoundState) -> set[int]:
     """Older versions that clients of a round are training from."""
     return {found["version"] for found in current.carried.values()} - {current.base_version}

@@ -190,13 +190,6 @@ class Intake:
         else:
             self.books.write_late(header, who)
 
-    def _base_of(self, header: Header) -> tuple[int, str]:
-        """Version and digest that the client's job began with."""
-        begun = flight.begun(self.round, header.client)
-        if begun.round == self.number:
-            return self.round.base_version, self.round.base_digest
-        return begun.version, self.store.control.version(self.run, begun.version).get("digest", "")
-
     def _look_at_group(self, header: Header, body: memoryview, who: str) -> bool:
         """Decide on the updates of several virtual clients, which came as their sum: all or none."""
         try:
@@ -290,7 +283,7 @@ class Intake:
             )
         if known is not None and known.status == "received":
             return receipt_of(header, "duplicate", "an update of this client was received already")
-        version, digest = self._base_of(header)
+        version, digest = flight.base_of(self.store, self.run, self.round, header.client)
         if (header.base_version, header.base_digest) != (version, digest):
             return receipt_of(
                 header, "stale", f"made from version {header.base_version}, not {version}"

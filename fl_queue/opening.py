@@ -14,7 +14,6 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue import (
-    codec,
     dispatch,
     faults,
     flight,
@@ -23,6 +22,7 @@ from fl_queue import (
     sampling,
     simulation,
     staleness,
+    waiting,
 )
 from fl_queue.config import (
     RunConfig,
@@ -30,15 +30,13 @@ from fl_queue.config import (
     cohort_size,
     concurrency_size,
     quorum_size,
-    too_few_for,
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.exact import choose_scales
 from fl_queue.records import Mode, Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
-from fl_queue.store import MEMORY_SHARE, RoundState, RunState, Store
+from fl_queue.store import RoundState, RunState, Store
 from fl_queue.strategies import get_strategy, largest_weight
-from fl_queue.strategies.base import update_manifest
 
 #: The closing evaluation need not be waited for as long as training.
 EVALUATION_DEADLINE_S = 60.0
@@ -85,29 +83,23 @@ class _Plan:
 
 def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
     """Open a run's next round, unless clients are missing or somebody else was faster."""
-    simulated = simulation.is_simulation(config)
-    if not simulated:
-        store.control.hear()
-    if not simulated and store.control.settling():
-        return  # A cohort of those who happened to be heard first would be another one.
-    alive = (
-        simulation.clients(config.clients["count"])
-        if simulated
-        else store.control.alive_clients(config.clients["active_s"])
-    )
-    if not simulated:
-        alive = _admissible(store, config, alive)
+    alive = _who_is_alive(store, config)
+    if alive is None:
+        return
     is_async = purpose == "train" and config.round["mode"] == "async"
     plan, wanted = (_plan_async if is_async else _plan_sync)(store, state, config, purpose, alive)
     if len(plan.cohort) < max(wanted, 1):
-        _wait(store, state, config, _who_is_missing(config, plan, len(alive), wanted))
+        asked = _asked_by(plan, wanted)
+        waiting.wait(
+            store, state, config, waiting.who_is_missing(config, asked, wanted, len(alive))
+        )
         return
     if purpose == "train" and not is_async:
-        problem = _too_few(config, len(plan.cohort))
+        problem = waiting.too_few(config, len(plan.cohort))
         if problem:
-            _wait(store, state, config, problem)
+            waiting.wait(store, state, config, problem)
             return
-        problem = _no_room(store, state, config, len(plan.cohort))
+        problem = waiting.no_room(store, state, config, len(plan.cohort))
         if problem:
             set_state(store, state, "failed", problem, "run_failed")
             return
@@ -125,6 +117,27 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         faults.reach("round.opened")
 
 
+def _who_is_alive(store: Store, config: RunConfig) -> list[str] | None:
+    """
+    Clients that may be selected, sorted.
+
+    None while that is not known: a cohort of those who happened to be heard first would be another one.
+    """
+    if simulation.is_simulation(config):
+        return simulation.clients(config.clients["count"])
+    store.control.hear()
+    if store.control.settling():
+        return None
+    return _admissible(store, config, store.control.alive_clients(config.clients["active_s"]))
+
+
+def _asked_by(plan: _Plan, wanted: int) -> str:
+    """The config's field that asks for so many clients."""
+    if plan.mode != "async":
+        return "round.cohort"
+    return "round.buffer" if wanted == plan.buffer else "round.concurrency"
+
+
 def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState) -> None:
     """
     Have clients that are idle begin in an open asynchronous round, as far as there is room for them.
@@ -132,10 +145,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     In place of those that have answered, and clients that have come. Each trains once from a version.
     """
     run = state.run_id
-    store.control.hear()
-    if store.control.settling():
-        return
-    alive = _admissible(store, config, store.control.alive_clients(config.clients["active_s"]))
+    alive = _who_is_alive(store, config) or []
     idle = [client for client in alive if client not in current.cohort]
     if not idle:
         return
@@ -402,58 +412,3 @@ def _write_round(
     if plan.mode == "async":
         event["carried"] = sorted(plan.carried)
     store.control.add_event(run, event, pipe)
-
-
-def _too_few(config: RunConfig, cohort: int) -> str:
-    """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
-    name = config.aggregation["strategy"]
-    problem = too_few_for(name, get_strategy(name, config.strategy), quorum_size(config, cohort))
-    return f"{problem}, or start more workers" if problem else ""
-
-
-def _no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
-    """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    manifest = store.control.manifest(state.run_id) if strategy.needs_all else None
-    if manifest is None:
-        return ""
-    sent = update_manifest(strategy, manifest)
-    needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
-    room = store.data.room(config.redis["unmerged_bytes"])
-    if needed <= room:
-        return ""
-    return (
-        f"{config.aggregation['strategy']} needs the {cohort} updates of a round at once, {needed} bytes,"
-        f" and {room} may lie on the data server; raise redis.unmerged_bytes to {needed} and the server's"
-        f" maxmemory, if it has one, to {MEMORY_SHARE * needed}, or lower round.cohort"
-    )
-
-
-def _who_is_missing(config: RunConfig, plan: _Plan, alive: int, wanted: int) -> str:
-    if alive == 0:
-        reason = "no client is alive; start one with `fl-queue worker client --client ID`"
-        if config.security["require_enrolment"]:
-            reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
-        return reason
-    asked = "round.cohort"
-    if plan.mode == "async":
-        asked = "round.buffer" if wanted == plan.buffer else "round.concurrency"
-    return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
-
-
-def _wait(store: Store, state: RunState, config: RunConfig, reason: str) -> None:
-    """Nobody to train with, or too few: say so, count the time, and fail the run at the deadline."""
-    waited_s = store.control.tick_waiting(state.run_id)
-    deadline_s = config.round["deadline_s"]
-    given_up = waited_s is not None and waited_s >= deadline_s
-    if given_up:
-        reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
-    elif state.reason == reason:
-        return
-    set_state(
-        store,
-        state,
-        "failed" if given_up else "training",
-        reason,
-        "run_failed" if given_up else "waiting_for_clients",
-    )

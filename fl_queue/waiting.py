@@ -1,0 +1,72 @@
+"""
+Why the next round of a run cannot be opened yet, or never, and waiting for it.
+"""
+
+from __future__ import annotations
+
+from fl_queue import codec
+from fl_queue.config import RunConfig, quorum_size, too_few_for
+from fl_queue.runs import set_state
+from fl_queue.store import MEMORY_SHARE, RunState, Store
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import update_manifest
+
+
+def who_is_missing(config: RunConfig, asked: str, wanted: int, alive: int) -> str:
+    """
+    Why there are not enough clients for a round.
+
+    Args:
+        asked: The config's field that asks for them.
+        wanted: How many it asks for.
+        alive: How many there are.
+    """
+    if alive == 0:
+        reason = "no client is alive; start one with `fl-queue worker client --client ID`"
+        if config.security["require_enrolment"]:
+            reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
+        return reason
+    return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
+
+
+def too_few(config: RunConfig, cohort: int) -> str:
+    """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
+    name = config.aggregation["strategy"]
+    problem = too_few_for(name, get_strategy(name, config.strategy), quorum_size(config, cohort))
+    return f"{problem}, or start more workers" if problem else ""
+
+
+def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
+    """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    manifest = store.control.manifest(state.run_id) if strategy.needs_all else None
+    if manifest is None:
+        return ""
+    sent = update_manifest(strategy, manifest)
+    needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
+    room = store.data.room(config.redis["unmerged_bytes"])
+    if needed <= room:
+        return ""
+    return (
+        f"{config.aggregation['strategy']} needs the {cohort} updates of a round at once, {needed} bytes,"
+        f" and {room} may lie on the data server; raise redis.unmerged_bytes to {needed} and the server's"
+        f" maxmemory, if it has one, to {MEMORY_SHARE * needed}, or lower round.cohort"
+    )
+
+
+def wait(store: Store, state: RunState, config: RunConfig, reason: str) -> None:
+    """Nobody to train with, or too few: say so, count the time, and fail the run at the deadline."""
+    waited_s = store.control.tick_waiting(state.run_id)
+    deadline_s = config.round["deadline_s"]
+    given_up = waited_s is not None and waited_s >= deadline_s
+    if given_up:
+        reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
+    elif state.reason == reason:
+        return
+    set_state(
+        store,
+        state,
+        "failed" if given_up else "training",
+        reason,
+        "run_failed" if given_up else "waiting_for_clients",
+    )
