@@ -444,28 +444,10 @@ class Collector:
         }
 
     def _make_record(self, ending: Ending) -> RoundRecord:
-        good = {
-            client: receipt
-            for client, receipt in sorted(self.intake.receipts.items())
-            if receipt.status == "received"
-        }
-        bad = {
-            client: f"{receipt.status}: {receipt.reason}"
-            for client, receipt in sorted(self.intake.receipts.items())
-            if receipt.status != "received"
-        }
+        base = rounds.base_record(self.round, ending, self._elapsed(), self.config)
         return replace(
-            rounds.base_record(self.round, ending, self._elapsed(), self.config),
-            accepted={client: receipt.digest for client, receipt in good.items()},
-            weights={client: receipt.weight for client, receipt in good.items()},
-            norms={client: r.norm for client, r in good.items() if r.norm is not None},
-            clipped=[client for client, receipt in good.items() if receipt.clipped],
-            staleness={c: receipt.staleness for c, receipt in good.items() if self.round.is_async},
-            counted={c: receipt.counted for c, receipt in good.items() if self.round.is_async},
-            rejected=bad,
-            missing=flight.missing(self.round, self.intake.receipts),
+            rounds.with_updates(base, self.intake.receipts),
             validation=metrics.merge_fitting(self.intake.progress.validation),
-            client_validation={client: dict(receipt.metrics) for client, receipt in good.items()},
             train=metrics.merge_fitting(self.intake.progress.training),
         )
 

@@ -63,13 +63,6 @@ def is_given_up(current: RoundState, client: str, version: int, max_staleness: i
     return version - begun(current, client).version > max_staleness
 
 
-def missing(current: RoundState, receipts: Mapping[str, Receipt]) -> list[str]:
-    """Clients of whom nothing has come by the end of a round; those of an asynchronous one are at work."""
-    if current.is_async:
-        return []
-    return [client for client in current.cohort if client not in receipts]
-
-
 def given_up(
     current: RoundState, receipts: Mapping[str, Receipt], max_staleness: int
 ) -> dict[str, Receipt]:

@@ -157,6 +157,25 @@ def base_record(
     )
 
 
+def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRecord:
+    """The record of a round with what has come of it. Args: ``base``: from ``base_record``."""
+    good = {client: found for client, found in sorted(receipts.items()) if found.is_in}
+    bad = {client: found for client, found in sorted(receipts.items()) if not found.is_in}
+    is_async = base.mode == "async"
+    return replace(
+        base,
+        accepted={client: found.digest for client, found in good.items()},
+        weights={client: found.weight for client, found in good.items()},
+        norms={client: found.norm for client, found in good.items() if found.norm is not None},
+        clipped=[client for client, found in good.items() if found.clipped],
+        staleness={client: found.staleness for client, found in good.items() if is_async},
+        counted={client: found.counted for client, found in good.items() if is_async},
+        rejected={client: f"{found.status}: {found.reason}" for client, found in bad.items()},
+        missing=[client for client in base.missing if client not in receipts],
+        client_validation={client: dict(found.metrics) for client, found in good.items()},
+    )
+
+
 def count_time(store: Store, run: str, number: int) -> float | None:
     """
     Count time towards a round's deadline; None when it is not open.
