@@ -30,6 +30,11 @@ class Where:
     blob_url: str
     state_dir: Path
 
+    @classmethod
+    def of(cls, url: str, blob_url: str, state_dir: Path | None) -> Where:
+        """As the options are; None: the default folder."""
+        return cls(url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
+
     def open(self) -> Store:
         """Both Redis roles, checked. Raises StoreUnavailable."""
         return Store.open(self.url, self.blob_url, self.state_dir)
@@ -62,7 +67,7 @@ def connection_options(command: Command) -> Command:
         *args: Any, redis_url: str, blob_url: str, state_dir: Path | None, **kwargs: Any
     ) -> Any:
         _warn_of_passwords()
-        where = Where(redis_url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
+        where = Where.of(redis_url, blob_url, state_dir)
         return command(*args, where=where, **kwargs)
 
     return wrapped  # type: ignore[return-value]

@@ -7,7 +7,6 @@ Completing never complains: without a Redis there are no names.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import click
 from click.core import Parameter
 from click.shell_completion import CompletionItem, get_completion_class
 
+from fl_queue.cli.common import Where
 from fl_queue.errors import FLQueueError
 
 SHELLS = ("bash", "zsh")
@@ -48,17 +48,12 @@ def config_argument(**options: Any) -> Callable[[Any], Any]:
 
 
 def _runs(context: click.Context, parameter: Parameter, begun: str) -> list[CompletionItem]:
-    from fl_queue import embedded
-    from fl_queue.store import Store
-
     given = context.params
-    url = given.get("redis_url") or os.environ.get("FLQ_REDIS_URL", "")
-    blob_url = given.get("blob_url") or os.environ.get("FLQ_REDIS_BLOB_URL", "")
-    folder = given.get("state_dir") or os.environ.get("FLQ_STATE_DIR", "")
-    state_dir = Path(folder) if folder else embedded.default_state_dir()
     names: list[str] = []
     with contextlib.suppress(FLQueueError):
-        store = Store.open(url, blob_url, state_dir.absolute())
+        store = Where.of(
+            given.get("redis_url") or "", given.get("blob_url") or "", given.get("state_dir")
+        ).open()
         names = sorted(store.control.run_names())
         store.close()
     return _beginning_with(begun, names)
