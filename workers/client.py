@@ -11,14 +11,11 @@ import importlib
 import itertools
 import logging
 import os
-import secrets
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
@@ -37,119 +34,27 @@ from fl_queue import (
     training,
 )
 from fl_queue.clientstate import Accepted, Kept
-from fl_queue.config import RunConfig
-from fl_queue.errors import BlobError, ChunksMissing, ConfigError, ModelMismatch, StoreUnavailable
-from fl_queue.files import Mapped
+from fl_queue.errors import BlobError, ConfigError, ModelMismatch, StoreUnavailable
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
 from fl_queue.sampling import seed_for
 from fl_queue.site import Site
-from fl_queue.store import RoundState, RunState, Store
-from fl_queue.strategies import get_strategy
+from fl_queue.store import Store
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
     RESIDUAL,
-    State,
     Strategy,
     client_layouts,
-    state_manifest,
 )
-from fl_queue.tasks import ClientContext, Task
-from fl_queue.tasks.loading import load_task
+from fl_queue.tasks import ClientContext
 from workers import rqworker
+from workers.assignment import Assignment, fetch_base
+from workers.progress import Progress, announce, say, tell
 
 log = logging.getLogger(__name__)
-
-MODEL_WAIT_S = 0.5
-TELL_S = 0.5
-
-
-class Base(NamedTuple):
-    """
-    A round's model as this host has received it.
-
-    Args:
-        body: As it came, on disk.
-        encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
-        server: What the strategy has clients fetch besides.
-    """
-
-    manifest: Manifest
-    body: Mapped
-    encoding: str
-    server: State = MappingProxyType({})
-
-    def arrays(self) -> Mapping[str, Any]:
-        """Tensor name -> array: float32 or int64, decoded when asked for."""
-        return codec.Arrays(self.encoding, self.manifest, self.body.view)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """
-    What one job is about: which round of which run, on which site.
-
-    Args:
-        base: The model to start from, when it has been fetched already.
-        is_watched: Whether people are told how it goes; a virtual client is one of too many.
-    """
-
-    store: Store
-    site: Site
-    who: str
-    state: RunState
-    round: RoundState
-    config: RunConfig
-    base: Base | None = None
-    is_watched: bool = True
-
-    @property
-    def run(self) -> str:
-        return self.state.run_id
-
-    def ended(self) -> bool:
-        """Whether nothing is wanted any more: the round has ended, say."""
-        return rounds.has_ended(self.store.control, self.run, self.round.number, self.who)
-
-    def task(self) -> Task:
-        return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
-
-    def strategy(self) -> Strategy:
-        return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
-
-    def context(self) -> ClientContext:
-        """
-        What the task is told.
-
-        Raises:
-            ConfigError: This client has no share of the run's data.
-        """
-        return ClientContext.of(
-            self.config,
-            client=self.who,
-            run=self.state.name,
-            round_number=max(self.round.number, 1),
-            share=simulation.share_of(self.who, self.state.population),
-            shares=self.config.data["shares"] or self.state.shares or 1,
-            data_dir=self.site.data_dir,
-            device=self.site.device,
-            threads=self.site.threads,
-        )
-
-    def header(self, kind: str) -> Header:
-        """A header of this round, under a new token."""
-        return Header(
-            kind=kind,
-            run=self.run,
-            round=self.round.number,
-            client=self.who,
-            base_version=self.round.base_version,
-            base_digest=self.round.base_digest,
-            token=secrets.token_hex(8),
-        )
 
 
 @dataclass(frozen=True)
@@ -282,7 +187,7 @@ def _keep(job: Assignment, make: Make) -> None:
     # Only now: a control server that is away must not cost what was trained.
     examples = answer.header.num_examples
     if examples and job.is_watched:
-        _say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
+        say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
 
 def _failure(job: Assignment, reason: str) -> Header:
@@ -314,14 +219,14 @@ def make_update(job: Assignment) -> Answer:
     kept = _kept(job, strategy, base.manifest)
     residual = kept.state.get(RESIDUAL, {})
     if job.is_watched:
-        _announce(job, context)
+        announce(job, context)
     made = training.train_update(
         task,
         base.manifest,
         base.arrays(),
         context,
         on_loaded=base.body.unload,
-        on_epoch=_Progress(job).on_epoch,
+        on_epoch=Progress(job).on_epoch,
         plan=training.Plan(strategy, base.server, kept.state),
     )
     _keep_state(job, strategy, made, context, residual)
@@ -360,7 +265,7 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
         event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
-        _tell(job, event | {"what": kept.note})
+        tell(job, event | {"what": kept.note})
     return kept
 
 
@@ -457,105 +362,6 @@ def make_initial(job: Assignment) -> Answer:
         body_bytes=manifest.nbytes,
     )
     return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
-
-
-def fetch_base(job: Assignment) -> Base:
-    """The model to start from; waited for while the data server is away or lacks it."""
-    manifest = job.store.control.manifest(job.run)
-    if manifest is None:
-        raise ModelMismatch(f"run {job.run} has no manifest")
-    encoding = job.config.model["codec"] if job.round.download else "float32"
-    while True:
-        try:
-            body = cache.fetch(
-                job.store,
-                job.site.cache,
-                job.run,
-                job.round.fetched,
-                codec.encoded_nbytes(encoding, manifest),
-                job.config.redis["chunk_bytes"],
-                beside=len(job.strategy().fetched),
-            )
-            return Base(manifest, body, encoding, _fetch_state(job, manifest))
-        except (ChunksMissing, StoreUnavailable) as exc:
-            log.warning(
-                "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc
-            )
-        time.sleep(MODEL_WAIT_S)
-        if job.ended():
-            raise ModelMismatch(f"round {job.round.number} ended before its model could be read")
-
-
-def _fetch_state(job: Assignment, manifest: Manifest) -> State:
-    """What the strategy has clients fetch; what its server does not have yet is zero."""
-    layout, wanted = state_manifest(manifest), job.strategy().fetched
-    digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
-    fetched = {
-        name: cache.fetch(
-            job.store,
-            job.site.cache,
-            job.run,
-            digest,
-            layout.nbytes,
-            job.config.redis["chunk_bytes"],
-            beside=len(wanted),
-        )
-        for name, digest in digests.items()
-    }
-    return {name: blob.views(layout, body.view) for name, body in fetched.items()}
-
-
-def _announce(job: Assignment, context: ClientContext) -> None:
-    print(f"run {job.state.name}, round {job.round.number}, client {job.who}")
-    print(
-        f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
-        flush=True,
-    )
-    _tell(
-        job,
-        {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
-    )
-
-
-class _Progress:
-    """Tells of epochs, but no more often than anybody looks: each event is a write to disk."""
-
-    def __init__(self, job: Assignment) -> None:
-        self.job = job
-        self._told_at = -TELL_S
-
-    def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
-        """Print an epoch's accuracy, and add an event for people who watch."""
-        if not self.job.is_watched:
-            return
-        if "accuracy" in finished:
-            accuracy = finished["accuracy"]
-            print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
-        now = time.monotonic()
-        if epoch < epochs and now - self._told_at < TELL_S:
-            return
-        self._told_at = now
-        event = {
-            "event": "epoch",
-            "run": self.job.run,
-            "round": self.job.round.number,
-            "epoch": epoch,
-            "epochs": epochs,
-        }
-        known = {key: finished[key] for key in ("accuracy", "loss") if key in finished}
-        _tell(self.job, event | known)
-
-
-def _tell(job: Assignment, event: Mapping[str, object]) -> None:
-    _say(lambda: job.store.control.add_client_event(job.who, event))
-
-
-def _say(write: Callable[[], None]) -> None:
-    """Write what only people read; an outage of the control server is no reason to stop."""
-    try:
-        write()
-    except StoreUnavailable as exc:
-        log.warning("progress not shown: %s", exc)
 
 
 def main() -> int:

@@ -27,11 +27,9 @@ from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import Store
 from workers import rqworker
+from workers.assignment import Assignment, Base, fetch_base
 from workers.client import (
-    Assignment,
-    Base,
     Make,
-    fetch_base,
     find_or_make,
     make_evaluation,
     make_initial,

@@ -1,0 +1,161 @@
+"""
+What one job of a client is about: its round, and the model that it starts from.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from fl_queue import blob, cache, codec, rounds, simulation
+from fl_queue.config import RunConfig
+from fl_queue.errors import ChunksMissing, ModelMismatch, StoreUnavailable
+from fl_queue.files import Mapped
+from fl_queue.header import Header
+from fl_queue.records import Manifest
+from fl_queue.site import Site
+from fl_queue.store import RoundState, RunState, Store
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import State, Strategy, state_manifest
+from fl_queue.tasks import ClientContext, Task
+from fl_queue.tasks.loading import load_task
+
+log = logging.getLogger(__name__)
+
+MODEL_WAIT_S = 0.5
+
+
+class Base(NamedTuple):
+    """
+    A round's model as this host has received it.
+
+    Args:
+        body: As it came, on disk.
+        encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
+        server: What the strategy has clients fetch besides.
+    """
+
+    manifest: Manifest
+    body: Mapped
+    encoding: str
+    server: State = MappingProxyType({})
+
+    def arrays(self) -> Mapping[str, Any]:
+        """Tensor name -> array: float32 or int64, decoded when asked for."""
+        return codec.Arrays(self.encoding, self.manifest, self.body.view)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """
+    What one job is about: which round of which run, on which site.
+
+    Args:
+        base: The model to start from, when it has been fetched already.
+        is_watched: Whether people are told how it goes; a virtual client is one of too many.
+    """
+
+    store: Store
+    site: Site
+    who: str
+    state: RunState
+    round: RoundState
+    config: RunConfig
+    base: Base | None = None
+    is_watched: bool = True
+
+    @property
+    def run(self) -> str:
+        return self.state.run_id
+
+    def ended(self) -> bool:
+        """Whether nothing is wanted any more: the round has ended, say."""
+        return rounds.has_ended(self.store.control, self.run, self.round.number, self.who)
+
+    def task(self) -> Task:
+        return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
+
+    def strategy(self) -> Strategy:
+        return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
+
+    def context(self) -> ClientContext:
+        """
+        What the task is told.
+
+        Raises:
+            ConfigError: This client has no share of the run's data.
+        """
+        return ClientContext.of(
+            self.config,
+            client=self.who,
+            run=self.state.name,
+            round_number=max(self.round.number, 1),
+            share=simulation.share_of(self.who, self.state.population),
+            shares=self.config.data["shares"] or self.state.shares or 1,
+            data_dir=self.site.data_dir,
+            device=self.site.device,
+            threads=self.site.threads,
+        )
+
+    def header(self, kind: str) -> Header:
+        """A header of this round, under a new token."""
+        return Header(
+            kind=kind,
+            run=self.run,
+            round=self.round.number,
+            client=self.who,
+            base_version=self.round.base_version,
+            base_digest=self.round.base_digest,
+            token=secrets.token_hex(8),
+        )
+
+
+def fetch_base(job: Assignment) -> Base:
+    """The model to start from; waited for while the data server is away or lacks it."""
+    manifest = job.store.control.manifest(job.run)
+    if manifest is None:
+        raise ModelMismatch(f"run {job.run} has no manifest")
+    encoding = job.config.model["codec"] if job.round.download else "float32"
+    while True:
+        try:
+            body = cache.fetch(
+                job.store,
+                job.site.cache,
+                job.run,
+                job.round.fetched,
+                codec.encoded_nbytes(encoding, manifest),
+                job.config.redis["chunk_bytes"],
+                beside=len(job.strategy().fetched),
+            )
+            return Base(manifest, body, encoding, _fetch_state(job, manifest))
+        except (ChunksMissing, StoreUnavailable) as exc:
+            log.warning(
+                "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc
+            )
+        time.sleep(MODEL_WAIT_S)
+        if job.ended():
+            raise ModelMismatch(f"round {job.round.number} ended before its model could be read")
+
+
+def _fetch_state(job: Assignment, manifest: Manifest) -> State:
+    """What the strategy has clients fetch; what its server does not have yet is zero."""
+    layout, wanted = state_manifest(manifest), job.strategy().fetched
+    digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
+    fetched = {
+        name: cache.fetch(
+            job.store,
+            job.site.cache,
+            job.run,
+            digest,
+            layout.nbytes,
+            job.config.redis["chunk_bytes"],
+            beside=len(wanted),
+        )
+        for name, digest in digests.items()
+    }
+    return {name: blob.views(layout, body.view) for name, body in fetched.items()}

@@ -1,0 +1,72 @@
+"""
+What a client tells people while it trains: on its terminal, and in its events.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from fl_queue.errors import StoreUnavailable
+from fl_queue.tasks import ClientContext
+from workers.assignment import Assignment
+
+log = logging.getLogger(__name__)
+
+TELL_S = 0.5
+
+
+def announce(job: Assignment, context: ClientContext) -> None:
+    """Tell that training begins."""
+    print(f"run {job.state.name}, round {job.round.number}, client {job.who}")
+    print(
+        f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
+        flush=True,
+    )
+    tell(
+        job,
+        {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
+    )
+
+
+class Progress:
+    """Tells of epochs, but no more often than anybody looks: each event is a write to disk."""
+
+    def __init__(self, job: Assignment) -> None:
+        self.job = job
+        self._told_at = -TELL_S
+
+    def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
+        """Print an epoch's accuracy, and add an event for people who watch."""
+        if not self.job.is_watched:
+            return
+        if "accuracy" in finished:
+            accuracy = finished["accuracy"]
+            print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
+        now = time.monotonic()
+        if epoch < epochs and now - self._told_at < TELL_S:
+            return
+        self._told_at = now
+        event = {
+            "event": "epoch",
+            "run": self.job.run,
+            "round": self.job.round.number,
+            "epoch": epoch,
+            "epochs": epochs,
+        }
+        known = {key: finished[key] for key in ("accuracy", "loss") if key in finished}
+        tell(self.job, event | known)
+
+
+def tell(job: Assignment, event: Mapping[str, object]) -> None:
+    """Add an event to the client's stream."""
+    say(lambda: job.store.control.add_client_event(job.who, event))
+
+
+def say(write: Callable[[], None]) -> None:
+    """Write what only people read; an outage of the control server is no reason to stop."""
+    try:
+        write()
+    except StoreUnavailable as exc:
+        log.warning("progress not shown: %s", exc)
