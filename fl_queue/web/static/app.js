@@ -93,9 +93,10 @@ function draw() {
 
 function chart(name) {
   const where = at(name);
-  const lines = curves ? [["central test", curves.test, 3], ["clients' validation", curves.validation, 2],
-    ...Object.entries(curves.clients).slice(0, 10).map(([client, line]) => [client, line, 1])]
-    .filter(([, line]) => Object.values(line).some((found) => name in found)) : [];
+  const lines = curves ? [["central test", curves.test, 3, name], ["clients' validation", curves.validation, 2, name],
+    ["personal models", curves.validation, 1.5, `personal_${name}`], ["fine-tuned", curves.validation, 1.5, `finetuned_${name}`],
+    ...Object.entries(curves.clients).slice(0, 10).map(([client, line]) => [client, line, 1, name])]
+    .filter(([, line, , metric]) => Object.values(line).some((found) => metric in found)) : [];
   if (charts[name]) charts[name].destroy();
   charts[name] = null;
   if (!lines.length) return false;
@@ -107,8 +108,8 @@ function chart(name) {
     title: name, width: where.clientWidth || 320, height: 260, scales: { x: { time: false } },
     axes: [{ ...axis, label: "version", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }, axis],
     series: [{ label: "version" }, ...lines.map(([label, , width], i) => ({
-      label, width, stroke: i < 2 && width > 1 ? colour(width > 2 ? "--blue" : "--red") : `hsl(${(i * 67) % 360} 45% 55%)`, spanGaps: true }))],
-  }, [versions, ...lines.map(([, line]) => versions.map((version) => line[version]?.[name] ?? null))], where);
+      label, width, stroke: width >= 2 ? colour(width > 2 ? "--blue" : "--red") : `hsl(${(i * 67) % 360} 45% 55%)`, spanGaps: true }))],
+  }, [versions, ...lines.map(([, line, , metric]) => versions.map((version) => line[version]?.[metric] ?? null))], where);
   where.setAttribute("role", "img");
   where.setAttribute("aria-label", `${name} by version; the table of rounds has the numbers`);
   return true;
