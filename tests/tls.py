@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fl_queue import embedded
+from fl_queue import redisserver
 from tests.cluster import free_port
 from tests.conftest import chosen_server
 from tests.federation import wait_for
@@ -112,7 +112,7 @@ class TLSServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        server = chosen_server() or embedded.find_server()
+        server = chosen_server() or redisserver.find_server()
         self.process = subprocess.Popen([server, self.folder / "redis.conf"], cwd=self.folder)
         wait_for("a TLS server", self._is_ready)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, launching, runs, simulation
+from fl_queue import display, embedded, launching, redisserver, runs, simulation
 from fl_queue.cli.common import Where, connection_options, set_option
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
@@ -45,7 +45,7 @@ def redis_command(where: Where, tcp: bool) -> None:
             time.sleep(1.0)
             for role, url in (("control", servers.url), ("data", servers.blob_url)):
                 # A second, longer question: one that is busy is not dead.
-                if not (embedded.answers(url) or embedded.answers(url, timeout_s=10.0)):
+                if not (redisserver.answers(url) or redisserver.answers(url, timeout_s=10.0)):
                     log = where.state_dir / role / "redis.log"
                     raise StoreUnavailable(url, f"the private {role} server ended; see {log}")
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from fl_queue import embedded, names
-from fl_queue.embedded import Role
+from fl_queue import names, redisserver
+from fl_queue.redisserver import Role
 from fl_queue.runs import describe_state
 from tests.fault import chaos_hits
 from tests.fault.chaos_arena import AGGREGATORS, END_S, SETTLE_S, Arena
@@ -257,7 +257,7 @@ class Walk:
             chaos_hits.send([descriptor], signal.SIGCONT)
             os.close(descriptor)
         url = self.arena.redis.url if role == "control" else self.arena.redis.blob_url
-        wait_for(f"the {role} server", lambda: embedded.answers(url))
+        wait_for(f"the {role} server", lambda: redisserver.answers(url))
         hit.over_at = time.time()
         self._outage_at = time.monotonic()
         self.watch.away.discard(role)

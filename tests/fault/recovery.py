@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_queue import names, operate
-from fl_queue.embedded import Role, start
+from fl_queue.embedded import start
+from fl_queue.redisserver import Role
 from tests.federation import Federation, children_of, kill, wait_for
 
 ENDLESS = ("train.epochs=1000000", "round.cohort=3", "round.deadline_s=3600")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fl_queue import faults, names
-from fl_queue.embedded import Role
+from fl_queue.redisserver import Role
 from tests.fault.chaos_checks import data_leftovers
 from tests.federation import Federation, wait_for
 

