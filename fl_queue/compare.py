@@ -54,11 +54,13 @@ class Sweep:
 
     Args:
         runs: Their names, two or more.
+        settings: What they have in common of the fields in which the compared runs differ.
         mean, deviation: Of the metric of their newest versions; sample standard deviation.
         best_mean, best_deviation: The same of their best versions.
     """
 
     runs: list[str]
+    settings: dict[str, Any]
     mean: float
     deviation: float
     best_mean: float
@@ -131,8 +133,10 @@ def _select(metric: str) -> str:
 def _sweep(group: Sequence[Compared]) -> Sweep:
     values = [run.value for run in group if run.value is not None]
     bests = [run.best for run in group if run.best is not None]
+    common = {field: value for field, value in group[0].settings.items() if field != _SEED}
     return Sweep(
         [run.name for run in group],
+        common,
         statistics.fmean(values),
         statistics.stdev(values),
         statistics.fmean(bests),

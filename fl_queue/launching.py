@@ -5,6 +5,7 @@ Beginning a run from a config, for whoever asks: ``start-round``, the web page, 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def launch(
         WorkerDied: A worker could not start.
         StoreUnavailable: Redis is not reachable.
     """
-    is_alone = _start_servers(ours, site, config, stays)
+    is_alone = start_servers(ours, site, config, stays)
     store = ours.enter_context(site.store())
     since = "0-0"
     if known := store.control.run_id(name):
@@ -99,7 +100,7 @@ def launch(
         console.print(f"Run {name} is training: going on with it.", highlight=False, soft_wrap=True)
     run = run or begin(store, name, config, count)
     if stays and simulation.is_simulation(config):
-        _start_workers(ours, store, site, config, console)
+        start_workers(ours, store, site, [config], console)
     rounds.advance(store, run)
     return Begun(store, run, since, is_alone)
 
@@ -115,7 +116,7 @@ def _training(store: Store, name: str, config: RunConfig) -> str | None:
     return state.run_id
 
 
-def _start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -> bool:
+def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -> bool:
     """
     Start private servers for a simulation that has none; returns whether that was needed.
 
@@ -134,13 +135,31 @@ def _start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) 
     return True
 
 
-def _start_workers(
-    ours: ExitStack, store: Store, site: Site, config: RunConfig, console: Console
+def start_workers(
+    ours: ExitStack, store: Store, site: Site, configs: Sequence[RunConfig], console: Console
 ) -> None:
-    """Start the roles a simulation lacks."""
-    # Whoever begins the run names the task and the strategy: that lets them in.
-    named = (config.run["task"], config.aggregation["strategy"])
-    task, strategy = ((name,) if ":" in name else () for name in named)
-    site = replace(site, allow=task, strategy_allow=strategy)
-    wanted = local.missing_workers(store, config, site)
+    """
+    Start the roles that simulations lack.
+
+    Args:
+        ours: Stops them.
+        configs: All that these workers will serve.
+
+    Raises:
+        WorkerDied: One could not start.
+    """
+    # Whoever begins the runs names the tasks and the strategies: that lets them in.
+    tasks, strategies = (
+        tuple(sorted({name for name in named if ":" in name}))
+        for named in (
+            [config.run["task"] for config in configs],
+            [config.aggregation["strategy"] for config in configs],
+        )
+    )
+    site = replace(site, allow=tasks, strategy_allow=strategies)
+    wanted: dict[str, local.Worker] = {}
+    for config in configs:
+        for role, worker in local.missing_workers(store, config, site).items():
+            if role not in wanted or wanted[role].processes < worker.processes:
+                wanted[role] = worker
     ours.enter_context(local.workers(store, wanted, site.state_dir / "logs", console))

@@ -73,6 +73,10 @@ COMMANDS = {
         "comparing:compare_command",
         "Runs side by side: how good, how long, and the config fields in which they differ.",
     ),
+    "sweep": (
+        "experimenting:sweep",
+        "Train CONFIG with several seeds, one run after the other; mean and spread.",
+    ),
     "try-task": (
         "comparing:try_task",
         "Train one local round of CONFIG here, without Redis: its time, memory and update size.",

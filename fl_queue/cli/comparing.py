@@ -27,6 +27,9 @@ from fl_queue.cli.common import (
 from fl_queue.cli.completing import config_argument, run_argument
 from fl_queue.errors import DataError
 
+#: Columns of a table that goes to a file or a pipe.
+_WIDE = 200
+
 
 @click.command("compare")
 @run_argument("names", metavar="RUN...", nargs=-1, required=True)
@@ -46,7 +49,17 @@ def compare_command(where: Where, names: tuple[str, ...], metric: str, as_json: 
     """
     store = where.open()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
-    rows = compare.compare(store, states, metric)
+    show_comparison(compare.compare(store, states, metric), metric, as_json)
+
+
+def show_comparison(rows: list[compare.Compared], metric: str, as_json: bool, **more: Any) -> None:
+    """
+    Write runs side by side on standard output.
+
+    Args:
+        rows: One or more.
+        more: What else the JSON document says.
+    """
     sweeps = compare.sweeps(rows)
     if as_json:
         write_json(
@@ -54,21 +67,33 @@ def compare_command(where: Where, names: tuple[str, ...], metric: str, as_json: 
                 "metric": metric,
                 "runs": [asdict(row) for row in rows],
                 "sweeps": [asdict(sweep) for sweep in sweeps],
+                **more,
             }
         )
         return
-    Console().print(_table(rows, metric))
+    _console().print(_table(rows, metric))
     for sweep in sweeps:
+        common = ", ".join(f"{field} = {value}" for field, value in sweep.settings.items())
         click.echo(
-            f"{', '.join(sweep.runs)} differ in run.seed alone: {metric} {sweep.mean:.4f} "
-            f"± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± {sweep.best_deviation:.4f}"
+            f"{f'{common}: ' if common else ''}{', '.join(sweep.runs)} differ in run.seed alone: "
+            f"{metric} {sweep.mean:.4f} ± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± "
+            f"{sweep.best_deviation:.4f}"
         )
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide where there is none, so that nothing is cut off in a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _WIDE))
 
 
 def _table(rows: list[compare.Compared], metric: str) -> Table:
     fields = list(rows[0].settings)
-    columns = ("Run", "State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
-    drawn = Table(*columns)
+    columns = ("State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
+    drawn = Table()
+    drawn.add_column("Run", no_wrap=True)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(
             row.name,

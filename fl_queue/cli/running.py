@@ -102,7 +102,7 @@ def start_round(
     (Redis, aggregator, pool, evaluator) is started, and ends with this command.
     """
     loaded = configs.load(config, overrides)
-    where = _where_of_run(where, loaded)
+    where = where_of_run(where, loaded)
     name = name or launching.name_of(config)
     if simulation.is_simulation(loaded):
         interrupt_on_sigterm()
@@ -118,7 +118,7 @@ def start_round(
             click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
 
 
-def _where_of_run(where: Where, loaded: RunConfig) -> Where:
+def where_of_run(where: Where, loaded: RunConfig) -> Where:
     """The servers the command line names, else those of the config, which has the environment in it."""
     context = click.get_current_context()
 
