@@ -64,8 +64,9 @@ def members(
     first = configs.load(source, overrides).run["seed"]
     choices = [_choices(text) for text in each]
     seen: dict[str, Member] = {}
-    for chosen in itertools.product(*choices, range(first, first + seeds)):
-        *settings, seed = chosen
+    # Seeds last, so that those of one setting follow each other.
+    chosen = itertools.product(itertools.product(*choices), range(first, first + seeds))
+    for settings, seed in chosen:
         given = (*settings, f"run.seed={seed}")
         made = Member(
             "-".join([name, *map(_label, settings), f"s{seed}"]),
