@@ -184,7 +184,7 @@ class Run:
         A row for each training round, as ``fl-queue history --json``; ``pandas.DataFrame`` takes it.
 
         Keys: round, outcome, accepted, late, rejected, version, loss, accuracy, source, seconds,
-        reason, digest; see ``report.RoundRow``.
+        reason, digest, training, ...; see ``report.RoundRow``.
         """
         return report.to_json(exporters.numbers_of(self.store, self.run_id).rows)
 

@@ -59,6 +59,8 @@ def _fits(name: str, value: Any) -> bool:
         return type(value) in (int, float) and -_MOST <= value <= _MOST
     if name == "version":
         return value is None or (type(value) is int and -_MOST <= value <= _MOST)
+    if name == "logged":
+        return type(value) is dict and all(type(mean) in (int, float) for mean in value.values())
     if name == "cohort":
         return type(value) is list and all(type(client) is str for client in value)
     return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,7 @@ Source = Literal["test", "validation", ""]
 _FRUITLESS = ("abandoned", "cancelled")
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
+_LOGGED_PLOTTED = 6
 #: What clients report beside a version -> its column, and its name and colour in a plot.
 _BESIDE = {
     "personal": ("Personal", "personal models", "C2"),
@@ -60,6 +61,8 @@ class RoundRow:
         digest: BLAKE3 of that version, hexadecimal: equal digests are equal bits.
         personal_accuracy, finetuned_accuracy: Of the clients' own models beside that version, and of
             the version fine-tuned by each, by their validation; None while unknown, or without such.
+        training: What else than the loss the training that made it reported, as means over the
+            clients: what the task logged (``context.log``).
     """
 
     round: int
@@ -77,6 +80,7 @@ class RoundRow:
     clipped: int = 0
     personal_accuracy: float | None = None
     finetuned_accuracy: float | None = None
+    training: Mapping[str, float] = field(default_factory=dict)
 
 
 def rows(
@@ -102,6 +106,12 @@ def validation(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
     """Version -> finished metrics of the clients' validation, for versions that have any."""
     judged = {version: metrics.finish(record.validation) for version, record in judges(records)}
     return {version: finished for version, finished in judged.items() if finished}
+
+
+def training(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
+    """Version -> what the training that made it reported besides its loss; only where there is such."""
+    found = {record.version: _training(record) for record in records if record.version is not None}
+    return {version: finished for version, finished in found.items() if finished}
 
 
 def judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
@@ -135,7 +145,8 @@ def table(rows: Sequence[RoundRow]) -> Table:
         for part, (column, _, _) in _BESIDE.items()
         if any(getattr(row, f"{part}_accuracy") is not None for row in rows)
     }
-    for column in (*_COLUMNS, *beside):
+    logged = _logged(rows)
+    for column in (*_COLUMNS, *beside, *logged):
         drawn.add_column(column, justify="right")
     for row in rows:
         star = "*" if row.source == "validation" else ""
@@ -150,6 +161,7 @@ def table(rows: Sequence[RoundRow]) -> Table:
             _decimal(row.accuracy, star),
             f"{row.seconds:.1f}",
             *(_decimal(getattr(row, name), "*") for name in beside.values()),
+            *(_decimal(row.training.get(name), "") for name in logged),
             style="red" if row.outcome in _FRUITLESS else None,
         )
     return drawn
@@ -161,11 +173,15 @@ def to_json(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[RoundRow]) -> str:
-    """The rows as CSV, with a line of names; what is unknown is an empty cell."""
+    """The rows as CSV, with a line of names, ``train_<name>`` of the training; what is unknown is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [column.name for column in fields(RoundRow)], lineterminator="\n")
+    known = [column.name for column in fields(RoundRow) if column.name != "training"]
+    columns = [*known, *(f"train_{name}" for name in _logged(rows))]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(to_json(rows))
+    for row in to_json(rows):
+        training = row.pop("training")
+        writer.writerow(row | {f"train_{name}": value for name, value in training.items()})
     return text.getvalue()
 
 
@@ -173,7 +189,8 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     """
     Draw accuracy and loss by version: the central test, the clients' validation and its range.
 
-    And what clients validated beside it: their personal models, and the version fine-tuned.
+    And what clients validated beside it: their personal models, and the version fine-tuned. Below
+    them what the training logged, of many names the first.
 
     Args:
         path: Image to write; its suffix is the format (PNG without one).
@@ -192,18 +209,29 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
             name in finished for curve in (evaluations, validated) for finished in curve.values()
         )
     ]
-    if not names:
+    trained = training(records)
+    logged = sorted({name for finished in trained.values() for name in finished})[:_LOGGED_PLOTTED]
+    if not names and not logged:
         raise DataError(str(path), "there is nothing to plot yet; no version has metrics")
-    figure = picture.new_figure(7.0, 1.0 + 3.2 * len(names))
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, name in zip(panels, names, strict=True):
+    count = len(names) + len(logged)
+    figure = picture.new_figure(7.0, 1.0 + 3.2 * count)
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=False):
         _draw(axes, name, evaluations, validated, records)
+    for axes, name in zip(panels[len(names) :], logged, strict=True):
+        _draw_curves(axes, [("training", trained, name, "C4")])
+        _finish_panel(axes, name)
     panels[-1].set_xlabel("Model version (0: the initial model)")
     picture.save(figure, path)
 
 
 def _turnout(record: RoundRecord) -> int:
     return len(record.client_validation)
+
+
+def _training(record: RoundRecord) -> dict[str, float]:
+    finished = metrics.finish(record.train) if record.version is not None else {}
+    return {name: value for name, value in finished.items() if name != "loss"}
 
 
 def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -> RoundRow:
@@ -232,6 +260,7 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
         clipped=len(record.clipped),
         personal_accuracy=own.get("personal_accuracy"),
         finetuned_accuracy=own.get("finetuned_accuracy"),
+        training=_training(record),
     )
 
 
@@ -247,6 +276,10 @@ def _caption(rows: Sequence[RoundRow]) -> Text | None:
         lines.append(f"* the clients' validation{of_version}")
     # Text, not str: a reason may hold brackets, which rich would take for markup.
     return Text("\n".join(lines)) if lines else None
+
+
+def _logged(rows: Sequence[RoundRow]) -> list[str]:
+    return sorted({name for row in rows for name in row.training})
 
 
 def _or_dash(value: int | None) -> str:
@@ -281,10 +314,7 @@ def _draw(
             for part, (_, label, colour) in _BESIDE.items()
         ),
     ]
-    for label, curve, metric, colour in curves:
-        points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
+    _draw_curves(axes, curves)
     for metric, colour, of in (
         (name, "C1", ""),
         *((f"{part}_{name}", tint, f", {label}") for part, (_, label, tint) in _BESIDE.items()),
@@ -298,6 +328,17 @@ def _draw(
                 at, least, most, color=colour, alpha=0.2, linewidth=0,
                 label=f"range over the clients{of}",
             )  # fmt: skip
+    _finish_panel(axes, name)
+
+
+def _draw_curves(axes: Axes, curves: Sequence[tuple[str, Curve, str, str]]) -> None:
+    for label, curve, metric, colour in curves:
+        points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
+
+
+def _finish_panel(axes: Axes, name: str) -> None:
     axes.set_title(f"{name.capitalize()} by model version")
     axes.set_ylabel(name.capitalize())
     picture.whole_numbers(axes.xaxis)

@@ -42,6 +42,7 @@ from fl_queue.strategies.base import (
     update_manifest,
 )
 from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
+from fl_queue.tasks.logged import Logged
 from fl_queue.tensors import Arrays, load_arrays, manifest_of, state_of, views_of
 
 #: Elements copied or subtracted at a time: a large model is never in memory once more for that.
@@ -235,7 +236,7 @@ def train_update(
         task: Its data, model and training.
         manifest: The run's model.
         base: Arrays of the base version; not modified.
-        context: Whose update, in which round.
+        context: Whose update, in which round; its ``logged``, if any, is what the training logs.
         on_epoch: Called after each epoch with its number, their number, and finished validation
             metrics.
         on_loaded: Called when ``base`` will not be looked at until the update is computed.
@@ -248,6 +249,7 @@ def train_update(
             that the strategy cannot correct.
     """
     plan = plan or Plan()
+    logged, context = context.logged or Logged(), replace(context, logged=None)
     with _reproducible(_seed_of(context, "train"), context):
         data = task.client_data(context)
         num_examples = size_of(data.train)
@@ -267,7 +269,8 @@ def train_update(
         if plan.strategy.needs_base_loss:
             known = replace(known, base_loss=_loss(task, model, data.train, context))
         started = time.monotonic()
-        train_metrics = task.train(model, data, replace(context, rule=rule), on_epoch)
+        training = replace(context, rule=rule, logged=logged)
+        train_metrics = logged.joined(task.train(model, data, training, on_epoch), num_examples)
         train_s = time.monotonic() - started
     if plan.strategy.needs_local_sgd and not (rule.is_used and rule.steps):
         raise ConfigError(

@@ -37,6 +37,7 @@ class Trial:
         num_examples, num_validation: Samples.
         base: Finished validation metrics before the training; empty without validation data.
         trained: The same after it.
+        logged: What the training logged, and else reported beside its loss.
         data_s: Seconds of loading the task, the model and the data, until the training began.
         train_s: Seconds of the training itself.
         peak_bytes: The most memory this process has had, torch itself included.
@@ -53,6 +54,7 @@ class Trial:
     num_validation: int
     base: Mapping[str, float]
     trained: Mapping[str, float]
+    logged: Mapping[str, float]
     data_s: float
     train_s: float
     peak_bytes: int
@@ -107,6 +109,11 @@ def try_task(
         num_validation=int(done.metrics.get("num_examples", 0)),
         base=metrics.finish(done.metrics),
         trained=last,
+        logged={
+            name: mean
+            for name, mean in metrics.finish(done.train_metrics).items()
+            if name != "loss"
+        },
         data_s=whole_s - done.train_s,
         train_s=done.train_s,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -50,6 +50,7 @@ from fl_queue.strategies.base import (
     client_layouts,
 )
 from fl_queue.tasks import ClientContext
+from fl_queue.tasks.logged import Logged
 from workers import rqworker
 from workers.assignment import Assignment, fetch_base
 from workers.progress import Progress, announce, say, tell
@@ -213,7 +214,7 @@ def _made(job: Assignment, make: Make) -> Answer:
 
 def make_update(job: Assignment) -> Answer:
     """Train from the round's base version."""
-    task, context = job.task(), job.context()
+    task, context, logged = job.task(), job.context(), Logged()
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     kept = _kept(job, strategy, base.manifest)
@@ -224,9 +225,9 @@ def make_update(job: Assignment) -> Answer:
         task,
         base.manifest,
         base.arrays(),
-        context,
+        replace(context, logged=logged),
         on_loaded=base.body.unload,
-        on_epoch=Progress(job).on_epoch,
+        on_epoch=Progress(job, logged).on_epoch,
         plan=training.Plan(strategy, base.server, kept.state),
     )
     _keep_state(job, strategy, made, context, residual)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from fl_queue.errors import StoreUnavailable
 from fl_queue.tasks import ClientContext
+from fl_queue.tasks.logged import Logged
 from workers.assignment import Assignment
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,16 @@ def announce(job: Assignment, context: ClientContext) -> None:
 
 
 class Progress:
-    """Tells of epochs, but no more often than anybody looks: each event is a write to disk."""
+    """
+    Tells of epochs, but no more often than anybody looks: each event is a write to disk.
 
-    def __init__(self, job: Assignment) -> None:
-        self.job = job
+    Args:
+        job: What is trained.
+        logged: What the task logs meanwhile; an epoch's event has the means so far.
+    """
+
+    def __init__(self, job: Assignment, logged: Logged) -> None:
+        self.job, self.logged = job, logged
         self._told_at = -TELL_S
 
     def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
@@ -48,15 +55,16 @@ class Progress:
         if epoch < epochs and now - self._told_at < TELL_S:
             return
         self._told_at = now
-        event = {
+        event: dict[str, object] = {
             "event": "epoch",
             "run": self.job.run,
             "round": self.job.round.number,
             "epoch": epoch,
             "epochs": epochs,
         }
-        known = {key: finished[key] for key in ("accuracy", "loss") if key in finished}
-        tell(self.job, event | known)
+        event |= {key: finished[key] for key in ("accuracy", "loss") if key in finished}
+        means = self.logged.means()
+        tell(self.job, event | ({"logged": means} if means else {}))
 
 
 def tell(job: Assignment, event: Mapping[str, object]) -> None:

@@ -161,4 +161,4 @@ def _told(done: Mapping[str, Any]) -> dict[str, str]:
         "memory": "{peak_bytes:,} bytes at most, torch included".format(**done),
         "before": display.describe_metrics(done["base"]),
         "after": display.describe_metrics(done["trained"]),
-    }
+    } | ({"logged": display.describe_metrics(done["logged"])} if done["logged"] else {})

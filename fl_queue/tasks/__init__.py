@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +23,12 @@ from torch.nn import functional
 
 from fl_queue import partition, sgd
 from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import LocalRule, Samples
+from fl_queue.sgd import LocalRule, Loss, Samples
+from fl_queue.tasks.logged import Logged
 from fl_queue.tasks.skew import Skew
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
@@ -52,6 +55,7 @@ class ClientContext:
         epochs, batch_size: As the config has them.
         rule: What the strategy adds to local SGD; a task with a training of its own hands it to
             ``sgd.local_sgd``, or cannot be used with such a strategy.
+        logged: What ``log`` has taken; None: it is no training that counts, and nothing is kept.
     """
 
     client: str
@@ -67,6 +71,30 @@ class ClientContext:
     epochs: int
     batch_size: int
     rule: LocalRule | None = None
+    logged: Logged | None = None
+
+    def log(
+        self, name: str | None = None, value: Any = None, /, *, examples: int = 1, **values: Any
+    ) -> None:
+        """
+        Note a number of this training: ``log("gap", value)`` or ``log(gap=value)``.
+
+        The mean of a round's calls goes with the update, and is merged over the clients as every
+        metric is: curve ``train/gap``. Outside a round's training, in a validation say, it is
+        checked and forgotten. It changes nothing of the model. On an accelerator, a tensor is waited for.
+
+        Args:
+            name, value: A lower-case name, and a finite number or a tensor of one.
+            examples: How many examples it is the mean over, its weight in the mean; such as ``len(target)``.
+            **values: The same, by name.
+
+        Raises:
+            ConfigError: A name or a value that cannot be used, or more than 24 names.
+        """
+        if name is None and not values:
+            raise ConfigError("context.log", "nothing is named; give log(name, value)")
+        given = values if name is None else {name: value, **values}
+        (Logged() if self.logged is None else self.logged).add(given, examples)
 
     @classmethod
     def of(
@@ -172,8 +200,16 @@ class Task(ABC):
         return None
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch; cross entropy of class scores (B, C) unless overridden."""
+        """
+        Mean loss of a batch; cross entropy of class scores (B, C) unless overridden.
+
+        One that has an argument ``context`` is given it: ``loss(self, output, target, context=None)``.
+        """
         return functional.cross_entropy(output, target)
+
+    def loss_in(self, context: ClientContext) -> Loss:
+        """``loss`` as the loops take it, of outputs and targets."""
+        return with_context(self.loss, context)
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
@@ -189,13 +225,13 @@ class Task(ABC):
         """
 
         def report(epoch: int) -> None:
-            validation = self.evaluate(model, data.validation, context)
+            validation = self.evaluate(model, data.validation, replace(context, logged=None))
             on_epoch(epoch, context.epochs, finish(validation))
 
         return sgd.local_sgd(
             model,
             data.train,
-            self.loss,
+            self.loss_in(context),
             seed=seed_for(context.seed, context.run, context.round, context.client, "train"),
             epochs=context.epochs,
             batch_size=context.batch_size,
@@ -211,7 +247,7 @@ class Task(ABC):
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
-        return sgd.evaluate(model, dataset, self.loss, context.device)
+        return sgd.evaluate(model, dataset, self.loss_in(context), context.device)
 
     def skew(self, context: ClientContext) -> Skew:
         """
@@ -257,6 +293,15 @@ class Task(ABC):
             shares=context.shares,
             owners=owners,
         )
+
+
+def with_context(loss: Callable[..., Tensor], context: ClientContext) -> Loss:
+    """A loss that is given the context, if it has an argument of that name."""
+    try:
+        takes_it = "context" in inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # One without a signature, written in C.
+        return loss
+    return partial(loss, context=context) if takes_it else loss
 
 
 def code_digest(task: Task) -> str:

@@ -22,7 +22,7 @@ from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.fields import unknown_key
 from fl_queue.sgd import Loss, Samples, size_of
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks import ClientContext, ClientData, Task, with_context
 
 #: The argument that is this machine's data folder; all others are options of ``[task]``.
 _FOLDER = "data_dir"
@@ -43,7 +43,8 @@ class Parts:
         train: Pairs (input, target) of all that is on this machine; ``[data]`` says what of them
             is a client's, and what it holds out.
         test: The central test set, for the evaluator; None: there is none.
-        loss: Mean loss of a batch of outputs and targets; None: cross entropy.
+        loss: Mean loss of a batch of outputs and targets, and of the ``context`` if it has such an
+            argument; None: cross entropy.
         labels: (N,) classes of ``train``; None: read from it where they matter.
         owners: (N,) whose each sample of ``train`` is, for ``data.partition = "natural"``.
     """
@@ -106,6 +107,10 @@ class FunctionTask(Task):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The function's loss, or cross entropy."""
         return self._loss(output, target) if self._loss else super().loss(output, target)
+
+    def loss_in(self, context: ClientContext) -> Loss:
+        """The function's loss, with the context if it has an argument of that name."""
+        return with_context(self._loss or self.loss, context)
 
     def _parts(self) -> Parts:
         parts = _parts(self.name, self._function(**self._arguments))

@@ -128,7 +128,7 @@ def _answer(receipt: Receipt) -> str:
 
 
 def history(store: Store, run: str) -> dict[str, Any]:
-    """The rounds, newest first, and the curves: version -> metrics, central and per client."""
+    """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
     records = store.control.history(run)
     tested = scores.test_metrics(store, run)
     rows = report.rows(records, tested, store.control.late(run))
@@ -138,6 +138,7 @@ def history(store: Store, run: str) -> dict[str, Any]:
         "test": tested,
         "validation": report.validation(records),
         "clients": report.client_validation(records),
+        "training": report.training(records),
     }
 
 

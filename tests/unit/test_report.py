@@ -220,7 +220,7 @@ def test_json_and_csv_carry_every_field() -> None:
     as_csv = list(csv.DictReader(io.StringIO(report.to_csv(rows))))
 
     assert [report.RoundRow(**item) for item in as_json] == rows
-    assert list(as_csv[0]) == list(as_json[0])
+    assert list(as_csv[0]) == [name for name in as_json[0] if name != "training"]
     assert (as_csv[0]["reason"], as_csv[1]["version"], as_csv[1]["loss"]) == ("a, b", "", "")
 
 
@@ -305,3 +305,27 @@ def test_importing_report_loads_neither_matplotlib_nor_redis_nor_torch() -> None
     )
 
     assert done.stdout == "[]\n"
+
+
+def test_what_the_training_logged_is_in_rows_table_csv_and_plot(tmp_path: Path) -> None:
+    trained = {"num_examples": 10, "loss_sum": 5.0, "gap_sum": 2.5}
+    records = [record(1, 0, train=trained), abandoned(2, 1, train=trained), record(3, 1)]
+    rows = report.rows(records, {}, {})
+    assert [dict(row.training) for row in rows] == [{"gap": 0.25}, {}, {}]
+    assert report.training(records) == {1: {"gap": 0.25}}
+
+    found = list(csv.DictReader(io.StringIO(report.to_csv(rows))))
+    assert [row["train_gap"] for row in found] == ["0.25", "", ""]
+    console = Console(record=True, width=200)
+    console.print(report.table(rows))
+    shown = console.export_text()
+    assert "gap" in shown
+    assert "0.2500" in shown
+
+    report.plot(tmp_path / "with.png", records, {})
+    report.plot(tmp_path / "without.png", [record(1, 0), record(3, 1)], {})
+    heights = [
+        int.from_bytes((tmp_path / name).read_bytes()[20:24])
+        for name in ("with.png", "without.png")
+    ]
+    assert heights[0] > heights[1]  # A panel more.

@@ -87,24 +87,30 @@ let curves = null;
 const charts = {};
 
 function draw() {
-  const any = ["accuracy", "loss"].map((name) => chart(name)).some(Boolean);
+  const logged = curves ? [...new Set(Object.values(curves.training).flatMap(Object.keys))].sort().slice(0, 8) : [];
+  const wanted = logged.map((name) => `logged-${name}`);
+  document.querySelectorAll(".logged").forEach((place) => { if (!wanted.includes(place.id)) { charts[place.id]?.destroy(); delete charts[place.id]; place.remove(); } });
+  for (const id of wanted) if (!at(id)) at("loss").parentElement.append(Object.assign(document.createElement("div"), { id, className: "logged" }));
+  const any = [["accuracy"], ["loss"], ...logged.map((name) => [name, `logged-${name}`])].map((one) => chart(...one)).some(Boolean);
   at("no-curves").hidden = any;
 }
 
-function chart(name) {
-  const where = at(name);
-  const lines = curves ? [["central test", curves.test, 3, name], ["clients' validation", curves.validation, 2, name],
+function chart(name, id = name) {
+  const where = at(id);
+  const judged = id === name;
+  const lines = curves ? (judged ? [["central test", curves.test, 3, name], ["clients' validation", curves.validation, 2, name],
     ["personal models", curves.validation, 1.5, `personal_${name}`], ["fine-tuned", curves.validation, 1.5, `finetuned_${name}`],
     ...Object.entries(curves.clients).slice(0, 10).map(([client, line]) => [client, line, 1, name])]
+    : [["training", curves.training, 2, name]])
     .filter(([, line, , metric]) => Object.values(line).some((found) => metric in found)) : [];
-  if (charts[name]) charts[name].destroy();
-  charts[name] = null;
+  if (charts[id]) charts[id].destroy();
+  charts[id] = null;
   if (!lines.length) return false;
   const versions = [...new Set(lines.flatMap(([, line]) => Object.keys(line).map(Number)))].sort((a, b) => a - b);
   const style = getComputedStyle(document.documentElement);
   const colour = (token) => style.getPropertyValue(token).trim();
   const axis = { stroke: colour("--text"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
-  charts[name] = new uPlot({
+  charts[id] = new uPlot({
     title: name, width: where.clientWidth || 320, height: 260, scales: { x: { time: false } },
     axes: [{ ...axis, label: "version", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }, axis],
     series: [{ label: "version" }, ...lines.map(([label, , width], i) => ({
