@@ -360,15 +360,17 @@ class Collector:
             download=download,
             manifest=manifest if first else None,
             server_state=digests,
-            keeping=record.accepted if self._clients_keep() else {},
+            keeping=self._keeping(record),
         )
 
-    def _clients_keep(self) -> bool:
-        """Whether clients of this run keep something from one accepted round to the next."""
+    def _keeping(self, record: RoundRecord) -> dict[str, tuple[int, str]]:
+        """Client -> round of its job and digest of its update, where clients keep something with it."""
         manifest, feedback = self.intake.manifest, self.config.update["error_feedback"]
         if self.strategy is None or manifest is None:
-            return False  # Version 0 is made: nobody has trained.
-        return bool(client_layouts(self.strategy, manifest, feedback))
+            return {}  # Version 0 is made: nobody has trained.
+        if not client_layouts(self.strategy, manifest, feedback):
+            return {}
+        return flight.by_job(self.round, record.accepted)
 
     def _state_writers(
         self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]

@@ -150,11 +150,6 @@ class RunConfig:
                 "round.mode",
                 "async needs clients with workers of their own, and a pool trains virtual ones in groups; set it to sync, or start client workers (clients.kind = cross-silo)",
             )
-        if self.update["error_feedback"]:
-            raise ConfigError(
-                "update.error_feedback",
-                "what clients left out belongs to rounds that wait for them; set it to false, or round.mode to sync",
-            )
         # Of an own strategy only the server's step is its own, and that sees the mean.
         if ":" not in name and not get_strategy(name, self.strategy).takes_stale:
             raise ConfigError(

@@ -31,6 +31,19 @@ def begun(current: RoundState, client: str) -> Begun:
     return Begun(found["round"], found["version"])
 
 
+def by_job(current: RoundState, accepted: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """
+    What clients call their updates in what they keep: the round of the job, not the one that merged it.
+
+    Args:
+        accepted: Client -> digest of its update.
+
+    Returns:
+        Client -> round in which its job began, and that digest.
+    """
+    return {client: (begun(current, client).round, digest) for client, digest in accepted.items()}
+
+
 def base_of(store: Store, run: str, current: RoundState, client: str) -> tuple[int, str]:
     """Version and digest that a client's job began with."""
     found = begun(current, client)

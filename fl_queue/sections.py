@@ -385,5 +385,5 @@ OF_MODE = {
 #: Fields a run keeps for life: a continued run with another value is refused.
 FIXED = (
     "run.task", "run.seed", "clients.kind", "clients.count", *DATA_FIXED,
-    "aggregation.strategy", "model.private", "redis.chunk_bytes",
+    "aggregation.strategy", "model.private", "update.error_feedback", "redis.chunk_bytes",
 )  # fmt: skip

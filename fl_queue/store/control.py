@@ -359,7 +359,7 @@ class Control(Rejections):
         download: str = "",
         manifest: Manifest | None = None,
         server_state: Mapping[str, str] | None = None,
-        keeping: Mapping[str, str] | None = None,
+        keeping: Mapping[str, tuple[int, str]] | None = None,
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
@@ -367,7 +367,7 @@ class Control(Rejections):
         Args:
             download: Digest of the new version's encoded body, if clients fetch that.
             server_state: Name -> digest of the strategy's state that belongs to the new version.
-            keeping: Client -> digest of its accepted update, of clients that keep something.
+            keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -394,12 +394,16 @@ class Control(Rejections):
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
         ]
         args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
-        args += [download, dumps(server_state or {}), dumps(keeping or {})]
+        kept = {
+            client: dumps({"round": began, "digest": update})
+            for client, (began, update) in (keeping or {}).items()
+        }
+        args += [download, dumps(server_state or {}), dumps(kept)]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 
     def accepted(self, run: str, client: str) -> tuple[int, str] | None:
-        """Round and digest of a client's newest accepted update, where clients keep something."""
+        """Round of the job and digest of a client's newest accepted update, where clients keep something."""
         text = cast("bytes | None", self.redis.hget(names.accepted(run), client))
         found = json.loads(text) if text else None
         return (int(found["round"]), str(found["digest"])) if found else None

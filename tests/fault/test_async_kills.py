@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fl_queue import kept, verify
+from fl_queue import (
+    blob,
+    checkpoint,
+    codec,
+    feedback,
+    kept,
+    models,
+    simulation,
+    training,
+    verify,
+)
 from fl_queue.records import RoundRecord
+from fl_queue.runs import current_config
+from fl_queue.sampling import seed_for
 from fl_queue.store import RunState
+from fl_queue.strategies.base import PRIVATE
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.mnist import ThreesAndSevens
 from tests.federation import Federation, wait_for
 
 #: One client takes its time; real training is some milliseconds.
@@ -52,6 +68,8 @@ CLIENT = [
         for case in (("client.started", "site-1_"), ("client.trained", "site-3_"), ("outbox.written", "site-3_"), ("update.pushed", "site-1_"))
     ),
 ]  # fmt: skip
+#: What clients keep: the bias, and what top-k left out of the weights.
+KEEPING = ('model.private=["bias"]', "update.codec=topk", "update.fraction=0.05", "update.error_feedback=true")  # fmt: skip
 
 
 CLIENTS = 3
@@ -142,3 +160,74 @@ def test_a_client_killed_at(federation: Federation, point: str, whose: str) -> N
 
     if point not in ("client.started", "client.trained"):
         assert set(trained(federation, run).values()) == {1}
+
+
+def made_again(federation: Federation, run: str, client: str) -> list[tuple[int, str]]:
+    """
+    A client's accepted updates from the history alone: each trained from the version its job began
+    with, and what the one before it left; round of the job and digest of the update.
+    """
+    state = federation.store.control.run(run)
+    manifest = federation.store.control.manifest(run)
+    assert state is not None
+    assert manifest is not None
+    loaded = current_config(federation.store, run)
+    encoding, task = codec.encoding(loaded.update), ThreesAndSevens(loaded)
+    folder = models.checkpoint_folder(federation.redis.state_dir, run)
+    private: dict[str, np.ndarray] = {}
+    owed: dict[str, np.ndarray] = {}
+    found = []
+    for record in federation.committed(run):
+        if client not in record.accepted:
+            continue
+        began = record.carried.get(client, {"round": record.round, "version": record.base_version})
+        version = federation.store.control.version(run, began["version"])["digest"]
+        base = blob.views(manifest, checkpoint.read(folder, version, manifest))
+        context = ClientContext.of(
+            loaded, client=client, run=state.name, round_number=began["round"],
+            share=simulation.share_of(client, state.population), shares=state.shares or 1,
+        )  # fmt: skip
+        plan = training.Plan(kept={PRIVATE: private} if private else {})
+        made = training.train_update(task, manifest, base, context, plan=plan)
+        seed = seed_for(context.seed, context.run, context.round, client, "codec")
+        whole = list(feedback.corrected(made.pieces(), owed))
+        pieces = [codec.encode_piece(encoding, *piece, seed) for piece in whole]
+        found.append((began["round"], blob.pieces_digest(pieces)))
+        private = {"bias": made.kept(PRIVATE, "bias").copy()}
+        left = feedback.unsent(encoding, whole, seed)
+        owed = {spec.name: values.reshape(spec.shape) for (spec, _, _), values in zip(whole, left, strict=True)}  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(
+    ("point", "whose", "most"),
+    [
+        ("client.trained", "site-3_", 50),
+        # As above between other steps, the aggregator, and a client that is given up.
+        pytest.param("outbox.written", "site-3_", 50, marks=pytest.mark.slow),
+        pytest.param("update.pushed", "site-1_", 50, marks=pytest.mark.slow),
+        pytest.param("round.decided", "aggregator-", 50, marks=pytest.mark.slow),
+        pytest.param("round.committed", "aggregator-", 50, marks=pytest.mark.slow),
+        pytest.param("client.trained", "site-3_", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_what_clients_keep_advances_with_their_accepted_updates_alone(
+    federation: Federation, point: str, whose: str, most: int
+) -> None:
+    fired = federation.arm(point, "kill", whose)
+    wanted = ("run.rounds=8", f"round.max_staleness={most}", "task.slow_s=0.7")
+    run = federation.begin("keeping", *ASYNC, *KEEPING, *wanted)
+    wait_for(point, fired.exists)
+    _, committed = end(federation, run)
+
+    accepted: dict[str, list[tuple[int, str]]] = {client: [] for client in federation.clients}
+    for record in committed:
+        for client, digest in record.accepted.items():
+            began = record.carried.get(client, {"round": record.round})
+            accepted[client].append((began["round"], digest))
+    assert any(record.staleness.get("site-3") for record in committed) or most == 2
+    for client, updates in accepted.items():
+        assert made_again(federation, run, client) == updates
+        assert not updates or federation.store.control.accepted(run, client) == updates[-1]
+        told = {event["event"] for event in federation.client_events(client) if event["run"] == run}
+        assert "client_state_missing" not in told

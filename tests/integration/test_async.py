@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from fl_queue import (
     blob,
     checkpoint,
+    codec,
     deletion,
     diagnose,
     dispatch,
@@ -132,16 +135,31 @@ def test_a_stale_update_counts_for_less_and_the_round_can_be_verified(
 
 def test_the_papers_step_against_plain_numpy(hand: AsyncHand) -> None:
     base = hand.commit("ab").version
-    change = {client: hand.made(client)[1][8:] for client in "ac"}
-    hand.commit("ac")
-    # x <- x + sum_i n_i (1 + tau_i)^-1/2 D_i / sum_i n_i
-    total = sum(
-        ord(client) * (1 + tau) ** -0.5 * np.frombuffer(change[client], "<f4").astype(np.float64)
-        for client, tau in (("a", 0), ("c", 1))
-    )
-    wanted = hand.parameters(base or 0) + total / (ord("a") + ord("c"))
-    # The discounted weight is rounded to an integer: 0.5 of some ninety examples.
-    assert np.abs(hand.parameters(2) - wanted).max() < 5e-6 * np.abs(total).max()
+    change = {
+        client: np.frombuffer(hand.made(client)[1][8:], "<f4").astype(np.float64) for client in "ac"
+    }
+    record = hand.commit("ac")
+    stale, unit = {"a": 0, "c": 1}, record.discount["unit"]
+    examples = sum(map(ord, stale))
+
+    def step(weigh: Callable[[str], float]) -> np.ndarray:
+        """x <- x + sum_i w_i D_i / sum_i n_i"""
+        mean = sum(weigh(client) * change[client] for client in stale) / examples
+        return hand.parameters(base or 0) + mean
+
+    def exact(client: str) -> float:
+        return ord(client) * float((1 + stale[client]) ** -0.5)
+
+    found = hand.parameters(2)
+    # Weights are whole numbers, of which ``unit`` are one example.
+    rounded = step(lambda client: round(unit * exact(client)) / unit)
+    assert np.abs(found - rounded).max() < 1e-6
+    # By that the step is off by at most half a unit for each stale update, and by half a part of
+    # 2^20 of its weight, as the discount is a whole number of those.
+    bound = sum(0.5 / unit + ord(client) / (2 * ONE) for client in "c") / examples
+    off = np.abs(found - step(exact))
+    assert (off <= bound * np.abs(change["c"]) + 1e-6).all()
+    assert off.max() > 1e-6 or unit > 1 << 17
 
 
 @pytest.mark.parametrize("staleness", ["polynomial", "constant"])
@@ -227,6 +245,28 @@ def test_an_update_that_comes_again_is_counted_once(hand: AsyncHand, store: Stor
     record = hand.commit("ab")
     assert sorted(record.accepted) == ["a", "b"]
     assert sorted(store.control.receipts(hand.run, 1)) == ["a", "a:duplicate", "b"]
+
+
+def test_a_client_learns_which_job_its_accepted_update_was_of(store: Store, tmp_path: Path) -> None:
+    lossy = ("update.codec=bfloat16", "update.error_feedback=true")
+    hand = AsyncHand(store, tmp_path, "abcd", "round.buffer=2", *lossy)
+    encode = partial(codec.encode, "bfloat16", hand.manifest, seed=0)
+
+    def push(client: str) -> str:
+        header, body = hand.made(client)
+        sent = encode(body=body)
+        layout = codec.entries("bfloat16", hand.manifest)
+        digest = blob.body_digest(sent)
+        hand.push((replace(header, codec="bfloat16", tensors=layout, body_bytes=len(sent), body_digest=digest), bytes(sent)))  # fmt: skip
+        return digest
+
+    for clients in ("ab", "ac"):
+        sent = {client: push(client) for client in clients}
+        hand.commit("")
+    # What they keep has the number of the round in which the job began, not of that which merged it.
+    assert store.control.accepted(hand.run, "c") == (1, sent["c"])
+    assert store.control.accepted(hand.run, "a") == (2, sent["a"])
+    assert store.control.accepted(hand.run, "d") is None
 
 
 def test_another_incarnation_counts_nothing_twice_and_loses_nothing(hand: AsyncHand) -> None:

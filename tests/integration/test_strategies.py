@@ -146,12 +146,14 @@ def test_a_client_that_lost_its_state_starts_from_zero_and_says_so(
     assert [(event["run"], event["round"]) for event in events] == [(run, number)]
 
 
-def test_a_run_keeps_its_strategy(federation: Federation) -> None:
+def test_a_run_keeps_what_decides_what_clients_and_server_keep(federation: Federation) -> None:
     run = federation.begin("loyal", *COHORT, "run.rounds=1")
     federation.finish(run)
-    with pytest.raises(ConfigError) as caught:
-        federation.begin("loyal", *ADAM)
-    assert caught.value.field == "aggregation.strategy"
+    feedback = ("update.codec=topk", "update.error_feedback=true")
+    for other in (ADAM, ('model.private=["bias"]',), feedback):
+        with pytest.raises(ConfigError, match="keeps the value") as caught:
+            federation.begin("loyal", *COHORT, *other)
+        assert f"{caught.value.field}=" in " ".join(other)
 
 
 def test_an_own_strategy_runs_where_it_is_allowed_and_says_so_where_not(

@@ -6,7 +6,7 @@
 --      9 receipts: JSON client -> receipt   10 event (JSON)   11 longest event stream
 --      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
 --      14 digest of the version's encoded body ('' for none)
---      16 clients that keep something: JSON client -> digest of its accepted update ('{}' for none)
+--      16 clients that keep something: JSON client -> JSON round and digest of its accepted update ('{}' for none)
 --      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
@@ -31,7 +31,7 @@ if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s%s}', ARGV[7], download, ARGV[1], kept))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
   for client, update in pairs(cjson.decode(ARGV[16])) do
-    redis.call('HSET', KEYS[8], client, string.format('{"round":%s,"digest":"%s"}', ARGV[1], update))
+    redis.call('HSET', KEYS[8], client, update)
   end
 end
 if ARGV[13] ~= '' then redis.call('SET', KEYS[7], ARGV[13]) end
