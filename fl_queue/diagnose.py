@@ -121,7 +121,8 @@ def _doing(
     ages: dict[str, float],
 ) -> str:
     """What is known of a client that has not answered."""
-    parts = [_activity(store, state, client, ticket.number if ticket else state.round)]
+    parts = [store.control.paused([client]).get(client, "")]
+    parts.append(_activity(store, state, client, ticket.number if ticket else state.round))
     if ticket is not None and ticket.number < state.round:
         parts.append(f"on its job of round {ticket.number}")
     if ticket is not None:

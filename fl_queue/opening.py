@@ -90,9 +90,8 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     plan, wanted = (_plan_async if is_async else _plan_sync)(store, state, config, purpose, alive)
     if len(plan.cohort) < max(wanted, 1):
         asked = _asked_by(plan, wanted)
-        waiting.wait(
-            store, state, config, waiting.who_is_missing(config, asked, wanted, len(alive))
-        )
+        reason = waiting.who_is_missing(config, asked, wanted, len(alive))
+        waiting.wait_for_clients(store, state, config, reason, max(wanted, 1) - len(plan.cohort))
         return
     if purpose == "train" and not is_async:
         problem = waiting.too_few(config, len(plan.cohort))

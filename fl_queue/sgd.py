@@ -34,6 +34,21 @@ def size_of(dataset: Samples) -> int:
     return len(cast(Sized, dataset))
 
 
+def part_of(dataset: Samples, most: int, seed: int) -> Samples:
+    """
+    At most so many samples of a data set, drawn by a seed, in their order.
+
+    Args:
+        most: 1 or more; a data set that is no larger is returned as it is.
+        seed: The same draws the same samples.
+    """
+    count = size_of(dataset)
+    if count <= most:
+        return dataset
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(count)[:most]
+    return _whole(Subset(dataset, np.sort(drawn).tolist()))
+
+
 def seed_torch(seed: int, device: str) -> None:
     """
     Seed what torch draws on a device; the numbers are those of ``torch.manual_seed``.

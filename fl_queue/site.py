@@ -36,6 +36,8 @@ class Site:
         credentials: File of ``fl-queue enroll``; wins over the URLs.
         strategy_allow: Own strategies (``module:Class``) this aggregator lets in.
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
+        quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
+        max_examples: Most training samples a round may use; 0: all.
     """
 
     url: str = ""
@@ -50,6 +52,8 @@ class Site:
     token: str = ""
     credentials: str = ""
     strategy_allow: tuple[str, ...] = ()
+    quiet_hours: tuple[str, ...] = ()
+    max_examples: int = 0
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -69,6 +73,8 @@ class Site:
             or f"{environ.get('FLQ_SITE_CLIENT', '')}_{secrets.token_hex(4)}",
             token=environ.get("FLQ_SITE_TOKEN", "") or secrets.token_hex(8),
             credentials=environ.get("FLQ_SITE_CREDENTIALS", ""),
+            quiet_hours=_listed(environ, "FLQ_SITE_QUIET_HOURS"),
+            max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -86,6 +92,8 @@ class Site:
             "FLQ_SITE_WORKER": self.worker,
             "FLQ_SITE_TOKEN": self.token,
             "FLQ_SITE_CREDENTIALS": self.credentials,
+            "FLQ_SITE_QUIET_HOURS": ",".join(self.quiet_hours),
+            "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
         }
 
     @property

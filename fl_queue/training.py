@@ -41,7 +41,7 @@ from fl_queue.strategies.base import (
     state_manifest,
     update_manifest,
 )
-from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest
+from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest, given_data
 from fl_queue.tasks.logged import Logged
 from fl_queue.tensors import Arrays, load_arrays, manifest_of, state_of, views_of
 
@@ -251,7 +251,7 @@ def train_update(
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
     with _reproducible(_seed_of(context, "train"), context):
-        data = task.client_data(context)
+        data = given_data(task, context)
         num_examples = size_of(data.train)
         if num_examples == 0:
             raise DataError(
@@ -351,7 +351,7 @@ def evaluate_client(
     """
     plan = plan or Plan()
     with _reproducible(_seed_of(context, "evaluate"), context):
-        data = task.client_data(context)
+        data = given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         check_private(model, manifest, task.config.model["private"])
         own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)

@@ -12,7 +12,7 @@ from typing import Any
 from fl_queue import diagnose, names, report, runs, scores
 from fl_queue.errors import RunStateError
 from fl_queue.records import Enrolment, Receipt
-from fl_queue.store import RunState, Store
+from fl_queue.store import PAUSED, RunState, Store
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ClientStatus:
         last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back; None: never.
         num_examples: Examples it has; empty while it has not said.
         host, pid, worker: Where its worker runs; empty when it has none.
-        doing: Its last event in words.
+        doing: Its last event in words, or that it is paused.
+        paused: Why its site has paused it, with since when; empty: it is not.
     """
 
     client: str
@@ -71,6 +72,7 @@ class ClientStatus:
     pid: str
     worker: str
     doing: str
+    paused: str
 
 
 def run_status(store: Store, state: RunState) -> RunStatus:
@@ -109,16 +111,19 @@ def _client(
     store: Store, client: str, age: float | None, enrolment: Enrolment | None
 ) -> ClientStatus:
     holder = store.control.lease(names.client_holder(client))
+    said = store.control.client(client)
+    last = store.control.last_event(names.client_events(client))
     return ClientStatus(
         client=client,
         alive=bool(holder),
         enrolled="no" if enrolment is None else "revoked" if enrolment.revoked_at else "yes",
         last_seen_s=None if age is None else round(age, 1),
-        num_examples=store.control.client(client).get("num_examples", ""),
+        num_examples=said.get("num_examples", ""),
         host=holder.get("host", ""),
         pid=holder.get("pid", ""),
         worker=holder.get("worker", ""),
-        doing=_doing(store.control.last_event(names.client_events(client))),
+        doing=said.get(PAUSED) or _doing(last),
+        paused=said.get(PAUSED, ""),
     )
 
 

@@ -4,12 +4,15 @@ Why the next round of a run cannot be opened yet, or never, and waiting for it.
 
 from __future__ import annotations
 
-from fl_queue import codec
+from fl_queue import codec, simulation
 from fl_queue.config import RunConfig, quorum_size, too_few_for
 from fl_queue.runs import set_state
 from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import update_manifest
+
+#: Paused clients that a reason names.
+_NAMED = 5
 
 
 def who_is_missing(config: RunConfig, asked: str, wanted: int, alive: int) -> str:
@@ -54,9 +57,36 @@ def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> st
     )
 
 
-def wait(store: Store, state: RunState, config: RunConfig, reason: str) -> None:
-    """Nobody to train with, or too few: say so, count the time, and fail the run at the deadline."""
-    waited_s = store.control.tick_waiting(state.run_id)
+def wait_for_clients(
+    store: Store, state: RunState, config: RunConfig, reason: str, missing: int
+) -> None:
+    """
+    Wait until there are enough clients for a round, and for those that are paused without an end.
+
+    Args:
+        reason: From ``who_is_missing``.
+        missing: How many there are too few.
+    """
+    paused = (
+        {}
+        if simulation.is_simulation(config)
+        else store.control.paused_clients(config.clients["active_s"])
+    )
+    told = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
+    # Who is paused comes back: that takes as long as its site wants, and is no reason to give up.
+    wait(store, state, config, reason + told, gives_up=len(paused) < missing)
+
+
+def wait(
+    store: Store, state: RunState, config: RunConfig, reason: str, gives_up: bool = True
+) -> None:
+    """
+    Nobody to train with, or too few: say so, count the time, and fail the run at the deadline.
+
+    Args:
+        gives_up: Whether the time is counted.
+    """
+    waited_s = store.control.tick_waiting(state.run_id) if gives_up else None
     deadline_s = config.round["deadline_s"]
     given_up = waited_s is not None and waited_s >= deadline_s
     if given_up:

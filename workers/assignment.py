@@ -100,6 +100,7 @@ class Assignment:
             data_dir=self.site.data_dir,
             device=self.site.device,
             threads=self.site.threads,
+            max_examples=self.site.max_examples,
         )
 
     def header(self, kind: str) -> Header:

@@ -29,6 +29,7 @@ from fl_queue import (
     models,
     names,
     outbox,
+    pauses,
     rounds,
     simulation,
     training,
@@ -119,6 +120,10 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
+    why = pauses.why_paused(site)
+    # Version 0 takes nothing of a site's data, and a run ends without it.
+    if why and make is not make_initial:
+        make = _declining(why)
     kept = find_or_make(job, make)
     pushed = push(job, *kept)
     faults.reach("update.pushed")
@@ -195,6 +200,11 @@ def _failure(job: Assignment, reason: str) -> Header:
     return replace(job.header("failure"), reason=reason[:MAX_TEXT])
 
 
+def _declining(why: str) -> Make:
+    """The answer of a site that does not train now: the round ends by its rule, and need not wait."""
+    return lambda job: Answer(_failure(job, why))
+
+
 def _made(job: Assignment, make: Make) -> Answer:
     try:
         return make(job)
@@ -233,6 +243,7 @@ def make_update(job: Assignment) -> Answer:
     _keep_state(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
     environment = training.environment(context.device, task, context.threads)
+    environment |= {"max_examples": context.max_examples} if context.max_examples else {}
     header = replace(
         job.header("update"),
         num_examples=made.num_examples,

@@ -32,11 +32,11 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from fl_queue import faults, jobs, liveness, names, rounds, signing
+from fl_queue import faults, jobs, liveness, names, pauses, rounds, signing
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
-from fl_queue.store import LEASE_S, Control, plain_client
+from fl_queue.store import LEASE_S, PAUSED, Control, plain_client
 from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class FLWorker(Worker):
         self._control = Control(self.connection)
         for queue in cast("list[FLQueue]", self.queues):
             queue.on_refused = self._tell_refused
+        self._said: dict[str, str] = {}
         self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
@@ -93,7 +94,9 @@ class FLWorker(Worker):
                 )
             time.sleep(0.2)
         if self.site.client:
-            self._control.arrive(self.site.client)
+            pauses.arrive(self.site)
+            self._said = self._site_says()
+            self._control.arrive(self.site.client, self._said)
         # RQ's sets of all workers are written by none of ours: a client could remove others from them.
         self.birth_date = self.last_heartbeat = now()
         with self.connection.pipeline() as pipe:
@@ -114,7 +117,10 @@ class FLWorker(Worker):
         if self._compiler_wanted[0] and not self.is_horse and not self.horse_pid:
             importlib.import_module(COMPILER)
             self._compiler_wanted[0] = 0
-        if self.is_horse or self._extend():
+        if self.is_horse:
+            return
+        if self._extend():
+            self._tell_site()
             return
         # We were asleep for longer than a lease, and another worker serves our client now.
         log.error(
@@ -216,6 +222,17 @@ class FLWorker(Worker):
             self._control.add_event(f"{job}__".split("_")[1], event)
         except ResponseError as exc:  # Another type: the log has it.
             log.warning("no event of job %s: %s", job, exc)
+
+    def _site_says(self) -> dict[str, str]:
+        """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
+        return {PAUSED: pauses.why_paused(self.site)}
+
+    def _tell_site(self) -> None:
+        """Say it again once it has changed: each time is a write to disk."""
+        if self.site.client and (said := self._site_says()) != self._said:
+            log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused")
+            self._control.say(self.site.client, said)
+            self._said = said
 
     def _extend(self) -> bool:
         fields = {

@@ -43,6 +43,8 @@ COMMANDS = {
     ),
     "enroll": ("parties:enroll", "Create what CLIENT needs to take part, in one file."),
     "revoke": ("parties:revoke", "End the part of CLIENT."),
+    "pause": ("sites:pause", "At a site: let CLIENT take no new work, until `fl-queue unpause`."),
+    "unpause": ("sites:unpause", "At a site: let CLIENT take part again, from the next round on."),
     "web": (
         "serving:web",
         "Serve the page that shows and steers runs, and the JSON API.",

@@ -40,6 +40,26 @@ class Where:
         return Store.open(self.url, self.blob_url, self.state_dir)
 
 
+_state_dir_option = click.option(
+    "--state-dir",
+    envvar="FLQ_STATE_DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of this machine's state. Default: ~/.local/state/fl-queue.",
+)
+
+
+def state_option(command: Command) -> Command:
+    """Add ``--state-dir``; the command, which needs no Redis, gets the folder as ``state_dir``."""
+
+    @_state_dir_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, state_dir: Path | None, **kwargs: Any) -> Any:
+        return command(*args, state_dir=Where.of("", "", state_dir).state_dir, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
 def connection_options(command: Command) -> Command:
     """Add ``--redis-url``, ``--blob-url`` and ``--state-dir``; the command gets them as ``where``."""
 
@@ -55,13 +75,7 @@ def connection_options(command: Command) -> Command:
         default="",
         help="Data server. Default: the control server.",
     )
-    @click.option(
-        "--state-dir",
-        envvar="FLQ_STATE_DIR",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=None,
-        help="Folder of this machine's state. Default: ~/.local/state/fl-queue.",
-    )
+    @_state_dir_option
     @functools.wraps(command)
     def wrapped(
         *args: Any, redis_url: str, blob_url: str, state_dir: Path | None, **kwargs: Any

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from fl_queue import credentials, names
+from fl_queue import credentials, hours, names
 from fl_queue.cli.common import (
     Command,
     Where,
@@ -76,6 +76,18 @@ def _credentials_option(command: Command) -> Command:
 )
 @_credentials_option
 @_task_options
+@click.option(
+    "--max-examples",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Train with at most so many of this site's examples, the same in each round of a run. Default: all.",
+)
+@click.option(
+    "--quiet-hours",
+    multiple=True,
+    metavar="HH:MM-HH:MM",
+    help="Train for nobody in these hours of this machine's clock; may be repeated, and go over midnight.",
+)
 @connection_options
 def worker_client(
     where: Where,
@@ -85,8 +97,15 @@ def worker_client(
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
+    max_examples: int,
+    quiet_hours: tuple[str, ...],
 ) -> None:
-    """Train for one data owner, on its own machine, with its own data."""
+    """
+    Train for one data owner, on its own machine, with its own data.
+
+    What this site gives is decided here, and nothing on Redis changes it. `fl-queue pause` stops the
+    training for a while.
+    """
     client = _enrolled_as(file, client)
     if not client:
         raise ConfigError("--client", "is missing; name the client, or give --credentials FILE")
@@ -96,7 +115,11 @@ def worker_client(
             "--client",
             f"{client!r} is not a client id; use letters, digits and dashes, at most 63, and none of {reserved}",
         )
-    site = _site(where, data, task_allow, device, threads, client, file)
+    site = replace(
+        _site(where, data, task_allow, device, threads, client, file),
+        max_examples=max_examples,
+        quiet_hours=tuple(str(hours.parse(span)) for span in quiet_hours),
+    )
     _become_worker("client", site)
 
 

@@ -21,12 +21,14 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.presence import LEASE_S, as_text
+from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, as_text
 
 __all__ = [
     "ADMITTED_S",
+    "AWAITED",
     "LEASE_S",
     "MEMORY_SHARE",
+    "PAUSED",
     "Control",
     "Data",
     "Doorbell",

@@ -4,7 +4,7 @@ The control server: who is there. Leases, clients, workers, and whether that pic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import redis
@@ -23,6 +23,10 @@ LONGEST_SILENCE_S = 5.0
 SETTLE_S = 5.0
 #: Field of a client's hash: its worker was stopped, and did not just vanish.
 _LEFT = "left"
+#: Field of a client's hash: why its site has paused it; not there while it has not.
+PAUSED = "paused"
+#: Field of a client's hash: the answers that wait for somebody at its site; see ``awaited``.
+AWAITED = "awaited"
 #: Of what a worker says of itself no more is read of each field; nothing of ours comes near it.
 _SAID_BYTES = 4096
 
@@ -141,9 +145,18 @@ class Presence:
 
     # Clients
 
-    def arrive(self, client: str) -> None:
-        """A client's worker has begun, whatever it said when it left."""
-        self.redis.hdel(names.client(client), _LEFT)
+    def arrive(self, client: str, said: Mapping[str, str]) -> None:
+        """A client's worker has begun, whatever it said when it left. Args: ``said``: as of ``say``."""
+        self.say(client, {_LEFT: "", **said})
+
+    def say(self, client: str, said: Mapping[str, str]) -> None:
+        """What a client's worker says of its site, by field of its hash; empty: nothing any more."""
+        key = names.client(client)
+        kept = {name: text for name, text in said.items() if text}
+        if kept:
+            self.redis.hset(key, mapping=cast(dict[Any, Any], kept))
+        if len(kept) < len(said):
+            self.redis.hdel(key, *(said.keys() - kept.keys()))
 
     def hear(self) -> None:
         """
@@ -200,7 +213,28 @@ class Presence:
         return {client: age for client, age in ages.items() if names.is_name(client)}
 
     def alive_clients(self, active_s: float) -> list[str]:
-        """Clients heard of within ``active_s`` of the control server's clock, sorted."""
+        """Clients heard of within ``active_s`` of the control server's clock, and not paused, sorted."""
+        heard = self._heard(active_s)
+        paused = self.paused(heard)
+        return [client for client in heard if client not in paused]
+
+    def paused_clients(self, active_s: float) -> dict[str, str]:
+        """Clients heard of within ``active_s`` that their sites have paused -> why, sorted."""
+        return self.paused(self._heard(active_s))
+
+    def paused(self, clients: Sequence[str]) -> dict[str, str]:
+        """Those of some clients that their sites have paused -> why, in the same order."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for client in clients:
+                pipe.hget(names.client(client), PAUSED)
+            found = cast(list[Any], pipe.execute(raise_on_error=False))
+        # Of another type: it says nothing.
+        said = {who: raw for who, raw in zip(clients, found, strict=True) if type(raw) is bytes}
+        return {
+            who: printable(raw[:_SAID_BYTES].decode(errors="replace")) for who, raw in said.items()
+        }
+
+    def _heard(self, active_s: float) -> list[str]:
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
 
     # Enrolment

@@ -27,7 +27,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import LocalRule, Loss, Samples
+from fl_queue.sgd import LocalRule, Loss, Samples, part_of
 from fl_queue.tasks.logged import Logged
 from fl_queue.tasks.skew import Skew
 
@@ -51,6 +51,8 @@ class ClientContext:
         data_dir: Folder of the data: the worker's ``--data``, else ``data.dir``; may be empty.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         threads: CPU threads torch may use; 0 leaves them as they are.
+        max_examples: Most training samples that the site gives; 0: all. The training data that a task
+            is handed is cut to so many already.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
         rule: What the strategy adds to local SGD; a task with a training of its own hands it to
@@ -71,6 +73,7 @@ class ClientContext:
     epochs: int
     batch_size: int
     rule: LocalRule | None = None
+    max_examples: int = 0
     logged: Logged | None = None
 
     def log(
@@ -109,6 +112,7 @@ class ClientContext:
         data_dir: str = "",
         device: str = "cpu",
         threads: int = 1,
+        max_examples: int = 0,
     ) -> ClientContext:
         """The context of one job; what is not an argument comes from the config."""
         return cls(
@@ -124,6 +128,7 @@ class ClientContext:
             learning_rate=config.learning_rate(round_number),
             epochs=config.train["epochs"],
             batch_size=config.train["batch_size"],
+            max_examples=max_examples,
         )
 
 
@@ -311,3 +316,12 @@ def code_digest(task: Task) -> str:
     except TypeError:
         return ""
     return blake3(Path(source).read_bytes()).hexdigest() if source else ""
+
+
+def given_data(task: Task, context: ClientContext) -> ClientData:
+    """A client's data; its training part no larger than the site wants, and the same in each round."""
+    data = task.client_data(context)
+    if not context.max_examples:
+        return data
+    seed = seed_for(context.seed, context.run, context.client, "max_examples")
+    return replace(data, train=part_of(data.train, context.max_examples, seed))

@@ -602,3 +602,26 @@ sgd.local_sgd(nn.Linear(1, 1), data, nn.functional.mse_loss, seed=1, epochs=1, b
 assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor."))]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_site_trains_with_no_more_examples_than_it_gives(task):
+    seen = []
+
+    class Watching(EverythingTask):
+        def train(self, model, data, context, on_epoch):
+            seen.append(data)
+            return super().train(model, data, context, on_epoch)
+
+    watching = Watching(task.config)
+    manifest, arrays = initial_model(watching, 1)
+    for round_number, most in ((1, 7), (2, 7), (1, 0), (1, 1000)):
+        context = context_of(task.config, round_number=round_number, max_examples=most)
+        made = train_update(watching, manifest, arrays, context)
+        assert made.num_examples == (7 if most == 7 else 16)
+
+    first, second, whole, enough = (data.train[:][0] for data in seen)
+    assert torch.equal(first, second)
+    assert torch.equal(whole, enough)
+    assert sum((row == whole).all(dim=1).any() for row in first) == 7
+    assert not torch.equal(first, whole[:7])
+    assert all(len(data.validation) == 5 for data in seen)

@@ -1,0 +1,105 @@
+"""What a site decides for itself, at the site: its pauses, and how many examples it gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fl_queue import names, pauses, rounds, runs
+from fl_queue.records import RoundRecord
+from fl_queue.site import Site
+from fl_queue.store import Store
+from tests.byhand import ByHand
+from tests.federation import Federation, wait_for
+from workers import client as worker
+
+CLIENTS = 2
+EVERYBODY = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_every=0")
+
+
+def fl_queue(federation: Federation, *arguments: str) -> str:
+    """Output of a command at the site, which has no URL of any Redis."""
+    command = [sys.executable, "-m", "fl_queue", *arguments]
+    where = ["--state-dir", str(federation.redis.state_dir)]
+    done = subprocess.run([*command, *where], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def trained(federation: Federation, run: str) -> RoundRecord:
+    """The record of the newest round that trained."""
+    assert federation.finish(run).state == "completed"
+    return federation.committed(run)[-1]
+
+
+def one_more(federation: Federation, name: str, run: str) -> RoundRecord:
+    """The record of one more round of a run that has ended."""
+    loaded = runs.current_config(federation.store, run)
+    runs.start_run(federation.store, name, loaded, 1)
+    rounds.advance(federation.store, run)
+    return trained(federation, run)
+
+
+def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarted(
+    federation: Federation,
+) -> None:
+    control = federation.store.control
+    said = fl_queue(federation, "pause", "site-2", "--reason", "new scanner")
+    assert said == "site-2 is paused\n"
+    wait_for("the pause to be told", lambda: control.alive_clients(15) == ["site-1"], 10)
+    federation.stop("site-2")
+    federation.start("site-2", "--max-examples", "20")
+    wait_for("site-2", lambda: control.lease(names.client_holder("site-2")))
+
+    run = federation.begin("paused", *EVERYBODY)
+    record = trained(federation, run)
+    assert (record.cohort, record.eligible, record.missing) == (["site-1"], ["site-1"], [])
+    told = json.loads(fl_queue(federation, "clients", "--json"))[1]
+    assert (told["client"], told["alive"]) == ("site-2", True)
+    assert told["paused"].startswith("paused by its site since 20")
+    assert told["doing"].endswith(" UTC: new scanner")
+
+    assert fl_queue(federation, "unpause") == "site-1 was not paused\nsite-2 takes part again\n"
+    wait_for("site-2", lambda: control.alive_clients(15) == ["site-1", "site-2"], 10)
+    record = one_more(federation, "paused", run)
+    assert record.cohort == ["site-1", "site-2"]
+    assert record.weights["site-2"] == 20 < record.weights["site-1"]
+    assert federation.trained_in(run, record.round) == 2
+    receipt = control.receipts(run, record.round)["site-2"]
+    assert (receipt.num_examples, receipt.environment["max_examples"]) == (20, 20)
+    assert control.client("site-2")["num_examples"] == "20"
+
+
+@pytest.fixture
+def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ByHand:
+    """A run whose round has selected a client that its site has just paused."""
+    run = ByHand(store, tmp_path, ["a", "b"], 8)
+    site = Site(state_dir=tmp_path, client="b")
+    pauses.arrive(site)
+    pauses.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
+    urls = {"url": store.servers.url, "blob_url": store.servers.blob_url}
+    for name, value in replace(site, **urls).to_environ().items():
+        monkeypatch.setenv(name, value)
+    return run
+
+
+def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
+    paused: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = paused.store.control.jobs(paused.run, paused.round.number)["b"]
+    monkeypatch.setenv("RQ_JOB_ID", ticket["job"])
+
+    assert worker.train(paused.run, paused.round.number) == "pushed"
+    paused.update("a")
+    paused.work()
+
+    why = "paused by its site since 2026-11-25 12:00 UTC"
+    assert paused.record.rejected == {"b": f"failed: {why}"}
+    assert paused.record.outcome == "abandoned"
+    assert why in paused.record.reason
