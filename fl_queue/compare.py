@@ -7,11 +7,12 @@ Runs that differ in nothing but ``run.seed`` are a sweep, and have a mean and a 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_queue import metrics, runs, scores
+from fl_queue.baseline import Baseline
 from fl_queue.config import changed_fields
 from fl_queue.store import RunState, Store
 
@@ -33,6 +34,7 @@ class Compared:
         abandoned: Rounds that made no version.
         seconds: Counted length of its rounds.
         settings: The config fields in which the compared runs differ.
+        spread: Of clients alone: how far their values are from the mean, which ``value`` is, in words.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Compared:
     abandoned: int
     seconds: float
     settings: dict[str, Any]
+    spread: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,32 @@ class Sweep:
     best_deviation: float
 
 
-def compare(store: Store, states: Sequence[RunState], metric: str) -> list[Compared]:
+def compare(
+    store: Store,
+    states: Sequence[RunState],
+    metric: str,
+    baselines: Sequence[Baseline] = (),
+) -> list[Compared]:
     """
-    The runs, in the order given.
+    The runs, in the order given, and after them the baselines.
 
     Args:
         metric: Such as ``accuracy``; by the central test, else by the clients' validation.
     """
     records = [runs.current_config(store, state.run_id).record() for state in states]
-    differing = _differing(records)
+    differing = _differing([*records, *(baseline.config for baseline in baselines)])
+
+    def settings(record: Mapping[str, Any]) -> dict[str, Any]:
+        return {field: _field(record, field) for field in differing}
+
+    # Side by side is what was judged alike.
+    held_out = not any(scores.test_metrics(store, state.run_id) for state in states)
     return [
-        _compared(store, state, metric, {field: _field(record, field) for field in differing})
-        for state, record in zip(states, records, strict=True)
+        *(
+            _compared(store, state, metric, settings(record))
+            for state, record in zip(states, records, strict=True)
+        ),
+        *(_beside(one, metric, settings(one.config), held_out) for one in baselines),
     ]
 
 
@@ -87,17 +104,17 @@ def sweeps(compared: Sequence[Compared]) -> list[Sweep]:
     groups: dict[str, list[Compared]] = {}
     for run in compared:
         rest = {field: value for field, value in run.settings.items() if field != _SEED}
-        if run.value is not None and _SEED in run.settings:
+        if run.run_id and run.value is not None and _SEED in run.settings:
             groups.setdefault(repr(rest), []).append(run)
     return [_sweep(group) for group in groups.values() if len(group) > 1]
 
 
-def _differing(records: Sequence[dict[str, Any]]) -> list[str]:
+def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
     found = {field for record in records for field in changed_fields(records[0], record)}
     return sorted(found - set(_ELSEWHERE))
 
 
-def _field(record: dict[str, Any], field: str) -> Any:
+def _field(record: Mapping[str, Any], field: str) -> Any:
     section, _, key = field.partition(".")
     return record.get(section, {}).get(key)
 
@@ -123,6 +140,27 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
         abandoned=sum(record.outcome == "abandoned" for record in rounds),
         seconds=sum(record.elapsed_s for record in rounds),
         settings=settings,
+    )
+
+
+def _beside(baseline: Baseline, metric: str, settings: dict[str, Any], held_out: bool) -> Compared:
+    """A baseline as a run: its rounds are its versions."""
+    spread = baseline.summary(metric, held_out)
+    points = [] if held_out else baseline.curve(metric)
+    curve = {at: {metric: value} for at, value in points}
+    best = metrics.best_version(_select(metric), curve)
+    return Compared(
+        name=f"{baseline.kind} {baseline.name}",
+        run_id="",
+        state="baseline",
+        version=baseline.rounds,
+        value=None if spread is None else spread.mean,
+        best=None if best is None else curve[best][metric],
+        best_version=best,
+        abandoned=0,
+        seconds=baseline.seconds,
+        settings=settings,
+        spread="" if spread is None or spread.deviation is None else spread.words(),
     )
 
 

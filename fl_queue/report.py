@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_queue import metrics, picture
+from fl_queue.baseline import Baseline
 from fl_queue.errors import DataError
 from fl_queue.records import Outcome, RoundRecord
 
@@ -185,7 +186,12 @@ def to_csv(rows: Sequence[RoundRow]) -> str:
     return text.getvalue()
 
 
-def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None:
+def plot(
+    path: Path,
+    records: Sequence[RoundRecord],
+    evaluations: Curve,
+    baselines: Sequence[Baseline] = (),
+) -> None:
     """
     Draw accuracy and loss by version: the central test, the clients' validation and its range.
 
@@ -196,6 +202,7 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
         path: Image to write; its suffix is the format (PNG without one).
         records: The history.
         evaluations: Version -> finished metrics of the central test.
+        baselines: Drawn beside it.
 
     Raises:
         ConfigError: matplotlib is not installed, or does not know the format.
@@ -218,6 +225,8 @@ def plot(path: Path, records: Sequence[RoundRecord], evaluations: Curve) -> None
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=False):
         _draw(axes, name, evaluations, validated, records)
+        _draw_beside(axes, name, baselines, held_out=not evaluations)
+        _finish_panel(axes, name)
     for axes, name in zip(panels[len(names) :], logged, strict=True):
         _draw_curves(axes, [("training", trained, name, "C4")])
         _finish_panel(axes, name)
@@ -328,7 +337,6 @@ def _draw(
                 at, least, most, color=colour, alpha=0.2, linewidth=0,
                 label=f"range over the clients{of}",
             )  # fmt: skip
-    _finish_panel(axes, name)
 
 
 def _draw_curves(axes: Axes, curves: Sequence[tuple[str, Curve, str, str]]) -> None:
@@ -336,6 +344,20 @@ def _draw_curves(axes: Axes, curves: Sequence[tuple[str, Curve, str, str]]) -> N
         points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
+
+
+def _draw_beside(axes: Axes, name: str, baselines: Sequence[Baseline], held_out: bool) -> None:
+    """A curve where a baseline has one, else the mean of its models and their range."""
+    for number, baseline in enumerate(baselines, 4):
+        label, colour = f"{baseline.kind} {baseline.name}", f"C{number}"
+        spread = baseline.summary(name, held_out)
+        if spread is None:
+            continue
+        if not held_out and (curve := baseline.curve(name)):
+            axes.plot(*zip(*curve, strict=True), label=label, color=colour, ls="--", marker=".")
+            continue
+        axes.axhline(spread.mean, label=label, color=colour, ls="--")
+        axes.axhspan(spread.least, spread.most, color=colour, alpha=0.1, linewidth=0)
 
 
 def _finish_panel(axes: Axes, name: str) -> None:

@@ -9,7 +9,7 @@ training step of a small model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
@@ -302,6 +302,15 @@ def _batches(
     loader = DataLoader(dataset, batch_sampler=[chunk.tolist() for chunk in chunks], num_workers=0)
     for inputs, target in loader:
         yield inputs.to(device), target.to(device)
+
+
+def joined(datasets: Sequence[Samples]) -> Samples:
+    """The samples of all data sets as one, in their order; a ``TensorDataset`` where all are such."""
+    wholes = [_whole(dataset) for dataset in datasets]
+    found = [whole.tensors for whole in wholes if isinstance(whole, TensorDataset)]
+    if len(found) == len(wholes) and wholes:
+        return TensorDataset(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return ConcatDataset(wholes)
 
 
 def _whole(dataset: Samples) -> Samples:

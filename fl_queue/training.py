@@ -250,7 +250,7 @@ def train_update(
     """
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
-    with _reproducible(_seed_of(context, "train"), context):
+    with reproducible(_seed_of(context, "train"), context):
         data = given_data(task, context)
         num_examples = size_of(data.train)
         if num_examples == 0:
@@ -279,7 +279,7 @@ def train_update(
             "context.rule to sgd.local_sgd, or use another strategy",
         )
     model.zero_grad()  # Gradients are as large as the model.
-    with _reproducible(_seed_of(context, "personal"), context):
+    with reproducible(_seed_of(context, "personal"), context):
         personal = own.personal_model()
         metrics |= own.validate_personal(personal)
         kept = own.train_personal(personal)
@@ -330,7 +330,7 @@ def evaluate_version(
     Raises:
         ModelMismatch: The task builds another model than the run's.
     """
-    with _reproducible(_seed_of(context, "evaluate"), context):
+    with reproducible(_seed_of(context, "evaluate"), context):
         model = _model(task, manifest, arrays, context.device)
         return task.evaluate(model, dataset, context)
 
@@ -350,7 +350,7 @@ def evaluate_client(
         DataError: Unreadable data.
     """
     plan = plan or Plan()
-    with _reproducible(_seed_of(context, "evaluate"), context):
+    with reproducible(_seed_of(context, "evaluate"), context):
         data = given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         check_private(model, manifest, task.config.model["private"])
@@ -417,7 +417,7 @@ def _seed_everything(seed: int, device: str) -> None:
 
 
 @contextmanager
-def _reproducible(seed: int, context: ClientContext) -> Iterator[None]:
+def reproducible(seed: int, context: ClientContext) -> Iterator[None]:
     """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
     threads = torch.get_num_threads()
     deterministic = torch.get_deterministic_debug_mode()

@@ -18,7 +18,15 @@ from fl_queue.records import Outcome, Verdict
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 OURS = [
-    ROOT / f"docs/{name}.md" for name in ("README", "quickstart", "machines", "operations", "faq")
+    ROOT / f"docs/{name}.md"
+    for name in (
+        "README",
+        "quickstart",
+        "machines",
+        "operations",
+        "faq",
+        "after-training",
+    )
 ]
 UNITS = sorted((ROOT / "config/systemd").glob("*.service"))
 

@@ -79,6 +79,10 @@ COMMANDS = {
         "experimenting:sweep",
         "Train CONFIG with several seeds, one run after the other; mean and spread.",
     ),
+    "baseline": (
+        "experimenting:baseline",
+        "Train CONFIG without a federation: each client alone, or one model on all data.",
+    ),
     "try-task": (
         "comparing:try_task",
         "Train one local round of CONFIG here, without Redis: its time, memory and update size.",

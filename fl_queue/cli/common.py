@@ -143,6 +143,17 @@ def _warn_of_passwords() -> None:
             )
 
 
+def baseline_option(command: Command) -> Command:
+    """Add ``--baseline``; the command gets the files as ``baseline``."""
+    return click.option(
+        "--baseline",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Written by `fl-queue baseline -o`; may be repeated.",
+    )(command)
+
+
 def json_option(command: Command) -> Command:
     """Add ``--json``; the command gets it as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")(command)

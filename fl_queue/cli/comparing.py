@@ -8,16 +8,19 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from fl_queue import baseline as baselines
 from fl_queue import compare, display, runs
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
+    baseline_option,
     connection_options,
     data_folder,
     json_option,
@@ -39,17 +42,26 @@ _WIDE = 200
     show_default=True,
     help="Of the central test, else of the clients' validation.",
 )
+@baseline_option
 @json_option
 @connection_options
-def compare_command(where: Where, names: tuple[str, ...], metric: str, as_json: bool) -> None:
+def compare_command(
+    where: Where,
+    names: tuple[str, ...],
+    metric: str,
+    baseline: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """
     Runs side by side: how good, how long, and the config fields in which they differ.
 
-    Runs that differ in run.seed alone also get their mean and spread.
+    Runs that differ in run.seed alone also get their mean and spread. Files of `fl-queue baseline`
+    are shown as runs are: of clients alone, the mean.
     """
+    beside = [baselines.read(path) for path in baseline]
     store = where.open()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
-    show_comparison(compare.compare(store, states, metric), metric, as_json)
+    show_comparison(compare.compare(store, states, metric, beside), metric, as_json)
 
 
 def show_comparison(rows: list[compare.Compared], metric: str, as_json: bool, **more: Any) -> None:
@@ -71,7 +83,7 @@ def show_comparison(rows: list[compare.Compared], metric: str, as_json: bool, **
             }
         )
         return
-    _console().print(_table(rows, metric))
+    wide_console().print(_table(rows, metric))
     for sweep in sweeps:
         common = ", ".join(f"{field} = {value}" for field, value in sweep.settings.items())
         click.echo(
@@ -79,9 +91,12 @@ def show_comparison(rows: list[compare.Compared], metric: str, as_json: bool, **
             f"{metric} {sweep.mean:.4f} ± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± "
             f"{sweep.best_deviation:.4f}"
         )
+    for row in rows:
+        if row.spread:
+            click.echo(f"{row.name}: {metric} {row.spread}")
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """As wide as the terminal; wide where there is none, so that nothing is cut off in a file."""
     console = Console()
     return console if console.is_terminal else Console(width=max(console.width, _WIDE))

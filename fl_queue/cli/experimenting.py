@@ -1,17 +1,31 @@
 """
-The commands of an experiment: ``sweep`` trains a config several times.
+The commands of an experiment: ``sweep`` trains a config several times, ``baseline`` without a federation.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.console import Console
 
-from fl_queue import compare, launching, runs, sweeping
-from fl_queue.cli.common import Where, connection_options, json_option, set_option
-from fl_queue.cli.comparing import show_comparison
+from fl_queue import baseline as baselines
+from fl_queue import compare, display, launching, runs, sweeping
+from fl_queue import config as configs
+from fl_queue.cli.common import (
+    Where,
+    connection_options,
+    data_folder,
+    json_option,
+    set_option,
+    write_json,
+)
+from fl_queue.cli.comparing import show_comparison, wide_console
 from fl_queue.cli.completing import config_argument
 from fl_queue.cli.running import interrupt_on_sigterm, where_of_run
 from fl_queue.errors import RunFailed
@@ -84,3 +98,85 @@ def sweep(
     if failed:
         done = f"{len(wanted) - len(failed)} of {len(wanted)} runs of the sweep are completed"
         raise RunFailed(", ".join(failed), f"failed; {done}; the same command tries again")
+
+
+@click.command()
+@config_argument(metavar="CONFIG")
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(baselines.KINDS),
+    help="local: a model for each client, alone; centralised: one on the data of all.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON file, for --baseline of compare and plot.",
+)
+@click.option(
+    "--clients",
+    default=0,
+    type=click.IntRange(min=0),
+    help="With so many of the clients alone, drawn by run.seed. Default: all.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FOLDER",
+    help="Of data; wins over data.dir. With data.partition = site one for each client, "
+    "which is called as its folder.",
+)
+@click.option("--test-data", default="", metavar="FOLDER", help="Default: the first --data.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@set_option()
+@json_option
+def baseline(
+    config: str,
+    kind: str,
+    output: Path | None,
+    clients: int,
+    data: tuple[str, ...],
+    test_data: str,
+    device: str,
+    threads: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """
+    Train CONFIG without a federation: each client alone, or one model on all data.
+
+    What a federated run of CONFIG is compared with. Here, in this process, and without Redis, with
+    the task, shares, version 0, seed and optimiser of the run: each model makes run.rounds times
+    train.epochs passes over its data, and is tested on the central test set (with
+    run.evaluate_every = 0 on what was held out). A task of your own is imported from the current
+    folder.
+    """
+    loaded = configs.load(config, overrides)
+    folders = tuple(data_folder(folder) for folder in data)
+    test = data_folder(test_data)
+    sys.path.insert(0, os.getcwd())  # As for workers.
+    from fl_queue import alone  # torch
+
+    def tell(index: int, count: int, client: str, number: int, found: Mapping[str, float]) -> None:
+        if found or number == loaded.run["rounds"]:
+            words = display.describe_metrics(found) or "trained"
+            click.echo(f"{index + 1} of {count}: {client}, round {number}: {words}", err=True)
+
+    made = alone.train(
+        loaded,
+        kind,
+        launching.name_of(config),
+        clients=clients,
+        place=alone.Place(folders, test, device, threads),
+        tell=tell,
+    )
+    if output is not None:
+        baselines.write(output, made)
+    if as_json:
+        write_json(asdict(made))
+    else:
+        wide_console().print(baselines.table(made))
+        for line in baselines.summary(made):
+            click.echo(line)

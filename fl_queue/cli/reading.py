@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_queue import (
+    baseline as baselines,
+)
+from fl_queue import (
     config as configs,
 )
 from fl_queue import (
@@ -28,7 +31,14 @@ from fl_queue import (
     scores,
     views,
 )
-from fl_queue.cli.common import Where, connection_options, json_option, set_option, write_json
+from fl_queue.cli.common import (
+    Where,
+    baseline_option,
+    connection_options,
+    json_option,
+    set_option,
+    write_json,
+)
 from fl_queue.cli.completing import config_argument, run_argument
 from fl_queue.cli.running import follow_to_end
 from fl_queue.errors import ConfigError
@@ -158,12 +168,14 @@ def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="PNG file.",
 )
+@baseline_option
 @connection_options
-def plot(where: Where, run: str, output: Path) -> None:
+def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> None:
     """Draw accuracy and loss of RUN by version."""
+    beside = [baselines.read(path) for path in baseline]
     store = where.open()
     run_id = runs.find_run(store, run).run_id
-    report.plot(output, store.control.history(run_id), scores.test_metrics(store, run_id))
+    report.plot(output, store.control.history(run_id), scores.test_metrics(store, run_id), beside)
     click.echo(str(output))
 
 

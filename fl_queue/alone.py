@@ -1,0 +1,241 @@
+"""
+Training without a federation: every client alone, or one model on the data of all. Imports torch.
+
+The task, its shares of the data, version 0, local SGD and the evaluation are those of a run of the
+same config; what is left out is the exchange. A function of the config, on the same machine with the
+same software.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from fl_queue import blob, checkpoint, metrics, sampling, sgd, simulation, training
+from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.records import Manifest
+from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks.loading import load_task
+from fl_queue.tensors import Arrays, load_arrays, views_of
+
+#: Called after each round of a model: its index, how many models there are, whose it is, the round, and
+#: finished metrics on the test set, empty where it was not tested.
+Tell = Callable[[int, int, str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    What this machine decides.
+
+    Args:
+        folders: Of data; with ``data.partition = "site"`` one for each client, which is called as its
+            folder is. None: ``data.dir``.
+        test: Folder of the test data; empty: the first of the others.
+        device, threads: As for ``fl-queue worker client``.
+    """
+
+    folders: Sequence[str] = ()
+    test: str = ""
+    device: str = "cpu"
+    threads: int = 1
+
+
+def train(
+    config: RunConfig,
+    kind: str,
+    name: str = "",
+    *,
+    clients: int = 0,
+    place: Place | None = None,
+    tell: Tell = lambda index, count, client, round_number, found: None,
+) -> Baseline:
+    """
+    Train a baseline: each model for ``run.rounds`` times ``train.epochs`` passes over its data.
+
+    Args:
+        config: Names the task, which is let in: whoever runs this has named it.
+        kind: ``local`` or ``centralised``.
+        name: Of the config, for tables.
+        clients: So many of them alone, drawn by the seed; 0: all.
+        place: Data, device, threads.
+
+    Raises:
+        ConfigError: It is not said how many clients there are, or as a client would answer.
+        DataError, ModelMismatch: As a client, or the evaluator, would answer.
+    """
+    started = time.monotonic()
+    work = _Work(config, place or Place(), kind)
+    chosen = work.chosen(clients)
+    if kind == LOCAL:
+        models = [
+            work.model(index, len(chosen), who, work.data(who), tell)
+            for index, who in enumerate(chosen)
+        ]
+    else:
+        every = [work.data(who) for who in chosen]
+        whole = ClientData(
+            sgd.joined([data.train for data in every]),
+            sgd.joined([data.validation for data in every]),
+        )
+        models = [work.model(0, 1, CENTRALISED, whole, tell)]
+    return Baseline(
+        kind="local" if kind == LOCAL else "centralised",
+        name=name,
+        config=config.record(),
+        rounds=config.run["rounds"],
+        clients=len(chosen),
+        seconds=round(time.monotonic() - started, 3),
+        environment=dict(training.environment(work.place.device, work.task, work.place.threads)),
+        models=models,
+    )
+
+
+class _Work:
+    """What all models of a baseline have in common."""
+
+    def __init__(self, config: RunConfig, place: Place, kind: str) -> None:
+        self.config, self.place, self.kind = config, place, kind
+        self.clients = _clients(config, place)
+        first = place.folders[0] if place.folders else ""
+        self.task = self._load(first)
+        self.manifest, self.base = training.initial_model(self.task, config.run["seed"])
+        # Building the next model may overwrite what these are views of.
+        self.base = {tensor: array.copy() for tensor, array in self.base.items()}
+        if config.model["initial"]:
+            self.base = _initial(Path(config.model["initial"]), self.manifest)
+        self.test = None
+        if config.run["evaluate_every"]:
+            folder = place.test or first
+            tester = self._load(folder)
+            self.test = tester.test_data(folder or config.data["dir"])
+
+    def _load(self, folder: str) -> Task:
+        name = self.config.run["task"]
+        return load_task(name, self.config, (name,), folder)
+
+    def chosen(self, count: int) -> list[str]:
+        """The clients that are trained, in the order of their shares."""
+        if not count or count >= len(self.clients):
+            return list(self.clients)
+        return sampling.select_cohort(self.config.run["seed"], 0, list(self.clients), count)
+
+    def data(self, client: str) -> ClientData:
+        """A client's own, as in a run. Raises DataError."""
+        folder = self.clients[client]
+        task = self._load(folder) if folder else self.task
+        context = self.context(client, 1)
+        with training.reproducible(_seed(context, "data"), context):
+            found = task.client_data(replace(context, data_dir=folder or context.data_dir))
+        if not sgd.size_of(found.train):
+            raise DataError(
+                folder or self.config.data["dir"] or "training data",
+                f"client {client} has no training samples; check data.dir and data.partition",
+            )
+        return found
+
+    def context(self, client: str, round_number: int) -> ClientContext:
+        """Of one round; only data are read as a share."""
+        names = list(self.clients)
+        return ClientContext.of(
+            self.config,
+            client=client,
+            run=f"baseline-{self.kind}",
+            round_number=round_number,
+            share=names.index(client) if client in names else 0,
+            shares=self.config.data["shares"] or len(names),
+            device=self.place.device,
+            threads=self.place.threads,
+        )
+
+    def model(self, index: int, count: int, client: str, data: ClientData, tell: Tell) -> Model:
+        """Train one from version 0, and judge it."""
+        rounds, every = self.config.run["rounds"], self.config.run["evaluate_every"]
+        curve: dict[str, dict[str, float]] = {}
+        for number, model in self._trained(client, data, rounds):
+            tested: dict[str, float] = {}
+            # On the way only the one model: a test of each client's would cost more than training.
+            if number == rounds or (self.kind == CENTRALISED and every and number % every == 0):
+                tested = self._judge(model, client, self.test)
+            if tested:
+                curve[str(number)] = tested
+            tell(index, count, client, number, tested)
+        arrays = views_of(model, self.manifest)
+        return Model(
+            client=client,
+            num_examples=sgd.size_of(data.train),
+            digest=blob.pieces_digest(arrays[spec.name] for spec in self.manifest.tensors),
+            test=curve.get(str(rounds), {}),
+            validation=self._judge(model, client, data.validation),
+            curve=curve if self.kind == CENTRALISED else {},
+        )
+
+    def _trained(
+        self, client: str, data: ClientData, rounds: int
+    ) -> Iterator[tuple[int, nn.Module]]:
+        """The model after each round, the same object each time."""
+        context = self.context(client, 1)
+        with training.reproducible(_seed(context, "build"), context):
+            model = self.task.build_model()
+            load_arrays(model, self.manifest, self.base)
+            model = model.to(context.device)
+        for number in range(1, rounds + 1):
+            context = self.context(client, number)
+            with training.reproducible(_seed(context, "train"), context):
+                self.task.train(model, data, context, lambda epoch, epochs, found: None)
+            yield number, model
+
+    def _judge(
+        self, model: nn.Module, client: str, dataset: sgd.Samples | None
+    ) -> dict[str, float]:
+        if dataset is None or not sgd.size_of(dataset):
+            return {}
+        context = self.context(client, self.config.run["rounds"])
+        with training.reproducible(_seed(context, "evaluate"), context):
+            return metrics.finish(self.task.evaluate(model, dataset, context))
+
+
+def _seed(context: ClientContext, what: str) -> int:
+    return sampling.seed_for(context.seed, context.run, context.round, context.client, what)
+
+
+def _clients(config: RunConfig, place: Place) -> dict[str, str]:
+    """Client -> its own folder (empty: that of all), in the order of shares."""
+    if config.data["partition"] == "site":
+        folders = place.folders or [config.data["dir"]]
+        named = {Path(folder).resolve().name: folder for folder in folders}
+        if len(named) < len(folders):
+            raise ConfigError(
+                "--data", "two of the folders have the same name, and clients too then"
+            )
+        return named
+    if len(place.folders) > 1:
+        raise ConfigError(
+            "--data",
+            f"one folder is split by data.partition = {config.data['partition']}; give one, or set "
+            "data.partition to site for a folder of each client",
+        )
+    cohort = config.round["cohort"]
+    if simulation.is_simulation(config):
+        return dict.fromkeys(simulation.clients(config.clients["count"]), "")
+    count = config.data["shares"] or (cohort if isinstance(cohort, int) else 0)
+    if not count:
+        raise ConfigError(
+            "data.shares", "is 0, and the clients are not known yet; set it to their number"
+        )
+    return {f"site-{number}": "" for number in range(1, count + 1)}
+
+
+def _initial(path: Path, manifest: Manifest) -> Arrays:
+    found = checkpoint.read_tensors(path)
+    return {
+        spec.name: found[spec.name].astype(spec.dtype)
+        for spec in manifest.tensors
+        if spec.name in found
+    }

@@ -1,0 +1,215 @@
+"""Clients alone, and one model on all data: what is trained, on which samples, and its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.utils.data import TensorDataset
+
+from fl_queue import alone, baseline, blob, compare, config, report, sgd, training
+from fl_queue.baseline import Baseline
+from fl_queue.cli import cli
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.store import Store
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.loading import load_task
+from tests.integration.test_compare import begun
+from tests.unit.test_report import record
+
+SIMULATED = (
+    "clients.kind=simulation", "clients.count=3", "run.rounds=2", "train.epochs=2",
+    "data.partition=dirichlet_label", "train.learning_rate=[[1, 0.5], [2, 0.1]]",
+)  # fmt: skip
+
+
+def loaded(*overrides: str) -> config.RunConfig:
+    return config.load("mnist-3v7", (*SIMULATED, "data.train_per_class=[]", *overrides), {})
+
+
+@pytest.fixture(scope="module")
+def local() -> Baseline:
+    return alone.train(loaded(), "local", "many")
+
+
+@pytest.fixture(scope="module")
+def centralised() -> Baseline:
+    return alone.train(loaded(), "centralised", "many")
+
+
+def test_each_client_is_trained_from_version_0_on_its_own_share(local: Baseline) -> None:
+    """By hand: two rounds of two epochs from version 0, as a client's job does one."""
+    settings = loaded()
+    task = load_task("mnist-3v7", settings)
+    manifest, arrays = training.initial_model(task, 0)
+    context = ClientContext.of(
+        settings, client="sim-2", run="baseline-local", round_number=1, share=1, shares=3
+    )
+    for number in (1, 2):
+        base = {name: array.copy() for name, array in arrays.items()}
+        context = replace(context, round=number, learning_rate=settings.learning_rate(number))
+        done = training.train_update(task, manifest, base, context)
+        arrays = {name: done.tensors.local(name) for name in done.tensors}
+
+    assert [model.client for model in local.models] == ["sim-1", "sim-2", "sim-3"]
+    second = local.models[1]
+    assert second.digest == blob.pieces_digest(arrays[name] for name in sorted(arrays))
+    assert second.num_examples == done.num_examples
+    assert second.test["accuracy"] > 0.8
+    assert second.curve == {}
+
+
+def test_equal_configs_give_equal_bits_and_few_clients_are_some_of_all(local: Baseline) -> None:
+    few = alone.train(loaded(), "local", clients=2)
+
+    assert len(few.models) == few.clients == 2
+    known = {model.client: model for model in local.models}
+    assert all(known[model.client] == model for model in few.models)
+
+
+def test_one_model_is_trained_on_the_shares_of_all(local: Baseline, centralised: Baseline) -> None:
+    (model,) = centralised.models
+
+    assert model.num_examples == sum(part.num_examples for part in local.models)
+    assert set(model.curve) == {"1", "2"}
+    assert model.test == model.curve["2"]
+    assert centralised.curve("accuracy")[1] == (2, model.test["accuracy"])
+    assert local.curve("accuracy") == []
+
+
+def test_the_spread_is_over_clients_and_the_worst_named(local: Baseline) -> None:
+    values = {model.client: model.test["accuracy"] for model in local.models}
+    spread = local.summary("accuracy")
+
+    assert spread is not None
+    assert spread.mean == pytest.approx(np.mean(list(values.values())))
+    assert spread.deviation == pytest.approx(np.std(list(values.values()), ddof=1))
+    assert values[spread.worst] == spread.least
+    of_loss = local.summary("loss")
+    assert of_loss is not None
+    assert {m.client: m.test["loss"] for m in local.models}[of_loss.worst] == of_loss.most
+    assert local.summary("bleu") is None
+
+
+def test_without_a_central_test_the_held_out_samples_judge() -> None:
+    made = alone.train(loaded("run.evaluate_every=0"), "centralised", clients=2)
+
+    assert made.models[0].test == {}
+    assert made.models[0].value("accuracy") == made.models[0].validation["accuracy"]
+    assert baseline.summary(made) == ["* on what was held out for validation"]
+
+
+def test_data_of_tensors_stay_tensors_and_others_are_chained() -> None:
+    parts = [TensorDataset(torch.full((n, 2), float(n)), torch.arange(n)) for n in (1, 2)]
+
+    whole = sgd.joined(parts)
+    assert isinstance(whole, TensorDataset)
+    assert whole.tensors[1].tolist() == [0, 0, 1]
+    mixed = sgd.joined([parts[0], [(torch.zeros(2), 5)]])  # type: ignore[list-item]
+    assert sgd.size_of(mixed) == 2
+    assert mixed[1][1] == 5
+
+
+def table(path: Path, rows: int) -> None:
+    """A file of so many rows; the class is whether a is above 50."""
+    lines = [f"{number % 100},{number % 7},{int(number % 100 > 50)}" for number in range(rows)]
+    path.write_text("\n".join(["a,b,label", *lines]))
+
+
+def test_sites_have_a_folder_each(tmp_path: Path) -> None:
+    for name, rows in (("north", 200), ("south", 300)):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name / "train.csv", rows)
+    table(tmp_path / "test.csv", 100)
+    settings = config.load(
+        "csv",
+        ("task.label=label", "task.classes=0,1", "task.features=a,b", "run.rounds=2"),
+        {},
+    )
+    folders = (str(tmp_path / "north"), str(tmp_path / "south"))
+    place = alone.Place(folders, test=str(tmp_path))
+
+    made = alone.train(settings, "local", place=place)
+    whole = alone.train(settings, "centralised", place=place)
+
+    assert [(m.client, m.num_examples) for m in made.models] == [("north", 160), ("south", 240)]
+    assert whole.models[0].num_examples == 400
+    assert whole.models[0].test["accuracy"] > 0.9
+    with pytest.raises(ConfigError, match="--data: one folder is split"):
+        alone.train(loaded(), "local", place=place)
+    with pytest.raises(ConfigError, match="--data: two of the folders have the same name"):
+        alone.train(settings, "local", place=alone.Place((folders[0], folders[0])))
+
+
+def test_how_many_clients_there_are_must_be_known() -> None:
+    with pytest.raises(ConfigError, match=r"data\.shares: is 0"):
+        alone.train(config.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
+
+
+def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_path: Path) -> None:
+    path = tmp_path / "local.json"
+    baseline.write(path, local)
+    assert baseline.read(path) == local
+    raw = asdict(local)
+    for text, reason in (
+        ("{", "not a baseline"),
+        ("[]", "has no models"),
+        (json.dumps({**raw, "models": []}), "has no models"),
+        (json.dumps({**raw, "rounds": "two"}), "field rounds is 'two'"),
+        (json.dumps({**raw, "models": [{"client": 3}]}), "field client is '3'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=reason):
+            baseline.read(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        baseline.read(tmp_path / "none.json")
+
+
+def test_it_is_shown_beside_runs(
+    local: Baseline, centralised: Baseline, store: Store, tmp_path: Path
+) -> None:
+    state = begun(store, "tested", [0.5, 0.9], *SIMULATED[:4])
+
+    tested, mean, one = compare.compare(store, [state], "accuracy", [local, centralised])
+
+    spread = local.summary("accuracy")
+    assert spread is not None
+    assert (mean.name, mean.state, mean.value) == ("local many", "baseline", spread.mean)
+    assert mean.spread == spread.words()
+    assert (one.value, one.version) == (centralised.models[0].test["accuracy"], 2)
+    assert tested.settings["data.partition"] == "iid"
+    assert mean.settings["data.partition"] == "dirichlet_label"
+    report.plot(tmp_path / "p.png", [record(1, 0)], {1: {"accuracy": 0.5}}, [local, centralised])
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_beside_a_run_without_a_central_test_is_what_was_held_out(
+    local: Baseline, store: Store
+) -> None:
+    state = begun(store, "untested", [], *SIMULATED[:4])
+
+    _, mean = compare.compare(store, [state], "accuracy", [local])
+
+    assert mean.value == pytest.approx(np.mean([m.validation["accuracy"] for m in local.models]))
+
+
+def test_the_command_writes_table_and_file(tmp_path: Path, local: Baseline) -> None:
+    path = tmp_path / "two.json"
+    arguments = ["baseline", "mnist-3v7", "--kind", "local", "--clients", "2", "-o", str(path)]
+    for setting in (*SIMULATED, "data.train_per_class=[]"):
+        arguments += ["--set", setting]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+    assert done.exit_code == 0
+    found = baseline.read(path)
+    known = {model.client: model for model in local.models}
+    assert [known[model.client] for model in found.models] == found.models
+    spread = found.summary("accuracy")
+    assert spread is not None
+    assert f"accuracy {spread.words()}" in done.stdout
+    assert f"1 of 2: {found.models[0].client}, round 2: accuracy" in done.stderr
