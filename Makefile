@@ -18,7 +18,7 @@ JOBS ?= 2
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow chaos recovery fuzz bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
+.PHONY: help venv demo test test-slow test-flower chaos recovery fuzz bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS 
 
 test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Its pins would hold the other packages back, so it has an environment of its own.
+test-flower: ## run the tests of Flower clients with the real flwr, in .venv-flower
+	@$(MAKE) --no-print-directory VENV=.venv-flower .venv-flower/.installed-flower
+	.venv-flower/bin/python -m pytest tests/flower tests/unit/test_tasks_flower.py $(ARGS)
 
 chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) says, and check what must hold
 	$(BIN)/python -m tests.fault.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
@@ -87,6 +92,10 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml
 $(VENV)/.installed-fuzz: setup.cfg pyproject.toml
 	$(call install,test$(comma)fuzz)
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-flower: setup.cfg pyproject.toml
+	$(call install,test$(comma)flower)
+	@touch $@
 
 comma := ,
 

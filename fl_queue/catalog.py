@@ -8,6 +8,7 @@ on the machine that has it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,33 @@ TASKS: dict[str, TaskEntry] = {
         },
     ),
 }
+
+
+#: Begins the name of a task that is a Flower client.
+FLOWER = "flower:"
+#: The option of such a task that names what makes its model.
+FLOWER_MODEL = "flower_model"
+
+
+def flower_client(task: str) -> str:
+    """``module:attribute`` of a task that is a Flower client; empty for any other."""
+    code = task.removeprefix(FLOWER)
+    # A module of that name may exist: ``flower:Roses`` is a task like any other.
+    return code if code != task and ":" in code else ""
+
+
+def own_code(task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    What a worker must allow for a task, each as ``module:name``; nothing for a built-in one.
+
+    Args:
+        task: ``run.task``.
+        options: The ``[task]`` table.
+    """
+    client = flower_client(task)
+    if not client:
+        return (task,) if ":" in task else ()
+    return (client, str(options[FLOWER_MODEL])) if FLOWER_MODEL in options else (client,)
 
 
 def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:

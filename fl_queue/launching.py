@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue import embedded, local, models, names, rounds, runs, simulation
+from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.site import Site
@@ -149,14 +150,13 @@ def start_workers(
         WorkerDied: One could not start.
     """
     # Whoever begins the runs names the tasks and the strategies: that lets them in.
-    tasks, strategies = (
-        tuple(sorted({name for name in named if ":" in name}))
-        for named in (
-            [config.run["task"] for config in configs],
-            [config.aggregation["strategy"] for config in configs],
-        )
+    tasks = {code for config in configs for code in own_code(config.run["task"], config.task)}
+    strategies = {config.aggregation["strategy"] for config in configs}
+    site = replace(
+        site,
+        allow=tuple(sorted(tasks)),
+        strategy_allow=tuple(sorted(name for name in strategies if ":" in name)),
     )
-    site = replace(site, allow=tasks, strategy_allow=strategies)
     wanted: dict[str, local.Worker] = {}
     for config in configs:
         for role, worker in local.missing_workers(store, config, site).items():

@@ -54,7 +54,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "task": Field(
                 "str",
                 "mnist-2nn",
-                "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv) or your own as module:name, a class or a function",
+                "a built-in task (mnist-3v7, mnist-2nn, mnist-cnn, image-folder, csv), your own as module:name (a class or a function), or a Flower client as flower:module:name",
             ),
             "rounds": Field(
                 "int", 10, "rounds to commit each time the run is started, 1 or more", low=1

@@ -9,6 +9,7 @@ training step of a small model.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
 from typing import Any, cast
@@ -60,6 +61,13 @@ def seed_torch(seed: int, device: str) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
+
+
+def seed_everything(seed: int, device: str = "cpu") -> None:
+    """Seed all three generators that a user's code may draw from: torch's, numpy's and Python's."""
+    seed_torch(seed, device)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def local_sgd(

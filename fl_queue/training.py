@@ -11,7 +11,6 @@ import functools
 import importlib
 import os
 import platform
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.personal import Own, check_private, private_names
 from fl_queue.records import Manifest, Sums, TensorSpec
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import LocalRule, Samples, seed_torch, size_of
+from fl_queue.sgd import LocalRule, Samples, seed_everything, size_of
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
@@ -208,7 +207,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
         ModelMismatch: A tensor's dtype cannot travel.
         ConfigError: ``model.private`` matches nothing, or everything.
     """
-    _seed_everything(seed_for(seed, "initialise"), "cpu")
+    seed_everything(seed_for(seed, "initialise"), "cpu")
     model = task.build_model()
     manifest = manifest_of(model)
     private = private_names(model, manifest, task.config.model["private"])
@@ -252,8 +251,7 @@ def train_update(
     logged, context = context.logged or Logged(), replace(context, logged=None)
     with reproducible(_seed_of(context, "train"), context):
         data = given_data(task, context)
-        num_examples = size_of(data.train)
-        if num_examples == 0:
+        if size_of(data.train) == 0:
             raise DataError(
                 context.data_dir or "training data",
                 f"client {context.client} has no training samples; check data.dir and "
@@ -270,8 +268,11 @@ def train_update(
             known = replace(known, base_loss=_loss(task, model, data.train, context))
         started = time.monotonic()
         training = replace(context, rule=rule, logged=logged)
-        train_metrics = logged.joined(task.train(model, data, training, on_epoch), num_examples)
+        train_sums = task.train(model, data, training, on_epoch)
         train_s = time.monotonic() - started
+        # Only now: a client of Flower's tells it by training.
+        num_examples = size_of(data.train)
+        train_metrics = logged.joined(train_sums, num_examples)
     if plan.strategy.needs_local_sgd and not (rule.is_used and rule.steps):
         raise ConfigError(
             "aggregation.strategy",
@@ -409,13 +410,6 @@ def _model(
     return model.to(device)
 
 
-def _seed_everything(seed: int, device: str) -> None:
-    # A task of the user may draw from any of the three.
-    seed_torch(seed, device)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
 @contextmanager
 def reproducible(seed: int, context: ClientContext) -> Iterator[None]:
     """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
@@ -429,7 +423,7 @@ def reproducible(seed: int, context: ClientContext) -> Iterator[None]:
         torch.set_num_threads(context.threads)
     torch.backends.cudnn.benchmark = False
     _hold_to_deterministic("warn")
-    _seed_everything(seed, context.device)
+    seed_everything(seed, context.device)
     try:
         yield
     finally:

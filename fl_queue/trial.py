@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_queue import codec, metrics, simulation, training
+from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks import ClientContext
@@ -83,7 +84,8 @@ def try_task(
         ConfigError, DataError, ModelMismatch: As a client would answer.
     """
     started = time.monotonic()
-    task = load_task(config.run["task"], config, (config.run["task"],), data_dir)
+    name = config.run["task"]
+    task = load_task(name, config, own_code(name, config.task), data_dir)
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
     context = _context(config, data_dir, device, threads)

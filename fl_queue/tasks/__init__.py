@@ -2,7 +2,7 @@
 What is trained: the ``Task`` base class.
 
 Imports torch, so only clients and the evaluator import this. One file per built-in task; ``loading``
-finds one by its name, ``function`` is that of a function. No Redis here.
+finds one by its name, ``function`` is that of a function, ``flower`` that of a Flower client. No Redis here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -183,7 +184,7 @@ class Task(ABC):
         self.options = config.task
 
     @property
-    def code(self) -> Callable[..., Any]:
+    def code(self) -> Callable[..., Any] | ModuleType:
         """Whose source file ``code_digest`` names."""
         return type(self)
 

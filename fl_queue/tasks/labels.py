@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks import ClientContext
@@ -37,7 +38,7 @@ def labels_of(config: RunConfig, data_dir: str) -> Found:
     """
     name = config.run["task"]
     # Allowed, as the user of this machine has named it, and not Redis.
-    task = load_task(name, config, (name,), data_dir)
+    task = load_task(name, config, own_code(name, config.task), data_dir)
     found: list[Found] = []
 
     def asked(

@@ -9,13 +9,17 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
-from fl_queue.catalog import TASKS
+from fl_queue.catalog import FLOWER_MODEL, TASKS, flower_client, own_code
 from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
+from fl_queue.fields import nearest
+from fl_queue.sampling import seed_for
+from fl_queue.sgd import seed_everything
 from fl_queue.tasks import Task
 from fl_queue.tasks.function import FunctionTask
 
@@ -25,9 +29,10 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     Make the task a run names.
 
     Args:
-        name: A built-in task, or a class or function as ``module:name``.
+        name: A built-in task, a class or function as ``module:name``, or a Flower client as
+            ``flower:module:name``.
         config: The run's config.
-        allow: Own tasks this worker may load: ``module:name``, or ``module:*``. The name comes
+        allow: Own code this worker may load: ``module:name``, or ``module:*``. The name comes
             from Redis, and importing a module runs its code.
         data_dir: This machine's data folder; wins over ``data.dir``.
 
@@ -36,7 +41,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     """
     if data_dir:
         config = replace(config, data={**config.data, "dir": data_dir})
-    made = _made(TASKS[name].target if name in TASKS else _allowed(name, allow), config)
+    made = _made(TASKS[name].target, config) if name in TASKS else _own(name, config, allow)
     asked = [field for field in SKEWS if config.data[field]]
     if asked and not made.skews:
         raise ConfigError(
@@ -47,20 +52,41 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     return made
 
 
-def _allowed(name: str, allow: Sequence[str]) -> str:
-    """The name of an own task, when this worker may load it."""
-    module, colon, _ = name.partition(":")
-    if not colon:
+def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
+    """An own task, when this worker may load all of its code."""
+    codes = own_code(name, config.task)
+    if not codes:
         raise ConfigError(
             "run.task", f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:name"
         )
-    if name not in allow and f"{module}:*" not in allow:
+    # As in the config or without the prefix: it is the code that is allowed.
+    allowed = {flower_client(entry) or entry for entry in allow}
+    for code in codes:
+        if ":" not in code:
+            raise ConfigError(f"task.{FLOWER_MODEL}", f"{code!r} is not module:name")
+        if allowed.isdisjoint((code, f"{code.partition(':')[0]}:*")):
+            raise ConfigError(
+                "run.task",
+                f"this worker may not load {code}; if you trust it, start the worker with "
+                f"--task-allow {code}",
+            )
+    return _flower(config, *codes) if flower_client(name) else _made(name, config)
+
+
+def _flower(config: RunConfig, code: str, model: str = "") -> Task:
+    """The task of a Flower client. Args: ``model``: what makes its model; empty: itself."""
+    try:
+        from fl_queue.tasks.flower import FlowerTask
+        from fl_queue.tasks.flower_app import FlowerApp
+    except ModuleNotFoundError as exc:
         raise ConfigError(
-            "run.task",
-            f"this worker may not load {name}; if you trust it, start the worker with "
-            f"--task-allow {name}",
-        )
-    return name
+            "run.task", f"{code} needs Flower ({exc}); pip install 'fl-queue[flower]'"
+        ) from exc
+    # Flower clients often make their model when they are imported.
+    seed_everything(seed_for(config.run["seed"], "import"))
+    module, found = _attribute("run.task", code)
+    maker = _attribute(f"task.{FLOWER_MODEL}", model)[1] if model else None
+    return FlowerTask(config, module, FlowerApp(code, found), maker)
 
 
 def _made(name: str, config: RunConfig) -> Task:
@@ -82,6 +108,15 @@ def _made(name: str, config: RunConfig) -> Task:
         f"{module_name} has no class {attribute} derived from fl_queue.tasks.Task, and no function "
         "of that name",
     )
+
+
+def _attribute(field: str, code: str) -> tuple[ModuleType, Any]:
+    """A module and what it has of that name."""
+    name, _, attribute = code.partition(":")
+    module = _imported(name)
+    if not hasattr(module, attribute):
+        raise ConfigError(field, f"{name} has no {attribute!r}{nearest(attribute, dir(module))}")
+    return module, getattr(module, attribute)
 
 
 def _imported(name: str) -> ModuleType:

@@ -1,0 +1,277 @@
+"""
+A Flower client as a task (``run.task = "flower:module:attribute"``); docs/flower.md teaches it.
+
+The client trains and evaluates by itself, and its parameters are the model's tensors: those of the
+torch model that ``task.flower_model`` names, else numbered arrays. Needs the extra ``flower``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fl_queue.catalog import FLOWER_MODEL
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError, ModelMismatch
+from fl_queue.metrics import MAX_SUM, finish
+from fl_queue.records import Sums
+from fl_queue.sgd import Samples
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.flower_app import Config, FlowerApp, Named, Reply
+from fl_queue.tensors import load_some, state_of
+
+
+class ArrayModel(nn.Module):
+    """
+    A list of arrays as a model: tensor ``i`` is array ``i``, of its dtype.
+
+    Args:
+        name: Whose they are, for messages.
+        arrays: Floats become parameters, integers and booleans integer buffers.
+
+    Raises:
+        ModelMismatch: There is none, or one's dtype cannot travel; names it.
+    """
+
+    def __init__(self, name: str, arrays: list[NDArray[Any]]) -> None:
+        super().__init__()
+        if not arrays:
+            raise ModelMismatch(f"{name} gives no arrays; a model has at least one")
+        for index, array in enumerate(arrays):
+            tensor = _tensor(f"{name}: array {index}", array)
+            if tensor.is_floating_point():
+                self.register_parameter(str(index), nn.Parameter(tensor))
+            else:
+                self.register_buffer(str(index), tensor)
+
+
+class FlowerTask(Task):
+    """
+    The task that a Flower client is.
+
+    Args:
+        config: The run's config; ``[task]`` goes to the client.
+        module: Where its code is.
+        app: The client.
+        model: What ``task.flower_model`` names; None: the client's ``get_parameters`` makes the model.
+
+    Raises:
+        ConfigError: ``[task]`` holds what no Flower config can; or the app needs a model.
+    """
+
+    def __init__(
+        self, config: RunConfig, module: ModuleType, app: FlowerApp, model: Callable[[], Any] | None
+    ) -> None:
+        super().__init__(config)
+        self._module, self._app, self._make = module, app, model
+        self._options = _flat("task", config.task)
+        self._options.pop(FLOWER_MODEL, None)
+        self._context = _anywhere(config)
+        self._train = _Hidden(1)
+
+    @property
+    def code(self) -> Callable[..., Any] | ModuleType:
+        """The client's module."""
+        return self._module
+
+    def build_model(self) -> nn.Module:
+        """The model that ``task.flower_model`` makes, else what ``get_parameters`` returns."""
+        if self._make is None:
+            node, run = _node(self._context), self._run(self._context)
+            return ArrayModel(self._app.name, list(self._app.parameters(node, run).values()))
+        name = self.options[FLOWER_MODEL]
+        made = self._make()
+        if isinstance(made, nn.Module):
+            return made
+        if isinstance(made, list | tuple):
+            return ArrayModel(name, [np.asarray(array) for array in made])
+        raise ConfigError(
+            f"task.{FLOWER_MODEL}",
+            f"{name} returned a {type(made).__name__}; return a torch.nn.Module or a list of arrays",
+        )
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        """Nothing to see: the client reads its data itself, and says by training how much it is."""
+        self._context = context
+        self._train = _Hidden(1)
+        return ClientData(self._train, _Hidden(0))
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Sums:
+        """Have the client train, and copy what it returns into ``model``."""
+        given = _arrays_of(model)
+        config, node, run = self._config(context), _node(context), self._run(context)
+        reply = self._app.train(given, config, node, run)
+        if reply.num_examples == 0:
+            raise DataError(
+                context.data_dir or "training data",
+                f"{self._app.name} trained on no examples; look at its data, and at num_examples",
+            )
+        load_some(model, _returned(self._app.name, model, given, reply.arrays))
+        self._train.count = reply.num_examples
+        after = finish(self.evaluate(model, data.validation, context))
+        on_epoch(context.epochs, context.epochs, after)
+        return _sums(reply)
+
+    def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
+        """
+        The client's evaluation, on its own validation data; without examples if it has none.
+
+        Raises:
+            ConfigError: The strategy asks for the loss on the training data.
+        """
+        if dataset is self._train:
+            raise ConfigError(
+                "aggregation.strategy",
+                "it weighs clients by the loss of the model on their training data, which no Flower "
+                "client tells; use another one",
+            )
+        config, node, run = self._config(context), _node(context), self._run(context)
+        return _sums(self._app.evaluate(_arrays_of(model), config, node, run))
+
+    def _config(self, context: ClientContext) -> dict[str, bool | int | float | str]:
+        """What ``fit`` and ``evaluate`` get as their config, or a message as its ConfigRecord."""
+        return {
+            "server_round": context.round,
+            "server-round": context.round,
+            "lr": context.learning_rate,
+            **_settings(context),
+            **self._options,
+        }
+
+    def _run(self, context: ClientContext) -> Config:
+        return {
+            "num-server-rounds": self.config.run["rounds"],
+            **_settings(context),
+            **self._options,
+        }
+
+
+class _Hidden(Dataset[Any]):
+    """Samples that only the client sees. Args: ``count``: how many, as far as is known."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _settings(context: ClientContext) -> dict[str, bool | int | float | str]:
+    """The ``[train]`` section in the two spellings that Flower apps use."""
+    values: dict[str, bool | int | float | str] = {
+        "local_epochs": context.epochs,
+        "batch_size": context.batch_size,
+        "learning_rate": context.learning_rate,
+    }
+    return values | {key.replace("_", "-"): value for key, value in values.items()}
+
+
+def _node(context: ClientContext) -> Config:
+    node = {"partition-id": context.share, "num-partitions": context.shares}
+    return node | ({"data-dir": context.data_dir} if context.data_dir else {})
+
+
+def _anywhere(config: RunConfig) -> ClientContext:
+    """Where version 0 is made: at nobody's, so it is the first of as many as there may be."""
+    cohort = config.round["cohort"]
+    # A fraction is of the clients that are alive, which nobody knows here.
+    shares = config.data["shares"] or config.clients["count"] or cohort
+    return ClientContext.of(
+        config,
+        client="nobody",
+        run="",
+        round_number=1,
+        shares=shares if isinstance(shares, int) else 1,
+    )
+
+
+def _flat(field: str, table: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A table as Flower flattens those of an app: ``{a = {b = 1}}`` is ``{"a.b": 1}``."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{k}": v for k, v in _flat(f"{field}.{key}", value).items()}
+        elif isinstance(value, bool | int | float | str):
+            found[key] = value
+        else:
+            raise ConfigError(
+                f"{field}.{key}", "is a list; a Flower config holds numbers, texts, true and false"
+            )
+    return found
+
+
+def _tensor(what: str, array: NDArray[Any]) -> Tensor:
+    """A copy of an array. Raises ModelMismatch: its dtype cannot travel."""
+    try:
+        # Whatever its byte order was.
+        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    except TypeError as exc:
+        raise ModelMismatch(f"{what} is of {array.dtype}, and only numbers travel") from exc
+    if tensor.is_complex():
+        raise ModelMismatch(f"{what} is of {array.dtype}; use floats or integers")
+    return tensor
+
+
+def _order(model: nn.Module) -> list[str]:
+    """Names of the tensors in the order of a Flower client's list."""
+    names = list(state_of(model))
+    # torch names parameters before buffers; a list has its own order.
+    return sorted(names, key=int) if isinstance(model, ArrayModel) else names
+
+
+def _arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Copies of a model's tensors in the client's order, which it may write to."""
+    state = state_of(model)
+    return {name: np.array(_numpy(state[name])) for name in _order(model)}
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    plain = tensor.detach().cpu()
+    # numpy has no bfloat16.
+    found: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return found
+
+
+def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named:
+    """
+    What a client returned, by the names of the tensors.
+
+    Raises:
+        ModelMismatch: It is not what it was given, trained; names the first that differs.
+    """
+    if len(arrays) != len(given):
+        raise ModelMismatch(f"{name} returned {len(arrays)} arrays and was given {len(given)}")
+    # A list has numbers for names.
+    by_name = (
+        arrays if arrays.keys() == given.keys() else dict(zip(given, arrays.values(), strict=True))
+    )
+    for index, (tensor, before) in enumerate(given.items()):
+        after = by_name[tensor]
+        what = f"{name} returned as array {index}" + (
+            "" if isinstance(model, ArrayModel) else f" ({tensor})"
+        )
+        if after.shape != before.shape:
+            raise ModelMismatch(f"{what} one of shape {after.shape}, and was given {before.shape}")
+        kinds = "fiub" if before.dtype.kind == "f" else "iub"
+        if after.dtype.kind not in kinds:
+            raise ModelMismatch(f"{what} one of {after.dtype}, and was given {before.dtype}")
+    return by_name
+
+
+def _sums(reply: Reply) -> Sums:
+    """A reply's numbers, which are means over its examples, as sums."""
+    count = reply.num_examples
+    sums = {f"{name}_sum": value * count for name, value in reply.numbers.items()}
+    return {"num_examples": count} | {
+        key: value for key, value in sums.items() if math.isfinite(value) and abs(value) <= MAX_SUM
+    }

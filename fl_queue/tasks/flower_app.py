@@ -1,0 +1,263 @@
+"""
+A Flower client as something that is asked: the only module that imports ``flwr``.
+
+A ``NumPyClient``, a ``Client`` and a ``client_fn`` become a ``ClientApp``, as Flower itself does it, and
+every app is called with a message: so mods run, and a client is made anew for each question. No torch
+and no Redis here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Nobody who trains here has agreed to tell a third party; read when flwr is imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from fl_queue.errors import ConfigError, ModelMismatch
+
+#: A config of Flower's: it holds nothing else.
+Config = Mapping[str, bool | int | float | str]
+Named = Mapping[str, NDArray[Any]]
+
+#: What Flower's older API calls the parts of its messages, by their kind.
+_LEGACY = {"train": "fit", "evaluate": "evaluate", "get_parameters": "getparameters"}
+#: Of Flower's status codes the one that is no answer to what was asked.
+_OK = 0
+#: Names of the count in the metrics of a reply, in both spellings.
+_COUNTS = ("num-examples", "num_examples")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    What a client answered.
+
+    Args:
+        arrays: Its parameters, in its order; empty where none were asked for.
+        num_examples: Samples it used; 0: it has no such method.
+        numbers: Its metrics, those that are single numbers.
+    """
+
+    arrays: Named
+    num_examples: int
+    numbers: Mapping[str, float]
+
+
+class FlowerApp:
+    """
+    The client that an attribute of a module is.
+
+    Args:
+        name: ``module:attribute``, for messages.
+        found: A ``ClientApp``, a subclass or an instance of ``NumPyClient`` or ``Client``, or a
+            function ``client_fn(context)``.
+
+    Raises:
+        ConfigError: It is nothing of that; or an app that cannot train.
+    """
+
+    def __init__(self, name: str, found: Any) -> None:
+        self.name = name
+        self._app = _app_of(name, found)
+        #: Whether it is asked with the records of Flower's message API.
+        self.has_messages = _has_messages(name, self._app)
+
+    def parameters(self, node: Config, run: Config) -> Named:
+        """
+        What ``get_parameters`` returns.
+
+        Raises:
+            ConfigError: It has no such method.
+        """
+        if self.has_messages:
+            raise ConfigError("task.flower_model", _MODEL.format(self.name))
+        key = "getparametersins.config"
+        reply = self._ask("get_parameters", RecordDict({key: ConfigRecord({})}), node, run)
+        if _code(reply, "getparametersres") != _OK:
+            raise ConfigError("task.flower_model", _MODEL.format(self.name))
+        return _arrays(self.name, reply["getparametersres.parameters"])
+
+    def train(self, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
+        """Train from these parameters: ``fit``, or ``@app.train()``."""
+        return self._work("train", arrays, config, node, run)
+
+    def evaluate(self, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
+        """Evaluate these parameters: ``evaluate``, or ``@app.evaluate()``."""
+        return self._work("evaluate", arrays, config, node, run)
+
+    def _work(self, kind: str, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
+        if self.has_messages:
+            named = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+            content = RecordDict({"arrays": named, "config": ConfigRecord(dict(config))})
+            return self._reply(kind, self._ask(kind, content, node, run))
+        part = _LEGACY[kind]
+        numbered = ArrayRecord([np.asarray(array) for array in arrays.values()])
+        content = RecordDict({
+            f"{part}ins.parameters": numbered,
+            f"{part}ins.config": ConfigRecord(dict(config)),
+        })  # fmt: skip
+        return self._legacy_reply(kind, self._ask(kind, content, node, run))
+
+    def _ask(self, kind: str, content: RecordDict, node: Config, run: Config) -> RecordDict:
+        context = Context(
+            run_id=1,
+            node_id=int(node["partition-id"]) + 1,
+            node_config=dict(node),
+            state=RecordDict(),
+            run_config=dict(run),
+        )
+        answer = self._app(
+            Message(content, dst_node_id=context.node_id, message_type=kind), context
+        )
+        if len(context.state):
+            raise ConfigError(
+                "run.task",
+                f"{self.name} keeps {', '.join(context.state)} in context.state, and nothing is kept "
+                "from one round to the next here; keep it in the model, or leave it out",
+            )
+        if answer.has_error():
+            raise ConfigError("run.task", f"{self.name} answered {answer.error.reason}")
+        found: RecordDict = answer.content
+        return found
+
+    def _legacy_reply(self, kind: str, content: RecordDict) -> Reply:
+        part = f"{_LEGACY[kind]}res"
+        if _code(content, part) != _OK:
+            if kind == "train":
+                raise ConfigError("run.task", f"{self.name} has no fit, so it trains nothing")
+            return Reply({}, 0, {})
+        count = _count(self.name, content[f"{part}.num_examples"]["num_examples"])
+        numbers = _numbers(content[f"{part}.metrics"])
+        if kind == "train":
+            return Reply(_arrays(self.name, content[f"{part}.parameters"]), count, numbers)
+        return Reply({}, count, numbers | {"loss": float(content[f"{part}.loss"]["loss"])})
+
+    def _reply(self, kind: str, content: RecordDict) -> Reply:
+        metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
+        found = {key: value for record in metrics for key, value in record.items()}
+        counts = [found.pop(key) for key in _COUNTS if key in found]
+        if not counts:
+            raise ConfigError(
+                "run.task",
+                f"{self.name} does not say in the metrics of its {kind} reply how many examples it "
+                "used; add num-examples to its MetricRecord",
+            )
+        count, numbers = _count(self.name, counts[0]), _numbers(found)
+        if kind == "evaluate":
+            return Reply({}, count, numbers)
+        arrays = [record for record in content.values() if isinstance(record, ArrayRecord)]
+        if len(arrays) != 1:
+            raise ModelMismatch(
+                f"{self.name} answers with {len(arrays)} ArrayRecords; answer with one, the model"
+            )
+        return Reply(_arrays(self.name, arrays[0]), count, numbers)
+
+
+_MODEL = (
+    "{} has no get_parameters, so it cannot make version 0; name a function or class that returns its "
+    "model, a torch.nn.Module or a list of arrays, as module:name"
+)
+
+
+def _app_of(name: str, found: Any) -> ClientApp:
+    if isinstance(found, ClientApp):
+        return found
+    if isinstance(found, Client | NumPyClient):
+        return ClientApp(client_fn=lambda context: found.to_client())
+    if isinstance(found, type) and issubclass(found, Client | NumPyClient):
+        _check_made_without_arguments(name, found)
+        return ClientApp(client_fn=lambda context: found().to_client())
+    if inspect.isfunction(found):
+        if len(inspect.signature(found).parameters) != 1:
+            raise ConfigError("run.task", f"{name} is no client_fn: it must take one context")
+        return ClientApp(client_fn=found)
+    raise ConfigError(
+        "run.task",
+        f"{name} is a {type(found).__name__}; name a ClientApp, a NumPyClient or Client (a class that "
+        "takes no arguments, or an instance), or a function client_fn(context)",
+    )
+
+
+def _check_made_without_arguments(name: str, kind: Any) -> None:
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as exc:
+        raise ConfigError(
+            "run.task",
+            f"{name} cannot be made without arguments ({exc}); name a function client_fn(context) that "
+            "makes it",
+        ) from exc
+    if inspect.isabstract(kind):
+        missing = ", ".join(sorted(kind.__abstractmethods__))
+        raise ConfigError("run.task", f"{name} does not define {missing}")
+
+
+def _has_messages(name: str, app: ClientApp) -> bool:
+    """Whether an app has functions for messages, and not a ``client_fn``; given those it lacks."""
+    try:
+        register = app.train()
+    except ValueError:  # It has a client_fn.
+        return False
+    try:
+        register(_no_training)
+    except ValueError:  # One is registered: no other is taken.
+        pass
+    else:
+        raise ConfigError("run.task", f"{name} has neither a client_fn nor @app.train()")
+    with contextlib.suppress(ValueError):
+        app.evaluate()(_no_evaluation)
+    return True
+
+
+def _no_training(message: Message, context: Context) -> Message:
+    raise ConfigError("run.task", "the ClientApp has neither a client_fn nor @app.train()")
+
+
+def _no_evaluation(message: Message, context: Context) -> Message:
+    none = MetricRecord({"num-examples": 0})
+    return Message(RecordDict({"metrics": none}), reply_to=message)
+
+
+def _code(content: RecordDict, part: str) -> int:
+    return int(content[f"{part}.status"]["code"])
+
+
+def _arrays(name: str, record: ArrayRecord) -> Named:
+    """The arrays of a record, by its keys, in its order."""
+    try:
+        # Where a list is empty Flower has an array without data.
+        return {key: np.asarray(array.numpy()) for key, array in record.items() if array.data}
+    except (TypeError, ValueError) as exc:
+        raise ModelMismatch(f"{name} gave no arrays of numbers: {exc}") from exc
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int | float) or value != int(value) or value < 0:
+        raise ConfigError(
+            "run.task", f"{name} says it used {value!r} examples; give a whole number"
+        )
+    return int(value)
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Those values that are single numbers; texts, bytes and lists have no mean over clients."""
+    return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}

@@ -1,0 +1,1 @@
+"""Flower clients as tasks, with the real flwr: `make test-flower`."""
