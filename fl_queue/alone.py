@@ -17,6 +17,7 @@ from torch import nn
 
 from fl_queue import blob, checkpoint, metrics, sampling, sgd, simulation, training
 from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
+from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Manifest
@@ -118,7 +119,7 @@ class _Work:
 
     def _load(self, folder: str) -> Task:
         name = self.config.run["task"]
-        return load_task(name, self.config, (name,), folder)
+        return load_task(name, self.config, own_code(name, self.config.task), folder)
 
     def chosen(self, count: int) -> list[str]:
         """The clients that are trained, in the order of their shares."""

@@ -28,6 +28,9 @@ from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.tasks.flower_app import Config, FlowerApp, Named, Reply
 from fl_queue.tensors import load_some, state_of
 
+#: Why some things cannot be: after the client's name.
+_ITS_OWN = "is a Flower client, which reads its data itself"
+
 
 class ArrayModel(nn.Module):
     """
@@ -75,7 +78,6 @@ class FlowerTask(Task):
         self._options = _flat("task", config.task)
         self._options.pop(FLOWER_MODEL, None)
         self._context = _anywhere(config)
-        self._train = _Hidden(1)
 
     @property
     def code(self) -> Callable[..., Any] | ModuleType:
@@ -99,15 +101,31 @@ class FlowerTask(Task):
         )
 
     def client_data(self, context: ClientContext) -> ClientData:
-        """Nothing to see: the client reads its data itself, and says by training how much it is."""
+        """
+        Nothing to see: the client reads its data itself, and says by training how much it is.
+
+        Raises:
+            ConfigError: The site wants to give a part of them.
+        """
+        if context.max_examples:
+            raise ConfigError("--max-examples", f"{self._app.name} {_ITS_OWN}; leave it out")
         self._context = context
-        self._train = _Hidden(1)
-        return ClientData(self._train, _Hidden(0))
+        return ClientData(_Hidden("train"), _Hidden("validation"))
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Sums:
-        """Have the client train, and copy what it returns into ``model``."""
+        """
+        Have the client train, and copy what it returns into ``model``.
+
+        Raises:
+            ConfigError: ``data`` are not those of one client.
+            DataError: It trained on nothing.
+            ModelMismatch: It returned other arrays than it was given.
+        """
+        own = data.train
+        if not isinstance(own, _Hidden):
+            raise ConfigError("run.task", f"{self._app.name} {_ITS_OWN}, and not those of others")
         given = _arrays_of(model)
         config, node, run = self._config(context), _node(context), self._run(context)
         reply = self._app.train(given, config, node, run)
@@ -117,7 +135,7 @@ class FlowerTask(Task):
                 f"{self._app.name} trained on no examples; look at its data, and at num_examples",
             )
         load_some(model, _returned(self._app.name, model, given, reply.arrays))
-        self._train.count = reply.num_examples
+        own.count = reply.num_examples
         after = finish(self.evaluate(model, data.validation, context))
         on_epoch(context.epochs, context.epochs, after)
         return _sums(reply)
@@ -127,13 +145,13 @@ class FlowerTask(Task):
         The client's evaluation, on its own validation data; without examples if it has none.
 
         Raises:
-            ConfigError: The strategy asks for the loss on the training data.
+            ConfigError: Other data are asked for, such as its training data.
         """
-        if dataset is self._train:
+        if not isinstance(dataset, _Hidden) or dataset.part != "validation":
             raise ConfigError(
                 "aggregation.strategy",
-                "it weighs clients by the loss of the model on their training data, which no Flower "
-                "client tells; use another one",
+                f"it wants the loss on other data than validation, and {self._app.name} {_ITS_OWN}; "
+                "use another one",
             )
         config, node, run = self._config(context), _node(context), self._run(context)
         return _sums(self._app.evaluate(_arrays_of(model), config, node, run))
@@ -157,10 +175,17 @@ class FlowerTask(Task):
 
 
 class _Hidden(Dataset[Any]):
-    """Samples that only the client sees. Args: ``count``: how many, as far as is known."""
+    """
+    Samples that only the client sees.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    Args:
+        part: ``train`` or ``validation``.
+    """
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+        #: As far as is known.
+        self.count = 1
 
     def __len__(self) -> int:
         return self.count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower; make test-flower")
 
-from fl_queue import metrics
+from fl_queue import alone, metrics
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.records import Manifest
@@ -31,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 def config_of(attribute: str, *, strategy: str = "fedavg", **options: object) -> RunConfig:
     return RunConfig.from_dict({
-        "run": {"task": f"flower:{APPS}:{attribute}"},
+        "run": {"task": f"flower:{APPS}:{attribute}", "rounds": 2},
+        "data": {"shares": 3},
         "train": {"epochs": 2, "batch_size": 20, "learning_rate": 0.3},
         "aggregation": {"strategy": strategy, "weighting": "uniform"},
         "task": options,
@@ -192,6 +194,29 @@ def test_the_documented_client_learns(tmp_path: Path, monkeypatch: pytest.Monkey
     result = try_task(RunConfig.from_dict(tomllib.loads(table[1])))
 
     assert (result.num_examples, result.base["error"] > 2 * result.trained["error"]) == (100, True)
+
+
+def test_a_baseline_is_of_one_client_at_a_time() -> None:
+    config = config_of("client_fn")
+
+    found = alone.train(config, "local", clients=0)
+    with pytest.raises(ConfigError, match="not those of others"):
+        alone.train(config, "centralised")
+
+    assert [(model.num_examples, model.validation["accuracy"] > 0.7) for model in found.models] == [
+        (600, True)
+    ] * 3
+    assert len({model.digest for model in found.models}) == 3
+
+
+def test_a_site_cannot_give_a_part_of_data_it_does_not_see() -> None:
+    config = config_of("client_fn")
+    task = task_of(config)
+
+    with pytest.raises(ConfigError, match="reads its data itself") as caught:
+        train_update(task, *begun(task), replace(context_of(config), max_examples=10))
+
+    assert caught.value.field == "--max-examples"
 
 
 def test_a_nan_is_named_before_it_is_sent() -> None:
