@@ -1,13 +1,17 @@
 """
 A long run while a seeded walk kills and stops every kind of process, and what must hold after it.
 
-    python -m tests.fault.chaos --minutes 3 --seed 1 [--clients 3]
+    python -m tests.fault.chaos --minutes 3 --seed 1 [--clients 3] [--mode async]
 
 A federation of real processes trains round after round; the walk (``chaos_plan``, ``chaos_walk``)
 hits its parts and pushes duplicate, late, stale and malformed elements. When the time is up
 everything is mended, the run must end by itself, and an undisturbed run of the same name and number
 of rounds is made to compare with (``chaos_checks``). The exit status is 1 when a check fails; the
 folder with all logs is kept then.
+
+Which updates meet in an asynchronous round depends on when they come, so ``--mode async`` compares no bits
+with an undisturbed run: each version is made again from what was kept (``verify``), no job is merged twice,
+and no client loses what it keeps.
 
 A walk is a function of its seed; how it meets the run is not.
 """
@@ -28,9 +32,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue import config, names
+from fl_queue import config, names, verify
 from fl_queue.embedded import start
 from fl_queue.records import dumps
+from fl_queue.store import RunState
 from tests.fault import chaos_checks as checks
 from tests.fault.chaos_arena import SETTLE_S, Arena
 from tests.fault.chaos_hits import table
@@ -47,9 +52,15 @@ WIDTH = 110
 #: Time for processes to end after everything has been stopped, seconds.
 STOPPED_S = 10.0
 _MARK = "FLQ_CHAOS"
+#: Clients keep something from job to job, of both kinds.
+ASYNC = (
+    "round.mode=async", "round.cohort=1.0", "round.buffer=2", "round.max_staleness=20",
+    "model.keep_updates=true", "model.keep_versions=0", 'model.private=["bias"]',
+    "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true",
+)  # fmt: skip
 
 
-def overrides(seed: int, clients: int) -> tuple[str, ...]:
+def overrides(seed: int, clients: int, mode: str = "sync") -> tuple[str, ...]:
     """
     The config of both runs.
 
@@ -59,14 +70,16 @@ def overrides(seed: int, clients: int) -> tuple[str, ...]:
     inline_bytes = 0 if seed % 2 else 1048576
     return (
         *QUICK,
-        f"round.cohort={clients}",
+        *(ASYNC if mode == "async" else (f"round.cohort={clients}",)),
         "round.deadline_s=3600",
         "train.epochs=100",
         f"redis.inline_bytes={inline_bytes}",
     )
 
 
-def run_chaos(minutes: float, seed: int, folder: Path, clients: int = 3) -> Outcome:
+def run_chaos(
+    minutes: float, seed: int, folder: Path, clients: int = 3, mode: str = "sync"
+) -> Outcome:
     """
     Walk, mend, compare, and look for what is left.
 
@@ -74,8 +87,9 @@ def run_chaos(minutes: float, seed: int, folder: Path, clients: int = 3) -> Outc
         minutes: Of the walk alone; starting, ending and the undisturbed run come on top.
         seed: Of the walk; not of the training.
         folder: For state and logs; must exist.
+        mode: ``round.mode``.
     """
-    outcome = Outcome(seed, folder)
+    outcome = Outcome(seed, folder, mode)
     with _marked() as mark:
         with start(folder / "state") as redis:
             say(f"seed {seed}: starting a federation of {clients} clients in {folder}")
@@ -99,7 +113,7 @@ def _marked() -> Iterator[str]:
 
 
 def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float) -> None:
-    chosen = overrides(outcome.seed, len(arena.clients))
+    chosen = overrides(outcome.seed, len(arena.clients), outcome.mode)
     loaded = config.load(CONFIG, chosen)
     warm = arena.repeat(WARM, loaded, 1, 1)
     quiet = checks.common_traces(arena.store.control.redis, [warm])
@@ -145,14 +159,31 @@ def _judge(
         checks.one_record_per_round(numbers, state.round, history),
         checks.nothing_evaluated_twice(history, "the disturbed run"),
         checks.nothing_evaluated_twice(undisturbed, "the calm run"),
-        checks.nothing_merged_twice(history, undisturbed, arena.clients),
         checks.nobody_trained_again(walk.watch.trainings, walk.watch.answered),
-        checks.same_bits(control.versions(run), control.versions(calm)),
+        *_merged_as_it_should(arena, state, calm, outcome.mode),
         _traces_left(arena, run, calm, others, quiet),
     ):
         found += lines[:LINES_SHOWN]
         if len(lines) > LINES_SHOWN:
             found.append(f"... and {len(lines) - LINES_SHOWN} more like this")
+
+
+def _merged_as_it_should(arena: Arena, state: RunState, calm: str, mode: str) -> list[list[str]]:
+    """What was merged, and into which versions: that of the calm run, or what the records say."""
+    control, run = arena.store.control, state.run_id
+    history = control.history(run)
+    if mode == "async":
+        verdicts = verify.verify(arena.store, state, arena.redis.state_dir)
+        told = [event for client in arena.clients for event in arena.client_events(client)]
+        return [
+            checks.no_job_merged_twice(history),
+            checks.versions_made_again(verdicts),
+            checks.no_state_missing(told, run),
+        ]
+    return [
+        checks.nothing_merged_twice(history, control.history(calm), arena.clients),
+        checks.same_bits(control.versions(run), control.versions(calm)),
+    ]
 
 
 def _traces_left(
@@ -200,9 +231,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0, help="of the walk alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--mode", choices=("sync", "async"), default="sync", help="round.mode")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="flq-chaos-"))
-    outcome = run_chaos(given.minutes, given.seed, folder, given.clients)
+    outcome = run_chaos(given.minutes, given.seed, folder, given.clients, given.mode)
     tell(outcome)
     if not outcome.failures:
         shutil.rmtree(folder)

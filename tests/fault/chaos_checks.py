@@ -18,6 +18,7 @@ import redis
 
 from fl_queue import names
 from fl_queue.records import RoundRecord
+from fl_queue.verify import Verdict
 from tests.fault.chaos_watch import Training
 
 #: Kept for ever by design, and only where there were late updates.
@@ -96,6 +97,46 @@ def _merged(record: RoundRecord) -> str:
         f"{client} {digest[:8]} x {record.weights.get(client)}"
         for client, digest in record.accepted.items()
     )
+
+
+def no_job_merged_twice(history: Sequence[RoundRecord]) -> list[str]:
+    """
+    Of asynchronous rounds: each version is of a full buffer, and no job of a client is in two of them.
+
+    A job is named by the round in which it began.
+    """
+    found, merged = [], dict[tuple[str, int], int]()
+    for record in history:
+        if record.outcome != "committed":
+            continue
+        where = f"round {record.round}"
+        known = sorted(record.accepted) == sorted(record.weights)
+        if not known or len(record.accepted) < record.quorum:
+            found.append(f"{where} merged {sorted(record.accepted)}, its buffer is {record.quorum}")
+        for client in record.accepted:
+            job = client, int(record.carried.get(client, {"round": record.round})["round"])
+            if job in merged:
+                found.append(f"{where} merged {client}'s job of round {job[1]}, as round {merged[job]} did")  # fmt: skip
+            merged[job] = record.round
+    return found
+
+
+def versions_made_again(verdicts: Iterable[Verdict]) -> list[str]:
+    """Base, accepted updates and record of each version make it again."""
+    return [
+        f"version {verdict.version} is {verdict.result}: {verdict.reason}"
+        for verdict in verdicts
+        if verdict.result != "same"
+    ]
+
+
+def no_state_missing(events: Iterable[Mapping[str, Any]], run: str) -> list[str]:
+    """No client began without what its newest accepted update had left. Args: ``events``: of clients."""
+    return [
+        f"a client's state in round {event['round']}: {event['what']}"
+        for event in events
+        if event["event"] == "client_state_missing" and event["run"] == run
+    ]
 
 
 def nobody_trained_again(

@@ -46,6 +46,7 @@ class Outcome:
     What a chaos run found.
 
     Args:
+        mode: The run's ``round.mode``.
         failures: One line for each thing that should not be; empty when all is well.
         hits: In the order they fell.
         sent: Kind -> elements pushed by the walk.
@@ -58,6 +59,7 @@ class Outcome:
 
     seed: int
     folder: Path
+    mode: str = "sync"
     failures: list[str] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
@@ -91,7 +93,7 @@ class Walk:
     ) -> None:
         self.arena, self.outcome = arena, outcome
         self.preset, self.chosen = preset, chosen
-        self.watch = Watcher(arena.redis, NAME, arena.clients)
+        self.watch = Watcher(arena.redis, NAME, arena.clients, outcome.mode == "async")
         self.began = time.monotonic()
         self.walking = True
         self.ended = False

@@ -67,11 +67,13 @@ class Watcher:
         redis: The servers.
         name: Name of the run.
         clients: Ids of all clients.
+        is_async: Whether jobs go on over the end of their round.
     """
 
     redis: EmbeddedRedis
     name: str
     clients: list[str]
+    is_async: bool = False
     run: RunState | None = None
     round: RoundState | None = None
     away: set[str] = field(default_factory=set)
@@ -138,7 +140,8 @@ class Watcher:
 
     def _round_moment(self) -> str:
         done = sum(self.receipts.get(client) in IN for client in self.clients)
-        if done == len(self.clients):
+        wanted = self.round.quorum if self.is_async and self.round else len(self.clients)
+        if done >= wanted:
             return "committing"
         return "collecting" if done else "training"
 
@@ -203,7 +206,7 @@ class Watcher:
             answers = [Sign(event["client"], "answer", at_ms / 1000)]
             who += ["aggregator", "data"]
         elif what in ("round_committed", "round_evaluated", "round_initialised", "round_abandoned"):
-            for client in self.clients:
+            for client in self.clients if not self.is_async else ():
                 self.answered.setdefault((client, event["round"]), (at_ms, "the round had ended"))
             who += ["aggregator", "data"]
         elif what == "version_evaluated":

@@ -15,6 +15,7 @@ import redis
 
 from fl_queue import names
 from fl_queue.records import RoundRecord
+from fl_queue.verify import Verdict
 from tests.fault import chaos_checks as checks
 from tests.fault.chaos import run_chaos, tell
 from tests.fault.chaos_hits import Hit
@@ -51,6 +52,17 @@ def test_a_run_survives_a_walk_of_kills_with_every_bit(tmp_path: Path) -> None:
     assert outcome.versions >= 6
     assert len(outcome.hits) >= 8
     assert all(hit.over_at for hit in outcome.hits)
+
+
+@pytest.mark.slow  # As above with asynchronous rounds, whose kill points the suite walks.
+@pytest.mark.timeout(900)
+def test_an_asynchronous_run_survives_a_walk_of_kills(tmp_path: Path) -> None:
+    outcome = run_chaos(minutes=1.5, seed=5, folder=tmp_path, mode="async")
+    tell(outcome)
+
+    assert outcome.failures == []
+    assert outcome.versions >= 6
+    assert len(outcome.hits) >= 8
 
 
 def test_the_walk_is_a_function_of_the_seed_and_leaves_nothing_out() -> None:
@@ -94,6 +106,29 @@ def test_an_update_merged_twice_or_exchanged_is_found() -> None:
         found = checks.nothing_merged_twice([HISTORY[0], bad], HISTORY, CLIENTS)
         assert found
         assert all("round 2" in line for line in found)
+
+
+def test_a_job_merged_twice_or_too_few_of_them_are_found() -> None:
+    began = {"site-2": {"round": 1, "version": 0}}
+    first = replace(HISTORY[0], accepted={"site-1": "x"}, weights={"site-1": 5}, quorum=1)
+    second = replace(HISTORY[1], mode="async", carried=began, quorum=2)
+    third = replace(second, round=3, carried={"site-2": {"round": 2, "version": 1}})
+
+    assert checks.no_job_merged_twice([first, second, replace(third, carried={})]) == []
+    again = checks.no_job_merged_twice([HISTORY[0], second])
+    assert again == ["round 2 merged site-2's job of round 1, as round 1 did"]
+    assert "its buffer is 3" in checks.no_job_merged_twice([replace(second, quorum=3)])[0]
+    assert checks.no_job_merged_twice([first, second, third]) == []
+
+
+def test_a_version_of_other_updates_and_a_lost_state_are_found() -> None:
+    good, bad = (Verdict(1, 1, result, "d") for result in ("same", "different"))
+    lost = {"event": "client_state_missing", "run": "r", "round": 4, "what": "missing"}
+
+    assert checks.versions_made_again([good]) == []
+    assert "version 1 is different" in checks.versions_made_again([good, bad])[0]
+    assert checks.no_state_missing([lost], "another") == []
+    assert "round 4" in checks.no_state_missing([lost], "r")[0]
 
 
 def test_training_after_the_answer_is_found() -> None:

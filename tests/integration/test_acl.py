@@ -219,6 +219,13 @@ def test_the_command_prints_what_a_server_takes(
     ]
 
 
+#: Asynchronous rounds of clients that keep something: they look at rounds that others opened.
+UNHURRIED = (
+    "round.mode=async", "round.cohort=1.0", "round.buffer=1", "run.rounds=6", "redis.inline_bytes=0",
+    'model.private=["bias"]', "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true",
+)  # fmt: skip
+
+
 def test_a_whole_run_with_clients_under_their_users(
     server: tuple[EmbeddedRedis, tuple[int, int]], tmp_path: Path
 ) -> None:
@@ -242,6 +249,8 @@ def test_a_whole_run_with_clients_under_their_users(
             "security.require_enrolment=true",
         )  # fmt: skip
         state = federation.finish(run)
+        unhurried = federation.begin("unhurried", *UNHURRIED, "security.require_enrolment=true")
+        ended = federation.finish(unhurried)
         url, blob_url = as_role(servers, version, "reader")
         read = [
             CliRunner().invoke(
@@ -255,7 +264,12 @@ def test_a_whole_run_with_clients_under_their_users(
                 ["events", "guarded"],
             )
         ]
-        records = federation.committed(run)
+        records, versions_made = federation.committed(run), federation.committed(unhurried)
+        notes = [
+            receipt.environment.get("client_state", "")
+            for record in versions_made
+            for receipt in federation.store.control.receipts(unhurried, record.round).values()
+        ]
         denied = {
             (entry["context"], entry["object"], entry["username"])
             for url in (servers.url, servers.blob_url)
@@ -265,6 +279,14 @@ def test_a_whole_run_with_clients_under_their_users(
         federation.close()
 
     assert (state.state, [len(record.accepted) for record in records]) == ("completed", [2, 2])
+    # An update of each version is of a job that began before the version it is merged into.
+    assert (ended.state, [len(record.accepted) for record in versions_made]) == (
+        "completed",
+        [1] * 6,
+    )
+    assert any(record.carried for record in versions_made)
+    assert any(note.startswith("of round") for note in notes)
+    assert not any("missing" in note for note in notes)
     # They do not even try; but for the healer, which asks once whether users were lost.
     assert {entry for entry in denied if not entry[1].startswith("acl")} == set()
     assert {entry[2] for entry in denied} <= {"flq-aggregator"}
