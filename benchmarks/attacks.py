@@ -1,5 +1,5 @@
 """
-Robust rules under attack: ``python -m benchmarks.attacks [--quick] [--splits SPLIT ...] [--data FOLDER]``.
+Robust rules under attack: ``python -m benchmarks.attacks --splits SPLIT ... --seeds SEED ... --data FOLDER``.
 
 Accuracy on MNIST's test set of the perceptron 2NN after some rounds of eleven clients, two of them hostile,
 for each rule and attack; written to ``docs/attacks.md``. Clients train and updates are merged by the code
@@ -10,6 +10,7 @@ it is pushed, or whose labels are.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -108,13 +109,20 @@ ATTACKS: dict[str, tuple[Attack, bool]] = {
 
 
 class Trainer:
-    """Rounds of one split of the data. Args: ``data``: folder of MNIST; None: the excerpt."""
+    """
+    Rounds of one split of the data.
 
-    def __init__(self, partition: str, data: Path | None) -> None:
+    Args:
+        data: Folder of MNIST; None: the excerpt.
+        seed: Decides the split, the first model, the order of samples, and the noise.
+    """
+
+    def __init__(self, partition: str, data: Path | None, seed: int) -> None:
         source = ("data.source=full", f"data.dir={data}") if data else ("data.source=excerpt",)
         self.settings = (
             "run.task=mnist-2nn", f"round.cohort={CLIENTS}", "aggregation.weighting=uniform",
-            "train.batch_size=50", "train.learning_rate=0.3", f"data.partition={partition}", "data.alpha=0.5", *source,
+            "train.batch_size=50", "train.learning_rate=0.3", f"data.partition={partition}", "data.alpha=0.5", f"run.seed={seed}",
+            *source,
         )  # fmt: skip
         plain = config.load(None, self.settings, {})
         self.honest, self.hostile = TwoLayerPerceptron(plain), Flipped(plain)
@@ -161,7 +169,7 @@ class Trainer:
         body = self.first
         for number in range(1, rounds + 1):
             honest = [self.trained(body, i, number, False) for i in range(HOSTILE, CLIENTS)]
-            rng = np.random.default_rng(seed_for(0, RUN, attack, number))
+            rng = np.random.default_rng(seed_for(loaded.run["seed"], RUN, attack, number))
             hostile = [
                 act(self.trained(body, i, number, flipped), honest, rng) for i in range(HOSTILE)
             ]
@@ -198,22 +206,40 @@ def merged(
     return b"".join(blob.as_bytes(piece) for piece in merge.next_model(base))
 
 
-def table(partition: str, data: Path | None, rounds: int, attacks: Sequence[str]) -> str:
-    """Rules against attacks: accuracy in percent."""
-    trainer = Trainer(partition, data)
+def table(
+    partition: str, data: Path | None, rounds: int, attacks: Sequence[str], seeds: Sequence[int]
+) -> str:
+    """Rules against attacks: accuracy in percent, over the seeds."""
+    trainers = [Trainer(partition, data, seed) for seed in seeds]
     rows: list[list[object]] = []
     for name, rule in RULES.items():
-        rows.append([name, *(f"{trainer.run(rule, attack, rounds):.1f}" for attack in attacks)])
+        cells = (
+            cell([trainer.run(rule, attack, rounds) for trainer in trainers]) for attack in attacks
+        )
+        rows.append([name, *cells])
         print(" | ".join(map(str, rows[-1])), flush=True)
     return markdown(("rule", *attacks), rows)
 
 
-def document(tables: Mapping[str, str], rounds: int, cpu_s: float) -> str:
+def cell(accuracies: Sequence[float]) -> str:
+    """Mean and sample standard deviation; of one seed the number itself."""
+    mean = f"{statistics.fmean(accuracies):.1f}"
+    return f"{mean} ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else mean
+
+
+def document(tables: Mapping[str, str], rounds: int, seeds: Sequence[int], cpu_s: float) -> str:
     """The whole document. Args: ``tables``: partition -> its table."""
+    several = ", ".join(map(str, seeds))
+    said = (
+        f"Mean and sample standard deviation over the seeds {several}: a seed decides the split, the first model, the\norder of samples and the noise."
+        if len(seeds) > 1
+        else f"One seed, {several}: differences of about one percent say nothing."
+    )
     parts = [f"## {_SPLITS[partition]}\n\n{text}" for partition, text in tables.items()]
     return _HEAD.format(
         clients=CLIENTS, hostile=HOSTILE, rounds=rounds, shares=SHARES, tables="\n".join(parts),
         splits=" ".join(tables), machine=machine.table(), minutes=cpu_s / 60,
+        said=said, seeds=" ".join(map(str, seeds)),
     )  # fmt: skip
 
 
@@ -229,8 +255,8 @@ _HEAD = """\
 
 Accuracy in percent on MNIST's test set after {rounds} rounds of {clients} clients, {hostile} of them hostile:
 perceptron 2NN, each with a part in {shares} of the training set, one epoch a round, batches of 50, learning
-rate 0.3, weights uniform, seed 0. One seed: differences of about one percent say nothing. Written by
-`python -m benchmarks.attacks --data FOLDER --splits {splits}`; {minutes:.1f} minutes of one core.
+rate 0.3, weights uniform. {said}
+Written by `python -m benchmarks.attacks --data FOLDER --splits {splits} --seeds {seeds}`; {minutes:.1f} minutes of one core.
 
 - none: all are honest. What a rule costs.
 - sign flip: five times their own update, backwards.
@@ -252,13 +278,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one attack only")
     parser.add_argument("--splits", nargs="+", choices=list(_SPLITS), default=["iid"])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each run; {ROUNDS}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run for each; 0")
     parser.add_argument("--data", type=Path, help="folder of MNIST; default: the excerpt")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attacks.md")
     arguments = parser.parse_args()
     training.preload()
     attacks, rounds = list(ATTACKS)[: 2 if arguments.quick else None], arguments.rounds
-    tables = {split: table(split, arguments.data, rounds, attacks) for split in arguments.splits}
-    arguments.output.write_text(document(tables, rounds, time.process_time()))
+    seeds = list(dict.fromkeys(arguments.seeds))
+    tables = {
+        split: table(split, arguments.data, rounds, attacks, seeds) for split in arguments.splits
+    }
+    arguments.output.write_text(document(tables, rounds, seeds, time.process_time()))
     print(arguments.output)
 
 

@@ -169,10 +169,17 @@ def test_hostile_labels_are_turned_round() -> None:
 def test_the_table_of_attacks_is_written(tmp_path: Path) -> None:
     output = tmp_path / "attacks.md"
     command = [sys.executable, "-m", "benchmarks.attacks", "--quick", "--rounds", "1"]
+    command += ["--seeds", "0", "1"]
     subprocess.run([*command, "--output", str(output)], cwd=ROOT, check=True, timeout=300)
 
     lines = output.read_text().splitlines()
     head = lines.index("| rule | none | sign flip |")
     rows = [line.split("|") for line in lines[head + 2 : head + 2 + len(attacks.RULES)]]
-    mean, *others = (float(row[3]) for row in rows)
+    mean, *others = (float(row[3].split(" ± ")[0]) for row in rows)
     assert all(accuracy > mean for accuracy in others)
+    assert "over the seeds 0, 1" in output.read_text()
+
+
+def test_a_cell_is_the_mean_and_spread_over_seeds() -> None:
+    assert attacks.cell([90.0, 91.0, 92.0]) == "91.0 ± 1.0"
+    assert attacks.cell([90.04]) == "90.0"

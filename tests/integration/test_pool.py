@@ -137,6 +137,42 @@ def test_a_killed_pool_process_costs_its_unfinished_client_and_no_bit(
     assert sum(trained.values()) - len(trained) == again
 
 
+#: Rules that need all updates of a round: three of four, as one client is broken.
+ROBUST = (*VIRTUAL, "round.cohort=4", "round.quorum=3", "aggregation.weighting=uniform", "redis.inline_bytes=0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "point"),
+    [
+        (("median",), "update.received"),
+        (("krum", "strategy.f=0"), "model.published"),
+        # As above: other rules, between other steps.
+        pytest.param(("median",), "model.published", marks=pytest.mark.slow),
+        pytest.param(("krum", "strategy.f=0"), "update.received", marks=pytest.mark.slow),
+        pytest.param(("bulyan", "strategy.f=0"), "round.decided", marks=pytest.mark.slow),
+        pytest.param(("geometric_median",), "checkpoint.written", marks=pytest.mark.slow),
+    ],
+)
+def test_a_robust_rule_over_virtual_clients_has_the_same_bits_after_a_kill(
+    pool: Federation, rule: tuple[str, ...], point: str
+) -> None:
+    settings = (*ROBUST, f"aggregation.strategy={rule[0]}", *rule[1:])
+    calm = pool.begin("robust", *settings)
+    assert pool.finish(calm).state == "completed"
+    expected, records = pool.free(calm), pool.committed(calm)
+    assert [sorted(record.accepted) for record in records] == [["sim-1", "sim-2", "sim-4"]] * 2
+
+    fired = pool.arm(point, "kill", "aggregator-")
+    run = pool.begin("robust", *settings)
+    state = pool.finish(run)
+    assert fired.exists()
+    assert (state.state, pool.free(run)) == ("completed", expected)
+    found = pool.committed(run)
+    assert what_counts(found) == what_counts(records)
+    assert [record.left_out for record in found] == [record.left_out for record in records]
+    assert any(record.left_out for record in found) == (rule[0] == "krum")
+
+
 def test_the_next_job_finds_a_process_in_place_of_a_killed_one(
     pool: Federation, calm: tuple[list[str], list[RoundRecord]]
 ) -> None:
