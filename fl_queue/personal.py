@@ -64,10 +64,11 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
             raise ConfigError("model.private", _nothing(pattern, sorted(owners)))
         found |= hits
     parameters = [spec.name for spec in manifest.tensors if spec.kind == "parameter"]
+    parameters = [name for name in parameters if name not in manifest.frozen]
     if found and found.issuperset(parameters):
         raise ConfigError(
             "model.private",
-            f"{', '.join(patterns)} matches every parameter, so there is nothing to train together; "
+            f"{', '.join(patterns)} matches every parameter that is trained, so there is nothing to train together; "
             f"leave some out of: {_listed(parameters)}",
         )
     return tuple(sorted(found))
@@ -153,7 +154,9 @@ class Own:
         """The personal model as the client has kept it, else the version; None without such."""
         if not self.strategy.personal:
             return None
-        return self._build(self.kept.get(PERSONAL) or self.base)
+        model = self._build(self.base)
+        load_some(model, self.kept.get(PERSONAL, {}))
+        return model
 
     def validate_personal(self, model: nn.Module | None) -> Sums:
         """The personal model's validation; empty without such."""
@@ -167,7 +170,7 @@ class Own:
         anchors = {
             parameter: torch.tensor(np.array(self.base[spec.name])).to(parameter)
             for spec in self.manifest.tensors
-            if isinstance(parameter := state[spec.name], nn.Parameter)
+            if isinstance(parameter := state[spec.name], nn.Parameter) and parameter.requires_grad
         }
         self._train(model, self.context.epochs, LocalRule(self.strategy.pull(), anchors))
         model.zero_grad()  # Gradients are as large as the model.

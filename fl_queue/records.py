@@ -94,11 +94,13 @@ class Manifest:
         aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
         private: Names of the tensors whose values stay on each client; a version has those that
             version 0 had.
+        frozen: Names of the parameters that nobody trains: those of version 0 in every version.
     """
 
     tensors: tuple[TensorSpec, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     private: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
@@ -110,6 +112,9 @@ class Manifest:
             raise BlobError("manifest: a dimension is negative")
         if not set(self.private) <= set(names):
             raise BlobError("manifest: a private tensor is not there")
+        parameters = {spec.name for spec in self.tensors if spec.kind == "parameter"}
+        if not set(self.frozen) <= parameters:
+            raise BlobError("manifest: a frozen tensor is not there, or no parameter")
 
     @property
     def nbytes(self) -> int:
@@ -124,18 +129,19 @@ class Manifest:
             offset += spec.nbytes
 
     def shared(self) -> Manifest:
-        """The same without the private tensors: what an update has of the model."""
-        if not self.private:
+        """The same without private and frozen tensors: what an update has of the model."""
+        left_out = {*self.private, *self.frozen}
+        if not left_out:
             return self
-        private = set(self.private)
-        return Manifest(tuple(spec for spec in self.tensors if spec.name not in private))
+        return Manifest(tuple(spec for spec in self.tensors if spec.name not in left_out))
 
     def to_json(self) -> str:
         fields: dict[str, Any] = {
             "tensors": [asdict(spec) for spec in self.tensors],
             "aliases": dict(self.aliases),
         }
-        return dumps(fields | ({"private": list(self.private)} if self.private else {}))
+        parts = {"private": list(self.private), "frozen": list(self.frozen)}
+        return dumps(fields | {part: names for part, names in parts.items() if names})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -154,6 +160,7 @@ class Manifest:
             tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
             raw.aliases,
             tuple(raw.private),
+            tuple(raw.frozen),
         )
         if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
             raise BlobError(f"manifest: a model's tensor is extra, or its name begins with {EXTRA}")
@@ -172,6 +179,7 @@ class _RawManifest:
     tensors: list[dict[str, Any]]
     aliases: dict[str, str]
     private: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

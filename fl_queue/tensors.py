@@ -26,7 +26,8 @@ def manifest_of(model: nn.Module) -> Manifest:
     The tensors of a model that travel, by kind.
 
     Everything in its ``state_dict``: buffers that are not persistent stay on the client. Of tensors
-    that share storage only the alphabetically first travels; the others are its aliases.
+    that share storage only the alphabetically first travels; the others are its aliases. Parameters
+    that do not require a gradient are frozen.
 
     Raises:
         ModelMismatch: A tensor's dtype cannot travel.
@@ -34,6 +35,7 @@ def manifest_of(model: nn.Module) -> Manifest:
     specs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     owners: dict[tuple[Any, ...], str] = {}
+    trained: set[str] = set()
     for name, tensor in sorted(state_of(model).items()):
         # An empty tensor has no storage to share.
         place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
@@ -42,7 +44,48 @@ def manifest_of(model: nn.Module) -> Manifest:
             specs.append(TensorSpec(name, tuple(tensor.shape), _kind(name, tensor)))
         else:
             aliases[name] = owner
-    return Manifest(tuple(specs), aliases)
+        if tensor.requires_grad:
+            trained.add(owner)
+    parameters = (spec.name for spec in specs if spec.kind == "parameter")
+    frozen = tuple(name for name in parameters if name not in trained)
+    return Manifest(tuple(specs), aliases, frozen=frozen)
+
+
+def check_frozen(model: nn.Module, manifest: Manifest) -> None:
+    """
+    Whether a freshly built model trains what the run's trains.
+
+    Raises:
+        ModelMismatch: It does not; names a parameter.
+    """
+    differing = set(manifest_of(model).frozen) ^ set(manifest.frozen)
+    if differing:
+        raise ModelMismatch(
+            f"parameter {min(differing)} is frozen (requires_grad = False) in this machine's model "
+            "or in the run's, and not in both; use the same task code and options"
+        )
+
+
+def check_unchanged(model: nn.Module, manifest: Manifest, base: Mapping[str, NDArray[Any]]) -> None:
+    """
+    Whether training has left alone what is frozen; what it did there would be lost, as nothing of it is sent.
+
+    Args:
+        base: Arrays the model was loaded with.
+
+    Raises:
+        ModelMismatch: It has not; names the parameter.
+    """
+    state = state_of(model)
+    for name in manifest.frozen:
+        found = state[name].detach().cpu()
+        loaded = torch.empty_like(found)  # Of the model's dtype, which may round.
+        _copy_into(loaded, base[name])
+        if not torch.allclose(found, loaded, rtol=0.0, atol=0.0, equal_nan=True):
+            raise ModelMismatch(
+                f"parameter {name} is frozen (requires_grad = False) in the model that the task "
+                "builds, and its training changed it; build the model with it unfrozen"
+            )
 
 
 def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -42,7 +42,15 @@ from fl_queue.strategies.base import (
 )
 from fl_queue.tasks import ClientContext, OnEpoch, Task, code_digest, given_data
 from fl_queue.tasks.logged import Logged
-from fl_queue.tensors import Arrays, load_arrays, manifest_of, state_of, views_of
+from fl_queue.tensors import (
+    Arrays,
+    check_frozen,
+    check_unchanged,
+    load_arrays,
+    manifest_of,
+    state_of,
+    views_of,
+)
 
 #: Elements copied or subtracted at a time: a large model is never in memory once more for that.
 _BLOCK = 1 << 20
@@ -205,11 +213,19 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
 
     Raises:
         ModelMismatch: A tensor's dtype cannot travel.
-        ConfigError: ``model.private`` matches nothing, or everything.
+        ConfigError: ``model.private`` matches nothing, or everything; or all parameters are frozen.
     """
     seed_everything(seed_for(seed, "initialise"), "cpu")
     model = task.build_model()
     manifest = manifest_of(model)
+    if manifest.frozen and len(manifest.frozen) == sum(
+        s.kind == "parameter" for s in manifest.tensors
+    ):
+        raise ConfigError(
+            "run.task",
+            "every parameter of its model is frozen (requires_grad = False), so there is nothing to "
+            "train; leave one out",
+        )
     private = private_names(model, manifest, task.config.model["private"])
     manifest = replace(manifest, private=private)
     return manifest, views_of(model, manifest)
@@ -258,7 +274,7 @@ def train_update(
                 "data.partition",
             )
         model = _model(task, manifest, base, context.device)
-        check_private(model, manifest, task.config.model["private"])
+        _check_parts(task, model, manifest)
         known = plan.known(task, manifest, context)
         rule = _rule(plan.strategy, known, model, manifest)
         on_loaded()
@@ -279,6 +295,7 @@ def train_update(
             "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
             "context.rule to sgd.local_sgd, or use another strategy",
         )
+    check_unchanged(model, manifest, base)
     model.zero_grad()  # Gradients are as large as the model.
     with reproducible(_seed_of(context, "personal"), context):
         personal = own.personal_model()
@@ -292,6 +309,12 @@ def train_update(
     return Trained(
         changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
     )
+
+
+def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
+    """Whether a freshly built model shares and trains what the run's does."""
+    check_private(model, manifest, task.config.model["private"])
+    check_frozen(model, manifest)
 
 
 def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest) -> LocalRule:
@@ -354,7 +377,7 @@ def evaluate_client(
     with reproducible(_seed_of(context, "evaluate"), context):
         data = given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
-        check_private(model, manifest, task.config.model["private"])
+        _check_parts(task, model, manifest)
         own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)
         sums = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
         sums |= own.validate_personal(own.personal_model())

@@ -33,6 +33,7 @@ class Trial:
     Args:
         client: Whose data was used.
         parameters: Numbers in the model, buffers included.
+        frozen: How many of them nobody trains; they are not sent.
         model_bytes: The model, as float32.
         update_bytes: The update's body, as ``update.codec`` has it.
         num_examples, num_validation: Samples.
@@ -49,6 +50,7 @@ class Trial:
 
     client: str
     parameters: int
+    frozen: int
     model_bytes: int
     update_bytes: int
     num_examples: int
@@ -105,6 +107,7 @@ def try_task(
     return Trial(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
+        frozen=sum(spec.size for spec in manifest.tensors if spec.name in manifest.frozen),
         model_bytes=manifest.nbytes,
         update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
         num_examples=done.num_examples,

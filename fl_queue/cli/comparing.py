@@ -166,7 +166,8 @@ def try_task(
 
 def _told(done: Mapping[str, Any]) -> dict[str, str]:
     told = "{client}: {num_examples} examples, {num_validation} to validate"
-    size = "{parameters:,} numbers, {model_bytes:,} bytes"
+    frozen = " ({frozen:,} of them frozen)" if done["frozen"] else ""
+    size = "{parameters:,} numbers" + frozen + ", {model_bytes:,} bytes"
     largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"
     return {
         "data": told.format(**done),

@@ -309,7 +309,7 @@ class Strategy:
         Float buffers get their plain mean, and variances among them (names that end in ``_var``, as
         BatchNorm's ``running_var``) are floored at 0: rounding may bring one just below, and its
         square root would be NaN. Integer buffers: the maximum over the updates. Tensors that are not
-        in the sum are private to the clients: they stay as they are.
+        in the sum are private to the clients, or frozen: they stay as they are.
 
         Args:
             manifest: The run's model.
@@ -390,7 +390,7 @@ def extra_name(extra: str, parameter: str) -> str:
 
 
 def update_manifest(strategy: Strategy, manifest: Manifest) -> Manifest:
-    """The tensors of an update: those of the model that are shared, and the strategy's extras."""
+    """The tensors of an update: those of the model that are shared and trained, and the strategy's extras."""
     shared = manifest.shared()
     extras = [
         replace(spec, name=extra_name(extra, spec.name), kind="extra")
@@ -412,14 +412,16 @@ def client_layouts(
     """
     What a client keeps from one accepted round to the next: name -> its tensors.
 
-    The strategy's own, ``PERSONAL`` (a whole model), ``PRIVATE`` (the private tensors) and ``RESIDUAL``.
+    The strategy's own, ``PERSONAL`` (a whole model, without what is frozen), ``PRIVATE`` (the private
+    tensors) and ``RESIDUAL``.
 
     Args:
         error_feedback: The config's ``update.error_feedback``.
     """
     layouts = dict.fromkeys(strategy.client_state, state_manifest(manifest))
     if strategy.personal:
-        layouts[PERSONAL] = Manifest(manifest.tensors)
+        frozen = set(manifest.frozen)
+        layouts[PERSONAL] = Manifest(tuple(s for s in manifest.tensors if s.name not in frozen))
     if manifest.private:
         private = set(manifest.private)
         layouts[PRIVATE] = Manifest(tuple(s for s in manifest.tensors if s.name in private))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fl_queue import compare, config, curves, names, report, runs, scores
+from fl_queue import compare, config, curves, models, names, report, runs, scores, verify
 from fl_queue.checkpoint import read_tensors
 from fl_queue.embedded import start
 from fl_queue.errors import ConfigError
@@ -26,10 +28,18 @@ class Normed(ThreesAndSevens):
     def build_model(self):
         return nn.Sequential(nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 """
+ROOT = Path(__file__).parents[2]
 BATCH_NORM = ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
 SKEWED = ("data.rotation=180.0", "run.task=normed:Normed", "round.cohort=2", "run.rounds=2")
 FEDBN = (*SKEWED, 'model.private=["@batch_norm"]', "train.finetune_epochs=1")
 DITTO = (*SKEWED, "aggregation.strategy=ditto", "strategy.lambda=0.5")
+LORA = (
+    "run.task=lora:Adapted",
+    "round.cohort=2",
+    "run.rounds=2",
+    "aggregation.strategy=scaffold",
+    "aggregation.weighting=uniform",
+)
 POOL = ("clients.kind=simulation", "clients.count=2", "clients.processes=1")
 CLIENTS = ("sim-1", "sim-2")
 
@@ -39,8 +49,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     """An aggregator, an evaluator, a pool process, and a site worker for each virtual client."""
     folder = tmp_path_factory.mktemp("personal")
     (folder / "normed.py").write_text(TASK)
+    shutil.copy(ROOT / "examples/lora.py", folder)
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed")
+        made = Federation(
+            redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed,lora:Adapted"
+        )
         try:
             for name in ("pool", *CLIENTS):
                 made.start(name, *(["--processes", "1"] if name == "pool" else []))
@@ -109,11 +122,9 @@ def test_batch_norm_stays_with_the_client_that_has_it(both: Federation, calm: st
     # And every version has those of version 0.
     versions = both.store.control.versions(calm)
     folder = both.redis.state_dir / "checkpoints" / calm
-    models = [
-        read_tensors(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)
-    ]
-    for name in models[0]:
-        same = models[0][name].tobytes() == models[1][name].tobytes()
+    ends = [read_tensors(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)]
+    for name in ends[0]:
+        same = ends[0][name].tobytes() == ends[1][name].tobytes()
         assert same == (name in BATCH_NORM), name
 
 
@@ -164,6 +175,37 @@ def test_a_run_that_goes_on_goes_on_with_what_clients_keep(both: Federation) -> 
     receipts = both.store.control.receipts(run, both.committed(run)[-1].round)
     assert {r.environment["client_state"] for r in receipts.values()} == {"of round 1"}
     both.free(run)
+
+
+def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Federation) -> None:
+    run = finished(both, "lora", *LORA, "model.keep_updates=true")
+
+    store, state = both.store, both.store.control.run(run)
+    assert state is not None
+    manifest = store.control.manifest(run)
+    assert manifest is not None
+    layers = ("hidden1", "hidden2", "output")
+    assert set(manifest.frozen) == {f"{x}.base.{y}" for x in layers for y in ("weight", "bias")}
+    # Twice, as SCAFFOLD has controls beside the changes: 6,376 numbers of 205,586.
+    sizes = {r.nbytes for r in store.control.receipts(run, 1).values()}
+    assert sizes == {2 * 4 * 6376}
+    verdicts = verify.verify(store, state, both.redis.state_dir)
+    assert [verdict.result for verdict in verdicts] == ["same", "same"]
+    path = both.folder / "lora.safetensors"
+    folder = both.redis.state_dir / "checkpoints" / run
+    versions = store.control.versions(run)
+    first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
+    models.export_version(store, state, 2, 1 << 22, both.redis.state_dir, path)
+    last = read_tensors(path)
+    assert first.keys() == last.keys()
+    changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
+    assert changed == {f"{x}.{y}" for x in layers for y in "ab"}
+
+    records = store.control.history(run)
+    fired = both.arm("client.trained", "kill", "sim-1")
+    for again in (finished(both, "lora", *LORA), finished(both, "lora", *LORA, *POOL)):
+        assert what_was_made(store.control.history(again)) == what_was_made(records)
+    assert fired.exists()
 
 
 def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:
