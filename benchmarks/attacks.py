@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks import machine
 from benchmarks.federation import ROOT
 from benchmarks.table import markdown
-from fl_queue import blob, config, metrics, training
+from fl_queue import blob, config, metrics, reproducible, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.exact import choose_scales
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of MNIST; default: the excerpt")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attacks.md")
     arguments = parser.parse_args()
-    training.preload()
+    reproducible.preload()
     attacks, rounds = list(ATTACKS)[: 2 if arguments.quick else None], arguments.rounds
     seeds = list(dict.fromkeys(arguments.seeds))
     tables = {

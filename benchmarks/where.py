@@ -27,7 +27,7 @@ import blake3
 
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median
-from fl_queue import config, dispatch, exact, models, names, rounds, runs, training
+from fl_queue import config, dispatch, exact, models, names, reproducible, rounds, runs
 from fl_queue.dispatch import Ticket
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.site import Site
@@ -291,7 +291,7 @@ def walked(parameters: int, clients: int, count: int) -> dict[str, Costs]:
     Args:
         count: Rounds to measure, 1 or more.
     """
-    training.preload()
+    reproducible.preload()
     exact.warm_up()
     with servers() as redis, tempfile.TemporaryDirectory(prefix="flq-where-") as folder:
         walk = Walk(redis, Path(folder), parameters, clients)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fl_queue import blob, checkpoint, metrics, sampling, sgd, simulation, training
+from fl_queue import blob, checkpoint, metrics, reproducible, sampling, sgd, simulation, training
 from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
@@ -93,7 +93,9 @@ def train(
         rounds=config.run["rounds"],
         clients=len(chosen),
         seconds=round(time.monotonic() - started, 3),
-        environment=dict(training.environment(work.place.device, work.task, work.place.threads)),
+        environment=dict(
+            reproducible.environment(work.place.device, work.task, work.place.threads)
+        ),
         models=models,
     )
 
@@ -132,7 +134,7 @@ class _Work:
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
-        with training.reproducible(_seed(context, "data"), context):
+        with reproducible.reproducible(_seed(context, "data"), context):
             found = task.client_data(replace(context, data_dir=folder or context.data_dir))
         if not sgd.size_of(found.train):
             raise DataError(
@@ -182,13 +184,13 @@ class _Work:
     ) -> Iterator[tuple[int, nn.Module]]:
         """The model after each round, the same object each time."""
         context = self.context(client, 1)
-        with training.reproducible(_seed(context, "build"), context):
+        with reproducible.reproducible(_seed(context, "build"), context):
             model = self.task.build_model()
             load_arrays(model, self.manifest, self.base)
             model = model.to(context.device)
         for number in range(1, rounds + 1):
             context = self.context(client, number)
-            with training.reproducible(_seed(context, "train"), context):
+            with reproducible.reproducible(_seed(context, "train"), context):
                 self.task.train(model, data, context, lambda epoch, epochs, found: None)
             yield number, model
 
@@ -198,7 +200,7 @@ class _Work:
         if dataset is None or not sgd.size_of(dataset):
             return {}
         context = self.context(client, self.config.run["rounds"])
-        with training.reproducible(_seed(context, "evaluate"), context):
+        with reproducible.reproducible(_seed(context, "evaluate"), context):
             return metrics.finish(self.task.evaluate(model, dataset, context))
 
 

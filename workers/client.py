@@ -30,6 +30,7 @@ from fl_queue import (
     names,
     outbox,
     pauses,
+    reproducible,
     rounds,
     simulation,
     training,
@@ -242,7 +243,7 @@ def make_update(job: Assignment) -> Answer:
     )
     _keep_state(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
-    environment = training.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, task, context.threads)
     environment |= {"max_examples": context.max_examples} if context.max_examples else {}
     header = replace(
         job.header("update"),
@@ -350,7 +351,7 @@ def make_evaluation(job: Assignment) -> Answer:
     kept = _kept(job, strategy, base.manifest) if is_own else Kept()
     plan = training.Plan(strategy, kept=kept.state)
     sums = training.evaluate_client(task, base.manifest, base.arrays(), context, plan)
-    environment = training.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, task, context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
     return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
@@ -369,7 +370,7 @@ def make_initial(job: Assignment) -> Answer:
     header = replace(
         job.header("model"),
         manifest=manifest.to_json(),
-        environment=training.environment(job.site.device, task, job.site.threads),
+        environment=reproducible.environment(job.site.device, task, job.site.threads),
         tensors=blob.entries(manifest),
         body_bytes=manifest.nbytes,
     )
@@ -378,7 +379,7 @@ def make_initial(job: Assignment) -> Answer:
 
 def main() -> int:
     """``python -m workers.client``: serve the queue of ``FLQ_SITE_CLIENT``."""
-    training.preload()
+    reproducible.preload()
     # Jobs name this module, and we run as ``__main__``: without it each would compile it once more.
     importlib.import_module("workers.client")
     client = Site.from_environ().client

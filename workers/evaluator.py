@@ -9,7 +9,7 @@ import sys
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, faults, metrics, models, names, training
+from fl_queue import blob, faults, metrics, models, names, reproducible, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
 from fl_queue.records import Sums
@@ -88,7 +88,7 @@ def _context(store: Store, site: Site, run: str, config: RunConfig) -> ClientCon
 
 def main() -> int:
     """``python -m workers.evaluator``: serve ``flq-evaluate``."""
-    training.preload()
+    reproducible.preload()
     return rqworker.run(names.EVALUATE_QUEUE)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fl_queue import cache, clientstate, faults, names, outbox, rounds, simulation, training
+from fl_queue import cache, clientstate, faults, names, outbox, reproducible, rounds, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import ModelMismatch
 from fl_queue.group import GroupSum
@@ -215,7 +215,7 @@ def _tidy(run: str, number: int) -> None:
 
 def main() -> int:
     """``python -m workers.pool``: serve ``flq-pool``."""
-    training.preload()
+    reproducible.preload()
     importlib.import_module("workers.pool")  # Jobs name it, and we run as ``__main__``.
     return rqworker.run(names.POOL_QUEUE, rqworker.PoolWorker)
 

@@ -19,10 +19,11 @@ from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.header import Header
 from fl_queue.metrics import MAX_CLASSES, check, finish
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.reproducible import environment
 from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.tensors import arrays_of, load_arrays, manifest_of
-from fl_queue.training import environment, evaluate_version, initial_model, train_update
+from fl_queue.training import evaluate_version, initial_model, train_update
 
 
 class Everything(nn.Module):
@@ -595,8 +596,8 @@ def test_local_sgd_does_not_import_the_compiler():
 import sys
 from torch import nn, tensor
 from torch.utils.data import TensorDataset
-from fl_queue import sgd, training
-training.preload()
+from fl_queue import reproducible, sgd
+reproducible.preload()
 data = TensorDataset(tensor([[1.0], [2.0]]), tensor([[1.0], [2.0]]))
 sgd.local_sgd(nn.Linear(1, 1), data, nn.functional.mse_loss, seed=1, epochs=1, batch_size=1, learning_rate=0.1)
 assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor."))]
