@@ -252,7 +252,7 @@ def test_update_is_the_difference_to_an_unchanged_base(task):
     task.train = keep
     trained = train_update(task, manifest, arrays, context_of(task.config))
     local = arrays_of(models[0], manifest)
-    for spec in manifest.tensors:
+    for spec in manifest.shared().tensors:
         update = trained.tensors[spec.name]
         assert (update.dtype, update.shape) == (np.dtype(spec.dtype), spec.shape)
         assert np.array_equal(arrays[spec.name], before[spec.name])
@@ -262,6 +262,7 @@ def test_update_is_the_difference_to_an_unchanged_base(task):
         assert np.array_equal(update, expected)
     # 16 training samples in batches of 5: the last one joins, so three steps in each of two epochs.
     assert trained.tensors["norm.num_batches_tracked"] == 6
+    assert (trained.tensors.keys(), manifest.frozen) == (arrays.keys() - {"coarse"}, ("coarse",))
     assert trained.num_examples == 16
     assert trained.train_metrics["num_examples"] == 16
 
