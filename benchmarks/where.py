@@ -49,7 +49,7 @@ STEPS = (
     ("write the model to the cache", "fl_queue.cache:fetch"),
     ("build the model, load the base", "fl_queue.training:_model"),
     ("train", "benchmarks.trivial:AddConstant.train"),
-    ("describe the environment", "fl_queue.training:environment"),
+    ("describe the environment", "fl_queue.reproducible:environment"),
     ("difference, encode", "fl_queue.training:Changes.pieces"),
     ("difference, encode", "fl_queue.codec:encode_piece"),
     ("write the outbox", "fl_queue.outbox:write"),
