@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,13 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import numpy as np
 from flwr.app import (
+    DEFAULT_TTL,
     Array,
     ArrayRecord,
     ConfigRecord,
     Context,
     Message,
+    Metadata,
     MetricRecord,
     RecordDict,
 )
@@ -125,9 +128,7 @@ class FlowerApp:
             state=RecordDict(),
             run_config=dict(run),
         )
-        answer = self._app(
-            Message(content, dst_node_id=context.node_id, message_type=kind), context
-        )
+        answer = self._app(Message(content=content, metadata=_metadata(kind, context)), context)
         if len(context.state):
             raise ConfigError(
                 "run.task",
@@ -235,6 +236,22 @@ def _no_training(message: Message, context: Context) -> Message:
 def _no_evaluation(message: Message, context: Context) -> Message:
     none = MetricRecord({"num-examples": 0})
     return Message(RecordDict({"metrics": none}), reply_to=message)
+
+
+def _metadata(kind: str, context: Context) -> Metadata:
+    # Given whole: without it flwr asks its own process, which this is not, who it is.
+    return Metadata(
+        run_id=context.run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=context.node_id,
+        reply_to_message_id="",
+        group_id="",
+        # A reply has what is left of the seconds to live, which nobody looks at here.
+        created_at=time.time(),
+        ttl=DEFAULT_TTL,
+        message_type=kind,
+    )
 
 
 def _code(content: RecordDict, part: str) -> int:
