@@ -127,6 +127,7 @@ class Federation:
         """Start a run of ``count`` rounds; returns its run id."""
         fixed = (
             f"run.task=benchmarks.{'paced' if task == 'Paced' else 'trivial'}:{task}",
+            "run.preflight=off",  # What is measured is rounds.
             f"round.cohort={self.clients}",
             "round.deadline_s=900",
             "model.keep_versions=2",

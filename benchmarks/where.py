@@ -211,6 +211,7 @@ class Walk:
             None,
             (
                 "run.task=benchmarks.trivial:AddConstant",
+                "run.preflight=off",  # Jobs are answered by hand here.
                 f"task.parameters={parameters}",
                 f"round.cohort={clients}",
                 f"clients.active_s={LEASE_S}",

@@ -133,6 +133,7 @@ def _own(client: str, server: Server) -> tuple[str, ...]:
     if server != "data":
         queue = names.client_queue(client)
         keys += [names.client(client), names.client_holder(client), names.client_events(client)]
+        keys += [names.client_told(client, "*")]
         keys += [names.worker(f"{client}_*"), f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate"]
         keys += [f"rq:{registry}:{queue}" for registry in ("wip", "finished", "failed")]
         # "job:" makes two colons: that is how RQ names a job's dependencies.
@@ -190,7 +191,9 @@ def _reader(has_selectors: bool) -> tuple[str, ...]:
     keys += [names.ENROLLED]  # Public keys.
     keys += [names.client("*"), names.worker("*"), "rq:*", f"{names.run('*')}:round:*"]
     parts = (names.config, names.manifest, names.versions, names.history, names.late)
-    keys += [part("*") for part in (*parts, names.evaluations, names.events, names.partial)]
+    keys += [
+        part("*") for part in (*parts, names.evaluations, names.events, names.partial, names.sites)
+    ]
     lists = f"(%R~{names.results('*')} %R~{names.taken('*', '*')} +llen)"
     return ("resetchannels", *_with("%R~", keys), *commands, lists)
 

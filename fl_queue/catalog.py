@@ -27,6 +27,7 @@ class TaskEntry:
         classes: How many classes there are; 0 when the options or the data say.
         excerpt: Training images of it that are shipped; 0 for other data.
         skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
+        decides: The option without which each site's data decide what the model is about.
     """
 
     target: str
@@ -35,6 +36,7 @@ class TaskEntry:
     classes: int = 0
     excerpt: int = 0
     skews: bool = False
+    decides: str = ""
 
 
 _MODELS = (
@@ -90,6 +92,7 @@ TASKS: dict[str, TaskEntry] = {
             "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
         },
         skews=True,
+        decides="classes",
     ),
     "csv": TaskEntry(
         "fl_queue.tasks.table:CsvTask",
@@ -111,6 +114,7 @@ TASKS: dict[str, TaskEntry] = {
             ),
             "hidden": Field("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
         },
+        decides="features",
     ),
 }
 
@@ -163,3 +167,9 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         key: field.parse(f"task.{key}", given[key]) if key in given else field.default
         for key, field in entry.options.items()
     }
+
+
+def may_differ(task: str, options: Mapping[str, Any]) -> bool:
+    """Whether sites may differ in what a task is about: the config does not say it for all of them."""
+    entry = TASKS.get(task)
+    return entry is None or bool(entry.decides and not options[entry.decides])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_queue import dispatch, names, rejected, simulation
+from fl_queue import dispatch, names, preflight, rejected, simulation
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
@@ -17,9 +17,11 @@ def why_open(store: Store, state: RunState) -> list[str]:
     current = store.control.open_round(state) if state.active else None
     if current is None:
         settling = state.active and store.control.settling()
-        return (
-            ["after an outage: waiting until all clients have been heard again"] if settling else []
-        )
+        why = ["after an outage: waiting until all clients have been heard again"]
+        return [
+            *(why if settling else []),
+            *(preflight.lines(store, state) if state.active else []),
+        ]
     receipts = store.control.receipts(state.run_id, state.round)
     received = sum(
         receipts[client].status == "received" for client in current.cohort if client in receipts
@@ -28,6 +30,7 @@ def why_open(store: Store, state: RunState) -> list[str]:
     tickets = dispatch.tickets(store, state.run_id, state.round)
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
+    lines += preflight.lines(store, state)
     return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
 
 

@@ -291,6 +291,8 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         return f"round {number} {kind.removeprefix('round_')}{reason}{details()}"
     if kind == "version_evaluated":
         return f"version {event['version']}: test {event['state']}{details()}"
+    if kind == "site_differs":
+        return f"preflight: {event['client']}: {event['what']}"
     if kind == "healed":
         return f"round {number} healed: {event['what']}"
     if kind == "checkpoint_failed":

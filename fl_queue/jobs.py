@@ -34,20 +34,21 @@ log = logging.getLogger(__name__)
 TRAIN = "workers.client.train"
 CLIENT_EVALUATE = "workers.client.evaluate"
 CLIENT_INITIALISE = "workers.client.initialise"
+CLIENT_TELL = "workers.client.tell_facts"
 POOL_TRAIN = "workers.pool.train"
 POOL_EVALUATE = "workers.pool.evaluate"
 POOL_INITIALISE = "workers.pool.initialise"
 AGGREGATE = "workers.aggregator.aggregate"
 EVALUATE = "workers.evaluator.evaluate"
 INITIALISE = "workers.evaluator.initialise"
-_OF_CLIENTS = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE})
+_OF_CLIENTS = frozenset({TRAIN, CLIENT_EVALUATE, CLIENT_INITIALISE, CLIENT_TELL})
 _OF_QUEUES = {
     names.AGGREGATE_QUEUE: frozenset({AGGREGATE}),
     names.EVALUATE_QUEUE: frozenset({EVALUATE, INITIALISE}),
     names.POOL_QUEUE: frozenset({POOL_TRAIN, POOL_EVALUATE, POOL_INITIALISE}),
 }
 #: What clients do for a round, and for nothing else.
-OF_A_ROUND = _OF_CLIENTS | _OF_QUEUES[names.POOL_QUEUE] | {INITIALISE}
+OF_A_ROUND = (_OF_CLIENTS | _OF_QUEUES[names.POOL_QUEUE] | {INITIALISE}) - {CLIENT_TELL}
 
 RESULT_TTL_S = 600
 #: Longest that a field of ours is, in bytes; a hash's other fields are not read.

@@ -14,6 +14,7 @@ control server
     flq:{<run>}:late                   hash    round -> updates that came after it ended
     flq:{<run>}:accepted               hash    client -> round and digest of its newest accepted update
     flq:{<run>}:evaluations            hash    version -> JSON test metrics
+    flq:{<run>}:sites                  hash    client -> JSON of what it told before its first round
     flq:{<run>}:events                 stream  what happened, capped
     flq:{<run>}:round:<n>              hash    state, cohort, quorum, elapsed_s, ...
     flq:{<run>}:round:<n>:updates      hash    client -> JSON receipt
@@ -23,6 +24,7 @@ control server
     flq:client:<id>                    hash    what the client's worker says of itself
     flq:client:<id>:holder             hash    the one worker that serves it (lease)
     flq:client:<id>:events             stream  its epochs, capped
+    flq:client:<id>:told:<run>         string  JSON of what it would train on, expires
     flq:worker:<name>                  hash    a living RQ worker (lease)
     flq:healer                         hash    the one healer at work (lease)
     flq:enrolled                       hash    client -> JSON {key, max_examples, users, ...}
@@ -134,6 +136,10 @@ def evaluations(run: str) -> str:
     return f"flq:{{{run}}}:evaluations"
 
 
+def sites(run: str) -> str:
+    return f"flq:{{{run}}}:sites"
+
+
 def events(run: str) -> str:
     return f"flq:{{{run}}}:events"
 
@@ -164,6 +170,10 @@ def client_holder(client: str) -> str:
 
 def client_events(client: str) -> str:
     return f"flq:client:{client}:events"
+
+
+def client_told(client: str, run: str) -> str:
+    return f"flq:client:{client}:told:{run}"
 
 
 def worker(name: str) -> str:

@@ -19,6 +19,7 @@ from fl_queue import (
     flight,
     jobs,
     names,
+    preflight,
     sampling,
     simulation,
     staleness,
@@ -86,11 +87,17 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     alive = _who_is_alive(store, config)
     if alive is None:
         return
+    admitted = preflight.admit(store, state, config, alive)
+    if purpose != "initialise" or not _evaluator_makes_it(store, config):
+        if admitted.problem:
+            waiting.wait(store, state, config, admitted.problem)
+            return
+        alive = admitted.clients
     is_async = purpose == "train" and config.round["mode"] == "async"
     plan, wanted = (_plan_async if is_async else _plan_sync)(store, state, config, purpose, alive)
     if len(plan.cohort) < max(wanted, 1):
         asked = _asked_by(plan, wanted)
-        reason = waiting.who_is_missing(config, asked, wanted, len(alive))
+        reason = waiting.who_is_missing(config, asked, wanted, len(alive), admitted.left_out())
         waiting.wait_for_clients(store, state, config, reason, max(wanted, 1) - len(plan.cohort))
         return
     if purpose == "train" and not is_async:
@@ -144,7 +151,8 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     In place of those that have answered, and clients that have come. Each trains once from a version.
     """
     run = state.run_id
-    alive = _who_is_alive(store, config) or []
+    found = _who_is_alive(store, config) or []
+    alive = preflight.admit(store, state, config, found).clients
     idle = [client for client in alive if client not in current.cohort]
     if not idle:
         return
@@ -251,9 +259,15 @@ def _select(
         wanted = cohort_size(config, len(alive))
         chosen = min(wanted, len(alive))
         return sampling.select_cohort(seed, state.round + 1, alive, chosen), wanted
-    if store.control.role_alive(names.EVALUATOR) and _admissible(store, config, [names.EVALUATOR]):
+    if _evaluator_makes_it(store, config):
         return [names.EVALUATOR], 1
     return sampling.select_cohort(seed, 0, alive, min(1, len(alive))), 1
+
+
+def _evaluator_makes_it(store: Store, config: RunConfig) -> bool:
+    """Whether version 0 is the evaluator's work."""
+    there = store.control.role_alive(names.EVALUATOR)
+    return there and bool(_admissible(store, config, [names.EVALUATOR]))
 
 
 def _admissible(store: Store, config: RunConfig, clients: list[str]) -> list[str]:

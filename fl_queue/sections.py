@@ -78,6 +78,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "stop early once the clients' validation metric holds, such as accuracy >= 0.97; empty: never",
                 check=_stop_problem,
             ),
+            "preflight": Field(
+                "str",
+                "refuse",
+                "before round 1 sites tell labels, columns and channels: one that differs is left out (refuse), only named (warn), or nobody asks (off)",
+                choices=("refuse", "warn", "off"),
+            ),
             "evaluate_every": Field(
                 "int",
                 1,

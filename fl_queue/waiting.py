@@ -15,7 +15,9 @@ from fl_queue.strategies.base import update_manifest
 _NAMED = 5
 
 
-def who_is_missing(config: RunConfig, asked: str, wanted: int, alive: int) -> str:
+def who_is_missing(
+    config: RunConfig, asked: str, wanted: int, alive: int, left_out: str = ""
+) -> str:
     """
     Why there are not enough clients for a round.
 
@@ -23,7 +25,10 @@ def who_is_missing(config: RunConfig, asked: str, wanted: int, alive: int) -> st
         asked: The config's field that asks for them.
         wanted: How many it asks for.
         alive: How many there are.
+        left_out: Who of the living may not take part, and why.
     """
+    if left_out:
+        return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; {left_out}"
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
         if config.security["require_enrolment"]:

@@ -53,7 +53,7 @@ from fl_queue.strategies.base import (
 )
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.logged import Logged
-from workers import rqworker
+from workers import rqworker, telling
 from workers.assignment import Assignment, fetch_base
 from workers.progress import Progress, announce, say, tell
 
@@ -90,6 +90,11 @@ def evaluate(run: str, number: int) -> str:
 def initialise(run: str, number: int) -> str:
     """RQ job: make version 0."""
     return respond(run, number, Site.from_environ().client, make_initial)
+
+
+def tell_facts(run: str, segment: int) -> str:
+    """RQ job: tell what this site would train on, for the comparison before round 1."""
+    return telling.tell(run, segment)
 
 
 def respond(run: str, number: int, who: str, make: Make) -> str:

@@ -21,6 +21,8 @@ LEASE_S = 6.0
 LONGEST_SILENCE_S = 5.0
 #: After that, everybody living has been heard again within this time.
 SETTLE_S = 5.0
+#: What a client tells of its data is read within seconds.
+TOLD_S = 3600
 #: Field of a client's hash: its worker was stopped, and did not just vanish.
 _LEFT = "left"
 #: Field of a client's hash: why its site has paused it; not there while it has not.
@@ -193,6 +195,20 @@ class Presence:
         self.redis.hset(
             names.client(client), mapping={key: text_of(value) for key, value in fields.items()}
         )
+
+    def tell(self, client: str, run: str, text: str) -> None:
+        """A client says what it would train on in a run."""
+        self.redis.set(names.client_told(client, run), text, ex=TOLD_S)
+
+    def told(self, client: str, run: str, longest: int) -> bytes | None:
+        """What it said, no more than ``longest`` bytes of it; None: nothing (any more)."""
+        text = cast(bytes, self.redis.getrange(names.client_told(client, run), 0, longest))
+        return text or None
+
+    def sites(self, run: str) -> dict[str, bytes]:
+        """Client -> what is recorded of its part in the comparison before round 1."""
+        raw = cast(dict[bytes, bytes], self.redis.hgetall(names.sites(run)))
+        return {client.decode(): raw[client] for client in sorted(raw)}
 
     def client(self, client: str) -> dict[str, str]:
         """A client's hash, as text."""

@@ -23,7 +23,10 @@ _TYPES = [
     for pattern, kind in (
         (r"flq:\{[^}]*\}:(results|taken:\d+)|rq:queue:.*", "list"),
         (r"flq:\{[^}]*\}:partial|flq:client:[^:]*(:holder)?|flq:worker:.*", "hash"),
-        (r"flq:\{[^}]*\}:(admitted:.*|owner:\d+)|flq:(chunk|update|partial):.*", "string"),
+        (
+            r"flq:\{[^}]*\}:(admitted:.*|owner:\d+)|flq:client:[^:]*:told:.*|flq:(chunk|update|partial):.*",
+            "string",
+        ),
         (r"flq:client:[^:]*:events|rq:results:.*", "stream"),
         (r"rq:(wip|finished|failed|executions):.*", "zset"),
         (r"rq:job:.*:depend\w+|rq:worker:.*:executions", "set"),

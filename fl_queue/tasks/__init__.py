@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,28 @@ class Task(ABC):
     def test_data(self, data_dir: str) -> Samples | None:
         """The central test set, read by the evaluator; None when there is none."""
         return None
+
+    def describe(self, data: ClientData) -> Mapping[str, str | Sequence[str]]:
+        """
+        What must be the same at all sites, by name: lists of names, or a line of text.
+
+        Compared before round 1 (``run.preflight``); it leaves the site, so it must hold nothing of
+        the data but names. By default the attributes ``classes`` and ``columns`` of the data set, as
+        those of torchvision have them.
+
+        Args:
+            data: This site's.
+        """
+        found: dict[str, list[str]] = {}
+        dataset: Any = data.train
+        while dataset is not None:
+            for name in ("classes", "columns"):
+                names = getattr(dataset, name, None)
+                # Unlike names, the classes of all samples would repeat.
+                if isinstance(names, (list, tuple)) and len({*map(str, names)}) == len(names):
+                    found.setdefault(name, [str(one) for one in names])
+            dataset = getattr(dataset, "dataset", None)  # That of which a ``Subset`` is a part.
+        return found
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """

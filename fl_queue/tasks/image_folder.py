@@ -116,6 +116,10 @@ class ImageFolderTask(Task):
             self._dataset([items[index] for index in validation], skew, validation.tolist()),
         )
 
+    def describe(self, data: ClientData) -> dict[str, list[str]]:
+        """The classes in their order."""
+        return {"classes": self._classes()}
+
     def test_data(self, data_dir: str) -> ImageFiles | None:
         """
         The images of ``test``; None on a machine without a data folder.

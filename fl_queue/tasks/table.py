@@ -72,6 +72,10 @@ class CsvTask(Task):
             _dataset(rows[train], labels[train]), _dataset(rows[validation], labels[validation])
         )
 
+    def describe(self, data: ClientData) -> dict[str, list[str]]:
+        """The label's values and the columns, both in their order."""
+        return {"classes": self._classes(), "columns": self._features()}
+
     def test_data(self, data_dir: str) -> TensorDataset | None:
         """
         The rows of ``task.test_file``; None on a machine without a data folder.

@@ -55,6 +55,7 @@ FORBIDDEN: list[tuple[object, ...]] = [
     *[("LRANGE", OTHERS, 0, -1), ("RPUSH", OTHERS, "x"), ("DEL", OTHERS)],
     *[("HGETALL", OTHERS_JOB), ("HSET", OTHERS_JOB, "data", "x"), ("DEL", OTHERS_JOB)],
     *[("HSET", names.client("a-b"), "x", "y"), ("DEL", names.client_holder("a-b"))],
+    *[("SET", names.client_told("a-b", RUN), "x"), ("HSET", names.sites(RUN), "a", "{}")],
     *[("XADD", names.client_events("a-b"), "*", "event", "{}"), ("DEL", "flq:worker:a-b_00")],
     *[("HSET", "rq:worker:a-b_00", "x", "y"), ("HSET", "rq:job:aggregator_x", "data", "x")],
     *[("RPUSH", "rq:queue:flq-aggregate", "x"), ("SADD", "rq:queues", "x"), ("SREM", "rq:workers", "x")],
@@ -90,6 +91,7 @@ ALLOWED: list[tuple[object, ...]] = [
     ("HGET", names.accepted(RUN), "a"),
     *[("HGET", names.round_jobs(RUN, 1), "a"), ("HSET", names.client("a"), "num_examples", 1)],
     *[("HSET", names.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
+    ("SET", names.client_told("a", RUN), "x", "EX", 60),
     *[("XADD", names.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],
     *[("LMOVE", QUEUE, f"{QUEUE}:intermediate", "LEFT", "LEFT"), ("HSET", JOB, "status", "x")],
 ]

@@ -1,0 +1,84 @@
+"""
+What a site's task and data are like, for the comparison before round 1. Imports torch; no Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fl_queue import __version__, facts
+from fl_queue.errors import ConfigError
+from fl_queue.sgd import Samples, size_of
+from fl_queue.tasks import ClientContext, Task, code_digest
+
+#: Samples that are looked at: where they differ in size, so may those of other sites.
+_LOOKED_AT = 4
+
+
+def facts_of(task: Task, context: ClientContext) -> dict[str, str]:
+    """
+    What this site would train on: no value of its data, only names, shapes and code.
+
+    Args:
+        context: Of this site; its share of the data does not matter.
+
+    Raises:
+        DataError: There is no data, or it cannot be read.
+        ConfigError: ``describe`` returns what cannot be told.
+    """
+    data = task.client_data(context)
+    samples = _samples(data.train)
+    found = {
+        **_of_inputs([np.shape(one) for one in samples], _kind(samples[0]) if samples else ""),
+        **_described(task.describe(data)),
+        "code": _code(task),
+    }
+    return facts.check(found)
+
+
+def _samples(dataset: Samples) -> list[Any]:
+    """The first inputs; none of a data set that shows no samples, as a Flower client's."""
+    try:
+        return [dataset[index][0] for index in range(min(_LOOKED_AT, size_of(dataset)))]
+    except NotImplementedError:
+        return []
+
+
+def _of_inputs(shapes: Sequence[tuple[int, ...]], kind: str) -> dict[str, str]:
+    """Shape of an input, ``?`` where samples differ; of images and volumes the channels, too."""
+    if not shapes or len({len(shape) for shape in shapes}) > 1:
+        return {}
+    sizes = [
+        str(found.pop()) if len(found) == 1 else "?"
+        for found in map(set, zip(*shapes, strict=True))
+    ]
+    whole = {"input": f"{kind} ({', '.join(sizes)})"}
+    return whole | ({"channels": sizes[0]} if len(sizes) in (3, 4) and sizes[0] != "?" else {})
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(value.dtype).removeprefix("torch.")
+    return str(getattr(value, "dtype", type(value).__name__))
+
+
+def _described(raw: Mapping[str, Any]) -> dict[str, str]:
+    known = (*facts.NOTED, facts.PROBLEM)
+    for key in raw:
+        if key in known:
+            raise ConfigError("describe", f"{key} is told already; give it another name")
+    return {
+        key: facts.line(value) if isinstance(value, str) else facts.listed(list(value))
+        for key, value in raw.items()
+        if value
+    }
+
+
+def _code(task: Task) -> str:
+    if ":" in task.config.run["task"]:
+        return code_digest(task)[:16]
+    return f"fl_queue {__version__}"

@@ -1,0 +1,220 @@
+"""Who may train after sites have told: majorities, late joiners, restarts, garbage. Redis, but no workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fl_queue import catalog, config, dispatch, facts, names, preflight, runs
+from fl_queue.config import RunConfig
+from fl_queue.dispatch import Ticket
+from fl_queue.errors import BlobError
+from fl_queue.jobs import CLIENT_TELL
+from fl_queue.store import RunState, Store
+
+AB, BA = {"classes": "2: a, b"}, {"classes": "2: b, a"}
+
+
+class Sites:
+    """A run before its first round, whose clients answer as a test has them."""
+
+    def __init__(self, store: Store, *overrides: str) -> None:
+        self.store = store
+        self.config = config.load("mnist-3v7", ("run.task=own:Task", *overrides), {})
+        self.run = runs.start_run(store, "sites", self.config, 3).run_id
+
+    @property
+    def state(self) -> RunState:
+        found = self.store.control.run(self.run)
+        assert found is not None
+        return found
+
+    def serve(self, client: str, worker: str = "1") -> None:
+        """A worker begins to serve a client."""
+        fields = {"worker": f"{client}_{worker}"}
+        assert self.store.control.hold(names.client_holder(client), "token", 60, fields)
+
+    def admit(self, *alive: str) -> preflight.Admitted:
+        return preflight.admit(self.store, self.state, self.config, sorted(alive))
+
+    def ticket(self, client: str) -> Ticket:
+        return Ticket.from_dict(json.loads(self.store.control.sites(self.run)[client])["ticket"])
+
+    def tell(self, **told: Mapping[str, Any]) -> None:
+        for client, said in told.items():
+            answer = json.dumps({"job": self.ticket(client).job, "facts": said})
+            self.store.control.tell(client, self.run, answer)
+
+    def wait(self) -> None:
+        """As if the run had waited for as long as it does."""
+        longest = str(preflight.LONGEST_WAIT_S)
+        self.store.control.redis.hset(names.run(self.run), "waited_s", longest)
+
+    def named(self) -> dict[str, str]:
+        found = self.store.control.read_events({names.events(self.run): "0-0"}, None)
+        return {e["client"]: e["what"] for _, _, e in found if e["event"] == "site_differs"}
+
+
+@pytest.fixture
+def sites(store: Store) -> Sites:
+    made = Sites(store)
+    for client in ("a", "b", "c", "d"):
+        made.serve(client)
+    return made
+
+
+def test_each_is_asked_once_and_most_decide(sites: Sites) -> None:
+    assert sites.admit("a", "b", "c").problem == preflight.WAITING
+    assert sites.admit("a", "b", "c").problem == preflight.WAITING
+    for client in ("a", "b", "c"):
+        ticket = sites.ticket(client)
+        assert (ticket.function, ticket.number) == (CLIENT_TELL, 0)
+        assert dispatch.queued(sites.store, names.client_queue(client)) == [ticket.job]
+
+    sites.tell(a=AB, b=BA)
+    assert sites.admit("a", "b", "c").problem == preflight.WAITING
+    sites.tell(c=AB)
+    admitted = sites.admit("a", "b", "c")
+    assert (admitted.clients, admitted.problem) == (["a", "c"], "")
+    assert admitted.out == {"b": "classes 2: b, a; others have 2: a, b"}
+    sites.admit("a", "b", "c")
+    assert list(sites.named()) == ["b"]
+    assert "left out" in sites.named()["b"]
+    assert preflight.lines(sites.store, sites.state) == [f"preflight: b: {sites.named()['b']}"]
+
+
+def test_late_joiners_are_held_against_the_first_and_no_majority_moves(sites: Sites) -> None:
+    sites.admit("a")
+    sites.tell(a=AB)
+    assert sites.admit("a").clients == ["a"]
+
+    late = sites.admit("a", "b", "c", "d")
+    assert late.clients == ["a"]  # Nobody waits for them, and none trains before it has told.
+    assert "not told yet" in late.out["b"]
+    sites.tell(b=BA, c=BA, d=AB)
+    assert sites.admit("a", "b", "c", "d").clients == ["a", "d"]
+
+
+def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> None:
+    sites.admit("a", "b")
+    sites.tell(a=AB, b=BA)
+    problem = sites.admit("a", "b").problem
+    assert "neither side" in problem
+    assert "a: 2: a, b; b: 2: b, a" in problem
+
+    sites.store.control.release(names.client_holder("b"), "token")
+    sites.serve("b", "2")
+    assert sites.admit("a", "b").problem == preflight.WAITING
+    sites.tell(b=AB)
+    assert sites.admit("a", "b").clients == ["a", "b"]
+
+
+def test_code_and_shapes_are_named_and_cost_nobody_the_place(sites: Sites) -> None:
+    sites.admit("a", "b", "c")
+    code = {"code": "1"}
+    sites.tell(a=AB | code, b=AB | code, c=AB | {"code": "2", "input": "float32 (9)"})
+    assert sites.admit("a", "b", "c").clients == ["a", "b", "c"]
+    assert sites.named() == {"c": "code 2; others have 1"}
+
+
+def test_a_silent_site_is_not_waited_for_without_end(sites: Sites) -> None:
+    sites.admit("a", "b")
+    sites.tell(a=AB)
+    assert sites.admit("a", "b").problem == preflight.WAITING
+    sites.wait()
+    assert sites.admit("a", "b").clients == ["a"]
+    sites.tell(b=AB)
+    assert sites.admit("a", "b").clients == ["a", "b"]
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_job_without_an_answer_is_tried_again_a_few_times(sites: Sites, status: str) -> None:
+    redis = sites.store.control.redis
+    for attempt in range(1, preflight.ATTEMPTS + 1):
+        sites.admit("a")
+        assert sites.ticket("a").attempt == attempt
+        redis.hset(f"rq:job:{sites.ticket('a').job}", "status", status)
+    admitted = sites.admit("a")
+    assert admitted.clients == ["a"]
+    assert sites.named()["a"].startswith(f"cannot tell what it would train on: its job {status}")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "{", "[]", "1", "null", '{"classes": 1}', '{"Classes": "1"}', "x" * 70_000, '{"a": NaN}'],
+)
+def test_garbage_is_a_site_that_cannot_tell(sites: Sites, garbage: str) -> None:
+    sites.admit("a", "b")
+    sites.tell(b=AB)
+    job = sites.ticket("a").job
+    sites.store.control.tell("a", sites.run, f'{{"job": "{job}", "facts": {garbage}}}')
+    assert sites.admit("a", "b").clients == ["a", "b"]
+    assert "cannot tell" in sites.named()["a"]
+
+
+def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> None:
+    sites.admit("a")
+    sites.store.control.tell("a", sites.run, json.dumps({"job": "old", "facts": AB}))
+    assert sites.admit("a").problem == preflight.WAITING
+    key = names.client_told("a", sites.run)
+    sites.store.control.redis.delete(key)
+    sites.store.control.redis.lpush(key, "x")
+    assert sites.admit("a").problem == preflight.WAITING
+    assert not sites.store.control.redis.exists(key)
+    sites.tell(a=AB)
+    assert sites.admit("a").clients == ["a"]
+
+
+@pytest.mark.parametrize("changed", ["segment", "rounds_wanted"])
+def test_a_run_that_is_gone_on_with_asks_again(sites: Sites, changed: str) -> None:
+    sites.admit("a")
+    sites.tell(a=AB)
+    assert sites.admit("a").clients == ["a"]
+    sites.store.control.redis.hset(names.run(sites.run), changed, "9")
+    assert sites.admit("a").problem == preflight.WAITING
+    sites.tell(a=BA)
+    assert sites.admit("a").clients == ["a"]
+
+
+def test_nobody_is_asked_what_the_config_says_for_all(store: Store) -> None:
+    for task, options, asked in (
+        ("mnist-2nn", {}, False),
+        ("csv", {"features": "a,b"}, False),
+        ("csv", {"features": ""}, True),
+        ("image-folder", {"classes": "cat,dog"}, False),
+        ("image-folder", {"classes": ""}, True),
+        ("own:Task", {}, True),
+    ):
+        assert catalog.may_differ(task, options) is asked
+    off = Sites(store, "run.preflight=off")
+    assert off.admit("a", "b").clients == ["a", "b"]
+    assert store.control.sites(off.run) == {}
+    virtual = RunConfig.from_dict(
+        {"run": {"task": "own:Task"}, "clients": {"kind": "simulation", "count": 3}}
+    )
+    assert not preflight.is_wanted(virtual)
+
+
+def test_long_lists_differ_by_their_digest() -> None:
+    one = [f"class-{number}" for number in range(1000)]
+    other = [*one[:-1], "another"]
+    assert len(facts.listed(one)) <= facts.LONGEST
+    assert facts.listed(one) != facts.listed(other)
+    assert facts.listed(one).startswith("1000: class-0, class-1")
+    assert facts.listed(["a" * 70]) != facts.listed(["a" * 71])
+    assert facts.listed(["a\nb"]) != facts.listed(["a b"])
+    with pytest.raises(BlobError):
+        facts.check({f"n{number}": "x" for number in range(facts.MOST + 1)})
+
+
+def test_warned_of_only_everybody_may_train(store: Store) -> None:
+    sites = Sites(store, "run.preflight=warn")
+    sites.serve("a")
+    sites.serve("b")
+    assert sites.admit("a", "b").problem == preflight.WAITING
+    sites.tell(a=AB, b=BA)
+    assert sites.admit("a", "b").clients == ["a", "b"]
+    assert sites.named() == {"b": "classes 2: b, a; others have 2: a, b"}

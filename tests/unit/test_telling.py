@@ -1,0 +1,125 @@
+"""What a site tells of its task and data before round 1: names and shapes, no values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from fl_queue import __version__
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.telling import facts_of
+from tests.unit.test_tasks_image_folder import save
+
+CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}
+
+
+def told(raw: dict[str, Any], folder: Path) -> dict[str, str]:
+    config = RunConfig.from_dict(raw)
+    task = load_task(config.run["task"], config, (), str(folder))
+    context = ClientContext.of(config, client="a", run="run", round_number=1, data_dir=str(folder))
+    return facts_of(task, context)
+
+
+def test_an_image_folder_tells_classes_and_channels(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        for number in range(3):
+            save(tmp_path / "train" / name / f"{number}.png", (180, 20, 20))
+    raw = {"run": {"task": "image-folder"}, "task": {"image_size": 32}}
+    facts = told(raw | {"data": {"partition": "site"}}, tmp_path)
+    assert facts == {
+        "classes": "2: cat, dog",
+        "channels": "3",
+        "input": "float32 (3, 32, 32)",
+        "code": f"fl_queue {__version__}",
+    }
+
+
+def test_a_table_tells_its_columns_in_order_and_no_cell(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("age,dose,label\n41,0.5,0\n42,0.25,1\n43,0.5,1\n")
+    facts = told(CSV, tmp_path)
+    assert (facts["columns"], facts["classes"]) == ("2: age, dose", "2: 0, 1")
+    assert facts["input"] == "float32 (2)"
+    assert "channels" not in facts
+    assert not any(cell in "".join(facts.values()) for cell in ("41", "42", "0.25"))
+    (tmp_path / "train.csv").write_text("dose,age,label\n0.5,41,0\n0.25,42,1\n")
+    assert told(CSV, tmp_path)["columns"] == "2: dose, age"
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(DataError):
+        told(CSV, tmp_path)
+
+
+class Named(TensorDataset):
+    def __init__(self, *tensors: torch.Tensor, classes: tuple[object, ...] = ("a", "b")) -> None:
+        super().__init__(*tensors)
+        self.classes = classes
+
+
+class Own(Task):
+    data: Any = None
+    said: Any = None
+
+    def build_model(self) -> nn.Module:
+        return nn.Linear(2, 2)
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        return ClientData(self.data, self.data)
+
+    def describe(self, data: ClientData) -> Any:
+        return super().describe(data) if self.said is None else self.said
+
+
+def own(data: Any, said: Any = None) -> dict[str, str]:
+    config = RunConfig.from_dict({"run": {"task": "x:Own"}})
+    task = Own(config)
+    task.data, task.said = data, said
+    assert len(code_digest(task)) == 64
+    return facts_of(task, ClientContext.of(config, client="a", run="run", round_number=1))
+
+
+def test_an_own_data_set_tells_its_classes_and_its_own_facts() -> None:
+    rows = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
+    assert own(Subset(Named(*rows), [0, 1]))["classes"] == "2: a, b"
+    assert own(Named(*rows), {"units": "mm", "sensors": ["left", "right"], "none": []}) == {
+        "units": "mm",
+        "sensors": "2: left, right",
+        "input": "float32 (5)",
+        "code": own(Named(*rows))["code"],
+    }
+
+
+def test_what_are_no_names_of_classes_is_not_told() -> None:
+    rows = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
+    assert "classes" not in own(Named(*rows, classes=(0, 1, 1, 0)))
+
+
+def test_sizes_that_differ_within_a_site_may_between_sites() -> None:
+    images = [(torch.zeros(3, 8, size), 0) for size in (8, 9)]
+    facts = own(images)
+    assert (facts["input"], facts["channels"]) == ("float32 (3, 8, ?)", "3")
+    assert "channels" not in own([(torch.zeros(size, 8, 8), 0) for size in (1, 3)])
+    assert "input" not in own([(torch.zeros(2), 0), (torch.zeros(2, 2), 0)])
+    assert own([({"any": "thing"}, 0)])["input"] == "dict ()"
+
+
+def test_a_data_set_that_shows_no_samples_tells_the_rest() -> None:
+    class Hidden(Dataset[Any]):
+        classes = ("a", "b")
+
+        def __len__(self) -> int:
+            return 1
+
+    facts = own(Hidden())
+    assert (facts["classes"], set(facts)) == ("2: a, b", {"classes", "code"})
+
+
+def test_names_that_are_told_already_are_refused() -> None:
+    with pytest.raises(ConfigError, match="code"):
+        own([(torch.zeros(2), 0)], {"code": "x"})
