@@ -210,6 +210,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 "a step's gradient is scaled down to at most this L2 norm; 0 leaves it as it is",
                 low=0.0,
             ),
+            "precision": Field(
+                "str",
+                "float32",
+                "of forward passes in training: float32, bfloat16, or float16 on a GPU; parameters stay float32",
+                choices=("float32", "bfloat16", "float16"),
+            ),
             "finetune_epochs": Field(
                 "int",
                 0,

@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.precision import Precision
 
 Samples = Dataset[Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -83,6 +84,7 @@ def local_sgd(
     weight_decay: float = 0.0,
     accumulate: int = 1,
     clip_norm: float = 0.0,
+    precision: str = "float32",
     device: str = "cpu",
     after_epoch: Callable[[int], None] = lambda epoch: None,
     rule: LocalRule | None = None,
@@ -102,6 +104,8 @@ def local_sgd(
         learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
         accumulate: So many batches make one step, whose gradient is the mean over their samples.
         clip_norm: Largest L2 norm of a step's gradient, before weight decay, momentum and rule; 0: any.
+        precision: Of forward passes: ``float32``, ``bfloat16`` or, on a CUDA device, ``float16``;
+            parameters and steps are float32.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         after_epoch: Called with the number of the epoch just done, from 1.
         rule: What the strategy adds to each gradient.
@@ -111,7 +115,7 @@ def local_sgd(
         ``loss_sum`` unless it is not finite.
 
     Raises:
-        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm.
+        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm; or float16 without a GPU.
         DataError: A single sample, and the model has BatchNorm.
 
     Source:
@@ -126,13 +130,14 @@ def local_sgd(
     optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule, clip_norm)
     sizes = [end - start for start, end in pairwise([0, *cuts])]
     groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
+    cast_to = Precision(precision, device)
     if rule is not None:
         rule.is_used = True
     loss_sum = math.nan
     for epoch in range(1, epochs + 1):
         model.train()
         batches = _batches(dataset, torch.randperm(count, generator=order), cuts, device)
-        loss_sum = _one_epoch(model, batches, groups, loss, optimizer)
+        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to)
         after_epoch(epoch)
     return _sums(count, loss_sum)
 
@@ -256,6 +261,7 @@ def _one_epoch(
     groups: list[list[int]],
     loss: Loss,
     optimizer: _SGD,
+    cast_to: Precision,
 ) -> float:
     """An epoch's sum of losses. Args: ``groups``: of each step, the sizes of its batches."""
     losses: list[Tensor] = []
@@ -263,12 +269,11 @@ def _one_epoch(
         model.zero_grad()
         for size in sizes:
             inputs, target = next(batches)
-            value = loss(model(inputs), target)
-            part = value if len(sizes) == 1 else value * (size / sum(sizes))
-            # torch's own stub of backward has no annotation.
-            part.backward()  # type: ignore[no-untyped-call]
+            with cast_to.forward():
+                value = loss(model(inputs), target)
+            cast_to.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
             losses.append(value.detach())
-        optimizer.step()
+        cast_to.step(optimizer)
     loss_sum = 0.0
     # Read at the end: reading one makes the processor wait for the accelerator, in every step.
     for value, size in zip(losses, [size for sizes in groups for size in sizes], strict=True):

@@ -268,6 +268,7 @@ class Task(ABC):
             weight_decay=self.config.train["weight_decay"],
             accumulate=self.config.train["accumulate"],
             clip_norm=self.config.train["clip_norm"],
+            precision=self.config.train["precision"],
             device=context.device,
             after_epoch=report,
             rule=context.rule,

@@ -1,0 +1,88 @@
+"""
+Mixed precision: local SGD's forward passes in fewer bits, its parameters and steps in float32.
+
+Imports torch. No Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fl_queue.errors import ConfigError
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Stepper(Protocol):
+    """An optimizer, as far as it matters here."""
+
+    parameters: list[nn.Parameter]
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+
+
+class Precision:
+    """
+    How one training computes.
+
+    With ``bfloat16`` and ``float16`` torch's autocast runs what gains by it (matrix products,
+    convolutions) in that dtype. Gradients of float16 underflow, so the loss is scaled up before they
+    are computed and they are scaled down before the step, which is left out where one overflowed.
+    With ``float32`` nothing of torch is touched: the bits are those of plain training.
+
+    Args:
+        name: As ``train.precision``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        scaled: Whether the loss is scaled; None: with float16.
+
+    Raises:
+        ConfigError: float16 anywhere but on a CUDA device, where nothing gains by it.
+
+    Source:
+        Micikevicius et al. 2018, arXiv 1710.03740.
+    """
+
+    def __init__(self, name: str, device: str, scaled: bool | None = None) -> None:
+        self._type, self._dtype = torch.device(device).type, _DTYPES.get(name)
+        if name == "float16" and self._type != "cuda":
+            raise ConfigError(
+                "train.precision",
+                f"float16 needs a CUDA device, and this worker trains on {device}; use bfloat16, or "
+                "start the worker with --device cuda",
+            )
+        is_scaled = name == "float16" if scaled is None else scaled
+        self._scaler = torch.amp.GradScaler(self._type) if is_scaled else None
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Around one forward pass and its loss; a new one for each, as casts of weights are kept in it."""
+        return torch.autocast(self._type, self._dtype) if self._dtype else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients, scaled where that is needed until the step."""
+        scaled = loss if self._scaler is None else self._scaler.scale(loss)
+        # torch's own stub of backward has no annotation.
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: Stepper) -> None:
+        """Take a step, unless a scaled gradient overflowed."""
+        if self._scaler is None:
+            optimizer.step()
+            return
+        adapter: Any = _Scalable(optimizer)
+        self._scaler.unscale_(adapter)
+        self._scaler.step(adapter)
+        self._scaler.update()
+
+
+class _Scalable:
+    """A stepper as torch's ``GradScaler`` wants it."""
+
+    def __init__(self, optimizer: Stepper) -> None:
+        self.step: Callable[[], None] = optimizer.step
+        self.param_groups = [{"params": optimizer.parameters}]
