@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from fl_queue import dispatch, names, preflight, rejected, simulation
 from fl_queue.dispatch import Ticket
-from fl_queue.records import Receipt, Refusals
+from fl_queue.records import Awaited, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
 
 
@@ -69,6 +69,10 @@ def _missing_clients(
     for client in current.cohort:
         receipt, ticket = receipts.get(client), tickets.get(client)
         if not dispatch.has_answered(store, receipt, ticket):
+            left = dispatch.awaited(store, ticket) if ticket else None
+            if left is not None:
+                lines.append(_undecided(store, client, left))
+                continue
             lines.append(f"waiting for {client}: {_doing(store, state, client, ticket, ages)}")
         elif receipt is not None and receipt.status != "received":
             lines.append(f"{client} is out: {receipt.status}: {receipt.reason}")
@@ -114,6 +118,14 @@ def closing(current: RoundState, received: int) -> str:
         f"{received} of {size} updates in, quorum {current.quorum} reached: closes when all are in, "
         f"at {since + current.grace_s:.0f} s (round.grace_s), or {deadline}; {counted}"
     )
+
+
+def _undecided(store: Store, client: str, left: Awaited) -> str:
+    """That a client's answer is made, and stays at its site until somebody lets it leave."""
+    if left.decided:
+        return f"waiting for {client}: its site has decided on its update; the next attempt tells"
+    since = max(0.0, store.control.now() - left.since)
+    return f"waiting for approval of {client}: its update is ready since {since:.0f} s; `fl-queue approve` at the site lets it leave"
 
 
 def _doing(

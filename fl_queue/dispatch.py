@@ -25,7 +25,7 @@ from rq.results import Result
 
 from fl_queue import faults, names, plain
 from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, mend, queue
-from fl_queue.records import Receipt, dumps
+from fl_queue.records import Awaited, Receipt, dumps
 from fl_queue.store import Store
 
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
@@ -227,7 +227,13 @@ def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -
     """
     if receipt is None or receipt.answers:
         return receipt is not None
-    return ticket is None or finished(store, ticket)
+    return ticket is None or (finished(store, ticket) and awaited(store, ticket) is None)
+
+
+def awaited(store: Store, ticket: Ticket) -> Awaited | None:
+    """What a job left at its site, to be decided there; None when it left nothing, or is not the newest."""
+    found = store.control.awaited(ticket.who, ticket.run)
+    return found if found is not None and found.job == ticket.job else None
 
 
 def _status(store: Store, ticket: Ticket) -> tuple[str, str]:

@@ -212,15 +212,21 @@ class Healer:
             ):
                 continue
             reason = self.watch.verdict(ticket)
-            if (
-                reason is None
-                and dispatch.finished(self.store, ticket)
-                and (who == names.AGGREGATOR or self._nothing_in(run, current))
-            ):
-                # It ended, and the round is open: the aggregator left it, or what it pushed is gone.
-                reason = "finished without effect"
+            if reason is None and dispatch.finished(self.store, ticket):
+                reason = self._why_again(run, current, ticket)
             if self._is_due(ticket, reason) and self._replace(key, who, ticket):
                 self._report(run, current, f"job of {who} {reason}: attempt {ticket.attempt + 1}")
+
+    def _why_again(self, run: str, current: RoundState, ticket: Ticket) -> str | None:
+        """Why a job that has ended is wanted again, though its round is open; None: it is not."""
+        left = dispatch.awaited(self.store, ticket)
+        if left is not None:
+            # The next attempt finds the answer in the outbox, and what was decided.
+            return "was waiting for its site, which has decided" if left.decided else None
+        if ticket.who == names.AGGREGATOR or self._nothing_in(run, current):
+            # The aggregator left the round, or what was pushed is gone.
+            return "finished without effect"
+        return None
 
     def _pass_over(self, run: str, current: RoundState) -> None:
         """Nobody waits any more for a client that asked for room and sends nothing."""

@@ -24,7 +24,9 @@ from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.header import Header
 from fl_queue.store import ADMITTED_S, Store
 
-_SUFFIX = ".update"
+SUFFIX = ".update"
+#: What lies beside an update that leaves only when somebody at the site says so; see ``approval``.
+WAITING, DECISION = ".waiting", ".decision"
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 #: Chunks nobody removed expire by themselves; missing ones are asked for again.
@@ -35,7 +37,7 @@ _EXTEND_EVERY = 8
 
 def path_of(folder: Path, run: str, number: int, client: str) -> Path:
     """File of one client's update of one round."""
-    return folder / f"{client}_{run}_{number}{_SUFFIX}"
+    return folder / f"{client}_{run}_{number}{SUFFIX}"
 
 
 def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
@@ -232,10 +234,11 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool])
         How many are left.
     """
     left = 0
-    for path in sorted(folder.glob(f"{client}_*{_SUFFIX}")):
-        whose, run, number = path.name.removesuffix(_SUFFIX).split("_")
+    for path in sorted(folder.glob(f"{client}_*{SUFFIX}")):
+        whose, run, number = path.name.removesuffix(SUFFIX).split("_")
         if has_ended(run, int(number), whose):
-            path.unlink(missing_ok=True)
+            for suffix in (WAITING, DECISION, SUFFIX):
+                path.with_suffix(suffix).unlink(missing_ok=True)
         else:
             left += 1
     return left

@@ -257,6 +257,38 @@ class Refusals:
         return dumps(asdict(self))
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """
+    A client's answer that stays at its site until somebody there has decided.
+
+    Args:
+        round: Of its run.
+        job: Id of the job that made it, or found it, and has ended.
+        since: Unix time of the site, seconds: for people.
+        decided: Whether the next attempt of the job will have something to send.
+    """
+
+    round: int
+    job: str
+    since: float
+    decided: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def all_from_json(cls, text: str | bytes) -> dict[str, Awaited]:
+        """Run id -> its answer. Raises BlobError."""
+        raw = plain.loads(text, "what a site has to decide")
+        if type(raw) is not dict:
+            raise BlobError("not what a site has to decide: no map")
+        return {
+            run: plain.record(cls, item, "what a site has to decide") for run, item in raw.items()
+        }
+
+
 def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
     """Of how many of a cohort the update is in."""
     return sum(client in receipts and receipts[client].is_in for client in cohort)

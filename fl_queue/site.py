@@ -38,6 +38,7 @@ class Site:
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
+        approve: Whether what was made of its data leaves only when somebody here says so.
     """
 
     url: str = ""
@@ -54,6 +55,7 @@ class Site:
     strategy_allow: tuple[str, ...] = ()
     quiet_hours: tuple[str, ...] = ()
     max_examples: int = 0
+    approve: bool = False
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -75,6 +77,7 @@ class Site:
             credentials=environ.get("FLQ_SITE_CREDENTIALS", ""),
             quiet_hours=_listed(environ, "FLQ_SITE_QUIET_HOURS"),
             max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
+            approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -94,6 +97,7 @@ class Site:
             "FLQ_SITE_CREDENTIALS": self.credentials,
             "FLQ_SITE_QUIET_HOURS": ",".join(self.quiet_hours),
             "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
+            "FLQ_SITE_APPROVE": "1" if self.approve else "",
         }
 
     @property

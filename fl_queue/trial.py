@@ -10,15 +10,18 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fl_queue import codec, metrics, simulation, training
+from fl_queue import codec, leaving, metrics, outbox, reproducible, simulation, training, update
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
+from fl_queue.header import Header
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.loading import load_task
 
 CLIENT = "site-1"
@@ -46,6 +49,7 @@ class Trial:
         largest: Largest magnitude in the update's parameters.
         limit: What ``aggregation.limit`` allows.
         problem: Why the aggregator would not merge it; empty when it would.
+        leaves: Everything that would leave the site, see ``leaving``; empty where it was not asked for.
     """
 
     client: str
@@ -64,6 +68,7 @@ class Trial:
     largest: float
     limit: float
     problem: str
+    leaves: Mapping[str, Any]
 
 
 def try_task(
@@ -72,6 +77,8 @@ def try_task(
     device: str = "cpu",
     threads: int = 1,
     on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda number, count, found: None,
+    max_examples: int = 0,
+    folder: Path | None = None,
 ) -> Trial:
     """
     Train round 1 as the first client would.
@@ -81,6 +88,8 @@ def try_task(
         data_dir: This machine's data; wins over ``data.dir``.
         device, threads: As for ``fl-queue worker client``.
         on_epoch: Called after each epoch: its number, how many there are, validation metrics.
+        max_examples: As for ``fl-queue worker client``.
+        folder: Where the update is written as a client's worker would; None: nowhere.
 
     Raises:
         ConfigError, DataError, ModelMismatch: As a client would answer.
@@ -90,7 +99,7 @@ def try_task(
     task = load_task(name, config, own_code(name, config.task), data_dir)
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
-    context = _context(config, data_dir, device, threads)
+    context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     last: dict[str, float] = {}
 
     def report(number: int, count: int, found: Mapping[str, float]) -> None:
@@ -104,6 +113,7 @@ def try_task(
     whole_s = time.monotonic() - started
     largest = _largest(done.tensors)
     limit = float(config.aggregation["limit"])
+    leaves = _kept(folder, config, task, context, done) if folder else {}
     return Trial(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
@@ -125,7 +135,24 @@ def try_task(
         largest=largest,
         limit=limit,
         problem=_problem(largest, limit),
+        leaves=leaves,
     )
+
+
+def _kept(
+    folder: Path, config: RunConfig, task: Task, context: ClientContext, made: training.Trained
+) -> dict[str, Any]:
+    """What would leave, read from a file as a worker's outbox has it."""
+    encoding = codec.encoding(config.update)
+    blank = Header(
+        kind="update", run=RUN, round=context.round, client=context.client, token="0" * 16
+    )
+    environment = reproducible.environment(context.device, task, context.threads)
+    header = update.header_of(blank, made, encoding, environment, context)
+    path = outbox.write(folder, header, update.body_of(made, encoding, context, {}))
+    kept = outbox.read(path)
+    assert kept is not None
+    return leaving.facts(*kept)
 
 
 def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:

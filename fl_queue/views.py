@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fl_queue import diagnose, names, report, runs, scores
-from fl_queue.errors import RunStateError
-from fl_queue.records import Enrolment, Receipt
-from fl_queue.store import PAUSED, RunState, Store
+from fl_queue.errors import BlobError, RunStateError
+from fl_queue.records import Awaited, Enrolment, Receipt
+from fl_queue.store import AWAITED, PAUSED, RunState, Store
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClientStatus:
         last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back; None: never.
         num_examples: Examples it has; empty while it has not said.
         host, pid, worker: Where its worker runs; empty when it has none.
-        doing: Its last event in words, or that it is paused.
+        doing: Its last event in words; or that it is paused, or waits for its site's approval.
         paused: Why its site has paused it, with since when; empty: it is not.
     """
 
@@ -122,9 +122,19 @@ def _client(
         host=holder.get("host", ""),
         pid=holder.get("pid", ""),
         worker=holder.get("worker", ""),
-        doing=said.get(PAUSED) or _doing(last),
+        doing=said.get(PAUSED) or _waits(said.get(AWAITED, "")) or _doing(last),
         paused=said.get(PAUSED, ""),
     )
+
+
+def _waits(text: str) -> str:
+    """That answers are made, and stay at their site until somebody there lets them leave."""
+    try:
+        left = Awaited.all_from_json(text or "{}")
+    except BlobError:
+        return ""
+    found = [f"run {run} round {item.round}" for run, item in left.items() if not item.decided]
+    return f"waits for approval at its site: {', '.join(found)}" if found else ""
 
 
 def _doing(last: dict[str, Any] | None) -> str:

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
 from fl_queue import (
+    approval,
     blob,
     cache,
     clientstate,
@@ -34,6 +36,7 @@ from fl_queue import (
     rounds,
     simulation,
     training,
+    update,
 )
 from fl_queue.clientstate import Accepted, Kept
 from fl_queue.errors import BlobError, ConfigError, ModelMismatch, StoreUnavailable
@@ -41,9 +44,8 @@ from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
-from fl_queue.sampling import seed_for
 from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.store import AWAITED, Store
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
@@ -131,10 +133,34 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if why and make is not make_initial:
         make = _declining(why)
     kept = find_or_make(job, make)
-    pushed = push(job, *kept)
+    allowed = _allowed(job, *kept) if site.approve else kept
+    if allowed is None:
+        return "waits for somebody at its site"
+    pushed = push(job, *allowed)
     faults.reach("update.pushed")
     outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     return "pushed" if pushed else "the round ended before it could be pushed"
+
+
+def _allowed(job: Assignment, header: Header, body: memoryview) -> tuple[Header, memoryview] | None:
+    """
+    What may leave of an answer, as somebody at the site has decided; None: nobody has yet.
+
+    The job is over then. Its update is in the outbox, and the healer waits for the decision.
+    """
+    if not approval.needed(header):
+        return header, body
+    path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
+    found = approval.decision(path, header)
+    if found is None:
+        approval.ask(path, os.environ["RQ_JOB_ID"])
+        log.warning("run=%s client=%s update waits: `fl-queue approve`", job.run, job.who)
+        say(lambda: job.store.control.say(job.who, {AWAITED: approval.told(job.site)}))
+        return None
+    if found.approved:
+        return header, body
+    outbox.write(job.site.outbox, _failure(job, found.reason))
+    return _reread(path)
 
 
 def push(job: Assignment, header: Header, body: memoryview) -> bool:
@@ -178,8 +204,14 @@ def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
     kept = outbox.read(path)
     if kept is None:
         _keep(job, make)
-        kept = outbox.read(path, check=False)
+        kept = _reread(path)
         faults.reach("outbox.written")
+    return kept
+
+
+def _reread(path: Path) -> tuple[Header, memoryview]:
+    """What has just been written to the outbox."""
+    kept = outbox.read(path, check=False)
     if kept is None:
         raise StoreUnavailable(
             str(path), "the outbox does not keep what is written; check the disk"
@@ -220,12 +252,17 @@ def _made(job: Assignment, make: Make) -> Answer:
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        reason = (
-            str(exc)
-            if isinstance(exc, (ConfigError, ModelMismatch))
-            else f"{type(exc).__name__}: {exc}"
-        )
-        return Answer(_failure(job, reason))
+        return Answer(_failure(job, _words(job, exc)))
+
+
+def _words(job: Assignment, exc: Exception) -> str:
+    """An error as it is told to others."""
+    if isinstance(exc, (ConfigError, ModelMismatch)):
+        return str(exc)
+    if job.site.approve:
+        # Its message may quote the data, and nobody is asked about it.
+        return f"{type(exc).__name__}; its message stays in the log of the site (--approve)"
+    return f"{type(exc).__name__}: {exc}"
 
 
 def make_update(job: Assignment) -> Answer:
@@ -249,20 +286,9 @@ def make_update(job: Assignment) -> Answer:
     _keep_state(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
     environment = reproducible.environment(context.device, task, context.threads)
-    environment |= {"max_examples": context.max_examples} if context.max_examples else {}
-    header = replace(
-        job.header("update"),
-        num_examples=made.num_examples,
-        metrics=made.metrics,
-        train_metrics=made.train_metrics,
-        train_s=made.train_s,
-        environment=environment | ({"client_state": kept.note} if kept.note else {}),
-        tensors=codec.entries(encoding, made.sent),
-        codec=encoding,
-        scalars=dict(made.answer.scalars),
-        body_bytes=codec.encoded_nbytes(encoding, made.sent),
-    )
-    return Answer(header, _encoded(encoding, made, context, residual))
+    environment |= {"client_state": kept.note} if kept.note else {}
+    header = update.header_of(job.header("update"), made, encoding, environment, context)
+    return Answer(header, update.body_of(made, encoding, context, residual))
 
 
 def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
@@ -311,10 +337,10 @@ def _keep_state(
         return
     layout = clientstate.layout(layouts)
     encoding = codec.encoding(job.config.update)
-    update = blob.pieces_digest(_encoded(encoding, made, context, residual))
+    digest = blob.pieces_digest(update.body_of(made, encoding, context, residual))
     folder, number = job.site.client_states, job.round.number
     pieces = _kept_pieces(layout, encoding, made, context, residual)
-    clientstate.write(folder, job.run, job.who, Accepted(number, update), layout, pieces)
+    clientstate.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
 
 
 def _kept_pieces(
@@ -328,23 +354,10 @@ def _kept_pieces(
     for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
         if state == RESIDUAL:
             pieces = feedback.corrected(made.pieces(), residual)
-            yield from feedback.unsent(encoding, pieces, _codec_seed(context))
+            yield from feedback.unsent(encoding, pieces, update.codec_seed(context))
         else:
             for spec in specs:
                 yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))
-
-
-def _encoded(
-    encoding: str, made: training.Trained, context: ClientContext, residual: Mapping[str, Any]
-) -> Iterator[blob.Bytes]:
-    """An update's body as it travels, piece by piece; the same bytes when it is made again."""
-    codec.prepare(encoding, made.sent)
-    for spec, start, values in feedback.corrected(made.pieces(), residual):
-        yield codec.encode_piece(encoding, spec, start, values, _codec_seed(context))
-
-
-def _codec_seed(context: ClientContext) -> int:
-    return seed_for(context.seed, context.run, context.round, context.client, "codec")
 
 
 def make_evaluation(job: Assignment) -> Answer:

@@ -32,11 +32,11 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from fl_queue import faults, jobs, liveness, names, pauses, rounds, signing
+from fl_queue import approval, faults, jobs, liveness, names, pauses, rounds, signing
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
-from fl_queue.store import LEASE_S, PAUSED, Control, plain_client
+from fl_queue.store import AWAITED, LEASE_S, PAUSED, Control, plain_client
 from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class FLWorker(Worker):
         self._control = Control(self.connection)
         for queue in cast("list[FLQueue]", self.queues):
             queue.on_refused = self._tell_refused
-        self._said: dict[str, str] = {}
+        self._said: dict[str, str] = {PAUSED: "", AWAITED: ""}
         self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
@@ -225,12 +225,13 @@ class FLWorker(Worker):
 
     def _site_says(self) -> dict[str, str]:
         """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
-        return {PAUSED: pauses.why_paused(self.site)}
+        return {PAUSED: pauses.why_paused(self.site), AWAITED: approval.told(self.site)}
 
     def _tell_site(self) -> None:
         """Say it again once it has changed: each time is a write to disk."""
         if self.site.client and (said := self._site_says()) != self._said:
-            log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused")
+            if said[PAUSED] != self._said[PAUSED]:
+                log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused any more")
             self._control.say(self.site.client, said)
             self._said = said
 

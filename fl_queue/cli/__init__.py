@@ -43,6 +43,10 @@ COMMANDS = {
     ),
     "enroll": ("parties:enroll", "Create what CLIENT needs to take part, in one file."),
     "revoke": ("parties:revoke", "End the part of CLIENT."),
+    "approve": (
+        "sites:approve",
+        "At a site: show the updates that wait to leave it, or let UPDATE leave.",
+    ),
     "pause": ("sites:pause", "At a site: let CLIENT take no new work, until `fl-queue unpause`."),
     "unpause": ("sites:unpause", "At a site: let CLIENT take part again, from the next round on."),
     "web": (

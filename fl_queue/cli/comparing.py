@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_queue import baseline as baselines
-from fl_queue import compare, display, runs
+from fl_queue import compare, display, leaving, runs
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
@@ -135,10 +136,25 @@ def _cell(value: float | None) -> str:
 @click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--max-examples", default=0, type=click.IntRange(min=0), help="As for a client's worker."
+)
+@click.option(
+    "--show-update",
+    is_flag=True,
+    help="Show everything that would leave a site: each field of the header, each tensor.",
+)
 @set_option()
 @json_option
 def try_task(
-    config: str, data: str, device: str, threads: int, overrides: tuple[str, ...], as_json: bool
+    config: str,
+    data: str,
+    device: str,
+    threads: int,
+    max_examples: int,
+    show_update: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """
     Train one local round of CONFIG here, without Redis: its time, memory and update size.
@@ -154,12 +170,16 @@ def try_task(
     def tell(number: int, count: int, found: Mapping[str, float]) -> None:
         click.echo(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
 
-    done = trial.try_task(loaded, folder, device, threads, tell)
+    with tempfile.TemporaryDirectory(prefix="fl-queue-") as kept:
+        keep = Path(kept) if show_update else None
+        done = trial.try_task(loaded, folder, device, threads, tell, max_examples, keep)
     if as_json:
         write_json(asdict(done))
     else:
         for name, words in _told(asdict(done)).items():
             click.echo(f"{name:12} {words}")
+        for line in leaving.lines(done.leaves) if done.leaves else ():
+            click.echo(line)
     if done.problem:
         raise DataError("update", done.problem)
 

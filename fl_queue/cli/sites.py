@@ -1,18 +1,75 @@
 """
-The commands for whoever owns the data, at the site itself: ``pause``, ``unpause``. They need no Redis.
+The commands for whoever owns the data, at the site itself: ``approve``, ``pause``, ``unpause``.
+
+They need no Redis.
 """
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from fl_queue import pauses
-from fl_queue.cli.common import state_option
+from fl_queue import approval, leaving, pauses
+from fl_queue.cli.common import json_option, state_option, write_json
+from fl_queue.errors import ConfigError
 
 _CLIENTS = click.argument("clients", metavar="[CLIENT]...", nargs=-1)
+
+
+@click.command()
+@click.argument("updates", metavar="[UPDATE]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All that wait now.")
+@click.option("--reject", is_flag=True, help="UPDATE must not leave; its round goes on without it.")
+@click.option("--reason", default="", help="Why not, told to those who wait for this site.")
+@json_option
+@state_option
+def approve(
+    state_dir: Path,
+    updates: tuple[str, ...],
+    every: bool,
+    reject: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """
+    At a site: show the updates that wait to leave it, or let UPDATE leave.
+
+    For clients whose worker runs with --approve. Without UPDATE everything is shown that would leave
+    with each: every field of its header, and its tensors with their norms. A decision holds for what was
+    made, and cannot be taken back. Its worker sends an approved update within a few seconds, if the
+    round has not ended meanwhile.
+    """
+    if (reject or reason) and not (updates or every):
+        raise ConfigError("--reject" if reject else "--reason", "needs UPDATE, or --all")
+    if reason and not reject:
+        raise ConfigError("--reason", "goes with --reject")
+    if updates and every:
+        raise ConfigError("--all", "goes without UPDATE")
+    chosen = approval.find(state_dir, updates) if updates else approval.waiting(state_dir)
+    if not (updates or every):
+        _show(chosen, as_json)
+        return
+    for item in chosen:
+        approval.decide(item, not reject, reason)
+        what = "stays here" if reject else "may leave"
+        click.echo(f"{item.name} {what}: digest {item.header.body_digest[:16]}")
+
+
+def _show(chosen: list[approval.Waiting], as_json: bool) -> None:
+    told = [(item, leaving.facts(item.header, item.body)) for item in chosen]
+    if as_json:
+        write_json([{"update": item.name, "since": item.since, **facts} for item, facts in told])
+        return
+    for item, facts in told:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.since))
+        click.echo(f"{item.name}, waiting since {since}")
+        for line in leaving.lines(facts):
+            click.echo(line)
+    if not told:
+        click.echo("nothing waits for approval")
 
 
 @click.command()

@@ -88,6 +88,11 @@ def _credentials_option(command: Command) -> Command:
     metavar="HH:MM-HH:MM",
     help="Train for nobody in these hours of this machine's clock; may be repeated, and go over midnight.",
 )
+@click.option(
+    "--approve",
+    is_flag=True,
+    help="Updates and evaluations wait in the outbox until somebody here says `fl-queue approve`.",
+)
 @connection_options
 def worker_client(
     where: Where,
@@ -99,6 +104,7 @@ def worker_client(
     threads: int,
     max_examples: int,
     quiet_hours: tuple[str, ...],
+    approve: bool,
 ) -> None:
     """
     Train for one data owner, on its own machine, with its own data.
@@ -118,6 +124,7 @@ def worker_client(
     site = replace(
         _site(where, data, task_allow, device, threads, client, file),
         max_examples=max_examples,
+        approve=approve,
         quiet_hours=tuple(str(hours.parse(span)) for span in quiet_hours),
     )
     _become_worker("client", site)

@@ -5,14 +5,16 @@ The control server: who is there. Leases, clients, workers, and whether that pic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import redis
 from redis.client import Pipeline
 
 from fl_queue import liveness, names
+from fl_queue.errors import BlobError
 from fl_queue.plain import printable
-from fl_queue.records import Enrolment, dumps
+from fl_queue.records import Awaited, Enrolment, dumps
 from fl_queue.store.connect import script
 
 #: Lifetime of a worker's lease; it is extended every second or two.
@@ -27,7 +29,7 @@ TOLD_S = 3600
 _LEFT = "left"
 #: Field of a client's hash: why its site has paused it; not there while it has not.
 PAUSED = "paused"
-#: Field of a client's hash: the answers that wait for somebody at its site; see ``awaited``.
+#: Field of a client's hash: JSON run id -> ``Awaited``; not there while nothing waits.
 AWAITED = "awaited"
 #: Of what a worker says of itself no more is read of each field; nothing of ours comes near it.
 _SAID_BYTES = 4096
@@ -147,7 +149,7 @@ class Presence:
 
     # Clients
 
-    def arrive(self, client: str, said: Mapping[str, str]) -> None:
+    def arrive(self, client: str, said: Mapping[str, str] = MappingProxyType({})) -> None:
         """A client's worker has begun, whatever it said when it left. Args: ``said``: as of ``say``."""
         self.say(client, {_LEFT: "", **said})
 
@@ -249,6 +251,14 @@ class Presence:
         return {
             who: printable(raw[:_SAID_BYTES].decode(errors="replace")) for who, raw in said.items()
         }
+
+    def awaited(self, client: str, run: str) -> Awaited | None:
+        """A client's answer of a run that somebody at its site has to decide on, if it says so."""
+        raw = cast("bytes | None", self.redis.hget(names.client(client), AWAITED))
+        try:
+            return Awaited.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
+        except BlobError:
+            return None
 
     def _heard(self, active_s: float) -> list[str]:
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)

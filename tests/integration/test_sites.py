@@ -77,29 +77,38 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
 
 
 @pytest.fixture
-def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ByHand:
-    """A run whose round has selected a client that its site has just paused."""
-    run = ByHand(store, tmp_path, ["a", "b"], 8)
-    site = Site(state_dir=tmp_path, client="b")
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ByHand:
+    """A run whose jobs of client b this process answers, at a site that lacks its data."""
+    run = ByHand(store, tmp_path, ["a", "b"], 8, "data.source=full")
+    site = Site(state_dir=tmp_path, client="b", data_dir=str(tmp_path / "Smith"), approve=True)
     pauses.arrive(site)
-    pauses.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
     urls = {"url": store.servers.url, "blob_url": store.servers.blob_url}
     for name, value in replace(site, **urls).to_environ().items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RQ_JOB_ID", store.control.jobs(run.run, run.round.number)["b"]["job"])
     return run
 
 
+def rejected(run: ByHand) -> str:
+    """What becomes of the answer of client b."""
+    assert worker.train(run.run, run.round.number) == "pushed"
+    run.update("a")
+    run.work()
+    assert run.record.outcome == "abandoned"
+    assert run.record.rejected["b"] in run.record.reason.replace(" b: ", " b: failed: ")
+    return run.record.rejected["b"]
+
+
 def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
-    paused: ByHand, monkeypatch: pytest.MonkeyPatch
+    by_hand: ByHand, tmp_path: Path
 ) -> None:
-    ticket = paused.store.control.jobs(paused.run, paused.round.number)["b"]
-    monkeypatch.setenv("RQ_JOB_ID", ticket["job"])
+    pauses.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
 
-    assert worker.train(paused.run, paused.round.number) == "pushed"
-    paused.update("a")
-    paused.work()
+    assert rejected(by_hand) == "failed: paused by its site since 2026-11-25 12:00 UTC"
 
-    why = "paused by its site since 2026-11-25 12:00 UTC"
-    assert paused.record.rejected == {"b": f"failed: {why}"}
-    assert paused.record.outcome == "abandoned"
-    assert why in paused.record.reason
+
+def test_a_site_that_approves_does_not_tell_what_an_error_says(by_hand: ByHand) -> None:
+    told = rejected(by_hand)
+
+    assert told.startswith("failed: DataError; its message stays in the log of the site")
+    assert "Smith" not in told

@@ -1,0 +1,70 @@
+"""
+A trained update as it travels: the header's fields, and the body piece by piece.
+
+One code for a client's job and for ``try-task``, which shows what would leave. No Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fl_queue import codec, feedback
+from fl_queue.blob import Bytes
+from fl_queue.header import Header
+from fl_queue.sampling import seed_for
+
+if TYPE_CHECKING:
+    from fl_queue.tasks import ClientContext
+    from fl_queue.training import Trained
+
+
+def header_of(
+    blank: Header,
+    made: Trained,
+    encoding: str,
+    environment: Mapping[str, Any],
+    context: ClientContext,
+) -> Header:
+    """
+    What an update says of itself, but for the digest of its body.
+
+    Args:
+        blank: Of the round, without anything trained.
+        encoding: The codec, as headers name it.
+        environment: What decides the bits of training; what the site held back is added.
+    """
+    held_back = {"max_examples": context.max_examples} if context.max_examples else {}
+    return replace(
+        blank,
+        num_examples=made.num_examples,
+        metrics=made.metrics,
+        train_metrics=made.train_metrics,
+        train_s=made.train_s,
+        environment={**environment, **held_back},
+        tensors=codec.entries(encoding, made.sent),
+        codec=encoding,
+        scalars=dict(made.answer.scalars),
+        body_bytes=codec.encoded_nbytes(encoding, made.sent),
+    )
+
+
+def body_of(
+    made: Trained, encoding: str, context: ClientContext, residual: Mapping[str, Any]
+) -> Iterator[Bytes]:
+    """
+    An update's body, piece by piece; the same bytes when it is made again.
+
+    Args:
+        residual: What the codec left out of the client's accepted updates.
+    """
+    codec.prepare(encoding, made.sent)
+    seed = codec_seed(context)
+    for spec, start, values in feedback.corrected(made.pieces(), residual):
+        yield codec.encode_piece(encoding, spec, start, values, seed)
+
+
+def codec_seed(context: ClientContext) -> int:
+    """Decides how a codec rounds a client's update of a round."""
+    return seed_for(context.seed, context.run, context.round, context.client, "codec")

@@ -1,0 +1,141 @@
+"""Answers that wait at a site: what its worker tells, and which decision holds for which answer."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import approval, codec, leaving, outbox
+from fl_queue.errors import ConfigError
+from fl_queue.header import Header
+from fl_queue.records import Awaited, Manifest, TensorSpec
+from fl_queue.site import Site
+
+MANIFEST = Manifest(
+    (
+        TensorSpec("norm.count", (), "integer_buffer"),
+        TensorSpec("norm.mean", (3,), "float_buffer"),
+        TensorSpec("weight", (40, 30), "parameter"),
+        TensorSpec("~extra/weight", (40, 30), "extra"),
+    )
+)
+HEADER = Header(
+    kind="update",
+    run="demo-3f2a9c",
+    round=3,
+    client="hospital-a",
+    token="token-1",
+    num_examples=600,
+    metrics={"num_examples": 50, "correct": 40},
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(state_dir=tmp_path, client="hospital-a", approve=True)
+
+
+def written(site: Site, encoding: str = "float32", token: str = "token-1") -> Path:
+    """An update in the outbox, as a client's job writes it."""
+    draw = np.random.default_rng(7)
+    body = np.array([12], "<i8").tobytes()
+    body += draw.standard_normal(2403, "<f4").tobytes()
+    header = replace(
+        HEADER,
+        token=token,
+        codec=encoding,
+        tensors=codec.entries(encoding, MANIFEST),
+        body_bytes=codec.encoded_nbytes(encoding, MANIFEST),
+    )
+    return outbox.write(site.outbox, header, [codec.encode(encoding, MANIFEST, body, 5)])
+
+
+def told(site: Site) -> Awaited | None:
+    return Awaited.all_from_json(approval.told(site) or "{}").get("demo-3f2a9c")
+
+
+def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_one(
+    site: Site,
+) -> None:
+    path = written(site)
+    kept = outbox.read(path)
+    assert kept is not None
+    assert approval.decision(path, kept[0]) is None
+    assert (approval.told(site), approval.waiting(site.state_dir)) == ("", [])
+
+    approval.ask(path, "job-1")
+    first = told(site)
+    assert first is not None
+    assert (first.round, first.job, first.decided) == (3, "job-1", False)
+    approval.ask(path, "job-2")
+    assert told(site) == replace(first, job="job-2")
+
+    [item] = approval.find(site.state_dir, ("hospital-a_demo-3f2a9c_3",))
+    approval.decide(item, approved=False, reason="no\nconsent")
+    assert told(site) == replace(first, job="job-2", decided=True)
+    found = approval.decision(path, kept[0])
+    assert found == approval.Decision(False, "declined by its site: no consent")
+    with pytest.raises(ConfigError, match="does not wait in"):
+        approval.find(site.state_dir, (item.name,))
+
+    # Made anew, it is another one, and nobody has said anything of that.
+    again = outbox.read(written(site, token="token-2"))
+    assert again is not None
+    assert approval.decision(path, again[0]) is None
+    assert not path.with_suffix(".decision").exists()
+    assert [item.header.token for item in approval.waiting(site.state_dir)] == ["token-2"]
+
+
+def test_what_is_gone_or_need_not_be_asked_about_any_more_is_decided(site: Site) -> None:
+    path = written(site)
+    approval.ask(path, "job-1")
+
+    without = told(replace(site, approve=False))
+    assert without is not None
+    assert without.decided
+    path.unlink()
+    gone = told(site)
+    assert gone is not None
+    assert gone.decided
+
+
+def test_the_sweep_leaves_nothing_of_an_ended_round(site: Site) -> None:
+    path = written(site)
+    approval.ask(path, "job-1")
+    approval.decide(approval.waiting(site.state_dir)[0], approved=True)
+
+    assert outbox.sweep(site.outbox, "hospital-a", lambda run, number, who: False) == 1
+    assert len(list(site.outbox.iterdir())) == 3
+    assert outbox.sweep(site.outbox, "hospital-a", lambda run, number, who: True) == 0
+    assert list(site.outbox.iterdir()) == []
+
+
+def test_a_failure_and_version_0_need_nobody() -> None:
+    kinds = ("update", "evaluation", "failure", "model")
+
+    assert [approval.needed(replace(HEADER, kind=kind)) for kind in kinds] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "topk:0.1"])
+def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -> None:
+    kept = outbox.read(written(site, encoding))
+    assert kept is not None
+    facts = leaving.facts(*kept)
+
+    numbers = codec.Arrays(encoding, MANIFEST, kept[1])
+    norms = {name: float(np.linalg.norm(array.astype(float))) for name, array in numbers.items()}
+    shown = {tensor["name"]: tensor for tensor in facts["tensors"]}
+    assert {name: tensor["norm"] for name, tensor in shown.items()} == pytest.approx(norms)
+    assert facts["norm"] == pytest.approx(math.hypot(*norms.values()))
+    assert shown["weight"]["largest"] == pytest.approx(np.abs(numbers["weight"]).max())
+    assert shown["weight"]["dtype"] == codec.wire_dtype(encoding, MANIFEST.tensors[2])
+    [file] = site.outbox.iterdir()
+    assert facts["bytes"] == file.stat().st_size
+    text = "\n".join(leaving.lines(facts))
+    assert '  metrics        {"correct":40,"num_examples":50}' in text
+    assert "  num_examples   600" in text
+    assert f"  body_digest    {kept[0].body_digest}" in text
+    assert json.loads(json.dumps(facts)) == facts
