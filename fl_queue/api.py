@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 
 from fl_queue import (
-    checkpoint,
     config,
     display,
     embedded,
@@ -216,7 +215,7 @@ class Run:
             RunStateError: There is none yet.
             UnknownVersion: No such version, or its content is not to be had from here.
         """
-        import torch
+        from fl_queue import portable  # torch
 
         manifest, body = models.load_version(
             self.store,
@@ -225,25 +224,38 @@ class Run:
             self._chunk_bytes,
             self._state_dir,
         )
-        return {
-            name: torch.from_numpy(array.copy())
-            for name, array in checkpoint.named_tensors(body, manifest).items()
-        }
+        return portable.state_dict(manifest, body)
 
-    def export(self, path: str | Path, version: int | None = None, *, best: bool = False) -> str:
+    def export(
+        self,
+        path: str | Path,
+        version: int | None = None,
+        *,
+        best: bool = False,
+        kind: str = "",
+        allow: Sequence[str] = (),
+    ) -> str:
         """
-        Write a version as safetensors; arguments and errors as for ``model``.
+        Write a version as ``fl-queue export`` does; other arguments and errors as for ``model``.
+
+        Args:
+            kind: ``safetensors``, ``torch`` or ``onnx``; default: by the suffix.
+            allow: An own task (``module:name``), whose code is imported for onnx.
 
         Returns:
             Its digest.
         """
-        return models.export_version(
-            self.store,
-            self.state,
-            self._version(version, best),
-            self._chunk_bytes,
-            self._state_dir,
-            Path(path),
+        path, chosen = Path(path), self._version(version, best)
+        kind = kind or models.format_of(path)
+        if kind == "safetensors":
+            return models.export_version(
+                self.store, self.state, chosen, self._chunk_bytes, self._state_dir, path
+            )
+        from fl_queue import portable  # torch
+
+        loaded = runs.current_config(self.store, self.run_id)
+        return portable.export_version(
+            self.store, self.state, loaded, chosen, self._state_dir, path, kind, allow
         )
 
     def plot(self, path: str | Path) -> None:

@@ -32,6 +32,16 @@ INITIAL = "initial"
 INITIAL_LIFETIME_S = 7 * 24 * 3600
 
 
+#: What a version can be exported as; by suffix, where the suffix says it.
+FORMATS = ("safetensors", "torch", "onnx")
+_SUFFIXES = {".onnx": "onnx", ".pt": "torch", ".pth": "torch"}
+
+
+def format_of(path: Path) -> str:
+    """One of ``FORMATS``, by the suffix of a file; safetensors unless it is that of another."""
+    return _SUFFIXES.get(path.suffix.lower(), "safetensors")
+
+
 def checkpoint_folder(state_dir: Path, run: str) -> Path:
     """Folder of a run's checkpoints."""
     return state_dir / "checkpoints" / run

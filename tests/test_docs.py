@@ -59,6 +59,7 @@ def test_nothing_but_clients_and_the_evaluator_imports_torch() -> None:
         "alone.py",
         "api.py",
         "personal.py",
+        "portable.py",
         "precision.py",
         "reproducible.py",
         "sgd.py",

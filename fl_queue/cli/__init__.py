@@ -101,8 +101,8 @@ COMMANDS = {
     ),
     "plot": ("reading:plot", "Draw accuracy and loss of RUN by version."),
     "export": (
-        "reading:export",
-        "Write a model version of RUN as safetensors, for load_state_dict.",
+        "exporting:export",
+        "Write a model version of RUN as safetensors, torch state dict or ONNX, and a model card.",
     ),
     "inspect": (
         "reading:inspect",

@@ -1,19 +1,99 @@
 """
-The commands that hand a run's numbers to other tools: ``metrics``, ``prometheus``.
+The commands that hand a run to other tools: ``export`` its model, ``metrics`` and ``prometheus`` its numbers.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from pathlib import Path
 
 import click
 
-from fl_queue import exporters, runs
-from fl_queue.cli.common import Where, connection_options
+from fl_queue import card as cards
+from fl_queue import exporters, models, runs, scores
+from fl_queue.cli.common import Where, check_imports, connection_options, data_folder
 from fl_queue.cli.completing import run_argument
 from fl_queue.cli.running import interrupt_on_sigterm
 from fl_queue.errors import ConfigError
+
+
+@click.command()
+@run_argument()
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
+@click.option("--version", type=click.IntRange(min=0), help="Default: the newest.")
+@click.option("--best", is_flag=True, help="The version that run.select names.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(models.FORMATS),
+    help="Default: by the suffix, .onnx or .pt; else safetensors. onnx is an extra.",
+)
+@click.option(
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write a model card, Markdown: README.md, say.",
+)
+@click.option(
+    "--task-allow",
+    "allow",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="An own task that may be imported here, for onnx and the card.",
+)
+@click.option("--data", default="", help="Data folder, if the model depends on it.")
+@connection_options
+def export(
+    where: Where,
+    run: str,
+    output: Path,
+    version: int | None,
+    best: bool,
+    kind: str | None,
+    card: Path | None,
+    allow: tuple[str, ...],
+    data: str,
+) -> None:
+    """
+    Write a model version of RUN as safetensors, torch state dict or ONNX, and a model card.
+
+    safetensors and torch are for load_state_dict. The ONNX graph takes a batch of any size as
+    `input`. The model card says how the model is used, what it was trained on, how good it is.
+    """
+    check_imports("--task-allow", allow)
+    folder = data_folder(data)
+    store = where.open()
+    state = runs.find_run(store, run)
+    loaded = runs.current_config(store, state.run_id)
+    if best and version is not None:
+        raise ConfigError("--best", "goes without --version")
+    chosen = scores.chosen_version(store, state, loaded, version, best)
+    kind = kind or models.format_of(output)
+    sys.path.insert(0, os.getcwd())  # As for workers: an own task may lie here.
+    if kind == "safetensors":
+        digest = models.export_version(
+            store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output
+        )
+    else:
+        from fl_queue import portable  # torch
+
+        digest = portable.export_version(
+            store, state, loaded, chosen, where.state_dir, output, kind, allow, folder
+        )
+    click.echo(f"{output}: version {chosen}, digest {digest}")
+    if card is not None:
+        from fl_queue import portable  # torch
+
+        usage = portable.usage_of(loaded, allow, folder)
+        cards.write(card, cards.gather(store, state, loaded, chosen, usage), output.name, kind)
+        click.echo(f"{card}: its model card")
 
 
 @click.command()

@@ -24,7 +24,6 @@ from fl_queue import (
     config_text,
     display,
     doctor,
-    models,
     names,
     report,
     runs,
@@ -177,32 +176,6 @@ def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> No
     run_id = runs.find_run(store, run).run_id
     report.plot(output, store.control.history(run_id), scores.test_metrics(store, run_id), beside)
     click.echo(str(output))
-
-
-@click.command()
-@run_argument()
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="safetensors file.",
-)
-@click.option("--version", type=click.IntRange(min=0), help="Default: the newest.")
-@click.option("--best", is_flag=True, help="The version that run.select names.")
-@connection_options
-def export(where: Where, run: str, output: Path, version: int | None, best: bool) -> None:
-    """Write a model version of RUN as safetensors, for load_state_dict."""
-    store = where.open()
-    state = runs.find_run(store, run)
-    loaded = runs.current_config(store, state.run_id)
-    if best and version is not None:
-        raise ConfigError("--best", "goes without --version")
-    chosen = scores.chosen_version(store, state, loaded, version, best)
-    digest = models.export_version(
-        store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output
-    )
-    click.echo(f"{output}: version {chosen}, digest {digest}")
 
 
 @click.command()

@@ -31,6 +31,7 @@ from fl_queue.sampling import seed_for
 from fl_queue.sgd import LocalRule, Loss, Samples, part_of
 from fl_queue.tasks.logged import Logged
 from fl_queue.tasks.skew import Skew
+from fl_queue.usage import Usage
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
 #: (empty without validation data).
@@ -277,6 +278,27 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
         return sgd.evaluate(model, dataset, self.loss_in(context), context.device)
+
+    def usage(self) -> Usage:
+        """
+        How the model is used elsewhere, for ``fl-queue export``; override it for labels and units.
+
+        Raises:
+            ConfigError, DataError: It depends on data that are not here.
+        """
+        return Usage(
+            "a batch of what the task's data sets have first, as float32; (B, ...)",
+            "what the task's model returns",
+        )
+
+    def example_input(self) -> Tensor | None:
+        """
+        An input of the model, (1, ...), to export it with; None: a sample of the data is taken.
+
+        Raises:
+            ConfigError, DataError: It depends on data that are not here.
+        """
+        return None
 
     def skew(self, context: ClientContext) -> Skew:
         """

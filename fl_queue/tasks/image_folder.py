@@ -24,6 +24,7 @@ from torchvision.models import get_model
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks import ClientContext, ClientData, Task
 from fl_queue.tasks.skew import Skew
+from fl_queue.usage import Usage
 
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -128,6 +129,22 @@ class ImageFolderTask(Task):
             DataError: The folder is missing, empty, or has a class that is not listed.
         """
         return self._dataset(self._items(data_dir, "test")) if data_dir else None
+
+    def usage(self) -> Usage:
+        """Pixels in, a score for each class out."""
+        channels, side = self._channels(), self.options["image_size"]
+        colours = "grey" if channels == 1 else "RGB"
+        return Usage(
+            f"{colours} pixels (B, {channels}, {side}, {side}), float32 in [0, 1]: byte / 255",
+            "scores of the classes (B, classes); softmax gives probabilities",
+            tuple(self._classes()),
+            {"resizing": f"bilinear, to {side} x {side}, whatever the shape"},
+        )
+
+    def example_input(self) -> Tensor:
+        """A black image."""
+        side = self.options["image_size"]
+        return torch.zeros(1, self._channels(), side, side)
 
     def _dataset(
         self, items: list[Item], skew: Skew | None = None, samples: Sequence[int] = ()

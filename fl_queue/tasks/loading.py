@@ -59,18 +59,25 @@ def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
         raise ConfigError(
             "run.task", f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:name"
         )
-    # As in the config or without the prefix: it is the code that is allowed.
-    allowed = {flower_client(entry) or entry for entry in allow}
     for code in codes:
         if ":" not in code:
             raise ConfigError(f"task.{FLOWER_MODEL}", f"{code!r} is not module:name")
-        if allowed.isdisjoint((code, f"{code.partition(':')[0]}:*")):
-            raise ConfigError(
-                "run.task",
-                f"this worker may not load {code}; if you trust it, start the worker with "
-                f"--task-allow {code}",
-            )
+    if code := barred(codes, allow):
+        raise ConfigError(
+            "run.task",
+            f"this worker may not load {code}; if you trust it, start the worker with "
+            f"--task-allow {code}",
+        )
     return _flower(config, *codes) if flower_client(name) else _made(name, config)
+
+
+def barred(codes: Sequence[str], allow: Sequence[str]) -> str:
+    """The first of the codes (``catalog.own_code``) that may not be loaded; empty: all may."""
+    # As in the config or without the prefix: it is the code that is allowed.
+    allowed = {flower_client(entry) or entry for entry in allow}
+    return next(
+        (code for code in codes if allowed.isdisjoint((code, f"{code.partition(':')[0]}:*"))), ""
+    )
 
 
 def _flower(config: RunConfig, code: str, model: str = "") -> Task:

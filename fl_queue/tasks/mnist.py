@@ -11,6 +11,7 @@ import fcntl
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.idx import read_idx
 from fl_queue.sgd import Samples
 from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.usage import Usage
 
 _EXCERPT = Path(__file__).parent.parent / "data"
 _SEVEN, _THREE = 7, 3
@@ -67,6 +69,20 @@ class Digits(Task):
         images, labels = self._read(data_dir, "t10k")
         return self._dataset(_pixels(images), labels)
 
+    def usage(self) -> Usage:
+        """Pixels in, a score for each digit out."""
+        shape = ", ".join(map(str, self.example_input().shape[1:]))
+        return Usage(
+            f"grey pixels (B, {shape}), float32 in [0, 1]: byte / 255, white ink on black, row by row",
+            f"scores (B, {len(self.digits)}); softmax gives probabilities",
+            tuple(map(str, self.digits)),
+            {"image size": "28 x 28"},
+        )
+
+    def example_input(self) -> Tensor:
+        """A black image."""
+        return self.shape_images(torch.zeros(1, 28, 28))
+
     def shape_images(self, pixels: Tensor) -> Tensor:
         """What the model takes, from pixels (N, 28, 28) in [0, 1]."""
         return pixels.reshape(len(pixels), 784)
@@ -101,6 +117,11 @@ class ThreesAndSevens(Digits):
     def build_model(self) -> nn.Module:
         """785 parameters; the output (B, 1) is the log-odds of a three."""
         return nn.Linear(784, 1)
+
+    def usage(self) -> Usage:
+        """Pixels in, the log-odds of a three out."""
+        output = "log-odds (B, 1) of class 1; the sigmoid gives its probability"
+        return replace(super().usage(), output=output, labels=("7", "3"))
 
     def target_of(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 for a three, 0 for a seven."""

@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.usage import Usage
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # In float32, mean(x^2) - mean(x)^2 of a column whose spread is below a thousandth of its mean is
@@ -100,6 +101,20 @@ class CsvTask(Task):
             rows, _ = data.train[:]  # a TensorDataset, from client_data
             self._check_statistics(model.adopt_statistics(rows), context.data_dir)
         return super().train(model, data, context, on_epoch)
+
+    def usage(self) -> Usage:
+        """Raw columns in, a score for each class out."""
+        fixed = {name: list(self.options[name]) for name in ("means", "stds") if self.options[name]}
+        return Usage(
+            "raw numbers of the columns (B, columns), float32; the model standardises them",
+            "scores of the classes (B, classes); softmax gives probabilities",
+            tuple(self._classes()),
+            {"columns": self._features(), **fixed},
+        )
+
+    def example_input(self) -> Tensor:
+        """A row of zeros."""
+        return torch.zeros(1, len(self._features()))
 
     def _check_statistics(self, squares: Tensor, data_dir: str) -> None:
         limit = self.config.aggregation["buffer_limit"]

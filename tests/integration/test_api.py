@@ -9,12 +9,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from fl_queue import Run, embedded
-from fl_queue.errors import ConfigError, RunFailed, RunStateError, StoreUnavailable, UnknownRun
+from fl_queue import Run, embedded, runs
+from fl_queue import card as cards
+from fl_queue.cli import cli
+from fl_queue.errors import (
+    ConfigError,
+    DataError,
+    RunFailed,
+    RunStateError,
+    StoreUnavailable,
+    UnknownRun,
+)
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -79,6 +90,47 @@ def test_the_model_is_a_state_dict_that_the_task_loads(run: Run, tmp_path: Path)
     assert set(load_file(tmp_path / "m.safetensors")) == set(newest)
     with pytest.raises(ConfigError, match="goes without a version"):
         run.model(1, best=True)
+
+
+def test_the_model_goes_elsewhere_with_its_card(run: Run, folder: Path, tmp_path: Path) -> None:
+    assert run.export(tmp_path / "m.pt") == run.history()[-1]["digest"]
+    found = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert torch.equal(found["weight"], run.model()["weight"])
+
+    card = tmp_path / "README.md"
+    command = ["export", "book", "-o", str(tmp_path / "m.onnx"), "--card", str(card)]
+    command += ["--state-dir", str(folder)]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+
+    assert f"{card}: its model card" in done.output
+    batch = torch.rand(3, 784)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    model = torch.nn.Linear(784, 1)
+    model.load_state_dict(found)
+    (computed,) = session.run(["output"], {"input": batch.numpy()})
+    assert abs(computed - model(batch).detach().numpy()).max() < 1e-5
+    text = card.read_text()
+    row = run.history()[-1]
+    told = run.store.control.history(run.run_id)[0].weights
+    for part in (
+        "# book, version 2",
+        'onnxruntime.InferenceSession("m.onnx")',
+        "Classes: 0: 7, 1: 3",
+        f"clients' validation, merged | {row['accuracy']:.4f}",
+        f"4 clients took part, with {sum(told.values())} training examples",
+        f"| sim-1 | {told['sim-1']} |",
+        f"`{row['digest']}`",
+        f"| torch | {torch.__version__} |",
+        "The clients were simulated",
+    ):
+        assert part in text
+    assert str(folder) not in text
+    assert "redis" not in text
+    (tmp_path / "NOTES.md").write_text("Mine.")
+    facts = cards.gather(run.store, run.state, runs.current_config(run.store, run.run_id), 2, None)
+    with pytest.raises(DataError, match="no model card; name another file"):
+        cards.write(tmp_path / "NOTES.md", facts, "m.pt", "torch")
+    assert (tmp_path / "NOTES.md").read_text() == "Mine."
 
 
 def test_attaching_sees_the_same_and_leaves_it_running(run: Run, folder: Path) -> None:

@@ -1,0 +1,112 @@
+"""What a model card says, of runs of every kind; it is text that others may have written parts of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fl_queue import card, config
+from fl_queue.card import Facts
+from fl_queue.records import Manifest, TensorSpec
+from fl_queue.store import Store
+from fl_queue.usage import Usage
+from tests.integration.test_compare import begun
+from tests.unit.test_report import record
+
+ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
+
+
+@pytest.fixture
+def facts(store: Store) -> Facts:
+    """Of a tested run of three versions, whose clients told 10 and 20 examples."""
+    state = begun(store, "pilot", [0.5, 0.9])
+    manifest = Manifest(
+        (TensorSpec("bn.weight", (4,), "parameter"), TensorSpec("w", (3,), "parameter"))
+    )
+    return Facts(
+        state=state,
+        version=2,
+        digest="d" * 64,
+        config=config.load("mnist-3v7", ("data.partition=site", "data.source=full"), {}),
+        manifest=manifest,
+        records=[record(1, 0), record(2, 1), record(3, 2)],
+        tested={"accuracy": 0.75, "loss": 0.5},
+        examples={"hospital-a": 10, "hospital-b": 20},
+        environments=[ENVIRONMENT],
+        usage=Usage("raw", "scores", ("no", "yes"), {"columns": ["a", "b"]}),
+    )
+
+
+def test_the_front_matter_has_the_results_of_the_central_test(facts: Facts) -> None:
+    head = card.render(facts, "m.pt", "torch").split("---")[1]
+
+    assert 'model-index:\n- name: "pilot"' in head
+    assert "    - type: accuracy\n      value: 0.75" in head
+
+
+def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
+    text = card.render(facts, "m.pt", "torch")
+
+    assert 'torch.load("m.pt", weights_only=True)' in text
+    assert "- Classes: 0: no, 1: yes\n- columns: a, b" in text
+    assert "| central test | 0.7500 |" in text
+    assert "| client hospital-a | 0.7000 |" in text
+    assert "2 clients took part, with 30 training examples, as they told." in text
+    assert "| rounds | 2, of 2 to 2 updates each; 0 abandoned; 25 s |" in text
+    assert "| parameters | 7 |" in text
+    assert "no central test" not in text
+
+
+def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
+    text = card.render(facts, "m.pt", "torch")
+
+    assert "| device | &lt;script>\\|x # y |" in text
+    assert "<script>" not in text
+
+
+def test_many_clients_are_summed_up(facts: Facts) -> None:
+    own = {f"sim-{number:03d}": {"accuracy": number / 200} for number in range(1, 101)}
+    many = replace(
+        facts,
+        tested={},
+        examples={client: 100 + number for number, client in enumerate(own)},
+        records=[record(1, 0), record(2, 1), record(3, 2, client_validation=own)],
+    )
+
+    text = card.render(many, "m.pt", "torch")
+
+    assert "sim-050" not in text
+    assert "accuracy over 100 clients: least 0.005, median 0.2525, most 0.5" in text
+    assert "Examples of a client: least 100, median 149.5, most 199" in text
+    assert "There was no central test of this version." in text
+    assert "model-index" not in text
+
+
+def test_what_is_not_known_is_said(facts: Facts) -> None:
+    private = replace(facts.manifest, private=("bn.weight",))
+    bare = replace(
+        facts, usage=None, manifest=private, examples={}, environments=[], records=[], tested={}
+    )
+
+    text = card.render(bare, "m.safetensors", "safetensors")
+
+    for part in (
+        "The task is code of its owner",
+        "This version has not been judged.",
+        "none of them told",
+        "no longer in Redis",
+        "1 tensors are private to each client",
+    ):
+        assert part in text
+
+
+def test_of_another_weighting_it_takes_what_clients_told(store: Store) -> None:
+    state = begun(store, "uniform", [0.5], "aggregation.weighting=uniform")
+    loaded = config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    store.control.redis.hset("flq:client:hospital-a", "num_examples", 40)
+
+    found = card._examples(store, loaded, [record(1, 0, weights={"hospital-a": 1, "b": 1})], 1)
+
+    assert found == {"hospital-a": 40, "b": 0}
+    assert state.version == 1

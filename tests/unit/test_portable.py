@@ -1,0 +1,191 @@
+"""Versions as a torch state dict and as an ONNX graph: the numbers are those of the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from fl_queue import config, portable, training
+from fl_queue.errors import ConfigError, DataError, ModelMismatch
+from fl_queue.records import Manifest
+from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks.loading import load_task
+from fl_queue.tensors import load_arrays
+
+SAID = {"run": "pilot", "version": "3"}
+CSV = ("task.features=a,b,c", "task.classes=no,yes", "task.hidden=[4]")
+
+
+def version(task: Task) -> tuple[nn.Module, Manifest, bytes]:
+    """A model with random weights and buffers, and its body."""
+    manifest, arrays = training.initial_model(task, 5)
+    draw = np.random.default_rng(1)
+    body, drawn = b"", {}
+    for spec in manifest.tensors:
+        array = arrays[spec.name].copy()
+        if spec.kind == "float_buffer":  # Variances must not be negative.
+            array = draw.uniform(1, 2, spec.shape).astype("<f4")
+        drawn[spec.name] = array
+        body += array.tobytes()
+    model = task.build_model()
+    load_arrays(model, manifest, drawn)
+    return model.eval(), manifest, body
+
+
+LARGE = pytest.mark.slow(reason="a graph takes seconds, and others show that they are right")
+
+
+def differ(path: Path, model: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest difference of a graph from a model, over batches of several sizes."""
+    session = onnxruntime.InferenceSession(path)
+    most = 0.0
+    for count in (1, 2, 7):
+        batch = torch.rand(count, *shape) * 3
+        (found,) = session.run(["output"], {"input": batch.numpy()})
+        wanted = model(batch).detach().numpy()
+        assert found.shape == wanted.shape
+        most = max(most, float(np.abs(found - wanted).max()))
+    return most
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shape"),
+    [
+        ("csv", (*CSV, "task.means=[1, 2, 3]", "task.stds=[4, 5, 6]"), (3,)),
+        pytest.param("csv", CSV, (3,), marks=LARGE),
+        pytest.param("mnist-cnn", (), (1, 28, 28), marks=LARGE),
+        pytest.param(
+            "image-folder", ("task.classes=cat,dog", "task.image_size=32"), (3, 32, 32), marks=LARGE
+        ),
+    ],
+)
+def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
+    name: str, overrides: tuple[str, ...], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    task = load_task(name, config.load(name, overrides, {}))
+    model, manifest, body = version(task)
+
+    portable.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
+
+    assert differ(tmp_path / "m.onnx", model, shape) < 1e-5
+
+
+def test_its_metadata_say_how_it_is_used_and_not_where_it_was_made(tmp_path: Path) -> None:
+    task = load_task("mnist-3v7", config.load("mnist-3v7", (), {}))
+    model, manifest, body = version(task)
+    path = tmp_path / "m.onnx"
+
+    portable.write_onnx(path, task, manifest, body, SAID)
+
+    assert differ(path, model, (784,)) < 1e-5
+    said = {item.key: item.value for item in onnx.load(path).metadata_props}
+    assert (said["run"], said["version"]) == ("pilot", "3")
+    assert json.loads(said["labels"]) == ["7", "3"]
+    assert "byte / 255" in said["input"]
+    assert b"site-packages" not in path.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+
+
+class Tied(Task):
+    """Two names for one weight; a sample of its data is taken for the graph."""
+
+    def build_model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        data = TensorDataset(torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))
+        return ClientData(data, data)
+
+
+class Branching(Tied):
+    """Looks at the numbers before it decides."""
+
+    def build_model(self) -> nn.Module:
+        class Model(nn.Linear):
+            def forward(self, batch: Tensor) -> Tensor:
+                return super().forward(batch) if batch.sum() > 0 else batch
+
+        return Model(3, 3)
+
+
+class Pairs(Tied):
+    """Its model takes two tensors."""
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        data: Any = [((torch.rand(3), torch.rand(3)), 0)]
+        return ClientData(data, data)
+
+
+def own(kind: type[Task]) -> Task:
+    return kind(config.load("mnist-3v7", (f"run.task={__name__}:{kind.__name__}",), {}))
+
+
+def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
+    tmp_path: Path,
+) -> None:
+    model, manifest, body = version(own(Tied))
+    assert manifest.aliases == {"1.weight": "0.weight"}
+
+    portable.write_torch(tmp_path / "m.pt", manifest, body)
+
+    found = torch.load(tmp_path / "m.pt", weights_only=True)
+    own(Tied).build_model().load_state_dict(found, strict=True)
+    assert torch.equal(found["0.weight"], model.state_dict()["0.weight"])
+    assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
+    with pytest.raises(DataError, match="is not a file"):
+        portable.write_torch(Path("/dev/null"), manifest, body)
+    with pytest.raises(DataError, match="cannot be written"):
+        portable.write_torch(tmp_path / "m.pt" / "x", manifest, body)
+
+
+def test_a_task_without_an_example_gives_a_sample_of_its_data(tmp_path: Path) -> None:
+    model, manifest, body = version(own(Tied))
+
+    portable.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+
+    assert differ(tmp_path / "m.onnx", model, (3,)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Branching, "torch cannot turn this model into"), (Pairs, "an input of the task is a tuple")],
+)
+def test_what_is_no_graph_is_said(kind: type[Task], reason: str, tmp_path: Path) -> None:
+    _, manifest, body = version(own(kind))
+
+    with pytest.raises(ConfigError, match=f"--format: .*{reason}.*; use safetensors or torch"):
+        portable.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_model_than_the_run_s_and_a_missing_package_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, manifest, body = version(own(Tied))
+    with pytest.raises(ModelMismatch):
+        portable.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"needs onnxscript; install it with .*fl-queue\[onnx\]"):
+        portable.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+
+
+def test_an_own_task_is_imported_only_if_it_is_let_in() -> None:
+    settings = config.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
+
+    assert portable.usage_of(settings, (), "") is None
+    with pytest.raises(ConfigError, match="--task-allow"):
+        portable.load(settings, (), "")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        portable.usage_of(settings, ("nothing.here:Task",), "")
