@@ -213,6 +213,23 @@ def test_nothing_trimmed_is_the_uniform_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(flat(made), 1.0 + stacked(UPDATES).mean(axis=0), rtol=0, atol=1e-6)
 
 
+def test_with_nobody_hostile_bulyan_is_the_uniform_mean(tmp_path: Path) -> None:
+    made = model(rule_of("bulyan", {"f": 0}), gathered(tmp_path, UPDATES))
+    np.testing.assert_allclose(flat(made), 1.0 + stacked(UPDATES).mean(axis=0), rtol=0, atol=1e-6)
+
+
+def test_the_best_one_of_multi_krum_is_krums(tmp_path: Path) -> None:
+    one = model(rule_of("multi_krum", {"f": 2, "m": 1}), gathered(tmp_path, UPDATES))
+    krum = model(rule_of("krum", {"f": 2}), gathered(tmp_path, UPDATES))
+    assert flat(one).tobytes() == flat(krum).tobytes()
+
+
+def test_every_robust_rule_has_its_formula_here() -> None:
+    assert {name for name, _, _ in RULES} == {
+        name for name, kind in STRATEGIES.items() if kind.needs_all
+    }
+
+
 def test_a_part_that_is_trimmed_is_of_the_number_as_it_was_written() -> None:
     rule = rule_of("trimmed_mean", {"beta": 0.29})
     values = np.arange(100.0).reshape(100, 1) ** 3

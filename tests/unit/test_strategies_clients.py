@@ -57,8 +57,11 @@ class Skipping(Line):
         return {"num_examples": 1}
 
 
-def loaded(name: str, options: Mapping[str, Any], momentum: float = 0.0) -> config.RunConfig:
+def loaded(
+    name: str, options: Mapping[str, Any], momentum: float = 0.0, private: Sequence[str] = ()
+) -> config.RunConfig:
     raw = {
+        "model": {"private": list(private)},
         "run": {"task": "line:Line"},
         "train": {"batch_size": 100, "learning_rate": RATE, "momentum": momentum},
         "aggregation": {"strategy": name, "weighting": get_strategy(name).WEIGHTINGS[0]},
@@ -81,9 +84,10 @@ def federate(
     steps: Sequence[int] = (3, 3, 3),
     momentum: float = 0.0,
     kept: dict[int, dict[str, Arrays]] | None = None,
+    private: Sequence[str] = (),
 ) -> list[Arrays]:
     """The models after each round, made by what clients and aggregators run; ``kept`` is filled."""
-    settings = loaded(name, options, momentum)
+    settings = loaded(name, options, momentum, private)
     strategy, task = get_strategy(name, settings.strategy), Line(settings)
     manifest, model = initial_model(task, 1)
     ranges = strategy.ranges(settings.aggregation)
@@ -261,6 +265,38 @@ def test_feddyn_is_its_equations() -> None:
         x = sum(ends) / len(ends) - h / alpha
         expected.append(x)
     check(models, expected)
+
+
+def test_private_layers_are_the_equations_of_fedper() -> None:
+    steps = (2, 4, 7)
+    kept: dict[int, dict[str, Arrays]] = {}
+    models = federate("fedavg", {}, steps, kept=kept, private=("bias",))
+    x, own = flat(models[0]), dict[int, float]()
+    for model, cohort in zip(models[1:], COHORTS, strict=True):
+        # Each begins with the shared weights and its own bias, that of version 0 the first time.
+        begun = {client: np.append(x[:-1], own.get(client, x[-1])) for client in cohort}
+        ends = {client: local(client, begun[client], steps[client]) for client in cohort}
+        own |= {client: end[-1] for client, end in ends.items()}
+        shared = sum(p * ends[c][:-1] for p, c in zip(weights(cohort), cohort, strict=True))
+        x = np.append(shared, x[-1])
+        assert np.abs(flat(model) - x).max() < 1e-6
+    assert own.keys() == kept.keys() == {0, 1, 2}
+    for client, state in kept.items():
+        assert abs(float(state["private"]["bias"][0]) - own[client]) < 1e-6
+        assert abs(own[client] - x[-1]) > 0.01
+
+
+def test_without_fairness_and_before_there_are_controls_it_is_the_uniform_mean() -> None:
+    steps = (2, 4, 7)
+    x = flat(federate("qfedavg", {"q": 0.0}, steps)[0])
+    uniform = []
+    for cohort in COHORTS:
+        x = sum(local(client, x, steps[client]) for client in cohort) / len(cohort)
+        uniform.append(x)
+    check(federate("qfedavg", {"q": 0.0}, steps), uniform)
+    # SCAFFOLD's control variates are zero in the first round.
+    first = federate("scaffold", {}, steps)[1]
+    assert np.abs(flat(first) - uniform[0]).max() < 1e-6
 
 
 def bits(models: list[Arrays]) -> list[bytes]:
