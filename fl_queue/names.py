@@ -12,7 +12,7 @@ control server
     flq:{<run>}:versions               hash    version -> JSON {digest, round}
     flq:{<run>}:history                list    JSON RoundRecord, one per ended round
     flq:{<run>}:late                   hash    round -> updates that came after it ended
-    flq:{<run>}:accepted               hash    client -> round and digest of its newest accepted update
+    flq:{<run>}:accepted               hash    client -> digest of its newest accepted update, and the round of that job
     flq:{<run>}:evaluations            hash    version -> JSON test metrics
     flq:{<run>}:sites                  hash    client -> JSON of what it told before its first round
     flq:{<run>}:events                 stream  what happened, capped

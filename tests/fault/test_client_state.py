@@ -26,12 +26,20 @@ class Failing(ThreesAndSevens):
             raise ValueError("fails on purpose")
         return super().train(model, data, context, on_epoch)
 """
-#: The server's state and every version depend on what clients keep; the bias is private besides.
+#: What clients keep: in all but the last the versions depend on it, in the first the server's state, too.
+KINDS = {
+    "control variates and private tensors": (
+        "aggregation.strategy=scaffold", "aggregation.weighting=uniform", 'model.private=["bias"]',
+    ),
+    "residuals and private tensors": (
+        'model.private=["bias"]', "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true",
+    ),
+    # Each epoch is one of two models.
+    "personal models": ("aggregation.strategy=ditto", "train.epochs=150"),
+}  # fmt: skip
 STATEFUL = (
     "run.task=failing:Failing",
-    "aggregation.strategy=scaffold",
-    "aggregation.weighting=uniform",
-    'model.private=["bias"]',
+    "train.epochs=300",
     "round.cohort=2",
     "round.grace_s=60.0",
     "round.deadline_s=8.0",
@@ -46,6 +54,12 @@ def environment(folder: Path) -> dict[str, str]:
     (folder / "failing.py").write_text(TASK)
     (folder / "failing").mkdir()
     return {"PYTHONPATH": str(folder), "FAILING": str(folder / "failing")}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Settings by which clients keep something of a kind."""
+    return KINDS[request.param]
 
 
 def undisturbed(federation: Federation, *overrides: str) -> list[object]:
@@ -103,8 +117,8 @@ def held(federation: Federation, point: str, *overrides: str) -> Iterator[str]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_a_late_update_advances_no_state(federation: Federation) -> None:
-    quorum = ("round.quorum=1", "run.rounds=3", "train.epochs=300")
+def test_a_late_update_advances_no_state(federation: Federation, kind: tuple[str, ...]) -> None:
+    quorum = (*kind, "round.quorum=1", "run.rounds=3")
     calm = undisturbed(federation, *quorum)
     with held(federation, "chunks.pushed", *quorum) as run:
         federation.reach(run, 3)
@@ -115,8 +129,10 @@ def test_a_late_update_advances_no_state(federation: Federation) -> None:
     assert accepted == [set(SITES), {"site-2"}, set(SITES)]
 
 
-def test_an_abandoned_round_advances_no_state(federation: Federation) -> None:
-    both = ("round.quorum=2", "run.rounds=3", "train.epochs=300")
+def test_an_abandoned_round_advances_no_state(
+    federation: Federation, kind: tuple[str, ...]
+) -> None:
+    both = (*kind, "round.quorum=2", "run.rounds=3")
     calm = undisturbed(federation, *both)
     with held(federation, "client.trained", *both) as run:
         federation.reach(run, 3)
@@ -127,9 +143,9 @@ def test_an_abandoned_round_advances_no_state(federation: Federation) -> None:
 
 
 def test_a_client_killed_between_its_training_and_its_push_changes_no_bit(
-    federation: Federation,
+    federation: Federation, kind: tuple[str, ...]
 ) -> None:
-    rounds = ("run.rounds=3", "train.epochs=300")
+    rounds = (*kind, "run.rounds=3")
     calm = federation.begin("killed", *STATEFUL, *rounds)
     federation.finish(calm)
     expected = what_was_made(federation, calm)

@@ -36,6 +36,8 @@ SCAFFOLD = (
     "aggregation.weighting=uniform",
     "run.rounds=6",
 )
+#: What clients keep besides: the bias, and what top-k left out of the weights.
+PERSONAL = ('model.private=["bias"]', "update.codec=topk", "update.fraction=0.1", "update.error_feedback=true")  # fmt: skip
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -124,24 +126,33 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     assert {verdict.result for verdict in verdicts} == {"same"}
 
 
-def test_a_client_that_lost_its_state_starts_from_zero_and_says_so(
-    federation: Federation,
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        (SCAFFOLD, "zero"),
+        ((*COHORT, *PERSONAL), "zero and the private tensors of version 0"),
+        pytest.param((*COHORT, "aggregation.strategy=ditto"), "the round's model", marks=pytest.mark.slow),  # As above.
+    ],
+)  # fmt: skip
+def test_a_client_that_lost_its_state_starts_from_what_it_says(
+    federation: Federation, settings: tuple[str, ...], start: str
 ) -> None:
-    run = federation.begin("lost", *SCAFFOLD, "run.rounds=1")
+    run = federation.begin("lost", *settings, "run.rounds=1")
     federation.finish(run)
     shutil.rmtree(federation.redis.state_dir / "client-state" / run / "site-1")
-    federation.begin("lost", *SCAFFOLD, "run.rounds=1")
+    federation.begin("lost", *settings, "run.rounds=1")
     federation.finish(run)
+    federation.free(run)
 
     number = federation.committed(run)[-1].round
     receipts = federation.store.control.receipts(run, number)
     said = {client: receipt.environment["client_state"] for client, receipt in receipts.items()}
     assert said["site-2"] == "of round 1"
-    assert said["site-1"].startswith("missing, that of round 1: starts from zero")
+    assert said["site-1"].startswith(f"missing, that of round 1: starts from {start} (")
     events = [
         event
         for event in federation.client_events("site-1")
-        if event["event"] == "client_state_missing"
+        if event["event"] == "client_state_missing" and event["run"] == run
     ]
     assert [(event["run"], event["round"]) for event in events] == [(run, number)]
 
