@@ -219,6 +219,32 @@ class NoArrays(NoFit):
         return []
 
 
+class Ordered(NumPyClient):
+    """Twelve arrays of several dtypes, an integer one first; ``fit`` adds to each its index."""
+
+    def get_parameters(self, config: dict) -> list:
+        kinds = [np.int32, np.float64, np.float16]
+        return [np.full(2, 100, kinds[min(index, 2)]) for index in range(12)]
+
+    def fit(self, parameters: list, config: dict) -> tuple:
+        added = [array + np.array(index, array.dtype) for index, array in enumerate(parameters)]
+        return added, 1, {"bytes": sum(array.itemsize for array in parameters)}
+
+
+by_position = ClientApp()
+
+
+@by_position.train()
+def train_by_position(message: Message, context: Context) -> Message:
+    """Answers with a list, whose arrays have numbers for names, each with its index added."""
+    arrays = message.content["arrays"].to_numpy_ndarrays()
+    added = ArrayRecord(
+        [np.asarray(array + np.array(i, array.dtype)) for i, array in enumerate(arrays)]
+    )
+    metrics = MetricRecord({"num-examples": 1})
+    return Message(RecordDict({"arrays": added, "metrics": metrics}), reply_to=message)
+
+
 remembers = ClientApp()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,50 @@ def test_an_app_with_messages_trains_the_tensors_of_its_model_by_name() -> None:
     assert seen[0]["accuracy"] > 0.75
     assert metrics.finish(done.train_metrics)["train_loss"] < 1
     assert done.num_examples == 600
+
+
+def test_arrays_keep_their_order_and_their_dtypes() -> None:
+    done = trained(config_of("Ordered"))
+
+    changed = {name: float(done.tensors[name][0]) for name in done.tensors}
+    assert changed == {"0": 100.0} | {str(index): float(index) for index in range(1, 12)}
+    assert metrics.finish(done.train_metrics) == {"bytes": 4 + 8 + 10 * 2}
+
+
+def test_a_list_is_taken_in_the_order_of_the_models_tensors() -> None:
+    done = trained(config_of("by_position", flower_model=f"{APPS}:Net"))
+
+    names = list(apps.Net().state_dict())
+    integers = "norm.num_batches_tracked"
+    changed = {name: float(done.tensors[name].reshape(-1)[0]) for name in done.tensors}
+    assert changed == {name: names.index(name) for name in names}
+    assert names.index(integers) == 4
+
+
+def test_layers_of_its_model_can_be_private() -> None:
+    config = config_of("by_position", flower_model=f"{APPS}:Net")
+    done = trained(replace(config, model={**config.model, "private": ("@batch_norm",)}))
+
+    assert [spec.name for spec in done.sent.tensors] == ["out.bias", "out.weight"]
+    assert float(done.kept("private", "norm.bias")[0]) == 1.0
+
+
+def test_what_is_drawn_at_import_has_the_runs_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from tests.flower.apps import NoFit\nimport numpy as np\nDRAWN = np.random.rand(3)\n"
+    source += "class Drawn(NoFit):\n    def get_parameters(self, config): return [DRAWN]\n"
+    (tmp_path / "drawn.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = RunConfig.from_dict({"run": {"task": "flower:drawn:Drawn"}})
+
+    found = []
+    for _ in range(2):
+        monkeypatch.delitem(sys.modules, "drawn", raising=False)
+        np.random.rand()
+        found.append(begun(load_task("flower:drawn:Drawn", config, ["drawn:Drawn"]))[1]["0"])
+
+    assert (found[0] == found[1]).all()
 
 
 def test_version_0_has_the_runs_seed_and_its_tensors_are_what_fit_is_given() -> None:
