@@ -115,13 +115,21 @@ class _Work:
             self.base = _initial(Path(config.model["initial"]), self.manifest)
         self.test = None
         if config.run["evaluate_every"]:
-            folder = place.test or first
-            tester = self._load(folder)
-            self.test = tester.test_data(folder or config.data["dir"])
+            self.test = self._test_data(place.test or first)
 
     def _load(self, folder: str) -> Task:
         name = self.config.run["task"]
         return load_task(name, self.config, own_code(name, self.config.task), folder)
+
+    def _test_data(self, folder: str) -> sgd.Samples | None:
+        try:
+            return self._load(folder).test_data(folder or self.config.data["dir"])
+        except DataError as exc:
+            raise DataError(
+                exc.path,
+                f"{exc.reason}; these are the test data: name their folder with --test-data, or set "
+                "run.evaluate_every to 0 for what clients hold out",
+            ) from exc
 
     def chosen(self, count: int) -> list[str]:
         """The clients that are trained, in the order of their shares."""

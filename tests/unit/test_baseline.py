@@ -140,6 +140,8 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
     assert [(m.client, m.num_examples) for m in made.models] == [("north", 160), ("south", 240)]
     assert whole.models[0].num_examples == 400
     assert whole.models[0].test["accuracy"] > 0.9
+    with pytest.raises(DataError, match=r"north/test\.csv: .*name their folder with --test-data"):
+        alone.train(settings, "local", place=alone.Place(folders))
     with pytest.raises(ConfigError, match="--data: one folder is split"):
         alone.train(loaded(), "local", place=place)
     with pytest.raises(ConfigError, match="--data: two of the folders have the same name"):
