@@ -98,7 +98,8 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     if len(plan.cohort) < max(wanted, 1):
         asked = _asked_by(plan, wanted)
         reason = waiting.who_is_missing(config, asked, wanted, len(alive), admitted.left_out())
-        waiting.wait_for_clients(store, state, config, reason, max(wanted, 1) - len(plan.cohort))
+        missing = max(wanted, 1) - len(plan.cohort)
+        waiting.wait_for_clients(store, state, config, reason, missing, _paused(store, config))
         return
     if purpose == "train" and not is_async:
         problem = waiting.too_few(config, len(plan.cohort))
@@ -135,6 +136,14 @@ def _who_is_alive(store: Store, config: RunConfig) -> list[str] | None:
     if store.control.settling():
         return None
     return _admissible(store, config, store.control.alive_clients(config.clients["active_s"]))
+
+
+def _paused(store: Store, config: RunConfig) -> dict[str, str]:
+    """Clients that might be selected if their sites had not paused them -> why."""
+    if simulation.is_simulation(config):
+        return {}
+    found = store.control.paused_clients(config.clients["active_s"])
+    return {client: found[client] for client in _admissible(store, config, list(found))}
 
 
 def _asked_by(plan: _Plan, wanted: int) -> str:

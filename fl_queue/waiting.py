@@ -4,7 +4,9 @@ Why the next round of a run cannot be opened yet, or never, and waiting for it.
 
 from __future__ import annotations
 
-from fl_queue import codec, simulation
+from collections.abc import Mapping
+
+from fl_queue import codec
 from fl_queue.config import RunConfig, quorum_size, too_few_for
 from fl_queue.runs import set_state
 from fl_queue.store import MEMORY_SHARE, RunState, Store
@@ -63,7 +65,12 @@ def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> st
 
 
 def wait_for_clients(
-    store: Store, state: RunState, config: RunConfig, reason: str, missing: int
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    reason: str,
+    missing: int,
+    paused: Mapping[str, str],
 ) -> None:
     """
     Wait until there are enough clients for a round, and for those that are paused without an end.
@@ -71,12 +78,8 @@ def wait_for_clients(
     Args:
         reason: From ``who_is_missing``.
         missing: How many there are too few.
+        paused: Clients that might be selected if their sites had not paused them -> why.
     """
-    paused = (
-        {}
-        if simulation.is_simulation(config)
-        else store.control.paused_clients(config.clients["active_s"])
-    )
     told = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
     # Who is paused comes back: that takes as long as its site wants, and is no reason to give up.
     wait(store, state, config, reason + told, gives_up=len(paused) < missing)

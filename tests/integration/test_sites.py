@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names, pauses, rounds, runs
-from fl_queue.records import RoundRecord
+from fl_queue import config, names, pauses, rounds, runs
+from fl_queue.records import Enrolment, RoundRecord
 from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.store import PAUSED, Store
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 from workers import client as worker
@@ -74,6 +74,36 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
     receipt = control.receipts(run, record.round)["site-2"]
     assert (receipt.num_examples, receipt.environment["max_examples"]) == (20, 20)
     assert control.client("site-2")["num_examples"] == "20"
+
+
+def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
+    control = store.control
+    for client in ("a", "b"):
+        control.hold(names.client_holder(client), "t", 60, {})
+    control.say("b", {PAUSED: "paused by its site: why"})
+    control.hear()
+    control.redis.hset(names.CLOCK, "settling_s", 0)
+    loaded = config.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
+    run = runs.start_run(store, "waiting", loaded, 1).run_id
+    # Version 0 needs one, and is there: what follows needs both.
+    control.redis.hset(names.run(run), mapping={"version": 0, "round": 0, "digest": "0" * 64})
+
+    def waited() -> tuple[float, str]:
+        for _ in range(3):
+            rounds.advance(store, run)
+        state = control.run(run)
+        assert state is not None
+        return state.waited_s, state.reason
+
+    waited_s, reason = waited()
+    assert waited_s == 0
+    assert reason.endswith(
+        "1 clients are alive; start more workers or lower round.cohort; b is paused by its site: why"
+    )
+    control.write_enrolment("b", Enrolment("key", revoked_at=1.0))
+    waited_s, reason = waited()
+    assert waited_s > 0
+    assert "paused" not in reason
 
 
 @pytest.fixture
