@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fl_queue import __version__
-from fl_queue.sgd import seed_everything
+from fl_queue.loader import seed_everything
 from fl_queue.tasks import ClientContext, Task, code_digest
 
 

@@ -9,7 +9,6 @@ training step of a small model.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
 from typing import Any, cast
@@ -18,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.loader import Reading, load, seed_torch
 from fl_queue.precision import Precision
 
 Samples = Dataset[Any]
@@ -51,26 +51,6 @@ def part_of(dataset: Samples, most: int, seed: int) -> Samples:
     return _whole(Subset(dataset, np.sort(drawn).tolist()))
 
 
-def seed_torch(seed: int, device: str) -> None:
-    """
-    Seed what torch draws on a device; the numbers are those of ``torch.manual_seed``.
-
-    That one also seeds every kind of accelerator there might be, and formats a stack trace for each:
-    as long as a small client's setting up.
-    """
-    if device == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-
-
-def seed_everything(seed: int, device: str = "cpu") -> None:
-    """Seed all three generators that a user's code may draw from: torch's, numpy's and Python's."""
-    seed_torch(seed, device)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
 def local_sgd(
     model: nn.Module,
     dataset: Samples,
@@ -86,6 +66,7 @@ def local_sgd(
     clip_norm: float = 0.0,
     precision: str = "float32",
     device: str = "cpu",
+    loader_workers: int = 0,
     after_epoch: Callable[[int], None] = lambda epoch: None,
     rule: LocalRule | None = None,
 ) -> dict[str, Any]:
@@ -107,6 +88,8 @@ def local_sgd(
         precision: Of forward passes: ``float32``, ``bfloat16`` or, on a CUDA device, ``float16``;
             parameters and steps are float32.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        loader_workers: Processes that read samples beside the training, which changes no bit; not used
+            for a ``TensorDataset``.
         after_epoch: Called with the number of the epoch just done, from 1.
         rule: What the strategy adds to each gradient.
 
@@ -136,7 +119,8 @@ def local_sgd(
     loss_sum = math.nan
     for epoch in range(1, epochs + 1):
         model.train()
-        batches = _batches(dataset, torch.randperm(count, generator=order), cuts, device)
+        drawn = torch.randperm(count, generator=order)
+        batches = _batches(dataset, drawn, cuts, device, Reading(seed, epoch, loader_workers))
         loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to)
         after_epoch(epoch)
     return _sums(count, loss_sum)
@@ -222,7 +206,13 @@ class _SGD:
         return self.velocity[index]
 
 
-def evaluate(model: nn.Module, dataset: Samples, loss: Loss, device: str = "cpu") -> dict[str, Any]:
+def evaluate(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    device: str = "cpu",
+    loader_workers: int = 0,
+) -> dict[str, Any]:
     """
     Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
 
@@ -236,6 +226,7 @@ def evaluate(model: nn.Module, dataset: Samples, loss: Loss, device: str = "cpu"
         dataset: Pairs (input, target); it may be empty.
         loss: Mean loss of a batch of outputs and targets.
         device: Where the batches go.
+        loader_workers: As in ``local_sgd``.
     """
     model.eval()
     dataset = _whole(dataset)
@@ -243,7 +234,8 @@ def evaluate(model: nn.Module, dataset: Samples, loss: Loss, device: str = "cpu"
     cuts = _cuts(count, EVALUATION_BATCH)
     parts = []
     with torch.no_grad():
-        for inputs, target in _batches(dataset, torch.arange(count), cuts, device):
+        reading = Reading(workers=loader_workers)
+        for inputs, target in _batches(dataset, torch.arange(count), cuts, device, reading):
             output = model(inputs)
             part = _sums(len(target), float(loss(output, target)) * len(target))
             parts.append(part | _classification_sums(output, target))
@@ -302,7 +294,7 @@ def _cuts(count: int, batch_size: int) -> list[int]:
 
 
 def _batches(
-    dataset: Samples, order: Tensor, cuts: list[int], device: str
+    dataset: Samples, order: Tensor, cuts: list[int], device: str, reading: Reading
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
     chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
@@ -312,8 +304,7 @@ def _batches(
             chosen = chunk.to(device)
             yield inputs[chosen], target[chosen]
         return
-    loader = DataLoader(dataset, batch_sampler=[chunk.tolist() for chunk in chunks], num_workers=0)
-    for inputs, target in loader:
+    for inputs, target in load(dataset, [chunk.tolist() for chunk in chunks], reading):
         yield inputs.to(device), target.to(device)
 
 

@@ -32,6 +32,7 @@ class Site:
         allow: Own tasks (``module:name``) this site lets in.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         threads: CPU threads of a training job.
+        loader_workers: Processes that read samples beside it.
         worker: Name of the RQ worker; new for each process.
         credentials: File of ``fl-queue enroll``; wins over the URLs.
         strategy_allow: Own strategies (``module:Class``) this aggregator lets in.
@@ -53,6 +54,7 @@ class Site:
     token: str = ""
     credentials: str = ""
     strategy_allow: tuple[str, ...] = ()
+    loader_workers: int = 0
     quiet_hours: tuple[str, ...] = ()
     max_examples: int = 0
     approve: bool = False
@@ -71,6 +73,7 @@ class Site:
             strategy_allow=_listed(environ, "FLQ_SITE_STRATEGY_ALLOW"),
             device=environ.get("FLQ_SITE_DEVICE", "cpu"),
             threads=int(environ.get("FLQ_SITE_THREADS", "1")),
+            loader_workers=int(environ.get("FLQ_SITE_LOADER_WORKERS", "0")),
             worker=environ.get("FLQ_SITE_WORKER", "")
             or f"{environ.get('FLQ_SITE_CLIENT', '')}_{secrets.token_hex(4)}",
             token=environ.get("FLQ_SITE_TOKEN", "") or secrets.token_hex(8),
@@ -92,6 +95,7 @@ class Site:
             "FLQ_SITE_STRATEGY_ALLOW": ",".join(self.strategy_allow),
             "FLQ_SITE_DEVICE": self.device,
             "FLQ_SITE_THREADS": str(self.threads),
+            "FLQ_SITE_LOADER_WORKERS": str(self.loader_workers),
             "FLQ_SITE_WORKER": self.worker,
             "FLQ_SITE_TOKEN": self.token,
             "FLQ_SITE_CREDENTIALS": self.credentials,

@@ -19,11 +19,12 @@ from torch import nn
 
 from fl_queue.blob import little_endian
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.loader import seed_everything
 from fl_queue.personal import Own, check_private, private_names
 from fl_queue.records import Manifest, Sums, TensorSpec
 from fl_queue.reproducible import reproducible
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import LocalRule, Samples, seed_everything, size_of
+from fl_queue.sgd import LocalRule, Samples, size_of
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,

@@ -101,6 +101,7 @@ class Assignment:
             device=self.site.device,
             threads=self.site.threads,
             max_examples=self.site.max_examples,
+            loader_workers=self.site.loader_workers,
         )
 
     def header(self, kind: str) -> Header:

@@ -28,6 +28,7 @@ from fl_queue import (
     codec,
     faults,
     feedback,
+    loader,
     models,
     names,
     outbox,
@@ -251,6 +252,8 @@ def _made(job: Assignment, make: Make) -> Answer:
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:
+        if loader.is_lost(exc):
+            raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
         return Answer(_failure(job, _words(job, exc)))
 

@@ -83,6 +83,7 @@ def _context(store: Store, site: Site, run: str, config: RunConfig) -> ClientCon
         data_dir=site.data_dir,
         device=site.device,
         threads=site.threads,
+        loader_workers=site.loader_workers,
     )
 
 

@@ -58,6 +58,16 @@ def _task_options(command: Command) -> Command:
     return command
 
 
+def _loader_option(command: Command) -> Command:
+    # Not of a pool, whose processes fork nothing: it has one for each core already.
+    return click.option(
+        "--loader-workers",
+        default=0,
+        type=click.IntRange(min=0, max=64),
+        help="Processes that read and decode samples beside the training, for images in files. Default: none.",
+    )(command)
+
+
 def _credentials_option(command: Command) -> Command:
     return click.option(
         "--credentials",
@@ -76,6 +86,7 @@ def _credentials_option(command: Command) -> Command:
 )
 @_credentials_option
 @_task_options
+@_loader_option
 @click.option(
     "--max-examples",
     default=0,
@@ -102,6 +113,7 @@ def worker_client(
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
+    loader_workers: int,
     max_examples: int,
     quiet_hours: tuple[str, ...],
     approve: bool,
@@ -125,6 +137,7 @@ def worker_client(
         _site(where, data, task_allow, device, threads, client, file),
         max_examples=max_examples,
         approve=approve,
+        loader_workers=loader_workers,
         quiet_hours=tuple(str(hours.parse(span)) for span in quiet_hours),
     )
     _become_worker("client", site)
@@ -133,6 +146,7 @@ def worker_client(
 @worker.command("evaluator")
 @_credentials_option
 @_task_options
+@_loader_option
 @connection_options
 def worker_evaluator(
     where: Where,
@@ -141,11 +155,14 @@ def worker_evaluator(
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
+    loader_workers: int,
 ) -> None:
     """Score every version on the task's test set, beside the rounds."""
     if file is not None:
         _enrolled_as(file, names.EVALUATOR)
-    site = _site(where, data, task_allow, device, threads, file=file)
+    site = replace(
+        _site(where, data, task_allow, device, threads, file=file), loader_workers=loader_workers
+    )
     _become_worker("evaluator", site)
 
 

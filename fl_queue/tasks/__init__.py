@@ -59,6 +59,7 @@ class ClientContext:
         epochs, batch_size: As the config has them.
         rule: What the strategy adds to local SGD; a task with a training of its own hands it to
             ``sgd.local_sgd``, or cannot be used with such a strategy.
+        loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
         logged: What ``log`` has taken; None: it is no training that counts, and nothing is kept.
     """
 
@@ -77,6 +78,7 @@ class ClientContext:
     rule: LocalRule | None = None
     max_examples: int = 0
     logged: Logged | None = None
+    loader_workers: int = 0
 
     def log(
         self, name: str | None = None, value: Any = None, /, *, examples: int = 1, **values: Any
@@ -115,6 +117,7 @@ class ClientContext:
         device: str = "cpu",
         threads: int = 1,
         max_examples: int = 0,
+        loader_workers: int = 0,
     ) -> ClientContext:
         """The context of one job; what is not an argument comes from the config."""
         return cls(
@@ -131,6 +134,7 @@ class ClientContext:
             epochs=config.train["epochs"],
             batch_size=config.train["batch_size"],
             max_examples=max_examples,
+            loader_workers=loader_workers,
         )
 
 
@@ -271,13 +275,16 @@ class Task(ABC):
             clip_norm=self.config.train["clip_norm"],
             precision=self.config.train["precision"],
             device=context.device,
+            loader_workers=context.loader_workers,
             after_epoch=report,
             rule=context.rule,
         )
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
-        return sgd.evaluate(model, dataset, self.loss_in(context), context.device)
+        return sgd.evaluate(
+            model, dataset, self.loss_in(context), context.device, context.loader_workers
+        )
 
     def usage(self) -> Usage:
         """

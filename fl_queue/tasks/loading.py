@@ -18,8 +18,8 @@ from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.fields import nearest
+from fl_queue.loader import seed_everything
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import seed_everything
 from fl_queue.tasks import Task
 from fl_queue.tasks.function import FunctionTask
 

@@ -29,6 +29,32 @@ class Normed(ThreesAndSevens):
         return nn.Sequential(nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 """
 ROOT = Path(__file__).parents[2]
+#: Images read one at a time, with noise; the first process beside a training that reads one is killed.
+READ = """
+import os, signal
+from pathlib import Path
+import torch
+from torch.utils.data import Dataset, get_worker_info
+from fl_queue.tasks import ClientData
+from fl_queue.tasks.mnist import ThreesAndSevens
+
+class Noisy(Dataset):
+    def __init__(self, whole, flag):
+        self.whole, self.flag = whole, flag
+    def __len__(self):
+        return len(self.whole)
+    def __getitem__(self, index):
+        if self.flag.exists() and get_worker_info():
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        pixels, target = self.whole[index]
+        return pixels + 0.1 * torch.rand(784), target
+
+class Read(ThreesAndSevens):
+    def client_data(self, context):
+        data, flag = super().client_data(context), Path(self.options["flag"])
+        return ClientData(Noisy(data.train, flag), data.validation)
+"""
 BATCH_NORM = ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
 SKEWED = ("data.rotation=180.0", "run.task=normed:Normed", "round.cohort=2", "run.rounds=2")
 FEDBN = (*SKEWED, 'model.private=["@batch_norm"]', "train.finetune_epochs=1")
@@ -49,14 +75,16 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     """An aggregator, an evaluator, a pool process, and a site worker for each virtual client."""
     folder = tmp_path_factory.mktemp("personal")
     (folder / "normed.py").write_text(TASK)
+    (folder / "reading.py").write_text(READ)
     shutil.copy(ROOT / "examples/lora.py", folder)
     with start(folder / "state", server=chosen_server()) as redis:
         made = Federation(
-            redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed,lora:Adapted"
+            redis, folder, 0, {"PYTHONPATH": str(folder)}, "normed:Normed,lora:Adapted,reading:Read"
         )
         try:
-            for name in ("pool", *CLIENTS):
-                made.start(name, *(["--processes", "1"] if name == "pool" else []))
+            made.start("pool", "--processes", "1")
+            for client in CLIENTS:
+                made.start(client, "--loader-workers", "2")
             wait_for("workers", lambda: len(made.store.control.living_workers()) == 5, 120)
             yield made
         finally:
@@ -202,10 +230,26 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     assert changed == {f"{x}.{y}" for x in layers for y in "ab"}
 
     records = store.control.history(run)
-    fired = both.arm("client.trained", "kill", "sim-1")
-    for again in (finished(both, "lora", *LORA), finished(both, "lora", *LORA, *POOL)):
-        assert what_was_made(store.control.history(again)) == what_was_made(records)
-    assert fired.exists()
+    again = finished(both, "lora", *LORA, *POOL)
+    assert what_was_made(store.control.history(again)) == what_was_made(records)
+
+
+def test_processes_that_read_samples_change_no_bit_and_may_be_killed(both: Federation) -> None:
+    flag = both.folder / "kill-a-reader"
+    read = (
+        "run.task=reading:Read",
+        "round.cohort=2",
+        "run.rounds=2",
+        "train.batch_size=10",
+        f'task.flag="{flag}"',
+    )
+    alone = finished(both, "reading", *read, *POOL)
+    flag.touch()
+    beside = finished(both, "reading", *read)
+
+    assert not flag.exists()
+    histories = [both.store.control.history(run) for run in (alone, beside)]
+    assert what_was_made(histories[0]) == what_was_made(histories[1])
 
 
 def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:

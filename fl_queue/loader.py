@@ -1,0 +1,120 @@
+"""
+Samples that are read one at a time, and the processes that read them beside the training.
+
+How many processes there are is the machine's matter and changes no bit: the generators that a data
+set may draw from (augmentation, say) are seeded for each sample by the training's seed, the epoch and
+the sample's index, and are afterwards as they were. Imports torch. No Redis here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fl_queue.sampling import seed_for
+
+_PR_SET_PDEATHSIG = 1
+#: How torch's message begins when one of its processes has died.
+_LOST = "DataLoader worker (pid"
+
+
+class Reading(NamedTuple):
+    """
+    How a data set is read.
+
+    Args:
+        seed, epoch: Decide, with a sample's index, what is drawn when it is read.
+        workers: Processes that read beside this one; 0: it reads itself.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    workers: int = 0
+
+
+def seed_torch(seed: int, device: str) -> None:
+    """
+    Seed what torch draws on a device; the numbers are those of ``torch.manual_seed``.
+
+    That one also seeds every kind of accelerator there might be, and formats a stack trace for each:
+    as long as a small client's setting up.
+    """
+    if device == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
+def seed_everything(seed: int, device: str = "cpu") -> None:
+    """Seed all three generators that a user's code may draw from: torch's, numpy's and Python's."""
+    seed_torch(seed, device)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) -> Iterator[Any]:
+    """
+    The batches of a data set, collated as torch does.
+
+    Args:
+        batches: Indices of each batch's samples.
+    """
+    # A process for a single batch would only be in its way.
+    workers = min(reading.workers, len(batches)) if len(batches) > 1 else 0
+    yield from DataLoader(
+        _Seeded(dataset, reading),
+        batch_sampler=batches,
+        num_workers=workers,
+        # Data sets of a task need not be fit for pickle, and a fork begins at once.
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=partial(_end_with, os.getpid()),
+    )
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that a process of ``load`` was killed, which may come up anywhere in training."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_LOST)
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose samples are read with random numbers of their own."""
+
+    def __init__(self, dataset: Dataset[Any], reading: Reading) -> None:
+        self._dataset, self._reading = dataset, reading
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        with _untouched_generators():
+            return [self._sample(index) for index in indices]
+
+    def _sample(self, index: int) -> Any:
+        seed_everything(seed_for(self._reading.seed, "sample", self._reading.epoch, index))
+        return self._dataset[index]
+
+
+@contextmanager
+def _untouched_generators() -> Iterator[None]:
+    """What draws from torch, numpy or Python meanwhile takes nothing from those who draw later."""
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Have the kernel end this process when the one that trains ends: torch's would look every 5 s."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
