@@ -1,7 +1,7 @@
 """
 Published results, measured again: ``make reproduce``, about an hour on two cores.
 
-    python -m benchmarks.reproduce [--quick] [--data FOLDER] [--work FOLDER] [--output FILE]
+    python -m benchmarks.reproduce [--quick | --more] [--data FOLDER] [--work FOLDER] [--output FILE]
 
 The document is written after each run, so it may be interrupted at any time; called again, it goes on
 where it was. ``--quick`` takes about three minutes and prints its document. The exit status is 1 when
@@ -27,12 +27,13 @@ WORK = ROOT / "benchmarks" / ".reproduce"
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 
 
-def next_job(results: Results, quick: bool) -> Job | None:
+def next_job(results: Results, quick: bool, more: bool = False) -> Job | None:
     """The first job that has not been measured; None when all have."""
-    return next((job for job in all_jobs(results, quick) if results.get(job) is None), None)
+    jobs = all_jobs(results, quick, more)
+    return next((job for job in jobs if results.get(job) is None), None)
 
 
-def measure(work: Path, data: str, quick: bool, output: Path | None) -> int:
+def measure(work: Path, data: str, quick: bool, output: Path | None, more: bool = False) -> int:
     """
     Measure what has not been measured, and write the document after each run.
 
@@ -40,6 +41,7 @@ def measure(work: Path, data: str, quick: bool, output: Path | None) -> int:
         work: Folder of the results, and of the runs in progress.
         data: Folder of the full MNIST; empty: the task's own.
         output: The document; None: print it at the end.
+        more: Also what does not fit into an hour.
 
     Returns:
         How many published numbers were not reached.
@@ -49,10 +51,10 @@ def measure(work: Path, data: str, quick: bool, output: Path | None) -> int:
     """
     results = Results(work / "results")
     console = Console(stderr=True, highlight=False)
-    if next_job(results, quick):
+    if next_job(results, quick, more):
         check_data(data, "full")
         with Bench(work / "state", data) as bench:
-            while job := next_job(results, quick):
+            while job := next_job(results, quick, more):
                 console.print(f"{job.key} ...", soft_wrap=True)
                 measured = bench.measure(job)
                 results.put(job, measured)
@@ -77,7 +79,13 @@ def main() -> int:
         description="Published results, measured again, and written beside the published numbers. "
         "Interrupted, it goes on where it was when it is called again.",
     )
-    parser.add_argument("--quick", action="store_true", help="a part, in about three minutes")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="a part, in about three minutes")
+    extent.add_argument(
+        "--more",
+        action="store_true",
+        help="also what does not fit into an hour: about three in all",
+    )
     parser.add_argument(
         "--data",
         default="",
@@ -103,7 +111,8 @@ def main() -> int:
     output = arguments.output or (None if arguments.quick else DOCUMENT)
     data = str(Path(arguments.data).absolute()) if arguments.data else ""
     try:
-        return 1 if measure(arguments.work.absolute(), data, arguments.quick, output) else 0
+        work, more = arguments.work.absolute(), arguments.more
+        return 1 if measure(work, data, arguments.quick, output, more) else 0
     except FLQueueError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code if hasattr(exc, "exit_code") else 1

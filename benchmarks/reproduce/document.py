@@ -41,7 +41,8 @@ images, 10 a round (C = 0.1), plain SGD. Non-IID is the paper's pathological spl
 the images sorted by label. The metric is the paper's: accuracy on the 10,000 test images after each round, \
 best so far, rounds by linear interpolation at the crossing. A run ends when it crosses, or at the published \
 number of rounds. The paper took the best of 11 to 13 learning rates in each cell; here one value was \
-taken for each row, without a search, and two for the CNN. Published rounds are those of tables 1, 2 and 4.
+taken for each row, without a search, and three for the CNN (`make reproduce ARGS=--more` measures the other \
+two again, and further seeds, in two hours more). Published rounds are those of tables 1, 2 and 4.
 """
 
 _COMPARISON = """\
@@ -95,11 +96,12 @@ def targets_table(results: Results, targets: Sequence[Target]) -> str:
     )  # fmt: skip
     rows: list[list[object]] = []
     for target in targets:
-        for seed, job in zip(target.seeds, target.jobs, strict=True):
+        further = [seed for seed in target.more if results.get(target.job(seed))]
+        for seed in (*target.seeds, *further):
             published = f"{target.published}{f' ({target.also})' if target.also else ''}"
             rows.append(
                 [target.title, f"{100 * target.accuracy:g} %", target.settings["train.learning_rate"], seed,
-                 published, *_outcome(target, results.get(job))]
+                 published, *_outcome(target, results.get(target.job(seed)))]
             )  # fmt: skip
     return markdown(head, rows)
 
