@@ -19,9 +19,10 @@ from fl_queue.store.connect import (
     server_facts,
     unlink_matching,
 )
-from fl_queue.store.control import Control, RoundState, RunState, parse_run_state
+from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, as_text
+from fl_queue.store.states import RoundState, RunState, parse_run_state
 
 __all__ = [
     "ADMITTED_S",

@@ -1,0 +1,164 @@
+"""
+What the hash of a run and that of a round say, as values. No Redis here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from fl_queue.records import Mode, Purpose
+
+
+@dataclass(frozen=True)
+class RunState:
+    """
+    One run's hash. ``version`` is None before version 0; ``round`` -1 before the first.
+
+    ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
+    ``server_state``: name -> digest of what the strategy keeps with that version.
+    """
+
+    name: str
+    run_id: str
+    state: str
+    reason: str
+    version: int | None
+    digest: str
+    round: int
+    rounds_wanted: int
+    abandoned: int
+    evaluated_version: int | None
+    waited_s: float
+    segment: int
+    population: tuple[str, ...]
+    shares: int
+    initial: Mapping[str, Any] | None
+    created_at: float
+    download: str = ""
+    server_state: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Whether the run wants something done."""
+        return self.state == "training"
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """
+    One round's hash, while its keys live.
+
+    ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
+    body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
+    that belongs to the base version. ``population``: clients the run has seen when it was opened.
+    ``mode``, ``carried``, ``discount``: as in ``RoundRecord``.
+    """
+
+    number: int
+    state: str
+    purpose: Purpose
+    cohort: tuple[str, ...]
+    eligible: tuple[str, ...]
+    quorum: int
+    deadline_s: float
+    grace_s: float
+    elapsed_s: float
+    quorum_at_s: float | None
+    opened_at: float
+    base_version: int
+    base_digest: str
+    fence: int
+    data_server: str
+    w_max: int
+    scales: Mapping[str, list[float]]
+    segment: int
+    reason: str
+    groups: int = 0
+    download: str = ""
+    server_state: Mapping[str, str] = field(default_factory=dict)
+    population: int = 0
+    mode: Mode = "sync"
+    carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    discount: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_async(self) -> bool:
+        return self.mode == "async"
+
+    @property
+    def open(self) -> bool:
+        return self.state == "open"
+
+    def progress(self, received: int) -> str:
+        """How far it is, in words. Args: ``received``: updates that are in."""
+        if self.is_async:
+            return f"{received} of {self.quorum} updates in the buffer, {len(self.cohort) - received} clients at work"
+        return f"{received} of {len(self.cohort)} updates in, quorum {self.quorum}"
+
+    @property
+    def fetched(self) -> str:
+        """Digest of what clients fetch to start from."""
+        return self.download or self.base_digest
+
+
+def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
+    return None if text in (None, "") else kind(cast(str, text))
+
+
+def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
+    """A run's state from the fields of its hash, as text."""
+    return RunState(
+        name=raw["name"],
+        run_id=run,
+        state=raw["state"],
+        reason=raw.get("reason", ""),
+        version=_optional(int, raw.get("version")),
+        digest=raw.get("digest", ""),
+        round=int(raw["round"]),
+        rounds_wanted=int(raw["rounds_wanted"]),
+        abandoned=int(raw.get("abandoned", 0)),
+        evaluated_version=_optional(int, raw.get("evaluated_version")),
+        waited_s=float(raw.get("waited_s", 0)),
+        segment=int(raw.get("segment", 0)),
+        population=tuple(json.loads(raw.get("population", "[]"))),
+        shares=int(raw.get("shares", 0)),
+        initial=_optional(json.loads, raw.get("initial")),
+        created_at=float(raw["created_at"]),
+        download=raw.get("download", ""),
+        server_state=json.loads(raw.get("server_state", "{}")),
+    )
+
+
+def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
+    """The state of a run's round from the fields of its hash, as text."""
+    return RoundState(
+        number=number,
+        state=raw["state"],
+        purpose=cast(Purpose, raw["purpose"]),
+        cohort=tuple(json.loads(raw["cohort"])),
+        eligible=tuple(json.loads(raw["eligible"])),
+        quorum=int(raw["quorum"]),
+        deadline_s=float(raw["deadline_s"]),
+        grace_s=float(raw["grace_s"]),
+        elapsed_s=float(raw.get("elapsed_s", 0)),
+        quorum_at_s=_optional(float, raw.get("quorum_at_s")),
+        opened_at=float(raw["opened_at"]),
+        base_version=int(raw["base_version"]),
+        base_digest=raw["base_digest"],
+        fence=int(raw.get("fence", 0)),
+        data_server=raw.get("data_server", ""),
+        w_max=int(raw["w_max"]),
+        scales=json.loads(raw["scales"]),
+        segment=int(raw["segment"]),
+        reason=raw.get("reason", ""),
+        groups=int(raw.get("groups", 0)),
+        download=raw.get("download", ""),
+        server_state=json.loads(raw.get("server_state", "{}")),
+        population=int(raw.get("population", 0)),
+        mode=cast(Mode, raw.get("mode", "sync")),
+        carried=json.loads(raw.get("carried", "{}")),
+        discount=json.loads(raw.get("discount", "{}")),
+    )
