@@ -8,10 +8,12 @@ on the machine that has it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 
 
@@ -154,6 +156,8 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         ConfigError: Unknown task, unknown option, or a value that cannot be used.
     """
     if ":" in task:
+        for key, value in given.items():
+            _check_travels(f"task.{key}", value)
         return dict(given)
     entry = TASKS.get(task)
     if entry is None:
@@ -167,6 +171,20 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         key: field.parse(f"task.{key}", given[key]) if key in given else field.default
         for key, field in entry.options.items()
     }
+
+
+def _check_travels(field: str, value: Any) -> None:
+    """Raises ConfigError: a config travels as JSON, which has no dates and no NaN."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            _check_travels(f"{field}.{key}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(field, f"{value} is no number that can be used; give a finite one")
+    elif not isinstance(value, str | int | float):
+        raise ConfigError(
+            field, f"a {type(value).__name__} does not travel; write it as text, in quotes"
+        )
 
 
 def may_differ(task: str, options: Mapping[str, Any]) -> bool:

@@ -268,7 +268,8 @@ def _arrays(name: str, record: ArrayRecord) -> Named:
 
 
 def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int | float) or value != int(value) or value < 0:
+    # Also of nan and infinity, which int() does not take.
+    if not isinstance(value, int | float) or value < 0 or value % 1 != 0:
         raise ConfigError(
             "run.task", f"{name} says it used {value!r} examples; give a whole number"
         )

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Subset
 
 from fl_queue import sgd
-from fl_queue.config import RunConfig
+from fl_queue.config import RunConfig, load
 from fl_queue.errors import ConfigError
 from fl_queue.records import Manifest
 from fl_queue.tasks import ClientContext, Task, code_digest
@@ -220,3 +220,18 @@ def test_a_split_by_class_needs_classes(
     with pytest.raises(ConfigError, match="labels") as caught:
         own.client_data(context_of(config))
     assert caught.value.field == "data.partition"
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("task.rate=nan", "task.rate"),
+        ("task.since=2026-01-01", "task.since"),
+        ("task.deep=[1, {x = inf}]", "task.deep.1.x"),
+    ],
+)
+def test_options_of_ones_own_that_do_not_travel_are_named(setting: str, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("demo", ("run.task=mine:made", setting))
+
+    assert caught.value.field == field
