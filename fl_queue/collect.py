@@ -11,20 +11,16 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fl_queue import (
-    checkpoint,
     dispatch,
     faults,
     flight,
     kept,
     metrics,
-    models,
     names,
     opening,
     rounds,
@@ -32,26 +28,23 @@ from fl_queue import (
     simulation,
     turns,
 )
-from fl_queue.blob import Bytes, Tensor
-from fl_queue.checkpoint import Body
 from fl_queue.config import too_few_for
 from fl_queue.drain import Drain
 from fl_queue.errors import (
     CheckpointError,
-    ChunksMissing,
     ConfigError,
     OwnershipLost,
     StoreUnavailable,
 )
-from fl_queue.files import Mapped
 from fl_queue.intake import Intake
 from fl_queue.lease import Lease
-from fl_queue.records import Manifest, Receipt, RoundRecord
+from fl_queue.making import Made, Maker
+from fl_queue.records import Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
 from fl_queue.store import Doorbell, Store
 from fl_queue.strategies import load_strategy
-from fl_queue.strategies.base import Facts, Strategy, client_layouts, state_manifest
+from fl_queue.strategies.base import Strategy, client_layouts
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +82,6 @@ class Collector:
         self.state_dir = state_dir
         self.token = secrets.token_hex(8)
         self.strategy_allow = strategy_allow
-        self.base: Mapped | Body | None = None
         self.strategy: Strategy | None = None
         #: Why this worker cannot merge the round at all.
         self.refused = ""
@@ -132,11 +124,10 @@ class Collector:
             self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
         )
         self.intake.resume()
+        self.maker = Maker(self.store, self.run, current, self.config, self.state_dir)
         if self.intake.merge is not None:
             self._load_strategy()
-            # Now, while clients train; what is not there yet may be so by the commit.
-            with suppress(ChunksMissing, CheckpointError):
-                self.base = self._open_base()
+            self.maker.prepare(self.intake.merge.manifest)
 
     def _load_strategy(self) -> None:
         name = self.config.aggregation["strategy"]
@@ -322,29 +313,21 @@ class Collector:
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
         first = ending.outcome == "initialised"
-        version = 0 if first else self.round.base_version + 1
-        folder = models.checkpoint_folder(self.state_dir, self.run)
-        metadata = {"run": self.run, "version": str(version), "round": str(self.number)}
         try:
-            with ExitStack() as stack:
-                writers = self._state_writers(stack, folder, metadata)
-                manifest, pieces = self._next_model(writers)
-                draft = stack.enter_context(checkpoint.drafted(folder, manifest, pieces, metadata))
-                state = {name: writer.finish() for name, writer in writers.items()}
-                download = self._publish(draft, manifest, state)
-                faults.reach("model.published")
-                for kept_with_it in state.values():
-                    kept_with_it.keep()
-                draft.keep()
+            made = self._make()
         except CheckpointError as exc:
             event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
             self.store.control.add_event(self.run, event)
             raise
         faults.reach("checkpoint.written")
         self.lease.check()
-        digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
-        made = replace(record, version=version, digest=draft.digest, server_state=digests)
-        made = replace(made, left_out=self.intake.left_out)
+        whole = replace(
+            record,
+            version=made.version,
+            digest=made.digest,
+            server_state=made.server_state,
+            left_out=self.intake.left_out,
+        )
         return self.store.control.end_round(
             self.run,
             self.number,
@@ -352,16 +335,22 @@ class Collector:
             token=self.token,
             outcome="initialised" if first else "committed",
             reason=ending.reason,
-            record=None if first else made,
+            record=None if first else whole,
             receipts=self._final_receipts(ending),
             max_abandoned=self.config.round["max_abandoned"],
-            version=version,
-            digest=draft.digest,
-            download=download,
-            manifest=manifest if first else None,
-            server_state=digests,
+            version=made.version,
+            digest=made.digest,
+            download=made.download,
+            manifest=made.manifest if first else None,
+            server_state=made.server_state,
             keeping=self._keeping(record),
         )
+
+    def _make(self) -> Made:
+        if self.intake.initial is not None:
+            return self.maker.first(*self.intake.initial)
+        assert self.intake.merge is not None
+        return self.maker.next(self.intake.merge, self.strategy)
 
     def _keeping(self, record: RoundRecord) -> dict[str, tuple[int, str]]:
         """Client -> round of its job and digest of its update, where clients keep something with it."""
@@ -371,71 +360,6 @@ class Collector:
         if not client_layouts(self.strategy, manifest, feedback):
             return {}
         return flight.by_job(self.round, record.accepted)
-
-    def _state_writers(
-        self, stack: ExitStack, folder: Path, metadata: Mapping[str, str]
-    ) -> dict[str, checkpoint.Writer]:
-        """Writers of what the strategy keeps with the new version: it is made with that, block by block."""
-        if self.strategy is None or self.intake.manifest is None:
-            return {}
-        manifest = state_manifest(self.intake.manifest)
-        return {
-            name: stack.enter_context(
-                checkpoint.writing(folder, manifest, {**metadata, "state": name})
-            )
-            for name in self.strategy.server_state
-        }
-
-    def _publish(
-        self, draft: checkpoint.Draft, manifest: Manifest, state: Mapping[str, checkpoint.Draft]
-    ) -> str:
-        """
-        Send the new version to the data server while the disk takes it for good.
-
-        Returns:
-            Digest of the encoded body that clients fetch instead; empty when they fetch the version.
-        """
-        with ThreadPoolExecutor(1) as other:
-            syncing = other.submit(draft.sync)
-            chunk_bytes = self.config.redis["chunk_bytes"]
-            models.publish(self.store, self.run, draft.digest, draft.view, chunk_bytes)
-            for kept_with_it in state.values():
-                models.publish(
-                    self.store, self.run, kept_with_it.digest, kept_with_it.view, chunk_bytes
-                )
-            download = models.publish_encoded(
-                self.store, self.run, draft.view, manifest, self.config.model["codec"], chunk_bytes
-            )
-            syncing.result()
-        return download
-
-    def _next_model(
-        self, writers: Mapping[str, checkpoint.Writer]
-    ) -> tuple[Manifest, Iterable[Bytes | Tensor]]:
-        if self.intake.initial is not None:
-            manifest, body = self.intake.initial
-            return manifest, [body]
-        merge = self.intake.merge
-        assert merge is not None
-        base = self.base or self._open_base()
-        current = self.round
-        facts = Facts(current.base_version + 1, merge.count, current.population)
-        sinks = {name: writer.write for name, writer in writers.items()}
-        state = models.state_arrays(
-            self.store,
-            self.run,
-            current.server_state,
-            merge.manifest,
-            self.config.redis["chunk_bytes"],
-            self.state_dir,
-        )
-        return merge.manifest, merge.next_model(base.view, state, sinks, facts, self.strategy)
-
-    def _open_base(self) -> Mapped | Body:
-        manifest = self.intake.manifest
-        assert manifest is not None
-        digest, chunk_bytes = self.round.base_digest, self.config.redis["chunk_bytes"]
-        return models.base_body(self.store, self.run, digest, manifest, chunk_bytes, self.state_dir)
 
     def _final_receipts(self, ending: Ending) -> dict[str, Receipt]:
         if ending.outcome == "abandoned":

@@ -1,0 +1,170 @@
+"""
+The next version of a run: made of what was merged, on this machine's disk, and on the data server.
+
+It counts only once the commit script has named it; who calls that is ``collect``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_queue import checkpoint, faults, models
+from fl_queue.blob import Bytes, Tensor
+from fl_queue.checkpoint import Body
+from fl_queue.config import RunConfig
+from fl_queue.errors import CheckpointError, ChunksMissing
+from fl_queue.files import Mapped
+from fl_queue.merge import Merge
+from fl_queue.records import Manifest
+from fl_queue.store import RoundState, Store
+from fl_queue.strategies.base import Facts, Strategy, state_manifest
+
+
+@dataclass(frozen=True)
+class Made:
+    """
+    A version that can be committed.
+
+    Args:
+        version: Its number.
+        digest: BLAKE3 of its body, hexadecimal.
+        download: Digest of the encoded body that clients fetch instead; empty: they fetch the version.
+        manifest: What its tensors are.
+        server_state: Name -> digest of what the strategy keeps with it.
+    """
+
+    version: int
+    digest: str
+    download: str
+    manifest: Manifest
+    server_state: dict[str, str]
+
+
+class Maker:
+    """
+    Makes the version that a round ends with.
+
+    Args:
+        store: Both servers.
+        run: Run id.
+        current: The round.
+        config: Of the run.
+        state_dir: This machine's folder; checkpoints are below it.
+    """
+
+    def __init__(
+        self, store: Store, run: str, current: RoundState, config: RunConfig, state_dir: Path
+    ) -> None:
+        self.store, self.run, self.round = store, run, current
+        self.config, self.state_dir = config, state_dir
+        self.folder = models.checkpoint_folder(state_dir, run)
+        self._chunk_bytes = config.redis["chunk_bytes"]
+        self._base: Mapped | Body | None = None
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Fetch the round's base version now, while clients train; what is not there yet may be so later."""
+        with suppress(ChunksMissing, CheckpointError):
+            self._base = self._open_base(manifest)
+
+    def first(self, manifest: Manifest, body: Bytes) -> Made:
+        """
+        Version 0, as a client has sent it.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        with ExitStack() as stack:
+            return self._write(stack, 0, manifest, [body], {})
+
+    def next(self, merge: Merge, strategy: Strategy | None) -> Made:
+        """
+        The version after the round's base.
+
+        Raises:
+            CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
+            ChunksMissing: What it needs is not on the data server (any more).
+        """
+        current = self.round
+        version = current.base_version + 1
+        with ExitStack() as stack:
+            writers = self._state_writers(stack, version, merge.manifest, strategy)
+            base = self._base or self._open_base(merge.manifest)
+            facts = Facts(version, merge.count, current.population)
+            state = models.state_arrays(
+                self.store,
+                self.run,
+                current.server_state,
+                merge.manifest,
+                self._chunk_bytes,
+                self.state_dir,
+            )
+            sinks = {name: writer.write for name, writer in writers.items()}
+            pieces = merge.next_model(base.view, state, sinks, facts, strategy)
+            return self._write(stack, version, merge.manifest, pieces, writers)
+
+    def _open_base(self, manifest: Manifest) -> Mapped | Body:
+        digest = self.round.base_digest
+        return models.base_body(
+            self.store, self.run, digest, manifest, self._chunk_bytes, self.state_dir
+        )
+
+    def _metadata(self, version: int) -> dict[str, str]:
+        return {"run": self.run, "version": str(version), "round": str(self.round.number)}
+
+    def _state_writers(
+        self, stack: ExitStack, version: int, manifest: Manifest, strategy: Strategy | None
+    ) -> dict[str, checkpoint.Writer]:
+        """Writers of what the strategy keeps with the new version: it is made with that, block by block."""
+        if strategy is None:
+            return {}
+        layout, metadata = state_manifest(manifest), self._metadata(version)
+        return {
+            name: stack.enter_context(
+                checkpoint.writing(self.folder, layout, {**metadata, "state": name})
+            )
+            for name in strategy.server_state
+        }
+
+    def _write(
+        self,
+        stack: ExitStack,
+        version: int,
+        manifest: Manifest,
+        pieces: Iterable[Bytes | Tensor],
+        writers: Mapping[str, checkpoint.Writer],
+    ) -> Made:
+        """Have a version on disk and on the data server, with what the strategy keeps."""
+        metadata = self._metadata(version)
+        draft = stack.enter_context(checkpoint.drafted(self.folder, manifest, pieces, metadata))
+        state = {name: writer.finish() for name, writer in writers.items()}
+        download = self._publish(draft, manifest, state)
+        faults.reach("model.published")
+        for kept_with_it in state.values():
+            kept_with_it.keep()
+        draft.keep()
+        digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
+        return Made(version, draft.digest, download, manifest, digests)
+
+    def _publish(
+        self, draft: checkpoint.Draft, manifest: Manifest, state: Mapping[str, checkpoint.Draft]
+    ) -> str:
+        """
+        Send the new version to the data server while the disk takes it for good.
+
+        Returns:
+            Digest of the encoded body that clients fetch instead; empty when they fetch the version.
+        """
+        encoding, chunk_bytes = self.config.model["codec"], self._chunk_bytes
+        with ThreadPoolExecutor(1) as other:
+            syncing = other.submit(draft.sync)
+            for body in (draft, *state.values()):
+                models.publish(self.store, self.run, body.digest, body.view, chunk_bytes)
+            download = models.publish_encoded(
+                self.store, self.run, draft.view, manifest, encoding, chunk_bytes
+            )
+            syncing.result()
+        return download
