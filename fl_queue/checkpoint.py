@@ -282,13 +282,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as exc:
         raise DataError(str(path), "no such file") from exc
     except TypeError as exc:  # numpy has no such dtype, as bfloat16
         raise DataError(str(path), f"{exc}; convert its tensors to float32") from exc
     except (OSError, SafetensorError) as exc:
         raise DataError(str(path), f"is not a readable safetensors file: {exc}") from exc
+    for name, array in found.items():
+        # A package that somebody has imported may have taught numpy bfloat16.
+        if array.dtype.kind not in "fiub":
+            reason = f"tensor {name!r} has dtype {array.dtype}; convert its tensors to float32"
+            raise DataError(str(path), reason)
+    return found
 
 
 def named_tensors(body: Bytes, manifest: Manifest) -> dict[str, Tensor]:

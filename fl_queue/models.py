@@ -18,7 +18,6 @@ from fl_queue.checkpoint import Body
 from fl_queue.errors import (
     CheckpointError,
     ChunksMissing,
-    DataError,
     ModelMismatch,
     UnknownVersion,
 )
@@ -227,8 +226,7 @@ def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, obj
         DataError: Not a safetensors file, or a tensor of a dtype a model cannot have.
     """
     arrays = {
-        name: _as_model(path, name, array)
-        for name, array in sorted(checkpoint.read_tensors(path).items())
+        name: _as_model(array) for name, array in sorted(checkpoint.read_tensors(path).items())
     }
     body = b"".join(array.tobytes() for array in arrays.values())
     digest = blob.body_digest(body)
@@ -270,11 +268,5 @@ def initial_arrays(
     return {spec.name: arrays[spec.name].astype(spec.dtype) for spec in manifest.tensors}
 
 
-def _as_model(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "f":
-        return array.astype("<f4")
-    if array.dtype.kind in "iub":
-        return array.astype("<i8")
-    raise DataError(
-        str(path), f"tensor {name!r} has dtype {array.dtype}; convert it to float32 or int64"
-    )
+def _as_model(array: np.ndarray) -> np.ndarray:
+    return array.astype("<f4" if array.dtype.kind == "f" else "<i8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import stat
@@ -249,6 +250,14 @@ def test_a_bad_initial_model_is_named(tmp_path: Path, content: bytes | None, wor
         checkpoint.read_tensors(path)
     assert caught.value.path == str(path)
     assert word in caught.value.reason
+
+
+def test_bfloat16_is_refused_also_where_numpy_knows_it(tmp_path: Path) -> None:
+    importlib.import_module("ml_dtypes")  # As the exporter to ONNX does.
+    path = tmp_path / "initial.safetensors"
+    path.write_bytes(len(BFLOAT16).to_bytes(8, "little") + BFLOAT16 + bytes(4))
+    with pytest.raises(DataError, match=r"'w'.*float32"):
+        checkpoint.read_tensors(path)
 
 
 def test_a_folder_is_no_initial_model(tmp_path: Path) -> None:

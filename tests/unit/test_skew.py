@@ -18,6 +18,7 @@ from fl_queue import simulation
 from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
+from fl_queue.site import Site
 from fl_queue.tasks import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.skew import Skew, rotated
@@ -173,8 +174,7 @@ def context_in_a_worker(client, population):
     """What a worker tells the task, of one job."""
     config = config_of(train_per_class=[5, 5], **SKEWED)
     state = SimpleNamespace(population=population, shares=4, name="run")
-    site = SimpleNamespace(data_dir="", device="cpu", threads=1)
-    job = Assignment(None, site, client, state, SimpleNamespace(number=2), config)
+    job = Assignment(None, Site(threads=1), client, state, SimpleNamespace(number=2), config)
     return config, job.context()
 
 
