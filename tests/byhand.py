@@ -47,11 +47,9 @@ class ByHand:
         )
         for client in clients:
             store.control.hold(names.client_holder(client), "t", 60, {})
-        # However slow this machine is: all clients have been heard.
-        store.control.redis.hset(names.CLOCK, "settling_s", 0)
         self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
         self.run = runs.start_run(store, NAME, self.config, 2).run_id
-        rounds.advance(store, self.run)
+        self.advance()
         body = bytes(self.manifest.nbytes)
         first = self.header("model", self.round.cohort[0], body)
         self.send(replace(first, manifest=self.manifest.to_json()), body)
@@ -157,7 +155,14 @@ class ByHand:
     def work(self) -> str:
         """An aggregator's job, until it ends."""
         number = self.round.number
-        return Collector(self.store, self.run, number, self.job(), self.folder).work()
+        answer = Collector(self.store, self.run, number, self.job(), self.folder).work()
+        self.advance()
+        return answer
+
+    def advance(self) -> None:
+        """Open what is due, however slow this machine is: a long silence makes rounds wait for all to be heard."""
+        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
+        rounds.advance(self.store, self.run)
 
     # What is there
 
