@@ -16,14 +16,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import outbox
-from fl_queue.errors import ConfigError, DataError
-from fl_queue.files import written_whole
+from fl_queue import files, outbox
+from fl_queue.errors import ConfigError
 from fl_queue.header import Header
 from fl_queue.plain import printable
 from fl_queue.records import Awaited, dumps
@@ -89,7 +88,9 @@ def ask(path: Path, job: str) -> None:
     """
     file = path.with_suffix(outbox.WAITING)
     since = _read(file).get("since")
-    _write(file, {"job": job, "since": since if type(since) is float else time.time()})
+    files.write(
+        file, dumps({"job": job, "since": since if type(since) is float else time.time()}).encode()
+    )
 
 
 def told(site: Site) -> str:
@@ -157,7 +158,9 @@ def decide(item: Waiting, approved: bool, reason: str = "") -> None:
     why = printable(reason)[:LONGEST_REASON]
     told = "" if approved else DECLINED + (f": {why}" if why else "")
     file = item.path.with_suffix(outbox.DECISION)
-    _write(file, {"token": item.header.token, "approved": approved, "reason": told})
+    files.write(
+        file, dumps({"token": item.header.token, "approved": approved, "reason": told}).encode()
+    )
     if os.geteuid() == 0:
         # The worker has to read it, whatever the umask of whoever decides.
         owner = item.path.stat()
@@ -170,11 +173,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return raw if type(raw) is dict else {}
-
-
-def _write(path: Path, raw: Mapping[str, Any]) -> None:
-    try:
-        with written_whole(path) as file:
-            file.write(dumps(raw).encode())
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written ({exc.strerror})") from exc

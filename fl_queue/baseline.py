@@ -150,11 +150,7 @@ def write(path: Path, baseline: Baseline) -> None:
     Raises:
         DataError: It cannot be written.
     """
-    try:
-        with files.written_whole(path) as file:
-            file.write(dumps(asdict(baseline)).encode() + b"\n")
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
+    files.write(path, dumps(asdict(baseline)).encode() + b"\n")
 
 
 def read(path: Path) -> Baseline:

@@ -139,13 +139,16 @@ def write(path: Path, facts: Facts, file: str, kind: str) -> None:
     Raises:
         DataError: It cannot be written, or is something else already.
     """
+    if path.is_file() and not _is_card(path):
+        raise DataError(str(path), "is there, and no model card; name another file")
+    files.write(path, render(facts, file, kind).encode())
+
+
+def _is_card(path: Path) -> bool:
     try:
-        if path.exists() and not path.read_bytes().startswith(_FIRST.encode()):
-            raise DataError(str(path), "is there, and no model card; name another file")
-        with files.written_whole(path) as out:
-            out.write(render(facts, file, kind).encode())
+        return path.read_bytes().startswith(_FIRST.encode())
     except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
+        raise DataError(str(path), f"cannot be read: {exc.strerror or exc}") from exc
 
 
 def render(facts: Facts, file: str, kind: str) -> str:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fl_queue.errors import DataError
+
 UNFINISHED = ".tmp"
 
 
@@ -34,6 +36,23 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """
+    Write a file whole, for people or for another process; an existing one is replaced.
+
+    Raises:
+        DataError: It cannot be written, or is no file; nothing is left behind.
+    """
+    # A rename would put a file in the place of a device such as /dev/stdout.
+    if path.exists() and not path.is_file():
+        raise DataError(str(path), "is not a file; name a file to write to")
+    try:
+        with written_whole(path) as file:
+            file.write(content)
+    except OSError as exc:
+        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
 
 
 class Mapped:

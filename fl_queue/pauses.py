@@ -13,9 +13,8 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fl_queue import hours
+from fl_queue import files, hours
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.files import written_whole
 from fl_queue.plain import printable
 from fl_queue.records import dumps
 from fl_queue.site import Site
@@ -70,11 +69,7 @@ def pause(state_dir: Path, client: str, reason: str, now: datetime) -> bool:
         return False
     since = now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = {"since": since, "reason": printable(reason)[:LONGEST_REASON]}
-    try:
-        with written_whole(path) as file:
-            file.write(dumps(text).encode())
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written ({exc.strerror})") from exc
+    files.write(path, dumps(text).encode())
     return True
 
 

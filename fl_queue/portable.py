@@ -111,7 +111,7 @@ def write_torch(path: Path, manifest: Manifest, body: Bytes) -> None:
     """
     made = io.BytesIO()
     torch.save(state_dict(manifest, body), made)
-    _write(path, made.getbuffer())
+    files.write(path, made.getbuffer())
 
 
 def write_onnx(
@@ -155,7 +155,7 @@ def write_onnx(
         "details": json.dumps(dict(usage.details), ensure_ascii=False, sort_keys=True),
     }
     _describe(graph, said)
-    _write(path, graph.SerializeToString(deterministic=True))
+    files.write(path, graph.SerializeToString(deterministic=True))
 
 
 def _check_packages() -> None:
@@ -237,17 +237,6 @@ def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
         del tensor.metadata_props[:]
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, dict(properties))
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    # A rename would put a file in the place of a device such as /dev/stdout.
-    if path.exists() and not path.is_file():
-        raise DataError(str(path), "is not a file; name a file to write to")
-    try:
-        with files.written_whole(path) as file:
-            file.write(content)
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
 
 
 def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> Usage | None:
