@@ -1,5 +1,5 @@
 """
-Whether a process of this machine is dead, for certain, without waiting for its lease to run out.
+Whether a process of this machine is dead, for certain, without waiting for its lease to run out; and dying together.
 
 A lease names its holder's process. Whoever looks at it from the same machine (and, for containers,
 the same pid namespace) can ask the kernel; from anywhere else only time tells.
@@ -7,11 +7,15 @@ the same pid namespace) can ask the kernel; from anywhere else only time tells.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
 
 
 def identity(pid: int | None = None) -> str:
@@ -55,3 +59,19 @@ def _started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> None:
+    """
+    Have the kernel send this process a signal when the thread that started it ends, however it ends.
+
+    An orphaned work-horse would train on beside the one that replaces it, and an orphaned worker
+    would keep its client's lease.
+
+    Args:
+        parent: Pid of the parent, to notice that it ended before this call.
+        signum: What is sent.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -8,10 +8,8 @@ the sample's index, and are afterwards as they were. Imports torch. No Redis her
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,9 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fl_queue.liveness import die_with_parent
 from fl_queue.sampling import seed_for
 
-_PR_SET_PDEATHSIG = 1
 #: How torch's message begins when one of its processes has died.
 _LOST = "DataLoader worker (pid"
 
@@ -114,7 +112,5 @@ def _untouched_generators() -> Iterator[None]:
 
 
 def _end_with(parent: int, worker: int) -> None:
-    """Have the kernel end this process when the one that trains ends: torch's would look every 5 s."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    """End this process when the one that trains ends: torch's would look every 5 s."""
+    die_with_parent(parent)

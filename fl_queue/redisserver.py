@@ -7,7 +7,6 @@ server needs to know no more than that it is there.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import os
@@ -24,6 +23,7 @@ from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from fl_queue.errors import StoreUnavailable
+from fl_queue.liveness import die_with_parent
 
 Role = Literal["control", "data"]
 
@@ -35,8 +35,6 @@ USERS = "users.acl"
 #: BLMOVE came with 6.2.
 OLDEST = (6, 2)
 _LOG_LINES = 5
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 _SETTINGS: dict[Role, tuple[str, ...]] = {
     "control": ("appendonly yes", "appendfsync always"),
@@ -165,7 +163,7 @@ class Server:
                 start_new_session=True,
                 # Only the child itself can ask the kernel for this. A launcher in between would
                 # need `setpriv`, which not every image has, or cost a Python start.
-                preexec_fn=lambda: _end_with(starter),
+                preexec_fn=lambda: die_with_parent(starter, signal.SIGTERM),
             )
 
     def await_ready(self) -> None:
@@ -240,13 +238,6 @@ class Server:
     def _last_words(self) -> str:
         text = (self.folder / "redis.log").read_text(encoding="utf-8", errors="replace")
         return "its log ends: " + " | ".join(text.split("\n")[-_LOG_LINES - 1 :]).rstrip(" |")
-
-
-def _end_with(starter: int) -> None:
-    """Runs in the forked child: have the kernel send SIGTERM when the starter's thread ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != starter:  # it ended before we asked
-        os._exit(1)
 
 
 def answers(url: str, timeout_s: float = 1.0) -> bool:

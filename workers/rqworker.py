@@ -37,7 +37,7 @@ from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
 from fl_queue.store import AWAITED, LEASE_S, PAUSED, Control, plain_client
-from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
+from workers.process import EXIT_REFUSED, log_to_console
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class FLWorker(Worker):
             log.warning("control server not reachable while job %s runs: %s", job.id, exc)
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
-        die_with_parent(self.pid or 0)
+        liveness.die_with_parent(self.pid or 0)
         if _role(queue.name) != "aggregator":
             # On a machine that several share, training gives way to leases, merging and restarts.
             os.nice(HORSE_NICENESS)
@@ -362,7 +362,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     log_to_console()
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
     if supervisor:
-        die_with_parent(int(supervisor))
+        liveness.die_with_parent(int(supervisor))
     site = Site.from_environ()
     if site.credentials or queue == names.AGGREGATE_QUEUE:
         signing.preload()

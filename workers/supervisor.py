@@ -21,10 +21,10 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fl_queue import names
+from fl_queue import liveness, names
 from fl_queue.errors import FLQueueError, StoreUnavailable
 from fl_queue.site import Site
-from workers.process import EXIT_REFUSED, die_with_parent, log_to_console
+from workers.process import EXIT_REFUSED, log_to_console
 
 if TYPE_CHECKING:
     from workers.chores import Chores
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, help="end when this process ends")
     arguments = parser.parse_args()
     if arguments.parent:
-        die_with_parent(arguments.parent)
+        liveness.die_with_parent(arguments.parent)
     site = Site.from_environ()
     try:
         site.store().close()
