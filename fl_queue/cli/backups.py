@@ -10,19 +10,13 @@ import click
 
 from fl_queue import backup as backups
 from fl_queue import runs
-from fl_queue.cli.common import Where, connection_options
+from fl_queue.cli.common import Where, connection_options, output_option
 from fl_queue.cli.completing import run_argument
 
 
 @click.command()
 @run_argument()
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Zip file; an existing one is replaced.",
-)
+@output_option("Zip file; an existing one is replaced.")
 @connection_options
 def backup(where: Where, run: str, output: Path) -> None:
     """

@@ -143,6 +143,24 @@ def _warn_of_passwords() -> None:
             )
 
 
+def output_option(explained: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """Add ``-o``, a file to write; the command gets it as ``output``. Args: ``explained``: its help."""
+    return click.option(
+        "-o",
+        "--output",
+        required=required,
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=explained,
+    )
+
+
+def device_options(command: Command) -> Command:
+    """Add ``--device`` and ``--threads``, for a command that trains in this process."""
+    threads = click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+    device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+    return device(threads(command))
+
+
 def baseline_option(command: Command) -> Command:
     """Add ``--baseline``; the command gets the files as ``baseline``."""
     return click.option(

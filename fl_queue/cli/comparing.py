@@ -24,6 +24,7 @@ from fl_queue.cli.common import (
     baseline_option,
     connection_options,
     data_folder,
+    device_options,
     json_option,
     set_option,
     write_json,
@@ -134,8 +135,7 @@ def _cell(value: float | None) -> str:
 @click.command("try-task")
 @config_argument(metavar="CONFIG")
 @click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@device_options
 @click.option(
     "--max-examples", default=0, type=click.IntRange(min=0), help="As for a client's worker."
 )

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import mix
-from fl_queue.cli.common import json_option, set_option, write_json
+from fl_queue.cli.common import json_option, output_option, set_option, write_json
 from fl_queue.cli.completing import config_argument
 
 
@@ -27,12 +27,7 @@ from fl_queue.cli.completing import config_argument
     default=None,
     help="How many clients there will be, where the config does not say.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also draw it (PNG, SVG).",
-)
+@output_option("Also draw it (PNG, SVG).", required=False)
 @json_option
 def partition_command(
     config: str | None,

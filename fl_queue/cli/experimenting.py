@@ -21,7 +21,9 @@ from fl_queue.cli.common import (
     Where,
     connection_options,
     data_folder,
+    device_options,
     json_option,
+    output_option,
     set_option,
     write_json,
 )
@@ -108,12 +110,7 @@ def sweep(
     type=click.Choice(baselines.KINDS),
     help="local: a model for each client, alone; centralised: one on the data of all.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="JSON file, for --baseline of compare and plot.",
-)
+@output_option("JSON file, for --baseline of compare and plot.", required=False)
 @click.option(
     "--clients",
     default=0,
@@ -128,8 +125,7 @@ def sweep(
     "which is called as its folder.",
 )
 @click.option("--test-data", default="", metavar="FOLDER", help="Default: the first --data.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@device_options
 @set_option()
 @json_option
 def baseline(

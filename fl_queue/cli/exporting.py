@@ -13,7 +13,7 @@ import click
 
 from fl_queue import card as cards
 from fl_queue import exporters, models, runs, scores
-from fl_queue.cli.common import Where, check_imports, connection_options, data_folder
+from fl_queue.cli.common import Where, check_imports, connection_options, data_folder, output_option
 from fl_queue.cli.completing import run_argument
 from fl_queue.cli.running import interrupt_on_sigterm
 from fl_queue.errors import ConfigError
@@ -21,13 +21,7 @@ from fl_queue.errors import ConfigError
 
 @click.command()
 @run_argument()
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.",
-)
+@output_option("File to write.")
 @click.option("--version", type=click.IntRange(min=0), help="Default: the newest.")
 @click.option("--best", is_flag=True, help="The version that run.select names.")
 @click.option(

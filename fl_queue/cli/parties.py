@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from fl_queue import credentials, enrolment
-from fl_queue.cli.common import Command, Where, connection_options
+from fl_queue.cli.common import Command, Where, connection_options, output_option
 from fl_queue.enrolment import Place
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import resolve_urls
@@ -32,13 +32,7 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 
 @click.command()
 @click.argument("client")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Credentials to hand over.",
-)
+@output_option("Credentials to hand over.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option(
     "--max-examples",

@@ -35,6 +35,7 @@ from fl_queue.cli.common import (
     baseline_option,
     connection_options,
     json_option,
+    output_option,
     set_option,
     write_json,
 )
@@ -160,13 +161,7 @@ def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
 
 @click.command()
 @run_argument()
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="PNG file.",
-)
+@output_option("PNG file.")
 @baseline_option
 @connection_options
 def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> None:
