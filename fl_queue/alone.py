@@ -15,15 +15,24 @@ from pathlib import Path
 
 from torch import nn
 
-from fl_queue import blob, checkpoint, metrics, reproducible, sampling, sgd, simulation, training
+from fl_queue import (
+    blob,
+    checkpoint,
+    metrics,
+    models,
+    reproducible,
+    sampling,
+    sgd,
+    simulation,
+    training,
+)
 from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.records import Manifest
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks import ClientContext, ClientData, Task, training_data
 from fl_queue.tasks.loading import load_task
-from fl_queue.tensors import Arrays, load_arrays, views_of
+from fl_queue.tensors import load_arrays, views_of
 
 #: Called after each round of a model: its index, how many models there are, whose it is, the round, and
 #: finished metrics on the test set, empty where it was not tested.
@@ -112,7 +121,8 @@ class _Work:
         # Building the next model may overwrite what these are views of.
         self.base = {tensor: array.copy() for tensor, array in self.base.items()}
         if config.model["initial"]:
-            self.base = _initial(Path(config.model["initial"]), self.manifest)
+            found = checkpoint.read_tensors(Path(config.model["initial"]))
+            self.base = models.fitted(found, self.manifest, config.model["initial"])
         self.test = None
         if config.run["evaluate_every"]:
             self.test = self._test_data(place.test or first)
@@ -142,14 +152,8 @@ class _Work:
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
-        with reproducible.reproducible(_seed(context, "data"), context):
-            found = task.client_data(replace(context, data_dir=folder or context.data_dir))
-        if not sgd.size_of(found.train):
-            raise DataError(
-                folder or self.config.data["dir"] or "training data",
-                f"client {client} has no training samples; check data.dir and data.partition",
-            )
-        return found
+        with reproducible.reproducible(context.seed_for("data"), context):
+            return training_data(task, replace(context, data_dir=folder or context.data_dir))
 
     def context(self, client: str, round_number: int) -> ClientContext:
         """Of one round; only data are read as a share."""
@@ -192,13 +196,13 @@ class _Work:
     ) -> Iterator[tuple[int, nn.Module]]:
         """The model after each round, the same object each time."""
         context = self.context(client, 1)
-        with reproducible.reproducible(_seed(context, "build"), context):
+        with reproducible.reproducible(context.seed_for("build"), context):
             model = self.task.build_model()
             load_arrays(model, self.manifest, self.base)
             model = model.to(context.device)
         for number in range(1, rounds + 1):
             context = self.context(client, number)
-            with reproducible.reproducible(_seed(context, "train"), context):
+            with reproducible.reproducible(context.seed_for("train"), context):
                 self.task.train(model, data, context, lambda epoch, epochs, found: None)
             yield number, model
 
@@ -208,12 +212,8 @@ class _Work:
         if dataset is None or not sgd.size_of(dataset):
             return {}
         context = self.context(client, self.config.run["rounds"])
-        with reproducible.reproducible(_seed(context, "evaluate"), context):
+        with reproducible.reproducible(context.seed_for("evaluate"), context):
             return metrics.finish(self.task.evaluate(model, dataset, context))
-
-
-def _seed(context: ClientContext, what: str) -> int:
-    return sampling.seed_for(context.seed, context.run, context.round, context.client, what)
 
 
 def _clients(config: RunConfig, place: Place) -> dict[str, str]:
@@ -241,12 +241,3 @@ def _clients(config: RunConfig, place: Place) -> dict[str, str]:
             "data.shares", "is 0, and the clients are not known yet; set it to their number"
         )
     return {f"site-{number}": "" for number in range(1, count + 1)}
-
-
-def _initial(path: Path, manifest: Manifest) -> Arrays:
-    found = checkpoint.read_tensors(path)
-    return {
-        spec.name: found[spec.name].astype(spec.dtype)
-        for spec in manifest.tensors
-        if spec.name in found
-    }

@@ -29,8 +29,6 @@ from fl_queue.strategies.base import state_manifest
 #: Initial models lie under this in place of a run id, until the run's first job has read them.
 INITIAL = "initial"
 INITIAL_LIFETIME_S = 7 * 24 * 3600
-
-
 #: What a version can be exported as; by suffix, where the suffix says it.
 FORMATS = ("safetensors", "torch", "onnx")
 _SUFFIXES = {".onnx": "onnx", ".pt": "torch", ".pth": "torch"}
@@ -255,13 +253,26 @@ def initial_arrays(
         array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)
         arrays[name] = array
         offset += array.nbytes
+    return fitted(arrays, manifest, f"the initial model of run {run}")
+
+
+def fitted(
+    arrays: Mapping[str, np.ndarray], manifest: Manifest, where: str
+) -> dict[str, np.ndarray]:
+    """
+    The arrays of ``model.initial`` as the task's model has them.
+
+    Args:
+        where: They are from, for messages.
+
+    Raises:
+        ModelMismatch: A tensor is missing, of another shape, or not in the task's model.
+    """
     for spec in manifest.tensors:
         found = arrays.get(spec.name)
         if found is None or found.shape != spec.shape:
             what = "is missing" if found is None else f"has shape {found.shape}, not {spec.shape}"
-            raise ModelMismatch(
-                f"model.initial: tensor {spec.name!r} {what} in the initial model of run {run}"
-            )
+            raise ModelMismatch(f"model.initial: tensor {spec.name!r} {what} in {where}")
     extra = set(arrays) - {spec.name for spec in manifest.tensors} - set(manifest.aliases)
     if extra:
         raise ModelMismatch(f"model.initial: the task's model has no tensor {sorted(extra)[0]!r}")

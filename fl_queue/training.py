@@ -35,7 +35,7 @@ from fl_queue.strategies.base import (
     state_manifest,
     update_manifest,
 )
-from fl_queue.tasks import ClientContext, OnEpoch, Task, given_data
+from fl_queue.tasks import ClientContext, OnEpoch, Task, given_data, training_data
 from fl_queue.tasks.logged import Logged
 from fl_queue.tensors import (
     Arrays,
@@ -249,14 +249,8 @@ def train_update(
     """
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
-    with reproducible(_seed_of(context, "train"), context):
-        data = given_data(task, context)
-        if size_of(data.train) == 0:
-            raise DataError(
-                context.data_dir or "training data",
-                f"client {context.client} has no training samples; check data.dir and "
-                "data.partition",
-            )
+    with reproducible(context.seed_for("train"), context):
+        data = training_data(task, context)
         model = _model(task, manifest, base, context.device)
         _check_parts(task, model, manifest)
         known = plan.known(task, manifest, context)
@@ -281,7 +275,7 @@ def train_update(
         )
     check_unchanged(model, manifest, base)
     model.zero_grad()  # Gradients are as large as the model.
-    with reproducible(_seed_of(context, "personal"), context):
+    with reproducible(context.seed_for("personal"), context):
         personal = own.personal_model()
         metrics |= own.validate_personal(personal)
         kept = own.train_personal(personal)
@@ -338,7 +332,7 @@ def evaluate_version(
     Raises:
         ModelMismatch: The task builds another model than the run's.
     """
-    with reproducible(_seed_of(context, "evaluate"), context):
+    with reproducible(context.seed_for("evaluate"), context):
         model = _model(task, manifest, arrays, context.device)
         return task.evaluate(model, dataset, context)
 
@@ -358,7 +352,7 @@ def evaluate_client(
         DataError: Unreadable data.
     """
     plan = plan or Plan()
-    with reproducible(_seed_of(context, "evaluate"), context):
+    with reproducible(context.seed_for("evaluate"), context):
         data = given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         _check_parts(task, model, manifest)
@@ -366,10 +360,6 @@ def evaluate_client(
         sums = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
         sums |= own.validate_personal(own.personal_model())
         return {**sums, **own.finetune(model)}
-
-
-def _seed_of(context: ClientContext, what: str) -> int:
-    return seed_for(context.seed, context.run, context.round, context.client, what)
 
 
 def _model(

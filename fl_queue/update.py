@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from fl_queue import codec, feedback
 from fl_queue.blob import Bytes
 from fl_queue.header import Header
-from fl_queue.sampling import seed_for
 
 if TYPE_CHECKING:
     from fl_queue.tasks import ClientContext
@@ -67,4 +66,4 @@ def body_of(
 
 def codec_seed(context: ClientContext) -> int:
     """Decides how a codec rounds a client's update of a round."""
-    return seed_for(context.seed, context.run, context.round, context.client, "codec")
+    return context.seed_for("codec")

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from fl_queue import partition, sgd
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
@@ -79,6 +79,10 @@ class ClientContext:
     max_examples: int = 0
     logged: Logged | None = None
     loader_workers: int = 0
+
+    def seed_for(self, purpose: str) -> int:
+        """Seed of what is random about this client's job in this round, for one purpose."""
+        return seed_for(self.seed, self.run, self.round, self.client, purpose)
 
     def log(
         self, name: str | None = None, value: Any = None, /, *, examples: int = 1, **values: Any
@@ -265,7 +269,7 @@ class Task(ABC):
             model,
             data.train,
             self.loss_in(context),
-            seed=seed_for(context.seed, context.run, context.round, context.client, "train"),
+            seed=context.seed_for("train"),
             epochs=context.epochs,
             batch_size=context.batch_size,
             learning_rate=context.learning_rate,
@@ -378,3 +382,19 @@ def given_data(task: Task, context: ClientContext) -> ClientData:
         return data
     seed = seed_for(context.seed, context.run, context.client, "max_examples")
     return replace(data, train=part_of(data.train, context.max_examples, seed))
+
+
+def training_data(task: Task, context: ClientContext) -> ClientData:
+    """
+    A client's data, of which there is something to train with.
+
+    Raises:
+        DataError: There is not.
+    """
+    data = given_data(task, context)
+    if sgd.size_of(data.train) == 0:
+        raise DataError(
+            context.data_dir or "training data",
+            f"client {context.client} has no training samples; check data.dir and data.partition",
+        )
+    return data

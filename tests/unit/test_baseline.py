@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 from torch.utils.data import TensorDataset
 
 from fl_queue import alone, baseline, blob, compare, config, report, sgd, training
 from fl_queue.baseline import Baseline
 from fl_queue.cli import cli
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.store import Store
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.loading import load_task
@@ -151,6 +152,18 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
 def test_how_many_clients_there_are_must_be_known() -> None:
     with pytest.raises(ConfigError, match=r"data\.shares: is 0"):
         alone.train(config.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
+
+
+def test_an_initial_model_of_another_task_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros((2, 784), np.float32)}, path)
+    with pytest.raises(ModelMismatch, match=r"model\.initial: tensor 'bias' is missing"):
+        alone.train(config.load("mnist-3v7", (f"model.initial={path}", "data.shares=2")), "local")
+
+
+def test_a_device_is_not_replaced_by_a_file(local: Baseline) -> None:
+    with pytest.raises(DataError, match="is not a file"):
+        baseline.write(Path("/dev/null"), local)
 
 
 def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_path: Path) -> None:
