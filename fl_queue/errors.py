@@ -20,7 +20,24 @@ replaced ends itself with it.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from fl_queue.urls import mask
+
+
+class Trouble(StrEnum):
+    """What is the matter with a Redis server that cannot be used; ``store/failing.py`` decides it."""
+
+    #: Nobody answers there: connection refused, closed or reset.
+    gone = "gone"
+    #: It is reached and does not answer in time.
+    silent = "silent"
+    #: It answers that it cannot serve: full, a replica, loading, without its disk, ... It passes.
+    not_now = "not_now"
+    #: It is not the kind of server that was asked for: a Sentinel, a node of a cluster, too old.
+    wrong_mode = "wrong_mode"
+    #: It refuses user, password or command.
+    not_allowed = "not_allowed"
 
 
 class FLQueueError(Exception):
@@ -142,14 +159,22 @@ class RunFailed(FLQueueError):
 
 
 class StoreUnavailable(FLQueueError):
-    """Redis cannot be reached, or is not fit for use; the URL's password is masked."""
+    """
+    Redis cannot be reached, or is not fit for use; the URL's password is masked.
+
+    Args:
+        url: Where; masked here.
+        reason: What is wrong, ending with the fix.
+        trouble: Which kind of trouble; callers that wait or give up decide by it.
+    """
 
     exit_code = 5
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, trouble: Trouble = Trouble.gone) -> None:
         super().__init__(f"Redis at {mask(url)}: {reason}")
         self.url = mask(url)
         self.reason = reason
+        self.trouble = trouble
 
 
 class OwnershipLost(FLQueueError):

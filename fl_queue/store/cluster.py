@@ -19,7 +19,7 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from fl_queue import names
-from fl_queue.store.failing import translated
+from fl_queue.store.failing import raise_trouble, translated
 from fl_queue.store.tls import connection_options
 from fl_queue.urls import mask
 
@@ -37,7 +37,9 @@ class _Pipeline(ClusterPipeline):
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         with translated(self.masked_url):
-            return super().execute(raise_on_error)
+            results = super().execute(raise_on_error)
+            raise_trouble(results)
+        return results
 
 
 class ClusterClient(RedisCluster):

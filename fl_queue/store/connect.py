@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis
+from redis import exceptions
 from redis._parsers import Encoder
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.client import Pipeline
@@ -25,7 +26,7 @@ from redis.retry import Retry
 
 from fl_queue import embedded, names
 from fl_queue.acl import Purpose
-from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
 from fl_queue.store.cluster import (
     ClusterClient,
     cluster_client,
@@ -34,7 +35,7 @@ from fl_queue.store.cluster import (
     pool_of_key,
     primaries,
 )
-from fl_queue.store.failing import translated
+from fl_queue.store.failing import in_words, raise_trouble, translated
 from fl_queue.store.split import SplitClient
 from fl_queue.store.tls import connection_options
 from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
@@ -161,11 +162,14 @@ def check(client: redis.Redis, url: str) -> None:
         raise StoreUnavailable(
             mask(url),
             "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://",
+            Trouble.wrong_mode,
         )
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         raise StoreUnavailable(
-            mask(url), f"version {version} is too old; fl-queue needs Redis 6.2 or newer"
+            mask(url),
+            f"version {version} is too old; fl-queue needs Redis 6.2 or newer",
+            Trouble.wrong_mode,
         )
 
 
@@ -190,9 +194,20 @@ def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY)
     return client
 
 
+class _Script(Script):
+    """A script that is loaded again when the server has forgotten it; a second time is an error of ours."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().__call__(*args, **options)
+        except exceptions.NoScriptError as exc:
+            url = getattr(self.registered_client, "masked_url", "")
+            raise StoreUnavailable(url, in_words(exc), Trouble.not_now) from exc
+
+
 def script(client: redis.Redis, name: str) -> Script:
     """One of ``lua/*.lua``, bound to a server."""
-    return client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
+    return _Script(client, (_LUA / f"{name}.lua").read_text(encoding="utf-8"))
 
 
 def pool_of(client: redis.Redis, command: str, key: str) -> ConnectionPool:
@@ -231,6 +246,7 @@ class _Pipeline(Pipeline):
         is_transaction = cast(bool, self.transaction) or self.explicit_transaction
         with translated(self.masked_url):
             results = super().execute(raise_on_error=False)
+            raise_trouble(results)
             if not raise_on_error:
                 return results
             if self._removed(stack, results):
@@ -318,12 +334,15 @@ def _no_url(url: str, wanted: str) -> Iterator[None]:
     except TypeError as exc:  # "... got an unexpected keyword argument 'passwort'"
         option = str(exc).rpartition(" ")[2]
         raise StoreUnavailable(
-            mask(url), f"the option {option} of the URL is not known; correct or remove it"
+            mask(url),
+            f"the option {option} of the URL is not known; correct or remove it",
+            Trouble.wrong_mode,
         ) from None
     except ValueError:
         raise StoreUnavailable(
             mask(url),
             f"not a Redis URL; write {wanted}, with special characters of a password as %XX",
+            Trouble.wrong_mode,
         ) from None
 
 
@@ -421,5 +440,5 @@ def _facts(client: redis.Redis, url: str) -> ServerFacts:
 def _setting(client: redis.Redis, name: str) -> str:
     try:
         return str(client.config_get(name).get(name, "?"))
-    except redis.ResponseError:
+    except (redis.ResponseError, StoreUnavailable):
         return "?"  # CONFIG is often forbidden on managed servers.

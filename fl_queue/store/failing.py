@@ -1,16 +1,20 @@
-"""What becomes of redis-py's errors. No connections here."""
+"""
+What becomes of redis-py's errors. No connections here.
+
+``classify`` decides for the whole program what an error says of a server: ``translated`` uses it for
+our own clients, and workers use it for RQ's connection, which raises redis-py's errors as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import redis
 from redis import exceptions
 
-from fl_queue.errors import StoreUnavailable
-
-_FULL = "is full (maxmemory); give it more memory"
+from fl_queue.errors import StoreUnavailable, Trouble
 
 _OURS = "wants to see a certificate of ours that a CA it knows has signed; name one (ssl_certfile and ssl_keyfile in the URL, or the credentials)"
 #: What TLS says -> what it means for whoever set it up.
@@ -30,20 +34,139 @@ _TLS_TROUBLE = {
     "[X509": "a certificate file of the URL is not PEM text",
     "[SSL] PEM lib": "certificate or key of the URL is not PEM text, or they do not belong together",
 }
+_NODE = "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://"
+_NO_CONNECTION = "has no connection left; raise its maxclients, or run fewer workers"
+#: The first word of a reply -> what it says of the server, and the message.
+_CODES = {
+    "OOM": (Trouble.not_now, "is full (maxmemory); give it more memory"),
+    "MISCONF": (
+        Trouble.not_now,
+        "cannot save to its disk and takes no writes (MISCONF); see its log, free space, then run BGSAVE there",
+    ),
+    "NOREPLICAS": (
+        Trouble.not_now,
+        "has too few replicas and takes no writes (NOREPLICAS); start them, or lower its min-replicas-to-write",
+    ),
+    "READONLY": (
+        Trouble.not_now,
+        "is a read-only replica; wait if this is a failover, else name the primary",
+    ),
+    "LOADING": (Trouble.not_now, "is loading its data after a start; wait"),
+    "MASTERDOWN": (
+        Trouble.not_now,
+        "is a replica that has lost its primary; wait if this is a failover, else name the primary",
+    ),
+    "CLUSTERDOWN": (
+        Trouble.not_now,
+        "its cluster cannot be used now (CLUSTERDOWN); start the node that is missing, or wait for its replica",
+    ),
+    "TRYAGAIN": (Trouble.not_now, "its cluster is moving keys (TRYAGAIN); wait"),
+    "ASK": (Trouble.not_now, "its cluster is moving keys (ASK); wait"),
+    "BUSY": (
+        Trouble.not_now,
+        "is busy with a script that does not end; wait, or run SCRIPT KILL there",
+    ),
+    "UNBLOCKED": (Trouble.not_now, "changes its role just now (UNBLOCKED); wait"),
+    "NOSCRIPT": (
+        Trouble.not_now,
+        "forgets scripts as soon as they are loaded; if several servers share this address, name the primary",
+    ),
+    "MOVED": (Trouble.wrong_mode, _NODE),
+    "CROSSSLOT": (Trouble.wrong_mode, _NODE),
+    "NOPERM": (
+        Trouble.not_allowed,
+        "forbids its user something (NOPERM); correct the user's rights there (`fl-queue acl`)",
+    ),
+    "NOAUTH": (
+        Trouble.not_allowed,
+        "refused the password (none was given); put user and password into the URL, or name the credentials",
+    ),
+    "WRONGPASS": (Trouble.not_allowed, "refused the password"),
+    "DENIED": (
+        Trouble.not_allowed,
+        "takes no connections from other machines (protected mode); give it a password, or users",
+    ),
+}
+#: Replies that say that a command was wrong, and nothing of the server.
+_OF_COMMANDS = {
+    *("ERR", "WRONGTYPE", "EXECABORT", "BUSYGROUP", "BUSYKEY", "NOGROUP", "NOTBUSY"),
+    *("UNKILLABLE", "NOPROTO", "INVALIDOBJ", "BADARG"),
+}
+#: redis-py removes the word from the replies that it knows.
+_CODE_OF_CLASS: dict[type[Exception], str] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.MovedError: "MOVED",
+    exceptions.AskError: "ASK",
+    exceptions.NoScriptError: "NOSCRIPT",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
+    exceptions.ExecAbortError: "EXECABORT",
+    exceptions.AuthenticationError: "WRONGPASS",
+    exceptions.AuthorizationError: "WRONGPASS",
+    exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
+}
+#: redis-py writes the failed command before the reply; it may have any text.
+_IN_PIPELINE = "of pipeline caused error: "
+_FIRST_WORD = re.compile(r"-?([A-Z][A-Z0-9_]*)(?: |$)")
+#: Redis 6.2 on what stopped a script; any version on a transaction that it did not carry out.
+_CAUSE = re.compile(
+    r"^(?:Error running script.*?: -|Transaction discarded because of: -?)([A-Z][A-Z0-9_]*) "
+)
+#: Redis 6.2 names no word there.
+_FORBIDDEN_TO_SCRIPT = "The user executing the script can't"
+_MAX_CLIENTS = "max number of clients"
 
 
-def _why_not_reachable(url: str, error: str) -> str:
-    for text, meaning in _TLS_TROUBLE.items():
-        if url.startswith("rediss") and text.lower() in error.lower().replace("alert ", ""):
-            return f"{meaning} ({error})"
-    hung_up = "closed by server" in error or "reset by peer" in error
-    plain = "; does it want TLS (rediss://)?" if hung_up else ""
-    return f"not reachable ({error}); is it running?{plain}"
+def classify(error: BaseException) -> Trouble | None:
+    """
+    What an error says of the server; None: nothing, as of a command that was wrong.
+
+    Args:
+        error: Of redis-py, or a ``StoreUnavailable``.
+    """
+    if isinstance(error, StoreUnavailable):
+        return error.trouble
+    found = _look(error)
+    return found[0] if found else None
+
+
+def in_words(error: BaseException) -> str:
+    """An error that ``classify`` knows as one line: what the server says, and what to do about it."""
+    if isinstance(error, StoreUnavailable):
+        return error.reason
+    found = _look(error)
+    return found[1] if found else str(error)
+
+
+def code_of(error: BaseException) -> str:
+    """
+    The word in capitals that a reply begins with (``READONLY``); empty when there is none.
+
+    Of what stopped a script or a transaction, its own word, as far as the server tells.
+    """
+    text = _reply(error)
+    code = getattr(error, "status_code", None) or ""
+    if code not in _CODES:
+        code = _code_of_class(error) or code
+    if not code and isinstance(error, redis.ResponseError):
+        first = _FIRST_WORD.match(text)
+        code = first[1] if first else ""
+    if code in ("", "ERR", "EXECABORT"):
+        if _FORBIDDEN_TO_SCRIPT in text:
+            return "NOPERM"
+        cause = _CAUSE.match(text.removeprefix("ERR ").removeprefix("EXECABORT "))
+        return cause[1] if cause else code
+    return code
 
 
 def is_full(error: StoreUnavailable) -> bool:
     """Whether a command was refused because the server has no memory left."""
-    return isinstance(error.__cause__, exceptions.OutOfMemoryError)
+    return error.__cause__ is not None and code_of(error.__cause__) == "OOM"
 
 
 @contextmanager
@@ -55,28 +178,82 @@ def translated(url: str) -> Iterator[None]:
         url: The server, masked.
 
     Raises:
-        StoreUnavailable: Not reachable, full, read-only, another password, or a cluster that is
-            not, or not yet again, whole.
+        StoreUnavailable: ``classify`` knows what is the matter.
     """
     try:
         yield
-    except exceptions.OutOfMemoryError as exc:
-        raise StoreUnavailable(url, _FULL) from exc
-    except exceptions.AuthenticationError as exc:
-        raise StoreUnavailable(url, f"refused the password ({exc})") from exc
-    except exceptions.ReadOnlyError as exc:
-        raise StoreUnavailable(url, "is a read-only replica; name the primary") from exc
-    except (redis.ConnectionError, redis.TimeoutError) as exc:
-        raise StoreUnavailable(url, _why_not_reachable(url, str(exc))) from exc
-    except (
-        exceptions.ClusterError,  # Among them CLUSTERDOWN: a node is missing, nobody has its slots yet.
-        exceptions.RedisClusterException,
-        exceptions.TryAgainError,
-        exceptions.AskError,  # Among them MOVED.
-    ) as exc:
-        raise StoreUnavailable(url, f"its cluster cannot be used now ({exc})") from exc
-    except redis.ResponseError as exc:
-        # Redis 6.2 wraps what stopped a script.
-        if "-OOM " not in str(exc):
+    except exceptions.NoScriptError:
+        raise  # ``Script`` loads it and tries again.
+    except (redis.RedisError, exceptions.RedisClusterException) as exc:
+        found = _look(exc, url)
+        if found is None:
             raise
-        raise StoreUnavailable(url, _FULL) from exc
+        raise StoreUnavailable(url, found[1], found[0]) from exc
+
+
+def raise_trouble(results: Iterable[object]) -> None:
+    """
+    Raise the first of a pipeline's results that says that the server cannot be used now.
+
+    Also where a caller looks at errors itself: it knows those of single keys.
+    """
+    for result in results:
+        if isinstance(result, Exception) and classify(result) is not None:
+            raise result
+
+
+def _look(error: BaseException, url: str = "") -> tuple[Trouble, str] | None:
+    code = code_of(error)
+    if _MAX_CLIENTS in _reply(error):
+        return Trouble.not_now, _NO_CONNECTION
+    if code == "WRONGPASS":
+        return Trouble.not_allowed, f"refused the password ({_reply(error)})"
+    if code in _CODES:
+        return _CODES[code]
+    if code == "ERR" and "unknown command" in _reply(error):
+        return Trouble.wrong_mode, _unknown_command(_reply(error))
+    if isinstance(error, (exceptions.ClusterError, exceptions.RedisClusterException)):
+        return _of_cluster(error)
+    if isinstance(error, redis.TimeoutError):
+        return Trouble.silent, f"not reachable ({error}); is it running?"
+    if isinstance(error, redis.ConnectionError):
+        is_silent = "timed out" in str(error)
+        return Trouble.silent if is_silent else Trouble.gone, _why_not_reachable(url, str(error))
+    if isinstance(error, exceptions.InvalidResponse):
+        return Trouble.wrong_mode, "is no Redis server; correct the address"
+    if isinstance(error, redis.ResponseError) and code and code not in _OF_COMMANDS:
+        # A state of tomorrow's servers: like those of today, it passes.
+        return Trouble.not_now, f"cannot serve now ({code}); see its log"
+    return None
+
+
+def _reply(error: BaseException) -> str:
+    """What the server said, without the command that redis-py writes before it."""
+    return str(error).rpartition(_IN_PIPELINE)[2]
+
+
+def _code_of_class(error: BaseException) -> str | None:
+    return next(
+        (_CODE_OF_CLASS[kind] for kind in type(error).mro() if kind in _CODE_OF_CLASS), None
+    )
+
+
+def _unknown_command(reply: str) -> str:
+    command = re.search(r"unknown command [`'](\w+)", reply)
+    return f"does not know the command {command[1] if command else 'of a plain server'}; is it a Sentinel or a proxy? name the Redis server itself"
+
+
+def _of_cluster(error: BaseException) -> tuple[Trouble, str]:
+    text = str(error)
+    if "luster mode is not enabled" in text or "cluster support disabled" in text:
+        return Trouble.wrong_mode, "is no Redis Cluster; write redis:// instead of redis+cluster://"
+    return Trouble.not_now, f"its cluster cannot be used now ({text})"
+
+
+def _why_not_reachable(url: str, error: str) -> str:
+    for text, meaning in _TLS_TROUBLE.items():
+        if url.startswith("rediss") and text.lower() in error.lower().replace("alert ", ""):
+            return f"{meaning} ({error})"
+    hung_up = "closed by server" in error or "reset by peer" in error
+    plain = "; does it want TLS (rediss://)?" if hung_up else ""
+    return f"not reachable ({error}); is it running?{plain}"

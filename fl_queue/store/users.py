@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import redis
 
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
 from fl_queue.store.cluster import ClusterClient
 from fl_queue.store.connect import Servers, connection_errors
 
@@ -91,6 +91,10 @@ class Users:
                         node.execute_command("ACL SAVE")
         except redis.ResponseError:
             return False
+        except StoreUnavailable as exc:
+            if exc.trouble is not Trouble.not_allowed:
+                raise
+            return False
         return True
 
     def open_to_all(self) -> bool:
@@ -107,7 +111,9 @@ class Users:
                 return [
                     node.execute_command(f"ACL {command}", *arguments) for node in _nodes(client)
                 ]
-        except redis.exceptions.NoPermissionError as exc:
+        except StoreUnavailable as exc:
+            if exc.trouble is not Trouble.not_allowed:
+                raise
             raise ConfigError(
                 "--redis-url",
                 "this Redis user may not change users; name one that may use ACL, or give --no-acl",
