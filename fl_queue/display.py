@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fl_queue import flight, metrics, names, report, rounds, scores
+from fl_queue import flight, metrics, names, report, rounds, runs, scores
 from fl_queue.errors import StoreUnavailable
 from fl_queue.records import Receipt, RoundRecord, updates_in
 from fl_queue.store import RoundState, RunState, Store
@@ -297,16 +297,17 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         return f"round {number} healed: {event['what']}"
     if kind == "checkpoint_failed":
         return f"round {number} cannot write its checkpoint{reason}"
+    where = runs.at_version(event.get("version"))
     plain = {
         "waiting_for_clients": "waiting",
         "run_created": f"run created, {event.get('rounds')} rounds wanted",
         "run_continued": f"run continued, {event.get('rounds')} more rounds wanted",
         "round_initialised": "version 0 is there",
         "run_failed": "run failed",
-        "run_completed": f"run completed at version {event.get('version')}",
+        "run_completed": f"run completed {where}",
         "run_cancelled": "run cancelled",
-        "run_restored": f"run restored from a backup, at version {event.get('version')}",
-        "run_resumed": f"run resumed from version {event.get('version')}",
+        "run_restored": f"run restored from a backup, {where}",
+        "run_resumed": f"run resumed {where}",
     }
     return f"{plain[kind]}{reason}" if kind in plain else ""
 

@@ -6,18 +6,17 @@ Each is a compare-and-set against what the workers do at the same moment, and ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, jobs, names, rounds
+from fl_queue import decisions, dispatch, jobs, names, rounds
 from fl_queue.errors import RunStateError
 from fl_queue.heal import Healer
 from fl_queue.rounds import Ending
-from fl_queue.runs import current_config, find_run, set_state
+from fl_queue.runs import at_version, current_config, find_run, set_state
 from fl_queue.store import RoundState, RunState, Store
 
 CANCELLED = "cancelled by an operator"
@@ -42,13 +41,16 @@ def cancel(store: Store, name: str) -> RunState:
     Raises:
         RunStateError: It is not training.
     """
+    by = decisions.new_token()
     while True:
         state = find_run(store, name)
         if not state.active:
+            if decisions.was_made(store, state.run_id, by):
+                return state
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
         current = store.control.open_round(state)
         if current is None:
-            done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled")
+            done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled", by)
         else:
             done = _cancel_round(store, state, current)
         if done:
@@ -87,38 +89,44 @@ def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str
     Raises:
         RunStateError: It is completed.
     """
-    state = find_run(store, name)
     done = []
-    if state.state in RESUMABLE and store.control.transact(
-        [names.run(state.run_id)], _reopen(store, state)
-    ):
-        done.append(f"was {state.state}: training goes on from version {state.version or 0}")
-    elif not state.active:
-        raise RunStateError(
-            state.name,
-            f"is {state.state} at version {state.version}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
-        )
+    by = decisions.new_token()
+    while not (state := find_run(store, name)).active:
+        if state.state not in RESUMABLE:
+            raise RunStateError(
+                state.name,
+                f"is {state.state} {at_version(state.version)}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
+            )
+        if _reopen(store, state.run_id, by):
+            done.append(_goes_on(state))
+            break
     healer = Healer(store, state_dir, hurry=True)
     healer.heal(state.run_id)
     return find_run(store, name), done + healer.done
 
 
-def _reopen(store: Store, state: RunState) -> Callable[[Pipeline], Callable[[], None] | None]:
-    key = names.run(state.run_id)
+def _goes_on(state: RunState) -> str:
+    if state.version is None:
+        return f"was {state.state}: goes on with the making of version 0"
+    return f"was {state.state}: training goes on from version {state.version}"
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if (cast("bytes | None", pipe.hget(key, "state")) or b"").decode() not in RESUMABLE:
+
+def _reopen(store: Store, run: str, by: str) -> bool:
+    """Have a run that failed or was cancelled train again; False when it is in another state by now."""
+    key = names.run(run)
+
+    def body(pipe: Pipeline) -> decisions.Change | None:
+        found = cast(list["bytes | None"], pipe.hmget(key, ["state", "version"]))
+        state, version = ((raw or b"").decode() for raw in found)
+        if state not in RESUMABLE:
             return None
         fields = {"state": "training", "reason": "", "abandoned": "0", "waited_s": "0"}
+        return decisions.Change(
+            {"event": "run_resumed", "version": int(version) if version else None},
+            lambda: pipe.hset(key, mapping=cast(dict[Any, Any], fields)),
+        )
 
-        def write() -> None:
-            pipe.hset(key, mapping=cast(dict[Any, Any], fields))
-            event = {"event": "run_resumed", "version": state.version}
-            store.control.add_event(state.run_id, event, pipe)
-
-        return write
-
-    return body
+    return decisions.decide(store, run, [key], body, by)
 
 
 def failures(store: Store, state: RunState) -> list[Failure]:

@@ -4,13 +4,14 @@ Starting and continuing runs. No rounds here: ``rounds.advance`` opens them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from blake3 import blake3
 from redis.client import Pipeline
 
-from fl_queue import faults, names
+from fl_queue import decisions, faults, names
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.records import dumps, updates_in
@@ -19,7 +20,8 @@ from fl_queue.store import RunState, Store, as_text, parse_run_state
 
 #: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
 #: second closing evaluation, or complete a run that somebody has continued meanwhile.
-DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment")
+#: Who is in the population decides which share of split data a client has.
+DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment", "population")
 
 
 def find_run(store: Store, name: str) -> RunState:
@@ -74,12 +76,13 @@ def start_run(
         raise ConfigError(
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
+    by = decisions.new_token()
     while True:
         existing = store.control.run_id(name)
         if existing is None:
             done = _create(store, name, config, rounds, initial)
         else:
-            done = _continue(store, existing, config, rounds)
+            done = _continue(store, existing, config, rounds, by)
         if done:
             faults.reach("run.created")
             return find_run(store, name)
@@ -128,55 +131,80 @@ def _first_state(
     }
 
 
-def _continue(store: Store, run: str, config: RunConfig, rounds: int) -> bool:
-    state = find_run(store, run)
-    if state.active:
-        raise RunStateError(
-            state.name,
-            f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended",
-        )
-    segments = store.control.config_segments(run)
+def _continue(store: Store, run: str, config: RunConfig, rounds: int, by: str) -> bool:
     record = config.record()
-    changed = changed_fields(segments[-1]["config"], record)
+
+    def body(pipe: Pipeline) -> decisions.Change | None:
+        # All of it is read under WATCH: what was read before may be of another round, or segment.
+        raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(names.run(run))))
+        if "state" not in raw:
+            return None
+        state = parse_run_state(run, raw)
+        if state.active:
+            raise _Trains
+        segments = json.loads(cast("bytes | None", pipe.get(names.config(run))) or b"[]")
+        changed = _changed_fields(state, segments[-1]["config"], record)
+        if changed:
+            segments.append({"from_round": state.round + 1, "config": record})
+        fields: dict[Any, Any] = {
+            "state": "training",
+            "reason": "",
+            "abandoned": "0",
+            "waited_s": "0",
+            "rounds_wanted": str((state.version or 0) + rounds),
+            "segment": str(len(segments) - 1),
+            "config_digest": blake3(dumps(record).encode()).hexdigest(),
+        }
+
+        def write() -> None:
+            pipe.hset(names.run(run), mapping=fields)
+            pipe.set(names.config(run), dumps(segments))
+
+        return decisions.Change(
+            {"event": "run_continued", "rounds": rounds, "changed": changed}, write
+        )
+
+    try:
+        return decisions.decide(store, run, [names.run(run), names.config(run)], body, by)
+    except _Trains:
+        if decisions.was_made(store, run, by):
+            return True
+    state = find_run(store, run)
+    if not state.active:
+        return False
+    raise RunStateError(
+        state.name,
+        f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended",
+    )
+
+
+class _Trains(Exception):
+    """A run that was to be continued is training."""
+
+
+def _changed_fields(
+    state: RunState, recorded: Mapping[str, Any], record: Mapping[str, Any]
+) -> list[str]:
+    changed = changed_fields(recorded, record)
     for field in changed:
         if field in FIXED or field.startswith("task."):
             raise ConfigError(
                 field,
                 f"run {state.name} keeps the value it was created with; set it back, or start a new run with --run NAME",
             )
-    if changed:
-        segments.append({"from_round": state.round + 1, "config": record})
+    return changed
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hget(names.run(run), "state") == b"training":
-            return None
 
-        def write() -> None:
-            fields: dict[Any, Any] = {
-                "state": "training",
-                "reason": "",
-                "abandoned": "0",
-                "waited_s": "0",
-                "rounds_wanted": str((state.version or 0) + rounds),
-                "segment": str(len(segments) - 1),
-                "config_digest": blake3(dumps(record).encode()).hexdigest(),
-            }
-            pipe.hset(names.run(run), mapping=fields)
-            pipe.set(names.config(run), dumps(segments))
-            store.control.add_event(
-                run, {"event": "run_continued", "rounds": rounds, "changed": changed}, pipe
-            )
-
-        return write
-
-    return store.control.transact([names.run(run)], body)
+def at_version(version: int | None) -> str:
+    """Where a run is, in words: ``at version 3``."""
+    return "before its version 0 was made" if version is None else f"at version {version}"
 
 
 def describe_state(store: Store, state: RunState) -> str:
     """What a run is doing, in words: ``is training: round 3, 2 of 4 updates in, quorum 3``."""
     if not state.active:
         tail = f" ({state.reason})" if state.reason else ""
-        return f"is {state.state} at version {state.version}{tail}"
+        return f"is {state.state} {at_version(state.version)}{tail}"
     current = store.control.open_round(state)
     if current is None:
         why = f": {state.reason}" if state.reason else ""
@@ -210,23 +238,27 @@ def raise_unless_completed(state: RunState) -> None:
     if state.state == "cancelled":
         raise RunFailed(
             state.name,
-            f"{state.reason} at version {state.version}; go on with `fl-queue resume {state.name}`",
+            f"{state.reason} {at_version(state.version)}; go on with `fl-queue resume {state.name}`",
         )
 
 
-def set_state(store: Store, state: RunState, new: str, reason: str, event: str) -> bool:
-    """Change a training run's state, if it is still as it was seen; returns whether it was."""
+def set_state(
+    store: Store, state: RunState, new: str, reason: str, event: str, by: str = ""
+) -> bool:
+    """
+    Change a training run's state, if it is still as it was seen; returns whether it was.
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
+    Args:
+        by: Token of the command that does it, which has to know whether it did; see ``decisions``.
+    """
+
+    def body(pipe: Pipeline) -> decisions.Change | None:
         if not is_as_seen(pipe, state):
             return None
+        fields = {"state": new, "reason": reason}
+        return decisions.Change(
+            {"event": event, "reason": reason, "version": state.version},
+            lambda: pipe.hset(names.run(state.run_id), mapping=cast(dict[Any, Any], fields)),
+        )
 
-        def write() -> None:
-            pipe.hset(names.run(state.run_id), mapping={"state": new, "reason": reason})
-            store.control.add_event(
-                state.run_id, {"event": event, "reason": reason, "version": state.version}, pipe
-            )
-
-        return write
-
-    return store.control.transact([names.run(state.run_id)], body)
+    return decisions.decide(store, state.run_id, [names.run(state.run_id)], body, by)

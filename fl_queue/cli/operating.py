@@ -50,9 +50,11 @@ def cancel(where: Where, run: str) -> None:
     """
     store = where.open()
     state = operate.cancel(store, run)
-    click.echo(
-        f"{state.name} {runs.describe_state(store, state)}; go on with `fl-queue resume {state.name}`"
-    )
+    now = runs.describe_state(store, state)
+    if state.state == "cancelled":
+        click.echo(f"{state.name} {now}; go on with `fl-queue resume {state.name}`")
+    else:  # Somebody was quick to have it go on.
+        click.echo(f"{state.name} was cancelled, and {now}")
 
 
 @click.command()

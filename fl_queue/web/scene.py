@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from fl_queue import display, flight, names, report, scores, views
+from fl_queue import display, flight, names, report, runs, scores, views
 from fl_queue.records import Receipt, updates_in
 from fl_queue.store import RoundState, RunState, Store
 
@@ -17,9 +17,9 @@ ROWS_SHOWN = 200
 EVENTS_SHOWN = 200
 _PURPOSES = {"initialise": "making version 0", "evaluate": "closing evaluation"}
 _BY_STATE = {
-    "completed": "Idle. Run {name} is completed at version {version}.",
-    "failed": "Run {name} has failed at version {version}.",
-    "cancelled": "Run {name} is cancelled at version {version}.",
+    "completed": "Idle. Run {name} is completed {where}.",
+    "failed": "Run {name} has failed {where}.",
+    "cancelled": "Run {name} is cancelled {where}.",
 }
 
 
@@ -76,8 +76,8 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
     if state is None:
         return f"There is no run {name}." if name else "Idle. No run has been started yet."
     if not state.active:
-        version = "none" if state.version is None else state.version
-        return _BY_STATE[state.state].format(name=state.name, version=version)
+        where = runs.at_version(state.version)
+        return _BY_STATE[state.state].format(name=state.name, where=where)
     if current is None:
         reason = f": {state.reason}" if state.reason else "."
         return f"Run {state.name} is training, between rounds{reason}"
