@@ -26,10 +26,12 @@ from rq.results import Result
 from fl_queue import faults, names, plain
 from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, mend, queue
 from fl_queue.records import Awaited, Receipt, dumps
-from fl_queue.store import Store
+from fl_queue.store import LEASE_S, UNNAMED, Store
 
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
 START_GRACE_S = 3.0
+#: A lease has been written anew by its worker, or has run out, within this time.
+LEASE_GRACE_S = LEASE_S + 2.0
 #: Of what a job's keys say, in characters: whoever may use its queue could have written it.
 _LONGEST_WORD = 128
 _LONGEST_REASON = 1000
@@ -314,12 +316,17 @@ class Watch:
     """
     Tells dead jobs from living ones, without RQ's registries.
 
-    A job is dead when RQ failed it or lost it, or when its worker is dead. What may be between two
-    states is given ``grace_s`` on this process's monotonic clock.
+    A job is dead when RQ failed it or lost it, when its worker is dead, or when its worker's lease does
+    not name it. What may be between two states is given some time on this process's monotonic clock.
+
+    Args:
+        start_s: For a job to be started once it has left its queue.
+        lease_s: For a lease to name the job that is started.
     """
 
     store: Store
-    grace_s: float = START_GRACE_S
+    start_s: float = START_GRACE_S
+    lease_s: float = LEASE_GRACE_S
     _suspected: dict[str, float] = field(default_factory=dict)
 
     def verdict(self, ticket: Ticket) -> str | None:
@@ -329,38 +336,48 @@ class Watch:
         Returns:
             A reason for people: ``its worker is dead``, ``failed: ...``, ``lost``.
         """
-        reason, sure = self._look(ticket)
+        reason, grace_s = self._look(ticket)
         if reason is None:
             self._suspected.pop(ticket.job, None)
             return None
         first_seen = self._suspected.setdefault(ticket.job, time.monotonic())
-        if not sure and time.monotonic() - first_seen < self.grace_s:
+        if grace_s and time.monotonic() - first_seen < grace_s:
             return None
         self._suspected.pop(ticket.job, None)
         return reason
 
-    def _look(self, ticket: Ticket) -> tuple[str | None, bool]:
+    def _look(self, ticket: Ticket) -> tuple[str | None, float]:
+        """Why a job looks dead, and for how long it may look so, seconds."""
         status, worker = _status(self.store, ticket)
         if status == "started":
-            # After an outage all leases have run out, of the living, too.
-            if self.store.control.worker_alive(worker) or self.store.control.settling():
-                return None, True
-            return "its worker is dead", True
+            return self._look_started(ticket, worker)
         if status == "finished":
-            return None, True
+            return None, 0.0
         if status == "queued":
             return self._look_queued(ticket)
         if status == "failed":
-            return f"failed: {failure(self.store, ticket)}", True
-        return status or "lost", bool(status)
+            return f"failed: {failure(self.store, ticket)}", 0.0
+        return status or "lost", 0.0 if status else self.start_s
 
-    def _look_queued(self, ticket: Ticket) -> tuple[str | None, bool]:
+    def _look_started(self, ticket: Ticket, worker: str) -> tuple[str | None, float]:
+        job = self.store.control.at_work(worker)
+        if job in (ticket.job, UNNAMED) or self.store.control.settling():
+            # After an outage all leases have run out, of the living, too.
+            return None, 0.0
+        if job is None:
+            return "its worker is dead", 0.0
+        if _status(self.store, ticket) != ("started", worker):
+            return None, 0.0  # It ended while we looked.
+        # What RQ wrote of its end is lost: in an outage, or by a server that lost its last writes.
+        return f"lost: its worker is at {f'job {job}' if job else 'no job'}", self.lease_s
+
+    def _look_queued(self, ticket: Ticket) -> tuple[str | None, float]:
         connection = self.store.control.redis
         key = queue(ticket.queue, connection).key
         try:
             if connection.lpos(key, ticket.job) is not None:
-                return None, True
+                return None, 0.0
         except ResponseError:
             mend(connection, ticket.queue)
         # Popped and not started: its worker was killed in between, or is about to start it.
-        return "lost between queue and worker", False
+        return "lost between queue and worker", self.start_s

@@ -63,7 +63,7 @@ class Healer:
         self.hurry = hurry
         self.done: list[str] = []
         self.token = secrets.token_hex(8)
-        self.watch = dispatch.Watch(store, 0.0) if hurry else dispatch.Watch(store)
+        self.watch = dispatch.Watch(store, 0.0, 0.0) if hurry else dispatch.Watch(store)
         self._stalled = stalled.Stalled(store)
         self._dead_since: dict[str, float] = {}
         #: Runs that have ended and whose versions all have their evaluation.

@@ -50,6 +50,8 @@ HORSE_NICENESS = 10
 COMPILER = "torch._dynamo"
 #: A horse ends itself at its job's timeout; after so much more it is killed.
 OVERDUE_S = 60.0
+#: Pauses between attempts to write how a job ended; after the last one the process ends.
+OUTCOME_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 
 class FLWorker(Worker):
@@ -78,6 +80,8 @@ class FLWorker(Worker):
         for queue in cast("list[FLQueue]", self.queues):
             queue.on_refused = self._tell_refused
         self._said: dict[str, str] = {PAUSED: "", AWAITED: ""}
+        #: Id of the job at work, which the lease names; empty when idle.
+        self._at_work = ""
         self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
@@ -118,6 +122,8 @@ class FLWorker(Worker):
             importlib.import_module(COMPILER)
             self._compiler_wanted[0] = 0
         if self.is_horse:
+            if pipeline is not None:
+                self._name_job(pipeline)
             return
         if self._extend():
             self._tell_site()
@@ -132,7 +138,37 @@ class FLWorker(Worker):
 
     def execute_job(self, job: Any, queue: Any) -> Any:
         faults.reach("job.popped")
-        return super().execute_job(job, queue)
+        self._at_work = job.id
+        try:
+            return super().execute_job(job, queue)
+        finally:
+            self._at_work = ""
+
+    def handle_job_failure(self, job: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Write that a job failed, and make sure of it.
+
+        RQ logs that it could not, and goes on: the job would be ``started`` for ever.
+
+        Raises:
+            RedisConnectionError: It could not be written in time; the process ends, and that is noticed.
+        """
+        for pause_s in (*OUTCOME_PAUSES_S, 0.0):
+            super().handle_job_failure(job, *args, **kwargs)
+            if self._is_settled(job):
+                return
+            log.warning("how job %s ended is not written; trying again", job.id)
+            time.sleep(pause_s)
+        raise RedisConnectionError(f"how job {job.id} ended could not be written")
+
+    def _is_settled(self, job: Any) -> bool:
+        """Whether Redis has a job as ended, or does not have it any more."""
+        try:
+            return self.connection.hget(job.key, "status") not in (b"started", b"queued")
+        except ResponseError:  # No hash: no job.
+            return True
+        except RedisError:
+            return False
 
     def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
         # RQ measures a job's time by the wall clock: a jump of an hour would kill a healthy one.
@@ -242,6 +278,7 @@ class FLWorker(Worker):
             "host": self.hostname,
             "pid": self.pid,
             "client": self.site.client,
+            "job": self._at_work,
         }
         client = self.site.client
         if client and not self._control.hold(
@@ -252,6 +289,15 @@ class FLWorker(Worker):
         ):
             return False
         return self._control.hold(names.worker(self.name), self.site.token, LEASE_S, fields)
+
+    def _name_job(self, pipeline: Any) -> None:
+        """
+        Have the lease name the job in the transaction that makes it ``started``.
+
+        So a started job that its worker's lease does not name has been lost; see ``dispatch.Watch``.
+        """
+        if self._at_work:
+            self._control.name_job(pipeline, self.name, self.site.token, self._at_work)
 
     def _holder(self) -> str:
         lease = self._control.lease(names.client_holder(self.site.client))
@@ -290,20 +336,21 @@ class PoolWorker(FLWorker):
         # RQ beats several times a job, each a write to disk; the thread does it now and then.
         if pipeline is not None:
             Worker.heartbeat(self, timeout, pipeline)
+            self._name_job(pipeline)
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
         job.ended_at = now()
 
     def execute_job(self, job: Any, queue: Any) -> None:
         faults.reach("job.popped")
-        os.environ["RQ_JOB_ID"] = job.id
-        execution = self.prepare_execution(job)
-        self._timeout_s, self._forked_at = float(job.timeout), time.monotonic()
-        self._job = job
+        os.environ["RQ_JOB_ID"] = self._at_work = job.id
         try:
+            execution = self.prepare_execution(job)
+            self._timeout_s, self._forked_at = float(job.timeout), time.monotonic()
+            self._job = job
             self.perform_job(job, queue, execution)
         finally:
-            self._job = None
+            self._job, self._at_work = None, ""
         # In this process alone: nobody asks Redis for it, and each write is one to disk.
         self._state = WorkerStatus.IDLE
 

@@ -21,7 +21,7 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, as_text
+from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.states import RoundState, RunState, parse_run_state
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LEASE_S",
     "MEMORY_SHARE",
     "PAUSED",
+    "UNNAMED",
     "Control",
     "Data",
     "Doorbell",

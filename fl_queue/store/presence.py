@@ -31,6 +31,10 @@ _LEFT = "left"
 PAUSED = "paused"
 #: Field of a client's hash: JSON run id -> ``Awaited``; not there while nothing waits.
 AWAITED = "awaited"
+#: Field of a worker's lease: id of the job at work, empty when it is idle.
+JOB = "job"
+#: What ``at_work`` says of a worker whose lease has no such field. No job is called so.
+UNNAMED = "?"
 #: Of what a worker says of itself no more is read of each field; nothing of ours comes near it.
 _SAID_BYTES = 4096
 
@@ -125,6 +129,22 @@ class Presence:
     def worker_alive(self, worker: str) -> bool:
         """Whether an RQ worker's lease lives, and its process as far as one can see."""
         return _lives(self.lease(names.worker(worker)))
+
+    def name_job(self, pipe: Pipeline, worker: str, token: str, job: str) -> None:
+        """Have a worker's lease name the job at work, as part of a transaction. Args: ``token``: its own."""
+        key = names.worker(worker)
+        pipe.hset(key, mapping={"token": token, JOB: job})
+        pipe.pexpire(key, int(LEASE_S * 1000))
+
+    def at_work(self, worker: str) -> str | None:
+        """
+        Id of the job that a living worker is at, empty when it is idle, as its lease says.
+
+        Returns:
+            None: the worker is dead. ``UNNAMED``: its lease names no jobs, as those of earlier releases.
+        """
+        lease = self.lease(names.worker(worker))
+        return lease.get(JOB, UNNAMED) if _lives(lease) else None
 
     def role_alive(self, role: str) -> bool:
         """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
