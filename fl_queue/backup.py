@@ -20,7 +20,7 @@ from typing import Any, cast
 from blake3 import blake3
 from redis.client import Pipeline
 
-from fl_queue import __version__, blob, checkpoint, models, names, rounds, scores
+from fl_queue import __version__, blob, checkpoint, flight, models, names, rounds, scores
 from fl_queue.archive import (
     FORMAT,
     Document,
@@ -41,7 +41,7 @@ from fl_queue.errors import (
 )
 from fl_queue.records import Manifest, RoundRecord, dumps
 from fl_queue.runs import current_config, find_run
-from fl_queue.store import RunState, Store
+from fl_queue.store import RunState, Store, as_text
 from fl_queue.strategies.base import state_manifest
 
 
@@ -122,7 +122,36 @@ def _with_newest(store: Store, state: RunState, state_dir: Path, writing: Path) 
             if max(store.control.versions(state.run_id), default=-1) <= document.version:
                 raise
         else:
-            return document
+            if _announced(store, document):
+                return document
+
+
+def _announced(store: Store, document: Document) -> bool:
+    """
+    Have clients keep what belongs to the versions of a backup, whatever they keep later.
+
+    Returns:
+        False when there is a newer version: for that, clients may have removed it.
+    """
+    run, version = document.run_id, document.state["version"].encode()
+    accepted = names.accepted(run)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hget(names.run(run), "version") != version:
+            return None
+        now = as_text(cast(dict[bytes, bytes], pipe.hgetall(accepted)))
+        kept = {names.in_backup(key): now[key] for key in now if names.is_name(key)}
+
+        def write() -> None:
+            if kept:
+                pipe.hset(accepted, mapping=cast(dict[Any, Any], kept))
+
+        return write
+
+    while not store.control.transact([names.run(run)], body):
+        if store.control.redis.hget(names.run(run), "version") != version:
+            return False
+    return True
 
 
 def _with_best(
@@ -307,6 +336,11 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if pipe.hexists(names.RUNS, name):
             return None
+        # Clients ask here whether what they keep of a run is needed.
+        restored = {
+            origin: dumps([*json.loads(pipe.hget(names.RESTORED, origin) or b"[]"), run])
+            for origin in _origins(document)
+        }
 
         def write_all() -> None:
             pipe.hset(names.RUNS, name, run)
@@ -319,15 +353,17 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
             if document.late:
                 pipe.hset(names.late(run), mapping=cast(dict[Any, Any], document.late))
             if accepted:
-                pipe.hset(names.accepted(run), mapping=cast(dict[Any, Any], accepted))
+                kept = {names.in_backup(client): text for client, text in accepted.items()}
+                pipe.hset(names.accepted(run), mapping=cast(dict[Any, Any], accepted | kept))
             if evaluations:
                 pipe.hset(names.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
+            pipe.hset(names.RESTORED, mapping=cast(dict[Any, Any], restored))
             event = {"event": "run_restored", "version": document.version, "of": document.run_id}
             store.control.add_event(run, event, pipe)
 
         return write_all
 
-    while not store.control.transact([names.RUNS], body):
+    while not store.control.transact([names.RUNS, names.RESTORED], body):
         living = store.control.run_names()
         if living.get(name) == run:
             return  # It had been written, and the answer was lost.
@@ -335,13 +371,19 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
 
 
 def _newest_accepted(document: Document) -> dict[str, str]:
-    """Client -> round and digest of its newest accepted update; asked by clients that keep something."""
+    """Client -> round of the job and digest of its newest accepted update, for clients that keep something."""
     return {
-        client: dumps({"round": record.round, "digest": digest})
+        client: dumps({"round": began, "digest": digest})
         for record in document.history
         if record.outcome == "committed"
-        for client, digest in record.accepted.items()
+        for client, (began, digest) in flight.by_job_of(record).items()
     }
+
+
+def _origins(document: Document) -> list[str]:
+    """Run ids under which clients keep what they have of the run, the newest first."""
+    restored = json.loads(document.state.get("restored_from", "[]"))
+    return list(dict.fromkeys([document.run_id, *restored]))
 
 
 def _restored_state(document: Document, name: str) -> dict[str, str]:
@@ -354,6 +396,7 @@ def _restored_state(document: Document, name: str) -> dict[str, str]:
         "waited_s": "0",
         "task": config["run"]["task"],
         "config_digest": blake3(dumps(config).encode()).hexdigest(),
+        "restored_from": dumps(_origins(document)),
     }
     if document.state["state"] not in ("completed", "failed"):
         restored |= {

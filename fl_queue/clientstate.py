@@ -7,24 +7,30 @@ A state is written before its update is, and counts only once that very update h
 control server is asked, each time before the next use. So a round that was retried, came late or was
 abandoned advances nothing, and whatever kills the writer leaves the old state or both. The files are
 readable by their owner only. No Redis here: the caller asks.
+
+A run that is restored from a backup has a new run id, and goes on from the states that lie under the
+old one. So the state that belongs to the newest backup is kept beside the newest one.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fl_queue import blob, checkpoint
+from fl_queue import blob, checkpoint, names
 from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.records import Manifest
 
 #: A run that is unknown may still be restored from a backup; nobody waits longer.
 _FORGOTTEN_S = 7 * 24 * 3600.0
+_STATES = "*.safetensors"
 
 
 class Accepted(NamedTuple):
@@ -80,7 +86,7 @@ def write(
     Raises:
         DataError: It cannot be written (disk full, permissions).
     """
-    place = _place(folder, run, client) / f"{update.round}_{update.digest}"
+    place = _place(folder, run, client) / _name(update)
     metadata = {"run": run, "client": client, "round": str(update.round)}
     try:
         # Others on this machine cannot look into it, whatever the umask.
@@ -102,24 +108,31 @@ def load(
     accepted: Accepted | None,
     manifest: Manifest,
     start: str = "zero",
+    origins: Sequence[str] = (),
+    backed_up: Accepted | None = None,
 ) -> Kept:
     """
-    The state that belongs to the client's newest accepted update; all others are removed.
+    The state that belongs to the client's newest accepted update; others but the backup's are removed.
 
     Args:
         before: The round it is needed for; states of it may be about to be accepted and stay.
         accepted: What the control server says; None: no update of this client has been.
         manifest: The state's, from ``layout``.
         start: What the client starts from without a state, in words.
+        origins: Run ids that the run was restored from, the newest first.
+        backed_up: The same as ``accepted``, in the run's newest backup.
     """
     place = _place(folder, run, client)
-    wanted = f"{accepted.round}_{accepted.digest}" if accepted else ""
+    stay = {_name(update) for update in (accepted, backed_up) if update}
     for old in place.iterdir() if place.is_dir() else ():
         number = old.name.partition("_")[0]
-        if old.name != wanted and number.isdigit() and int(number) < before:
+        # What is not ours has no such number.
+        if old.name not in stay and number.isdecimal() and int(number) < before:
             shutil.rmtree(old, ignore_errors=True)
     if accepted is None:
         return Kept(note=f"none yet: starts from {start}")
+    wanted = _name(accepted)
+    _adopt(place / wanted, [_place(folder, origin, client) / wanted for origin in origins])
     try:
         state = _read(place / wanted, manifest)
     except CheckpointError as exc:
@@ -128,8 +141,27 @@ def load(
     return Kept(state, f"of round {accepted.round}")
 
 
+def _adopt(place: Path, sources: Iterable[Path]) -> None:
+    """Have a state that lies under the id of a run which this one was restored from, if it is not here."""
+    if any(place.glob(_STATES)):
+        return
+    for source in (file for folder in sources for file in folder.glob(_STATES)):
+        # What cannot be copied is missing, and said to be; a killed copy is made again.
+        with suppress(OSError):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = place / "copy"
+            shutil.copy2(source, draft)
+            os.replace(draft, place / source.name)
+            return
+
+
+def _name(update: Accepted) -> str:
+    """The folder of the state that belongs to an update."""
+    return f"{update.round}_{update.digest}"
+
+
 def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    files = sorted(place.glob("*.safetensors"))
+    files = sorted(place.glob(_STATES))
     if not files:
         raise CheckpointError(str(place), "is missing")
     body = checkpoint.open_body(place, files[0].stem, manifest)
@@ -141,8 +173,15 @@ def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
 
 
 def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
-    """Remove the states of runs that have been unknown for a week. Args: ``is_known``: run id -> bool."""
+    """
+    Remove the states of runs that have been unknown for a week.
+
+    Args:
+        is_known: Run id -> whether there is such a run, or one that was restored from it.
+    """
     for run in folder.iterdir() if folder.is_dir() else ():
+        if not names.is_run_id(run.name):
+            continue  # Somebody else's.
         if is_known(run.name):
             run.touch()
         elif time.time() - run.stat().st_mtime > _FORGOTTEN_S:

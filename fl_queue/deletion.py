@@ -18,6 +18,7 @@ from redis.client import Pipeline
 from fl_queue import dispatch, kept, models, names
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
+from fl_queue.records import dumps
 from fl_queue.store import RunState, Store, unlink_matching
 
 #: How long a tombstone is kept, and for how long everything is looked through again.
@@ -37,15 +38,26 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         refuse_training(state.name, pipe.hget(names.run(run), "state") == b"training")
         named = pipe.hget(names.RUNS, state.name) == run.encode()
+        heirs = {
+            origin: [other for other in json.loads(raw) if other != run]
+            for origin in state.restored_from
+            if (raw := pipe.hget(names.RESTORED, origin))
+        }
 
         def write() -> None:
             if named:
                 pipe.hdel(names.RUNS, state.name)
+            for origin, others in heirs.items():
+                if others:
+                    pipe.hset(names.RESTORED, origin, dumps(others))
+                else:
+                    pipe.hdel(names.RESTORED, origin)
             pipe.zadd(names.DELETED, {run: store.control.now()})
 
         return write
 
-    while not store.control.transact([names.RUNS, names.run(run)], body):
+    watched = [names.RUNS, names.run(run), names.RESTORED]
+    while not store.control.transact(watched, body):
         pass
     _remove(store, run, state_dir)
 

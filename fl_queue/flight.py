@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fl_queue import dispatch, names
 from fl_queue.dispatch import Ticket
-from fl_queue.records import Receipt
+from fl_queue.records import Receipt, RoundRecord
 from fl_queue.store import RoundState, RunState, Store
 
 
@@ -42,6 +42,14 @@ def by_job(current: RoundState, accepted: Mapping[str, str]) -> dict[str, tuple[
         Client -> round in which its job began, and that digest.
     """
     return {client: (begun(current, client).round, digest) for client, digest in accepted.items()}
+
+
+def by_job_of(record: RoundRecord) -> dict[str, tuple[int, str]]:
+    """The same of a round that was committed, by its record."""
+    return {
+        client: (record.carried.get(client, {}).get("round", record.round), digest)
+        for client, digest in record.accepted.items()
+    }
 
 
 def base_of(store: Store, run: str, current: RoundState, client: str) -> tuple[int, str]:

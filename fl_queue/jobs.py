@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -79,8 +78,6 @@ _REFUSED = (
 _LONGEST_CALL = 2048
 _LONGEST_TIMEOUT_S = 2**31 - 1
 _LARGEST_NUMBER = 2**32 - 1
-#: A run's name, a dash, and six digits.
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,71}")
 
 
 class JobRefused(FLQueueError):
@@ -247,7 +244,7 @@ def _seconds(text: str) -> int:
 def _is_call(args: list[Any]) -> bool:
     if len(args) != 2 or type(args[0]) is not str or type(args[1]) is not int:
         return False
-    return _RUN.fullmatch(args[0]) is not None and 0 <= args[1] <= _LARGEST_NUMBER
+    return names.is_run_id(args[0]) and 0 <= args[1] <= _LARGEST_NUMBER
 
 
 class FLQueue(Queue):

@@ -12,7 +12,8 @@ control server
     flq:{<run>}:versions               hash    version -> JSON {digest, round}
     flq:{<run>}:history                list    JSON RoundRecord, one per ended round
     flq:{<run>}:late                   hash    round -> updates that came after it ended
-    flq:{<run>}:accepted               hash    client -> digest of its newest accepted update, and the round of that job
+    flq:{<run>}:accepted               hash    client -> digest of its newest accepted update, and the round of that job;
+                                               client:backup -> the same in the newest backup
     flq:{<run>}:evaluations            hash    version -> JSON test metrics
     flq:{<run>}:sites                  hash    client -> JSON of what it told before its first round
     flq:{<run>}:events                 stream  what happened, capped
@@ -30,6 +31,7 @@ control server
     flq:enrolled                       hash    client -> JSON {key, max_examples, users, ...}
     flq:clock                          hash    when somebody was heard last; settling after an outage
     flq:deleted                        zset    run id -> when it was deleted, for a day
+    flq:{restored}                     hash    run id in a backup -> JSON list of the runs restored from it
 data server
     flq:server                         string  identity of this data server's content
     flq:server:<i>                     string  the same of one node of a cluster
@@ -55,6 +57,8 @@ HEALER = "flq:healer"
 CLOCK = "flq:clock"
 ENROLLED = "flq:enrolled"
 DELETED = "flq:deleted"
+#: In braces, as no run id is without a dash: what clients may read of runs has that form.
+RESTORED = "flq:{restored}"
 DATA_SERVER = "flq:server"
 #: Pub/sub channel of the data server: run id of an element that has just been pushed.
 ARRIVALS = "flq:arrivals"
@@ -72,6 +76,8 @@ VIRTUAL = "sim-"
 RESERVED = (AGGREGATOR, EVALUATOR, POOL, "coordinator", "healer")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+#: A run's name, a dash, and six digits.
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,71}")
 
 
 def data_server_node(number: int) -> str:
@@ -81,6 +87,11 @@ def data_server_node(number: int) -> str:
 def is_name(text: str) -> bool:
     """Whether ``text`` may be a run name or client id: letters, digits, dashes, at most 63."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_run_id(text: str) -> bool:
+    """Whether ``text`` may be a run id, and so a part of a file's name."""
+    return _RUN.fullmatch(text) is not None
 
 
 def new_run_id(name: str) -> str:
@@ -130,6 +141,11 @@ def late(run: str) -> str:
 
 def accepted(run: str) -> str:
     return f"flq:{{{run}}}:accepted"
+
+
+def in_backup(client: str) -> str:
+    """Field of ``accepted``: what was a client's newest accepted update in the run's newest backup."""
+    return f"{client}:backup"
 
 
 def evaluations(run: str) -> str:

@@ -191,7 +191,7 @@ def tidy(store: Store, site: Site, who: str) -> None:
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
     cache.sweep(site.cache, partial(rounds.is_over, store.control))
-    clientstate.sweep(site.client_states, lambda run: store.control.run(run) is not None)
+    clientstate.sweep(site.client_states, store.control.is_needed)
 
 
 def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
@@ -300,6 +300,7 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     if not layouts:
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
+    backed_up = job.store.control.accepted(job.run, names.in_backup(job.who))
     kept = clientstate.load(
         job.site.client_states,
         job.run,
@@ -308,6 +309,9 @@ def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         Accepted(*found) if found else None,
         clientstate.layout(layouts),
         _starts_from(layouts),
+        # They come from Redis, and name folders here.
+        [origin for origin in job.state.restored_from if names.is_run_id(origin)],
+        Accepted(*backed_up) if backed_up else None,
     )
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)

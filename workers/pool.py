@@ -210,7 +210,7 @@ def _tidy(run: str, number: int) -> None:
     has_ended = functools.cache(functools.partial(rounds.has_ended, control))
     outbox.sweep(site.outbox, _EVERYBODY, has_ended)
     cache.sweep(site.cache, functools.partial(rounds.is_over, control))
-    clientstate.sweep(site.client_states, lambda run: control.run(run) is not None)
+    clientstate.sweep(site.client_states, control.is_needed)
 
 
 def main() -> int:

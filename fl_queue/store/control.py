@@ -56,6 +56,10 @@ class Control(Rejections):
         raw = as_text(self._hash(names.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
 
+    def is_needed(self, run: str) -> bool:
+        """Whether there is such a run, or one that was restored from it: what clients keep is its, too."""
+        return self.run(run) is not None or bool(self.redis.hexists(names.RESTORED, run))
+
     def config_segments(self, run: str) -> list[dict[str, Any]]:
         """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
         return cast(list[dict[str, Any]], json.loads(self._get(names.config(run)) or b"[]"))
@@ -311,7 +315,12 @@ class Control(Rejections):
         return "ok" if answer == "same" else answer
 
     def accepted(self, run: str, client: str) -> tuple[int, str] | None:
-        """Round of the job and digest of a client's newest accepted update, where clients keep something."""
+        """
+        Round of the job and digest of a client's newest accepted update, where clients keep something.
+
+        Args:
+            client: Or ``names.in_backup`` of one.
+        """
         text = cast("bytes | None", self.redis.hget(names.accepted(run), client))
         found = json.loads(text) if text else None
         return (int(found["round"]), str(found["digest"])) if found else None

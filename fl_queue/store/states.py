@@ -18,7 +18,8 @@ class RunState:
     One run's hash. ``version`` is None before version 0; ``round`` -1 before the first.
 
     ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
-    ``server_state``: name -> digest of what the strategy keeps with that version.
+    ``server_state``: name -> digest of what the strategy keeps with that version. ``restored_from``: the
+    run it was restored from, what that one was restored from, and so on.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RunState:
     created_at: float
     download: str = ""
     server_state: Mapping[str, str] = field(default_factory=dict)
+    restored_from: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -129,6 +131,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         created_at=float(raw["created_at"]),
         download=raw.get("download", ""),
         server_state=json.loads(raw.get("server_state", "{}")),
+        restored_from=tuple(json.loads(raw.get("restored_from", "[]"))),
     )
 
 

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import archive, backup, blob, checkpoint, config, models, names, operate, runs
+from fl_queue import (
+    archive,
+    backup,
+    blob,
+    checkpoint,
+    config,
+    deletion,
+    models,
+    names,
+    operate,
+    runs,
+)
 from fl_queue.cli import cli
 from fl_queue.embedded import start
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
@@ -126,6 +137,45 @@ def test_the_newest_version_is_evaluated_again_when_its_verdict_was_missing(
     assert found[BEST]["finished"] == {"accuracy": 0.9}
     assert found[2]["state"] == "failed"
     assert found[NEWEST]["job"].startswith(f"evaluator_{state.run_id}_{NEWEST}_")
+
+
+def test_what_clients_keep_of_a_restored_run_is_needed_as_long_as_that_is_there(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        backup.write(store, run, tmp_path / "a.zip", tmp_path)
+        backup.restore(store, tmp_path / "a.zip", tmp_path, name)
+    backup.write(store, "two", tmp_path / "b.zip", tmp_path)
+    third = backup.restore(store, tmp_path / "b.zip", tmp_path, "three")
+    ids = store.control.run_names()
+    assert third.restored_from == (ids["two"], run)
+
+    store.control.redis.delete(names.evaluations(run))  # Its ticket is none.
+    for name in ("pilot", "one", "two"):
+        state = store.control.run(ids[name])
+        assert state is not None
+        store.control.redis.hset(names.run(ids[name]), "state", "cancelled")
+        deletion.delete(store, state, tmp_path)
+        assert store.control.is_needed(run)
+    assert store.control.is_needed(ids["two"])
+    assert not store.control.is_needed(ids["one"])
+    deletion.delete(store, third, tmp_path)
+    assert store.control.redis.hgetall(names.RESTORED) == {}
+
+
+def test_updates_of_asynchronous_rounds_keep_the_round_in_which_their_jobs_began(
+    store: Store, run: str, tmp_path: Path
+) -> None:
+    record = RoundRecord(
+        3, "train", "committed", "the buffer is full", 2, DIGESTS[2], 3, DIGESTS[3], ["a", "b"],
+        accepted={"a": "1" * 64, "b": "2" * 64}, mode="async", carried={"b": {"round": 1, "version": 0}},
+    )  # fmt: skip
+    store.control.redis.rpush(names.history(run), record.to_json())
+    backup.write(store, run, tmp_path / "a.zip", tmp_path)
+    restored = backup.restore(store, tmp_path / "a.zip", tmp_path, "other").run_id
+    for client, expected in (("a", (3, "1" * 64)), ("b", (1, "2" * 64))):
+        assert store.control.accepted(restored, client) == expected
+        assert store.control.accepted(restored, names.in_backup(client)) == expected
 
 
 @pytest.mark.parametrize("ended", ["completed", "failed"])
@@ -316,6 +366,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "state_number": (put("state", "rounds_wanted", "many"), "many"),
     "state_type": (put("state", "rounds_wanted", 3), "state.rounds_wanted"),
     "state_name": (put("state", "name", "../up"), "state.name"),
+    "run_id": (put("run_id", "../up"), "run_id"),
+    "restored_from": (put("state", "restored_from", '["../up"]'), "restored_from"),
     "state_time": (put("state", "created_at", "inf"), "time"),
     "population": (put("state", "population", "[1]"), "state.population"),
     "version": (put("state", "version", "7"), "state.version"),

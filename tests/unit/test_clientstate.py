@@ -20,9 +20,9 @@ LAYOUT = clientstate.layout(
 ONE, TWO = "1" * 64, "2" * 64
 
 
-def write(folder: Path, number: int, update: str, value: float) -> None:
+def write(folder: Path, number: int, update: str, value: float, run: str = "run-1") -> None:
     pieces = [np.full(spec.shape, value, np.float32) for spec in LAYOUT.tensors]
-    clientstate.write(folder, "run-1", "a", Accepted(number, update), LAYOUT, pieces)
+    clientstate.write(folder, run, "a", Accepted(number, update), LAYOUT, pieces)
 
 
 def value(folder: Path, before: int, accepted: Accepted | None) -> float | None:
@@ -95,3 +95,39 @@ def test_states_of_runs_unknown_for_a_week_are_removed(tmp_path: Path) -> None:
     clientstate.sweep(tmp_path, lambda run: run == "known")
     clientstate.sweep(tmp_path, lambda run: False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "restored-perhaps"]
+
+
+def test_what_belongs_to_the_newest_backup_stays_beside_the_newest_state(tmp_path: Path) -> None:
+    for number, update in ((1, ONE), (2, TWO), (3, ONE), (4, TWO)):
+        write(tmp_path, number, update, number)
+    kept = clientstate.load(
+        tmp_path, "run-1", "a", 5, Accepted(4, TWO), LAYOUT, backed_up=Accepted(2, TWO)
+    )
+    assert kept.note == "of round 4"
+    assert left(tmp_path) == ["2_22", "4_22"]
+
+
+def test_a_restored_run_finds_what_lies_under_the_ids_of_those_before_it(tmp_path: Path) -> None:
+    write(tmp_path, 1, ONE, 1.0, "oldest")
+    write(tmp_path, 2, TWO, 2.0, "old")
+    origins = ("old", "oldest")
+    for update, expected in ((Accepted(1, ONE), 1.0), (Accepted(2, TWO), 2.0)):
+        kept = clientstate.load(tmp_path, "run-1", "a", 3, update, LAYOUT, origins=origins)
+        assert float(kept.state["c"]["w"][0]) == expected
+    # Its own from now on, and readable by the owner only; the others go when nobody needs them.
+    (file,) = (tmp_path / "run-1").rglob("*.safetensors")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    assert value(tmp_path, 4, Accepted(2, TWO)) == 2.0
+
+
+def test_names_that_are_not_ours_stay(tmp_path: Path) -> None:
+    write(tmp_path, 1, ONE, 1.0)
+    for name in ("lost+found", "\u00b2_x", ".DS_Store"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "run-1/a" / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    assert value(tmp_path, 3, Accepted(1, ONE)) == 1.0
+    clientstate.sweep(tmp_path, lambda run: run == "run-1")
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list((tmp_path / "run-1/a").iterdir())) == 4
