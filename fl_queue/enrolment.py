@@ -78,7 +78,7 @@ def enroll(store: Store, client: str, place: Place, max_examples: int, use_acl: 
     store.control.write_enrolment(client, made)
     if known is not None:
         notes.append(f"{client} was enrolled before: what it had is void")
-    url, blob_url = without_login(place.url), without_login(place.blob_url)
+    url, blob_url = (without_login(each, for_site=True) for each in (place.url, place.blob_url))
     handed = Credentials(client, secret, url, blob_url, logins, place.tls)
     return Enrolled(handed, rules, tuple(notes))
 

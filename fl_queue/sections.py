@@ -348,12 +348,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "url": Field(
                 "str",
                 "",
-                "control server, redis://, rediss:// or unix://; empty: the private servers of the state folder",
+                "control server, redis://, rediss://, unix:// or redis+sentinel://; empty: the private servers of the state folder",
             ),
             "blob_url": Field(
                 "str",
                 "",
-                "data server, or redis+cluster:// for a Redis Cluster; empty: the control server",
+                "data server, the same or redis+cluster:// for a Redis Cluster; empty: the control server",
             ),
             "inline_bytes": Field(
                 "int",

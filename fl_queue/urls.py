@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
 _SECRET_OPTIONS = ("password", "ssl_password")
+_OF_SENTINELS = ("sentinel_username", "sentinel_password")
 #: Options whose values anybody may see: redis-py's but for passwords. A mistyped one may be a password.
 _SHOWN = re.compile(
-    r"db|protocol|username|client_name|timeout|max_connections|health_check_interval"
+    r"db|protocol|(sentinel_)?username|client_name|timeout|max_connections|health_check_interval"
     r"|(socket|retry_on)_\w+|ssl_(ca_certs|ca_path|certfile|keyfile|cert_reqs|check_hostname)"
 )
 
@@ -39,21 +40,25 @@ def has_password(url: str) -> bool:
     return mask(url) != url
 
 
-def without_login(url: str) -> str:
-    """The URL without user, password and options of this machine (files of certificates)."""
+def without_login(url: str, for_site: bool = False) -> str:
+    """
+    The URL without user, password and options of this machine (files of certificates).
+
+    Args:
+        for_site: What it says of a login to sentinels stays: a site's own, which a credentials file keeps.
+    """
+    secret = (*_SECRET_OPTIONS, "username", *(() if for_site else _OF_SENTINELS))
     scheme, mark, rest = url.partition("://")
     where, question, query = _login(rest)[2].partition("?")
     kept = [
-        option
-        for option in query.split("&")
-        if option and not option.startswith(("ssl_", *_SECRET_OPTIONS, "username"))
+        option for option in query.split("&") if option and not option.startswith(("ssl_", *secret))
     ]
     return f"{scheme}{mark}{where}{question if kept else ''}{'&'.join(kept)}"
 
 
 def with_login(url: str, name: str, password: str, options: Mapping[str, str]) -> str:
     """A URL without a login, with one, and with more options: for use, never for people."""
-    scheme, mark, where = without_login(url).partition("://")
+    scheme, mark, where = without_login(url, for_site=True).partition("://")
     login = f"{quote(name, safe='')}:{quote(password, safe='')}@" if name else ""
     more = urlencode(options)
     link = ("&" if "?" in where else "?") if more else ""

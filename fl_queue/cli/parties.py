@@ -69,6 +69,7 @@ def enroll(
     """
     url, blob_url = resolve_urls(where.url, where.blob_url, where.state_dir)
     tls = _tls(url, tls_ca, tls_cert, tls_key)
+    url, blob_url = without_login(url), without_login(blob_url)
     if output.exists() and not force:
         raise ConfigError(
             "--output", f"{output} is there; name another file, or replace it with --force"

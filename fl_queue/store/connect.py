@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 from redis import exceptions
@@ -36,6 +36,7 @@ from fl_queue.store.cluster import (
     primaries,
 )
 from fl_queue.store.failing import in_words, raise_trouble, translated
+from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
 from fl_queue.store.tls import connection_options
 from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
@@ -55,6 +56,7 @@ _CONNECTION: dict[str, Any] = {
 #: Purpose -> (url, blob_url) with the login of the user for it.
 OtherUsers = Mapping[Purpose, tuple[str, str]]
 NOBODY: OtherUsers = {}
+Made = TypeVar("Made", bound=SplitClient)
 
 
 @dataclass(frozen=True)
@@ -158,36 +160,37 @@ def check(client: redis.Redis, url: str) -> None:
             does not say so; says what to do.
     """
     info = client.info("server")
-    if info.get("redis_mode") == "cluster" and not isinstance(client, ClusterClient):
+    if info.get("redis_mode") == "sentinel":
         raise StoreUnavailable(
             mask(url),
+            f"is a Redis Sentinel; write {FORM}, with the name it watches the server under",
+        )
+    if info.get("redis_mode") == "cluster" and not isinstance(client, ClusterClient):
+        raise _unfit(
+            url,
             "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://",
-            Trouble.wrong_mode,
         )
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-        raise StoreUnavailable(
-            mask(url),
-            f"version {version} is too old; fl-queue needs Redis 6.2 or newer",
-            Trouble.wrong_mode,
-        )
+        raise _unfit(url, f"version {version} is too old; fl-queue needs Redis 6.2 or newer")
+
+
+def _unfit(url: str, reason: str) -> StoreUnavailable:
+    return StoreUnavailable(mask(url), reason, Trouble.wrong_mode)
 
 
 def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY) -> redis.Redis:
     """A client that raises redis-py's own errors, for RQ, which expects them. Args: as of ``connect``."""
 
     def made(url: str) -> SplitClient:
-        with _no_url(url, "redis://host:port/0"):
-            client = SplitClient.from_url(
-                url,
-                socket_timeout=socket_timeout_s,
-                socket_connect_timeout=5,
-                retry=_retry(3),
-                driver_info=None,
-                **connection_options(url),
-            )
-            _try_options(client)
-        return cast(SplitClient, client)
+        return _made(
+            SplitClient,
+            url,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=5,
+            retry=_retry(3),
+            driver_info=None,
+        )
 
     client = made(url)
     client.others = {purpose: made(urls[0]) for purpose, urls in others.items()}
@@ -333,16 +336,12 @@ def _no_url(url: str, wanted: str) -> Iterator[None]:
         yield
     except TypeError as exc:  # "... got an unexpected keyword argument 'passwort'"
         option = str(exc).rpartition(" ")[2]
-        raise StoreUnavailable(
-            mask(url),
-            f"the option {option} of the URL is not known; correct or remove it",
-            Trouble.wrong_mode,
+        raise _unfit(
+            url, f"the option {option} of the URL is not known; correct or remove it"
         ) from None
     except ValueError:
-        raise StoreUnavailable(
-            mask(url),
-            f"not a Redis URL; write {wanted}, with special characters of a password as %XX",
-            Trouble.wrong_mode,
+        raise _unfit(
+            url, f"not a Redis URL; write {wanted}, with special characters of a password as %XX"
         ) from None
 
 
@@ -356,14 +355,20 @@ def _try_options(client: redis.Redis) -> None:
 
 
 def _client(url: str, retries: int) -> redis.Redis:
-    with _no_url(url, "redis://host:port/0"):
-        client = cast(
-            _Client,
-            _Client.from_url(url, retry=_retry(retries), **_CONNECTION, **connection_options(url)),
-        )
-        _try_options(client)
+    client = _made(_Client, url, retry=_retry(retries), **_CONNECTION)
     client.masked_url = mask(url)
     return client
+
+
+def _made(kind: type[Made], url: str, **options: Any) -> Made:
+    """A client of one server, or of whichever its sentinels call the primary."""
+    with _no_url(url, FORM if is_sentinel(url) else "redis://host:port/0"):
+        if is_sentinel(url):
+            client = kind.from_pool(sentinel_pool(url, **options))
+        else:
+            client = kind.from_url(url, **options, **connection_options(url))
+        _try_options(client)
+    return cast(Made, client)
 
 
 def _cluster(url: str, retries: int) -> redis.Redis:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import redis
 from redis import exceptions
+from redis.sentinel import MasterNotFoundError
 
 from fl_queue.errors import StoreUnavailable, Trouble
 
@@ -216,6 +217,8 @@ def _look(error: BaseException, url: str = "") -> tuple[Trouble, str] | None:
         return _of_cluster(error)
     if isinstance(error, redis.TimeoutError):
         return Trouble.silent, f"not reachable ({error}); is it running?"
+    if isinstance(error, MasterNotFoundError):
+        return Trouble.gone, str(error)
     if isinstance(error, redis.ConnectionError):
         is_silent = "timed out" in str(error)
         return Trouble.silent if is_silent else Trouble.gone, _why_not_reachable(url, str(error))

@@ -45,6 +45,10 @@ URLS = {
     "no certificate": f"rediss://:{SECRET}@{GONE}?ssl_ca_certs=/nowhere/ca.crt",
     "a socket": f"unix://:{SECRET}@/nowhere/redis.sock",
     "a cluster": f"redis+cluster://:{SECRET}@{GONE}",
+    "sentinels": f"redis+sentinel://:{SECRET}@127.0.0.1:1,127.0.0.1:2/name/0",
+    "a login to sentinels": f"redis+sentinel://127.0.0.1:1/name?sentinel_password={SECRET}",
+    "misread sentinels": f"redis+sentinel://:{SECRET}/x@127.0.0.1:1/name",
+    "sentinels without a name": f"redis+sentinel://:{SECRET}@127.0.0.1:1",
     "a misread cluster": f"redis+cluster://:{SECRET}/x@{GONE}",
 }
 

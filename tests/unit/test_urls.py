@@ -20,6 +20,11 @@ from fl_queue import urls
         ("redis://:p?w#x@host/0", "redis://:***@host/0"),
         ("redis://u:p:w@host/0", "redis://u:***@host/0"),
         ("redis+cluster://:pw@a:1,b:2/0", "redis+cluster://:***@a:1,b:2/0"),
+        ("redis+sentinel://u:pw@a:1,b:2/name/0", "redis+sentinel://u:***@a:1,b:2/name/0"),
+        (
+            "rediss+sentinel://a/name?sentinel_username=u&sentinel_password=pw",
+            "rediss+sentinel://a/name?sentinel_username=u&sentinel_password=***",
+        ),
         ("unix://:pw@/run/redis.sock?db=0", "unix://:***@/run/redis.sock?db=0"),
         ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
         ("redis://host/0?password=pw&db=1", "redis://host/0?password=***&db=1"),
@@ -56,3 +61,14 @@ def test_a_login_is_taken_out_and_put_in() -> None:
     made = urls.with_login(bare, "us er", "p@/w", {"ssl_ca_certs": "/a b"})
     assert made == "rediss://us%20er:p%40%2Fw@host:1/0?db=2&ssl_ca_certs=%2Fa+b"
     assert urls.without_login(made) == bare
+
+
+def test_the_login_to_sentinels_is_not_handed_on_but_a_site_keeps_its_own() -> None:
+    whole = "redis+sentinel://me:pw@a:1,b:2/name/0?sentinel_password=theirs"
+
+    bare = urls.without_login(whole)
+    assert bare == "redis+sentinel://a:1,b:2/name/0"
+    kept = urls.without_login(whole, for_site=True)
+    assert kept == "redis+sentinel://a:1,b:2/name/0?sentinel_password=theirs"
+    made = urls.with_login(kept, "us", "er", {})
+    assert made == "redis+sentinel://us:er@a:1,b:2/name/0?sentinel_password=theirs"
