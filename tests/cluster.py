@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, Self
 import redis
 from redis.crc import key_slot
 
-from tests.conftest import chosen_server
 from tests.federation import wait_for
+from tests.servers import chosen_server
 
 _SLOTS = 16384
 #: A node listens for the others on its port and so much.
@@ -29,7 +28,7 @@ class Node:
         self.client = redis.Redis(port=self.port, protocol=2)
 
     def start(self) -> None:
-        command = [chosen_server() or shutil.which("redis-server") or "redis-server"]
+        command = [chosen_server()]
         options = {
             "port": self.port,
             "bind": "127.0.0.1",

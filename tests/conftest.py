@@ -1,14 +1,16 @@
 """
 The suite's real redis-servers, and the check that it leaves no process behind.
 
-Redis is never faked. ``FLQ_TEST_REDIS_SERVER`` names another redis-server binary.
+Redis is never faked. Which binary serves: see ``tests.servers``.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,13 @@ from hypothesis import settings
 
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.store import Store
+from tests import skips
 from tests.federation import Federation
+from tests.servers import chosen_server, put_chosen_on_path
+
+# Hooks; pytest finds them by their names here.
+pytest_sessionfinish = skips.pytest_sessionfinish
+pytest_terminal_summary = skips.pytest_terminal_summary
 
 # How long an example takes is the machine's business: others run tests beside it.
 settings.register_profile("untimed", deadline=None)
@@ -102,10 +110,11 @@ def _command(pid: int) -> str:
         return "(ended)"
 
 
-def chosen_server() -> Path | None:
-    """The redis-server binary the suite was told to use."""
-    given = os.environ.get("FLQ_TEST_REDIS_SERVER")
-    return Path(given) if given else None
+def pytest_configure(config: pytest.Config) -> None:
+    """Once a process: pytest-xdist's own processes have a PATH of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="flq-test-path-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    put_chosen_on_path(folder)
 
 
 @pytest.fixture(scope="session", name="embedded")

@@ -15,10 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fl_queue import redisserver
 from tests.cluster import free_port
-from tests.conftest import chosen_server
 from tests.federation import wait_for
+from tests.servers import with_tls
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class TLSServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        server = chosen_server() or redisserver.find_server()
-        self.process = subprocess.Popen([server, self.folder / "redis.conf"], cwd=self.folder)
+        self.process = subprocess.Popen([with_tls(), self.folder / "redis.conf"], cwd=self.folder)
         wait_for("a TLS server", self._is_ready)
 
     def kill(self) -> None:
@@ -128,7 +126,7 @@ class TLSServer:
         log = self.folder / "redis.log"
         # Of the newest start.
         text = log.read_text() if log.exists() else ""
-        return "Ready to accept connections" in text.rpartition("Redis is starting")[2]
+        return "Ready to accept connections" in text.rpartition(" is starting")[2]
 
 
 @contextmanager

@@ -160,19 +160,23 @@ def check(client: redis.Redis, url: str) -> None:
             does not say so; says what to do.
     """
     info = client.info("server")
-    if info.get("redis_mode") == "sentinel":
+    # Valkey names it otherwise.
+    mode = info.get("redis_mode") or info.get("server_mode")
+    if mode == "sentinel":
         raise StoreUnavailable(
             mask(url),
             f"is a Redis Sentinel; write {FORM}, with the name it watches the server under",
         )
-    if info.get("redis_mode") == "cluster" and not isinstance(client, ClusterClient):
+    if mode == "cluster" and not isinstance(client, ClusterClient):
         raise _unfit(
             url,
             "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://",
         )
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-        raise _unfit(url, f"version {version} is too old; fl-queue needs Redis 6.2 or newer")
+        raise _unfit(
+            url, f"version {version} is too old; fl-queue needs Redis 6.2 or newer, or Valkey"
+        )
 
 
 def _unfit(url: str, reason: str) -> StoreUnavailable:
@@ -431,7 +435,7 @@ def _facts(client: redis.Redis, url: str) -> ServerFacts:
     info = client.info()
     return ServerFacts(
         url=url,
-        version=str(info["redis_version"]),
+        version=_version(info),
         memory_policy=str(info.get("maxmemory_policy", "?")),
         appendonly="yes" if info.get("aof_enabled") else "no",
         appendfsync=_setting(client, "appendfsync"),
@@ -440,6 +444,13 @@ def _facts(client: redis.Redis, url: str) -> ServerFacts:
         used_bytes=int(info.get("used_memory", 0)),
         limit_bytes=int(info.get("maxmemory") or info.get("total_system_memory") or 0),
     )
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """For people: Valkey's ``redis_version`` is that of the Redis it stands in for."""
+    if valkey := info.get("valkey_version"):
+        return f"{valkey} (Valkey)"
+    return str(info["redis_version"])
 
 
 def _setting(client: redis.Redis, name: str) -> str:

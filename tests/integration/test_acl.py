@@ -12,11 +12,13 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import acl, credentials, names, redisserver, urls
+from fl_queue import acl, credentials, names, urls
 from fl_queue.cli import cli
 from fl_queue.cli.access import PLACEHOLDER
 from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.serverbinary import build_of
 from tests.federation import Federation
+from tests.servers import before_7, chosen_server
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -97,20 +99,14 @@ ALLOWED: list[tuple[object, ...]] = [
 ]
 
 
-def versions() -> list[tuple[Path, tuple[int, int]]]:
-    """The newest server with selectors of this machine, and one without."""
-    found = {redisserver.version_of(path): path for path in redisserver.candidates()}
-    new = [(found[version], version) for version in sorted(found) if version >= acl.SELECTORS][-1:]
-    return new + [(found[version], version) for version in found if version < acl.SELECTORS][:1]
-
-
-@pytest.fixture(params=versions(), ids=lambda param: ".".join(map(str, param[1])))
+@pytest.fixture(params=["selectors", "6.2"])
 def server(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[EmbeddedRedis, tuple[int, int]]]:
-    """Servers of one version, and that version."""
-    with start(tmp_path / "state", server=request.param[0]) as servers:
-        yield servers, request.param[1]
+    """Servers with selectors, and some without; and their version."""
+    binary = chosen_server() if request.param == "selectors" else before_7()
+    with start(tmp_path / "state", server=binary) as servers:
+        yield servers, build_of(binary).version
 
 
 def connections(

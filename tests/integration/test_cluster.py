@@ -17,8 +17,8 @@ from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.errors import ChunksMissing, ConfigError, OwnershipLost, StoreUnavailable
 from fl_queue.store import Store, server_facts, unlink_matching
 from tests.cluster import Cluster, Node
-from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
+from tests.servers import chosen_server
 
 CHUNK, COUNT = 100_000, 30
 RUN = "run-1"

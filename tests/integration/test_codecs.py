@@ -17,8 +17,8 @@ from fl_queue.records import Manifest, Receipt
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, Store
 from tests.byhand import ByHand
-from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
+from tests.servers import chosen_server
 
 COUNT = 3
 VIRTUAL = ("clients.kind=simulation", f"clients.count={COUNT}", "clients.processes=1")

