@@ -52,8 +52,6 @@ log = logging.getLogger(__name__)
 WAIT_S = 1.0
 #: Elements taken at one go; of what is refused no more lies on the taken list.
 TAKEN_AT_ONCE = 64
-#: A round that has been busy for this long gives way to one that has something to do, too.
-TURN_S = 2.0
 
 
 class Collector:
@@ -102,9 +100,11 @@ class Collector:
             rounds.advance(self.store, self.run)
             return "nothing to do"
         faults.reach("aggregator.claimed")
+        began = time.monotonic()
         with Lease(self.store, self.run, self.fence, self.token) as self.lease:
             try:
                 self._load()
+                self.turn = turns.Turn(self.store, self.run, time.monotonic() - began)
                 ending = self._collect()
                 if ending is None:
                     return self._make_way()
@@ -143,7 +143,6 @@ class Collector:
 
     def _collect(self) -> Ending | None:
         """Take elements until the closing rule holds; None to make way for a waiting round."""
-        began = time.monotonic()
         with self.store.data.doorbell() as bell:
             while True:
                 self.lease.check()
@@ -156,16 +155,15 @@ class Collector:
                 most = 1 if self.round.is_async else TAKEN_AT_ONCE
                 if elements := self.store.data.take(self.run, self.fence, most):
                     self._look_at(elements)
-                    if time.monotonic() - began > TURN_S and self._can_make_way():
-                        if turns.wanted(self.store, self.run):
-                            return None
-                        began = time.monotonic()
+                    if self._can_make_way() and self.turn.is_up():
+                        return None
                     continue
                 if (ending := self._ending(drained=True)) is not None:
                     return ending
                 self.drain.stop()
                 self.intake.books.rejected.flush()
-                if not self._wait(bell):
+                # At once, too: what came for others while nobody listened for it does not ring again.
+                if self.turn.is_over(self._holds()) or not self._wait(bell):
                     return None
                 self._follow()
 
@@ -173,6 +171,9 @@ class Collector:
         """Whether what has been merged comes along; else all is taken first, and again the next time."""
         merge = self.intake.merge
         return not self.drain.has_begun and (merge is None or merge.is_resumable)
+
+    def _holds(self) -> bool:
+        return self.intake.received() > 0
 
     def _look_at(self, elements: Sequence[bytes]) -> None:
         wasted_s = 0.0
@@ -215,9 +216,9 @@ class Collector:
             run = bell.wait(left_s)
             if run == self.run:
                 return True
-            if run is not None and turns.wanted(self.store, self.run, run):
+            if run is not None and self.turn.is_over(self._holds(), run):
                 return False
-        return not turns.wanted(self.store, self.run)
+        return True
 
     def _ending(self, drained: bool) -> Ending | None:
         if self.refused:
@@ -309,6 +310,7 @@ class Collector:
         rounds.advance(self.store, self.run)
         faults.reach("round.advanced")
         self._clean_up(record)
+        turns.end(self.store, self.run)
         return f"{ending.outcome}: {ending.reason}"
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:

@@ -311,6 +311,11 @@ def to_front(store: Store, queue_name: str, job: str) -> None:
     store.control.move_to_front(queue(queue_name, store.control.redis).key, job)
 
 
+def to_back(store: Store, queue_name: str, job: str) -> None:
+    """Have a waiting job be the last one; no effect when it does not wait any more."""
+    store.control.move_to_back(queue(queue_name, store.control.redis).key, job)
+
+
 @dataclass
 class Watch:
     """

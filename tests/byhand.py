@@ -29,6 +29,8 @@ class ByHand:
         size: Parameters of the model.
         overrides: Of the config.
         keys: Client -> secret key, of those that sign what they send.
+        name: Of the run.
+        ready: Stop before version 0 is made, of which the element has been sent, when this is False.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class ByHand:
         size: int,
         *overrides: str,
         keys: Mapping[str, str] | None = None,
+        name: str = NAME,
+        ready: bool = True,
     ) -> None:
         self.keys = dict(keys or {})
         self.store, self.folder, self.clients, self.size = store, folder, clients, size
@@ -48,12 +52,13 @@ class ByHand:
         for client in clients:
             store.control.hold(names.client_holder(client), "t", 60, {})
         self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
-        self.run = runs.start_run(store, NAME, self.config, 2).run_id
+        self.run = runs.start_run(store, name, self.config, 2).run_id
         self.advance()
         body = bytes(self.manifest.nbytes)
         first = self.header("model", self.round.cohort[0], body)
         self.send(replace(first, manifest=self.manifest.to_json()), body)
-        self.work()
+        if ready:
+            self.work()
 
     @property
     def state(self) -> RunState:

@@ -38,7 +38,7 @@ class Control(Rejections):
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")
         self._end_round = script(client, "end_round")
-        self._to_front = script(client, "to_front")
+        self._to_end = script(client, "to_end")
 
     # Runs
 
@@ -368,7 +368,11 @@ class Control(Rejections):
 
     def move_to_front(self, queue: str, job: str) -> None:
         """Have a job be the next one of its queue, if it waits there."""
-        self._to_front(keys=[queue], args=[job])
+        self._to_end(keys=[queue], args=[job, "LPUSH"])
+
+    def move_to_back(self, queue: str, job: str) -> None:
+        """Have a job be the last one of its queue, if it waits there."""
+        self._to_end(keys=[queue], args=[job, "RPUSH"])
 
     # Events
 

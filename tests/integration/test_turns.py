@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import dispatch, heal, names, operate, turns
+from fl_queue import collect, dispatch, heal, names, operate, turns
+from fl_queue.collect import Collector
 from fl_queue.store import Store
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
@@ -183,3 +184,108 @@ def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
     store.control.redis.lrem(QUEUE, 0, "aggregator_gone-123_1_aaaa")
     hand.update("b")
     assert hand.work() == "committed: 2 of 2 updates in"
+
+
+# One worker, and rounds so short that there is always something to do
+
+
+def many(store: Store, folder: Path, count: int, rounds: int = 1000) -> dict[str, ByHand]:
+    """Run id -> a run whose updates of the open round are all there."""
+    runs = [ByHand(store, folder, "ab", 100, name=f"run-{number}") for number in range(count)]
+    for hand in runs:
+        store.control.redis.hset(names.run(hand.run), "rounds_wanted", rounds)
+        answer(hand)
+    store.control.redis.delete(QUEUE)  # Jobs of rounds that were worked by hand.
+    store.control.redis.rpush(QUEUE, *(hand.job() for hand in runs))
+    return {hand.run: hand for hand in runs}
+
+
+def answer(hand: ByHand) -> None:
+    for client in hand.round.cohort:
+        hand.update(client, token=f"{client}-{hand.round.number}")
+
+
+def work_off(store: Store, folder: Path, runs: dict[str, ByHand], jobs: int) -> list[str]:
+    """Do so many aggregator jobs as a worker does, with clients that answer at once; the runs they were of."""
+    done = []
+    while len(done) < jobs:
+        job = store.control.redis.lpop(QUEUE)
+        assert job is not None, "every round has its job"
+        _, run, number, _ = job.decode().split("_")
+        version = runs[run].state.version
+        Collector(store, run, int(number), job.decode(), folder).work()
+        runs[run].advance()
+        done.append(run)
+        if runs[run].state.version != version and runs[run].state.active:
+            answer(runs[run])
+    return done
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_runs_of_short_rounds_share_a_worker_in_turn(
+    store: Store, tmp_path: Path, count: int
+) -> None:
+    runs = many(store, tmp_path, count)
+    work_off(store, tmp_path, runs, 4 * count)
+    versions = {run: hand.state.version or 0 for run, hand in runs.items()}
+
+    assert sum(versions.values()) == 4 * count  # No job was spent on making way.
+    assert max(versions.values()) - min(versions.values()) <= 1
+
+
+def test_a_run_that_has_just_been_started_gets_its_turn_among_busy_ones(
+    store: Store, tmp_path: Path
+) -> None:
+    runs = many(store, tmp_path, 2)
+    new = ByHand(store, tmp_path, "ab", 100, name="new", ready=False)
+    store.control.move_to_back(QUEUE, new.job())
+    work_off(store, tmp_path, runs | {new.run: new}, 4)
+
+    assert new.state.version == 0
+
+
+def test_idle_rounds_are_passed_over_by_those_that_share_a_worker(
+    store: Store, tmp_path: Path
+) -> None:
+    idle = [ByHand(store, tmp_path, "ab", 100, name=f"idle-{number}") for number in range(3)]
+    runs = many(store, tmp_path, 2)
+    store.control.redis.delete(QUEUE)
+    store.control.redis.rpush(QUEUE, *(hand.job() for hand in (*runs.values(), *idle)))
+    done = work_off(store, tmp_path, runs, 6)
+
+    assert sorted(done.count(run) for run in runs) == [3, 3]
+
+
+def test_a_lone_runs_next_round_goes_on_where_its_worker_is(store: Store, tmp_path: Path) -> None:
+    idle = ByHand(store, tmp_path, "ab", 100, name="idle")
+    (run, hand), *_ = many(store, tmp_path, 1).items()
+    store.control.redis.rpush(QUEUE, idle.job())
+
+    assert work_off(store, tmp_path, {run: hand}, 3) == [run] * 3
+    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == [hand.job(), idle.job()]
+
+
+@pytest.mark.timeout(60)
+def test_what_came_before_a_round_listened_makes_it_give_way_at_once(
+    hand: ByHand, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ByHand(store, tmp_path, "ab", 100, name="other")
+    answer(other)
+    monkeypatch.setattr(collect, "WAIT_S", 600.0)  # Nothing rings for it any more.
+
+    assert hand.work() == "made way for another round"
+    assert dispatch.queued(store, names.AGGREGATE_QUEUE)[0] == other.job()
+
+
+def test_a_round_that_holds_a_sum_stays_for_longer_than_handing_it_over_takes(
+    hand: ByHand, store: Store, tmp_path: Path
+) -> None:
+    answer(hand)
+    turn = turns.Turn(store, "mine", cost_s=600.0)
+
+    assert not turn.is_over(holds=True)
+    assert not turn.is_over(holds=True, rang=hand.run)
+    assert not turn.is_up()
+    assert turn.is_over(holds=False)
+    assert not turn.is_over(holds=False)  # It asked just now.
+    assert turn.is_over(holds=False, rang=hand.run)
