@@ -1,5 +1,5 @@
 """
-The RQ boundary: how a job is published, and whether one is dead.
+The RQ boundary: how a job is published and replaced, and what became of it. Whether it is dead: ``watching``.
 
 RQ's own retries, callbacks, maintenance and pickling are not used: a job is a whitelisted function
 with a run id and a number, published once under an id that is never used again, and replaced by a
@@ -9,12 +9,10 @@ new attempt when its worker is dead. ``rq info`` is not for this system either: 
 from __future__ import annotations
 
 import base64
-import json
-import time
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -24,14 +22,10 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.results import Result
 
 from fl_queue import faults, names, plain
-from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, mend, queue
+from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 from fl_queue.records import Awaited, Receipt, dumps
-from fl_queue.store import LEASE_S, UNNAMED, Store
+from fl_queue.store import Replacement, Store, ask_many, batches
 
-#: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
-START_GRACE_S = 3.0
-#: A lease has been written anew by its worker, or has run out, within this time.
-LEASE_GRACE_S = LEASE_S + 2.0
 #: Of what a job's keys say, in characters: whoever may use its queue could have written it.
 _LONGEST_WORD = 128
 _LONGEST_REASON = 1000
@@ -127,69 +121,110 @@ def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | No
 
     Returns:
         The new ticket; None when somebody else was faster.
+
+    Raises:
+        StoreUnavailable: It may be replaced, or not; look again.
     """
-    new = old.next_attempt()
-    connection = store.control.redis
+    return replace_all(store, key, {field_name: old}).get(field_name)
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        raw = cast("bytes | None", pipe.hget(key, field_name))
-        if raw is None or json.loads(raw).get("job") != old.job:
-            return None
 
-        def write() -> None:
-            pipe.hset(key, field_name, new.to_json())
-            publish(new, pipe, connection)
-            # Should we be killed before we forget it, or the reply be lost.
-            pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
+def replace_all(store: Store, key: str, old: Mapping[str, Ticket]) -> dict[str, Ticket]:
+    """
+    Publish the next attempt in place of each of some jobs that is still the newest.
 
-        return write
+    Args:
+        key: Of the hash that holds the newest tickets.
+        old: Its field -> the ticket to replace.
 
-    if not store.control.transact([key], body):
-        return None
-    faults.reach("heal.replaced")
-    forget(store, old)
-    return new
+    Returns:
+        Field -> the new ticket, of those that were replaced; of the others somebody was faster.
+
+    Raises:
+        StoreUnavailable: Some may be replaced, and some not; look again.
+    """
+    new = {name: ticket.next_attempt() for name, ticket in old.items()}
+    wanted = [
+        Replacement(
+            name, ticket.job, new[name].job, new[name].to_json(), _replacing(store, ticket, new[name])
+        )
+        for name, ticket in old.items()
+    ]  # fmt: skip
+    done = store.control.replace_jobs(key, wanted)
+    replaced = {item.field: new[item.field] for item, was in zip(wanted, done, strict=True) if was}
+    if replaced:
+        faults.reach("heal.replaced")
+        forget_all(store, [old[name] for name in replaced])
+    return replaced
+
+
+def _replacing(store: Store, old: Ticket, new: Ticket) -> list[list[Any]]:
+    """The commands that publish a job in place of another one."""
+    with store.control.redis.pipeline() as pipe:
+        pipe.multi()
+        publish(new, pipe, store.control.redis)
+        # Should we be killed before we forget it, or the reply be lost.
+        pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
+        return [list(words) for words, _ in pipe.command_stack]
 
 
 def forget(store: Store, ticket: Ticket) -> None:
     """Remove every trace of a job from RQ's keys: we run no RQ maintenance that would."""
+    forget_all(store, [ticket])
+
+
+def forget_all(store: Store, tickets: Iterable[Ticket]) -> None:
+    """The same of several jobs, by the batch."""
     connection = store.control.redis
+    for batch in batches(tickets):
+        started = {
+            ticket.queue: StartedJobRegistry(queue=queue(ticket.queue, connection)).key
+            for ticket in batch
+        }
+        found = ask_many(connection, started.values(), lambda pipe, key: pipe.zrange(key, 0, -1))
+        executions: dict[str, list[tuple[str, bytes]]] = {}
+        for key, members in zip(started.values(), found, strict=True):
+            for member in members:
+                job = member.partition(b":")[0].decode(errors="replace")
+                executions.setdefault(job, []).append((key, member))
+        with connection.pipeline(transaction=False) as pipe:
+            for ticket in batch:
+                _forget(pipe, ticket, executions.get(ticket.job, ()), connection)
+            # A key of another type stops nothing: the others are removed, and ``tidying`` removes that one.
+            pipe.execute(raise_on_error=False)
+
+
+def _forget(
+    pipe: Pipeline, ticket: Ticket, executions: Iterable[tuple[str, bytes]], connection: Redis
+) -> None:
     rq_queue = queue(ticket.queue, connection)
-    started = StartedJobRegistry(queue=rq_queue)
-    executions = [
-        member for member in _members(connection, started.key)
-        if member.partition(b":")[0] == ticket.job.encode()
-    ]  # fmt: skip
-    with connection.pipeline() as pipe:
-        pipe.lrem(rq_queue.key, 0, ticket.job)
-        pipe.lrem(IntermediateQueue.get_intermediate_queue_key(rq_queue.key), 0, ticket.job)
-        for member in executions:
-            pipe.zrem(started.key, member)
-            pipe.delete(b"rq:execution:" + member)
-        pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
-        pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
-        pipe.delete(
-            FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}"
-        )
-        # A key of another type stops nothing: the others are removed, and ``sweep`` removes that one.
-        pipe.execute(raise_on_error=False)
-
-
-def _members(connection: Redis, key: str) -> list[bytes]:
-    """What a registry of RQ's holds; nothing, when somebody has put something else there."""
-    try:
-        return cast(list[bytes], connection.zrange(key, 0, -1))
-    except ResponseError:
-        return []
+    pipe.lrem(rq_queue.key, 0, ticket.job)
+    pipe.lrem(IntermediateQueue.get_intermediate_queue_key(rq_queue.key), 0, ticket.job)
+    for key, member in executions:
+        pipe.zrem(key, member)
+        pipe.delete(b"rq:execution:" + member)
+    pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
+    pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
+    pipe.delete(
+        FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}"
+    )
 
 
 def failure(store: Store, ticket: Ticket) -> str:
     """Why RQ has a job as failed: the last line of its error."""
-    connection = store.control.redis
-    try:
-        newest = cast(list[Any], connection.xrevrange(Result.get_key(ticket.job), count=1))
-    except ResponseError:
-        newest = []
+    return failures(store, [ticket])[0]
+
+
+def failures(store: Store, tickets: Iterable[Ticket]) -> list[str]:
+    """The same of several jobs."""
+    found = ask_many(
+        store.control.redis,
+        tickets,
+        lambda pipe, ticket: pipe.xrevrange(Result.get_key(ticket.job), count=1),
+    )
+    return [_last_line(newest) for newest in found]
+
+
+def _last_line(newest: Sequence[Any]) -> str:
     if not newest:
         return "no reason recorded"
     packed = newest[0][1].get(b"exc_string", b"")
@@ -227,73 +262,77 @@ def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -
 
     A bad element may be anybody's while the client's job is at work.
     """
-    if receipt is None or receipt.answers:
-        return receipt is not None
-    return ticket is None or (finished(store, ticket) and awaited(store, ticket) is None)
+    return have_answered(store, [(receipt, ticket)])[0]
+
+
+def have_answered(
+    store: Store, asked: Sequence[tuple[Receipt | None, Ticket | None]]
+) -> list[bool]:
+    """The same of several clients, by the batch."""
+    # A group's job stands for many clients.
+    doubtful = {
+        ticket.job: ticket
+        for receipt, ticket in asked
+        if receipt is not None and not receipt.answers and ticket is not None
+    }
+    found = statuses(store, doubtful.values())
+    ended = [ticket for ticket in doubtful.values() if found[ticket.job].name == "finished"]
+    left = all_awaited(store, ended)
+    over = {ticket.job for ticket in ended if left[ticket.job] is None}
+    return [
+        receipt is not None and (receipt.answers or ticket is None or ticket.job in over)
+        for receipt, ticket in asked
+    ]
 
 
 def awaited(store: Store, ticket: Ticket) -> Awaited | None:
     """What a job left at its site, to be decided there; None when it left nothing, or is not the newest."""
-    found = store.control.awaited(ticket.who, ticket.run)
-    return found if found is not None and found.job == ticket.job else None
+    return all_awaited(store, [ticket])[ticket.job]
 
 
-def _status(store: Store, ticket: Ticket) -> tuple[str, str]:
+def all_awaited(store: Store, tickets: Iterable[Ticket]) -> dict[str, Awaited | None]:
+    """Job id -> the same of it. Args: ``tickets``: of one run."""
+    asked = list(tickets)
+    if not asked:
+        return {}
+    found = store.control.all_awaited({ticket.who for ticket in asked}, asked[0].run)
+
+    def of(ticket: Ticket) -> Awaited | None:
+        left = found[ticket.who]
+        return left if left is not None and left.job == ticket.job else None
+
+    return {ticket.job: of(ticket) for ticket in asked}
+
+
+class Status(NamedTuple):
     """RQ's status of a job and the worker that has it; empty where there is none."""
-    key = FLJob.key_for(ticket.job)
-    try:
-        raw = cast(list[bytes | None], store.control.redis.hmget(key, "status", "worker_name"))
-    except ResponseError:  # No hash: no job.
-        return "", ""
-    status, worker = (
-        plain.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
-        for value in raw
+
+    name: str = ""
+    worker: str = ""
+
+
+def statuses(store: Store, tickets: Iterable[Ticket]) -> dict[str, Status]:
+    """Job id -> its status, by the batch."""
+    jobs = [ticket.job for ticket in tickets]
+    found = ask_many(
+        store.control.redis,
+        jobs,
+        lambda pipe, job: pipe.hmget(FLJob.key_for(job), "status", "worker_name"),
     )
-    return status, worker
+    return {job: _status_of(raw) for job, raw in zip(jobs, found, strict=True)}
 
 
-def sweep(store: Store) -> None:
-    """
-    Remove what RQ's keys keep of jobs and workers that ended long ago or died without saying so.
-
-    RQ's own maintenance would turn finished jobs into failed ones and run jobs twice; this removes
-    names only, of jobs that no longer exist.
-    """
-    connection = store.control.redis
-    for key in ("rq:queues", "rq:workers"):
-        if connection.type(key) not in (b"set", b"none"):
-            connection.delete(key)
-    for raw in cast(set[bytes], connection.smembers("rq:queues")):
-        _sweep_queue(store, raw.decode(errors="replace").removeprefix("rq:queue:"))
-    _forget_dead_workers(connection)
+def _status_of(raw: Sequence[bytes | None]) -> Status:
+    return Status(
+        *(
+            plain.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
+            for value in raw
+        )
+    )
 
 
-def _sweep_queue(store: Store, queue_name: str) -> None:
-    connection = store.control.redis
-    rq_queue = queue(queue_name, connection)
-    mend(connection, queue_name)
-    intermediate = IntermediateQueue.get_intermediate_queue_key(rq_queue.key)
-    for registry in (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry):
-        key = registry(queue=rq_queue).key
-        for member in cast(list[bytes], connection.zrange(key, 0, -1)):
-            if not connection.exists(b"rq:job:" + member.partition(b":")[0]):
-                connection.zrem(key, member)
-    for job in cast(list[bytes], connection.lrange(intermediate, 0, -1)):
-        if not connection.exists(b"rq:job:" + job):
-            connection.lrem(intermediate, 0, cast(str, job))
-
-
-def _forget_dead_workers(connection: Redis) -> None:
-    for key in cast(set[bytes], connection.smembers("rq:workers")):
-        if connection.exists(key):
-            continue
-        name = key.removeprefix(b"rq:worker:")
-        with connection.pipeline() as pipe:
-            pipe.srem("rq:workers", key)
-            for registry in connection.scan_iter(match="rq:workers:*", count=1000):
-                pipe.srem(registry, key)
-            pipe.delete(b"rq:worker:" + name + b":executions")
-            pipe.execute(raise_on_error=False)
+def _status(store: Store, ticket: Ticket) -> Status:
+    return statuses(store, [ticket])[ticket.job]
 
 
 def queued(store: Store, queue_name: str) -> list[str]:
@@ -314,75 +353,3 @@ def to_front(store: Store, queue_name: str, job: str) -> None:
 def to_back(store: Store, queue_name: str, job: str) -> None:
     """Have a waiting job be the last one; no effect when it does not wait any more."""
     store.control.move_to_back(queue(queue_name, store.control.redis).key, job)
-
-
-@dataclass
-class Watch:
-    """
-    Tells dead jobs from living ones, without RQ's registries.
-
-    A job is dead when RQ failed it or lost it, when its worker is dead, or when its worker's lease does
-    not name it. What may be between two states is given some time on this process's monotonic clock.
-
-    Args:
-        start_s: For a job to be started once it has left its queue.
-        lease_s: For a lease to name the job that is started.
-    """
-
-    store: Store
-    start_s: float = START_GRACE_S
-    lease_s: float = LEASE_GRACE_S
-    _suspected: dict[str, float] = field(default_factory=dict)
-
-    def verdict(self, ticket: Ticket) -> str | None:
-        """
-        Why a job is dead, or None while it lives or has finished.
-
-        Returns:
-            A reason for people: ``its worker is dead``, ``failed: ...``, ``lost``.
-        """
-        reason, grace_s = self._look(ticket)
-        if reason is None:
-            self._suspected.pop(ticket.job, None)
-            return None
-        first_seen = self._suspected.setdefault(ticket.job, time.monotonic())
-        if grace_s and time.monotonic() - first_seen < grace_s:
-            return None
-        self._suspected.pop(ticket.job, None)
-        return reason
-
-    def _look(self, ticket: Ticket) -> tuple[str | None, float]:
-        """Why a job looks dead, and for how long it may look so, seconds."""
-        status, worker = _status(self.store, ticket)
-        if status == "started":
-            return self._look_started(ticket, worker)
-        if status == "finished":
-            return None, 0.0
-        if status == "queued":
-            return self._look_queued(ticket)
-        if status == "failed":
-            return f"failed: {failure(self.store, ticket)}", 0.0
-        return status or "lost", 0.0 if status else self.start_s
-
-    def _look_started(self, ticket: Ticket, worker: str) -> tuple[str | None, float]:
-        job = self.store.control.at_work(worker)
-        if job in (ticket.job, UNNAMED) or self.store.control.settling():
-            # After an outage all leases have run out, of the living, too.
-            return None, 0.0
-        if job is None:
-            return "its worker is dead", 0.0
-        if _status(self.store, ticket) != ("started", worker):
-            return None, 0.0  # It ended while we looked.
-        # What RQ wrote of its end is lost: in an outage, or by a server that lost its last writes.
-        return f"lost: its worker is at {f'job {job}' if job else 'no job'}", self.lease_s
-
-    def _look_queued(self, ticket: Ticket) -> tuple[str | None, float]:
-        connection = self.store.control.redis
-        key = queue(ticket.queue, connection).key
-        try:
-            if connection.lpos(key, ticket.job) is not None:
-                return None, 0.0
-        except ResponseError:
-            mend(connection, ticket.queue)
-        # Popped and not started: its worker was killed in between, or is about to start it.
-        return "lost between queue and worker", self.start_s

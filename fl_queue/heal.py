@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fl_queue import (
     flight,
     late,
     liveness,
+    missed,
     models,
     names,
     partial,
@@ -31,11 +33,13 @@ from fl_queue import (
     scores,
     simulation,
     stalled,
+    tidying,
+    watching,
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, ConfigError, FLQueueError, StoreUnavailable
 from fl_queue.runs import current_config
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.store import RoundState, RunState, Store, batches
 from fl_queue.strategies.base import state_manifest
 
 log = logging.getLogger(__name__)
@@ -63,8 +67,9 @@ class Healer:
         self.hurry = hurry
         self.done: list[str] = []
         self.token = secrets.token_hex(8)
-        self.watch = dispatch.Watch(store, 0.0, 0.0) if hurry else dispatch.Watch(store)
+        self.watch = watching.Watch(store, 0.0, 0.0) if hurry else watching.Watch(store)
         self._stalled = stalled.Stalled(store)
+        self._missed = missed.Missed(store)
         self._dead_since: dict[str, float] = {}
         #: Runs that have ended and whose versions all have their evaluation.
         self._evaluated: set[str] = set()
@@ -91,7 +96,7 @@ class Healer:
                 # One run in trouble (deleted under our hands, say) must not keep us from the others.
                 log.error("run=%s %s", run, exc)
         if time.monotonic() - self._swept_at > SWEPT_S:
-            dispatch.sweep(self.store)
+            tidying.sweep(self.store)
             deletion.sweep(self.store, self.state_dir)
             self._restore_users()
             self._swept_at = time.monotonic()
@@ -124,6 +129,7 @@ class Healer:
             self._heal_evaluations(state)
         if not state.active:
             self._stalled.forget(run)
+            self._missed.forget(run)
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
             partial.drop(self.store, run, state.round)
@@ -192,41 +198,72 @@ class Healer:
             return
         tickets = dispatch.tickets(self.store, run, current.number)
         revoked = self.store.control.revoked(tickets)
-        for who, ticket in tickets.items():
-            if who != names.AGGREGATOR and who not in revoked:
-                self._replace(names.round_jobs(run, current.number), who, ticket)
+        asked = {
+            who: ticket
+            for who, ticket in tickets.items()
+            if who != names.AGGREGATOR and who not in revoked
+        }
+        # It raises when it is not known of each that it was asked; then the next look asks again.
+        self._replace(names.round_jobs(run, current.number), asked)
         self.store.control.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
 
     def _heal_jobs(self, run: str, current: RoundState) -> None:
-        key = names.round_jobs(run, current.number)
+        open_jobs = self._unanswered(run, current)
+        seen = self.watch.look(open_jobs.values())
+        reasons = seen.dead | self._why_again(run, current, seen.finished)
+        due = {
+            who: ticket
+            for who, ticket in open_jobs.items()
+            if self._is_due(ticket, reasons.get(ticket.job))
+        }
+        replaced = self._replace(names.round_jobs(run, current.number), due)
+        self._report(
+            run,
+            current,
+            *(
+                f"job of {who} {reasons[due[who].job]}: attempt {new.attempt}"
+                for who, new in replaced.items()
+            ),
+        )
+
+    def _unanswered(self, run: str, current: RoundState) -> dict[str, Ticket]:
+        """The newest jobs of those who still have to answer, by whose they are."""
         receipts = self.store.control.receipts(run, current.number)
         tickets = dispatch.tickets(self.store, run, current.number)
+        # The job of somebody who was revoked was dropped with it.
         revoked = self.store.control.revoked(tickets)
-        for who, ticket in tickets.items():
-            if who in revoked:
-                continue  # Its job was dropped with it.
-            behind = simulation.answerable(who, current.cohort, current.groups)
-            if all(
-                dispatch.has_answered(self.store, receipts.get(client), ticket) for client in behind
-            ):
-                continue
-            reason = self.watch.verdict(ticket)
-            if reason is None and dispatch.finished(self.store, ticket):
-                reason = self._why_again(run, current, ticket)
-            if self._is_due(ticket, reason) and self._replace(key, who, ticket):
-                self._report(run, current, f"job of {who} {reason}: attempt {ticket.attempt + 1}")
+        asked = [
+            (who, receipts.get(client), ticket)
+            for who, ticket in tickets.items()
+            if who not in revoked
+            for client in simulation.answerable(who, current.cohort, current.groups)
+        ]
+        answers = dispatch.have_answered(
+            self.store, [(receipt, ticket) for _, receipt, ticket in asked]
+        )
+        return {
+            who: ticket for (who, _, ticket), has in zip(asked, answers, strict=True) if not has
+        }
 
-    def _why_again(self, run: str, current: RoundState, ticket: Ticket) -> str | None:
-        """Why a job that has ended is wanted again, though its round is open; None: it is not."""
-        left = dispatch.awaited(self.store, ticket)
-        if left is not None:
+    def _why_again(
+        self, run: str, current: RoundState, finished: Sequence[Ticket]
+    ) -> dict[str, str]:
+        """Job id -> why it is wanted again, of those that have ended though their round is open."""
+        left = dispatch.all_awaited(self.store, finished)
+        reasons = {
             # The next attempt finds the answer in the outbox, and what was decided.
-            return "was waiting for its site, which has decided" if left.decided else None
-        if ticket.who == names.AGGREGATOR or self._nothing_in(run, current):
-            # The aggregator left the round, or what was pushed is gone.
-            return "finished without effect"
-        return None
+            job: "was waiting for its site, which has decided"
+            for job, found in left.items()
+            if found is not None and found.decided
+        }
+        # The aggregator left the round.
+        again = {ticket.job for ticket in finished if ticket.who == names.AGGREGATOR}
+        others = [
+            ticket for ticket in finished if ticket.job not in again and left[ticket.job] is None
+        ]
+        again |= self._missed.look(run, current, others)
+        return reasons | dict.fromkeys(again, "finished without effect")
 
     def _pass_over(self, run: str, current: RoundState) -> None:
         """Nobody waits any more for a client that asked for room and sends nothing."""
@@ -235,13 +272,11 @@ class Healer:
             log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
             self.store.control.add_event(run, {**event, "held_s": round(held_s, 1)})
 
-    def _nothing_in(self, run: str, current: RoundState) -> bool:
-        return self.store.data.waiting(run) + self.store.data.held(run, current.fence) == 0
-
     def _heal_evaluations(self, state: RunState) -> None:
         waiting = dispatch.evaluation_tickets(self.store, state.run_id)
+        dead = self.watch.look(waiting.values()).dead
         for version, ticket in waiting.items():
-            reason = self.watch.verdict(ticket)
+            reason = dead.get(ticket.job)
             if self._is_due(ticket, reason):
                 self._heal_evaluation(state, version, ticket, reason or "")
         if waiting or state.active:
@@ -253,7 +288,7 @@ class Healer:
         run = state.run_id
         entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
         if self._restore_model(run, entry.get("digest", ""), state.segment):
-            self._replace(names.evaluations(run), str(version), ticket)
+            self._replace(names.evaluations(run), {str(version): ticket})
             self.done.append(f"evaluation of version {version}: {reason}")
         elif (state.version or 0) - version >= scores.WAITING_KEPT:
             self.store.control.set_evaluation(run, version, {"state": "failed", "reason": PRUNED})
@@ -269,13 +304,18 @@ class Healer:
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.hurry or time.monotonic() - since >= pause_s
 
-    def _replace(self, key: str, field: str, ticket: Ticket) -> bool:
-        self._dead_since.pop(ticket.job, None)
-        return dispatch.replace(self.store, key, field, ticket) is not None
+    def _replace(self, key: str, due: Mapping[str, Ticket]) -> dict[str, Ticket]:
+        """Publish new attempts; returns field -> new ticket, of those that were."""
+        replaced: dict[str, Ticket] = {}
+        for some in batches(due.items()):
+            replaced |= dispatch.replace_all(self.store, key, dict(some))
+            for _, ticket in some:
+                self._dead_since.pop(ticket.job, None)
+        return replaced
 
-    def _report(self, run: str, current: RoundState, what: str) -> None:
-        log.warning("run=%s round=%s healed: %s", run, current.number, what)
-        self.done.append(what)
-        self.store.control.add_event(
-            run, {"event": "healed", "round": current.number, "what": what}
-        )
+    def _report(self, run: str, current: RoundState, *repairs: str) -> None:
+        self.done += repairs
+        for what in repairs:
+            log.warning("run=%s round=%s healed: %s", run, current.number, what)
+        told = [{"event": "healed", "round": current.number, "what": what} for what in repairs]
+        self.store.control.add_events(run, told)

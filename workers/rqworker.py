@@ -294,7 +294,7 @@ class FLWorker(Worker):
         """
         Have the lease name the job in the transaction that makes it ``started``.
 
-        So a started job that its worker's lease does not name has been lost; see ``dispatch.Watch``.
+        So a started job that its worker's lease does not name has been lost; see ``watching.Watch``.
         """
         if self._at_work:
             self._control.name_job(pipeline, self.name, self.site.token, self._at_work)

@@ -21,7 +21,9 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
+from fl_queue.store.many import ask_many, batches
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
+from fl_queue.store.queues import Replacement
 from fl_queue.store.states import RoundState, RunState, parse_run_state
 
 __all__ = [
@@ -35,11 +37,14 @@ __all__ = [
     "Data",
     "Doorbell",
     "OtherUsers",
+    "Replacement",
     "RoundState",
     "RunState",
     "ServerFacts",
     "Store",
     "as_text",
+    "ask_many",
+    "batches",
     "parse_run_state",
     "plain_client",
     "resolve_urls",

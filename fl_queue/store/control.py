@@ -18,8 +18,10 @@ from fl_queue import names
 from fl_queue.entries import event_of
 from fl_queue.records import Manifest, Outcome, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
+from fl_queue.store.many import batches
 from fl_queue.store.presence import as_text
-from fl_queue.store.rejections import EVENTS_KEPT, Rejections
+from fl_queue.store.queues import Queues
+from fl_queue.store.rejections import EVENTS_KEPT
 from fl_queue.store.states import RoundState, RunState, parse_round_state, parse_run_state
 
 CLIENT_EVENTS_KEPT = 1_000
@@ -28,7 +30,7 @@ LONGEST_TICK_S = 2.0
 PUSH_AGAIN_S = 30.0
 
 
-class Control(Rejections):
+class Control(Queues):
     """Every read and write of run and round state. Args: ``client``: a retrying client."""
 
     def __init__(self, client: redis.Redis) -> None:
@@ -38,7 +40,6 @@ class Control(Rejections):
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")
         self._end_round = script(client, "end_round")
-        self._to_end = script(client, "to_end")
 
     # Runs
 
@@ -175,8 +176,10 @@ class Control(Rejections):
     def set_data_server(self, run: str, number: int, identity: str) -> None:
         """Note which data server holds the round's blobs from now on, with time to push them again."""
         key = names.round_(run, number)
+        # Of the quorum that was in nothing is left: the grace begins when there is one again.
         self._write_if(
             key,
+            ["HDEL", key, "quorum_at_s"],
             ["HSET", key, "data_server", identity],
             ["HINCRBYFLOAT", key, "deadline_s", str(PUSH_AGAIN_S)],
         )
@@ -236,8 +239,8 @@ class Control(Rejections):
 
     def forget_receipts(self, run: str, number: int) -> None:
         """Forget what came of a round: it has to come once more."""
-        updates = names.round_updates(run, number)
-        self._write_if(names.round_(run, number), ["DEL", updates])
+        key, updates = names.round_(run, number), names.round_updates(run, number)
+        self._write_if(key, ["DEL", updates], ["HDEL", key, "quorum_at_s"])
 
     def count_late(self, run: str, number: int, client: str) -> None:
         """Count an update of a round whose keys are gone, with an event."""
@@ -364,16 +367,6 @@ class Control(Rejections):
             _event_command(run, event),
         )
 
-    # Queues
-
-    def move_to_front(self, queue: str, job: str) -> None:
-        """Have a job be the next one of its queue, if it waits there."""
-        self._to_end(keys=[queue], args=[job, "LPUSH"])
-
-    def move_to_back(self, queue: str, job: str) -> None:
-        """Have a job be the last one of its queue, if it waits there."""
-        self._to_end(keys=[queue], args=[job, "RPUSH"])
-
     # Events
 
     def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
@@ -382,6 +375,11 @@ class Control(Rejections):
             self._write_if(names.run(run), _event_command(run, event))
         else:
             pipe.execute_command(*_event_command(run, event))
+
+    def add_events(self, run: str, events: Iterable[Mapping[str, Any]]) -> None:
+        """Append several, at once."""
+        for some in batches(events):
+            self._write_if(names.run(run), *(_event_command(run, event) for event in some))
 
     def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
         """Append to a client's own event stream (capped)."""

@@ -16,6 +16,7 @@ from fl_queue.errors import BlobError
 from fl_queue.plain import printable
 from fl_queue.records import Awaited, Enrolment, dumps
 from fl_queue.store.connect import script
+from fl_queue.store.many import ask_many
 
 #: Lifetime of a worker's lease; it is extended every second or two.
 LEASE_S = 6.0
@@ -143,8 +144,20 @@ class Presence:
         Returns:
             None: the worker is dead. ``UNNAMED``: its lease names no jobs, as those of earlier releases.
         """
-        lease = self.lease(names.worker(worker))
-        return lease.get(JOB, UNNAMED) if _lives(lease) else None
+        return self.all_at_work([worker])[worker]
+
+    def all_at_work(self, workers: Iterable[str]) -> dict[str, str | None]:
+        """RQ worker -> the same of it."""
+        return {
+            worker: lease.get(JOB, UNNAMED) if _lives(lease) else None
+            for worker, lease in self.worker_leases(workers).items()
+        }
+
+    def worker_leases(self, workers: Iterable[str]) -> dict[str, dict[str, str]]:
+        """RQ worker -> its lease; empty when it has none."""
+        asked = sorted(set(workers))
+        found = ask_many(self.redis, asked, lambda pipe, name: pipe.hgetall(names.worker(name)))
+        return {worker: _said(raw) for worker, raw in zip(asked, found, strict=True)}
 
     def role_alive(self, role: str) -> bool:
         """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
@@ -156,16 +169,8 @@ class Presence:
             key.decode(errors="replace").removeprefix(names.worker(""))
             for key in sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
         ]
-        workers = [self._worker(name) for name in found]
+        workers = [_as_worker(name, lease) for name, lease in self.worker_leases(found).items()]
         return [worker for worker in workers if "role" in worker and _lives(worker)]
-
-    def _worker(self, name: str) -> dict[str, str]:
-        said = self.lease(names.worker(name)) | {"name": name}
-        whose, separator, _ = name.partition("_")
-        if "role" in said and separator and whose not in names.RESERVED:
-            # Written by that client: it is no aggregator, whatever it says.
-            said |= {"role": "client", "client": whose}
-        return said
 
     # Clients
 
@@ -274,11 +279,13 @@ class Presence:
 
     def awaited(self, client: str, run: str) -> Awaited | None:
         """A client's answer of a run that somebody at its site has to decide on, if it says so."""
-        raw = cast("bytes | None", self.redis.hget(names.client(client), AWAITED))
-        try:
-            return Awaited.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
-        except BlobError:
-            return None
+        return self.all_awaited([client], run)[client]
+
+    def all_awaited(self, clients: Iterable[str], run: str) -> dict[str, Awaited | None]:
+        """Client -> the same of it."""
+        asked = list(clients)
+        found = ask_many(self.redis, asked, lambda pipe, who: pipe.hget(names.client(who), AWAITED))
+        return {who: _awaited(raw, run) for who, raw in zip(asked, found, strict=True)}
 
     def _heard(self, active_s: float) -> list[str]:
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
@@ -312,8 +319,24 @@ class Presence:
         self.redis.hset(names.ENROLLED, client, enrolment.to_json())
 
 
+def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
+    said = dict(lease) | {"name": name}
+    whose, separator, _ = name.partition("_")
+    if "role" in said and separator and whose not in names.RESERVED:
+        # Written by that client: it is no aggregator, whatever it says.
+        said |= {"role": "client", "client": whose}
+    return said
+
+
 def _lives(holder: Mapping[str, str]) -> bool:
     return bool(holder) and not liveness.is_dead(holder.get("process", ""))
+
+
+def _awaited(raw: bytes | None, run: str) -> Awaited | None:
+    try:
+        return Awaited.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
+    except BlobError:
+        return None
 
 
 def _said(raw: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from fl_queue import dispatch, names
+from fl_queue import names, tidying
 from fl_queue.embedded import EmbeddedRedis
 from tests.federation import Federation, wait_for
 
@@ -59,7 +59,7 @@ def at_rest(federation: Federation, run: str) -> dict[str, tuple[list[str], int]
         return not jobs and all(value.get("state") == "done" for value in evaluations)
 
     wait_for("everybody to be at rest", settled, 120)
-    dispatch.sweep(federation.store)
+    tidying.sweep(federation.store)
     found = {}
     for name, server in (("control", control.redis), ("data", federation.store.data.redis)):
         keys = sorted(

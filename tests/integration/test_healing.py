@@ -23,6 +23,8 @@ from fl_queue import (
     operate,
     rounds,
     runs,
+    tidying,
+    watching,
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
@@ -84,7 +86,7 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     control.redis.hset(
         FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": "gone"}
     )
-    watch = dispatch.Watch(store, 0.0)
+    watch = watching.Watch(store, 0.0)
     assert watch.verdict(ticket) is None
 
     control.redis.hset(names.CLOCK, "settling_s", 0)
@@ -269,7 +271,7 @@ def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: s
         control.zadd(f"rq:{registry}:{queue}", {f"{living}:1": 1, "gone:1": 1})
     control.rpush(f"rq:queue:{queue}:intermediate", "gone", living)
     control.sadd("rq:workers", "rq:worker:gone")
-    dispatch.sweep(store)
+    tidying.sweep(store)
 
     for registry in ("finished", "failed", "wip"):
         assert control.zrange(f"rq:{registry}:{queue}", 0, -1) == [f"{living}:1".encode()]
@@ -282,7 +284,7 @@ def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
 ) -> None:
     old = Ticket.from_dict(store.control.jobs(run, 0)["a"])
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "forget", lambda *arguments: None)
+        patch.setattr(dispatch, "forget_all", lambda *arguments: None)
         new = dispatch.replace(store, names.round_jobs(run, 0), "a", old)
     assert new is not None
 

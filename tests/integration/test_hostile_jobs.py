@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rq.exceptions import DequeueTimeout
 
-from fl_queue import dispatch, jobs, names
+from fl_queue import dispatch, jobs, names, tidying
 from fl_queue.dispatch import Ticket
 from fl_queue.store import Store, plain_client
 
@@ -179,7 +179,7 @@ def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store)
     assert dispatch.failure(store, ticket) == "no reason recorded"
     dispatch.forget(store, ticket)
 
-    dispatch.sweep(store)
+    tidying.sweep(store)
 
     redis.delete(key)
     redis.set(key, "x")

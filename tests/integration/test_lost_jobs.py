@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue import dispatch, heal, jobs, names, operate
+from fl_queue import dispatch, heal, jobs, names, operate, watching
 from fl_queue.dispatch import Ticket
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.jobs import FLJob
@@ -48,15 +48,15 @@ def test_a_started_job_that_its_workers_lease_does_not_name_is_lost(
     ticket = ticket_of()
     started(store, ticket, job=at)
 
-    assert dispatch.Watch(store).verdict(ticket) is None  # The lease may be about to be written.
-    assert dispatch.Watch(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
+    assert watching.Watch(store).verdict(ticket) is None  # The lease may be about to be written.
+    assert watching.Watch(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
 
 
 def test_a_started_job_lives_while_its_workers_lease_names_it(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket, job=ticket.job)
 
-    assert dispatch.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
@@ -64,9 +64,9 @@ def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket)
 
-    assert dispatch.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
     store.control.release(names.worker(WORKER), "t")
-    assert dispatch.Watch(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
+    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
 
 
 def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store: Store) -> None:
@@ -74,7 +74,7 @@ def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store
     started(store, ticket, job="")
     store.control.redis.hset(names.CLOCK, "settling_s", 5)
 
-    assert dispatch.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""
+Many commands of one kind in few round trips: a second server room away, each one costs half a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import redis
+from redis.client import Pipeline
+
+Item = TypeVar("Item")
+
+#: Items that share a round trip. More of them would hold up the other users of the server.
+AT_ONCE = 500
+
+
+def batches(items: Iterable[Item], size: int = AT_ONCE) -> Iterator[list[Item]]:
+    """The items in lists of ``size``, the last one shorter."""
+    listed = list(items)
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]
+
+
+def ask_many(
+    client: redis.Redis, items: Iterable[Item], ask: Callable[[Pipeline, Item], Any]
+) -> list[Any]:
+    """
+    One command for each item, by the batch.
+
+    Args:
+        ask: Adds the item's one command to a pipeline.
+
+    Returns:
+        The answers, in the order of the items.
+
+    Raises:
+        StoreUnavailable: The server cannot be used now.
+    """
+    answers: list[Any] = []
+    for batch in batches(items):
+        with client.pipeline(transaction=False) as pipe:
+            for item in batch:
+                ask(pipe, item)
+            answers += pipe.execute()
+    return answers

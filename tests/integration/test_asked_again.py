@@ -1,0 +1,128 @@
+"""After a loss everybody is asked again, whatever else happens at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from fl_queue import dispatch, names
+from fl_queue.heal import Healer
+from fl_queue.jobs import FLJob
+from fl_queue.missed import LOOKED_AT_S
+from fl_queue.store import Store
+from tests.byhand import ByHand
+
+
+def attempts(hand: ByHand) -> dict[str, int]:
+    tickets = dispatch.tickets(hand.store, hand.run, hand.round.number)
+    return {who: ticket.attempt for who, ticket in tickets.items()}
+
+
+def finish(hand: ByHand, *clients: str) -> None:
+    """RQ has the jobs of these clients as finished."""
+    tickets = dispatch.tickets(hand.store, hand.run, hand.round.number)
+    for client in clients:
+        hand.store.control.redis.hset(FLJob.key_for(tickets[client].job), "status", "finished")
+
+
+def cut_connections(server: redis.Redis, hand: ByHand) -> None:
+    server.client_kill_filter(_type="normal", skipme=True)
+
+
+def replace_another(server: redis.Redis, hand: ByHand) -> None:
+    key = names.round_jobs(hand.run, 1)
+    ticket = dispatch.tickets(hand.store, hand.run, 1)["b"]
+    server.hset(key, "b", ticket.next_attempt().to_json())
+
+
+@pytest.mark.parametrize("meanwhile", [cut_connections, replace_another])
+def test_a_job_is_replaced_though_connections_break_or_another_client_gets_a_new_one(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[redis.Redis, ByHand], None],
+) -> None:
+    hand = ByHand(store, tmp_path, "ab", 100)
+    aside = redis.Redis(connection_pool=redis.ConnectionPool(**_options(store.control.redis)))
+    old, publish = dispatch.tickets(store, hand.run, 1)["a"], dispatch.publish
+
+    def disturbed(*args: Any) -> None:
+        publish(*args)
+        meanwhile(aside, hand)
+
+    monkeypatch.setattr(dispatch, "publish", disturbed)
+    new = dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old)
+
+    assert new is not None
+    assert dispatch.tickets(store, hand.run, 1)["a"] == new
+    assert dispatch.queued(store, old.queue) == [new.job]
+    monkeypatch.undo()
+    assert dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old) is None
+    assert dispatch.queued(store, old.queue) == [new.job]
+    aside.close()
+
+
+def _options(client: redis.Redis) -> dict[str, Any]:
+    pool = client.connection_pool
+    wanted = ("path", "host", "port", "db")
+    options = {key: pool.connection_kwargs[key] for key in wanted if key in pool.connection_kwargs}
+    return {**options, "connection_class": pool.connection_class}
+
+
+def test_a_reply_that_is_lost_publishes_no_second_attempt(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "ab", 100)
+    old = dispatch.tickets(store, hand.run, 1)["a"]
+    wanted: list[Any] = []
+    once = store.control.replace_jobs
+
+    def twice(key: str, replacements: Any) -> list[bool]:
+        wanted.extend(replacements)
+        once(key, wanted)
+        return once(key, wanted)
+
+    store.control.replace_jobs = twice  # type: ignore[method-assign]
+    new = dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old)
+
+    assert new is not None
+    assert dispatch.queued(store, old.queue) == [new.job]
+
+
+def test_who_is_lost_is_asked_again_though_others_are_in(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "abc", 100)
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    finish(hand, "a", "b")  # b's update was pushed, and the server that had it is gone.
+    hand.store.control.redis.hdel(names.round_jobs(hand.run, 1), "aggregator")
+    healer = Healer(store, tmp_path)
+    healer.heal(hand.run)
+    assert attempts(hand) == {"a": 1, "b": 1, "c": 1}  # It may be being looked at.
+
+    hand.store.control.redis.hincrbyfloat(names.round_(hand.run, 1), "elapsed_s", LOOKED_AT_S)
+    healer.heal(hand.run)
+    assert attempts(hand) == {"a": 1, "b": 2, "c": 1}
+
+
+def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = ByHand(store, tmp_path, "ab", 100)
+    intake = hand.intake()
+    hand.store.control.redis.hdel(names.round_jobs(hand.run, 1), "aggregator")
+    finish(hand, "a", "b")
+    waiting = store.data.waiting
+
+    def taken_now(run: str) -> int:
+        for client in "ab":
+            hand.update(client)
+        hand.take(intake, 2)
+        intake.taken.discard()
+        return waiting(run)
+
+    monkeypatch.setattr(store.data, "waiting", taken_now)
+    Healer(store, tmp_path)._heal_jobs(hand.run, hand.round)
+    assert attempts(hand) == {"a": 1, "b": 1}
