@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from benchmarks.federation import ROOT, Federation, servers
 from benchmarks.table import markdown, spread
 from fl_queue import scores
+from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 from fl_queue.store import Store
 
@@ -133,7 +134,7 @@ class Linked(Federation):
         link = self.links[name] = Link(self.redis.url, BYTES_PER_S).__enter__()
         folder = self.redis.state_dir / name
         site = Site(link.url, "", folder, name, allow=("benchmarks.trivial:*",))
-        command = [sys.executable, "-m", "workers.supervisor", role, "--parent", str(os.getpid())]
+        command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
         self.processes[name] = subprocess.Popen(
             command,
             env={**os.environ, **site.to_environ(), "PYTHONPATH": str(ROOT)},

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from fl_queue import config, embedded, names, rounds, runs
+from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 from fl_queue.store import Store
 
@@ -106,7 +106,7 @@ class Federation:
         client = name if role == "client" else ""
         # A folder of its own for each client, as on a machine of its own: each fetches the model.
         site = self._site(client, self.state_dir / name if client else self.state_dir)
-        command = [sys.executable, "-m", "workers.supervisor", role, "--parent", str(os.getpid())]
+        command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
         with open(Path(self._folder.name) / f"{name}.log", "wb") as log:
             self.processes[name] = subprocess.Popen(
                 command,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from rich.console import Console
 from fl_queue import names, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import FLQueueError
+from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 from fl_queue.store import Store
 
@@ -89,14 +89,12 @@ def missing_workers(store: Store, config: RunConfig, site: Site) -> dict[str, Wo
 
 
 def _start(worker: Worker, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "workers.supervisor", worker.role]
+    command = python_command("-m", "workers.supervisor", worker.role)
     command += ["--processes", str(worker.processes), "--parent", str(os.getpid())]
-    # The current folder stays importable: an own task may lie there.
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("wb") as file:
         return subprocess.Popen(
             command,
-            env={**os.environ, **worker.site.to_environ(), "PYTHONPATH": path},
+            env={**os.environ, **worker.site.to_environ()},
             stdout=file,
             stderr=file,
             start_new_session=True,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from rich.table import Table
 from fl_queue import partition, picture, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
+from fl_queue.ownmodules import python_command
 from fl_queue.splits import Labels, Owners
 
 #: Clients shown one by one; of more there is a summary.
@@ -217,9 +217,8 @@ def _read(config: RunConfig, data_dir: str) -> tuple[Labels, Owners | None]:
     given = json.dumps({"config": config.record(), "data_dir": data_dir})
     with tempfile.TemporaryDirectory(prefix="fl-queue-") as folder:
         out = Path(folder) / "labels"
-        # -m looks for a task's module in the current folder, as a worker does.
         done = subprocess.run(
-            [sys.executable, "-m", "fl_queue.tasks.labels", str(out)],
+            python_command("-m", "fl_queue.tasks.labels", str(out)),
             input=given, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
         )  # fmt: skip
         if done.returncode == 0:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from fl_queue import liveness, names
 from fl_queue.errors import FLQueueError, StoreUnavailable
+from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 from workers.process import EXIT_REFUSED, log_to_console
 
@@ -61,7 +62,7 @@ class _Place:
         self._started_at = time.monotonic()
         # Its own session: Ctrl-C in a terminal reaches us alone, and we decide how to stop it.
         self.child = subprocess.Popen(
-            [sys.executable, "-m", f"workers.{self.role}"], env=environment, start_new_session=True
+            python_command("-m", f"workers.{self.role}"), env=environment, start_new_session=True
         )
         self.descriptor = os.pidfd_open(self.child.pid)
 

@@ -4,8 +4,6 @@ The commands that help to choose a config: ``try-task`` before a run, ``compare`
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -164,7 +162,6 @@ def try_task(
     """
     loaded = configs.load(config, overrides)
     folder = data_folder(data)
-    sys.path.insert(0, os.getcwd())  # As for workers.
     from fl_queue import trial  # torch
 
     def tell(number: int, count: int, found: Mapping[str, float]) -> None:

@@ -4,8 +4,6 @@ The commands of an experiment: ``sweep`` trains a config several times, ``baseli
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -152,7 +150,6 @@ def baseline(
     loaded = configs.load(config, overrides)
     folders = tuple(data_folder(folder) for folder in data)
     test = data_folder(test_data)
-    sys.path.insert(0, os.getcwd())  # As for workers.
     from fl_queue import alone  # torch
 
     def tell(index: int, count: int, client: str, number: int, found: Mapping[str, float]) -> None:

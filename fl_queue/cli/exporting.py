@@ -4,8 +4,6 @@ The commands that hand a run to other tools: ``export`` its model, ``metrics`` a
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from pathlib import Path
 
@@ -70,7 +68,6 @@ def export(
         raise ConfigError("--best", "goes without --version")
     chosen = scores.chosen_version(store, state, loaded, version, best)
     kind = kind or models.format_of(output)
-    sys.path.insert(0, os.getcwd())  # As for workers: an own task may lie here.
     if kind == "safetensors":
         digest = models.export_version(
             store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output

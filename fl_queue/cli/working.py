@@ -22,6 +22,7 @@ from fl_queue.cli.common import (
     strategy_option,
 )
 from fl_queue.errors import ConfigError
+from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -237,8 +238,5 @@ def _site(
 
 def _become_worker(role: str, site: Site, processes: int = 1) -> None:
     # The supervisor takes this process's place, so that its pid is the one that was started.
-    # The current folder stays importable: an own task may lie there.
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **site.to_environ(), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "workers.supervisor", role, "--processes", str(processes)]
-    os.execve(sys.executable, command, environment)
+    command = python_command("-m", "workers.supervisor", role, "--processes", str(processes))
+    os.execve(sys.executable, command, {**os.environ, **site.to_environ()})

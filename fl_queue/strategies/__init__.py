@@ -7,12 +7,12 @@ here.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.fields import nearest
+from fl_queue.ownmodules import import_own
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.ditto import Ditto
@@ -106,7 +106,7 @@ def load_strategy(
             f"--strategy-allow {name}",
         )
     try:
-        found = getattr(importlib.import_module(module), class_name, None)
+        found = getattr(import_own(module), class_name, None)
     except (ImportError, SyntaxError, ValueError) as exc:
         raise ConfigError("aggregation.strategy", f"{module} cannot be imported: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Strategy)):

@@ -4,7 +4,6 @@ How a task is found by its name, and which names a worker lets in.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.fields import nearest
 from fl_queue.loader import seed_everything
+from fl_queue.ownmodules import import_own
 from fl_queue.sampling import seed_for
 from fl_queue.tasks import Task
 from fl_queue.tasks.function import FunctionTask
@@ -128,6 +128,6 @@ def _attribute(field: str, code: str) -> tuple[ModuleType, Any]:
 
 def _imported(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return import_own(name)
     except (ImportError, SyntaxError, ValueError) as exc:
         raise ConfigError("run.task", f"{name} cannot be imported: {exc}") from exc
