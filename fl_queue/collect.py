@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +33,14 @@ from fl_queue.drain import Drain
 from fl_queue.errors import (
     CheckpointError,
     ConfigError,
+    MergeFailed,
     OwnershipLost,
     StoreUnavailable,
 )
 from fl_queue.intake import Intake
+from fl_queue.jobs import TimedOut
 from fl_queue.lease import Lease
-from fl_queue.making import Made, Maker
+from fl_queue.making import Made, Maker, why_not
 from fl_queue.records import Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
@@ -52,6 +54,8 @@ log = logging.getLogger(__name__)
 WAIT_S = 1.0
 #: Elements taken at one go; of what is refused no more lies on the taken list.
 TAKEN_AT_ONCE = 64
+#: The same error so often is taken for the round's own: after its deadline it ends with it.
+SAME_FAILURES = 3
 
 
 class Collector:
@@ -83,6 +87,7 @@ class Collector:
         self.strategy: Strategy | None = None
         #: Why this worker cannot merge the round at all.
         self.refused = ""
+        self._is_loaded = False
 
     def work(self) -> str:
         """
@@ -94,6 +99,7 @@ class Collector:
         Raises:
             OwnershipLost: Another incarnation has taken over; nothing was lost.
             CheckpointError: The new version cannot be written; the round stays open.
+            MergeFailed: Something else is wrong; the round stays open until its deadline.
         """
         self.fence = self.store.control.claim(self.run, self.number, self.job)
         if not self.fence:
@@ -109,6 +115,15 @@ class Collector:
                 if ending is None:
                     return self._make_way()
                 return self._close(ending)
+            except (OwnershipLost, StoreUnavailable, TimedOut):
+                raise
+            except CheckpointError as exc:
+                self._tell_checkpoint(exc)
+                raise
+            # An own strategy is its owner's code and may raise anything, each time it is tried.
+            except Exception as exc:
+                log.exception("run=%s round=%s cannot be ended", self.run, self.number)
+                return self._fail(exc)
             finally:
                 self._leave()
 
@@ -124,6 +139,7 @@ class Collector:
             self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
         )
         self.intake.resume()
+        self._is_loaded = True
         self.maker = Maker(self.store, self.run, current, self.config, self.state_dir)
         if self.intake.merge is not None:
             self._load_strategy()
@@ -271,7 +287,10 @@ class Collector:
             self.intake.checkpoint()
         self.intake.books.rejected.flush(anyway=True)
         self.store.data.disown(self.run, self.fence)
-        self.intake.ask_again(names.AGGREGATOR)
+        ticket = dispatch.tickets(self.store, self.run, self.number).get(names.AGGREGATOR)
+        if ticket is not None:
+            jobs = names.round_jobs(self.run, self.number)
+            dispatch.replace(self.store, jobs, names.AGGREGATOR, ticket, counts=False)
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:
@@ -287,19 +306,11 @@ class Collector:
         if ending.outcome in ("committed", "initialised"):
             answer = self._commit(ending, record)
         else:
-            state = self.store.control.run(self.run)
-            if state is None:
-                raise OwnershipLost(f"run {self.run} is gone")
-            answer = rounds.end(
-                self.store,
-                state,
-                self.round,
-                ending,
-                record,
-                self._final_receipts(ending),
-                self.config,
-                self.fence,
-            )
+            answer = self._end(ending, record, self._final_receipts(ending))
+        return self._after(ending, record, answer)
+
+    def _after(self, ending: Ending, record: RoundRecord, answer: str) -> str:
+        """What comes after the script that ended the round. Args: ``answer``: what it said."""
         if answer != "ok":
             raise OwnershipLost(
                 f"run {self.run}: round {self.number} was not ended by us: {answer}"
@@ -313,14 +324,42 @@ class Collector:
         turns.end(self.store, self.run)
         return f"{ending.outcome}: {ending.reason}"
 
+    def _end(self, ending: Ending, record: RoundRecord, receipts: Mapping[str, Receipt]) -> str:
+        """End the round without a new version; what the script said."""
+        state = self.store.control.run(self.run)
+        if state is None:
+            raise OwnershipLost(f"run {self.run} is gone")
+        return rounds.end(
+            self.store, state, self.round, ending, record, receipts, self.config, self.fence
+        )
+
+    def _tell_checkpoint(self, exc: CheckpointError) -> None:
+        event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
+        self.store.control.add_event(self.run, event)
+        self.store.control.note_failure(self.run, self.number, str(exc))
+
+    def _fail(self, exc: Exception) -> str:
+        """
+        Something is wrong with what this round is made of: end it after its deadline, when it stays so.
+
+        Raises:
+            MergeFailed: It is to be tried again.
+        """
+        reason = why_not(exc, self.config.aggregation["strategy"])
+        count = self.store.control.note_failure(self.run, self.number, reason)
+        elapsed_s = self._elapsed()
+        if count < SAME_FAILURES or elapsed_s < self.round.deadline_s:
+            raise MergeFailed(reason) from None  # RQ writes the error, and all before it, to Redis.
+        outcome = "evaluated" if self.round.purpose == "evaluate" else "abandoned"
+        ending = Ending(outcome, f"it could not be ended, {count} times: {reason}")
+        receipts = self.intake.receipts if self._is_loaded else {}
+        record = rounds.base_record(self.round, ending, elapsed_s, self.config)
+        record = rounds.with_updates(record, receipts)
+        return self._after(ending, record, self._end(ending, record, receipts))
+
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
         first = ending.outcome == "initialised"
-        try:
-            made = self._make()
-        except CheckpointError as exc:
-            event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
-            self.store.control.add_event(self.run, event)
-            raise
+        made = self._make()
         faults.reach("checkpoint.written")
         self.lease.check()
         whole = replace(

@@ -26,7 +26,7 @@ def why_open(store: Store, state: RunState) -> list[str]:
     received = sum(
         receipts[client].status == "received" for client in current.cohort if client in receipts
     )
-    lines = [closing(current, received)]
+    lines = [closing(current, received), *_failing(current)]
     tickets = dispatch.tickets(store, state.run_id, state.round)
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
@@ -118,6 +118,14 @@ def closing(current: RoundState, received: int) -> str:
         f"{received} of {size} updates in, quorum {current.quorum} reached: closes when all are in, "
         f"at {since + current.grace_s:.0f} s (round.grace_s), or {deadline}; {counted}"
     )
+
+
+def _failing(current: RoundState) -> list[str]:
+    """That the round cannot be ended, and why."""
+    if not current.failures:
+        return []
+    times = "once" if current.failures == 1 else f"{current.failures} times"
+    return [f"the next version could not be made, {times}: {current.failure}"]
 
 
 def _undecided(store: Store, client: str, left: Awaited) -> str:

@@ -60,8 +60,8 @@ class Ticket:
         if not self.job:
             object.__setattr__(self, "job", names.new_job_id(self.who, self.run, self.number))
 
-    def next_attempt(self) -> Ticket:
-        """The same work under a new job id."""
+    def next_attempt(self, counts: bool = True) -> Ticket:
+        """The same work under a new job id. Args: ``counts``: the last one came to nothing."""
         return Ticket(
             self.who,
             self.function,
@@ -69,7 +69,7 @@ class Ticket:
             self.run,
             self.number,
             self.timeout_s,
-            self.attempt + 1,
+            self.attempt + counts,
         )
 
     def to_json(self) -> str:
@@ -95,8 +95,13 @@ def evaluation_tickets(store: Store, run: str) -> dict[int, Ticket]:
     return {version: Ticket.from_dict(raw) for version, raw in evaluations.items() if "job" in raw}
 
 
-def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
-    """Put a ticket's job into its queue as part of a transaction that has begun (``multi``)."""
+def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = False) -> None:
+    """
+    Put a ticket's job into its queue as part of a transaction that has begun (``multi``).
+
+    Args:
+        again: It takes the place of another one.
+    """
     queue(ticket.queue, connection).enqueue_call(
         ticket.function,
         args=[ticket.run, ticket.number],
@@ -107,17 +112,20 @@ def publish(ticket: Ticket, pipe: Pipeline, connection: Redis) -> None:
         failure_ttl=RESULT_TTL_S,
         description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
         # A run that has just committed goes on where its worker is; see ``turns`` for the others.
-        at_front=ticket.function == AGGREGATE and ticket.attempt == 1,
+        at_front=ticket.function == AGGREGATE and not again,
         pipeline=pipe,
     )
 
 
-def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | None:
+def replace(
+    store: Store, key: str, field_name: str, old: Ticket, counts: bool = True
+) -> Ticket | None:
     """
     Publish the next attempt in place of ``old``, if ``old`` is still the newest.
 
     Args:
         key, field_name: The hash field that holds the newest ticket (a round's jobs, say).
+        counts: Whether ``old`` came to nothing; one that made way for another round did not.
 
     Returns:
         The new ticket; None when somebody else was faster.
@@ -125,16 +133,19 @@ def replace(store: Store, key: str, field_name: str, old: Ticket) -> Ticket | No
     Raises:
         StoreUnavailable: It may be replaced, or not; look again.
     """
-    return replace_all(store, key, {field_name: old}).get(field_name)
+    return replace_all(store, key, {field_name: old}, counts).get(field_name)
 
 
-def replace_all(store: Store, key: str, old: Mapping[str, Ticket]) -> dict[str, Ticket]:
+def replace_all(
+    store: Store, key: str, old: Mapping[str, Ticket], counts: bool = True
+) -> dict[str, Ticket]:
     """
     Publish the next attempt in place of each of some jobs that is still the newest.
 
     Args:
         key: Of the hash that holds the newest tickets.
         old: Its field -> the ticket to replace.
+        counts: As of ``replace``.
 
     Returns:
         Field -> the new ticket, of those that were replaced; of the others somebody was faster.
@@ -142,7 +153,7 @@ def replace_all(store: Store, key: str, old: Mapping[str, Ticket]) -> dict[str, 
     Raises:
         StoreUnavailable: Some may be replaced, and some not; look again.
     """
-    new = {name: ticket.next_attempt() for name, ticket in old.items()}
+    new = {name: ticket.next_attempt(counts) for name, ticket in old.items()}
     wanted = [
         Replacement(
             name, ticket.job, new[name].job, new[name].to_json(), _replacing(store, ticket, new[name])
@@ -161,7 +172,7 @@ def _replacing(store: Store, old: Ticket, new: Ticket) -> list[list[Any]]:
     """The commands that publish a job in place of another one."""
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
-        publish(new, pipe, store.control.redis)
+        publish(new, pipe, store.control.redis, again=True)
         # Should we be killed before we forget it, or the reply be lost.
         pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
         return [list(words) for words, _ in pipe.command_stack]

@@ -10,6 +10,7 @@ Every error a user can meet, with its exit code.
       ModelMismatch      a client's model differs from the run's  3
       UnknownVersion     no such model version                    3
       CheckpointError    a checkpoint cannot be written or read   3
+      MergeFailed        the next version cannot be made          3
       RunFailed          a round abandoned, a run failed          4
       StoreUnavailable   Redis not reachable or not fit           5
 
@@ -145,6 +146,12 @@ class CheckpointError(FLQueueError):
         super().__init__(f"checkpoint {path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class MergeFailed(FLQueueError):
+    """The next version could not be made of a round's updates: it is tried again until the deadline."""
+
+    exit_code = 3
 
 
 class RunFailed(FLQueueError):

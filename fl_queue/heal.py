@@ -45,6 +45,9 @@ from fl_queue.strategies.base import state_manifest
 log = logging.getLogger(__name__)
 
 LEASE_S = 4.0
+NO_EFFECT = "finished without effect"
+#: Reasons that the next attempt is likely to end with, too.
+_ITS_OWN = ("failed", NO_EFFECT)
 #: Attempts after which a job that keeps failing is tried again less and less often.
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
@@ -263,7 +266,7 @@ class Healer:
             ticket for ticket in finished if ticket.job not in again and left[ticket.job] is None
         ]
         again |= self._missed.look(run, current, others)
-        return reasons | dict.fromkeys(again, "finished without effect")
+        return reasons | dict.fromkeys(again, NO_EFFECT)
 
     def _pass_over(self, run: str, current: RoundState) -> None:
         """Nobody waits any more for a client that asked for room and sends nothing."""
@@ -300,7 +303,7 @@ class Healer:
             self._dead_since.pop(ticket.job, None)
             return False
         since = self._dead_since.setdefault(ticket.job, time.monotonic())
-        slow = max(0, ticket.attempt - QUICK_ATTEMPTS) if reason.startswith("failed") else 0
+        slow = max(0, ticket.attempt - QUICK_ATTEMPTS) if reason.startswith(_ITS_OWN) else 0
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.hurry or time.monotonic() - since >= pause_s
 

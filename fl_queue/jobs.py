@@ -23,12 +23,16 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
 from rq.utils import str_to_date
 
 from fl_queue import names
 from fl_queue.errors import FLQueueError
 
 log = logging.getLogger(__name__)
+
+#: Raised in a job at its timeout.
+TimedOut = JobTimeoutException
 
 TRAIN = "workers.client.train"
 CLIENT_EVALUATE = "workers.client.evaluate"

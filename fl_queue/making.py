@@ -16,12 +16,32 @@ from fl_queue import checkpoint, faults, models
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
 from fl_queue.config import RunConfig
-from fl_queue.errors import CheckpointError, ChunksMissing
+from fl_queue.errors import CheckpointError, ChunksMissing, FLQueueError
 from fl_queue.files import Mapped
 from fl_queue.merge import Merge
+from fl_queue.plain import printable
 from fl_queue.records import Manifest
 from fl_queue.store import RoundState, Store
 from fl_queue.strategies.base import Facts, Strategy, state_manifest
+
+#: Characters of an error in the reason of a round.
+_LONGEST_REASON = 300
+
+
+def why_not(exc: Exception, strategy: str) -> str:
+    """
+    Why a round could not be ended, for Redis and people.
+
+    Args:
+        strategy: Name of the round's. The message of an own one's error may quote what nobody should read.
+    """
+    if isinstance(exc, FLQueueError):
+        said = str(exc)
+    elif ":" in strategy:
+        said = f"{type(exc).__name__}; its message is in the aggregator's log"
+    else:
+        said = f"{type(exc).__name__}: {exc}"
+    return printable(said)[:_LONGEST_REASON]
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,21 @@ class Control(Queues):
         key = names.round_(run, number)
         self._write_if(key, ["HSETNX", key, "quorum_at_s", f"{elapsed_s:.3f}"])
 
+    def note_failure(self, run: str, number: int, reason: str) -> int:
+        """Note why an open round could not be ended; how often running it was this, 0: it is not open."""
+        key, count = names.round_(run, number), 0
+
+        def body(pipe: Pipeline) -> Callable[[], None] | None:
+            nonlocal count
+            raw = cast("list[bytes | None]", pipe.hmget(key, "state", "failure", "failures"))
+            if raw[0] != b"open":
+                return None
+            count = int(raw[2] or 0) + 1 if raw[1] == reason.encode() else 1
+            found: dict[Any, Any] = {"failure": reason, "failures": count}
+            return lambda: cast(None, pipe.hset(key, mapping=found))
+
+        return count if self.transact([key], body) else 0
+
     def set_data_server(self, run: str, number: int, identity: str) -> None:
         """Note which data server holds the round's blobs from now on, with time to push them again."""
         key = names.round_(run, number)

@@ -56,7 +56,8 @@ class RoundState:
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
     body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
     that belongs to the base version. ``population``: clients the run has seen when it was opened.
-    ``mode``, ``carried``, ``discount``: as in ``RoundRecord``.
+    ``mode``, ``carried``, ``discount``: as in ``RoundRecord``. ``failure``: why an aggregator could not
+    end it, ``failures`` times running.
     """
 
     number: int
@@ -85,6 +86,8 @@ class RoundState:
     mode: Mode = "sync"
     carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     discount: Mapping[str, Any] = field(default_factory=dict)
+    failure: str = ""
+    failures: int = 0
 
     @property
     def is_async(self) -> bool:
@@ -164,4 +167,6 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         mode=cast(Mode, raw.get("mode", "sync")),
         carried=json.loads(raw.get("carried", "{}")),
         discount=json.loads(raw.get("discount", "{}")),
+        failure=raw.get("failure", ""),
+        failures=int(raw.get("failures", 0)),
     )
