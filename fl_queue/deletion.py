@@ -8,18 +8,20 @@ name is free at once; a run of the same name has another run id and meets nothin
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, kept, models, names
+from fl_queue import cache, dispatch, kept, models, names, rounds
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import RunStateError
 from fl_queue.records import dumps
-from fl_queue.store import RunState, Store, unlink_matching
+from fl_queue.store import RunState, Store, ask_many, keys_like, unlink_all
 
 #: How long a tombstone is kept, and for how long everything is looked through again.
 TOMBSTONE_S = 24 * 3600.0
@@ -59,7 +61,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     watched = [names.RUNS, names.run(run), names.RESTORED]
     while not store.control.transact(watched, body):
         pass
-    _remove(store, run, state_dir)
+    _remove(store, [run], state_dir)
 
 
 def refuse_training(name: str, training: bool) -> None:
@@ -75,39 +77,63 @@ def sweep(store: Store, state_dir: Path) -> None:
         list[tuple[bytes, float]],
         store.control.redis.zrange(names.DELETED, 0, -1, withscores=True),
     )
-    for raw, deleted_at in tombs:
-        run = raw.decode()
-        if now - deleted_at < LOOKED_AGAIN_S:
-            _remove(store, run, state_dir)
-        store.data.forget_results(run)
-        if now - deleted_at > TOMBSTONE_S:
-            store.control.redis.zrem(names.DELETED, run)
-
-
-def _remove(store: Store, run: str, state_dir: Path) -> None:
-    # The run's hash goes first: from then on every script refuses to write for this run.
-    tickets = _tickets(store, run)
-    store.control.redis.unlink(names.run(run))
-    for ticket in tickets:
-        dispatch.forget(store, ticket)
-    for pattern in (f"{names.run(run)}:*", f"rq:*:*_{run}_*"):
-        unlink_matching(store.control.redis, pattern)
-    blobs = (
-        names.model_blob(run, "*"),
-        names.update_blob("*", run, "*"),
-        names.partial_blob(run, "*"),
+    _remove(
+        store,
+        [raw.decode() for raw, deleted_at in tombs if now - deleted_at < LOOKED_AGAIN_S],
+        state_dir,
     )
-    for pattern in (f"{names.run(run)}:*", *blobs):
-        unlink_matching(store.data.redis, pattern)
-    shutil.rmtree(models.checkpoint_folder(state_dir, run), ignore_errors=True)
+    for raw, deleted_at in tombs:
+        store.data.forget_results(raw.decode())
+        if now - deleted_at > TOMBSTONE_S:
+            store.control.redis.zrem(names.DELETED, raw)
+
+
+def sweep_here(store: Store, state_dir: Path) -> None:
+    """Remove what this machine keeps of runs that were deleted, wherever, and models it has fetched of runs that are over."""
+    for raw in cast(list[bytes], store.control.redis.zrange(names.DELETED, 0, -1)):
+        forget_here(state_dir, raw.decode())
+    # Of an unknown run, too: what is missing is fetched once more.
+    cache.sweep(models.cache_folder(state_dir), partial(rounds.is_over, store.control))
+
+
+def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
+    """Remove all that there is of some runs: each server's keys are looked through once for all of them."""
+    if not runs:
+        return
+    # The runs' hashes go first: from then on every script refuses to write for these runs.
+    store.control.redis.unlink(*(names.run(run) for run in runs))
+    part = runs[0] if len(runs) == 1 else ""
+    ours = [pattern for run in runs for pattern in (f"{names.run(run)}:*", f"rq:*:*_{run}_*")]
+    keys = keys_like(store.control.redis, ours, part)
+    dispatch.forget_all(store, _tickets(store, runs, keys))
+    unlink_all(store.control.redis, keys)
+    blobs = [
+        pattern
+        for run in runs
+        for pattern in (
+            f"{names.run(run)}:*",
+            names.model_blob(run, "*"),
+            names.update_blob("*", run, "*"),
+            names.partial_blob(run, "*"),
+        )
+    ]
+    unlink_all(store.data.redis, keys_like(store.data.redis, blobs, part))
+    for run in runs:
+        forget_here(state_dir, run)
+
+
+def forget_here(state_dir: Path, run: str) -> None:
+    """Remove what this machine keeps of a run: checkpoints, accepted updates, fetched models."""
+    for folder in (models.checkpoint_folder(state_dir, run), models.cache_folder(state_dir) / run):
+        shutil.rmtree(folder, ignore_errors=True)
     kept.forget(state_dir, run)
 
 
-def _tickets(store: Store, run: str) -> list[Ticket]:
-    found = [
-        raw
-        for key in store.control.redis.scan_iter(match=f"{names.run(run)}:round:*:jobs", count=1000)
-        for raw in cast(dict[bytes, bytes], store.control.redis.hgetall(key)).values()
-    ]
-    tickets = [Ticket.from_dict(json.loads(raw)) for raw in found]
-    return [*tickets, *dispatch.evaluation_tickets(store, run).values()]
+def _tickets(store: Store, runs: Sequence[str], keys: Sequence[bytes]) -> list[Ticket]:
+    """The newest jobs of some runs. Args: ``keys``: theirs on the control server."""
+    of_rounds = [key for key in keys if re.fullmatch(rb"flq:\{[^}]*\}:round:\d+:jobs", key)]
+    found = ask_many(store.control.redis, of_rounds, lambda pipe, key: pipe.hgetall(key))
+    tickets = [Ticket.from_dict(json.loads(raw)) for jobs in found for raw in jobs.values()]
+    for run in runs:
+        tickets += dispatch.evaluation_tickets(store, run).values()
+    return tickets

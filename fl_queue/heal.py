@@ -29,6 +29,7 @@ from fl_queue import (
     models,
     names,
     partial,
+    resting,
     rounds,
     scores,
     simulation,
@@ -52,6 +53,11 @@ _ITS_OWN = ("failed", NO_EFFECT)
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
 SWEPT_S = 30.0
+#: A look that takes longer than this extends the lease, and notes who is there, on its way.
+GO_ON_S = 1.0
+#: A healer without a checkpoint that is needed gives way for so long, and no more often than that.
+GIVE_WAY_S = 3.0
+GIVE_WAY_EVERY_S = 20.0
 PRUNED = "superseded and removed before the evaluator came to it; start another evaluator, or raise model.keep_versions"
 
 
@@ -74,10 +80,17 @@ class Healer:
         self._stalled = stalled.Stalled(store)
         self._missed = missed.Missed(store)
         self._dead_since: dict[str, float] = {}
-        #: Runs that have ended and whose versions all have their evaluation.
-        self._evaluated: set[str] = set()
-        self._swept_at = 0.0
+        self._resting = resting.Resting(store)
+        #: Run -> when its evaluations were looked at.
+        self._evaluations_at: dict[str, float] = {}
+        self._swept_at = self._tidied_at = 0.0
         self._may_restore = True
+        #: Whether the lease is held, and when that was written last.
+        self._is_ours = False
+        self._held_at = 0.0
+        self._lacks_checkpoint = False
+        #: When this healer may hold the lease again, after it gave way to another.
+        self._back_at = -GIVE_WAY_EVERY_S
 
     def tick(self) -> None:
         """
@@ -86,11 +99,10 @@ class Healer:
         Raises:
             StoreUnavailable: Try again at the next tick.
         """
-        process = {"process": liveness.identity(), "pid": os.getpid()}
-        if not self.store.control.hold(names.HEALER, self.token, LEASE_S, process):
+        self._tidy_here()
+        if time.monotonic() < self._back_at or not self._hold():
             return
-        self.store.control.hear()
-        for run in self.store.control.run_names().values():
+        for run in self._resting.awake(list(self.store.control.run_names().values())):
             try:
                 self.heal(run)
             except StoreUnavailable:
@@ -98,11 +110,49 @@ class Healer:
             except FLQueueError as exc:
                 # One run in trouble (deleted under our hands, say) must not keep us from the others.
                 log.error("run=%s %s", run, exc)
+            self._go_on()
+            if not self._is_ours:
+                return
         if time.monotonic() - self._swept_at > SWEPT_S:
-            tidying.sweep(self.store)
+            tidying.sweep(self.store, self._go_on)
             deletion.sweep(self.store, self.state_dir)
             self._restore_users()
             self._swept_at = time.monotonic()
+        self._give_way()
+
+    def _tidy_here(self) -> None:
+        """Each machine's own disk, whoever heals."""
+        if time.monotonic() - self._tidied_at > SWEPT_S:
+            deletion.sweep_here(self.store, self.state_dir)
+            self._tidied_at = time.monotonic()
+
+    def _hold(self) -> bool:
+        """Take or extend the lease, and note who is there; False when another healer is at work."""
+        process = {"process": liveness.identity(), "pid": os.getpid()}
+        self._is_ours = self.store.control.hold(names.HEALER, self.token, LEASE_S, process)
+        if self._is_ours:
+            self.store.control.hear()
+            self._held_at = time.monotonic()
+        return self._is_ours
+
+    def _go_on(self) -> None:
+        """In the middle of a long look: the lease does not run out, and work is no silence of ours."""
+        if self._is_ours and time.monotonic() - self._held_at >= GO_ON_S:
+            self._hold()
+
+    def _give_way(self) -> None:
+        """
+        Let the healer of another machine look, if a model is lost that this one has no checkpoint of.
+
+        With a single machine nobody comes, and this one goes on.
+        """
+        if not self._lacks_checkpoint:
+            return
+        self._lacks_checkpoint = False
+        if time.monotonic() >= self._back_at + GIVE_WAY_EVERY_S:
+            log.warning("another machine's healer may have the checkpoint: it has %g s", GIVE_WAY_S)
+            self.leave()
+            self._back_at = time.monotonic() + GIVE_WAY_S
 
     def _restore_users(self) -> None:
         """A server that has restarted may have forgotten the users of enrolled clients."""
@@ -127,20 +177,22 @@ class Healer:
         state = self.store.control.run(run)
         if state is None:
             return
-        just_ended = run not in self._evaluated
-        if state.active or just_ended:
-            self._heal_evaluations(state)
         if not state.active:
+            waiting = self._heal_evaluations(state)
             self._stalled.forget(run)
             self._missed.forget(run)
             self.store.data.give_back(run, self.store.control.fence(run))
             late.drain(self.store, state)
             partial.drop(self.store, run, state.round)
-            if just_ended:
-                self.store.data.forget_turns(run, state.round)
-                last = self.store.control.round(run, state.round)
-                self.store.data.forget_admitted(run, last.cohort if last else ())
+            self.store.data.forget_turns(run, state.round)
+            last = self.store.control.round(run, state.round)
+            self.store.data.forget_admitted(run, last.cohort if last else ())
+            if not self.store.data.waiting(run):
+                self._resting.rest(run, resting.EVALUATIONS_S if waiting else resting.LOOK_AT_ALL_S)
             return
+        if time.monotonic() - self._evaluations_at.get(run, 0.0) >= resting.EVALUATIONS_S:
+            self._evaluations_at[run] = time.monotonic()
+            self._heal_evaluations(state)
         current = self.store.control.open_round(state)
         if current is not None:
             rounds.count_time(self.store, run, current.number)
@@ -189,7 +241,8 @@ class Healer:
                     digest[:12],
                 )
         except CheckpointError as exc:
-            # Another machine's healer may have the checkpoint; the round ends by its rule if none has.
+            # The round ends by its rule if no machine has it.
+            self._lacks_checkpoint = True
             log.error("run=%s %s", run, exc)
             return False
         return True
@@ -275,17 +328,15 @@ class Healer:
             log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
             self.store.control.add_event(run, {**event, "held_s": round(held_s, 1)})
 
-    def _heal_evaluations(self, state: RunState) -> None:
+    def _heal_evaluations(self, state: RunState) -> bool:
+        """Whether versions of a run wait for their evaluation."""
         waiting = dispatch.evaluation_tickets(self.store, state.run_id)
         dead = self.watch.look(waiting.values()).dead
         for version, ticket in waiting.items():
             reason = dead.get(ticket.job)
             if self._is_due(ticket, reason):
                 self._heal_evaluation(state, version, ticket, reason or "")
-        if waiting or state.active:
-            self._evaluated.discard(state.run_id)
-        else:
-            self._evaluated.add(state.run_id)
+        return bool(waiting)
 
     def _heal_evaluation(self, state: RunState, version: int, ticket: Ticket, reason: str) -> None:
         run = state.run_id
@@ -312,6 +363,7 @@ class Healer:
         replaced: dict[str, Ticket] = {}
         for some in batches(due.items()):
             replaced |= dispatch.replace_all(self.store, key, dict(some))
+            self._go_on()
             for _, ticket in some:
                 self._dead_since.pop(ticket.job, None)
         return replaced

@@ -44,6 +44,11 @@ def checkpoint_folder(state_dir: Path, run: str) -> Path:
     return state_dir / "checkpoints" / run
 
 
+def cache_folder(state_dir: Path) -> Path:
+    """Folder of the models this machine has fetched, by run."""
+    return state_dir / "cache"
+
+
 def publish(store: Store, run: str, digest: str, body: blob.Bytes, chunk_bytes: int) -> None:
     """Store a model's chunks on the data server; they stay until they are dropped."""
     view = memoryview(body)
@@ -141,7 +146,9 @@ def base_body(
     try:
         return checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
     except CheckpointError:
-        return cache.fetch(store, state_dir / "cache", run, digest, manifest.nbytes, chunk_bytes)
+        return cache.fetch(
+            store, cache_folder(state_dir), run, digest, manifest.nbytes, chunk_bytes
+        )
 
 
 def state_arrays(

@@ -17,11 +17,10 @@ from fl_queue.store.connect import (
     report_removed,
     resolve_urls,
     server_facts,
-    unlink_matching,
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.many import ask_many, batches
+from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
 from fl_queue.store.states import RoundState, RunState, parse_run_state
@@ -45,12 +44,13 @@ __all__ = [
     "as_text",
     "ask_many",
     "batches",
+    "keys_like",
     "parse_run_state",
     "plain_client",
     "resolve_urls",
     "server_facts",
     "size_of",
-    "unlink_matching",
+    "unlink_all",
 ]
 
 

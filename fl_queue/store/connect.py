@@ -236,13 +236,6 @@ def identity_keys(client: redis.Redis) -> list[str]:
     return mark_keys(client) if isinstance(client, ClusterClient) else [names.DATA_SERVER]
 
 
-def unlink_matching(client: redis.Redis, pattern: str) -> None:
-    """Remove all keys of a pattern; looks through all keys of the server."""
-    keys = list(client.scan_iter(match=pattern, count=1000))
-    if keys:
-        client.unlink(*keys)
-
-
 class _Pipeline(Pipeline):
     masked_url = ""
     owner: _Client

@@ -4,6 +4,8 @@ Many commands of one kind in few round trips: a second server room away, each on
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -45,3 +47,21 @@ def ask_many(
                 ask(pipe, item)
             answers += pipe.execute()
     return answers
+
+
+def keys_like(client: redis.Redis, patterns: Iterable[str], part: str = "") -> list[bytes]:
+    """
+    The keys of a server that any of some patterns fits; looks through all of its keys, once.
+
+    Args:
+        part: What all of these keys have in common, so that the server can pick them out.
+    """
+    wanted = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
+    found = client.scan_iter(match=f"*{part}*" if part else None, count=1000)
+    return [key for key in found if wanted.fullmatch(key.decode(errors="replace"))]
+
+
+def unlink_all(client: redis.Redis, keys: Iterable[bytes]) -> None:
+    """Remove keys, by the batch."""
+    for some in batches(keys):
+        client.unlink(*some)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import dispatch, names
+from fl_queue import dispatch, names, operate
 from fl_queue.heal import Healer
 from fl_queue.jobs import FLJob
 from fl_queue.missed import LOOKED_AT_S
@@ -126,3 +126,43 @@ def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
     monkeypatch.setattr(store.data, "waiting", taken_now)
     Healer(store, tmp_path)._heal_jobs(hand.run, hand.round)
     assert attempts(hand) == {"a": 1, "b": 1}
+
+
+def test_a_machine_without_the_checkpoint_leaves_healing_to_the_one_that_has_it(
+    store: Store, tmp_path: Path
+) -> None:
+    without, having = Healer(store, tmp_path / "one"), Healer(store, tmp_path / "two")
+    without.tick()
+    hand = ByHand(store, tmp_path / "two", "ab", 100)
+    model = names.model_blob(hand.run, hand.state.digest)
+    store.data.redis.flushall()
+    having.tick()
+    assert store.data.missing_chunks(model, 1)  # The other one heals.
+    without.tick()
+    having.tick()
+    assert not store.data.missing_chunks(model, 1)
+
+
+def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path / "one", "ab", 100)
+    hand.folder = tmp_path / "two"  # The next round is merged on a machine without the checkpoint.
+    hand.update("a")
+    hand.update("b")
+    hand.work()
+    cached = tmp_path / "two" / "cache" / hand.run
+    assert list(cached.iterdir())
+    Healer(store, tmp_path / "two").tick()
+    assert list(cached.iterdir())
+    # Whoever holds the lease: each machine tidies its own disk.
+    operate.cancel(store, "by-hand")
+    Healer(store, tmp_path / "two").tick()
+    assert not cached.exists()
+
+
+def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
+    store.control.set_quorum_at(hand.run, 1, 1.0)
+    store.control.redis.hset(names.round_(hand.run, 1), "data_server", "another")
+    Healer(store, tmp_path).heal(hand.run)
+
+    assert hand.round.quorum_at_s is None

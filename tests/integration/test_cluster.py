@@ -15,7 +15,7 @@ import pytest
 from fl_queue import doctor, names
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.errors import ChunksMissing, ConfigError, OwnershipLost, StoreUnavailable
-from fl_queue.store import Store, server_facts, unlink_matching
+from fl_queue.store import Store, keys_like, server_facts, unlink_all
 from tests.cluster import Cluster, Node
 from tests.federation import Federation, wait_for
 from tests.servers import chosen_server
@@ -133,7 +133,7 @@ def test_dropped_chunks_are_gone_from_all_nodes(
 
 
 def test_a_pattern_is_removed_from_all_nodes(store: Store, cluster: Cluster, body: bytes) -> None:
-    unlink_matching(store.data.redis, f"flq:chunk:{RUN}:*")
+    unlink_all(store.data.redis, keys_like(store.data.redis, [f"flq:chunk:{RUN}:*"]))
 
     assert [node.client.dbsize() for node in cluster.nodes] == [0, 0, 0]
 
@@ -220,7 +220,7 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
         lambda: data.own(RUN, 1, "one"),
         lambda: data.identity(),
         lambda: data.ping(),
-        lambda: unlink_matching(data.redis, "flq:*"),
+        lambda: unlink_all(data.redis, keys_like(data.redis, ["flq:*"])),
     ):
         with pytest.raises(StoreUnavailable, match=r"redis\+cluster://127.0.0.1"):
             use()

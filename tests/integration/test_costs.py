@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, dispatch, names, rounds, runs
+from fl_queue import config, deletion, dispatch, heal, jobs, names, resting, rounds, runs, tidying
+from fl_queue.dispatch import Ticket
 from fl_queue.heal import Healer
 from fl_queue.jobs import FLJob
 from fl_queue.store import Store
@@ -57,3 +58,139 @@ def test_a_tick_costs_no_more_round_trips_with_more_clients_in_training(
     assert many.trips <= few.trips + 3
     # Lease, status and worker of each, and whether it is still there.
     assert many.commands - few.commands <= 4 * (MANY - FEW)
+
+
+def ended(store: Store, count: int) -> list[str]:
+    """Runs that were completed, as their hashes say."""
+    run = training(store, 1)
+    store.control.redis.hset(names.run(run), "state", "completed")
+    raw = store.control.redis.hgetall(names.run(run))
+    made = [names.new_run_id(f"done-{number}") for number in range(count)]
+    for one in made:
+        store.control.redis.hset(names.RUNS, one.rpartition("-")[0], one)
+        store.control.redis.hset(names.run(one), mapping=raw)
+        store.control.redis.set(
+            names.config(one), store.control.redis.get(names.config(run)) or b""
+        )
+    return made
+
+
+def resting_cost(store: Store, folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> Cost:
+    ended(store, count)
+    healer = Healer(store, folder)
+    healer.tick()
+    healer.tick()
+    with counted(store, monkeypatch) as cost:
+        healer.tick()
+    return cost
+
+
+def test_a_completed_run_costs_a_tick_one_read_and_no_round_trip(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = resting_cost(store, tmp_path, FEW, monkeypatch)
+    many = resting_cost(store, tmp_path, MANY, monkeypatch)
+
+    assert many.trips == few.trips
+    assert many.commands - few.commands == MANY - FEW
+
+
+def test_what_comes_of_a_run_at_rest_is_seen(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ended(store, 2)
+    healer = Healer(store, tmp_path)
+    healer.tick()
+    store.data.push(first, b"late")
+    healer.tick()
+    assert store.data.waiting(first) == 1  # At rest.
+    monkeypatch.setattr(resting, "LOOK_S", 0.0)
+    healer.tick()
+    assert store.data.waiting(first) == 0
+
+    # Somebody goes on with the other one: it is looked at again at once.
+    store.control.redis.hset(names.run(second), mapping={"state": "training", "round": "-1"})
+    before = store.control.run(second)
+    healer.tick()
+    assert store.control.run(second) != before
+
+
+def test_a_long_look_is_no_silence_and_keeps_the_lease(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(store, 3)
+    healer, other = Healer(store, tmp_path), Healer(store, tmp_path)
+    monkeypatch.setattr(heal, "GO_ON_S", 0.0)
+    looked: list[str] = []
+
+    def slow(self: Healer, run: str) -> None:
+        looked.append(run)
+        # As if it had taken 4 s: longer than a lease if there are several, and than a silence.
+        store.control.redis.hincrbyfloat(names.CLOCK, "ticked_at", -4)
+        store.control.redis.pexpire(names.HEALER, 2000)
+
+    monkeypatch.setattr(Healer, "heal", slow)
+    for _ in range(3):
+        healer.tick()
+        other.tick()
+        assert not store.control.settling()
+    assert len(looked) == 3 * 4
+    assert store.control.redis.pttl(names.HEALER) > 2000
+
+
+def queue_of(store: Store, client: str) -> Ticket:
+    ticket = Ticket(client, jobs.TRAIN, names.client_queue(client), "r-1a2b3c", 1, 60)
+    with store.control.redis.pipeline() as pipe:
+        pipe.multi()
+        dispatch.publish(ticket, pipe, store.control.redis)
+        pipe.execute()
+    return ticket
+
+
+def test_queues_are_swept_by_the_batch_and_idle_ones_are_forgotten(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = store.control.redis
+
+    def cost_of(count: int) -> Cost:
+        redis.flushall()
+        for number in range(count):
+            ticket = queue_of(store, f"old-{number}")
+            redis.delete(f"rq:queue:{ticket.queue}", FLJob.key_for(ticket.job))
+            redis.zadd(f"rq:finished:{ticket.queue}", {ticket.job: 1})
+        queue_of(store, "busy")
+        tidying.sweep(store)
+        assert redis.smembers("rq:queues") == {b"rq:queue:flq-client-busy"}
+        assert redis.keys("rq:finished:*") == []
+        for number in range(count):
+            redis.sadd("rq:queues", f"rq:queue:flq-client-old-{number}")
+        with counted(store, monkeypatch) as cost:
+            tidying.sweep(store)
+        return cost
+
+    few, many = cost_of(FEW), cost_of(MANY)
+    assert many.trips <= few.trips + 3  # 600 keys do not fit into one batch.
+    queue_of(store, "old-1")
+    assert b"rq:queue:flq-client-old-1" in redis.smembers("rq:queues")
+
+
+def test_each_server_is_looked_through_once_however_many_runs_were_deleted(
+    store: Store, tmp_path: Path
+) -> None:
+    def scans() -> int:
+        servers = store.control.redis, store.data.redis
+        return sum(
+            int(server.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"])
+            for server in servers
+        )
+
+    for number in range(20):
+        run = f"gone-{number:06x}"
+        store.control.redis.zadd(names.DELETED, {run: store.control.now()})
+        store.control.redis.set(names.config(run), "[]")
+        store.data.redis.set(names.chunk(names.update_blob("a", run, "0"), 0), "x")
+    before = scans()
+    deletion.sweep(store, tmp_path)
+
+    assert scans() - before == 2
+    assert [*store.control.redis.scan_iter("*gone*"), *store.data.redis.scan_iter("*gone*")] == []
