@@ -20,9 +20,11 @@ from fl_queue import (
     faults,
     flight,
     kept,
+    makers,
     metrics,
     names,
     opening,
+    patience,
     rounds,
     scores,
     simulation,
@@ -210,9 +212,9 @@ class Collector:
             self.drain.begin(self.store.data.waiting(self.run))
 
     def _follow(self) -> None:
-        """See who has joined an asynchronous round since it was opened."""
-        is_async = self.round.is_async
-        current = self.store.control.round(self.run, self.number) if is_async else None
+        """See who has joined a round since it was opened: an asynchronous one, or the makers of version 0."""
+        grows = self.round.is_async or self.round.purpose == "initialise"
+        current = self.store.control.round(self.run, self.number) if grows else None
         if current is not None and current.open:
             self.round = self.intake.round = current
             self.intake.books.follow(current.cohort)
@@ -252,10 +254,13 @@ class Collector:
                 simulation.ticket_of(client, tickets, cohort, groups),
             )
         ]
-        pending = len(silent)
-        if drained and not groups:
+        if drained and not groups and silent:
             # Nobody waits for an answer of a client that was revoked meanwhile.
-            pending -= len(self.store.control.revoked(silent))
+            revoked = self.store.control.revoked(silent)
+            silent = [client for client in silent if client not in revoked]
+        if self.round.purpose != "train":
+            return self._ending_without_training(received, silent, drained)
+        pending = len(silent)
         if self.round.is_async and received >= self.round.quorum:
             return closing_rule(self.round, received, pending, 0.0, None, drained)
         if not drained and (pending or received < self.round.quorum):
@@ -268,6 +273,41 @@ class Collector:
             self.quorum_at_s = elapsed_s
             self.store.control.set_quorum_at(self.run, self.number, elapsed_s)
         return closing_rule(self.round, received, pending, elapsed_s, self.quorum_at_s, drained)
+
+    def _ending_without_training(
+        self, received: int, silent: list[str], drained: bool
+    ) -> Ending | None:
+        """The same of the making of version 0, and of the closing evaluation."""
+        is_first = self.round.purpose == "initialise"
+        if not silent and (received or not is_first):
+            return closing_rule(self.round, received, 0, 0.0, None, drained)
+        if is_first and received:
+            return closing_rule(self.round, received, len(silent), 0.0, None, drained)
+        if not drained:
+            return None
+        if is_first and self._ask_another():
+            return None
+        elapsed_s = self._elapsed()
+        state = self.store.control.run(self.run)
+        if state is None:
+            raise OwnershipLost(f"run {self.run} is gone")
+        if is_first:
+            left = makers.awaited(self.store, state, self.config, self.round, silent, elapsed_s)
+            if not left:
+                why = makers.refusals(self.store, self.config, self.round, self.intake.receipts)
+                return Ending("abandoned", why)
+            return None
+        tickets = dispatch.tickets(self.store, self.run, self.number)
+        left = patience.expected(self.store, self.config, silent, tickets, elapsed_s)
+        return closing_rule(self.round, received, len(left), elapsed_s, None, drained)
+
+    def _ask_another(self) -> bool:
+        """Whether somebody else is, or may be, asked for version 0."""
+        known, state = self.round.makers, self.store.control.run(self.run)
+        if state is not None and state.active:
+            makers.ask_next(self.store, state, self.config, self.round)
+        self._follow()
+        return self.round.makers != known or self.store.control.settling()
 
     def _is_doubtful(self) -> bool:
         """Whether an element that answers nothing has come in a client's name."""
@@ -300,7 +340,7 @@ class Collector:
         if self.round.is_async and ending.outcome == "committed":
             most = self.config.round["max_staleness"]
             self.intake.receipts.update(flight.given_up(self.round, self.intake.receipts, most))
-        if ending.outcome == "abandoned":
+        if ending.outcome == "abandoned" and self.round.purpose == "train":
             ending = rounds.with_cause(ending, self.intake.receipts)
         record = self._make_record(ending)
         if ending.outcome in ("committed", "initialised"):

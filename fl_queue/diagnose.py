@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_queue import dispatch, names, preflight, rejected, simulation
+from fl_queue import dispatch, eligible, makers, names, preflight, rejected, simulation
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Awaited, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
@@ -20,18 +20,26 @@ def why_open(store: Store, state: RunState) -> list[str]:
         why = ["after an outage: waiting until all clients have been heard again"]
         return [
             *(why if settling else []),
-            *(preflight.lines(store, state) if state.active else []),
+            *(_left_out(store, state) if state.active else []),
         ]
     receipts = store.control.receipts(state.run_id, state.round)
     received = sum(
         receipts[client].status == "received" for client in current.cohort if client in receipts
     )
     lines = [closing(current, received), *_failing(current)]
+    if current.makers:
+        lines.append(makers.who_is_asked(current, receipts))
     tickets = dispatch.tickets(store, state.run_id, state.round)
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
-    lines += preflight.lines(store, state)
+    lines += _left_out(store, state)
     return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
+
+
+def _left_out(store: Store, state: RunState) -> list[str]:
+    """What sites differ in, and who may not be selected."""
+    lines = preflight.lines(store, state, but=state.left_out)
+    return lines + [f"left out: {line}" for line in eligible.lines(state.left_out)]
 
 
 def floods(store: Store, state: RunState) -> list[str]:
@@ -108,6 +116,13 @@ def _missing_groups(
 def closing(current: RoundState, received: int) -> str:
     """What the closing rule waits for, in words."""
     size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
+    if current.purpose == "initialise":
+        return f"version 0 is made by one after the other, until somebody has made it; {counted}"
+    if current.purpose == "evaluate":
+        return (
+            f"{received} of {size} answers in: the closing evaluation ends when all are in that are alive, "
+            f"at {current.deadline_s:g} s at the latest; {counted}"
+        )
     deadline = f"at {current.deadline_s:g} s (round.deadline_s)"
     if current.is_async:
         return f"{current.progress(received)}; needs {current.quorum} (round.buffer), or is abandoned {deadline}; {counted}"

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fl_queue import flight, metrics, names, report, rounds, runs, scores
+from fl_queue import eligible, flight, makers, metrics, names, report, rounds, runs, scores
 from fl_queue.errors import StoreUnavailable
 from fl_queue.records import Receipt, RoundRecord, updates_in
 from fl_queue.store import RoundState, RunState, Store
@@ -295,6 +295,10 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         return f"preflight: {event['client']}: {event['what']}"
     if kind == "healed":
         return f"round {number} healed: {event['what']}"
+    if kind == "maker_asked":
+        return f"version 0: {event['client']} is asked, too{reason}"
+    if kind == "clients_left_out":
+        return f"left out: {'; '.join(eligible.lines(event['left_out'])) or 'nobody any more'}"
     if kind == "checkpoint_failed":
         return f"round {number} cannot write its checkpoint{reason}"
     where = runs.at_version(event.get("version"))
@@ -303,6 +307,7 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         "run_created": f"run created, {event.get('rounds')} rounds wanted",
         "run_continued": f"run continued, {event.get('rounds')} more rounds wanted",
         "round_initialised": "version 0 is there",
+        "evaluation_skipped": f"version {event.get('version')} has no closing evaluation",
         "run_failed": "run failed",
         "run_completed": f"run completed {where}",
         "run_cancelled": "run cancelled",
@@ -344,6 +349,10 @@ def render(scene: Scene) -> RenderableType:
         parts.append(_round_line(scene, scene.round))
         if not scene.round.groups:
             parts.append(_clients(scene, scene.round))
+        if scene.round.open and scene.round.makers:
+            parts.append(Text(f"  {makers.who_is_asked(scene.round, scene.receipts)}"))
+    if scene.state.active:
+        parts += [Text(f"  left out: {line}") for line in eligible.lines(scene.state.left_out)]
     if scene.ended:
         parts.append(_recent(scene))
     if scene.state.reason:

@@ -95,7 +95,11 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
     """
     known = store.control.enrolment(client)
     if known is None:
-        raise ConfigError("CLIENT", f"{client} is not enrolled; see `fl-queue clients`")
+        raise ConfigError(
+            "CLIENT",
+            f"{client} is not enrolled, so there is nothing to revoke; clients.exclude in a run's config "
+            "leaves it out of that run, see also `fl-queue clients`",
+        )
     # This decides; all else is cleaning up, and repeated by repeating the command.
     if not known.revoked_at:
         known = replace(known, revoked_at=round(store.control.now(), 3))

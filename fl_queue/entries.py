@@ -51,6 +51,8 @@ def _checked(text: bytes | None) -> dict[str, Any]:
 
 
 def _fits(name: str, value: Any) -> bool:
+    if name == "left_out":
+        return type(value) is dict and all(type(why) is str for why in value.values())
     if name in _TEXT:
         return type(value) is str
     if name in _COUNTS:

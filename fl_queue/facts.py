@@ -24,6 +24,8 @@ Facts = Mapping[str, str]
 NOTED = ("input", "code")
 #: Why a site could not tell the rest.
 PROBLEM = "problem"
+#: There, with any value, when what it could not do is what training begins with: load its task and data.
+CANNOT = "cannot"
 #: Facts that a site may tell, characters of a line, and of all it tells, in bytes.
 MOST = 16
 LONGEST = 1000
@@ -82,7 +84,7 @@ def agreed(told: Mapping[str, Facts], *, always: bool = False) -> dict[str, str]
         always: For every fact, as for those of ``NOTED``.
     """
     found = {}
-    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM}):
+    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM, CANNOT}):
         counts = Counter(facts[fact] for facts in told.values() if fact in facts)
         text, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
         if always or fact in NOTED or 2 * most > counts.total():
@@ -93,7 +95,7 @@ def agreed(told: Mapping[str, Facts], *, always: bool = False) -> dict[str, str]
 def undecided(told: Mapping[str, Facts]) -> str:
     """What sites differ in where no side has most of them, in words; empty when there is none."""
     reference = agreed(told)
-    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM}):
+    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM, CANNOT}):
         if fact not in reference:
             sites = "; ".join(
                 f"{client}: {facts[fact]}"
@@ -111,7 +113,7 @@ def differences(facts: Facts, reference: Facts, among: Iterable[str] | None = No
     Args:
         among: Of these facts only; None: of all.
     """
-    wanted = set(reference) if among is None else set(among)
+    wanted = (set(reference) if among is None else set(among)) - {PROBLEM, CANNOT}
     return [
         f"{fact} {facts[fact]}; others have {reference[fact]}"
         for fact in sorted(wanted & facts.keys() & reference.keys())

@@ -307,6 +307,8 @@ class Intake:
         if header.kind == "update":
             added = self._add(header, body)
         elif header.kind == "model":
+            if self.initial is not None:
+                raise BlobError("another one of those who were asked has made version 0 already")
             self._take_initial(header, body)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics

@@ -15,10 +15,13 @@ from redis.client import Pipeline
 
 from fl_queue import (
     dispatch,
+    eligible,
     faults,
     flight,
     jobs,
+    makers,
     names,
+    patience,
     preflight,
     sampling,
     simulation,
@@ -33,26 +36,22 @@ from fl_queue.config import (
     quorum_size,
 )
 from fl_queue.dispatch import Ticket
+from fl_queue.eligible import Eligible
 from fl_queue.exact import choose_scales
 from fl_queue.records import Mode, Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.strategies import get_strategy, largest_weight
 
-#: The closing evaluation need not be waited for as long as training.
-EVALUATION_DEADLINE_S = 60.0
-INITIALISE_DEADLINE_S = 120.0
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
 _ON_CLIENT: dict[Purpose, str] = {
     "train": jobs.TRAIN,
     "evaluate": jobs.CLIENT_EVALUATE,
-    "initialise": jobs.CLIENT_INITIALISE,
 }
 _IN_POOL: dict[Purpose, str] = {
     "train": jobs.POOL_TRAIN,
     "evaluate": jobs.POOL_EVALUATE,
-    "initialise": jobs.POOL_INITIALISE,
 }
 
 
@@ -69,6 +68,7 @@ class _Plan:
         mode: ``async``: of the cohort, those in ``carried`` are at work already.
         buffer: Updates that an asynchronous round merges.
         carried: Client -> the ticket of an earlier round that it is at, and where that began.
+        ineligible: Client that is alive -> why it cannot be selected.
     """
 
     number: int
@@ -80,38 +80,40 @@ class _Plan:
     mode: Mode = "sync"
     buffer: int = 0
     carried: Mapping[str, tuple[Ticket, flight.Begun]] = field(default_factory=dict)
+    ineligible: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> None:
-    """Open a run's next round, unless clients are missing or somebody else was faster."""
-    alive = _who_is_alive(store, config)
-    if alive is None:
-        return
-    admitted = preflight.admit(store, state, config, alive)
-    if purpose != "initialise" or not _evaluator_makes_it(store, config):
-        if admitted.problem:
-            waiting.wait(store, state, config, admitted.problem)
-            return
-        alive = admitted.clients
+def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> bool:
+    """
+    Open a run's next round, unless clients are missing or somebody else was faster.
+
+    Returns:
+        Whether it was decided instead that the run needs no such round: look at it again.
+    """
+    found = eligible.decide(store, state, config, purpose)
+    if found is None:
+        return False
+    makers_left = makers.candidates(store, config, found) if purpose == "initialise" else []
+    if found.problem and makers_left[:1] != [names.EVALUATOR]:
+        waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
+        return False
+    eligible.record(store, state, found)
     is_async = purpose == "train" and config.round["mode"] == "async"
-    plan, wanted = (_plan_async if is_async else _plan_sync)(store, state, config, purpose, alive)
-    if len(plan.cohort) < max(wanted, 1):
-        asked = _asked_by(plan, wanted)
-        reason = waiting.who_is_missing(config, asked, wanted, len(alive), admitted.left_out())
-        missing = max(wanted, 1) - len(plan.cohort)
-        waiting.wait_for_clients(store, state, config, reason, missing, _paused(store, config))
-        return
-    if purpose == "train" and not is_async:
-        problem = waiting.too_few(config, len(plan.cohort))
-        if problem:
-            waiting.wait(store, state, config, problem)
-            return
-        problem = waiting.no_room(store, state, config, len(plan.cohort))
-        if problem:
-            set_state(store, state, "failed", problem, "run_failed")
-            return
+    if purpose == "initialise":
+        plan, wanted = _plan_first(state, makers_left, found), 1
+    else:
+        plan, wanted = (_plan_async if is_async else _plan_sync)(
+            store, state, config, purpose, found
+        )
+    if purpose == "evaluate" and not plan.cohort:
+        return waiting.go_without_evaluation(store, state, "; ".join(eligible.lines(found.out)))
+    if purpose != "evaluate" and len(plan.cohort) < max(wanted, 1):
+        _wait_for_clients(store, state, config, plan, wanted, found)
+        return False
+    if purpose == "train" and not is_async and _is_refused(store, state, config, plan):
+        return False
     fields = _round_fields(store, state, config, plan)
-    tickets = _tickets(state.run_id, plan, config)
+    tickets = _tickets(store, state, plan, config)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if not is_as_seen(pipe, state):
@@ -122,28 +124,30 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     watched = [names.run(state.run_id), names.round_jobs(state.run_id, state.round)]
     if store.control.transact(watched if is_async else watched[:1], body):
         faults.reach("round.opened")
+    return False
 
 
-def _who_is_alive(store: Store, config: RunConfig) -> list[str] | None:
-    """
-    Clients that may be selected, sorted.
-
-    None while that is not known: a cohort of those who happened to be heard first would be another one.
-    """
-    if simulation.is_simulation(config):
-        return simulation.clients(config.clients["count"])
-    store.control.hear()
-    if store.control.settling():
-        return None
-    return _admissible(store, config, store.control.alive_clients(config.clients["active_s"]))
+def _wait_for_clients(
+    store: Store, state: RunState, config: RunConfig, plan: _Plan, wanted: int, found: Eligible
+) -> None:
+    missing = max(wanted, 1) - len(plan.cohort)
+    left_out = "; ".join(eligible.lines(found.out))
+    asked = _asked_by(plan, wanted)
+    reason = waiting.who_is_missing(config, asked, wanted, len(found.clients), left_out)
+    paused = eligible.paused(store, state, config)
+    waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.untold))
 
 
-def _paused(store: Store, config: RunConfig) -> dict[str, str]:
-    """Clients that might be selected if their sites had not paused them -> why."""
-    if simulation.is_simulation(config):
-        return {}
-    found = store.control.paused_clients(config.clients["active_s"])
-    return {client: found[client] for client in _admissible(store, config, list(found))}
+def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> bool:
+    """Whether a round of so many clients cannot be; the run waits for more of them, or has failed."""
+    problem = waiting.too_few(config, len(plan.cohort))
+    if problem:
+        waiting.wait(store, state, config, problem)
+        return True
+    problem = waiting.no_room(store, state, config, len(plan.cohort))
+    if problem:
+        set_state(store, state, "failed", problem, "run_failed")
+    return bool(problem)
 
 
 def _asked_by(plan: _Plan, wanted: int) -> str:
@@ -160,9 +164,11 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     In place of those that have answered, and clients that have come. Each trains once from a version.
     """
     run = state.run_id
-    found = _who_is_alive(store, config) or []
-    alive = preflight.admit(store, state, config, found).clients
-    idle = [client for client in alive if client not in current.cohort]
+    found = eligible.decide(store, state, config, "train")
+    if found is None or found.problem:
+        return
+    eligible.record(store, state, found)
+    idle = [client for client in found.clients if client not in current.cohort]
     if not idle:
         return
     working = len(flight.at_work(store, run, current))
@@ -175,10 +181,11 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         "train",
         chosen,
         sorted({*current.eligible, *idle}),
-        len(alive),
+        len(found.clients),
         mode="async",
+        ineligible={**current.ineligible, **found.out},
     )
-    tickets = [ticket for ticket in _tickets(run, plan, config) if ticket.who in chosen]
+    tickets = [ticket for ticket in _tickets(store, state, plan, config) if ticket.who in chosen]
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         key = names.round_(run, current.number)
@@ -204,7 +211,11 @@ def _write_more(
     population = [*state.population, *sorted(_newcomers(state, plan))]
     pipe.hset(names.run(run), "population", dumps(population))
     cohort = sorted((*current.cohort, *plan.cohort))
-    fields = {"cohort": dumps(cohort), "eligible": dumps(plan.eligible)}
+    fields = {
+        "cohort": dumps(cohort),
+        "eligible": dumps(plan.eligible),
+        "ineligible": dumps(plan.ineligible),
+    }
     pipe.hset(names.round_(run, number), mapping=cast(dict[Any, Any], fields))
     for ticket in tickets:
         pipe.hset(names.round_jobs(run, number), ticket.who, ticket.to_json())
@@ -213,12 +224,26 @@ def _write_more(
     store.control.add_event(run, event, pipe)
 
 
+def _plan_first(state: RunState, candidates: Sequence[str], found: Eligible) -> _Plan:
+    """The making of version 0: the first who can be asked, and others after it (``makers``)."""
+    return _Plan(
+        state.round + 1,
+        "initialise",
+        candidates[:1],
+        candidates,
+        len(candidates),
+        ineligible=found.out,
+    )
+
+
 def _plan_sync(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
 ) -> tuple[_Plan, int]:
     """A synchronous round, and how many clients it needs."""
-    simulated = simulation.is_simulation(config)
-    cohort, wanted = _select(store, state, config, purpose, alive)
+    simulated, alive = simulation.is_simulation(config), found.clients
+    wanted = cohort_size(config, len(alive))
+    chosen = min(wanted, len(alive))
+    cohort = sampling.select_cohort(config.run["seed"], state.round + 1, alive, chosen)
     plan = _Plan(
         state.round + 1,
         purpose,
@@ -226,12 +251,13 @@ def _plan_sync(
         simulation.compact(len(alive)) if simulated else alive,
         len(alive),
         _groups(cohort, config) if simulated else 0,
+        ineligible=found.out,
     )
     return plan, wanted
 
 
 def _plan_async(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
 ) -> tuple[_Plan, int]:
     """
     An asynchronous round, and how many clients it needs at work.
@@ -240,7 +266,7 @@ def _plan_async(
     """
     last, tickets = flight.carried(store, state, config.round["max_staleness"])
     carried = {ticket.who: (ticket, flight.begun(last, ticket.who)) for ticket in tickets if last}
-    idle = [client for client in alive if client not in carried]
+    idle = [client for client in found.clients if client not in carried]
     limit = concurrency_size(config, len(idle) + len(carried))
     free = min(max(0, limit - len(carried)), len(idle))
     chosen = sampling.select_cohort(config.run["seed"], state.round + 1, idle, free)
@@ -250,49 +276,17 @@ def _plan_async(
         purpose,
         sorted((*carried, *chosen)),
         idle,
-        len(alive),
+        len(found.clients),
         mode="async",
         buffer=buffer,
         carried=carried,
+        ineligible=found.out,
     )
     # The first one decides into how many parts the data is split: not before all are there.
     return plan, buffer if state.shares else max(buffer, limit)
 
 
-def _select(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, alive: list[str]
-) -> tuple[list[str], int]:
-    """The cohort, and how many were wanted."""
-    seed = config.run["seed"]
-    if purpose != "initialise":
-        wanted = cohort_size(config, len(alive))
-        chosen = min(wanted, len(alive))
-        return sampling.select_cohort(seed, state.round + 1, alive, chosen), wanted
-    if _evaluator_makes_it(store, config):
-        return [names.EVALUATOR], 1
-    return sampling.select_cohort(seed, 0, alive, min(1, len(alive))), 1
-
-
-def _evaluator_makes_it(store: Store, config: RunConfig) -> bool:
-    """Whether version 0 is the evaluator's work."""
-    there = store.control.role_alive(names.EVALUATOR)
-    return there and bool(_admissible(store, config, [names.EVALUATOR]))
-
-
-def _admissible(store: Store, config: RunConfig, clients: list[str]) -> list[str]:
-    """Those who may be selected: none that was revoked, and none that is not enrolled if that is required."""
-    known = store.control.enrolments()
-    strangers = not config.security["require_enrolment"]
-    return [
-        client
-        for client in clients
-        if (not known[client].revoked_at if client in known else strangers)
-    ]
-
-
 def _groups(cohort: Sequence[str], config: RunConfig) -> int:
-    if cohort == [names.EVALUATOR]:
-        return 0
     return simulation.group_count(len(cohort), simulation.processes(config))
 
 
@@ -320,27 +314,27 @@ def _quorum(config: RunConfig, plan: _Plan) -> int:
     size = len(plan.cohort)
     if plan.mode == "async":
         return plan.buffer
-    # One client makes version 0.
-    return size if plan.purpose == "initialise" else quorum_size(config, size)
+    if plan.purpose == "train":
+        return quorum_size(config, size)
+    # One client makes version 0; the closing evaluation takes all that comes.
+    return 1 if plan.purpose == "initialise" else size
 
 
 def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
-    longest = {
-        "train": config.round["deadline_s"],
-        "evaluate": EVALUATION_DEADLINE_S,
-        "initialise": INITIALISE_DEADLINE_S,
-    }
     now = f"{store.control.now():.6f}"
     return {
         "state": "open",
         "purpose": plan.purpose,
         "cohort": dumps(plan.cohort),
         "eligible": dumps(plan.eligible),
+        "ineligible": dumps(plan.ineligible),
+        "makers": dumps({who: 0.0 for who in plan.cohort if plan.purpose == "initialise"}),
+        "start": preflight.start_of(state),
         "groups": str(plan.groups),
         "mode": plan.mode,
         "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
         "quorum": str(_quorum(config, plan)),
-        "deadline_s": str(longest[plan.purpose]),
+        "deadline_s": str(patience.deadline_s(store, state, config, plan.purpose)),
         "grace_s": str(config.round["grace_s"]),
         "opened_at": now,
         "ticked_at": now,
@@ -370,15 +364,21 @@ def _population_count(state: RunState, plan: _Plan) -> int:
     return len(state.population) + len(_newcomers(state, plan))
 
 
-def _tickets(run: str, plan: _Plan, config: RunConfig) -> list[Ticket]:
+def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> list[Ticket]:
     """A new job for each client or group that has none, and the aggregator's."""
-    timeout_s = max(1, int(config.train["timeout_s"]))
+    run, timeout_s = state.run_id, max(1, int(config.train["timeout_s"]))
 
     def ticket(who: str) -> Ticket:
-        function, queue = _ON_CLIENT[plan.purpose], names.client_queue(who)
-        if who == names.EVALUATOR:
-            function, queue = jobs.INITIALISE, names.EVALUATE_QUEUE
-        return Ticket(who, function, queue, run, plan.number, timeout_s)
+        if plan.purpose == "initialise":
+            return makers.ticket(store, state, config, plan.number, who)
+        return Ticket(
+            who,
+            _ON_CLIENT[plan.purpose],
+            names.client_queue(who),
+            run,
+            plan.number,
+            timeout_s,
+        )
 
     def group_ticket(number: int) -> Ticket:
         function, who = _IN_POOL[plan.purpose], simulation.group(number)
@@ -412,6 +412,7 @@ def _write_round(
             "round": str(number),
             "waited_s": "0",
             "reason": "",
+            "not_evaluated": "",
             "population": dumps(population),
         },
     )

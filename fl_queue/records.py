@@ -46,6 +46,9 @@ Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancell
 #: In ``model.private``: everything of a model's BatchNorm layers, whatever their names.
 BATCH_NORM = "@batch_norm"
 
+#: In the environment of a failed answer: what kind of error tells that another try would fail, too.
+CANNOT = "cannot"
+
 #: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
 Sums = Mapping[str, Any]
 
@@ -337,6 +340,7 @@ class RoundRecord:
         version, digest: The version it made; None when it made none.
         cohort: Clients selected, sorted.
         eligible: Clients they were selected from, sorted.
+        ineligible: Client that was alive and could not be selected -> why.
         quorum: Accepted updates it needed.
         accepted: Client -> digest of its update: the accepted set.
         weights: Client -> integer weight.
@@ -399,6 +403,7 @@ class RoundRecord:
     staleness: dict[str, int] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     discount: dict[str, Any] = field(default_factory=dict)
+    ineligible: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return dumps(asdict(self))

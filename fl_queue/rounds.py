@@ -17,7 +17,7 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, flight, jobs, metrics, names
+from fl_queue import dispatch, flight, jobs, makers, metrics, names
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round, top_up
@@ -58,16 +58,19 @@ def advance(store: Store, run: str) -> None:
     if current is not None:
         if current.is_async:
             top_up(store, state, current_config(store, run, current.segment), current)
+        elif current.purpose == "initialise":
+            makers.ask_next(store, state, current_config(store, run, current.segment), current)
         _abandon_orphan(store, state, current)
         return
     config = current_config(store, run)
     purpose = _next_purpose(store, state, config)
-    if purpose is not None:
-        # First of all: clients train while the rest is done.
-        open_round(store, state, config, purpose)
+    # First of all: clients train while the rest is done.
+    if purpose is not None and open_round(store, state, config, purpose):
+        advance(store, run)
+        return
     _publish_evaluations(store, state, config, is_last=purpose != "train")
     if purpose is None:
-        set_state(store, state, "completed", "", "run_completed")
+        set_state(store, state, "completed", state.not_evaluated, "run_completed")
 
 
 def closing_rule(
@@ -92,9 +95,9 @@ def closing_rule(
         quorum_at_s: The same when the quorum was reached.
         drained: Nothing waits in the results list.
     """
-    good = {"train": "committed", "evaluate": "evaluated", "initialise": "initialised"}[
-        current.purpose
-    ]
+    if current.purpose != "train":
+        return _closing_without_training(current, received, pending, elapsed_s, drained)
+    good = "committed"
     size = len(current.cohort)
     if received >= current.quorum:
         if current.is_async:
@@ -106,17 +109,38 @@ def closing_rule(
         if quorum_at_s is not None and elapsed_s - quorum_at_s >= current.grace_s:
             return Ending(good, f"quorum reached, grace passed: {received} of {size} updates in")
         return None
-    bad = "evaluated" if current.purpose == "evaluate" else "abandoned"
     if received + pending < current.quorum:
         return Ending(
-            bad,
+            "abandoned",
             f"{received} of {size} updates in and {pending} pending, quorum {current.quorum} out of reach",
         )
     if elapsed_s >= current.deadline_s and drained:
         return Ending(
-            bad,
+            "abandoned",
             f"{received} of {size} updates in at the deadline of {current.deadline_s:g} s, quorum {current.quorum}",
         )
+    return None
+
+
+def _closing_without_training(
+    current: RoundState, received: int, pending: int, elapsed_s: float, drained: bool
+) -> Ending | None:
+    """
+    The same of the making of version 0, which ends with the first answer that can be used or with nobody
+    left, and of the closing evaluation, which ends when nothing more is to come.
+    """
+    if current.purpose == "initialise":
+        if received:
+            return Ending("initialised", "version 0 is in")
+        return (
+            None if pending or not drained else Ending("abandoned", "nobody could make version 0")
+        )
+    size = len(current.cohort)
+    if pending == 0:
+        return Ending("evaluated", f"{received} of {size} answers in")
+    if elapsed_s >= current.deadline_s and drained:
+        late = f"{received} of {size} answers in at the deadline of {current.deadline_s:g} s"
+        return Ending("evaluated", late)
     return None
 
 
@@ -154,6 +178,7 @@ def base_record(
         mode=current.mode,
         carried={client: dict(begun) for client, begun in current.carried.items()},
         discount=dict(current.discount),
+        ineligible=dict(current.ineligible),
     )
 
 
@@ -295,7 +320,7 @@ def end(
         reason=ending.reason,
         record=None if current.purpose == "initialise" else record,
         receipts=receipts,
-        # Version 0 is not made by trying again: what it needs is a task that can be built.
+        # Everybody was asked for version 0: what it needs is a task that can be built.
         max_abandoned=1 if current.purpose == "initialise" else config.round["max_abandoned"],
     )
 

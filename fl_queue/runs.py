@@ -212,7 +212,7 @@ def describe_state(store: Store, state: RunState) -> str:
     receipts = store.control.receipts(state.run_id, state.round)
     received = updates_in(current.cohort, receipts)
     what = {
-        "initialise": "making version 0",
+        "initialise": f"making version 0 on {', '.join(current.cohort)}",
         "train": f"round {state.round}",
         "evaluate": "closing evaluation",
     }[current.purpose]

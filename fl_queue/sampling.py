@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def seed_for(seed: int, *parts: str | int) -> int:
@@ -40,6 +40,11 @@ def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: i
         eligible: Clients to select from; repeats count once.
         size: Clients wanted, 0 or more; all of them when there are fewer.
     """
+    return sorted(in_order(seed, round_number, eligible, size))
+
+
+def in_order(seed: int, round_number: int, eligible: Iterable[str], size: int) -> list[str]:
+    """The same draw, in the order in which clients are drawn: the first of a longer draw are a shorter one."""
     # seed_for(seed, "cohort", round_number, client), what they have in common hashed once.
     common = hashlib.sha256(_joined(seed, "cohort", round_number))
 
@@ -49,7 +54,7 @@ def select_cohort(seed: int, round_number: int, eligible: Sequence[str], size: i
         # The name breaks a tie of hashes: unlikely, but then too the draw must not depend on order.
         return _number(whole.digest()), client
 
-    return sorted(client for _, client in heapq.nsmallest(size, map(rank, set(eligible))))
+    return [client for _, client in heapq.nsmallest(size, map(rank, set(eligible)))]
 
 
 def _joined(*parts: str | int) -> bytes:

@@ -15,6 +15,8 @@ from fl_queue.records import BATCH_NORM
 from fl_queue.strategies import STRATEGIES
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
+#: A client id (``names.is_name``) with the wildcards of a shell.
+_CLIENTS = re.compile(r"[A-Za-z0-9\-*?!\[\]]{1,200}")
 _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 
 
@@ -31,6 +33,13 @@ def _private_problem(patterns: tuple[str, ...]) -> str | None:
         if not pattern or (pattern.startswith("@") and pattern != BATCH_NORM):
             near = nearest(pattern, [BATCH_NORM])
             return f"{pattern!r} is not a pattern such as head.*, nor {BATCH_NORM}{near}"
+    return None
+
+
+def _clients_problem(patterns: tuple[str, ...]) -> str | None:
+    for pattern in patterns:
+        if not _CLIENTS.fullmatch(pattern):
+            return f"{pattern!r} is neither a client id nor a pattern of one, such as hospital-*"
     return None
 
 
@@ -104,7 +113,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "cohort": Field(
                 "share",
                 1.0,
-                "clients selected for a round: a count (4), or a fraction of the clients alive (0.5, 1.0)",
+                "clients selected for a round: a count (4), or a fraction of those who may take part (0.5, 1.0)",
             ),
             "quorum": Field(
                 "share",
@@ -137,7 +146,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             "concurrency": Field(
                 "share",
                 1.0,
-                "async: clients that train at a time: a count (8), or a fraction of the clients alive (0.5, 1.0)",
+                "async: clients that train at a time: a count (8), or a fraction of those who may take part (0.5, 1.0)",
             ),
             "staleness": Field(
                 "str",
@@ -172,6 +181,18 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
                 0,
                 "simulation: pool processes that start-round starts; 0: as many as cores",
                 low=0,
+            ),
+            "include": Field(
+                "strs",
+                (),
+                'who may take part: client ids and patterns, such as ["hospital-*", "clinic-a"]; empty: everybody',
+                check=_clients_problem,
+            ),
+            "exclude": Field(
+                "strs",
+                (),
+                "who may not, also of those in include: client ids and patterns",
+                check=_clients_problem,
             ),
             "active_s": Field(
                 "float",

@@ -4,11 +4,14 @@ Why the next round of a run cannot be opened yet, or never, and waiting for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fl_queue import codec
+from redis.client import Pipeline
+
+from fl_queue import codec, names
 from fl_queue.config import RunConfig, quorum_size, too_few_for
-from fl_queue.runs import set_state
+from fl_queue.runs import is_as_seen, set_state
 from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import update_manifest
@@ -30,7 +33,7 @@ def who_is_missing(
         left_out: Who of the living may not take part, and why.
     """
     if left_out:
-        return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; {left_out}"
+        return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; left out: {left_out}"
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
         if config.security["require_enrolment"]:
@@ -71,32 +74,40 @@ def wait_for_clients(
     reason: str,
     missing: int,
     paused: Mapping[str, str],
+    untold: int = 0,
 ) -> None:
     """
-    Wait until there are enough clients for a round, and for those that are paused without an end.
+    Wait until there are enough clients for a round, without an end for those that are paused or busy.
 
     Args:
         reason: From ``who_is_missing``.
         missing: How many there are too few.
         paused: Clients that might be selected if their sites had not paused them -> why.
+        untold: How many have only not answered the preflight's question yet.
     """
     told = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
-    # Who is paused comes back: that takes as long as its site wants, and is no reason to give up.
-    wait(store, state, config, reason + told, gives_up=len(paused) < missing)
+    # Who is paused comes back, and who trains for another run answers after that: no reason to give up.
+    wait(store, state, config, reason + told, gives_up=len(paused) + untold < missing)
 
 
 def wait(
-    store: Store, state: RunState, config: RunConfig, reason: str, gives_up: bool = True
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    reason: str,
+    gives_up: bool = True,
+    fails: bool = True,
 ) -> None:
     """
     Nobody to train with, or too few: say so, count the time, and fail the run at the deadline.
 
     Args:
         gives_up: Whether the time is counted.
+        fails: Whether the run fails at the deadline.
     """
     waited_s = store.control.tick_waiting(state.run_id) if gives_up else None
     deadline_s = config.round["deadline_s"]
-    given_up = waited_s is not None and waited_s >= deadline_s
+    given_up = fails and waited_s is not None and waited_s >= deadline_s
     if given_up:
         reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
     elif state.reason == reason:
@@ -108,3 +119,31 @@ def wait(
         reason,
         "run_failed" if given_up else "waiting_for_clients",
     )
+
+
+def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
+    """
+    Nobody is there for the closing evaluation: the run is complete without it, and says so.
+
+    Args:
+        left_out: Who of the living may not take part, and why.
+    """
+    reason = "no closing evaluation: no client is alive that may take part"
+    reason += f"; left out: {left_out}" if left_out else ""
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+
+        def write() -> None:
+            fields: dict[Any, Any] = {
+                "evaluated_version": str(state.version),
+                "not_evaluated": reason,
+            }
+            pipe.hset(names.run(state.run_id), mapping=fields)
+            event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
+            store.control.add_event(state.run_id, event, pipe)
+
+        return write
+
+    return store.control.transact([names.run(state.run_id)], body)

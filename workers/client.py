@@ -40,10 +40,10 @@ from fl_queue import (
     update,
 )
 from fl_queue.clientstate import Accepted, Kept
-from fl_queue.errors import BlobError, ConfigError, ModelMismatch, StoreUnavailable
+from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch, StoreUnavailable
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
-from fl_queue.records import Manifest
+from fl_queue.records import CANNOT, Manifest
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import AWAITED, Store
@@ -61,6 +61,9 @@ from workers.assignment import Assignment, fetch_base
 from workers.progress import Progress, announce, say, tell
 
 log = logging.getLogger(__name__)
+
+#: Errors that are there until somebody at the site mends something: of its config, its data or its code.
+_LASTING = (ConfigError, DataError, ImportError, FileNotFoundError, PermissionError)
 
 
 @dataclass(frozen=True)
@@ -235,8 +238,10 @@ def _keep(job: Assignment, make: Make) -> None:
         say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
 
-def _failure(job: Assignment, reason: str) -> Header:
-    return replace(job.header("failure"), reason=reason[:MAX_TEXT])
+def _failure(job: Assignment, reason: str, cannot: str = "") -> Header:
+    """Args: ``cannot``: the kind of error, where another try of this worker would find the same."""
+    environment = {CANNOT: cannot} if cannot else {}
+    return replace(job.header("failure"), reason=reason[:MAX_TEXT], environment=environment)
 
 
 def _declining(why: str) -> Make:
@@ -255,7 +260,8 @@ def _made(job: Assignment, make: Make) -> Answer:
         if loader.is_lost(exc):
             raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        return Answer(_failure(job, _words(job, exc)))
+        cannot = type(exc).__name__ if isinstance(exc, _LASTING) else ""
+        return Answer(_failure(job, _words(job, exc), cannot))
 
 
 def _words(job: Assignment, exc: Exception) -> str:

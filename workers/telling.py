@@ -1,24 +1,29 @@
 """
-A client's answer to the question before round 1: what it would train on. docs/machines.md.
+A client's answer to the question before round 1: whether it can load its data, and what they are like.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import facts
-from fl_queue.errors import StoreUnavailable
+from fl_queue import facts, simulation
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError, DataError, StoreUnavailable
 from fl_queue.records import dumps
 from fl_queue.runs import current_config
 from fl_queue.site import Site
-from fl_queue.tasks import ClientContext
+from fl_queue.store import RunState
+from fl_queue.tasks import ClientContext, training_data
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
 
 log = logging.getLogger(__name__)
+
+_LINE = re.compile(r"\bline (\d+)\b")
 
 
 def tell(run: str, segment: int) -> str:
@@ -40,27 +45,56 @@ def tell(run: str, segment: int) -> str:
     if state is None or not state.active or state.segment != segment:
         return "nobody wants to know any more"
     config = current_config(store, run, segment)
+    found = look(site, state, config)
+    answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
+    store.control.tell(site.client, run, dumps(answer))
+    return "told"
+
+
+def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
+    """What a site's task and data are like, or why that cannot be said."""
     context = ClientContext.of(
         config,
         client=site.client,
         run=state.name,
         round_number=1,
+        share=simulation.share_of(site.client, state.population),
         shares=config.data["shares"] or state.shares or 1,
         data_dir=site.data_dir,
         device=site.device,
         threads=site.threads,
+        max_examples=site.max_examples,
     )
+    cannot = {facts.CANNOT: "yes"}
     try:
         task = load_task(config.run["task"], config, site.allow, site.data_dir)
-        found = facts_of(task, context)
+        data = training_data(task, context)
+        cannot = {}  # What is left to do is for the comparison only.
+        return facts_of(task, data)
     except (JobTimeoutException, StoreUnavailable):
         raise
     # The task is its owner's code and may raise anything; that is what this site has to tell.
     except Exception as exc:
-        log.exception("run=%s client=%s cannot tell what it would train on", run, site.client)
-        # Its message may quote the data, and nobody is asked about it.
-        said = "its message stays in the log of the site (--approve)" if site.approve else exc
-        found = {facts.PROBLEM: facts.line(f"{type(exc).__name__}: {said}")}
-    answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
-    store.control.tell(site.client, run, dumps(answer))
-    return "told"
+        log.exception(
+            "run=%s client=%s cannot tell what it would train on", state.name, site.client
+        )
+        return {facts.PROBLEM: facts.line(place_of(exc, config)), **cannot}
+
+
+def place_of(exc: Exception, config: RunConfig) -> str:
+    """
+    What kind of error it is and where, without its message, which may quote the data.
+
+    A ``ConfigError`` is told whole: it is about the run's config.
+    """
+    if isinstance(exc, ConfigError):
+        return str(exc)
+    kind = type(exc).__name__
+    if isinstance(exc, DataError):
+        line = _LINE.search(exc.reason)
+        file = os.path.basename(exc.path)
+        where = [f"line {line[1]}"] if line else []
+        # The config's own name of the file; any other may be a patient's.
+        where += [file] if file == config.task.get("file") else []
+        kind += f" ({' of '.join(where)})" if where else ""
+    return f"{kind}; the log of its worker has the message"

@@ -20,6 +20,8 @@ class RunState:
     ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
     ``server_state``: name -> digest of what the strategy keeps with that version. ``restored_from``: the
     run it was restored from, what that one was restored from, and so on.
+    ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
+    ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
     """
 
     name: str
@@ -41,6 +43,8 @@ class RunState:
     download: str = ""
     server_state: Mapping[str, str] = field(default_factory=dict)
     restored_from: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    not_evaluated: str = ""
 
     @property
     def active(self) -> bool:
@@ -56,8 +60,10 @@ class RoundState:
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
     body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
     that belongs to the base version. ``population``: clients the run has seen when it was opened.
-    ``mode``, ``carried``, ``discount``: as in ``RoundRecord``. ``failure``: why an aggregator could not
-    end it, ``failures`` times running.
+    ``mode``, ``carried``, ``discount``, ``ineligible``: as in ``RoundRecord``. ``failure``: why an aggregator
+    could not end it, ``failures`` times running. ``makers``: who was asked
+    for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
+    run it belongs to, see ``preflight.start_of``.
     """
 
     number: int
@@ -88,6 +94,9 @@ class RoundState:
     discount: Mapping[str, Any] = field(default_factory=dict)
     failure: str = ""
     failures: int = 0
+    ineligible: Mapping[str, str] = field(default_factory=dict)
+    makers: Mapping[str, float] = field(default_factory=dict)
+    start: str = ""
 
     @property
     def is_async(self) -> bool:
@@ -113,6 +122,14 @@ def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
     return None if text in (None, "") else kind(cast(str, text))
 
 
+def _makers(raw: Mapping[str, str]) -> dict[str, float]:
+    if raw["purpose"] != "initialise":
+        return {}
+    # A round that was opened before there were several has its cohort alone.
+    asked = json.loads(raw.get("makers", "{}")) or dict.fromkeys(json.loads(raw["cohort"]), 0.0)
+    return cast(dict[str, float], asked)
+
+
 def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
     """A run's state from the fields of its hash, as text."""
     return RunState(
@@ -135,6 +152,8 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         download=raw.get("download", ""),
         server_state=json.loads(raw.get("server_state", "{}")),
         restored_from=tuple(json.loads(raw.get("restored_from", "[]"))),
+        left_out=json.loads(raw.get("left_out", "{}")),
+        not_evaluated=raw.get("not_evaluated", ""),
     )
 
 
@@ -169,4 +188,7 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         discount=json.loads(raw.get("discount", "{}")),
         failure=raw.get("failure", ""),
         failures=int(raw.get("failures", 0)),
+        ineligible=json.loads(raw.get("ineligible", "{}")),
+        makers=_makers(raw),
+        start=raw.get("start", ""),
     )

@@ -13,24 +13,22 @@ from torch import Tensor
 from fl_queue import __version__, facts
 from fl_queue.errors import ConfigError
 from fl_queue.sgd import Samples, size_of
-from fl_queue.tasks import ClientContext, Task, code_digest
+from fl_queue.tasks import ClientData, Task, code_digest
 
 #: Samples that are looked at: where they differ in size, so may those of other sites.
 _LOOKED_AT = 4
 
 
-def facts_of(task: Task, context: ClientContext) -> dict[str, str]:
+def facts_of(task: Task, data: ClientData) -> dict[str, str]:
     """
     What this site would train on: no value of its data, only names, shapes and code.
 
     Args:
-        context: Of this site; its share of the data does not matter.
+        data: As the task loads them at this site.
 
     Raises:
-        DataError: There is no data, or it cannot be read.
         ConfigError: ``describe`` returns what cannot be told.
     """
-    data = task.client_data(context)
     samples = _samples(data.train)
     found = {
         **_of_inputs([np.shape(one) for one in samples], _kind(samples[0]) if samples else ""),

@@ -150,9 +150,11 @@ def test_warned_of_only_and_a_site_that_cannot_tell(federation: Federation) -> N
     # One against one: of equals it is the first in the alphabet that is not named.
     assert "classes 2: three, seven; others have 2: seven, three" in named["site-1"]
     assert "left out" not in named["site-1"]
-    assert named["site-3"].startswith(
-        "cannot tell what it would train on: ValueError: the disk is not"
-    )
-    first = federation.committed(run)[0]
-    assert first.cohort == federation.clients
-    assert "the disk" in first.rejected["site-3"]  # As it would be without anybody asking.
+    assert named["site-3"].startswith("it cannot train: ValueError; the log of its worker has")
+    assert "the disk" not in named["site-3"]  # A message may quote the data.
+    (first,) = federation.committed(run)
+    # Left out, whatever else is only warned of: its rounds would all fail.
+    assert first.cohort == ["site-1", "site-2"]
+    assert first.ineligible["site-3"].startswith("it cannot train: ValueError")
+    (left,) = events(federation, run, "clients_left_out")
+    assert left["left_out"] == first.ineligible

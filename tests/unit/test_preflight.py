@@ -179,8 +179,8 @@ def test_a_run_that_is_gone_on_with_asks_again(sites: Sites, changed: str) -> No
     assert sites.admit("a").clients == ["a"]
 
 
-def test_nobody_is_asked_what_the_config_says_for_all(store: Store) -> None:
-    for task, options, asked in (
+def test_everybody_is_asked_and_compared_where_the_config_does_not_say_all(store: Store) -> None:
+    for task, options, compared in (
         ("mnist-2nn", {}, False),
         ("csv", {"features": "a,b"}, False),
         ("csv", {"features": ""}, True),
@@ -188,14 +188,63 @@ def test_nobody_is_asked_what_the_config_says_for_all(store: Store) -> None:
         ("image-folder", {"classes": ""}, True),
         ("own:Task", {}, True),
     ):
-        assert catalog.may_differ(task, options) is asked
+        assert catalog.may_differ(task, options) is compared
+        raw = {"run": {"task": task}, "task": options}
+        assert preflight.is_asked(RunConfig.from_dict(raw))
+        assert preflight.is_compared(RunConfig.from_dict(raw)) is compared
     off = Sites(store, "run.preflight=off")
     assert off.admit("a", "b").clients == ["a", "b"]
     assert store.control.sites(off.run) == {}
     virtual = RunConfig.from_dict(
         {"run": {"task": "own:Task"}, "clients": {"kind": "simulation", "count": 3}}
     )
-    assert not preflight.is_wanted(virtual)
+    assert not preflight.is_asked(virtual)
+
+
+def test_a_site_without_data_is_left_out_where_nothing_is_compared(store: Store) -> None:
+    sites = Sites(store, "run.task=mnist-3v7")
+    for client in ("a", "b"):
+        sites.serve(client)
+    # Nobody waits before version 0, which takes nothing of the data; before round 1 all are waited for.
+    first = preflight.admit(store, sites.state, sites.config, ["a", "b"], "initialise")
+    assert (first.clients, first.problem) == (["a", "b"], "")
+    assert sites.admit("a", "b").problem == preflight.WAITING
+    sites.tell(a={"code": "1"}, b={"problem": "DataError (line 6)", "cannot": "yes"})
+
+    admitted = sites.admit("a", "b")
+    assert (admitted.clients, list(admitted.unable)) == (["a"], ["b"])
+    assert "it cannot train: DataError (line 6)" in admitted.out["b"]
+    assert "its worker is started again, and asked again after 60 s" in admitted.out["b"]
+    assert sites.admit("a", "b").clients == ["a"]
+    assert list(sites.named()) == ["b"]
+
+
+def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_growing_pause(
+    store: Store,
+) -> None:
+    sites = Sites(store, "run.task=mnist-3v7")
+    sites.serve("a")
+    sites.serve("b")
+    cannot = {"problem": "ConfigError", "cannot": "yes"}
+    sites.admit("a", "b")
+    sites.tell(a={}, b=cannot)
+    for pause in ("60 s", "120 s", "240 s"):
+        assert sites.admit("a", "b").out["b"].endswith(pause)
+        asked = sites.ticket("b").job
+        site = json.loads(store.control.sites(sites.run)["b"])
+        store.control.redis.hset(
+            names.sites(sites.run), "b", json.dumps(site | {"since": site["since"] - 3600})
+        )
+        assert sites.admit("a", "b").clients == ["a"]  # Out until it has told something else.
+        assert sites.ticket("b").job != asked
+        sites.tell(b=cannot)
+    assert sites.admit("a", "b").out["b"].endswith("480 s")
+
+    store.control.release(names.client_holder("b"), "token")
+    sites.serve("b", "2")
+    assert sites.admit("a", "b").clients == ["a"]
+    sites.tell(b={})
+    assert sites.admit("a", "b").clients == ["a", "b"]
 
 
 def test_long_lists_differ_by_their_digest() -> None:

@@ -25,7 +25,7 @@ def told(raw: dict[str, Any], folder: Path) -> dict[str, str]:
     config = RunConfig.from_dict(raw)
     task = load_task(config.run["task"], config, (), str(folder))
     context = ClientContext.of(config, client="a", run="run", round_number=1, data_dir=str(folder))
-    return facts_of(task, context)
+    return facts_of(task, task.client_data(context))
 
 
 def test_an_image_folder_tells_classes_and_channels(tmp_path: Path) -> None:
@@ -81,7 +81,8 @@ def own(data: Any, said: Any = None) -> dict[str, str]:
     task = Own(config)
     task.data, task.said = data, said
     assert len(code_digest(task)) == 64
-    return facts_of(task, ClientContext.of(config, client="a", run="run", round_number=1))
+    context = ClientContext.of(config, client="a", run="run", round_number=1)
+    return facts_of(task, task.client_data(context))
 
 
 def test_an_own_data_set_tells_its_classes_and_its_own_facts() -> None:
