@@ -109,7 +109,7 @@ class Collector:
             return "nothing to do"
         faults.reach("aggregator.claimed")
         began = time.monotonic()
-        with Lease(self.store, self.run, self.fence, self.token) as self.lease:
+        with Lease(self.store, self.run, self.number, self.fence, self.token) as self.lease:
             try:
                 self._load()
                 self.turn = turns.Turn(self.store, self.run, time.monotonic() - began)
@@ -197,6 +197,7 @@ class Collector:
         wasted_s = 0.0
         for element in elements:
             faults.reach("update.taken")
+            self.lease.pulse.beat()
             self._follow()
             began = time.monotonic()
             if not self.intake.look_at(element):
@@ -431,7 +432,7 @@ class Collector:
         if self.intake.initial is not None:
             return self.maker.first(*self.intake.initial)
         assert self.intake.merge is not None
-        return self.maker.next(self.intake.merge, self.strategy)
+        return self.maker.next(self.intake.merge, self.strategy, self.lease.pulse.beat)
 
     def _keeping(self, record: RoundRecord) -> dict[str, tuple[int, str]]:
         """Client -> round of its job and digest of its update, where clients keep something with it."""

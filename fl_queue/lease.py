@@ -1,23 +1,40 @@
 """
 An aggregator incarnation's ownership of its taken list, kept alive by a thread.
+
+The thread watches the incarnation, too: RQ gives an aggregator's job any time, and one that hangs
+would be believed for ever.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import threading
 from types import TracebackType
 
 from fl_queue.errors import OwnershipLost, StoreUnavailable
+from fl_queue.pulse import Pulse
 from fl_queue.store import Store
 
+log = logging.getLogger(__name__)
+
 EXTEND_S = 1.5
+#: An incarnation that gets nowhere for this long hangs. A long merge gets somewhere all the time.
+STILL_S = 600.0
 
 
 class Lease:
-    """Extends an incarnation's lease from a thread, so that a long merge does not lose it."""
+    """
+    Extends an incarnation's lease from a thread, so that a long merge does not lose it.
 
-    def __init__(self, store: Store, run: str, fence: int, token: str) -> None:
+    Ends the process when the thread that made it hangs; the healer issues another attempt.
+    """
+
+    def __init__(self, store: Store, run: str, number: int, fence: int, token: str) -> None:
         self._store, self._run, self._fence, self._token = store, run, fence, token
+        self._number = number
+        self.pulse = Pulse()
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease-{run}-{fence}", daemon=True)
@@ -38,6 +55,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises OwnershipLost once the lease could not be extended."""
+        self.pulse.beat()
         if self._lost.is_set():
             raise OwnershipLost(
                 f"run {self._run}: incarnation {self._fence} was replaced, or the data server restarted"
@@ -45,8 +63,24 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._stop.wait(EXTEND_S):
-            try:
-                self._store.data.extend(self._run, self._fence, self._token)
-            except (OwnershipLost, StoreUnavailable):
-                self._lost.set()
-                return
+            if not self._lost.is_set():
+                self._extend()
+            if (still_s := self.pulse.still_s()) > STILL_S:
+                self._end(still_s)
+
+    def _extend(self) -> None:
+        try:
+            self._store.data.extend(self._run, self._fence, self._token)
+        except (OwnershipLost, StoreUnavailable):
+            self._lost.set()
+
+    def _end(self, still_s: float) -> None:
+        """The incarnation hangs: say where, and end this process as nothing else can."""
+        where = self.pulse.where()
+        log.error("run=%s hangs since %.0f s in %s: ending", self._run, still_s, where)
+        event = {"event": "aggregator_hung", "round": self._number, "still_s": round(still_s)}
+        try:
+            self._store.control.add_event(self._run, {**event, "where": where})
+        except StoreUnavailable as exc:
+            log.error("control server: %s", exc)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ It counts only once the commit script has named it; who calls that is ``collect`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -42,6 +42,12 @@ def why_not(exc: Exception, strategy: str) -> str:
     else:
         said = f"{type(exc).__name__}: {exc}"
     return printable(said)[:_LONGEST_REASON]
+
+
+def _counted(pieces: Iterable[Tensor], beat: Callable[[], None]) -> Iterator[Tensor]:
+    for piece in pieces:
+        beat()
+        yield piece
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,14 @@ class Maker:
         with ExitStack() as stack:
             return self._write(stack, 0, manifest, [body], {})
 
-    def next(self, merge: Merge, strategy: Strategy | None) -> Made:
+    def next(
+        self, merge: Merge, strategy: Strategy | None, beat: Callable[[], None] = lambda: None
+    ) -> Made:
         """
         The version after the round's base.
+
+        Args:
+            beat: Called for each block of it.
 
         Raises:
             CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
@@ -124,7 +135,7 @@ class Maker:
             )
             sinks = {name: writer.write for name, writer in writers.items()}
             pieces = merge.next_model(base.view, state, sinks, facts, strategy)
-            return self._write(stack, version, merge.manifest, pieces, writers)
+            return self._write(stack, version, merge.manifest, _counted(pieces, beat), writers)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
         digest = self.round.base_digest
