@@ -33,7 +33,7 @@ from fl_queue import (
 )
 from fl_queue.errors import ConfigError
 from fl_queue.site import Site
-from fl_queue.store import RunState, Store
+from fl_queue.store import PEOPLE, RunState, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +139,7 @@ class Run:
         blobs = blob_url or os.environ.get("FLQ_REDIS_BLOB_URL", "")
         site = Site(url, blobs, _folder(state_dir))
         with ExitStack() as undo:
-            store = undo.enter_context(site.store())
+            store = undo.enter_context(site.store(PEOPLE, needs_data=False))
             return cls(store, runs.find_run(store, name).run_id, site.state_dir, undo.pop_all())
 
     @property

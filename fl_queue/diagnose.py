@@ -5,35 +5,78 @@ Why an open round is still open: who is missing since when, and what the closing
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from fl_queue import dispatch, eligible, makers, names, preflight, rejected, simulation
+from fl_queue import dispatch, eligible, makers, names, preflight, rejected, runs, simulation
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Awaited, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
 
+NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggregator`"
 
-def why_open(store: Store, state: RunState) -> list[str]:
-    """A line for the closing rule, one for each missing client, and what else is in the way."""
-    current = store.control.open_round(state) if state.active else None
-    if current is None:
-        settling = state.active and store.control.settling()
-        why = ["after an outage: waiting until all clients have been heard again"]
+
+@dataclass(frozen=True)
+class Around:
+    """
+    What is around all runs, and keeps them from going on.
+
+    Args:
+        has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
+        data_trouble: Why the data server cannot be used; empty: it can.
+    """
+
+    has_aggregator: bool
+    data_trouble: str
+
+    @classmethod
+    def look(cls, store: Store) -> Around:
+        """As it is now."""
+        return cls(store.control.role_alive(names.AGGREGATOR), store.data_trouble())
+
+    @property
+    def lines(self) -> list[str]:
+        """What is in the way, a line each."""
         return [
+            *([] if self.has_aggregator else [NO_AGGREGATOR]),
+            *([self.data_trouble] if self.data_trouble else []),
+        ]
+
+
+def why_open(store: Store, state: RunState, around: Around | None = None) -> list[str]:
+    """
+    What a training run waits for: what keeps all runs, then the closing rule and each missing client.
+
+    Args:
+        around: As it is now, if somebody has looked already.
+    """
+    if not state.active:
+        return []
+    around = around or Around.look(store)
+    current = store.control.open_round(state)
+    if current is None:
+        settling = store.control.settling()
+        why = ["after an outage: waiting until all clients have been heard again"]
+        stale = runs.reason_found(store, state).removeprefix(": ")
+        return [
+            *around.lines,
+            *([f"before that: {stale}"] if stale and not around.has_aggregator else []),
             *(why if settling else []),
-            *(_left_out(store, state) if state.active else []),
+            *_left_out(store, state),
         ]
     receipts = store.control.receipts(state.run_id, state.round)
     received = sum(
         receipts[client].status == "received" for client in current.cohort if client in receipts
     )
-    lines = [closing(current, received), *_failing(current)]
+    lines = [*around.lines, closing(current, received), *_failing(current)]
     if current.makers:
         lines.append(makers.who_is_asked(current, receipts))
     tickets = dispatch.tickets(store, state.run_id, state.round)
     missing = _missing_groups if current.groups else _missing_clients
     lines += missing(store, state, current, receipts, tickets)
     lines += _left_out(store, state)
-    return lines + _in_the_way(store, state, tickets.get(names.AGGREGATOR))
+    if not around.lines:
+        lines += _aggregator(store, state, tickets.get(names.AGGREGATOR))
+    return lines
 
 
 def _left_out(store: Store, state: RunState) -> list[str]:
@@ -184,9 +227,7 @@ def _activity(store: Store, state: RunState, client: str, number: int) -> str:
     return f"training since {since:.0f} s"
 
 
-def _in_the_way(store: Store, state: RunState, ticket: Ticket | None) -> list[str]:
-    if not store.control.role_alive(names.AGGREGATOR):
-        return ["no aggregator is alive; start one with `fl-queue worker aggregator`"]
+def _aggregator(store: Store, state: RunState, ticket: Ticket | None) -> list[str]:
     if ticket is None:
         return []
     doing = dispatch.job_state(store, ticket)

@@ -22,12 +22,12 @@ from rich.text import Text
 
 from fl_queue import eligible, flight, makers, metrics, names, report, rounds, runs, scores
 from fl_queue.errors import StoreUnavailable
+from fl_queue.outages import Outages
 from fl_queue.records import Receipt, RoundRecord, updates_in
 from fl_queue.store import RoundState, RunState, Store
 
 BLOCK_MS = 1000
 TICK_S = 1.0
-RETRY_S = 1.0
 #: Lines of a live display that a big cohort may take.
 CLIENTS_SHOWN = 16
 ROUNDS_SHOWN = 5
@@ -78,6 +78,9 @@ def follow(
 ) -> RunState | None:
     """
     Show a run until it is not training any more; outages of Redis are said once and waited out.
+
+    Raises:
+        StoreUnavailable: An outage lasted longer than ``outages.LONGEST_S``.
 
     Args:
         run: Run id.
@@ -133,6 +136,7 @@ class _Follower:
         self.console = console
         self.tick = tick
         self.scene = Scene(store.control.run(run))
+        self._outages = Outages(self._say)
         self._ticked_at = -TICK_S
         self._looked_at = -TICK_S
         self._streams = {names.events(run): since or self._beginning()}
@@ -149,18 +153,25 @@ class _Follower:
     def step(self) -> bool:
         """Wait for news, at most a second, and take it in; False when the run has ended."""
         try:
-            return self._step()
+            active, trouble = self._step()
         except StoreUnavailable as exc:
-            if not self.scene.trouble:
-                self._say(f"{exc}; trying on")
-            self.scene.trouble = str(exc)
-            time.sleep(RETRY_S)
-            return True
+            active, trouble = True, exc
+        self.scene.trouble = str(trouble or "")
+        if trouble is None:
+            self._outages.over()
+        else:
+            self._outages.wait(trouble)
+        return active
 
-    def _step(self) -> bool:
+    def _step(self) -> tuple[bool, StoreUnavailable | None]:
+        """Whether the run is active, and why time cannot be counted: of the data server, maybe."""
+        trouble = None
         if self.tick and time.monotonic() - self._ticked_at >= TICK_S:
             self._ticked_at = time.monotonic()
-            self._count_time()
+            try:
+                self._count_time()
+            except StoreUnavailable as exc:
+                trouble = exc
         # Read before the events: when it says that the run has ended, all its events are there.
         state = self.store.control.run(self.run)
         active = state is not None and state.active
@@ -170,10 +181,7 @@ class _Follower:
             self._streams[stream] = entry
             self._take(stream, event)
         self._look()
-        if self.scene.trouble:
-            self._say("Redis is back")
-            self.scene.trouble = ""
-        return active
+        return active, trouble if active else None
 
     def _count_time(self) -> None:
         state = self.store.control.run(self.run)

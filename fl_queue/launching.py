@@ -17,7 +17,7 @@ from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.store import PEOPLE, UPLOADS, Store
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
     """
     initial = None
     if config.model["initial"]:
-        initial = models.publish_initial(
-            store, Path(config.model["initial"]), config.redis["chunk_bytes"]
-        )
+        with store.patient(UPLOADS) as slow:
+            initial = models.publish_initial(
+                slow, Path(config.model["initial"]), config.redis["chunk_bytes"]
+            )
     return runs.start_run(store, name, config, count or config.run["rounds"], initial).run_id
 
 
@@ -92,7 +93,7 @@ def launch(
         StoreUnavailable: Redis is not reachable.
     """
     is_alone = start_servers(ours, site, config, stays)
-    store = ours.enter_context(site.store())
+    store = ours.enter_context(site.store(PEOPLE))
     since = "0-0"
     if known := store.control.run_id(name):
         since = store.control.last_event_id(names.events(known))

@@ -84,6 +84,11 @@ def data_server_node(number: int) -> str:
     return f"{DATA_SERVER}:{number}"
 
 
+def probe(token: str, mark: str = "") -> str:
+    """A key that is written to see whether a server takes writes. Args: ``mark``: it lies beside that key."""
+    return f"flq:probe:{{{mark}}}:{token}" if mark else f"flq:probe:{token}"
+
+
 def is_name(text: str) -> bool:
     """Whether ``text`` may be a run name or client id: letters, digits, dashes, at most 63."""
     return _NAME.fullmatch(text) is not None

@@ -207,8 +207,7 @@ def describe_state(store: Store, state: RunState) -> str:
         return f"is {state.state} {at_version(state.version)}{tail}"
     current = store.control.open_round(state)
     if current is None:
-        why = f": {state.reason}" if state.reason else ""
-        return f"is training: between rounds{why}"
+        return f"is training: between rounds{reason_found(store, state)}"
     receipts = store.control.receipts(state.run_id, state.round)
     received = updates_in(current.cohort, receipts)
     what = {
@@ -217,6 +216,14 @@ def describe_state(store: Store, state: RunState) -> str:
         "evaluate": "closing evaluation",
     }[current.purpose]
     return f"is training: {what}, {current.progress(received)}"
+
+
+def reason_found(store: Store, state: RunState) -> str:
+    """Why a run waits, with the age of the reason: whoever looked last may have gone since."""
+    if not state.reason:
+        return ""
+    age_s = max(0.0, store.control.now() - state.reason_at)
+    return f": {state.reason}" + (f" (found {age_s:.0f} s ago)" if state.reason_at else "")
 
 
 def is_as_seen(pipe: Pipeline, state: RunState) -> bool:
@@ -252,10 +259,12 @@ def set_state(
         by: Token of the command that does it, which has to know whether it did; see ``decisions``.
     """
 
+    found_at = f"{store.control.now():.3f}"
+
     def body(pipe: Pipeline) -> decisions.Change | None:
         if not is_as_seen(pipe, state):
             return None
-        fields = {"state": new, "reason": reason}
+        fields = {"state": new, "reason": reason, "reason_at": found_at}
         return decisions.Change(
             {"event": event, "reason": reason, "version": state.version},
             lambda: pipe.hset(names.run(state.run_id), mapping=cast(dict[Any, Any], fields)),

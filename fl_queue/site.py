@@ -16,7 +16,7 @@ from pathlib import Path
 from fl_queue import embedded, signing
 from fl_queue.credentials import Credentials
 from fl_queue.credentials import read as read_credentials
-from fl_queue.store import OtherUsers, Store, resolve_urls
+from fl_queue.store import WORKERS, OtherUsers, Patience, Store, resolve_urls
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,15 @@ class Site:
         """
         return Store(*self.urls(), self.other_users())
 
-    def store(self) -> Store:
+    def store(self, patience: Patience = WORKERS, needs_data: bool = True) -> Store:
         """
-        Both Redis roles, checked.
+        Both Redis roles, checked. Args: as of ``Store.open``.
 
         Raises:
             StoreUnavailable: Not reachable, or too old.
         """
-        return Store.open(*self.urls(), self.state_dir, self.other_users())
+        users = self.other_users()
+        return Store.open(*self.urls(), self.state_dir, users, patience, needs_data)
 
 
 def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

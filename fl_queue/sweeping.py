@@ -24,7 +24,7 @@ from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.fields import toml_value
 from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.store import PEOPLE, Store
 
 _EACH = re.compile(r"([a-z]+\.[A-Za-z_0-9]+)=(.+)", re.DOTALL)
 
@@ -153,7 +153,7 @@ def sweep(
         StoreUnavailable: Redis is not reachable.
     """
     launching.start_servers(ours, site, wanted[0].config, stays=True)
-    store = ours.enter_context(site.store())
+    store = ours.enter_context(site.store(PEOPLE))
     check(store, wanted)
     virtual = [member.config for member in wanted if simulation.is_simulation(member.config)]
     if virtual and not all(_is_completed(store, member) for member in wanted):

@@ -6,13 +6,17 @@ Frozen values; ``--json`` and the JSON API write them alike. Nothing here change
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fl_queue import diagnose, names, report, runs, scores
+from fl_queue.diagnose import Around
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.records import Awaited, Enrolment, Receipt
 from fl_queue.store import AWAITED, PAUSED, RunState, Store
+
+_BETWEEN = "is training: between rounds"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class RunStatus:
         doing: The state in words.
         waiting_for: Why its open round is still open, a line each.
         floods: Who sends it garbage without end, a line each.
+        data_server: Why the data server cannot be used; empty: it can.
     """
 
     name: str
@@ -45,6 +50,7 @@ class RunStatus:
     doing: str
     waiting_for: list[str]
     floods: list[str]
+    data_server: str
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,13 @@ class ClientStatus:
     paused: str
 
 
-def run_status(store: Store, state: RunState) -> RunStatus:
-    """One run's."""
+def run_status(store: Store, state: RunState, around: Around | None = None) -> RunStatus:
+    """One run's. Args: ``around``: of all runs, if somebody has looked already."""
+    around = around or Around.look(store)
+    doing = runs.describe_state(store, state)
+    if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
+        # The reason is as old as the last look of an aggregator; it follows, with its age.
+        doing = f"{_BETWEEN}: {diagnose.NO_AGGREGATOR}"
     return RunStatus(
         name=state.name,
         run_id=state.run_id,
@@ -86,10 +97,17 @@ def run_status(store: Store, state: RunState) -> RunStatus:
         digest=state.digest,
         round=state.round,
         rounds_wanted=state.rounds_wanted,
-        doing=runs.describe_state(store, state),
-        waiting_for=diagnose.why_open(store, state),
+        doing=doing,
+        waiting_for=diagnose.why_open(store, state, around),
         floods=diagnose.floods(store, state),
+        data_server=around.data_trouble,
     )
+
+
+def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
+    """Of several runs."""
+    around = Around.look(store)
+    return [run_status(store, state, around) for state in states]
 
 
 def living_runs(store: Store) -> list[RunState]:

@@ -25,6 +25,7 @@ from fl_queue import liveness, names
 from fl_queue.errors import FLQueueError, StoreUnavailable
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
+from fl_queue.store import PEOPLE
 from workers.process import EXIT_REFUSED, log_to_console
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def main() -> int:
         liveness.die_with_parent(arguments.parent)
     site = Site.from_environ()
     try:
-        site.store().close()
+        # Who starts it waits for a line; from then on it rides out what it can.
+        site.store(PEOPLE).close()
     except FLQueueError as exc:
         log.error("%s", exc)
         return exc.exit_code

@@ -15,7 +15,7 @@ from typing import cast
 import click
 
 from fl_queue import __version__, logs
-from fl_queue.errors import FLQueueError
+from fl_queue.errors import FLQueueError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,7 @@ def _run() -> int:
     try:
         cli(standalone_mode=False)
     except FLQueueError as exc:
-        if logs.is_json():
-            log.error("%s", exc, extra={"exit_code": exc.exit_code})
-        else:
-            click.echo(f"Error: {exc}", err=True)
-        return exc.exit_code
+        return _fail(str(exc), exc.exit_code)
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
@@ -199,4 +195,19 @@ def _run() -> int:
     except BrokenPipeError:
         # The reader (`| head`) has enough; nothing more can be written, not even at exit.
         sys.stdout = None
+    except Exception as exc:
+        from fl_queue.store.failing import in_words, is_redis
+
+        if not is_redis(exc):
+            raise
+        # Nothing of a Redis server is a fault of the program: one line, as of any other error of it.
+        return _fail(f"Redis: {' '.join(in_words(exc).split())}", StoreUnavailable.exit_code)
     return 0
+
+
+def _fail(line: str, exit_code: int) -> int:
+    if logs.is_json():
+        log.error("%s", line, extra={"exit_code": exit_code})
+    else:
+        click.echo(f"Error: {line}", err=True)
+    return exit_code

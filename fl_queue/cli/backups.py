@@ -12,6 +12,7 @@ from fl_queue import backup as backups
 from fl_queue import runs
 from fl_queue.cli.common import Where, connection_options, output_option
 from fl_queue.cli.completing import run_argument
+from fl_queue.store import UPLOADS
 
 
 @click.command()
@@ -52,6 +53,6 @@ def restore(where: Where, file: Path, name: str | None) -> None:
     rounds to come make the same versions, bit for bit, as without the restore. Run this on the
     aggregator's machine, which keeps the checkpoints.
     """
-    store = where.open()
+    store = where.open(UPLOADS)
     state = backups.restore(store, file, where.state_dir, name)
     click.echo(f"{state.name} ({state.run_id}) {runs.describe_state(store, state)}")

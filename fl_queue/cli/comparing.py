@@ -59,7 +59,7 @@ def compare_command(
     are shown as runs are: of clients alone, the mean.
     """
     beside = [baselines.read(path) for path in baseline]
-    store = where.open()
+    store = where.open_control()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
     show_comparison(compare.compare(store, states, metric, beside), metric, as_json)
 

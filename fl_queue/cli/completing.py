@@ -53,7 +53,7 @@ def _runs(context: click.Context, parameter: Parameter, begun: str) -> list[Comp
     with contextlib.suppress(FLQueueError):
         store = Where.of(
             given.get("redis_url") or "", given.get("blob_url") or "", given.get("state_dir")
-        ).open()
+        ).open_control()
         names = sorted(store.control.run_names())
         store.close()
     return _beginning_with(begun, names)

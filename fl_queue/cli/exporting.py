@@ -107,13 +107,17 @@ def metrics(where: Where, run: str, folder: Path, kind: str, follow: bool) -> No
 
     Several runs may have the same DIR. Repeating it writes what is new, and nothing twice.
     """
-    store = where.open()
+    store = where.open_control()
     state = runs.find_run(store, run)
     sink = exporters.open_sink(kind, folder, state.run_id)
     if not follow:
         click.echo(f"{folder}: {exporters.export(store, state, sink)} new numbers of {state.name}")
         return
-    for count in exporters.follow(store, state, sink):
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    for count in exporters.follow(store, state, sink, say):
         if count:
             click.echo(f"{folder}: {count} new numbers of {state.name}")
 

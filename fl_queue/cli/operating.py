@@ -18,6 +18,7 @@ from fl_queue.cli.common import (
 )
 from fl_queue.cli.completing import run_argument
 from fl_queue.errors import DataError, RunFailed
+from fl_queue.store import UPLOADS
 
 
 @click.command()
@@ -31,7 +32,7 @@ def resume(where: Where, run: str) -> None:
     published at once, instead of at the healer's next look. A run that trains and seems stuck takes
     it, too; repeating it does no harm.
     """
-    store = where.open()
+    store = where.open(UPLOADS)  # It may restore models on the data server.
     state, done = operate.resume(store, run, where.state_dir)
     for line in done or ["nothing was missing"]:
         click.echo(line)
@@ -48,7 +49,7 @@ def cancel(where: Where, run: str) -> None:
     Its open round ends as cancelled, and clients stop training within seconds. `fl-queue resume` has
     it go on.
     """
-    store = where.open()
+    store = where.open_control()
     state = operate.cancel(store, run)
     now = runs.describe_state(store, state)
     if state.state == "cancelled":
@@ -68,7 +69,7 @@ def redrive(where: Where, run: str, as_json: bool) -> None:
     The healer does that by itself, with growing pauses for a job that keeps failing: after mending
     what was wrong, there is no need to wait for it.
     """
-    failures = operate.redrive(where.open(), run, where.state_dir)
+    failures = operate.redrive(where.open(UPLOADS), run, where.state_dir)
     if as_json:
         write_json([asdict(failure) for failure in failures])
         return

@@ -22,9 +22,11 @@ from fl_queue import (
 )
 from fl_queue import (
     config_text,
+    diagnose,
     display,
     doctor,
     names,
+    outages,
     report,
     runs,
     scores,
@@ -51,9 +53,9 @@ from fl_queue.records import dumps
 @connection_options
 def status(where: Where, run: str | None, as_json: bool) -> None:
     """What all runs are doing, or RUN in detail: what an open round waits for."""
-    store = where.open()
+    store = where.open_control()
     states = [runs.find_run(store, run)] if run else views.living_runs(store)
-    found = [views.run_status(store, state) for state in states]
+    found = views.statuses(store, states)
     if as_json:
         records = [asdict(entry) for entry in found]
         write_json(records[0] if run else records)
@@ -65,6 +67,11 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
         if run:
             for line in (*entry.waiting_for, *entry.floods):
                 click.echo(f"  {line}")
+    if found and not run:
+        around = diagnose.Around.look(store)
+        is_wanted = any(entry.state == "training" for entry in found)
+        for line in around.lines if is_wanted else []:
+            click.echo(line)
 
 
 @click.command()
@@ -72,7 +79,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
 @connection_options
 def watch(where: Where, run: str) -> None:
     """Show the live progress of RUN until it has ended."""
-    follow_to_end(where, runs.find_run(where.open(), run).run_id)
+    follow_to_end(where, runs.find_run(where.open_control(), run).run_id)
 
 
 @click.command()
@@ -84,7 +91,7 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
     """The rounds of RUN as a table; with --json also the full records."""
     if as_csv and as_json:
         raise ConfigError("--csv", "goes without --json")
-    store = where.open()
+    store = where.open_control()
     run_id = runs.find_run(store, run).run_id
     if as_json:
         write_json(views.history(store, run_id))
@@ -105,7 +112,7 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
 @connection_options
 def clients(where: Where, as_json: bool) -> None:
     """Every client ever heard of: alive or not, examples, where it runs, what it did last."""
-    store = where.open()
+    store = where.open_control()
     found = views.clients(store)
     if as_json:
         write_json([asdict(entry) for entry in found])
@@ -137,13 +144,19 @@ def clients(where: Where, as_json: bool) -> None:
 @connection_options
 def events(where: Where, run: str, follow: bool, as_json: bool) -> None:
     """The events of RUN, oldest first; with --json one document a line."""
-    store = where.open()
+    store = where.open_control()
     stream = names.events(runs.find_run(store, run).run_id)
     cursor = "0-0"
+
+    def look() -> list[tuple[str, dict[str, Any]]]:
+        found = store.control.read_events({stream: cursor}, 1000 if follow else None)
+        return [(entry, event) for _, entry, event in found]
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
     while True:
-        for _, entry, event in store.control.read_events(
-            {stream: cursor}, 1000 if follow else None
-        ):
+        for entry, event in outages.ride_out(look, say) if follow else look():
             cursor = entry
             _write_event(entry, event, as_json)
         if not follow:
@@ -167,7 +180,7 @@ def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
 def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> None:
     """Draw accuracy and loss of RUN by version."""
     beside = [baselines.read(path) for path in baseline]
-    store = where.open()
+    store = where.open_control()
     run_id = runs.find_run(store, run).run_id
     report.plot(output, store.control.history(run_id), scores.test_metrics(store, run_id), beside)
     click.echo(str(output))
@@ -181,7 +194,7 @@ def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> No
 @connection_options
 def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> None:
     """What became of the update of CLIENT in a round of RUN: its receipt."""
-    store = where.open()
+    store = where.open_control()
     state = runs.find_run(store, run)
     found = views.receipts(store, state, number, client)
     if as_json:

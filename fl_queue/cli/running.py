@@ -19,12 +19,13 @@ from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, launching, redisserver, runs, simulation
+from fl_queue import display, embedded, launching, outages, redisserver, runs, simulation
 from fl_queue.cli.common import Where, connection_options, set_option
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
 from fl_queue.site import Site
+from fl_queue.store import RunState
 
 
 @click.command("redis")
@@ -143,7 +144,7 @@ def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True)
     Raises:
         RunFailed: It failed, or was cancelled.
     """
-    store = where.open()
+    store = where.open_control()
     name = runs.find_run(store, run).name
     try:
         display.follow(store, run, Console(stderr=True), since=since)
@@ -152,9 +153,15 @@ def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True)
         stops = "has stopped; the same command goes on with it"
         click.echo(f"\nRun {name} {how if goes_on else stops}.", err=True)
         raise
-    display.await_evaluations(store, run, Console(stderr=True))
-    display.print_table(store, run)
-    runs.raise_unless_completed(runs.find_run(store, run))
+
+    def conclude() -> RunState:
+        display.await_evaluations(store, run, Console(stderr=True))
+        display.print_table(store, run)
+        return runs.find_run(store, run)
+
+    # Whoever has waited for the run waits for its table, too.
+    ended = outages.ride_out(conclude, lambda line: click.echo(line, err=True))
+    runs.raise_unless_completed(ended)
 
 
 @click.command("demo")

@@ -68,7 +68,7 @@ def web(
         sys.stdout.flush()
 
     serve(
-        Connection(where.open, where.state_dir),
+        Connection(where.open_control, where.state_dir),
         host,
         port,
         Configs(configs),

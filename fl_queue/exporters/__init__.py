@@ -8,8 +8,8 @@ extra, and imported when it is asked for.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import Protocol
 from fl_queue import curves, names, report, scores
 from fl_queue.curves import Point
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
+from fl_queue.outages import Outages
 from fl_queue.report import RoundRow
 from fl_queue.store import RunState, Store
+
+log = logging.getLogger(__name__)
 
 KINDS = ("tensorboard", "mlflow", "csv", "jsonl")
 #: The longest wait for an event: how late it is seen that a run was deleted, or an evaluator died.
 BLOCK_MS = 1000
-RETRY_S = 1.0
 #: Events after which there are other numbers than before.
 _NEWS = (
     "round_committed",
@@ -112,11 +114,13 @@ def export(store: Store, state: RunState, sink: Sink) -> int:
         return sink.write(state, numbers_of(store, state.run_id))
 
 
-def follow(store: Store, state: RunState, sink: Sink) -> Iterator[int]:
+def follow(
+    store: Store, state: RunState, sink: Sink, say: Callable[[str], None] = log.warning
+) -> Iterator[int]:
     """
     Write what a run has to tell, and go on as it has more, until it has ended and been evaluated.
 
-    Driven by the run's event stream. An outage of Redis is waited out.
+    Driven by the run's event stream. An outage of Redis is said and waited out.
 
     Yields:
         How many numbers were new, after each writing.
@@ -125,6 +129,7 @@ def follow(store: Store, state: RunState, sink: Sink) -> Iterator[int]:
         DataError: It cannot be written.
     """
     run, cursor, is_news = state.run_id, "", True
+    outages = Outages(say)
     while True:
         try:
             # The id before the numbers: what happens in between is told twice, and written once.
@@ -142,8 +147,9 @@ def follow(store: Store, state: RunState, sink: Sink) -> Iterator[int]:
             for _, entry, event in store.control.read_events({names.events(run): cursor}, BLOCK_MS):
                 cursor = entry
                 is_news |= event["event"] in _NEWS
-        except StoreUnavailable:
-            time.sleep(RETRY_S)
+            outages.over()
+        except StoreUnavailable as exc:
+            outages.wait(exc)
 
 
 def _is_awaited(store: Store, run: str) -> bool:

@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Self
 
 from fl_queue import names
+from fl_queue.errors import StoreUnavailable
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
 from fl_queue.store.connect import (
     NOBODY,
+    Away,
     OtherUsers,
-    ServerFacts,
     check,
     connect,
     plain_client,
     report_removed,
     resolve_urls,
-    server_facts,
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
+from fl_queue.store.facts import ServerFacts, probe, server_facts
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
+from fl_queue.store.patience import PEOPLE, UPLOADS, WORKERS, Patience
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
 from fl_queue.store.states import RoundState, RunState, parse_run_state
@@ -31,11 +33,15 @@ __all__ = [
     "LEASE_S",
     "MEMORY_SHARE",
     "PAUSED",
+    "PEOPLE",
     "UNNAMED",
+    "UPLOADS",
+    "WORKERS",
     "Control",
     "Data",
     "Doorbell",
     "OtherUsers",
+    "Patience",
     "Replacement",
     "RoundState",
     "RunState",
@@ -47,6 +53,7 @@ __all__ = [
     "keys_like",
     "parse_run_state",
     "plain_client",
+    "probe",
     "resolve_urls",
     "server_facts",
     "size_of",
@@ -62,26 +69,68 @@ class Store:
         url: Control server.
         blob_url: Data server; may be the same.
         others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
+        patience: How long an answer is waited for.
+        needs_data: Whether the data server has to be there from the beginning.
     """
 
-    def __init__(self, url: str, blob_url: str, others: OtherUsers = NOBODY) -> None:
-        self.servers = connect(url, blob_url, others)
+    def __init__(
+        self,
+        url: str,
+        blob_url: str,
+        others: OtherUsers = NOBODY,
+        patience: Patience = WORKERS,
+        needs_data: bool = True,
+    ) -> None:
+        self._made_of = url, blob_url, others
+        self.servers = connect(url, blob_url, others, patience, needs_data)
         self.control = Control(self.servers.control)
         self.data = Data(self.servers)
         report_removed(self.servers, self._report_removed)
 
     @classmethod
-    def open(cls, url: str, blob_url: str, state_dir: Path, others: OtherUsers = NOBODY) -> Store:
+    def open(
+        cls,
+        url: str,
+        blob_url: str,
+        state_dir: Path,
+        others: OtherUsers = NOBODY,
+        patience: Patience = WORKERS,
+        needs_data: bool = True,
+    ) -> Store:
         """
-        Connect, with the private servers of ``state_dir`` when no URL is given, and check both.
+        Connect, with the private servers of ``state_dir`` when no URL is given, and check them.
+
+        Args:
+            needs_data: Whether the data server is checked, too: what only reads runs and rounds can
+                do without it.
 
         Raises:
             StoreUnavailable: Not reachable, too old, or no URL and no private servers.
         """
         url, blob_url = resolve_urls(url, blob_url, state_dir)
-        store = cls(url, blob_url, others)
-        store.check()
+        store = cls(url, blob_url, others, patience, needs_data)
+        if needs_data:
+            store.check()
+        else:
+            check(store.servers.control, store.servers.url)
         return store
+
+    def patient(self, patience: Patience) -> Store:
+        """The same servers, for work that takes a slow line a while; a context manager, too."""
+        return Store(*self._made_of, patience)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are clients of both servers; not where no node of a cluster answered."""
+        return not isinstance(self.servers.data, Away)
+
+    def data_trouble(self) -> str:
+        """Why the data server cannot be used, as a line; empty: it can."""
+        try:
+            check(self.servers.data, self.servers.blob_url)
+        except StoreUnavailable as exc:
+            return f"data server {exc.url}: {exc.reason}"
+        return ""
 
     def _report_removed(self, key: str, kind: str) -> None:
         run = names.run_of(key)

@@ -46,7 +46,7 @@ class Admission:
         """
         if isinstance(self.redis, ClusterClient):
             return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
-        memory = int(self.redis.info("memory")["maxmemory"])
+        memory = int(self.redis.info("memory").get("maxmemory") or 0)
         return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
 
     def admit(

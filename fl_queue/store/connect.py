@@ -8,10 +8,9 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,9 +32,9 @@ from fl_queue.store.cluster import (
     is_cluster,
     mark_keys,
     pool_of_key,
-    primaries,
 )
 from fl_queue.store.failing import in_words, raise_trouble, translated
+from fl_queue.store.patience import WORKERS, Patience
 from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
 from fl_queue.store.tls import connection_options
@@ -44,13 +43,6 @@ from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"
-_CONNECTION: dict[str, Any] = {
-    "socket_timeout": 30.0,
-    "socket_connect_timeout": 5,
-    "protocol": 2,
-    # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
-    "driver_info": None,
-}
 
 
 #: Purpose -> (url, blob_url) with the login of the user for it.
@@ -98,12 +90,20 @@ def resolve_urls(url: str, blob_url: str, state_dir: Path) -> tuple[str, str]:
     return private
 
 
-def connect(url: str, blob_url: str, others: OtherUsers = NOBODY) -> Servers:
+def connect(
+    url: str,
+    blob_url: str,
+    others: OtherUsers = NOBODY,
+    patience: Patience = WORKERS,
+    needs_data: bool = True,
+) -> Servers:
     """
     Connect to both roles (lazily: nothing is sent yet, but to a cluster).
 
     Args:
         others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
+        patience: How long their answers are waited for.
+        needs_data: Whether a cluster of which no node answers is an error now; else its first use is.
 
     Raises:
         StoreUnavailable: A URL cannot be parsed, or no node of a cluster answers.
@@ -118,11 +118,12 @@ def connect(url: str, blob_url: str, others: OtherUsers = NOBODY) -> Servers:
         raise ConfigError(
             "redis.blob_url", "a client of a Redis Cluster is one user: use Redis 7 or newer"
         )
-    data, once, blocking = _data_clients(blob_url)
-    control = _client(url, retries=3)
+    data, once, blocking = _data_or_away(blob_url, patience, needs_data)
+    control = _client(url, patience)
     for purpose, (own_url, own_blob_url) in others.items():
-        _add_user(control, purpose, _client(own_url, retries=3))
-        for client, user in zip((data, once, blocking), _data_clients(own_blob_url), strict=True):
+        _add_user(control, purpose, _client(own_url, patience))
+        own = _data_clients(own_blob_url, patience)
+        for client, user in zip((data, once, blocking), own, strict=True):
             _add_user(client, purpose, user)
     return Servers(
         control=control,
@@ -139,16 +140,25 @@ def _add_user(client: redis.Redis, purpose: Purpose, user: redis.Redis) -> None:
     client.others = {**client.others, purpose: user}
 
 
-def _data_clients(url: str) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
+def _data_or_away(
+    url: str, patience: Patience, is_needed: bool
+) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
+    try:
+        return _data_clients(url, patience)
+    except StoreUnavailable as exc:
+        if is_needed or exc.trouble is Trouble.wrong_mode:
+            raise
+        away = Away(exc)
+        return away, away, away
+
+
+def _data_clients(url: str, patience: Patience) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
     """(data, once, blocking) of ``Servers``."""
+    never = replace(patience, retries=0)
     if is_cluster(url):
-        once = _cluster(url, retries=0)
-        return _cluster(url, retries=3), once, once
-    return (
-        _zero_copy(_client(url, retries=3)),
-        _zero_copy(_client(url, retries=0)),
-        _client(url, retries=0),
-    )
+        once = _cluster(url, never)
+        return _cluster(url, patience), once, once
+    return _zero_copy(_client(url, patience)), _zero_copy(_client(url, never)), _client(url, never)
 
 
 def check(client: redis.Redis, url: str) -> None:
@@ -172,8 +182,8 @@ def check(client: redis.Redis, url: str) -> None:
             url,
             "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://",
         )
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+    version = str(info.get("redis_version", ""))
+    if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         raise _unfit(
             url, f"version {version} is too old; fl-queue needs Redis 6.2 or newer, or Valkey"
         )
@@ -302,6 +312,20 @@ class _Client(SplitClient):
         return pipe
 
 
+class Away(_Client):
+    """In place of a cluster of which no node answered: every command says why."""
+
+    def __init__(self, trouble: StoreUnavailable) -> None:
+        super().__init__()
+        self._trouble = trouble
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        raise StoreUnavailable(self._trouble.url, self._trouble.reason, self._trouble.trouble)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        return cast(Pipeline, self.execute_command())
+
+
 def report_removed(servers: Servers, report: Report) -> None:
     """Have it reported when a key of a wrong type is removed."""
     for client in (servers.control, servers.data, servers.once, servers.blocking):
@@ -351,8 +375,19 @@ def _try_options(client: redis.Redis) -> None:
         raise ValueError from exc
 
 
-def _client(url: str, retries: int) -> redis.Redis:
-    client = _made(_Client, url, retry=_retry(retries), **_CONNECTION)
+def _options(patience: Patience) -> dict[str, Any]:
+    return {
+        "retry": _retry(patience.retries),
+        "socket_timeout": patience.answer_s,
+        "socket_connect_timeout": patience.connect_s,
+        "protocol": 2,
+        # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
+        "driver_info": None,
+    }
+
+
+def _client(url: str, patience: Patience) -> redis.Redis:
+    client = _made(_Client, url, **_options(patience))
     client.masked_url = mask(url)
     return client
 
@@ -368,9 +403,9 @@ def _made(kind: type[Made], url: str, **options: Any) -> Made:
     return cast(Made, client)
 
 
-def _cluster(url: str, retries: int) -> redis.Redis:
+def _cluster(url: str, patience: Patience) -> redis.Redis:
     with _no_url(url, "redis+cluster://host:port/0"):
-        client = cluster_client(url, _retry(retries), _packer(), **_CONNECTION)
+        client = cluster_client(url, packer=_packer(), **_options(patience))
     # redis-py has no common type for the two; Data uses what both can do.
     return cast(redis.Redis, client)
 
@@ -383,71 +418,3 @@ def _zero_copy(client: redis.Redis) -> redis.Redis:
 def _packer() -> PythonRespSerializer:
     # hiredis' packer copies a big argument three times; redis-py's own sends it as it is.
     return PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """
-    What a server says of itself; settings are ``?`` when it will not say.
-
-    Args:
-        time: Its clock, Unix seconds.
-        used_bytes: Memory in use.
-        limit_bytes: ``maxmemory``, else the memory of its machine; 0 when unknown.
-    """
-
-    url: str
-    version: str
-    memory_policy: str
-    appendonly: str
-    appendfsync: str
-    time: float
-    round_trip_s: float
-    used_bytes: int
-    limit_bytes: int
-
-
-def server_facts(client: redis.Redis, url: str) -> list[ServerFacts]:
-    """
-    Ask a server, or each primary of a cluster, for what decides whether it is fit for its role.
-
-    Raises:
-        StoreUnavailable: One does not answer.
-    """
-    if not isinstance(client, ClusterClient):
-        return [_facts(client, url)]
-    with translated(url):
-        return [_facts(node, f"{url} node {name}") for name, node in primaries(client).items()]
-
-
-def _facts(client: redis.Redis, url: str) -> ServerFacts:
-    client.ping()
-    started = time.monotonic()
-    seconds, micros = client.time()
-    round_trip_s = time.monotonic() - started
-    info = client.info()
-    return ServerFacts(
-        url=url,
-        version=_version(info),
-        memory_policy=str(info.get("maxmemory_policy", "?")),
-        appendonly="yes" if info.get("aof_enabled") else "no",
-        appendfsync=_setting(client, "appendfsync"),
-        time=seconds + micros / 1e6,
-        round_trip_s=round_trip_s,
-        used_bytes=int(info.get("used_memory", 0)),
-        limit_bytes=int(info.get("maxmemory") or info.get("total_system_memory") or 0),
-    )
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    """For people: Valkey's ``redis_version`` is that of the Redis it stands in for."""
-    if valkey := info.get("valkey_version"):
-        return f"{valkey} (Valkey)"
-    return str(info["redis_version"])
-
-
-def _setting(client: redis.Redis, name: str) -> str:
-    try:
-        return str(client.config_get(name).get(name, "?"))
-    except (redis.ResponseError, StoreUnavailable):
-        return "?"  # CONFIG is often forbidden on managed servers.

@@ -136,6 +136,11 @@ def classify(error: BaseException) -> Trouble | None:
     return found[0] if found else None
 
 
+def is_redis(error: BaseException) -> bool:
+    """Whether an error is one of redis-py."""
+    return isinstance(error, (redis.RedisError, exceptions.RedisClusterException))
+
+
 def in_words(error: BaseException) -> str:
     """An error that ``classify`` knows as one line: what the server says, and what to do about it."""
     if isinstance(error, StoreUnavailable):

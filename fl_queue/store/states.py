@@ -17,6 +17,7 @@ class RunState:
     """
     One run's hash. ``version`` is None before version 0; ``round`` -1 before the first.
 
+    ``reason_at``: when the reason was first found, Unix time; 0: not known.
     ``digest`` is that of the newest version, ``download`` that of its encoded body; '': there is none.
     ``server_state``: name -> digest of what the strategy keeps with that version. ``restored_from``: the
     run it was restored from, what that one was restored from, and so on.
@@ -41,6 +42,7 @@ class RunState:
     initial: Mapping[str, Any] | None
     created_at: float
     download: str = ""
+    reason_at: float = 0.0
     server_state: Mapping[str, str] = field(default_factory=dict)
     restored_from: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -157,7 +157,7 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     def list_runs() -> JSONResponse:
         """What all runs are doing: `fl-queue status --json`."""
         with connection.store() as store:
-            found = [views.run_status(store, state) for state in views.living_runs(store)]
+            found = views.statuses(store, views.living_runs(store))
         return _json([asdict(status) for status in found])
 
     @made.get("/runs/{run}", response_model=RunStatus)

@@ -67,13 +67,14 @@ def launch(
         overrides: ``section.key=value``.
 
     Raises:
-        ConfigError, RunStateError: As ``start-round`` would.
+        ConfigError, RunStateError, StoreUnavailable: As ``start-round`` would.
     """
     for override in overrides:
         field = override.partition("=")[0].strip()
         if field in REFUSED:
             raise ConfigError(field, "cannot be set from here; write it in a config of --configs")
     loaded = configs.load(offered.source(config), overrides)
+    store.check()  # Both servers: without the data server no round is opened.
     run = launching.begin(store, name or launching.name_of(config), loaded, count)
     rounds.advance(store, run)
     return views.run_status(store, runs.find_run(store, run))

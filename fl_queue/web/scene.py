@@ -44,20 +44,23 @@ def parts(store: Store, name: str) -> dict[str, Any]:
     """
     states = views.living_runs(store)
     state = selected(states, name)
+    found = views.statuses(store, states)
+    shown = next((one for one, each in zip(found, states, strict=True) if each is state), None)
     return {
-        "status": _status(store, states, state, name),
-        "runs": [
-            {**asdict(views.run_status(store, each)), "shown": each is state} for each in states
-        ],
+        "status": _status(store, states, state, shown, name),
+        "runs": [{**asdict(one), "shown": one is shown} for one in found],
         "clients": _clients(store, state),
     }
 
 
 def _status(
-    store: Store, states: list[RunState], state: RunState | None, name: str
+    store: Store,
+    states: list[RunState],
+    state: RunState | None,
+    status: views.RunStatus | None,
+    name: str,
 ) -> dict[str, Any]:
     current = store.control.open_round(state) if state is not None and state.active else None
-    status = views.run_status(store, state) if state is not None else None
     return {
         "overall": overall(states),
         "headline": headline(store, state, current, name),
@@ -79,8 +82,9 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
         where = runs.at_version(state.version)
         return _BY_STATE[state.state].format(name=state.name, where=where)
     if current is None:
-        reason = f": {state.reason}" if state.reason else "."
-        return f"Run {state.name} is training, between rounds{reason}"
+        return (
+            f"Run {state.name} is training, between rounds{runs.reason_found(store, state) or '.'}"
+        )
     receipts = store.control.receipts(state.run_id, current.number)
     received = updates_in(current.cohort, receipts)
     wanted = (state.version or 0) + 1

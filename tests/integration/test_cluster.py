@@ -315,7 +315,7 @@ def test_a_node_is_not_taken_for_a_plain_server(
 def test_a_plain_server_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
     with start(tmp_path / "state", server=chosen_server(), tcp=True) as plain:
         url = plain.blob_url.replace("redis://", "redis+cluster://")
-        with pytest.raises(StoreUnavailable, match="Cluster mode is not enabled") as caught:
+        with pytest.raises(StoreUnavailable, match="is no Redis Cluster") as caught:
             Store(plain.url, url)
 
     assert ":***@" in str(caught.value)
