@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
 
@@ -24,6 +25,7 @@ from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError
 from fl_queue.records import CANNOT, Purpose, dumps
 from fl_queue.store import RunState, Store
+from fl_queue.watching import Watch
 
 #: Counted time for which the first round waits for sites that tell nothing: a worker may be busy.
 LONGEST_WAIT_S = 60.0
@@ -36,6 +38,7 @@ FIRST_PAUSE_S = 60.0
 LONGEST_PAUSE_S = 3600.0
 #: Field of the run's sites that holds what most of them have; no client is called so.
 _REFERENCE = ":most"
+_watches: WeakKeyDictionary[Store, Watch] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,17 @@ def _is_settled(site: Site, reference: Site | None, compared: bool) -> bool:
 
 def _is_over(store: Store, ticket: Ticket) -> bool:
     """Whether nothing will come of a job any more; a dead worker is another one soon, or not alive."""
-    return dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone")
+    if dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone"):
+        return True
+    # Its worker lives, and is not at it: no other one comes that would be asked anew.
+    return (_watch(store).verdict(ticket) or "").startswith("lost")
+
+
+def _watch(store: Store) -> Watch:
+    """This process's, as it takes some looks to tell that a job is lost."""
+    if store not in _watches:
+        _watches[store] = Watch(store)
+    return _watches[store]
 
 
 def _heard(store: Store, state: RunState, client: str, ticket: Ticket) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from fl_queue import catalog, config, dispatch, facts, names, preflight, runs
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError
-from fl_queue.jobs import CLIENT_TELL
+from fl_queue.jobs import CLIENT_TELL, FLJob
 from fl_queue.store import RunState, Store
 
 AB, BA = {"classes": "2: a, b"}, {"classes": "2: b, a"}
@@ -267,3 +267,25 @@ def test_warned_of_only_everybody_may_train(store: Store) -> None:
     sites.tell(a=AB, b=BA)
     assert sites.admit("a", "b").clients == ["a", "b"]
     assert sites.named() == {"b": "classes 2: b, a; others have 2: a, b"}
+
+
+@pytest.mark.parametrize("what", ["popped and never started", "its end not recorded"])
+def test_a_question_that_was_lost_is_asked_again_of_the_same_worker(
+    store: Store, what: str
+) -> None:
+    sites = Sites(store)
+    sites.serve("a")
+    sites.admit("a")
+    lost, redis = sites.ticket("a"), store.control.redis
+    redis.lrem(f"rq:queue:{lost.queue}", 0, lost.job)
+    if what == "its end not recorded":
+        fields = {"status": "started", "worker_name": "a_1"}
+        redis.hset(FLJob.key_for(lost.job), mapping=fields)
+        store.control.hold(names.worker("a_1"), "token", 60, {"role": "client", "job": ""})
+    sites.admit("a")
+    assert sites.ticket("a") == lost  # It may be about to start.
+
+    watch = preflight._watch(store)
+    watch.start_s = watch.lease_s = 0.0
+    sites.admit("a")
+    assert (sites.ticket("a").attempt, sites.ticket("a").job == lost.job) == (2, False)
