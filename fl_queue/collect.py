@@ -46,7 +46,7 @@ from fl_queue.making import Made, Maker, why_not
 from fl_queue.records import Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
-from fl_queue.store import Doorbell, Store
+from fl_queue.store import REDIS_ERRORS, Doorbell, Store
 from fl_queue.strategies import load_strategy
 from fl_queue.strategies.base import Strategy, client_layouts
 
@@ -117,7 +117,7 @@ class Collector:
                 if ending is None:
                     return self._make_way()
                 return self._close(ending)
-            except (OwnershipLost, StoreUnavailable, TimedOut):
+            except (OwnershipLost, TimedOut, *REDIS_ERRORS):
                 raise
             except CheckpointError as exc:
                 self._tell_checkpoint(exc)

@@ -38,9 +38,9 @@ from fl_queue import (
     watching,
 )
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import CheckpointError, ConfigError, FLQueueError, StoreUnavailable
+from fl_queue.errors import CheckpointError, ConfigError
 from fl_queue.runs import current_config
-from fl_queue.store import RoundState, RunState, Store, batches
+from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint
 from fl_queue.strategies.base import state_manifest
 
 log = logging.getLogger(__name__)
@@ -105,11 +105,11 @@ class Healer:
         for run in self._resting.awake(list(self.store.control.run_names().values())):
             try:
                 self.heal(run)
-            except StoreUnavailable:
-                raise
-            except FLQueueError as exc:
+            except Exception as exc:
+                if classify(exc) is not None:
+                    raise
                 # One run in trouble (deleted under our hands, say) must not keep us from the others.
-                log.error("run=%s %s", run, exc)
+                complaint.say(exc, f"run={run} ")
             self._go_on()
             if not self._is_ours:
                 return

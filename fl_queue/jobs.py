@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue
 from rq.exceptions import DequeueTimeout, InvalidJobOperation, NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
@@ -27,7 +27,8 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import str_to_date
 
 from fl_queue import names
-from fl_queue.errors import FLQueueError
+from fl_queue.errors import FLQueueError, Trouble
+from fl_queue.store import classify, hurried, outlast, waits_for
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class FLJob(Job):
     def _fields(self) -> dict[str, bytes]:
         asked = (*_LONGEST, *_REFUSED)
         try:
-            with self.connection.pipeline(transaction=False) as pipe:
+            with hurried(), self.connection.pipeline(transaction=False) as pipe:
                 for name in asked:
                     pipe.hstrlen(self.key, name)
                 lengths = dict(zip(asked, cast("list[int]", pipe.execute()), strict=True))
@@ -147,7 +148,10 @@ class FLJob(Job):
                 if lengths[name] > longest:
                     raise self.refused(f"{name} has {lengths[name]} bytes, more than {longest}")
             values = cast("list[bytes | None]", self.connection.hmget(self.key, list(_LONGEST)))
-        except ResponseError as exc:  # Not a hash, or none that we may read.
+        except ResponseError as exc:
+            if classify(exc) not in (None, Trouble.not_allowed):
+                raise
+            # Not a hash, or none that we may read.
             raise self.refused(str(exc)) from exc
         found = {name: value for name, value in zip(_LONGEST, values, strict=True) if value}
         # That they are there is enough: nobody looks at what they say.
@@ -213,7 +217,8 @@ class FLJob(Job):
     def perform(self) -> Any:
         """Check the call again, then run it. Raises JobRefused before anything is imported."""
         self._check_call()
-        return super().perform()
+        # Each function may be called again, as another attempt would: but here it loses no time.
+        return outlast(super().perform)
 
     def call(self) -> tuple[str, int]:
         """What the job is about: run id and number."""
@@ -222,7 +227,10 @@ class FLJob(Job):
     def get_status(self, refresh: bool = True) -> JobStatus:
         try:
             return cast(JobStatus, super().get_status(refresh))
-        except (ValueError, ResponseError) as exc:  # Somebody has written into the hash meanwhile.
+        except (ValueError, ResponseError) as exc:
+            if classify(exc) is not None:
+                raise
+            # Somebody has written into the hash meanwhile.
             raise InvalidJobOperation(f"job {self.id} has no status") from exc
 
     @property
@@ -274,8 +282,14 @@ class FLQueue(Queue):
         """
         (queue,) = queues
         try:
-            raw = queue._take(timeout)
-        except ResponseError as exc:
+            with hurried():
+                raw = queue._take(timeout)
+        except RedisError as exc:
+            if waits_for(exc):
+                # Before anything is taken the worker extends its leases.
+                raise DequeueTimeout(timeout, queue.key) from exc
+            if not isinstance(exc, ResponseError) or classify(exc) is not None:
+                raise
             if not mend(queue.connection, queue.name):
                 raise
             queue.on_refused("", f"queue {queue.name}: {exc}; what was no list was removed")
@@ -298,7 +312,7 @@ class FLQueue(Queue):
     def _fetched(self, raw: bytes) -> FLJob | None:
         try:
             job = FLJob(raw.decode(), connection=self.connection, serializer=JSONSerializer)
-            job.refresh()
+            outlast(job.refresh)
             if job.origin != self.name:
                 raise job.refused(f"it is one of queue {job.origin}")
             if job.get_status(refresh=False) != JobStatus.QUEUED:

@@ -13,9 +13,9 @@ import signal
 import threading
 from types import TracebackType
 
-from fl_queue.errors import OwnershipLost, StoreUnavailable
+from fl_queue.errors import OwnershipLost
 from fl_queue.pulse import Pulse
-from fl_queue.store import Store
+from fl_queue.store import REDIS_ERRORS, Store
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Lease:
         self.pulse = Pulse()
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._outage: Exception | None = None
         self._thread = threading.Thread(target=self._keep, name=f"lease-{run}-{fence}", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -54,8 +55,10 @@ class Lease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raises OwnershipLost once the lease could not be extended."""
+        """Raises OwnershipLost once the lease is another's, and why it could not be extended otherwise."""
         self.pulse.beat()
+        if self._outage is not None:
+            raise self._outage
         if self._lost.is_set():
             raise OwnershipLost(
                 f"run {self._run}: incarnation {self._fence} was replaced, or the data server restarted"
@@ -63,7 +66,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._stop.wait(EXTEND_S):
-            if not self._lost.is_set():
+            if not self._lost.is_set() and self._outage is None:
                 self._extend()
             if (still_s := self.pulse.still_s()) > STILL_S:
                 self._end(still_s)
@@ -71,8 +74,10 @@ class Lease:
     def _extend(self) -> None:
         try:
             self._store.data.extend(self._run, self._fence, self._token)
-        except (OwnershipLost, StoreUnavailable):
+        except OwnershipLost:
             self._lost.set()
+        except REDIS_ERRORS as exc:
+            self._outage = exc
 
     def _end(self, still_s: float) -> None:
         """The incarnation hangs: say where, and end this process as nothing else can."""
@@ -81,6 +86,6 @@ class Lease:
         event = {"event": "aggregator_hung", "round": self._number, "still_s": round(still_s)}
         try:
             self._store.control.add_event(self._run, {**event, "where": where})
-        except StoreUnavailable as exc:
+        except REDIS_ERRORS as exc:
             log.error("control server: %s", exc)
         os.kill(os.getpid(), signal.SIGKILL)

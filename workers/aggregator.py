@@ -23,12 +23,16 @@ def aggregate(run: str, number: int) -> str:
     RQ job: collect and close one round.
 
     Raises:
-        StoreUnavailable, CheckpointError: The round stays open; the healer issues a new attempt.
+        StoreUnavailable: The round stays open; the job is begun again when Redis can be used.
+        CheckpointError: The round stays open; the healer issues a new attempt.
     """
     site = Site.from_environ()
+    store = site.connect()
+    # Each incarnation takes a fence, and only so many fences back are looked for what they hold.
+    store.data.probe()
     try:
         return Collector(
-            site.connect(),
+            store,
             run,
             number,
             os.environ["RQ_JOB_ID"],

@@ -4,28 +4,29 @@ What a supervisor does beside its worker, once a second: the healer, or the outb
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import cache, partial
 
 from fl_queue import names, outbox, rounds
-from fl_queue.errors import StoreUnavailable
 from fl_queue.heal import Healer
 from fl_queue.site import Site
-
-log = logging.getLogger(__name__)
 
 SWEEP_S = 5.0
 
 
 class Chores:
-    """Nothing to do: the evaluator's. Args: ``site``: options of this machine."""
+    """
+    Nothing to do: the evaluator's. The supervisor logs what is raised, and calls again.
+
+    Args:
+        site: Options of this machine.
+    """
 
     def __init__(self, site: Site) -> None:
         self.site = site
 
     def tick(self) -> None:
-        """Called every second; outages of Redis are logged and waited out."""
+        """Called every second."""
 
     def end(self) -> None:
         """Called when the supervisor stops."""
@@ -37,19 +38,13 @@ class Healing(Chores):
     healer: Healer | None = None
 
     def tick(self) -> None:
-        try:
-            if self.healer is None:
-                self.healer = Healer(self.site.store(), self.site.state_dir)
-            self.healer.tick()
-        except StoreUnavailable as exc:
-            log.warning("healer: %s", exc)
+        if self.healer is None:
+            self.healer = Healer(self.site.store(), self.site.state_dir)
+        self.healer.tick()
 
     def end(self) -> None:
-        try:
-            if self.healer is not None:
-                self.healer.leave()
-        except StoreUnavailable as exc:
-            log.warning("healer: %s", exc)
+        if self.healer is not None:
+            self.healer.leave()
 
 
 class Sweeping(Chores):
@@ -61,16 +56,11 @@ class Sweeping(Chores):
         if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
             return
         self.swept_at = time.monotonic()
-        try:
-            # A short-lived connection: supervisors are idle for hours between two uses.
-            with self.site.store() as store:
-                # A pool's is everybody's.
-                whose = self.site.client or f"{names.VIRTUAL}*"
-                outbox.sweep(
-                    self.site.outbox, whose, cache(partial(rounds.has_ended, store.control))
-                )
-        except StoreUnavailable as exc:
-            log.warning("outbox: %s", exc)
+        # A short-lived connection: supervisors are idle for hours between two uses.
+        with self.site.store() as store:
+            # A pool's is everybody's.
+            whose = self.site.client or f"{names.VIRTUAL}*"
+            outbox.sweep(self.site.outbox, whose, cache(partial(rounds.has_ended, store.control)))
 
 
 def chores_of(role: str, site: Site) -> Chores:

@@ -40,13 +40,13 @@ from fl_queue import (
     update,
 )
 from fl_queue.clientstate import Accepted, Kept
-from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch, StoreUnavailable
+from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import CANNOT, Manifest
 from fl_queue.runs import current_config
 from fl_queue.site import Site
-from fl_queue.store import AWAITED, Store
+from fl_queue.store import AWAITED, REDIS_ERRORS, Store
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
@@ -115,7 +115,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         What happened, for the log.
 
     Raises:
-        StoreUnavailable: The control server is gone; the healer issues another attempt.
+        StoreUnavailable: The control server cannot be used; the job is begun again when it can.
     """
     site = Site.from_environ()
     store = site.connect()
@@ -202,7 +202,7 @@ def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
     An answer from the outbox: the one that is there, else the one that is made now.
 
     Raises:
-        StoreUnavailable: The outbox does not keep what is written to it.
+        DataError: The outbox does not keep what is written to it.
     """
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     kept = outbox.read(path)
@@ -217,9 +217,7 @@ def _reread(path: Path) -> tuple[Header, memoryview]:
     """What has just been written to the outbox."""
     kept = outbox.read(path, check=False)
     if kept is None:
-        raise StoreUnavailable(
-            str(path), "the outbox does not keep what is written; check the disk"
-        )
+        raise DataError(str(path), "the outbox does not keep what is written; check the disk")
     return kept
 
 
@@ -252,8 +250,8 @@ def _declining(why: str) -> Make:
 def _made(job: Assignment, make: Make) -> Answer:
     try:
         return make(job)
-    except (JobTimeoutException, StoreUnavailable):
-        raise
+    except (JobTimeoutException, *REDIS_ERRORS):
+        raise  # The state of a server is no answer of this site.
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:

@@ -11,11 +11,11 @@ from rq.timeouts import JobTimeoutException
 
 from fl_queue import blob, faults, metrics, models, names, reproducible, training
 from fl_queue.config import RunConfig
-from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
+from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.records import Sums
 from fl_queue.runs import current_config, find_run
 from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.store import REDIS_ERRORS, Store
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.loading import load_task
 from workers import rqworker
@@ -34,13 +34,14 @@ def evaluate(run: str, version: int) -> str:
     RQ job: score a version on the test set, and record the result.
 
     Raises:
-        StoreUnavailable, ChunksMissing: Redis or the model is away; the healer tries again.
+        StoreUnavailable: Redis cannot be used; the job is begun again when it can.
+        ChunksMissing: The model is away; the healer tries again.
     """
     site = Site.from_environ()
     store = site.connect()
     try:
         sums = _sums(store, site, run, version)
-    except (JobTimeoutException, StoreUnavailable, ChunksMissing):
+    except (JobTimeoutException, ChunksMissing, *REDIS_ERRORS):
         raise
     # The task is its owner's code and may raise anything; it is recorded, and holds up no round.
     except Exception as exc:

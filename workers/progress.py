@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from fl_queue.errors import StoreUnavailable
+from fl_queue.store import REDIS_ERRORS, complaint
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.logged import Logged
 from workers.assignment import Assignment
@@ -76,5 +76,5 @@ def say(write: Callable[[], None]) -> None:
     """Write what only people read; an outage of the control server is no reason to stop."""
     try:
         write()
-    except StoreUnavailable as exc:
-        log.warning("progress not shown: %s", exc)
+    except REDIS_ERRORS as exc:
+        complaint.say(exc)

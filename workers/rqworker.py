@@ -25,7 +25,6 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Worker
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
@@ -36,7 +35,19 @@ from fl_queue import approval, faults, jobs, liveness, names, pauses, rounds, si
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
-from fl_queue.store import AWAITED, LEASE_S, PAUSED, Control, plain_client
+from fl_queue.store import (
+    AWAITED,
+    LEASE_S,
+    PAUSED,
+    REDIS_ERRORS,
+    Control,
+    classify,
+    complaint,
+    hurried,
+    outlast,
+    plain_client,
+    stop_waiting,
+)
 from workers.process import EXIT_REFUSED, log_to_console
 
 log = logging.getLogger(__name__)
@@ -45,6 +56,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 2
 #: A worker that takes over waits this long for a dead predecessor's lease to run out.
 TAKE_OVER_S = 8.0
+LOOK_AGAIN_S = 0.2
 HORSE_NICENESS = 10
 #: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
 COMPILER = "torch._dynamo"
@@ -89,14 +101,15 @@ class FLWorker(Worker):
         return HEARTBEAT_S
 
     def register_birth(self) -> None:
-        deadline = time.monotonic() + TAKE_OVER_S
+        waited_s = 0.0  # An outage of the control server in between is no waiting.
         while not self._extend():
-            if time.monotonic() > deadline:
+            if waited_s > TAKE_OVER_S:
                 raise RunStateError(
                     f"client {self.site.client}",
                     f"is served by another worker ({self._holder()}); stop that one first",
                 )
-            time.sleep(0.2)
+            time.sleep(LOOK_AGAIN_S)
+            waited_s += LOOK_AGAIN_S
         if self.site.client:
             pauses.arrive(self.site)
             self._said = self._site_says()
@@ -182,13 +195,18 @@ class FLWorker(Worker):
             log.error("job %s did not end at its timeout: killing it", job.id)
             self.kill_horse()
         try:
-            super().maintain_heartbeats(job, execution)
-            if self._is_pointless(job):
-                log.info("the round of job %s has ended: stopping it", job.id)
-                self.kill_horse()
-        except (RedisConnectionError, RedisTimeoutError) as exc:
+            with hurried():
+                super().maintain_heartbeats(job, execution)
+                is_pointless = self._is_pointless(job)
+        except REDIS_ERRORS as exc:
+            if classify(exc) is None:
+                raise
             # RQ's own worker would end here, and its training with it.
-            log.warning("control server not reachable while job %s runs: %s", job.id, exc)
+            complaint.say(exc, f"job {job.id} goes on: ")
+            return
+        if is_pointless:
+            log.info("the round of job %s has ended: stopping it", job.id)
+            self.kill_horse()
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
         liveness.die_with_parent(self.pid or 0)
@@ -211,7 +229,9 @@ class FLWorker(Worker):
     def prepare_execution(self, job: Any) -> Any:
         try:
             return super().prepare_execution(job)
-        except ResponseError:
+        except ResponseError as exc:
+            if classify(exc) is not None:
+                raise
             # A key of another type where RQ counts what is at work: it would stop every later job.
             own = f"rq:executions:{job.id}"
             if self.connection.type(own) not in (b"zset", b"none"):
@@ -226,14 +246,29 @@ class FLWorker(Worker):
     def unsubscribe(self) -> None:
         return None
 
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        stop_waiting()
+        super().request_stop(signum, frame)
+
+    def set_shutdown_requested_date(self) -> None:
+        with _if_redis_can():
+            super().set_shutdown_requested_date()
+
+    def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        if classify(exc_info[1]) is None:
+            super().handle_exception(job, *exc_info)
+        else:
+            complaint.say(exc_info[1], f"job {job.id}: ")
+
     def teardown(self) -> None:
-        if not self.is_horse:
-            self._control.release(names.worker(self.name), self.site.token)
-            if self.site.client:
-                self._control.release(
-                    names.client_holder(self.site.client), self.site.token, self.site.client
-                )
-        super().teardown()
+        with _if_redis_can():
+            if not self.is_horse:
+                self._control.release(names.worker(self.name), self.site.token)
+                if self.site.client:
+                    self._control.release(
+                        names.client_holder(self.site.client), self.site.token, self.site.client
+                    )
+            super().teardown()
 
     def _is_overdue(self) -> bool:
         """Whether the horse has outlived the timeout that it should have seen itself."""
@@ -252,11 +287,12 @@ class FLWorker(Worker):
         log.warning("%s", reason)
         event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
         try:
-            if self.site.client:
-                self._control.add_client_event(self.site.client, event)
-                return
-            self._control.add_event(f"{job}__".split("_")[1], event)
-        except ResponseError as exc:  # Another type: the log has it.
+            with hurried():
+                if self.site.client:
+                    self._control.add_client_event(self.site.client, event)
+                    return
+                self._control.add_event(f"{job}__".split("_")[1], event)
+        except REDIS_ERRORS as exc:  # Another type, say: the log has it.
             log.warning("no event of job %s: %s", job, exc)
 
     def _site_says(self) -> dict[str, str]:
@@ -356,17 +392,19 @@ class PoolWorker(FLWorker):
 
     def _look_after(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
+            job = self._job
+            if job is not None and self._is_overdue():
+                log.error("job %s did not end at its timeout: ending with it", job.id)
+                os.kill(os.getpid(), signal.SIGKILL)
             try:
-                Worker.heartbeat(self)
-                self._extend()
-                job = self._job
-                if job is not None and self._is_overdue():
-                    log.error("job %s did not end at its timeout: ending with it", job.id)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if job is not None and self._is_pointless(job):
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            except RedisError as exc:
-                log.warning("control server: %s", exc)
+                with hurried():
+                    Worker.heartbeat(self)
+                    self._extend()
+                    if job is not None and self._is_pointless(job):
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            # Without this thread the worker would be taken for dead.
+            except Exception as exc:  # noqa: BLE001
+                complaint.say(exc)
 
 
 _may_give_up = False
@@ -386,6 +424,18 @@ def giving_up() -> Iterator[None]:
 def _give_up(signum: int, frame: FrameType | None) -> None:
     if _may_give_up:
         raise GivenUp("the round has ended")
+
+
+@contextmanager
+def _if_redis_can() -> Iterator[None]:
+    """For what a worker that stops says of itself: it does not wait for a server that cannot be used."""
+    try:
+        with hurried():
+            yield
+    except REDIS_ERRORS as exc:
+        if classify(exc) is None:
+            raise
+        complaint.say(exc)
 
 
 def _role(queue: str) -> str:
@@ -416,15 +466,17 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     try:
         url, _ = site.urls()
         connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())
-        worker = kind([queue], connection=connection)
+        worker = outlast(lambda: _made(kind, queue, connection))
         # What is here now stays: a collection in a work-horse would copy every page it looks at.
         gc.freeze()
         worker.work(logging_level="WARNING")
-    except (RedisConnectionError, RedisTimeoutError) as exc:
-        log.error("Redis is not reachable: %s", exc)
-        return 5
     except FLQueueError as exc:
         log.error("%s", exc)
         return exc.exit_code
     # RQ returns normally from trouble it has logged; the supervisor starts us again.
-    return 0 if worker.shutdown_requested_date else 70
+    return 0 if worker._shutdown_requested_date else 70
+
+
+def _made(kind: type[FLWorker], queue: str, connection: Redis) -> FLWorker:
+    with hurried():  # RQ asks the server who we are, and can do without the answer.
+        return kind([queue], connection=connection)

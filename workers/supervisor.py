@@ -17,15 +17,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from fl_queue import liveness, names
-from fl_queue.errors import FLQueueError, StoreUnavailable
+from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
-from fl_queue.store import PEOPLE
+from fl_queue.store import PEOPLE, complaint
 from workers.process import EXIT_REFUSED, log_to_console
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Supervisor:
                         "%s worker ended with status %s: starting it again", self.role, status
                     )
                     self._forget_worker(place)
-        self.chores.end()
+        self._try(lambda: self.chores.end())
         return EXIT_REFUSED if refused else 0
 
     @property
@@ -151,8 +152,17 @@ class Supervisor:
         pause_s = min([TICK_S, *(max(0.0, at - time.monotonic()) for at in due)])
         ended = poll.poll(pause_s * 1000)
         if not ended:
-            self.chores.tick()
+            self._try(lambda: self.chores.tick())
         return [by_descriptor[descriptor] for descriptor, _ in ended]
+
+    def _try(self, chore: Callable[[], None]) -> None:
+        """Do a chore, whatever comes of it: what ends a supervisor takes its worker's training along."""
+        try:
+            chore()
+        except Exception as exc:  # noqa: BLE001
+            complaint.say(exc)
+        else:
+            complaint.over()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stopping += 1
@@ -166,11 +176,12 @@ class Supervisor:
 
     def _forget_worker(self, place: _Place) -> None:
         """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
-        try:
+
+        def release() -> None:
             with self.site.store() as store:
                 store.control.release(names.worker(place.site.worker), self.site.token)
-        except StoreUnavailable as exc:
-            log.warning("%s", exc)
+
+        self._try(release)
 
 
 def main() -> int:

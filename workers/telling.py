@@ -12,11 +12,11 @@ from rq.timeouts import JobTimeoutException
 
 from fl_queue import facts, simulation
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError, DataError, StoreUnavailable
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import dumps
 from fl_queue.runs import current_config
 from fl_queue.site import Site
-from fl_queue.store import RunState
+from fl_queue.store import REDIS_ERRORS, RunState
 from fl_queue.tasks import ClientContext, training_data
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
@@ -37,7 +37,7 @@ def tell(run: str, segment: int) -> str:
         What happened, for the log.
 
     Raises:
-        StoreUnavailable: The control server is gone; the question comes again.
+        StoreUnavailable: The control server cannot be used; the job is begun again when it can.
     """
     site = Site.from_environ()
     store = site.connect()
@@ -71,7 +71,7 @@ def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
         data = training_data(task, context)
         cannot = {}  # What is left to do is for the comparison only.
         return facts_of(task, data)
-    except (JobTimeoutException, StoreUnavailable):
+    except (JobTimeoutException, *REDIS_ERRORS):
         raise
     # The task is its owner's code and may raise anything; that is what this site has to tell.
     except Exception as exc:

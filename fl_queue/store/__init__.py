@@ -21,8 +21,10 @@ from fl_queue.store.connect import (
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.facts import ServerFacts, probe, server_facts
+from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
 from fl_queue.store.patience import PEOPLE, UPLOADS, WORKERS, Patience
+from fl_queue.store.patient import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
 from fl_queue.store.states import RoundState, RunState, parse_run_state
@@ -34,6 +36,7 @@ __all__ = [
     "MEMORY_SHARE",
     "PAUSED",
     "PEOPLE",
+    "REDIS_ERRORS",
     "UNNAMED",
     "UPLOADS",
     "WORKERS",
@@ -50,14 +53,21 @@ __all__ = [
     "as_text",
     "ask_many",
     "batches",
+    "classify",
+    "complaint",
+    "hurried",
+    "in_words",
     "keys_like",
+    "outlast",
     "parse_run_state",
     "plain_client",
     "probe",
     "resolve_urls",
     "server_facts",
     "size_of",
+    "stop_waiting",
     "unlink_all",
+    "waits_for",
 ]
 
 

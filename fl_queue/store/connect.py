@@ -33,8 +33,9 @@ from fl_queue.store.cluster import (
     mark_keys,
     pool_of_key,
 )
-from fl_queue.store.failing import in_words, raise_trouble, translated
+from fl_queue.store.failing import classify, in_words, raise_trouble, translated
 from fl_queue.store.patience import WORKERS, Patience
+from fl_queue.store.patient import PatientClient
 from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
 from fl_queue.store.tls import connection_options
@@ -194,11 +195,11 @@ def _unfit(url: str, reason: str) -> StoreUnavailable:
 
 
 def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY) -> redis.Redis:
-    """A client that raises redis-py's own errors, for RQ, which expects them. Args: as of ``connect``."""
+    """A client for RQ: waits for its server, raises redis-py's own errors. Args: as of ``connect``."""
 
-    def made(url: str) -> SplitClient:
+    def made(url: str) -> PatientClient:
         return _made(
-            SplitClient,
+            PatientClient,
             url,
             socket_timeout=socket_timeout_s,
             socket_connect_timeout=5,
@@ -254,7 +255,7 @@ class _Pipeline(Pipeline):
         stack = list(self.command_stack)
         # As redis-py decides it. A transaction has been applied, but for what failed.
         is_transaction = cast(bool, self.transaction) or self.explicit_transaction
-        with translated(self.masked_url):
+        with translated(self.masked_url, self.connection_pool):
             results = super().execute(raise_on_error=False)
             raise_trouble(results)
             if not raise_on_error:
@@ -277,10 +278,12 @@ class _Pipeline(Pipeline):
         return bool(wrong) and self.owner.remove_wrong(words)
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        with translated(self.masked_url):
+        with translated(self.masked_url, self.connection_pool):
             try:
                 return super().immediate_execute_command(*args, **options)
             except redis.ResponseError as exc:
+                if classify(exc) is not None and self.connection is not None:
+                    self.connection.disconnect()  # It is not idle, so ``translated`` leaves it.
                 if is_wrong_type(exc) and self.owner.remove_wrong(args):
                     raise redis.WatchError(str(exc)) from exc
                 raise
@@ -293,7 +296,7 @@ class _Client(SplitClient):
     report: Report | None = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with translated(self.masked_url):
+        with translated(self.masked_url, self.connection_pool):
             try:
                 return super().execute_command(*args, **options)
             except redis.ResponseError as exc:

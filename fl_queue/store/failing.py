@@ -1,5 +1,5 @@
 """
-What becomes of redis-py's errors. No connections here.
+What becomes of redis-py's errors. Nothing connects here.
 
 ``classify`` decides for the whole program what an error says of a server: ``translated`` uses it for
 our own clients, and workers use it for RQ's connection, which raises redis-py's errors as they are.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import redis
 from redis import exceptions
+from redis.connection import ConnectionPool
 from redis.sentinel import MasterNotFoundError
 
 from fl_queue.errors import StoreUnavailable, Trouble
@@ -111,6 +112,8 @@ _CODE_OF_CLASS: dict[type[Exception], str] = {
     exceptions.AuthorizationError: "WRONGPASS",
     exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
 }
+#: Whatever a server's state can become in a program: no answer of a task, and no mistake of it.
+REDIS_ERRORS = (StoreUnavailable, redis.RedisError, exceptions.RedisClusterException)
 #: redis-py writes the failed command before the reply; it may have any text.
 _IN_PIPELINE = "of pipeline caused error: "
 _FIRST_WORD = re.compile(r"-?([A-Z][A-Z0-9_]*)(?: |$)")
@@ -118,8 +121,10 @@ _FIRST_WORD = re.compile(r"-?([A-Z][A-Z0-9_]*)(?: |$)")
 _CAUSE = re.compile(
     r"^(?:Error running script.*?: -|Transaction discarded because of: -?)([A-Z][A-Z0-9_]*) "
 )
-#: Redis 6.2 names no word there.
-_FORBIDDEN_TO_SCRIPT = "The user executing the script can't"
+#: Of a script that may not: Redis 6.2, and Valkey, name no word there.
+_FORBIDDEN_TO_SCRIPT = ("The user executing the script can't", "ACL failure in script")
+#: What a server says that was a primary a moment ago.
+_DEMOTED = {"READONLY", "UNBLOCKED", "MASTERDOWN"}
 _MAX_CLIENTS = "max number of clients"
 
 
@@ -163,7 +168,7 @@ def code_of(error: BaseException) -> str:
         first = _FIRST_WORD.match(text)
         code = first[1] if first else ""
     if code in ("", "ERR", "EXECABORT"):
-        if _FORBIDDEN_TO_SCRIPT in text:
+        if any(words in text for words in _FORBIDDEN_TO_SCRIPT):
             return "NOPERM"
         cause = _CAUSE.match(text.removeprefix("ERR ").removeprefix("EXECABORT "))
         return cause[1] if cause else code
@@ -176,18 +181,39 @@ def is_full(error: StoreUnavailable) -> bool:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def drop_demoted(pool: ConnectionPool | None) -> Iterator[None]:
+    """
+    Forget the connections to a server that turns out to be no primary, or no longer one.
+
+    Its name may lead to the new one by now, which nobody would notice: a planned failover of a managed
+    service leaves the old primary alive as a replica, with all its connections.
+
+    Args:
+        pool: The connections; those in use at the moment find out by themselves. None: nothing is done.
+    """
+    try:
+        yield
+    except redis.RedisError as exc:
+        if pool is not None and code_of(exc) in _DEMOTED:
+            pool.disconnect(inuse_connections=False)
+        raise
+
+
+@contextmanager
+def translated(url: str, pool: ConnectionPool | None = None) -> Iterator[None]:
     """
     Turn errors of redis-py that say that a server cannot be used now into ours.
 
     Args:
         url: The server, masked.
+        pool: The connections to it, for ``drop_demoted``.
 
     Raises:
         StoreUnavailable: ``classify`` knows what is the matter.
     """
     try:
-        yield
+        with drop_demoted(pool):
+            yield
     except exceptions.NoScriptError:
         raise  # ``Script`` loads it and tries again.
     except (redis.RedisError, exceptions.RedisClusterException) as exc:

@@ -79,6 +79,7 @@ NOT_ALLOWED = {
     "NOPERM No permissions to access a channel",
     f"{_62[:-1]}The user executing the script can't run this command or subcommand",
     f"{_62[:-1]}The user executing the script can't access at least one of the keys mentioned in the command arguments",
+    f"ERR ACL failure in script: User default has no permissions to run the 'set' command{_7}",
     f"NOPERM ACL failure in script: No permissions to access a key{_7}",
     "EXECABORT Transaction discarded because of: NOPERM this user has no permissions to run the 'get' command",
     "NOAUTH Authentication required.",
