@@ -103,7 +103,7 @@ def purpose_of(command: str, key: str = "") -> Purpose:
     """Which of a client's users sends a command, where there are several. Args: ``key``: its first argument."""
     if command == "PUBLISH" or (command == "RPUSH" and key.startswith("flq:{")):
         return "push"
-    is_read = key.startswith(("flq:{", "flq:chunk:")) and command.lower() in _READ
+    is_read = key.startswith(("flq:{", "flq:chunk:", names.DELETED)) and command.lower() in _READ
     return "read" if is_read else "own"
 
 
@@ -151,6 +151,8 @@ def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
         keys += [names.run("*"), names.config("*"), names.manifest("*"), names.round_jobs("*", "*")]
         # Which of its updates was accepted last, for a client that keeps something.
         keys.append(names.accepted("*"))
+        # Whether a run that is not there was deleted: else what a site has of it stays.
+        keys.append(names.DELETED)
         # Not ``*``: receipts lie below a round's key.
         keys += [names.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
     if server != "control":

@@ -23,7 +23,7 @@ from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round, top_up
 from fl_queue.records import Purpose, Receipt, RoundRecord
 from fl_queue.runs import current_config, set_state
-from fl_queue.store import Control, RoundState, RunState, Store
+from fl_queue.store import Control, Glance, RoundState, RunState, Store
 
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
@@ -219,20 +219,31 @@ def has_ended(control: Control, run: str, number: int, who: str) -> bool:
     Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
     newest round has not taken the job over.
     """
-    state = control.run(run)
-    return state is None or is_past(control, state, control.round(run, number), number, who)
+    return ended(control, run, number, who) is not False
+
+
+def ended(control: Control, run: str, number: int, who: str) -> bool | None:
+    """The same; None: the server knows no such run. Every worker at work asks this each other second."""
+    seen = control.glance(run, number)
+    return None if seen is None else _is_past(control, run, seen, number, who)
 
 
 def is_past(
     control: Control, state: RunState, current: RoundState | None, number: int, who: str
 ) -> bool:
     """The same of what has been read already. Args: ``current``: None when its keys are not there."""
-    if not state.active:
+    is_async, is_open = (current.is_async, current.open) if current else (False, True)
+    seen = Glance(state.active, state.round, is_async, is_open)
+    return _is_past(control, state.run_id, seen, number, who)
+
+
+def _is_past(control: Control, run: str, seen: Glance, number: int, who: str) -> bool:
+    if not seen.is_training:
         return True
-    if current is not None and current.is_async:
+    if seen.is_async:
         # Whether it goes on is decided when the next round is opened, with its tickets.
-        return control.job(state.run_id, state.round, who).get("number") != number
-    return state.round > number or (current is not None and not current.open)
+        return control.job(run, seen.newest, who).get("number") != number
+    return seen.newest > number or not seen.is_open
 
 
 def is_over(control: Control, run: str) -> bool:
@@ -343,9 +354,11 @@ def clean_up(store: Store, run: str, number: int) -> None:
 def _forget_jobs(
     store: Store, run: str, number: int, in_use: Collection[str], but: str = ""
 ) -> None:
-    for who, ticket in dispatch.tickets(store, run, number).items():
-        if who != but and ticket.job not in in_use:
-            dispatch.forget(store, ticket)
+    tickets = dispatch.tickets(store, run, number)
+    dispatch.forget_all(
+        store,
+        [ticket for who, ticket in tickets.items() if who != but and ticket.job not in in_use],
+    )
 
 
 # Evaluations

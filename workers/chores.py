@@ -5,9 +5,8 @@ What a supervisor does beside its worker, once a second: the healer, or the outb
 from __future__ import annotations
 
 import time
-from functools import cache, partial
 
-from fl_queue import names, outbox, rounds
+from fl_queue import names, outbox, unknown
 from fl_queue.heal import Healer
 from fl_queue.site import Site
 
@@ -60,7 +59,8 @@ class Sweeping(Chores):
         with self.site.store() as store:
             # A pool's is everybody's.
             whose = self.site.client or f"{names.VIRTUAL}*"
-            outbox.sweep(self.site.outbox, whose, cache(partial(rounds.has_ended, store.control)))
+            may_go = unknown.may_go(store.control, self.site.state_dir)
+            outbox.sweep(self.site.outbox, whose, may_go)
 
 
 def chores_of(role: str, site: Site) -> Chores:

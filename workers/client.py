@@ -37,6 +37,7 @@ from fl_queue import (
     rounds,
     simulation,
     training,
+    unknown,
     update,
 )
 from fl_queue.clientstate import Accepted, Kept
@@ -142,7 +143,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         return "waits for somebody at its site"
     pushed = push(job, *allowed)
     faults.reach("update.pushed")
-    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
+    outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
@@ -192,7 +193,7 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
 def tidy(store: Store, site: Site, who: str) -> None:
     """Remove from this host what no round or run needs any more."""
     outbox.remove_unfinished(site.outbox, who)
-    outbox.sweep(site.outbox, who, partial(rounds.has_ended, store.control))
+    outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
     cache.sweep(site.cache, partial(rounds.is_over, store.control))
     clientstate.sweep(site.client_states, store.control.is_needed)
 

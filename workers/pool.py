@@ -18,7 +18,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fl_queue import cache, clientstate, faults, names, outbox, reproducible, rounds, simulation
+from fl_queue import (
+    cache,
+    clientstate,
+    faults,
+    names,
+    outbox,
+    reproducible,
+    rounds,
+    simulation,
+    unknown,
+)
 from fl_queue.config import RunConfig
 from fl_queue.errors import ModelMismatch
 from fl_queue.group import GroupSum
@@ -207,8 +217,7 @@ def _tidy(run: str, number: int) -> None:
     """Once a round: remove from this host what no round or run needs any more."""
     site, control = _site(), _store().control
     outbox.remove_unfinished(site.outbox, _EVERYBODY, UNFINISHED_S)
-    has_ended = functools.cache(functools.partial(rounds.has_ended, control))
-    outbox.sweep(site.outbox, _EVERYBODY, has_ended)
+    outbox.sweep(site.outbox, _EVERYBODY, unknown.may_go(control, site.state_dir))
     cache.sweep(site.cache, functools.partial(rounds.is_over, control))
     clientstate.sweep(site.client_states, control.is_needed)
 

@@ -27,7 +27,7 @@ from fl_queue.store.patience import PEOPLE, UPLOADS, WORKERS, Patience
 from fl_queue.store.patient import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
-from fl_queue.store.states import RoundState, RunState, parse_run_state
+from fl_queue.store.states import Glance, RoundState, RunState, parse_run_state
 
 __all__ = [
     "ADMITTED_S",
@@ -43,6 +43,7 @@ __all__ = [
     "Control",
     "Data",
     "Doorbell",
+    "Glance",
     "OtherUsers",
     "Patience",
     "Replacement",

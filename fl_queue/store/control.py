@@ -8,35 +8,31 @@ so callers may race and repeat. What RQ stores is ``dispatch.py``'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import redis
 from redis.client import Pipeline
 
 from fl_queue import names
-from fl_queue.entries import event_of
 from fl_queue.records import Manifest, Outcome, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
-from fl_queue.store.many import batches
+from fl_queue.store.events import Events, event_command
 from fl_queue.store.presence import as_text
-from fl_queue.store.queues import Queues
 from fl_queue.store.rejections import EVENTS_KEPT
-from fl_queue.store.states import RoundState, RunState, parse_round_state, parse_run_state
+from fl_queue.store.states import Glance, RoundState, RunState, parse_round_state, parse_run_state
 
-CLIENT_EVENTS_KEPT = 1_000
 LONGEST_TICK_S = 2.0
 #: A round whose data server lost its content gets this much more time: outboxes have the updates.
 PUSH_AGAIN_S = 30.0
 
 
-class Control(Queues):
+class Control(Events):
     """Every read and write of run and round state. Args: ``client``: a retrying client."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
         self._tick = script(client, "tick")
-        self._guarded = script(client, "guarded")
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")
         self._end_round = script(client, "end_round")
@@ -56,6 +52,26 @@ class Control(Queues):
         """State of a run by run id; None when there is no such run."""
         raw = as_text(self._hash(names.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
+
+    def glance(self, run: str, number: int) -> Glance | None:
+        """
+        What decides whether a job of a round is wanted still; None when there is no such run.
+
+        The hashes hold every client of the run: each worker asks this every two seconds.
+        """
+        state, newest = cast(
+            list["bytes | None"], self.redis.hmget(names.run(run), "state", "round")
+        )
+        if state is None or newest is None:
+            return None
+        found, mode = cast(
+            list["bytes | None"], self.redis.hmget(names.round_(run, number), "state", "mode")
+        )
+        return Glance(state == b"training", int(newest), mode == b"async", found in (None, b"open"))
+
+    def is_deleted(self, run: str) -> bool:
+        """Whether a run was deleted within the last day."""
+        return self.redis.zscore(names.DELETED, run) is not None
 
     def is_needed(self, run: str) -> bool:
         """Whether there is such a run, or one that was restored from it: what clients keep is its, too."""
@@ -269,7 +285,7 @@ class Control(Queues):
         self._write_if(
             names.run(run),
             ["HINCRBY", names.late(run), str(number), "1"],
-            _event_command(run, event),
+            event_command(run, event),
         )
 
     def end_round(
@@ -379,67 +395,8 @@ class Control(Queues):
         self._write_if(
             names.run(run),
             ["HSET", names.evaluations(run), str(version), dumps(value)],
-            _event_command(run, event),
+            event_command(run, event),
         )
-
-    # Events
-
-    def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
-        """Append to the run's event stream (capped)."""
-        if pipe is None:
-            self._write_if(names.run(run), _event_command(run, event))
-        else:
-            pipe.execute_command(*_event_command(run, event))
-
-    def add_events(self, run: str, events: Iterable[Mapping[str, Any]]) -> None:
-        """Append several, at once."""
-        for some in batches(events):
-            self._write_if(names.run(run), *(_event_command(run, event) for event in some))
-
-    def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
-        """Append to a client's own event stream (capped)."""
-        self.redis.xadd(
-            names.client_events(client),
-            {"event": dumps(event)},
-            maxlen=CLIENT_EVENTS_KEPT,
-            approximate=True,
-        )
-
-    def read_events(
-        self, streams: Mapping[str, str], block_ms: int | None
-    ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """
-        New entries of event streams: (stream key, entry id, event).
-
-        Args:
-            streams: Key -> id after which to read (``0-0`` from the start).
-            block_ms: Wait this long for the first; None: do not wait.
-        """
-        for key, entries in cast(
-            list[Any], self.redis.xread(cast(Any, dict(streams)), block=block_ms) or []
-        ):
-            for entry_id, fields in entries:
-                yield key.decode(), entry_id.decode(), event_of(fields)
-
-    def newest_events(self, stream: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        """The newest ``count`` entries of a stream, oldest first: (entry id, event)."""
-        entries = cast(list[Any], self.redis.xrevrange(stream, count=count))
-        return [(key.decode(), event_of(fields)) for key, fields in reversed(entries)]
-
-    def last_event_id(self, stream: str) -> str:
-        """Id of the newest entry of a stream; ``0-0`` when there is none."""
-        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
-        return entries[0][0].decode() if entries else "0-0"
-
-    def last_event(self, stream: str) -> dict[str, Any] | None:
-        """The newest event of a stream."""
-        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
-        return event_of(entries[0][1]) if entries else None
-
-    def _write_if(self, guard: str, *commands: list[str]) -> bool:
-        """Write commands ``[name, key, ...]``, all or none, if the key ``guard`` exists."""
-        keys = [guard, *(command[1] for command in commands)]
-        return bool(self._guarded(keys=keys, args=[dumps(commands)]))
 
     def _hash(self, key: str) -> dict[bytes, bytes]:
         return cast(dict[bytes, bytes], self.redis.hgetall(key))
@@ -458,11 +415,6 @@ def _event_of(number: int, client: str, receipt: Receipt) -> dict[str, Any]:
         "status": receipt.status,
         "reason": receipt.reason,
     }
-
-
-def _event_command(run: str, event: Mapping[str, Any]) -> list[str]:
-    capped = ["MAXLEN", "~", str(EVENTS_KEPT)]
-    return ["XADD", names.events(run), *capped, "*", "event", dumps(event)]
 
 
 def _number(value: Any) -> float | None:

@@ -120,6 +120,23 @@ class RoundState:
         return self.download or self.base_digest
 
 
+@dataclass(frozen=True)
+class Glance:
+    """
+    What decides whether a job is wanted still, of a run and one of its rounds.
+
+    Args:
+        is_training: Whether the run is.
+        newest: Its newest round.
+        is_async, is_open: Of the round; one whose keys are gone is taken for an open synchronous one.
+    """
+
+    is_training: bool
+    newest: int
+    is_async: bool
+    is_open: bool
+
+
 def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
     return None if text in (None, "") else kind(cast(str, text))
 
