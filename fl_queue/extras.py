@@ -28,7 +28,7 @@ def _source() -> str:
     try:
         noted = importlib.metadata.distribution("fl-queue").read_text("direct_url.json")
         url = urlsplit(json.loads(noted)["url"]) if noted else None
-    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         return ""
     if url is None or url.scheme != "file" or not Path(unquote(url.path)).exists():
         return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.extras import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -29,7 +30,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # an extra, and slow to import
     except ModuleNotFoundError as exc:
-        reason = 'needs matplotlib; install it with `pip install "fl-queue[plot]"`'
+        reason = f"needs matplotlib; {how_to_install('plot')}"
         raise ConfigError("plot", reason) from exc
     # A Figure of its own draws with Agg; pyplot would look for a display and keep global state.
     return Figure(figsize=(width, height), layout="constrained")

@@ -20,6 +20,7 @@ from fl_queue.blob import Bytes
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.extras import how_to_install
 from fl_queue.records import Manifest
 from fl_queue.store import RunState, Store
 from fl_queue.tasks import ClientContext, Task
@@ -163,7 +164,7 @@ def _check_packages() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as exc:
-        reason = f'onnx needs {exc.name}; install it with `pip install "fl-queue[onnx]"`'
+        reason = f"onnx needs {exc.name}; {how_to_install('onnx')}"
         raise ConfigError("--format", reason) from exc
 
 

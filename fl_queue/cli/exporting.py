@@ -15,6 +15,7 @@ from fl_queue.cli.common import Where, check_imports, connection_options, data_f
 from fl_queue.cli.completing import run_argument
 from fl_queue.cli.running import interrupt_on_sigterm
 from fl_queue.errors import ConfigError
+from fl_queue.extras import how_to_install
 
 
 @click.command()
@@ -136,7 +137,7 @@ def prometheus(where: Where, port: int, host: str) -> None:
     try:
         from fl_queue.exporters import prometheus as exporter
     except ModuleNotFoundError as exc:
-        reason = 'needs prometheus-client; install it with `pip install "fl-queue[prometheus]"`'
+        reason = f"needs prometheus-client; {how_to_install('prometheus')}"
         raise ConfigError("prometheus", reason) from exc
     interrupt_on_sigterm()
     try:

@@ -12,6 +12,7 @@ import click
 
 from fl_queue.cli.common import Where, connection_options
 from fl_queue.errors import ConfigError
+from fl_queue.extras import how_to_install
 
 
 @click.command("web")
@@ -60,7 +61,7 @@ def web(
         from fl_queue.web.launch import Configs
         from fl_queue.web.serve import serve
     except ModuleNotFoundError as exc:
-        reason = f'needs {exc.name}; install it with `pip install "fl-queue[web]"`'
+        reason = f"needs {exc.name}; {how_to_install('web')}"
         raise ConfigError("web", reason) from exc
 
     def say(line: str) -> None:

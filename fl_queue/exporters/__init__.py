@@ -18,6 +18,7 @@ from typing import Protocol
 from fl_queue import curves, names, report, scores
 from fl_queue.curves import Point
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
+from fl_queue.extras import how_to_install
 from fl_queue.outages import Outages
 from fl_queue.report import RoundRow
 from fl_queue.store import RunState, Store
@@ -89,7 +90,7 @@ def open_sink(kind: str, folder: Path, run: str) -> Sink:
 
             return FileStore(folder)
     except ModuleNotFoundError as exc:
-        reason = f'{kind} needs a package; install it with `pip install "fl-queue[{kind}]"`'
+        reason = f"{kind} needs a package; {how_to_install(kind)}"
         raise ConfigError("--to", reason) from exc
     from fl_queue.exporters.files import CsvFiles, JsonFiles
 

@@ -8,6 +8,7 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from redis._parsers import Encoder
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.commands.core import Script
-from redis.connection import ConnectionPool, PythonRespSerializer
+from redis.connection import AbstractConnection, ConnectionPool, PythonRespSerializer
 from redis.retry import Retry
 
 from fl_queue import embedded, names
@@ -44,6 +45,13 @@ from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"
+#: Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job, are not wanted;
+#: redis-py before 7.2 calls the name otherwise.
+_UNNAMED: dict[str, Any] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection).parameters
+    else {"lib_name": None, "lib_version": None}
+)
 
 
 #: Purpose -> (url, blob_url) with the login of the user for it.
@@ -204,7 +212,7 @@ def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY)
             socket_timeout=socket_timeout_s,
             socket_connect_timeout=5,
             retry=_retry(3),
-            driver_info=None,
+            **_UNNAMED,
         )
 
     client = made(url)
@@ -384,8 +392,7 @@ def _options(patience: Patience) -> dict[str, Any]:
         "socket_timeout": patience.answer_s,
         "socket_connect_timeout": patience.connect_s,
         "protocol": 2,
-        # Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job.
-        "driver_info": None,
+        **_UNNAMED,
     }
 
 

@@ -16,6 +16,7 @@ from fl_queue.catalog import FLOWER_MODEL, TASKS, flower_client, own_code
 from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
+from fl_queue.extras import how_to_install
 from fl_queue.fields import nearest
 from fl_queue.loader import seed_everything
 from fl_queue.ownmodules import import_own
@@ -87,7 +88,7 @@ def _flower(config: RunConfig, code: str, model: str = "") -> Task:
         from fl_queue.tasks.flower_app import FlowerApp
     except ModuleNotFoundError as exc:
         raise ConfigError(
-            "run.task", f"{code} needs Flower ({exc}); pip install 'fl-queue[flower]'"
+            "run.task", f"{code} needs Flower ({exc}); {how_to_install('flower')}"
         ) from exc
     # Flower clients often make their model when they are imported.
     seed_everything(seed_for(config.run["seed"], "import"))

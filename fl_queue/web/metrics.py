@@ -11,13 +11,14 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from fl_queue.errors import StoreUnavailable
+from fl_queue.extras import how_to_install
 from fl_queue.store import Store
 from fl_queue.web.connection import Connection
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-_MISSING = 'needs prometheus-client; install it with `pip install "fl-queue[prometheus]"`\n'
+_MISSING = f"needs prometheus-client; {how_to_install('prometheus')}\n"
 _DOWN = b"# TYPE flq_up gauge\nflq_up 0.0\n"
 
 

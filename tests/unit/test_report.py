@@ -290,7 +290,7 @@ def test_plot_without_matplotlib_names_the_extra(
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
 
-    with pytest.raises(ConfigError, match=r'pip install "fl-queue\[plot\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "\S+\[plot\]"'):
         report.plot(tmp_path / "curve.png", [record(1, 0)], {})
 
 
