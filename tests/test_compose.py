@@ -62,6 +62,8 @@ def parse(group: click.Group, arguments: list[str]) -> click.Context:
 def test_control_fsyncs_every_write_and_data_writes_nothing() -> None:
     assert option("redis-control", "appendonly") == "yes"
     assert option("redis-control", "appendfsync") == "always"
+    # A snapshot that fails would stop all writes.
+    assert option("redis-control", "save") == ""
     assert mounts("redis-control") == {"/data": "redis-control"}
     assert option("redis-data", "appendonly") == "no"
     assert option("redis-data", "save") == ""
