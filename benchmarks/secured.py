@@ -239,7 +239,7 @@ def refusals_table(parameters: int, count: int) -> str:
             for _ in range(count):
                 hand.store.data.push(hand.run, element)
                 began = time.perf_counter()
-                [taken] = hand.store.data.take(hand.run, intake.fence)
+                [taken] = hand.store.data.take(hand.run, intake.fence, intake.token)
                 arrived = time.perf_counter()
                 before = time.thread_time()
                 intake.look_at(taken)

@@ -41,7 +41,7 @@ from fl_queue.errors import (
 )
 from fl_queue.intake import Intake
 from fl_queue.jobs import TimedOut
-from fl_queue.lease import Lease
+from fl_queue.lease import Lease, take_over
 from fl_queue.making import Made, Maker, why_not
 from fl_queue.records import Receipt, RoundRecord
 from fl_queue.rounds import Ending, closing_rule
@@ -103,11 +103,10 @@ class Collector:
             CheckpointError: The new version cannot be written; the round stays open.
             MergeFailed: Something else is wrong; the round stays open until its deadline.
         """
-        self.fence = self.store.control.claim(self.run, self.number, self.job)
+        self.fence = take_over(self.store, self.run, self.number, self.job, self.token)
         if not self.fence:
             rounds.advance(self.store, self.run)
             return "nothing to do"
-        faults.reach("aggregator.claimed")
         began = time.monotonic()
         with Lease(self.store, self.run, self.number, self.fence, self.token) as self.lease:
             try:
@@ -171,7 +170,7 @@ class Collector:
                     self.drain.stop()
                 # A buffer takes no more than it holds; what is left is for the next round.
                 most = 1 if self.round.is_async else TAKEN_AT_ONCE
-                if elements := self.store.data.take(self.run, self.fence, most):
+                if elements := self.store.data.take(self.run, self.fence, self.token, most):
                     self._look_at(elements)
                     if self._can_make_way() and self.turn.is_up():
                         return None
@@ -371,7 +370,15 @@ class Collector:
         if state is None:
             raise OwnershipLost(f"run {self.run} is gone")
         return rounds.end(
-            self.store, state, self.round, ending, record, receipts, self.config, self.fence
+            self.store,
+            state,
+            self.round,
+            ending,
+            record,
+            receipts,
+            self.config,
+            self.fence,
+            self.token,
         )
 
     def _tell_checkpoint(self, exc: CheckpointError) -> None:
@@ -426,6 +433,7 @@ class Collector:
             manifest=made.manifest if first else None,
             server_state=made.server_state,
             keeping=self._keeping(record),
+            incarnation=self.token,
         )
 
     def _make(self) -> Made:

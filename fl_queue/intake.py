@@ -359,8 +359,8 @@ class Intake:
 
     def resume(self) -> None:
         """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
-        saved = partial.find(self.store, self.run, self.number) if self.merge is not None else {}
-        if saved:
+        opening = self.round.opening
+        if self.merge and (saved := partial.find(self.store, self.run, self.number, opening)):
             self._resume_sum(saved)
         for client, receipt in self.store.control.receipts(self.run, self.number).items():
             if client in self.books.cohort and not receipt.is_in:
@@ -430,6 +430,7 @@ class Intake:
             self.merge.total,
             self.progress,
             self.config.redis["chunk_bytes"],
+            self.round.opening,
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
         self.taken.forget(self.number)

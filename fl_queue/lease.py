@@ -13,6 +13,7 @@ import signal
 import threading
 from types import TracebackType
 
+from fl_queue import faults
 from fl_queue.errors import OwnershipLost
 from fl_queue.pulse import Pulse
 from fl_queue.store import REDIS_ERRORS, Store
@@ -22,6 +23,31 @@ log = logging.getLogger(__name__)
 EXTEND_S = 1.5
 #: An incarnation that gets nowhere for this long hangs. A long merge gets somewhere all the time.
 STILL_S = 600.0
+
+
+def take_over(store: Store, run: str, number: int, job: str, token: str) -> int:
+    """
+    Own a round and its taken list, in place of every earlier incarnation.
+
+    Args:
+        job: Id of the RQ job that does it.
+        token: Of the new incarnation.
+
+    Returns:
+        Its fence; 0: nothing to do.
+    """
+    used = 0
+    while fence := store.control.claim(run, number, job, token, used):
+        faults.reach("aggregator.claimed")
+        used = store.data.own(run, fence, token)
+        if not used:
+            return fence
+        what = f"fence {fence} was given again, {used} was in use"
+        log.error("run=%s the control server has lost its last writes: %s", run, what)
+        store.control.add_event(
+            run, {"event": "control_writes_lost", "round": number, "what": what}
+        )
+    return 0
 
 
 class Lease:
@@ -41,7 +67,6 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name=f"lease-{run}-{fence}", daemon=True)
 
     def __enter__(self) -> Lease:
-        self._store.data.own(self._run, self._fence, self._token)
         self._thread.start()
         return self
 

@@ -63,6 +63,7 @@ def save(
     total: ExactSum,
     progress: Progress,
     chunk_bytes: int,
+    opening: str = "",
 ) -> bool:
     """
     Checkpoint a round's sum, and remove the elements on the taken list, all of them in it or rejected.
@@ -70,6 +71,7 @@ def save(
     Args:
         fence, token: Of the incarnation.
         looked_at: Elements on its taken list.
+        opening: The round's, see ``RoundState``.
 
     Returns:
         Whether it was done; False when the taken list is not ours any more.
@@ -83,6 +85,7 @@ def save(
     fields = {
         "nonce": secrets.token_hex(8),
         "round": number,
+        "opening": opening,
         "digest": digest,
         "nbytes": nbytes,
         "chunk_bytes": chunk_bytes,
@@ -106,10 +109,18 @@ def save(
     return True
 
 
-def find(store: Store, run: str, number: int | None = None) -> dict[str, str]:
-    """The record of a run's checkpointed sum, if it is of this round; empty when there is none."""
+def find(store: Store, run: str, number: int | None = None, opening: str = "") -> dict[str, str]:
+    """
+    The record of a run's checkpointed sum, if it is of this round; empty when there is none.
+
+    Args:
+        opening: The round's: of one that the control server has lost there may be a sum, too, made from
+            another version or in other scales.
+    """
     saved = store.data.partial(run)
-    return saved if saved and number in (None, int(saved["round"])) else {}
+    if not saved or number not in (None, int(saved["round"])):
+        return {}
+    return saved if not opening or saved.get("opening") in (opening, "", None) else {}
 
 
 def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> None:

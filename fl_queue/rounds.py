@@ -320,8 +320,9 @@ def end(
     receipts: Mapping[str, Receipt],
     config: RunConfig,
     fence: int,
+    incarnation: str = "",
 ) -> str:
-    """End a round without a new version; returns ``ok`` or why it was refused."""
+    """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``end_round``."""
     return store.control.end_round(
         state.run_id,
         current.number,
@@ -333,6 +334,7 @@ def end(
         receipts=receipts,
         # Everybody was asked for version 0: what it needs is a task that can be built.
         max_abandoned=1 if current.purpose == "initialise" else config.round["max_abandoned"],
+        incarnation=incarnation,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,8 +138,8 @@ class ByHand:
 
     def intake(self) -> Intake:
         """A new incarnation, which owns the round from now on."""
-        fence = self.store.control.claim(self.run, self.round.number, self.job())
-        token = f"incarnation-{fence}"
+        token = f"incarnation-{secrets.token_hex(4)}"
+        fence = self.store.control.claim(self.run, self.round.number, self.job(), token)
         self.store.data.own(self.run, fence, token)
         # However slow this machine is: nobody extends it here.
         self.store.data.redis.expire(names.owner(self.run, fence), 60)
@@ -149,7 +150,9 @@ class ByHand:
     def take(self, intake: Intake, count: int) -> None:
         """Take so many elements and look at them."""
         while count:
-            elements = self.store.data.take(self.run, intake.fence, min(count, TAKEN_AT_ONCE))
+            elements = self.store.data.take(
+                self.run, intake.fence, intake.token, min(count, TAKEN_AT_ONCE)
+            )
             assert elements
             for element in elements:
                 intake.look_at(element)

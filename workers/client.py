@@ -207,11 +207,30 @@ def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
     """
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     kept = outbox.read(path)
+    if kept is not None and not _is_of(job, kept[0]):
+        log.warning(
+            "run=%s client=%s update of another round %s: not used",
+            job.run,
+            job.who,
+            job.round.number,
+        )
+        kept = None
     if kept is None:
         _keep(job, make)
         kept = _reread(path)
         faults.reach("outbox.written")
     return kept
+
+
+def _is_of(job: Assignment, header: Header) -> bool:
+    """
+    Whether an answer starts from what the round starts from.
+
+    A control server that lost its last writes opens a round of the same number once more, perhaps from
+    another version.
+    """
+    wanted = (job.round.base_version, job.round.base_digest)
+    return (header.base_version, header.base_digest) == wanted
 
 
 def _reread(path: Path) -> tuple[Header, memoryview]:

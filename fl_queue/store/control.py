@@ -174,15 +174,23 @@ class Control(Events):
         """Count time a run waits for clients (``waited_s``); None when it is not training."""
         return _number(self._tick(keys=[names.run(run)], args=["waited_s", LONGEST_TICK_S]))
 
-    def claim(self, run: str, number: int, job_id: str) -> int:
-        """The next fence for the aggregator job that starts on a round; 0: nothing to do for it."""
+    def claim(
+        self, run: str, number: int, job_id: str, incarnation: str = "", above: int = 0
+    ) -> int:
+        """
+        The next fence for the aggregator job that starts on a round; 0: nothing to do for it.
+
+        Args:
+            incarnation: Its token; then it alone can end the round.
+            above: A fence that is known to have been in use, should this server have lost it.
+        """
         keys = [
             names.run(run),
             names.round_(run, number),
             names.round_updates(run, number),
             names.round_jobs(run, number),
         ]
-        return int(self._claim(keys=keys, args=[number, job_id]))
+        return int(self._claim(keys=keys, args=[number, job_id, incarnation, above]))
 
     def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
         """Note when the quorum was reached, the first time."""
@@ -306,6 +314,7 @@ class Control(Events):
         manifest: Manifest | None = None,
         server_state: Mapping[str, str] | None = None,
         keeping: Mapping[str, tuple[int, str]] | None = None,
+        incarnation: str = "",
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
@@ -314,6 +323,7 @@ class Control(Events):
             download: Digest of the new version's encoded body, if clients fetch that.
             server_state: Name -> digest of the strategy's state that belongs to the new version.
             keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
+            incarnation: Token that the round was claimed with; empty: of no aggregator.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -344,7 +354,7 @@ class Control(Events):
             client: dumps({"round": began, "digest": update})
             for client, (began, update) in (keeping or {}).items()
         }
-        args += [download, dumps(server_state or {}), dumps(kept)]
+        args += [download, dumps(server_state or {}), dumps(kept), incarnation]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 

@@ -28,6 +28,9 @@ OWNER_LIFETIME_S = 6.0
 #: of an older one can only be filled by a blocking move sent by a process that was asleep since.
 INCARNATIONS_LOOKED_AT = 64
 _DROPPED_AT_ONCE = 64
+#: Fences from its own on that a new incarnation looks at: a control server that lost its last writes counts
+#: to them once more. Each lost claim of an aggregator is one.
+_FENCES_LOST = 16
 #: Elements taken at one go, past so many bytes no further one is.
 TAKEN_BYTES = 256 * 1024
 
@@ -108,7 +111,7 @@ class Data(Admission):
                 pipe.llen(names.taken(run, earlier))
             return sum(cast(list[int], pipe.execute()))
 
-    def take(self, run: str, fence: int, most: int = 1) -> list[bytes]:
+    def take(self, run: str, fence: int, token: str, most: int = 1) -> list[bytes]:
         """
         Move the oldest elements of the results list to our taken list and return them.
 
@@ -120,10 +123,14 @@ class Data(Admission):
 
         Raises:
             StoreUnavailable: The connection broke.
+            OwnershipLost: The list is not ours (any more); nothing was moved.
         """
         # Not a blocking move: that waits for one run only, and others may need their aggregator.
-        keys = [names.results(run), names.taken(run, fence)]
-        return cast(list[bytes], self._take(keys=keys, args=[most, TAKEN_BYTES]))
+        keys = [names.results(run), names.taken(run, fence), names.owner(run, fence)]
+        found = self._take(keys=keys, args=[most, TAKEN_BYTES, token])
+        if found is None:
+            raise OwnershipLost(f"run {run}: incarnation {fence} has lost its taken list")
+        return cast(list[bytes], found)
 
     def refuse(self, run: str, fence: int, token: str, length: int, places: Sequence[int]) -> bool:
         """
@@ -143,10 +150,18 @@ class Data(Admission):
         """Listens, from now on, for elements that arrive."""
         return Doorbell(self._blocking)
 
-    def own(self, run: str, fence: int, token: str) -> None:
-        """Become the owner of ``taken:<fence>``; what earlier incarnations hold comes back first."""
-        keys = [names.results(run), names.owner(run, fence), *_pairs(run, fence)]
-        self._own(keys=keys, args=[token, int(OWNER_LIFETIME_S * 1000)])
+    def own(self, run: str, fence: int, token: str) -> int:
+        """
+        Become the owner of ``taken:<fence>``; what other incarnations hold comes back first.
+
+        Returns:
+            0; or the highest fence from this one on that somebody has used before: the control server,
+            which counts them, has lost its last writes. Then claim again, above that.
+        """
+        others = range(_incarnations(fence).start, fence + _FENCES_LOST)
+        keys = [names.results(run), names.owner(run, fence), *_keys_of(run, others)]
+        args: list[Any] = [token, int(OWNER_LIFETIME_S * 1000), fence, others.start]
+        return int(self._own(keys=keys, args=args))
 
     def extend(self, run: str, fence: int, token: str) -> None:
         """
@@ -412,8 +427,8 @@ def _incarnations(before: int) -> range:
 
 
 def _pairs(run: str, before: int) -> list[str]:
-    return [
-        key
-        for fence in _incarnations(before)
-        for key in (names.taken(run, fence), names.owner(run, fence))
-    ]
+    return _keys_of(run, _incarnations(before))
+
+
+def _keys_of(run: str, fences: range) -> list[str]:
+    return [key for fence in fences for key in (names.taken(run, fence), names.owner(run, fence))]

@@ -108,6 +108,11 @@ class RoundState:
     def open(self) -> bool:
         return self.state == "open"
 
+    @property
+    def opening(self) -> str:
+        """Tells it from another round of this number, which a control server may have lost."""
+        return f"{self.opened_at:.3f} {self.base_digest}"
+
     def progress(self, received: int) -> str:
         """How far it is, in words. Args: ``received``: updates that are in."""
         if self.is_async:

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -68,7 +69,8 @@ def usable_again(store: Store) -> None:
 
 def _works(store: Store) -> bool:
     try:
-        store.data.take(RUN, 1)
+        with suppress(OwnershipLost):
+            store.data.take(RUN, 1, "nobody")
         return bool(store.data.identity())
     except StoreUnavailable:
         return False
@@ -148,23 +150,24 @@ def test_elements_go_through_the_lists_of_a_run(store: Store) -> None:
     data.own(RUN, 1, "one")
 
     assert (data.waiting(RUN), data.peek(RUN)) == (3, b"1")
-    assert [data.take(RUN, 1), data.take(RUN, 1)] == [[b"1"], [b"2"]]
+    assert [data.take(RUN, 1, "one"), data.take(RUN, 1, "one")] == [[b"1"], [b"2"]]
     assert data.held(RUN, 1) == 2
     data.extend(RUN, 1, "one")
     data.discard(RUN, 1, "one", 2)
     assert (data.held(RUN, 1), data.owned(RUN, 1)) == (0, True)
 
-    assert data.take(RUN, 1) == [b"3"]
+    assert data.take(RUN, 1, "one") == [b"3"]
     data.own(RUN, 2, "two")
     assert (data.held(RUN, 2), data.waiting(RUN)) == (0, 1)
     with pytest.raises(OwnershipLost):
         data.extend(RUN, 1, "one")
 
-    assert data.take(RUN, 2) == [b"3"]
+    assert data.take(RUN, 2, "two") == [b"3"]
     data.disown(RUN, 2)
     assert (data.give_back(RUN, 2), data.waiting(RUN)) == (0, 1)
     data.remove(RUN, b"3")
-    assert data.take(RUN, 2) == []
+    assert data.own(RUN, 3, "three") == 0
+    assert data.take(RUN, 3, "three") == []
 
 
 def test_an_arrival_is_heard_whichever_node_has_the_run(store: Store) -> None:
@@ -215,7 +218,7 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
         lambda: data.missing_chunks(BLOB, COUNT),
         lambda: data.drop_chunks(BLOB, COUNT),
         lambda: data.push(RUN, b"element"),
-        lambda: data.take(RUN, 1),
+        lambda: data.take(RUN, 1, "one"),
         lambda: data.held(RUN, 5),
         lambda: data.own(RUN, 1, "one"),
         lambda: data.identity(),
@@ -230,8 +233,9 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
 
     data.put_chunks(BLOB, pieces(body), 600)
     data.push(RUN, b"element")
+    data.own(RUN, 1, "one")
 
-    assert (read(store, body), data.take(RUN, 1)) == (body, [b"element"])
+    assert (read(store, body), data.take(RUN, 1, "one")) == (body, [b"element"])
 
 
 def test_chunks_are_read_and_written_while_their_slot_moves(
@@ -290,7 +294,8 @@ def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
             assert store.data.identity() != before
             store.data.put_chunks(BLOB, pieces(body), 600)
             store.data.push(RUN, b"element")
-            assert (read(store, body), store.data.take(RUN, 1)) == (body, [b"element"])
+            store.data.own(RUN, 1, "one")
+            assert (read(store, body), store.data.take(RUN, 1, "one")) == (body, [b"element"])
 
 
 # URLs, and the doctor

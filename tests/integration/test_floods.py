@@ -159,7 +159,7 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ByHand) 
     push_many(hand, [b"one", stale(hand, "c"), b"two"])
     hand.update("b")
     push_many(hand, [b"three"])
-    elements = hand.store.data.take(hand.run, intake.fence, 10)
+    elements = hand.store.data.take(hand.run, intake.fence, intake.token, 10)
     for element in elements:
         intake.look_at(element)
     intake.taken.settle()
@@ -172,7 +172,7 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ByHand) 
 def test_elements_are_refused_once_and_by_the_owner_only(hand: ByHand) -> None:
     old = hand.intake()
     push_many(hand, [b"one", b"two", b"three"])
-    hand.store.data.take(hand.run, old.fence, 3)
+    hand.store.data.take(hand.run, old.fence, old.token, 3)
     run, data = hand.run, hand.store.data
     for _ in range(2):  # Sent again after a timeout.
         assert data.refuse(run, old.fence, old.token, 3, [0, 2])
@@ -180,7 +180,7 @@ def test_elements_are_refused_once_and_by_the_owner_only(hand: ByHand) -> None:
 
     new = hand.intake()
     assert data.waiting(run) == 1
-    data.take(run, new.fence)
+    data.take(run, new.fence, new.token)
     assert not data.refuse(run, new.fence, old.token, 1, [0])
     old.look_at(b"two")
     with pytest.raises(OwnershipLost):

@@ -142,7 +142,9 @@ def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
     store.data.push(
         run, blob.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
     )
-    store.data.take(run, fence)
+    store.data.own(run, fence, "t")
+    store.data.take(run, fence, "t")
+    store.data.redis.delete(names.owner(run, fence))  # Its aggregator has died.
     operate.cancel(store, "lawful")
     Healer(store, tmp_path).heal(run)
 

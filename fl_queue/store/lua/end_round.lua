@@ -7,6 +7,8 @@
 --      12 abandoned rounds in a row at which the run fails   13 manifest ('' for none)
 --      14 digest of the version's encoded body ('' for none)
 --      16 clients that keep something: JSON client -> JSON round and digest of its accepted update ('{}' for none)
+--      17 token of the incarnation ('' for none): a control server that has lost its last writes counts to the
+--      same fence again, and a sum that was made for another round of this number must not be committed
 --      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
@@ -14,6 +16,7 @@ if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is no
 if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 'the run is at another round' end
 if redis.call('HGET', KEYS[2], 'state') ~= 'open' then return 'the round has ended' end
 if (redis.call('HGET', KEYS[2], 'fence') or '0') ~= ARGV[2] then return 'another aggregator owns the round' end
+if ARGV[17] ~= '' and redis.call('HGET', KEYS[2], 'claimed_by') ~= ARGV[17] then return 'another aggregator owns the round' end
 local time = redis.call('TIME')
 local now = string.format('%.3f', tonumber(time[1]) + tonumber(time[2]) / 1000000)
 redis.call('HSET', KEYS[2], 'state', ARGV[4], 'reason', ARGV[5], 'end_token', ARGV[3], 'ended_at', now)

@@ -1,5 +1,6 @@
--- Move the oldest elements of a list to the end of another one, and return them.
--- KEYS 1 results   2 taken    ARGV 1 most elements   2 bytes from which on no further one is taken
+-- Move the oldest elements of a list to the end of the owner's, and return them; nothing for anybody else.
+-- KEYS 1 results   2 taken   3 owner    ARGV 1 most elements   2 bytes from which on no further one is taken   3 token
+if redis.call('GET', KEYS[3]) ~= ARGV[3] then return false end
 -- A full server refuses LMOVE, though it needs no memory and is what frees some. After a write that is
 -- never refused it lets a script go on.
 redis.call('PERSIST', KEYS[1])

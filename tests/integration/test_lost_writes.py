@@ -1,0 +1,209 @@
+"""A control server that comes back without its last writes, as after a failover: nothing wrong comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from fl_queue import names, outbox, partial, rounds
+from fl_queue.collect import Collector
+from fl_queue.errors import OwnershipLost
+from fl_queue.header import Header
+from fl_queue.rounds import Ending
+from fl_queue.runs import current_config
+from fl_queue.site import Site
+from fl_queue.store import Store
+from tests.byhand import ByHand
+from workers import client
+from workers.assignment import Assignment
+
+Kept = Mapping[bytes, tuple[bytes, int]]
+
+
+def remember(control: redis.Redis) -> Kept:
+    """All that a server holds now: what it is set back to."""
+    keys = control.keys()
+    return {key: (control.dump(key), max(0, control.pttl(key))) for key in keys}  # type: ignore[misc, union-attr]
+
+
+def set_back(control: redis.Redis, kept: Kept) -> None:
+    """Lose all that was written since."""
+    control.flushall()
+    for key, (value, left_ms) in kept.items():
+        control.restore(key, left_ms, value)
+
+
+@pytest.fixture
+def hand(store: Store, tmp_path: Path) -> ByHand:
+    return ByHand(store, tmp_path, "ab", 1000)
+
+
+@pytest.fixture
+def digest(store: Store, tmp_path: Path) -> str:
+    """Of version 1 of a run that nothing befalls."""
+    hand = ByHand(store, tmp_path / "calm", "ab", 1000)
+    for who in "ab":
+        hand.update(who)
+    hand.work()
+    found = hand.state.digest
+    for each in (store.control.redis, store.data.redis):
+        each.flushall()
+    return found
+
+
+def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
+    found = store.control.read_events({names.events(run): "0-0"}, None)
+    return [event for _, _, event in found if event["event"] == kind]
+
+
+def test_what_two_incarnations_of_one_fence_took_is_merged_once(
+    digest: str, hand: ByHand, store: Store
+) -> None:
+    data, run = store.data, hand.run
+    before = remember(store.control.redis)
+    old = hand.intake()
+    for who in "ab":
+        hand.update(who)
+    hand.take(old, 2)
+    set_back(store.control.redis, before)  # The claim is lost.
+    elements = data.redis.lrange(names.taken(run, old.fence), 0, -1)
+
+    new = hand.intake()
+
+    assert new.fence == old.fence
+    assert data.redis.lrange(names.results(run), 0, -1) == elements  # In one place, all of them.
+    assert data.held(run, new.fence + 20) == 0
+    with pytest.raises(OwnershipLost):
+        data.take(run, old.fence, old.token, 64)
+    with pytest.raises(OwnershipLost):
+        data.extend(run, old.fence, old.token)
+    with pytest.raises(OwnershipLost):
+        old.checkpoint()
+    assert data.waiting(run) == 2
+    assert hand.work() == "committed: 2 of 2 updates in"
+    assert store.control.version(run, 1)["digest"] == digest
+
+
+def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
+    digest: str, hand: ByHand, store: Store
+) -> None:
+    before = remember(store.control.redis)
+    for who in "ab":
+        hand.update(who)
+    for _ in range(3):
+        last = hand.intake()
+    hand.take(last, 1)
+    set_back(store.control.redis, before)
+
+    assert hand.work() == "committed: 2 of 2 updates in"
+
+    assert store.control.fence(hand.run) > last.fence
+    [event] = events(store, hand.run, "control_writes_lost")
+    assert f"{last.fence} was in use" in event["what"]
+    assert store.control.version(hand.run, 1)["digest"] == digest
+
+
+def test_a_calm_run_sees_no_lost_writes(hand: ByHand, store: Store) -> None:
+    for who in "ab":
+        hand.update(who)
+    hand.take(hand.intake(), 1)
+
+    hand.work()
+
+    assert events(store, hand.run, "control_writes_lost") == []
+
+
+def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
+    hand: ByHand, store: Store
+) -> None:
+    before = remember(store.control.redis)
+    old = hand.intake()
+    set_back(store.control.redis, before)
+    new = hand.intake()
+    current, state = hand.round, hand.state
+    config = current_config(store, hand.run)
+    ending = Ending("abandoned", "by a ghost")
+    record = rounds.base_record(current, ending, 0.0, config)
+
+    def end(token: str) -> str:
+        return rounds.end(store, state, current, ending, record, {}, config, new.fence, token)
+
+    assert new.fence == old.fence
+    assert end(old.token) == "another aggregator owns the round"
+    assert hand.round.open
+    assert end(new.token) == "ok"
+
+
+def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
+    hand: ByHand, store: Store
+) -> None:
+    intake = hand.intake()
+    hand.update("a")
+    hand.take(intake, 1)
+    intake.checkpoint()
+    assert partial.find(store, hand.run, 1, hand.round.opening)
+    # The same round, opened again at another time from another version.
+    store.control.redis.hset(names.round_(hand.run, 1), "opened_at", "1.0")
+
+    again = hand.intake()
+
+    assert again.received() == 0
+    assert again.merge is not None
+    assert again.merge.total.count == 0
+    for who in "ab":
+        hand.update(who)
+    assert hand.work() == "committed: 2 of 2 updates in"
+    assert not hand.store.data.partial(hand.run)
+
+
+def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
+    digest: str, hand: ByHand, store: Store
+) -> None:
+    for who in "ab":
+        hand.update(who)
+    job = hand.job()
+    before = remember(store.control.redis)
+    Collector(store, hand.run, 1, job, hand.folder).work()
+    assert hand.state.version == 1
+    set_back(store.control.redis, before)
+    assert hand.state.version == 0
+    assert store.data.waiting(hand.run) == 0  # They were removed: their round had ended.
+    for who in "ab":
+        hand.update(who)  # Asked again.
+
+    assert hand.work() == "committed: 2 of 2 updates in"
+
+    assert store.control.version(hand.run, 1)["digest"] == digest
+
+
+# A client's outbox
+
+
+def answer(job: Assignment) -> client.Answer:
+    made.append(job.round.base_digest)
+    return client.Answer(job.header("failure"))
+
+
+made: list[str] = []
+
+
+def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
+    hand: ByHand, store: Store, tmp_path: Path
+) -> None:
+    made.clear()
+    site = Site(state_dir=tmp_path / "site", client="a")
+    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    lost: Header = replace(job.header("failure"), base_digest="0" * 64)
+    outbox.write(site.outbox, lost)
+
+    header, _ = client.find_or_make(job, answer)
+    again, _ = client.find_or_make(job, answer)
+
+    assert header.base_digest == hand.round.base_digest
+    assert made == [hand.round.base_digest]  # Once.
+    assert again.token == header.token
