@@ -30,6 +30,7 @@ class TaskEntry:
         excerpt: Training images of it that are shipped; 0 for other data.
         skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
         decides: The option without which each site's data decide what the model is about.
+        parameters: Of its model; 0 when that depends on options or data.
     """
 
     target: str
@@ -39,6 +40,7 @@ class TaskEntry:
     excerpt: int = 0
     skews: bool = False
     decides: str = ""
+    parameters: int = 0
 
 
 _MODELS = (
@@ -58,6 +60,7 @@ TASKS: dict[str, TaskEntry] = {
         classes=2,
         excerpt=2000,
         skews=True,
+        parameters=785,
     ),
     "mnist-2nn": TaskEntry(
         "fl_queue.tasks.mnist:TwoLayerPerceptron",
@@ -66,6 +69,7 @@ TASKS: dict[str, TaskEntry] = {
         classes=10,
         excerpt=10000,
         skews=True,
+        parameters=199_210,
     ),
     "mnist-cnn": TaskEntry(
         "fl_queue.tasks.mnist:ConvNet",
@@ -74,6 +78,7 @@ TASKS: dict[str, TaskEntry] = {
         classes=10,
         excerpt=10000,
         skews=True,
+        parameters=1_663_370,
     ),
     "image-folder": TaskEntry(
         "fl_queue.tasks.image_folder:ImageFolderTask",

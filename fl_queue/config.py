@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue.catalog import task_options
+from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, as_plain, toml_value, unknown_key
+from fl_queue.names import is_name
 from fl_queue.sections import LOCAL, OF_MODE, SECTIONS, TABLES
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
 from fl_queue.strategies.base import Strategy
+from fl_queue.sumformat import sum_format
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,61 @@ class RunConfig:
             )
         if self.clients["kind"] == "simulation":
             self._check_simulation()
+            size = self._known_cohort()
+            if isinstance(quorum, int) and quorum > size:
+                raise ConfigError(
+                    "round.quorum",
+                    f"{quorum} is more than the {size} clients of a round (round.cohort = {cohort} of "
+                    f"clients.count = {self.clients['count']}); lower it",
+                )
         check_data(self.data, self.run["task"], self.task, self.clients["count"])
         self._check_strategy()
         self._check_mode()
+        self._check_named()
+        self._check_sums()
+
+    def _check_named(self) -> None:
+        """Fields about how many clients there can be at most, where the config itself says that."""
+        include, cohort = self.clients["include"], self.round["cohort"]
+        if self.clients["kind"] == "simulation":
+            return
+        field, wanted = "round.cohort", cohort
+        if self.round["mode"] == "async":
+            field, wanted = "round.concurrency", self.round["concurrency"]
+        if not isinstance(wanted, int):
+            return
+        if include and all(is_name(pattern) for pattern in include) and wanted > len(set(include)):
+            raise ConfigError(
+                field,
+                f"{wanted} is more than the {len(set(include))} clients of clients.include; lower it",
+            )
+        shares, is_split = self.data["shares"], self.data["partition"] != "site"
+        if is_split and self.run["task"] in TASKS and 0 < shares < wanted:
+            raise ConfigError(
+                field,
+                f"{wanted} is more than data.shares = {shares}, and each client takes one; lower it",
+            )
+
+    def _check_sums(self) -> None:
+        """Refuse what leaves no room for the exact sum of as many updates as are known to come."""
+        if self.round["mode"] == "async":
+            sum_format(self.aggregation, self.strategy, self._known_buffer(), self.round)
+            return
+        updates = self._known_cohort() or 1
+        sum_format(self.aggregation, self.strategy, updates)
+        check_room(self, updates)
+
+    def _known_cohort(self) -> int:
+        """Clients of a round; 0: that depends on how many will be alive."""
+        if self.clients["kind"] == "simulation":
+            return cohort_size(self, self.clients["count"])
+        cohort = self.round["cohort"]
+        return cohort if isinstance(cohort, int) else 0
+
+    def _known_buffer(self) -> int:
+        """Updates of an asynchronous round; 1 where that depends on how many clients will be alive."""
+        concurrency = self.round["concurrency"]
+        return buffer_size(self, concurrency if isinstance(concurrency, int) else 1)
 
     def _check_strategy(self) -> None:
         name, weighting = self.aggregation["strategy"], self.aggregation["weighting"]
@@ -120,10 +174,8 @@ class RunConfig:
 
     def _smallest_quorum(self) -> int:
         """The fewest updates a round may be made of; 0: that depends on how many clients will be alive."""
-        cohort, quorum = self.round["cohort"], self.round["quorum"]
-        if self.clients["kind"] == "simulation":
-            cohort = cohort_size(self, self.clients["count"])
-        if isinstance(cohort, int):
+        cohort, quorum = self._known_cohort(), self.round["quorum"]
+        if cohort:
             return quorum_size(self, cohort)
         return quorum if isinstance(quorum, int) else 0
 
@@ -163,6 +215,12 @@ class RunConfig:
                 "security.require_enrolment",
                 "virtual clients cannot be enrolled; leave it false in a simulation",
             )
+        for name in ("include", "exclude"):
+            if self.clients[name]:
+                raise ConfigError(
+                    f"clients.{name}",
+                    "is for client workers; virtual clients all take part: leave it empty",
+                )
         count, cohort, shares = self.clients["count"], self.round["cohort"], self.data["shares"]
         if count < 1:
             raise ConfigError(
@@ -196,6 +254,26 @@ class RunConfig:
         if isinstance(rate, float):
             return rate
         return float([value for first, value in rate if first <= max(round_number, 1)][-1])
+
+
+def check_room(config: RunConfig, updates: int) -> None:
+    """
+    Refuse a rule that needs all updates at once where they are known to have no room together.
+
+    Raises:
+        ConfigError: ``redis.unmerged_bytes``, of a built-in task whose model's size is known.
+    """
+    name, room = config.aggregation["strategy"], config.redis["unmerged_bytes"]
+    task = TASKS.get(config.run["task"])
+    if task is None or not get_strategy(name, config.strategy).needs_all:
+        return
+    needed = updates * 4 * task.parameters
+    if config.update["codec"] == "float32" and needed > room:
+        raise ConfigError(
+            "redis.unmerged_bytes",
+            f"{name} needs the {updates} updates of a round at once, {needed} bytes, and {room} may lie on "
+            "the data server; raise it, or lower round.cohort",
+        )
 
 
 def cohort_size(config: RunConfig, alive: int) -> int:

@@ -42,6 +42,7 @@ _BLOCK = 65536
 _LIMIT_FIELDS: dict[str, str] = {
     "parameter": "aggregation.limit",
     "float_buffer": "aggregation.buffer_limit",
+    "dc": "strategy.control_limit",
 }
 
 

@@ -25,7 +25,6 @@ from fl_queue import (
     preflight,
     sampling,
     simulation,
-    staleness,
     waiting,
 )
 from fl_queue.config import (
@@ -37,11 +36,11 @@ from fl_queue.config import (
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.eligible import Eligible
-from fl_queue.exact import choose_scales
+from fl_queue.errors import ConfigError
 from fl_queue.records import Mode, Purpose, dumps
 from fl_queue.runs import is_as_seen, set_state
 from fl_queue.store import RoundState, RunState, Store
-from fl_queue.strategies import get_strategy, largest_weight
+from fl_queue.sumformat import sum_format
 
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
@@ -112,7 +111,11 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         return False
     if purpose == "train" and not is_async and _is_refused(store, state, config, plan):
         return False
-    fields = _round_fields(store, state, config, plan)
+    try:
+        fields = _round_fields(store, state, config, plan)
+    except ConfigError as exc:  # So many clients were not foreseen when the config was read.
+        set_state(store, state, "failed", str(exc), "run_failed")
+        return False
     tickets = _tickets(store, state, plan, config)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
@@ -292,21 +295,17 @@ def _groups(cohort: Sequence[str], config: RunConfig) -> int:
 
 def _sum_fields(config: RunConfig, plan: _Plan) -> dict[str, str]:
     """The format of the round's exact sum."""
-    w_max = largest_weight(config.aggregation)
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    ranges = strategy.ranges(config.aggregation)
-    limits = {name: span.limit for name, span in ranges.items()}
-    finest = {name: span.finest for name, span in ranges.items()}
-    size, discount = len(plan.cohort), None
-    if plan.mode == "async":
-        size = plan.buffer
-        discount = staleness.discount(config.round, size, w_max, limits, finest)
-        w_max = discount.full(w_max)
-    scales = choose_scales(size, w_max, limits, finest)
+    is_async = plan.mode == "async"
+    made = sum_format(
+        config.aggregation,
+        config.strategy,
+        plan.buffer if is_async else len(plan.cohort),
+        config.round if is_async else None,
+    )
     return {
-        "w_max": str(w_max),
-        "scales": dumps({kind: list(scale) for kind, scale in scales.items()}),
-        "discount": dumps(discount.to_dict() if discount else {}),
+        "w_max": str(made.w_max),
+        "scales": dumps({kind: list(scale) for kind, scale in made.scales.items()}),
+        "discount": dumps(made.discount.to_dict() if made.discount else {}),
     }
 
 

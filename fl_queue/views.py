@@ -67,6 +67,7 @@ class ClientStatus:
         host, pid, worker: Where its worker runs; empty when it has none.
         doing: Its last event in words; or that it is paused, or waits for its site's approval.
         paused: Why its site has paused it, with since when; empty: it is not.
+        left_out: Run that is training, by name -> why the client may not be selected for it.
     """
 
     client: str
@@ -79,6 +80,7 @@ class ClientStatus:
     worker: str
     doing: str
     paused: str
+    left_out: dict[str, str]
 
 
 def run_status(store: Store, state: RunState, around: Around | None = None) -> RunStatus:
@@ -119,18 +121,24 @@ def living_runs(store: Store) -> list[RunState]:
 def clients(store: Store) -> list[ClientStatus]:
     """Every client ever heard of or enrolled, by id."""
     ages, enrolled = store.control.client_ids(), store.control.enrolments()
+    training = [state for state in living_runs(store) if state.active]
     return [
-        _client(store, client, ages.get(client), enrolled.get(client))
+        _client(store, client, ages.get(client), enrolled.get(client), training)
         for client in sorted(ages.keys() | enrolled.keys())
     ]
 
 
 def _client(
-    store: Store, client: str, age: float | None, enrolment: Enrolment | None
+    store: Store,
+    client: str,
+    age: float | None,
+    enrolment: Enrolment | None,
+    training: Sequence[RunState],
 ) -> ClientStatus:
     holder = store.control.lease(names.client_holder(client))
     said = store.control.client(client)
     last = store.control.last_event(names.client_events(client))
+    left_out = {run.name: run.left_out[client] for run in training if client in run.left_out}
     return ClientStatus(
         client=client,
         alive=bool(holder),
@@ -140,9 +148,17 @@ def _client(
         host=holder.get("host", ""),
         pid=holder.get("pid", ""),
         worker=holder.get("worker", ""),
-        doing=said.get(PAUSED) or _waits(said.get(AWAITED, "")) or _doing(last),
+        doing=said.get(PAUSED)
+        or _waits(said.get(AWAITED, ""))
+        or _without(left_out)
+        or _doing(last),
         paused=said.get(PAUSED, ""),
+        left_out=left_out,
     )
+
+
+def _without(left_out: dict[str, str]) -> str:
+    return "; ".join(f"left out of run {run}: {why}" for run, why in left_out.items())
 
 
 def _waits(text: str) -> str:

@@ -91,7 +91,9 @@ def test_a_run_whose_updates_have_no_room_together_fails_and_says_what_it_takes(
     store: Store, tmp_path: Path
 ) -> None:
     needed = 4 * (4 * SIZE + 8)
-    hand = by_hand(store, tmp_path, f"redis.unmerged_bytes={needed - 1}")
+    # Of a task whose model the config does not know: else it would be refused when it is read.
+    own = ("run.task=own:Task", "run.preflight=off")
+    hand = by_hand(store, tmp_path, f"redis.unmerged_bytes={needed - 1}", *own)
 
     assert hand.state.state == "failed"
     assert f"median needs the 4 updates of a round at once, {needed} bytes" in hand.state.reason

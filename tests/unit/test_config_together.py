@@ -1,0 +1,85 @@
+"""What a config alone decides is refused when it is read, and not when a round is opened."""
+
+from __future__ import annotations
+
+import pytest
+
+from fl_queue import config
+from fl_queue.catalog import TASKS
+from fl_queue.errors import ConfigError
+from fl_queue.tasks.loading import load_task
+
+SIMULATION = ("clients.kind=simulation", "clients.count=10")
+
+
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("aggregation.limit", ("aggregation.limit=1e18",)),
+        ("aggregation.buffer_limit", ("round.cohort=8", "aggregation.buffer_limit=1e12")),
+        (
+            "aggregation.buffer_limit",
+            (*SIMULATION, "clients.count=1000", "data.source=full", "aggregation.buffer_limit=4e7"),
+        ),
+        (
+            "aggregation.buffer_limit",
+            ("round.mode=async", "round.concurrency=1000", "aggregation.buffer_limit=1e8"),
+        ),
+        (
+            "strategy.control_limit",
+            (
+                "aggregation.strategy=scaffold",
+                "aggregation.weighting=uniform",
+                "strategy.control_limit=1e18",
+            ),
+        ),
+        ("round.cohort", ('clients.include=["a", "b"]', "round.cohort=3")),
+        ("round.concurrency", ('clients.include=["a"]', "round.mode=async", "round.concurrency=2")),
+        ("round.cohort", ("data.shares=2", "round.cohort=3")),
+        ("round.quorum", (*SIMULATION, "round.cohort=0.5", "round.quorum=6")),
+        (
+            "redis.unmerged_bytes",
+            (
+                "aggregation.strategy=median",
+                "aggregation.weighting=uniform",
+                "round.cohort=8",
+                "redis.unmerged_bytes=25119",
+            ),
+        ),
+        ("clients.include", ('clients.include=["a_b"]',)),
+        ("clients.include", ('clients.include=[""]',)),
+        ("clients.exclude", (*SIMULATION, 'clients.exclude=["sim-1"]')),
+    ],
+)
+def test_it_is_refused_with_the_field(field: str, overrides: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load("mnist-3v7", overrides, {})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ('clients.include=["hospital-*", "clinic-[ab]"]', "round.cohort=9"),
+        ('clients.exclude=["hospital-c"]',),
+        ("data.shares=3", "round.cohort=3"),
+        ("data.shares=2", "data.partition=site", "run.task=csv", "round.cohort=3"),
+        ("data.shares=2", "run.task=own:Task", "round.cohort=3"),
+        (*SIMULATION, "round.cohort=0.5", "round.quorum=5"),
+        (
+            "aggregation.strategy=median",
+            "aggregation.weighting=uniform",
+            "round.cohort=8",
+            "redis.unmerged_bytes=25120",
+        ),
+    ],
+)
+def test_what_can_be_is_not(overrides: tuple[str, ...]) -> None:
+    config.load("mnist-3v7", overrides, {})
+
+
+@pytest.mark.parametrize("task", ["mnist-3v7", "mnist-2nn", "mnist-cnn"])
+def test_the_models_have_as_many_parameters_as_the_catalog_says(task: str) -> None:
+    loaded = config.load(None, (f"run.task={task}",), {})
+    model = load_task(task, loaded).build_model()
+    assert sum(one.numel() for one in model.parameters()) == TASKS[task].parameters
