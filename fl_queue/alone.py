@@ -30,7 +30,7 @@ from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks import ClientContext, ClientData, Task, training_data
+from fl_queue.tasks import ClientContext, ClientData, Task, asked
 from fl_queue.tasks.loading import load_task
 from fl_queue.tensors import load_arrays, views_of
 
@@ -153,7 +153,7 @@ class _Work:
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
         with reproducible.reproducible(context.seed_for("data"), context):
-            return training_data(task, replace(context, data_dir=folder or context.data_dir))
+            return asked.training_data(task, replace(context, data_dir=folder or context.data_dir))
 
     def context(self, client: str, round_number: int) -> ClientContext:
         """Of one round; only data are read as a share."""
@@ -197,13 +197,13 @@ class _Work:
         """The model after each round, the same object each time."""
         context = self.context(client, 1)
         with reproducible.reproducible(context.seed_for("build"), context):
-            model = self.task.build_model()
+            model = asked.model(self.task)
             load_arrays(model, self.manifest, self.base)
             model = model.to(context.device)
         for number in range(1, rounds + 1):
             context = self.context(client, number)
             with reproducible.reproducible(context.seed_for("train"), context):
-                self.task.train(model, data, context, lambda epoch, epochs, found: None)
+                asked.trained(self.task, model, data, context, lambda epoch, epochs, found: None)
             yield number, model
 
     def _judge(
@@ -213,7 +213,7 @@ class _Work:
             return {}
         context = self.context(client, self.config.run["rounds"])
         with reproducible.reproducible(context.seed_for("evaluate"), context):
-            return metrics.finish(self.task.evaluate(model, dataset, context))
+            return metrics.finish(asked.evaluated(self.task, model, dataset, context))
 
 
 def _clients(config: RunConfig, place: Place) -> dict[str, str]:

@@ -28,7 +28,7 @@ from fl_queue.fields import nearest
 from fl_queue.records import BATCH_NORM, Manifest, Sums
 from fl_queue.sgd import LocalRule, size_of
 from fl_queue.strategies.base import PERSONAL, PRIVATE, State, Strategy
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.tasks import ClientContext, ClientData, Task, asked
 from fl_queue.tensors import Arrays, load_arrays, load_some, state_of, views_of
 
 #: Names that an error lists.
@@ -195,13 +195,13 @@ class Own:
 
     def _train(self, model: nn.Module, epochs: int, rule: LocalRule | None) -> None:
         context = replace(self.context, epochs=epochs, rule=rule)
-        self.task.train(model, self.data, context, lambda epoch, epochs, found: None)
+        asked.trained(self.task, model, self.data, context, lambda epoch, epochs, found: None)
 
     def _validate(self, part: str, model: nn.Module) -> Sums:
-        sums = self.task.evaluate(model, self.data.validation, self.context)
+        sums = asked.evaluated(self.task, model, self.data.validation, self.context)
         return metrics.beside(part, sums)
 
     def _build(self, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:
-        model = self.task.build_model()
+        model = asked.model(self.task)
         load_arrays(model, self.manifest, arrays)
         return model.to(self.context.device)

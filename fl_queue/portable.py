@@ -23,7 +23,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.extras import how_to_install
 from fl_queue.records import Manifest
 from fl_queue.store import RunState, Store
-from fl_queue.tasks import ClientContext, Task
+from fl_queue.tasks import ClientContext, Task, asked
 from fl_queue.tasks.loading import barred, load_task
 from fl_queue.tensors import load_arrays
 from fl_queue.usage import Usage
@@ -144,7 +144,7 @@ def write_onnx(
             "--format",
             "onnx files end at 2 GiB, and this model is larger; use safetensors or torch",
         )
-    model = task.build_model()
+    model = asked.model(task)
     load_arrays(model, manifest, blob.views(manifest, body))
     graph = _graph(model.eval(), _example(task, data_dir))
     usage = task.usage()
@@ -204,7 +204,7 @@ def _example(task: Task, data_dir: str) -> Tensor:
         context = ClientContext.of(
             task.config, client="export", run="export", round_number=1, data_dir=folder
         )
-        dataset = task.client_data(context).train
+        dataset = asked.data(task, context).train
     if not sgd.size_of(dataset):
         raise DataError(folder or "data", "has no sample to export the model with; see --data")
     first = dataset[0][0]

@@ -35,7 +35,7 @@ from fl_queue.strategies.base import (
     state_manifest,
     update_manifest,
 )
-from fl_queue.tasks import ClientContext, OnEpoch, Task, given_data, training_data
+from fl_queue.tasks import ClientContext, OnEpoch, Task, asked
 from fl_queue.tasks.logged import Logged
 from fl_queue.tensors import (
     Arrays,
@@ -200,7 +200,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
         ConfigError: ``model.private`` matches nothing, or everything; or all parameters are frozen.
     """
     seed_everything(seed_for(seed, "initialise"), "cpu")
-    model = task.build_model()
+    model = asked.model(task)
     manifest = manifest_of(model)
     if manifest.frozen and len(manifest.frozen) == sum(
         s.kind == "parameter" for s in manifest.tensors
@@ -250,19 +250,19 @@ def train_update(
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
     with reproducible(context.seed_for("train"), context):
-        data = training_data(task, context)
+        data = asked.training_data(task, context)
         model = _model(task, manifest, base, context.device)
         _check_parts(task, model, manifest)
         known = plan.known(task, manifest, context)
         rule = _rule(plan.strategy, known, model, manifest)
         on_loaded()
         own = Own(task, context, manifest, base, data, plan.strategy, plan.kept)
-        metrics = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
+        metrics = {**asked.evaluated(task, model, data.validation, context), **own.make_own(model)}
         if plan.strategy.needs_base_loss:
             known = replace(known, base_loss=_loss(task, model, data.train, context))
         started = time.monotonic()
         training = replace(context, rule=rule, logged=logged)
-        train_sums = task.train(model, data, training, on_epoch)
+        train_sums = asked.trained(task, model, data, training, on_epoch)
         train_s = time.monotonic() - started
         # Only now: a client of Flower's tells it by training.
         num_examples = size_of(data.train)
@@ -313,7 +313,7 @@ def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest
 
 def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:
     """Mean loss of a model on a data set."""
-    sums = task.evaluate(model, dataset, context)
+    sums = asked.evaluated(task, model, dataset, context)
     if not sums.get("num_examples") or "loss_sum" not in sums:
         raise DataError("training data", "the loss of the round's model on it is not finite")
     return float(sums["loss_sum"] / sums["num_examples"])
@@ -334,7 +334,7 @@ def evaluate_version(
     """
     with reproducible(context.seed_for("evaluate"), context):
         model = _model(task, manifest, arrays, context.device)
-        return task.evaluate(model, dataset, context)
+        return asked.evaluated(task, model, dataset, context)
 
 
 def evaluate_client(
@@ -353,11 +353,11 @@ def evaluate_client(
     """
     plan = plan or Plan()
     with reproducible(context.seed_for("evaluate"), context):
-        data = given_data(task, context)
+        data = asked.given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         _check_parts(task, model, manifest)
         own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)
-        sums = {**task.evaluate(model, data.validation, context), **own.make_own(model)}
+        sums = {**asked.evaluated(task, model, data.validation, context), **own.make_own(model)}
         sums |= own.validate_personal(own.personal_model())
         return {**sums, **own.finetune(model)}
 
@@ -365,6 +365,6 @@ def evaluate_client(
 def _model(
     task: Task, manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str
 ) -> nn.Module:
-    model = task.build_model()
+    model = asked.model(task)
     load_arrays(model, manifest, arrays)
     return model.to(device)

@@ -24,11 +24,11 @@ from torch.nn import functional
 
 from fl_queue import partition, sgd
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import LocalRule, Loss, Samples, part_of
+from fl_queue.sgd import LocalRule, Loss, Samples
 from fl_queue.tasks.logged import Logged
 from fl_queue.tasks.skew import Skew
 from fl_queue.usage import Usage
@@ -373,28 +373,3 @@ def code_digest(task: Task) -> str:
     except TypeError:
         return ""
     return blake3(Path(source).read_bytes()).hexdigest() if source else ""
-
-
-def given_data(task: Task, context: ClientContext) -> ClientData:
-    """A client's data; its training part no larger than the site wants, and the same in each round."""
-    data = task.client_data(context)
-    if not context.max_examples:
-        return data
-    seed = seed_for(context.seed, context.run, context.client, "max_examples")
-    return replace(data, train=part_of(data.train, context.max_examples, seed))
-
-
-def training_data(task: Task, context: ClientContext) -> ClientData:
-    """
-    A client's data, of which there is something to train with.
-
-    Raises:
-        DataError: There is not.
-    """
-    data = given_data(task, context)
-    if sgd.size_of(data.train) == 0:
-        raise DataError(
-            context.data_dir or "training data",
-            f"client {context.client} has no training samples; check data.dir and data.partition",
-        )
-    return data

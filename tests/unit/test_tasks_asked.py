@@ -1,0 +1,66 @@
+"""What a task's methods return is looked at where they return: one line names the method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from fl_queue import config, trial
+from fl_queue.errors import ConfigError
+from fl_queue.tasks import ClientContext, ClientData, Task
+
+SAMPLES = TensorDataset(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+
+
+class Good(Task):
+    def build_model(self) -> nn.Module:
+        return nn.Linear(3, 2)
+
+    def client_data(self, context: ClientContext) -> ClientData:
+        return ClientData(SAMPLES, SAMPLES)
+
+
+def returning(method: str, value: Any) -> type[Task]:
+    return type("Bad", (Good,), {method: lambda self, *args: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "words"),
+    [
+        ("train", None, "train() of here:Bad returned None, not a table of sums"),
+        ("train", (1, 2), "train() of here:Bad returned a tuple, not a table of sums"),
+        ("train", {"loss_sum": None}, "train() of here:Bad returned None as loss_sum, not a number"),
+        ("train", {"loss_sum": torch.ones(())}, "returned a Tensor as loss_sum, not a number"),
+        ("train", {"num_examples": np.int64(3)}, "returned a int64 as num_examples, not a number"),
+        ("evaluate", None, "evaluate() of here:Bad returned None, not a table of sums"),
+        ("evaluate", {3: 1.0}, "returned a int as a name of its sums, not text"),
+        ("build_model", None, "build_model() of here:Bad returned None, not a torch.nn.Module"),
+        ("client_data", None, "client_data() of here:Bad returned None, not a ClientData"),
+        ("client_data", (SAMPLES, SAMPLES), "client_data() of here:Bad returned a tuple"),
+        ("client_data", ClientData(SAMPLES, None), "returned None as validation, not a data set"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_method_that_returns_something_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, method: str, value: Any, words: str
+) -> None:
+    loaded = config.load("mnist-3v7", ("run.task=here:Bad",), {})
+    monkeypatch.setattr(trial, "load_task", lambda *args: returning(method, value)(loaded))
+    with pytest.raises(ConfigError) as refused:
+        trial.try_task(loaded)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.field == "run.task"
+
+
+def test_a_table_of_another_kind_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import Counter
+
+    sums = Counter({"num_examples": 8, "loss_sum": np.float64(2.0)})
+    loaded = config.load("mnist-3v7", ("run.task=here:Good", "train.epochs=1"), {})
+    monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
+    assert trial.try_task(loaded).base["loss"] == 0.25
