@@ -39,6 +39,7 @@ from fl_queue import (
 )
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import CheckpointError, ConfigError
+from fl_queue.jobs import OUT_OF_MEMORY
 from fl_queue.runs import current_config
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint
 from fl_queue.strategies.base import state_manifest
@@ -354,7 +355,9 @@ class Healer:
             self._dead_since.pop(ticket.job, None)
             return False
         since = self._dead_since.setdefault(ticket.job, time.monotonic())
-        slow = max(0, ticket.attempt - QUICK_ATTEMPTS) if reason.startswith(_ITS_OWN) else 0
+        # Memory that was too little is too little at once again.
+        quick = 0 if OUT_OF_MEMORY in reason else QUICK_ATTEMPTS
+        slow = max(0, ticket.attempt - quick) if reason.startswith(_ITS_OWN) else 0
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.hurry or time.monotonic() - since >= pause_s
 

@@ -16,6 +16,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def identity(pid: int | None = None) -> str:
@@ -75,3 +76,33 @@ def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> Non
     _LIBC.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends, in whatever session it is."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """Pids of the children of this process, whichever thread has them; those that have ended, too."""
+    found: set[int] = set()
+    for task in (_PROC / "self/task").iterdir():
+        try:
+            found.update(int(pid) for pid in (task / "children").read_text().split())
+        except FileNotFoundError:
+            # That thread has just ended; a kernel that does not list children has none of these files.
+            if not (_PROC / "thread-self/children").exists():
+                return _children_by_parent()
+    return found
+
+
+def _children_by_parent() -> set[int]:
+    own, found = str(os.getpid()), set()
+    for stat in _PROC.glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[1] == own:
+            found.add(int(stat.parent.name))
+    return found

@@ -48,6 +48,8 @@ from fl_queue.store import (
     plain_client,
     stop_waiting,
 )
+from workers.horse import HorseWorker
+from workers.offspring import Offspring, helpers
 from workers.process import EXIT_REFUSED, log_to_console
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ OVERDUE_S = 60.0
 OUTCOME_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 
-class FLWorker(Worker):
+class FLWorker(HorseWorker):
     """
     RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
 
@@ -380,6 +382,7 @@ class PoolWorker(FLWorker):
     def execute_job(self, job: Any, queue: Any) -> None:
         faults.reach("job.popped")
         os.environ["RQ_JOB_ID"] = self._at_work = job.id
+        offspring = Offspring()
         try:
             execution = self.prepare_execution(job)
             self._timeout_s, self._forked_at = float(job.timeout), time.monotonic()
@@ -387,6 +390,7 @@ class PoolWorker(FLWorker):
             self.perform_job(job, queue, execution)
         finally:
             self._job, self._at_work = None, ""
+            offspring.end(helpers())
         # In this process alone: nobody asks Redis for it, and each write is one to disk.
         self._state = WorkerStatus.IDLE
 

@@ -27,6 +27,7 @@ from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 from fl_queue.store import PEOPLE, complaint
+from workers.offspring import Offspring
 from workers.process import EXIT_REFUSED, log_to_console
 
 if TYPE_CHECKING:
@@ -112,11 +113,13 @@ class Supervisor:
         """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        refused = False
+        refused, offspring = False, Offspring()
         while not refused and (not self.stopping or any(place.child for place in self._places)):
             self._start_due()
             for place in self._wait():
                 status = place.ended()
+                # A worker that was killed could not end what its job had started.
+                offspring.end(other.child.pid for other in self._places if other.child)
                 refused |= status == EXIT_REFUSED
                 if not self.stopping and not refused:
                     log.warning(

@@ -17,7 +17,8 @@ from fl_queue.records import dumps
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import REDIS_ERRORS, RunState
-from fl_queue.tasks import ClientContext, training_data
+from fl_queue.tasks import ClientContext
+from fl_queue.tasks.asked import training_data
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
 
