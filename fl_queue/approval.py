@@ -87,28 +87,27 @@ def ask(path: Path, job: str) -> None:
         DataError: The file cannot be written.
     """
     file = path.with_suffix(outbox.WAITING)
-    since = _read(file).get("since")
-    files.write(
-        file, dumps({"job": job, "since": since if type(since) is float else time.time()}).encode()
-    )
+    since = _since(_read(file)) or time.time()
+    files.write(file, dumps({"job": job, "since": since}).encode())
 
 
 def told(site: Site) -> str:
     """What waits at a site, as its worker says it: JSON by run; empty when nothing does."""
     found: dict[str, Awaited] = {}
     for file in site.outbox.glob(f"{site.client}_*{outbox.WAITING}"):
-        path, raw = file.with_suffix(outbox.SUFFIX), _read(file)
-        _, run, number = file.stem.split("_")
+        path, raw, name = file.with_suffix(outbox.SUFFIX), _read(file), outbox.named(file)
+        if name is None:
+            continue
         # An answer that is gone has to be made again, and without the option it may leave.
         decided = bool(_read(path.with_suffix(outbox.DECISION))) or not path.exists()
         note = Awaited(
-            int(number),
+            name.number,
             str(raw.get("job", "")),
-            float(raw.get("since", 0)),
+            _since(raw),
             decided or not site.approve,
         )
-        if run not in found or found[run].round < note.round:
-            found[run] = note
+        if name.run not in found or found[name.run].round < note.round:
+            found[name.run] = note
     return dumps({run: note.to_dict() for run, note in found.items()}) if found else ""
 
 
@@ -123,11 +122,10 @@ def waiting(state_dir: Path) -> list[Waiting]:
 def _waiting(folder: Path) -> Iterator[Waiting]:
     for file in sorted(folder.glob(f"*{outbox.WAITING}")):
         path = file.with_suffix(outbox.SUFFIX)
-        kept = outbox.read(path)
+        kept = outbox.read(path) if outbox.named(path) else None
         if kept is None or _read(path.with_suffix(outbox.DECISION)).get("token") == kept[0].token:
             continue
-        since = float(_read(file).get("since", 0))
-        yield Waiting(path.stem, path, since, *kept)
+        yield Waiting(path.stem, path, _since(_read(file)), *kept)
 
 
 def find(state_dir: Path, names: tuple[str, ...]) -> list[Waiting]:
@@ -173,3 +171,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return raw if type(raw) is dict else {}
+
+
+def _since(raw: dict[str, Any]) -> float:
+    since = raw.get("since")
+    return since if type(since) is float else 0.0

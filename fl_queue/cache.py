@@ -72,7 +72,8 @@ def fetch(
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
     """Remove the models of runs that are over. Args: ``is_over``: run id -> bool."""
     for run in folder.iterdir() if folder.is_dir() else ():
-        if is_over(run.name):
+        # Of other names it is somebody else's.
+        if names.is_run_id(run.name) and is_over(run.name):
             shutil.rmtree(run, ignore_errors=True)
 
 
@@ -109,7 +110,9 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
 
 def _keep_newest(folder: Path, digest: str, count: int) -> None:
     # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
-    files = [file for file in folder.iterdir() if file.name != _LOCK]
+    files = [
+        file for file in folder.iterdir() if file.suffix == _PART or checkpoint.is_digest(file.name)
+    ]
     # The clock of a file system is coarse: ours may seem as old as another one.
     files.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
     # Readers that have an old one open go on reading it.

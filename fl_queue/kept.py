@@ -63,7 +63,7 @@ def read(
 def keep_only(state_dir: Path, run: str, number: int, accepted: Mapping[str, str]) -> None:
     """Remove the updates that a round was not made of. Args: ``accepted``: client -> digest."""
     stay = {_path(state_dir, run, number, *item).name for item in accepted.items()}
-    for path in _folder(state_dir, run, number).glob("*"):
+    for path in _folder(state_dir, run, number).glob(f"*{_SUFFIX}"):
         if path.name not in stay:
             path.unlink(missing_ok=True)
 
@@ -72,7 +72,7 @@ def prune(state_dir: Path, run: str, keep: Collection[int]) -> None:
     """Remove the updates of the rounds that are not in ``keep``."""
     parent = state_dir / "updates" / run
     for folder in parent.iterdir() if parent.is_dir() else ():
-        if folder.name.isdigit() and int(folder.name) not in keep:
+        if folder.name.isdecimal() and int(folder.name) not in keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -8,13 +8,15 @@ killed loses nothing, and a machine that loses power trains again, to the same b
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -23,6 +25,8 @@ from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable
 from fl_queue.header import Header
 from fl_queue.store import ADMITTED_S, Store
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".update"
 #: What lies beside an update that leaves only when somebody at the site says so; see ``approval``.
@@ -38,6 +42,38 @@ _EXTEND_EVERY = 8
 def path_of(folder: Path, run: str, number: int, client: str) -> Path:
     """File of one client's update of one round."""
     return folder / f"{client}_{run}_{number}{SUFFIX}"
+
+
+class Named(NamedTuple):
+    """What the name of a file in an outbox says."""
+
+    client: str
+    run: str
+    number: int
+
+
+def named(path: Path) -> Named | None:
+    """
+    Whose file this is, and of which round, by its name; None: it is none of ours, and stays as it is.
+
+    Args:
+        path: A client's update, or what lies beside it.
+    """
+    parts = path.name.removesuffix(path.suffix).split("_")
+    if len(parts) == 3 and parts[2].isdecimal():
+        client, run, number = parts[0], parts[1], int(parts[2])
+        if names.is_name(client) and names.is_run_id(run):
+            return Named(client, run, number)
+    _say_foreign(path)
+    return None
+
+
+@cache
+def _say_foreign(path: Path) -> None:
+    """Once a process."""
+    log.warning(
+        "%s has no name that fl-queue gives: it is left alone; remove it, or put it elsewhere", path
+    )
 
 
 def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
@@ -235,8 +271,10 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool])
     """
     left = 0
     for path in sorted(folder.glob(f"{client}_*{SUFFIX}")):
-        whose, run, number = path.name.removesuffix(SUFFIX).split("_")
-        if has_ended(run, int(number), whose):
+        found = named(path)
+        if found is None:
+            continue
+        if has_ended(found.run, found.number, found.client):
             for suffix in (WAITING, DECISION, SUFFIX):
                 path.with_suffix(suffix).unlink(missing_ok=True)
         else:
