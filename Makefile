@@ -18,7 +18,7 @@ JOBS ?= 2
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-flower chaos recovery fuzz bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
+.PHONY: help venv demo test test-servers test-oldest test-slow test-flower chaos recovery fuzz bench bench-peers reproduce reproduce-quick screenshots lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 test-flower: ## run the tests of Flower clients with the real flwr, in .venv-flower
 	@$(MAKE) --no-print-directory VENV=.venv-flower .venv-flower/.installed-flower
 	.venv-flower/bin/python -m pytest tests/flower tests/unit/test_tasks_flower.py $(ARGS)
+
+# In an environment of its own, with exactly the lower bounds of setup.cfg: a demo, then what uses each of those packages.
+OLD_EXTRAS := web plot prometheus embedded
+ON_OLDEST := tests/unit tests/property tests/golden tests/integration/test_rounds.py tests/integration/test_cli.py tests/integration/test_prometheus.py
+test-oldest: ## run a demo and a part of the suite on the oldest packages that setup.cfg allows, in .venv-oldest
+	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.installed-oldest
+	.venv-oldest/bin/fl-queue demo --clients 2 --rounds 2
+	.venv-oldest/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ON_OLDEST) $(ARGS)
 
 chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) says, and check what must hold
 	$(BIN)/python -m tests.fault.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
@@ -102,6 +110,12 @@ $(VENV)/.installed-fuzz: setup.cfg pyproject.toml
 
 $(VENV)/.installed-flower: setup.cfg pyproject.toml
 	$(call install,test$(comma)flower)
+	@touch $@
+
+$(VENV)/.installed-oldest: setup.cfg pyproject.toml scripts/oldest.py
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) scripts/oldest.py $(OLD_EXTRAS) > $(VENV)/constraints.txt
+	@$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[$(subst $() $(),$(comma),$(OLD_EXTRAS))]" hypothesis pytest pytest-timeout pytest-xdist pyyaml
 	@touch $@
 
 comma := ,
