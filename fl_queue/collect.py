@@ -107,11 +107,9 @@ class Collector:
         if not self.fence:
             rounds.advance(self.store, self.run)
             return "nothing to do"
-        began = time.monotonic()
         with Lease(self.store, self.run, self.number, self.fence, self.token) as self.lease:
             try:
                 self._load()
-                self.turn = turns.Turn(self.store, self.run, time.monotonic() - began)
                 ending = self._collect()
                 if ending is None:
                     return self._make_way()
@@ -139,7 +137,9 @@ class Collector:
         self.intake = Intake(
             self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
         )
+        began = time.monotonic()
         self.intake.resume()
+        self.turn = turns.Turn(self.store, self.run, time.monotonic() - began)
         self._is_loaded = True
         self.maker = Maker(self.store, self.run, current, self.config, self.state_dir)
         if self.intake.merge is not None:

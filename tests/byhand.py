@@ -30,7 +30,7 @@ class ByHand:
         size: Parameters of the model.
         overrides: Of the config.
         keys: Client -> secret key, of those that sign what they send.
-        name: Of the run.
+        name: Of the run; `by-hand` unless it is given.
         ready: Stop before version 0 is made, of which the element has been sent, when this is False.
     """
 
@@ -42,7 +42,7 @@ class ByHand:
         size: int,
         *overrides: str,
         keys: Mapping[str, str] | None = None,
-        name: str = NAME,
+        name: str = "",
         ready: bool = True,
     ) -> None:
         self.keys = dict(keys or {})
@@ -53,7 +53,7 @@ class ByHand:
         for client in clients:
             store.control.hold(names.client_holder(client), "t", 60, {})
         self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
-        self.run = runs.start_run(store, name, self.config, 2).run_id
+        self.run = runs.start_run(store, name or NAME, self.config, 2).run_id
         self.advance()
         body = bytes(self.manifest.nbytes)
         first = self.header("model", self.round.cohort[0], body)
