@@ -32,7 +32,7 @@ LONGEST_WAIT_S = 60.0
 #: A job that dies so often tells nothing.
 ATTEMPTS = 3
 TIMEOUT_S = 600
-WAITING = "preflight: waiting for what sites tell of their labels, columns and channels"
+WAITING = "preflight: waiting until sites have told whether they can load their data"
 #: A site that cannot train is asked again after this time, the next time after twice as long, ...
 FIRST_PAUSE_S = 60.0
 LONGEST_PAUSE_S = 3600.0
