@@ -7,25 +7,45 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fl_queue import dispatch, names
-from fl_queue.errors import FLQueueError, StoreUnavailable
-from fl_queue.store import ServerFacts, Store, server_facts
+from fl_queue.errors import FLQueueError, StoreUnavailable, Trouble
+from fl_queue.store import (
+    PEOPLE,
+    UNKNOWN,
+    ServerFacts,
+    Store,
+    check,
+    probe,
+    resolve_urls,
+    server_facts,
+)
+
+if TYPE_CHECKING:
+    import redis
 
 SKEW_S = 5.0
 #: A server that uses more than this part of its memory is nearly full.
 FULL = 0.8
+#: Connections of a client in training.
+PER_CLIENT = 4
 Level = Literal["OK", "WARN", "FAIL"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how bad, what was found, what to do (empty when nothing)."""
+    """
+    One line: how bad, what was found, what to do (empty when nothing).
+
+    Args:
+        trouble: Of a Redis server that cannot be used: ``gone``, ``silent``, ``not_now``, ``wrong_mode``, ``not_allowed``.
+    """
 
     level: Level
     what: str
     fix: str = ""
+    trouble: str = ""
 
 
 class Unfit(FLQueueError):
@@ -33,32 +53,64 @@ class Unfit(FLQueueError):
 
 
 def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list[Finding]:
-    """Every finding; an unreachable Redis is one, not an error."""
+    """Every finding, of each server also when the other cannot be used; that is a finding, not an error."""
     findings = [_data_folder(data)] if data is not None else []
     try:
-        store = Store.open(url, blob_url, state_dir)
+        store = Store(*resolve_urls(url, blob_url, state_dir), patience=PEOPLE, needs_data=False)
     except StoreUnavailable as exc:
-        return [*findings, Finding("FAIL", str(exc), "start it, or correct the URL")]
+        return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers
-    for facts in server_facts(servers.control, servers.url):
-        findings += _server("control", facts)
-    for facts in server_facts(servers.data, servers.blob_url):
-        findings += _server("data", facts)
-    return [*findings, *_workers(store), *_queues(store)]
+    control = _examine("control", servers.control, servers.url)
+    # One server for both roles is asked once, for the role that wants more of it.
+    other = (
+        [] if servers.url == servers.blob_url else _examine("data", servers.data, servers.blob_url)
+    )
+    findings += control + other
+    try:
+        findings += [*_workers(store), *_queues(store)]
+    except StoreUnavailable as exc:
+        if not any(finding.trouble for finding in control):
+            findings.append(_not_usable(f"control server: {exc}", exc))
+    return findings
 
 
 def raise_on_failure(findings: list[Finding]) -> None:
     """
     Raises:
-        StoreUnavailable: A Redis role is not reachable.
+        StoreUnavailable: A Redis role cannot be used.
         Unfit: Anything else failed.
     """
     failed = [finding for finding in findings if finding.level == "FAIL"]
-    for finding in failed:
-        if finding.what.startswith("Redis at"):
-            raise StoreUnavailable("one of the URLs", "not reachable; see above")
+    if any(finding.trouble for finding in failed):
+        raise StoreUnavailable("one of the URLs", "cannot be used; see above")
     if failed:
         raise Unfit(f"{len(failed)} checks failed; see above")
+
+
+def _not_usable(what: str, error: StoreUnavailable) -> Finding:
+    fix = "start it, or correct the URL" if error.trouble in (Trouble.gone, Trouble.silent) else ""
+    return Finding("FAIL", what, fix, error.trouble)
+
+
+def _examine(role: str, client: redis.Redis, url: str) -> list[Finding]:
+    """One server, or each node of a cluster: what it says of itself, and whether it takes a write."""
+    try:
+        check(client, url)
+        nodes = server_facts(client, url)
+    except StoreUnavailable as exc:
+        return [_not_usable(f"{role} server: {exc}", exc)]
+    found = [finding for facts in nodes for finding in _server(role, facts)]
+    if any(finding.trouble for finding in found):
+        return found  # A replica: that says why it takes no writes.
+    trouble = probe(client, url)
+    if trouble is None:
+        return [*found, Finding("OK", f"{role} server {url}: takes a write and gives it back")]
+    if trouble.trouble is Trouble.not_allowed:
+        # A client may write to its own keys only.
+        what = f"{role} server {url}: this user may not write a key to try it out"
+        return [*found, Finding("WARN", what, "run the doctor as flq-operator, or ignore it")]
+    what = f"{role} server {url}: takes no writes: {trouble.reason}"
+    return [*found, Finding("FAIL", what, "", trouble.trouble)]
 
 
 def _server(role: str, facts: ServerFacts) -> list[Finding]:
@@ -68,6 +120,14 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
     ]
     if facts.memory_policy == "noeviction":
         found.append(Finding("OK", f"{name}: maxmemory-policy noeviction"))
+    elif facts.memory_policy == UNKNOWN:
+        found.append(
+            Finding(
+                "WARN",
+                f"{name}: does not tell its maxmemory-policy",
+                "see at your provider that it is noeviction",
+            )
+        )
     else:
         found.append(
             Finding(
@@ -77,6 +137,11 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
             )
         )
     found.append(_memory(name, facts))
+    found += [
+        *_replication(name, facts, role),
+        *_snapshots(name, facts),
+        *_connections(name, facts),
+    ]
     if role == "control":
         found.append(_persistence(name, facts))
     skew_s = facts.time - time.time()
@@ -101,6 +166,67 @@ def _memory(name: str, facts: ServerFacts) -> Finding:
     if facts.used_bytes < FULL * facts.limit_bytes:
         return Finding("OK", what)
     return Finding("WARN", what, "give it more memory (maxmemory); when it is full, rounds wait")
+
+
+def _replication(name: str, facts: ServerFacts, role: str) -> list[Finding]:
+    """Whether it is the primary, and whether a failover loses what was acknowledged."""
+    if facts.role == "slave":
+        link = (
+            "" if facts.link == "up" else f", and its link to that is {facts.link or 'not known'}"
+        )
+        return [
+            Finding(
+                "FAIL",
+                f"{name}: is a read-only replica of {facts.primary or 'another server'}{link}",
+                "name the primary in the URL; in a failover wait until it has ended",
+                Trouble.not_now,
+            )
+        ]
+    if role != "control" or not facts.replicas:
+        return []
+    kept = facts.min_replicas not in ("0", UNKNOWN)
+    return [
+        Finding(
+            "WARN",
+            f"{name}: its {facts.replicas} replicas get each write after it was acknowledged; a failover may lose the last ones",
+            "they cost a round at worst, never a wrong model; fewer are lost with min-replicas-max-lag 1"
+            if kept
+            else "they cost a round at worst, never a wrong model; fewer are lost with min-replicas-to-write 1 and min-replicas-max-lag 1",
+        )
+    ]
+
+
+def _snapshots(name: str, facts: ServerFacts) -> list[Finding]:
+    if facts.last_save == "err":
+        return [
+            Finding(
+                "WARN",
+                f"{name}: its last save of a snapshot failed",
+                "see its log, and give it disk and memory; with stop-writes-on-bgsave-error it takes no writes until one succeeds",
+            )
+        ]
+    if facts.save in ("", UNKNOWN) or facts.stops_writes != "yes":
+        return []
+    return [
+        Finding(
+            "WARN",
+            f"{name}: saves snapshots (save {facts.save}), and takes no writes after one that failed (stop-writes-on-bgsave-error yes)",
+            "set save to nothing, as the append-only file keeps everything, or stop-writes-on-bgsave-error no",
+        )
+    ]
+
+
+def _connections(name: str, facts: ServerFacts) -> list[Finding]:
+    most = facts.max_connections
+    if not most or facts.connections < FULL * most:
+        return []
+    return [
+        Finding(
+            "WARN",
+            f"{name}: {facts.connections} connections of maxclients {most}",
+            f"raise maxclients, and the limit of open files of its process; a client in training has about {PER_CLIENT}",
+        )
+    ]
 
 
 def _queues(store: Store) -> list[Finding]:
@@ -130,7 +256,7 @@ def _persistence(name: str, facts: ServerFacts) -> Finding:
 
 def _workers(store: Store) -> list[Finding]:
     roles = [entry.get("role") for entry in store.control.living_workers()]
-    found = []
+    found = _room_for(store, roles.count("client"))
     for role, needed in (("aggregator", True), ("client", True), ("evaluator", False)):
         count = roles.count(role)
         if count:
@@ -160,6 +286,21 @@ def _workers(store: Store) -> list[Finding]:
             )
         )
     return found
+
+
+def _room_for(store: Store, clients: int) -> list[Finding]:
+    """Whether all clients that are alive may train at once."""
+    known = server_facts(store.servers.control, store.servers.url)
+    most = known[0].max_connections
+    if not most or clients * PER_CLIENT < most:
+        return []
+    return [
+        Finding(
+            "WARN",
+            f"control server: maxclients {most} is too few for {clients} clients of about {PER_CLIENT} connections each",
+            f"set maxclients {2 * PER_CLIENT * clients} or more, and the limit of open files of its process",
+        )
+    ]
 
 
 def _data_folder(data: Path) -> Finding:

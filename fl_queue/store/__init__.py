@@ -20,7 +20,7 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.facts import ServerFacts, probe, server_facts
+from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
 from fl_queue.store.patience import PEOPLE, UPLOADS, WORKERS, Patience
@@ -37,6 +37,7 @@ __all__ = [
     "PAUSED",
     "PEOPLE",
     "REDIS_ERRORS",
+    "UNKNOWN",
     "UNNAMED",
     "UPLOADS",
     "WORKERS",
@@ -54,6 +55,7 @@ __all__ = [
     "as_text",
     "ask_many",
     "batches",
+    "check",
     "classify",
     "complaint",
     "hurried",

@@ -75,7 +75,7 @@ def server_facts(client: redis.Redis, url: str) -> list[ServerFacts]:
 
 
 def _facts(client: redis.Redis, url: str) -> ServerFacts:
-    client.ping()
+    client.time()  # Connects. Not PING, which a server that cannot save refuses.
     started = time.monotonic()
     seconds, micros = client.time()
     round_trip_s = time.monotonic() - started
