@@ -115,7 +115,7 @@ $(VENV)/.installed-flower: setup.cfg pyproject.toml
 $(VENV)/.installed-oldest: setup.cfg pyproject.toml scripts/oldest.py
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(PYTHON) scripts/oldest.py $(OLD_EXTRAS) > $(VENV)/constraints.txt
-	@$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[$(subst $() $(),$(comma),$(OLD_EXTRAS))]" hypothesis pytest pytest-timeout pytest-xdist pyyaml
+	@$(PIP) install --constraint $(VENV)/constraints.txt --editable ".[$(subst $() $(),$(comma),$(OLD_EXTRAS))]" hypothesis pytest pytest-timeout pytest-xdist pyyaml ml_dtypes
 	@touch $@
 
 comma := ,
