@@ -245,15 +245,14 @@ class Collector:
         received = intake.received()
         tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
         cohort, groups = self.round.cohort, self.round.groups
-        silent = [
-            client
-            for client in cohort
-            if not dispatch.has_answered(
-                self.store,
-                intake.receipts.get(client),
-                simulation.ticket_of(client, tickets, cohort, groups),
-            )
-        ]
+        answers = dispatch.have_answered(
+            self.store,
+            [
+                (intake.receipts.get(client), simulation.ticket_of(client, tickets, cohort, groups))
+                for client in cohort
+            ],
+        )
+        silent = [client for client, has in zip(cohort, answers, strict=True) if not has]
         if drained and not groups and silent:
             # Nobody waits for an answer of a client that was revoked meanwhile.
             revoked = self.store.control.revoked(silent)
@@ -317,6 +316,10 @@ class Collector:
         elapsed_s = self.store.control.tick_round(self.run, self.number)
         if elapsed_s is None:
             raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
+        # Both are others once the data server has lost the updates that were in.
+        deadline_s, self.quorum_at_s = self.store.control.limits(self.run, self.number)
+        if deadline_s != self.round.deadline_s:
+            self.round = self.intake.round = replace(self.round, deadline_s=deadline_s)
         return elapsed_s
 
     # Closing

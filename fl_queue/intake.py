@@ -261,6 +261,13 @@ class Intake:
             return
         dispatch.replace(self.store, names.round_jobs(self.run, self.number), who, ticket)
 
+    def _ask_all_again(self) -> None:
+        """The same of everybody in the round but the aggregator."""
+        tickets = dispatch.tickets(self.store, self.run, self.number)
+        out = self.store.control.revoked(tickets) | {names.AGGREGATOR}
+        asked = {who: ticket for who, ticket in tickets.items() if who not in out}
+        dispatch.replace_all(self.store, names.round_jobs(self.run, self.number), asked)
+
     def _check_open(self) -> None:
         current = self.store.control.round(self.run, self.number)
         if current is None or not current.open:
@@ -377,8 +384,7 @@ class Intake:
             # The data server has lost it. Outboxes have the updates.
             partial.drop(self.store, self.run, self.number)
             self.store.control.forget_receipts(self.run, self.number)
-            for client in self.round.cohort:
-                self.ask_again(client)
+            self._ask_all_again()
             return
         self.progress = found
         self._forget_merged(found)

@@ -107,10 +107,12 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
         return
     newest = max(versions)
     evaluations = store.control.evaluations(run)
+    # A version that waits has a job; one that is not to be scored is waited for by nobody.
     waiting = {
-        version for version in versions
-        if newest - WAITING_KEPT < version and evaluations.get(version, {}).get("state") not in ("done", "failed")
-    }  # fmt: skip
+        version
+        for version in versions
+        if newest - WAITING_KEPT < version and "job" in evaluations.get(version, {})
+    }
     served = {version for version in versions if version > newest - ON_DATA_SERVER} | waiting
     served |= _in_training(store, run)
     digests = {digest for version in served for digest in _digests(versions[version])}

@@ -170,6 +170,14 @@ class Control(Events):
             self._tick(keys=[names.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S])
         )
 
+    def limits(self, run: str, number: int) -> tuple[float, float | None]:
+        """By counted time of a round: its deadline, and when its quorum was in, if it was."""
+        deadline, quorum_at = cast(
+            list["bytes | None"],
+            self.redis.hmget(names.round_(run, number), "deadline_s", "quorum_at_s"),
+        )
+        return float(deadline or 0), _number(quorum_at)
+
     def tick_waiting(self, run: str) -> float | None:
         """Count time a run waits for clients (``waited_s``); None when it is not training."""
         return _number(self._tick(keys=[names.run(run)], args=["waited_s", LONGEST_TICK_S]))

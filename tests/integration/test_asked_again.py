@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import dispatch, names, operate
+from fl_queue import dispatch, names, operate, scores
+from fl_queue.collect import Collector
 from fl_queue.heal import Healer
 from fl_queue.jobs import FLJob
 from fl_queue.missed import LOOKED_AT_S
+from fl_queue.records import Receipt
 from fl_queue.store import Store
+from fl_queue.store.control import PUSH_AGAIN_S
 from tests.byhand import ByHand
 
 
@@ -50,8 +53,8 @@ def test_a_job_is_replaced_though_connections_break_or_another_client_gets_a_new
     aside = redis.Redis(connection_pool=redis.ConnectionPool(**_options(store.control.redis)))
     old, publish = dispatch.tickets(store, hand.run, 1)["a"], dispatch.publish
 
-    def disturbed(*args: Any) -> None:
-        publish(*args)
+    def disturbed(*args: Any, **options: Any) -> None:
+        publish(*args, **options)
         meanwhile(aside, hand)
 
     monkeypatch.setattr(dispatch, "publish", disturbed)
@@ -166,3 +169,38 @@ def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_pat
     Healer(store, tmp_path).heal(hand.run)
 
     assert hand.round.quorum_at_s is None
+
+
+def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
+    collector = Collector(store, hand.run, 1, hand.job(), tmp_path)
+    collector.fence = store.control.claim(hand.run, 1, hand.job())
+    collector._load()
+    collector.intake.receipts["a"] = collector.intake.receipts["b"] = Receipt("received")
+    assert collector._ending(drained=True) is None
+    before = hand.round.deadline_s
+    assert hand.round.quorum_at_s is not None
+    # The healer notes another data server; an hour has been counted meanwhile.
+    store.control.redis.hincrbyfloat(names.round_(hand.run, 1), "elapsed_s", before)
+    store.control.set_data_server(hand.run, 1, "another")
+
+    assert collector._ending(drained=True) is None
+    assert collector.round.deadline_s == before + PUSH_AGAIN_S
+    assert hand.round.quorum_at_s == pytest.approx(before, abs=30)
+
+
+def test_versions_that_are_never_scored_leave_the_data_server(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "ab", 100, "run.evaluate_every=0")
+    store.control.redis.hset(names.run(hand.run), "rounds_wanted", 5)
+    for _ in range(5):
+        hand.update("a")
+        hand.update("b")
+        hand.work()
+
+    versions = store.control.versions(hand.run)
+    there = [
+        version
+        for version, entry in versions.items()
+        if not store.data.missing_chunks(names.model_blob(hand.run, entry["digest"]), 1)
+    ]
+    assert there == sorted(versions)[-scores.ON_DATA_SERVER :]
