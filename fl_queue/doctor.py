@@ -21,6 +21,7 @@ from fl_queue.store import (
     resolve_urls,
     server_facts,
 )
+from fl_queue.store.sentinel import is_sentinel, sentinel_facts
 
 if TYPE_CHECKING:
     import redis
@@ -60,6 +61,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     except StoreUnavailable as exc:
         return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers
+    findings += [*_sentinels("control", url), *_sentinels("data", blob_url or url)]
     control = _examine("control", servers.control, servers.url)
     # One server for both roles is asked once, for the role that wants more of it.
     other = (
@@ -72,6 +74,23 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
         if not any(finding.trouble for finding in control):
             findings.append(_not_usable(f"control server: {exc}", exc))
     return findings
+
+
+def _sentinels(role: str, url: str) -> list[Finding]:
+    """What each sentinel says of a server; nothing where the URL names none."""
+    found = []
+    for said in sentinel_facts(url) if is_sentinel(url) else ():
+        what = f"{role} server: sentinel {said.where}"
+        if said.trouble:
+            found.append(Finding("WARN", f"{what} {said.trouble}", "start it, or correct the URL"))
+            continue
+        what = f"{what}: primary {said.primary}, {said.replicas} replicas, {said.others} other sentinels"
+        if said.down or not said.replicas or said.others + 1 < said.quorum:
+            fix = "start what is missing: no failover can follow now"
+            found.append(Finding("WARN", what, fix))
+        else:
+            found.append(Finding("OK", what))
+    return found
 
 
 def raise_on_failure(findings: list[Finding]) -> None:

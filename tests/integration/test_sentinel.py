@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import names
+from fl_queue import doctor, names
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store, plain_client
 from fl_queue.store.sentinel import sentinel_facts
@@ -134,6 +134,24 @@ def test_the_sentinels_say_what_they_know(watched: Sentinels) -> None:
         2,
         False,
     )
+
+
+def test_the_doctor_tells_who_is_the_primary_and_which_sentinel_is_away(
+    watched: Sentinels, tmp_path: Path
+) -> None:
+    for pair in (watched.control, watched.data):
+        watched.restore(pair)
+    hosts = ["127.0.0.1:1", f"127.0.0.1:{watched.watchers[0].port}"]
+
+    found = doctor.examine(
+        watched.url(watched.control, hosts), watched.url(watched.data, hosts), tmp_path, None
+    )
+
+    said = [(each.level, each.what) for each in found if "sentinel" in each.what]
+    for role, pair in (("control", watched.control), ("data", watched.data)):
+        assert ("OK", f"{role} server: sentinel {hosts[1]}: primary 127.0.0.1:{pair.primary.port}, 1 replicas, 2 other sentinels") in said  # fmt: skip
+        assert any(level == "WARN" and f"{role} server: sentinel 127.0.0.1:1 does not" in what for level, what in said)  # fmt: skip
+    assert not any(secret in each.what for each in found for secret in (SECRET, OWN_SECRET))
 
 
 # What people get wrong
