@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_queue import (
+    deadlines,
     dispatch,
     faults,
     flight,
@@ -24,7 +25,6 @@ from fl_queue import (
     metrics,
     names,
     opening,
-    patience,
     rounds,
     scores,
     simulation,
@@ -297,7 +297,7 @@ class Collector:
                 return Ending("abandoned", why)
             return None
         tickets = dispatch.tickets(self.store, self.run, self.number)
-        left = patience.expected(self.store, self.config, silent, tickets, elapsed_s)
+        left = deadlines.expected(self.store, self.config, silent, tickets, elapsed_s)
         return closing_rule(self.round, received, len(left), elapsed_s, None, drained)
 
     def _ask_another(self) -> bool:

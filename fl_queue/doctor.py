@@ -57,7 +57,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     """Every finding, of each server also when the other cannot be used; that is a finding, not an error."""
     findings = [_data_folder(data)] if data is not None else []
     try:
-        store = Store(*resolve_urls(url, blob_url, state_dir), patience=PEOPLE, needs_data=False)
+        store = Store(*resolve_urls(url, blob_url, state_dir), timeouts=PEOPLE, needs_data=False)
     except StoreUnavailable as exc:
         return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers

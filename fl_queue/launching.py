@@ -60,7 +60,7 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
     """
     initial = None
     if config.model["initial"]:
-        with store.patient(UPLOADS) as slow:
+        with store.with_timeouts(UPLOADS) as slow:
             initial = models.publish_initial(
                 slow, Path(config.model["initial"]), config.redis["chunk_bytes"]
             )

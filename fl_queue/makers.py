@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, eligible, jobs, names, patience, sampling, simulation
+from fl_queue import deadlines, dispatch, eligible, jobs, names, sampling, simulation
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.eligible import Eligible
@@ -48,7 +48,7 @@ def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: s
         function, queue = jobs.INITIALISE, names.EVALUATE_QUEUE
     elif simulation.is_simulation(config):
         function, queue = jobs.POOL_INITIALISE, names.POOL_QUEUE
-    longest_s = int(patience.longest_job_s(store, state, config, "initialise"))
+    longest_s = int(deadlines.longest_job_s(store, state, config, "initialise"))
     return Ticket(who, function, queue, state.run_id, number, max(1, longest_s))
 
 
@@ -77,7 +77,7 @@ def why_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
         return "" if receipt.is_in else f"{last} could not make it"
     job = dispatch.tickets(store, state.run_id, current.number).get(last)
     waited_s = current.elapsed_s - current.makers[last]
-    if not patience.is_there(store, config, last):
+    if not deadlines.is_there(store, config, last):
         # Processes of a simulation are started after the run.
         is_pool = simulation.is_simulation(config) and last != names.EVALUATOR
         return "" if is_pool and waited_s < BUSY_S else f"no worker of {last} is alive"
@@ -85,7 +85,7 @@ def why_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
         return f"the first attempt of {last} came to nothing"
     if waited_s >= BUSY_S and dispatch.is_queued(store, job):
         return f"{last} is busy with something else"
-    if waited_s >= patience.deadline_s(store, state, config, "initialise"):
+    if waited_s >= deadlines.deadline_s(store, state, config, "initialise"):
         return f"{last} has not answered within {waited_s:.0f} s"
     return ""
 
@@ -96,7 +96,7 @@ def _ask(
     run, number = state.run_id, current.number
     key = names.round_(run, number)
     new = ticket(store, state, config, number, who)
-    longest_s = patience.deadline_s(store, state, config, "initialise")
+    longest_s = deadlines.deadline_s(store, state, config, "initialise")
     # Later than the one before, so that their order can be told.
     asked_at_s = max(current.elapsed_s, max(current.makers.values()) + 0.001)
     asked = {**current.makers, who: round(asked_at_s, 3)}
@@ -142,15 +142,15 @@ def awaited(
     """
     if elapsed_s - max(current.makers.values()) < config.round["deadline_s"]:
         return silent  # Who is gone may come back.
-    here = [who for who in silent if patience.is_there(store, config, who)]
+    here = [who for who in silent if deadlines.is_there(store, config, who)]
     if elapsed_s < current.deadline_s:
         return here
     tickets = dispatch.tickets(store, state.run_id, current.number)
-    longest_s = patience.longest_job_s(store, state, config, "initialise")
+    longest_s = deadlines.longest_job_s(store, state, config, "initialise")
     return [
         who
         for who in here
-        if patience.is_at_work(store, tickets.get(who))
+        if deadlines.is_at_work(store, tickets.get(who))
         and elapsed_s - current.makers[who] < longest_s
     ]
 
@@ -166,7 +166,7 @@ def refusals(
     for who in sorted(current.makers, key=lambda who: (current.makers[who], who)):
         if who in receipts:
             told.append(f"{who}: {receipts[who].reason[:_CAUSE]}")
-        elif patience.is_there(store, config, who):
+        elif deadlines.is_there(store, config, who):
             told.append(f"{who}: no answer")
         else:
             told.append(f"{who}: no answer, and no worker of it is alive")

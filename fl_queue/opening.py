@@ -14,6 +14,7 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue import (
+    deadlines,
     dispatch,
     eligible,
     faults,
@@ -21,7 +22,6 @@ from fl_queue import (
     jobs,
     makers,
     names,
-    patience,
     preflight,
     sampling,
     simulation,
@@ -333,7 +333,7 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "mode": plan.mode,
         "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
         "quorum": str(_quorum(config, plan)),
-        "deadline_s": str(patience.deadline_s(store, state, config, plan.purpose)),
+        "deadline_s": str(deadlines.deadline_s(store, state, config, plan.purpose)),
         "grace_s": str(config.round["grace_s"]),
         "opened_at": now,
         "ticked_at": now,

@@ -16,7 +16,7 @@ from pathlib import Path
 from fl_queue import embedded, signing
 from fl_queue.credentials import Credentials
 from fl_queue.credentials import read as read_credentials
-from fl_queue.store import WORKERS, OtherUsers, Patience, Store, resolve_urls
+from fl_queue.store import WORKERS, OtherUsers, Store, Timeouts, resolve_urls
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Site:
         """
         return Store(*self.urls(), self.other_users())
 
-    def store(self, patience: Patience = WORKERS, needs_data: bool = True) -> Store:
+    def store(self, timeouts: Timeouts = WORKERS, needs_data: bool = True) -> Store:
         """
         Both Redis roles, checked. Args: as of ``Store.open``.
 
@@ -168,7 +168,7 @@ class Site:
             StoreUnavailable: Not reachable, or too old.
         """
         users = self.other_users()
-        return Store.open(*self.urls(), self.state_dir, users, patience, needs_data)
+        return Store.open(*self.urls(), self.state_dir, users, timeouts, needs_data)
 
 
 def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -52,6 +52,23 @@ def test_every_key_is_in_the_schema() -> None:
     assert [key for key in keys if f"`{key}`" not in text] == []
 
 
+def test_the_code_map_has_a_row_for_every_module() -> None:
+    """And none of a module that is gone. A package without rows of its own modules has one row."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.split("## Code map")[1].split("\n## ")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    rows = [name for first in firsts for name in re.findall("`([^`]+)`", first)]
+    there = [*modules("fl_queue", ""), *modules("fl_queue/store", "store/")]
+    there += [*modules("workers", "workers/"), "workers/"]
+    there += [f"{init.parent.name}/" for init in (ROOT / "fl_queue").glob("*/__init__.py")]
+    assert sorted(rows) == sorted(there)
+
+
+def modules(folder: str, prefix: str) -> list[str]:
+    found = (path.stem for path in (ROOT / folder).glob("*.py"))
+    return [prefix + name for name in found if not name.startswith("__")]
+
+
 def test_links_in_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
 

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from fl_queue import embedded
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.store import PEOPLE, Patience, Store
+from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,14 +35,14 @@ class Where:
         """As the options are; None: the default folder."""
         return cls(url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
 
-    def open(self, patience: Patience = PEOPLE) -> Store:
+    def open(self, timeouts: Timeouts = PEOPLE) -> Store:
         """Both Redis roles, checked. Raises StoreUnavailable."""
-        return Store.open(self.url, self.blob_url, self.state_dir, patience=patience)
+        return Store.open(self.url, self.blob_url, self.state_dir, timeouts=timeouts)
 
     def open_control(self) -> Store:
         """The same, for what the control server alone can answer; only that one is checked."""
         return Store.open(
-            self.url, self.blob_url, self.state_dir, patience=PEOPLE, needs_data=False
+            self.url, self.blob_url, self.state_dir, timeouts=PEOPLE, needs_data=False
         )
 
 

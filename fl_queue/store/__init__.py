@@ -23,11 +23,11 @@ from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
-from fl_queue.store.patience import PEOPLE, UPLOADS, WORKERS, Patience
-from fl_queue.store.patient import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
+from fl_queue.store.repeating import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.states import Glance, RoundState, RunState, parse_run_state
+from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
 
 __all__ = [
     "ADMITTED_S",
@@ -46,12 +46,12 @@ __all__ = [
     "Doorbell",
     "Glance",
     "OtherUsers",
-    "Patience",
     "Replacement",
     "RoundState",
     "RunState",
     "ServerFacts",
     "Store",
+    "Timeouts",
     "as_text",
     "ask_many",
     "batches",
@@ -82,7 +82,7 @@ class Store:
         url: Control server.
         blob_url: Data server; may be the same.
         others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
-        patience: How long an answer is waited for.
+        timeouts: How long an answer is waited for.
         needs_data: Whether the data server has to be there from the beginning.
     """
 
@@ -91,11 +91,11 @@ class Store:
         url: str,
         blob_url: str,
         others: OtherUsers = NOBODY,
-        patience: Patience = WORKERS,
+        timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
     ) -> None:
         self._made_of = url, blob_url, others
-        self.servers = connect(url, blob_url, others, patience, needs_data)
+        self.servers = connect(url, blob_url, others, timeouts, needs_data)
         self.control = Control(self.servers.control)
         self.data = Data(self.servers)
         report_removed(self.servers, self._report_removed)
@@ -107,7 +107,7 @@ class Store:
         blob_url: str,
         state_dir: Path,
         others: OtherUsers = NOBODY,
-        patience: Patience = WORKERS,
+        timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
     ) -> Store:
         """
@@ -121,16 +121,16 @@ class Store:
             StoreUnavailable: Not reachable, too old, or no URL and no private servers.
         """
         url, blob_url = resolve_urls(url, blob_url, state_dir)
-        store = cls(url, blob_url, others, patience, needs_data)
+        store = cls(url, blob_url, others, timeouts, needs_data)
         if needs_data:
             store.check()
         else:
             check(store.servers.control, store.servers.url)
         return store
 
-    def patient(self, patience: Patience) -> Store:
+    def with_timeouts(self, timeouts: Timeouts) -> Store:
         """The same servers, for work that takes a slow line a while; a context manager, too."""
-        return Store(*self._made_of, patience)
+        return Store(*self._made_of, timeouts)
 
     @property
     def is_whole(self) -> bool:

@@ -35,10 +35,10 @@ from fl_queue.store.cluster import (
     pool_of_key,
 )
 from fl_queue.store.failing import classify, in_words, raise_trouble, translated
-from fl_queue.store.patience import WORKERS, Patience
-from fl_queue.store.patient import PatientClient
+from fl_queue.store.repeating import RepeatingClient
 from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
+from fl_queue.store.timeouts import WORKERS, Timeouts
 from fl_queue.store.tls import connection_options
 from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
 from fl_queue.urls import mask
@@ -103,7 +103,7 @@ def connect(
     url: str,
     blob_url: str,
     others: OtherUsers = NOBODY,
-    patience: Patience = WORKERS,
+    timeouts: Timeouts = WORKERS,
     needs_data: bool = True,
 ) -> Servers:
     """
@@ -111,7 +111,7 @@ def connect(
 
     Args:
         others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
-        patience: How long their answers are waited for.
+        timeouts: How long their answers are waited for.
         needs_data: Whether a cluster of which no node answers is an error now; else its first use is.
 
     Raises:
@@ -127,11 +127,11 @@ def connect(
         raise ConfigError(
             "redis.blob_url", "a client of a Redis Cluster is one user: use Redis 7 or newer"
         )
-    data, once, blocking = _data_or_away(blob_url, patience, needs_data)
-    control = _client(url, patience)
+    data, once, blocking = _data_or_away(blob_url, timeouts, needs_data)
+    control = _client(url, timeouts)
     for purpose, (own_url, own_blob_url) in others.items():
-        _add_user(control, purpose, _client(own_url, patience))
-        own = _data_clients(own_blob_url, patience)
+        _add_user(control, purpose, _client(own_url, timeouts))
+        own = _data_clients(own_blob_url, timeouts)
         for client, user in zip((data, once, blocking), own, strict=True):
             _add_user(client, purpose, user)
     return Servers(
@@ -150,10 +150,10 @@ def _add_user(client: redis.Redis, purpose: Purpose, user: redis.Redis) -> None:
 
 
 def _data_or_away(
-    url: str, patience: Patience, is_needed: bool
+    url: str, timeouts: Timeouts, is_needed: bool
 ) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
     try:
-        return _data_clients(url, patience)
+        return _data_clients(url, timeouts)
     except StoreUnavailable as exc:
         if is_needed or exc.trouble is Trouble.wrong_mode:
             raise
@@ -161,13 +161,13 @@ def _data_or_away(
         return away, away, away
 
 
-def _data_clients(url: str, patience: Patience) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
+def _data_clients(url: str, timeouts: Timeouts) -> tuple[redis.Redis, redis.Redis, redis.Redis]:
     """(data, once, blocking) of ``Servers``."""
-    never = replace(patience, retries=0)
+    never = replace(timeouts, retries=0)
     if is_cluster(url):
         once = _cluster(url, never)
-        return _cluster(url, patience), once, once
-    return _zero_copy(_client(url, patience)), _zero_copy(_client(url, never)), _client(url, never)
+        return _cluster(url, timeouts), once, once
+    return _zero_copy(_client(url, timeouts)), _zero_copy(_client(url, never)), _client(url, never)
 
 
 def check(client: redis.Redis, url: str) -> None:
@@ -205,9 +205,9 @@ def _unfit(url: str, reason: str) -> StoreUnavailable:
 def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY) -> redis.Redis:
     """A client for RQ: waits for its server, raises redis-py's own errors. Args: as of ``connect``."""
 
-    def made(url: str) -> PatientClient:
+    def made(url: str) -> RepeatingClient:
         return _made(
-            PatientClient,
+            RepeatingClient,
             url,
             socket_timeout=socket_timeout_s,
             socket_connect_timeout=5,
@@ -386,18 +386,18 @@ def _try_options(client: redis.Redis) -> None:
         raise ValueError from exc
 
 
-def _options(patience: Patience) -> dict[str, Any]:
+def _options(timeouts: Timeouts) -> dict[str, Any]:
     return {
-        "retry": _retry(patience.retries),
-        "socket_timeout": patience.answer_s,
-        "socket_connect_timeout": patience.connect_s,
+        "retry": _retry(timeouts.retries),
+        "socket_timeout": timeouts.answer_s,
+        "socket_connect_timeout": timeouts.connect_s,
         "protocol": 2,
         **_UNNAMED,
     }
 
 
-def _client(url: str, patience: Patience) -> redis.Redis:
-    client = _made(_Client, url, **_options(patience))
+def _client(url: str, timeouts: Timeouts) -> redis.Redis:
+    client = _made(_Client, url, **_options(timeouts))
     client.masked_url = mask(url)
     return client
 
@@ -413,9 +413,9 @@ def _made(kind: type[Made], url: str, **options: Any) -> Made:
     return cast(Made, client)
 
 
-def _cluster(url: str, patience: Patience) -> redis.Redis:
+def _cluster(url: str, timeouts: Timeouts) -> redis.Redis:
     with _no_url(url, "redis+cluster://host:port/0"):
-        client = cluster_client(url, packer=_packer(), **_options(patience))
+        client = cluster_client(url, packer=_packer(), **_options(timeouts))
     # redis-py has no common type for the two; Data uses what both can do.
     return cast(redis.Redis, client)
 

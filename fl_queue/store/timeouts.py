@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """
     Args:
         answer_s: For a reply, or for the next bytes of one.
@@ -20,8 +20,8 @@ class Patience:
 
 
 #: Nobody watches a worker: it rides out what it can.
-WORKERS = Patience(answer_s=30.0, connect_s=5.0, retries=3)
+WORKERS = Timeouts(answer_s=30.0, connect_s=5.0, retries=3)
 #: A person waits for an answer: about 10 s for a silent server, and less than 30 s whatever happens.
-PEOPLE = Patience(answer_s=5.0, connect_s=3.0, retries=1)
+PEOPLE = Timeouts(answer_s=5.0, connect_s=3.0, retries=1)
 #: A person waits while a model is sent, which takes a slow line a while: about 20 s for a silent server.
-UPLOADS = Patience(answer_s=20.0, connect_s=5.0, retries=0)
+UPLOADS = Timeouts(answer_s=20.0, connect_s=5.0, retries=0)

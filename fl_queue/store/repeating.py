@@ -1,8 +1,8 @@
 """
-Waiting for a Redis server that cannot be used now: what workers do instead of ending.
+Commands and jobs are repeated until Redis can be used again: workers do that instead of ending.
 
 A worker that ended would take its training along, and the next one would find the server no better.
-RQ's connection waits command by command (``PatientClient``), a job as a whole (``outlast``).
+RQ's connection repeats a single command (``RepeatingClient``), ``outlast`` a job as a whole.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def outlast(work: Callable[[], Value]) -> Value:
             return done
 
 
-class PatientClient(SplitClient):
+class RepeatingClient(SplitClient):
     """
     A client for RQ, which takes any error for a reason to end: a command waits until it can be done.
 
