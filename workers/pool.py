@@ -36,7 +36,7 @@ from fl_queue.jobs import JobRefused
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import Store
-from workers import rqworker
+from workers import poolworker, rqworker
 from workers.assignment import Assignment, Base, fetch_base
 from workers.client import (
     Make,
@@ -113,7 +113,7 @@ def respond(run: str, number: int, make: Make) -> str:
         return group
     try:
         return _answer(group, make)
-    except rqworker.GivenUp as exc:
+    except poolworker.GivenUp as exc:
         return str(exc)
     finally:
         _tidy(run, number)
@@ -123,7 +123,7 @@ def _answer(group: Group, make: Make) -> str:
     common, done = group.common, 0
     total = _sum(group)
     for job in group.assignments():
-        with rqworker.giving_up():
+        with poolworker.giving_up():
             kept = find_or_make(job, make)
         if total is None:
             done += push(job, *kept)
@@ -226,7 +226,7 @@ def main() -> int:
     """``python -m workers.pool``: serve ``flq-pool``."""
     reproducible.preload()
     importlib.import_module("workers.pool")  # Jobs name it, and we run as ``__main__``.
-    return rqworker.run(names.POOL_QUEUE, rqworker.PoolWorker)
+    return rqworker.run(names.POOL_QUEUE, poolworker.PoolWorker)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from fl_queue.jobs import FLJob
 from fl_queue.store import LEASE_S, Store, plain_client
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
-from workers.rqworker import FLWorker, PoolWorker
+from workers.poolworker import PoolWorker
+from workers.rqworker import FLWorker
 
 CLIENTS = 1
 WORKER = "its-worker"
