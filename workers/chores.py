@@ -5,6 +5,7 @@ What a supervisor does beside its worker, once a second: the healer, or the outb
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from fl_queue import names, outbox, unknown
 from fl_queue.heal import Healer
@@ -56,7 +57,8 @@ class Sweeping(Chores):
             return
         self.swept_at = time.monotonic()
         # A short-lived connection: supervisors are idle for hours between two uses.
-        with self.site.store() as store:
+        # With the credentials as they are now: an operator may have enrolled the site again.
+        with replace(self.site).store() as store:
             # A pool's is everybody's.
             whose = self.site.client or f"{names.VIRTUAL}*"
             may_go = unknown.may_go(store.control, self.site.state_dir)

@@ -10,6 +10,8 @@ from fl_queue import logs
 
 #: Exit status of a worker whose client another one serves.
 EXIT_REFUSED = 2
+#: Exit status of a worker whose login is refused for good; its supervisor goes on.
+EXIT_REVOKED = 77
 
 
 def log_to_console() -> None:

@@ -45,6 +45,7 @@ from fl_queue.store import (
 )
 from workers.horse import HorseWorker
 from workers.process import EXIT_REFUSED, log_to_console
+from workers.revoked import end_when_revoked
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,9 @@ class FLWorker(HorseWorker):
             # RQ's own worker would end here, and its training with it.
             complaint.say(exc, f"job {job.id} goes on: ")
             return
+        except SystemExit:
+            self.kill_horse()
+            raise
         if is_pointless:
             log.info("the round of job %s has ended: stopping it", job.id)
             self.kill_horse()
@@ -366,7 +370,8 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         kind: How jobs are run: each in a fork, or in this process.
 
     Returns:
-        Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up.
+        Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up;
+        77 (SystemExit) when the login of an enrolled site is refused for good.
     """
     log_to_console()
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
@@ -375,6 +380,8 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     site = Site.from_environ()
     if site.credentials or queue == names.AGGREGATE_QUEUE:
         signing.preload()
+    if site.credentials:
+        end_when_revoked(site)
     try:
         url, _ = site.urls()
         connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())

@@ -26,9 +26,10 @@ from fl_queue import liveness, names
 from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
-from fl_queue.store import PEOPLE, complaint
+from fl_queue.store import PEOPLE, complaint, is_login_refused
 from workers.offspring import Offspring
-from workers.process import EXIT_REFUSED, log_to_console
+from workers.process import EXIT_REFUSED, EXIT_REVOKED, log_to_console
+from workers.revoked import sentence
 
 if TYPE_CHECKING:
     from workers.chores import Chores
@@ -39,6 +40,8 @@ ROLES = ("client", "aggregator", "evaluator", "pool")
 RESTART_S = 0.2
 LONGEST_RESTART_S = 5.0
 LIVED_S = 10.0
+#: Who is not let in asks again so rarely: somebody has to enrol it first.
+REVOKED_RESTART_S = 60.0
 TICK_S = 1.0
 
 
@@ -78,7 +81,9 @@ class _Place:
         # Killed from outside, or after a while: at once. One that ends by itself gets slower.
         quick = status < 0 or time.monotonic() - self._started_at > LIVED_S
         self._pause_s = RESTART_S if quick else min(2 * self._pause_s, LONGEST_RESTART_S)
-        self.due_at = time.monotonic() + self._pause_s
+        self.due_at = time.monotonic() + (
+            REVOKED_RESTART_S if status == EXIT_REVOKED else self._pause_s
+        )
         return status
 
     def send(self, signum: signal.Signals) -> None:
@@ -122,10 +127,7 @@ class Supervisor:
                 offspring.end(other.child.pid for other in self._places if other.child)
                 refused |= status == EXIT_REFUSED
                 if not self.stopping and not refused:
-                    log.warning(
-                        "%s worker ended with status %s: starting it again", self.role, status
-                    )
-                    self._forget_worker(place)
+                    self._say_ended(place, status)
         self._try(lambda: self.chores.end())
         return EXIT_REFUSED if refused else 0
 
@@ -177,11 +179,18 @@ class Supervisor:
             # RQ takes a second SIGTERM within a second for an echo of the first.
             place.send(signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
 
+    def _say_ended(self, place: _Place, status: int) -> None:
+        if status == EXIT_REVOKED:
+            log.warning("%s worker: trying again in %g s", self.role, REVOKED_RESTART_S)
+            return
+        log.warning("%s worker ended with status %s: starting it again", self.role, status)
+        self._forget_worker(place)
+
     def _forget_worker(self, place: _Place) -> None:
         """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
 
         def release() -> None:
-            with self.site.store() as store:
+            with replace(self.site).store() as store:  # Of the credentials as they are now.
                 store.control.release(names.worker(place.site.worker), self.site.token)
 
         self._try(release)
@@ -202,7 +211,8 @@ def main() -> int:
         # Who starts it waits for a line; from then on it rides out what it can.
         site.store(PEOPLE).close()
     except FLQueueError as exc:
-        log.error("%s", exc)
+        revoked = site.credentials and is_login_refused(exc)
+        log.error("%s", sentence(site) if revoked else exc)
         return exc.exit_code
     return Supervisor(arguments.role, site, arguments.processes).run()
 

@@ -22,6 +22,7 @@ from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
+from fl_queue.store.login import is_login_refused, own_login
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
 from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
 from fl_queue.store.queues import Replacement
@@ -60,8 +61,10 @@ __all__ = [
     "complaint",
     "hurried",
     "in_words",
+    "is_login_refused",
     "keys_like",
     "outlast",
+    "own_login",
     "parse_run_state",
     "plain_client",
     "probe",

@@ -21,6 +21,7 @@ from redis.client import Pipeline
 
 from fl_queue.errors import FLQueueError
 from fl_queue.store.failing import REDIS_ERRORS, classify, drop_demoted, in_words
+from fl_queue.store.login import own_login
 from fl_queue.store.split import SplitClient
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def stop_waiting() -> None:
 
 def waits_for(error: Exception) -> bool:
     """Whether to try again after an error; then it has been logged, and a pause was made."""
+    own_login.failed(error)
     if classify(error) is None or _hurried.get() or _stopping[0]:
         return False
     complaint.say(error)
@@ -118,6 +120,7 @@ def outlast(work: Callable[[], Value]) -> Value:
             if not waits_for(exc):
                 raise
         else:
+            own_login.accepted()
             complaint.over()
             return done
 
@@ -151,6 +154,7 @@ class _Pipeline(Pipeline):
             try:
                 with drop_demoted(self.connection_pool):
                     done: list[Any] = send(raise_on_error)
+                own_login.accepted()
                 complaint.over()
                 return done
             except REDIS_ERRORS as exc:

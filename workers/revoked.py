@@ -1,0 +1,40 @@
+"""
+What an enrolled worker does when its server does not let it in any more.
+
+Its job ends, and the process. The supervisor starts another one a minute later: an operator may have
+enrolled the site again, under a file of the same name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from fl_queue.names import EVALUATOR
+from fl_queue.site import Site
+from fl_queue.store import own_login
+from workers.process import EXIT_REVOKED
+
+log = logging.getLogger(__name__)
+
+
+def sentence(site: Site) -> str:
+    """For the log."""
+    return (
+        f"{site.client or EVALUATOR} was revoked, or its password was changed: ask the operator"
+        f" (Redis refuses the login of {site.credentials})"
+    )
+
+
+def end_when_revoked(site: Site) -> None:
+    """End this process, which is to have credentials, once its login is refused for good."""
+    own = os.getpid()
+
+    def end() -> None:
+        # A work-horse is ended by its worker, which finds out at the same time.
+        if os.getpid() == own:
+            log.error("%s", sentence(site))
+            sys.exit(EXIT_REVOKED)
+
+    own_login.when_refused_for_good(end)
