@@ -27,6 +27,7 @@ from fl_queue.header import Header
 from fl_queue.plain import printable
 from fl_queue.records import Awaited, dumps
 from fl_queue.site import Site
+from fl_queue.spelling import nearest
 
 #: What is made of a site's data; a failure is not, and version 0 is not.
 _OF_DATA = ("update", "evaluation")
@@ -141,7 +142,7 @@ def find(state_dir: Path, names: tuple[str, ...]) -> list[Waiting]:
             raise ConfigError(
                 "UPDATE",
                 f"{name} does not wait in {state_dir}: it is decided, or its round has ended; "
-                "`fl-queue approve` lists those that do",
+                f"`fl-queue approve` lists those that do{nearest(name, there)}",
             )
     return [there[name] for name in names]
 

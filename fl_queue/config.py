@@ -24,6 +24,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, as_plain, toml_value, unknown_key
 from fl_queue.names import is_name
 from fl_queue.sections import LOCAL, OF_MODE, SECTIONS, TABLES
+from fl_queue.spelling import nearest
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
 from fl_queue.strategies.base import Strategy
 from fl_queue.sumformat import sum_format
@@ -395,7 +396,9 @@ def _read(source: str) -> dict[str, Any]:
 def _preset(name: str) -> str:
     if name not in preset_names():
         raise ConfigError(
-            "CONFIG", f"{name} is neither a file nor a shipped config ({', '.join(preset_names())})"
+            "CONFIG",
+            f"{name} is neither a file nor a shipped config{nearest(name, preset_names())} "
+            f"({', '.join(preset_names())})",
         )
     return (preset_folder() / f"{name}.toml").read_text(encoding="utf-8")
 

@@ -16,6 +16,7 @@ from fl_queue import acl, dispatch, names, signing
 from fl_queue.credentials import Credentials, Login, is_enrollable
 from fl_queue.errors import ConfigError
 from fl_queue.records import Enrolment
+from fl_queue.spelling import nearest
 from fl_queue.store import Store
 from fl_queue.store.users import Rules, Users
 from fl_queue.urls import without_login
@@ -98,7 +99,7 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         raise ConfigError(
             "CLIENT",
             f"{client} is not enrolled, so there is nothing to revoke; clients.exclude in a run's config "
-            "leaves it out of that run, see also `fl-queue clients`",
+            f"leaves it out of that run, see also `fl-queue clients`{nearest(client, store.control.enrolments())}",
         )
     # This decides; all else is cleaning up, and repeated by repeating the command.
     if not known.revoked_at:

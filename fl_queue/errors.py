@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from fl_queue.spelling import nearest
 from fl_queue.urls import mask
 
 
@@ -84,7 +85,7 @@ class UnknownRun(FLQueueError):
         there = (
             ", ".join(sorted(known)) if known else "none yet; start one with `fl-queue start-round`"
         )
-        super().__init__(f"run {run}: there is no such run (runs: {there})")
+        super().__init__(f"run {run}: there is no such run{nearest(run, known)} (runs: {there})")
         self.run = run
         self.known = known
 

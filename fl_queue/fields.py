@@ -6,13 +6,13 @@ Used for the fields of ``RunConfig`` and for the options of built-in tasks. No f
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fl_queue.errors import ConfigError
+from fl_queue.spelling import nearest
 
 Check = Callable[[Any], str | None]
 
@@ -80,12 +80,6 @@ def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
         name,
         f"there is no such field{nearest(name, known) or '; known: ' + ', '.join(sorted(known))}",
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` with the nearest known word; empty when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _numbers(value: Any) -> list[float]:

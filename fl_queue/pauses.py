@@ -18,6 +18,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.plain import printable
 from fl_queue.records import dumps
 from fl_queue.site import Site
+from fl_queue.spelling import nearest
 
 _FILE = "paused"
 #: Every reason begins with it.
@@ -48,7 +49,8 @@ def chosen(state_dir: Path, named: tuple[str, ...]) -> list[str]:
             have = f"those of {', '.join(known)} have" if known else "nor has any other"
             raise ConfigError(
                 "CLIENT",
-                f"no worker of {client} has used {state_dir}, {have}; name its --state-dir",
+                f"no worker of {client} has used {state_dir}, {have}; "
+                f"name its --state-dir{nearest(client, known)}",
             )
     if not known:
         raise ConfigError(

@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, ModelMismatch
-from fl_queue.fields import nearest
 from fl_queue.records import BATCH_NORM, Manifest, Sums
 from fl_queue.sgd import LocalRule, size_of
+from fl_queue.spelling import nearest
 from fl_queue.strategies.base import PERSONAL, PRIVATE, State, Strategy
 from fl_queue.tasks import ClientContext, ClientData, Task, asked
 from fl_queue.tensors import Arrays, load_arrays, load_some, state_of, views_of

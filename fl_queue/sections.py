@@ -10,8 +10,9 @@ import re
 
 from fl_queue import topk
 from fl_queue.data_fields import DATA_FIELDS, DATA_FIXED
-from fl_queue.fields import Field, nearest
+from fl_queue.fields import Field
 from fl_queue.records import BATCH_NORM
+from fl_queue.spelling import nearest
 from fl_queue.strategies import STRATEGIES
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")

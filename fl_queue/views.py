@@ -14,6 +14,7 @@ from fl_queue import diagnose, names, report, runs, scores
 from fl_queue.diagnose import Around
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.records import Awaited, Enrolment, Receipt
+from fl_queue.spelling import nearest
 from fl_queue.store import AWAITED, PAUSED, RunState, Store
 
 _BETWEEN = "is training: between rounds"
@@ -227,10 +228,12 @@ def _from_history(
             return {client: asdict(receipt)}
         if client in record.rejected:
             return {client: {"status": "rejected", "reason": record.rejected[client]}}
-        what = "nothing came from it" if client in record.cohort else "it was not in the cohort"
+        what = "nothing came from it"
+        if client not in record.cohort:
+            what = f"it was not in the cohort{nearest(client, record.cohort)}"
         raise RunStateError(
             state.name,
-            f"round {number}, client {client}: {what}; cohort: {', '.join(record.cohort)}",
+            f"round {number}, client {client}: {what} (cohort: {', '.join(record.cohort)})",
         )
     raise RunStateError(
         state.name,

@@ -15,6 +15,7 @@ from typing import cast
 import click
 
 from fl_queue import __version__, logs
+from fl_queue.cli.groups import Group
 from fl_queue.errors import FLQueueError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(Group):
     """A command's module is imported when the command is asked for: a restarted worker is in a hurry."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -42,6 +42,7 @@ from fl_queue.cli.common import (
     write_json,
 )
 from fl_queue.cli.completing import config_argument, run_argument
+from fl_queue.cli.groups import Group
 from fl_queue.cli.running import follow_to_end
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
@@ -207,7 +208,7 @@ def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> 
                 click.echo(f"  {field}: {value}")
 
 
-@click.group("config")
+@click.group("config", cls=Group)
 def config_group() -> None:
     """Look at configs."""
 

@@ -21,6 +21,7 @@ from fl_queue.cli.common import (
     data_folder,
     strategy_option,
 )
+from fl_queue.cli.groups import Group
 from fl_queue.errors import ConfigError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
@@ -28,7 +29,7 @@ from fl_queue.site import Site
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
-@click.group()
+@click.group(cls=Group)
 def worker() -> None:
     """
     Run a worker: a supervisor that keeps one RQ worker process going.

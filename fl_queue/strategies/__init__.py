@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.fields import nearest
 from fl_queue.ownmodules import import_own
+from fl_queue.spelling import nearest
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.ditto import Ditto

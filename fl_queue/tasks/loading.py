@@ -17,10 +17,10 @@ from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.extras import how_to_install
-from fl_queue.fields import nearest
 from fl_queue.loader import seed_everything
 from fl_queue.ownmodules import import_own
 from fl_queue.sampling import seed_for
+from fl_queue.spelling import nearest
 from fl_queue.tasks import Task
 from fl_queue.tasks.function import FunctionTask
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fl_queue import config, display, doctor, names, rounds, runs
 from fl_queue.cli import cli
+from fl_queue.errors import UnknownRun
 from fl_queue.records import Receipt
 from fl_queue.store import Store
 
@@ -58,6 +59,10 @@ def fl_queue(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[st
         (["worker", "client", "--client", "a", "--data", "/absent"], 3, ["/absent", "folder"]),
         (["worker", "client", "--client", "a", "--device", "gpu"], 2, ["--device", "cuda"]),
         (["nonsense"], 2, ["nonsense"]),
+        (["statuss"], 2, ["No such command 'statuss'; did you mean status?"]),
+        (["worker", "agregator"], 2, ["No such command 'agregator'; did you mean aggregator?"]),
+        (["config", "shw"], 2, ["No such command 'shw'; did you mean show?"]),
+        (["config", "show", "mnist-2n"], 2, ["did you mean mnist-2nn?"]),
     ],
 )
 def test_bad_input_gets_one_line_and_its_exit_code(
@@ -101,6 +106,17 @@ def test_unknown_run_names_those_there_are(private_redis, tmp_path: Path) -> Non
 
     assert done.returncode == 2
     assert "run nobody: there is no such run" in done.stderr
+
+
+def test_a_mistyped_name_of_a_run_names_the_nearest(store: Store) -> None:
+    loaded = config.load("demo", (), {})
+    for name in ("demo", "trial"):
+        runs.start_run(store, name, loaded, 1)
+
+    with pytest.raises(UnknownRun, match=r"^run dmeo: there is no such run; did you mean demo\?"):
+        runs.find_run(store, "dmeo")
+    with pytest.raises(UnknownRun, match=r"^run x: there is no such run \(runs: demo, trial\)$"):
+        runs.find_run(store, "x")
 
 
 def test_doctor_finds_the_private_servers_fit(private_redis, tmp_path: Path) -> None:

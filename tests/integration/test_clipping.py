@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue import names, verify, views
+from fl_queue.errors import RunStateError
 from fl_queue.report import rows
 from fl_queue.store import Store
 from tests.byhand import ByHand
@@ -42,6 +43,10 @@ def test_norms_are_recorded_and_verified(
     store.control.redis.delete(names.round_updates(hand.run, 1))
     found = views.receipts(store, hand.state, 1, "a")["a"]
     assert (found["norm"], found["clipped"]) == (record.norms["a"], True)
+    with pytest.raises(
+        RunStateError, match=r"it was not in the cohort; did you mean a\? \(cohort: "
+    ):
+        views.receipts(store, hand.state, 1, "aa")
     lie = replace(record, norms={**record.norms, "a": 2.0})
     store.control.redis.lset(names.history(hand.run), 0, lie.to_json())
     (verdict,) = verify.verify(store, hand.state, tmp_path)

@@ -240,13 +240,17 @@ def test_what_is_no_client_is_not_enrolled(
     assert not (tmp_path / FILE).exists()
 
 
-def test_revoking_a_stranger_says_so(servers: EmbeddedRedis) -> None:
+def test_revoking_a_stranger_says_so(servers: EmbeddedRedis, tmp_path: Path) -> None:
     done = command(servers, "revoke", "hospital-z")
 
     assert str(done.exception).startswith(
         "CLIENT: hospital-z is not enrolled, so there is nothing to revoke"
     )
     assert "clients.exclude" in str(done.exception)
+    assert "did you mean" not in str(done.exception)
+    assert command(servers, "enroll", "-o", str(tmp_path / FILE), "hospital-b").exception is None
+    done = command(servers, "revoke", "hopsital-b")
+    assert str(done.exception).endswith("; did you mean hospital-b?")
 
 
 # Credentials files

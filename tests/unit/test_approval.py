@@ -80,6 +80,9 @@ def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_o
     assert found == approval.Decision(False, "declined by its site: no consent")
     with pytest.raises(ConfigError, match="does not wait in"):
         approval.find(site.state_dir, (item.name,))
+    written(site, token="token-2")
+    with pytest.raises(ConfigError, match=rf"did you mean {item.name}\?"):
+        approval.find(site.state_dir, (item.name.replace("hospital", "hopsital"),))
 
     # Made anew, it is another one, and nobody has said anything of that.
     again = outbox.read(written(site, token="token-2"))
