@@ -69,6 +69,11 @@ def fetch(
         raise DataError(str(path), reason) from exc
 
 
+def has(folder: Path, run: str, digest: str) -> bool:
+    """Whether this host has a model. Args: as of ``fetch``."""
+    return checkpoint.is_digest(digest) and (folder / run / digest).exists()
+
+
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
     """Remove the models of runs that are over. Args: ``is_over``: run id -> bool."""
     for run in folder.iterdir() if folder.is_dir() else ():

@@ -7,6 +7,7 @@ Every error a user can meet, with its exit code.
       UnknownRun         no run of that name                      2
       BlobError          a blob that is not what it says          3
       DataError          a data file or folder                    3
+      NoRoom             no room on this machine's disk           3
       ModelMismatch      a client's model differs from the run's  3
       UnknownVersion     no such model version                    3
       CheckpointError    a checkpoint cannot be written or read   3
@@ -118,6 +119,10 @@ class DataError(FLQueueError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class NoRoom(DataError):
+    """A disk of this machine is too full for what is to be written; that passes once it is freed."""
 
 
 class ModelMismatch(FLQueueError):

@@ -117,12 +117,28 @@ class Assignment:
         )
 
 
-def fetch_base(job: Assignment) -> Base:
-    """The model to start from; waited for while the data server is away or lacks it."""
+def manifest_of(job: Assignment) -> Manifest:
+    """
+    The model of the run.
+
+    Raises:
+        ModelMismatch: There is none.
+    """
     manifest = job.store.control.manifest(job.run)
     if manifest is None:
         raise ModelMismatch(f"run {job.run} has no manifest")
-    encoding = job.config.model["codec"] if job.round.download else "float32"
+    return manifest
+
+
+def encoding_of(job: Assignment) -> str:
+    """Codec of the model that a job starts from, as it is fetched."""
+    return str(job.config.model["codec"]) if job.round.download else "float32"
+
+
+def fetch_base(job: Assignment) -> Base:
+    """The model to start from; waited for while the data server is away or lacks it."""
+    manifest = manifest_of(job)
+    encoding = encoding_of(job)
     while True:
         try:
             body = cache.fetch(

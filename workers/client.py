@@ -8,11 +8,10 @@ that forked jobs start at once and safely.
 from __future__ import annotations
 
 import importlib
-import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from fl_queue import (
     clientstate,
     codec,
     faults,
-    feedback,
     loader,
     models,
     names,
@@ -40,26 +38,21 @@ from fl_queue import (
     unknown,
     update,
 )
-from fl_queue.clientstate import Accepted, Kept
-from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch
+from fl_queue.clientstate import Kept
+from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch, NoRoom
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
-from fl_queue.records import CANNOT, Manifest
+from fl_queue.records import CANNOT
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import AWAITED, REDIS_ERRORS, Store
 from fl_queue.strategies.base import (
-    PERSONAL,
-    PRIVATE,
     RESIDUAL,
-    Strategy,
-    client_layouts,
 )
-from fl_queue.tasks import ClientContext
 from fl_queue.tasks.logged import Logged
-from workers import rqworker, telling
+from workers import keeping, rqworker, telling
 from workers.assignment import Assignment, fetch_base
-from workers.progress import Progress, announce, say, tell
+from workers.progress import Progress, announce, say
 
 log = logging.getLogger(__name__)
 
@@ -270,8 +263,8 @@ def _declining(why: str) -> Make:
 def _made(job: Assignment, make: Make) -> Answer:
     try:
         return make(job)
-    except (JobTimeoutException, *REDIS_ERRORS):
-        raise  # The state of a server is no answer of this site.
+    except (JobTimeoutException, NoRoom, *REDIS_ERRORS):
+        raise  # The state of a server, or of the disk, is no answer of this site.
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:
@@ -293,11 +286,17 @@ def _words(job: Assignment, exc: Exception) -> str:
 
 
 def make_update(job: Assignment) -> Answer:
-    """Train from the round's base version."""
+    """
+    Train from the round's base version.
+
+    Raises:
+        NoRoom: What comes of it would not fit on the disk.
+    """
+    keeping.check_room(job)
     task, context, logged = job.task(), job.context(), Logged()
     base = job.base or fetch_base(job)
     strategy = job.strategy()
-    kept = _kept(job, strategy, base.manifest)
+    kept = keeping.kept(job, strategy, base.manifest)
     residual = kept.state.get(RESIDUAL, {})
     if job.is_watched:
         announce(job, context)
@@ -310,85 +309,12 @@ def make_update(job: Assignment) -> Answer:
         on_epoch=Progress(job, logged).on_epoch,
         plan=training.Plan(strategy, base.server, kept.state),
     )
-    _keep_state(job, strategy, made, context, residual)
+    keeping.keep(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
     environment = reproducible.environment(context.device, task, context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
     header = update.header_of(job.header("update"), made, encoding, environment, context)
     return Answer(header, update.body_of(made, encoding, context, residual))
-
-
-def _kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
-    """What this client keeps: of its newest accepted update, of which the control server tells."""
-    layouts = _layouts(job, strategy, manifest)
-    if not layouts:
-        return Kept()
-    found = job.store.control.accepted(job.run, job.who)
-    backed_up = job.store.control.accepted(job.run, names.in_backup(job.who))
-    kept = clientstate.load(
-        job.site.client_states,
-        job.run,
-        job.who,
-        job.round.number,
-        Accepted(*found) if found else None,
-        clientstate.layout(layouts),
-        _starts_from(layouts),
-        # They come from Redis, and name folders here.
-        [origin for origin in job.state.restored_from if names.is_run_id(origin)],
-        Accepted(*backed_up) if backed_up else None,
-    )
-    if kept.is_missing:
-        log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
-        event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
-        tell(job, event | {"what": kept.note})
-    return kept
-
-
-def _layouts(job: Assignment, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
-    return client_layouts(strategy, manifest, job.config.update["error_feedback"])
-
-
-def _starts_from(layouts: Mapping[str, Manifest]) -> str:
-    """What a client without a state starts from."""
-    own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
-    found = [words for name, words in own.items() if name in layouts]
-    return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
-
-
-def _keep_state(
-    job: Assignment,
-    strategy: Strategy,
-    made: training.Trained,
-    context: ClientContext,
-    residual: Mapping[str, Any],
-) -> None:
-    """Write what this client keeps once the update is accepted; before the update itself is there."""
-    layouts = _layouts(job, strategy, made.manifest)
-    if not layouts:
-        return
-    layout = clientstate.layout(layouts)
-    encoding = codec.encoding(job.config.update)
-    digest = blob.pieces_digest(update.body_of(made, encoding, context, residual))
-    folder, number = job.site.client_states, job.round.number
-    pieces = _kept_pieces(layout, encoding, made, context, residual)
-    clientstate.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
-
-
-def _kept_pieces(
-    layout: Manifest,
-    encoding: str,
-    made: training.Trained,
-    context: ClientContext,
-    residual: Mapping[str, Any],
-) -> Iterator[Any]:
-    """The states of a layout, one after the other."""
-    for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
-        if state == RESIDUAL:
-            pieces = feedback.corrected(made.pieces(), residual)
-            yield from feedback.unsent(encoding, pieces, update.codec_seed(context))
-        else:
-            for spec in specs:
-                yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))
 
 
 def make_evaluation(job: Assignment) -> Answer:
@@ -397,7 +323,7 @@ def make_evaluation(job: Assignment) -> Answer:
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     is_own = strategy.personal or base.manifest.private
-    kept = _kept(job, strategy, base.manifest) if is_own else Kept()
+    kept = keeping.kept(job, strategy, base.manifest) if is_own else Kept()
     plan = training.Plan(strategy, kept=kept.state)
     sums = training.evaluate_client(task, base.manifest, base.arrays(), context, plan)
     environment = reproducible.environment(context.device, task, context.threads)

@@ -1,0 +1,95 @@
+"""A site whose disk has no room for its update does not train; once there is room, it does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fl_queue import diskroom, outbox
+from fl_queue.errors import NoRoom
+from fl_queue.site import Site
+from fl_queue.store import Store
+from tests.byhand import ByHand
+from workers import client
+from workers.assignment import Assignment
+
+SIZE = 500_000
+#: The model, the update, and more than a header.
+NEEDED = 2 * (4 * SIZE + 8) + 64 * 1024
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Bytes that the file system says are free; changed by the tests."""
+    left = {"bytes": 0}
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda path: SimpleNamespace(f_bavail=left["bytes"], f_frsize=1, f_blocks=1 << 30),
+    )
+    return left
+
+
+def test_nothing_is_trained_that_could_not_be_kept(
+    store: Store, tmp_path: Path, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = ByHand(store, tmp_path, "a", SIZE)
+    site = Site(state_dir=tmp_path / "site", client="a")
+    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    loaded: list[str] = []
+    task = Assignment.task
+    monkeypatch.setattr(
+        Assignment, "task", lambda self: (loaded.append(self.who), task(self))[1], raising=True
+    )
+
+    for lacking in (NEEDED, 1_000_001, 1):
+        free["bytes"] = NEEDED - lacking
+        with pytest.raises(NoRoom) as caught:
+            client.find_or_make(job, client.make_update)
+        wanted = -(-lacking // 1_000_000)
+        assert str(caught.value) == (
+            f"{site.outbox}: no room on the disk for the model and the update ({NEEDED:,} bytes);"
+            f" free {wanted} MB there, or use --state-dir"
+        )
+        assert not list(tmp_path.glob("site/*/*"))
+    assert loaded == []
+
+    free["bytes"] = NEEDED
+    header, _ = client.find_or_make(job, client.make_update)
+    assert loaded == ["a"]
+    # The task builds another model than this run's: it was asked to train.
+    assert header.reason.startswith("tensor ")
+    assert outbox.read(outbox.path_of(site.outbox, hand.run, 1, "a")) is not None
+
+
+def test_a_model_that_is_there_needs_no_room_again(
+    store: Store, tmp_path: Path, free: dict[str, int]
+) -> None:
+    hand = ByHand(store, tmp_path, "a", SIZE)
+    site = Site(state_dir=tmp_path / "site", client="a")
+    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    model = site.cache / hand.run / job.round.fetched
+    model.parent.mkdir(parents=True)
+    model.touch()
+
+    with pytest.raises(NoRoom, match=r"for the update \(2,065,544 bytes\); free 3 MB there"):
+        client.find_or_make(job, client.make_update)
+
+
+def test_a_file_system_that_does_not_say_its_size_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os, "statvfs", lambda path: SimpleNamespace(f_bavail=0, f_frsize=0, f_blocks=0)
+    )
+    diskroom.check(tmp_path / "not" / "there", 1 << 40, "the update")
+
+
+def test_what_is_really_free_counts(tmp_path: Path) -> None:
+    found = os.statvfs(tmp_path)
+    diskroom.check(tmp_path / "not" / "there", 1, "the update")
+    with pytest.raises(NoRoom):
+        diskroom.check(tmp_path, found.f_blocks * found.f_frsize + 1, "the update")

@@ -1,0 +1,128 @@
+"""
+What a client keeps on its disk: room for its update, and what it has from one round to the next.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fl_queue import (
+    blob,
+    cache,
+    clientstate,
+    codec,
+    diskroom,
+    feedback,
+    names,
+    training,
+    update,
+)
+from fl_queue.clientstate import Accepted, Kept
+from fl_queue.records import Manifest
+from fl_queue.strategies.base import (
+    PERSONAL,
+    PRIVATE,
+    RESIDUAL,
+    Strategy,
+    client_layouts,
+    update_manifest,
+)
+from fl_queue.tasks import ClientContext
+from workers.assignment import Assignment, encoding_of, manifest_of
+from workers.progress import tell
+
+log = logging.getLogger(__name__)
+
+#: More than a header has.
+_HEAD_BYTES = 64 * 1024
+
+
+def check_room(job: Assignment) -> None:
+    """Before anything is fetched or trained: an update that cannot be kept would be made again and again."""
+    manifest = job.base.manifest if job.base is not None else manifest_of(job)
+    strategy = job.strategy()
+    layouts = _layouts(job, strategy, manifest)
+    sent = update_manifest(strategy, manifest)
+    nbytes = _HEAD_BYTES + codec.encoded_nbytes(codec.encoding(job.config.update), sent)
+    nbytes += clientstate.layout(layouts).nbytes if layouts else 0
+    what = "the update"
+    if job.base is None and not cache.has(job.site.cache, job.run, job.round.fetched):
+        nbytes += codec.encoded_nbytes(encoding_of(job), manifest)
+        what = "the model and the update"
+    diskroom.check(job.site.outbox, nbytes, what)
+
+
+def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
+    """What this client keeps: of its newest accepted update, of which the control server tells."""
+    layouts = _layouts(job, strategy, manifest)
+    if not layouts:
+        return Kept()
+    found = job.store.control.accepted(job.run, job.who)
+    backed_up = job.store.control.accepted(job.run, names.in_backup(job.who))
+    kept = clientstate.load(
+        job.site.client_states,
+        job.run,
+        job.who,
+        job.round.number,
+        Accepted(*found) if found else None,
+        clientstate.layout(layouts),
+        _starts_from(layouts),
+        # They come from Redis, and name folders here.
+        [origin for origin in job.state.restored_from if names.is_run_id(origin)],
+        Accepted(*backed_up) if backed_up else None,
+    )
+    if kept.is_missing:
+        log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
+        event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
+        tell(job, event | {"what": kept.note})
+    return kept
+
+
+def _layouts(job: Assignment, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+    return client_layouts(strategy, manifest, job.config.update["error_feedback"])
+
+
+def _starts_from(layouts: Mapping[str, Manifest]) -> str:
+    """What a client without a state starts from."""
+    own = {PRIVATE: "the private tensors of version 0", PERSONAL: "the round's model"}
+    found = [words for name, words in own.items() if name in layouts]
+    return " and ".join([*(["zero"] if layouts.keys() - own.keys() else []), *found])
+
+
+def keep(
+    job: Assignment,
+    strategy: Strategy,
+    made: training.Trained,
+    context: ClientContext,
+    residual: Mapping[str, Any],
+) -> None:
+    """Write what this client keeps once the update is accepted; before the update itself is there."""
+    layouts = _layouts(job, strategy, made.manifest)
+    if not layouts:
+        return
+    layout = clientstate.layout(layouts)
+    encoding = codec.encoding(job.config.update)
+    digest = blob.pieces_digest(update.body_of(made, encoding, context, residual))
+    folder, number = job.site.client_states, job.round.number
+    pieces = _kept_pieces(layout, encoding, made, context, residual)
+    clientstate.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
+
+
+def _kept_pieces(
+    layout: Manifest,
+    encoding: str,
+    made: training.Trained,
+    context: ClientContext,
+    residual: Mapping[str, Any],
+) -> Iterator[Any]:
+    """The states of a layout, one after the other."""
+    for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
+        if state == RESIDUAL:
+            pieces = feedback.corrected(made.pieces(), residual)
+            yield from feedback.unsent(encoding, pieces, update.codec_seed(context))
+        else:
+            for spec in specs:
+                yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))
