@@ -182,9 +182,8 @@ def check(client: redis.Redis, url: str) -> None:
     # Valkey names it otherwise.
     mode = info.get("redis_mode") or info.get("server_mode")
     if mode == "sentinel":
-        raise StoreUnavailable(
-            mask(url),
-            f"is a Redis Sentinel; write {FORM}, with the name it watches the server under",
+        raise _unfit(
+            url, f"is a Redis Sentinel; write {FORM}, with the name it watches the server under"
         )
     if mode == "cluster" and not isinstance(client, ClusterClient):
         raise _unfit(

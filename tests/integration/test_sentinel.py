@@ -14,7 +14,7 @@ from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store, plain_client
 from fl_queue.store.sentinel import sentinel_facts
 from tests.federation import wait_for
-from tests.sentinel import Sentinels
+from tests.sentinel import Process, Sentinels
 
 RUN = "run-1"
 SECRET, OWN_SECRET = "open-sesame-4711", "sesame-sentinel-0815"
@@ -155,6 +155,23 @@ def test_the_doctor_tells_who_is_the_primary_and_which_sentinel_is_away(
 
 
 # What people get wrong
+
+
+def test_the_doctor_names_a_sentinels_port(tmp_path: Path) -> None:
+    watcher = Process(tmp_path / "sentinel")
+    (path := tmp_path / "sentinel.conf").write_text(f"port {watcher.port}\nbind 127.0.0.1\n")
+    try:
+        watcher.launch(str(path), "--sentinel")
+        url = f"redis://127.0.0.1:{watcher.port}/0"
+        (found,) = doctor.examine(url, "", tmp_path, None)
+    finally:
+        watcher.client.close()
+        watcher.kill()
+
+    # Neither is it to be started, nor will waiting help.
+    assert (found.level, found.trouble, found.fix) == ("FAIL", "wrong_mode", "")
+    assert found.what.startswith(f"control server: Redis at {url}")
+    assert "is a Redis Sentinel; write redis+sentinel://host:26379" in found.what
 
 
 def as_control(url: str) -> None:
