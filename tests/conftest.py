@@ -113,6 +113,7 @@ def _command(pid: int) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Once a process: pytest-xdist's own processes have a PATH of their own."""
     folder = Path(tempfile.mkdtemp(prefix="flq-test-path-"))
+    folder.chmod(0o755)  # Also for servers that a test starts as another user.
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     put_chosen_on_path(folder)
 

@@ -8,7 +8,6 @@ have done. ``Servers.blocking`` and ``Servers.once`` never retry.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from redis._parsers import Encoder
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.commands.core import Script
-from redis.connection import AbstractConnection, ConnectionPool, PythonRespSerializer
+from redis.connection import ConnectionPool, PythonRespSerializer
 from redis.retry import Retry
 
 from fl_queue import embedded, names
@@ -45,13 +44,8 @@ from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"
-#: Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job, are not wanted;
-#: redis-py before 7.2 calls the name otherwise.
-_UNNAMED: dict[str, Any] = (
-    {"driver_info": None}
-    if "driver_info" in inspect.signature(AbstractConnection).parameters
-    else {"lib_name": None, "lib_version": None}
-)
+#: Two round trips and 3 ms for a name in CLIENT LIST, at each connection of each job, are not wanted.
+_UNNAMED: dict[str, Any] = {"driver_info": None}
 
 
 #: Purpose -> (url, blob_url) with the login of the user for it.

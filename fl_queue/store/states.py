@@ -178,6 +178,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         restored_from=tuple(json.loads(raw.get("restored_from", "[]"))),
         left_out=json.loads(raw.get("left_out", "{}")),
         not_evaluated=raw.get("not_evaluated", ""),
+        reason_at=float(raw.get("reason_at", 0)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import config, names, runs
+from fl_queue import config, diagnose, names, runs
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.store import Store
 from tests.conftest import chosen_server
+from tests.federation import wait_for
 
 #: What needs both servers.
 BOTH = (
@@ -155,3 +157,78 @@ def test_an_error_reply_that_nobody_expects_is_one_line(
         )
     found = ask_all(servers, tmp_path, [["clients"]])
     check_refusals(found, "NOPERM")
+
+
+def test_who_watches_a_run_is_told_of_an_outage_once_and_sees_its_end(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with Store(servers.url, servers.blob_url) as store:
+        run = runs.find_run(store, "r").run_id
+    where = ["--redis-url", servers.url, "--blob-url", servers.blob_url]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fl_queue", "watch", "r", *where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "FLQ_STATE_DIR": str(servers.state_dir)},
+    )
+    lines: list[str] = []
+
+    def read_to(word: str) -> None:
+        """Read what it says until a line has the word in it; a process that hangs fails by the test's limit."""
+        assert process.stderr is not None
+        while not lines or word not in lines[-1]:
+            line = process.stderr.readline()
+            assert line, f"ended before {word!r}: {lines}"
+            lines.append(line)
+
+    try:
+        with redis.Redis.from_url(servers.url) as client:
+            wait_for(
+                "it to follow the events",
+                lambda: any(entry["cmd"] == "xread" for entry in client.client_list()),
+            )
+        servers.kill("control")
+        read_to("trying on for 10 minutes")
+        servers.restart("control")
+        read_to("Redis is back")
+        with redis.Redis.from_url(servers.url) as client:
+            client.hset(names.run(run), mapping={"state": "completed", "version": 0})
+        printed, told = process.communicate(timeout=LONGEST_S)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert process.returncode == 0, told
+    told = "".join(lines) + told
+    assert [told.count(words) for words in ("trying on", "Redis is back", "Traceback")] == [1, 1, 0]
+    assert "round" in printed.lower()  # Its table.
+
+
+def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """What an aggregator found last is no news once it is gone: it is named first, the reason is dated."""
+    reason = "1 clients are alive; start more workers"
+    with Store(servers.url, servers.blob_url) as store:
+        run = runs.find_run(store, "r")
+        found_at = f"{store.control.now() - 3600:.3f}"
+        store.control.redis.hset(
+            names.run(run.run_id), mapping={"reason": reason, "reason_at": found_at}
+        )
+        without = ask_all(servers, tmp_path, [["status", "r"], ["status"]])
+        store.control.hold(
+            names.worker("aggregator-1"), "t", 600, {"role": "aggregator", "process": ""}
+        )
+        _, having = ask(servers, tmp_path, ["status", "r"])
+
+    said = without["status r"][1].stdout.splitlines()
+    assert said[0] == f"r ({run.run_id}) is training: between rounds: {diagnose.NO_AGGREGATOR}"
+    assert said[1] == f"  {diagnose.NO_AGGREGATOR}"
+    assert re.fullmatch(rf"  before that: {reason} \(found 36\d\d s ago\)", said[2])
+    assert diagnose.NO_AGGREGATOR in without["status"][1].stdout
+    # One that is alive looks each second: the reason is as it says.
+    line = having.stdout.splitlines()[0]
+    assert re.search(rf"is training: between rounds: {reason} \(found 3[67]\d\d s ago\)$", line)
+    assert diagnose.NO_AGGREGATOR not in having.stdout

