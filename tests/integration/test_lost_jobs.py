@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from fl_queue import dispatch, heal, jobs, names, operate, watching
 from fl_queue.dispatch import Ticket
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.jobs import FLJob
-from fl_queue.store import LEASE_S, Store, plain_client
+from fl_queue.store import LEASE_S, Store
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 from workers.poolworker import PoolWorker
@@ -97,7 +98,8 @@ def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: P
 
 @pytest.fixture
 def worker(private_redis: EmbeddedRedis) -> Iterator[FLWorker]:
-    with plain_client(private_redis.url, 5) as connection:
+    # Not our own connection, which waits by itself: a plain ``rq worker`` has this one.
+    with redis.Redis.from_url(private_redis.url, socket_timeout=5) as connection:
         yield PoolWorker([names.POOL_QUEUE], connection=connection)
 
 
