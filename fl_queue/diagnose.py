@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fl_queue import dispatch, eligible, makers, names, preflight, rejected, runs, simulation
 from fl_queue.dispatch import Ticket
-from fl_queue.records import Awaited, Receipt, Refusals
+from fl_queue.records import Awaited, DataWait, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
 
 NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggregator`"
@@ -203,7 +203,11 @@ def _doing(
 ) -> str:
     """What is known of a client that has not answered."""
     parts = [store.control.paused([client]).get(client, "")]
-    parts.append(_activity(store, state, client, ticket.number if ticket else state.round))
+    wait = store.control.data_wait(client)
+    if wait is not None:
+        parts.append(_waiting(store, wait))
+    else:
+        parts.append(_activity(store, state, client, ticket.number if ticket else state.round))
     if ticket is not None and ticket.number < state.round:
         parts.append(f"on its job of round {ticket.number}")
     if ticket is not None:
@@ -213,6 +217,11 @@ def _doing(
     where = f" on {holder.get('host', '?')}, pid {holder.get('pid', '?')}" if holder else ""
     parts.append(f"worker alive{where}" if holder else f"no worker alive, {seen}")
     return "; ".join(part for part in parts if part)
+
+
+def _waiting(store: Store, wait: DataWait) -> str:
+    since = max(0.0, store.control.now() - wait.since)
+    return f"waits for the data server since {since:.0f} s: {wait.why}"
 
 
 def _activity(store: Store, state: RunState, client: str, number: int) -> str:

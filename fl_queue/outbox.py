@@ -141,6 +141,7 @@ def push(
     unmerged_bytes: int = 0,
     seal: Callable[[bytes], bytes] = bytes,
     rivals: Sequence[str] = (),
+    on_trouble: Callable[[StoreUnavailable], None] = lambda trouble: None,
 ) -> bool:
     """
     Push an update, waiting out outages of the data server: chunks first, then the element.
@@ -153,6 +154,7 @@ def push(
         unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         seal: Signs the element; the same bytes each time.
         rivals: Who sends updates for this round, this one's client among them.
+        on_trouble: Called with why the data server could not be used.
 
     Returns:
         Whether it was pushed; False when its round ended first.
@@ -164,8 +166,9 @@ def push(
             if turn.ask(ADMITTED_S):
                 _push_once(turn, body, inline_bytes, chunk_bytes, again, seal)
                 return True
-        except StoreUnavailable:
+        except StoreUnavailable as exc:
             again = True
+            on_trouble(exc)
         # Many may wait for the same server: not all at the same time again.
         time.sleep(wait_s * random.uniform(0.5, 1.0))
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)

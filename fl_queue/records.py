@@ -292,6 +292,28 @@ class Awaited:
         }
 
 
+@dataclass(frozen=True)
+class DataWait:
+    """
+    That a client's job waits for the data server, as its worker says.
+
+    Args:
+        job: Its id.
+        since: Unix time of the site, seconds: for people.
+        why: What the matter is, seen from there.
+    """
+
+    job: str
+    since: float
+    why: str
+
+    @classmethod
+    def from_json(cls, text: str) -> DataWait:
+        """Raises BlobError."""
+        raw = plain.loads(text, "what a client waits for")
+        return plain.record(cls, raw, "what a client waits for")
+
+
 def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
     """Of how many of a cohort the update is in."""
     return sum(client in receipts and receipts[client].is_in for client in cohort)

@@ -15,7 +15,7 @@ from fl_queue.diagnose import Around
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.records import Awaited, Enrolment, Receipt
 from fl_queue.spelling import nearest
-from fl_queue.store import AWAITED, PAUSED, RunState, Store
+from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait
 
 _BETWEEN = "is training: between rounds"
 
@@ -139,6 +139,7 @@ def _client(
     holder = store.control.lease(names.client_holder(client))
     said = store.control.client(client)
     last = store.control.last_event(names.client_events(client))
+    wait = data_wait(said, holder)
     left_out = {run.name: run.left_out[client] for run in training if client in run.left_out}
     return ClientStatus(
         client=client,
@@ -151,6 +152,7 @@ def _client(
         worker=holder.get("worker", ""),
         doing=said.get(PAUSED)
         or _waits(said.get(AWAITED, ""))
+        or (f"waits for the data server: {wait.why}" if wait is not None else "")
         or _without(left_out)
         or _doing(last),
         paused=said.get(PAUSED, ""),

@@ -4,30 +4,37 @@ What one job of a client is about: its round, and the model that it starts from.
 
 from __future__ import annotations
 
-import logging
+import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fl_queue import blob, cache, codec, rounds, simulation
 from fl_queue.config import RunConfig
-from fl_queue.errors import ChunksMissing, ModelMismatch, StoreUnavailable
+from fl_queue.errors import ChunksMissing, FLQueueError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
 from fl_queue.header import Header
-from fl_queue.records import Manifest
+from fl_queue.plain import printable
+from fl_queue.records import DataWait, Manifest, dumps
 from fl_queue.site import Site
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.store import (
+    DATA_WAIT,
+    REDIS_ERRORS,
+    RoundState,
+    RunState,
+    Store,
+    complaint,
+)
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import State, Strategy, state_manifest
 from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.loading import load_task
 
-log = logging.getLogger(__name__)
-
 MODEL_WAIT_S = 0.5
+_LONGEST_WHY = 300
 
 
 class Base(NamedTuple):
@@ -117,6 +124,42 @@ class Assignment:
         )
 
 
+class RoundEnded(ModelMismatch):
+    """A job's round has ended while it waited: no answer is wanted any more."""
+
+
+class DataWaits:
+    """Writes where people look that a job waits for the data server. Args: ``job``: which."""
+
+    def __init__(self, job: Assignment) -> None:
+        self._job = job
+        self._since = 0.0
+        self._said = ""
+
+    def on(self, error: FLQueueError) -> None:
+        """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
+        job = self._job
+        complaint.say(error, f"run={job.run} client={job.who} waits for the data server: ")
+        why = printable(str(error))[:_LONGEST_WHY]
+        if not job.is_watched or why == self._said:
+            return
+        self._said, self._since = why, self._since or round(time.time(), 3)
+        wait = DataWait(os.environ.get("RQ_JOB_ID", ""), self._since, why)
+        self._write(dumps(asdict(wait)))
+
+    def over(self) -> None:
+        """It need not wait any more."""
+        if self._said:
+            self._said, self._since = "", 0.0
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._job.store.control.say(self._job.who, {DATA_WAIT: text})
+        except REDIS_ERRORS as exc:  # Only people read it.
+            complaint.say(exc)
+
+
 def manifest_of(job: Assignment) -> Manifest:
     """
     The model of the run.
@@ -136,9 +179,15 @@ def encoding_of(job: Assignment) -> str:
 
 
 def fetch_base(job: Assignment) -> Base:
-    """The model to start from; waited for while the data server is away or lacks it."""
+    """
+    The model to start from; waited for while the data server is away or lacks it.
+
+    Raises:
+        RoundEnded: Nobody wants to know any more.
+    """
     manifest = manifest_of(job)
     encoding = encoding_of(job)
+    waiting = DataWaits(job)
     while True:
         try:
             body = cache.fetch(
@@ -150,14 +199,15 @@ def fetch_base(job: Assignment) -> Base:
                 job.config.redis["chunk_bytes"],
                 beside=len(job.strategy().fetched),
             )
-            return Base(manifest, body, encoding, _fetch_state(job, manifest))
+            base = Base(manifest, body, encoding, _fetch_state(job, manifest))
+            waiting.over()
+            return base
         except (ChunksMissing, StoreUnavailable) as exc:
-            log.warning(
-                "run=%s model of version %s: %s; waiting", job.run, job.round.base_version, exc
-            )
+            waiting.on(exc)
         time.sleep(MODEL_WAIT_S)
         if job.ended():
-            raise ModelMismatch(f"round {job.round.number} ended before its model could be read")
+            waiting.over()
+            raise RoundEnded(f"round {job.round.number} ended before its model could be read")
 
 
 def _fetch_state(job: Assignment, manifest: Manifest) -> State:

@@ -51,7 +51,7 @@ from fl_queue.strategies.base import (
 )
 from fl_queue.tasks.logged import Logged
 from workers import keeping, rqworker, telling
-from workers.assignment import Assignment, fetch_base
+from workers.assignment import Assignment, DataWaits, RoundEnded, fetch_base
 from workers.progress import Progress, announce, say
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,10 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     # Version 0 takes nothing of a site's data, and a run ends without it.
     if why and make is not make_initial:
         make = _declining(why)
-    kept = find_or_make(job, make)
+    try:
+        kept = find_or_make(job, make)
+    except RoundEnded as exc:
+        return str(exc)
     allowed = _allowed(job, *kept) if site.approve else kept
     if allowed is None:
         return "waits for somebody at its site"
@@ -170,7 +173,8 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
         state = job.store.control.run(job.run)
         newest = job.store.control.round(job.run, state.round) if state else None
         rivals = sorted({*rivals, *(newest.cohort if newest else ())})
-    return outbox.push(
+    waiting = DataWaits(job)
+    pushed = outbox.push(
         job.store,
         header,
         body,
@@ -180,7 +184,10 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
         redis["unmerged_bytes"],
         job.site.seal,
         rivals,
+        waiting.on,
     )
+    waiting.over()
+    return pushed
 
 
 def tidy(store: Store, site: Site, who: str) -> None:
@@ -263,7 +270,7 @@ def _declining(why: str) -> Make:
 def _made(job: Assignment, make: Make) -> Answer:
     try:
         return make(job)
-    except (JobTimeoutException, NoRoom, *REDIS_ERRORS):
+    except (JobTimeoutException, NoRoom, RoundEnded, *REDIS_ERRORS):
         raise  # The state of a server, or of the disk, is no answer of this site.
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.

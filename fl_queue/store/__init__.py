@@ -24,7 +24,15 @@ from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
 from fl_queue.store.login import is_login_refused, own_login
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
-from fl_queue.store.presence import AWAITED, LEASE_S, PAUSED, UNNAMED, as_text
+from fl_queue.store.presence import (
+    AWAITED,
+    DATA_WAIT,
+    LEASE_S,
+    PAUSED,
+    UNNAMED,
+    as_text,
+    data_wait,
+)
 from fl_queue.store.queues import Replacement
 from fl_queue.store.repeating import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.states import Glance, RoundState, RunState, parse_run_state
@@ -33,6 +41,7 @@ from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
 __all__ = [
     "ADMITTED_S",
     "AWAITED",
+    "DATA_WAIT",
     "LEASE_S",
     "MEMORY_SHARE",
     "PAUSED",
@@ -59,6 +68,7 @@ __all__ = [
     "check",
     "classify",
     "complaint",
+    "data_wait",
     "hurried",
     "in_words",
     "is_login_refused",

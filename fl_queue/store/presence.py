@@ -14,7 +14,7 @@ from redis.client import Pipeline
 from fl_queue import liveness, names
 from fl_queue.errors import BlobError
 from fl_queue.plain import printable
-from fl_queue.records import Awaited, Enrolment, dumps
+from fl_queue.records import Awaited, DataWait, Enrolment, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.many import ask_many
 
@@ -32,6 +32,8 @@ _LEFT = "left"
 PAUSED = "paused"
 #: Field of a client's hash: JSON run id -> ``Awaited``; not there while nothing waits.
 AWAITED = "awaited"
+#: Field of a client's hash: JSON ``DataWait``; not there while it can use the data server.
+DATA_WAIT = "data_wait"
 #: Field of a worker's lease: id of the job at work, empty when it is idle.
 JOB = "job"
 #: What ``at_work`` says of a worker whose lease has no such field. No job is called so.
@@ -287,6 +289,10 @@ class Presence:
         found = ask_many(self.redis, asked, lambda pipe, who: pipe.hget(names.client(who), AWAITED))
         return {who: _awaited(raw, run) for who, raw in zip(asked, found, strict=True)}
 
+    def data_wait(self, client: str) -> DataWait | None:
+        """What the job that a client's living worker is at waits for, if it says so."""
+        return data_wait(self.client(client), self.lease(names.client_holder(client)))
+
     def _heard(self, active_s: float) -> list[str]:
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
 
@@ -330,6 +336,15 @@ def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
 
 def _lives(holder: Mapping[str, str]) -> bool:
     return bool(holder) and not liveness.is_dead(holder.get("process", ""))
+
+
+def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | None:
+    """Args: ``said``: a client's hash; ``holder``: its lease. What an earlier job has said does not count."""
+    try:
+        found = DataWait.from_json(said.get(DATA_WAIT, ""))
+    except BlobError:
+        return None
+    return found if found.job and found.job == holder.get(JOB) else None
 
 
 def _awaited(raw: bytes | None, run: str) -> Awaited | None:

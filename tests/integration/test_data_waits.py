@@ -1,0 +1,114 @@
+"""A site that cannot reach the data server says so where the operator looks, and no longer than it lasts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from fl_queue import diagnose, names, operate, outbox, views
+from fl_queue.diagnose import Around
+from fl_queue.site import Site
+from fl_queue.store import DATA_WAIT, Store
+from tests.byhand import ByHand
+from tests.federation import wait_for
+from workers import client as worker
+
+
+class Away:
+    """A run with a site whose data server is not where its URL says, until ``appear``."""
+
+    def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store, self.hand = store, ByHand(store, folder, "ab", 8)
+        self.job = store.control.jobs(self.hand.run, 1)["b"]["job"]
+        self.link = folder / "data.sock"
+        site = Site(store.servers.url, f"unix://{self.link}", folder / "site", "b")
+        self.outbox = site.outbox
+        for name, value in {**site.to_environ(), "RQ_JOB_ID": self.job}.items():
+            monkeypatch.setenv(name, value)
+        store.control.hold(names.client_holder("b"), "t", 600, {"job": self.job})
+        self.answers: list[str] = []
+        self._thread = threading.Thread(
+            target=lambda: self.answers.append(worker.train(self.hand.run, 1))
+        )
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def appear(self) -> None:
+        self.link.symlink_to(unquote(urlsplit(self.store.servers.blob_url).path))
+
+    def finish(self) -> str:
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+        return self.answers[0]
+
+    def told(self) -> str:
+        """What ``status`` says of the site."""
+        lines = diagnose.why_open(self.store, self.hand.state, Around(True, ""))
+        return next((line for line in lines if line.startswith("waiting for b: ")), "")
+
+    def doing(self) -> str:
+        """What ``clients`` says of it."""
+        return next(each.doing for each in views.clients(self.store) if each.client == "b")
+
+
+@pytest.fixture
+def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Away]:
+    made = Away(store, tmp_path, monkeypatch)
+    yield made
+    if made.hand.state.active:
+        operate.cancel(store, made.hand.run)
+    if made._thread.is_alive():
+        made._thread.join(60)
+
+
+def test_a_site_that_cannot_fetch_the_model_says_so_until_its_round_ends(
+    away: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert away.told().startswith("waiting for b: not started")
+    away.begin()
+
+    wait_for("status", lambda: "waits for the data server since" in away.told())
+    assert "data.sock: not reachable" in away.told()
+    assert "not started" not in away.told()
+    away.store.control.hear()
+    assert away.doing().startswith("waits for the data server: Redis at unix://")
+    # What an earlier job has said is not believed.
+    away.store.control.hold(names.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
+    assert "not started" in away.told()
+
+    operate.cancel(away.store, away.hand.run)
+    assert away.finish() == "round 1 ended before its model could be read"
+    assert DATA_WAIT not in away.store.control.client("b")
+    assert "Traceback" not in caplog.text
+    said = [line for line in caplog.messages if "waits for the data server" in line]
+    assert len(said) == len(set(said)) <= 2  # Once a minute.
+
+
+def test_a_site_that_cannot_send_its_update_says_so_until_it_can(away: Away) -> None:
+    hand = away.hand
+    body = hand.body("b")
+    outbox.write(away.outbox, hand.header("update", "b", body), [body])
+    away.begin()
+    wait_for("status", lambda: "waits for the data server since" in away.told())
+
+    away.appear()
+
+    assert away.finish() == "pushed"
+    assert DATA_WAIT not in away.store.control.client("b")
+    hand.update("a")
+    hand.work()
+    assert sorted(hand.record.accepted) == ["a", "b"]
+
+
+def test_what_the_hash_says_may_be_anything(away: Away) -> None:
+    for text in ("", "[]", "{", '{"job": 3}', '{"job": "", "since": 1.0, "why": "x"}'):
+        away.store.control.say("b", {DATA_WAIT: text or "x"})
+        assert away.told().startswith("waiting for b: not started")
+        assert away.store.control.data_wait("b") is None
