@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from fl_queue import blob, faults, files, names
 from fl_queue.blob import Bytes
-from fl_queue.errors import BlobError, DataError, StoreUnavailable
+from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
 from fl_queue.header import Header
 from fl_queue.store import ADMITTED_S, Store
 
@@ -35,6 +35,10 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 #: Chunks nobody removed expire by themselves; missing ones are asked for again.
 CHUNK_LIFETIME_S = 24 * 3600
+#: A line below this rate is said to be slow: it was too slow for a chunk of 4 MB within a server's timeout.
+_SLOW_BYTES_PER_S = 140_000
+#: Of less time nothing is said.
+_SLOW_AFTER_S = 20.0
 #: Chunks after which the permission to send is extended.
 _EXTEND_EVERY = 8
 
@@ -154,7 +158,7 @@ def push(
         unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
         seal: Signs the element; the same bytes each time.
         rivals: Who sends updates for this round, this one's client among them.
-        on_trouble: Called with why the data server could not be used.
+        on_trouble: Called with why the data server could not be used, or that the line to it is slow.
 
     Returns:
         Whether it was pushed; False when its round ended first.
@@ -164,7 +168,8 @@ def push(
         try:
             turn = _Turn(store, header, unmerged_bytes, rivals)
             if turn.ask(ADMITTED_S):
-                _push_once(turn, body, inline_bytes, chunk_bytes, again, seal)
+                line = _Line(store, len(body), on_trouble)
+                _push_once(turn, body, inline_bytes, chunk_bytes, again, seal, line)
                 return True
         except StoreUnavailable as exc:
             again = True
@@ -208,6 +213,41 @@ class _Turn:
         )
 
 
+class _Line:
+    """Says so when a line is slow. Args: as of ``push``; ``nbytes``: of the update."""
+
+    def __init__(
+        self, store: Store, nbytes: int, on_slow: Callable[[StoreUnavailable], None]
+    ) -> None:
+        self._url, self._nbytes, self._on_slow = store.servers.blob_url, nbytes, on_slow
+        self._began_at = time.monotonic()
+
+    def look(self, arrived: int, coming: int) -> float:
+        """
+        How it goes.
+
+        Args:
+            arrived: Bytes of the update so far.
+            coming: Bytes that are sent next.
+
+        Returns:
+            Seconds that those will need, where the line is slow; else 0.
+        """
+        seconds = time.monotonic() - self._began_at
+        if not arrived or seconds < _SLOW_AFTER_S or arrived / seconds > _SLOW_BYTES_PER_S:
+            return 0.0
+        minutes = self._nbytes / (arrived / seconds) / 60
+        self._on_slow(
+            StoreUnavailable(
+                self._url,
+                f"the line is slow, {8 * arrived / seconds / 1000:.0f} kbit/s: an update of"
+                f" {self._nbytes / 1e6:.1f} MB takes about {minutes:.0f} minutes; see update.codec",
+                Trouble.silent,
+            )
+        )
+        return coming * seconds / arrived
+
+
 def _push_once(
     turn: _Turn,
     body: memoryview,
@@ -215,13 +255,16 @@ def _push_once(
     chunk_bytes: int,
     again: bool,
     seal: Callable[[bytes], bytes],
+    line: _Line,
 ) -> None:
     store, header = turn.store, turn.header
 
     def pieces() -> Iterator[memoryview]:
         for index, piece in enumerate(blob.chunk_slices(len(body), chunk_bytes)):
-            if index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
-                turn.ask(ADMITTED_S)
+            # The last piece but one has arrived before another one is asked for.
+            slow_s = line.look(max(0, index - 1) * chunk_bytes, 2 * chunk_bytes)
+            if slow_s or index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
+                turn.ask(ADMITTED_S + int(slow_s))
             yield body[piece]
 
     if len(body) <= inline_bytes:

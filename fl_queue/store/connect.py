@@ -34,6 +34,7 @@ from fl_queue.store.cluster import (
     pool_of_key,
 )
 from fl_queue.store.failing import classify, in_words, raise_trouble, translated
+from fl_queue.store.pace import pace
 from fl_queue.store.repeating import RepeatingClient
 from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
@@ -161,7 +162,11 @@ def _data_clients(url: str, timeouts: Timeouts) -> tuple[redis.Redis, redis.Redi
     if is_cluster(url):
         once = _cluster(url, never)
         return _cluster(url, timeouts), once, once
-    return _zero_copy(_client(url, timeouts)), _zero_copy(_client(url, never)), _client(url, never)
+    data, once = _zero_copy(_client(url, timeouts)), _zero_copy(_client(url, never))
+    if timeouts.waits_for_slow:
+        pace(data.connection_pool)
+        pace(once.connection_pool)
+    return data, once, _client(url, never)
 
 
 def check(client: redis.Redis, url: str) -> None:
