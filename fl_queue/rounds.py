@@ -217,13 +217,20 @@ def has_ended(control: Control, run: str, number: int, who: str) -> bool:
     Whether nothing is wanted any more of somebody's job of a round.
 
     Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
-    newest round has not taken the job over.
+    newest round has not taken the job over. Or its round has never been: a failover lost its opening,
+    and while its client waited for that round's model it could not answer the one that is open.
     """
-    return ended(control, run, number, who) is not False
+    seen = control.glance(run, number)
+    return seen is None or seen.newest < number or _is_past(control, run, seen, number, who)
 
 
 def ended(control: Control, run: str, number: int, who: str) -> bool | None:
-    """The same; None: the server knows no such run. Every worker at work asks this each other second."""
+    """
+    Whether a round has ended, for somebody's finished update; None: the server knows no such run.
+
+    A round that is not there yet has not: after a failover that lost it, it is opened once more, most often
+    from the same version, and finds the update.
+    """
     seen = control.glance(run, number)
     return None if seen is None else _is_past(control, run, seen, number, who)
 
@@ -231,7 +238,7 @@ def ended(control: Control, run: str, number: int, who: str) -> bool | None:
 def is_past(
     control: Control, state: RunState, current: RoundState | None, number: int, who: str
 ) -> bool:
-    """The same of what has been read already. Args: ``current``: None when its keys are not there."""
+    """The same, of what has been read already. Args: ``current``: None when its keys are not there."""
     is_async, is_open = (current.is_async, current.open) if current else (False, True)
     seen = Glance(state.active, state.round, is_async, is_open)
     return _is_past(control, state.run_id, seen, number, who)

@@ -124,6 +124,15 @@ class Pair:
             "a primary", lambda: next((node for node in self.nodes if node.is_primary()), None)
         )  # type: ignore[return-value]
 
+    def cut_off_replica(self) -> None:
+        """Have the replica get nothing from its primary any more; sentinels mend that after some seconds."""
+        self.replica.client.replicaof("127.0.0.1", 1)
+
+    def configure(self, setting: str, value: int) -> None:
+        """Set something on both nodes."""
+        for node in self.nodes:
+            node.client.config_set(setting, value)
+
     @property
     def replica(self) -> Node:
         primary = self.primary

@@ -81,8 +81,12 @@ class Assignment:
         return self.state.run_id
 
     def ended(self) -> bool:
-        """Whether nothing is wanted any more: the round has ended, say."""
-        return rounds.has_ended(self.store.control, self.run, self.round.number, self.who)
+        """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
+        control, number = self.store.control, self.round.number
+        if rounds.has_ended(control, self.run, number, self.who):
+            return True
+        # Opened once more, from another version.
+        return control.base_digest(self.run, number) not in (None, self.round.base_digest)
 
     def task(self) -> Task:
         return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)

@@ -69,6 +69,11 @@ class Control(Events):
         )
         return Glance(state == b"training", int(newest), mode == b"async", found in (None, b"open"))
 
+    def base_digest(self, run: str, number: int) -> str | None:
+        """Digest of the version that a round starts from; None when its keys are not there."""
+        raw = cast("bytes | None", self.redis.hget(names.round_(run, number), "base_digest"))
+        return None if raw is None else raw.decode(errors="replace")
+
     def is_deleted(self, run: str) -> bool:
         """Whether a run was deleted within the last day."""
         return self.redis.zscore(names.DELETED, run) is not None

@@ -20,7 +20,7 @@ from fl_queue.site import Site
 from fl_queue.store import Store
 from tests.byhand import ByHand
 from workers import client
-from workers.assignment import Assignment
+from workers.assignment import Assignment, RoundEnded
 
 Kept = Mapping[bytes, tuple[bytes, int]]
 
@@ -207,3 +207,55 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
     assert header.base_digest == hand.round.base_digest
     assert made == [hand.round.base_digest]  # Once.
     assert again.token == header.token
+
+
+# What a client is at when its round is lost
+
+
+def ghost(hand: ByHand, store: Store, folder: Path, number: int, base: str) -> Assignment:
+    """A client's job of a round whose opening is lost, which waits for a model that is nowhere."""
+    site = Site(state_dir=folder / "site", client="a")
+    current = replace(hand.round, number=number, base_digest=base, download="")
+    return Assignment(store, site, "a", hand.state, current, hand.config, is_watched=False)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
+    hand: ByHand, store: Store, tmp_path: Path, ahead: int
+) -> None:
+    job = ghost(hand, store, tmp_path, 1 + ahead, "0" * 64)
+
+    with pytest.raises(RoundEnded):
+        client.find_or_make(job, client.make_update)
+
+    # No failure of its own is sent when the round is opened.
+    assert not list(job.site.outbox.glob("*.update"))
+
+
+def test_the_worker_ends_such_a_job(hand: ByHand, store: Store) -> None:
+    assert rounds.has_ended(store.control, hand.run, 2, "a")
+    assert not rounds.has_ended(store.control, hand.run, 1, "a")
+
+
+def test_an_update_of_a_round_that_is_not_open_yet_is_refused_and_sent_again_when_it_is(
+    digest: str, hand: ByHand, store: Store, tmp_path: Path
+) -> None:
+    made.clear()
+    job = ghost(hand, store, tmp_path, 2, digest)
+    early = replace(job.header("failure"), base_version=1)
+    outbox.write(job.site.outbox, early)
+    assert hand.send(early, b"")  # Of a round 2 whose opening is lost.
+    for who in "ab":
+        hand.update(who)
+
+    assert hand.work() == "committed: 2 of 2 updates in"
+    client.tidy(store, job.site, "a")
+
+    assert store.data.waiting(hand.run) == 0
+    [event] = events(store, hand.run, "update_rejected")
+    assert event["reason"] == "a: round 2 has not been opened"
+    assert (hand.round.number, hand.round.base_digest) == (2, digest)
+    again = replace(job, state=hand.state, round=hand.round)
+    assert client.find_or_make(again, answer)[0] == early
+    assert made == []
