@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_queue import (
+    answered,
+    closing,
     deadlines,
     dispatch,
     faults,
     flight,
     kept,
     makers,
-    metrics,
     names,
     opening,
     rounds,
     scores,
-    simulation,
     turns,
 )
 from fl_queue.config import too_few_for
@@ -48,7 +48,7 @@ from fl_queue.rounds import Ending, closing_rule
 from fl_queue.runs import current_config
 from fl_queue.store import REDIS_ERRORS, Doorbell, Store
 from fl_queue.strategies import load_strategy
-from fl_queue.strategies.base import Strategy, client_layouts
+from fl_queue.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
 
@@ -243,20 +243,7 @@ class Collector:
             return Ending("abandoned", self.refused)
         intake = self.intake
         received = intake.received()
-        tickets = dispatch.tickets(self.store, self.run, self.number) if self._is_doubtful() else {}
-        cohort, groups = self.round.cohort, self.round.groups
-        answers = dispatch.have_answered(
-            self.store,
-            [
-                (intake.receipts.get(client), simulation.ticket_of(client, tickets, cohort, groups))
-                for client in cohort
-            ],
-        )
-        silent = [client for client, has in zip(cohort, answers, strict=True) if not has]
-        if drained and not groups and silent:
-            # Nobody waits for an answer of a client that was revoked meanwhile.
-            revoked = self.store.control.revoked(silent)
-            silent = [client for client in silent if client not in revoked]
+        silent = answered.silent(self.store, self.run, self.round, intake.receipts, drained)
         if self.round.purpose != "train":
             return self._ending_without_training(received, silent, drained)
         pending = len(silent)
@@ -308,10 +295,6 @@ class Collector:
         self._follow()
         return self.round.makers != known or self.store.control.settling()
 
-    def _is_doubtful(self) -> bool:
-        """Whether an element that answers nothing has come in a client's name."""
-        return any(not receipt.answers for receipt in self.intake.receipts.values())
-
     def _elapsed(self) -> float:
         elapsed_s = self.store.control.tick_round(self.run, self.number)
         if elapsed_s is None:
@@ -345,11 +328,12 @@ class Collector:
             self.intake.receipts.update(flight.given_up(self.round, self.intake.receipts, most))
         if ending.outcome == "abandoned" and self.round.purpose == "train":
             ending = rounds.with_cause(ending, self.intake.receipts)
-        record = self._make_record(ending)
+        elapsed_s, progress = self._elapsed(), self.intake.progress
+        record = closing.record_of(self.round, ending, elapsed_s, self.config, progress)
         if ending.outcome in ("committed", "initialised"):
             answer = self._commit(ending, record)
         else:
-            answer = self._end(ending, record, self._final_receipts(ending))
+            answer = self._end(ending, record, closing.final(ending, self.intake.receipts))
         return self._after(ending, record, answer)
 
     def _after(self, ending: Ending, record: RoundRecord, answer: str) -> str:
@@ -428,14 +412,16 @@ class Collector:
             outcome="initialised" if first else "committed",
             reason=ending.reason,
             record=None if first else whole,
-            receipts=self._final_receipts(ending),
+            receipts=closing.final(ending, self.intake.receipts),
             max_abandoned=self.config.round["max_abandoned"],
             version=made.version,
             digest=made.digest,
             download=made.download,
             manifest=made.manifest if first else None,
             server_state=made.server_state,
-            keeping=self._keeping(record),
+            keeping=closing.keeping(
+                self.round, record, self.intake.manifest, self.strategy, self.config
+            ),
             incarnation=self.token,
         )
 
@@ -444,31 +430,6 @@ class Collector:
             return self.maker.first(*self.intake.initial)
         assert self.intake.merge is not None
         return self.maker.next(self.intake.merge, self.strategy, self.lease.pulse.beat)
-
-    def _keeping(self, record: RoundRecord) -> dict[str, tuple[int, str]]:
-        """Client -> round of its job and digest of its update, where clients keep something with it."""
-        manifest, feedback = self.intake.manifest, self.config.update["error_feedback"]
-        if self.strategy is None or manifest is None:
-            return {}  # Version 0 is made: nobody has trained.
-        if not client_layouts(self.strategy, manifest, feedback):
-            return {}
-        return flight.by_job(self.round, record.accepted)
-
-    def _final_receipts(self, ending: Ending) -> dict[str, Receipt]:
-        if ending.outcome == "abandoned":
-            return self.intake.receipts
-        return {
-            client: replace(receipt, status="accepted") if receipt.status == "received" else receipt
-            for client, receipt in self.intake.receipts.items()
-        }
-
-    def _make_record(self, ending: Ending) -> RoundRecord:
-        base = rounds.base_record(self.round, ending, self._elapsed(), self.config)
-        return replace(
-            rounds.with_updates(base, self.intake.receipts),
-            validation=metrics.merge_fitting(self.intake.progress.validation),
-            train=metrics.merge_fitting(self.intake.progress.training),
-        )
 
     def _clean_up(self, record: RoundRecord) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""

@@ -19,7 +19,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, codec, display, exact, group, late, metrics, signing, views
+from fl_queue import blob, codec, exact, group, late, metrics, signing, terminal, views
 from fl_queue.config import RunConfig, load
 from fl_queue.dispatch import Ticket
 from fl_queue.entries import event_of
@@ -248,8 +248,8 @@ def decode_event(data: bytes) -> None:
     event = event_of({b"event": data})
     json.dumps(event, allow_nan=False).encode()
     views._doing(event)
-    scene = display.Scene(None, progress={"a": event})
-    display._client_cells(scene, "a")
+    scene = terminal.Scene(None, progress={"a": event})
+    terminal._client_cells(scene, "a")
 
 
 def decode_job(data: bytes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from fl_queue import acl, dispatch, display, doctor, liveness, names, views
+from fl_queue import acl, dispatch, display, doctor, liveness, names, terminal, views
 from fl_queue.cli import cli
 from fl_queue.exporters import prometheus
 from fl_queue.heal import Healer
@@ -81,7 +81,7 @@ def read_everything(hand: ByHand) -> str:
     )
     follower = display._Follower(store, hand.run, console, tick=True, since="0-0")
     follower.step()
-    console.print(display.render(follower.scene))
+    console.print(terminal.render(follower.scene))
     shown.append(out.getvalue())
     shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
     shown.append(prometheus.prometheus_text(store).decode())

@@ -1,0 +1,55 @@
+"""What is written of a round when it ends: its record, its last receipts, what clients keep. No Redis here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fl_queue import flight, metrics, rounds
+from fl_queue.config import RunConfig
+from fl_queue.partial import Progress
+from fl_queue.records import Manifest, Receipt, RoundRecord
+from fl_queue.rounds import Ending
+from fl_queue.store import RoundState
+from fl_queue.strategies.base import Strategy, client_layouts
+
+
+def record_of(
+    current: RoundState,
+    ending: Ending,
+    elapsed_s: float,
+    config: RunConfig,
+    progress: Progress,
+) -> RoundRecord:
+    """The record of a round with what has come of it. Args: ``progress``: what was taken."""
+    base = rounds.base_record(current, ending, elapsed_s, config)
+    return replace(
+        rounds.with_updates(base, progress.receipts),
+        validation=metrics.merge_fitting(progress.validation),
+        train=metrics.merge_fitting(progress.training),
+    )
+
+
+def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:
+    """The receipts once a round has ended: what was received is accepted, unless it was abandoned."""
+    if ending.outcome == "abandoned":
+        return receipts
+    return {
+        client: replace(receipt, status="accepted") if receipt.status == "received" else receipt
+        for client, receipt in receipts.items()
+    }
+
+
+def keeping(
+    current: RoundState,
+    record: RoundRecord,
+    manifest: Manifest | None,
+    strategy: Strategy | None,
+    config: RunConfig,
+) -> dict[str, tuple[int, str]]:
+    """Client -> round of its job and digest of its update, where clients keep something with it."""
+    if strategy is None or manifest is None:
+        return {}  # Version 0 is made: nobody has trained.
+    if not client_layouts(strategy, manifest, config.update["error_feedback"]):
+        return {}
+    return flight.by_job(current, record.accepted)
