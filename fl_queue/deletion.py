@@ -103,7 +103,11 @@ def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
     # The runs' hashes go first: from then on every script refuses to write for these runs.
     store.control.redis.unlink(*(names.run(run) for run in runs))
     part = runs[0] if len(runs) == 1 else ""
-    ours = [pattern for run in runs for pattern in (f"{names.run(run)}:*", f"rq:*:*_{run}_*")]
+    ours = [
+        pattern
+        for run in runs
+        for pattern in (f"{names.run(run)}:*", names.client_told("*", run), f"rq:*:*_{run}_*")
+    ]
     keys = keys_like(store.control.redis, ours, part)
     dispatch.forget_all(store, _tickets(store, runs, keys))
     unlink_all(store.control.redis, keys)

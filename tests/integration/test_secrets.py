@@ -19,6 +19,7 @@ from fl_queue.cli import cli
 from fl_queue.errors import FLQueueError
 from fl_queue.site import Site
 from fl_queue.store import Store, plain_client
+from fl_queue.store.repeating import hurried
 
 SECRET = "open-sesame-4711"
 #: Nobody listens on the first port.
@@ -64,7 +65,8 @@ def as_data(url: str) -> None:
 
 
 def as_rq(url: str) -> None:
-    plain_client(url, 1.0).ping()
+    with hurried():  # It would try again until the server is there.
+        plain_client(url, 1.0).ping()
 
 
 @pytest.mark.parametrize("way", [as_control, as_data, as_rq])

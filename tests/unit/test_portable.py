@@ -177,7 +177,7 @@ def test_another_model_than_the_run_s_and_a_missing_package_are_named(
     with pytest.raises(ModelMismatch):
         portable.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ConfigError, match=r"needs onnxscript; install it with .*fl-queue\[onnx\]"):
+    with pytest.raises(ConfigError, match=r"needs onnxscript; run `pip install .*\[onnx\]\"`"):
         portable.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
 
 
