@@ -23,23 +23,31 @@ class Around:
     Args:
         has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
         data_trouble: Why the data server cannot be used; empty: it can.
+        control_trouble: Why the control server takes no writes; empty: it does, or an aggregator is alive.
     """
 
     has_aggregator: bool
     data_trouble: str
+    control_trouble: str = ""
 
     @classmethod
     def look(cls, store: Store) -> Around:
         """As it is now."""
-        return cls(store.control.role_alive(names.AGGREGATOR), store.data_trouble())
+        alive = store.control.role_alive(names.AGGREGATOR)
+        # While the server takes no writes every worker's lease runs out, of those that live too.
+        return cls(alive, store.data_trouble(), "" if alive else store.control_trouble())
+
+    @property
+    def undecided(self) -> str:
+        """Why nothing is decided; empty: an aggregator is alive."""
+        if self.control_trouble:
+            return f"{self.control_trouble}; until then nobody can say which workers are alive"
+        return "" if self.has_aggregator else NO_AGGREGATOR
 
     @property
     def lines(self) -> list[str]:
         """What is in the way, a line each."""
-        return [
-            *([] if self.has_aggregator else [NO_AGGREGATOR]),
-            *([self.data_trouble] if self.data_trouble else []),
-        ]
+        return [line for line in (self.undecided, self.data_trouble) if line]
 
 
 def why_open(store: Store, state: RunState, around: Around | None = None) -> list[str]:

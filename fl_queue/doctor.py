@@ -68,11 +68,12 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
         [] if servers.url == servers.blob_url else _examine("data", servers.data, servers.blob_url)
     )
     findings += control + other
+    if any(finding.trouble for finding in control):
+        return findings  # Workers renew their leases there: nobody can say which are alive.
     try:
         findings += [*_workers(store), *_queues(store)]
     except StoreUnavailable as exc:
-        if not any(finding.trouble for finding in control):
-            findings.append(_not_usable(f"control server: {exc}", exc))
+        findings.append(_not_usable(f"control server: {exc}", exc))
     return findings
 
 

@@ -90,7 +90,7 @@ def run_status(store: Store, state: RunState, around: Around | None = None) -> R
     doing = runs.describe_state(store, state)
     if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
         # The reason is as old as the last look of an aggregator; it follows, with its age.
-        doing = f"{_BETWEEN}: {diagnose.NO_AGGREGATOR}"
+        doing = f"{_BETWEEN}: {around.undecided}"
     return RunStatus(
         name=state.name,
         run_id=state.run_id,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from fl_queue import names
-from fl_queue.errors import StoreUnavailable
+from fl_queue.errors import StoreUnavailable, Trouble
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
 from fl_queue.store.connect import (
     NOBODY,
@@ -157,6 +157,13 @@ class Store:
         except StoreUnavailable as exc:
             return f"data server {exc.url}: {exc.reason}"
         return ""
+
+    def control_trouble(self) -> str:
+        """Why the control server takes no writes, as a line; empty: it does, or this user may not try."""
+        trouble = probe(self.servers.control, self.servers.url)
+        if trouble is None or trouble.trouble is Trouble.not_allowed:
+            return ""
+        return f"control server {trouble.url}: {trouble.reason}"
 
     def _report_removed(self, key: str, kind: str) -> None:
         run = names.run_of(key)

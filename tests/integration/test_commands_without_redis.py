@@ -232,3 +232,20 @@ def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
     line = having.stdout.splitlines()[0]
     assert re.search(rf"is training: between rounds: {reason} \(found 3[67]\d\d s ago\)$", line)
     assert diagnose.NO_AGGREGATOR not in having.stdout
+
+
+def test_a_control_server_that_takes_no_writes_is_named_not_the_missing_leases(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Every lease runs out then, also of workers that live: to start more of them helps nobody."""
+    with redis.Redis.from_url(servers.url) as client:
+        client.config_set("min-replicas-to-write", 1)
+    _, done = ask(servers, tmp_path, ["status", "r"])
+
+    assert done.returncode == 0, done.stderr
+    assert diagnose.NO_AGGREGATOR not in done.stdout
+    first, second = done.stdout.splitlines()[:2]
+    for line in (first, second):
+        assert "control server" in line
+        assert "NOREPLICAS" in line
+        assert line.endswith("until then nobody can say which workers are alive")

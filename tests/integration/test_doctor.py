@@ -71,6 +71,8 @@ def test_a_replica_is_named_with_its_primary(servers: EmbeddedRedis, role: str) 
     said = of(found, "FAIL", f"{role} server")
     assert len(said) == 1
     assert "is a read-only replica of 127.0.0.1:1, and its link to that is down" in said[0].what
+    # Leases run out where they cannot be renewed: that says nothing of the workers.
+    assert bool(of(found, "WARN", "no aggregator worker is alive")) == (role == "data")
     assert refused(found) == 5
 
 
@@ -85,6 +87,7 @@ def test_a_server_that_takes_no_writes_is_found_by_writing(
     assert len(said) == 1
     assert "takes no writes: " in said[0].what
     assert "NOREPLICAS" in said[0].what
+    assert bool(of(found, "WARN", "no aggregator worker is alive")) == (role == "data")
     assert (said[0].trouble, refused(found)) == ("not_now", 5)
 
 
