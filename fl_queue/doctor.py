@@ -83,7 +83,11 @@ def _sentinels(role: str, url: str) -> list[Finding]:
     for said in sentinel_facts(url) if is_sentinel(url) else ():
         what = f"{role} server: sentinel {said.where}"
         if said.trouble:
-            found.append(Finding("WARN", f"{what} {said.trouble}", "start it, or correct the URL"))
+            found.append(
+                Finding(
+                    "WARN", f"{what} says nothing: {said.trouble}", "start it, or correct the URL"
+                )
+            )
             continue
         what = f"{what}: primary {said.primary}, {said.replicas} replicas, {said.others} other sentinels"
         if said.down or not said.replicas or said.others + 1 < said.quorum:
