@@ -85,7 +85,9 @@ def _sentinels(role: str, url: str) -> list[Finding]:
         if said.trouble:
             found.append(
                 Finding(
-                    "WARN", f"{what} says nothing: {said.trouble}", "start it, or correct the URL"
+                    "WARN",
+                    f"{what} cannot be asked: {said.trouble}",
+                    "start it, or correct the URL",
                 )
             )
             continue
