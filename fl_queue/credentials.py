@@ -50,6 +50,8 @@ class Credentials:
         users: Purpose -> login; ``all`` where one user does everything; empty: no login.
         tls: ``ca``: the certificate that signed the servers'; ``certificate`` and ``key``: what the
             site shows them (mutual TLS). PEM text.
+        operator_key: Public half of the operator's key, base64: what the operator signs is checked with
+            it; empty in a file that was written before there was one.
     """
 
     client: str
@@ -58,11 +60,15 @@ class Credentials:
     blob_url: str
     users: Mapping[str, Login] = field(default_factory=dict)
     tls: Mapping[str, str] = field(default_factory=dict, repr=False)
+    operator_key: str = ""
 
     def to_toml(self) -> str:
         command = self.client if self.client == names.EVALUATOR else "client"
         lines = [_HEAD.format(client=self.client, command=command)]
-        lines += [f"client = {dumps(self.client)}", f"signing_key = {dumps(self.signing_key)}", ""]
+        lines += [f"client = {dumps(self.client)}", f"signing_key = {dumps(self.signing_key)}"]
+        if self.operator_key:
+            lines += [f"operator_key = {dumps(self.operator_key)}"]
+        lines += [""]
         lines += ["[redis]", f"url = {dumps(self.url)}", f"blob_url = {dumps(self.blob_url)}"]
         for purpose, login in self.users.items():
             lines += ["", f"[redis.users.{purpose}]", f"name = {dumps(login.name)}"]
@@ -169,6 +175,7 @@ def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
             _text(raw["redis"]["blob_url"]),
             users,
             tls,
+            _text(raw.get("operator_key", "")),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise _bad(f"{path} lacks a field; write it anew with `fl-queue enroll`") from exc
@@ -176,6 +183,8 @@ def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
         raise _bad(f"{path}: {made.client!r} is not a client id")
     if not signing.is_key(made.signing_key):
         raise _bad(f"{path}: signing_key is not a key; write it anew with `fl-queue enroll`")
+    if made.operator_key and not signing.is_key(made.operator_key):
+        raise _bad(f"{path}: operator_key is not a key; write it anew with `fl-queue enroll`")
     return made
 
 

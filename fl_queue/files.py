@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,29 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """
+    Make a file that only its owner reads, whole and on disk for good; its folder is made.
+
+    Raises:
+        FileExistsError: Something is there already; it stays as it is.
+        OSError: It cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # A rename would replace what another process has put there.
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def write(path: Path, content: bytes | memoryview) -> None:

@@ -1,5 +1,5 @@
 """
-Ed25519 signatures of elements, outside of what they sign. The only user of ``cryptography``.
+Ed25519 signatures: of elements, outside of what they sign, and of plain bytes. The only user of ``cryptography``.
 
 A signed element is an envelope around an element as ``blob.py`` makes it:
 
@@ -57,6 +57,43 @@ def is_key(text: str) -> bool:
     return _raw(text) is not None
 
 
+def public_half(secret: str) -> str:
+    """
+    The public key that belongs to a secret one.
+
+    Raises:
+        ValueError: The secret is no key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.from_private_bytes(_secret(secret))
+    return _text(key.public_key().public_bytes_raw())
+
+
+def sign(secret: str, content: bytes) -> str:
+    """
+    The signature of some bytes, base64; the same each time.
+
+    Args:
+        content: Begins with what it is for, so that it never passes for something else.
+
+    Raises:
+        ValueError: The secret is no key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return _text(Ed25519PrivateKey.from_private_bytes(_secret(secret)).sign(content))
+
+
+def is_signature(public: str, content: bytes, signature: str) -> bool:
+    """Whether ``sign`` made a signature, with the secret key that belongs to a public one."""
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except (ValueError, binascii.Error):
+        return False
+    return _verified(public, raw, content)
+
+
 def seal(element: bytes, signer: str, secret: str) -> bytes:
     """
     The element in an envelope signed with a secret key; the same bytes each time.
@@ -66,10 +103,8 @@ def seal(element: bytes, signer: str, secret: str) -> bytes:
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    raw = _raw(secret)
-    if raw is None:
-        raise ValueError("not an Ed25519 key")
-    signature = Ed25519PrivateKey.from_private_bytes(raw).sign(_signed(signer, element))
+    key = Ed25519PrivateKey.from_private_bytes(_secret(secret))
+    signature = key.sign(_signed(signer, element))
     name = signer.encode()
     return b"".join((SEALED, bytes([len(name)]), name, signature, element))
 
@@ -97,6 +132,10 @@ def opened(element: bytes | memoryview) -> Sealed | None:
 
 def is_signed_by(sealed: Sealed, public: str) -> bool:
     """Whether an envelope carries the signature of its signer, whose public key this is."""
+    return _verified(public, sealed.signature, _signed(sealed.signer, sealed.element))
+
+
+def _verified(public: str, signature: bytes, content: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -105,7 +144,7 @@ def is_signed_by(sealed: Sealed, public: str) -> bool:
         return False
     try:
         key = Ed25519PublicKey.from_public_bytes(raw)
-        key.verify(sealed.signature, _signed(sealed.signer, sealed.element))
+        key.verify(signature, content)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -115,6 +154,13 @@ def _signed(signer: str, element: bytes | memoryview) -> bytes:
     whole = memoryview(element)
     header_bytes = int.from_bytes(whole[_PREFIX_BYTES - 4 : _PREFIX_BYTES], "little")
     return b"".join((_PURPOSE, signer.encode(), b"\0", whole[: _PREFIX_BYTES + header_bytes]))
+
+
+def _secret(text: str) -> bytes:
+    raw = _raw(text)
+    if raw is None:
+        raise ValueError("not an Ed25519 key")
+    return raw
 
 
 def _text(raw: bytes) -> str:

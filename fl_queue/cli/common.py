@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fl_queue import embedded
+from fl_queue import embedded, operatorkey
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
@@ -91,6 +91,17 @@ def connection_options(command: Command) -> Command:
         return command(*args, where=where, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def operator_key_option(command: Command) -> Command:
+    """Add ``--operator-key``; the command gets the path, or None, as ``operator_key``."""
+    return click.option(
+        "--operator-key",
+        envvar=operatorkey.VARIABLE,
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        help=f"The operator's secret key. Default: {operatorkey.FILE} in the state folder.",
+    )(command)
 
 
 def set_option(

@@ -5,13 +5,20 @@ The commands about who takes part: ``enroll`` and ``revoke``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import click
 
-from fl_queue import credentials, enrolment
-from fl_queue.cli.common import Command, Where, connection_options, output_option
+from fl_queue import credentials, enrolment, operatorkey
+from fl_queue.cli.common import (
+    Command,
+    Where,
+    connection_options,
+    operator_key_option,
+    output_option,
+)
 from fl_queue.enrolment import Place
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import resolve_urls
@@ -46,6 +53,7 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 @_pem_option("--tls-cert", "The site's own certificate, for mutual TLS.")
 @_pem_option("--tls-key", "Its key.")
 @_no_acl
+@operator_key_option
 @connection_options
 def enroll(
     where: Where,
@@ -59,6 +67,7 @@ def enroll(
     tls_cert: Path | None,
     tls_key: Path | None,
     no_acl: bool,
+    operator_key: Path | None,
 ) -> None:
     """
     Create what CLIENT needs to take part, in one file.
@@ -66,6 +75,9 @@ def enroll(
     CLIENT is a client id, or `evaluator`. The file has its Redis user, its signing key and where
     Redis is; the site runs `fl-queue worker client --credentials FILE`. The control server learns the
     public key. Enrolling again makes everything anew.
+
+    The first time, the operator's own key is made, too, in this machine's state folder. It stays here:
+    the file has its public half, with which the site checks what the operator signs.
     """
     url, blob_url = resolve_urls(where.url, where.blob_url, where.state_dir)
     tls = _tls(url, tls_ca, tls_cert, tls_key)
@@ -77,8 +89,9 @@ def enroll(
     place = Place(
         site_url or url, site_blob_url or (site_url if url == blob_url else "") or blob_url, tls
     )
+    key = operatorkey.create(operatorkey.place(where.state_dir, operator_key))
     made = enrolment.enroll(where.open(), client, place, max_examples, not no_acl)
-    credentials.write(output, made.credentials, force)
+    credentials.write(output, replace(made.credentials, operator_key=key.public), force)
     if no_acl:
         for server, users in made.rules.items():
             click.echo(f"# {server} server, a line of its aclfile each")

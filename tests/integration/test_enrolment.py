@@ -9,13 +9,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from fl_queue import credentials, embedded, enrolment, names, signing
+from fl_queue import credentials, embedded, enrolment, names, operatorkey, signing
 from fl_queue.cli import cli
 from fl_queue.credentials import Credentials, Login
 from fl_queue.embedded import EmbeddedRedis
@@ -74,6 +75,29 @@ def test_the_file_has_all_a_site_needs_and_nobody_else_reads_it(
     for login in read.users.values():
         assert login.password not in known.to_json()
         assert login.password not in repr(read)
+
+
+def test_the_operators_key_is_made_once_and_its_public_half_is_handed_over(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    first, second = (handed(servers, name, tmp_path) for name in ("hospital-a", "hospital-b"))
+
+    key = operatorkey.find(servers.state_dir)
+    assert key is not None
+    for path in (first, second):
+        assert credentials.read(path).operator_key == key.public
+        assert key.secret not in path.read_text()
+
+    elsewhere = tmp_path / "vault" / "key"
+    third = handed(servers, "hospital-c", tmp_path, "--operator-key", str(elsewhere))
+    assert credentials.read(third).operator_key == operatorkey.load(elsewhere).public != key.public
+
+
+def test_a_file_of_before_there_was_an_operators_key_can_be_read(tmp_path: Path) -> None:
+    credentials.write(tmp_path / FILE, replace(GOOD, operator_key=""))
+
+    assert "operator_key" not in (tmp_path / FILE).read_text()
+    assert credentials.read(tmp_path / FILE).operator_key == ""
 
 
 def test_an_enrolled_site_may_not_do_what_others_do(servers: EmbeddedRedis, tmp_path: Path) -> None:
@@ -262,6 +286,7 @@ GOOD = Credentials(
     "redis+cluster://a:1,b:2/0",
     {"all": Login('us"er', "p@ss:/?#w\\rd")},
     {"ca": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"},
+    "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
 )
 
 
@@ -271,6 +296,7 @@ def test_a_file_says_what_was_written(tmp_path: Path) -> None:
     read = credentials.read(tmp_path / FILE)
     assert read.tls["ca"].strip() == GOOD.tls["ca"]
     assert read.users == GOOD.users
+    assert read.operator_key == GOOD.operator_key
     url, blob_url = read.urls()
     assert url.startswith(
         "rediss://us%22er:p%40ss%3A%2F%3F%23w%5Crd@redis.example:6379/0?ssl_ca_certs="
@@ -296,6 +322,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
         ("signing_key = ", "signing_key == ", "not valid TOML"),
         ("signing_key = ", "signing = ", "lacks a field"),
         ('signing_key = "nW', 'signing_key = "', "signing_key is not a key"),
+        ('operator_key = "', 'operator_key = "xx', "operator_key is not a key"),
         ('client = "hospital-a"', 'client = "pool"', "'pool' is not a client id"),
         ("[redis]", "[rediss]", "lacks a field"),
     ],
