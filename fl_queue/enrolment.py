@@ -7,19 +7,22 @@ handed over: the servers know a public key and hashes of passwords.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fl_queue import acl, dispatch, names, signing
-from fl_queue.credentials import Credentials, Login, is_enrollable
+from fl_queue import clientusers, dispatch, names, signing
+from fl_queue.clientusers import StrangeUsers
+from fl_queue.credentials import Credentials, is_enrollable
 from fl_queue.errors import ConfigError
 from fl_queue.records import Enrolment
 from fl_queue.spelling import nearest
 from fl_queue.store import Store
 from fl_queue.store.users import Rules, Users
 from fl_queue.urls import without_login
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def enroll(store: Store, client: str, place: Place, max_examples: int, use_acl: 
         raise ConfigError("CLIENT", f"{client!r} is not a client id; use letters, digits, dashes")
     secret, public = signing.new_key()
     users = Users(store.servers)
-    logins, rules = _made(client, users)
+    logins, rules, hashes = clientusers.make(client, users.servers, users.version())
     known = store.control.enrolment(client)
     notes: list[str] = []
     if use_acl:
         users.give(rules)
         notes += _notes(users)
     # The users first: a site whose file is not written yet is no loss, a key without users would be.
-    made = Enrolment(public, max_examples, round(store.control.now(), 3), rules)
+    made = Enrolment(public, max_examples, round(store.control.now(), 3), hashes)
     store.control.write_enrolment(client, made)
     if known is not None:
         notes.append(f"{client} was enrolled before: what it had is void")
@@ -107,13 +110,15 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         store.control.write_enrolment(client, known)
     done = [f"{client} is revoked: no update of it is accepted any more"]
     done += _drop_jobs(store, client)
-    if use_acl and known.users:
+    gone = sorted(
+        {name for found in clientusers.own(client, known.users).values() for name in found}
+    )
+    if use_acl and gone:
         users = Users(store.servers)
-        users.take(known.users)
+        users.take(dict.fromkeys(users.servers, gone))
         users.save()
         done.append("its Redis users are gone, and their connections")
-    elif known.users:
-        gone = sorted({name for of_server in known.users.values() for name in of_server})
+    elif gone:
         done.append(f"remove its Redis users: ACL DELUSER {' '.join(gone)}")
     return done
 
@@ -128,30 +133,56 @@ def restore_users(store: Store) -> list[str]:
     Raises:
         ConfigError: We may not change users.
     """
-    living = [known for known in store.control.enrolments().values() if not known.revoked_at]
-    if not any(known.users for known in living):
+    living = {
+        client: known
+        for client, known in store.control.enrolments().items()
+        if known.users and not known.revoked_at
+    }
+    if not living:
         return []
     users, made = Users(store.servers), []
-    for known in living:
-        lacking = users.missing(known.users)
-        users.give(lacking)
-        made += sorted({name for of_server in lacking.values() for name in of_server})
+    for client, known in living.items():
+        with contextlib.suppress(StrangeUsers):  # See ``troubles``.
+            lacking = users.missing(clientusers.rules(client, known.users, users.servers))
+            users.give(lacking)
+            made += sorted({name for of_server in lacking.values() for name in of_server})
     return made
 
 
-def _made(client: str, users: Users) -> tuple[dict[str, Login], dict[str, dict[str, list[str]]]]:
-    """Logins by purpose, and the rules of their users for each server."""
-    logins: dict[str, Login] = {}
-    rules: dict[str, dict[str, list[str]]] = {}
-    role: acl.Role = "evaluator" if client == names.EVALUATOR else "client"
-    version, alone = users.version(), len(users.servers) == 1
-    for server in users.servers:
-        rules[server] = {}
-        for user in acl.users(role, client, version, "both" if alone else server):
-            login = logins.setdefault(user.purpose, Login(user.name, secrets.token_urlsafe(32)))
-            digest = "#" + hashlib.sha256(login.password.encode()).hexdigest()
-            rules[server][user.name] = user.setuser(digest)[1:]
-    return logins, rules
+def troubles(store: Store) -> dict[str, str]:
+    """Client -> what is wrong with its entry on the control server, which somebody must have changed."""
+    servers = Users(store.servers).servers
+    found = {}
+    for client, known in store.control.enrolments().items():
+        try:
+            clientusers.rules(client, known.users, servers)
+        except StrangeUsers as exc:
+            found[client] = f"{exc}; these are ignored"
+    return found
+
+
+class Watch:
+    """Records what somebody has changed among the enrolments: in the log, and as an event of each run that trains."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._said: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Look, and record what is new."""
+        found = troubles(self._store)
+        news = {client: why for client, why in found.items() if self._said.get(client) != why}
+        self._said = found
+        for client, why in news.items():
+            log.warning("the entry of %s in %s: %s", client, names.ENROLLED, why)
+        for run in self._store.control.run_names().values() if news else ():
+            state = self._store.control.run(run)
+            if state is not None and state.active:
+                events = [
+                    {"event": "enrolment_changed", "client": client, "reason": why}
+                    for client, why in news.items()
+                ]
+                self._store.control.add_events(run, events)
 
 
 def _notes(users: Users) -> list[str]:

@@ -86,6 +86,7 @@ class Healer:
         self._evaluations_at: dict[str, float] = {}
         self._swept_at = self._tidied_at = 0.0
         self._may_restore = True
+        self._enrolments = enrolment.Watch(store)
         #: Whether the lease is held, and when that was written last.
         self._is_ours = False
         self._held_at = 0.0
@@ -118,6 +119,7 @@ class Healer:
             tidying.sweep(self.store, self._go_on)
             deletion.sweep(self.store, self.state_dir)
             self._restore_users()
+            self._enrolments.look()
             self._swept_at = time.monotonic()
         self._give_way()
 

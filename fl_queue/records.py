@@ -328,8 +328,8 @@ class Enrolment:
         key: Its public Ed25519 key, base64.
         max_examples: More examples in a round count as so many; 0: what the config allows.
         enrolled_at: Unix time of the control server, seconds.
-        users: Server (``control``, ``data``) -> name of a Redis user -> its rules, with the hash of its
-            password.
+        users: Server (``control``, ``data``) -> name of a Redis user -> the hash of its password; see
+            ``clientusers``.
         revoked_at: When it was revoked; 0: it was not.
     """
 

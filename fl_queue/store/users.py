@@ -53,15 +53,18 @@ class Users:
             for name, arguments in rules.get(server, {}).items():
                 self._each(client, "SETUSER", name, *arguments)
 
-    def take(self, rules: Rules) -> None:
+    def take(self, names: Mapping[str, Sequence[str]]) -> None:
         """
         End users and their connections; those that are gone already are no error.
+
+        Args:
+            names: Server -> its users that are to go.
 
         Raises:
             ConfigError: We may not.
         """
         for server, client in self._clients.items():
-            if gone := list(rules.get(server, {})):
+            if gone := list(names.get(server, ())):
                 # Ends the connections of these users, too.
                 self._each(client, "DELUSER", *gone)
 

@@ -21,6 +21,7 @@ from fl_queue.cli import cli
 from fl_queue.credentials import Credentials, Login
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ConfigError, FLQueueError
+from fl_queue.heal import Healer
 from fl_queue.store import Store
 from tests.servers import before_7, chosen_server
 
@@ -149,6 +150,87 @@ def test_users_that_a_server_has_forgotten_are_made_again(
     assert enrolment.restore_users(store) == []
     assert all(map(is_let_in, credentials.read(first).urls()))
     assert not is_let_in(credentials.read(second).urls()[0])
+
+
+def users_of(servers: EmbeddedRedis) -> set[str]:
+    store = Store(servers.url, servers.blob_url)
+    return {
+        user for each in (store.servers.control, store.servers.data) for user in each.acl_users()
+    }
+
+
+HASH = "#" + "0" * 64
+EVIL = ["on", "nopass", "~*", "&*", "+@all"]
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {"evil": EVIL},
+        {"evil": [HASH]},
+        {"flq-client-zz": EVIL},
+        {"flq-client-zz": [HASH, "#" + "1" * 64]},
+        {"flq-client-zz": [HASH], "evil": EVIL},
+        {"flq-client-hospital-b": [HASH]},
+        {"flq-operator": [HASH]},
+        {"default": EVIL},
+    ],
+)
+def test_the_healer_makes_no_user_that_enrolling_would_not_make(
+    servers: EmbeddedRedis, tmp_path: Path, users: dict[str, list[str]]
+) -> None:
+    store = Store(servers.url, servers.blob_url)
+    before = users_of(servers)
+    entry = {"key": "", "users": dict.fromkeys(("control", "data"), users)}
+    store.control.redis.hset(names.ENROLLED, "zz", json.dumps(entry))
+
+    Healer(store, tmp_path).tick()
+
+    assert users_of(servers) == before
+    assert "zz" in enrolment.troubles(store)
+
+
+def test_the_healer_takes_a_hash_from_an_entry_and_no_rule(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    path = handed(servers, "hospital-a", tmp_path)
+    store = Store(servers.url, servers.blob_url)
+    known = store.control.enrolment("hospital-a")
+    assert known is not None
+    user = credentials.read(path).users["all"].name
+    rules = store.servers.control.acl_getuser(user)
+    wider = {
+        server: {name: [*items, "~*", "+@all"] for name, items in of_server.items()}
+        for server, of_server in known.users.items()
+    }
+    store.control.write_enrolment("hospital-a", replace(known, users=wider))
+    for each in (store.servers.control, store.servers.data):
+        each.acl_deluser(user)
+
+    assert enrolment.restore_users(store) == [user]
+    assert store.servers.control.acl_getuser(user) == rules
+    assert all(map(is_let_in, credentials.read(path).urls()))
+
+
+def test_revoking_ends_no_user_but_the_clients_own(servers: EmbeddedRedis, tmp_path: Path) -> None:
+    handed(servers, "hospital-a", tmp_path)
+    handed(servers, "hospital-b", tmp_path)
+    store = Store(servers.url, servers.blob_url)
+    known = store.control.enrolment("hospital-a")
+    assert known is not None
+    widened = {
+        server: {**of_server, "flq-client-hospital-b": [HASH], "flq-reader": [HASH]}
+        for server, of_server in known.users.items()
+    }
+    store.control.write_enrolment("hospital-a", replace(known, users=widened))
+    store.servers.control.acl_setuser("flq-reader", enabled=True)
+    before = users_of(servers)
+
+    printed = command(servers, "revoke", "hospital-a", "--no-acl").output
+    assert "ACL DELUSER flq-client-hospital-a" in printed
+    assert "hospital-b" not in printed
+    enrolment.revoke(store, "hospital-a", use_acl=True)
+    assert users_of(servers) == before - {"flq-client-hospital-a"}
 
 
 def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> None:
