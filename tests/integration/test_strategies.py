@@ -110,7 +110,8 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     assert notes == ["of round 5"] * CLIENTS
     federation.free(calm)
 
-    run = federation.begin("controls", *SCAFFOLD, "model.keep_updates=true")
+    kept = ("model.keep_updates=true", "model.keep_versions=0")
+    run = federation.begin("controls", *SCAFFOLD, *kept)
     federation.reach(run, 2)
     fired = [
         federation.arm("client.trained", "kill", "site-1_"),
