@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fl_queue import config, names, rounds, runs
 from fl_queue.embedded import EmbeddedRedis
+from fl_queue.errors import StoreUnavailable
 from fl_queue.records import RoundRecord
 from fl_queue.store import RunState, Store
 
@@ -97,8 +99,11 @@ class Federation:
         """Wait until a run has ended."""
 
         def ended() -> RunState | None:
-            state = self.store.control.run(run)
-            return state if state is not None and not state.active else None
+            # After a failover a sentinel may name the old primary for seconds: ask again.
+            with suppress(StoreUnavailable):
+                state = self.store.control.run(run)
+                return state if state is not None and not state.active else None
+            return None
 
         return wait_for("the run to end", ended, timeout_s)
 
