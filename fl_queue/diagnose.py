@@ -235,6 +235,8 @@ def _waiting(store: Store, wait: DataWait) -> str:
 def _activity(store: Store, state: RunState, client: str, number: int) -> str:
     stream = names.client_events(client)
     event = store.control.last_event(stream)
+    if event is not None and event.get("run") not in (None, state.run_id):
+        return "its latest work was for another run"
     if event is None or (event.get("run"), event.get("round")) != (state.run_id, number):
         return "not started"
     since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000

@@ -272,7 +272,7 @@ def _line(event: Event, details: Callable[[], str]) -> str:
     plain = {
         "waiting_for_clients": "waiting",
         "run_created": f"run created, {event.get('rounds')} rounds wanted",
-        "run_continued": f"run continued, {event.get('rounds')} more rounds wanted",
+        "run_continued": f"run continued, {event.get('rounds')} more rounds wanted{_changed(event)}",
         "round_initialised": "version 0 is there",
         "evaluation_skipped": f"version {event.get('version')} has no closing evaluation",
         "run_failed": "run failed",
@@ -282,6 +282,11 @@ def _line(event: Event, details: Callable[[], str]) -> str:
         "run_resumed": f"run resumed {where}",
     }
     return f"{plain[kind]}{reason}" if kind in plain else ""
+
+
+def _changed(event: Event) -> str:
+    fields = event.get("changed") or ()
+    return f"; with other settings: {', '.join(fields)}" if fields else ""
 
 
 def _opened(event: Event) -> str:

@@ -4,6 +4,7 @@ The commands that change a run: ``resume``, ``cancel``, ``redrive``, ``delete``;
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -98,11 +99,20 @@ def delete(where: Where, run: str, yes: bool) -> None:
     deletion.refuse_training(state.name, state.active)
     versions = len(store.control.versions(state.run_id))
     what = f"run {state.name} ({state.run_id}) with {versions} versions and its history"
-    if not yes and not click.confirm(f"Delete {what}?"):
+    if not yes and not _confirmed(f"Delete {what}?"):
         click.echo("nothing was deleted")
         return
     deletion.delete(store, state, where.state_dir)
     click.echo(f"{state.name} ({state.run_id}) is deleted")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise  # Ctrl-C.
+        raise click.UsageError("there is no terminal to ask on; use --yes") from None
 
 
 @click.command("verify")

@@ -112,3 +112,16 @@ def test_what_the_hash_says_may_be_anything(away: Away) -> None:
         away.store.control.say("b", {DATA_WAIT: text or "x"})
         assert away.told().startswith("waiting for b: not started")
         assert away.store.control.data_wait("b") is None
+
+
+def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_path: Path) -> None:
+    hand = ByHand(store, tmp_path, "ab", 10)
+    store.control.add_client_event("b", {"event": "training", "run": "other-1", "round": 1})
+
+    lines = diagnose.why_open(store, hand.state, Around(True, ""))
+
+    said = [line.partition(";")[0] for line in lines if line.startswith("waiting for")]
+    assert said == [
+        "waiting for a: not started",
+        "waiting for b: its latest work was for another run",
+    ]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fl_queue import config, display, names, operate, runs
 from fl_queue.config import RunConfig
@@ -67,6 +68,19 @@ def test_a_command_whose_reply_is_lost_knows_that_it_was_done(
     assert told(store, hand.run) == [
         "run_created", "round_cancelled", "run_resumed", "run_cancelled", "run_continued",
     ]  # fmt: skip
+
+
+def test_a_run_that_goes_on_with_other_settings_names_them(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hand = ByHand(store, tmp_path, "ab", 10)
+    operate.cancel(store, NAME)
+    settings = ("round.cohort=2", "train.epochs=7", "train.learning_rate=0.5")
+    runs.start_run(store, NAME, config.load("mnist-3v7", settings, {}), 2)
+    operate.cancel(store, NAME)
+    display.follow(store, hand.run, Console(width=200), since="0-0")
+    said = "2 more rounds wanted; with other settings: train.epochs, train.learning_rate"
+    assert said in capsys.readouterr().out
 
 
 def test_who_is_overtaken_after_a_lost_reply_does_not_decide_twice(

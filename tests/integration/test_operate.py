@@ -20,7 +20,13 @@ ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
 def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fl_queue", *arguments]
     where = ["--state-dir", str(federation.redis.state_dir)]
-    return subprocess.run([*command, *where], capture_output=True, text=True, timeout=90)
+    return subprocess.run(
+        [*command, *where],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
 
 
 def horses(federation: Federation) -> list[int]:
@@ -65,6 +71,8 @@ def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
     wait_for("training again", lambda: federation.trained(run) == 4)
     fl_queue(federation, "cancel", "endless")
 
+    unasked = fl_queue(federation, "delete", "endless")
+    assert (unasked.returncode, "use --yes" in unasked.stderr) == (2, True)
     asked = subprocess.run(
         [sys.executable, "-m", "fl_queue", "delete", "endless", "--state-dir", str(federation.redis.state_dir)],
         input="n\n", capture_output=True, text=True, timeout=90,
