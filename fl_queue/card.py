@@ -225,6 +225,9 @@ def _metrics(facts: Facts) -> str:
         ],
     )
     lines = ["## Metrics", "", text]
+    told = report.told_by(facts.records).get(facts.version, {})
+    if told:
+        lines += ["", f"Merged validation is of: {report.told_in_words(told)}."]
     if len(own) > LISTED:
         for name in names:
             values = sorted(found[name] for found in own.values() if name in found)

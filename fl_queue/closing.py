@@ -25,8 +25,8 @@ def record_of(
     base = rounds.base_record(current, ending, elapsed_s, config)
     return replace(
         rounds.with_updates(base, progress.receipts),
-        validation=metrics.merge_fitting(progress.validation),
-        train=metrics.merge_fitting(progress.training),
+        validation=metrics.merge_clients(progress.validation),
+        train=metrics.merge_clients(progress.training),
     )
 
 

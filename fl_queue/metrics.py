@@ -6,11 +6,14 @@ sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
 
     num_examples        int: samples that were evaluated
     confusion           [[int]]: rows the true class, columns the predicted one
-    score_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
-                        their score, in 1,000 equal bins over [0, 1]
+    logit_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
+                        their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
+    score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
     <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``)
     personal_<key>      the same of the model that is the client's own (``beside``)
     finetuned_<key>     the same of the version, fine-tuned on the client's training data
+    over                {key: [clients, examples]}: in the sums of several clients alone, how many
+                        of them had each key
 
 No torch and no Redis here.
 """
@@ -30,6 +33,19 @@ from fl_queue.errors import BlobError
 from fl_queue.records import Sums
 
 SCORE_BINS = 1000
+#: Log-odds between the bins of ``logit_histograms``: 0.05 apart within +-20, then 7 % apart to
+#: +-20,000. Bins of the probability hold all samples of a rare class in one.
+BIN_EDGES = np.concatenate(
+    [-np.geomspace(20_000, 20, 100)[:-1], np.linspace(-20, 20, 801), np.geomspace(20, 20_000, 100)[1:]]
+)  # fmt: skip
+#: Names of the counts of clients and examples in merged sums.
+OVER = "over"
+#: What each kind of sum gives, but for those that end in ``_sum``.
+_GIVES = {
+    "confusion": ("accuracy", "f1"),
+    "score_histograms": ("auc",),
+    "logit_histograms": ("auc",),
+}
 #: Classes up to which there is a confusion matrix: a header takes ``header_fields.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
@@ -60,15 +76,15 @@ def confusion(
     return table
 
 
-def score_histograms(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> list[list[int]]:
-    """Histograms of the scores (N,) in [0, 1] of class 0 and of class 1; NaN counts as 0."""
-    bins = (np.nan_to_num(scores) * SCORE_BINS).astype(np.int64).clip(0, SCORE_BINS - 1)
+def logit_histograms(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> list[list[int]]:
+    """Histograms of the log-odds (N,) of class 0's and of class 1's samples; NaN counts as the lowest."""
+    bins = np.searchsorted(BIN_EDGES, np.nan_to_num(logits, nan=-np.inf), side="right")
     return [np.bincount(bins[truth == side], minlength=SCORE_BINS).tolist() for side in (0, 1)]
 
 
 def merge(parts: Sequence[Sums]) -> dict[str, Any]:
     """
-    The sums of all parts together, bit-identical in any order of the parts.
+    The sums of all parts of one data set together, bit-identical in any order of the parts.
 
     A part without examples counts for nothing. A key that one of the others lacks is left out: its
     sum would be divided by the examples of those that did not report it.
@@ -104,7 +120,7 @@ def check(sums: Any) -> None:
             _check(key, _is_count(value), "a count")
         elif kind == "confusion":
             _check(key, _is_confusion(value), f"a square table of counts, {MAX_CLASSES} at most")
-        elif kind == "score_histograms":
+        elif kind in ("score_histograms", "logit_histograms"):
             _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
         else:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
@@ -122,13 +138,28 @@ def finish(sums: Sums) -> dict[str, float]:
     Empty without examples.
     """
     plain = dict(sums)
+    over = plain.pop(OVER, {})
     finished: dict[str, float] = {}
     for part in BESIDE:
         if f"{part}_num_examples" in sums:
             keys = [key for key in sums if key.startswith(f"{part}_")]
-            inner = _finish({key[len(part) + 1 :]: plain.pop(key) for key in keys})
-            finished |= {f"{part}_{name}": value for name, value in inner.items()}
-    return _finish(plain) | finished
+            inner = {key[len(part) + 1 :]: plain.pop(key) for key in keys}
+            within = {key[len(part) + 1 :]: over[key] for key in keys if key in over}
+            found = _finish(inner, within)
+            finished |= {f"{part}_{name}": value for name, value in found.items()}
+    return _finish(plain, over) | finished
+
+
+def told_by(sums: Sums) -> dict[str, tuple[int, int]]:
+    """Name of each merged metric -> how many clients, and how many examples, it is of."""
+    found: dict[str, tuple[int, int]] = {}
+    # The new histograms come before the old ones in the alphabet, and win.
+    for key, (clients, examples) in sorted(sums.get(OVER, {}).items()):
+        part = next((f"{one}_" for one in BESIDE if key.startswith(f"{one}_")), "")
+        kind = key.removeprefix(part)
+        for name in _GIVES.get(kind, (kind.removesuffix("_sum"),)):
+            found.setdefault(part + name, (clients, examples))
+    return found
 
 
 def beside(part: str, sums: Sums) -> dict[str, Any]:
@@ -139,7 +170,7 @@ def beside(part: str, sums: Sums) -> dict[str, Any]:
         part: One of ``BESIDE``.
         sums: As of any model. Of many classes only the hits are kept, and no histograms.
     """
-    kept = {key: value for key, value in sums.items() if key != "score_histograms"}
+    kept = {key: value for key, value in sums.items() if not key.endswith("_histograms")}
     table = kept.get("confusion")
     if table is not None and len(table) > BESIDE_CLASSES:
         kept["accuracy_sum"] = sum(row[index] for index, row in enumerate(table))
@@ -153,18 +184,20 @@ def only_beside(finished: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in finished.items() if name.startswith(parts)}
 
 
-def _finish(sums: Sums) -> dict[str, float]:
+def _finish(sums: Sums, over: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Args: ``over``: key -> clients and examples, where not all examples have it."""
     examples = sums.get("num_examples", 0)
     if examples == 0:
         return {}
     finished: dict[str, float] = {}
     if "confusion" in sums:
         finished |= _classification(np.array(sums["confusion"], dtype=np.int64))
-    if "score_histograms" in sums:
-        finished |= _area_under_curve(*sums["score_histograms"])
+    for key in ("score_histograms", "logit_histograms"):  # Of both the better one.
+        if key in sums:
+            finished |= _area_under_curve(*sums[key])
     for key in sums:
         if key.endswith("_sum"):
-            finished[key.removesuffix("_sum")] = float(sums[key]) / examples
+            finished[key.removesuffix("_sum")] = float(sums[key]) / over.get(key, (0, examples))[1]
     return finished
 
 
@@ -266,24 +299,50 @@ def _area_under_curve(negatives: Sequence[int], positives: Sequence[int]) -> dic
     return {"auc": twice_won / (2 * pairs)}
 
 
-def merge_fitting(parts: Mapping[str, Sums]) -> dict[str, Any]:
+def merge_clients(parts: Mapping[str, Sums]) -> dict[str, Any]:
     """
-    Merge the sums of clients, leaving out those of another form than most.
+    The sums of clients together: each key over the clients that have it, with their number beside it.
 
-    Metrics come from the clients themselves: one that sends a confusion matrix of another size must
-    not cost the round its metrics, and which one is left out must not depend on who came first.
+    Metrics come from the clients themselves. One that held nothing out, whose loss is not finite, or
+    that has fewer keys than others takes nothing from what the others have. Of a key that has another
+    shape at some clients (a confusion matrix of another size) the shape of most clients is taken, of
+    equals that of more examples; who came first decides nothing.
 
     Args:
         parts: Client -> checked sums.
+
+    Returns:
+        Sums with ``over``: of each key how many clients had it, and how many examples they have.
+        ``num_examples`` is that of all clients. Empty where no client has examples.
     """
-    forms: dict[str, list[str]] = {}
-    for client in sorted(parts):
-        forms.setdefault(_form(parts[client]), []).append(client)
-    if not forms:
-        return {}
-    most = max(forms.values(), key=len)
-    return merge([parts[client] for client in most])
+    merged: dict[str, Any] = {}
+    over: dict[str, list[int]] = {}
+    for key in sorted({key for sums in parts.values() for key in sums} - {OVER}):
+        having = [sums for sums in parts.values() if key in sums and _examples(sums, key) > 0]
+        fitting = _fitting(key, having)
+        if not fitting:
+            continue
+        merged[key] = _add(key, [sums[key] for sums in fitting])
+        if not key.endswith("num_examples"):
+            over[key] = [len(fitting), sum(_examples(sums, key) for sums in fitting)]
+    return merged | ({OVER: over} if over else {})
 
 
-def _form(sums: Sums) -> str:
-    return repr([(key, np.shape(sums[key])) for key in sorted(sums)])
+def _fitting(key: str, having: Sequence[Sums]) -> Sequence[Sums]:
+    """Those in which a key has the shape that it has in most."""
+    forms: dict[tuple[int, ...], list[Sums]] = {}
+    for sums in having:
+        forms.setdefault(np.shape(sums[key]), []).append(sums)
+    if len(forms) < 2:
+        return having
+
+    def rank(form: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        return len(forms[form]), sum(_examples(sums, key) for sums in forms[form]), form
+
+    return forms[max(forms, key=rank)]
+
+
+def _examples(sums: Sums, key: str) -> int:
+    """How many examples a key is of: a part beside the version has examples of its own."""
+    part = next((f"{one}_" for one in BESIDE if key.startswith(f"{one}_")), "")
+    return int(sums.get(f"{part}num_examples", sums.get("num_examples", 0)))

@@ -64,6 +64,8 @@ class RoundRow:
             the version fine-tuned by each, by their validation; None while unknown, or without such.
         training: What else than the loss the training that made it reported, as means over the
             clients: what the task logged (``context.log``).
+        clients, examples: How many clients, and how many of their examples, accuracy (else loss) is
+            of; None unless it is from the clients' validation.
     """
 
     round: int
@@ -82,6 +84,8 @@ class RoundRow:
     personal_accuracy: float | None = None
     finetuned_accuracy: float | None = None
     training: Mapping[str, float] = field(default_factory=dict)
+    clients: int | None = None
+    examples: int | None = None
 
 
 def rows(
@@ -96,8 +100,9 @@ def rows(
         late: Round -> updates that came after it had ended.
     """
     validated = validation(records)
+    told = told_by(records)
     return [
-        _row(record, evaluations, validated, late.get(record.round, 0))
+        _row(record, evaluations, validated, told, late.get(record.round, 0))
         for record in records
         if record.purpose == "train"
     ]
@@ -107,6 +112,22 @@ def validation(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
     """Version -> finished metrics of the clients' validation, for versions that have any."""
     judged = {version: metrics.finish(record.validation) for version, record in judges(records)}
     return {version: finished for version, finished in judged.items() if finished}
+
+
+def told_by(records: Sequence[RoundRecord]) -> dict[int, dict[str, tuple[int, int]]]:
+    """Version -> metric -> clients and examples that the merged validation of it is of."""
+    return {version: metrics.told_by(record.validation) for version, record in judges(records)}
+
+
+def told_in_words(told: Mapping[str, tuple[int, int]]) -> str:
+    """Such as ``accuracy, f1: 8 clients, 40 examples; loss: 7 clients, 35 examples``."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, of in told.items():
+        groups.setdefault(of, []).append(name)
+    return "; ".join(
+        f"{', '.join(names)}: {clients} client{'s' * (clients != 1)}, {examples} examples"
+        for (clients, examples), names in groups.items()
+    )
 
 
 def training(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
@@ -243,8 +264,15 @@ def _training(record: RoundRecord) -> dict[str, float]:
     return {name: value for name, value in finished.items() if name != "loss"}
 
 
-def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -> RoundRow:
+def _row(
+    record: RoundRecord,
+    evaluations: Curve,
+    validated: Curve,
+    told: Mapping[int, Mapping[str, tuple[int, int]]],
+    late: int,
+) -> RoundRow:
     source: Source = ""
+    of: tuple[int | None, int | None] = (None, None)
     finished: Mapping[str, float] = {}
     own: Mapping[str, float] = {}
     if record.version is not None:
@@ -253,6 +281,8 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
             source, finished = "test", evaluations[record.version]
         elif record.version in validated:
             source, finished = "validation", validated[record.version]
+            by = told[record.version]
+            of = by.get("accuracy", by.get("loss", of))
     return RoundRow(
         round=record.round,
         outcome=record.outcome,
@@ -270,6 +300,8 @@ def _row(record: RoundRecord, evaluations: Curve, validated: Curve, late: int) -
         personal_accuracy=own.get("personal_accuracy"),
         finetuned_accuracy=own.get("finetuned_accuracy"),
         training=_training(record),
+        clients=of[0],
+        examples=of[1],
     )
 
 
@@ -282,7 +314,13 @@ def _caption(rows: Sequence[RoundRow]) -> Text | None:
     beside = any((row.personal_accuracy, row.finetuned_accuracy) != (None, None) for row in rows)
     if beside or any(row.source == "validation" for row in rows):
         of_version = "; the central test has no result for this version" if not beside else ""
-        lines.append(f"* the clients' validation{of_version}")
+        newest = next((row for row in reversed(rows) if row.clients is not None), None)
+        of_whom = (
+            f", for version {newest.version} of {newest.clients} clients with {newest.examples} examples"
+            if newest
+            else ""
+        )
+        lines.append(f"* the clients' validation{of_whom}{of_version}")
     # Text, not str: a reason may hold brackets, which rich would take for markup.
     return Text("\n".join(lines)) if lines else None
 

@@ -23,6 +23,7 @@ from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.loader import Reading, load, seed_torch
 from fl_queue.precision import Precision
+from fl_queue.scoring import Scoring, loss_sums
 
 Samples = Dataset[Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -123,7 +124,7 @@ def local_sgd(
         batches = _batches(dataset, drawn, cuts, device, Reading(seed, epoch, loader_workers))
         loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to)
         after_epoch(epoch)
-    return _sums(count, loss_sum)
+    return loss_sums(count, loss_sum)
 
 
 class LocalRule:
@@ -216,10 +217,12 @@ def evaluate(
     """
     Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
 
-    Whole-number targets are classes: outputs (B, C) are scores of C classes, and outputs (B, 1) the
-    log-odds of class 1. Then there is a ``confusion``, and with two classes ``score_histograms``.
-    With more than ``metrics.MAX_CLASSES`` classes there is ``accuracy_sum`` instead. For other
-    targets (a regression, say) there is the loss alone.
+    Whole-number targets (B,) or (B, 1) are classes where they fit: outputs (B, C) are scores of C
+    classes, and outputs (B,) or (B, 1) the log-odds of class 1 (or its probabilities, see
+    ``scoring``), of which targets may be 0.0 and 1.0, too. Then there is a ``confusion``, and with
+    two classes ``logit_histograms``. With more than ``metrics.MAX_CLASSES`` classes there is
+    ``accuracy_sum`` instead. Samples whose target is -100 are passed over. For everything else
+    (a regression, say) there is the loss alone.
 
     Args:
         model: On ``device``.
@@ -232,19 +235,13 @@ def evaluate(
     dataset = _whole(dataset)
     count = size_of(dataset)
     cuts = _cuts(count, EVALUATION_BATCH)
-    parts = []
+    parts, scoring = [], Scoring()
     with torch.no_grad():
         reading = Reading(workers=loader_workers)
         for inputs, target in _batches(dataset, torch.arange(count), cuts, device, reading):
             output = model(inputs)
-            part = _sums(len(target), float(loss(output, target)) * len(target))
-            parts.append(part | _classification_sums(output, target))
+            parts.append(scoring.sums(output, target, float(loss(output, target))))
     return metrics.merge(parts)
-
-
-def _sums(count: int, loss_sum: float) -> dict[str, Any]:
-    # Sums must be finite to be stored; a loss that is not has no mean either.
-    return {"num_examples": count} | ({"loss_sum": loss_sum} if math.isfinite(loss_sum) else {})
 
 
 def _one_epoch(
@@ -323,28 +320,3 @@ def _whole(dataset: Samples) -> Samples:
         chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
     return dataset
-
-
-def _classification_sums(output: Tensor, target: Tensor) -> dict[str, Any]:
-    if target.is_floating_point() or output.ndim != 2:
-        return {}
-    truth = target.reshape(-1).to("cpu", torch.int64).numpy()
-    scores = _class_scores(output)  # (B, C), C >= 2
-    # The highest score; at a tie the lower class, so that log-odds of 0 are class 0.
-    predicted = scores.argmax(axis=1)
-    classes = scores.shape[1]
-    if classes > metrics.MAX_CLASSES:
-        return {"accuracy_sum": int((predicted == truth).sum())}
-    sums: dict[str, Any] = {"confusion": metrics.confusion(truth, predicted, classes)}
-    if classes == 2:
-        sums["score_histograms"] = metrics.score_histograms(scores[:, 1], truth)
-    return sums
-
-
-def _class_scores(output: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Probabilities (B, C) of outputs (B, C); (B, 2) of log-odds (B, 1)."""
-    wide = output.to("cpu", torch.float64)
-    if wide.shape[1] == 1:
-        wide = torch.cat([torch.zeros_like(wide), wide], dim=1)
-    scores: np.ndarray[Any, np.dtype[np.float64]] = torch.softmax(wide, dim=1).numpy()
-    return scores

@@ -20,7 +20,17 @@ MOST = 24
 LARGEST = 1e100
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 #: What training and validation are told by already.
-_TAKEN = ("loss", "accuracy", "f1", "auc", "num_examples", "confusion", "score_histograms")
+_TAKEN = (
+    "loss",
+    "accuracy",
+    "f1",
+    "auc",
+    "num_examples",
+    "confusion",
+    "score_histograms",
+    "logit_histograms",
+    "over",
+)
 _CALL = "context.log"
 
 

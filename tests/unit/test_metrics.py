@@ -13,9 +13,11 @@ from fl_queue.metrics import (
     check,
     confusion,
     finish,
+    logit_histograms,
     merge,
-    score_histograms,
+    merge_clients,
     stop_holds,
+    told_by,
 )
 
 
@@ -71,6 +73,8 @@ def test_merge_of_different_shapes_names_the_key():
         ({"confusion": {"a": 1}}, "confusion"),
         ({"score_histograms": [[0] * 1000]}, "score_histograms"),
         ({"score_histograms": [[0] * 1000, [0] * 999]}, "score_histograms"),
+        ({"logit_histograms": [[0] * 1000, [0] * 999]}, "logit_histograms"),
+        ({"over": {"loss_sum": [1, 1]}}, "over"),
         ({"accuracy": 1.0}, "accuracy"),
         ({1: 1.0}, "a key"),
         ({"a" * 101 + "_sum": 1.0}, "a key"),
@@ -86,7 +90,9 @@ def test_check_names_what_is_wrong(bad, key):
 
 def test_check_takes_what_evaluation_makes():
     check({})
-    check(part(3, 0.5, [[1, 1], [0, 1]], score_histograms=[[0] * 1000, [1] * 1000], own_sum=-3))
+    histograms = [[0] * 1000, [1] * 1000]
+    check(part(3, 0.5, [[1, 1], [0, 1]], logit_histograms=histograms, own_sum=-3))
+    check({"num_examples": 3, "score_histograms": histograms})  # An earlier version's.
 
 
 def test_two_class_ratios():
@@ -108,26 +114,97 @@ def test_no_examples_have_no_ratios():
     assert finish({}) == {}
 
 
-def test_auc_equals_the_share_of_pairs_in_the_right_order():
+def exact_auc(scores, truth):
+    """The share of (class 1, class 0) pairs in the right order, ties half, by ranks."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    positives = int(truth.sum())
+    won = ranks[truth == 1].sum() - positives * (positives + 1) / 2
+    return won / (positives * (len(truth) - positives))
+
+
+@pytest.mark.parametrize("prevalence", [0.5, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 12.0, 400.0])
+def test_auc_is_that_of_all_pairs_however_rare_a_class_and_however_sure_a_model(prevalence, spread):
     generator = np.random.default_rng(5)
-    truth = generator.integers(0, 2, 400)
-    # On bin centres, so that the histogram loses nothing.
-    scores = (generator.integers(0, 200, 400) + truth * 60 + 0.5) / 1000
-    negatives, positives = scores[truth == 0], scores[truth == 1]
-    wins = (positives[:, None] > negatives).mean() + 0.5 * (positives[:, None] == negatives).mean()
-    sums = {"num_examples": 400, "score_histograms": score_histograms(scores, truth)}
-    assert finish(sums)["auc"] == pytest.approx(wins, abs=1e-12)
+    truth = (generator.random(200_000) < prevalence).astype(np.int64)
+    odds = np.log(prevalence) - 2 + spread * (generator.normal(0, 1, len(truth)) + 2 * truth)
+    halves = [logit_histograms(odds[side::2], truth[side::2]) for side in (0, 1)]
+    sums = merge([{"num_examples": 100_000, "logit_histograms": half} for half in halves])
+    check(sums)
+    assert finish(sums)["auc"] == pytest.approx(exact_auc(odds, truth), abs=2e-3)
 
 
 def test_auc_of_extremes():
-    ends = score_histograms(np.array([0.0, 1.0]), np.array([0, 1]))
-    assert finish({"num_examples": 2, "score_histograms": ends})["auc"] == 1.0
-    assert finish({"num_examples": 2, "score_histograms": ends[::-1]})["auc"] == 0.0
-    same = score_histograms(np.array([0.5, 0.5]), np.array([0, 1]))
-    assert finish({"num_examples": 2, "score_histograms": same})["auc"] == 0.5
-    one_class = score_histograms(np.array([0.5, np.nan]), np.array([1, 1]))
-    assert finish({"num_examples": 2, "score_histograms": one_class}) == {}
+    ends = logit_histograms(np.array([-np.inf, np.inf]), np.array([0, 1]))
+    assert finish({"num_examples": 2, "logit_histograms": ends})["auc"] == 1.0
+    assert finish({"num_examples": 2, "logit_histograms": ends[::-1]})["auc"] == 0.0
+    same = logit_histograms(np.array([0.5, 0.5]), np.array([0, 1]))
+    assert finish({"num_examples": 2, "logit_histograms": same})["auc"] == 0.5
+    one_class = logit_histograms(np.array([0.5, np.nan]), np.array([1, 1]))
+    assert finish({"num_examples": 2, "logit_histograms": one_class}) == {}
     assert sum(map(sum, one_class)) == 2
+
+
+def test_histograms_of_an_earlier_version_still_have_an_auc():
+    old = [[1] + [0] * 999, [0] * 999 + [1]]
+    assert finish({"num_examples": 2, "score_histograms": old}) == {"auc": 1.0}
+    new = logit_histograms(np.array([1.0, 1.0]), np.array([0, 1]))
+    parts = {
+        "a": {"num_examples": 2, "score_histograms": old},
+        "b": {"num_examples": 5, "logit_histograms": new},
+    }
+    merged = merge_clients(parts)
+    assert finish(merged) == {"auc": 0.5}
+    assert told_by(merged) == {"auc": (1, 5)}
+
+
+def test_clients_with_nothing_held_out_take_nothing_from_the_others():
+    full = part(5, 2.0, [[2, 1], [0, 2]])
+    alone = finish(full)
+    for empty in ({"num_examples": 0}, {}, part(0, 9.0)):
+        for most in (1, 60):
+            found = merge_clients({"z": full} | {f"c{n}": empty for n in range(most)})
+            assert finish(found) == alone
+            assert told_by(found) == dict.fromkeys(("accuracy", "f1", "loss"), (1, 5))
+    assert merge_clients({"a": {"num_examples": 0}, "b": {}}) == {}
+
+
+def test_each_metric_is_merged_over_the_clients_that_have_it():
+    found = merge_clients(
+        {
+            "a": part(4, 2.0, [[2, 0], [1, 1]], extra_sum=8),
+            "b": {"num_examples": 6, "confusion": [[3, 0], [0, 3]]},  # Its loss is not finite.
+            "c": part(10, 1.5, [[1, 0, 0], [0, 4, 0], [0, 0, 5]]),  # Another number of classes.
+            "d": {"num_examples": 0},
+        }
+    )
+    assert finish(found) == {
+        "loss": 3.5 / 14,
+        "accuracy": 0.9,
+        "f1": pytest.approx(8 / 9),
+        "extra": 2.0,
+    }
+    assert told_by(found) == {
+        "loss": (2, 14),
+        "accuracy": (2, 10),
+        "f1": (2, 10),
+        "extra": (1, 4),
+    }
+    assert found["num_examples"] == 20
+
+
+def test_what_is_beside_the_version_has_examples_of_its_own():
+    own = metrics.beside("personal", part(2, 1.0, [[1, 0], [0, 1]]))
+    found = merge_clients({"a": part(2, 3.0) | own, "b": part(6, 1.0), "c": {"num_examples": 0}})
+    assert finish(found) == {
+        "loss": 0.5,
+        "personal_loss": 0.5,
+        "personal_accuracy": 1.0,
+        "personal_f1": 1.0,
+    }
+    assert told_by(found)["personal_accuracy"] == (1, 2)
+    assert told_by(found)["loss"] == (2, 8)
 
 
 def test_confusion_rows_are_the_true_class():

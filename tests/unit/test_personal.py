@@ -299,7 +299,7 @@ def test_of_many_classes_beside_the_version_only_the_hits_are_sent() -> None:
     table = (3 * np.eye(40, dtype=int) + 1).tolist()
     sums = metrics.beside("personal", {"num_examples": 1720, "confusion": table})
     assert sums == {"personal_num_examples": 1720, "personal_accuracy_sum": 160}
-    histograms = {"num_examples": 1, "score_histograms": metrics.score_histograms(
+    histograms = {"num_examples": 1, "logit_histograms": metrics.logit_histograms(
         np.array([0.5]), np.array([1])
     )}  # fmt: skip
     assert metrics.beside("personal", histograms) == {"personal_num_examples": 1}

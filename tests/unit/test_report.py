@@ -107,6 +107,17 @@ def test_validation_is_of_the_version_it_was_made_on() -> None:
     assert [row.source for row in rows] == ["validation", "validation", ""]
 
 
+def test_validation_says_of_how_many_clients_and_examples_it_is() -> None:
+    merged = metrics.merge_clients({"a": sums(6, 4), "b": {"num_examples": 0}, "c": sums(3, 1)})
+    (row,) = report.rows([record(1, 0), closing(2, 1, validation=merged)], {}, {})
+
+    assert (row.accuracy, row.clients, row.examples) == (9 / 14, 2, 14)
+    assert "version 1 of 2 clients with 14 examples" in rendered([row])
+    assert report.told_in_words({"f1": (1, 3), "loss": (2, 5), "auc": (1, 3)}) == (
+        "f1, auc: 1 client, 3 examples; loss: 2 clients, 5 examples"
+    )
+
+
 def test_closing_evaluation_judges_the_last_version_and_is_no_row() -> None:
     history = [record(1, 0), closing(2, 1, validation=sums(9, 1))]
 

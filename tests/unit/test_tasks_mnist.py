@@ -102,7 +102,7 @@ def test_threes_and_sevens_are_learned_from_one_client():
     assert finished["accuracy"] > 0.9
     assert finished["auc"] > 0.97
     assert np.array(sums["confusion"]).sum() == 400
-    assert sum(map(sum, sums["score_histograms"])) == 400
+    assert sum(map(sum, sums["logit_histograms"])) == 400
 
 
 def test_convolutional_network_trains_on_images():
