@@ -27,6 +27,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from fl_queue import checkpoint, files, names
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError
+from fl_queue.paths import below
 from fl_queue.records import Manifest, RoundRecord, dumps
 from fl_queue.store import RunState, parse_run_state
 
@@ -199,7 +200,7 @@ def read_model(
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=folder) as staging:
-            with (Path(staging) / info.filename).open("xb") as target:
+            with below(Path(staging), info.filename).open("xb") as target:
                 for piece in _pieces(archive, path, info):
                     target.write(piece)
             try:
@@ -243,13 +244,13 @@ def _check_versions(document: Document, state: RunState) -> None:
     for version, entry in document.versions.items():
         digest, made = entry["digest"], entry["round"]
         _demand(type(made) is int and made >= 0, f"versions.{version}.round")
-        named = isinstance(digest, str) and checkpoint.is_digest(digest)
+        named = isinstance(digest, str) and names.is_digest(digest)
         _demand(named, f"versions.{version}.digest is not a digest")
         download = entry.get("download", digest)
-        named = isinstance(download, str) and checkpoint.is_digest(download)
+        named = isinstance(download, str) and names.is_digest(download)
         _demand(named, f"versions.{version}.download is not a digest")
         _check(f"versions.{version}.server_state", entry.get("server_state", {}), dict[str, str])
-        named = all(map(checkpoint.is_digest, entry.get("server_state", {}).values()))
+        named = all(map(names.is_digest, entry.get("server_state", {}).values()))
         _demand(named, f"versions.{version}.server_state is not of digests")
     _demand(state.version == newest, "state.version is not the newest version")
     entry = document.versions[str(newest)]

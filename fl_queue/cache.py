@@ -16,9 +16,10 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue import blob, checkpoint, names
+from fl_queue import blob, names
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.files import Mapped
+from fl_queue.paths import below
 from fl_queue.store import Store
 
 _PART = ".part"
@@ -49,20 +50,20 @@ def fetch(
         DataError: The folder cannot be written, or this is no digest.
         StoreUnavailable: The connection broke; called again it goes on from there.
     """
-    if not checkpoint.is_digest(digest):
+    if not names.is_digest(digest):
         # It comes from Redis: one such as ../../x must not name a file.
         raise DataError(str(folder), f"{digest[:80]!r} is not a digest")
-    path = folder / run / digest
+    path = below(folder, run, digest)
     try:
         body = _open(path, digest, nbytes)
         if body is not None:
             return body
-        with _turn(folder / run):
+        with _turn(path.parent):
             body = _open(path, digest, nbytes)
             if body is None:
                 _download(store, run, path, nbytes, chunk_bytes)
                 body = Mapped(path)
-            _keep_newest(folder / run, digest, _KEPT * (1 + beside))
+            _keep_newest(path.parent, digest, _KEPT * (1 + beside))
         return body
     except OSError as exc:
         reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
@@ -71,7 +72,7 @@ def fetch(
 
 def has(folder: Path, run: str, digest: str) -> bool:
     """Whether this host has a model. Args: as of ``fetch``."""
-    return checkpoint.is_digest(digest) and (folder / run / digest).exists()
+    return names.is_digest(digest) and below(folder, run, digest).exists()
 
 
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
@@ -116,7 +117,7 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
 def _keep_newest(folder: Path, digest: str, count: int) -> None:
     # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
     files = [
-        file for file in folder.iterdir() if file.suffix == _PART or checkpoint.is_digest(file.name)
+        file for file in folder.iterdir() if file.suffix == _PART or names.is_digest(file.name)
     ]
     # The clock of a file system is coarse: ours may seem as old as another one.
     files.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -25,9 +24,10 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fl_queue import blob, files
+from fl_queue import blob, files, names
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue.paths import below
 from fl_queue.records import Manifest, dumps
 
 _SUFFIX = ".safetensors"
@@ -37,12 +37,6 @@ WRITING = ".writing-"
 _ABANDONED_S = 3600.0
 #: dtype -> its name in a safetensors file.
 _DTYPES = {"float32": "F32", "int64": "I64"}
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def is_digest(text: str) -> bool:
-    """Whether ``text`` may name a model: 64 hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def file_name(digest: str) -> str:
@@ -339,7 +333,7 @@ def prune(folder: Path, keep: set[str]) -> None:
         return
     with _write_errors(folder):
         for file in folder.glob(f"*{_SUFFIX}"):
-            if is_digest(file.stem) and file.stem not in keep:
+            if names.is_digest(file.stem) and file.stem not in keep:
                 file.unlink(missing_ok=True)
         for left in folder.glob(f"{WRITING}*"):
             if time.time() - left.stat().st_mtime > _ABANDONED_S:
@@ -348,9 +342,9 @@ def prune(folder: Path, keep: set[str]) -> None:
 
 def _path(folder: Path, digest: str) -> Path:
     # Digests come from Redis: one such as ../../x must not name a file.
-    if not is_digest(digest):
+    if not names.is_digest(digest):
         raise CheckpointError(str(folder), f"{digest[:80]!r} is not a digest")
-    return folder / file_name(digest)
+    return below(folder, file_name(digest))
 
 
 def _is_complete(path: Path, manifest: Manifest) -> bool:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from fl_queue import blob, checkpoint, names
 from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
+from fl_queue.paths import below
 from fl_queue.records import Manifest
 
 #: A run that is unknown may still be restored from a backup; nobody waits longer.
@@ -86,7 +87,7 @@ def write(
     Raises:
         DataError: It cannot be written (disk full, permissions).
     """
-    place = _place(folder, run, client) / _name(update)
+    place = below(_place(folder, run, client), _name(update))
     metadata = {"run": run, "client": client, "round": str(update.round)}
     try:
         # Others on this machine cannot look into it, whatever the umask.
@@ -131,10 +132,11 @@ def load(
             shutil.rmtree(old, ignore_errors=True)
     if accepted is None:
         return Kept(note=f"none yet: starts from {start}")
-    wanted = _name(accepted)
-    _adopt(place / wanted, [_place(folder, origin, client) / wanted for origin in origins])
+    wanted = below(place, _name(accepted))
+    sources = [below(_place(folder, origin, client), wanted.name) for origin in origins]
+    _adopt(wanted, sources)
     try:
-        state = _read(place / wanted, manifest)
+        state = _read(wanted, manifest)
     except CheckpointError as exc:
         note = f"missing, that of round {accepted.round}: starts from {start}"
         return Kept(note=f"{note} ({exc.reason})", is_missing=True)
@@ -189,4 +191,4 @@ def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
 
 
 def _place(folder: Path, run: str, client: str) -> Path:
-    return folder / run / client
+    return below(folder, run, client)

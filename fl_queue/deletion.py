@@ -19,7 +19,8 @@ from redis.client import Pipeline
 
 from fl_queue import cache, dispatch, kept, models, names, rounds
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import RunStateError
+from fl_queue.errors import BlobError, RunStateError
+from fl_queue.paths import below
 from fl_queue.records import dumps
 from fl_queue.store import RunState, Store, ask_many, keys_like, unlink_all
 
@@ -73,25 +74,40 @@ def refuse_training(name: str, training: bool) -> None:
 def sweep(store: Store, state_dir: Path) -> None:
     """Remove what came of deleted runs since; forget tombstones after a day."""
     now = store.control.now()
-    tombs = cast(
+    tombs = _tombs(store)
+    _remove(
+        store,
+        [run for run, deleted_at in tombs.items() if now - deleted_at < LOOKED_AGAIN_S],
+        state_dir,
+    )
+    for run, deleted_at in tombs.items():
+        store.data.forget_results(run)
+        if now - deleted_at > TOMBSTONE_S:
+            store.control.redis.zrem(names.DELETED, run)
+
+
+def _tombs(store: Store) -> dict[str, float]:
+    """Run id -> when it was deleted; nothing else is one, whatever somebody wrote there."""
+    found = cast(
         list[tuple[bytes, float]],
         store.control.redis.zrange(names.DELETED, 0, -1, withscores=True),
     )
-    _remove(
-        store,
-        [raw.decode() for raw, deleted_at in tombs if now - deleted_at < LOOKED_AGAIN_S],
-        state_dir,
-    )
-    for raw, deleted_at in tombs:
-        store.data.forget_results(raw.decode())
-        if now - deleted_at > TOMBSTONE_S:
-            store.control.redis.zrem(names.DELETED, raw)
+    # Its name goes in the transaction that writes the tombstone: what still has one was not deleted.
+    living = set(store.control.run_names().values())
+
+    def parse(raw: bytes, at: float) -> tuple[str, float]:
+        run = names.parse_run_id(raw)
+        if run in living:
+            raise BlobError(f"run {run} is there, and was not deleted")
+        return run, at
+
+    return store.control.unreadable.each(names.DELETED, found, parse)
 
 
 def sweep_here(store: Store, state_dir: Path) -> None:
     """Remove what this machine keeps of runs that were deleted, wherever, and models it has fetched of runs that are over."""
-    for raw in cast(list[bytes], store.control.redis.zrange(names.DELETED, 0, -1)):
-        forget_here(state_dir, raw.decode())
+    for run in _tombs(store):
+        forget_here(state_dir, run)
     # Of an unknown run, too: what is missing is fetched once more.
     cache.sweep(models.cache_folder(state_dir), partial(rounds.is_over, store.control))
 
@@ -128,7 +144,10 @@ def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
 
 def forget_here(state_dir: Path, run: str) -> None:
     """Remove what this machine keeps of a run: checkpoints, accepted updates, fetched models."""
-    for folder in (models.checkpoint_folder(state_dir, run), models.cache_folder(state_dir) / run):
+    for folder in (
+        models.checkpoint_folder(state_dir, run),
+        below(models.cache_folder(state_dir), run),
+    ):
         shutil.rmtree(folder, ignore_errors=True)
     kept.forget(state_dir, run)
 

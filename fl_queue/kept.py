@@ -16,6 +16,7 @@ from fl_queue import blob, files
 from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.header import Header
+from fl_queue.paths import below
 
 _SUFFIX = ".update"
 
@@ -70,7 +71,7 @@ def keep_only(state_dir: Path, run: str, number: int, accepted: Mapping[str, str
 
 def prune(state_dir: Path, run: str, keep: Collection[int]) -> None:
     """Remove the updates of the rounds that are not in ``keep``."""
-    parent = state_dir / "updates" / run
+    parent = below(state_dir / "updates", run)
     for folder in parent.iterdir() if parent.is_dir() else ():
         if folder.name.isdecimal() and int(folder.name) not in keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,12 +79,12 @@ def prune(state_dir: Path, run: str, keep: Collection[int]) -> None:
 
 def forget(state_dir: Path, run: str) -> None:
     """Remove all updates of a run."""
-    shutil.rmtree(state_dir / "updates" / run, ignore_errors=True)
+    shutil.rmtree(below(state_dir / "updates", run), ignore_errors=True)
 
 
 def _folder(state_dir: Path, run: str, number: int) -> Path:
-    return state_dir / "updates" / run / str(number)
+    return below(state_dir / "updates", run, str(number))
 
 
 def _path(state_dir: Path, run: str, number: int, client: str, digest: str) -> Path:
-    return _folder(state_dir, run, number) / f"{client}_{digest}{_SUFFIX}"
+    return below(_folder(state_dir, run, number), f"{client}_{digest}{_SUFFIX}")

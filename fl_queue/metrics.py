@@ -9,7 +9,8 @@ sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
     logit_histograms    [[int], [int]]: of a binary task, samples of class 0 and of class 1 by
                         their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
     score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
-    <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``)
+    <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``), see
+                        ``names.is_metric``
     personal_<key>      the same of the model that is the client's own (``beside``)
     finetuned_<key>     the same of the version, fine-tuned on the client's training data
     over                {key: [clients, examples]}: in the sums of several clients alone, how many
@@ -29,7 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_queue import names
 from fl_queue.errors import BlobError
+from fl_queue.plain import printable
 from fl_queue.records import Sums
 
 SCORE_BINS = 1000
@@ -124,6 +127,8 @@ def check(sums: Any) -> None:
             _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
         else:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
+            named = names.is_metric(kind.removesuffix("_sum"))
+            _check(key, named, "a name: a letter, then letters, digits, _, . and -, at most 64")
             _check(key, _is_sum(value), "a finite number")
 
 
@@ -248,7 +253,7 @@ def _add(key: str, values: list[Any]) -> Any:
 
 def _check(key: str, holds: bool, wanted: str) -> None:
     if not holds:
-        raise BlobError(f"metrics.{key}: is not {wanted}")
+        raise BlobError(f"metrics.{printable(key)}: is not {wanted}")
 
 
 def _is_count(value: Any) -> bool:

@@ -22,6 +22,7 @@ from fl_queue.errors import (
     UnknownVersion,
 )
 from fl_queue.files import Mapped
+from fl_queue.paths import below
 from fl_queue.records import Manifest
 from fl_queue.store import RunState, Store
 from fl_queue.strategies.base import state_manifest
@@ -41,7 +42,7 @@ def format_of(path: Path) -> str:
 
 def checkpoint_folder(state_dir: Path, run: str) -> Path:
     """Folder of a run's checkpoints."""
-    return state_dir / "checkpoints" / run
+    return below(state_dir / "checkpoints", run)
 
 
 def cache_folder(state_dir: Path) -> Path:

@@ -51,6 +51,8 @@ from __future__ import annotations
 import re
 import secrets
 
+from fl_queue.errors import BlobError
+
 RUNS = "flq:runs"
 CLIENTS = "flq:clients"
 HEALER = "flq:healer"
@@ -78,6 +80,8 @@ RESERVED = (AGGREGATOR, EVALUATOR, POOL, "coordinator", "healer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 #: A run's name, a dash, and six digits.
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,71}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
 def data_server_node(number: int) -> str:
@@ -97,6 +101,50 @@ def is_name(text: str) -> bool:
 def is_run_id(text: str) -> bool:
     """Whether ``text`` may be a run id, and so a part of a file's name."""
     return _RUN.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether ``text`` may name a model, and so a file: 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def is_metric(text: str) -> bool:
+    """Whether ``text`` may be the name of a metric: a letter, then letters, digits, ``_``, ``.`` and ``-``, at most 64."""
+    return _METRIC.fullmatch(text) is not None
+
+
+# What Redis holds may have been written by anybody: these turn it into ids, or refuse it.
+
+
+def parse_name(raw: object, what: str = "client id") -> str:
+    """
+    A run name or client id out of Redis.
+
+    Args:
+        raw: Bytes as Redis returns them, or a value out of JSON.
+        what: What it should be, for the error.
+
+    Raises:
+        BlobError: It is none; so for the others.
+    """
+    return _parsed(_NAME, raw, what)
+
+
+def parse_run_id(raw: object) -> str:
+    """A run id out of Redis."""
+    return _parsed(_RUN, raw, "run id")
+
+
+def parse_digest(raw: object) -> str:
+    """A digest out of Redis."""
+    return _parsed(_DIGEST, raw, "digest")
+
+
+def _parsed(form: re.Pattern[str], raw: object, what: str) -> str:
+    text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+    if type(text) is not str or form.fullmatch(text) is None:
+        raise BlobError(f"{str(text)[:80]!r} is no {what}")
+    return text
 
 
 def new_run_id(name: str) -> str:

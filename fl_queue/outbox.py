@@ -24,6 +24,7 @@ from fl_queue import blob, faults, files, names
 from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
 from fl_queue.header import Header
+from fl_queue.paths import below
 from fl_queue.store import ADMITTED_S, Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ _EXTEND_EVERY = 8
 
 def path_of(folder: Path, run: str, number: int, client: str) -> Path:
     """File of one client's update of one round."""
-    return folder / f"{client}_{run}_{number}{SUFFIX}"
+    return below(folder, f"{client}_{run}_{number}{SUFFIX}")
 
 
 class Named(NamedTuple):

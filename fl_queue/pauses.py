@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fl_queue import files, hours
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.paths import below
 from fl_queue.plain import printable
 from fl_queue.records import dumps
 from fl_queue.site import Site
@@ -121,4 +122,4 @@ def _told(path: Path) -> str:
 
 
 def _folder(state_dir: Path, client: str) -> Path:
-    return state_dir / "sites" / client
+    return below(state_dir / "sites", client)

@@ -20,6 +20,7 @@ from fl_queue.curves import Point
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
 from fl_queue.extras import how_to_install
 from fl_queue.outages import Outages
+from fl_queue.paths import below
 from fl_queue.report import RoundRow
 from fl_queue.store import RunState, Store
 
@@ -84,7 +85,7 @@ def open_sink(kind: str, folder: Path, run: str) -> Sink:
         if kind == "tensorboard":
             from fl_queue.exporters.tensorboard import EventFile
 
-            return EventFile(folder / run)
+            return EventFile(below(folder, run))
         if kind == "mlflow":
             from fl_queue.exporters.mlflow import FileStore
 
@@ -94,7 +95,7 @@ def open_sink(kind: str, folder: Path, run: str) -> Sink:
         raise ConfigError("--to", reason) from exc
     from fl_queue.exporters.files import CsvFiles, JsonFiles
 
-    return (CsvFiles if kind == "csv" else JsonFiles)(folder / run)
+    return (CsvFiles if kind == "csv" else JsonFiles)(below(folder, run))
 
 
 def numbers_of(store: Store, run: str) -> Numbers:

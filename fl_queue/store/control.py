@@ -41,7 +41,11 @@ class Control(Events):
 
     def run_names(self) -> dict[str, str]:
         """Name -> run id of every living run."""
-        return {key.decode(): value.decode() for key, value in self._hash(names.RUNS).items()}
+        return self.unreadable.each(
+            names.RUNS,
+            self._hash(names.RUNS).items(),
+            lambda name, run: (names.parse_name(name, "run name"), names.parse_run_id(run)),
+        )
 
     def run_id(self, name: str) -> str | None:
         """Run id of the living run of that name (or itself, when given a living run id)."""

@@ -17,6 +17,7 @@ from fl_queue.plain import printable
 from fl_queue.records import Awaited, DataWait, Enrolment, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.many import ask_many
+from fl_queue.store.unreadable import Unreadable
 
 #: Lifetime of a worker's lease; it is extended every second or two.
 LEASE_S = 6.0
@@ -47,6 +48,7 @@ class Presence:
 
     def __init__(self, client: redis.Redis) -> None:
         self.redis = client
+        self.unreadable = Unreadable()
         self._hear = script(client, "hear")
 
     def now(self) -> float:
@@ -366,7 +368,9 @@ def _said(raw: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def as_text(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     """A hash as Redis returns it, decoded."""
-    return {key.decode(): value.decode() for key, value in raw.items()}
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in raw.items()
+    }
 
 
 def text_of(value: Any) -> str:

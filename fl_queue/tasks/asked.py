@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fl_queue import names
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
@@ -90,6 +91,13 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
     for key, value in found.items():
         if not isinstance(key, str):
             raise _wrong(task, method, key, "text", " as a name of its sums")
+        # The aggregator refuses it, too, with the whole update.
+        if not names.is_metric(key.removesuffix("_sum")):
+            raise ConfigError(
+                "run.task",
+                f"{method}() of {task.config.run['task']} returned a sum {key[:80]!r}; begin its name "
+                "with a letter and use letters, digits, _, . and -, at most 64",
+            )
         # A bool is an int to isinstance; numpy's and torch's numbers do not travel.
         if isinstance(value, bool) or not isinstance(value, (int, float, list)):
             wanted = "a number (float(...) or int(...) makes one)"

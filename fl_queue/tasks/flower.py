@@ -8,6 +8,7 @@ torch model that ``task.flower_model`` names, else numbered arrays. Needs the ex
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fl_queue import names
 from fl_queue.catalog import FLOWER_MODEL
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
@@ -296,7 +298,14 @@ def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named
 def _sums(reply: Reply) -> Sums:
     """A reply's numbers, which are means over its examples, as sums."""
     count = reply.num_examples
-    sums = {f"{name}_sum": value * count for name, value in reply.numbers.items()}
+    # A Flower client may name its metrics as it likes: "val/acc" is val_acc here.
+    sums = {f"{_named(name)}_sum": value * count for name, value in reply.numbers.items()}
     return {"num_examples": count} | {
         key: value for key, value in sums.items() if math.isfinite(value) and abs(value) <= MAX_SUM
     }
+
+
+def _named(name: str) -> str:
+    """A metric's name as fl-queue has them, see ``names.is_metric``."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:64]
+    return plain if names.is_metric(plain) else f"m_{plain}"[:64]

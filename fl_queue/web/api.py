@@ -28,6 +28,7 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
+from fl_queue.paths import below
 from fl_queue.records import RoundRecord
 from fl_queue.report import RoundRow
 from fl_queue.views import ClientStatus, RunStatus
@@ -268,7 +269,7 @@ def _export(
     state = runs.find_run(store, run)
     config = runs.current_config(store, state.run_id)
     chosen = scores.chosen_version(store, state, config, version, best)
-    path = folder / f"{state.name}-{chosen}.safetensors"
+    path = below(folder, f"{state.name}-{chosen}.safetensors")
     models.export_version(
         store, state, chosen, config.redis["chunk_bytes"], connection.state_dir, path
     )

@@ -78,6 +78,15 @@ def test_merge_of_different_shapes_names_the_key():
         ({"accuracy": 1.0}, "accuracy"),
         ({1: 1.0}, "a key"),
         ({"a" * 101 + "_sum": 1.0}, "a key"),
+        ({"a" * 65 + "_sum": 1.0}, "a name"),
+        ({"_sum": 1.0}, "a name"),
+        ({"[/]_sum": 1.0}, "a name"),
+        ({"=cmd_sum": 1.0}, "a name"),
+        ({"a$b_sum": 1.0}, "a name"),
+        ({"../../evil_sum": 1.0}, "a name"),
+        ({"dice\n_sum": 1.0}, "a name"),
+        ({"\x1b]0;pwned\x07_sum": 1.0}, "a name"),
+        ({"personal_[/]_sum": 1.0}, "a name"),
         ({f"{number}_sum": 1 for number in range(65)}, "65 keys"),
         ([1], "not a table"),
     ],
@@ -86,6 +95,7 @@ def test_check_names_what_is_wrong(bad, key):
     with pytest.raises(BlobError) as caught:
         check(bad)
     assert key in caught.value.reason
+    assert caught.value.reason.isprintable()
 
 
 def test_check_takes_what_evaluation_makes():
@@ -93,6 +103,7 @@ def test_check_takes_what_evaluation_makes():
     histograms = [[0] * 1000, [1] * 1000]
     check(part(3, 0.5, [[1, 1], [0, 1]], logit_histograms=histograms, own_sum=-3))
     check({"num_examples": 3, "score_histograms": histograms})  # An earlier version's.
+    check({"F1_sum": 1.0, "top-5.acc_sum": 0.5, "finetuned_own_sum": 1})
 
 
 def test_two_class_ratios():
