@@ -67,7 +67,9 @@ def fetch(
         return body
     except OSError as exc:
         reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
-        raise DataError(str(path), reason) from exc
+        raise DataError(
+            str(path), reason, public="a model cannot be written to the cache; check the disk"
+        ) from exc
 
 
 def has(folder: Path, run: str, digest: str) -> bool:

@@ -232,15 +232,19 @@ def open_body(folder: Path, digest: str, manifest: Manifest) -> Body:
     try:
         mapped = files.Mapped(path)
     except FileNotFoundError as exc:
-        raise CheckpointError(str(path), "is missing") from exc
+        raise CheckpointError(str(path), "is missing", public=True) from exc
     except OSError as exc:
-        raise CheckpointError(str(path), f"cannot be read: {exc}") from exc
+        raise CheckpointError(str(path), f"cannot be read: {exc}", public="cannot be read") from exc
     start = 8 + int.from_bytes(mapped.view[:8], "little")
     if _layout(mapped.view[8:start]) != _entries(manifest):
-        raise CheckpointError(str(path), "is damaged, or holds other tensors than the run's model")
+        raise CheckpointError(
+            str(path), "is damaged, or holds other tensors than the run's model", public=True
+        )
     body = Body(mapped, mapped.view[start:])
     if len(body.view) != manifest.nbytes or blob.body_digest(body.view) != digest:
-        raise CheckpointError(str(path), "is damaged: its content does not have that digest")
+        raise CheckpointError(
+            str(path), "is damaged: its content does not have that digest", public=True
+        )
     body.unload()
     return body
 

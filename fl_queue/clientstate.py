@@ -14,6 +14,7 @@ old one. So the state that belongs to the newest backup is kept beside the newes
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -28,6 +29,8 @@ from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.paths import below
 from fl_queue.records import Manifest
+
+log = logging.getLogger(__name__)
 
 #: A run that is unknown may still be restored from a backup; nobody waits longer.
 _FORGOTTEN_S = 7 * 24 * 3600.0
@@ -98,7 +101,11 @@ def write(
         path.chmod(0o600)
     except (OSError, CheckpointError) as exc:
         reason = exc.reason if isinstance(exc, CheckpointError) else exc.strerror
-        raise DataError(str(place), f"a client's state cannot be written: {reason}") from exc
+        raise DataError(
+            str(place),
+            f"a client's state cannot be written: {reason}",
+            public="a client's state cannot be written",
+        ) from exc
 
 
 def load(
@@ -139,7 +146,8 @@ def load(
         state = _read(wanted, manifest)
     except CheckpointError as exc:
         note = f"missing, that of round {accepted.round}: starts from {start}"
-        return Kept(note=f"{note} ({exc.reason})", is_missing=True)
+        log.warning("run=%s client=%s %s", run, client, exc)
+        return Kept(note=f"{note} ({exc.public})", is_missing=True)
     return Kept(state, f"of round {accepted.round}")
 
 
@@ -165,7 +173,7 @@ def _name(update: Accepted) -> str:
 def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     files = sorted(place.glob(_STATES))
     if not files:
-        raise CheckpointError(str(place), "is missing")
+        raise CheckpointError(str(place), "is missing", public=True)
     body = checkpoint.open_body(place, files[0].stem, manifest)
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in blob.views(manifest, body.view).items():

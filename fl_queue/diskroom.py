@@ -27,6 +27,7 @@ def check(folder: Path, nbytes: int, what: str) -> None:
         raise NoRoom(
             str(folder),
             f"no room on the disk for {what} ({nbytes:,} bytes); free {megabytes:,} MB there, or use --state-dir",
+            public=True,
         )
 
 

@@ -18,6 +18,9 @@ Every error a user can meet, with its exit code.
 Library code raises, and never prints or exits; ``cli.main`` turns an error into one line
 and its exit code. ``OwnershipLost`` is internal: an aggregator incarnation that has been
 replaced ends itself with it.
+
+A message may quote data: a cell, a path, what somebody else's code says. What of an error may leave a
+client's machine is its ``public`` text; ``told`` decides, and everything without one is named by its class.
 """
 
 from __future__ import annotations
@@ -43,10 +46,25 @@ class Trouble(StrEnum):
     not_allowed = "not_allowed"
 
 
+_TROUBLE = {
+    Trouble.gone: "is not reachable",
+    Trouble.silent: "does not answer in time",
+    Trouble.not_now: "cannot serve now",
+    Trouble.wrong_mode: "is not the kind of server that was asked for",
+    Trouble.not_allowed: "refuses user, password or command",
+}
+
+
 class FLQueueError(Exception):
     """Base of all errors; ``exit_code`` is the CLI's exit status."""
 
     exit_code = 1
+    #: What may leave the machine it happened on: words of the run's config, and numbers; empty: its class.
+    public: str = ""
+
+    def _publish(self, public: bool | str, reason: str) -> None:
+        """Args: ``public``: the text; True: the whole reason is made of such words."""
+        self.public = reason if public is True else public or ""
 
 
 class ConfigError(FLQueueError):
@@ -56,12 +74,14 @@ class ConfigError(FLQueueError):
     Args:
         field: Dotted name, such as ``round.quorum``.
         reason: What is wrong, ending with the fix.
+        public: What of the reason may leave a site; True: all of it.
     """
 
     exit_code = 2
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, *, public: bool | str = False) -> None:
         super().__init__(f"{field}: {reason}")
+        self._publish(public, reason)
         self.field = field
         self.reason = reason
 
@@ -96,8 +116,9 @@ class BlobError(FLQueueError):
 
     exit_code = 3
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, public: bool | str = False) -> None:
         super().__init__(reason)
+        self._publish(public, reason)
         self.reason = reason
 
 
@@ -105,18 +126,27 @@ class ChunksMissing(BlobError):
     """A chunk is not on the data server (yet, or any more): ask again, it is no verdict."""
 
     def __init__(self, digest: str, index: int) -> None:
-        super().__init__(f"chunk {index} of {digest} is not on the data server")
+        super().__init__(f"chunk {index} of {digest} is not on the data server", public=True)
         self.digest = digest
         self.index = index
 
 
 class DataError(FLQueueError):
-    """A data file or folder that is missing, empty or unreadable."""
+    """
+    A data file or folder that is missing, empty or unreadable.
+
+    Args:
+        path: Where; it never leaves the machine.
+        reason: What is wrong, ending with the fix; it may quote the data.
+        public: What of the reason may leave a site (a line, a column's number, a field of the config);
+            True: all of it.
+    """
 
     exit_code = 3
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, *, public: bool | str = False) -> None:
         super().__init__(f"{path}: {reason}")
+        self._publish(public, reason)
         self.path = path
         self.reason = reason
 
@@ -129,6 +159,10 @@ class ModelMismatch(FLQueueError):
     """A client's model has other tensors than the run's manifest."""
 
     exit_code = 3
+
+    def __init__(self, reason: str, *, public: bool | str = False) -> None:
+        super().__init__(reason)
+        self._publish(public, reason)
 
 
 class UnknownVersion(FLQueueError):
@@ -148,8 +182,9 @@ class CheckpointError(FLQueueError):
 
     exit_code = 3
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, *, public: bool | str = False) -> None:
         super().__init__(f"checkpoint {path}: {reason}")
+        self._publish(public, reason)
         self.path = path
         self.reason = reason
 
@@ -179,12 +214,16 @@ class StoreUnavailable(FLQueueError):
         url: Where; masked here.
         reason: What is wrong, ending with the fix.
         trouble: Which kind of trouble; callers that wait or give up decide by it.
+        public: Whether the reason names no address or file of this machine.
     """
 
     exit_code = 5
 
-    def __init__(self, url: str, reason: str, trouble: Trouble = Trouble.gone) -> None:
+    def __init__(
+        self, url: str, reason: str, trouble: Trouble = Trouble.gone, *, public: bool = False
+    ) -> None:
         super().__init__(f"Redis at {mask(url)}: {reason}")
+        self.public = f"Redis {reason if public else _TROUBLE[trouble]}"
         self.url = mask(url)
         self.reason = reason
         self.trouble = trouble

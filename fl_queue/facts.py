@@ -1,15 +1,18 @@
 """
 What sites tell of what they would train on, and where they differ. No Redis here, no torch.
 
-A fact is one line of text, the same at two sites if and only if what it stands for is the same:
-``classes: 3: cat, dog, horse``. No fact holds a value of the data.
+A fact is one line of text, the same at two sites if what it stands for is the same:
+``classes: 3: cat, dog, horse``. Words that the run's config does not have stay at the site, as a column's
+name or a label may be somebody's secret: they are counted, and a check number of eight bits stands for them.
+So two sites that differ have equal lines once in 256 times, and whoever tries all names there might be
+learns no more than those bits, however often he asks. A whole digest would tell them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from blake3 import blake3
@@ -35,9 +38,16 @@ _NAME_LENGTH = 64
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
-def listed(names: Sequence[object]) -> str:
-    """Names in their order as a fact: how many, the first of them, and a digest of all if some are left out."""
+def listed(names: Sequence[object], known: Collection[str]) -> str:
+    """
+    Names in their order as a fact: how many, the first of them, and what stands for those left out.
+
+    Args:
+        known: The words that may leave the site; any other is a ``?``.
+    """
     whole = [str(name) for name in names]
+    if not set(whole) <= set(known):
+        return _hidden(whole, known)
     shown = [printable(name)[:_NAME_LENGTH] for name in whole[:_NAMED]]
     text = f"{len(whole)}: {', '.join(shown)}"
     if shown == whole and len(text) <= LONGEST:
@@ -46,9 +56,23 @@ def listed(names: Sequence[object]) -> str:
     return f"{text[: LONGEST - 40]}, ... (all of them: {digest})"
 
 
+def _hidden(whole: Sequence[str], known: Collection[str]) -> str:
+    check = blake3("\0".join(whole).encode(errors="replace")).digest()[0]
+    shown = [printable(name)[:_NAME_LENGTH] if name in known else "?" for name in whole[:_NAMED]]
+    text = f"{len(whole)}: {', '.join(shown)}"
+    if set(shown) == {"?"}:
+        text = f"{len(whole)} that the config does not name"
+    return f"{text[: LONGEST - 40]} (check {check})"
+
+
 def line(text: object) -> str:
-    """Any other text as a fact."""
+    """Any other text as a fact; what may leave the site has been decided."""
     return printable(str(text))[:LONGEST]
+
+
+def word(text: str, known: Collection[str]) -> str:
+    """A text that code of a site's own describes itself with."""
+    return line(text) if text in known else _hidden([text], known)
 
 
 def parse(text: bytes) -> dict[str, str]:

@@ -79,6 +79,7 @@ def unknown_key(name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(
         name,
         f"there is no such field{nearest(name, known) or '; known: ' + ', '.join(sorted(known))}",
+        public="there is no such field",
     )
 
 

@@ -21,9 +21,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 Parser = Callable[[str, Any], Any]
 
 
-def fail(name: str, reason: str) -> BlobError:
-    """An error of a field, to raise."""
-    return BlobError(f"header field {name}: {reason}")
+def fail(name: str, reason: str, public: str = "") -> BlobError:
+    """An error of a field, to raise. Args: ``public``: the reason, where it quotes what the field holds."""
+    field = name.partition(",")[0]
+    return BlobError(
+        f"header field {name}: {reason}", public=f"header field {field}: {public or reason}"
+    )
 
 
 def text(longest: int) -> Parser:
@@ -82,7 +85,7 @@ def integer(high: int) -> Parser:
         if type(value) is not int:
             raise fail(name, f"is a {type(value).__name__}, not an integer")
         if not 0 <= value <= high:
-            raise fail(name, f"is {value}, not 0 to {high}")
+            raise fail(name, f"is {value}, not 0 to {high}", f"is not 0 to {high}")
         return value
 
     return parse
@@ -117,12 +120,14 @@ def _count_values(name: str, value: Any, nesting: int, finite: bool) -> int:
         return 1
     if type(value) is int:
         if not -(2**63) <= value < 2**64:
-            raise fail(name, f"holds {value}, which takes more than 64 bits")
+            raise fail(
+                name, f"holds {value}, which takes more than 64 bits", "takes more than 64 bits"
+            )
         return 1
     if type(value) is float:
         # JSON has no NaN, and the environment ends up in a receipt as it is.
         if finite and not math.isfinite(value):
-            raise fail(name, f"holds {value}")
+            raise fail(name, f"holds {value}", "holds a number that is not finite")
         return 1
     if type(value) not in (dict, list):
         raise fail(name, f"holds a {type(value).__name__}")

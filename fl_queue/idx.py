@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -39,13 +40,16 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     content = _read(path)
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise DataError(str(path), f"is not an IDX file of bytes in {dimensions} dimensions")
+        raise DataError(
+            str(path), f"is not an IDX file of bytes in {dimensions} dimensions", public=True
+        )
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     if len(content) - header != math.prod(shape):
         raise DataError(
             str(path),
             f"holds {len(content) - header} values, and its header says {math.prod(shape)}; "
             "copy it again",
+            public=True,
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
@@ -61,6 +65,12 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-        raise DataError(str(path), f"is damaged ({exc}); copy it again") from exc
+        raise DataError(
+            str(path), f"is damaged ({exc}); copy it again", public="is damaged; copy it again"
+        ) from exc
     except OSError as exc:
-        raise DataError(str(path), f"cannot be read: {exc.strerror or exc}") from exc
+        raise DataError(
+            str(path),
+            f"cannot be read: {exc.strerror or exc}",
+            public=f"cannot be read: {os.strerror(exc.errno or 0)}",
+        ) from exc

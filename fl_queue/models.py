@@ -280,10 +280,16 @@ def fitted(
         found = arrays.get(spec.name)
         if found is None or found.shape != spec.shape:
             what = "is missing" if found is None else f"has shape {found.shape}, not {spec.shape}"
-            raise ModelMismatch(f"model.initial: tensor {spec.name!r} {what} in {where}")
+            raise ModelMismatch(
+                f"model.initial: tensor {spec.name!r} {what} in {where}",
+                public=f"model.initial: tensor {spec.name!r} {what}",
+            )
     extra = set(arrays) - {spec.name for spec in manifest.tensors} - set(manifest.aliases)
     if extra:
-        raise ModelMismatch(f"model.initial: the task's model has no tensor {sorted(extra)[0]!r}")
+        raise ModelMismatch(
+            f"model.initial: the task's model has no tensor {sorted(extra)[0]!r}",
+            public="model.initial: it has a tensor that the task's model has not",
+        )
     return {spec.name: arrays[spec.name].astype(spec.dtype) for spec in manifest.tensors}
 
 

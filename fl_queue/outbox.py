@@ -108,7 +108,9 @@ def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> P
             file.write(blob.pack_head(replace(header, body_digest=digest.hexdigest())))
     except OSError as exc:
         raise DataError(
-            str(path), f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
+            str(path),
+            f"cannot be written ({exc.strerror}); free space there, or use --state-dir",
+            public="an answer cannot be written to the outbox; check the disk",
         ) from exc
     return path
 

@@ -63,6 +63,7 @@ def split(
             "data.shares",
             f"{shares} shares cannot be cut from {len(labels)} samples; "
             "it is from 1 to the number of samples",
+            public=True,
         )
     ways = {
         "iid": lambda: splits.iid(labels, shares, seed),
@@ -77,7 +78,9 @@ def split(
         "natural": lambda: splits.natural(labels, shares, seed, owners),
     }
     if kind not in ways:
-        raise ConfigError("data.partition", f"{kind!r} does not split one data set into shares")
+        raise ConfigError(
+            "data.partition", f"{kind!r} does not split one data set into shares", public=True
+        )
     return ways[kind]()
 
 
@@ -136,6 +139,7 @@ def _share(
             "data.shares",
             f"there is no share {share}: the data was split into {shares} when the run began; "
             "start a new run with data.shares at least the number of clients",
+            public=True,
         )
     options = tuple((name, data[name]) for name in OPTIONS)
     if labels.flags.writeable or owners is not None:

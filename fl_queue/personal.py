@@ -61,7 +61,11 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
             matched = [name for name in owners if fnmatchcase(name, pattern)]
         hits = {owners[name] for name in matched if name in owners}
         if not hits:
-            raise ConfigError("model.private", _nothing(pattern, sorted(owners)))
+            raise ConfigError(
+                "model.private",
+                _nothing(pattern, sorted(owners)),
+                public=f"{pattern} matches no tensor of the model",
+            )
         found |= hits
     parameters = [spec.name for spec in manifest.tensors if spec.kind == "parameter"]
     parameters = [name for name in parameters if name not in manifest.frozen]
@@ -70,6 +74,7 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
             "model.private",
             f"{', '.join(patterns)} matches every parameter that is trained, so there is nothing to train together; "
             f"leave some out of: {_listed(parameters)}",
+            public=f"{', '.join(patterns)} matches every parameter that is trained, so there is nothing to train together; leave some out",
         )
     return tuple(sorted(found))
 
@@ -85,7 +90,8 @@ def check_private(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
     if differing:
         raise ModelMismatch(
             f"tensor {min(differing)} is private by model.private or by the run's manifest, and not "
-            "by both; use the same task code and options"
+            "by both; use the same task code and options",
+            public=True,
         )
 
 

@@ -55,6 +55,7 @@ class Precision:
                 "train.precision",
                 f"float16 needs a CUDA device, and this worker trains on {device}; use bfloat16, or "
                 "start the worker with --device cuda",
+                public=True,
             )
         is_scaled = name == "float16" if scaled is None else scaled
         self._scaler = torch.amp.GradScaler(self._type) if is_scaled else None

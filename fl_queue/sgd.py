@@ -277,10 +277,12 @@ def _training_cuts(model: nn.Module, count: int, batch_size: int) -> list[int]:
         return cuts
     if batch_size == 1:
         raise ConfigError(
-            "train.batch_size", "1 cannot train a model with BatchNorm; use 2 or more"
+            "train.batch_size", "1 cannot train a model with BatchNorm; use 2 or more", public=True
         )
     if count == 1:
-        raise DataError("training data", "a single sample cannot train a model with BatchNorm")
+        raise DataError(
+            "training data", "a single sample cannot train a model with BatchNorm", public=True
+        )
     if count % batch_size == 1:
         del cuts[-2]
     return cuts

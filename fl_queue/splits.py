@@ -62,6 +62,7 @@ def shards(labels: Labels, shares: int, seed: int, shards_per_client: int) -> li
             "data.shards_per_client",
             f"{shares} shares of {shards_per_client} shards need {wanted} samples, "
             f"and there are {len(labels)}; lower it, or data.shares",
+            public=True,
         )
     pieces = np.array_split(np.argsort(labels, kind="stable"), wanted)
     dealt = generator_of(seed, "shards").permutation(wanted).reshape(shares, shards_per_client)
@@ -111,6 +112,7 @@ def dirichlet_hsu(
             "data.samples_per_client",
             f"{shares} shares of {samples_per_client} need {shares * samples_per_client} samples, "
             f"and there are {len(labels)}; at most {len(labels) // shares} is possible",
+            public=True,
         )
     generator = generator_of(seed, "dirichlet_hsu")
     pools = [generator.permutation(members) for members in members_of(labels)]
@@ -144,6 +146,7 @@ def label_count(labels: Labels, shares: int, seed: int, labels_per_client: int) 
         raise ConfigError(
             "data.labels_per_client",
             f"{labels_per_client} labels a client, and there are {len(members)}; lower it",
+            public=True,
         )
     generator = generator_of(seed, "label_count")
     holders: list[list[int]] = [[] for _ in members]
@@ -167,6 +170,7 @@ def label_count(labels: Labels, shares: int, seed: int, labels_per_client: int) 
             "data.shares",
             f"{shares} shares of {labels_per_client} labels leave one without samples; lower it, "
             "or raise data.labels_per_client",
+            public=True,
         )
     return parts
 
@@ -233,12 +237,15 @@ def natural(labels: Labels, shares: int, seed: int, owners: Owners | None) -> li
             "data.partition",
             "natural needs to know whose each sample is, and the task does not say; csv has "
             "task.owner, image-folder a folder for each owner, an own task gives self.split owners",
+            public=True,
         )
     _, whose = np.unique(owners, return_inverse=True)
     count = int(whose.max()) + 1
     if count < shares:
         raise ConfigError(
-            "data.shares", f"{shares} shares cannot be made of {count} owners; lower it"
+            "data.shares",
+            f"{shares} shares cannot be made of {count} owners; lower it",
+            public=True,
         )
     place = np.empty(count, dtype=np.int64)
     dealt = generator_of(seed, "natural").permutation(count)

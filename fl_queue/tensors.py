@@ -62,7 +62,8 @@ def check_frozen(model: nn.Module, manifest: Manifest) -> None:
     if differing:
         raise ModelMismatch(
             f"parameter {min(differing)} is frozen (requires_grad = False) in this machine's model "
-            "or in the run's, and not in both; use the same task code and options"
+            "or in the run's, and not in both; use the same task code and options",
+            public=True,
         )
 
 
@@ -84,7 +85,8 @@ def check_unchanged(model: nn.Module, manifest: Manifest, base: Mapping[str, NDA
         if not torch.allclose(found, loaded, rtol=0.0, atol=0.0, equal_nan=True):
             raise ModelMismatch(
                 f"parameter {name} is frozen (requires_grad = False) in the model that the task "
-                "builds, and its training changed it; build the model with it unfrozen"
+                "builds, and its training changed it; build the model with it unfrozen",
+                public=True,
             )
 
 
@@ -103,7 +105,8 @@ def load_arrays(model: nn.Module, manifest: Manifest, arrays: Mapping[str, NDArr
             if array is None or array.shape != spec.shape:
                 found = "missing" if array is None else f"of shape {array.shape}"
                 raise ModelMismatch(
-                    f"tensor {spec.name}: its array is {found}, not of shape {spec.shape}"
+                    f"tensor {spec.name}: its array is {found}, not of shape {spec.shape}",
+                    public=True,
                 )
             _copy_into(state[spec.name], array)
 
@@ -165,7 +168,10 @@ def _kind(name: str, tensor: Tensor) -> Kind:
     if tensor.is_floating_point():
         return "parameter" if isinstance(tensor, nn.Parameter) else "float_buffer"
     if tensor.is_complex() or tensor.is_quantized:
-        raise ModelMismatch(f"tensor {name}: {tensor.dtype} cannot travel; use float32 or integers")
+        raise ModelMismatch(
+            f"tensor {name}: {tensor.dtype} cannot travel; use float32 or integers",
+            public=f"a tensor of {tensor.dtype} cannot travel; use float32 or integers",
+        )
     return "integer_buffer"
 
 
@@ -178,14 +184,21 @@ def _check_same(found: Manifest, wanted: Manifest) -> None:
     theirs = {spec.name: spec for spec in wanted.tensors}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
+            # A name that the run does not know says something of this machine's code alone.
             raise ModelMismatch(
                 f"tensor {name}: {_describe(ours.get(name))} in this machine's model, "
-                f"{_describe(theirs.get(name))} in the run's; use the same task code and options"
+                f"{_describe(theirs.get(name))} in the run's; use the same task code and options",
+                public=f"{_known(name, theirs)}: {_describe(ours.get(name))} in this machine's model, {_describe(theirs.get(name))} in the run's; use the same task code and options",
             )
     if dict(found.aliases) != dict(wanted.aliases):
         raise ModelMismatch(
-            f"tied tensors differ: {dict(found.aliases)} here, {dict(wanted.aliases)} in the run"
+            f"tied tensors differ: {dict(found.aliases)} here, {dict(wanted.aliases)} in the run",
+            public="tied tensors differ here and in the run; use the same task code and options",
         )
+
+
+def _known(name: str, theirs: Mapping[str, TensorSpec]) -> str:
+    return f"tensor {name}" if name in theirs else "a tensor that the run does not have"
 
 
 def _describe(spec: TensorSpec | None) -> str:

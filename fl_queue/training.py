@@ -209,6 +209,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
             "run.task",
             "every parameter of its model is frozen (requires_grad = False), so there is nothing to "
             "train; leave one out",
+            public=True,
         )
     private = private_names(model, manifest, task.config.model["private"])
     manifest = replace(manifest, private=private)
@@ -272,6 +273,7 @@ def train_update(
             "aggregation.strategy",
             "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
             "context.rule to sgd.local_sgd, or use another strategy",
+            public=True,
         )
     check_unchanged(model, manifest, base)
     model.zero_grad()  # Gradients are as large as the model.
@@ -315,7 +317,9 @@ def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext
     """Mean loss of a model on a data set."""
     sums = asked.evaluated(task, model, dataset, context)
     if not sums.get("num_examples") or "loss_sum" not in sums:
-        raise DataError("training data", "the loss of the round's model on it is not finite")
+        raise DataError(
+            "training data", "the loss of the round's model on it is not finite", public=True
+        )
     return float(sums["loss_sum"] / sums["num_examples"])
 
 

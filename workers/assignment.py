@@ -32,6 +32,7 @@ from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import State, Strategy, state_manifest
 from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.loading import load_task
+from fl_queue.told import told
 
 MODEL_WAIT_S = 0.5
 _LONGEST_WHY = 300
@@ -144,7 +145,7 @@ class DataWaits:
         """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
         job = self._job
         complaint.say(error, f"run={job.run} client={job.who} waits for the data server: ")
-        why = printable(str(error))[:_LONGEST_WHY]
+        why = printable(told(error))[:_LONGEST_WHY]
         if not job.is_watched or why == self._said:
             return
         self._said, self._since = why, self._since or round(time.time(), 3)
@@ -173,7 +174,7 @@ def manifest_of(job: Assignment) -> Manifest:
     """
     manifest = job.store.control.manifest(job.run)
     if manifest is None:
-        raise ModelMismatch(f"run {job.run} has no manifest")
+        raise ModelMismatch(f"run {job.run} has no manifest", public=True)
     return manifest
 
 
@@ -211,7 +212,9 @@ def fetch_base(job: Assignment) -> Base:
         time.sleep(MODEL_WAIT_S)
         if job.ended():
             waiting.over()
-            raise RoundEnded(f"round {job.round.number} ended before its model could be read")
+            raise RoundEnded(
+                f"round {job.round.number} ended before its model could be read", public=True
+            )
 
 
 def _fetch_state(job: Assignment, manifest: Manifest) -> State:

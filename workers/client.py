@@ -39,7 +39,7 @@ from fl_queue import (
     update,
 )
 from fl_queue.clientstate import Kept
-from fl_queue.errors import BlobError, ConfigError, DataError, ModelMismatch, NoRoom
+from fl_queue.errors import BlobError, ConfigError, DataError, NoRoom
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
 from fl_queue.records import CANNOT
@@ -50,6 +50,7 @@ from fl_queue.strategies.base import (
     RESIDUAL,
 )
 from fl_queue.tasks.logged import Logged
+from fl_queue.told import class_name, told
 from workers import keeping, rqworker, telling
 from workers.assignment import Assignment, DataWaits, RoundEnded, fetch_base
 from workers.progress import Progress, announce, say
@@ -139,6 +140,8 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         return "waits for somebody at its site"
     pushed = push(job, *allowed)
     faults.reach("update.pushed")
+    if pushed and site.approve:
+        _tell_examples(job, allowed[0])
     outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
     return "pushed" if pushed else "the round ended before it could be pushed"
 
@@ -249,9 +252,16 @@ def _keep(job: Assignment, make: Make) -> None:
     try:
         outbox.write(job.site.outbox, answer.header, answer.pieces)
     except BlobError as exc:
-        outbox.write(job.site.outbox, _failure(job, exc.reason))
-    # Only now: a control server that is away must not cost what was trained.
-    examples = answer.header.num_examples
+        log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
+        outbox.write(job.site.outbox, _failure(job, told(exc, job.config)))
+    # Where an answer waits for somebody's word, so does how much it was made of.
+    if not job.site.approve:
+        _tell_examples(job, answer.header)
+
+
+def _tell_examples(job: Assignment, header: Header) -> None:
+    """Have people read how much a client trains on; a control server that is away costs nothing trained."""
+    examples = header.num_examples
     if examples and job.is_watched:
         say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
@@ -278,18 +288,8 @@ def _made(job: Assignment, make: Make) -> Answer:
         if loader.is_lost(exc):
             raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        cannot = type(exc).__name__ if isinstance(exc, _LASTING) else ""
-        return Answer(_failure(job, _words(job, exc), cannot))
-
-
-def _words(job: Assignment, exc: Exception) -> str:
-    """An error as it is told to others."""
-    if isinstance(exc, (ConfigError, ModelMismatch)):
-        return str(exc)
-    if job.site.approve:
-        # Its message may quote the data, and nobody is asked about it.
-        return f"{type(exc).__name__}; its message stays in the log of the site (--approve)"
-    return f"{type(exc).__name__}: {exc}"
+        cannot = class_name(type(exc)) if isinstance(exc, _LASTING) else ""
+        return Answer(_failure(job, told(exc, job.config), cannot))
 
 
 def make_update(job: Assignment) -> Answer:

@@ -18,6 +18,7 @@ from fl_queue.site import Site
 from fl_queue.store import REDIS_ERRORS, Store
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.loading import load_task
+from fl_queue.told import told
 from workers import rqworker
 from workers.client import make_initial, respond
 
@@ -39,16 +40,16 @@ def evaluate(run: str, version: int) -> str:
     """
     site = Site.from_environ()
     store = site.connect()
+    config = None
     try:
-        sums = _sums(store, site, run, version)
+        config = current_config(store, run)
+        sums = _sums(store, site, run, version, config)
     except (JobTimeoutException, ChunksMissing, *REDIS_ERRORS):
         raise
     # The task is its owner's code and may raise anything; it is recorded, and holds up no round.
     except Exception as exc:
         log.exception("run=%s version=%s could not be evaluated", run, version)
-        store.control.set_evaluation(
-            run, version, {"state": "failed", "reason": f"{type(exc).__name__}: {exc}"}
-        )
+        store.control.set_evaluation(run, version, {"state": "failed", "reason": told(exc, config)})
         return "failed"
     faults.reach("version.scored")
     finished = metrics.finish(sums)
@@ -58,13 +59,14 @@ def evaluate(run: str, version: int) -> str:
     return f"evaluated: {finished}"
 
 
-def _sums(store: Store, site: Site, run: str, version: int) -> Sums:
-    config = current_config(store, run)
+def _sums(store: Store, site: Site, run: str, version: int, config: RunConfig) -> Sums:
     task = load_task(config.run["task"], config, site.allow, site.data_dir)
     data = task.test_data(site.data_dir or config.data["dir"])
     if data is None:
         raise DataError(
-            "test data", "the task has none; override Task.test_data, or stop the evaluator"
+            "test data",
+            "the task has none; override Task.test_data, or stop the evaluator",
+            public=True,
         )
     manifest = store.control.manifest(run)
     entry = store.control.versions(run)[version]

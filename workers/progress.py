@@ -45,7 +45,7 @@ class Progress:
         self._told_at = -TELL_S
 
     def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
-        """Print an epoch's accuracy, and add an event for people who watch."""
+        """Print an epoch's accuracy, and add an event for those who watch; without numbers where they wait."""
         if not self.job.is_watched:
             return
         if "accuracy" in finished:
@@ -62,9 +62,15 @@ class Progress:
             "epoch": epoch,
             "epochs": epochs,
         }
-        event |= {key: finished[key] for key in ("accuracy", "loss") if key in finished}
+        # With --approve nothing that was made of the data leaves before somebody says so.
+        tell(self.job, event if self.job.site.approve else event | self._made_of_data(finished))
+
+    def _made_of_data(self, finished: Mapping[str, float]) -> dict[str, object]:
+        found: dict[str, object] = {
+            key: finished[key] for key in ("accuracy", "loss") if key in finished
+        }
         means = self.logged.means()
-        tell(self.job, event | ({"logged": means} if means else {}))
+        return found | ({"logged": means} if means else {})
 
 
 def tell(job: Assignment, event: Mapping[str, object]) -> None:

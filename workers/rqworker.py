@@ -43,6 +43,7 @@ from fl_queue.store import (
     plain_client,
     stop_waiting,
 )
+from fl_queue.told import told
 from workers.horse import HorseWorker
 from workers.process import EXIT_REFUSED, log_to_console
 from workers.revoked import end_when_revoked
@@ -156,13 +157,15 @@ class FLWorker(HorseWorker):
 
     def handle_job_failure(self, job: Any, *args: Any, **kwargs: Any) -> None:
         """
-        Write that a job failed, and make sure of it.
+        Write that a job failed, and make sure of it; of its error no more than may leave a site.
 
-        RQ logs that it could not, and goes on: the job would be ``started`` for ever.
+        RQ would write the traceback, and where it could not write it would log that and go on: the job
+        would be ``started`` for ever.
 
         Raises:
             RedisConnectionError: It could not be written in time; the process ends, and that is noticed.
         """
+        kwargs["exc_string"] = self._outcome(job, str(kwargs.get("exc_string", "")))
         for pause_s in (*OUTCOME_PAUSES_S, 0.0):
             super().handle_job_failure(job, *args, **kwargs)
             if self._is_settled(job):
@@ -170,6 +173,15 @@ class FLWorker(HorseWorker):
             log.warning("how job %s ended is not written; trying again", job.id)
             time.sleep(pause_s)
         raise RedisConnectionError(f"how job {job.id} ended could not be written")
+
+    def _outcome(self, job: Any, text: str) -> str:
+        """What Redis gets of why a job failed. Args: ``text``: RQ's; a traceback, or a line without data."""
+        error = sys.exc_info()[1]
+        if isinstance(error, jobs.TimedOut):
+            return f"it exceeded its timeout of {job.timeout} s"
+        if error is not None and _role(job.origin) != names.AGGREGATOR:
+            return told(error)
+        return text
 
     def _is_settled(self, job: Any) -> bool:
         """Whether Redis has a job as ended, or does not have it any more."""

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 
 from rq.timeouts import JobTimeoutException
 
 from fl_queue import facts, simulation
 from fl_queue.config import RunConfig
-from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import dumps
 from fl_queue.runs import current_config
 from fl_queue.site import Site
@@ -21,10 +19,9 @@ from fl_queue.tasks import ClientContext
 from fl_queue.tasks.asked import training_data
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
+from fl_queue.told import told
 
 log = logging.getLogger(__name__)
-
-_LINE = re.compile(r"\bline (\d+)\b")
 
 
 def tell(run: str, segment: int) -> str:
@@ -79,23 +76,4 @@ def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
         log.exception(
             "run=%s client=%s cannot tell what it would train on", state.name, site.client
         )
-        return {facts.PROBLEM: facts.line(place_of(exc, config)), **cannot}
-
-
-def place_of(exc: Exception, config: RunConfig) -> str:
-    """
-    What kind of error it is and where, without its message, which may quote the data.
-
-    A ``ConfigError`` is told whole: it is about the run's config.
-    """
-    if isinstance(exc, ConfigError):
-        return str(exc)
-    kind = type(exc).__name__
-    if isinstance(exc, DataError):
-        line = _LINE.search(exc.reason)
-        file = os.path.basename(exc.path)
-        where = [f"line {line[1]}"] if line else []
-        # The config's own name of the file; any other may be a patient's.
-        where += [file] if file == config.task.get("file") else []
-        kind += f" ({' of '.join(where)})" if where else ""
-    return f"{kind}; the log of its worker has the message"
+        return {facts.PROBLEM: facts.line(told(exc, config)), **cannot}

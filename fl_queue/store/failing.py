@@ -220,7 +220,9 @@ def translated(url: str, pool: ConnectionPool | None = None) -> Iterator[None]:
         found = _look(exc, url)
         if found is None:
             raise
-        raise StoreUnavailable(url, found[1], found[0]) from exc
+        # Other texts quote what was connected to, a file of this machine perhaps.
+        is_public = found in _CODES.values()
+        raise StoreUnavailable(url, found[1], found[0], public=is_public) from exc
 
 
 def raise_trouble(results: Iterable[object]) -> None:

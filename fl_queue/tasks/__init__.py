@@ -103,7 +103,7 @@ class ClientContext:
             ConfigError: A name or a value that cannot be used, or more than 24 names.
         """
         if name is None and not values:
-            raise ConfigError("context.log", "nothing is named; give log(name, value)")
+            raise ConfigError("context.log", "nothing is named; give log(name, value)", public=True)
         given = values if name is None else {name: value, **values}
         (Logged() if self.logged is None else self.logged).add(given, examples)
 

@@ -18,6 +18,7 @@ from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import Samples, part_of, size_of
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.told import class_name
 
 _SUMS = 'a table of sums, such as {"num_examples": 100, "loss_sum": 12.5}'
 
@@ -69,6 +70,7 @@ def training_data(task: Task, context: ClientContext) -> ClientData:
         raise DataError(
             context.data_dir or "training data",
             f"client {context.client} has no training samples; check data.dir and data.partition",
+            public=True,
         )
     return found
 
@@ -106,9 +108,12 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
 
 
 def _wrong(task: Task, method: str, found: Any, wanted: str, where: str = "") -> ConfigError:
-    what = "None" if found is None else f"a {type(found).__name__}"
+    what = "None" if found is None else f"a {class_name(type(found))}"
     missing = "; is there a `return`?" if found is None and not where else ""
     name = task.config.run["task"]
     return ConfigError(
-        "run.task", f"{method}() of {name} returned {what}{where}, not {wanted}{missing}"
+        "run.task",
+        f"{method}() of {name} returned {what}{where}, not {wanted}{missing}",
+        # Without what it is called: the key of a table may be anything.
+        public=f"{method}() of {name} returned {what}, not {wanted}{missing}",
     )

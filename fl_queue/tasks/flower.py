@@ -49,7 +49,7 @@ class ArrayModel(nn.Module):
     def __init__(self, name: str, arrays: list[NDArray[Any]]) -> None:
         super().__init__()
         if not arrays:
-            raise ModelMismatch(f"{name} gives no arrays; a model has at least one")
+            raise ModelMismatch(f"{name} gives no arrays; a model has at least one", public=True)
         for index, array in enumerate(arrays):
             tensor = _tensor(f"{name}: array {index}", array)
             if tensor.is_floating_point():
@@ -100,6 +100,7 @@ class FlowerTask(Task):
         raise ConfigError(
             f"task.{FLOWER_MODEL}",
             f"{name} returned a {type(made).__name__}; return a torch.nn.Module or a list of arrays",
+            public=f"{name} returned something else than a torch.nn.Module or a list of arrays",
         )
 
     def client_data(self, context: ClientContext) -> ClientData:
@@ -110,7 +111,9 @@ class FlowerTask(Task):
             ConfigError: The site wants to give a part of them.
         """
         if context.max_examples:
-            raise ConfigError("--max-examples", f"{self._app.name} {_ITS_OWN}; leave it out")
+            raise ConfigError(
+                "--max-examples", f"{self._app.name} {_ITS_OWN}; leave it out", public=True
+            )
         self._context = context
         return ClientData(_Hidden("train"), _Hidden("validation"))
 
@@ -127,7 +130,9 @@ class FlowerTask(Task):
         """
         own = data.train
         if not isinstance(own, _Hidden):
-            raise ConfigError("run.task", f"{self._app.name} {_ITS_OWN}, and not those of others")
+            raise ConfigError(
+                "run.task", f"{self._app.name} {_ITS_OWN}, and not those of others", public=True
+            )
         given = _arrays_of(model)
         config, node, run = self._config(context), _node(context), self._run(context)
         reply = self._app.train(given, config, node, run)
@@ -135,6 +140,7 @@ class FlowerTask(Task):
             raise DataError(
                 context.data_dir or "training data",
                 f"{self._app.name} trained on no examples; look at its data, and at num_examples",
+                public=True,
             )
         load_some(model, _returned(self._app.name, model, given, reply.arrays))
         own.count = reply.num_examples
@@ -154,6 +160,7 @@ class FlowerTask(Task):
                 "aggregation.strategy",
                 f"it wants the loss on other data than validation, and {self._app.name} {_ITS_OWN}; "
                 "use another one",
+                public=True,
             )
         config, node, run = self._config(context), _node(context), self._run(context)
         return _sums(self._app.evaluate(_arrays_of(model), config, node, run))
@@ -232,7 +239,9 @@ def _flat(field: str, table: Mapping[str, Any]) -> dict[str, bool | int | float 
             found[key] = value
         else:
             raise ConfigError(
-                f"{field}.{key}", "is a list; a Flower config holds numbers, texts, true and false"
+                f"{field}.{key}",
+                "is a list; a Flower config holds numbers, texts, true and false",
+                public=True,
             )
     return found
 
@@ -243,9 +252,15 @@ def _tensor(what: str, array: NDArray[Any]) -> Tensor:
         # Whatever its byte order was.
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as exc:
-        raise ModelMismatch(f"{what} is of {array.dtype}, and only numbers travel") from exc
+        raise ModelMismatch(
+            f"{what} is of {array.dtype}, and only numbers travel",
+            public=f"{what} holds no numbers, and only numbers travel",
+        ) from exc
     if tensor.is_complex():
-        raise ModelMismatch(f"{what} is of {array.dtype}; use floats or integers")
+        raise ModelMismatch(
+            f"{what} is of {array.dtype}; use floats or integers",
+            public=f"{what} holds complex numbers; use floats or integers",
+        )
     return tensor
 
 
@@ -277,7 +292,9 @@ def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named
         ModelMismatch: It is not what it was given, trained; names the first that differs.
     """
     if len(arrays) != len(given):
-        raise ModelMismatch(f"{name} returned {len(arrays)} arrays and was given {len(given)}")
+        raise ModelMismatch(
+            f"{name} returned {len(arrays)} arrays and was given {len(given)}", public=True
+        )
     # A list has numbers for names.
     by_name = (
         arrays if arrays.keys() == given.keys() else dict(zip(given, arrays.values(), strict=True))
@@ -288,10 +305,15 @@ def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named
             "" if isinstance(model, ArrayModel) else f" ({tensor})"
         )
         if after.shape != before.shape:
-            raise ModelMismatch(f"{what} one of shape {after.shape}, and was given {before.shape}")
+            raise ModelMismatch(
+                f"{what} one of shape {after.shape}, and was given {before.shape}", public=True
+            )
         kinds = "fiub" if before.dtype.kind == "f" else "iub"
         if after.dtype.kind not in kinds:
-            raise ModelMismatch(f"{what} one of {after.dtype}, and was given {before.dtype}")
+            raise ModelMismatch(
+                f"{what} one of {after.dtype}, and was given {before.dtype}",
+                public=f"{what} one of another kind of numbers than it was given",
+            )
     return by_name
 
 

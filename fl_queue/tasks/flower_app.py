@@ -92,11 +92,11 @@ class FlowerApp:
             ConfigError: It has no such method.
         """
         if self.has_messages:
-            raise ConfigError("task.flower_model", _MODEL.format(self.name))
+            raise ConfigError("task.flower_model", _MODEL.format(self.name), public=True)
         key = "getparametersins.config"
         reply = self._ask("get_parameters", RecordDict({key: ConfigRecord({})}), node, run)
         if _code(reply, "getparametersres") != _OK:
-            raise ConfigError("task.flower_model", _MODEL.format(self.name))
+            raise ConfigError("task.flower_model", _MODEL.format(self.name), public=True)
         return _arrays(self.name, reply["getparametersres.parameters"])
 
     def train(self, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
@@ -134,9 +134,14 @@ class FlowerApp:
                 "run.task",
                 f"{self.name} keeps {', '.join(context.state)} in context.state, and nothing is kept "
                 "from one round to the next here; keep it in the model, or leave it out",
+                public=f"{self.name} keeps something in context.state, and nothing is kept from one round to the next here; keep it in the model, or leave it out",
             )
         if answer.has_error():
-            raise ConfigError("run.task", f"{self.name} answered {answer.error.reason}")
+            raise ConfigError(
+                "run.task",
+                f"{self.name} answered {answer.error.reason}",
+                public=f"{self.name} answered with an error",
+            )
         found: RecordDict = answer.content
         return found
 
@@ -144,7 +149,9 @@ class FlowerApp:
         part = f"{_LEGACY[kind]}res"
         if _code(content, part) != _OK:
             if kind == "train":
-                raise ConfigError("run.task", f"{self.name} has no fit, so it trains nothing")
+                raise ConfigError(
+                    "run.task", f"{self.name} has no fit, so it trains nothing", public=True
+                )
             return Reply({}, 0, {})
         count = _count(self.name, content[f"{part}.num_examples"]["num_examples"])
         numbers = _numbers(content[f"{part}.metrics"])
@@ -161,6 +168,7 @@ class FlowerApp:
                 "run.task",
                 f"{self.name} does not say in the metrics of its {kind} reply how many examples it "
                 "used; add num-examples to its MetricRecord",
+                public=True,
             )
         count, numbers = _count(self.name, counts[0]), _numbers(found)
         if kind == "evaluate":
@@ -168,7 +176,8 @@ class FlowerApp:
         arrays = [record for record in content.values() if isinstance(record, ArrayRecord)]
         if len(arrays) != 1:
             raise ModelMismatch(
-                f"{self.name} answers with {len(arrays)} ArrayRecords; answer with one, the model"
+                f"{self.name} answers with {len(arrays)} ArrayRecords; answer with one, the model",
+                public=True,
             )
         return Reply(_arrays(self.name, arrays[0]), count, numbers)
 
@@ -189,12 +198,15 @@ def _app_of(name: str, found: Any) -> ClientApp:
         return ClientApp(client_fn=lambda context: found().to_client())
     if inspect.isfunction(found):
         if len(inspect.signature(found).parameters) != 1:
-            raise ConfigError("run.task", f"{name} is no client_fn: it must take one context")
+            raise ConfigError(
+                "run.task", f"{name} is no client_fn: it must take one context", public=True
+            )
         return ClientApp(client_fn=found)
     raise ConfigError(
         "run.task",
         f"{name} is a {type(found).__name__}; name a ClientApp, a NumPyClient or Client (a class that "
         "takes no arguments, or an instance), or a function client_fn(context)",
+        public=f"{name} is no client; name a ClientApp, a NumPyClient or Client, or a function client_fn(context)",
     )
 
 
@@ -206,10 +218,15 @@ def _check_made_without_arguments(name: str, kind: Any) -> None:
             "run.task",
             f"{name} cannot be made without arguments ({exc}); name a function client_fn(context) that "
             "makes it",
+            public=f"{name} cannot be made without arguments; name a function client_fn(context) that makes it",
         ) from exc
     if inspect.isabstract(kind):
         missing = ", ".join(sorted(kind.__abstractmethods__))
-        raise ConfigError("run.task", f"{name} does not define {missing}")
+        raise ConfigError(
+            "run.task",
+            f"{name} does not define {missing}",
+            public=f"{name} does not define all of its methods",
+        )
 
 
 def _has_messages(name: str, app: ClientApp) -> bool:
@@ -223,14 +240,18 @@ def _has_messages(name: str, app: ClientApp) -> bool:
     except ValueError:  # One is registered: no other is taken.
         pass
     else:
-        raise ConfigError("run.task", f"{name} has neither a client_fn nor @app.train()")
+        raise ConfigError(
+            "run.task", f"{name} has neither a client_fn nor @app.train()", public=True
+        )
     with contextlib.suppress(ValueError):
         app.evaluate()(_no_evaluation)
     return True
 
 
 def _no_training(message: Message, context: Context) -> Message:
-    raise ConfigError("run.task", "the ClientApp has neither a client_fn nor @app.train()")
+    raise ConfigError(
+        "run.task", "the ClientApp has neither a client_fn nor @app.train()", public=True
+    )
 
 
 def _no_evaluation(message: Message, context: Context) -> Message:
@@ -264,14 +285,18 @@ def _arrays(name: str, record: ArrayRecord) -> Named:
         # Where a list is empty Flower has an array without data.
         return {key: np.asarray(array.numpy()) for key, array in record.items() if array.data}
     except (TypeError, ValueError) as exc:
-        raise ModelMismatch(f"{name} gave no arrays of numbers: {exc}") from exc
+        raise ModelMismatch(
+            f"{name} gave no arrays of numbers: {exc}", public=f"{name} gave no arrays of numbers"
+        ) from exc
 
 
 def _count(name: str, value: Any) -> int:
     # Also of nan and infinity, which int() does not take.
     if not isinstance(value, int | float) or value < 0 or value % 1 != 0:
         raise ConfigError(
-            "run.task", f"{name} says it used {value!r} examples; give a whole number"
+            "run.task",
+            f"{name} says it used {value!r} examples; give a whole number",
+            public=f"{name} gives no whole number of examples",
         )
     return int(value)
 

@@ -22,6 +22,7 @@ from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.fields import unknown_key
 from fl_queue.sgd import Loss, Samples, size_of
+from fl_queue.spelling import nearest
 from fl_queue.tasks import ClientContext, ClientData, Task, with_context
 
 #: The argument that is this machine's data folder; all others are options of ``[task]``.
@@ -124,6 +125,7 @@ class FunctionTask(Task):
                 "run.task",
                 f"{self.name} gives a {type(dataset).__name__} as {part}; give a data set with a "
                 "length and numbered samples, not a loader or a stream",
+                public=f"{self.name} gives no data set as {part}; give one with a length and numbered samples, not a loader or a stream",
             )
         return dataset
 
@@ -138,6 +140,7 @@ class FunctionTask(Task):
             "data.partition" if parts.labels is None else "run.task",
             f"{self.name} gives no class, a whole number, for each training sample; return "
             "`labels` (N,), or set data.partition to iid or site",
+            public=True,
         )
 
     def _found_labels(self, parts: Parts, dataset: Samples) -> NDArray[Any] | None:
@@ -158,7 +161,9 @@ def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> di
     parameters = inspect.signature(function).parameters
     if _FOLDER in config.task:
         raise ConfigError(
-            f"task.{_FOLDER}", "is no option; the folder is data.dir, or the worker's --data"
+            f"task.{_FOLDER}",
+            "is no option; the folder is data.dir, or the worker's --data",
+            public=True,
         )
     taken = {
         key for key, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
@@ -172,7 +177,9 @@ def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> di
         arguments[_FOLDER] = config.data["dir"]
     for key in taken - arguments.keys():
         if parameters[key].default is inspect.Parameter.empty:
-            raise ConfigError(f"task.{key}", f"is missing; {name} has no default for it")
+            raise ConfigError(
+                f"task.{key}", f"is missing; {name} has no default for it", public=True
+            )
     return arguments
 
 
@@ -191,13 +198,20 @@ def _parts(name: str, made: Any) -> Parts:
             "run.task",
             f"{name} returned a {type(made).__name__}; return (model, train), (model, train, test) "
             f"or a mapping with model and train, and maybe {', '.join(known[2:])}",
+            public=f"{name} returned something else than (model, train), (model, train, test) or a mapping with model and train",
         )
     for key in made:
         if key not in known:
-            raise unknown_key(f"{name} {key}", [f"{name} {each}" for each in known])
+            raise ConfigError(
+                "run.task",
+                f"{name} returned {key!r}, which is none of {', '.join(known)}{nearest(str(key), known)}",
+                public=f"{name} returned something else than {', '.join(known)}",
+            )
     if not isinstance(made["model"], nn.Module):
         raise ConfigError(
-            "run.task", f"{name} gives a {type(made['model']).__name__} as model, not a nn.Module"
+            "run.task",
+            f"{name} gives a {type(made['model']).__name__} as model, not a nn.Module",
+            public=f"{name} gives something else than a nn.Module as model",
         )
     return Parts(**made)
 

@@ -161,6 +161,7 @@ class ImageFolderTask(Task):
                     str(path),
                     "lies in no owner's folder; with data.partition = natural, images are "
                     "train/<class>/<owner>/<image>",
+                    public="an image lies in no owner's folder; with data.partition = natural, images are train/<class>/<owner>/<image>",
                 )
             owners.append(below[1])
         return owners
@@ -168,7 +169,9 @@ class ImageFolderTask(Task):
     def _channels(self) -> int:
         channels: int = self.options["channels"]
         if channels not in _MODES:
-            raise ConfigError("task.channels", f"{channels} is neither 1 (grey) nor 3 (colour)")
+            raise ConfigError(
+                "task.channels", f"{channels} is neither 1 (grey) nor 3 (colour)", public=True
+            )
         return channels
 
     def _classes(self) -> list[str]:
@@ -177,18 +180,23 @@ class ImageFolderTask(Task):
             raise ConfigError(
                 "task.classes",
                 "is empty and this machine has no data folder; list the class folder names",
+                public=True,
             )
         classes = listed or _folders(Path(self.config.data["dir"]) / "train")
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(
-                "task.classes", f"{', '.join(classes)}: two or more different classes are needed"
+                "task.classes",
+                f"{', '.join(classes)}: two or more different classes are needed",
+                public=bool(listed) or "two or more different classes are needed",
             )
         return classes
 
     def _items(self, data_dir: str, part: str) -> list[Item]:
         """The images of ``train`` or ``test`` with their class index, sorted."""
         if not data_dir:
-            raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER")
+            raise ConfigError(
+                "data.dir", "is empty; start the worker with --data FOLDER", public=True
+            )
         folder = Path(data_dir) / part
         classes = self._classes()
         unknown = sorted(set(_folders(folder)) - set(classes))
@@ -196,12 +204,13 @@ class ImageFolderTask(Task):
             raise DataError(
                 str(folder / unknown[0]),
                 f"is a class that is not listed ({', '.join(classes)}); add it to task.classes",
+                public=f"{len(unknown)} of its class folders are not in task.classes; add them there",
             )
         items = [
             (path, label) for label, name in enumerate(classes) for path in _images(folder / name)
         ]
         if not items:
-            raise DataError(str(folder), "has no images in its class folders")
+            raise DataError(str(folder), "has no images in its class folders", public=True)
         return items
 
 
@@ -212,11 +221,13 @@ def _folders(folder: Path) -> list[str]:
         )
     except OSError as exc:
         raise DataError(
-            str(folder), f"cannot be read: {exc.strerror}; it must hold class folders"
+            str(folder), f"cannot be read: {exc.strerror}; it must hold class folders", public=True
         ) from exc
     if not names:
         raise DataError(
-            str(folder), "has no class folders; put the images into one folder per class"
+            str(folder),
+            "has no class folders; put the images into one folder per class",
+            public=True,
         )
     return names
 
@@ -239,7 +250,11 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
             small = image.convert(_MODES[channels]).resize((side, side), Image.Resampling.BILINEAR)
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        raise DataError(str(path), f"is not a readable image ({exc}); repair or remove it") from exc
+        raise DataError(
+            str(path),
+            f"is not a readable image ({exc}); repair or remove it",
+            public="an image is not readable; repair or remove it",
+        ) from exc
     pixels = np.asarray(small, dtype=np.uint8).reshape(side, side, channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32) / 255
 
@@ -269,4 +284,8 @@ def _check_image_size(model: nn.Module, channels: int, side: int) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, channels, side, side))
     except RuntimeError as exc:
-        raise ConfigError("task.image_size", f"{side} is too small for this model: {exc}") from exc
+        raise ConfigError(
+            "task.image_size",
+            f"{side} is too small for this model: {exc}",
+            public=f"{side} is too small for this model",
+        ) from exc

@@ -23,6 +23,7 @@ from fl_queue.sampling import seed_for
 from fl_queue.spelling import nearest
 from fl_queue.tasks import Task
 from fl_queue.tasks.function import FunctionTask
+from fl_queue.told import class_name
 
 
 def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
@@ -49,6 +50,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
             f"data.{asked[0]}",
             f"{name} does not apply it; set it to 0, or have the task call self.skew and say "
             "skews = True",
+            public=True,
         )
     return made
 
@@ -58,16 +60,19 @@ def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
     codes = own_code(name, config.task)
     if not codes:
         raise ConfigError(
-            "run.task", f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:name"
+            "run.task",
+            f"{name!r} is neither built in ({', '.join(TASKS)}) nor module:name",
+            public=True,
         )
     for code in codes:
         if ":" not in code:
-            raise ConfigError(f"task.{FLOWER_MODEL}", f"{code!r} is not module:name")
+            raise ConfigError(f"task.{FLOWER_MODEL}", f"{code!r} is not module:name", public=True)
     if code := barred(codes, allow):
         raise ConfigError(
             "run.task",
             f"this worker may not load {code}; if you trust it, start the worker with "
             f"--task-allow {code}",
+            public=True,
         )
     return _flower(config, *codes) if flower_client(name) else _made(name, config)
 
@@ -88,7 +93,9 @@ def _flower(config: RunConfig, code: str, model: str = "") -> Task:
         from fl_queue.tasks.flower_app import FlowerApp
     except ModuleNotFoundError as exc:
         raise ConfigError(
-            "run.task", f"{code} needs Flower ({exc}); {how_to_install('flower')}"
+            "run.task",
+            f"{code} needs Flower ({exc}); {how_to_install('flower')}",
+            public=f"{code} needs Flower; {how_to_install('flower')}",
         ) from exc
     # Flower clients often make their model when they are imported.
     seed_everything(seed_for(config.run["seed"], "import"))
@@ -103,11 +110,13 @@ def _made(name: str, config: RunConfig) -> Task:
     if isinstance(found, type) and issubclass(found, Task):
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
-            raise ConfigError("run.task", f"{name} does not define {missing}")
+            raise ConfigError("run.task", f"{name} does not define {missing}", public=True)
         return found(config)
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(
-            "run.task", f"{name} is a model; name a function that returns it and its training data"
+            "run.task",
+            f"{name} is a model; name a function that returns it and its training data",
+            public=True,
         )
     if callable(found) and not isinstance(found, type):
         return FunctionTask(config, name, found)
@@ -115,6 +124,7 @@ def _made(name: str, config: RunConfig) -> Task:
         "run.task",
         f"{module_name} has no class {attribute} derived from fl_queue.tasks.Task, and no function "
         "of that name",
+        public=True,
     )
 
 
@@ -123,12 +133,28 @@ def _attribute(field: str, code: str) -> tuple[ModuleType, Any]:
     name, _, attribute = code.partition(":")
     module = _imported(name)
     if not hasattr(module, attribute):
-        raise ConfigError(field, f"{name} has no {attribute!r}{nearest(attribute, dir(module))}")
+        raise ConfigError(
+            field,
+            f"{name} has no {attribute!r}{nearest(attribute, dir(module))}",
+            public=f"{name} has no {attribute!r}",
+        )
     return module, getattr(module, attribute)
+
+
+def _import_error(name: str, error: Exception) -> str:
+    """Why a module cannot be imported, without what its own code or that of others says."""
+    if isinstance(error, ModuleNotFoundError) and error.name == name:
+        return "there is no such module"
+    line = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""
+    return class_name(type(error)) + line
 
 
 def _imported(name: str) -> ModuleType:
     try:
         return import_own(name)
     except (ImportError, SyntaxError, ValueError) as exc:
-        raise ConfigError("run.task", f"{name} cannot be imported: {exc}") from exc
+        raise ConfigError(
+            "run.task",
+            f"{name} cannot be imported: {exc}",
+            public=f"{name} cannot be imported: {_import_error(name, exc)}",
+        ) from exc

@@ -52,7 +52,11 @@ class Logged:
             ConfigError: A name or a value that cannot be used, or too many names.
         """
         if type(examples) is not int or examples < 1:
-            raise ConfigError(_CALL, f"examples is {examples!r}; give a whole number, 1 or more")
+            raise ConfigError(
+                _CALL,
+                f"examples is {examples!r}; give a whole number, 1 or more",
+                public="examples is no whole number, 1 or more",
+            )
         for name, value in values.items():
             number = _number(name, value)
             if name not in self._totals:
@@ -81,7 +85,11 @@ class Logged:
             return sums
         for name in self._totals:
             if f"{name}_sum" in sums:
-                raise ConfigError(_CALL, f"{name} is what train() returns, too; log another name")
+                raise ConfigError(
+                    _CALL,
+                    f"{name} is what train() returns, too; log another name",
+                    public="a name is what train() returns, too; log another name",
+                )
         examples = sums.get("num_examples") or num_examples
         logged = {f"{name}_sum": mean * examples for name, mean in self.means().items()}
         return {**sums, "num_examples": examples, **logged}
@@ -92,9 +100,14 @@ class Logged:
                 _CALL,
                 f"{name[:64]!r} is no name; begin with a letter and use lower-case letters, digits "
                 "and _, at most 48",
+                public="a name cannot be used; begin with a letter and use lower-case letters, digits and _, at most 48",
             )
         if name in _TAKEN or name.startswith(tuple(f"{part}_" for part in BESIDE)):
-            raise ConfigError(_CALL, f"{name} is a metric's name already; log it as my_{name}")
+            raise ConfigError(
+                _CALL,
+                f"{name} is a metric's name already; log it as my_{name}",
+                public="a name is a metric's name already; log it as my_...",
+            )
         if len(self._totals) >= MOST:
             near = get_close_matches(name, self._totals, 1)
             one_of = f" (near {near[0]})" if near else ""
@@ -102,19 +115,30 @@ class Logged:
                 _CALL,
                 f"{name}{one_of} would be name {MOST + 1}, and {MOST} may be logged; use the same few "
                 "names in every step",
+                public=f"there are more than {MOST} names; use the same few names in every step",
             )
 
 
 def _number(name: object, value: Any) -> float:
     if not isinstance(name, str):
-        raise ConfigError(_CALL, f"{name!r} is no name; give log(name, value) or log(name=value)")
+        raise ConfigError(
+            _CALL,
+            f"{name!r} is no name; give log(name, value) or log(name=value)",
+            public="a name is no text; give log(name, value) or log(name=value)",
+        )
     try:
         number = float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError):
         what = f"{type(value).__name__} {str(value)[:40]!r}"
-        raise ConfigError(_CALL, f"{name} is a {what}; log one number") from None
+        raise ConfigError(
+            _CALL,
+            f"{name} is a {what}; log one number",
+            public="a value is no number; log one number",
+        ) from None
     if not math.isfinite(number) or abs(number) > LARGEST:
         raise ConfigError(
-            _CALL, f"{name} is {number:g}; log finite numbers, {LARGEST:g} at most, or leave it out"
+            _CALL,
+            f"{name} is {number:g}; log finite numbers, {LARGEST:g} at most, or leave it out",
+            public=f"a value is not finite, or beyond {LARGEST:g}; log other numbers, or leave it out",
         )
     return number

@@ -29,6 +29,10 @@ from fl_queue.usage import Usage
 
 _EXCERPT = Path(__file__).parent.parent / "data"
 _SEVEN, _THREE = 7, 3
+_TO_DO = (
+    "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+    't10k-labels-idx1-ubyte.gz there, or set data.source = "excerpt"'
+)
 
 
 class Digits(Task):
@@ -50,6 +54,7 @@ class Digits(Task):
                 "data.partition",
                 "site would give every client the same shipped images; "
                 'set data.source = "full", or another partition',
+                public=True,
             )
         images, labels = self._read(context.data_dir, "train")
         skew = self.skew(context)
@@ -221,6 +226,7 @@ def _read(
             str(images_file),
             f"has shape {images.shape}, and {labels_file.name} has {len(labels)} labels; "
             "the two are not of one data set",
+            public=True,
         )
     used = np.isin(labels, digits)
     kept = images[used], labels[used]
@@ -236,7 +242,9 @@ def _full_folder(data_dir: str) -> Path:
     folder = Path(data_dir)
     if not folder.is_dir():
         raise DataError(
-            data_dir, "there is no such folder; correct data.dir or --data, or create it"
+            data_dir,
+            "there is no such folder; correct data.dir or --data, or create it",
+            public=True,
         )
     return folder
 
@@ -251,7 +259,9 @@ def _files(folder: Path, part: str) -> tuple[Path, Path]:
     images, labels = found
     if images is None or labels is None:
         missing = names[found.index(None)]
-        raise DataError(str(folder), f"has no {missing}; put the four MNIST files there")
+        raise DataError(
+            str(folder), f"has no {missing}; put the four MNIST files there", public=True
+        )
     return images, labels
 
 
@@ -273,9 +283,8 @@ def _download(folder: Path) -> None:
     except (OSError, RuntimeError) as exc:
         raise DataError(
             str(folder),
-            f"has no MNIST files, and they cannot be downloaded ({exc}); put "
-            "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
-            't10k-labels-idx1-ubyte.gz there, or set data.source = "excerpt"',
+            f"has no MNIST files, and they cannot be downloaded ({exc}); {_TO_DO}",
+            public=f"has no MNIST files, and they cannot be downloaded; {_TO_DO}",
         ) from exc
 
 

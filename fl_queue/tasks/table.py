@@ -50,6 +50,7 @@ class CsvTask(Task):
                 raise ConfigError(
                     f"task.{name}",
                     f"{len(values)} numbers for {len(features)} features: {', '.join(features)}",
+                    public=f"{len(values)} numbers for {len(features)} features",
                 )
         return FixedTable(layers, torch.tensor(means), torch.tensor(stds))
 
@@ -62,7 +63,9 @@ class CsvTask(Task):
             ConfigError: No data folder, or no such share.
         """
         if not context.data_dir:
-            raise ConfigError("data.dir", "is empty; start the worker with --data FOLDER")
+            raise ConfigError(
+                "data.dir", "is empty; start the worker with --data FOLDER", public=True
+            )
         path = Path(context.data_dir) / self.options["file"]
         rows, labels = self._read(path)
         owners = None
@@ -116,6 +119,11 @@ class CsvTask(Task):
         """A row of zeros."""
         return torch.zeros(1, len(self._features()))
 
+    def _named(self, feature: str) -> str:
+        """A feature as others may read it: by its name only where the config lists it."""
+        listed = _names(self.options["features"])
+        return f" (task.features: {feature})" if feature in listed else " (of those the file names)"
+
     def _check_statistics(self, squares: Tensor, data_dir: str) -> None:
         limit = self.config.aggregation["buffer_limit"]
         for name, square in zip(self._features(), squares.tolist(), strict=True):
@@ -124,13 +132,16 @@ class CsvTask(Task):
                     data_dir,
                     f"column {name}: its mean square {square:g} is over aggregation.buffer_limit = "
                     f"{limit:g}; set task.means and task.stds, or scale the column",
+                    public=f"the mean square of a column{self._named(name)} is over aggregation.buffer_limit; set task.means and task.stds, or scale the column",
                 )
 
     def _classes(self) -> list[str]:
         classes = _names(self.options["classes"])
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(
-                "task.classes", f"{', '.join(classes)}: two or more different classes are needed"
+                "task.classes",
+                f"{', '.join(classes)}: two or more different classes are needed",
+                public=True,
             )
         return classes
 
@@ -139,12 +150,16 @@ class CsvTask(Task):
         if listed:
             if len(set(listed)) < len(listed) or not self._others().isdisjoint(listed):
                 raise ConfigError(
-                    "task.features", "a column is listed twice, or is the label or the owner"
+                    "task.features",
+                    "a column is listed twice, or is the label or the owner",
+                    public=True,
                 )
             return listed
         if not self.config.data["dir"]:
             raise ConfigError(
-                "task.features", "is empty and this machine has no data folder; list the columns"
+                "task.features",
+                "is empty and this machine has no data folder; list the columns",
+                public=True,
             )
         header = _header(Path(self.config.data["dir"]) / self.options["file"])
         return [name for name in header if name not in self._others()]
@@ -160,17 +175,31 @@ class CsvTask(Task):
         numbers: dict[str, int] = {name: number for number, name in enumerate(self._classes())}
         rows: list[list[float]] = []
         labels: list[int] = []
+        named = {name: self._named(name) for name in features}
         for line, cells in islice(_rows(path), 1, None):
             if cells[columns[label]] not in numbers:
                 raise DataError(
                     str(path),
                     f"line {line}: {label} is {cells[columns[label]]!r}, and not one of "
                     f"task.classes: {', '.join(numbers)}",
+                    public=f"line {line}, column {columns[label] + 1} (task.label): not one of "
+                    "task.classes",
                 )
             labels.append(numbers[cells[columns[label]]])
-            rows.append([_number(path, line, name, cells[columns[name]]) for name in features])
+            rows.append(
+                [
+                    _number(
+                        path,
+                        line,
+                        name,
+                        cells[columns[name]],
+                        f"column {columns[name] + 1}{named[name]}",
+                    )
+                    for name in features
+                ]
+            )
         if not rows:
-            raise DataError(str(path), "has no rows below its header")
+            raise DataError(str(path), "has no rows below its header", public=True)
         return np.array(rows, dtype=np.float32), np.array(labels, dtype=np.int64)
 
 
@@ -256,7 +285,7 @@ def _names(text: str) -> list[str]:
 def _header(path: Path) -> list[str]:
     for _, header in _rows(path):
         return header
-    raise DataError(str(path), "is empty; its first line must name the columns")
+    raise DataError(str(path), "is empty; its first line must name the columns", public=True)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -272,14 +301,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     raise DataError(
                         str(path),
                         f"line {reader.line_num}: {len(row)} cells, and the header has {width}",
+                        public=True,
                     )
                 yield reader.line_num, [cell.strip() for cell in row]
     except OSError as exc:
         raise DataError(
-            str(path), f"cannot be read: {exc.strerror}; see data.dir and task.file"
+            str(path), f"cannot be read: {exc.strerror}; see data.dir and task.file", public=True
         ) from exc
     except (csv.Error, UnicodeDecodeError) as exc:
-        raise DataError(str(path), f"is not a CSV file in UTF-8 ({exc})") from exc
+        raise DataError(
+            str(path), f"is not a CSV file in UTF-8 ({exc})", public="is not a CSV file in UTF-8"
+        ) from exc
 
 
 def _column(path: Path, name: str) -> list[str]:
@@ -287,7 +319,9 @@ def _column(path: Path, name: str) -> list[str]:
     header = _header(path)
     if name not in header:
         raise DataError(
-            str(path), f"has no column {name} (task.owner); its columns: {', '.join(header)}"
+            str(path),
+            f"has no column {name} (task.owner); its columns: {', '.join(header)}",
+            public=f"has no column {name} (task.owner)",
         )
     at = header.index(name)
     return [cells[at] for _, cells in islice(_rows(path), 1, None)]
@@ -296,27 +330,35 @@ def _column(path: Path, name: str) -> list[str]:
 def _positions(path: Path, header: list[str], features: list[str], label: str) -> dict[str, int]:
     if label not in header:
         raise DataError(
-            str(path), f"has no label column {label} (task.label); its columns: {', '.join(header)}"
+            str(path),
+            f"has no label column {label} (task.label); its columns: {', '.join(header)}",
+            public=f"has no column {label} (task.label)",
         )
     missing = [name for name in features if name not in header]
     if missing:
         raise DataError(
             str(path),
             f"has no column {missing[0]} (task.features); its columns: {', '.join(header)}",
+            public=f"has no column {missing[0]} (task.features)",
         )
     return {name: header.index(name) for name in (*features, label)}
 
 
-def _number(path: Path, line: int, column: str, cell: str) -> float:
+def _number(path: Path, line: int, column: str, cell: str, public: str) -> float:
+    """Args: ``public``: the column, as others may read it."""
     try:
         value = float(cell)
     except ValueError:
         raise DataError(
-            str(path), f"line {line}, column {column}: {cell!r} is not a number"
+            str(path),
+            f"line {line}, column {column}: {cell!r} is not a number",
+            public=f"line {line}, {public}: not a number",
         ) from None
     # False for NaN too.
     if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
         raise DataError(
-            str(path), f"line {line}, column {column}: {cell!r} is not a finite float32"
+            str(path),
+            f"line {line}, column {column}: {cell!r} is not a finite float32",
+            public=f"line {line}, {public}: not a finite float32",
         )
     return value

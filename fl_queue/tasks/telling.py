@@ -4,7 +4,7 @@ What a site's task and data are like, for the comparison before round 1. Imports
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fl_queue import __version__, facts
 from fl_queue.errors import ConfigError
 from fl_queue.sgd import Samples, size_of
 from fl_queue.tasks import ClientData, Task, code_digest
+from fl_queue.told import class_name, words_of
 
 #: Samples that are looked at: where they differ in size, so may those of other sites.
 _LOOKED_AT = 4
@@ -21,7 +22,7 @@ _LOOKED_AT = 4
 
 def facts_of(task: Task, data: ClientData) -> dict[str, str]:
     """
-    What this site would train on: no value of its data, only names, shapes and code.
+    What this site would train on: no value of its data, only shapes, code, and names that the config has.
 
     Args:
         data: As the task loads them at this site.
@@ -32,7 +33,7 @@ def facts_of(task: Task, data: ClientData) -> dict[str, str]:
     samples = _samples(data.train)
     found = {
         **_of_inputs([np.shape(one) for one in samples], _kind(samples[0]) if samples else ""),
-        **_described(task.describe(data)),
+        **_described(task.describe(data), words_of(task.config)),
         "code": _code(task),
     }
     return facts.check(found)
@@ -61,16 +62,24 @@ def _of_inputs(shapes: Sequence[tuple[int, ...]], kind: str) -> dict[str, str]:
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return str(value.dtype).removeprefix("torch.")
-    return str(getattr(value, "dtype", type(value).__name__))
+    # Not ``str(dtype)`` of anything: that of a numpy table has the names of its columns.
+    dtype = getattr(value, "dtype", None)
+    return dtype.name if isinstance(dtype, np.dtype) else class_name(type(value))
 
 
-def _described(raw: Mapping[str, Any]) -> dict[str, str]:
+def _described(raw: Mapping[str, Any], words: Collection[str]) -> dict[str, str]:
     known = (*facts.NOTED, facts.PROBLEM)
     for key in raw:
         if key in known:
-            raise ConfigError("describe", f"{key} is told already; give it another name")
+            raise ConfigError(
+                "describe",
+                f"{key} is told already; give it another name",
+                public="a name is told already; give it another one",
+            )
     return {
-        key: facts.line(value) if isinstance(value, str) else facts.listed(list(value))
+        key: facts.word(value, words)
+        if isinstance(value, str)
+        else facts.listed(list(value), words)
         for key, value in raw.items()
         if value
     }

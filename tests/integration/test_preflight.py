@@ -40,6 +40,7 @@ ONE = (
     "round.cohort=1.0",
     "train.epochs=3",
     "run.evaluate_every=0",
+    'task.names=["three", "seven", "3", "7"]',  # Names that the config has may be told.
 )
 LABELS = {"classes": ["three", "seven"]}
 OTHERS = {"classes": ["seven", "three"]}
@@ -150,7 +151,7 @@ def test_warned_of_only_and_a_site_that_cannot_tell(federation: Federation) -> N
     # One against one: of equals it is the first in the alphabet that is not named.
     assert "classes 2: three, seven; others have 2: seven, three" in named["site-1"]
     assert "left out" not in named["site-1"]
-    assert named["site-3"].startswith("it cannot train: ValueError; the log of its worker has")
+    assert named["site-3"].startswith("it cannot train: ValueError (line 16 of sites); the full")
     assert "the disk" not in named["site-3"]  # A message may quote the data.
     (first,) = federation.committed(run)
     # Left out, whatever else is only warned of: its rounds would all fail.

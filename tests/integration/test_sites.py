@@ -137,8 +137,12 @@ def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
     assert rejected(by_hand) == "failed: paused by its site since 2026-11-25 12:00 UTC"
 
 
-def test_a_site_that_approves_does_not_tell_what_an_error_says(by_hand: ByHand) -> None:
+def test_a_site_tells_what_to_mend_and_not_where_its_data_are(
+    by_hand: ByHand, caplog: pytest.LogCaptureFixture
+) -> None:
     told = rejected(by_hand)
-
-    assert told.startswith("failed: DataError; its message stays in the log of the site")
-    assert "Smith" not in told
+    assert told == (
+        "failed: DataError: there is no such folder; correct data.dir or --data, or create it; "
+        "the full message is in the log of its worker"
+    )
+    assert "Smith: there is no such folder" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,32 @@ def test_an_image_folder_tells_classes_and_channels(tmp_path: Path) -> None:
     for name in ("dog", "cat"):
         for number in range(3):
             save(tmp_path / "train" / name / f"{number}.png", (180, 20, 20))
-    raw = {"run": {"task": "image-folder"}, "task": {"image_size": 32}}
-    facts = told(raw | {"data": {"partition": "site"}}, tmp_path)
+    raw = {"run": {"task": "image-folder"}, "data": {"partition": "site"}}
+    listed = {"image_size": 32, "classes": "cat, dog"}
+    facts = told(raw | {"task": listed}, tmp_path)
     assert facts == {
         "classes": "2: cat, dog",
         "channels": "3",
         "input": "float32 (3, 32, 32)",
         "code": f"fl_queue {__version__}",
     }
+    # Names of folders may be anybody's: only the config's own words leave the site.
+    unlisted = told(raw | {"task": {"image_size": 32}}, tmp_path)
+    assert re.fullmatch(r"2 that the config does not name \(check \d{1,3}\)", unlisted["classes"])
 
 
 def test_a_table_tells_its_columns_in_order_and_no_cell(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("age,dose,label\n41,0.5,0\n42,0.25,1\n43,0.5,1\n")
+    listed = CSV | {"task": {"features": "dose,age"}}
+    assert told(listed, tmp_path)["columns"] == "2: dose, age"
     facts = told(CSV, tmp_path)
-    assert (facts["columns"], facts["classes"]) == ("2: age, dose", "2: 0, 1")
+    assert facts["columns"].startswith("2 that the config does not name (check ")
+    assert facts["classes"] == "2: 0, 1"
     assert facts["input"] == "float32 (2)"
     assert "channels" not in facts
     assert not any(cell in "".join(facts.values()) for cell in ("41", "42", "0.25"))
     (tmp_path / "train.csv").write_text("dose,age,label\n0.5,41,0\n0.25,42,1\n")
-    assert told(CSV, tmp_path)["columns"] == "2: dose, age"
+    assert told(CSV, tmp_path)["columns"] != facts["columns"]
     (tmp_path / "train.csv").unlink()
     with pytest.raises(DataError):
         told(CSV, tmp_path)
@@ -76,8 +84,8 @@ class Own(Task):
         return super().describe(data) if self.said is None else self.said
 
 
-def own(data: Any, said: Any = None) -> dict[str, str]:
-    config = RunConfig.from_dict({"run": {"task": "x:Own"}})
+def own(data: Any, said: Any = None, **options: Any) -> dict[str, str]:
+    config = RunConfig.from_dict({"run": {"task": "x:Own"}, "task": options})
     task = Own(config)
     task.data, task.said = data, said
     assert len(code_digest(task)) == 64
@@ -87,13 +95,20 @@ def own(data: Any, said: Any = None) -> dict[str, str]:
 
 def test_an_own_data_set_tells_its_classes_and_its_own_facts() -> None:
     rows = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
-    assert own(Subset(Named(*rows), [0, 1]))["classes"] == "2: a, b"
-    assert own(Named(*rows), {"units": "mm", "sensors": ["left", "right"], "none": []}) == {
+    names = ["a", "b"]
+    assert own(Subset(Named(*rows), [0, 1]), classes=names)["classes"] == "2: a, b"
+    said = {"units": "mm", "sensors": ["left", "right"], "none": []}
+    facts = own(Named(*rows), said, unit="mm", sensors={"right": 1})
+    assert facts == {
         "units": "mm",
-        "sensors": "2: left, right",
+        "sensors": facts["sensors"],
         "input": "float32 (5)",
         "code": own(Named(*rows))["code"],
     }
+    assert re.fullmatch(r"2: \?, right \(check \d{1,3}\)", facts["sensors"])
+    others = own(Named(*rows), said | {"sensors": ["front", "right"]}, sensors=["right"])
+    assert others["sensors"] != facts["sensors"]
+    assert others["units"].startswith("1 that the config does not name (check ")
 
 
 def test_what_are_no_names_of_classes_is_not_told() -> None:
@@ -117,7 +132,7 @@ def test_a_data_set_that_shows_no_samples_tells_the_rest() -> None:
         def __len__(self) -> int:
             return 1
 
-    facts = own(Hidden())
+    facts = own(Hidden(), classes="a,b")
     assert (facts["classes"], set(facts)) == ("2: a, b", {"classes", "code"})
 
 
