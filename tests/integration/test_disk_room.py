@@ -61,7 +61,7 @@ def test_nothing_is_trained_that_could_not_be_kept(
     header, _ = client.find_or_make(job, client.make_update)
     assert loaded == ["a"]
     # The task builds another model than this run's: it was asked to train.
-    assert header.reason.startswith("tensor ")
+    assert header.reason.startswith("ModelMismatch: a tensor that the run does not have")
     assert outbox.read(outbox.path_of(site.outbox, hand.run, 1, "a")) is not None
 
 
