@@ -29,6 +29,7 @@ from fl_queue import (
     report,
     runs,
     scores,
+    statefolder,
     views,
 )
 from fl_queue.errors import ConfigError
@@ -329,7 +330,9 @@ def _setting(field: str, value: Any) -> str:
 
 
 def _folder(state_dir: str | Path | None) -> Path:
-    return Path(state_dir).absolute() if state_dir else embedded.default_state_dir()
+    return statefolder.check(
+        Path(state_dir).absolute() if state_dir else embedded.default_state_dir()
+    )
 
 
 def _console(quiet: bool) -> Console:

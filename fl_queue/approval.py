@@ -14,7 +14,6 @@ the answer and the decision, and pushes. Whoever may write to Redis can ask, and
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def ask(path: Path, job: str) -> None:
     """
     file = path.with_suffix(outbox.WAITING)
     since = _since(_read(file)) or time.time()
-    files.write(file, dumps({"job": job, "since": since}).encode())
+    files.write_private(file, dumps({"job": job, "since": since}).encode())
 
 
 def told(site: Site) -> str:
@@ -157,13 +156,9 @@ def decide(item: Waiting, approved: bool, reason: str = "") -> None:
     why = printable(reason)[:LONGEST_REASON]
     told = "" if approved else DECLINED + (f": {why}" if why else "")
     file = item.path.with_suffix(outbox.DECISION)
-    files.write(
+    files.write_private(
         file, dumps({"token": item.header.token, "approved": approved, "reason": told}).encode()
     )
-    if os.geteuid() == 0:
-        # The worker has to read it, whatever the umask of whoever decides.
-        owner = item.path.stat()
-        os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _read(path: Path) -> dict[str, Any]:

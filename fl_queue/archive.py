@@ -114,7 +114,7 @@ def pack(document: Document, writing: Path, path: Path) -> None:
             str(path), f"the history of run {document.state['name']} is too long for a backup"
         )
     file = writing / "backup.zip"
-    with zipfile.ZipFile(file, "x", zipfile.ZIP_STORED) as archive:
+    with files.create(file) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_RECORD, record)
         digests = [document.digest(version) for version in document.models]
         for digest in dict.fromkeys([*digests, *document.server_state.values()]):
@@ -198,9 +198,9 @@ def read_model(
             str(path), f"{info.filename} has {info.file_size} bytes, which is not the model's size"
         )
     with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.folder(folder)
         with tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=folder) as staging:
-            with below(Path(staging), info.filename).open("xb") as target:
+            with files.create(below(Path(staging), info.filename)) as target:
                 for piece in _pieces(archive, path, info):
                     target.write(piece)
             try:

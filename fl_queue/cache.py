@@ -7,16 +7,14 @@ that was cut off goes on where it stopped. Files are used while they are there, 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue import blob, names
+from fl_queue import blob, files, names
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.files import Mapped
 from fl_queue.paths import below
@@ -58,7 +56,7 @@ def fetch(
         body = _open(path, digest, nbytes)
         if body is not None:
             return body
-        with _turn(path.parent):
+        with files.locked(path.parent / _LOCK):
             body = _open(path, digest, nbytes)
             if body is None:
                 _download(store, run, path, nbytes, chunk_bytes)
@@ -101,7 +99,7 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
     digest, part = path.name, path.with_name(path.name + _PART)
     name = names.model_blob(run, digest)
     hasher = blake3()
-    with part.open("a+b") as file:
+    with files.appended(part) as file:
         done = min(file.tell(), nbytes) // chunk_bytes
         file.truncate(done * chunk_bytes)
         file.seek(0)
@@ -118,20 +116,11 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
 
 def _keep_newest(folder: Path, digest: str, count: int) -> None:
     # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
-    files = [
+    there = [
         file for file in folder.iterdir() if file.suffix == _PART or names.is_digest(file.name)
     ]
     # The clock of a file system is coarse: ours may seem as old as another one.
-    files.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
+    there.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
     # Readers that have an old one open go on reading it.
-    for old in files[:-count]:
+    for old in there[:-count]:
         old.unlink(missing_ok=True)
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """One at a time; the kernel ends the turn of a process that is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -84,7 +84,7 @@ class Writer:
     ) -> None:
         self._folder, self._file, self._manifest, self._metadata = folder, file, manifest, metadata
         self._digest, self._written = blake3(), 0
-        self._out = file.open("xb")
+        self._out = files.create(file)
         self._start = self._out.write(_head(manifest, metadata, "0" * 64))
 
     def write(self, piece: Bytes | Tensor) -> None:
@@ -138,7 +138,7 @@ def writing(folder: Path, manifest: Manifest, metadata: Mapping[str, str]) -> It
         CheckpointError: It cannot be written (disk full, permissions); nothing is left behind.
     """
     with _write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.folder(folder)
         temporary = tempfile.TemporaryDirectory(prefix=WRITING, dir=folder)
     with temporary as name:
         with _write_errors(folder):

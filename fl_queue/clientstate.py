@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fl_queue import blob, checkpoint, names
+from fl_queue import blob, checkpoint, files, names
 from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.paths import below
@@ -93,17 +93,12 @@ def write(
     place = below(_place(folder, run, client), _name(update))
     metadata = {"run": run, "client": client, "round": str(update.round)}
     try:
-        # Others on this machine cannot look into it, whatever the umask.
-        for parent in (folder, place):
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
-            path = draft.keep()
-        path.chmod(0o600)
-    except (OSError, CheckpointError) as exc:
-        reason = exc.reason if isinstance(exc, CheckpointError) else exc.strerror
+            draft.keep()
+    except CheckpointError as exc:
         raise DataError(
             str(place),
-            f"a client's state cannot be written: {reason}",
+            f"a client's state cannot be written: {exc.reason}",
             public="a client's state cannot be written",
         ) from exc
 
@@ -158,10 +153,8 @@ def _adopt(place: Path, sources: Iterable[Path]) -> None:
     for source in (file for folder in sources for file in folder.glob(_STATES)):
         # What cannot be copied is missing, and said to be; a killed copy is made again.
         with suppress(OSError):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = place / "copy"
-            shutil.copy2(source, draft)
-            os.replace(draft, place / source.name)
+            with source.open("rb") as old, files.written_whole(place / source.name) as new:
+                shutil.copyfileobj(old, new)
             return
 
 
@@ -171,10 +164,10 @@ def _name(update: Accepted) -> str:
 
 
 def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    files = sorted(place.glob(_STATES))
-    if not files:
+    found_files = sorted(place.glob(_STATES))
+    if not found_files:
         raise CheckpointError(str(place), "is missing", public=True)
-    body = checkpoint.open_body(place, files[0].stem, manifest)
+    body = checkpoint.open_body(place, found_files[0].stem, manifest)
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in blob.views(manifest, body.view).items():
         state, _, inner = name.partition("/")
@@ -193,7 +186,7 @@ def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
         if not names.is_run_id(run.name):
             continue  # Somebody else's.
         if is_known(run.name):
-            run.touch()
+            os.utime(run)
         elif time.time() - run.stat().st_mtime > _FORGOTTEN_S:
             shutil.rmtree(run, ignore_errors=True)
 

@@ -134,7 +134,6 @@ def write(path: Path, credentials: Credentials, force: bool = False) -> None:
         )
     try:
         with files.written_whole(path) as file:
-            os.fchmod(file.fileno(), 0o600)
             file.write(credentials.to_toml().encode())
     except OSError as exc:
         raise ConfigError("--output", f"{path} cannot be written: {exc.strerror or exc}") from exc

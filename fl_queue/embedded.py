@@ -30,8 +30,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fl_queue import files
 from fl_queue.errors import ConfigError, StoreUnavailable
-from fl_queue.redisserver import POLL_S, Role, Server, answers, write_private
+from fl_queue.redisserver import POLL_S, Role, Server, answers
 from fl_queue.serverbinary import files_of, find_server
 
 ROLES: tuple[Role, ...] = ("control", "data")
@@ -89,7 +90,7 @@ def start(
     binary = server or find_server(files_of(folder))
     with ExitStack() as undo:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.folder(folder)
             lock = _lock(folder)
             undo.callback(os.close, lock)
             redis = EmbeddedRedis(folder, binary, lock, tcp=tcp)
@@ -122,7 +123,7 @@ def _lock(state_dir: Path) -> int:
 
     Waits a moment: servers of a starter that was just killed are on their way out.
     """
-    lock = os.open(state_dir / "redis.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = files.lock_descriptor(state_dir / "redis.lock")
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
@@ -238,7 +239,8 @@ class EmbeddedRedis:
 
     def _announce(self) -> None:
         entry = {"url": self.url, "blob_url": self.blob_url, "pids": self.pids}
-        write_private(self.state_dir / "redis.json", json.dumps(entry, indent=2) + "\n")
+        with files.written_whole(self.state_dir / "redis.json") as file:
+            file.write(json.dumps(entry, indent=2).encode() + b"\n")
 
     def _socket(self, folder: Path) -> Path:
         path = folder / "redis.sock"

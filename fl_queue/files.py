@@ -1,37 +1,122 @@
 """
-Files that are there whole, or not at all, whatever kills their writer.
+Files that are there whole, or not at all, whatever kills their writer; and for their owner alone.
+
+Everything of fl-queue's own is born readable by its owner only, whatever the umask: a mode that is
+set afterwards comes too late for whoever has opened the file by then. A temporary name cannot be
+guessed, and nothing that lies at a name already is followed or written to. What people ask for with
+``--output`` has the mode that their umask gives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from fl_queue.errors import DataError
 
 UNFINISHED = ".tmp"
+#: Modes of what is fl-queue's own.
+PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
+#: Modes of what people asked for, before their umask.
+_SHARED, _SHARED_FOLDER = 0o666, 0o777
+#: What of each mode must not be given: for a process that writes nothing but its own.
+PRIVATE_UMASK = 0o077
+
+
+def folder(path: Path, mode: int = PRIVATE_FOLDER) -> None:
+    """
+    Make a folder and what is missing above it; one that is there stays as it is.
+
+    Raises:
+        OSError: It cannot be made, or is no folder.
+    """
+    # Path.mkdir(parents=True) gives parents the mode of the umask.
+    missing = []
+    for each in (path, *path.parents):
+        if each.is_dir():
+            break
+        missing.append(each)
+    for each in reversed(missing):
+        with suppress(FileExistsError):  # Somebody else has just made it.
+            each.mkdir(mode)
+    if not path.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(path))
+
+
+def create(path: Path, mode: int = PRIVATE) -> BinaryIO:
+    """
+    A new file to write and read, open; never one that is there, nor what a link of that name leads to.
+
+    Raises:
+        OSError: There is something of that name, or it cannot be made.
+    """
+    return _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, "w+b")
+
+
+def fresh(path: Path) -> BinaryIO:
+    """A new file in place of one that is there. Raises OSError."""
+    path.unlink(missing_ok=True)
+    return create(path)
+
+
+def appended(path: Path, is_private: bool = True) -> BinaryIO:
+    """A file to add to and to read, made when it is missing; a link is not followed. Raises OSError."""
+    mode = PRIVATE if is_private else _SHARED
+    return _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode, "a+b")
+
+
+def lock_descriptor(path: Path, mode: int = PRIVATE) -> int:
+    """A file to hold a lock on, made when it is missing; a link is not followed. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def locked(path: Path, is_private: bool = True) -> Iterator[None]:
+    """
+    One at a time; the kernel ends the turn of a process that is killed. The file's folder is made.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    folder(path.parent, PRIVATE_FOLDER if is_private else _SHARED_FOLDER)
+    lock = lock_descriptor(path, PRIVATE if is_private else _SHARED)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _opened(path: Path, flags: int, mode: int, kind: str) -> BinaryIO:
+    return cast(
+        BinaryIO, os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode), kind)
+    )
+
+
+@contextmanager
+def written_whole(path: Path, is_private: bool = True) -> Iterator[BinaryIO]:
     """
     Write a file that appears under its name when the block ends, and not at all when it fails.
 
     Its folder is made. A killed process leaves the old state or the new; a machine that loses power
     may leave a damaged file, so its reader has to check it.
 
+    Args:
+        is_private: Whether it is for its owner alone, and not for whom the umask lets.
+
     Raises:
         OSError: It cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    folder(path.parent, PRIVATE_FOLDER if is_private else _SHARED_FOLDER)
+    temporary = _unfinished(path)
     try:
-        with temporary.open("wb") as file:
+        with create(temporary, PRIVATE if is_private else _SHARED) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -47,12 +132,10 @@ def create_private(path: Path, content: bytes) -> None:
         FileExistsError: Something is there already; it stays as it is.
         OSError: It cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o600)
+    folder(path.parent)
+    temporary = _unfinished(path)
     try:
-        with open(descriptor, "wb") as file:
+        with create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -62,9 +145,14 @@ def create_private(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def _unfinished(path: Path) -> Path:
+    """A name beside a file that nobody can guess, so that nobody can have put something there."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+
+
 def write(path: Path, content: bytes | memoryview) -> None:
     """
-    Write a file whole, for people or for another process; an existing one is replaced.
+    Write a file whole for people, with the mode of their umask; an existing one is replaced.
 
     Raises:
         DataError: It cannot be written, or is no file; nothing is left behind.
@@ -72,9 +160,30 @@ def write(path: Path, content: bytes | memoryview) -> None:
     # A rename would put a file in the place of a device such as /dev/stdout.
     if path.exists() and not path.is_file():
         raise DataError(str(path), "is not a file; name a file to write to")
+    with _as_data_error(path), written_whole(path, is_private=False) as file:
+        file.write(content)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """
+    Write a file whole for this account's processes alone; an existing one is replaced.
+
+    What root writes belongs to the owner of the folder: that account's worker has to read it.
+
+    Raises:
+        DataError: It cannot be written; nothing is left behind.
+    """
+    with _as_data_error(path), written_whole(path) as file:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(content)
+
+
+@contextmanager
+def _as_data_error(path: Path) -> Iterator[None]:
     try:
-        with written_whole(path) as file:
-            file.write(content)
+        yield
     except OSError as exc:
         raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
 
@@ -102,15 +211,15 @@ class Mapped:
 
 def write_durably(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
     """
-    Write a file and have it on disk for good; its folder is made.
+    Write a file for its owner alone and have it on disk for good; its folder is made.
 
     Raises:
         OSError: It cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    folder(path.parent)
+    temporary = _unfinished(path)
     try:
-        with temporary.open("wb") as file:
+        with create(temporary) as file:
             for piece in pieces:
                 file.write(piece)
         put_in_place(temporary, path)

@@ -20,6 +20,7 @@ from typing import IO
 
 import numpy as np
 
+from fl_queue import files
 from fl_queue.blob import Tensor, as_bytes
 from fl_queue.errors import BlobError, CheckpointError
 from fl_queue.exact import Blocks, Float64s, Scale, first_outside, out_of_range
@@ -104,7 +105,7 @@ class Gathered:
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            files.folder(self._folder)
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
         return self._file

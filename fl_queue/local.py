@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue import names, simulation
+from fl_queue import files, names, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
@@ -63,7 +63,7 @@ def workers(
     Raises:
         WorkerDied: One could not start.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    files.folder(logs)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, worker in wanted.items():
@@ -91,7 +91,8 @@ def missing_workers(store: Store, config: RunConfig, site: Site) -> dict[str, Wo
 def _start(worker: Worker, log: Path) -> subprocess.Popen[bytes]:
     command = python_command("-m", "workers.supervisor", worker.role)
     command += ["--processes", str(worker.processes), "--parent", str(os.getpid())]
-    with log.open("wb") as file:
+    # A log may quote data.
+    with files.fresh(log) as file:
         return subprocess.Popen(
             command,
             env={**os.environ, **worker.site.to_environ()},

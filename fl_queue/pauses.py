@@ -29,7 +29,7 @@ LONGEST_REASON = 200
 
 def arrive(site: Site) -> None:
     """A client's worker uses this state folder from now on."""
-    _folder(site.state_dir, site.client).mkdir(parents=True, exist_ok=True)
+    files.folder(_folder(site.state_dir, site.client))
 
 
 def clients(state_dir: Path) -> list[str]:
@@ -72,7 +72,7 @@ def pause(state_dir: Path, client: str, reason: str, now: datetime) -> bool:
         return False
     since = now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = {"since": since, "reason": printable(reason)[:LONGEST_REASON]}
-    files.write(path, dumps(text).encode())
+    files.write_private(path, dumps(text).encode())
     return True
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fl_queue import files
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.extras import how_to_install
 
@@ -69,7 +70,7 @@ def save(figure: Figure, path: Path) -> None:
     # Drawn whole before the file is touched: a failure leaves an older plot as it was.
     image = io.BytesIO()
     figure.savefig(image, format=kind, dpi=150)
-    try:
-        path.write_bytes(image.getvalue())
-    except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
+    if not path.parent.is_dir():
+        reason = "cannot be written: No such file or directory; make its folder, or name another"
+        raise DataError(str(path), reason)
+    files.write(path, image.getvalue())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
+from fl_queue import files
 from fl_queue.errors import StoreUnavailable
 from fl_queue.liveness import die_with_parent
 
@@ -72,15 +73,16 @@ class Server:
 
     def launch(self, lock: int) -> None:
         """Start the process; it inherits the lock, which so lasts as long as the server."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        write_private(self.folder / "redis.conf", self._config())
-        write_private(self.folder / USERS, self._users())
+        files.folder(self.folder)
+        for name, text in (("redis.conf", self._config()), (USERS, self._users())):
+            with files.written_whole(self.folder / name) as file:
+                file.write(text.encode())
         starter = os.getpid()
         # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"
         # in it that matches nothing for no config at all, which is an open port 6379.
         with (
             open(self.folder / "redis.conf", "rb") as config,
-            open(self.folder / "redis.log", "ab") as log,
+            files.appended(self.folder / "redis.log") as log,
         ):
             self._process = subprocess.Popen(
                 [self.binary, "-"],
@@ -205,13 +207,3 @@ def _connect(path: str, host: str | None, port: int | None, timeout_s: float) ->
 def _quoted(path: Path) -> str:
     text = os.fspath(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{text}"'
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all, for the owner alone."""
-    draft = path.with_name(f".{path.name}.new")
-    with open(
-        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-    ) as file:
-        file.write(text)
-    draft.replace(path)

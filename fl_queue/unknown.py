@@ -112,7 +112,7 @@ class Unknown:
         # What cannot be written is not counted: the run stays that much longer.
         with suppress(DataError, OSError):
             if noted:
-                files.write(self._file, dumps(noted).encode())
+                files.write_private(self._file, dumps(noted).encode())
             else:
                 self._file.unlink(missing_ok=True)
 

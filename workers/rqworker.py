@@ -26,7 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from fl_queue import approval, faults, jobs, liveness, names, pauses, rounds, signing
+from fl_queue import approval, faults, jobs, liveness, names, pauses, rounds, signing, statefolder
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
@@ -76,6 +76,7 @@ class FLWorker(HorseWorker):
 
     def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
         self.site = Site.from_environ()
+        statefolder.enter(self.site.state_dir)  # A plain `rq worker` has no supervisor that did.
         options = {
             **kwargs,
             "job_class": FLJob,

@@ -22,7 +22,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fl_queue import liveness, names
+from fl_queue import liveness, names, statefolder
 from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
@@ -208,6 +208,7 @@ def main() -> int:
         liveness.die_with_parent(arguments.parent)
     site = Site.from_environ()
     try:
+        statefolder.enter(site.state_dir)
         # Who starts it waits for a line; from then on it rides out what it can.
         site.store(PEOPLE).close()
     except FLQueueError as exc:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fl_queue import embedded, operatorkey
+from fl_queue import embedded, operatorkey, statefolder
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
@@ -32,8 +32,8 @@ class Where:
 
     @classmethod
     def of(cls, url: str, blob_url: str, state_dir: Path | None) -> Where:
-        """As the options are; None: the default folder."""
-        return cls(url, blob_url, (state_dir or embedded.default_state_dir()).absolute())
+        """As the options are; None: the default folder. Raises ConfigError: others can write there."""
+        return cls(url, blob_url, statefolder.check(_state_folder(state_dir)))
 
     def open(self, timeouts: Timeouts = PEOPLE) -> Store:
         """Both Redis roles, checked. Raises StoreUnavailable."""
@@ -44,6 +44,10 @@ class Where:
         return Store.open(
             self.url, self.blob_url, self.state_dir, timeouts=PEOPLE, needs_data=False
         )
+
+
+def _state_folder(given: Path | None) -> Path:
+    return (given or embedded.default_state_dir()).absolute()
 
 
 _state_dir_option = click.option(
@@ -61,7 +65,9 @@ def state_option(command: Command) -> Command:
     @_state_dir_option
     @functools.wraps(command)
     def wrapped(*args: Any, state_dir: Path | None, **kwargs: Any) -> Any:
-        return command(*args, state_dir=Where.of("", "", state_dir).state_dir, **kwargs)
+        # Root at a site: what it writes becomes that of the folder's owner, whose worker reads it.
+        folder = statefolder.check(_state_folder(state_dir), root_may_visit=True)
+        return command(*args, state_dir=folder, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

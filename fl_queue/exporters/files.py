@@ -36,7 +36,7 @@ class _Files:
         known = self._lines("points")
         for name, text in texts.items():
             if self._text(name) != text:
-                with written_whole(self._path(name)) as file:
+                with written_whole(self._path(name), is_private=False) as file:
                     file.write(text.encode())
         return len(self._lines("points") - known)
 

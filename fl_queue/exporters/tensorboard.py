@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fl_queue import files
 from fl_queue.curves import Point
 from fl_queue.exporters import Numbers
 from fl_queue.store import RunState
@@ -37,7 +38,7 @@ class EventFile:
         if not new:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with files.appended(self.path, is_private=False) as file:
             writer = RecordWriter(file)
             if file.tell() == 0:
                 opening = Event(wall_time=new[0].at, file_version="brain.Event:2")

@@ -7,10 +7,7 @@ disk; the full set is downloaded when its folder lacks it.
 
 from __future__ import annotations
 
-import fcntl
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from fl_queue import files
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.idx import read_idx
 from fl_queue.sgd import Samples
@@ -277,7 +275,8 @@ def _download(folder: Path) -> None:
     from torchvision.datasets import MNIST
 
     try:
-        with _lock(folder):
+        # The clients of one machine start together, perhaps as several users.
+        with files.locked(folder / ".download.lock", is_private=False):
             # Does nothing when another client of this machine has downloaded it meanwhile.
             MNIST(str(folder), download=True)
     except (OSError, RuntimeError) as exc:
@@ -286,12 +285,3 @@ def _download(folder: Path) -> None:
             f"has no MNIST files, and they cannot be downloaded ({exc}); {_TO_DO}",
             public=f"has no MNIST files, and they cannot be downloaded; {_TO_DO}",
         ) from exc
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One download into a folder at a time: the clients of one machine start together."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".download.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -100,6 +100,7 @@ def test_a_restored_run_has_everything_but_the_open_round(
     file = tmp_path / "out" / "pilot.zip"
     file.parent.mkdir()
     made = backup.write(store, "pilot", file, tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600  # It holds models, and who took part.
     before = everything(store, run)
     old = store.control.run(run)
     store.control.redis.flushall()

@@ -56,9 +56,8 @@ def test_a_checkpoint_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     }
 
 
-def test_a_checkpoint_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
-    assert write(tmp_path).stat().st_mode == (tmp_path / "plain").stat().st_mode
+def test_a_checkpoint_is_its_owners_alone(tmp_path: Path) -> None:
+    assert stat.S_IMODE(write(tmp_path).stat().st_mode) == 0o600
 
 
 def test_a_complete_checkpoint_is_not_written_again(tmp_path: Path) -> None:

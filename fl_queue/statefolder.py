@@ -1,0 +1,117 @@
+"""
+The folder of a machine's state is its owner's alone: nobody else reads, plants or replaces what is there.
+
+Outboxes hold what was made of a site's data, ``redis.json`` says where Redis is, and credentials are often
+kept beside them. So a folder of another account, or one where others may write, is refused: whatever lies
+there may be theirs. One that others may only read is narrowed, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from fl_queue.errors import ConfigError
+from fl_queue.files import PRIVATE_FOLDER, PRIVATE_UMASK
+
+log = logging.getLogger(__name__)
+
+_ROOT = 0
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def check(folder: Path, root_may_visit: bool = False) -> Path:
+    """
+    See that a state folder is safe to use, and take the rights of others from it; it need not be there.
+
+    Args:
+        root_may_visit: Whether root may use another account's: for commands at a site, whose files
+            become that account's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: It belongs to another account, or others may write there; says what to do.
+    """
+    _check_above(folder)
+    try:
+        owners = {os.lstat(folder).st_uid, os.stat(folder).st_uid}
+        found = os.stat(folder)
+    except OSError:
+        return folder  # What makes it makes it private; what cannot reach it says so.
+    own = os.geteuid()
+    if others := sorted(owners - {own, _ROOT}):
+        if own == _ROOT and root_may_visit:
+            return folder
+        raise _refused(
+            folder,
+            f"belongs to {_name(others[0])}, who can read and replace what is written there; run this "
+            f"as {_name(others[0])} (sudo -u), or give a folder of your own",
+        )
+    if _others_write(found):
+        raise _refused(
+            folder,
+            "can be written to by others of this machine, so what lies there may be theirs; give a new "
+            f"folder, or look at what is in it and run chmod -R go-rwx {folder}",
+        )
+    if found.st_uid == own:
+        _narrow(folder, found.st_mode)
+    return folder
+
+
+def enter(folder: Path) -> None:
+    """
+    Begin a process that writes nothing but its own: ``check``, and a umask for what libraries write.
+
+    Raises:
+        ConfigError: As ``check``.
+    """
+    check(folder)
+    os.umask(PRIVATE_UMASK)
+
+
+def _check_above(folder: Path) -> None:
+    """A folder above it that is ours, where others may put another one in its place."""
+    for above in folder.absolute().resolve().parents:
+        try:
+            found = os.stat(above)
+        except OSError:
+            continue
+        is_sticky = found.st_mode & stat.S_ISVTX
+        if found.st_uid == os.geteuid() and _others_write(found) and not is_sticky:
+            raise _refused(
+                folder,
+                f"lies in {above}, where others of this machine may put another folder in its place; "
+                f"run chmod go-w {above}, or give another folder",
+            )
+
+
+def _others_write(found: os.stat_result) -> bool:
+    """Whether others may write there. An account's own group is none; root may have made it for ours."""
+    groups = [os.getegid(), *(os.getgroups() if found.st_uid == _ROOT else ())]
+    by_group = found.st_mode & stat.S_IWGRP and found.st_gid not in groups
+    return bool(found.st_mode & stat.S_IWOTH or by_group)
+
+
+def _narrow(folder: Path, mode: int) -> None:
+    """Take the rights of others from the folder: then nobody else gets to what is in it."""
+    if mode & _OTHERS:
+        folder.chmod(PRIVATE_FOLDER)
+        log.warning(
+            "%s: others of this machine could look into it; from now on its owner alone can", folder
+        )
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _refused(folder: Path, reason: str) -> ConfigError:
+    return ConfigError("--state-dir", f"{folder} {reason}")
