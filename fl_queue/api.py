@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-
 from fl_queue import (
     config,
     display,
@@ -29,10 +27,12 @@ from fl_queue import (
     report,
     runs,
     scores,
+    screen,
     statefolder,
     views,
 )
 from fl_queue.errors import ConfigError
+from fl_queue.screen import Console
 from fl_queue.site import Site
 from fl_queue.store import PEOPLE, RunState, Store
 
@@ -336,4 +336,4 @@ def _folder(state_dir: str | Path | None) -> Path:
 
 
 def _console(quiet: bool) -> Console:
-    return Console(stderr=True, quiet=quiet, force_terminal=False if quiet else None)
+    return screen.console(stderr=True, quiet=quiet, force_terminal=False if quiet else None)

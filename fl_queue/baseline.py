@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.table import Table
-
-from fl_queue import files, plain
+from fl_queue import files, plain, screen
 from fl_queue.errors import BlobError, DataError
 from fl_queue.records import dumps
+from fl_queue.screen import Table
 
 LOCAL, CENTRALISED = KINDS = ("local", "centralised")
 #: Clients shown one by one; of more there is a summary.
@@ -178,7 +177,7 @@ def table(baseline: Baseline) -> Table:
     """The models for a terminal."""
     parts = baseline.models
     names = _metrics(baseline)
-    drawn = Table()
+    drawn = screen.table()
     drawn.add_column("Trained on", no_wrap=True)
     for column in ("Examples", *names):
         drawn.add_column(column, justify="right")

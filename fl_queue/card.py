@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import __version__, config_text, files, plain, report, scores
+from fl_queue import __version__, config_text, files, plain, report, scores, shown
 from fl_queue.config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.names import VIRTUAL
@@ -127,7 +127,7 @@ def _examples(
             said = ""
             if config.aggregation["weighting"] != "examples" or record.mode == "async":
                 said = store.control.client(client).get("num_examples", "")
-                weight = int(said) if said.isdigit() else 0
+                weight = int(said) if plain.is_count(said) else 0
             found[client] = weight
     return found
 
@@ -161,10 +161,10 @@ def render(facts: Facts, file: str, kind: str) -> str:
     """
     parts = [
         _front_matter(facts),
-        f"# {facts.state.name}, version {facts.version}",
+        f"# {shown.markdown(facts.state.name)}, version {facts.version}",
         f"Trained by federated learning with fl-queue: the data stayed with {_clients(facts)}, which "
         "sent updates of the model. Task "
-        f"`{facts.config.run['task']}`, {facts.config.aggregation['strategy']}.",
+        f"{shown.code(facts.config.run['task'])}, {shown.markdown(facts.config.aggregation['strategy'])}.",
         _use(facts, file, kind),
         _metrics(facts),
         _data(facts),
@@ -194,11 +194,17 @@ def _use(facts: Facts, file: str, kind: str) -> str:
     if usage is None:
         lines += ["", "The task is code of its owner, which says what goes in and comes out."]
         return "\n".join(lines)
-    lines += ["", f"- Input: {usage.input}", f"- Output: {usage.output}"]
+    lines += ["", f"- Input: {shown.markdown(usage.input)}"]
+    lines.append(f"- Output: {shown.markdown(usage.output)}")
     if usage.labels:
-        shown = ", ".join(f"{number}: {name}" for number, name in enumerate(usage.labels))
-        lines.append(f"- Classes: {shown}")
-    lines += [f"- {name}: {_plain(value)}" for name, value in usage.details.items()]
+        classes = ", ".join(
+            f"{number}: {shown.markdown(name)}" for number, name in enumerate(usage.labels)
+        )
+        lines.append(f"- Classes: {classes}")
+    lines += [
+        f"- {shown.markdown(name)}: {shown.markdown(_plain(value))}"
+        for name, value in usage.details.items()
+    ]
     return "\n".join(lines)
 
 
@@ -232,7 +238,10 @@ def _metrics(facts: Facts) -> str:
         for name in names:
             values = sorted(found[name] for found in own.values() if name in found)
             if values:
-                lines += ["", f"{name} over {len(values)} clients: {_quantiles(values)}"]
+                lines += [
+                    "",
+                    f"{shown.markdown(name)} over {len(values)} clients: {_quantiles(values)}",
+                ]
     if any(name.startswith(("personal_", "finetuned_")) for name in names):
         lines += [
             "",
@@ -280,8 +289,8 @@ def _training(facts: Facts) -> str:
         *([f"train.{name}", _plain(value)] for name, value in config.train.items()),
         ["seed", str(config.run["seed"])],
         ["parameters", f"{sum(spec.size for spec in facts.manifest.tensors):,}"],
-        ["run", f"`{facts.state.run_id}`"],
-        ["digest", f"`{facts.digest}` (BLAKE3 of the tensors)"],
+        ["run", facts.state.run_id],
+        ["digest, BLAKE3 of the tensors", facts.digest],
     ]
     return "\n".join(
         [
@@ -291,9 +300,7 @@ def _training(facts: Facts) -> str:
             "",
             "<details><summary>The whole config</summary>",
             "",
-            "```toml",
-            config_text.to_toml(_public(config)).strip(),
-            "```",
+            shown.fenced(config_text.to_toml(_public(config)).strip(), "toml"),
             "",
             "</details>",
         ]
@@ -331,7 +338,7 @@ def _limits(facts: Facts) -> str:
     if facts.manifest.private:
         limits.append(
             f"{len(facts.manifest.private)} tensors are private to each client "
-            f"(`model.private = {_plain(config.model['private'])}`); here they have the values of "
+            f"({shown.code('model.private = ' + _plain(config.model['private']))}); here they have the values of "
             "version 0, which nobody trained."
         )
     if any(client.startswith(VIRTUAL) for client in facts.examples):
@@ -353,13 +360,13 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    # Clients write some of it, and Markdown takes HTML.
-    return plain.printable(text).replace("<", "&lt;").replace("|", "\\|")
+    # Names and environments are what clients said.
+    lines = [
+        map(shown.markdown, head),
+        ["---"] * len(head),
+        *(map(shown.markdown, row) for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(value: Any) -> str:

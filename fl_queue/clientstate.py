@@ -28,6 +28,7 @@ from fl_queue import blob, checkpoint, files, names
 from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.paths import below
+from fl_queue.plain import is_count
 from fl_queue.records import Manifest
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def load(
     for old in place.iterdir() if place.is_dir() else ():
         number = old.name.partition("_")[0]
         # What is not ours has no such number.
-        if old.name not in stay and number.isdecimal() and int(number) < before:
+        if old.name not in stay and is_count(number) and int(number) < before:
             shutil.rmtree(old, ignore_errors=True)
     if accepted is None:
         return Kept(note=f"none yet: starts from {start}")

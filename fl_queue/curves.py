@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fl_queue import metrics, names, report
+from fl_queue import metrics, names, report, shown
 from fl_queue.records import RoundRecord
 from fl_queue.report import Curve
 
@@ -58,7 +58,7 @@ def points(records: Sequence[RoundRecord], evaluations: Curve) -> list[Point]:
         for client, finished in record.client_validation.items():
             # The curves of a hundred thousand virtual clients are no use to anybody.
             if not client.startswith(names.VIRTUAL):
-                found += _curve(f"client/{client}", {version: finished}, made)
+                found += _curve(f"client/{shown.curve_part(client)}", {version: finished}, made)
     for record in records:
         if record.purpose == "train":
             found += _of_round(record)
@@ -78,7 +78,9 @@ def _end(record: RoundRecord) -> float:
 def _curve(prefix: str, curve: Curve, made: Mapping[int, float]) -> Iterator[Point]:
     for version, finished in curve.items():
         for name, value in finished.items():
-            yield Point(f"{prefix}/{name}", version, float(value), made.get(version, 0.0))
+            yield Point(
+                f"{prefix}/{shown.curve_part(name)}", version, float(value), made.get(version, 0.0)
+            )
 
 
 def _of_round(record: RoundRecord) -> Iterator[Point]:
@@ -94,4 +96,4 @@ def _of_round(record: RoundRecord) -> Iterator[Point]:
         yield Point(f"round/{name}", record.round, float(value), at)
     if record.version is not None:
         for name, value in metrics.finish(record.train).items():
-            yield Point(f"train/{name}", record.version, value, at)
+            yield Point(f"train/{shown.curve_part(name)}", record.version, value, at)

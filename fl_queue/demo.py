@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from fl_queue import (
     config,
     display,
@@ -24,6 +22,8 @@ from fl_queue import (
     rounds,
     runs,
     scores,
+    screen,
+    shown,
 )
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.local import Worker
@@ -53,7 +53,7 @@ def run(
         RunFailed: The run failed.
         WorkerDied: A worker could not start.
     """
-    console = Console(stderr=True)
+    console = screen.console(stderr=True)
     loaded = config.load("demo", (f"round.cohort={clients}", f"run.rounds={count}", *overrides))
     output.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="flq-demo-"))
@@ -88,7 +88,7 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
         report.plot(curve, store.control.history(run_id), scores.test_metrics(store, run_id))
         print(f"plot:  {curve}")
     except ConfigError as exc:
-        print(f"no plot: {exc.reason}")
+        print(f"no plot: {shown.line(exc.reason)}")
 
 
 def _workers(redis: embedded.EmbeddedRedis, clients: int) -> dict[str, Worker]:

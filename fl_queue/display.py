@@ -14,9 +14,8 @@ from contextlib import nullcontext
 
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
-from fl_queue import eligible, flight, metrics, names, report, rounds, runs, scores
+from fl_queue import eligible, flight, metrics, names, report, rounds, runs, scores, screen
 from fl_queue.errors import StoreUnavailable
 from fl_queue.outages import Outages
 from fl_queue.store import RunState, Store
@@ -235,7 +234,7 @@ class _Follower:
         return ""
 
     def _say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(screen.text(line), soft_wrap=True)
 
 
 def _line(event: Event, details: Callable[[], str]) -> str:
@@ -321,7 +320,7 @@ def print_table(store: Store, run: str) -> None:
     """The table of a run's rounds, on standard output."""
     tested = scores.test_metrics(store, run)
     rows = report.rows(store.control.history(run), tested, store.control.late(run))
-    Console().print(report.table(rows))
+    screen.console().print(report.table(rows))
 
 
 def describe(event: Event) -> str:

@@ -17,6 +17,7 @@ from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.header import Header
 from fl_queue.paths import below
+from fl_queue.plain import is_count
 
 _SUFFIX = ".update"
 
@@ -73,7 +74,7 @@ def prune(state_dir: Path, run: str, keep: Collection[int]) -> None:
     """Remove the updates of the rounds that are not in ``keep``."""
     parent = below(state_dir / "updates", run)
     for folder in parent.iterdir() if parent.is_dir() else ():
-        if folder.name.isdecimal() and int(folder.name) not in keep:
+        if is_count(folder.name) and int(folder.name) not in keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from fl_queue import shown
+
 VARIABLE = "FLQ_LOG"
 TEXT = "text"
 JSON = "json"
@@ -35,10 +37,20 @@ def set_up(level: int, text_format: str) -> None:
         level: The least that is logged.
         text_format: Of the lines for people.
     """
-    formatter = JsonFormatter() if is_json() else logging.Formatter(text_format)
+    formatter = JsonFormatter() if is_json() else TextFormatter(text_format)
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people: what a terminal would obey is written out, and a message is one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown.line(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown.block(super().format(record))  # A traceback has several.
 
 
 class JsonFormatter(logging.Formatter):
@@ -52,7 +64,9 @@ class JsonFormatter(logging.Formatter):
         message = record.getMessage()
         about = {}
         while match := _ABOUT.match(message):
-            about[match[1]] = int(match[2]) if match[2].isdecimal() else match[2]
+            about[match[1]] = (
+                int(match[2]) if match[2].isascii() and match[2].isdecimal() else match[2]
+            )
             message = message[match.end() :]
         fields = {
             "at": round(record.created, 3),
@@ -65,4 +79,4 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        return shown.json_text(json.dumps(fields, ensure_ascii=False, default=str))

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.table import Table
 
-from fl_queue import partition, picture, simulation
+from fl_queue import partition, picture, screen, shown, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
 from fl_queue.ownmodules import python_command
+from fl_queue.screen import Table
 from fl_queue.splits import Labels, Owners
 
 #: Clients shown one by one; of more there is a summary.
@@ -146,7 +146,9 @@ def table(mix: Mix) -> Table:
         f"{mix.partition}: {sum(mix.counts)} samples of {len(mix.classes)} classes, "
         f"{len(mix.portions)} shares, {mix.left_over} samples left over"
     )
-    drawn = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = screen.table(
+        caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     if len(mix.portions) > SHOWN:
         drawn.add_column("Of all clients")
         for label in (*_QUANTILES, "mean"):
@@ -201,7 +203,7 @@ def plot(path: Path, mix: Mix, title: str) -> None:
                 places, bottom, bottom + row, step="mid", color=colour, lw=0, label=str(number)
             )
         bottom += row
-    axes.set_title(title)
+    axes.set_title(shown.plotted(title))
     axes.set_xlabel("Share" if few else "Clients, from the largest share to the smallest")
     axes.set_ylabel("Examples, by label")
     axes.margins(x=0.01)

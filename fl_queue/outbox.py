@@ -25,6 +25,7 @@ from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
 from fl_queue.header import Header
 from fl_queue.paths import below
+from fl_queue.plain import is_count
 from fl_queue.store import ADMITTED_S, Store
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def named(path: Path) -> Named | None:
         path: A client's update, or what lies beside it.
     """
     parts = path.name.removesuffix(path.suffix).split("_")
-    if len(parts) == 3 and parts[2].isdecimal():
+    if len(parts) == 3 and is_count(parts[2]):
         client, run, number = parts[0], parts[1], int(parts[2])
         if names.is_name(client) and names.is_run_id(run):
             return Named(client, run, number)

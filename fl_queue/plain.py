@@ -94,6 +94,15 @@ def printable(text: str) -> str:
     )
 
 
+def is_count(text: str) -> bool:
+    """
+    Whether text is a number from 0 on, as ``int`` takes it, of at most 18 digits.
+
+    Not ``isdigit`` alone, which is true of a superscript, too; nor ``isdecimal``, of other scripts' digits.
+    """
+    return len(text) <= 18 and text.isascii() and text.isdecimal()
+
+
 def is_text(value: Any) -> bool:
     """Whether a value is text that can be stored: JSON can hold halves of characters."""
     if type(value) is not str:

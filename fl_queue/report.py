@@ -15,13 +15,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-from rich.text import Text
-
-from fl_queue import metrics, picture
+from fl_queue import metrics, picture, screen, shown
 from fl_queue.baseline import Baseline
 from fl_queue.errors import DataError
 from fl_queue.records import Outcome, RoundRecord
+from fl_queue.screen import Table, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +159,7 @@ def client_validation(records: Sequence[RoundRecord]) -> dict[str, dict[int, dic
 
 def table(rows: Sequence[RoundRow]) -> Table:
     """The rows for a terminal; below it why rounds were abandoned, and what a star means."""
-    drawn = Table(caption=_caption(rows), caption_justify="left")
+    drawn = screen.table(caption=_caption(rows), caption_justify="left")
     beside = {
         column: f"{part}_accuracy"
         for part, (column, _, _) in _BESIDE.items()
@@ -199,11 +197,11 @@ def to_csv(rows: Sequence[RoundRow]) -> str:
     text = io.StringIO()
     known = [column.name for column in fields(RoundRow) if column.name != "training"]
     columns = [*known, *(f"train_{name}" for name in _logged(rows))]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([shown.csv_cell(column) for column in columns])
     for row in to_json(rows):
-        training = row.pop("training")
-        writer.writerow(row | {f"train_{name}": value for name, value in training.items()})
+        cells = row | {f"train_{name}": value for name, value in row["training"].items()}
+        writer.writerow([shown.csv_cell(cells.get(column, "")) for column in columns])
     return text.getvalue()
 
 
@@ -321,8 +319,7 @@ def _caption(rows: Sequence[RoundRow]) -> Text | None:
             else ""
         )
         lines.append(f"* the clients' validation{of_whom}{of_version}")
-    # Text, not str: a reason may hold brackets, which rich would take for markup.
-    return Text("\n".join(lines)) if lines else None
+    return screen.lines(lines) if lines else None
 
 
 def _logged(rows: Sequence[RoundRow]) -> list[str]:
@@ -381,13 +378,19 @@ def _draw_curves(axes: Axes, curves: Sequence[tuple[str, Curve, str, str]]) -> N
     for label, curve, metric, colour in curves:
         points = sorted((at, found[metric]) for at, found in curve.items() if metric in found)
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", ms=3.5)
+            axes.plot(
+                *zip(*points, strict=True),
+                label=shown.plotted(label),
+                color=colour,
+                marker="o",
+                ms=3.5,
+            )
 
 
 def _draw_beside(axes: Axes, name: str, baselines: Sequence[Baseline], held_out: bool) -> None:
     """A curve where a baseline has one, else the mean of its models and their range."""
     for number, baseline in enumerate(baselines, 4):
-        label, colour = f"{baseline.kind} {baseline.name}", f"C{number}"
+        label, colour = shown.plotted(f"{baseline.kind} {baseline.name}"), f"C{number}"
         spread = baseline.summary(name, held_out)
         if spread is None:
             continue
@@ -399,8 +402,9 @@ def _draw_beside(axes: Axes, name: str, baselines: Sequence[Baseline], held_out:
 
 
 def _finish_panel(axes: Axes, name: str) -> None:
-    axes.set_title(f"{name.capitalize()} by model version")
-    axes.set_ylabel(name.capitalize())
+    shown_name = shown.plotted(name.capitalize())
+    axes.set_title(f"{shown_name} by model version")
+    axes.set_ylabel(shown_name)
     picture.whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")

@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from fl_queue import eligible, makers, metrics
+from fl_queue import eligible, makers, metrics, screen
 from fl_queue.records import Receipt, RoundRecord, updates_in
+from fl_queue.screen import Table, Text
 from fl_queue.store import RoundState, RunState
 
 #: Lines of a live display that a big cohort may take.
@@ -57,24 +56,26 @@ class Scene:
 def render(scene: Scene) -> RenderableType:
     """The scene for a terminal."""
     if scene.state is None:
-        return Text("the run has been deleted")
+        return screen.text("the run has been deleted")
     parts: list[RenderableType] = [_header(scene, scene.state)]
     if scene.state.active and scene.round is not None:
         parts.append(_round_line(scene, scene.round))
         if not scene.round.groups:
             parts.append(_clients(scene, scene.round))
         if scene.round.open and scene.round.makers:
-            parts.append(Text(f"  {makers.who_is_asked(scene.round, scene.receipts)}"))
+            parts.append(screen.text(f"  {makers.who_is_asked(scene.round, scene.receipts)}"))
     if scene.state.active:
-        parts += [Text(f"  left out: {line}") for line in eligible.lines(scene.state.left_out)]
+        parts += [
+            screen.text(f"  left out: {line}") for line in eligible.lines(scene.state.left_out)
+        ]
     if scene.ended:
         parts.append(_recent(scene))
     if scene.state.reason:
-        parts.append(Text(scene.state.reason, style="yellow"))
+        parts.append(screen.text(scene.state.reason, style="yellow"))
     if scene.healed:
-        parts.append(Text(f"healed: {scene.healed}", style="yellow"))
+        parts.append(screen.text(f"healed: {scene.healed}", style="yellow"))
     if scene.trouble:
-        parts.append(Text(f"{scene.trouble}; trying on", style="red"))
+        parts.append(screen.text(f"{scene.trouble}; trying on", style="red"))
     return Group(*parts)
 
 
@@ -89,22 +90,23 @@ def _header(scene: Scene, state: RunState) -> Text:
                 "train": f"round {scene.round.number}",
                 "evaluate": "closing evaluation",
             }[scene.round.purpose]
-    head = Text.assemble((state.name, "bold"), f" ({state.run_id})  {words}")
+    head = screen.text("").append_text(screen.text(state.name, "bold"))
+    head.append_text(screen.text(f" ({state.run_id})  {words}"))
     return head.append(f"  version {version} of {state.rounds_wanted}")
 
 
 def _round_line(scene: Scene, current: RoundState) -> Text:
     words = f"{scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
-    line = Text(f"  {current.progress(scene.received) if current.is_async else words}")
+    line = screen.text(f"  {current.progress(scene.received) if current.is_async else words}")
     return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
 
 
 def _clients(scene: Scene, current: RoundState) -> Table:
-    table = Table.grid(padding=(0, 2))
+    table = screen.grid(padding=(0, 2))
     # What is still open first: in a big cohort that is what one looks for.
     ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
     for client in ordered[:CLIENTS_SHOWN]:
-        table.add_row(Text(f"  {client}"), *_client_cells(scene, client))
+        table.add_row(screen.text(f"  {client}"), *_client_cells(scene, client))
     if len(ordered) > CLIENTS_SHOWN:
         table.add_row(f"  and {len(ordered) - CLIENTS_SHOWN} more")
     return table
@@ -117,12 +119,16 @@ def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text
     accuracy = f"accuracy {event['accuracy']:.4f}" if "accuracy" in event else ""
     if receipt is None:
         words = f"epoch {epoch} of {epochs}" if event else "waiting"
-        return bar, Text(words, style="" if event else "dim"), Text(accuracy)
+        return bar, screen.text(words, style="" if event else "dim"), screen.text(accuracy)
     words = "update received" if receipt.status == "received" else receipt.status
     tail = f": {receipt.reason}" if receipt.reason else ""
     if receipt.is_in and receipt.staleness:
         tail = f", {receipt.staleness} versions old"
-    return bar, Text(words + tail, style=_STYLES.get(receipt.status, "red")), Text(accuracy)
+    return (
+        bar,
+        screen.text(words + tail, style=_STYLES.get(receipt.status, "red")),
+        screen.text(accuracy),
+    )
 
 
 def _recent(scene: Scene) -> Text:
@@ -142,4 +148,4 @@ def _recent(scene: Scene) -> Text:
         aged = f", up to {old} versions old" if old else ""
         merged = f"{len(record.accepted)} merged{aged}, {record.elapsed_s:.1f} s"
         lines.append(f"  round {record.round}  version {record.version}  {words}  ({merged})")
-    return Text("\n".join(lines), style="dim")
+    return screen.lines(lines, style="dim")

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from fl_queue import shown
 from fl_queue.store import REDIS_ERRORS, complaint
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.logged import Logged
@@ -20,7 +21,7 @@ TELL_S = 0.5
 
 def announce(job: Assignment, context: ClientContext) -> None:
     """Tell that training begins."""
-    print(f"run {job.state.name}, round {job.round.number}, client {job.who}")
+    print(shown.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
     print(
         f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
         flush=True,

@@ -14,7 +14,7 @@ from typing import cast
 
 import click
 
-from fl_queue import __version__, logs
+from fl_queue import __version__, logs, shown
 from fl_queue.cli.groups import Group
 from fl_queue.errors import FLQueueError, StoreUnavailable
 
@@ -210,5 +210,5 @@ def _fail(line: str, exit_code: int) -> int:
     if logs.is_json():
         log.error("%s", line, extra={"exit_code": exit_code})
     else:
-        click.echo(f"Error: {line}", err=True)
+        click.echo(f"Error: {shown.line(line)}", err=True)
     return exit_code

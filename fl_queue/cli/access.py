@@ -7,7 +7,7 @@ from __future__ import annotations
 import click
 
 from fl_queue import acl
-from fl_queue.cli.common import json_option, write_json
+from fl_queue.cli.common import json_option, say, write_json
 
 #: Stands for the password: none is ever an argument, and none is made here.
 PLACEHOLDER = "#SHA256-OF-PASSWORD"
@@ -64,8 +64,8 @@ def acl_command(
         return
     for user in users:
         if style == "users.acl":
-            click.echo(user.line(PLACEHOLDER))
+            say(user.line(PLACEHOLDER))
         else:
             # redis-cli takes quotes around a selector, which has blanks.
             quoted = [f'"{word}"' if " " in word else word for word in user.setuser(PLACEHOLDER)]
-            click.echo(" ".join(("ACL SETUSER", *quoted)))
+            say(" ".join(("ACL SETUSER", *quoted)))

@@ -10,7 +10,7 @@ import click
 
 from fl_queue import backup as backups
 from fl_queue import runs
-from fl_queue.cli.common import Where, connection_options, output_option
+from fl_queue.cli.common import Where, connection_options, output_option, say
 from fl_queue.cli.completing import run_argument
 from fl_queue.store import UPLOADS
 
@@ -29,11 +29,11 @@ def backup(where: Where, run: str, output: Path) -> None:
     """
     made = backups.write(where.open(), run, output, where.state_dir)
     best = "" if made.best is None else f", best {made.best}"
-    click.echo(
+    say(
         f"{made.path}: run {made.run}, version {made.version}{best}, {made.rounds} rounds, {made.nbytes / 1e6:.1f} MB"
     )
     if made.left_out:
-        click.echo(f"Warning: without the best version: {made.left_out}", err=True)
+        say(f"Warning: without the best version: {made.left_out}", err=True)
 
 
 @click.command()
@@ -55,4 +55,4 @@ def restore(where: Where, file: Path, name: str | None) -> None:
     """
     store = where.open(UPLOADS)
     state = backups.restore(store, file, where.state_dir, name)
-    click.echo(f"{state.name} ({state.run_id}) {runs.describe_state(store, state)}")
+    say(f"{state.name} ({state.run_id}) {runs.describe_state(store, state)}")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fl_queue import embedded, operatorkey, statefolder
+from fl_queue import embedded, operatorkey, shown, statefolder
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
@@ -159,7 +159,7 @@ def _warn_of_passwords() -> None:
     for option in ("redis_url", "blob_url"):
         on_command_line = context.get_parameter_source(option) is ParameterSource.COMMANDLINE
         if on_command_line and has_password(context.params.get(option, "")):
-            click.echo(
+            say(
                 f"Warning: every user of this machine can read the password in --{option.replace('_', '-')}; "
                 "name the URL in FLQ_REDIS_URL and FLQ_REDIS_BLOB_URL instead.",
                 err=True,
@@ -200,6 +200,27 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")(command)
 
 
+def say(line: str, err: bool = False) -> None:
+    """
+    One line on standard output, or with ``err`` on standard error.
+
+    Commands write by this, ``write`` and ``write_json`` alone, as names and reasons come from Redis:
+    what a terminal would obey is written out.
+    """
+    click.echo(shown.line(line), err=err)
+
+
+def complain(line: str) -> None:
+    """One line on standard error."""
+    say(line, err=True)
+
+
+def write(text: str) -> None:
+    """A document of several lines on standard output, as it is but for what a terminal would obey."""
+    click.echo(shown.block(text), nl=False)
+
+
 def write_json(value: Any) -> None:
     """One JSON document on standard output."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+    click.echo(shown.json_text(text))

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from fl_queue import baseline as baselines
-from fl_queue import compare, display, leaving, runs
+from fl_queue import compare, display, leaving, runs, screen
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
@@ -24,11 +22,13 @@ from fl_queue.cli.common import (
     data_folder,
     device_options,
     json_option,
+    say,
     set_option,
     write_json,
 )
 from fl_queue.cli.completing import config_argument, run_argument
 from fl_queue.errors import DataError
+from fl_queue.screen import Console, Table
 
 #: Columns of a table that goes to a file or a pipe.
 _WIDE = 200
@@ -86,26 +86,26 @@ def show_comparison(rows: list[compare.Compared], metric: str, as_json: bool, **
     wide_console().print(_table(rows, metric))
     for sweep in sweeps:
         common = ", ".join(f"{field} = {value}" for field, value in sweep.settings.items())
-        click.echo(
+        say(
             f"{f'{common}: ' if common else ''}{', '.join(sweep.runs)} differ in run.seed alone: "
             f"{metric} {sweep.mean:.4f} ± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± "
             f"{sweep.best_deviation:.4f}"
         )
     for row in rows:
         if row.spread:
-            click.echo(f"{row.name}: {metric} {row.spread}")
+            say(f"{row.name}: {metric} {row.spread}")
 
 
 def wide_console() -> Console:
     """As wide as the terminal; wide where there is none, so that nothing is cut off in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _WIDE))
+    console = screen.console()
+    return console if console.is_terminal else screen.console(width=max(console.width, _WIDE))
 
 
 def _table(rows: list[compare.Compared], metric: str) -> Table:
     fields = list(rows[0].settings)
     columns = ("State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
-    drawn = Table()
+    drawn = screen.table()
     drawn.add_column("Run", no_wrap=True)
     for column in columns:
         drawn.add_column(column, overflow="fold")
@@ -165,7 +165,7 @@ def try_task(
     from fl_queue import trial  # torch
 
     def tell(number: int, count: int, found: Mapping[str, float]) -> None:
-        click.echo(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
+        say(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
 
     with tempfile.TemporaryDirectory(prefix="fl-queue-") as kept:
         keep = Path(kept) if show_update else None
@@ -174,9 +174,9 @@ def try_task(
         write_json(asdict(done))
     else:
         for name, words in _told(asdict(done)).items():
-            click.echo(f"{name:12} {words}")
+            say(f"{name:12} {words}")
         for line in leaving.lines(done.leaves) if done.leaves else ():
-            click.echo(line)
+            say(line)
     if done.problem:
         raise DataError("update", done.problem)
 

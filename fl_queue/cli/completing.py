@@ -71,4 +71,5 @@ def _configs(context: click.Context, parameter: Parameter, begun: str) -> list[C
 
 
 def _beginning_with(begun: str, names: list[str]) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in names if name.startswith(begun)]
+    # Names that a terminal would obey are no run's, whoever wrote them.
+    return [CompletionItem(name) for name in names if name.startswith(begun) and name.isprintable()]

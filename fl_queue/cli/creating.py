@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from fl_queue import starter
+from fl_queue.cli.common import say
 
 
 @click.command("new")
@@ -27,8 +28,8 @@ def new(name: str, into: Path | None) -> None:
     """
     folder = into or Path(name)
     for file in starter.write(name, folder):
-        click.echo(str(file))
-    click.echo(
+        say(str(file))
+    say(
         f"Next: cd {folder}; fl-queue try-task {name}.toml; fl-queue start-round {name}.toml",
         err=True,
     )

@@ -7,11 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from fl_queue import config as configs
-from fl_queue import mix
-from fl_queue.cli.common import json_option, output_option, set_option, write_json
+from fl_queue import mix, screen
+from fl_queue.cli.common import json_option, output_option, say, set_option, write_json
 from fl_queue.cli.completing import config_argument
 
 
@@ -43,11 +42,11 @@ def partition_command(
     if as_json:
         write_json(mix.to_json(found))
     else:
-        console = Console()
+        console = screen.console()
         # Numbers that are cut off say nothing; a narrow terminal wraps them.
         console.width = max(console.width, 120)
         console.print(mix.table(found))
     if output:
         title = f"{config or 'defaults'}: {found.partition}, {len(found.portions)} shares"
         mix.plot(output, found, title)
-        click.echo(str(output), err=True)
+        say(str(output), err=True)

@@ -10,10 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from fl_queue import baseline as baselines
-from fl_queue import compare, display, launching, runs, sweeping
+from fl_queue import compare, display, launching, runs, screen, sweeping
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
@@ -22,6 +21,7 @@ from fl_queue.cli.common import (
     device_options,
     json_option,
     output_option,
+    say,
     set_option,
     write_json,
 )
@@ -84,14 +84,15 @@ def sweep(
 
     def tell(index: int, member: sweeping.Member, what: str) -> None:
         settings = " ".join(member.settings)
-        click.echo(f"{index + 1} of {len(wanted)}: {member.name} {what} ({settings})", err=True)
+        say(f"{index + 1} of {len(wanted)}: {member.name} {what} ({settings})", err=True)
 
     with ExitStack() as ours:
         site = Site(where.url, where.blob_url, where.state_dir)
         try:
-            store, failed = sweeping.sweep(ours, site, wanted, Console(stderr=True), tell)
+            store, failed = sweeping.sweep(ours, site, wanted, screen.console(stderr=True), tell)
         except KeyboardInterrupt:
-            click.echo("\nThe same command goes on with this sweep.", err=True)
+            say("", err=True)
+            say("The same command goes on with this sweep.", err=True)
             raise
         states = [runs.find_run(store, member.name) for member in wanted]
         show_comparison(compare.compare(store, states, metric), metric, as_json, failed=failed)
@@ -155,7 +156,7 @@ def baseline(
     def tell(index: int, count: int, client: str, number: int, found: Mapping[str, float]) -> None:
         if found or number == loaded.run["rounds"]:
             words = display.describe_metrics(found) or "trained"
-            click.echo(f"{index + 1} of {count}: {client}, round {number}: {words}", err=True)
+            say(f"{index + 1} of {count}: {client}, round {number}: {words}", err=True)
 
     made = alone.train(
         loaded,
@@ -172,4 +173,4 @@ def baseline(
     else:
         wide_console().print(baselines.table(made))
         for line in baselines.summary(made):
-            click.echo(line)
+            say(line)

@@ -11,7 +11,15 @@ import click
 
 from fl_queue import card as cards
 from fl_queue import exporters, models, runs, scores
-from fl_queue.cli.common import Where, check_imports, connection_options, data_folder, output_option
+from fl_queue.cli.common import (
+    Where,
+    check_imports,
+    complain,
+    connection_options,
+    data_folder,
+    output_option,
+    say,
+)
 from fl_queue.cli.completing import run_argument
 from fl_queue.cli.running import interrupt_on_sigterm
 from fl_queue.errors import ConfigError
@@ -79,13 +87,13 @@ def export(
         digest = portable.export_version(
             store, state, loaded, chosen, where.state_dir, output, kind, allow, folder
         )
-    click.echo(f"{output}: version {chosen}, digest {digest}")
+    say(f"{output}: version {chosen}, digest {digest}")
     if card is not None:
         from fl_queue import portable  # torch
 
         usage = portable.usage_of(loaded, allow, folder)
         cards.write(card, cards.gather(store, state, loaded, chosen, usage), output.name, kind)
-        click.echo(f"{card}: its model card")
+        say(f"{card}: its model card")
 
 
 @click.command()
@@ -112,15 +120,12 @@ def metrics(where: Where, run: str, folder: Path, kind: str, follow: bool) -> No
     state = runs.find_run(store, run)
     sink = exporters.open_sink(kind, folder, state.run_id)
     if not follow:
-        click.echo(f"{folder}: {exporters.export(store, state, sink)} new numbers of {state.name}")
+        say(f"{folder}: {exporters.export(store, state, sink)} new numbers of {state.name}")
         return
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
-    for count in exporters.follow(store, state, sink, say):
+    for count in exporters.follow(store, state, sink, complain):
         if count:
-            click.echo(f"{folder}: {count} new numbers of {state.name}")
+            say(f"{folder}: {count} new numbers of {state.name}")
 
 
 @click.command()
@@ -146,5 +151,5 @@ def prometheus(where: Where, port: int, host: str) -> None:
         raise ConfigError(
             "--port", f"nobody can listen at {host}:{port} ({exc}); choose another"
         ) from exc
-    click.echo(f"http://{host}:{server.server_port}/metrics")
+    say(f"http://{host}:{server.server_port}/metrics")
     threading.Event().wait()

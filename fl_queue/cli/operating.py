@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 import click
 
-from fl_queue import deletion, operate, runs, verify
+from fl_queue import deletion, operate, runs, shown, verify
 from fl_queue.cli.common import (
     Where,
     connection_options,
     json_option,
+    say,
     strategy_option,
     write_json,
 )
@@ -36,8 +37,8 @@ def resume(where: Where, run: str) -> None:
     store = where.open(UPLOADS)  # It may restore models on the data server.
     state, done = operate.resume(store, run, where.state_dir)
     for line in done or ["nothing was missing"]:
-        click.echo(line)
-    click.echo(f"{state.name} {runs.describe_state(store, state)}")
+        say(line)
+    say(f"{state.name} {runs.describe_state(store, state)}")
 
 
 @click.command()
@@ -54,9 +55,9 @@ def cancel(where: Where, run: str) -> None:
     state = operate.cancel(store, run)
     now = runs.describe_state(store, state)
     if state.state == "cancelled":
-        click.echo(f"{state.name} {now}; go on with `fl-queue resume {state.name}`")
+        say(f"{state.name} {now}; go on with `fl-queue resume {state.name}`")
     else:  # Somebody was quick to have it go on.
-        click.echo(f"{state.name} was cancelled, and {now}")
+        say(f"{state.name} was cancelled, and {now}")
 
 
 @click.command()
@@ -79,9 +80,9 @@ def redrive(where: Where, run: str, as_json: bool) -> None:
             what = "answered that it cannot train; asked again in the next round"
         else:
             what = f"attempt {failure.attempt} failed, tried again"
-        click.echo(f"{failure.who}: {what}: {failure.reason}")
+        say(f"{failure.who}: {what}: {failure.reason}")
     if not failures:
-        click.echo("no job has failed")
+        say("no job has failed")
 
 
 @click.command()
@@ -100,15 +101,15 @@ def delete(where: Where, run: str, yes: bool) -> None:
     versions = len(store.control.versions(state.run_id))
     what = f"run {state.name} ({state.run_id}) with {versions} versions and its history"
     if not yes and not _confirmed(f"Delete {what}?"):
-        click.echo("nothing was deleted")
+        say("nothing was deleted")
         return
     deletion.delete(store, state, where.state_dir)
-    click.echo(f"{state.name} ({state.run_id}) is deleted")
+    say(f"{state.name} ({state.run_id}) is deleted")
 
 
 def _confirmed(question: str) -> bool:
     try:
-        return click.confirm(question)
+        return click.confirm(shown.line(question))
     except click.Abort:
         if sys.stdin.isatty():
             raise  # Ctrl-C.
@@ -137,7 +138,7 @@ def verify_command(
         verdicts.append(verdict)
         if not as_json:
             tail = f": {verdict.reason}" if verdict.reason else ""
-            click.echo(
+            say(
                 f"round {verdict.round}, version {verdict.version}, digest {verdict.digest[:16]}: {verdict.result}{tail}"
             )
     if as_json:

@@ -18,6 +18,7 @@ from fl_queue.cli.common import (
     connection_options,
     operator_key_option,
     output_option,
+    say,
 )
 from fl_queue.enrolment import Place
 from fl_queue.errors import ConfigError, DataError
@@ -94,12 +95,12 @@ def enroll(
     credentials.write(output, replace(made.credentials, operator_key=key.public), force)
     if no_acl:
         for server, users in made.rules.items():
-            click.echo(f"# {server} server, a line of its aclfile each")
+            say(f"# {server} server, a line of its aclfile each")
             for name, rules in users.items():
-                click.echo(f"user {name} {' '.join(rule for rule in rules if rule != 'reset')}")
+                say(f"user {name} {' '.join(rule for rule in rules if rule != 'reset')}")
     for note in made.notes:
-        click.echo(f"Note: {note}.", err=True)
-    click.echo(
+        say(f"Note: {note}.", err=True)
+    say(
         f"{output}: credentials of {client}, for Redis at {without_login(place.url)}; hand it over "
         "where nobody else reads it.",
         err=True,
@@ -118,7 +119,7 @@ def revoke(where: Where, client: str, no_acl: bool) -> None:
     Redis users and their connections end. `fl-queue enroll` lets it in again.
     """
     for line in enrolment.revoke(where.open(), client, not no_acl):
-        click.echo(line)
+        say(line)
 
 
 def _tls(url: str, ca: Path | None, cert: Path | None, key: Path | None) -> dict[str, str]:

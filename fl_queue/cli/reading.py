@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fl_queue import (
     baseline as baselines,
@@ -30,15 +27,20 @@ from fl_queue import (
     report,
     runs,
     scores,
+    screen,
+    shown,
     views,
 )
 from fl_queue.cli.common import (
     Where,
     baseline_option,
+    complain,
     connection_options,
     json_option,
     output_option,
+    say,
     set_option,
+    write,
     write_json,
 )
 from fl_queue.cli.completing import config_argument, run_argument
@@ -62,17 +64,17 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
         write_json(records[0] if run else records)
         return
     if not found:
-        click.echo("no runs; start one with `fl-queue start-round CONFIG`")
+        say("no runs; start one with `fl-queue start-round CONFIG`")
     for entry in found:
-        click.echo(f"{entry.name} ({entry.run_id}) {entry.doing}")
+        say(f"{entry.name} ({entry.run_id}) {entry.doing}")
         if run:
             for line in (*entry.waiting_for, *entry.floods):
-                click.echo(f"  {line}")
+                say(f"  {line}")
     if found and not run:
         around = diagnose.Around.look(store)
         is_wanted = any(entry.state == "training" for entry in found)
         for line in around.lines if is_wanted else []:
-            click.echo(line)
+            say(line)
 
 
 @click.command()
@@ -103,9 +105,9 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
         store.control.late(run_id),
     )
     if as_csv:
-        click.echo(report.to_csv(rows), nl=False)
+        write(report.to_csv(rows))
     else:
-        Console().print(report.table(rows))
+        screen.console().print(report.table(rows))
 
 
 @click.command()
@@ -118,24 +120,22 @@ def clients(where: Where, as_json: bool) -> None:
     if as_json:
         write_json([asdict(entry) for entry in found])
         return
-    table = Table(
+    table = screen.table(
         "Client", "Alive", "Enrolled", "Last seen", "Examples", "Host", "Pid", "Last event"
     )
     for entry in found:
         seen = "never" if entry.last_seen_s is None else f"{max(0.0, entry.last_seen_s):.0f} s ago"
-        cells = (
+        table.add_row(
             entry.client,
             "yes" if entry.alive else "no",
             entry.enrolled,
             seen,
-            entry.num_examples or "-",
+            str(entry.num_examples or "-"),
             entry.host or "-",
             entry.pid or "-",
             entry.doing,
         )
-        # As it is: "[/]" would be markup, and clients write these words.
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    screen.console().print(table)
 
 
 @click.command()
@@ -153,11 +153,8 @@ def events(where: Where, run: str, follow: bool, as_json: bool) -> None:
         found = store.control.read_events({stream: cursor}, 1000 if follow else None)
         return [(entry, event) for _, entry, event in found]
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
     while True:
-        for entry, event in outages.ride_out(look, say) if follow else look():
+        for entry, event in outages.ride_out(look, complain) if follow else look():
             cursor = entry
             _write_event(entry, event, as_json)
         if not follow:
@@ -167,10 +164,10 @@ def events(where: Where, run: str, follow: bool, as_json: bool) -> None:
 def _write_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
     record = views.event_record(entry, event)
     if as_json:
-        click.echo(dumps(record))
+        say(shown.json_text(dumps(record)))
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["at"]))
-    click.echo(f"{stamp} {display.describe(event) or event['event'].replace('_', ' ')}")
+    say(f"{stamp} {display.describe(event) or event['event'].replace('_', ' ')}")
 
 
 @click.command()
@@ -184,7 +181,7 @@ def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> No
     store = where.open_control()
     run_id = runs.find_run(store, run).run_id
     report.plot(output, store.control.history(run_id), scores.test_metrics(store, run_id), beside)
-    click.echo(str(output))
+    say(str(output))
 
 
 @click.command()
@@ -202,10 +199,10 @@ def inspect(where: Where, run: str, number: int, client: str, as_json: bool) -> 
         write_json(found)
         return
     for key, receipt in found.items():
-        click.echo(key)
+        say(key)
         for field, value in receipt.items():
             if value not in ("", {}, 0, 0.0, None):
-                click.echo(f"  {field}: {value}")
+                say(f"  {field}: {value}")
 
 
 @click.group("config", cls=Group)
@@ -223,13 +220,13 @@ def config_show(
 ) -> None:
     """The config a run would get, after file, environment and --set; passwords masked."""
     if defaults:
-        click.echo(config_text.render_defaults(), nl=False)
+        write(config_text.render_defaults())
         return
     loaded = configs.load(config, overrides)
     if as_json:
         write_json(config_text.masked(loaded))
     else:
-        click.echo(config_text.to_toml(config_text.masked(loaded)), nl=False)
+        write(config_text.to_toml(config_text.masked(loaded)))
 
 
 @click.command("doctor")
@@ -245,7 +242,5 @@ def doctor_command(where: Where, data: Path | None, as_json: bool) -> None:
         write_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            click.echo(
-                f"{finding.level:4}  {finding.what}" + (f"; {finding.fix}" if finding.fix else "")
-            )
+            say(f"{finding.level:4}  {finding.what}" + (f"; {finding.fix}" if finding.fix else ""))
     doctor.raise_on_failure(findings)

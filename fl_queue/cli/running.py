@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, launching, outages, redisserver, runs, simulation
-from fl_queue.cli.common import Where, connection_options, set_option
+from fl_queue import display, embedded, launching, outages, redisserver, runs, screen, simulation
+from fl_queue.cli.common import Where, complain, connection_options, say, set_option
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
@@ -36,11 +35,11 @@ def redis_command(where: Where, tcp: bool) -> None:
 
     interrupt_on_sigterm()
     with embedded.start(where.state_dir, tcp=tcp) as servers:
-        click.echo(f"control: {servers.url}\n         {cli_line(servers.url)}")
-        click.echo(f"data:    {servers.blob_url}\n         {cli_line(servers.blob_url)}")
-        click.echo(
-            "Other fl-queue commands of this user find them by themselves. Ctrl-C stops them."
-        )
+        say(f"control: {servers.url}")
+        say(f"         {cli_line(servers.url)}")
+        say(f"data:    {servers.blob_url}")
+        say(f"         {cli_line(servers.blob_url)}")
+        say("Other fl-queue commands of this user find them by themselves. Ctrl-C stops them.")
         sys.stdout.flush()
         while True:
             time.sleep(1.0)
@@ -110,13 +109,13 @@ def start_round(
     with ExitStack() as ours:
         site = Site(where.url, where.blob_url, where.state_dir)
         begun = launching.launch(
-            ours, site, name, loaded, count, stays=wait, console=Console(stderr=True)
+            ours, site, name, loaded, count, stays=wait, console=screen.console(stderr=True)
         )
         if wait:
             follow_to_end(where, begun.run, begun.since, goes_on=not begun.is_alone)
         else:
-            click.echo(begun.run)
-            click.echo(f"Started; watch it with `fl-queue watch {name}`.", err=True)
+            say(begun.run)
+            say(f"Started; watch it with `fl-queue watch {name}`.", err=True)
 
 
 def where_of_run(where: Where, loaded: RunConfig) -> Where:
@@ -147,20 +146,21 @@ def follow_to_end(where: Where, run: str, since: str = "", goes_on: bool = True)
     store = where.open_control()
     name = runs.find_run(store, run).name
     try:
-        display.follow(store, run, Console(stderr=True), since=since)
+        display.follow(store, run, screen.console(stderr=True), since=since)
     except KeyboardInterrupt:
         how = f"goes on; watch it with `fl-queue watch {name}`"
         stops = "has stopped; the same command goes on with it"
-        click.echo(f"\nRun {name} {how if goes_on else stops}.", err=True)
+        say("", err=True)
+        say(f"Run {name} {how if goes_on else stops}.", err=True)
         raise
 
     def conclude() -> RunState:
-        display.await_evaluations(store, run, Console(stderr=True))
+        display.await_evaluations(store, run, screen.console(stderr=True))
         display.print_table(store, run)
         return runs.find_run(store, run)
 
     # Whoever has waited for the run waits for its table, too.
-    ended = outages.ride_out(conclude, lambda line: click.echo(line, err=True))
+    ended = outages.ride_out(conclude, complain)
     runs.raise_unless_completed(ended)
 
 

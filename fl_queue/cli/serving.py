@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from fl_queue.cli.common import Where, connection_options
+from fl_queue.cli.common import Where, connection_options, say
 from fl_queue.errors import ConfigError
 from fl_queue.extras import how_to_install
 
@@ -64,8 +64,8 @@ def web(
         reason = f"needs {exc.name}; {how_to_install('web')}"
         raise ConfigError("web", reason) from exc
 
-    def say(line: str) -> None:
-        click.echo(line)
+    def tell(line: str) -> None:
+        say(line)
         sys.stdout.flush()
 
     serve(
@@ -75,7 +75,7 @@ def web(
         Configs(configs),
         _token(token_file),
         hosts,
-        say,
+        tell,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from fl_queue import approval, leaving, pauses
-from fl_queue.cli.common import json_option, state_option, write_json
+from fl_queue.cli.common import json_option, say, state_option, write_json
 from fl_queue.errors import ConfigError
 
 _CLIENTS = click.argument("clients", metavar="[CLIENT]...", nargs=-1)
@@ -55,7 +55,7 @@ def approve(
     for item in chosen:
         approval.decide(item, not reject, reason)
         what = "stays here" if reject else "may leave"
-        click.echo(f"{item.name} {what}: digest {item.header.body_digest[:16]}")
+        say(f"{item.name} {what}: digest {item.header.body_digest[:16]}")
 
 
 def _show(chosen: list[approval.Waiting], as_json: bool) -> None:
@@ -65,11 +65,11 @@ def _show(chosen: list[approval.Waiting], as_json: bool) -> None:
         return
     for item, facts in told:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.since))
-        click.echo(f"{item.name}, waiting since {since}")
+        say(f"{item.name}, waiting since {since}")
         for line in leaving.lines(facts):
-            click.echo(line)
+            say(line)
     if not told:
-        click.echo("nothing waits for approval")
+        say("nothing waits for approval")
 
 
 @click.command()
@@ -86,7 +86,7 @@ def pause(state_dir: Path, clients: tuple[str, ...], reason: str) -> None:
     """
     for client in pauses.chosen(state_dir, clients):
         is_news = pauses.pause(state_dir, client, reason, datetime.now().astimezone())
-        click.echo(f"{client} is {'' if is_news else 'already '}paused")
+        say(f"{client} is {'' if is_news else 'already '}paused")
 
 
 @click.command()
@@ -100,4 +100,4 @@ def unpause(state_dir: Path, clients: tuple[str, ...]) -> None:
     """
     for client in pauses.chosen(state_dir, clients):
         was = pauses.unpause(state_dir, client)
-        click.echo(f"{client} {'takes part again' if was else 'was not paused'}")
+        say(f"{client} {'takes part again' if was else 'was not paused'}")

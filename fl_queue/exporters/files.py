@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from fl_queue import report
+from fl_queue import report, shown
 from fl_queue.curves import Point
 from fl_queue.exporters import Numbers
 from fl_queue.files import written_whole
@@ -70,9 +70,11 @@ class CsvFiles(_Files):
 
     def points(self, points: Sequence[Point]) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+        columns = [field.name for field in fields(Point)]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for point in points:
+            writer.writerow([shown.csv_cell(getattr(point, column)) for column in columns])
         return text.getvalue()
 
 

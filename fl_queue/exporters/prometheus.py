@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -22,9 +23,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from fl_queue import codec, dispatch, names, scores
+from fl_queue import codec, dispatch, names, scores, shown
 from fl_queue.errors import StoreUnavailable, UnknownRun
-from fl_queue.records import Manifest, RoundRecord
+from fl_queue.records import Manifest, RoundRecord, Verdict
 from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store, server_facts
 
@@ -33,7 +34,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 STATES = ("training", "completed", "failed", "cancelled")
 OUTCOMES = ("committed", "abandoned", "evaluated", "cancelled")
-_VERDICTS = ("accepted", "duplicate", "late", "stale", "invalid", "failed", "missing")
+#: All that an update comes to, "other" what an older or newer version wrote.
+_VERDICTS = (
+    *(verdict for verdict in get_args(Verdict) if verdict != "received"),
+    "missing",
+    "other",
+)
 
 
 @dataclass
@@ -55,7 +61,7 @@ class _Ledger:
         self.rounds[record.outcome] += 1
         self.updates["accepted"] += len(record.accepted)
         self.updates["missing"] += len(record.missing)
-        self.updates.update(verdict.partition(":")[0] for verdict in record.rejected.values())
+        self.updates.update(_verdict(said) for said in record.rejected.values())
         self.nbytes += len(record.accepted) * update_nbytes
         self.seconds += record.elapsed_s
         bound = next((bound for bound in BOUNDS_S if record.elapsed_s <= bound), float("inf"))
@@ -132,7 +138,9 @@ class RunsCollector(Collector):
             "flq_late_updates", "Updates that came after their round.", labels=["run"]
         )
         for state in living:
-            late.add_metric([state.name], sum(self.store.control.late(state.run_id).values()))
+            late.add_metric(
+                [shown.line(state.name)], sum(self.store.control.late(state.run_id).values())
+            )
         return late
 
     def _judged(self, living: list[RunState]) -> list[Metric]:
@@ -145,8 +153,8 @@ class RunsCollector(Collector):
         for state in living:
             tested = scores.test_metrics(self.store, state.run_id)
             for name, value in (tested[max(tested)] if tested else {}).items():
-                judged.add_metric([state.name, name], value)
-            waiting.add_metric([state.name], self.store.data.waiting(state.run_id))
+                judged.add_metric([shown.line(state.name), shown.curve_part(name)], value)
+            waiting.add_metric([shown.line(state.name)], self.store.data.waiting(state.run_id))
         return [judged, waiting]
 
     # Who is there, what waits, how full
@@ -196,6 +204,12 @@ class RunsCollector(Collector):
         return [used, limit]
 
 
+def _verdict(said: str) -> str:
+    """The first word of why an update was not merged; a closed list, as each value is a time series."""
+    verdict = said.partition(":")[0]
+    return verdict if verdict in _VERDICTS else "other"
+
+
 def _totals(counted: list[tuple[RunState, _Ledger]]) -> list[Metric]:
     rounds = CounterMetricFamily("flq_rounds", "Ended rounds.", labels=["run", "outcome"])
     updates = CounterMetricFamily(
@@ -208,12 +222,12 @@ def _totals(counted: list[tuple[RunState, _Ledger]]) -> list[Metric]:
     seconds = HistogramMetricFamily("flq_round_seconds", "Length of rounds.", labels=["run"])
     for state, ledger in counted:
         for outcome in OUTCOMES:
-            rounds.add_metric([state.name, outcome], ledger.rounds[outcome])
-        for verdict in dict.fromkeys((*_VERDICTS, *sorted(ledger.updates))):
-            updates.add_metric([state.name, verdict], ledger.updates[verdict])
-        nbytes.add_metric([state.name], ledger.nbytes)
-        healed.add_metric([state.name], ledger.healed)
-        seconds.add_metric([state.name], _cumulated(ledger.lengths), ledger.seconds)
+            rounds.add_metric([shown.line(state.name), outcome], ledger.rounds[outcome])
+        for verdict in _VERDICTS:
+            updates.add_metric([shown.line(state.name), verdict], ledger.updates[verdict])
+        nbytes.add_metric([shown.line(state.name)], ledger.nbytes)
+        healed.add_metric([shown.line(state.name)], ledger.healed)
+        seconds.add_metric([shown.line(state.name)], _cumulated(ledger.lengths), ledger.seconds)
     return [rounds, updates, nbytes, healed, seconds]
 
 
@@ -234,11 +248,11 @@ def _now(living: list[RunState]) -> list[Metric]:
     wanted = GaugeMetricFamily("flq_run_versions_wanted", "The version it ends at.", labels=["run"])
     for state in living:
         for name in STATES:
-            states.add_metric([state.name, name], int(state.state == name))
-        round_.add_metric([state.name], state.round)
-        wanted.add_metric([state.name], state.rounds_wanted)
+            states.add_metric([shown.line(state.name), name], int(state.state == name))
+        round_.add_metric([shown.line(state.name)], state.round)
+        wanted.add_metric([shown.line(state.name)], state.rounds_wanted)
         if state.version is not None:
-            version.add_metric([state.name], state.version)
+            version.add_metric([shown.line(state.name)], state.version)
     return [states, round_, version, wanted]
 
 

@@ -23,6 +23,7 @@ from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 
+from fl_queue.plain import is_count
 from fl_queue.store.failing import code_of
 from fl_queue.store.tls import TLSConnection, connection_options
 from fl_queue.urls import is_tls
@@ -185,7 +186,7 @@ def sentinels(url: str) -> Sentinels:
     parts = urlsplit(url)
     where = [(node["host"], int(node.get("port", _PORT))) for node in _nodes(url)]
     name, slash, db = parts.path.strip("/").partition("/")
-    if not name or (slash and not db.isdigit()):
+    if not name or (slash and not is_count(db)):
         raise ValueError("no name, or no number of a database")
     options = {key: value for key, value in _of_servers(url).items() if key.startswith("ssl_")}
     options |= {

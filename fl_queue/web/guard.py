@@ -21,6 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fl_queue.plain import is_count
+
 COOKIE = "flq_session"
 CSRF_HEADER = "X-CSRF-Token"
 BODY_LIMIT = 64 * 1024
@@ -143,7 +145,7 @@ class Guard:
 
     def _refusal_of_change(self, path: str, headers: Headers, host: str) -> Response | None:
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > BODY_LIMIT:
+        if not is_count(length) or int(length) > BODY_LIMIT:
             return refusal(413, "body", f"is larger than {BODY_LIMIT} bytes")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if path.startswith("/api/") and kind not in ("", "application/json"):

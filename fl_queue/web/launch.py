@@ -9,6 +9,7 @@ from pathlib import Path
 from fl_queue import config as configs
 from fl_queue import launching, rounds, runs, views
 from fl_queue.errors import ConfigError
+from fl_queue.plain import is_count
 from fl_queue.store import Store
 from fl_queue.views import RunStatus
 
@@ -88,7 +89,7 @@ def from_form(given: dict[str, str]) -> tuple[str, str, int | None, tuple[str, .
         ConfigError: ``rounds`` is no count.
     """
     count = given.get("rounds", "")
-    if count and not (count.isdecimal() and 0 < int(count) < 2**31):
+    if count and not (is_count(count) and 0 < int(count) < 2**31):
         raise ConfigError("rounds", f"{count!r} is not a count; write 1 or more")
     overrides = [line.strip() for line in given.get("more", "").splitlines() if line.strip()]
     for name, field in FORM_FIELDS.items():

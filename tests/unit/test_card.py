@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
-from fl_queue import card, config
+from fl_queue import card, config, names, shown
 from fl_queue.card import Facts
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.store import Store
 from fl_queue.usage import Usage
 from tests.integration.test_compare import begun
 from tests.unit.test_report import record
+from tests.unit.test_shown import EVIL
 
 ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 
@@ -63,6 +68,57 @@ def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
 
     assert "| device | &lt;script>\\|x # y |" in text
     assert "<script>" not in text
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [("12", 12), ("\N{SUPERSCRIPT TWO}", 0), ("٣", 0), ("9" * 5000, 0)]
+)
+def test_how_many_examples_a_client_has_is_a_number_or_not_known(
+    store: Store, facts: Facts, said: str, count: int
+) -> None:
+    uniform = config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    store.control.redis.hset(names.client("a"), "num_examples", said)
+    records = [replace(record(1, 0), weights={"a": 1})]
+    assert card._examples(store, uniform, records, 2) == {"a": count}
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_no_name_is_markup(facts: Facts, evil: str) -> None:
+    """Of a task, its classes, metrics, clients and environments; and the config in its block."""
+    usage = Usage(evil, evil, (evil,), {evil: [evil]})
+    config = replace(facts.config, task={"note": "```\n" + evil})
+    records = [record(3, 2, client_validation={evil: {evil: 0.5}, "a": {"accuracy": 0.5}})]
+    hostile = replace(
+        facts, config=config, usage=usage, environments=[{"device": evil}], tested={evil: 0.5},
+        examples={evil: 3}, records=[*facts.records, *records],
+    )  # fmt: skip
+
+    tokens = list(
+        flat(MarkdownIt("default", {"html": True}).parse(card.render(hostile, "m.pt", "torch")))
+    )
+    kinds = {token.type for token in tokens}
+    assert not kinds & {"link_open", "image", "html_inline", "em_open", "strong_open", "s_open"}
+    assert [token.content for token in tokens if token.type == "html_block"] == [
+        "<details><summary>The whole config</summary>\n",
+        "</details>\n",
+    ]
+    assert [token.info for token in tokens if token.type == "fence"] == ["python", "toml"]
+    assert sum(token.type == "table_open" for token in tokens) == 4
+    text = " ".join(token.content for token in tokens if token.type in ("text", "text_special"))
+    shown_as = shown.line(evil.replace("\n", " "))
+    assert not re.search("[\x1b\x9b\u202e]", text)
+    assert shown_as in text or not shown_as.isalnum()
+    lines = [token.content for token in tokens if token.type == "inline"]
+    assert [line for line in lines if line.startswith("client ")] == [
+        *(f"client {shown.markdown(client)}".replace("\\|", "|") for client in sorted([evil, "a"]))
+    ]
+
+
+def flat(tokens: Iterable[Any]) -> Iterator[Any]:
+    """Markdown's tokens with what is in them."""
+    for token in tokens:
+        yield token
+        yield from flat(token.children or [])
 
 
 def test_many_clients_are_summed_up(facts: Facts) -> None:

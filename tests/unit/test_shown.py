@@ -1,0 +1,178 @@
+"""What a client or a writer of Redis called something cannot act on who looks at it: one test for each sink."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
+
+import fl_queue
+from fl_queue import compare, curves, exporters, logs, metrics, report, screen, shown, terminal
+from fl_queue.cli.common import say, write, write_json
+from fl_queue.cli.comparing import _table
+from fl_queue.exporters import Numbers
+from fl_queue.records import RoundRecord
+from fl_queue.store import RunState
+
+#: Markup of rich that is an error, the title of a terminal, 8-bit CSI, reversed text, formulas of a
+#: spreadsheet and of matplotlib, folders, Markdown, and what tools refuse.
+EVIL = (
+    "[/]",
+    "[link=https://evil.example]x[/link]",
+    "\x1b]0;pwned\x07",
+    "\x9b2J",
+    "\u202edrowssap",
+    "a\nError: forged",
+    "=cmd|' /C calc'!A0",
+    "$\\frac$",
+    "a$b",
+    "a/../../../../tmp/evil",
+    "..",
+    "x" * 95,
+    "| <img src=x onerror=alert(1)>",
+    "`](https://evil.example)",
+    "\N{SUPERSCRIPT TWO}",
+)
+OBEYED = ("\x1b]", "\x9b", "\u202e", "\x07")
+ROOT = Path(fl_queue.__file__).parent.parent
+
+
+def record(evil: str) -> RoundRecord:
+    """A committed round in which a client called everything so; of before names were checked."""
+    return RoundRecord(
+        1, "train", "committed", f"1 of 1, {evil}", 0, "0" * 64, 1, "1" * 64, ["a"], ["a"], 1,
+        accepted={"a": "2" * 64}, weights={"a": 10},
+        validation={"num_examples": 10, "loss_sum": 3.0},
+        train={"num_examples": 10, "loss_sum": 1.0, f"{evil}_sum": 1.0},
+        client_validation={"a": {"loss": 0.3, evil: 0.5}},
+    )  # fmt: skip
+
+
+def rows(evil: str) -> list[report.RoundRow]:
+    return report.rows([record(evil)], {}, {})
+
+
+def drawn(renderable: Any, console: Any = None) -> str:
+    """What a terminal gets."""
+    out = io.StringIO()
+    options: dict[str, Any] = {"file": out, "width": 300, "force_terminal": True}
+    (console or screen.console)(**options).print(renderable)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("console", [screen.console, Console])
+@pytest.mark.parametrize("evil", EVIL)
+def test_tables(evil: str, console: Any) -> None:
+    row = compare.Compared(evil, "r", evil, 1, 0.5, 0.5, 1, 0, 1.0, {evil: evil})
+    for table in (report.table(rows(evil)), _table([row], evil)):
+        text = drawn(table, console)
+        assert not any(sequence in text for sequence in OBEYED)
+        assert shown.line(evil) in text
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_live_progress(evil: str) -> None:
+    state = RunState(
+        evil, evil, "training", evil, 0, "", 1, 2, 0, None, 0.0, 0, (), 0, None, 0.0,
+        left_out={evil: evil},
+    )  # fmt: skip
+    scene = terminal.Scene(state, ended=[record(evil)], healed=evil, trouble=evil)
+    text = drawn(terminal.render(scene))
+    assert not any(sequence in text for sequence in OBEYED)
+    assert text.count(shown.line(evil)) >= 4
+
+
+def test_a_text_that_nobody_looked_at_does_not_reach_the_terminal() -> None:
+    assert "\x1b]" not in drawn(Text("\x1b]0;pwned\x07"))
+    assert "[/] :smile:" in drawn("[/] :smile:")
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_lines_documents_and_logs(evil: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"run {evil}")
+    say(f"run {evil}", err=True)
+    write(f"a = {evil}\n")
+    write_json({evil: [evil]})
+    out, err = capsys.readouterr()
+    for formatter in (logs.TextFormatter("%(message)s"), logs.JsonFormatter()):
+        try:
+            raise ValueError(evil)
+        except ValueError as exc:
+            trouble = (ValueError, exc, None)
+        made = logging.LogRecord("n", 30, "", 1, "%s", (evil,), trouble)
+        err += formatter.format(made) + "\n"
+    assert not any(sequence in out + err for sequence in OBEYED)
+    assert out.splitlines()[0] == f"run {shown.line(evil)}"
+    assert json.loads(out[out.index("\n{") :]) == {evil: [evil]}
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet=st.characters()))
+def test_what_is_shown_is_printable_and_json_is_the_same_document(text: str) -> None:
+    assert shown.line(text).isprintable()
+    assert shown.line("plain é 中") == "plain é 中"
+    document = json.dumps({text: text}, ensure_ascii=False)
+    assert shown.json_text(document).isprintable()
+    assert json.loads(shown.json_text(document)) == {text: text}
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.: -]{0,99}", shown.curve_part(text))
+
+
+@pytest.mark.parametrize("kind", exporters.KINDS)
+def test_exporters(kind: str, tmp_path: Path) -> None:
+    state: Any = SimpleNamespace(run_id="r-000001", name="r", created_at=1.0, state="training")
+    for evil in EVIL:
+        numbers = Numbers(rows(evil), curves.points([record(evil)], {}))
+        sink = exporters.open_sink(kind, tmp_path / "out", state.run_id)
+        assert sink.write(state, numbers) > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_two_names_that_are_changed_stay_two() -> None:
+    parts = {shown.curve_part(name) for name in (*EVIL, "a$c", "a b/c", "a b$c")}
+    assert len(parts) == len(EVIL) + 3
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_csv(evil: str) -> None:
+    row = rows(evil)[0]
+    text = report.to_csv([report.RoundRow(**{**row.__dict__, "reason": evil})])
+    assert not any(sequence in text for sequence in OBEYED)
+    head, cells = csv.reader(io.StringIO(text))
+    for cell in (*head, cells[head.index("reason")]):
+        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert shown.csv_cell(-1.5) == -1.5
+
+
+@pytest.mark.parametrize("evil", ["$\\frac$", "\x1b$$a", "_hidden"])
+def test_plots(evil: str, tmp_path: Path) -> None:
+    report.plot(tmp_path / "curve.svg", [record(evil)], {1: {"loss": 0.5}})
+    assert (tmp_path / "curve.svg").stat().st_size > 1000
+
+
+def test_old_history_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for evil in EVIL:
+        assert evil in metrics.finish(record(evil).train)
+
+
+def test_nobody_writes_to_a_terminal_by_another_way() -> None:
+    """rich's classes are made in ``screen`` alone, and commands write by what ``cli/common.py`` has."""
+    found = []
+    for path in [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]:
+        text = path.read_text("utf-8")
+        if path.name != "screen.py" and re.search(r"(?<![\w.])(Console|Table|Text)\(", text):
+            found.append(f"{path}: makes one of rich's; ask screen")
+        if path.parent.name == "cli" and path.name not in ("common.py", "completing.py"):
+            calls = re.findall(r"(?:click\.echo|click\.secho|(?<![\w.])print)\(.*", text)
+            found += [f"{path}: {call}; use say" for call in calls if "shown." not in call]
+    assert found == []
