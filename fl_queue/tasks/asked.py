@@ -95,16 +95,28 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
             raise _wrong(task, method, key, "text", " as a name of its sums")
         # The aggregator refuses it, too, with the whole update.
         if not names.is_metric(key.removesuffix("_sum")):
+            what = f"{method}() of {task.config.run['task']} returned a sum"
+            rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
             raise ConfigError(
                 "run.task",
-                f"{method}() of {task.config.run['task']} returned a sum {key[:80]!r}; begin its name "
-                "with a letter and use letters, digits, _, . and -, at most 64",
+                f"{what} {key[:80]!r}, whose name cannot be used; {rule}",
+                public=f"{what} whose name cannot be used; {rule}",
             )
         # A bool is an int to isinstance; numpy's and torch's numbers do not travel.
         if isinstance(value, bool) or not isinstance(value, (int, float, list)):
             wanted = "a number (float(...) or int(...) makes one)"
             raise _wrong(task, method, value, wanted, f" as {key[:80]}")
+        if isinstance(value, list) and not _is_numbers(value):
+            raise _wrong(task, method, value, "one of numbers alone", f" as {key[:80]}")
     return found
+
+
+def _is_numbers(value: list[Any]) -> bool:
+    """Whether lists hold nothing but numbers: a text among them, a label say, would leave the site."""
+    return all(
+        _is_numbers(item) if isinstance(item, list) else isinstance(item, (int, float))
+        for item in value
+    )
 
 
 def _wrong(task: Task, method: str, found: Any, wanted: str, where: str = "") -> ConfigError:

@@ -19,6 +19,7 @@ from fl_queue.errors import (
     StoreUnavailable,
     Trouble,
 )
+from fl_queue.header_fields import mapping
 from fl_queue.told import FULL, class_name, told, words_of
 
 SECRET = "Erika Musterfrau"
@@ -90,6 +91,21 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
 def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected: str) -> None:
     assert told(error, RunConfig.from_dict({})) == expected
     assert SECRET not in expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": 4711 * 2**64}, "takes more than 64 bits"),
+        ({"a": [float("nan")]}, "holds a number that is not finite"),
+        ({SECRET * 1000: 1}, "has 16000 characters, more than 4096"),
+    ],
+)
+def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected: str) -> None:
+    with pytest.raises(BlobError) as caught:
+        mapping(finite=True)("metrics", value)
+
+    assert told(caught.value).startswith(f"BlobError: header field metrics: {expected}; ")
 
 
 def test_every_kind_of_error_is_private_unless_it_says_so() -> None:
