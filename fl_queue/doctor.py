@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fl_queue import dispatch, names
+from fl_queue import dispatch, exposed, names
 from fl_queue.errors import FLQueueError, StoreUnavailable, Trouble
 from fl_queue.store import (
     PEOPLE,
@@ -61,6 +61,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     except StoreUnavailable as exc:
         return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers
+    findings += _exposed([url, blob_url])
     findings += [*_sentinels("control", url), *_sentinels("data", blob_url or url)]
     control = _examine("control", servers.control, servers.url)
     # One server for both roles is asked once, for the role that wants more of it.
@@ -75,6 +76,12 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     except StoreUnavailable as exc:
         findings.append(_not_usable(f"control server: {exc}", exc))
     return findings
+
+
+def _exposed(given: list[str]) -> list[Finding]:
+    """What others on the way can read or answer. Args: ``given``: URLs, with their passwords."""
+    risks = dict.fromkeys(risk for url in given for risk in exposed.of_url(url))
+    return [Finding("WARN", what, fix) for what, fix in risks]
 
 
 def _sentinels(role: str, url: str) -> list[Finding]:
@@ -144,6 +151,7 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
     found = [
         Finding("OK", f"{name}: version {facts.version}, {1000 * facts.round_trip_s:.1f} ms away")
     ]
+    found += _open_to(name, facts)
     if facts.memory_policy == "noeviction":
         found.append(Finding("OK", f"{name}: maxmemory-policy noeviction"))
     elif facts.memory_policy == UNKNOWN:
@@ -181,6 +189,25 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
         )
     else:
         found.append(Finding("OK", f"{name}: clock within {SKEW_S:g} s"))
+    return found
+
+
+def _open_to(name: str, facts: ServerFacts) -> list[Finding]:
+    """What whoever reaches the server can do; a unix socket only its owner can open."""
+    if facts.url.startswith("unix:"):
+        return []
+    found = []
+    if facts.is_open:
+        found.append(
+            Finding(
+                "WARN",
+                f"{name}: its default user needs no password: whoever reaches it may do everything",
+                "switch it off (ACL SETUSER default off) once flq-operator has a password; see `fl-queue acl`",
+            )
+        )
+    if risk := exposed.of_version(facts.version):
+        what = f"{name}: {risk.what}"
+        found.append(Finding("WARN", what, risk.fix))
     return found
 
 

@@ -13,6 +13,11 @@ _SHOWN = re.compile(
     r"db|protocol|(sentinel_)?username|client_name|timeout|max_connections|health_check_interval"
     r"|(socket|retry_on)_\w+|ssl_(ca_certs|ca_path|certfile|keyfile|cert_reqs|check_hostname)"
 )
+#: A host and its port on this machine itself.
+_LOOPBACK = re.compile(r"(localhost|127(\.\d+){1,3}|\[::1\])?(:\d+)?", re.IGNORECASE)
+_UNCHECKED = re.compile(
+    r"ssl_cert_reqs=(none|optional)|ssl_check_hostname=(false|no|n|f|0)", re.IGNORECASE
+)
 
 
 def mask(url: str) -> str:
@@ -68,6 +73,23 @@ def with_login(url: str, name: str, password: str, options: Mapping[str, str]) -
 def is_tls(url: str) -> bool:
     """Whether connections are encrypted."""
     return url.startswith("rediss")
+
+
+def leaves_machine(url: str) -> bool:
+    """Whether any of the servers that a URL names is on another machine, as far as the name tells."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme == "unix":
+        return False
+    where = re.split(r"[/?]", _login(rest)[2], maxsplit=1)[0]
+    return any(not _LOOPBACK.fullmatch(host) for host in where.split(",") if host)
+
+
+def unchecked(url: str) -> str:
+    """The option of a TLS URL that keeps the server's certificate or its name from being checked; or empty."""
+    for option in url.partition("?")[2].split("&"):
+        if _UNCHECKED.fullmatch(option):
+            return option
+    return ""
 
 
 def _login(rest: str) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 
+from fl_queue import exposed
 from fl_queue.records import Outcome, Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +88,13 @@ def test_the_runbook_has_every_status_of_a_rejected_update() -> None:
     assert said == set(get_args(Verdict)) - {"received", "accepted"}
 
 
+def risks() -> list[exposed.Risk]:
+    """What ``doctor`` makes findings of."""
+    plain, unchecked = "redis://u:p@far.example/0", "rediss://u:p@far.example/0?ssl_cert_reqs=none"
+    found = [risk for url in (plain, unchecked) for risk in exposed.of_url(url)]
+    return [*found, *filter(None, [exposed.of_version("7.0.15")])]
+
+
 def test_the_runbook_has_every_finding_of_doctor() -> None:
     text = section("What doctor finds")
     parts = [part for found in re.findall(r"`([^`]+)`", text) for part in found.split("...")]
@@ -99,6 +107,10 @@ def test_the_runbook_has_every_finding_of_doctor() -> None:
             # Two hand on a text that was made above: of an unreachable server, and of memory.
             if level != "'OK'" and what not in ("str(exc)", "what"):
                 bad.append(what)
+
+    for risk in risks():
+        found = [part for part in known if part in risk.what]
+        assert found, risk.what
 
     assert len(bad) >= 7
     assert [what for what in bad if not any(part in what for part in known)] == []

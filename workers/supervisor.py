@@ -22,7 +22,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fl_queue import liveness, names, statefolder
+from fl_queue import exposed, liveness, names, statefolder
 from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
@@ -209,6 +209,8 @@ def main() -> int:
     site = Site.from_environ()
     try:
         statefolder.enter(site.state_dir)
+        for risk in {risk: None for url in site.urls() for risk in exposed.of_url(url)}:
+            log.warning("%s; %s", risk.what, risk.fix)
         # Who starts it waits for a line; from then on it rides out what it can.
         site.store(PEOPLE).close()
     except FLQueueError as exc:

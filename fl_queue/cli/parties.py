@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 
-from fl_queue import credentials, enrolment, operatorkey
+from fl_queue import credentials, enrolment, exposed, operatorkey
 from fl_queue.cli.common import (
     Command,
     Where,
@@ -98,7 +98,7 @@ def enroll(
             say(f"# {server} server, a line of its aclfile each")
             for name, rules in users.items():
                 say(f"user {name} {' '.join(rule for rule in rules if rule != 'reset')}")
-    for note in made.notes:
+    for note in _notes(where, made):
         say(f"Note: {note}.", err=True)
     say(
         f"{output}: credentials of {client}, for Redis at {without_login(place.url)}; hand it over "
@@ -120,6 +120,14 @@ def revoke(where: Where, client: str, no_acl: bool) -> None:
     """
     for line in enrolment.revoke(where.open(), client, not no_acl):
         say(line)
+
+
+def _notes(where: Where, made: enrolment.Enrolled) -> list[str]:
+    """What the operator should know, once each."""
+    handed = (made.credentials.url, made.credentials.blob_url)
+    risks = [risk for url in (where.url, where.blob_url) for risk in exposed.of_url(url)]
+    risks += [risk for url in handed for risk in exposed.of_site_url(url)]
+    return [*made.notes, *dict.fromkeys(f"{what}; {fix}" for what, fix in risks)]
 
 
 def _tls(url: str, ca: Path | None, cert: Path | None, key: Path | None) -> dict[str, str]:

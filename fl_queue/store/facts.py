@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -37,6 +37,7 @@ class ServerFacts:
         save: Save points, ``3600 1 300 100``; empty: none.
         stops_writes: ``stop-writes-on-bgsave-error``: ``yes`` or ``no``.
         last_save: ``ok`` or ``err``: how its last save of a snapshot ended.
+        is_open: Whether its default user needs no password; False where it will not say.
         connections, max_connections: Connected clients, and how many there may be; 0 when unknown.
     """
 
@@ -57,6 +58,7 @@ class ServerFacts:
     save: str
     stops_writes: str
     last_save: str
+    is_open: bool
     connections: int
     max_connections: int
 
@@ -99,6 +101,7 @@ def _facts(client: redis.Redis, url: str) -> ServerFacts:
         save=settings.get("save", UNKNOWN),
         stops_writes=settings.get("stop-writes-on-bgsave-error", UNKNOWN),
         last_save=str(info.get("rdb_last_bgsave_status", UNKNOWN)),
+        is_open=_is_open(client),
         connections=int(info.get("connected_clients", 0)),
         max_connections=int(info.get("maxclients") or settings.get("maxclients") or 0),
     )
@@ -130,6 +133,16 @@ def _settings(client: redis.Redis) -> dict[str, str]:
                 raise
             return found
     return found
+
+
+def _is_open(client: redis.Redis) -> bool:
+    try:
+        user = client.acl_getuser("default")
+    except (redis.ResponseError, StoreUnavailable) as exc:
+        if isinstance(exc, StoreUnavailable) and exc.trouble in (Trouble.gone, Trouble.silent):
+            raise
+        return False
+    return {"on", "nopass"} <= set(cast(dict[str, list[str]], user or {}).get("flags", ()))
 
 
 def probe(client: redis.Redis, url: str) -> StoreUnavailable | None:

@@ -103,7 +103,7 @@ class Users:
     def open_to_all(self) -> bool:
         """Whether anybody who reaches one of the servers may do everything there, without a password."""
         return any(
-            b"nopass" in cast(list[bytes], _flags(answer))
+            {b"on", b"nopass"} <= set(cast(list[bytes], _flags(answer)))
             for client in self._clients.values()
             for answer in self._each(client, "GETUSER", "default")
         )

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import doctor, names
+from fl_queue import doctor, exposed, names
 from fl_queue.doctor import Finding
 from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store
+from fl_queue.urls import without_login
 from tests.conftest import chosen_server
 from tests.federation import wait_for
 
@@ -151,3 +152,19 @@ def test_a_user_who_may_not_write_the_probe_is_told_so(servers: EmbeddedRedis) -
     found = examine(servers)
     assert of(found, "WARN", "this user may not write a key to try it out")
     assert not [one for one in found if one.level == "FAIL"]
+
+
+def test_a_server_that_lets_in_everybody_and_has_known_holes_is_warned_of(tmp_path: Path) -> None:
+    with start(tmp_path / "state", server=chosen_server(), tcp=True) as servers:
+        shut = examine(servers)
+        with client_of(servers, "control") as client:
+            client.acl_setuser("default", enabled=True, nopass=True)
+            open_url = without_login(servers.url)
+            version = str(client.info()["redis_version"])
+            is_valkey = "valkey_version" in client.info()
+        found = doctor.examine(open_url, servers.blob_url, servers.state_dir, None)
+
+    assert of(shut, "WARN", "its default user needs no password") == []
+    assert len(of(found, "WARN", "its default user needs no password")) == 1
+    known = not is_valkey and exposed.of_version(version) is not None
+    assert len(of(found, "WARN", "has known holes")) == (2 if known else 0)
