@@ -17,10 +17,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from blake3 import blake3
 from redis.client import Pipeline
 
-from fl_queue import __version__, blob, checkpoint, flight, models, names, rounds, scores
+from fl_queue import (
+    __version__,
+    blob,
+    checkpoint,
+    flight,
+    models,
+    names,
+    rounds,
+    scores,
+    vouching,
+)
 from fl_queue.archive import (
     FORMAT,
     Document,
@@ -39,7 +48,7 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
-from fl_queue.records import Manifest, RoundRecord, dumps
+from fl_queue.records import Manifest, RoundRecord, digest_of, dumps
 from fl_queue.runs import current_config, find_run
 from fl_queue.store import RunState, Store, as_text
 from fl_queue.strategies.base import state_manifest
@@ -329,8 +338,9 @@ def _restore_state(
 def _create(store: Store, document: Document, run: str, name: str) -> None:
     """Write all keys of the run at once, unless the name has been taken meanwhile."""
     state = _restored_state(document, name)
+    segments, made = _signed_anew(store, document, run, name)
     evaluations = {key: dumps(value) for key, value in _verdicts(document).items()}
-    versions = {key: dumps(value) for key, value in document.versions.items()}
+    versions = {key: dumps(value) for key, value in made.items()}
     accepted = _newest_accepted(document)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
@@ -345,7 +355,7 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
         def write_all() -> None:
             pipe.hset(names.RUNS, name, run)
             pipe.hset(names.run(run), mapping=cast(dict[Any, Any], state))
-            pipe.set(names.config(run), dumps(document.config))
+            pipe.set(names.config(run), dumps(segments))
             pipe.set(names.manifest(run), dumps(document.manifest))
             pipe.hset(names.versions(run), mapping=cast(dict[Any, Any], versions))
             if document.history:
@@ -368,6 +378,30 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
         if living.get(name) == run:
             return  # It had been written, and the answer was lost.
         _refuse_taken(name, living)
+
+
+def _signed_anew(
+    store: Store, document: Document, run: str, name: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """
+    Config segments and versions under the operator's signature: those in the file are of another run id.
+
+    Of the versions the newest alone: rounds start from that one.
+    """
+    # The run has a version: it starts from no initial model.
+    segments = [
+        vouching.segment(store, run, name, number, _without_signature(found), None)
+        for number, found in enumerate(document.config)
+    ]
+    made = {key: _without_signature(entry) for key, entry in document.versions.items()}
+    newest, manifest = str(document.version), Manifest.from_json(dumps(document.manifest))
+    if signature := vouching.restored(store, run, document.version, made[newest], manifest):
+        made[newest] = {**made[newest], vouching.SIGNATURE: signature}
+    return segments, made
+
+
+def _without_signature(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in vouching.SIGNED_FIELDS}
 
 
 def _newest_accepted(document: Document) -> dict[str, str]:
@@ -395,7 +429,7 @@ def _restored_state(document: Document, name: str) -> dict[str, str]:
         "round": str(document.round),
         "waited_s": "0",
         "task": config["run"]["task"],
-        "config_digest": blake3(dumps(config).encode()).hexdigest(),
+        "config_digest": digest_of(config),
         "restored_from": dumps(_origins(document)),
     }
     if document.state["state"] not in ("completed", "failed"):

@@ -29,6 +29,7 @@ from fl_queue import (
     rounds,
     scores,
     turns,
+    vouching,
 )
 from fl_queue.config import too_few_for
 from fl_queue.drain import Drain
@@ -395,6 +396,7 @@ class Collector:
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
         first = ending.outcome == "initialised"
         made = self._make()
+        signature = vouching.version(self.store, self.run, self.round, made.entry, made.manifest)
         faults.reach("checkpoint.written")
         self.lease.check()
         whole = replace(
@@ -423,6 +425,7 @@ class Collector:
                 self.round, record, self.intake.manifest, self.strategy, self.config
             ),
             incarnation=self.token,
+            signature=signature,
         )
 
     def _make(self) -> Made:

@@ -23,6 +23,7 @@ from fl_queue.data_fields import check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, as_plain, toml_value, unknown_key
 from fl_queue.names import is_name
+from fl_queue.records import digest_of
 from fl_queue.sections import LOCAL, OF_MODE, SECTIONS, TABLES
 from fl_queue.spelling import nearest
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
@@ -248,6 +249,11 @@ class RunConfig:
             section: {key: value for key, value in fields.items() if (section, key) not in LOCAL}
             for section, fields in self.to_dict().items()
         }
+
+    @property
+    def digest(self) -> str:
+        """What the record is called by: the operator signs it, and a site may pin it."""
+        return digest_of(self.record())
 
     def learning_rate(self, round_number: int) -> float:
         """The learning rate of a round (numbered from 1): the newest schedule entry that has begun."""

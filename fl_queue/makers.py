@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import deadlines, dispatch, eligible, jobs, names, sampling, simulation
+from fl_queue import deadlines, dispatch, eligible, jobs, names, sampling, simulation, vouching
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.eligible import Eligible
@@ -100,8 +100,12 @@ def _ask(
     # Later than the one before, so that their order can be told.
     asked_at_s = max(current.elapsed_s, max(current.makers.values()) + 0.001)
     asked = {**current.makers, who: round(asked_at_s, 3)}
+    if vouching.why_not_here(store, run):
+        return False
+    cohort = sorted(asked)
     fields: dict[Any, Any] = {
-        "cohort": dumps(sorted(asked)),
+        vouching.SIGNED: vouching.with_cohort(store, current, cohort).signed,
+        "cohort": dumps(cohort),
         "makers": dumps(asked),
         "deadline_s": str(asked_at_s + longest_s),
     }

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fl_queue import checkpoint, faults, models
 from fl_queue.blob import Bytes, Tensor
@@ -68,6 +69,15 @@ class Made:
     download: str
     manifest: Manifest
     server_state: dict[str, str]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its digests, by their names in the run's record of versions."""
+        return {
+            "digest": self.digest,
+            "download": self.download,
+            "server_state": self.server_state,
+        }
 
 
 class Maker:

@@ -256,6 +256,8 @@ def initial_arrays(
     body = store.data.get_chunks(
         names.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
     )
+    if blob.body_digest(body) != initial["digest"]:
+        raise ChunksMissing(initial["digest"], 0)
     arrays, offset = {}, 0
     for name, dtype, shape in initial["tensors"]:
         array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)

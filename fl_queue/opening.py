@@ -25,6 +25,7 @@ from fl_queue import (
     preflight,
     sampling,
     simulation,
+    vouching,
     waiting,
 )
 from fl_queue.config import (
@@ -116,12 +117,18 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     except ConfigError as exc:  # So many clients were not foreseen when the config was read.
         set_state(store, state, "failed", str(exc), "run_failed")
         return False
+    if problem := vouching.why_not_here(store, state.run_id):
+        waiting.wait(store, state, config, problem, gives_up=False)
+        return False
+    shares = state.shares or (plan.shares if purpose == "train" else 0)
+    vouched = vouching.of_round(store, state, plan.number, fields, _population(state, plan), shares)
+    fields[vouching.SIGNED] = vouched.signed
     tickets = _tickets(store, state, plan, config)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if not is_as_seen(pipe, state):
             return None
-        return lambda: _write_round(store, pipe, state, plan, fields, tickets)
+        return lambda: _write_round(store, pipe, state, plan, fields, tickets, vouched.why_not)
 
     # What is taken over must be as it was seen: the healer may have replaced a ticket of it.
     watched = [names.run(state.run_id), names.round_jobs(state.run_id, state.round)]
@@ -189,15 +196,19 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         ineligible={**current.ineligible, **found.out},
     )
     tickets = [ticket for ticket in _tickets(store, state, plan, config) if ticket.who in chosen]
+    if vouching.why_not_here(store, run):
+        return
+    cohort = sorted((*current.cohort, *chosen))
+    vouched = vouching.with_cohort(store, current, cohort, _population(state, plan))
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         key = names.round_(run, current.number)
-        state_now, cohort = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort"]))
-        if state_now != b"open" or tuple(json.loads(cohort or b"[]")) != current.cohort:
+        state_now, known = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort"]))
+        if state_now != b"open" or tuple(json.loads(known or b"[]")) != current.cohort:
             return None
         if not is_as_seen(pipe, state):
             return None
-        return lambda: _write_more(store, pipe, state, current, plan, tickets)
+        return lambda: _write_more(store, pipe, state, plan, cohort, tickets, vouched.signed)
 
     store.control.transact([names.run(run), names.round_(run, current.number)], body)
 
@@ -206,15 +217,15 @@ def _write_more(
     store: Store,
     pipe: Pipeline,
     state: RunState,
-    current: RoundState,
     plan: _Plan,
+    cohort: Sequence[str],
     tickets: list[Ticket],
+    signed: str,
 ) -> None:
     run, number = state.run_id, plan.number
-    population = [*state.population, *sorted(_newcomers(state, plan))]
-    pipe.hset(names.run(run), "population", dumps(population))
-    cohort = sorted((*current.cohort, *plan.cohort))
+    pipe.hset(names.run(run), "population", dumps(_population(state, plan)))
     fields = {
+        vouching.SIGNED: signed,
         "cohort": dumps(cohort),
         "eligible": dumps(plan.eligible),
         "ineligible": dumps(plan.ineligible),
@@ -293,22 +304,6 @@ def _groups(cohort: Sequence[str], config: RunConfig) -> int:
     return simulation.group_count(len(cohort), simulation.processes(config))
 
 
-def _sum_fields(config: RunConfig, plan: _Plan) -> dict[str, str]:
-    """The format of the round's exact sum."""
-    is_async = plan.mode == "async"
-    made = sum_format(
-        config.aggregation,
-        config.strategy,
-        plan.buffer if is_async else len(plan.cohort),
-        config.round if is_async else None,
-    )
-    return {
-        "w_max": str(made.w_max),
-        "scales": dumps({kind: list(scale) for kind, scale in made.scales.items()}),
-        "discount": dumps(made.discount.to_dict() if made.discount else {}),
-    }
-
-
 def _quorum(config: RunConfig, plan: _Plan) -> int:
     size = len(plan.cohort)
     if plan.mode == "async":
@@ -321,6 +316,9 @@ def _quorum(config: RunConfig, plan: _Plan) -> int:
 
 def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
     now = f"{store.control.now():.6f}"
+    rounds = config.round if plan.mode == "async" else None
+    updates = plan.buffer or len(plan.cohort)
+    format_ = sum_format(config.aggregation, config.strategy, updates, rounds)
     return {
         "state": "open",
         "purpose": plan.purpose,
@@ -345,7 +343,7 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "download": state.download if config.model["codec"] != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
-        **_sum_fields(config, plan),
+        **format_.fields(),
         "segment": str(state.segment),
         "reason": "",
     }
@@ -354,6 +352,16 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
 def _newcomers(state: RunState, plan: _Plan) -> set[str]:
     """Clients that the run has not seen before this round."""
     return set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
+
+
+def _population(state: RunState, plan: _Plan) -> list[str]:
+    """
+    The clients that the run has seen, this round's included.
+
+    A client's place in this list is its share of a data set that is split over clients: it keeps the place
+    for the life of the run, and who comes later is appended.
+    """
+    return [*state.population, *sorted(_newcomers(state, plan))]
 
 
 def _population_count(state: RunState, plan: _Plan) -> int:
@@ -399,12 +407,9 @@ def _write_round(
     plan: _Plan,
     fields: Mapping[str, str],
     tickets: list[Ticket],
+    unsigned: str,
 ) -> None:
     run, number = state.run_id, plan.number
-    newcomers = _newcomers(state, plan)
-    # A client's place in this list is its share of a data set that is split over clients: it keeps
-    # the place for the life of the run, and who comes later is appended.
-    population = [*state.population, *sorted(newcomers)]
     pipe.hset(
         names.run(run),
         mapping={
@@ -412,7 +417,7 @@ def _write_round(
             "waited_s": "0",
             "reason": "",
             "not_evaluated": "",
-            "population": dumps(population),
+            "population": dumps(_population(state, plan)),
         },
     )
     if plan.purpose == "train":
@@ -434,3 +439,6 @@ def _write_round(
     if plan.mode == "async":
         event["carried"] = sorted(plan.carried)
     store.control.add_event(run, event, pipe)
+    if unsigned:
+        event = {"event": "round_unsigned", "round": number, "reason": unsigned}
+        store.control.add_event(run, event, pipe)

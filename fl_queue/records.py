@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from blake3 import blake3
 
 from fl_queue import plain
 from fl_queue.errors import BlobError
@@ -58,6 +59,11 @@ def dumps(value: Any) -> str:
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
     )
+
+
+def digest_of(value: Any) -> str:
+    """BLAKE3 of a value's JSON, hexadecimal: what a config is called by."""
+    return blake3(dumps(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from blake3 import blake3
 from redis.client import Pipeline
 
-from fl_queue import decisions, faults, names
+from fl_queue import decisions, faults, names, vouching
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
-from fl_queue.records import dumps, updates_in
+from fl_queue.records import digest_of, dumps, updates_in
 from fl_queue.sections import FIXED
 from fl_queue.store import RunState, Store, as_text, parse_run_state
 
@@ -82,7 +81,7 @@ def start_run(
         if existing is None:
             done = _create(store, name, config, rounds, initial)
         else:
-            done = _continue(store, existing, config, rounds, by)
+            done = _continue(store, existing, config, rounds, initial, by)
         if done:
             faults.reach("run.created")
             return find_run(store, name)
@@ -92,7 +91,8 @@ def _create(
     store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
 ) -> bool:
     run = names.new_run_id(name)
-    record = config.record()
+    made = {"from_round": 0, "config": config.record()}
+    first = vouching.segment(store, run, name, 0, made, initial)
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         if pipe.hexists(names.RUNS, name):
@@ -101,7 +101,7 @@ def _create(
         def write() -> None:
             pipe.hset(names.RUNS, name, run)
             pipe.hset(names.run(run), mapping=_first_state(store, name, config, rounds, initial))
-            pipe.set(names.config(run), dumps([{"from_round": 0, "config": record}]))
+            pipe.set(names.config(run), dumps([first]))
             store.control.add_event(run, {"event": "run_created", "rounds": rounds}, pipe)
 
         return write
@@ -126,13 +126,21 @@ def _first_state(
         "segment": "0",
         "population": "[]",
         "initial": dumps(initial) if initial else "",
-        "config_digest": blake3(dumps(config.record()).encode()).hexdigest(),
+        "config_digest": digest_of(config.record()),
         "created_at": f"{store.control.now():.3f}",
     }
 
 
-def _continue(store: Store, run: str, config: RunConfig, rounds: int, by: str) -> bool:
+def _continue(
+    store: Store,
+    run: str,
+    config: RunConfig,
+    rounds: int,
+    initial: Mapping[str, Any] | None,
+    by: str,
+) -> bool:
     record = config.record()
+    vouching.check_key(store, run)
 
     def body(pipe: Pipeline) -> decisions.Change | None:
         # All of it is read under WATCH: what was read before may be of another round, or segment.
@@ -146,6 +154,9 @@ def _continue(store: Store, run: str, config: RunConfig, rounds: int, by: str) -
         changed = _changed_fields(state, segments[-1]["config"], record)
         if changed:
             segments.append({"from_round": state.round + 1, "config": record})
+        given = initial if state.version is None else None
+        segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
+        newest = _adopted(store, state, pipe)
         fields: dict[Any, Any] = {
             "state": "training",
             "reason": "",
@@ -153,19 +164,23 @@ def _continue(store: Store, run: str, config: RunConfig, rounds: int, by: str) -
             "waited_s": "0",
             "rounds_wanted": str((state.version or 0) + rounds),
             "segment": str(len(segments) - 1),
-            "config_digest": blake3(dumps(record).encode()).hexdigest(),
+            **({"initial": dumps(given)} if given else {}),
+            "config_digest": digest_of(record),
         }
 
         def write() -> None:
             pipe.hset(names.run(run), mapping=fields)
             pipe.set(names.config(run), dumps(segments))
+            if newest is not None:
+                pipe.hset(names.versions(run), str(state.version), dumps(newest))
 
         return decisions.Change(
             {"event": "run_continued", "rounds": rounds, "changed": changed}, write
         )
 
     try:
-        return decisions.decide(store, run, [names.run(run), names.config(run)], body, by)
+        watched = [names.run(run), names.config(run), names.versions(run)]
+        return decisions.decide(store, run, watched, body, by)
     except _Trains:
         if decisions.was_made(store, run, by):
             return True
@@ -176,6 +191,38 @@ def _continue(store: Store, run: str, config: RunConfig, rounds: int, by: str) -
         state.name,
         f"{describe_state(store, state)}; attach to it with `fl-queue watch {state.name}`, or wait until it has ended",
     )
+
+
+def _signed(
+    store: Store,
+    state: RunState,
+    number: int,
+    found: Mapping[str, Any],
+    record: Mapping[str, Any],
+    initial: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """
+    The newest segment of a run's config, signed anew: whoever goes on with the run has just named its config.
+
+    Args:
+        found: As Redis has it, which may be of before there was a key.
+        record: The config that was named, which does not differ from it.
+        initial: The initial model that was named, of a run without a version.
+    """
+    if initial is None and state.version is None and state.initial and vouching.SIGNATURE in found:
+        return dict(found)  # Its signature covers the initial model it was begun with.
+    made = {"from_round": found["from_round"], "config": dict(record)}
+    return vouching.segment(store, state.run_id, state.name, number, made, initial)
+
+
+def _adopted(store: Store, state: RunState, pipe: Pipeline) -> dict[str, Any] | None:
+    """The entry of the newest version with a signature, of a run that is older than the operator's key."""
+    if state.version is None:
+        return None
+    raw = cast("bytes | None", pipe.hget(names.versions(state.run_id), str(state.version)))
+    if raw is None:
+        return None
+    return vouching.adopted(store, state, json.loads(raw), store.control.manifest(state.run_id))
 
 
 class _Trains(Exception):

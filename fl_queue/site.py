@@ -40,6 +40,7 @@ class Site:
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
         approve: Whether what was made of its data leaves only when somebody here says so.
+        pins: Digests of the only configs that it serves; empty: any.
     """
 
     url: str = ""
@@ -58,6 +59,7 @@ class Site:
     quiet_hours: tuple[str, ...] = ()
     max_examples: int = 0
     approve: bool = False
+    pins: tuple[str, ...] = ()
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -81,6 +83,7 @@ class Site:
             quiet_hours=_listed(environ, "FLQ_SITE_QUIET_HOURS"),
             max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
             approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
+            pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -102,6 +105,7 @@ class Site:
             "FLQ_SITE_QUIET_HOURS": ",".join(self.quiet_hours),
             "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
+            "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
         }
 
     @property
@@ -158,7 +162,7 @@ class Site:
         Raises:
             StoreUnavailable: No URL is given and no private servers run.
         """
-        return Store(*self.urls(), self.other_users())
+        return Store(*self.urls(), self.other_users(), state_dir=self.state_dir)
 
     def store(self, timeouts: Timeouts = WORKERS, needs_data: bool = True) -> Store:
         """

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fl_queue import staleness
 from fl_queue.exact import Scale, choose_scales
+from fl_queue.records import dumps
 from fl_queue.staleness import Discount
 from fl_queue.strategies import get_strategy, largest_weight
 
@@ -22,6 +23,14 @@ class SumFormat(NamedTuple):
     w_max: int
     scales: dict[str, Scale]
     discount: Discount | None = None
+
+    def fields(self) -> dict[str, str]:
+        """As a round's hash has it."""
+        return {
+            "w_max": str(self.w_max),
+            "scales": dumps({kind: list(scale) for kind, scale in self.scales.items()}),
+            "discount": dumps(self.discount.to_dict() if self.discount else {}),
+        }
 
 
 def sum_format(

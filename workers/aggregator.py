@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from fl_queue import exact, names
+from fl_queue import exact, names, vouching
 from fl_queue.collect import Collector
 from fl_queue.errors import OwnershipLost
 from fl_queue.site import Site
@@ -25,9 +25,11 @@ def aggregate(run: str, number: int) -> str:
     Raises:
         StoreUnavailable: The round stays open; the job is begun again when Redis can be used.
         CheckpointError: The round stays open; the healer issues a new attempt.
+        ConfigError: The run is signed, and this machine cannot sign; another one's aggregator may take the job.
     """
     site = Site.from_environ()
     store = site.connect()
+    vouching.check_key(store, run)
     # Each incarnation takes a fence, and only so many fences back are looked for what they hold.
     store.data.probe()
     try:

@@ -66,6 +66,7 @@ class Assignment:
     Args:
         base: The model to start from, when it has been fetched already.
         is_watched: Whether people are told how it goes; a virtual client is one of too many.
+        manifest: The run's, where it has been read and checked already.
     """
 
     store: Store
@@ -76,6 +77,7 @@ class Assignment:
     config: RunConfig
     base: Base | None = None
     is_watched: bool = True
+    manifest: Manifest | None = None
 
     @property
     def run(self) -> str:
@@ -172,7 +174,7 @@ def manifest_of(job: Assignment) -> Manifest:
     Raises:
         ModelMismatch: There is none.
     """
-    manifest = job.store.control.manifest(job.run)
+    manifest = job.manifest or job.store.control.manifest(job.run)
     if manifest is None:
         raise ModelMismatch(f"run {job.run} has no manifest", public=True)
     return manifest

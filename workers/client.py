@@ -35,17 +35,24 @@ from fl_queue import (
     rounds,
     simulation,
     training,
+    trust,
     unknown,
     update,
 )
 from fl_queue.clientstate import Kept
-from fl_queue.errors import BlobError, ConfigError, DataError, NoRoom
+from fl_queue.config import RunConfig
+from fl_queue.errors import (
+    BlobError,
+    ConfigError,
+    DataError,
+    NoRoom,
+    UnknownRun,
+)
 from fl_queue.header import Header
 from fl_queue.header_fields import MAX_TEXT
-from fl_queue.records import CANNOT
-from fl_queue.runs import current_config
+from fl_queue.records import CANNOT, Purpose
 from fl_queue.site import Site
-from fl_queue.store import AWAITED, REDIS_ERRORS, Store
+from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store
 from fl_queue.strategies.base import (
     RESIDUAL,
 )
@@ -53,7 +60,7 @@ from fl_queue.tasks.logged import Logged
 from fl_queue.told import class_name, told
 from workers import keeping, rqworker, telling
 from workers.assignment import Assignment, DataWaits, RoundEnded, fetch_base
-from workers.progress import Progress, announce, say
+from workers.progress import Progress, announce, refused, say
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +122,8 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     site = Site.from_environ()
     store = site.connect()
     tidy(store, site, who)
-    state, current = store.control.run(run), store.control.round(run, number)
+    current = store.control.round(run, number)
+    state = store.control.run(run)
     if (
         state is None
         or current is None
@@ -126,10 +134,12 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     newest = store.control.job(run, max(number, state.round), who)
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
-    job = Assignment(store, site, who, state, current, current_config(store, run, current.segment))
+    job, untrusted = _trusted(store, site, who, state, current, make)
     why = pauses.why_paused(site)
+    if untrusted:
+        make = _declining(untrusted, trust.Refused.__name__)
     # Version 0 takes nothing of a site's data, and a run ends without it.
-    if why and make is not make_initial:
+    elif why and make is not make_initial:
         make = _declining(why)
     try:
         kept = find_or_make(job, make)
@@ -272,9 +282,43 @@ def _failure(job: Assignment, reason: str, cannot: str = "") -> Header:
     return replace(job.header("failure"), reason=reason[:MAX_TEXT], environment=environment)
 
 
-def _declining(why: str) -> Make:
-    """The answer of a site that does not train now: the round ends by its rule, and need not wait."""
-    return lambda job: Answer(_failure(job, why))
+def _declining(why: str, cannot: str = "") -> Make:
+    """
+    The answer of a site that does not train now: the round ends by its rule, and need not wait.
+
+    Args:
+        cannot: As of ``_failure``.
+    """
+    return lambda job: Answer(_failure(job, why, cannot))
+
+
+def _trusted(
+    store: Store, site: Site, who: str, state: RunState, current: RoundState, make: Make
+) -> tuple[Assignment, str]:
+    """
+    A job whose round, config and model this site believes; or why it refuses it.
+
+    Nothing of a refused config is used: what the refusal needs to be sent is as by default.
+    """
+    segments, manifest = store.control.config_segments(state.run_id), None
+    if not segments:
+        raise UnknownRun(state.name, list(store.control.run_names()))
+    if current.purpose != "initialise":
+        manifest = store.control.manifest(state.run_id)
+    asked = trust.Question(who, _purpose(make), state, current, segments, manifest)
+    try:
+        config = trust.round_config(site, asked)
+    except trust.Refused as exc:
+        refused(store, site, exc)
+        plain = Assignment(store, site, who, state, current, RunConfig.from_dict({}))
+        return plain, str(exc)
+    return Assignment(store, site, who, state, current, config, manifest=manifest), ""
+
+
+def _purpose(make: Make) -> Purpose:
+    if make is make_initial:
+        return "initialise"
+    return "evaluate" if make is make_evaluation else "train"
 
 
 def _made(job: Assignment, make: Make) -> Answer:

@@ -9,13 +9,13 @@ import sys
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, faults, metrics, models, names, reproducible, training
+from fl_queue import blob, faults, metrics, models, names, reproducible, training, trust
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.records import Sums
-from fl_queue.runs import current_config, find_run
+from fl_queue.runs import find_run
 from fl_queue.site import Site
-from fl_queue.store import REDIS_ERRORS, Store
+from fl_queue.store import REDIS_ERRORS, RunState, Store
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.told import told
@@ -42,8 +42,10 @@ def evaluate(run: str, version: int) -> str:
     store = site.connect()
     config = None
     try:
-        config = current_config(store, run)
-        sums = _sums(store, site, run, version, config)
+        state = find_run(store, run)
+        segments = store.control.config_segments(run)
+        config = trust.segment_config(site, state, segments, state.segment)
+        sums = _sums(store, site, state, version, config)
     except (JobTimeoutException, ChunksMissing, *REDIS_ERRORS):
         raise
     # The task is its owner's code and may raise anything; it is recorded, and holds up no round.
@@ -59,7 +61,8 @@ def evaluate(run: str, version: int) -> str:
     return f"evaluated: {finished}"
 
 
-def _sums(store: Store, site: Site, run: str, version: int, config: RunConfig) -> Sums:
+def _sums(store: Store, site: Site, state: RunState, version: int, config: RunConfig) -> Sums:
+    run = state.run_id
     task = load_task(config.run["task"], config, site.allow, site.data_dir)
     data = task.test_data(site.data_dir or config.data["dir"])
     if data is None:
@@ -73,15 +76,15 @@ def _sums(store: Store, site: Site, run: str, version: int, config: RunConfig) -
     if manifest is None:
         raise ChunksMissing(entry["digest"], 0)
     body = models.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
-    context = _context(store, site, run, config)
+    context = _context(state, site, config)
     return training.evaluate_version(task, manifest, blob.views(manifest, body), data, context)
 
 
-def _context(store: Store, site: Site, run: str, config: RunConfig) -> ClientContext:
+def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
     return ClientContext.of(
         config,
         client=names.EVALUATOR,
-        run=find_run(store, run).name,
+        run=state.name,
         round_number=1,
         data_dir=site.data_dir,
         device=site.device,

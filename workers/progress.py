@@ -5,13 +5,16 @@ What a client tells people while it trains: on its terminal, and in its events.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 
 from fl_queue import shown
-from fl_queue.store import REDIS_ERRORS, complaint
+from fl_queue.site import Site
+from fl_queue.store import REDIS_ERRORS, Store, complaint
 from fl_queue.tasks import ClientContext
 from fl_queue.tasks.logged import Logged
+from fl_queue.trust import Refused
 from workers.assignment import Assignment
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,15 @@ class Progress:
 def tell(job: Assignment, event: Mapping[str, object]) -> None:
     """Add an event to the client's stream."""
     say(lambda: job.store.control.add_client_event(job.who, event))
+
+
+def refused(store: Store, site: Site, why: Refused) -> None:
+    """Say that this site does not do a job: in its log, and in its client's events."""
+    log.warning("client=%s refused: %s", site.client, why)
+    job = os.environ.get("RQ_JOB_ID", "")
+    event = {"event": "job_refused", "job": job, "reason": str(why), "by": site.worker}
+    if site.client:
+        say(lambda: store.control.add_client_event(site.client, event))
 
 
 def say(write: Callable[[], None]) -> None:

@@ -27,6 +27,16 @@ def sentence(site: Site) -> str:
     )
 
 
+def warn_if_unchecked(site: Site) -> None:
+    """Credentials of before there was an operator's key: nothing that Redis says can be checked."""
+    if site.secrets is not None and not site.secrets.operator_key:
+        log.warning(
+            "%s has no operator_key: what comes from Redis is not checked; have the operator enrol %s again",
+            site.credentials,
+            site.secrets.client,
+        )
+
+
 def end_when_revoked(site: Site) -> None:
     """End this process, which is to have credentials, once its login is refused for good."""
     own = os.getpid()

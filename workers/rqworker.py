@@ -46,7 +46,7 @@ from fl_queue.store import (
 from fl_queue.told import told
 from workers.horse import HorseWorker
 from workers.process import EXIT_REFUSED, log_to_console
-from workers.revoked import end_when_revoked
+from workers.revoked import end_when_revoked, warn_if_unchecked
 
 log = logging.getLogger(__name__)
 
@@ -395,6 +395,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         signing.preload()
     if site.credentials:
         end_when_revoked(site)
+        warn_if_unchecked(site)
     try:
         url, _ = site.urls()
         connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())

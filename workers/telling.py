@@ -9,10 +9,9 @@ import os
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import facts, simulation
+from fl_queue import facts, simulation, trust
 from fl_queue.config import RunConfig
 from fl_queue.records import dumps
-from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import REDIS_ERRORS, RunState
 from fl_queue.tasks import ClientContext
@@ -20,6 +19,7 @@ from fl_queue.tasks.asked import training_data
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
 from fl_queue.told import told
+from workers.progress import refused
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,13 @@ def tell(run: str, segment: int) -> str:
     state = store.control.run(run)
     if state is None or not state.active or state.segment != segment:
         return "nobody wants to know any more"
-    config = current_config(store, run, segment)
-    found = look(site, state, config)
+    try:
+        config = trust.segment_config(site, state, store.control.config_segments(run), segment)
+    except trust.Refused as exc:
+        refused(store, site, exc)
+        found = {facts.PROBLEM: facts.line(str(exc)), facts.CANNOT: "yes"}
+    else:
+        found = look(site, state, config)
     answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
     store.control.tell(site.client, run, dumps(answer))
     return "told"

@@ -214,16 +214,23 @@ def config_group() -> None:
 @config_argument(required=False)
 @set_option()
 @click.option("--defaults", is_flag=True, help="Every field with its meaning and default.")
+@click.option(
+    "--digest",
+    is_flag=True,
+    help="Its digest alone, for a site's --pin-config: any other setting is another one.",
+)
 @json_option
 def config_show(
-    config: str | None, overrides: tuple[str, ...], defaults: bool, as_json: bool
+    config: str | None, overrides: tuple[str, ...], defaults: bool, digest: bool, as_json: bool
 ) -> None:
     """The config a run would get, after file, environment and --set; passwords masked."""
     if defaults:
         write(config_text.render_defaults())
         return
     loaded = configs.load(config, overrides)
-    if as_json:
+    if digest:
+        click.echo(loaded.digest)
+    elif as_json:
         write_json(config_text.masked(loaded))
     else:
         write(config_text.to_toml(config_text.masked(loaded)))

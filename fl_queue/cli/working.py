@@ -26,6 +26,7 @@ from fl_queue.errors import ConfigError
 from fl_queue.ownmodules import python_command
 from fl_queue.site import Site
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -106,6 +107,13 @@ def _credentials_option(command: Command) -> Command:
     is_flag=True,
     help="Updates and evaluations wait in the outbox until somebody here says `fl-queue approve`.",
 )
+@click.option(
+    "--pin-config",
+    "pins",
+    multiple=True,
+    metavar="DIGEST|FILE",
+    help="Serve only runs of this config, by its digest (`fl-queue config show --digest`) or as a file; may be repeated.",
+)
 @connection_options
 def worker_client(
     where: Where,
@@ -119,6 +127,7 @@ def worker_client(
     max_examples: int,
     quiet_hours: tuple[str, ...],
     approve: bool,
+    pins: tuple[str, ...],
 ) -> None:
     """
     Train for one data owner, on its own machine, with its own data.
@@ -139,6 +148,7 @@ def worker_client(
         _site(where, data, task_allow, device, threads, client, file),
         max_examples=max_examples,
         approve=approve,
+        pins=tuple(map(_pinned, pins)),
         loader_workers=loader_workers,
         quiet_hours=tuple(str(hours.parse(span)) for span in quiet_hours),
     )
@@ -197,6 +207,21 @@ def worker_aggregator(where: Where, strategy_allow: tuple[str, ...]) -> None:
     """Merge updates into versions, write checkpoints, and heal what dies."""
     site = replace(_site(where, "", (), "cpu", 1), strategy_allow=strategy_allow)
     _become_worker("aggregator", site)
+
+
+def _pinned(given: str) -> str:
+    """
+    Digest of a config that this site consents to.
+
+    Raises:
+        ConfigError: It is no digest, and no config either.
+    """
+    if _DIGEST.fullmatch(given):
+        return given
+    from fl_queue import config as configs
+
+    # Overrides and the environment of this machine are not the operator's: the file alone counts.
+    return configs.load(given, (), {}).digest
 
 
 def _enrolled_as(file: Path | None, client: str) -> str:

@@ -35,7 +35,7 @@ from fl_queue.store.presence import (
 )
 from fl_queue.store.queues import Replacement
 from fl_queue.store.repeating import complaint, hurried, outlast, stop_waiting, waits_for
-from fl_queue.store.states import Glance, RoundState, RunState, parse_run_state
+from fl_queue.store.states import Glance, RoundState, RunState, parse_round_state, parse_run_state
 from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "keys_like",
     "outlast",
     "own_login",
+    "parse_round_state",
     "parse_run_state",
     "plain_client",
     "probe",
@@ -97,6 +98,7 @@ class Store:
         others: Purpose -> (url, blob_url) as another user, for a client that is several; see ``acl``.
         timeouts: How long an answer is waited for.
         needs_data: Whether the data server has to be there from the beginning.
+        state_dir: This machine's folder, where an operator's key may be; None: it is not known.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Store:
         others: OtherUsers = NOBODY,
         timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
+        state_dir: Path | None = None,
     ) -> None:
         self._made_of = url, blob_url, others
+        self.state_dir = state_dir
         self.servers = connect(url, blob_url, others, timeouts, needs_data)
         self.control = Control(self.servers.control)
         self.data = Data(self.servers)
@@ -134,7 +138,7 @@ class Store:
             StoreUnavailable: Not reachable, too old, or no URL and no private servers.
         """
         url, blob_url = resolve_urls(url, blob_url, state_dir)
-        store = cls(url, blob_url, others, timeouts, needs_data)
+        store = cls(url, blob_url, others, timeouts, needs_data, state_dir)
         if needs_data:
             store.check()
         else:
@@ -143,7 +147,7 @@ class Store:
 
     def with_timeouts(self, timeouts: Timeouts) -> Store:
         """The same servers, for work that takes a slow line a while; a context manager, too."""
-        return Store(*self._made_of, timeouts)
+        return Store(*self._made_of, timeouts, state_dir=self.state_dir)
 
     @property
     def is_whole(self) -> bool:

@@ -332,6 +332,7 @@ class Control(Events):
         server_state: Mapping[str, str] | None = None,
         keeping: Mapping[str, tuple[int, str]] | None = None,
         incarnation: str = "",
+        signature: str = "",
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
@@ -341,6 +342,7 @@ class Control(Events):
             server_state: Name -> digest of the strategy's state that belongs to the new version.
             keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
             incarnation: Token that the round was claimed with; empty: of no aggregator.
+            signature: The operator's, of the new version; empty: it has none.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -371,7 +373,7 @@ class Control(Events):
             client: dumps({"round": began, "digest": update})
             for client, (began, update) in (keeping or {}).items()
         }
-        args += [download, dumps(server_state or {}), dumps(kept), incarnation]
+        args += [download, dumps(server_state or {}), dumps(kept), incarnation, signature]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 

@@ -23,6 +23,7 @@ class RunState:
     run it was restored from, what that one was restored from, and so on.
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
+    ``config_digest``: of the newest segment of its config, as somebody who watches reads it; nobody relies on it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class RunState:
     restored_from: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     not_evaluated: str = ""
+    config_digest: str = ""
 
     @property
     def active(self) -> bool:
@@ -65,7 +67,7 @@ class RoundState:
     ``mode``, ``carried``, ``discount``, ``ineligible``: as in ``RoundRecord``. ``failure``: why an aggregator
     could not end it, ``failures`` times running. ``makers``: who was asked
     for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
-    run it belongs to, see ``preflight.start_of``.
+    run it belongs to, see ``preflight.start_of``. ``signed``: what the operator has signed of it, as JSON.
     """
 
     number: int
@@ -99,6 +101,7 @@ class RoundState:
     ineligible: Mapping[str, str] = field(default_factory=dict)
     makers: Mapping[str, float] = field(default_factory=dict)
     start: str = ""
+    signed: str = ""
 
     @property
     def is_async(self) -> bool:
@@ -179,6 +182,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         left_out=json.loads(raw.get("left_out", "{}")),
         not_evaluated=raw.get("not_evaluated", ""),
         reason_at=float(raw.get("reason_at", 0)),
+        config_digest=raw.get("config_digest", ""),
     )
 
 
@@ -216,4 +220,5 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         ineligible=json.loads(raw.get("ineligible", "{}")),
         makers=_makers(raw),
         start=raw.get("start", ""),
+        signed=raw.get("signed", ""),
     )

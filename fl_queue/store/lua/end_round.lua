@@ -10,6 +10,7 @@
 --      17 token of the incarnation ('' for none): a control server that has lost its last writes counts to the
 --      same fence again, and a sum that was made for another round of this number must not be committed
 --      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
+--      18 the operator's signature of the version ('' for none), base64
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
 if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is not training' end
@@ -31,6 +32,7 @@ if ARGV[6] ~= '' then
   if ARGV[14] ~= '' then download = string.format('"download":"%s",', ARGV[14]) end
   local kept = ''
   if ARGV[15] ~= '{}' then kept = ',"server_state":' .. ARGV[15] end
+  if ARGV[18] ~= '' then kept = kept .. string.format(',"signature":"%s"', ARGV[18]) end
   redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s%s}', ARGV[7], download, ARGV[1], kept))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
   for client, update in pairs(cjson.decode(ARGV[16])) do

@@ -1,0 +1,296 @@
+"""
+The operator's side signs: configs when a run is begun, versions when they are committed, rounds when they are opened.
+
+Redis is not believed here either: a round is signed only if its config and its model carry the operator's
+signature, and a version only if it was made from the model that its round was signed with. Else a round is
+opened without a signature, and sites that hold the operator's key refuse it, with the reason in the run's
+events. A machine without the key opens no round of a run that is signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fl_queue import checkpoint, models, operatorkey, statements
+from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch
+from fl_queue.operatorkey import OperatorKey
+from fl_queue.records import Manifest, digest_of
+from fl_queue.store import RoundState, RunState, Store, parse_round_state
+from fl_queue.strategies.base import state_manifest
+
+#: Of a segment of a run's config, and of an entry of its versions.
+SIGNATURE = "signature"
+#: Of both: what a signature has been made with, and is of no use without it.
+SIGNED_FIELDS = (SIGNATURE, "initial")
+#: Of a round's hash.
+SIGNED = "signed"
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """
+    What is written of a round's signature.
+
+    Args:
+        signed: The signed statement; empty: it has none.
+        why_not: Why the operator's side, which has a key, does not sign it.
+    """
+
+    signed: str = ""
+    why_not: str = ""
+
+
+def key_of(store: Store) -> OperatorKey | None:
+    """
+    The operator's key, as far as this machine has it.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    return operatorkey.find(store.state_dir) if store.state_dir is not None else None
+
+
+# Configs
+
+
+def segment(
+    store: Store,
+    run: str,
+    name: str,
+    number: int,
+    made: Mapping[str, Any],
+    initial: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """
+    A segment of a run's config with the operator's signature; as it is where this machine has no key.
+
+    Args:
+        made: ``{"from_round": n, "config": {...}}``.
+        initial: What the run records of its initial model.
+    """
+    key = key_of(store)
+    if key is None:
+        return dict(made)
+    signing = {**made, "initial": statements.initial_digest(initial)}
+    statement = statements.of_segment(run, name, number, signing)
+    return {**signing, SIGNATURE: statements.sign("config", statement, key)}
+
+
+def is_segment_signed(
+    run: str, name: str, number: int, found: Mapping[str, Any], public: str
+) -> bool:
+    """Whether the operator has signed a segment of a run's config. Args: ``public``: half of the key."""
+    statement = statements.of_segment(run, name, number, found)
+    return statements.is_signed("config", statement, found.get(SIGNATURE), public)
+
+
+def lacks_key(store: Store, run: str) -> str:
+    """
+    Why this machine cannot go on with a run: it is signed, and the key is not here; empty: it can.
+
+    Raises:
+        ConfigError: The key is here, and cannot be used.
+    """
+    if key_of(store) is not None:
+        return ""
+    if not any(SIGNATURE in found for found in store.control.config_segments(run)):
+        return ""
+    return (
+        f"what this run sends to sites is signed, and there is no {operatorkey.FILE} in {store.state_dir}; "
+        f"copy it there from the operator's machine, or name it in {operatorkey.VARIABLE}"
+    )
+
+
+def why_not_here(store: Store, run: str) -> str:
+    """The same, whatever is wrong with the key."""
+    try:
+        return lacks_key(store, run)
+    except ConfigError as exc:
+        return str(exc)
+
+
+def check_key(store: Store, run: str) -> None:
+    """
+    Raises:
+        ConfigError: The run is signed, and this machine cannot sign.
+    """
+    if why := lacks_key(store, run):
+        raise ConfigError("--operator-key", why)
+
+
+# Versions
+
+
+def version(
+    store: Store, run: str, current: RoundState, entry: Mapping[str, Any], made: Manifest
+) -> str:
+    """
+    The operator's signature of the version that a round makes; empty: its round has none either.
+
+    Args:
+        entry: Its digests, as the run's ``versions`` hash will have them.
+        made: The run's manifest.
+
+    Raises:
+        ModelMismatch: It was not made from the model that the round was signed with.
+    """
+    key = key_of(store)
+    statement = statements.opened(current.signed, key.public) if key is not None else None
+    if key is None or statement is None:
+        return ""
+    made_from = (run, current.number, current.base_version, current.base_digest)
+    signed = tuple(statement[name] for name in ("run", "round", "base_version", "base_digest"))
+    if made_from != signed or dict(current.server_state) != statement["server_state"]:
+        raise ModelMismatch(
+            f"round {current.number} was signed for another model than it starts from now; "
+            "somebody has changed it in Redis"
+        )
+    number = 0 if current.purpose == "initialise" else current.base_version + 1
+    return _version_signature(run, number, entry, made, key)
+
+
+def adopted(
+    store: Store, state: RunState, entry: Mapping[str, Any], made: Manifest | None
+) -> dict[str, Any] | None:
+    """
+    The entry of a run's newest version with the operator's signature, for a run that is older than the key.
+
+    Args:
+        entry: As the run's ``versions`` hash has it.
+        made: The run's manifest.
+
+    Returns:
+        None: it is signed already, or this machine has not made it and cannot say what it is.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    key = key_of(store)
+    if key is None or store.state_dir is None or made is None or SIGNATURE in entry:
+        return None
+    folder, layout = models.checkpoint_folder(store.state_dir, state.run_id), state_manifest(made)
+    try:
+        checkpoint.open_body(folder, entry["digest"], made)
+        for kept_with_it in entry.get("server_state", {}).values():
+            checkpoint.open_body(folder, kept_with_it, layout)
+    except CheckpointError:
+        return None
+    if entry.get("download"):
+        return None  # What clients fetch is not on disk: it is the next version that is signed.
+    return {
+        **entry,
+        SIGNATURE: _version_signature(state.run_id, state.version or 0, entry, made, key),
+    }
+
+
+def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:
+    """The operator's signature of a version out of a backup that an operator has named; empty without a key."""
+    key = key_of(store)
+    return "" if key is None else _version_signature(run, number, entry, made, key)
+
+
+def _version_signature(
+    run: str, number: int, entry: Mapping[str, Any], made: Manifest, key: OperatorKey
+) -> str:
+    manifest = statements.manifest_digest(made)
+    return statements.sign("version", statements.of_version(run, number, entry, manifest), key)
+
+
+def _doubt(store: Store, state: RunState, current: RoundState, key: OperatorKey) -> str:
+    """Why the model that a round starts from cannot be signed for; empty: it can."""
+    run, number = state.run_id, current.base_version
+    manifest, entry = store.control.manifest(run), store.control.version(run, number)
+    if manifest is None or not entry:
+        return f"version {number} is not recorded"
+    statement = statements.of_version(run, number, entry, statements.manifest_digest(manifest))
+    is_entry = current.base_digest == entry["digest"] and dict(current.server_state) == dict(
+        entry.get("server_state", {})
+    )
+    if not is_entry or current.download not in ("", entry.get("download", "")):
+        return f"the run's state names another model than the entry of version {number}"
+    if statements.is_signed("version", statement, entry.get(SIGNATURE), key.public):
+        return ""
+    return (
+        f"version {number} is not signed with the operator's key {key.fingerprint}; "
+        f"`fl-queue cancel {state.name}`, and start it again with its config on the machine of its checkpoints"
+    )
+
+
+# Rounds
+
+
+def of_round(
+    store: Store,
+    state: RunState,
+    number: int,
+    fields: Mapping[str, str],
+    population: Sequence[str],
+    shares: int,
+) -> Vouched:
+    """
+    Sign a round that is about to be opened, if everything it consists of is the operator's.
+
+    Args:
+        fields: Of the round's hash.
+        population: The run's, with those who come with this round.
+        shares: Into how many parts the data is split.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    key = key_of(store)
+    if key is None:
+        return Vouched()
+    current = parse_round_state(number, fields)
+    segments = store.control.config_segments(state.run_id)
+    found = segments[current.segment]
+    if not is_segment_signed(state.run_id, state.name, current.segment, found, key.public):
+        return Vouched(
+            why_not=f"segment {current.segment} of the config is not signed with the operator's key "
+            f"{key.fingerprint}; `fl-queue cancel {state.name}` and start it again with its config"
+        )
+    initial = statements.initial_digest(state.initial)
+    if current.purpose != "initialise":
+        why_not = _doubt(store, state, current, key)
+    else:
+        why_not = "" if initial == found["initial"] else "its initial model is another one"
+    if why_not:
+        return Vouched(why_not=why_not)
+    manifest = store.control.manifest(state.run_id) if current.purpose != "initialise" else None
+    statement = statements.of_round(
+        replace(state, population=tuple(population)),
+        current,
+        shares,
+        digest_of(found["config"]),
+        statements.manifest_digest(manifest),
+    )
+    return Vouched(statements.sealed(statement, key))
+
+
+def with_cohort(
+    store: Store,
+    current: RoundState,
+    cohort: Sequence[str],
+    population: Sequence[str] | None = None,
+) -> Vouched:
+    """
+    Sign an open round again, with more clients.
+
+    Args:
+        population: The run's from now on; None: as it was.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    key = key_of(store)
+    if key is None or not current.signed:
+        return Vouched()
+    statement = statements.opened(current.signed, key.public)
+    if statement is None:
+        return Vouched(why_not="its statement is not signed with the operator's key")
+    statement |= {"cohort": digest_of(list(cohort))}
+    if population is not None:
+        statement |= statements.of_population(population)
+    return Vouched(statements.sealed(statement, key))
