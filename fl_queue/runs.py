@@ -155,8 +155,9 @@ def _continue(
         if changed:
             segments.append({"from_round": state.round + 1, "config": record})
         given = initial if state.version is None else None
+        is_older = not any(vouching.SIGNATURE in found for found in segments)
         segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
-        newest = _adopted(store, state, pipe)
+        newest = _adopted(store, state, pipe) if is_older else None
         fields: dict[Any, Any] = {
             "state": "training",
             "reason": "",

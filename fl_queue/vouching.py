@@ -127,28 +127,26 @@ def version(
     store: Store, run: str, current: RoundState, entry: Mapping[str, Any], made: Manifest
 ) -> str:
     """
-    The operator's signature of the version that a round makes; empty: its round has none either.
+    The operator's signature of the version that a round makes; empty: what it was made from has none either.
 
     Args:
         entry: Its digests, as the run's ``versions`` hash will have them.
         made: The run's manifest.
 
     Raises:
-        ModelMismatch: It was not made from the model that the round was signed with.
+        ModelMismatch: It was made from another model than the operator has signed.
     """
-    key = key_of(store)
-    statement = statements.opened(current.signed, key.public) if key is not None else None
-    if key is None or statement is None:
+    key, state = key_of(store), store.control.run(run)
+    if key is None or state is None or _signed_config(store, state, current.segment, key) is None:
         return ""
-    made_from = (run, current.number, current.base_version, current.base_digest)
-    signed = tuple(statement[name] for name in ("run", "round", "base_version", "base_digest"))
-    if made_from != signed or dict(current.server_state) != statement["server_state"]:
-        raise ModelMismatch(
-            f"round {current.number} was signed for another model than it starts from now; "
-            "somebody has changed it in Redis"
-        )
-    number = 0 if current.purpose == "initialise" else current.base_version + 1
-    return _version_signature(run, number, entry, made, key)
+    if current.purpose == "initialise":
+        return _version_signature(run, 0, entry, made, key)
+    base = _Base.read(store, run, current.base_version)
+    if not base.is_signed(run, key):
+        return ""
+    if why_not := base.differs(current, made):
+        raise ModelMismatch(f"round {current.number}: {why_not}; somebody has changed it in Redis")
+    return _version_signature(run, current.base_version + 1, entry, made, key)
 
 
 def adopted(
@@ -162,7 +160,8 @@ def adopted(
         made: The run's manifest.
 
     Returns:
-        None: it is signed already, or this machine has not made it and cannot say what it is.
+        None: it is signed already, or this machine has not made it and cannot say what it is. Who goes on
+        with a run says with that that its checkpoints are good; nobody else may.
 
     Raises:
         ConfigError: The key cannot be used.
@@ -198,23 +197,59 @@ def _version_signature(
     return statements.sign("version", statements.of_version(run, number, entry, manifest), key)
 
 
-def _doubt(store: Store, state: RunState, current: RoundState, key: OperatorKey) -> str:
+@dataclass(frozen=True)
+class _Base:
+    """
+    A version that a round starts from, as Redis has it.
+
+    Args:
+        entry: Of the run's ``versions`` hash; empty: there is none.
+        manifest: The run's; None: there is none.
+    """
+
+    number: int
+    entry: Mapping[str, Any]
+    manifest: Manifest | None
+
+    @classmethod
+    def read(cls, store: Store, run: str, number: int) -> _Base:
+        return cls(number, store.control.version(run, number), store.control.manifest(run))
+
+    def is_signed(self, run: str, key: OperatorKey) -> bool:
+        if not self.entry or self.manifest is None:
+            return False
+        manifest = statements.manifest_digest(self.manifest)
+        statement = statements.of_version(run, self.number, self.entry, manifest)
+        return statements.is_signed("version", statement, self.entry.get(SIGNATURE), key.public)
+
+    def differs(self, current: RoundState, manifest: Manifest | None) -> str:
+        """Why a round does not start from this version; empty: it does. Args: ``manifest``: the round's."""
+        is_model = current.base_digest == self.entry["digest"] and manifest == self.manifest
+        is_state = dict(current.server_state) == dict(self.entry.get("server_state", {}))
+        if is_model and is_state and current.download in ("", self.entry.get("download", "")):
+            return ""
+        return f"its model is not version {self.number} as it was signed"
+
+
+def _signed_config(
+    store: Store, state: RunState, number: int, key: OperatorKey
+) -> dict[str, Any] | None:
+    """A segment of the config, if the operator has signed it."""
+    segments = store.control.config_segments(state.run_id)
+    if not 0 <= number < len(segments):
+        return None
+    found = segments[number]
+    is_signed = is_segment_signed(state.run_id, state.name, number, found, key.public)
+    return found if is_signed else None
+
+
+def _doubt_of_model(state: RunState, base: _Base, current: RoundState, key: OperatorKey) -> str:
     """Why the model that a round starts from cannot be signed for; empty: it can."""
-    run, number = state.run_id, current.base_version
-    manifest, entry = store.control.manifest(run), store.control.version(run, number)
-    if manifest is None or not entry:
-        return f"version {number} is not recorded"
-    statement = statements.of_version(run, number, entry, statements.manifest_digest(manifest))
-    is_entry = current.base_digest == entry["digest"] and dict(current.server_state) == dict(
-        entry.get("server_state", {})
-    )
-    if not is_entry or current.download not in ("", entry.get("download", "")):
-        return f"the run's state names another model than the entry of version {number}"
-    if statements.is_signed("version", statement, entry.get(SIGNATURE), key.public):
-        return ""
+    if base.is_signed(state.run_id, key):
+        return base.differs(current, base.manifest)
     return (
-        f"version {number} is not signed with the operator's key {key.fingerprint}; "
-        f"`fl-queue cancel {state.name}`, and start it again with its config on the machine of its checkpoints"
+        f"version {base.number} is not signed with the operator's key {key.fingerprint}; begin a new run "
+        "from it (`fl-queue export`, model.initial)"
     )
 
 
@@ -243,22 +278,21 @@ def of_round(
     key = key_of(store)
     if key is None:
         return Vouched()
-    current = parse_round_state(number, fields)
-    segments = store.control.config_segments(state.run_id)
-    found = segments[current.segment]
-    if not is_segment_signed(state.run_id, state.name, current.segment, found, key.public):
+    current, manifest = parse_round_state(number, fields), None
+    found, why_not = _signed_config(store, state, current.segment, key), ""
+    if found is None:
         return Vouched(
             why_not=f"segment {current.segment} of the config is not signed with the operator's key "
-            f"{key.fingerprint}; `fl-queue cancel {state.name}` and start it again with its config"
+            f"{key.fingerprint}; `fl-queue cancel {state.name}`, and start it again with its config"
         )
-    initial = statements.initial_digest(state.initial)
     if current.purpose != "initialise":
-        why_not = _doubt(store, state, current, key)
-    else:
-        why_not = "" if initial == found["initial"] else "its initial model is another one"
+        base = _Base.read(store, state.run_id, current.base_version)
+        manifest = base.manifest
+        why_not = _doubt_of_model(state, base, current, key)
+    elif statements.initial_digest(state.initial) != found["initial"]:
+        why_not = "its initial model is another one than the run was begun with"
     if why_not:
         return Vouched(why_not=why_not)
-    manifest = store.control.manifest(state.run_id) if current.purpose != "initialise" else None
     statement = statements.of_round(
         replace(state, population=tuple(population)),
         current,

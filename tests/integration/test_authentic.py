@@ -1,0 +1,496 @@
+"""
+What a site receives is the operator's, or is refused: attacks of somebody who may write anything to Redis.
+
+The sites are the client worker's own functions with real credentials, on real servers; the operator is the
+code of `start-round` and of the aggregator, with a key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_queue import (
+    backup,
+    blob,
+    config,
+    credentials,
+    dispatch,
+    models,
+    names,
+    operatorkey,
+    rounds,
+    runs,
+    signing,
+    statements,
+    vouching,
+)
+from fl_queue.collect import Collector
+from fl_queue.credentials import Credentials
+from fl_queue.dispatch import Ticket
+from fl_queue.errors import ConfigError, ModelMismatch
+from fl_queue.header import Header
+from fl_queue.records import Enrolment, dumps
+from fl_queue.site import Site
+from fl_queue.store import RoundState, RunState, Store
+from workers import client, telling
+
+QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
+SITES = ("a", "b")
+
+
+class Hospital:
+    """Two sites with credentials and an operator with a key; each step is a call of the test's."""
+
+    def __init__(
+        self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+    ) -> None:
+        self.store, self.folder, self.monkeypatch = store, folder, monkeypatch
+        assert store.state_dir is not None
+        self.key = operatorkey.create(store.state_dir / operatorkey.FILE)
+        self.config = config.load("mnist-3v7", (*QUICK, *overrides), {})
+        for site in SITES:
+            self.enroll(site, self.key.public)
+        self.run = self.begin("authentic")
+
+    def begin(self, name: str) -> str:
+        """A run with version 0, and round 1 open."""
+        run = runs.start_run(self.store, name, self.config, 3).run_id
+        self.advance(run)
+        self.run = run
+        self.work(self.round.cohort[0], client.initialise)
+        self.collect()
+        assert self.state.version == 0
+        return run
+
+    def enroll(self, site: str, operator: str) -> Path:
+        secret, public = signing.new_key()
+        self.store.control.write_enrolment(site, Enrolment(public, 0))
+        self.store.control.hold(names.client_holder(site), "t", 600, {})
+        path = self.folder / f"{site}.toml"
+        control, data = self.store.servers.url, self.store.servers.blob_url
+        made = Credentials(site, secret, control, data, operator_key=operator)
+        credentials.write(path, made, force=True)
+        return path
+
+    @property
+    def state(self) -> RunState:
+        return runs.find_run(self.store, self.run)
+
+    @property
+    def round(self) -> RoundState:
+        found = self.store.control.round(self.run, self.state.round)
+        assert found is not None
+        return found
+
+    def advance(self, run: str) -> None:
+        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
+        rounds.advance(self.store, run)
+
+    def collect(self) -> None:
+        """The aggregator's job, until the round has ended, and the next round is open."""
+        assert self.store.state_dir is not None
+        job = self.store.control.jobs(self.run, self.state.round)["aggregator"]["job"]
+        Collector(self.store, self.run, self.state.round, job, self.store.state_dir).work()
+        self.advance(self.run)
+
+    def site(self, who: str, **changes: Any) -> Site:
+        file = str(self.folder / f"{who}.toml")
+        made = Site(state_dir=self.folder / who, client=who, credentials=file)
+        return replace(made, **changes)
+
+    def work(
+        self, who: str, function: Callable[[str, int], str] = client.train, **changes: Any
+    ) -> str:
+        """A worker does the newest job that a site has of the round."""
+        for name, value in self.site(who, **changes).to_environ().items():
+            self.monkeypatch.setenv(name, value)
+        job = self.store.control.job(self.run, self.state.round, who).get("job", "")
+        self.monkeypatch.setenv("RQ_JOB_ID", job)
+        return function(self.run, self.state.round)
+
+    def answers(self) -> dict[str, Header]:
+        """Who has sent what for the newest round: headers of the elements that wait."""
+        waiting = self.store.data.redis.lrange(names.results(self.run), 0, -1)
+        found = {}
+        for element in waiting:
+            sealed = signing.opened(element)
+            assert sealed is not None
+            header = blob.unpack(sealed.element, max_body_bytes=1 << 30)[0]
+            found[header.client] = header
+        return found
+
+    def refused(self, who: str) -> list[str]:
+        """Why a site has refused jobs, as its events say."""
+        streams = {names.client_events(who): "0-0"}
+        events = [event for _, _, event in self.store.control.read_events(streams, None)]
+        return [event["reason"] for event in events if event["event"] == "job_refused"]
+
+    def unsigned(self) -> list[str]:
+        """Why rounds were opened without a signature, as the run's events say."""
+        streams = {names.events(self.run): "0-0"}
+        events = [event for _, _, event in self.store.control.read_events(streams, None)]
+        return [event["reason"] for event in events if event["event"] == "round_unsigned"]
+
+    def write(self, **fields: Any) -> None:
+        """Somebody changes the open round in Redis."""
+        key = names.round_(self.run, self.state.round)
+        self.store.control.redis.hset(key, mapping=fields)
+
+
+@pytest.fixture
+def hospital(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
+    return Hospital(store, tmp_path, monkeypatch)
+
+
+# Attacks on an open round
+
+
+def another_model(at: Hospital) -> None:
+    manifest = at.store.control.manifest(at.run)
+    assert manifest is not None
+    body = bytes(manifest.nbytes)
+    models.publish(at.store, at.run, blob.body_digest(body), body, 1 << 20)
+    at.write(base_digest=blob.body_digest(body))
+
+
+def another_config(at: Hospital) -> None:
+    segments = at.store.control.config_segments(at.run)
+    segments[0]["config"]["train"]["batch_size"] = 1
+    at.store.control.redis.set(names.config(at.run), dumps(segments))
+
+
+def another_segment(at: Hospital) -> None:
+    segments = at.store.control.config_segments(at.run)
+    segments.append({"from_round": 1, "config": segments[0]["config"]})
+    at.store.control.redis.set(names.config(at.run), dumps(segments))
+    at.write(segment="1")
+
+
+def another_manifest(at: Hospital) -> None:
+    manifest = json.loads(at.store.control.redis.get(names.manifest(at.run)))
+    manifest["private"] = [manifest["tensors"][0]["name"]]
+    at.store.control.redis.set(names.manifest(at.run), dumps(manifest))
+
+
+def another_cohort(at: Hospital) -> None:
+    at.write(cohort=dumps(["a", "c"]))
+
+
+def alone(at: Hospital) -> None:
+    at.write(cohort=dumps(["a"]))
+
+
+def another_share(at: Hospital) -> None:
+    at.store.control.redis.hset(names.run(at.run), "population", dumps(["b", "a"]))
+
+
+def more_shares(at: Hospital) -> None:
+    at.store.control.redis.hset(names.run(at.run), "shares", "1000")
+
+
+def stripped(at: Hospital) -> None:
+    at.store.control.redis.hdel(names.round_(at.run, 1), "signed")
+
+
+def signed_by_a_stranger(at: Hospital) -> None:
+    stranger = operatorkey.OperatorKey(*signing.new_key())
+    statement = statements.opened(at.round.signed, at.key.public)
+    assert statement is not None
+    at.write(signed=statements.sealed(statement, stranger))
+
+
+def changed_statement(at: Hospital) -> None:
+    whole = json.loads(at.round.signed)
+    whole["statement"]["cohort"] = statements.digest_of(["a"])
+    at.write(signed=dumps(whole), cohort=dumps(["a"]))
+
+
+def garbage(at: Hospital) -> None:
+    at.write(signed="[" * 5000)
+
+
+ATTACKS: dict[str, tuple[Callable[[Hospital], None], str]] = {
+    "model": (another_model, "base_digest of round 1 is not what the operator signed"),
+    "config": (another_config, "config of round 1 is not what the operator signed"),
+    "segment": (another_segment, "segment of round 1 is not what the operator signed"),
+    "manifest": (another_manifest, "manifest of round 1 is not what the operator signed"),
+    "cohort": (another_cohort, "cohort of round 1 is not what the operator signed"),
+    "alone": (alone, "cohort of round 1 is not what the operator signed"),
+    "share": (another_share, "places of round 1 is not what the operator signed"),
+    "shares": (more_shares, "shares of round 1 is not what the operator signed"),
+    "stripped": (stripped, "round 1 is not signed by the operator"),
+    "stranger": (
+        signed_by_a_stranger,
+        "round 1 is signed with another key than the operator's, or changed",
+    ),
+    "statement": (
+        changed_statement,
+        "round 1 is signed with another key than the operator's, or changed",
+    ),
+    "garbage": (garbage, "round 1 is signed with another key than the operator's, or changed"),
+}
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_what_the_operator_did_not_sign_is_refused(hospital: Hospital, kind: str) -> None:
+    attack, reason = ATTACKS[kind]
+    attack(hospital)
+
+    assert hospital.work("a") == "pushed"
+
+    answer = hospital.answers()["a"]
+    assert (answer.kind, answer.reason) == ("failure", reason)
+    assert hospital.refused("a") == [reason]
+
+
+def test_a_round_as_the_operator_signed_it_is_trained(hospital: Hospital) -> None:
+    assert [hospital.work(site) for site in SITES] == ["pushed", "pushed"]
+    assert {who: answer.kind for who, answer in hospital.answers().items()} == dict.fromkeys(
+        SITES, "update"
+    )
+    hospital.collect()
+    assert hospital.state.version == 1
+    assert hospital.round.signed
+    assert [hospital.work(site) for site in SITES] == ["pushed", "pushed"]
+    assert [hospital.refused(site) for site in SITES] == [[], []]
+
+
+def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
+    hospital.store.control.redis.hset(names.round_(hospital.run, 1), "quorum", "1")
+    hospital.work("b")
+    stripped(hospital)
+    hospital.work("a")
+    hospital.collect()
+    record = hospital.store.control.history(hospital.run)[-1]
+    assert list(record.accepted) == ["b"]
+    assert record.rejected == {"a": "failed: round 1 is not signed by the operator"}
+    # The aggregator knows the model by its own signature: the next round is as good as ever.
+    assert hospital.round.number == 2
+    assert hospital.work("a") == "pushed"
+    assert hospital.answers()["a"].kind == "update"
+
+
+def test_an_old_round_is_refused_also_after_a_restart(hospital: Hospital) -> None:
+    redis, run = hospital.store.control.redis, hospital.run
+    keys = [names.round_(run, 1), names.round_jobs(run, 1)]
+    old = {key: redis.dump(key) for key in keys}
+    for site in SITES:
+        hospital.work(site)
+    hospital.collect()
+    hospital.work("a")
+    for key, dumped in old.items():
+        redis.restore(key, 0, dumped, replace=True)
+    redis.hset(names.run(run), "round", "1")
+    redis.delete(names.results(run))
+    for path in (hospital.folder / "a" / "outbox").iterdir():
+        path.unlink()
+
+    hospital.work("a")
+
+    reason = "round 1 is older than round 2, which this site took part in"
+    assert hospital.refused("a") == [reason]
+
+
+def test_another_attempt_at_the_same_round_is_no_old_round(hospital: Hospital) -> None:
+    hospital.work("a")
+    for path in (hospital.folder / "a" / "outbox").iterdir():
+        path.unlink()
+    key = names.round_jobs(hospital.run, 1)
+    old = dispatch.tickets(hospital.store, hospital.run, 1)["a"]
+    assert dispatch.replace(hospital.store, key, "a", old) is not None
+    assert hospital.work("a") == "pushed"
+    assert hospital.refused("a") == []
+
+
+def test_a_round_that_a_failover_has_lost_is_opened_again_and_trained(hospital: Hospital) -> None:
+    redis, run = hospital.store.control.redis, hospital.run
+    before = redis.dump(names.run(run))
+    for site in SITES:
+        hospital.work(site)
+    hospital.collect()
+    hospital.work("a")  # Round 2, of which the server then loses all.
+    redis.restore(names.run(run), 0, before, replace=True)
+    redis.delete(names.round_(run, 1), names.round_jobs(run, 1), names.round_(run, 2))
+    redis.hset(names.run(run), "round", "0")
+    redis.delete(names.results(run))
+    hospital.advance(run)
+    assert hospital.state.round == 1
+    assert hospital.work("a") == "pushed"
+    assert hospital.refused("a") == []
+
+
+def test_a_round_of_another_run_is_refused(hospital: Hospital) -> None:
+    redis = hospital.store.control.redis
+    other, hospital_round = hospital.run, hospital.round.signed
+    assert hospital_round
+    hospital.begin("second")
+    redis.copy(names.round_(other, 1), names.round_(hospital.run, 1), replace=True)
+    hospital.work("a")
+    (reason,) = hospital.refused("a")
+    assert reason in (
+        "name of round 1 is not what the operator signed",
+        "base_digest of round 1 is not what the operator signed",
+    )
+
+
+def test_a_job_for_another_client_is_refused(hospital: Hospital) -> None:
+    hospital.enroll("c", hospital.key.public)
+    ticket = Ticket("c", "workers.client.train", "flq-client-c", hospital.run, 1, 60)
+    hospital.store.control.redis.hset(names.round_jobs(hospital.run, 1), "c", ticket.to_json())
+    hospital.work("c")
+    assert hospital.refused("c") == ["round 1 is signed for other clients"]
+
+
+@pytest.mark.parametrize("function", [client.evaluate, client.initialise])
+def test_another_kind_of_job_is_refused(
+    hospital: Hospital, function: Callable[[str, int], str]
+) -> None:
+    hospital.work("a", function)
+    assert hospital.refused("a") == ["round 1 is signed for another job: train"]
+
+
+def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospital) -> None:
+    def told() -> dict[str, str]:
+        return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
+
+    def ask(run: str, number: int) -> str:
+        return telling.tell(run, 0)
+
+    hospital.work("a", ask)
+    assert "cannot" not in told()
+    another_config(hospital)
+    hospital.work("a", ask)
+    reason = (
+        f"the config of run {hospital.run} is not signed with the operator's key, or was changed"
+    )
+    assert told() == {"problem": reason, "cannot": "yes"}
+    assert hospital.refused("a") == [reason]
+
+
+def test_credentials_without_the_operator_s_key_check_nothing(hospital: Hospital) -> None:
+    hospital.enroll("a", "")
+    stripped(hospital)
+    hospital.work("a")
+    assert hospital.answers()["a"].kind == "update"
+
+
+# A site's own consent
+
+
+def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None:
+    other = config.load("mnist-3v7", (*QUICK, "train.batch_size=3"), {}).digest
+    hospital.work("a", pins=(other,))
+    (reason,) = hospital.refused("a")
+    assert reason.startswith(f"config {hospital.config.digest} is none that this site has pinned")
+    hospital.work("b", pins=(other, hospital.config.digest))
+    assert {who: answer.kind for who, answer in hospital.answers().items()} == {
+        "a": "failure",
+        "b": "update",
+    }
+
+
+# The operator's side does not sign what somebody else has written
+
+
+def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
+    for site in SITES:
+        hospital.work(site)
+    another_config(hospital)
+    hospital.collect()
+    assert hospital.round.number == 2
+    assert not hospital.round.signed
+    assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
+    hospital.work("a")
+    assert hospital.refused("a") == ["round 2 is not signed by the operator"]
+
+
+def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
+    for site in SITES:
+        hospital.work(site)
+    hospital.collect()
+    redis, run = hospital.store.control.redis, hospital.run
+    zero = hospital.store.control.version(run, 0)
+    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
+    redis.hset(names.run(run), mapping={"round": "1", "digest": zero["digest"]})
+    hospital.advance(run)
+    assert not hospital.round.signed
+    assert "its model is not version 1 as it was signed" in hospital.unsigned()[-1]
+
+    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
+    redis.hset(names.run(run), "round", "1")
+    redis.hset(names.versions(run), "1", dumps(zero))
+    hospital.advance(run)
+    assert not hospital.round.signed
+    assert "version 1 is not signed" in hospital.unsigned()[-1]
+
+
+def test_no_version_is_made_from_a_model_that_was_changed_meanwhile(hospital: Hospital) -> None:
+    manifest = hospital.store.control.manifest(hospital.run)
+    assert manifest is not None
+    made = {"digest": "0" * 64, "download": "", "server_state": {}}
+    assert vouching.version(hospital.store, hospital.run, hospital.round, made, manifest)
+    another_model(hospital)
+    with pytest.raises(ModelMismatch, match="its model is not version 0 as it was signed"):
+        vouching.version(hospital.store, hospital.run, hospital.round, made, manifest)
+
+
+def test_a_machine_without_the_key_opens_no_round_of_a_signed_run(
+    hospital: Hospital, redis_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    for site in SITES:
+        hospital.work(site)
+    run = hospital.run
+    hospital.store.control.redis.hset(names.run(run), "round", "0")
+    hospital.store.control.redis.delete(names.round_(run, 1), names.round_jobs(run, 1))
+    with Store.open(*redis_urls, tmp_path / "elsewhere") as keyless:
+        rounds.advance(keyless, run)
+        assert runs.find_run(keyless, run).round == 0
+        assert "there is no operator.key in" in runs.find_run(keyless, run).reason
+        hospital.advance(run)
+        assert hospital.round.signed
+        with pytest.raises(ConfigError, match="operator.key"):
+            hospital.store.control.redis.hset(names.run(run), "state", "cancelled")
+            runs.start_run(keyless, "authentic", hospital.config, 1)
+
+
+def test_a_restored_run_is_signed_anew(hospital: Hospital, tmp_path: Path) -> None:
+    assert hospital.store.state_dir is not None
+    file = tmp_path / "run.flq"
+    backup.write(hospital.store, "authentic", file, hospital.store.state_dir)
+    made = backup.restore(hospital.store, file, hospital.store.state_dir, "restored")
+    hospital.run = made.run_id
+    hospital.store.control.redis.hset(names.run(made.run_id), "state", "training")
+    hospital.advance(made.run_id)
+    assert hospital.round.signed
+    hospital.work("a")
+    assert hospital.answers()["a"].kind == "update"
+
+
+def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch)
+    run, redis = hospital.run, store.control.redis
+    # As an earlier release would have left it.
+    segments = [
+        {key: found[key] for key in ("from_round", "config")}
+        for found in store.control.config_segments(run)
+    ]
+    redis.set(names.config(run), dumps(segments))
+    entry = store.control.version(run, 0)
+    redis.hset(names.versions(run), "0", dumps({key: entry[key] for key in ("digest", "round")}))
+    redis.delete(names.round_(run, 1), names.round_jobs(run, 1))
+    redis.hset(names.run(run), mapping={"round": "0", "state": "cancelled"})
+
+    runs.start_run(store, "authentic", hospital.config, 2)
+    hospital.advance(run)
+
+    assert hospital.unsigned() == []
+    hospital.work("a")
+    assert hospital.answers()["a"].kind == "update"
