@@ -30,11 +30,17 @@ REMEMBERED = 4096
 
 
 class Refused(FLQueueError):
-    """A site does not do what Redis asks of it. Its message is of Redis' own words and the config's digest."""
+    """
+    A site does not do what Redis asks of it.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        reason: Of Redis' own words and the config's digest alone: all of it may leave the site.
+        lasts: Whether it would refuse the next round of the run, too.
+    """
+
+    def __init__(self, reason: str, lasts: bool = False) -> None:
         super().__init__(reason)
-        self.public = reason
+        self.public, self.lasts = reason, lasts
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,8 @@ def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:
     if site.pins and config not in site.pins:
         raise Refused(
             f"config {config} is none that this site has pinned (--pin-config); "
-            "its owner decides, and starts the worker again with it"
+            "its owner decides, and starts the worker again with it",
+            lasts=True,
         )
 
 

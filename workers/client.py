@@ -136,8 +136,8 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
         return "superseded by a newer attempt"
     job, untrusted = _trusted(store, site, who, state, current, make)
     why = pauses.why_paused(site)
-    if untrusted:
-        make = _declining(untrusted, trust.Refused.__name__)
+    if untrusted is not None:
+        make = _declining(str(untrusted), trust.Refused.__name__ if untrusted.lasts else "")
     # Version 0 takes nothing of a site's data, and a run ends without it.
     elif why and make is not make_initial:
         make = _declining(why)
@@ -294,7 +294,7 @@ def _declining(why: str, cannot: str = "") -> Make:
 
 def _trusted(
     store: Store, site: Site, who: str, state: RunState, current: RoundState, make: Make
-) -> tuple[Assignment, str]:
+) -> tuple[Assignment, trust.Refused | None]:
     """
     A job whose round, config and model this site believes; or why it refuses it.
 
@@ -311,8 +311,8 @@ def _trusted(
     except trust.Refused as exc:
         refused(store, site, exc)
         plain = Assignment(store, site, who, state, current, RunConfig.from_dict({}))
-        return plain, str(exc)
-    return Assignment(store, site, who, state, current, config, manifest=manifest), ""
+        return plain, exc
+    return Assignment(store, site, who, state, current, config, manifest=manifest), None
 
 
 def _purpose(make: Make) -> Purpose:

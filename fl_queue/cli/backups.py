@@ -10,7 +10,7 @@ import click
 
 from fl_queue import backup as backups
 from fl_queue import runs
-from fl_queue.cli.common import Where, connection_options, output_option, say
+from fl_queue.cli.common import Where, connection_options, output_option, say, signing_option
 from fl_queue.cli.completing import run_argument
 from fl_queue.store import UPLOADS
 
@@ -43,6 +43,7 @@ def backup(where: Where, run: str, output: Path) -> None:
     "name",
     help="Name of the new run. Default: the name it had. Under another one training draws other randomness.",
 )
+@signing_option
 @connection_options
 def restore(where: Where, file: Path, name: str | None) -> None:
     """

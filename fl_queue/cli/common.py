@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,19 @@ def operator_key_option(command: Command) -> Command:
         default=None,
         help=f"The operator's secret key. Default: {operatorkey.FILE} in the state folder.",
     )(command)
+
+
+def signing_option(command: Command) -> Command:
+    """Add ``--operator-key`` to a command that begins runs or opens rounds; it and what it starts find the key."""
+
+    @operator_key_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, operator_key: Path | None, **kwargs: Any) -> Any:
+        if operator_key is not None:
+            os.environ[operatorkey.VARIABLE] = str(operator_key.absolute())
+        return command(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def set_option(

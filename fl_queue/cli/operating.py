@@ -15,6 +15,7 @@ from fl_queue.cli.common import (
     connection_options,
     json_option,
     say,
+    signing_option,
     strategy_option,
     write_json,
 )
@@ -25,6 +26,7 @@ from fl_queue.store import UPLOADS
 
 @click.command()
 @run_argument()
+@signing_option
 @connection_options
 def resume(where: Where, run: str) -> None:
     """

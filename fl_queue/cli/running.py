@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from fl_queue import config as configs
 from fl_queue import demo as demos
 from fl_queue import display, embedded, launching, outages, redisserver, runs, screen, simulation
-from fl_queue.cli.common import Where, complain, connection_options, say, set_option
+from fl_queue.cli.common import Where, complain, connection_options, say, set_option, signing_option
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
@@ -90,6 +90,7 @@ def cli_line(url: str) -> str:
     help="Show progress until the run has ended.",
 )
 @set_option()
+@signing_option
 @connection_options
 def start_round(
     where: Where, config: str, name: str, count: int | None, wait: bool, overrides: tuple[str, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from fl_queue.cli.common import Where, connection_options, say
+from fl_queue.cli.common import Where, connection_options, say, signing_option
 from fl_queue.errors import ConfigError
 from fl_queue.extras import how_to_install
 
@@ -41,6 +41,7 @@ from fl_queue.extras import how_to_install
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with the token. Default: FLQ_WEB_TOKEN; on loopback none is needed.",
 )
+@signing_option
 @connection_options
 def web(
     where: Where,

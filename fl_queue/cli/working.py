@@ -19,6 +19,7 @@ from fl_queue.cli.common import (
     check_imports,
     connection_options,
     data_folder,
+    signing_option,
     strategy_option,
 )
 from fl_queue.cli.groups import Group
@@ -202,6 +203,7 @@ def worker_pool(
 
 @worker.command("aggregator")
 @strategy_option
+@signing_option
 @connection_options
 def worker_aggregator(where: Where, strategy_allow: tuple[str, ...]) -> None:
     """Merge updates into versions, write checkpoints, and heal what dies."""
