@@ -356,6 +356,13 @@ def queued(store: Store, queue_name: str) -> list[str]:
     return [job.decode(errors="replace") for job in waiting]
 
 
+def lengths(store: Store, queue_names: Iterable[str]) -> list[int]:
+    """How many jobs wait in each queue."""
+    connection = store.control.redis
+    keys = [queue(name, connection).key for name in queue_names]
+    return ask_many(connection, keys, lambda pipe, key: pipe.llen(key))
+
+
 def to_front(store: Store, queue_name: str, job: str) -> None:
     """Have a waiting job be the next one; no effect when it does not wait any more."""
     store.control.move_to_front(queue(queue_name, store.control.redis).key, job)

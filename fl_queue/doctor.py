@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fl_queue import dispatch, exposed, names
+from fl_queue import dispatch, exposed, names, views
 from fl_queue.errors import FLQueueError, StoreUnavailable, Trouble
 from fl_queue.store import (
     PEOPLE,
@@ -17,6 +19,7 @@ from fl_queue.store import (
     ServerFacts,
     Store,
     check,
+    count_keys,
     probe,
     resolve_urls,
     server_facts,
@@ -31,6 +34,9 @@ SKEW_S = 5.0
 FULL = 0.8
 #: Connections of a client in training.
 PER_CLIENT = 4
+#: Keys of one client that are more than its rounds leave, and how many clients and entries are named.
+MANY_KEYS = 10_000
+NAMED = 20
 Level = Literal["OK", "WARN", "FAIL"]
 
 
@@ -72,7 +78,8 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     if any(finding.trouble for finding in control):
         return findings  # Workers renew their leases there: nobody can say which are alive.
     try:
-        findings += [*_workers(store), *_queues(store)]
+        for look in (_workers, _queues, _many_keys, _unreadable):
+            findings += look(store)
     except StoreUnavailable as exc:
         findings.append(_not_usable(f"control server: {exc}", exc))
     return findings
@@ -284,17 +291,46 @@ def _connections(name: str, facts: ServerFacts) -> list[Finding]:
 
 def _queues(store: Store) -> list[Finding]:
     """Clients with jobs that nobody takes."""
-    left = [
-        client
-        for client in sorted(store.control.client_ids())
-        if dispatch.queued(store, names.client_queue(client))
-        and not store.control.lease(names.client_holder(client))
-    ]
+    known = sorted(store.control.client_ids())
+    waiting = dispatch.lengths(store, map(names.client_queue, known))
+    leases = store.control.leases(map(names.client_holder, known))
+    found = zip(known, waiting, leases, strict=True)
+    left = [client for client, jobs, lease in found if jobs and not lease]
     if not left:
         return []
     what = f"jobs wait for clients without a worker: {', '.join(left)}"
     fix = f"start one with `fl-queue worker client --client {left[0]}`, or let the round end"
     return [Finding("WARN", what, fix)]
+
+
+def _many_keys(store: Store) -> list[Finding]:
+    """Clients that have more keys than work leaves."""
+    counts: Counter[str] = Counter()
+    for server in store.each_server():
+        with suppress(StoreUnavailable):  # Why has its own line already.
+            counts += count_keys(server)
+    return [
+        Finding(
+            "WARN",
+            f"client {client} has {count} keys in Redis",
+            f"ask its site what it does; `fl-queue revoke {client}` ends its part and removes them",
+        )
+        for client, count in counts.most_common(NAMED)
+        if count >= MANY_KEYS
+    ]
+
+
+def _unreadable(store: Store) -> list[Finding]:
+    """What is in Redis and cannot be read."""
+    views.clients(store)  # Reads runs and enrolments, too.
+    return [
+        Finding(
+            "WARN",
+            f"{entry.key} {entry.entry} is unreadable and left out: {why}",
+            "somebody has written to Redis beside fl-queue; correct or remove the entry",
+        )
+        for entry, why in list(store.control.unreadable.found.items())[:NAMED]
+    ]
 
 
 def _persistence(name: str, facts: ServerFacts) -> Finding:
@@ -325,16 +361,14 @@ def _workers(store: Store) -> list[Finding]:
                     else f"versions are not scored; start one with `{how}`",
                 )
             )
-    gone = [
-        client
-        for client in store.control.client_ids()
-        if not store.control.lease(names.client_holder(client))
-    ]
+    known = sorted(store.control.client_ids())
+    leases = store.control.leases(map(names.client_holder, known))
+    gone = [client for client, lease in zip(known, leases, strict=True) if not lease]
     if gone:
         found.append(
             Finding(
                 "WARN",
-                f"clients that were heard of and are not alive: {', '.join(sorted(gone))}",
+                f"clients that were heard of and are not alive: {', '.join(gone)}",
                 "start their workers again, or ignore it if they left",
             )
         )

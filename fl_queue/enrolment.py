@@ -18,7 +18,7 @@ from fl_queue.credentials import Credentials, is_enrollable
 from fl_queue.errors import ConfigError
 from fl_queue.records import Enrolment
 from fl_queue.spelling import nearest
-from fl_queue.store import Store
+from fl_queue.store import Store, drop_keys
 from fl_queue.store.users import Rules, Users
 from fl_queue.urls import without_login
 
@@ -120,6 +120,9 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         done.append("its Redis users are gone, and their connections")
     elif gone:
         done.append(f"remove its Redis users: ACL DELUSER {' '.join(gone)}")
+    # Last: until its users are gone it may make others.
+    dropped = sum(drop_keys(server, client) for server in store.each_server())
+    done.append(f"its keys are removed from Redis: {dropped}")
     return done
 
 

@@ -64,6 +64,11 @@ def record(kind: type[Record], raw: Any, what: str) -> Record:
     return kind(**raw)
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type: text, numbers, ``Literal``, lists and maps of such."""
+    return _check(hint)(value)
+
+
 def clean(value: Any, what: str, nesting: int = 8) -> Any:
     """
     The same plain value, with text that can be stored and shown.

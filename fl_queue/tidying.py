@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _QUEUES, _WORKERS = "rq:queues", "rq:workers"
 #: Queues looked at before ``pause`` is called.
 QUEUES_AT_ONCE = 500
+#: Entries of a queue's list or registry that one sweep looks at.
+MOST_A_SWEEP = 1_000
 
 
 def sweep(store: Store, pause: Callable[[], None] = lambda: None) -> None:
@@ -83,7 +85,9 @@ def _mend(connection: Redis, kinds: dict[str, bytes]) -> None:
 def _forget_jobs(connection: Redis, keys: list[tuple[str, bytes]]) -> None:
     def read(pipe: Pipeline, item: tuple[str, bytes]) -> Any:
         key, kind = item
-        return pipe.lrange(key, 0, -1) if kind == b"list" else pipe.zrange(key, 0, -1)
+        # A client's queue may hold any number: the next sweep goes on where this one removed.
+        last = MOST_A_SWEEP - 1
+        return pipe.lrange(key, 0, last) if kind == b"list" else pipe.zrange(key, 0, last)
 
     named = [
         (key, kind, job)
@@ -105,11 +109,13 @@ def _forget_jobs(connection: Redis, keys: list[tuple[str, bytes]]) -> None:
 def _forget_dead_workers(connection: Redis) -> None:
     listed = list(cast(set[bytes], connection.smembers(_WORKERS)))
     exists = ask_many(connection, listed, lambda pipe, key: pipe.exists(key))
-    for key in (key for key, there in zip(listed, exists, strict=True) if not there):
+    gone = [key for key, there in zip(listed, exists, strict=True) if not there]
+    registries = list(connection.scan_iter(match="rq:workers:*", count=1000)) if gone else []
+    for key in gone:
         name = key.removeprefix(b"rq:worker:")
         with connection.pipeline() as pipe:
             pipe.srem(_WORKERS, key)
-            for registry in connection.scan_iter(match="rq:workers:*", count=1000):
+            for registry in registries:
                 pipe.srem(registry, key)
             pipe.delete(b"rq:worker:" + name + b":executions")
             pipe.execute(raise_on_error=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fl_queue import diagnose, names, report, runs, scores
 from fl_queue.diagnose import Around
@@ -121,24 +121,39 @@ def living_runs(store: Store) -> list[RunState]:
 
 def clients(store: Store) -> list[ClientStatus]:
     """Every client ever heard of or enrolled, by id."""
-    ages, enrolled = store.control.client_ids(), store.control.enrolments()
+    control = store.control
+    ages, enrolled = control.client_ids(), control.enrolments()
     training = [state for state in living_runs(store) if state.active]
+    known = sorted(ages.keys() | enrolled.keys())
+    found = zip(
+        known,
+        control.leases(map(names.client_holder, known)),
+        control.clients(known),
+        control.last_events(map(names.client_events, known)),
+        strict=True,
+    )
     return [
-        _client(store, client, ages.get(client), enrolled.get(client), training)
-        for client in sorted(ages.keys() | enrolled.keys())
+        _client(client, _Said(holder, said, last), ages.get(client), enrolled.get(client), training)
+        for client, holder, said, last in found
     ]
 
 
+class _Said(NamedTuple):
+    """What a client's worker says: its lease, its hash, its newest event."""
+
+    holder: dict[str, str]
+    fields: dict[str, str]
+    last: dict[str, Any] | None
+
+
 def _client(
-    store: Store,
     client: str,
+    told: _Said,
     age: float | None,
     enrolment: Enrolment | None,
     training: Sequence[RunState],
 ) -> ClientStatus:
-    holder = store.control.lease(names.client_holder(client))
-    said = store.control.client(client)
-    last = store.control.last_event(names.client_events(client))
+    holder, said, last = told
     wait = data_wait(said, holder)
     left_out = {run.name: run.left_out[client] for run in training if client in run.left_out}
     return ClientStatus(

@@ -162,7 +162,7 @@ class RunsCollector(Collector):
     def _who_is_there(self) -> list[Metric]:
         control = self.store.control
         known = control.client_ids()
-        alive = sum(bool(control.lease(names.client_holder(client))) for client in known)
+        alive = sum(map(bool, control.leases(map(names.client_holder, known))))
         clients = GaugeMetricFamily(
             "flq_clients", "Clients ever heard of, by whether one serves them.", labels=["state"]
         )
@@ -180,10 +180,9 @@ class RunsCollector(Collector):
         jobs = GaugeMetricFamily("flq_queue_jobs", "Jobs that wait.", labels=["queue"])
         shared = (names.AGGREGATE_QUEUE, names.EVALUATE_QUEUE, names.POOL_QUEUE)
         for queue in shared:
-            jobs.add_metric([queue], len(dispatch.queued(self.store, queue)))
+            jobs.add_metric([queue], dispatch.lengths(self.store, [queue])[0])
         clients = [names.client_queue(client) for client in self.store.control.client_ids()]
-        waiting = sum(len(dispatch.queued(self.store, queue)) for queue in clients)
-        jobs.add_metric(["flq-client-*"], waiting)
+        jobs.add_metric(["flq-client-*"], sum(dispatch.lengths(self.store, clients)))
         return [jobs]
 
     def _servers(self) -> list[Metric]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+import redis
+
 from fl_queue import names
 from fl_queue.errors import StoreUnavailable, Trouble
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
@@ -24,6 +26,7 @@ from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
 from fl_queue.store.login import is_login_refused, own_login
 from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
+from fl_queue.store.owned import count_keys, drop_keys
 from fl_queue.store.presence import (
     AWAITED,
     DATA_WAIT,
@@ -68,7 +71,9 @@ __all__ = [
     "check",
     "classify",
     "complaint",
+    "count_keys",
     "data_wait",
+    "drop_keys",
     "hurried",
     "in_words",
     "is_login_refused",
@@ -180,6 +185,11 @@ class Store:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def each_server(self) -> list[redis.Redis]:
+        """A client of each server; of one that has both roles one."""
+        both = self.servers
+        return [both.control] if both.url == both.blob_url else [both.control, both.data]
 
     def check(self) -> None:
         """

@@ -14,11 +14,13 @@ from fl_queue import names
 from fl_queue.entries import event_of
 from fl_queue.records import dumps
 from fl_queue.store.connect import script
-from fl_queue.store.many import batches
+from fl_queue.store.many import ask_many, batches
 from fl_queue.store.queues import Queues
 from fl_queue.store.rejections import EVENTS_KEPT
 
 CLIENT_EVENTS_KEPT = 1_000
+#: Entries that share a round trip.
+READ_AT_ONCE = 1_000
 
 
 class Events(Queues):
@@ -55,13 +57,29 @@ class Events(Queues):
         """
         New entries of event streams: (stream key, entry id, event).
 
+        A client's stream may grow faster than it is read: no more is read than the streams held at first.
+
         Args:
             streams: Key -> id after which to read (``0-0`` from the start).
             block_ms: Wait this long for the first; None: do not wait.
         """
-        for key, entries in cast(
-            list[Any], self.redis.xread(cast(Any, dict(streams)), block=block_ms) or []
-        ):
+        after = dict(streams)
+        if block_ms is not None:
+            yield from self._read_some(after, block_ms)
+            return
+        lasts = dict(zip(after, self._last_ids(after), strict=True))
+        while after := {key: at for key, at in after.items() if _number(at) < _number(lasts[key])}:
+            found = list(self._read_some(after, None))
+            yield from found
+            # What was trimmed meanwhile does not come.
+            newest = {key: entry for key, entry, _ in found}
+            after = {key: newest[key] for key in after if key in newest}
+
+    def _read_some(
+        self, after: Mapping[str, str], block_ms: int | None
+    ) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        found = self.redis.xread(cast(Any, dict(after)), count=READ_AT_ONCE, block=block_ms)
+        for key, entries in cast(list[Any], found or []):
             for entry_id, fields in entries:
                 yield key.decode(), entry_id.decode(), event_of(fields)
 
@@ -72,13 +90,23 @@ class Events(Queues):
 
     def last_event_id(self, stream: str) -> str:
         """Id of the newest entry of a stream; ``0-0`` when there is none."""
-        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
-        return entries[0][0].decode() if entries else "0-0"
+        return self._last_ids([stream])[0]
+
+    def _last_ids(self, streams: Iterable[str]) -> list[str]:
+        return [entry[0].decode() if entry else "0-0" for entry in self._last(streams)]
 
     def last_event(self, stream: str) -> dict[str, Any] | None:
         """The newest event of a stream."""
-        entries = cast(list[Any], self.redis.xrevrange(stream, count=1))
-        return event_of(entries[0][1]) if entries else None
+        return self.last_events([stream])[0]
+
+    def last_events(self, streams: Iterable[str]) -> list[dict[str, Any] | None]:
+        """The same of several, in their order."""
+        return [event_of(entry[1]) if entry else None for entry in self._last(streams)]
+
+    def _last(self, streams: Iterable[str]) -> list[tuple[bytes, dict[bytes, bytes]] | None]:
+        """Id and fields of the newest entry of each stream."""
+        found = ask_many(self.redis, streams, lambda pipe, key: pipe.xrevrange(key, count=1))
+        return [entries[0] if entries else None for entries in found]
 
     def _write_if(self, guard: str, *commands: list[str]) -> bool:
         """Write commands ``[name, key, ...]``, all or none, if the key ``guard`` exists."""
@@ -90,3 +118,9 @@ def event_command(run: str, event: Mapping[str, Any]) -> list[str]:
     """The command that appends an event to a run's stream."""
     capped = ["MAXLEN", "~", str(EVENTS_KEPT)]
     return ["XADD", names.events(run), *capped, "*", "event", dumps(event)]
+
+
+def _number(entry: str) -> tuple[int, int]:
+    """An entry's id, so that ids can be compared."""
+    milliseconds, _, sequence = entry.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import redis
@@ -19,10 +20,10 @@ AT_ONCE = 500
 
 
 def batches(items: Iterable[Item], size: int = AT_ONCE) -> Iterator[list[Item]]:
-    """The items in lists of ``size``, the last one shorter."""
-    listed = list(items)
-    for start in range(0, len(listed), size):
-        yield listed[start : start + size]
+    """The items in lists of ``size``, the last one shorter; they are taken as they come."""
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some
 
 
 def ask_many(

@@ -4,6 +4,7 @@ The control server: who is there. Leases, clients, workers, and whether that pic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -39,8 +40,18 @@ DATA_WAIT = "data_wait"
 JOB = "job"
 #: What ``at_work`` says of a worker whose lease has no such field. No job is called so.
 UNNAMED = "?"
-#: Of what a worker says of itself no more is read of each field; nothing of ours comes near it.
+#: Of what a worker says of itself no longer field is read; nothing of ours comes near it.
 _SAID_BYTES = 4096
+#: Field of a client's hash: examples it has.
+_EXAMPLES = "num_examples"
+#: What is read of a lease, and of a client's hash: whoever holds it may write a million fields.
+_LEASE = ("token", "process", "role", "host", "pid", "client", "worker", JOB)
+_CLIENT = (_EXAMPLES, _LEFT, PAUSED, AWAITED, DATA_WAIT)
+#: Workers of one client that are listed; one serves it, and others have just ended.
+_WORKERS_EACH = 4
+#: Keys looked at in one call, and calls in one look for clients that nobody knows yet: the next look goes on.
+_SCANNED = 5000
+_SCANS_A_LOOK = 20
 
 
 class Presence:
@@ -49,6 +60,7 @@ class Presence:
     def __init__(self, client: redis.Redis) -> None:
         self.redis = client
         self.unreadable = Unreadable()
+        self._scanned_to = 0
         self._hear = script(client, "hear")
 
     def now(self) -> float:
@@ -127,7 +139,27 @@ class Presence:
 
     def lease(self, lease: str) -> dict[str, str]:
         """Who holds a lease; empty when nobody does."""
-        return _said(cast(dict[bytes, bytes], self.redis.hgetall(lease)))
+        return self.leases([lease])[0]
+
+    def leases(self, asked: Iterable[str]) -> list[dict[str, str]]:
+        """The same of several, in their order."""
+        return self._fields(asked, _LEASE)
+
+    def _fields(self, keys: Iterable[str], fields: Sequence[str]) -> list[dict[str, str]]:
+        """Of some hashes those fields that are there and not too long, as text that can be shown."""
+        asked = list(keys)
+        each = [(key, name) for key in asked for name in fields]
+        lengths = ask_many(self.redis, each, lambda pipe, item: pipe.hstrlen(*item))
+        short: dict[str, list[str]] = {}
+        for (key, name), length in zip(each, lengths, strict=True):
+            if 0 < length <= _SAID_BYTES:
+                short.setdefault(key, []).append(name)
+        found = ask_many(self.redis, short, lambda pipe, key: pipe.hmget(key, short[key]))
+        read = {
+            key: _said(dict(zip(some, values, strict=True)))
+            for (key, some), values in zip(short.items(), found, strict=True)
+        }
+        return [read.get(key, {}) for key in asked]
 
     # Workers
 
@@ -160,21 +192,42 @@ class Presence:
     def worker_leases(self, workers: Iterable[str]) -> dict[str, dict[str, str]]:
         """RQ worker -> its lease; empty when it has none."""
         asked = sorted(set(workers))
-        found = ask_many(self.redis, asked, lambda pipe, name: pipe.hgetall(names.worker(name)))
-        return {worker: _said(raw) for worker, raw in zip(asked, found, strict=True)}
+        # One command each: the healer asks for everybody in training, once a second.
+        found = ask_many(
+            self.redis, asked, lambda pipe, name: pipe.hmget(names.worker(name), _LEASE)
+        )
+        return {
+            worker: _said(dict(zip(_LEASE, raw, strict=True)))
+            for worker, raw in zip(asked, found, strict=True)
+        }
 
     def role_alive(self, role: str) -> bool:
         """Whether a worker of a role (``aggregator``, ``evaluator``, ``client``) is alive."""
-        return any(worker.get("role") == role for worker in self.living_workers())
+        # As supervisors name theirs, and those that RQ's own command starts: no client may write these keys.
+        usual = self._workers_like(f"{role}[-_]*") + self._workers_like("_*")
+        if any(worker["role"] == role for worker in self._living(usual)):
+            return True
+        return any(worker["role"] == role for worker in self.living_workers())
 
     def living_workers(self) -> list[dict[str, str]]:
-        """The leases of all living RQ workers (role, host, pid, client, ...)."""
-        found = [
-            key.decode(errors="replace").removeprefix(names.worker(""))
-            for key in sorted(self.redis.scan_iter(match=names.worker("*"), count=1000))
-        ]
-        workers = [_as_worker(name, lease) for name, lease in self.worker_leases(found).items()]
-        return [worker for worker in workers if "role" in worker and _lives(worker)]
+        """The leases of all living RQ workers (role, host, pid, client, ...); of each client a few at most."""
+        return self._living(self._workers_like("*"))
+
+    def _workers_like(self, pattern: str) -> list[str]:
+        """Names of workers that have a lease, sorted; of each client a few at most."""
+        found: set[str] = set()
+        listed: Counter[str] = Counter()
+        for key in self.redis.scan_iter(match=names.worker(pattern), count=_SCANNED):
+            name = key.decode(errors="replace").removeprefix(names.worker(""))
+            whose, separator, _ = name.partition("_")
+            if name not in found and not (separator and whose and listed[whose] >= _WORKERS_EACH):
+                found.add(name)
+                listed[whose] += 1
+        return sorted(found)
+
+    def _living(self, workers: Iterable[str]) -> list[dict[str, str]]:
+        found = [_as_worker(name, lease) for name, lease in self.worker_leases(workers).items()]
+        return [worker for worker in found if "role" in worker and _lives(worker)]
 
     # Clients
 
@@ -198,28 +251,41 @@ class Presence:
         For the operator's side, as no client may speak for another. The healer calls it once a second;
         a longer silence is an outage or a jump of the clock, after which ``settling`` is true for a while.
         """
-        ids = [
-            key.decode(errors="replace").split(":")[2]
-            for key in self.redis.scan_iter(match=names.client_holder("*"), count=5000)
-        ]
-        here = [client for client in ids if names.is_name(client)]
-        known = cast(list[bytes], self.redis.zrange(names.CLIENTS, 0, -1))
-        away = sorted({client.decode(errors="replace") for client in known} - set(here))
-        with self.redis.pipeline(transaction=False) as pipe:
-            for client in here:
-                pipe.pttl(names.client_holder(client))
-            for client in away:
-                pipe.hget(names.client(client), _LEFT)
-            found = cast(list[Any], pipe.execute(raise_on_error=False))
+        known = {
+            client.decode(errors="replace")
+            for client in cast(list[bytes], self.redis.zrange(names.CLIENTS, 0, -1))
+        }
+        asked = sorted(known | self._newcomers())
+        # Of another type than a hash, it says that it is there.
+        found = ask_many(self.redis, asked, lambda pipe, who: pipe.pttl(names.client_holder(who)))
         # A lease without an end, or with a late one, says no more than that it is there.
         ages = {
             client: 0.0 if left_ms == -1 else max(0.0, LEASE_S - left_ms / 1000)
-            for client, left_ms in zip(here, found, strict=False)
-            if left_ms != -2  # It has just ended.
+            for client, left_ms in zip(asked, found, strict=True)
+            if left_ms != -2 and names.is_name(client)
         }
-        left = [who for who, said in zip(away, found[len(here) :], strict=True) if said == b"1"]
+        away = [client for client in asked if client not in ages]
+        said = ask_many(self.redis, away, lambda pipe, who: pipe.hget(names.client(who), _LEFT))
+        left = [who for who, text in zip(away, said, strict=True) if text == b"1"]
         args: list[Any] = [LONGEST_SILENCE_S, SETTLE_S, dumps(ages), *left]
         self._hear(keys=[names.CLIENTS, names.CLOCK], args=args)
+
+    def _newcomers(self) -> set[str]:
+        """
+        Clients that have a lease, of a part of the server's keys: each look goes on where the last one ended.
+
+        So a look costs the same however many keys somebody has made; with few, it is all of them.
+        """
+        found: set[str] = set()
+        for _ in range(_SCANS_A_LOOK):
+            self._scanned_to, keys = cast(
+                tuple[int, list[bytes]],
+                self.redis.scan(self._scanned_to, match=names.client_holder("*"), count=_SCANNED),
+            )
+            found.update(key.decode(errors="replace").split(":")[2] for key in keys)
+            if not self._scanned_to:
+                break
+        return {client for client in found if names.is_name(client)}
 
     def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
         """What a client's worker says of itself."""
@@ -242,8 +308,12 @@ class Presence:
         return {client.decode(): raw[client] for client in sorted(raw)}
 
     def client(self, client: str) -> dict[str, str]:
-        """A client's hash, as text."""
-        return _said(cast(dict[bytes, bytes], self.redis.hgetall(names.client(client))))
+        """What a client's worker said of itself, by field of its hash."""
+        return self.clients([client])[0]
+
+    def clients(self, asked: Iterable[str]) -> list[dict[str, str]]:
+        """The same of several, in their order."""
+        return self._fields(map(names.client, asked), _CLIENT)
 
     def client_ids(self) -> dict[str, float]:
         """
@@ -330,7 +400,7 @@ class Presence:
 def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
     said = dict(lease) | {"name": name}
     whose, separator, _ = name.partition("_")
-    if "role" in said and separator and whose not in names.RESERVED:
+    if "role" in said and separator and whose and whose not in names.RESERVED:
         # Written by that client: it is no aggregator, whatever it says.
         said |= {"role": "client", "client": whose}
     return said
@@ -356,13 +426,12 @@ def _awaited(raw: bytes | None, run: str) -> Awaited | None:
         return None
 
 
-def _said(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+def _said(raw: Mapping[str, bytes | None]) -> dict[str, str]:
     """What a worker wrote of itself, which may be anything, as text that can be shown."""
     return {
-        printable(key[:_SAID_BYTES].decode(errors="replace")): printable(
-            value[:_SAID_BYTES].decode(errors="replace")
-        )
-        for key, value in raw.items()
+        name: printable(value[:_SAID_BYTES].decode(errors="replace"))
+        for name, value in raw.items()
+        if value is not None
     }
 
 

@@ -101,8 +101,10 @@ def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
     before = store.control.receipts(state.run_id, number - 1) if state and number >= 1 else {}
     current = store.control.round(state.run_id, number) if state else None
     found = []
-    for client in views.clients(store):
-        event = store.control.last_event(names.client_events(client.client)) or {}
+    clients = views.clients(store)
+    events = store.control.last_events(names.client_events(entry.client) for entry in clients)
+    for client, last in zip(clients, events, strict=True):
+        event = last or {}
         began = flight.begun(current, client.client).round if current else number
         ours = state is not None and (event.get("run"), event.get("round")) == (
             state.run_id,
