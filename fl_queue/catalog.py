@@ -111,7 +111,11 @@ TASKS: dict[str, TaskEntry] = {
             "features": Field(
                 "str", "", "feature columns, comma separated; the same for all sites"
             ),
-            "owner": Field("str", "", "natural partition: the column that names whose each row is"),
+            "owner": Field(
+                "str",
+                "",
+                "the column that names whose each row is, for the natural partition and for what is held out",
+            ),
             "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
             "means": Field(
                 "floats", (), "mean of each feature; empty: from the first round's clients"

@@ -13,6 +13,9 @@ from fl_queue.rounds import Ending
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy, client_layouts
 
+#: Clients that an event names.
+_NAMED = 8
+
 
 def record_of(
     current: RoundState,
@@ -25,9 +28,38 @@ def record_of(
     base = rounds.base_record(current, ending, elapsed_s, config)
     return replace(
         rounds.with_updates(base, progress.receipts),
+        capped=_capped(current, config, progress.receipts),
         validation=metrics.merge_clients(progress.validation),
         train=metrics.merge_clients(progress.training),
     )
+
+
+def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Receipt]) -> list[str]:
+    """Whose weight is less than the examples it is by."""
+    if config.aggregation["weighting"] != "examples" or current.purpose != "train":
+        return []
+    most = config.aggregation["max_examples"]
+    return [
+        client
+        for client, found in sorted(receipts.items())
+        # Staleness makes other weights of them.
+        if found.is_in
+        and (
+            found.num_examples > most
+            or (not current.is_async and found.weight < found.num_examples)
+        )
+    ]
+
+
+def capped_event(record: RoundRecord, config: RunConfig) -> dict[str, object]:
+    """The event of weights that were capped."""
+    more = f" and {len(record.capped) - _NAMED} more" if len(record.capped) > _NAMED else ""
+    most = config.aggregation["max_examples"]
+    reason = (
+        f"{', '.join(record.capped[:_NAMED])}{more} told more examples than count: "
+        f"aggregation.max_examples = {most}, or what they are enrolled with"
+    )
+    return {"event": "weights_capped", "round": record.round, "reason": reason}
 
 
 def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:

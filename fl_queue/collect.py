@@ -345,6 +345,8 @@ class Collector:
             )
         log.info("run=%s round=%s %s: %s", self.run, self.number, ending.outcome, ending.reason)
         faults.reach("round.committed")
+        if record.capped:
+            self.store.control.add_event(self.run, closing.capped_event(record, self.config))
         # The next round is opened first: its clients train while this one is cleaned up.
         rounds.advance(self.store, self.run)
         faults.reach("round.advanced")

@@ -30,7 +30,8 @@ class Compared:
         name, run_id, state: The run's.
         version: The newest; None before version 0.
         value: The metric of the newest judged version; None when no version has it.
-        best, best_version: The best one, as ``run.select`` says of that metric, else the lowest loss, the highest other.
+        best, best_version: The best one, as ``run.select`` says of that metric, else the lowest loss, the
+            highest other: chosen by the clients' validation where there is one, and its value as ``value`` is.
         abandoned: Rounds that made no version.
         seconds: Counted length of its rounds.
         settings: The config fields in which the compared runs differ.
@@ -127,7 +128,10 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
     }
     selected = runs.current_config(store, state.run_id).run["select"]
     select = selected if selected.partition(":")[0] == metric else _select(metric)
-    best = metrics.best_version(select, judged)
+    validated = scores.validation_metrics(store, state.run_id)
+    # Of the versions that have a value to be shown: the test set may have judged every fifth.
+    known = {version: found for version, found in validated.items() if version in judged}
+    best = scores.best_by(select, known, judged)
     rounds = store.control.history(state.run_id)
     return Compared(
         name=state.name,

@@ -84,7 +84,7 @@ DATA_FIELDS: dict[str, Field] = {
     "validation_fraction": Field(
         "float",
         0.1,
-        "part of a client's share it holds out for validation, 0 to 0.9",
+        "part of a client's share it holds out for validation, 0 to 0.9; by whole owners where they are known",
         low=0.0,
         high=0.9,
     ),
@@ -107,6 +107,7 @@ DATA_FIXED = tuple(
     f"data.{name}" for name in (
         "source", "partition", "alpha", "shards_per_client", "samples_per_client",
         "labels_per_client", "exponent", "noise", "rotation", "shares",
+        "validation_fraction", "train_per_class", "validation_per_class",
     )
 )  # fmt: skip
 

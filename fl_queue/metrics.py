@@ -211,12 +211,16 @@ def best_version(select: str, versions: Mapping[int, Mapping[str, float]]) -> in
     The version with the best finished metrics; of equals the earliest.
 
     Args:
-        select: ``metric:max`` or ``metric:min``, as ``run.select``.
+        select: ``metric:max`` or ``metric:min``, as ``run.select``; empty: the highest accuracy, or
+            the lowest loss where no version has one.
         versions: Version -> its finished metrics; those without the metric are passed over.
 
     Returns:
         None when no version has the metric.
     """
+    if not select:
+        has_accuracy = any("accuracy" in found for found in versions.values())
+        select = "accuracy:max" if has_accuracy else "loss:min"
     metric, direction = select.split(":")
     sign = -1.0 if direction == "max" else 1.0
     ranked = [

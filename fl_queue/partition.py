@@ -105,7 +105,8 @@ def client_split(
         client: Its id; two clients with the same share still differ in what they hold out.
         share: Which share is this client's, from 0.
         shares: How many there are.
-        owners: (N,) whose each sample is, for ``natural``.
+        owners: (N,) whose each sample is, for ``natural``, and so that nobody's samples are in both
+            parts; ``data.train_per_class`` and ``validation_per_class`` draw single samples.
 
     Returns:
         Sorted, disjoint index arrays into ``labels``. Training is not empty unless the share is.
@@ -120,6 +121,8 @@ def client_split(
     if data["train_per_class"] or data["validation_per_class"]:
         return _hold_out_per_class(own, labels, data, seed, client)
     order = np.random.Generator(np.random.PCG64(seed_for(seed, client, "validation")))
+    if owners is not None and len(np.unique(owners[own])) > 1:
+        return _hold_out_owners(own, owners[own], data["validation_fraction"], order)
     shuffled = order.permutation(own)
     # Rounded down, and the fraction is at most 0.9: a share with samples has training samples.
     held = int(data["validation_fraction"] * len(own))
@@ -168,6 +171,32 @@ def _kept_split(
 ) -> list[Indices]:
     """``split``, done once for all the clients that one process trains."""
     return split(kind, labels.labels, shares, seed, **dict(options))
+
+
+def _hold_out_owners(
+    own: Indices, owners: Owners, fraction: float, order: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """
+    Hold out whole owners, drawn at random, as many as fit into the fraction.
+
+    Where every owner has more samples than that the smallest is held out, unless these are more than a
+    quarter of all: then nobody.
+
+    Args:
+        own: (n,) indices of the client's samples.
+        owners: (n,) whose each of them is, of two or more.
+    """
+    names, places, counts = np.unique(owners, return_inverse=True, return_counts=True)
+    room = int(fraction * len(own))
+    held: list[int] = []
+    for name in order.permutation(len(names)).tolist():
+        if counts[name] <= room and len(held) < len(names) - 1:
+            held.append(name)
+            room -= int(counts[name])
+    if not held and room and 4 * counts.min() <= len(own):
+        held = [int(counts.argmin())]
+    is_held = np.isin(places.reshape(-1), held)
+    return np.sort(own[~is_held]), np.sort(own[is_held])
 
 
 def _hold_out_per_class(

@@ -374,6 +374,8 @@ class RoundRecord:
         weights: Client -> integer weight.
         norms: Client -> L2 norm of its update as it came; empty where ``aggregation.clip_norm`` is 0.
         clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
+        capped: Clients that told more examples than their weight counts (``aggregation.max_examples``, or
+            what they are enrolled with), with ``aggregation.weighting = "examples"``, sorted.
         rejected: Client -> verdict and reason, of updates that were not merged.
         missing: Clients of the cohort of whom nothing valid came; none of an asynchronous round.
         left_out: Clients whose update was accepted, and not let in by a robust rule that chooses.
@@ -412,6 +414,7 @@ class RoundRecord:
     weights: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     clipped: list[str] = field(default_factory=list)
+    capped: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)

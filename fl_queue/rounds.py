@@ -17,7 +17,7 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, flight, jobs, makers, metrics, names
+from fl_queue import dispatch, flight, jobs, makers, metrics, names, selection
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round, top_up
@@ -64,6 +64,9 @@ def advance(store: Store, run: str) -> None:
         return
     config = current_config(store, run)
     purpose = _next_purpose(store, state, config)
+    if purpose == "train" and (why := _not_reported(store, state, config)):
+        set_state(store, state, "failed", why, "run_failed")
+        return
     # First of all: clients train while the rest is done.
     if purpose is not None and open_round(store, state, config, purpose):
         advance(store, run)
@@ -266,6 +269,17 @@ def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose |
     if state.version < state.rounds_wanted and not (stop and _stopped(store, state, stop)):
         return "train"
     return "evaluate" if state.evaluated_version != state.version and state.version > 0 else None
+
+
+def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
+    """
+    Why a run that has just made its first version goes no further: what it is to be judged by is never told.
+
+    Only then: of a run that is further on somebody may know better.
+    """
+    if state.version != 1:
+        return ""
+    return selection.problem(config, selection.of_history(store.control.history(state.run_id)))
 
 
 def _stopped(store: Store, state: RunState, condition: str) -> bool:

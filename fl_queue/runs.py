@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import decisions, faults, names, vouching
+from fl_queue import decisions, faults, names, selection, vouching
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.records import digest_of, dumps, updates_in
@@ -68,16 +68,21 @@ def start_run(
         initial: Digest and size of an initial model that is on the data server already.
 
     Raises:
-        ConfigError: The name is not allowed, or the config changes a field that a run keeps.
+        ConfigError: The name is not allowed, the config changes a field that a run keeps, or names a
+            metric that is not reported.
         RunStateError: The run is training already.
     """
     if not names.is_name(name):
         raise ConfigError(
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
+    selection.check(config, selection.of_config(config))
     by = decisions.new_token()
     while True:
         existing = store.control.run_id(name)
+        if existing is not None:
+            history = store.control.history(existing)
+            selection.check(config, selection.of_history(history))
         if existing is None:
             done = _create(store, name, config, rounds, initial)
         else:

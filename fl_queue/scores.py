@@ -35,12 +35,7 @@ def version_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     What clients have beside the version (``personal_accuracy``) they alone can tell, so it is there
     with a test set, too.
     """
-    validated = {
-        record.base_version: metrics.finish(record.validation)
-        for record in store.control.history(run)
-        if record.outcome in ("committed", "evaluated") and record.validation
-    }
-    tested = test_metrics(store, run)
+    validated, tested = validation_metrics(store, run), test_metrics(store, run)
     if not tested:
         return validated
     own = {version: metrics.only_beside(found) for version, found in validated.items()}
@@ -51,9 +46,38 @@ def version_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     }
 
 
+def validation_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
+    """Version -> finished metrics of the clients' validation."""
+    return {
+        record.base_version: metrics.finish(record.validation)
+        for record in store.control.history(run)
+        if record.outcome in ("committed", "evaluated") and record.validation
+    }
+
+
+def best_by(
+    select: str,
+    validated: Mapping[int, Mapping[str, float]],
+    tested: Mapping[int, Mapping[str, float]],
+) -> int | None:
+    """
+    The best version by the clients' validation; by the test set only where nothing is validated.
+
+    A test set that has chosen a version says too much of it: what it then shows is the best of many
+    draws. So the one chooses, and the other reports.
+
+    Args:
+        select: As ``run.select``.
+    """
+    chosen = metrics.best_version(select, validated)
+    if chosen is not None or any(validated.values()):
+        return chosen
+    return metrics.best_version(select, tested)
+
+
 def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     """The version that ``run.select`` names; None when nothing has been evaluated."""
-    return metrics.best_version(config.run["select"], version_metrics(store, run))
+    return best_by(config.run["select"], validation_metrics(store, run), test_metrics(store, run))
 
 
 def chosen_version(
@@ -68,9 +92,14 @@ def chosen_version(
     if best:
         version = best_version(store, state.run_id, config)
         if version is None:
+            select = config.run["select"] or "accuracy:max"
+            found = sorted(
+                {name for of in version_metrics(store, state.run_id).values() for name in of}
+            )
+            there = f"; there is {', '.join(found)}" if found else ""
             raise RunStateError(
                 state.name,
-                f"no version has been evaluated by {config.run['select']}; wait, or start an evaluator",
+                f"no version has been evaluated by {select}{there}; wait, or start an evaluator",
             )
     chosen = state.version if version is None else version
     if chosen is None:

@@ -24,7 +24,7 @@ _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 def _select_problem(text: str) -> str | None:
     return (
         None
-        if _SELECT.fullmatch(text)
+        if not text or _SELECT.fullmatch(text)
         else f"{text!r} is not `metric:max` or `metric:min`, such as accuracy:max"
     )
 
@@ -78,8 +78,8 @@ SECTIONS: dict[str, tuple[str, dict[str, Field]]] = {
             ),
             "select": Field(
                 "str",
-                "accuracy:max",
-                "which version is the best (metric:max or metric:min); it is never pruned",
+                "",
+                "which version is the best by the clients' validation (metric:max or metric:min), and is never pruned; empty: accuracy:max, or loss:min of a task without accuracy",
                 check=_select_problem,
             ),
             "stop_when": Field(

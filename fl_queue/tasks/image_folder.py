@@ -108,8 +108,10 @@ class ImageFolderTask(Task):
         items = self._items(context.data_dir, "train")
         labels = np.array([label for _, label in items], dtype=np.int64)
         owners = None
-        if self.config.data["partition"] == "natural":
-            owners = np.array(self._owners(Path(context.data_dir) / "train", items))
+        folder = Path(context.data_dir) / "train"
+        is_owned = all(len(path.relative_to(folder).parts) > 2 for path, _ in items)
+        if is_owned or self.config.data["partition"] == "natural":
+            owners = np.array(self._owners(folder, items))
         train, validation = self.split(labels, context, owners)
         skew = self.skew(context)
         return ClientData(

@@ -69,7 +69,7 @@ class CsvTask(Task):
         path = Path(context.data_dir) / self.options["file"]
         rows, labels = self._read(path)
         owners = None
-        if self.config.data["partition"] == "natural":
+        if self.options["owner"]:
             owners = np.array(_column(path, self.options["owner"]))
         train, validation = self.split(labels, context, owners)
         return ClientData(

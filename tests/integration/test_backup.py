@@ -53,9 +53,10 @@ def run(store: Store, tmp_path: Path) -> str:
     for version, digest in enumerate(DIGESTS):
         add_version(store, run, version, tmp_path)
         if version:
+            loss = 0.1 if version - 1 == BEST else 0.2
             record = RoundRecord(
                 version, "train", "committed", "all in", version - 1, DIGESTS[version - 1],
-                version, digest, ["a", "b"], validation={"num_examples": 3, "loss_sum": 0.1},
+                version, digest, ["a", "b"], validation={"num_examples": 3, "loss_sum": loss},
             )  # fmt: skip
             redis.rpush(names.history(run), record.to_json())
         accuracy = 0.9 if version == BEST else 0.5

@@ -20,11 +20,11 @@ from tests.unit.test_report import abandoned, record
 
 
 def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:
-    """A run with a tested version for each accuracy, from version 1."""
+    """A run with a tested version for each accuracy, from version 1, and nothing held out."""
     loaded = config.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, name, loaded, 3)
     for number, accuracy in enumerate(accuracies, 1):
-        ended(store, state.run_id, record(number, number - 1))
+        ended(store, state.run_id, record(number, number - 1, validation={}))
         score(store, state.run_id, number, accuracy)
     store.control.redis.hset(names.run(state.run_id), "version", len(accuracies))
     return runs.find_run(store, name)

@@ -142,3 +142,24 @@ def test_more_shares_than_samples_names_the_field(labels, extra):
     with pytest.raises(ConfigError) as caught:
         split("iid", labels, len(labels) + extra, 0)
     assert caught.value.field == "data.shares"
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_nobody_is_in_training_and_in_validation(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 200))
+    owners = np.array(data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
+    fraction = data.draw(st.floats(0.0, 0.9))
+    options = {**DATA, "partition": "site", "validation_fraction": fraction}
+    labels = np.zeros(count, np.int64)
+    arguments = {"seed": 1, "client": "a", "share": 0, "shares": 1, "owners": owners}
+    train, held = client_split(labels, options, **arguments)
+    assert sorted([*train, *held]) == list(range(count))
+    assert len(train) > 0
+    if len(np.unique(owners)) > 1:
+        assert not set(owners[train]) & set(owners[held])
+        assert len(held) <= max(fraction * count, count / 4)
+        smallest = np.unique(owners, return_counts=True)[1].min()
+        assert (len(held) > 0) == (
+            int(fraction * count) > 0 and smallest <= max(int(fraction * count), count / 4)
+        )

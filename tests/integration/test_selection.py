@@ -1,0 +1,153 @@
+"""Which version is the best, by what, and metrics that nobody reports. Redis, no workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_queue import compare, config, metrics, names, runs, scores, selection
+from fl_queue.errors import ConfigError, RunStateError
+from fl_queue.store import RunState, Store
+from tests.byhand import ByHand
+from tests.integration.test_exporters import ended, score
+from tests.unit.test_report import record, sums
+
+
+def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:
+    return runs.start_run(store, name, config.load("mnist-3v7", overrides, {}), 3)
+
+
+def best(store: Store, state: RunState) -> int | None:
+    return scores.best_version(store, state.run_id, runs.current_config(store, state.run_id))
+
+
+def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: Store) -> None:
+    state = begun(store)
+    ended(
+        store,
+        state.run_id,
+        record(1, 0, validation=sums(5, 5)),
+        record(2, 1, validation=sums(9, 1)),
+        record(3, 2, validation=sums(8, 2)),
+    )
+    for version, accuracy in enumerate((0.5, 0.7, 0.95)):
+        score(store, state.run_id, version, accuracy)
+
+    (row,) = compare.compare(store, [state], "accuracy")
+
+    assert best(store, state) == 1
+    assert (row.best_version, row.best, row.value) == (1, 0.7, 0.95)
+
+
+def test_without_validation_the_test_set_chooses(store: Store) -> None:
+    state = begun(store)
+    ended(store, state.run_id, record(1, 0, validation={}), record(2, 1, validation={}))
+    for version, accuracy in enumerate((0.5, 0.95, 0.7)):
+        score(store, state.run_id, version, accuracy)
+    assert best(store, state) == 1
+
+
+def test_a_regression_has_a_best_version(store: Store) -> None:
+    state = begun(store)
+    losses = [{"num_examples": 4, "loss_sum": value} for value in (8.0, 2.0, 4.0)]
+    ended(store, state.run_id, *(record(n + 1, n, validation=one) for n, one in enumerate(losses)))
+    assert best(store, state) == 1
+
+
+def test_a_version_that_is_not_there_is_told_with_what_is(store: Store) -> None:
+    state = begun(store, "run.select=auc:max")
+    ended(store, state.run_id, record(1, 0))
+    with pytest.raises(RunStateError, match="auc:max; there is accuracy, f1, loss;"):
+        scores.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run.select", "acuracy:max"),
+        ("run.select", "personal_accuracy:max"),
+        ("run.stop_when", "mae<=0.1"),
+    ],
+)
+def test_a_metric_that_a_task_never_reports_is_refused_with_the_list(
+    store: Store, field: str, value: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        begun(store, f"{field}={value}")
+    assert caught.value.field == field
+    assert "choose one of accuracy, auc, f1, loss" in str(caught.value)
+    assert store.control.run_names() == {}
+
+
+def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store: Store) -> None:
+    loss = {"num_examples": 4, "loss_sum": 2.0, "mae_sum": 1.0}
+    state = begun(store)
+    ended(store, state.run_id, record(1, 0, validation=metrics.merge_clients({"a": loss})))
+    store.control.redis.hset(f"flq:{{{state.run_id}}}", "state", "completed")
+    with pytest.raises(ConfigError, match="choose one of loss, mae"):
+        begun(store, "run.select=accuracy:max")
+    assert begun(store, "run.select=loss:min").active
+
+
+def test_a_run_ends_after_one_round_when_nobody_reports_its_metric(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = ByHand(store, tmp_path, "ab", 3, "run.select=accuracy:max")
+    for client in hand.clients:
+        hand.update(client)
+    hand.work()
+    assert (hand.state.state, hand.state.version) == ("failed", 1)
+    assert "run.select: accuracy is not what" in hand.state.reason
+    assert "choose one of loss" in hand.state.reason
+
+
+def test_what_of_one_class_has_no_auc_yet_may_have_one() -> None:
+    one_class = {
+        "num_examples": 2,
+        "confusion": [[2, 0], [0, 0]],
+        "logit_histograms": [[2] + [0] * 999, [0] * 1000],
+    }
+    found = selection.of_history([record(1, 0, validation=metrics.merge_clients({"a": one_class}))])
+    assert found == {"accuracy", "f1", "auc"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reported"),
+    [
+        (("run.task=mnist-2nn",), "accuracy f1 loss"),
+        (("run.task=csv", "task.classes=a,b,c"), "accuracy f1 loss"),
+        (("run.task=csv",), "accuracy auc f1 loss"),
+        (("run.task=image-folder",), "accuracy auc f1 loss"),
+        (
+            ("run.task=csv", "train.finetune_epochs=1"),
+            "accuracy auc f1 loss finetuned_accuracy finetuned_f1 finetuned_loss",
+        ),
+        (
+            ("run.task=csv", 'model.private=["head.*"]'),
+            "accuracy auc f1 loss personal_accuracy personal_f1 personal_loss",
+        ),
+        (("run.task=csv", f"task.classes={','.join(map(str, range(61)))}"), "accuracy loss"),
+    ],
+)
+def test_what_built_in_tasks_report_is_known(overrides: Any, reported: str) -> None:
+    loaded = config.load(None, ("data.partition=site", *overrides), {})
+    assert selection.of_config(loaded) == set(reported.split())
+
+
+def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
+    # Clients tell the number of their letter: 97 and 98 examples.
+    bounds = ("aggregation.weighting=examples", "aggregation.max_examples=97")
+    hand = ByHand(store, tmp_path, "ab", 3, *bounds)
+    for client in hand.clients:
+        hand.update(client)
+    hand.work()
+    assert hand.record.capped == ["b"]
+    assert hand.record.weights == {"a": 97, "b": 97}
+    found = store.control.read_events({names.events(hand.run): "0-0"}, None)
+    told = [event for _, _, event in found if event["event"] == "weights_capped"]
+    assert [event["round"] for event in told] == [1]
+    assert told[0]["reason"].startswith(
+        "b told more examples than count: aggregation.max_examples = 97"
+    )
