@@ -129,6 +129,7 @@ class _Work:
 
     def _load(self, folder: str) -> Task:
         name = self.config.run["task"]
+        folder = folder or self.config.data["dir"]
         return load_task(name, self.config, own_code(name, self.config.task), folder)
 
     def _test_data(self, folder: str) -> sgd.Samples | None:
@@ -165,6 +166,7 @@ class _Work:
             round_number=round_number,
             share=names.index(client) if client in names else 0,
             shares=self.config.data["shares"] or len(names),
+            data_dir=(self.place.folders or [self.config.data["dir"]])[0],
             device=self.place.device,
             threads=self.place.threads,
         )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fl_queue import datafolder
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, unknown_key
 
@@ -105,8 +106,15 @@ TASKS: dict[str, TaskEntry] = {
         "fl_queue.tasks.table:CsvTask",
         "a table with a label column: logistic regression or a small perceptron",
         {
-            "file": Field("str", "train.csv", "file name in the data folder"),
-            "test_file": Field("str", "test.csv", "the evaluator's file name in its data folder"),
+            "file": Field(
+                "str", "train.csv", "file name in the data folder", check=datafolder.problem
+            ),
+            "test_file": Field(
+                "str",
+                "test.csv",
+                "the evaluator's file name in its data folder",
+                check=datafolder.problem,
+            ),
             "label": Field("str", "label", "name of the label column"),
             "features": Field(
                 "str", "", "feature columns, comma separated; the same for all sites"

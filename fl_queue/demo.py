@@ -15,6 +15,7 @@ from fl_queue import (
     config,
     display,
     embedded,
+    launching,
     local,
     models,
     names,
@@ -63,7 +64,7 @@ def run(
                 f"look inside with: {cli_line(redis.url)}", highlight=False, soft_wrap=True
             )
             store = Store.open(redis.url, redis.blob_url, state_dir)
-            wanted = _workers(redis, clients)
+            wanted = _workers(redis, clients, loaded)
             started.enter_context(local.workers(store, wanted, output / "logs", console))
             state = runs.start_run(store, RUN, loaded, count)
             rounds.advance(store, state.run_id)
@@ -91,9 +92,11 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
         print(f"no plot: {shown.line(exc.reason)}")
 
 
-def _workers(redis: embedded.EmbeddedRedis, clients: int) -> dict[str, Worker]:
+def _workers(
+    redis: embedded.EmbeddedRedis, clients: int, loaded: config.RunConfig
+) -> dict[str, Worker]:
     """What the demo starts, by name."""
-    base = Site(redis.url, redis.blob_url, redis.state_dir)
+    base = launching.with_data(Site(redis.url, redis.blob_url, redis.state_dir), [loaded])
     sites = [f"site-{number}" for number in range(1, clients + 1)]
     roles = {role: Worker(role, base) for role in (names.AGGREGATOR, names.EVALUATOR)}
     return roles | {site: Worker("client", replace(base, client=site)) for site in sites}

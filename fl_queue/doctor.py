@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fl_queue import dispatch, exposed, names, views
+from fl_queue import datafolder, dispatch, exposed, names, views
 from fl_queue.errors import FLQueueError, StoreUnavailable, Trouble
 from fl_queue.store import (
     PEOPLE,
@@ -396,15 +396,19 @@ def _data_folder(data: Path) -> Finding:
             "FAIL", f"data folder {data} is not a folder", "give the folder of this site's data"
         )
     try:
-        count = sum(1 for _ in data.iterdir())
+        entries = list(data.iterdir())
     except OSError as exc:
         return Finding(
             "FAIL",
             f"data folder {data} cannot be read ({exc.strerror})",
             "give the worker's user the right to read it",
         )
-    return (
-        Finding("OK", f"data folder {data}: {count} entries")
-        if count
-        else Finding("FAIL", f"data folder {data} is empty", "put the data there")
-    )
+    if not entries:
+        return Finding("FAIL", f"data folder {data} is empty", "put the data there")
+    if out := sum(datafolder.leaves(data, entry) for entry in entries):
+        return Finding(
+            "WARN",
+            f"data folder {data}: {out} of {len(entries)} entries are links that lead out of it, and are not read",
+            "put there what they name, or give --data a folder that holds both",
+        )
+    return Finding("OK", f"data folder {data}: {len(entries)} entries")

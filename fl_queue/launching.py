@@ -137,6 +137,19 @@ def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -
     return True
 
 
+def with_data(site: Site, configs: Sequence[RunConfig]) -> Site:
+    """
+    A site of whoever begins these runs, which reads the folders that their configs name.
+
+    Where they agree on one it is the site's own, so that another run on the same servers chooses none.
+    """
+    folders = {config.data["dir"] for config in configs}
+    if len(folders) > 1:
+        return replace(site, data_from_config=True)
+    folder = folders.pop() if folders else ""
+    return replace(site, data_dir=str(Path(folder).absolute()) if folder else "")
+
+
 def start_workers(
     ours: ExitStack, store: Store, site: Site, configs: Sequence[RunConfig], console: Console
 ) -> None:
@@ -150,7 +163,8 @@ def start_workers(
     Raises:
         WorkerDied: One could not start.
     """
-    # Whoever begins the runs names the tasks and the strategies: that lets them in.
+    # Whoever begins the runs names the data, the tasks and the strategies: that lets them in.
+    site = with_data(site, configs)
     tasks = {code for config in configs for code in own_code(config.run["task"], config.task)}
     strategies = {config.aggregation["strategy"] for config in configs}
     site = replace(

@@ -78,7 +78,7 @@ def load(config: RunConfig, allow: Sequence[str], data_dir: str) -> Task:
 
     Args:
         allow: Own tasks that may be imported: the name comes from Redis.
-        data_dir: This machine's data folder, where the model depends on it; wins over ``data.dir``.
+        data_dir: This machine's data folder, where the model depends on it.
 
     Raises:
         ConfigError: It is not let in, or cannot be loaded.

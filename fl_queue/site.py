@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from fl_queue import embedded, signing
+from fl_queue.config import RunConfig
 from fl_queue.credentials import Credentials
 from fl_queue.credentials import read as read_credentials
+from fl_queue.errors import ConfigError
 from fl_queue.store import WORKERS, OtherUsers, Store, Timeouts, resolve_urls
 
 
@@ -29,6 +31,7 @@ class Site:
         state_dir: Outbox, checkpoints.
         client: Client id; empty for the other roles.
         data_dir: Folder of this site's data; wins over the config's ``data.dir``.
+        data_from_config: Whether ``data.dir`` of a config may name the folder instead.
         allow: Own tasks (``module:name``) this site lets in.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         threads: CPU threads of a training job.
@@ -60,6 +63,7 @@ class Site:
     max_examples: int = 0
     approve: bool = False
     pins: tuple[str, ...] = ()
+    data_from_config: bool = False
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -84,6 +88,7 @@ class Site:
             max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
             approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
             pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
+            data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -106,7 +111,29 @@ class Site:
             "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
             "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
+            "FLQ_SITE_DATA_FROM_CONFIG": "1" if self.data_from_config else "",
         }
+
+    def data_folder(self, config: RunConfig) -> str:
+        """
+        The folder that a run's task reads here; empty: there is none.
+
+        Raises:
+            ConfigError: Only the config names one, and this site does not follow it.
+        """
+        if self.data_dir or not config.data["dir"] or self.data_from_config:
+            return self.data_dir or str(config.data["dir"])
+        raise ConfigError(
+            "data.dir",
+            "this site reads no folder that a config names; start its worker with --data FOLDER, or "
+            "with --data-from-config",
+            public=True,
+        )
+
+    def known_folder(self, config: RunConfig) -> str:
+        """The same, for what may do without: empty where ``data_folder`` would raise."""
+        follows = self.data_from_config and not self.data_dir
+        return str(config.data["dir"]) if follows else self.data_dir
 
     @property
     def outbox(self) -> Path:

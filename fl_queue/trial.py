@@ -96,6 +96,7 @@ def try_task(
     """
     started = time.monotonic()
     name = config.run["task"]
+    data_dir = data_dir or config.data["dir"]
     task = load_task(name, config, own_code(name, config.task), data_dir)
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}

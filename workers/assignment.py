@@ -92,7 +92,9 @@ class Assignment:
         return control.base_digest(self.run, number) not in (None, self.round.base_digest)
 
     def task(self) -> Task:
-        return load_task(self.config.run["task"], self.config, self.site.allow, self.site.data_dir)
+        # Version 0 needs no data: a site that has none may make it.
+        folder = self.site.known_folder(self.config)
+        return load_task(self.config.run["task"], self.config, self.site.allow, folder)
 
     def strategy(self) -> Strategy:
         return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
@@ -102,7 +104,7 @@ class Assignment:
         What the task is told.
 
         Raises:
-            ConfigError: This client has no share of the run's data.
+            ConfigError: This client has no share of the run's data, or only the config names its folder.
         """
         return ClientContext.of(
             self.config,
@@ -111,7 +113,7 @@ class Assignment:
             round_number=max(self.round.number, 1),
             share=simulation.share_of(self.who, self.state.population),
             shares=self.config.data["shares"] or self.state.shares or 1,
-            data_dir=self.site.data_dir,
+            data_dir=self.site.data_folder(self.config),
             device=self.site.device,
             threads=self.site.threads,
             max_examples=self.site.max_examples,

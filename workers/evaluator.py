@@ -63,8 +63,9 @@ def evaluate(run: str, version: int) -> str:
 
 def _sums(store: Store, site: Site, state: RunState, version: int, config: RunConfig) -> Sums:
     run = state.run_id
-    task = load_task(config.run["task"], config, site.allow, site.data_dir)
-    data = task.test_data(site.data_dir or config.data["dir"])
+    folder = site.data_folder(config)
+    task = load_task(config.run["task"], config, site.allow, folder)
+    data = task.test_data(folder)
     if data is None:
         raise DataError(
             "test data",
@@ -86,7 +87,7 @@ def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
         client=names.EVALUATOR,
         run=state.name,
         round_number=1,
-        data_dir=site.data_dir,
+        data_dir=site.data_folder(config),
         device=site.device,
         threads=site.threads,
         loader_workers=site.loader_workers,

@@ -56,21 +56,10 @@ def tell(run: str, segment: int) -> str:
 
 def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
     """What a site's task and data are like, or why that cannot be said."""
-    context = ClientContext.of(
-        config,
-        client=site.client,
-        run=state.name,
-        round_number=1,
-        share=simulation.share_of(site.client, state.population),
-        shares=config.data["shares"] or state.shares or 1,
-        data_dir=site.data_dir,
-        device=site.device,
-        threads=site.threads,
-        max_examples=site.max_examples,
-    )
     cannot = {facts.CANNOT: "yes"}
     try:
-        task = load_task(config.run["task"], config, site.allow, site.data_dir)
+        context = _context(site, state, config)
+        task = load_task(config.run["task"], config, site.allow, context.data_dir)
         data = training_data(task, context)
         cannot = {}  # What is left to do is for the comparison only.
         return facts_of(task, data)
@@ -82,3 +71,19 @@ def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
             "run=%s client=%s cannot tell what it would train on", state.name, site.client
         )
         return {facts.PROBLEM: facts.line(told(exc, config)), **cannot}
+
+
+def _context(site: Site, state: RunState, config: RunConfig) -> ClientContext:
+    """What the task is told, as in a round's training."""
+    return ClientContext.of(
+        config,
+        client=site.client,
+        run=state.name,
+        round_number=1,
+        share=simulation.share_of(site.client, state.population),
+        shares=config.data["shares"] or state.shares or 1,
+        data_dir=site.data_folder(config),
+        device=site.device,
+        threads=site.threads,
+        max_examples=site.max_examples,
+    )

@@ -45,7 +45,12 @@ def _task_options(command: Command) -> Command:
         click.option(
             "--data",
             default="",
-            help="Folder of this site's data; wins over data.dir of the config.",
+            help="Folder of this site's data. A task reads what lies in it, links followed.",
+        ),
+        click.option(
+            "--data-from-config",
+            is_flag=True,
+            help="Without --data: let data.dir of the config choose any folder of this machine.",
         ),
         click.option(
             "--task-allow",
@@ -121,6 +126,7 @@ def worker_client(
     client: str,
     file: Path | None,
     data: str,
+    data_from_config: bool,
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
@@ -147,6 +153,7 @@ def worker_client(
         )
     site = replace(
         _site(where, data, task_allow, device, threads, client, file),
+        data_from_config=data_from_config,
         max_examples=max_examples,
         approve=approve,
         pins=tuple(map(_pinned, pins)),
@@ -165,6 +172,7 @@ def worker_evaluator(
     where: Where,
     file: Path | None,
     data: str,
+    data_from_config: bool,
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
@@ -174,7 +182,9 @@ def worker_evaluator(
     if file is not None:
         _enrolled_as(file, names.EVALUATOR)
     site = replace(
-        _site(where, data, task_allow, device, threads, file=file), loader_workers=loader_workers
+        _site(where, data, task_allow, device, threads, file=file),
+        data_from_config=data_from_config,
+        loader_workers=loader_workers,
     )
     _become_worker("evaluator", site)
 
@@ -192,13 +202,15 @@ def worker_pool(
     where: Where,
     processes: int,
     data: str,
+    data_from_config: bool,
     task_allow: tuple[str, ...],
     device: str,
     threads: int,
 ) -> None:
     """Train the virtual clients of simulations; on one machine or several."""
     count = processes or len(os.sched_getaffinity(0))
-    _become_worker("pool", _site(where, data, task_allow, device, threads), count)
+    site = _site(where, data, task_allow, device, threads)
+    _become_worker("pool", replace(site, data_from_config=data_from_config), count)
 
 
 @worker.command("aggregator")

@@ -50,7 +50,7 @@ class ClientContext:
         seed: The run's seed.
         share: Index of the client's share of a data set that is split over clients, from 0.
         shares: How many shares there are.
-        data_dir: Folder of the data: the worker's ``--data``, else ``data.dir``; may be empty.
+        data_dir: Folder of this machine's data, the worker's ``--data``; may be empty.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         threads: CPU threads torch may use; 0 leaves them as they are.
         max_examples: Most training samples that the site gives; 0: all. The training data that a task
@@ -131,7 +131,7 @@ class ClientContext:
             seed=config.run["seed"],
             share=share,
             shares=shares,
-            data_dir=data_dir or config.data["dir"],
+            data_dir=data_dir,
             device=device,
             threads=threads,
             learning_rate=config.learning_rate(round_number),

@@ -225,6 +225,7 @@ def _anywhere(config: RunConfig) -> ClientContext:
         client="nobody",
         run="",
         round_number=1,
+        data_dir=config.data["dir"],
         shares=shares if isinstance(shares, int) else 1,
     )
 

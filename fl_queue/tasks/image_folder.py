@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model
 
+from fl_queue import datafolder
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks import ClientContext, ClientData, Task
 from fl_queue.tasks.skew import Skew
@@ -184,7 +185,9 @@ class ImageFolderTask(Task):
                 "is empty and this machine has no data folder; list the class folder names",
                 public=True,
             )
-        classes = listed or _folders(Path(self.config.data["dir"]) / "train")
+        classes = listed or _folders(
+            datafolder.inside(self.config.data["dir"], "train", "data.dir")
+        )
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(
                 "task.classes",
@@ -199,7 +202,7 @@ class ImageFolderTask(Task):
             raise ConfigError(
                 "data.dir", "is empty; start the worker with --data FOLDER", public=True
             )
-        folder = Path(data_dir) / part
+        folder = datafolder.inside(data_dir, part, "data.dir")
         classes = self._classes()
         unknown = sorted(set(_folders(folder)) - set(classes))
         if unknown:
@@ -209,7 +212,11 @@ class ImageFolderTask(Task):
                 public=f"{len(unknown)} of its class folders are not in task.classes; add them there",
             )
         items = [
-            (path, label) for label, name in enumerate(classes) for path in _images(folder / name)
+            (path, label)
+            for label, name in enumerate(classes)
+            for path in _images(
+                data_dir, datafolder.inside(data_dir, name, "task.classes", part=part)
+            )
         ]
         if not items:
             raise DataError(str(folder), "has no images in its class folders", public=True)
@@ -234,10 +241,15 @@ def _folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(data_dir: str, folder: Path) -> list[Path]:
     # A site may lack a class: then it has no such folder, and no such images.
-    files = folder.rglob("*")
-    return sorted(path for path in files if path.suffix.lower() in _SUFFIXES and _is_visible(path))
+    files = datafolder.files_below(folder)
+    images = [path for path in files if path.suffix.lower() in _SUFFIXES and _is_visible(path)]
+    # Resolving every path of a large folder would take longer than listing it.
+    for path in images:
+        if path.is_symlink():
+            datafolder.checked(data_dir, path)
+    return images
 
 
 def _is_visible(path: Path) -> bool:

@@ -38,6 +38,7 @@ def labels_of(config: RunConfig, data_dir: str) -> Found:
     """
     name = config.run["task"]
     # Allowed, as the user of this machine has named it, and not Redis.
+    data_dir = data_dir or config.data["dir"]
     task = load_task(name, config, own_code(name, config.task), data_dir)
     found: list[Found] = []
 

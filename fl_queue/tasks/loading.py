@@ -36,13 +36,13 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
         config: The run's config.
         allow: Own code this worker may load: ``module:name``, or ``module:*``. The name comes
             from Redis, and importing a module runs its code.
-        data_dir: This machine's data folder; wins over ``data.dir``.
+        data_dir: This machine's data folder. What the config says of it (``data.dir``) is not looked
+            at: whether a machine follows that is ``Site.data_folder``'s to say.
 
     Raises:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.
     """
-    if data_dir:
-        config = replace(config, data={**config.data, "dir": data_dir})
+    config = replace(config, data={**config.data, "dir": data_dir})
     made = _made(TASKS[name].target, config) if name in TASKS else _own(name, config, allow)
     asked = [field for field in SKEWS if config.data[field]]
     if asked and not made.skews:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import files
+from fl_queue import datafolder, files
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.idx import read_idx
 from fl_queue.sgd import Samples
@@ -100,6 +100,9 @@ class Digits(Task):
         if self.config.data["source"] == "full":
             folder = _full_folder(data_dir)
         files = _files(folder, part)
+        if data_dir and folder != _EXCERPT:
+            for file in files:
+                datafolder.checked(data_dir, file)
         return _read(*files, tuple(map(_stamp, files)), self.digits)
 
     def _dataset(self, pixels: Tensor, labels: NDArray[np.int64]) -> TensorDataset:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from fl_queue import datafolder
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
@@ -66,7 +67,7 @@ class CsvTask(Task):
             raise ConfigError(
                 "data.dir", "is empty; start the worker with --data FOLDER", public=True
             )
-        path = Path(context.data_dir) / self.options["file"]
+        path = self._file(context.data_dir, "file")
         rows, labels = self._read(path)
         owners = None
         if self.options["owner"]:
@@ -87,9 +88,10 @@ class CsvTask(Task):
         Raises:
             DataError: The file is missing, or a cell cannot be used; names line and column.
         """
-        return (
-            _dataset(*self._read(Path(data_dir) / self.options["test_file"])) if data_dir else None
-        )
+        return _dataset(*self._read(self._file(data_dir, "test_file"))) if data_dir else None
+
+    def _file(self, data_dir: str, option: str) -> Path:
+        return datafolder.inside(data_dir, self.options[option], f"task.{option}")
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
@@ -161,7 +163,7 @@ class CsvTask(Task):
                 "is empty and this machine has no data folder; list the columns",
                 public=True,
             )
-        header = _header(Path(self.config.data["dir"]) / self.options["file"])
+        header = _header(self._file(self.config.data["dir"], "file"))
         return [name for name in header if name not in self._others()]
 
     def _others(self) -> set[str]:

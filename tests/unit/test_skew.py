@@ -149,7 +149,7 @@ def test_images_of_a_folder_are_skewed_one_by_one(tmp_path):
             {"run": {"task": "image-folder"}, "data": data, "task": {"image_size": 16}}
         )
         task = load_task("image-folder", config, data_dir=str(tmp_path))
-        context = context_of(task.config, 0, 2)
+        context = context_of(task.config, 0, 2, data_dir=str(tmp_path))
         found = task.client_data(context)
         return found.train, found.validation, task.test_data(str(tmp_path))
 

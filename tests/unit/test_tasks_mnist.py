@@ -135,7 +135,7 @@ def test_full_set_is_read_from_its_folder(full, tmp_path, inside):
 def test_site_uses_all_of_its_own_folder(full):
     config = config_of("mnist-2nn", source="full", partition="site", validation_fraction=0.0)
     task = load_task("mnist-2nn", config, data_dir=str(full))
-    (inputs, _), _ = data_of(task, context_of(task.config, share=7, shares=2))
+    (inputs, _), _ = data_of(task, context_of(task.config, data_dir=str(full), share=7, shares=2))
     assert len(inputs) == 60
 
 
@@ -223,11 +223,13 @@ def test_idx_round_trip(tmp_path):
 
 
 def test_files_are_read_once_and_again_when_they_change(full):
-    config = config_of("mnist-2nn", source="full", dir=str(full), validation_fraction=0.0)
+    config = config_of("mnist-2nn", source="full", validation_fraction=0.0)
     file = full / "train-images-idx3-ubyte.gz"
 
     def first_pixels():
-        (inputs, _), _ = data_of(load_task("mnist-2nn", config), context_of(config))
+        (inputs, _), _ = data_of(
+            load_task("mnist-2nn", config), context_of(config, data_dir=str(full))
+        )
         pixels = inputs[0].clone()
         inputs.zero_()  # A task may work on its data in place.
         return pixels

@@ -492,12 +492,11 @@ def test_an_unknown_built_in_names_those_there_are():
         load_task("mnist", config_of())
 
 
-def test_a_workers_data_folder_wins():
-    own = load_task("mnist-2nn", config_of("mnist-2nn"), data_dir="/here")
-    assert own.config.data["dir"] == "/here"
-    config = RunConfig.from_dict({"data": {"dir": "/there"}})
-    assert context_of(config).data_dir == "/there"
-    assert context_of(config, data_dir="/here").data_dir == "/here"
+def test_a_task_is_given_the_folder_of_its_worker_and_never_that_of_the_config():
+    config = RunConfig.from_dict({"run": {"task": "mnist-2nn"}, "data": {"dir": "/there"}})
+    for folder in ("/here", ""):
+        assert load_task("mnist-2nn", config, data_dir=folder).config.data["dir"] == folder
+        assert context_of(config, data_dir=folder).data_dir == folder
 
 
 def test_context_has_the_rounds_learning_rate():
