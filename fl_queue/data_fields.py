@@ -30,7 +30,10 @@ DATA_FIELDS: dict[str, Field] = {
         choices=("excerpt", "full"),
     ),
     "dir": Field(
-        "str", "", "folder of the data, on the client's machine; a worker's own --data wins"
+        "str",
+        "",
+        "folder of the data, for runs that this machine trains by itself; a site reads its worker's "
+        "--data, and this with --data-from-config only",
     ),
     "partition": Field(
         "str",
