@@ -26,6 +26,7 @@ client's machine is its ``public`` text; ``told`` decides, and everything withou
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from fl_queue.spelling import nearest
 from fl_queue.urls import mask
@@ -62,9 +63,20 @@ class FLQueueError(Exception):
     #: What may leave the machine it happened on: words of the run's config, and numbers; empty: its class.
     public: str = ""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it is, as the classes take different arguments."""
+        return _remade, (type(self), self.args, self.__dict__)
+
     def _publish(self, public: bool | str, reason: str) -> None:
         """Args: ``public``: the text; True: the whole reason is made of such words."""
         self.public = reason if public is True else public or ""
+
+
+def _remade(kind: type[FLQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> FLQueueError:
+    made = kind.__new__(kind, *args)
+    made.args = args
+    made.__dict__.update(state)
+    return made
 
 
 class ConfigError(FLQueueError):

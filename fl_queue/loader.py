@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from fl_queue.errors import FLQueueError
 from fl_queue.liveness import die_with_parent
 from fl_queue.sampling import seed_for
 
@@ -66,17 +68,28 @@ def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) 
 
     Args:
         batches: Indices of each batch's samples.
+
+    Raises:
+        FLQueueError: As a sample raised it, also in a process beside this one.
     """
     # A process for a single batch would only be in its way.
     workers = min(reading.workers, len(batches)) if len(batches) > 1 else 0
-    yield from DataLoader(
+    for batch in DataLoader(
         _Seeded(dataset, reading),
         batch_sampler=batches,
         num_workers=workers,
+        collate_fn=_collate,
         # Data sets of a task need not be fit for pickle, and a fork begins at once.
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_end_with, os.getpid()),
-    )
+    ):
+        if isinstance(batch, FLQueueError):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[Any] | FLQueueError) -> Any:
+    return samples if isinstance(samples, FLQueueError) else default_collate(samples)
 
 
 def is_lost(error: Exception) -> bool:
@@ -90,9 +103,16 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], reading: Reading) -> None:
         self._dataset, self._reading = dataset, reading
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        with _untouched_generators():
-            return [self._sample(index) for index in indices]
+    def __getitems__(self, indices: list[int]) -> list[Any] | FLQueueError:
+        try:
+            with _untouched_generators():
+                return [self._sample(index) for index in indices]
+        except FLQueueError as exc:
+            if get_worker_info() is None:
+                raise
+            # torch would make a RuntimeError of it, which is no lasting one and has no public text.
+            exc.add_note(traceback.format_exc())
+            return exc
 
     def _sample(self, index: int) -> Any:
         seed_everything(seed_for(self._reading.seed, "sample", self._reading.epoch, index))

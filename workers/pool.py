@@ -36,6 +36,7 @@ from fl_queue.jobs import JobRefused
 from fl_queue.runs import current_config
 from fl_queue.site import Site
 from fl_queue.store import Store
+from fl_queue.told import told
 from workers import poolworker, rqworker
 from workers.assignment import Assignment, Base, fetch_base
 from workers.client import (
@@ -177,7 +178,8 @@ def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Grou
         try:
             common = replace(common, base=_base(common))
         except ModelMismatch as exc:
-            return str(exc)
+            log.warning("run=%s round=%s %s", run, number, exc)
+            return told(exc, config)
     return Group(common, clients, newest["attempt"])
 
 

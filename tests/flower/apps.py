@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -82,6 +82,13 @@ class Softmax(NumPyClient):
 def probabilities(scores: np.ndarray) -> np.ndarray:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+class Leaks(Softmax):
+    """One whose errors quote its data."""
+
+    def fit(self, parameters: list, config: dict) -> tuple:
+        raise ValueError("no label: Erika Musterfrau")
 
 
 softmax = Softmax()
@@ -252,6 +259,14 @@ remembers = ClientApp()
 def train_and_remember(message: Message, context: Context) -> Message:
     context.state["mine"] = MetricRecord({"rounds": 1})
     return Message(message.content, reply_to=message)
+
+
+fails = ClientApp()
+
+
+@fails.train()
+def train_and_fail(message: Message, context: Context) -> Message:
+    return Message(Error(0, "no label: Erika Musterfrau"), reply_to=message)
 
 
 uncounted = ClientApp()

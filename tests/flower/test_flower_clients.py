@@ -23,6 +23,7 @@ from fl_queue.strategies import get_strategy
 from fl_queue.tasks import ClientContext, Task, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.tensors import Arrays
+from fl_queue.told import FULL, told
 from fl_queue.training import Plan, Trained, evaluate_client, initial_model, train_update
 from fl_queue.trial import try_task
 from tests.flower import apps
@@ -313,6 +314,23 @@ def test_what_cannot_be_a_task_is_named(
 ) -> None:
     with pytest.raises((ConfigError, ModelMismatch), match=re.escape(words)):
         trained(config_of(attribute, **options))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ("Leaks", rf"ValueError \(line \d+ of {APPS}\); {FULL}"),
+        ("fails", rf"run\.task: {APPS}:fails answered with an error; {FULL}"),
+        ("remembers", rf"run\.task: {APPS}:remembers keeps something in context\.state.*; {FULL}"),
+    ],
+)
+def test_what_a_client_says_of_its_data_stays_at_the_site(attribute: str, expected: str) -> None:
+    own = {} if attribute == "Leaks" else {"flower_model": f"{APPS}:two_arrays"}
+    config = config_of(attribute, **own)
+    with pytest.raises(Exception, match=r"Erika Musterfrau|mine") as caught:
+        trained(config)
+
+    assert re.fullmatch(expected, told(caught.value, config))
 
 
 @pytest.mark.parametrize("strategy", ["fedprox", "ditto", "qfedavg"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fl_queue import loader, sgd
+from fl_queue.errors import DataError
 from fl_queue.loader import Reading, load
+from fl_queue.told import FULL, told
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -42,6 +46,13 @@ class Broken(Noisy):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         raise ValueError("of the data")
+
+
+class Damaged(Noisy):
+    """The same, of a file."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise DataError("folder/7.png", "is no image of Smith", public="an image is damaged")
 
 
 def trained(workers: int, dataset: Dataset[Any] | None = None, seed: int = 5) -> list[Tensor]:
@@ -93,12 +104,29 @@ def test_a_killed_process_is_told_from_an_error_of_the_data() -> None:
     with pytest.raises(ValueError, match="of the data") as other:
         trained(2, Broken())
     assert not loader.is_lost(other.value)
+    # Their tracebacks hold the iterators: torch would raise once more about the killed process, in any test.
+    del caught, other
+    gc.collect()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_ours_stays_what_it_is_whoever_reads(workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        trained(workers, Damaged())
+
+    error = caught.value
+    assert (error.path, error.reason) == ("folder/7.png", "is no image of Smith")
+    assert told(error) == f"DataError: an image is damaged; {FULL}"
+    # The log has where it was raised.
+    assert "in __getitem__" in "".join(traceback.format_exception(error))
 
 
 def test_a_killed_training_leaves_no_process_that_reads(tmp_path: Path) -> None:
     code = f"""
 import os, time
+from fl_queue.errors import DataError
 from fl_queue.loader import Reading, load
+from fl_queue.told import FULL, told
 
 class Slow:
     def __len__(self): return 8
