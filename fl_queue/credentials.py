@@ -155,9 +155,19 @@ def read(path: Path) -> Credentials:
     except ValueError as exc:
         # The parser's message may quote what it read.
         raise _bad(f"{path} is not valid TOML; write it anew with `fl-queue enroll`") from exc
-    if mode & _READABLE_BY_OTHERS:
+    if mode & (stat.S_IRWXO if _is_handed_by_systemd(path) else _READABLE_BY_OTHERS):
         raise _bad(f"{path} is open to others of this machine; run chmod 600 {path}")
     return _parsed(path, raw)
+
+
+def _is_handed_by_systemd(path: Path) -> bool:
+    """
+    Whether it is a copy that systemd made for this service alone (``LoadCredential=``).
+
+    It gives the service's account a right of its own (an ACL), which looks like one of root's group.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return bool(folder) and path.absolute().parent == Path(folder) and path.stat().st_gid == 0
 
 
 def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:

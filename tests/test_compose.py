@@ -180,3 +180,27 @@ def test_image_runs_as_an_ordinary_user_on_a_state_volume() -> None:
     assert lines.index("USER flq") > next(
         i for i, line in enumerate(lines) if "pip install" in line
     )
+
+
+def test_a_site_has_its_credentials_as_a_secret_file_and_nothing_it_does_not_need() -> None:
+    from fl_queue.cli import cli
+
+    site = yaml.safe_load((ROOT / "docker-compose.site.yml").read_text(encoding="utf-8"))
+    client = site["services"]["client"]
+    command = client["command"]
+
+    assert "environment" not in client
+    assert command[command.index("--credentials") + 1] == "/run/secrets/site.toml"
+    assert client["secrets"] == [{"source": "credentials", "target": "site.toml"}]
+    assert site["secrets"] == {"credentials": {"file": "./site.toml"}}
+    assert client["cap_drop"] == ["ALL"]
+    assert client["security_opt"] == ["no-new-privileges:true"]
+    assert client["read_only"] is True
+    with parse(cli, [part.replace("/data", str(ROOT)) for part in command]) as context:
+        assert context.command_path == "fl-queue worker client"
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_no_service_of_ours_has_rights_it_does_not_need(service: str) -> None:
+    assert SERVICES[service]["cap_drop"] == ["ALL"]
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]

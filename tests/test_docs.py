@@ -122,3 +122,25 @@ def test_help_imports_no_command() -> None:
         "sys.exit(bool({'redis', 'numpy', 'rich', 'rq'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_no_command_has_a_password_in_it() -> None:
+    """Every user of a machine reads the arguments of its processes, and the shell keeps what was typed."""
+    with_password = re.compile(r"://[^\s/@]*:(?![$%])[^\s/@]+@|--password[ =]|(^|\s)-a \S*PASSWORD")
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = {
+        page.name: re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for page in pages
+    }
+    units = [*(ROOT / "config/systemd").glob("*"), *ROOT.glob("docker-compose*.yml")]
+    blocks |= {path.name: [path.read_text()] for path in [*units, ROOT / "Dockerfile"]}
+    found = [
+        f"{name}: {line.strip()}"
+        for name, texts in blocks.items()
+        for text in texts
+        for line in text.splitlines()
+        if with_password.search(line) or "--url $FLQ" in line
+    ]
+
+    assert found == []
+    assert sum(len(texts) for texts in blocks.values()) > 60

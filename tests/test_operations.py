@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,66 @@ def test_a_unit_lets_the_job_at_work_finish(path: Path) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert [word for word in command if word.startswith("--") and word not in shown] == []
+
+
+#: What each unit has to say, and of whom: an account of its own, secrets as files, nothing it does not need.
+HARDENED = {
+    "UMask": "0077",
+    "StateDirectoryMode": "0700",
+    "NoNewPrivileges": "yes",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+    "CapabilityBoundingSet": "",
+}
+
+
+def settings(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_unit_can_do_what_it_needs_and_no_more(path: Path) -> None:
+    found = settings(path)
+
+    assert {name: found.get(name) for name in HARDENED} == HARDENED
+    # Code is compiled at run time; a neighbour's worker is looked up in /proc.
+    assert "MemoryDenyWriteExecute" not in found
+    assert "ProtectProc" not in found
+    if "aggregator" in path.name:
+        assert found["EnvironmentFile"] == "/etc/fl-queue/operator.env"
+    else:
+        assert "EnvironmentFile" not in found
+        assert "--credentials %d/site.toml" in found["ExecStart"]
+
+
+def test_no_two_units_share_an_account_or_a_state_folder() -> None:
+    accounts = [settings(path)["User"] for path in UNITS]
+    folders = [settings(path)["StateDirectory"] for path in UNITS]
+
+    assert len(set(accounts)) == len(set(folders)) == len(UNITS) == 3
+    assert all("%i" in settings(path)["User"] for path in UNITS if "@" in path.name)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_takes_a_unit_and_finds_it_closed(path: Path, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("this machine has no systemd-analyze")
+    unit = tmp_path / path.name.replace("@.", "@hospital-a.")
+    unit.write_text(path.read_text().replace("/opt/fl-queue/bin/fl-queue", "/bin/true"))
+
+    checked = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True)
+    # Of 100: 92 without any of it.
+    exposed_to = subprocess.run(
+        [analyze, "security", "--offline=yes", "--no-pager", "--threshold=20", unit],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert exposed_to.returncode == 0, exposed_to.stdout
 
 
 def test_every_command_of_these_documents_is_run_or_says_why_not() -> None:

@@ -389,6 +389,24 @@ def test_a_file_says_what_was_written(tmp_path: Path) -> None:
     assert blob_url == "redis+cluster://us%22er:p%40ss%3A%2F%3F%23w%5Crd@a:1,b:2/0"
 
 
+def test_a_copy_that_systemd_hands_over_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode seems to let root's group read: that is how a right for one account (an ACL) looks."""
+    credentials.write(tmp_path / FILE, GOOD)
+    if (tmp_path / FILE).stat().st_gid != 0:
+        pytest.skip("systemd's copies are of root's group, which only root can give to a file")
+    (tmp_path / FILE).chmod(0o440)
+    with pytest.raises(ConfigError, match="run chmod 600"):
+        credentials.read(tmp_path / FILE)
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert credentials.read(tmp_path / FILE).signing_key == GOOD.signing_key
+    (tmp_path / FILE).chmod(0o444)
+    with pytest.raises(ConfigError, match="run chmod 600"):
+        credentials.read(tmp_path / FILE)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
     credentials.write(tmp_path / FILE, GOOD)

@@ -54,9 +54,10 @@ def test_a_plain_rq_worker_serves_a_client(
 ) -> None:
     options = documented("OURS=").partition('"')[2].rstrip('"')
     line = documented("rq worker").replace("hospital-a", "a").replace("$OURS", options)
-    line = line.replace("$FLQ_REDIS_URL", redis_urls[0])
+    assert documented("export RQ_REDIS_URL").startswith("export RQ_REDIS_URL=$FLQ_REDIS_URL ")
     site = {"FLQ_SITE_CLIENT": "a", "FLQ_SITE_STATE_DIR": str(tmp_path / "state")}
     urls = {"FLQ_REDIS_URL": redis_urls[0], "FLQ_REDIS_BLOB_URL": redis_urls[1]}
+    urls["RQ_REDIS_URL"] = redis_urls[0]
     with running(line, **site, **urls):
         wait_for("its lease", lambda: store.control.lease(names.client_holder("a")), 120)
         loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
@@ -92,10 +93,10 @@ class Dashboard:
 
 
 @contextmanager
-def dashboard(line: str) -> Iterator[Dashboard]:
+def dashboard(line: str, url: str) -> Iterator[Dashboard]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         found = Dashboard(free.getsockname()[1])
-    with running(f"{line} -p {found.port}"):
+    with running(f"{line} -p {found.port}", RQ_DASHBOARD_REDIS_URL=url):
         wait_for("rq-dashboard", found.answers, 120)
         yield found
 
@@ -120,12 +121,12 @@ def test_rq_dashboard_shows_queues_and_runs_nothing(
     )
     separator = "&" if "?" in redis_urls[0] else "?"
     url = f"{redis_urls[0]}{separator}username=flq-reader&password={PASSWORD}"
-    line = re.sub(r"redis://\S+", f"'{url}'", documented("rq-dashboard "))
+    line = documented("rq-dashboard ")
     (job,) = store.control.redis.lrange("rq:queue:flq-client-a", 0, -1)
     hostile = pickle.dumps(_Touch(tmp_path / "ran"))
     name = job.decode()
 
-    with dashboard(line) as shown:
+    with dashboard(line, url) as shown:
         queues = {queue["name"]: queue["count"] for queue in shown.data("queues")["queues"]}
         (told,) = shown.data("jobs/flq-client-a/queued/8/asc/1")["jobs"]
         store.control.redis.hset(f"rq:job:{name}", "meta", hostile)
@@ -140,6 +141,6 @@ def test_rq_dashboard_shows_queues_and_runs_nothing(
     assert "DISABLED" in emptied
     assert store.control.redis.llen("rq:queue:flq-client-a") == 1
 
-    with dashboard(line.replace("-c workers.dashboard", "--json")) as careless:
+    with dashboard(line.replace("-c workers.dashboard", "--json"), url) as careless:
         careless.ask(asked[0])
     assert (tmp_path / "ran").exists()  # The trap: the same without it.
