@@ -7,6 +7,7 @@ checkpoint. ``identity`` tells when that happened.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,10 @@ _DROPPED_AT_ONCE = 64
 _FENCES_LOST = 16
 #: Elements taken at one go, past so many bytes no further one is.
 TAKEN_BYTES = 256 * 1024
+#: Of what somebody has published no more is looked at.
+_LONGEST_RUN_ID = 100
+
+log = logging.getLogger(__name__)
 
 
 class Data(Admission):
@@ -390,34 +395,63 @@ class Data(Admission):
 
 
 class Doorbell:
-    """Tells whose elements arrive. Args: ``client``: waits as long as it takes, and never retries."""
+    """
+    Tells whose elements arrive. Args: ``client``: waits as long as it takes, and never retries.
+
+    It is there for speed alone: whoever waits looks once a second anyway. Clients ring it, and one that sends 34 MB
+    has Redis close the connection; so without it the wait is only longer, and then it is listened for again.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
-        with connection_errors(client):
-            self._channel = client.pubsub(ignore_subscribe_messages=True)
-            self._channel.subscribe(names.ARRIVALS)
         self._client = client
+        self._channel: redis.client.PubSub | None = None
+        self._listen()
 
     def __enter__(self) -> Doorbell:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
+
+    def _listen(self) -> bool:
+        """Whether it is listened for, perhaps from now on."""
+        if self._channel is None:
+            channel = self._client.pubsub(ignore_subscribe_messages=True)
+            try:
+                with connection_errors(self._client):
+                    channel.subscribe(names.ARRIVALS)
+            except StoreUnavailable as exc:
+                self._lose(channel, exc)
+                return False
+            self._channel = channel
+        return True
+
+    def _lose(self, channel: redis.client.PubSub, exc: StoreUnavailable) -> None:
+        self._channel = None
+        channel.close()
+        log.warning("arrivals are not announced now, they are looked for once a second: %s", exc)
 
     def wait(self, timeout_s: float) -> str | None:
-        """
-        Run id of an element that has arrived since we listen; None when there was none in time.
-
-        Raises:
-            StoreUnavailable: The connection broke.
-        """
+        """Run id of an element that has arrived since we listen; None when there was none in time."""
         until = time.monotonic() + timeout_s
+        if self._listen() and self._channel is not None:
+            channel = self._channel
+            try:
+                return self._heard(channel, until)
+            except StoreUnavailable as exc:
+                self._lose(channel, exc)
+        # Whoever cuts it off without end has us look no more often than that.
+        time.sleep(max(0.0, until - time.monotonic()))
+        return None
+
+    def _heard(self, channel: redis.client.PubSub, until: float) -> str | None:
         while True:
             left_s = max(0.0, until - time.monotonic())
             with connection_errors(self._client):
-                message = self._channel.get_message(timeout=left_s)
+                message = channel.get_message(timeout=left_s)
             if message is not None:
-                return cast(bytes, message["data"]).decode(errors="replace")
+                return cast(bytes, message["data"])[:_LONGEST_RUN_ID].decode(errors="replace")
             if left_s == 0.0:
                 return None
 
