@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 REMEMBERED = 4096
 
 
+#: What an operator has forgotten where nothing is signed.
+NEEDED = "operator.key is needed where runs are begun, and in the aggregator's state folder"
+
+
 class Refused(FLQueueError):
     """
     A site does not do what Redis asks of it.
@@ -121,7 +125,7 @@ def _checked(
     if not public:
         return None
     if not asked.round.signed:
-        raise Refused(f"round {number} is not signed by the operator")
+        raise Refused(f"round {number} is not signed by the operator; {NEEDED}")
     statement = statements.opened(asked.round.signed, public)
     if statement is None:
         raise Refused(f"round {number} is signed with another key than the operator's, or changed")

@@ -155,6 +155,7 @@ def enrolled(federation: Federation, version: tuple[int, int], client: str, fold
     path = folder / f"{client}.toml"
     environment = {"FLQ_REDIS_URL": federation.redis.url}
     environment["FLQ_REDIS_BLOB_URL"] = federation.redis.blob_url
+    environment["FLQ_STATE_DIR"] = str(federation.redis.state_dir)
     done = CliRunner().invoke(cli, ["enroll", client, "-o", str(path)], env=environment)
     assert done.exception is None, done.output
     purposes = {user.purpose for user in acl.users("client", client, version)}

@@ -28,6 +28,7 @@ from fl_queue import (
     runs,
     signing,
     statements,
+    trust,
     vouching,
 )
 from fl_queue.collect import Collector
@@ -48,14 +49,21 @@ class Hospital:
     """Two sites with credentials and an operator with a key; each step is a call of the test's."""
 
     def __init__(
-        self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+        self,
+        store: Store,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *overrides: str,
+        signed: bool = True,
     ) -> None:
         self.store, self.folder, self.monkeypatch = store, folder, monkeypatch
         assert store.state_dir is not None
-        self.key = operatorkey.create(store.state_dir / operatorkey.FILE)
+        file = store.state_dir / operatorkey.FILE
+        if signed:
+            self.key = operatorkey.create(file)
         self.config = config.load("mnist-3v7", (*QUICK, *overrides), {})
         for site in SITES:
-            self.enroll(site, self.key.public)
+            self.enroll(site, self.key.public if signed else "")
         self.run = self.begin("authentic")
 
     def begin(self, name: str) -> str:
@@ -224,7 +232,7 @@ ATTACKS: dict[str, tuple[Callable[[Hospital], None], str]] = {
     "alone": (alone, "cohort of round 1 is not what the operator signed"),
     "share": (another_share, "places of round 1 is not what the operator signed"),
     "shares": (more_shares, "shares of round 1 is not what the operator signed"),
-    "stripped": (stripped, "round 1 is not signed by the operator"),
+    "stripped": (stripped, f"round 1 is not signed by the operator; {trust.NEEDED}"),
     "stranger": (
         signed_by_a_stranger,
         "round 1 is signed with another key than the operator's, or changed",
@@ -261,6 +269,28 @@ def test_a_round_as_the_operator_signed_it_is_trained(hospital: Hospital) -> Non
     assert [hospital.refused(site) for site in SITES] == [[], []]
 
 
+def test_signatures_change_no_bit(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digests(*overrides: str, signed: bool) -> list[str]:
+        hospital = Hospital(store, tmp_path, monkeypatch, *overrides, signed=signed)
+        while hospital.state.active and hospital.round.purpose == "train":
+            for site in SITES:
+                hospital.work(site)
+            assert bool(hospital.round.signed) == signed
+            hospital.collect()
+        assert hospital.state.version == 3
+        store.control.redis.hdel(names.RUNS, hospital.state.name)
+        versions = store.control.versions(hospital.run).values()
+        assert all(bool(entry.get("signature")) == signed for entry in versions)
+        return [entry["digest"] for entry in versions]
+
+    # Only settings by which more than one digest makes a version.
+    kept = ("aggregation.strategy=fedadam", "model.codec=bfloat16")
+    plain = digests(signed=False), digests(*kept, signed=False)
+    assert (digests(signed=True), digests(*kept, signed=True)) == plain
+
+
 def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
     hospital.store.control.redis.hset(names.round_(hospital.run, 1), "quorum", "1")
     hospital.work("b")
@@ -269,7 +299,9 @@ def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
     hospital.collect()
     record = hospital.store.control.history(hospital.run)[-1]
     assert list(record.accepted) == ["b"]
-    assert record.rejected == {"a": "failed: round 1 is not signed by the operator"}
+    assert record.rejected == {
+        "a": f"failed: round 1 is not signed by the operator; {trust.NEEDED}"
+    }
     # The aggregator knows the model by its own signature: the next round is as good as ever.
     assert hospital.round.number == 2
     assert hospital.work("a") == "pushed"
@@ -407,7 +439,7 @@ def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hos
     assert not hospital.round.signed
     assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
     hospital.work("a")
-    assert hospital.refused("a") == ["round 2 is not signed by the operator"]
+    assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
 
 
 def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:

@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import config, credentials, enrolment, rounds, runs
+from fl_queue import config, credentials, enrolment, operatorkey, rounds, runs
 from fl_queue.cli import cli
 from fl_queue.enrolment import Place
 from fl_queue.errors import StoreUnavailable
@@ -41,7 +42,10 @@ class Parties:
         self.url, self.blob_url = (
             url(server, PASSWORD, authority.cert, self.operator) for server in (control, data)
         )
-        self.store = Store(self.url, self.blob_url)
+        # The operator's machine: whoever begins runs and the aggregator have one state folder, and its key.
+        state_dir = self.folder / "state-aggregator"
+        self.key = operatorkey.create(state_dir / operatorkey.FILE)
+        self.store = Store(self.url, self.blob_url, state_dir=state_dir)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._populate(authority)
@@ -58,7 +62,8 @@ class Parties:
             place = Place(self.url, self.blob_url, tls)
             made = enrolment.enroll(self.store, site, place, 0, use_acl=True)
             assert made.notes == ()
-            credentials.write(self.file(site), made.credentials)
+            handed = replace(made.credentials, operator_key=self.key.public)
+            credentials.write(self.file(site), handed)
             self.start(site, "--credentials", str(self.file(site)))
         wait_for("workers", lambda: len(self.store.control.living_workers()) == 4, 40)
 
@@ -105,7 +110,7 @@ class Parties:
 
     def secrets_in(self, texts: Mapping[str, bytes]) -> list[tuple[str, str]]:
         """Where which secret turns up."""
-        secrets = {PASSWORD}
+        secrets = {PASSWORD, self.key.secret}
         for site in SITES:
             read = credentials.read(self.file(site))
             secrets |= {read.signing_key, read.tls["key"].splitlines()[1]}
@@ -122,7 +127,7 @@ class Parties:
         found = {
             str(path): _read(path)
             for path in self.folder.rglob("*")
-            if path.is_file() and path.suffix != ".toml" and path.name != "users.acl"
+            if path.is_file() and path.suffix not in (".toml", ".key") and path.name != "users.acl"
         }
         assert len([name for name in found if name.endswith(".log")]) >= 4
         for client in (self.store.servers.control, self.store.servers.data):
