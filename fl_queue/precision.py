@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from fl_queue.errors import ConfigError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What a float16 loss is multiplied by at first.
+_FIRST_SCALE = 2.0**10
 
 
 class Stepper(Protocol):
@@ -58,7 +60,11 @@ class Precision:
                 public=True,
             )
         is_scaled = name == "float16" if scaled is None else scaled
-        self._scaler = torch.amp.GradScaler(self._type) if is_scaled else None
+        # torch's own begins at 2**16 and finds its scale by skipping steps: as many in each round, of
+        # which a client with few steps has no others.
+        self._scaler = torch.amp.GradScaler(self._type, _FIRST_SCALE) if is_scaled else None
+        #: Steps that were left out, as a gradient overflowed.
+        self.skipped = 0
 
     def forward(self) -> AbstractContextManager[Any]:
         """Around one forward pass and its loss; a new one for each, as casts of weights are kept in it."""
@@ -78,7 +84,9 @@ class Precision:
         adapter: Any = _Scalable(optimizer)
         self._scaler.unscale_(adapter)
         self._scaler.step(adapter)
+        before = self._scaler.get_scale()
         self._scaler.update()
+        self.skipped += self._scaler.get_scale() < before
 
 
 class _Scalable:

@@ -8,6 +8,7 @@ training step of a small model.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
@@ -28,8 +29,13 @@ from fl_queue.scoring import Scoring, loss_sums
 Samples = Dataset[Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-#: Samples at a time when evaluating; training uses the config's batch size.
+#: Most samples at a time when evaluating.
 EVALUATION_BATCH = 256
+#: So many times a training's batch fit where that fits, as no gradients are kept.
+_AS_LARGE = 4
+#: Marks a module that stays in evaluation mode while its model is trained.
+_STAYS = "_flq_stays_in_evaluation"
+_log = logging.getLogger(__name__)
 
 
 def size_of(dataset: Samples) -> int:
@@ -78,7 +84,7 @@ def local_sgd(
     cannot be computed.
 
     Args:
-        model: On ``device``; left in training mode.
+        model: On ``device``; left in training mode, but for the modules that ``as_built`` has marked.
         dataset: Pairs (input, target).
         loss: Mean loss of a batch of outputs and targets.
         seed: Decides the order of samples, dropout, and everything else torch draws.
@@ -119,12 +125,37 @@ def local_sgd(
         rule.is_used = True
     loss_sum = math.nan
     for epoch in range(1, epochs + 1):
-        model.train()
+        into_training(model)
         drawn = torch.randperm(count, generator=order)
         batches = _batches(dataset, drawn, cuts, device, Reading(seed, epoch, loader_workers))
         loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to)
         after_epoch(epoch)
+    if cast_to.skipped:
+        _log.warning(
+            "float16: %d steps were skipped, as their gradients overflowed", cast_to.skipped
+        )
     return loss_sums(count, loss_sum)
+
+
+def as_built(model: nn.Module) -> nn.Module:
+    """
+    Remember which modules of a freshly built model are in evaluation mode, such as a frozen BatchNorm.
+
+    A model that is in that mode as a whole was only loaded so, as pretrained ones are.
+    """
+    if model.training:
+        for module in model.modules():
+            if not module.training:
+                setattr(module, _STAYS, True)
+    return model
+
+
+def into_training(model: nn.Module) -> None:
+    """Put a model into training mode, all but the modules that were built in evaluation mode."""
+    model.train()
+    for module in model.modules():
+        if getattr(module, _STAYS, False):
+            module.eval()
 
 
 class LocalRule:
@@ -213,6 +244,7 @@ def evaluate(
     loss: Loss,
     device: str = "cpu",
     loader_workers: int = 0,
+    batch_size: int = EVALUATION_BATCH,
 ) -> dict[str, Any]:
     """
     Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
@@ -230,11 +262,12 @@ def evaluate(
         loss: Mean loss of a batch of outputs and targets.
         device: Where the batches go.
         loader_workers: As in ``local_sgd``.
+        batch_size: Of the training: four times as many samples are evaluated at a time, 256 at most.
     """
     model.eval()
     dataset = _whole(dataset)
     count = size_of(dataset)
-    cuts = _cuts(count, EVALUATION_BATCH)
+    cuts = _cuts(count, min(EVALUATION_BATCH, _AS_LARGE * batch_size))
     parts, scoring = [], Scoring()
     with torch.no_grad():
         reading = Reading(workers=loader_workers)
@@ -297,7 +330,8 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
     chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+    # A subclass may give other samples than its tensors hold: normalised, or turned.
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         inputs, target = (tensor.to(device) for tensor in dataset.tensors)
         for chunk in chunks:
             chosen = chunk.to(device)
@@ -310,7 +344,7 @@ def _batches(
 def joined(datasets: Sequence[Samples]) -> Samples:
     """The samples of all data sets as one, in their order; a ``TensorDataset`` where all are such."""
     wholes = [_whole(dataset) for dataset in datasets]
-    found = [whole.tensors for whole in wholes if isinstance(whole, TensorDataset)]
+    found = [whole.tensors for whole in wholes if type(whole) is TensorDataset]
     if len(found) == len(wholes) and wholes:
         return TensorDataset(*(torch.cat(parts) for parts in zip(*found, strict=True)))
     return ConcatDataset(wholes)
@@ -318,7 +352,7 @@ def joined(datasets: Sequence[Samples]) -> Samples:
 
 def _whole(dataset: Samples) -> Samples:
     """A part of a ``TensorDataset`` (of ``random_split``, say) as one of its own, for speed."""
-    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+    if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
         chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
     return dataset

@@ -101,8 +101,17 @@ class Changes(Mapping[str, NDArray[Any]]):
         for start in range(0, spec.size, _BLOCK):
             block = local[start : start + _BLOCK]
             if spec.kind != "integer_buffer":
-                block = block - base[start : start + _BLOCK]
+                block = _difference(block, base[start : start + _BLOCK])
             yield little_endian(block)
+
+
+def _difference(local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+    """``local - base``; 0 where both are the same infinity, as in the buffer of an attention mask."""
+    with np.errstate(invalid="ignore"):
+        changed: NDArray[Any] = local - base
+    if not np.isfinite(changed).all():
+        changed[local == base] = 0
+    return changed
 
 
 @dataclass(frozen=True)

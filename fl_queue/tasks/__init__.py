@@ -287,7 +287,12 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
         return sgd.evaluate(
-            model, dataset, self.loss_in(context), context.device, context.loader_workers
+            model,
+            dataset,
+            self.loss_in(context),
+            context.device,
+            context.loader_workers,
+            context.batch_size,
         )
 
     def usage(self) -> Usage:

@@ -16,10 +16,12 @@ from fl_queue import names
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
-from fl_queue.sgd import Samples, part_of, size_of
+from fl_queue.sgd import Samples, as_built, part_of, size_of
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.told import class_name
 
+#: Marks a parameter that a task has handed out.
+_BUILT = "_flq_built"
 _SUMS = 'a table of sums, such as {"num_examples": 100, "loss_sum": 12.5}'
 
 
@@ -33,7 +35,17 @@ def model(task: Task) -> nn.Module:
     found = task.build_model()
     if not isinstance(found, nn.Module):
         raise _wrong(task, "build_model", found, "a torch.nn.Module")
-    return found
+    trained = [one for one in found.parameters() if one.requires_grad]
+    if any(getattr(one, _BUILT, False) for one in trained):
+        raise ConfigError(
+            "run.task",
+            f"build_model() of {task.config.run['task']} returned parameters that it had returned before; "
+            "build a new model in each call: a personal model and the round's would be one",
+            public=True,
+        )
+    for one in trained:
+        setattr(one, _BUILT, True)
+    return as_built(found)
 
 
 def data(task: Task, context: ClientContext) -> ClientData:

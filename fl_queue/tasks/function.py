@@ -47,7 +47,10 @@ class Parts:
         loss: Mean loss of a batch of outputs and targets, and of the ``context`` if it has such an
             argument; None: cross entropy.
         labels: (N,) classes of ``train``; None: read from it where they matter.
-        owners: (N,) whose each sample of ``train`` is, for ``data.partition = "natural"``.
+        owners: (N,) whose each sample of ``train`` is, for ``data.partition = "natural"``, and so that
+            validation is of others than those who are trained with.
+        evaluation: The samples of ``train`` in the same order, as they are validated: without the
+            random changes that training makes of them; None: as in ``train``.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class Parts:
     loss: Loss | None = None
     labels: Any = None
     owners: Any = None
+    evaluation: Any = None
 
 
 class FunctionTask(Task):
@@ -98,7 +102,8 @@ class FunctionTask(Task):
         dataset = self._dataset("train", parts.train)
         owners = None if parts.owners is None else np.asarray(_asked(parts.owners))
         train, validation = self.split(self._labels(parts, dataset), context, owners)
-        return ClientData(Subset(dataset, train.tolist()), Subset(dataset, validation.tolist()))
+        held_out = self._evaluated(parts, dataset)
+        return ClientData(Subset(dataset, train.tolist()), Subset(held_out, validation.tolist()))
 
     def test_data(self, data_dir: str) -> Samples | None:
         """The function's test data, if it has any."""
@@ -128,6 +133,20 @@ class FunctionTask(Task):
                 public=f"{self.name} gives no data set as {part}; give one with a length and numbered samples, not a loader or a stream",
             )
         return dataset
+
+    def _evaluated(self, parts: Parts, dataset: Samples) -> Samples:
+        """The training samples as they are validated."""
+        if parts.evaluation is None:
+            return dataset
+        found = self._dataset("evaluation", parts.evaluation)
+        if size_of(found) != size_of(dataset):
+            raise ConfigError(
+                "run.task",
+                f"{self.name} gives {size_of(found)} samples as evaluation and {size_of(dataset)} as train; "
+                "give the same samples in the same order",
+                public="its evaluation has other samples than its train; give the same in the same order",
+            )
+        return found
 
     def _labels(self, parts: Parts, dataset: Samples) -> NDArray[np.int64]:
         """(N,) classes of the samples; zeros where nothing asks for them and they are not at hand."""
@@ -223,10 +242,10 @@ def _asked(part: Any) -> Any:
 
 def _targets(dataset: Samples) -> NDArray[Any] | None:
     """(N,) targets of a data set that has them at hand."""
-    if isinstance(dataset, Subset):
+    if type(dataset) is Subset:
         whole = _targets(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, np.int64)]
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:
         return dataset.tensors[-1].cpu().numpy()
     # Those of torchvision.
     targets = getattr(dataset, "targets", None)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model
@@ -261,7 +261,11 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
     """Pixels (channels, side, side), float32 in [0, 1]."""
     try:
         with Image.open(path) as image:
-            small = image.convert(_MODES[channels]).resize((side, side), Image.Resampling.BILINEAR)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F" or upright.mode.startswith("I"):
+                return _deep(path, upright, side).expand(channels, side, side).clone()
+            opaque = _opaque(upright)
+            small = opaque.convert(_MODES[channels]).resize((side, side), Image.Resampling.BILINEAR)
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
         raise DataError(
@@ -271,6 +275,37 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
         ) from exc
     pixels = np.asarray(small, dtype=np.uint8).reshape(side, side, channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32) / 255
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image over black where it is transparent: what lies under there is nothing to be seen."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    layered = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), layered)
+
+
+def _deep(path: Path, image: Image.Image, side: int) -> Tensor:
+    """
+    A grey image of 16 bits or of floating-point numbers: (1, side, side), float32 in [0, 1].
+
+    16 bits are divided by 65,535; floating-point numbers must be in [0, 1] already.
+
+    Raises:
+        DataError: It has other values: nobody could say which of them is white.
+    """
+    numbers = np.asarray(image).astype(np.float64)
+    most = 1.0 if image.mode == "F" else 65535.0
+    if not ((numbers >= 0) & (numbers <= most)).all():
+        raise DataError(
+            str(path),
+            f"has pixels that are not in 0 to {most:g} (mode {image.mode}); convert it to 8 or 16 bits, "
+            "or to floating-point numbers in [0, 1]",
+            public="an image has values of no known range; convert it to 8 or 16 bits, or to [0, 1]",
+        )
+    scaled = Image.fromarray((numbers / most).astype(np.float32), mode="F")
+    small = np.asarray(scaled.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
+    return torch.from_numpy(small.copy())[None].clamp(0, 1)
 
 
 def _replace_first_convolution(model: nn.Module, channels: int) -> None:
