@@ -133,7 +133,7 @@ class Linked(Federation):
             return
         link = self.links[name] = Link(self.redis.url, BYTES_PER_S).__enter__()
         folder = self.redis.state_dir / name
-        site = Site(link.url, "", folder, name, allow=("benchmarks.trivial:*",))
+        site = Site(link.url, "", folder, name, allow=("benchmarks.trivial:*", "mnist"))
         command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
         self.processes[name] = subprocess.Popen(
             command,

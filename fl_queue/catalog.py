@@ -138,6 +138,15 @@ TASKS: dict[str, TaskEntry] = {
 }
 
 
+#: A name for all tasks of MNIST, for who allows tasks.
+MNIST = "mnist"
+
+
+def built_in_family(name: str) -> str:
+    """The name under which a built-in task may be allowed together with its like; else its own."""
+    return MNIST if name.startswith(f"{MNIST}-") else name
+
+
 #: Begins the name of a task that is a Flower client.
 FLOWER = "flower:"
 #: The option of such a task that names what makes its model.

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue import embedded, local, models, names, rounds, runs, simulation
-from fl_queue.catalog import own_code
+from fl_queue.catalog import TASKS, own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.site import Site
@@ -150,6 +150,12 @@ def with_data(site: Site, configs: Sequence[RunConfig]) -> Site:
     return replace(site, data_dir=str(Path(folder).absolute()) if folder else "")
 
 
+def allowed(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """What workers of whoever begins these runs let in: their own tasks, and each built-in one."""
+    own = {code for config in configs for code in own_code(config.run["task"], config.task)}
+    return (*sorted(own), *TASKS) if own else ()
+
+
 def start_workers(
     ours: ExitStack, store: Store, site: Site, configs: Sequence[RunConfig], console: Console
 ) -> None:
@@ -165,11 +171,10 @@ def start_workers(
     """
     # Whoever begins the runs names the data, the tasks and the strategies: that lets them in.
     site = with_data(site, configs)
-    tasks = {code for config in configs for code in own_code(config.run["task"], config.task)}
     strategies = {config.aggregation["strategy"] for config in configs}
     site = replace(
         site,
-        allow=tuple(sorted(tasks)),
+        allow=allowed(configs),
         strategy_allow=tuple(sorted(name for name in strategies if ":" in name)),
     )
     wanted: dict[str, local.Worker] = {}

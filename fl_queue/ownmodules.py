@@ -32,3 +32,13 @@ def import_own(name: str) -> ModuleType:
         if (folder := os.getcwd()) not in sys.path:
             sys.path.append(folder)
     return importlib.import_module(name)
+
+
+def defines(module: ModuleType, found: object) -> bool:
+    """
+    Whether a class or function is a module's own; of any other object, whether its class is.
+
+    ``module:*`` allows that much. What a module has imported for itself (``subprocess.run``) would be called
+    with arguments of a config.
+    """
+    return getattr(found, "__module__", None) == module.__name__

@@ -67,7 +67,8 @@ class Federation:
         role = role if role in ("aggregator", "evaluator", "pool") else "client"
         command = [sys.executable, "-m", "fl_queue", "worker", role, *options]
         command += ["--client", name] if role == "client" else []
-        for allowed in filter(None, self.allow.split(",")):
+        # Own tasks are allowed beside built-in ones, which an option would forbid.
+        for allowed in (*self.allow.split(","), "mnist", "csv") if self.allow else ():
             command += ["--task-allow", allowed] if role != "aggregator" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:

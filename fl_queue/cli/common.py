@@ -16,7 +16,9 @@ import click
 from click.core import ParameterSource
 
 from fl_queue import embedded, operatorkey, shown, statefolder
+from fl_queue.catalog import MNIST, TASKS
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.spelling import nearest
 from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
 
@@ -148,6 +150,18 @@ def check_imports(option: str, given: tuple[str, ...]) -> None:
     for name in given:
         if ":" not in name:
             raise ConfigError(option, f"{name!r} is not MODULE:NAME")
+
+
+def check_tasks(option: str, given: tuple[str, ...]) -> None:
+    """Whether an option names tasks, built-in ones or things in modules. Raises ConfigError."""
+    known = (MNIST, *TASKS)
+    for name in given:
+        if ":" not in name and name not in known:
+            raise ConfigError(
+                option,
+                f"{name!r} is not MODULE:NAME, nor a built-in task: {', '.join(known)}"
+                f"{nearest(name, known)}",
+            )
 
 
 def _checked_strategies(

@@ -16,7 +16,7 @@ from fl_queue import credentials, hours, names
 from fl_queue.cli.common import (
     Command,
     Where,
-    check_imports,
+    check_tasks,
     connection_options,
     data_folder,
     signing_option,
@@ -55,8 +55,10 @@ def _task_options(command: Command) -> Command:
         click.option(
             "--task-allow",
             multiple=True,
-            metavar="MODULE:NAME",
-            help="An own task this site lets in, a class or a function; may be repeated.",
+            metavar="TASK",
+            help="Train this task and no other: MODULE:NAME (a class or a function), MODULE:* (all that "
+            "are defined there), or a built-in one (csv, image-folder, mnist); may be repeated. "
+            "Default: all built-in ones.",
         ),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option(
@@ -262,7 +264,7 @@ def _site(
     if threads < 1:
         raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
     folder = data_folder(data)
-    check_imports("--task-allow", allow)
+    check_tasks("--task-allow", allow)
     return Site(
         where.url,
         where.blob_url,

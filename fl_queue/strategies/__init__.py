@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.ownmodules import import_own
+from fl_queue.ownmodules import defines, import_own
 from fl_queue.spelling import nearest
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
@@ -106,13 +106,20 @@ def load_strategy(
             f"--strategy-allow {name}",
         )
     try:
-        found = getattr(import_own(module), class_name, None)
+        own = import_own(module)
+        found = getattr(own, class_name, None)
     except (ImportError, SyntaxError, ValueError) as exc:
         raise ConfigError("aggregation.strategy", f"{module} cannot be imported: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigError(
             "aggregation.strategy",
             f"{module} has no class {class_name} derived from fl_queue.strategies.base.Strategy",
+        )
+    if name not in allow and not defines(own, found):
+        raise ConfigError(
+            "aggregation.strategy",
+            f"{name} is not defined in {module}, and {module}:* allows what is; if you trust it, start "
+            f"the worker with --strategy-allow {name}",
         )
     asks = found.fetched or found.extras or found.scalars or found.client_state or found.personal
     if asks:

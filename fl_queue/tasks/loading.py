@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from fl_queue.catalog import FLOWER_MODEL, TASKS, flower_client, own_code
+from fl_queue.catalog import FLOWER_MODEL, TASKS, built_in_family, flower_client, own_code
 from fl_queue.config import RunConfig
 from fl_queue.data_fields import SKEWS
 from fl_queue.errors import ConfigError
 from fl_queue.extras import how_to_install
 from fl_queue.loader import seed_everything
-from fl_queue.ownmodules import import_own
+from fl_queue.ownmodules import defines, import_own
 from fl_queue.sampling import seed_for
 from fl_queue.spelling import nearest
 from fl_queue.tasks import Task
@@ -34,8 +34,9 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
         name: A built-in task, a class or function as ``module:name``, or a Flower client as
             ``flower:module:name``.
         config: The run's config.
-        allow: Own code this worker may load: ``module:name``, or ``module:*``. The name comes
-            from Redis, and importing a module runs its code.
+        allow: What this worker may load: own code as ``module:name``, or ``module:*`` for what a module
+            defines; built-in tasks by their names, or ``mnist``. Empty: all built-in ones. The name
+            comes from Redis, and importing a module runs its code.
         data_dir: This machine's data folder. What the config says of it (``data.dir``) is not looked
             at: whether a machine follows that is ``Site.data_folder``'s to say.
 
@@ -43,7 +44,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.
     """
     config = replace(config, data={**config.data, "dir": data_dir})
-    made = _made(TASKS[name].target, config) if name in TASKS else _own(name, config, allow)
+    made = _built_in(name, config, allow) if name in TASKS else _own(name, config, allow)
     asked = [field for field in SKEWS if config.data[field]]
     if asked and not made.skews:
         raise ConfigError(
@@ -53,6 +54,18 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
             public=True,
         )
     return made
+
+
+def _built_in(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
+    """A built-in task, when this worker trains it."""
+    if allow and not {name, built_in_family(name)} & set(allow):
+        raise ConfigError(
+            "run.task",
+            f"this worker trains what it allows, and {name} is not among that; to allow it, start the "
+            f"worker with --task-allow {name}",
+            public=True,
+        )
+    return _made(TASKS[name].target, config, TASKS[name].target)
 
 
 def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
@@ -74,19 +87,34 @@ def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
             f"--task-allow {code}",
             public=True,
         )
-    return _flower(config, *codes) if flower_client(name) else _made(name, config)
+    return _flower(config, allow, *codes) if flower_client(name) else _made(name, config, *allow)
 
 
 def barred(codes: Sequence[str], allow: Sequence[str]) -> str:
     """The first of the codes (``catalog.own_code``) that may not be loaded; empty: all may."""
-    # As in the config or without the prefix: it is the code that is allowed.
-    allowed = {flower_client(entry) or entry for entry in allow}
+    allowed = _codes(allow)
     return next(
         (code for code in codes if allowed.isdisjoint((code, f"{code.partition(':')[0]}:*"))), ""
     )
 
 
-def _flower(config: RunConfig, code: str, model: str = "") -> Task:
+def _codes(allow: Sequence[str]) -> set[str]:
+    # As in the config or without the prefix: it is the code that is allowed.
+    return {flower_client(entry) or entry for entry in allow}
+
+
+def _check_defined(code: str, module: ModuleType, found: Any, allow: Sequence[str]) -> None:
+    """Whether what a module has of a name is what is allowed: ``module:*`` means what it defines."""
+    if code not in _codes(allow) and not defines(module, found):
+        raise ConfigError(
+            "run.task",
+            f"{code} is not defined in {module.__name__}, and {module.__name__}:* allows the classes and "
+            f"functions that are; if you trust it, start the worker with --task-allow {code}",
+            public=True,
+        )
+
+
+def _flower(config: RunConfig, allow: Sequence[str], code: str, model: str = "") -> Task:
     """The task of a Flower client. Args: ``model``: what makes its model; empty: itself."""
     try:
         from fl_queue.tasks.flower import FlowerTask
@@ -99,18 +127,20 @@ def _flower(config: RunConfig, code: str, model: str = "") -> Task:
         ) from exc
     # Flower clients often make their model when they are imported.
     seed_everything(seed_for(config.run["seed"], "import"))
-    module, found = _attribute("run.task", code)
-    maker = _attribute(f"task.{FLOWER_MODEL}", model)[1] if model else None
+    module, found = _attribute("run.task", code, allow)
+    maker = _attribute(f"task.{FLOWER_MODEL}", model, allow)[1] if model else None
     return FlowerTask(config, module, FlowerApp(code, found), maker)
 
 
-def _made(name: str, config: RunConfig) -> Task:
+def _made(name: str, config: RunConfig, *allow: str) -> Task:
     module_name, _, attribute = name.partition(":")
-    found = getattr(_imported(module_name), attribute, None)
+    module = _imported(module_name)
+    found = getattr(module, attribute, None)
     if isinstance(found, type) and issubclass(found, Task):
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
             raise ConfigError("run.task", f"{name} does not define {missing}", public=True)
+        _check_defined(name, module, found, allow)
         return found(config)
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(
@@ -119,6 +149,7 @@ def _made(name: str, config: RunConfig) -> Task:
             public=True,
         )
     if callable(found) and not isinstance(found, type):
+        _check_defined(name, module, found, allow)
         return FunctionTask(config, name, found)
     raise ConfigError(
         "run.task",
@@ -128,7 +159,7 @@ def _made(name: str, config: RunConfig) -> Task:
     )
 
 
-def _attribute(field: str, code: str) -> tuple[ModuleType, Any]:
+def _attribute(field: str, code: str, allow: Sequence[str]) -> tuple[ModuleType, Any]:
     """A module and what it has of that name."""
     name, _, attribute = code.partition(":")
     module = _imported(name)
@@ -138,7 +169,9 @@ def _attribute(field: str, code: str) -> tuple[ModuleType, Any]:
             f"{name} has no {attribute!r}{nearest(attribute, dir(module))}",
             public=f"{name} has no {attribute!r}",
         )
-    return module, getattr(module, attribute)
+    found = getattr(module, attribute)
+    _check_defined(code, module, found, allow)
+    return module, found
 
 
 def _import_error(name: str, error: Exception) -> str:

@@ -43,7 +43,7 @@ def config_of(attribute: str, *, strategy: str = "fedavg", **options: object) ->
 
 
 def task_of(config: RunConfig) -> Task:
-    return load_task(config.run["task"], config, [f"{APPS}:*"])
+    return load_task(config.run["task"], config, [f"{APPS}:*", config.run["task"]])
 
 
 def begun(task: Task) -> tuple[Manifest, Arrays]:

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow  # Whole runs of real workers, for an extra that t
 
 APPS = "tests.flower.apps"
 CLIENTS = 2
-ALLOW = f"{APPS}:*"
+#: ``*`` is what a module defines, classes and functions: an app, an object of flwr's class, is named.
+ALLOW = f"{APPS}:*,{APPS}:app"
 TRAIN = ("train.batch_size=20", "train.learning_rate=0.3", "train.epochs=1", "run.rounds=3")
 POOL = ("clients.kind=simulation", "clients.count=2", "clients.processes=1")
 
