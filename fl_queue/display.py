@@ -198,9 +198,9 @@ class _Follower:
                 self.scene.progress[client] = event
             return
         if event["event"] == "update_received":
-            self._received.setdefault(event["round"], set()).add(event["client"])
+            self._received.setdefault(event.get("round", 0), set()).add(event.get("client", ""))
         if event["event"] == "healed":
-            self.scene.healed = f"{event['what']}"
+            self.scene.healed = f"{event.get('what', '')}"
         if not self.console.is_terminal and not self._is_chatter(event):
             line = _line(event, lambda: self._details(event))
             if line:
@@ -239,6 +239,14 @@ class _Follower:
 
 def _line(event: Event, details: Callable[[], str]) -> str:
     """One event of a run as a line; empty for what nobody asks about."""
+    try:
+        return _worded(event, details)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # Of its kind, but not as we write it. One such entry must not end a page or a command.
+        return f"{event['event'].replace('_', ' ')} (an event that cannot be read)"
+
+
+def _worded(event: Event, details: Callable[[], str]) -> str:
     kind, number = event["event"], event.get("round")
     reason = f": {event['reason']}" if event.get("reason") else ""
     if kind == "round_opened":

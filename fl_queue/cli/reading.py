@@ -229,7 +229,7 @@ def config_show(
         return
     loaded = configs.load(config, overrides)
     if digest:
-        click.echo(loaded.digest)
+        say(loaded.digest)
     elif as_json:
         write_json(config_text.masked(loaded))
     else:

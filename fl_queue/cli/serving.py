@@ -5,14 +5,18 @@ The command that serves: ``web``.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import click
 
-from fl_queue.cli.common import Where, connection_options, say, signing_option
+from fl_queue.cli.common import Where, complain, connection_options, say, signing_option
 from fl_queue.errors import ConfigError
 from fl_queue.extras import how_to_install
+
+_TOKEN_VARIABLE = "FLQ_WEB_TOKEN"
+_file = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("web")
@@ -25,6 +29,16 @@ from fl_queue.extras import how_to_install
     help="Port to bind; 0: a free one.",
 )
 @click.option(
+    "--uds", type=_file, metavar="PATH", help="Unix socket to bind, for a proxy on this machine."
+)
+@click.option(
+    "--uds-mode",
+    type=click.Choice(["0600", "0660"]),
+    default="0600",
+    show_default=True,
+    help="Who may connect to --uds: this user, or its group, too.",
+)
+@click.option(
     "--configs",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of TOML files that can be launched, besides the shipped ones.",
@@ -34,12 +48,22 @@ from fl_queue.extras import how_to_install
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="Name that browsers may call this server by; may be repeated.",
+    help="Name that browsers may call this server by, that of a proxy, say; may be repeated.",
 )
 @click.option(
     "--token-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File with the token. Default: FLQ_WEB_TOKEN; on loopback none is needed.",
+    type=_file,
+    help=f"File with the token, which only you can read. Default: {_TOKEN_VARIABLE}; else one is made and printed.",
+)
+@click.option(
+    "--read-token-file",
+    type=_file,
+    help="File with a second token, which can read, and neither change nor download models.",
+)
+@click.option(
+    "--no-token",
+    is_flag=True,
+    help="Let every user of this machine in. Only on loopback or --uds, and without --allow-host.",
 )
 @signing_option
 @connection_options
@@ -47,47 +71,86 @@ def web(
     where: Where,
     host: str,
     port: int,
+    uds: Path | None,
+    uds_mode: str,
     configs: Path | None,
     hosts: tuple[str, ...],
     token_file: Path | None,
+    read_token_file: Path | None,
+    no_token: bool,
 ) -> None:
     """
     Serve the page that shows and steers runs, and the JSON API.
 
-    Needs the extra web. It holds no state, and stays through outages of Redis. Bound to anything
-    but loopback it asks for a token, which it prints unless you set one.
+    Needs the extra web. It holds no state, and stays through outages of Redis. Open the link that it
+    prints: the token in it is asked for once in each browser. A second link is for who may only look.
     """
     try:
+        from fl_queue.web.access import Access
         from fl_queue.web.connection import Connection
         from fl_queue.web.launch import Configs
-        from fl_queue.web.serve import serve
+        from fl_queue.web.serve import Place, serve
     except ModuleNotFoundError as exc:
         reason = f"needs {exc.name}; {how_to_install('web')}"
         raise ConfigError("web", reason) from exc
+
+    place = Place(host, port, uds, int(uds_mode, 8))
+    token, read_token, printed = _tokens(token_file, read_token_file, no_token)
+    if no_token and hosts:
+        raise ConfigError("--no-token", "goes without --allow-host: a proxy lets others in")
+    if no_token and not place.is_private:
+        reason = f"goes without --host {host}: other machines reach it; leave it out"
+        raise ConfigError("--no-token", reason)
+    if not place.is_private:
+        complain(
+            "Note: this is plain HTTP, so whoever is on the network between can read the token; "
+            "docs/web.md shows a proxy with TLS."
+        )
+
+    # uvicorn sends itself the signal again when it has ended; a socket file must go before this does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def tell(line: str) -> None:
         say(line)
         sys.stdout.flush()
 
+    access = Access(token, frozenset(hosts), read_token)
     serve(
         Connection(where.open_control, where.state_dir),
-        host,
-        port,
+        place,
         Configs(configs),
-        _token(token_file),
-        hosts,
+        access,
+        printed,
         tell,
     )
 
 
-def _token(file: Path | None) -> str:
-    """The token that was set, if any."""
-    if file is None:
-        return os.environ.get("FLQ_WEB_TOKEN", "").strip()
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("--token-file", f"{file} cannot be read: {exc}") from exc
-    if not token:
-        raise ConfigError("--token-file", f"{file} is empty; write the token into it")
-    return token
+def _tokens(
+    file: Path | None, read_file: Path | None, no_token: bool
+) -> tuple[str, str, list[str]]:
+    """
+    The token, that to read only, and those that were made here.
+
+    Raises:
+        ConfigError: A token cannot be used, or options contradict each other.
+    """
+    from fl_queue.web import tokens
+
+    given = os.environ.get(_TOKEN_VARIABLE, "").strip()
+    if no_token:
+        for option, is_given in (
+            ("--token-file", file),
+            ("--read-token-file", read_file),
+            (_TOKEN_VARIABLE, given),
+        ):
+            if is_given:
+                raise ConfigError("--no-token", f"goes without {option}")
+        return "", "", []
+    read_token = tokens.read("--read-token-file", read_file) if read_file else ""
+    if file is None and not given:
+        made = [tokens.made(), *([] if read_token else [tokens.made()])]
+        return made[0], read_token or made[1], made
+    token = tokens.read("--token-file", file) if file else tokens.checked(_TOKEN_VARIABLE, given)
+    if token == read_token:
+        raise ConfigError("--read-token-file", "has the same token as --token-file")
+    return token, read_token, []

@@ -3,7 +3,10 @@ The page and the JSON API of ``fl-queue web`` (extra ``web``). Only that command
 
 It holds no state: what it shows is read from Redis, what it starts is what ``start-round`` starts.
 
-    guard       who may ask: Host, Origin, token, size; the headers of every answer
+    tokens      made, or read from a file
+    access      who may do what: tokens and cookies
+    limits      wrong tokens and open pages, for each visitor and in all
+    guard       what is refused: other hosts and sites, no token, a body too large; the headers of every answer
     connection  the store, again after an outage
     scene       what the page shows, as JSON
     feed        server-sent events: news of the event streams, to every open page

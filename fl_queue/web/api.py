@@ -5,21 +5,22 @@ The JSON API, ``/api/v1``: the records of ``--json``, and what the commands do, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
-from fl_queue import models, names, operate, report, runs, scores, views
+from fl_queue import models, names, operate, report, runs, scores, shown, views
 from fl_queue.errors import (
     ConfigError,
     FLQueueError,
@@ -32,9 +33,11 @@ from fl_queue.paths import below
 from fl_queue.records import RoundRecord
 from fl_queue.report import RoundRow
 from fl_queue.views import ClientStatus, RunStatus
+from fl_queue.web import guard
 from fl_queue.web.connection import Connection
 from fl_queue.web.feed import Feed
 from fl_queue.web.launch import Configs, launch
+from fl_queue.web.limits import Streams, address_of
 
 EVENTS_AT_MOST = 10_000
 _LARGEST = 2**31 - 1
@@ -91,11 +94,15 @@ _PROBLEMS: _Responses = {
     401: {"model": Problem, "description": "The token is missing."},
     404: {"model": Problem, "description": "No such run or version."},
     422: {"model": Problem, "description": "A parameter cannot be used."},
+    429: {"model": Problem, "description": "Too many wrong tokens, or open pages."},
     503: {"model": Problem, "description": "Redis is not reachable; ask again."},
 }
 _CHANGES: _Responses = {
     400: {"model": Problem, "description": "The body cannot be read."},
-    403: {"model": Problem, "description": "It comes from another site."},
+    403: {
+        "model": Problem,
+        "description": "It comes from another site, or the token may only read.",
+    },
     409: {"model": Problem, "description": "The run's state does not allow it."},
     413: {"model": Problem, "description": "Too large."},
     415: {"model": Problem, "description": "The body is not application/json."},
@@ -206,16 +213,61 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
         """The configs that can be launched."""
         return offered.names()
 
+    streams = Streams()
+
     @made.get("/stream", response_class=StreamingResponse, include_in_schema=False)
     async def stream(
-        run: str = "", last_event_id: Annotated[str, Header()] = ""
+        request: Request, run: str = "", last_event_id: Annotated[str, Header()] = ""
     ) -> StreamingResponse:
         """Server-sent events for the page."""
-        return StreamingResponse(
+        return _Stream(
             feed.messages(run, last_event_id),
+            streams,
+            _who(request),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
+
+
+class _Stream(StreamingResponse):
+    """
+    An answer that counts as an open page for as long as it is sent.
+
+    Counted here and not where it is made: of a visitor who has left by then nothing would be sent, and
+    nothing would count it out.
+    """
+
+    def __init__(
+        self, messages: AsyncIterator[str], streams: Streams, who: str, **options: Any
+    ) -> None:
+        super().__init__(messages, **options)
+        self.streams, self.who = streams, who
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self.streams.refusal(self.who)
+        if refused is not None:
+            status, message = refused
+            answer = problem(status, "TooMany", "stream", message)
+            answer.headers["Retry-After"] = "10"
+            await answer(scope, receive, send)
+            return
+        self.streams.enter(self.who)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.streams.leave(self.who)
+
+
+def _who(request: Request) -> str:
+    """Whose open pages are counted together: a browser's session, else an address with its role."""
+    visitor = request.scope[guard.VISITOR]
+    return visitor.session or f"{visitor.role} {address_of(request.scope)}"
+
+
+def _may_change(request: Request) -> None:
+    """A dependency: refuses whoever may only read. Raises HTTPException."""
+    if request.scope[guard.VISITOR].role != "all":
+        raise HTTPException(403, guard.READ_ONLY)
 
 
 def _add_files(made: APIRouter, connection: Connection) -> None:
@@ -232,7 +284,9 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
                 scores.test_metrics(store, state.run_id),
                 store.control.late(state.run_id),
             )
-        attached = {"Content-Disposition": f'attachment; filename="{state.name}-history.csv"'}
+        attached = {
+            "Content-Disposition": f'attachment; filename="{shown.file_name(state.name)}-history.csv"'
+        }
         return PlainTextResponse(report.to_csv(rows), media_type="text/csv", headers=attached)
 
     binary: _Responses = {200: {"content": {"application/octet-stream": {}}}}
@@ -240,7 +294,8 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
     @made.get(
         "/runs/{run}/model.safetensors",
         response_class=FileResponse,
-        responses={**binary, **_CONFLICT},
+        responses={**binary, **_CONFLICT, 403: _CHANGES[403]},
+        dependencies=[Depends(_may_change)],
     )
     def model(
         run: Run,

@@ -2,7 +2,8 @@
 Server-sent events: one thread waits on the event streams, and every open page hears that there is news.
 
 What has no event (time that is counted, heartbeats) is looked at once a second, while a page is open.
-Parts that have not changed are not sent again. The id of a message is that of the newest event in it,
+Parts that have not changed are not sent again. Redis is read once for all pages that show the same run,
+by few threads of their own: however many pages are open, other requests do not wait for them. The id of a message is that of the newest event in it,
 so a page that was cut off gets the lines it missed.
 """
 
@@ -12,7 +13,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from typing import Any
 
 import anyio
@@ -28,6 +29,8 @@ RETRY_S = 1.0
 #: Events come faster than anybody reads; a page is sent news at most so often.
 LEAST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+#: Threads that read Redis for open pages.
+THREADS = 2
 _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
@@ -45,6 +48,8 @@ class Feed:
         self._pages = 0
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._looking, self._moment = threading.Lock(), dict[Hashable, Any]()
+        self._threads: anyio.CapacityLimiter | None = None
 
     async def messages(self, name: str, cursor: str) -> AsyncIterator[str]:
         """
@@ -54,13 +59,13 @@ class Feed:
             name: The run it shows; empty: the one that trains, or the newest.
             cursor: Id of the last message it has.
         """
-        self._enter()
+        threads = self._enter()
         try:
             yield _message("hello", self.greeting)
             view = _View(self, name, cursor if _STREAM_ID.fullmatch(cursor) else "")
             while True:
                 news = self._news
-                for message in await anyio.to_thread.run_sync(view.look):
+                for message in await anyio.to_thread.run_sync(view.look, limiter=threads):
                     yield message
                 await asyncio.sleep(LEAST_PAUSE_S)
                 with anyio.move_on_after(LONGEST_PAUSE_S):
@@ -68,12 +73,14 @@ class Feed:
         finally:
             self._pages -= 1
 
-    def _enter(self) -> None:
+    def _enter(self) -> anyio.CapacityLimiter:
         """Count a page in; the first one starts the thread, which ends when there is none."""
         self._loop = asyncio.get_running_loop()
+        self._threads = self._threads or anyio.CapacityLimiter(THREADS)
         self._pages += 1
         if self._pages == 1:
             threading.Thread(target=self._listen, name="web-feed", daemon=True).start()
+        return self._threads
 
     def _listen(self) -> None:
         # Two threads overlap for a second when a page comes as the last one leaves.
@@ -94,6 +101,7 @@ class Feed:
     def _tell(self) -> None:
         def wake() -> None:
             news, self._news = self._news, asyncio.Event()
+            self._moment = {}
             news.set()
 
         assert self._loop is not None
@@ -101,6 +109,26 @@ class Feed:
             self._loop.call_soon_threadsafe(wake)
         except RuntimeError:
             self._pages = 0  # The server has ended.
+
+    def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """
+        What ``make`` returns, or raises, of this moment: once for all pages, until there is news.
+
+        Raises:
+            StoreUnavailable: Redis was not reachable.
+        """
+        moment = self._moment
+        with self._looking:
+            if key not in moment:
+                try:
+                    moment[key] = make()
+                except StoreUnavailable as exc:
+                    # Else each page would wait for a silent server, in turn.
+                    moment[key] = exc
+            found = moment[key]
+        if isinstance(found, StoreUnavailable):
+            raise StoreUnavailable(found.url, found.reason, found.trouble)
+        return found
 
     def history(self, store: Store, run: str) -> dict[str, Any]:
         """A run's history; everything in it comes with an event, so it is read again only after one."""
@@ -138,35 +166,44 @@ class _View:
     def look(self) -> list[str]:
         """The messages for what has changed."""
         try:
-            with self.feed.connection.store() as store:
-                found = scene.parts(store, self.name)
-                run = found["status"]["run_id"]
-                found["history"] = self.feed.history(store, run) if run else None
-                found["trouble"] = {"text": ""}
-                return [*self._changed(found), *self._log(store, run)]
+            run, found = self.feed.shared(("parts", self.name), self._parts)
+            return [*self._changed(found), *self._log(run)]
         except StoreUnavailable as exc:
-            return self._changed({"trouble": {"text": f"{exc} Trying again."}})
+            text = f"{exc} Trying again."
+            return self._changed({"trouble": _message("trouble", {"text": text})})
 
-    def _changed(self, found: dict[str, Any]) -> list[str]:
-        messages = []
-        for part, value in found.items():
-            text = _message(part, value)
-            if self._sent.get(part) != text:
-                self._sent[part] = text
-                messages.append(text)
-        return messages
+    def _parts(self) -> tuple[str, dict[str, str]]:
+        """The run that is shown, and each part as its message."""
+        with self.feed.connection.store() as store:
+            found = scene.parts(store, self.name)
+            run = found["status"]["run_id"]
+            found["history"] = self.feed.history(store, run) if run else None
+            found["trouble"] = {"text": ""}
+        return run, {part: _message(part, value) for part, value in found.items()}
 
-    def _log(self, store: Store, run: str) -> list[str]:
+    def _changed(self, found: dict[str, str]) -> list[str]:
+        changed = {part: text for part, text in found.items() if self._sent.get(part) != text}
+        self._sent |= changed
+        return list(changed.values())
+
+    def _log(self, run: str) -> list[str]:
         is_other = run != self._run
         if is_other:
             # The cursor a page comes with is of the run it showed; its lines are still there.
             self.cursor, self._run = ("" if self._run else self.cursor), run
-        lines = scene.log(store, run, self.cursor) if run else []
+        cursor = self.cursor
+        lines = (
+            self.feed.shared(("log", run, cursor), lambda: self._lines(run, cursor)) if run else []
+        )
         if not lines and not is_other:
             return []
         fresh = is_other and not self.cursor
         self.cursor = lines[-1][0] if lines else self.cursor
         return [_message("log", {"fresh": fresh, "lines": lines}, self.cursor)]
+
+    def _lines(self, run: str, cursor: str) -> list[tuple[str, str]]:
+        with self.feed.connection.store() as store:
+            return scene.log(store, run, cursor)
 
 
 def _message(event: str, data: Any, entry: str = "") -> str:

@@ -22,9 +22,10 @@ from fl_queue import views
 from fl_queue.errors import ConfigError, FLQueueError, RunStateError, StoreUnavailable
 from fl_queue.views import RunStatus
 from fl_queue.web import guard, scene
+from fl_queue.web.access import Access
 from fl_queue.web.connection import Connection
-from fl_queue.web.guard import Access
 from fl_queue.web.launch import FORM_FIELDS, Configs, from_form, launch
+from fl_queue.web.limits import Logins, address_of
 
 _templates = Environment(
     loader=PackageLoader("fl_queue.web"), autoescape=True, undefined=StrictUndefined
@@ -44,25 +45,32 @@ def html(template: str, status: int = 200, **values: object) -> HTMLResponse:
     return HTMLResponse(_templates.get_template(template).render(**values), status)
 
 
-def router(connection: Connection, offered: Configs, access: Access) -> APIRouter:
+def router(connection: Connection, offered: Configs, access: Access, logins: Logins) -> APIRouter:
     """Everything outside the API."""
     made = APIRouter(include_in_schema=False)
-    _add_page(made, connection, access)
+    _add_page(made, connection, access, logins)
     _add_form(made, connection, offered, access)
-    _add_login(made, access)
+    _add_login(made, access, logins)
     return made
 
 
-def _add_page(made: APIRouter, connection: Connection, access: Access) -> None:
-    @made.get("/")
-    def page(request: Request) -> Response:
-        if guard.wants_html(request.headers):
-            return html("index.html", csrf=access.csrf, token=bool(access.token))
+def _add_page(made: APIRouter, connection: Connection, access: Access, logins: Logins) -> None:
+    def line() -> Response:
         try:
             with connection.store() as store:
                 return PlainTextResponse(_LINE.format(scene.overall(views.living_runs(store))))
         except StoreUnavailable as exc:
             return PlainTextResponse(f"{_LINE.format('UNAVAILABLE')}{exc}\n", 503)
+
+    @made.get("/")
+    async def page(request: Request) -> Response:
+        given = request.query_params.get("token")
+        if given is not None:
+            return await _entered(request, given, access, logins)
+        if not guard.wants_html(request.headers):
+            return await run_in_threadpool(line)
+        may_change = request.scope[guard.VISITOR].role == "all"
+        return html("index.html", csrf=access.csrf, may_change=may_change)
 
 
 def _add_form(made: APIRouter, connection: Connection, offered: Configs, access: Access) -> None:
@@ -110,7 +118,7 @@ def _add_form(made: APIRouter, connection: Connection, offered: Configs, access:
         return RedirectResponse(f"/?run={quote(status.name)}", status_code=303)
 
 
-def _add_login(made: APIRouter, access: Access) -> None:
+def _add_login(made: APIRouter, access: Access, logins: Logins) -> None:
     @made.get("/login")
     def login() -> Response:
         return html("login.html", error="")
@@ -118,17 +126,47 @@ def _add_login(made: APIRouter, access: Access) -> None:
     @made.post("/login")
     async def check(request: Request) -> Response:
         given = (await _form(request)).get("token", "")
-        if not access.is_token(given.strip()):
-            return html("login.html", 403, error="That is not the token.")
-        answer = RedirectResponse("/", status_code=303)
+        return await _entered(request, given.strip(), access, logins)
+
+
+async def _entered(request: Request, given: str, access: Access, logins: Logins) -> Response:
+    """The answer to a token, by the form or by the link: a cookie, and on to the page without the token."""
+    name = request.query_params.get("run", "")
+    where = f"/?run={quote(name)}" if name else "/"
+    role = access.role_of(given)
+    if access.token and not role:
+        wait_s = await logins.wrong(address_of(request.scope))
+        error = (
+            f"Too many wrong tokens. Try again in {wait_s} s."
+            if wait_s
+            else "That is not the token."
+        )
+        answer: Response = html("login.html", 429 if wait_s else 403, error=error)
+        if wait_s:
+            answer.headers["Retry-After"] = str(wait_s)
+        return answer
+    # A browser that follows another site's link sends a strict cookie with no redirect of it, but with
+    # what a page of ours leads to.
+    came = request.headers.get("sec-fetch-site", "none")
+    if came in ("none", "same-origin"):
+        answer = RedirectResponse(where, status_code=303)
+    else:
+        answer = html("entered.html", where=where)
+    if role:
         answer.set_cookie(
-            guard.COOKIE,
-            access.session,
+            access.cookie,
+            access.new_session(role),
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=_is_encrypted(request),
         )
-        return answer
+    return answer
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Whether the browser speaks TLS, with us or with the proxy before us."""
+    forwarded = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    return "https" in (request.url.scheme, forwarded)
 
 
 async def _form(request: Request) -> dict[str, str]:

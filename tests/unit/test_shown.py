@@ -18,7 +18,18 @@ from rich.console import Console
 from rich.text import Text
 
 import fl_queue
-from fl_queue import compare, curves, exporters, logs, metrics, report, screen, shown, terminal
+from fl_queue import (
+    compare,
+    curves,
+    display,
+    exporters,
+    logs,
+    metrics,
+    report,
+    screen,
+    shown,
+    terminal,
+)
 from fl_queue.cli.common import say, write, write_json
 from fl_queue.cli.comparing import _table
 from fl_queue.exporters import Numbers
@@ -176,3 +187,18 @@ def test_nobody_writes_to_a_terminal_by_another_way() -> None:
             calls = re.findall(r"(?:click\.echo|click\.secho|(?<![\w.])print)\(.*", text)
             found += [f"{path}: {call}; use say" for call in calls if "shown." not in call]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "round_committed"},
+        {"event": "round_opened", "cohort": "a", "purpose": "else"},
+        {"event": "updates_refused", "count": "many", "client": "a"},
+        {"event": "clients_joined", "clients": 3},
+    ],
+)
+def test_an_event_that_lacks_what_its_kind_says_is_a_line_all_the_same(
+    event: dict[str, Any],
+) -> None:
+    assert display.describe(event).endswith("(an event that cannot be read)")

@@ -32,14 +32,20 @@ class Web:
             command, stdout=subprocess.PIPE, text=True, env=federation.environment
         )
         assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
+        self.link = self.process.stdout.readline().strip()
+        self.url, _, self.token = self.link.partition("?token=")
         self.port = urllib.parse.urlsplit(self.url).port or 0
+        self.bearer = {"Authorization": f"Bearer {self.token}"}
+        visited = self.ask("GET", f"/?token={self.token}", Accept="text/html", Authorization="none")
+        self.cookie = visited[1]["set-cookie"].split(";")[0]
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        """(status, headers, text); a body that is no text is sent as JSON."""
+        """(status, headers, text), with the token or a cookie of it; a body that is no text is sent as JSON."""
         told = {name.replace("_", "-"): value for name, value in headers.items()}
+        if not {"Authorization", "Cookie"} & set(told):
+            told |= self.bearer
         if body is not None and not isinstance(body, str):
             body, told = json.dumps(body), {"Content-Type": "application/json"} | told
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -120,7 +126,7 @@ def command(federation: Federation, *words: str) -> Any:
     ],
 )
 def test_another_site_changes_nothing(web: Web, headers: dict[str, str], status: int) -> None:
-    answer = web.ask("POST", "/api/v1/runs", {"config": "demo"}, **headers)
+    answer = web.ask("POST", "/api/v1/runs", {"config": "demo"}, Cookie=web.cookie, **headers)
 
     assert answer[0] == status, answer
     assert json.loads(answer[2])["error"] == "Refused"
@@ -130,8 +136,10 @@ def test_another_site_changes_nothing(web: Web, headers: dict[str, str], status:
 def test_a_form_of_another_site_launches_nothing(web: Web, federation: Federation) -> None:
     before = federation.store.control.run_names()
 
-    assert web.ask("POST", "/training", "config=demo", Accept="text/html")[0] == 403
-    assert web.ask("POST", "/training", "config=demo", Origin="http://evil.example")[0] == 403
+    browser = {"Cookie": web.cookie}
+    assert web.ask("POST", "/training", "config=demo", Accept="text/html", **browser)[0] == 403
+    elsewhere = {"Origin": "http://evil.example", **browser}
+    assert web.ask("POST", "/training", "config=demo", **elsewhere)[0] == 403
     assert federation.store.control.run_names() == before
 
 
@@ -155,18 +163,17 @@ def test_bad_input_names_its_field(web: Web, body: dict[str, Any], field: str) -
 def test_other_machines_need_the_token(federation: Federation) -> None:
     web = Web(federation, "--host", "0.0.0.0")
     try:
-        assert web.process.stdout is not None
-        token = web.process.stdout.readline().split()[1]
-        html = {"Accept": "text/html"}
-        assert web.ask("GET", "/api/v1/runs")[0] == 401
+        token, unknown = web.token, {"Authorization": "none"}
+        html = {"Accept": "text/html", **unknown}
+        assert web.ask("GET", "/api/v1/runs", **unknown)[0] == 401
         assert web.ask("GET", "/", **html)[1]["location"] == "/login"
-        assert web.ask("GET", "/api/v1/runs", Authorization=f"Bearer {token}")[0] == 200
+        assert web.ask("GET", "/api/v1/runs")[0] == 200
         assert web.ask("POST", "/login", "token=guess")[0] == 403
         status, headers, _ = web.ask("POST", "/login", f"token={token}")
         cookie = headers["set-cookie"].split(";")[0]
         assert (status, token in cookie) == (303, False)
         assert {"HttpOnly", "SameSite=strict"} <= set(headers["set-cookie"].split("; "))
-        assert web.ask("GET", "/", Cookie=cookie, **html)[0] == 200
+        assert web.ask("GET", "/", Cookie=cookie, Accept="text/html")[0] == 200
     finally:
         web.close()
 
@@ -186,7 +193,10 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
             "console", lambda said: problems.append(said.text) if said.type == "error" else None
         )
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(f"{web.url}training")
+        page.goto(web.link)
+        assert page.url == web.url
+        page.get_by_role("link", name="Launch training").click()
+        page.wait_for_url("**/training")
         page.select_option("#config", "mnist-3v7")
         page.fill("#run", "seen")
         page.fill("#epochs", "0")
@@ -202,7 +212,7 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         page.wait_for_selector("#accuracy .u-label:has-text('fine-tuned')", timeout=30_000)
         page.wait_for_selector("#rounds tbody tr:nth-child(4)")
         second = chromium.new_page(viewport={"width": 360, "height": 740})
-        second.goto(f"{web.url}?run=seen")
+        second.goto(f"{web.link}&run=seen")
         second.wait_for_selector("#rounds tbody tr")
         assert second.evaluate("document.documentElement.scrollWidth <= innerWidth")
         worker, supervisor = federation.worker_pid("site-2"), federation.processes.pop("site-2")
@@ -224,7 +234,7 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
 
 def test_a_page_is_told_everything_at_once(web: Web) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
-    connection.request("GET", "/api/v1/stream")
+    connection.request("GET", "/api/v1/stream", headers=web.bearer)
     answer = connection.getresponse()
     lines = [answer.readline().decode() for _ in range(40)]
     connection.close()
@@ -239,7 +249,7 @@ class Stream:
 
     def __init__(self, web: Web, run: str) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
-        self.connection.request("GET", f"/api/v1/stream?run={run}")
+        self.connection.request("GET", f"/api/v1/stream?run={run}", headers=web.bearer)
         self.answer = self.connection.getresponse()
 
     def until(self, words: str) -> None:

@@ -2,7 +2,11 @@
 // The page keeps nothing but what it was sent last. Text goes in as text: nothing here makes HTML.
 const at = (id) => document.getElementById(id);
 let csrf = document.querySelector("meta[name=csrf]").content;
+const mayChange = document.querySelector("meta[name=may-change]").content === "yes";
 let shown = "";
+
+// Names and reasons come from others: what reorders or hides text is written out, as terminals show it.
+const plain = (text) => String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 
 function fill(id, rows) {
   // Rows are kept, so that the focus stays where it is.
@@ -20,7 +24,7 @@ function put(cell, value) {
   cell.className = is.number ? "number" : "";
   const tag = is.href ? "A" : is.max ? "PROGRESS" : "";
   if (!tag) {
-    const text = is.text === null || is.text === undefined ? "-" : String(is.text);
+    const text = is.text === null || is.text === undefined ? "-" : plain(is.text);
     if (cell.textContent !== text || cell.firstElementChild) cell.textContent = text;
     return;
   }
@@ -29,7 +33,7 @@ function put(cell, value) {
     inner = document.createElement(tag);
     cell.replaceChildren(inner);
   }
-  if (is.href) { inner.href = is.href; inner.textContent = is.text; }
+  if (is.href) { inner.href = is.href; inner.textContent = plain(is.text); }
   else { inner.max = is.max; inner.value = is.value; inner.setAttribute("aria-label", is.text); }
 }
 
@@ -38,19 +42,20 @@ const bytes = (n) => !n ? "-" : n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n /
 
 const show = {
   hello(data) { csrf = data.csrf; },
-  trouble(data) { at("trouble").textContent = data.text; at("trouble").hidden = !data.text; },
+  trouble(data) { at("trouble").textContent = plain(data.text); at("trouble").hidden = !data.text; },
   status(data) {
     shown = data.run;
     document.title = `${data.overall} - fl-queue`;
-    if (at("headline").textContent !== data.headline) at("headline").textContent = data.headline;
+    const headline = plain(data.headline);
+    if (at("headline").textContent !== headline) at("headline").textContent = headline;
     at("left").textContent = data.left_s === null ? "" : `${data.left_s} s to the deadline`;
-    at("reason").textContent = data.state === "training" ? "" : data.reason;
-    at("waiting").replaceChildren(...data.waiting_for.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    at("reason").textContent = data.state === "training" ? "" : plain(data.reason);
+    at("waiting").replaceChildren(...data.waiting_for.map((text) => Object.assign(document.createElement("li"), { textContent: plain(text) })));
     const base = `/api/v1/runs/${encodeURIComponent(data.run)}`;
     at("actions").hidden = !data.run;
-    at("cancel").hidden = data.state !== "training";
-    at("resume").hidden = !["failed", "cancelled"].includes(data.state);
-    at("model").hidden = data.version === null;
+    at("cancel").hidden = !mayChange || data.state !== "training";
+    at("resume").hidden = !mayChange || !["failed", "cancelled"].includes(data.state);
+    at("model").hidden = !mayChange || data.version === null;
     at("csv").hidden = !data.run;
     at("model").href = `${base}/model.safetensors`;
     at("csv").href = `${base}/history.csv`;
@@ -78,7 +83,7 @@ const show = {
   log(data) {
     const list = at("log");
     if (data.fresh) list.replaceChildren();
-    for (const [, text] of data.lines) list.prepend(Object.assign(document.createElement("li"), { textContent: text }));
+    for (const [, text] of data.lines) list.prepend(Object.assign(document.createElement("li"), { textContent: plain(text) }));
     while (list.children.length > 300) list.lastChild.remove();
   },
 };
@@ -111,13 +116,13 @@ function chart(name, id = name) {
   const colour = (token) => style.getPropertyValue(token).trim();
   const axis = { stroke: colour("--text"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
   charts[id] = new uPlot({
-    title: name, width: where.clientWidth || 320, height: 260, scales: { x: { time: false } },
+    title: plain(name), width: where.clientWidth || 320, height: 260, scales: { x: { time: false } },
     axes: [{ ...axis, label: "version", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }, axis],
     series: [{ label: "version" }, ...lines.map(([label, , width], i) => ({
-      label, width, stroke: width >= 2 ? colour(width > 2 ? "--blue" : "--red") : `hsl(${(i * 67) % 360} 45% 55%)`, spanGaps: true }))],
+      label: plain(label), width, stroke: width >= 2 ? colour(width > 2 ? "--blue" : "--red") : `hsl(${(i * 67) % 360} 45% 55%)`, spanGaps: true }))],
   }, [versions, ...lines.map(([, line, , metric]) => versions.map((version) => line[version]?.[metric] ?? null))], where);
   where.setAttribute("role", "img");
-  where.setAttribute("aria-label", `${name} by version; the table of rounds has the numbers`);
+  where.setAttribute("aria-label", `${plain(name)} by version; the table of rounds has the numbers`);
   return true;
 }
 
@@ -129,7 +134,7 @@ async function act(what) {
 
 function ask(text) {
   const dialog = at("ask");
-  at("question").textContent = text;
+  at("question").textContent = plain(text);
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
@@ -141,6 +146,20 @@ addEventListener("resize", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
 const run = new URLSearchParams(location.search).get("run") || "";
-const source = new EventSource(`/api/v1/stream?run=${encodeURIComponent(run)}`);
-for (const [name, take] of Object.entries(show)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
-source.addEventListener("error", () => show.trouble({ text: "fl-queue web does not answer. Trying again." }));
+let source;
+function listen() {
+  source = new EventSource(`/api/v1/stream?run=${encodeURIComponent(run)}`);
+  for (const [name, take] of Object.entries(show)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
+  source.addEventListener("error", async () => {
+    show.trouble({ text: "fl-queue web does not answer. Trying again." });
+    if (source.readyState !== EventSource.CLOSED) return;
+    // It answered, and refused: a browser does not try again by itself, nor says why.
+    setTimeout(listen, 10000);
+    const asked = new AbortController();
+    const answer = await fetch(source.url, { signal: asked.signal });
+    if (answer.status === 401) location.assign("/login");
+    else if (!answer.ok) show.trouble({ text: `${(await answer.json()).message}. Trying again.` });
+    asked.abort();
+  });
+}
+listen();
