@@ -38,6 +38,7 @@ class RunStatus:
         waiting_for: Why its open round is still open, a line each.
         floods: Who sends it garbage without end, a line each.
         data_server: Why the data server cannot be used; empty: it can.
+        config_digest: Of the newest config, which sites may pin, as Redis has it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunStatus:
     waiting_for: list[str]
     floods: list[str]
     data_server: str
+    config_digest: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def run_status(store: Store, state: RunState, around: Around | None = None) -> R
         waiting_for=diagnose.why_open(store, state, around),
         floods=diagnose.floods(store, state),
         data_server=around.data_trouble,
+        config_digest=state.config_digest,
     )
 
 

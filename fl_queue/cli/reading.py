@@ -70,6 +70,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
         if run:
             for line in (*entry.waiting_for, *entry.floods):
                 say(f"  {line}")
+            say(f"  config {entry.config_digest}")
     if found and not run:
         around = diagnose.Around.look(store)
         is_wanted = any(entry.state == "training" for entry in found)

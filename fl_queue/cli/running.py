@@ -18,7 +18,17 @@ from click.core import ParameterSource
 
 from fl_queue import config as configs
 from fl_queue import demo as demos
-from fl_queue import display, embedded, launching, outages, redisserver, runs, screen, simulation
+from fl_queue import (
+    display,
+    embedded,
+    launching,
+    outages,
+    redisserver,
+    runs,
+    screen,
+    simulation,
+    vouching,
+)
 from fl_queue.cli.common import Where, complain, connection_options, say, set_option, signing_option
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
@@ -112,6 +122,8 @@ def start_round(
         begun = launching.launch(
             ours, site, name, loaded, count, stays=wait, console=screen.console(stderr=True)
         )
+        if vouching.key_of(begun.store) is not None:
+            complain(f"Signed config {loaded.digest}")
         if wait:
             follow_to_end(where, begun.run, begun.since, goes_on=not begun.is_alone)
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from fl_queue import (
     backup,
@@ -31,6 +32,7 @@ from fl_queue import (
     trust,
     vouching,
 )
+from fl_queue.cli import cli, working
 from fl_queue.collect import Collector
 from fl_queue.credentials import Credentials
 from fl_queue.dispatch import Ticket
@@ -39,7 +41,7 @@ from fl_queue.header import Header
 from fl_queue.records import Enrolment, dumps
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
-from workers import client, telling
+from workers import client, revoked, telling
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
 SITES = ("a", "b")
@@ -55,6 +57,7 @@ class Hospital:
         monkeypatch: pytest.MonkeyPatch,
         *overrides: str,
         signed: bool = True,
+        ready: bool = True,
     ) -> None:
         self.store, self.folder, self.monkeypatch = store, folder, monkeypatch
         assert store.state_dir is not None
@@ -64,13 +67,15 @@ class Hospital:
         self.config = config.load("mnist-3v7", (*QUICK, *overrides), {})
         for site in SITES:
             self.enroll(site, self.key.public if signed else "")
-        self.run = self.begin("authentic")
+        self.run = self.begin("authentic", ready)
 
-    def begin(self, name: str) -> str:
-        """A run with version 0, and round 1 open."""
+    def begin(self, name: str, ready: bool = True) -> str:
+        """A run with version 0, and round 1 open; not ``ready``: its first job is not done."""
         run = runs.start_run(self.store, name, self.config, 3).run_id
         self.advance(run)
         self.run = run
+        if not ready:
+            return run
         self.work(self.round.cohort[0], client.initialise)
         self.collect()
         assert self.state.version == 0
@@ -412,7 +417,72 @@ def test_credentials_without_the_operator_s_key_check_nothing(hospital: Hospital
     assert hospital.answers()["a"].kind == "update"
 
 
+def test_who_joins_an_open_asynchronous_round_is_signed_for_too(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (
+        "round.mode=async",
+        "round.cohort=1.0",
+        "round.buffer=2",
+        "round.concurrency=1.0",
+        "data.shares=3",
+    )
+    hospital = Hospital(store, tmp_path, monkeypatch, *overrides)
+    assert hospital.round.is_async
+    assert hospital.work("a") == "pushed"
+    hospital.enroll("c", hospital.key.public)
+    hospital.advance(hospital.run)
+    assert hospital.round.cohort == ("a", "b", "c")
+
+    assert hospital.work("c") == "pushed"
+    assert hospital.work("b") == "pushed"
+
+    assert {answer.kind for answer in hospital.answers().values()} == {"update"}
+    hospital.collect()
+    assert hospital.state.version == 1
+    assert hospital.unsigned() == []
+
+
+def test_who_is_asked_next_for_version_0_is_signed_for_too(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch, ready=False)
+    (first,) = hospital.round.cohort
+    store.control.redis.delete(names.client_holder(first))
+    hospital.advance(hospital.run)
+    (second,) = set(hospital.round.cohort) - {first}
+    assert hospital.work(second, client.initialise) == "pushed"
+    assert hospital.answers()[second].kind == "model"
+
+
+@pytest.mark.parametrize("names_key", [True, False])
+def test_credentials_without_the_operator_s_key_are_warned_of_once(
+    hospital: Hospital, caplog: pytest.LogCaptureFixture, names_key: bool
+) -> None:
+    hospital.enroll("a", hospital.key.public if names_key else "")
+    revoked.warn_if_unchecked(hospital.site("a"))
+    assert ("a.toml has no operator_key" in caplog.text) != names_key
+
+
 # A site's own consent
+
+
+def test_a_pin_is_a_digest_or_the_config_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = CliRunner().invoke(cli, ["config", "show", "mnist-3v7", "--digest"])
+    digest = config.load("mnist-3v7", (), {}).digest
+    assert shown.output == f"{digest}\n"
+    found: list[Site] = []
+    monkeypatch.setattr(working, "_become_worker", lambda role, site: found.append(site))
+    monkeypatch.setenv("FLQ_TRAIN_EPOCHS", "7")  # Of this machine, not of the operator's run.
+    line = ["worker", "client", "--client", "a", "--state-dir", str(tmp_path)]
+    pins = ["--pin-config", "mnist-3v7", "--pin-config", "0" * 64]
+    assert CliRunner().invoke(cli, [*line, *pins]).exception is None
+    assert found[0].pins == (digest, "0" * 64)
+    assert Site.from_environ(found[0].to_environ()).pins == found[0].pins
+    wrong = CliRunner().invoke(cli, [*line, "--pin-config", "abc"])
+    assert isinstance(wrong.exception, ConfigError)
 
 
 def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None:
