@@ -218,9 +218,9 @@ class Task(ABC):
         """
         What must be the same at all sites, by name: lists of names, or a line of text.
 
-        Compared before round 1 (``run.preflight``); it leaves the site, so it must hold nothing of
-        the data but names. By default the attributes ``classes`` and ``columns`` of the data set, as
-        those of torchvision have them.
+        Compared before round 1 (``run.preflight``). Words that the run's ``[task]`` table has leave the
+        site; any other is counted, and a check number stands for it. By default the attributes
+        ``classes`` and ``columns`` of the data set, as those of torchvision have them.
 
         Args:
             data: This site's.
