@@ -144,3 +144,31 @@ def test_no_command_has_a_password_in_it() -> None:
 
     assert found == []
     assert sum(len(texts) for texts in blocks.values()) > 60
+
+
+SECURITY = (ROOT / "docs/security.md").read_text()
+
+
+def test_each_promise_of_the_security_page_names_tests_that_there_are() -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    table = SECURITY.split("## Defences\n")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    named = re.findall(r"`(tests/[\w/.]*|test_\w+\.py)`", SECURITY)
+
+    assert len(rows) > 20
+    assert [
+        row for row in rows if not re.search(r"`(tests/|test_\w+\.py)", row.split("|")[3])
+    ] == []
+    assert [name for name in named if not name.startswith("tests/") and name not in there] == []
+    assert [
+        name for name in named if name.startswith("tests/") and not (ROOT / name).exists()
+    ] == []
+
+
+def test_the_security_page_says_of_each_key_why_it_is_believed() -> None:
+    table = SECURITY.split("## What is read from Redis, and believed\n")[1].split("\n## ")[0]
+    keys = set(re.findall(r"^    (flq:\S+)", names.__doc__ or "", re.MULTILINE))
+    said = set(re.findall(r"`(flq:[^`]+)`", table))
+
+    assert keys - said == set()
+    assert said - keys == set()
