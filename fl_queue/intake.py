@@ -24,6 +24,7 @@ from fl_queue import (
     partial,
     rejected,
     simulation,
+    vouching,
 )
 from fl_queue.blob import Bytes
 from fl_queue.books import Books
@@ -368,7 +369,10 @@ class Intake:
         """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
         opening = self.round.opening
         if self.merge and (saved := partial.find(self.store, self.run, self.number, opening)):
-            self._resume_sum(saved)
+            if partial.is_refused(self.store, self.run, saved, vouching.key_of(self.store)):
+                self._begin_anew()
+            else:
+                self._resume_sum(saved)
         for client, receipt in self.store.control.receipts(self.run, self.number).items():
             if client in self.books.cohort and not receipt.is_in:
                 self._remember(client, receipt)
@@ -383,11 +387,14 @@ class Intake:
         except BlobError:
             # The data server has lost it. Outboxes have the updates.
             partial.drop(self.store, self.run, self.number)
-            self.store.control.forget_receipts(self.run, self.number)
-            self._ask_all_again()
+            self._begin_anew()
             return
         self.progress = found
         self._forget_merged(found)
+
+    def _begin_anew(self) -> None:
+        self.store.control.forget_receipts(self.run, self.number)
+        self._ask_all_again()
 
     def _forget_merged(self, found: Progress) -> None:
         """Remove what is left of updates in the sum, should its writer have been killed before it did."""
@@ -437,6 +444,7 @@ class Intake:
             self.progress,
             self.config.redis["chunk_bytes"],
             self.round.opening,
+            vouching.key_of(self.store),
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
         self.taken.forget(self.number)

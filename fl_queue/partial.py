@@ -14,14 +14,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
-from fl_queue import blob, faults, names
+from fl_queue import blob, faults, names, operatorkey
 from fl_queue.errors import ChunksMissing
 from fl_queue.exact import ExactSum, sum_manifest
+from fl_queue.operatorkey import OperatorKey
 from fl_queue.records import Receipt, Sums, dumps
 from fl_queue.store import Store
 
 #: Of chunks that nothing names, because their writer was killed.
 _LIFETIME_S = 3600
+#: What the operator's key signs of a sum.
+_PURPOSE = "partial v1"
 
 
 @dataclass
@@ -64,6 +67,7 @@ def save(
     progress: Progress,
     chunk_bytes: int,
     opening: str = "",
+    key: OperatorKey | None = None,
 ) -> bool:
     """
     Checkpoint a round's sum, and remove the elements on the taken list, all of them in it or rejected.
@@ -72,6 +76,7 @@ def save(
         fence, token: Of the incarnation.
         looked_at: Elements on its taken list.
         opening: The round's, see ``RoundState``.
+        key: The operator's, which signs the record; None: this machine has none.
 
     Returns:
         Whether it was done; False when the taken list is not ours any more.
@@ -95,6 +100,8 @@ def save(
         "scalars": dumps({name: str(value) for name, value in total.scalars.items()}),
         "progress": progress.to_json(),
     }
+    if key is not None:
+        fields["signature"] = key.sign(_PURPOSE, _statement(run, fields))
     if old:
         # Should we be killed before we drop them. Whoever reads this sum once more makes them stay.
         _keep_chunks(store, run, old, _LIFETIME_S)
@@ -121,6 +128,31 @@ def find(store: Store, run: str, number: int | None = None, opening: str = "") -
     if not saved or number not in (None, int(saved["round"])):
         return {}
     return saved if not opening or saved.get("opening") in (opening, "", None) else {}
+
+
+def is_refused(store: Store, run: str, saved: Mapping[str, str], key: OperatorKey | None) -> bool:
+    """
+    Whether a record is not what an aggregator of this operator wrote; then it is removed, with an event.
+
+    The updates in a sum are gone, and with them their signatures: without this one, whoever may write to
+    the data server would make the next version. Nothing that a refused record names is touched.
+
+    Args:
+        key: The operator's; None: this machine has none, and has to believe the record.
+    """
+    statement, signature = _statement(run, saved), saved.get("signature", "")
+    if key is None or operatorkey.verify(key.public, _PURPOSE, statement, signature):
+        return False
+    reason = "is not signed by the operator, or was changed: its clients are asked again"
+    event = {"event": "sum_refused", "round": int(saved["round"]), "reason": reason}
+    store.control.add_event(run, event)
+    store.data.drop_partial(run, saved.get("nonce", ""))
+    return True
+
+
+def _statement(run: str, fields: Mapping[str, object]) -> bytes:
+    said = {name: str(value) for name, value in fields.items() if name != "signature"}
+    return dumps({**said, "run": run}).encode()
 
 
 def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import deletion, names, operate, outbox, partial
+from fl_queue import deletion, names, operate, operatorkey, outbox, partial
 from fl_queue.errors import OwnershipLost
 from fl_queue.heal import Healer
 from fl_queue.records import RoundRecord
@@ -270,6 +270,31 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store:
     store.data.redis.setrange(key, 100, b"x")
 
     assert hand.intake().received() == 0
+
+
+@pytest.mark.parametrize("forged", [{"weight": "1"}, {"digest": "0" * 64}, {"signature": ""}])
+def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
+    calm: RoundRecord, hand: ByHand, store: Store, forged: dict[str, str]
+) -> None:
+    """Its updates are gone, and their signatures: whoever may write there would make the model."""
+    store.state_dir = hand.folder
+    operatorkey.create(operatorkey.place(hand.folder))
+    first = hand.intake()
+    hand.update("a")
+    hand.take(first, 1)
+    first.checkpoint()
+    assert hand.intake().received() == 1  # What was signed is.
+    store.data.redis.hset(names.partial(hand.run), mapping=forged)
+
+    assert hand.intake().received() == 0
+    assert store.data.partial(hand.run) == {}
+    assert store.control.receipts(hand.run, 1) == {}
+    told = [event for _, event in store.control.newest_events(names.events(hand.run), 9)]
+    assert [event["event"] for event in told].count("sum_refused") == 1
+    for client in CLIENTS:
+        hand.update(client)
+    hand.work()
+    assert hand.record == calm
 
 
 def test_receipts_are_there_before_the_sum_is_read(
