@@ -186,6 +186,12 @@ def test_a_run_with_everything_on(parties: Parties) -> None:
         assert parties.file(site).stat().st_mode & 0o777 == 0o600
         pid = parties.processes[site].pid
         assert parties.secrets_in({"environ": _read(Path(f"/proc/{pid}/environ"))}) == []
+    # Nothing that any process wrote on its machine can be read by other accounts of it.
+    states = list(parties.folder.glob("state-*"))
+    below = [path for state in states for path in (state, *state.rglob("*"))]
+    assert len(states) == 4
+    assert len(below) > 20
+    assert [path for path in below if path.stat().st_mode & 0o077 and not path.is_symlink()] == []
 
 
 def test_who_is_revoked_in_the_middle_of_a_run_is_out_and_the_run_goes_on(parties: Parties) -> None:
