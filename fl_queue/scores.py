@@ -156,7 +156,8 @@ def prune_versions(store: Store, run: str, config: RunConfig, state_dir: Path) -
     if count:
         best = best_version(store, run, config)
         stay = served | {version for version in versions if version > newest - count}
-        stay |= {best} if best is not None else set()
+        # A record may be of a version that a restored server does not list.
+        stay |= {best} if best in versions else set()
         checkpoint.prune(
             models.checkpoint_folder(state_dir, run),
             {digest for version in stay for digest in _files(versions[version])},
