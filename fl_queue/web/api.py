@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -110,13 +110,15 @@ _CHANGES: _Responses = {
 _CONFLICT: _Responses = {409: _CHANGES[409]}
 
 
-def problem(status: int, error: str, field: str, message: str) -> JSONResponse:
+def problem(status: int, error: str, field: str, message: str) -> Response:
     """A refusal as JSON."""
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return JSONResponse({"error": error, "field": field, "message": message}, status, headers)
+    answer = _json({"error": error, "field": field, "message": message}, status)
+    if status == 503:
+        answer.headers["Retry-After"] = "1"
+    return answer
 
 
-def problem_of(exc: FLQueueError) -> JSONResponse:
+def problem_of(exc: FLQueueError) -> Response:
     """An error of ours as JSON, with its HTTP status."""
     if isinstance(exc, StoreUnavailable):
         return problem(503, "StoreUnavailable", "", str(exc))
@@ -128,27 +130,28 @@ def add_handlers(app: FastAPI) -> None:
     """Every refusal is a ``Problem``, whoever made it."""
 
     @app.exception_handler(FLQueueError)
-    async def _ours(request: Request, exc: FLQueueError) -> JSONResponse:
+    async def _ours(request: Request, exc: FLQueueError) -> Response:
         return problem_of(exc)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, exc: RequestValidationError) -> Response:
         first: dict[str, Any] = dict(exc.errors()[0])
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return problem(422, "ConfigError", field, f"{field}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def _of_the_framework(request: Request, exc: HTTPException) -> JSONResponse:
+    async def _of_the_framework(request: Request, exc: HTTPException) -> Response:
         """A body that is no text, a path that there is not, a method it does not take."""
         answer = problem(exc.status_code, "Refused", "", str(exc.detail))
         answer.headers.update(exc.headers or {})
         return answer
 
 
-def _json(value: Any, status: int = 200) -> JSONResponse:
+def _json(value: Any, status: int = 200) -> Response:
     # As `--json` writes it. The models above describe it; they do not make it.
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return JSONResponse(json.loads(text), status)
+    # People read it on terminals, by curl.
+    return Response(shown.json_text(text), status, media_type="application/json")
 
 
 def router(connection: Connection, feed: Feed, offered: Configs) -> APIRouter:
@@ -162,20 +165,20 @@ def router(connection: Connection, feed: Feed, offered: Configs) -> APIRouter:
 
 def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: Configs) -> None:
     @made.get("/runs", response_model=list[RunStatus])
-    def list_runs() -> JSONResponse:
+    def list_runs() -> Response:
         """What all runs are doing: `fl-queue status --json`."""
         with connection.store() as store:
             found = views.statuses(store, views.living_runs(store))
         return _json([asdict(status) for status in found])
 
     @made.get("/runs/{run}", response_model=RunStatus)
-    def one_run(run: Run) -> JSONResponse:
+    def one_run(run: Run) -> Response:
         """What a run is doing: `fl-queue status RUN --json`."""
         with connection.store() as store:
             return _json(asdict(views.run_status(store, runs.find_run(store, run))))
 
     @made.get("/runs/{run}/history", response_model=History)
-    def run_history(run: Run) -> JSONResponse:
+    def run_history(run: Run) -> Response:
         """The rounds of a run: `fl-queue history RUN --json`."""
         with connection.store() as store:
             return _json(views.history(store, runs.find_run(store, run).run_id))
@@ -183,7 +186,7 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     @made.get("/runs/{run}/events", response_model=list[Event])
     def run_events(
         run: Run, last: Annotated[int, Query(ge=1, le=EVENTS_AT_MOST)] = 1000
-    ) -> JSONResponse:
+    ) -> Response:
         """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
         with connection.store() as store:
             stream = names.events(runs.find_run(store, run).run_id)
@@ -197,13 +200,13 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     )
     def receipt(
         run: Run, number: Annotated[int, PathParameter(ge=0, le=_LARGEST)], client: str
-    ) -> JSONResponse:
+    ) -> Response:
         """What became of a client's update: `fl-queue inspect RUN ROUND CLIENT --json`."""
         with connection.store() as store:
             return _json(views.receipts(store, runs.find_run(store, run), number, client))
 
     @made.get("/clients", response_model=list[ClientStatus])
-    def list_clients() -> JSONResponse:
+    def list_clients() -> Response:
         """Every client ever heard of: `fl-queue clients --json`."""
         with connection.store() as store:
             return _json([asdict(client) for client in views.clients(store)])
@@ -333,7 +336,7 @@ def _export(
 
 def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> None:
     @made.post("/runs", response_model=RunStatus, status_code=201, responses=_CHANGES)
-    def start(wanted: Launch) -> JSONResponse:
+    def start(wanted: Launch) -> Response:
         """Start a run, or continue it: `fl-queue start-round CONFIG --no-wait`."""
         with connection.store() as store:
             status = launch(
@@ -347,13 +350,13 @@ def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> 
         return _json(asdict(status), 201)
 
     @made.post("/runs/{run}/cancel", response_model=RunStatus, responses=_CHANGES)
-    def cancel(run: Run) -> JSONResponse:
+    def cancel(run: Run) -> Response:
         """Stop a run; its model and history stay: `fl-queue cancel RUN`."""
         with connection.store() as store:
             return _json(asdict(views.run_status(store, operate.cancel(store, run))))
 
     @made.post("/runs/{run}/resume", response_model=Resumed, responses=_CHANGES)
-    def resume(run: Run) -> JSONResponse:
+    def resume(run: Run) -> Response:
         """Have a run go on after a failure or a cancel: `fl-queue resume RUN`."""
         with connection.store() as store:
             state, done = operate.resume(store, run, connection.state_dir)

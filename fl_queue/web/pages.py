@@ -18,7 +18,7 @@ from starlette.responses import (
     Response,
 )
 
-from fl_queue import views
+from fl_queue import shown, views
 from fl_queue.errors import ConfigError, FLQueueError, RunStateError, StoreUnavailable
 from fl_queue.views import RunStatus
 from fl_queue.web import guard, scene
@@ -60,7 +60,7 @@ def _add_page(made: APIRouter, connection: Connection, access: Access, logins: L
             with connection.store() as store:
                 return PlainTextResponse(_LINE.format(scene.overall(views.living_runs(store))))
         except StoreUnavailable as exc:
-            return PlainTextResponse(f"{_LINE.format('UNAVAILABLE')}{exc}\n", 503)
+            return PlainTextResponse(f"{_LINE.format('UNAVAILABLE')}{shown.line(exc)}\n", 503)
 
     @made.get("/")
     async def page(request: Request) -> Response:
@@ -109,12 +109,14 @@ def _add_form(made: APIRouter, connection: Connection, offered: Configs, access:
             code = 409 if isinstance(exc, RunStateError) else 422
             code = 503 if isinstance(exc, StoreUnavailable) else code
             if not browser:
-                return PlainTextResponse(f"Error: {exc}\n", code)
+                return PlainTextResponse(f"Error: {shown.line(exc)}\n", code)
             field = exc.field if isinstance(exc, ConfigError) else ""
             return form(given, str(exc), _INPUTS.get(field, "more" if field else ""), code)
         if not browser:
             line = _LINE.format("TRAINING")
-            return PlainTextResponse(f"{line}{status.run_id} {status.doing}\n", 201)
+            return PlainTextResponse(
+                f"{line}{shown.line(status.run_id)} {shown.line(status.doing)}\n", 201
+            )
         return RedirectResponse(f"/?run={quote(status.name)}", status_code=303)
 
 

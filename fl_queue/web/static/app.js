@@ -156,9 +156,9 @@ function listen() {
     // It answered, and refused: a browser does not try again by itself, nor says why.
     setTimeout(listen, 10000);
     const asked = new AbortController();
-    const answer = await fetch(source.url, { signal: asked.signal });
-    if (answer.status === 401) location.assign("/login");
-    else if (!answer.ok) show.trouble({ text: `${(await answer.json()).message}. Trying again.` });
+    const answer = await fetch(source.url, { signal: asked.signal }).catch(() => null);
+    if (answer && answer.status === 401) location.assign("/login");
+    else if (answer && !answer.ok) show.trouble({ text: `${(await answer.json()).message}. Trying again.` });
     asked.abort();
   });
 }
