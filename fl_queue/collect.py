@@ -397,7 +397,7 @@ class Collector:
 
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
         first = ending.outcome == "initialised"
-        made = self._make()
+        made = self._make(record)
         signature = vouching.version(self.store, self.run, self.round, made.entry, made.manifest)
         faults.reach("checkpoint.written")
         self.lease.check()
@@ -430,11 +430,11 @@ class Collector:
             signature=signature,
         )
 
-    def _make(self) -> Made:
+    def _make(self, record: RoundRecord) -> Made:
         if self.intake.initial is not None:
             return self.maker.first(*self.intake.initial)
         assert self.intake.merge is not None
-        return self.maker.next(self.intake.merge, self.strategy, self.lease.pulse.beat)
+        return self.maker.next(self.intake.merge, self.strategy, self.lease.pulse.beat, record)
 
     def _clean_up(self, record: RoundRecord) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import checkpoint, faults, models
+from fl_queue import checkpoint, faults, models, rebase
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.checkpoint import Body
 from fl_queue.config import RunConfig
@@ -21,7 +21,7 @@ from fl_queue.errors import CheckpointError, ChunksMissing, FLQueueError
 from fl_queue.files import Mapped
 from fl_queue.merge import Merge
 from fl_queue.plain import printable
-from fl_queue.records import Manifest
+from fl_queue.records import Manifest, RoundRecord
 from fl_queue.store import RoundState, Store
 from fl_queue.strategies.base import Facts, Strategy, state_manifest
 
@@ -117,13 +117,18 @@ class Maker:
             return self._write(stack, 0, manifest, [body], {})
 
     def next(
-        self, merge: Merge, strategy: Strategy | None, beat: Callable[[], None] = lambda: None
+        self,
+        merge: Merge,
+        strategy: Strategy | None,
+        beat: Callable[[], None] = lambda: None,
+        record: RoundRecord | None = None,
     ) -> Made:
         """
         The version after the round's base.
 
         Args:
             beat: Called for each block of it.
+            record: Of the round, with who is accepted; None: nobody of an older version.
 
         Raises:
             CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
@@ -144,7 +149,15 @@ class Maker:
                 self.state_dir,
             )
             sinks = {name: writer.write for name, writer in writers.items()}
-            pieces = merge.next_model(base.view, state, sinks, facts, strategy)
+            stale = rebase.stale_weights(record, merge.manifest) if record else {}
+            bodies = {
+                version: models.body_of_version(
+                    self.store, self.run, version, merge.manifest, self._chunk_bytes, self.state_dir
+                )
+                for version in stale
+            }
+            older = {version: body.view for version, body in bodies.items()}
+            pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
             return self._write(stack, version, merge.manifest, _counted(pieces, beat), writers)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:

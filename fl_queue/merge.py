@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_queue import blob, clip, codec, int8
+from fl_queue import blob, clip, codec, int8, rebase
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
@@ -178,6 +178,8 @@ class Merge:
         sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
         facts: Facts | None = None,
         strategy: Strategy | None = None,
+        older: Mapping[int, Bytes] | None = None,
+        stale: Mapping[int, int] | None = None,
     ) -> Iterator[Tensor]:
         """
         The body of the version that these updates make of ``base``, in blocks; only once.
@@ -186,12 +188,17 @@ class Merge:
             base: Body of the base version.
             state, sinks, facts: As for ``Strategy.next_model``.
             strategy: The one whose step is taken, when it is an own one.
+            older: Bodies of the older versions that stale updates were made from, by version.
+            stale: Total weight of those updates, by version; see ``rebase``.
 
         Raises:
             ValueError: There are too few updates for the strategy.
         """
         views, taken = blob.views(self.manifest, base), strategy or self.strategy
         merged = self.total if self._all is None else taken.merged(self._all)
+        if stale:
+            moved = rebase.shifts(self.manifest, base, older or {}, stale, self.total.divisor)
+            merged = rebase.Rebased(merged, moved)
         self.left_out = merged.left_out
         blocks = taken.next_model(self.manifest, views, merged, state, sinks, facts)
         return map(blob.little_endian, blocks)

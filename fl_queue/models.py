@@ -152,6 +152,21 @@ def base_body(
         )
 
 
+def body_of_version(
+    store: Store, run: str, version: int, manifest: Manifest, chunk_bytes: int, state_dir: Path
+) -> Mapped | Body:
+    """
+    The same of a version by its number.
+
+    Raises:
+        ChunksMissing, CheckpointError: It is in neither.
+    """
+    digest = store.control.version(run, version).get("digest", "")
+    if not digest:
+        raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
+    return base_body(store, run, digest, manifest, chunk_bytes, state_dir)
+
+
 def state_arrays(
     store: Store,
     run: str,

@@ -26,6 +26,9 @@ from fl_queue.exact import Scale, choose_scales
 #: s(tau) is a whole number of parts of this.
 ONE = 1 << 20
 _DIGITS = 40
+#: How stale updates' float buffers are merged, see ``rebase``; a round that says nothing of it was opened
+#: by an earlier version, which added them as differences.
+AS_VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Discount:
 
     def to_dict(self) -> dict[str, Any]:
         """As rounds and the history have it."""
-        return asdict(self) | {"weights": list(self.weights)}
+        return asdict(self) | {"weights": list(self.weights), "buffers": AS_VALUES}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Discount | None:

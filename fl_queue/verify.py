@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fl_queue import blob, kept, models
+from fl_queue import blob, kept, models, rebase
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, RunStateError
 from fl_queue.merge import Merge
@@ -151,7 +151,14 @@ def recompute(
     hashers = {name: blob.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
     facts = Facts((record.version or 0), merge.count, record.population)
-    digest = blob.pieces_digest(merge.next_model(base.view, state, sinks, facts, loaded))
+    stale = rebase.stale_weights(record, manifest)
+    bodies = {
+        version: models.body_of_version(store, run, version, manifest, chunk_bytes, state_dir)
+        for version in stale
+    }
+    older = {version: body.view for version, body in bodies.items()}
+    pieces = merge.next_model(base.view, state, sinks, facts, loaded, older, stale)
+    digest = blob.pieces_digest(pieces)
     for name, hasher in hashers.items():
         if hasher.digest != record.server_state.get(name):
             raise BlobError(f"the strategy's state {name!r} comes out as another one")

@@ -34,6 +34,9 @@ class ByHand:
         ready: Stop before version 0 is made, of which the element has been sent, when this is False.
     """
 
+    #: Float buffers of the model, with names before ``n``.
+    buffers: tuple[TensorSpec, ...] = ()
+
     def __init__(
         self,
         store: Store,
@@ -48,7 +51,11 @@ class ByHand:
         self.keys = dict(keys or {})
         self.store, self.folder, self.clients, self.size = store, folder, clients, size
         self.manifest = Manifest(
-            (TensorSpec("n", (1,), "integer_buffer"), TensorSpec("w", (size,), "parameter"))
+            (
+                *self.buffers,
+                TensorSpec("n", (1,), "integer_buffer"),
+                TensorSpec("w", (size,), "parameter"),
+            )
         )
         for client in clients:
             store.control.hold(names.client_holder(client), "t", 60, {})

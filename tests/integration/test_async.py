@@ -27,7 +27,7 @@ from fl_queue import (
     verify,
 )
 from fl_queue.header import Header
-from fl_queue.records import RoundRecord
+from fl_queue.records import RoundRecord, TensorSpec, dumps
 from fl_queue.staleness import ONE
 from fl_queue.store import Store
 from tests.byhand import NAME, ByHand
@@ -348,3 +348,93 @@ def test_cancelling_ends_the_jobs_of_all_rounds(hand: AsyncHand, store: Store) -
     operate.cancel(store, NAME)
     assert dispatch.job_state(store, old) == "gone"
     assert rounds.has_ended(store.control, hand.run, 1, "c")
+
+
+class BufferHand(AsyncHand):
+    """A model with a running statistic, which each client's training makes its own value of."""
+
+    buffers = (TensorSpec("a_mean", (2,), "float_buffer"),)
+
+    def value_of(self, client: str, number: int) -> np.ndarray:
+        """What a client's training comes to, whatever it began with."""
+        draw = np.random.default_rng([ord(client), number])
+        return draw.normal(2.0, 0.1, 2).astype("<f4")
+
+    def statistic(self, version: int) -> np.ndarray:
+        digest = self.store.control.version(self.run, version)["digest"]
+        body = checkpoint.read(
+            models.checkpoint_folder(self.folder, self.run), digest, self.manifest
+        )
+        return np.array(blob.views(self.manifest, body)["a_mean"], np.float64)
+
+    def made(self, client: str, token: str = "") -> tuple[Header, bytes]:
+        header, body = super().made(client, token)
+        begun = self.job_of(client)
+        base = self.statistic(begun.version).astype("<f4")
+        body = (self.value_of(client, begun.round) - base).tobytes() + body
+        changed = replace(header, body_bytes=len(body), body_digest=blob.body_digest(body))
+        return changed, body
+
+
+def test_running_statistics_of_stale_updates_are_merged_as_values(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = BufferHand(store, tmp_path, "abcdefgh", "round.buffer=2", "model.keep_versions=0")
+    for turn in range(12):
+        pair = "abcdefgh"[2 * turn % 8 :][:2]
+        began = {client: hand.job_of(client) for client in pair}
+        record = hand.commit(pair)
+        before = hand.statistic(record.base_version)
+        wanted = before + sum(
+            record.weights[client] * (hand.value_of(client, began[client].round) - before)
+            for client in pair
+        ) / sum(record.counted.values())
+        found = hand.statistic(record.base_version + 1)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert np.all(found < 2.5)
+    assert max(record.staleness.values()) == 3
+    np.testing.assert_allclose(found, 2.0, atol=0.25)
+    verdicts = list(verify.verify(store, hand.state, tmp_path))
+    assert [verdict.result for verdict in verdicts] == ["same"] * 12
+
+
+def test_statistics_have_the_same_bits_after_a_kill_and_in_any_order(
+    store: Store, tmp_path: Path
+) -> None:
+    made = []
+    for order, killed in (("ac", False), ("ca", True)):
+        folder = tmp_path / order
+        overrides = ("round.buffer=2", "redis.inline_bytes=0")
+        hand = BufferHand(
+            store, folder, "abcd", *overrides, f"redis.unmerged_bytes={1 if killed else 1 << 40}"
+        )
+        hand.commit("ab")
+        hand.update(order[0])
+        intake = hand.intake()
+        hand.take(intake, 1)
+        if killed:
+            intake.checkpoint()  # The next one goes on from the sum.
+        hand.update(order[1])
+        hand.work()
+        assert hand.past(2).staleness == {"a": 0, "c": 1}
+        made.append(hand.past(2).digest)
+        operate.cancel(store, NAME)
+        deletion.delete(store, hand.state, folder)
+    assert made[0] == made[1]
+
+
+def test_a_round_that_an_earlier_version_has_opened_is_verified_as_it_was_made(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = BufferHand(store, tmp_path, "abcd", "round.buffer=2")
+    hand.commit("ab")
+    key = names.round_(hand.run, hand.round.number)
+    old = {k: v for k, v in hand.round.discount.items() if k != "buffers"}
+    store.control.redis.hset(key, "discount", dumps(old))
+    before = hand.statistic(1)
+    record = hand.commit("ac")
+    added = hand.value_of("c", 1) - hand.statistic(0)
+    ours = hand.value_of("a", 2) - before
+    mean = (record.weights["a"] * ours + record.weights["c"] * added) / sum(record.counted.values())
+    np.testing.assert_allclose(hand.statistic(2), before + mean, atol=1e-5)
+    assert [one.result for one in verify.verify(store, hand.state, tmp_path)] == ["same", "same"]
