@@ -119,7 +119,7 @@ def test_the_model_goes_elsewhere_with_its_card(run: Run, folder: Path, tmp_path
         f"clients' validation, merged | {row['accuracy']:.4f}",
         f"4 clients took part, with {sum(told.values())} training examples",
         f"| sim-1 | {told['sim-1']} |",
-        f"`{row['digest']}`",
+        row["digest"],
         f"| torch | {torch.__version__} |",
         "The clients were simulated",
     ):
