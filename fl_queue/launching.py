@@ -139,10 +139,11 @@ def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -
 
 def with_data(site: Site, configs: Sequence[RunConfig]) -> Site:
     """
-    A site of whoever begins these runs, which reads the folders that their configs name.
+    A site of whoever begins these runs, which reads the folders that their configs name, of any size.
 
     Where they agree on one it is the site's own, so that another run on the same servers chooses none.
     """
+    site = replace(site, min_examples=1)
     folders = {config.data["dir"] for config in configs}
     if len(folders) > 1:
         return replace(site, data_from_config=True)

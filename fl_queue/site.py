@@ -20,6 +20,9 @@ from fl_queue.credentials import read as read_credentials
 from fl_queue.errors import ConfigError
 from fl_queue.store import WORKERS, OtherUsers, Store, Timeouts, resolve_urls
 
+#: Cells of published tables are suppressed below about this size; a share of a partition has as many.
+MIN_EXAMPLES = 10
+
 
 @dataclass(frozen=True)
 class Site:
@@ -42,6 +45,7 @@ class Site:
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
+        min_examples: Fewest training samples it trains with, and fewest samples it tells a statistic of.
         approve: Whether what was made of its data leaves only when somebody here says so.
         pins: Digests of the only configs that it serves; empty: any.
     """
@@ -61,6 +65,7 @@ class Site:
     loader_workers: int = 0
     quiet_hours: tuple[str, ...] = ()
     max_examples: int = 0
+    min_examples: int = MIN_EXAMPLES
     approve: bool = False
     pins: tuple[str, ...] = ()
     data_from_config: bool = False
@@ -86,6 +91,7 @@ class Site:
             credentials=environ.get("FLQ_SITE_CREDENTIALS", ""),
             quiet_hours=_listed(environ, "FLQ_SITE_QUIET_HOURS"),
             max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
+            min_examples=int(environ.get("FLQ_SITE_MIN_EXAMPLES", MIN_EXAMPLES)),
             approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
             pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
             data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
@@ -109,6 +115,7 @@ class Site:
             "FLQ_SITE_CREDENTIALS": self.credentials,
             "FLQ_SITE_QUIET_HOURS": ",".join(self.quiet_hours),
             "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
+            "FLQ_SITE_MIN_EXAMPLES": str(self.min_examples),
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
             "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
             "FLQ_SITE_DATA_FROM_CONFIG": "1" if self.data_from_config else "",

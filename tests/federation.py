@@ -66,7 +66,8 @@ class Federation:
         role = name.partition("-")[0]
         role = role if role in ("aggregator", "evaluator", "pool") else "client"
         command = [sys.executable, "-m", "fl_queue", "worker", role, *options]
-        command += ["--client", name] if role == "client" else []
+        # Tasks of tests have a handful of samples.
+        command += ["--client", name, "--min-examples", "1"] if role == "client" else []
         # Own tasks are allowed beside built-in ones, which an option would forbid.
         for allowed in (*self.allow.split(","), "mnist", "csv") if self.allow else ():
             command += ["--task-allow", allowed] if role != "aggregator" else []

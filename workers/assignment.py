@@ -117,6 +117,7 @@ class Assignment:
             device=self.site.device,
             threads=self.site.threads,
             max_examples=self.site.max_examples,
+            min_examples=self.site.min_examples,
             loader_workers=self.site.loader_workers,
         )
 

@@ -86,4 +86,5 @@ def _context(site: Site, state: RunState, config: RunConfig) -> ClientContext:
         device=site.device,
         threads=site.threads,
         max_examples=site.max_examples,
+        min_examples=site.min_examples,
     )

@@ -25,7 +25,7 @@ from fl_queue.cli.common import (
 from fl_queue.cli.groups import Group
 from fl_queue.errors import ConfigError
 from fl_queue.ownmodules import python_command
-from fl_queue.site import Site
+from fl_queue.site import MIN_EXAMPLES, Site
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -105,6 +105,13 @@ def _credentials_option(command: Command) -> Command:
     help="Train with at most so many of this site's examples, the same in each round of a run. Default: all.",
 )
 @click.option(
+    "--min-examples",
+    default=MIN_EXAMPLES,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Train with no fewer of this site's examples, and tell metrics of no fewer, whatever a config wants.",
+)
+@click.option(
     "--quiet-hours",
     multiple=True,
     metavar="HH:MM-HH:MM",
@@ -134,6 +141,7 @@ def worker_client(
     threads: int,
     loader_workers: int,
     max_examples: int,
+    min_examples: int,
     quiet_hours: tuple[str, ...],
     approve: bool,
     pins: tuple[str, ...],
@@ -144,6 +152,12 @@ def worker_client(
     What this site gives is decided here, and nothing on Redis changes it. `fl-queue pause` stops the
     training for a while.
     """
+    if 0 < max_examples < min_examples:
+        raise ConfigError(
+            "--max-examples",
+            f"{max_examples} is fewer than --min-examples = {min_examples}: nothing would be trained; "
+            "raise the one, or lower the other",
+        )
     client = _enrolled_as(file, client)
     if not client:
         raise ConfigError("--client", "is missing; name the client, or give --credentials FILE")
@@ -157,6 +171,7 @@ def worker_client(
         _site(where, data, task_allow, device, threads, client, file),
         data_from_config=data_from_config,
         max_examples=max_examples,
+        min_examples=min_examples,
         approve=approve,
         pins=tuple(map(_pinned, pins)),
         loader_workers=loader_workers,
@@ -193,6 +208,13 @@ def worker_evaluator(
 
 @worker.command("pool")
 @click.option(
+    "--min-examples",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Train no virtual client with fewer examples, and tell metrics of no fewer.",
+)
+@click.option(
     "--processes",
     default=0,
     type=click.IntRange(min=0),
@@ -203,6 +225,7 @@ def worker_evaluator(
 def worker_pool(
     where: Where,
     processes: int,
+    min_examples: int,
     data: str,
     data_from_config: bool,
     task_allow: tuple[str, ...],
@@ -212,7 +235,9 @@ def worker_pool(
     """Train the virtual clients of simulations; on one machine or several."""
     count = processes or len(os.sched_getaffinity(0))
     site = _site(where, data, task_allow, device, threads)
-    _become_worker("pool", replace(site, data_from_config=data_from_config), count)
+    _become_worker(
+        "pool", replace(site, data_from_config=data_from_config, min_examples=min_examples), count
+    )
 
 
 @worker.command("aggregator")

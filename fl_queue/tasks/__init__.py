@@ -55,6 +55,8 @@ class ClientContext:
         threads: CPU threads torch may use; 0 leaves them as they are.
         max_examples: Most training samples that the site gives; 0: all. The training data that a task
             is handed is cut to so many already.
+        min_examples: Fewest examples that the site trains with, or tells metrics of: no task is handed
+            a smaller training part, and a smaller validation part is handed over empty.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
         rule: What the strategy adds to local SGD; a task with a training of its own hands it to
@@ -77,6 +79,7 @@ class ClientContext:
     batch_size: int
     rule: LocalRule | None = None
     max_examples: int = 0
+    min_examples: int = 1
     logged: Logged | None = None
     loader_workers: int = 0
 
@@ -121,6 +124,7 @@ class ClientContext:
         device: str = "cpu",
         threads: int = 1,
         max_examples: int = 0,
+        min_examples: int = 1,
         loader_workers: int = 0,
     ) -> ClientContext:
         """The context of one job; what is not an argument comes from the config."""
@@ -138,6 +142,7 @@ class ClientContext:
             epochs=config.train["epochs"],
             batch_size=config.train["batch_size"],
             max_examples=max_examples,
+            min_examples=min_examples,
             loader_workers=loader_workers,
         )
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Subset
 
 from fl_queue import names
 from fl_queue.errors import ConfigError, DataError
@@ -62,12 +63,39 @@ def data(task: Task, context: ClientContext) -> ClientData:
 
 
 def given_data(task: Task, context: ClientContext) -> ClientData:
-    """A client's data; its training part no larger than the site wants, and the same in each round."""
+    """
+    A client's data: its training part no larger than the site wants, and the same in each round.
+
+    A validation part of fewer examples than the site tells metrics of is empty.
+
+    Raises:
+        ConfigError: The training part has fewer examples than the site trains with.
+    """
     found = data(task, context)
+    if _is_few(found.train, context):
+        raise too_few(context)
+    if _is_few(found.validation, context):
+        found = replace(found, validation=Subset(found.validation, []))
     if not context.max_examples:
         return found
     seed = seed_for(context.seed, context.run, context.client, "max_examples")
     return replace(found, train=part_of(found.train, context.max_examples, seed))
+
+
+def too_few(context: ClientContext) -> ConfigError:
+    """Why a site does not train; without the number of its examples."""
+    return ConfigError(
+        "--min-examples",
+        f"this client has fewer than the {context.min_examples} examples that its site trains with; see "
+        "data.shares, data.train_per_class and data.validation_fraction, or have the site lower it",
+        public=True,
+    )
+
+
+def _is_few(dataset: Samples, context: ClientContext) -> bool:
+    # A Flower client counts its examples itself, when it is asked to train.
+    is_counted = not getattr(dataset, "counts_itself", False)
+    return is_counted and 0 < size_of(dataset) < context.min_examples
 
 
 def training_data(task: Task, context: ClientContext) -> ClientData:

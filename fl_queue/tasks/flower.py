@@ -26,7 +26,7 @@ from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.metrics import MAX_SUM, finish
 from fl_queue.records import Sums
 from fl_queue.sgd import Samples
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task, asked
 from fl_queue.tasks.flower_app import Config, FlowerApp, Named, Reply
 from fl_queue.tensors import load_some, state_of
 
@@ -124,7 +124,7 @@ class FlowerTask(Task):
         Have the client train, and copy what it returns into ``model``.
 
         Raises:
-            ConfigError: ``data`` are not those of one client.
+            ConfigError: ``data`` are not those of one client, or are fewer than the site trains with.
             DataError: It trained on nothing.
             ModelMismatch: It returned other arrays than it was given.
         """
@@ -142,6 +142,8 @@ class FlowerTask(Task):
                 f"{self._app.name} trained on no examples; look at its data, and at num_examples",
                 public=True,
             )
+        if reply.num_examples < context.min_examples:
+            raise asked.too_few(context)
         load_some(model, _returned(self._app.name, model, given, reply.arrays))
         own.count = reply.num_examples
         after = finish(self.evaluate(model, data.validation, context))
@@ -163,7 +165,8 @@ class FlowerTask(Task):
                 public=True,
             )
         config, node, run = self._config(context), _node(context), self._run(context)
-        return _sums(self._app.evaluate(_arrays_of(model), config, node, run))
+        reply = self._app.evaluate(_arrays_of(model), config, node, run)
+        return _sums(reply) if reply.num_examples >= context.min_examples else {"num_examples": 0}
 
     def _config(self, context: ClientContext) -> dict[str, bool | int | float | str]:
         """What ``fit`` and ``evaluate`` get as their config, or a message as its ConfigRecord."""
@@ -190,6 +193,9 @@ class _Hidden(Dataset[Any]):
     Args:
         part: ``train`` or ``validation``.
     """
+
+    #: ``count`` is not known before the client has trained.
+    counts_itself = True
 
     def __init__(self, part: str) -> None:
         self.part = part

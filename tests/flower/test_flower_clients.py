@@ -255,6 +255,24 @@ def test_a_baseline_is_of_one_client_at_a_time() -> None:
     assert len({model.digest for model in found.models}) == 3
 
 
+def test_fewer_examples_than_a_site_allows_are_no_update_and_no_metric() -> None:
+    config = config_of("client_fn")
+    task = task_of(config)
+    told: list[Any] = []
+
+    with pytest.raises(ConfigError, match="601 examples") as caught:
+        train_update(
+            task,
+            *begun(task),
+            replace(context_of(config), min_examples=601),
+            lambda *epoch: told.append(epoch),
+        )
+    done = train_update(task, *begun(task), replace(context_of(config), min_examples=201))
+
+    assert (caught.value.field, told) == ("--min-examples", [])
+    assert (done.num_examples, done.metrics) == (600, {"num_examples": 0})
+
+
 def test_a_site_cannot_give_a_part_of_data_it_does_not_see() -> None:
     config = config_of("client_fn")
     task = task_of(config)

@@ -210,9 +210,9 @@ def test_the_option_reaches_the_worker() -> None:
 
 def test_a_run_of_ones_own_takes_the_folder_of_its_config(data: Path) -> None:
     one, other = config_of(data={"dir": str(data)}), config_of(data={"dir": "/other"})
-    assert launching.with_data(Site(), [one, one]) == Site(data_dir=str(data))
-    assert launching.with_data(Site(), [config_of()]) == Site()
-    assert launching.with_data(Site(), [one, other]) == Site(data_from_config=True)
+    assert launching.with_data(Site(), [one, one]) == Site(data_dir=str(data), min_examples=1)
+    assert launching.with_data(Site(), [config_of()]) == Site(min_examples=1)
+    assert launching.with_data(Site(), [one, other]) == Site(data_from_config=True, min_examples=1)
 
 
 def test_doctor_counts_what_leads_out_of_a_data_folder(data: Path) -> None:

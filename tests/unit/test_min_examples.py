@@ -1,0 +1,150 @@
+"""No training with, and no statistic of, fewer examples than a site allows (--min-examples)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fl_queue import eligible, launching, training
+from fl_queue.cli.working import worker
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
+from fl_queue.metrics import finish
+from fl_queue.site import MIN_EXAMPLES, Site
+from fl_queue.store import Store
+from fl_queue.tasks import asked
+from tests.byhand import ByHand
+from workers import client as worker_client
+from workers import telling
+from workers.assignment import Assignment
+
+ROWS = 40
+TABLE = "age,weight,label\n" + "".join(f"{20 + i},{60 + i}.5,{i % 2}\n" for i in range(ROWS))
+STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
+#: Ways in which a config aims at one row, or at two.
+AIMED = [
+    {"partition": "iid", "shares": ROWS, "validation_fraction": 0.0},
+    {"partition": "site", "train_per_class": [1, 1]},
+    {"partition": "iid", "shares": 2, "train_per_class": [1, 2], "validation_per_class": [9, 9]},
+    {"partition": "iid", "shares": 4, "validation_fraction": 0.9},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "train.csv").write_text(TABLE)
+    return tmp_path
+
+
+def config_of(**data: Any) -> RunConfig:
+    return RunConfig.from_dict({"run": {"task": "csv"}, "data": {"partition": "site"} | data})
+
+
+def job_of(config: RunConfig, site: Site) -> Assignment:
+    """A training job of a client's worker."""
+    store: Any = None
+    number: Any = SimpleNamespace(number=1)
+    return Assignment(store, site, "a", STATE, number, config)
+
+
+def trained(job: Assignment, on_epoch: Any = lambda *told: None) -> training.Trained:
+    manifest, arrays = training.initial_model(job.task(), 0)
+    base = {name: array.copy() for name, array in arrays.items()}
+    return training.train_update(job.task(), manifest, base, job.context(), on_epoch)
+
+
+@pytest.mark.parametrize("aimed", AIMED)
+def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[str, Any]) -> None:
+    config, site = config_of(**aimed), Site(data_dir=str(data), client="a")
+    with pytest.raises(ConfigError, match="10 examples") as caught:
+        trained(job_of(config, site))
+    assert (caught.value.field, caught.value.public) == ("--min-examples", caught.value.reason)
+    found = telling.look(site, STATE, config)
+    assert "--min-examples" in found["problem"]
+    assert found["cannot"] == "yes"
+    with pytest.raises(ConfigError, match="10 examples"):
+        asked.given_data(job_of(config, site).task(), job_of(config, site).context())
+
+
+def test_what_it_would_have_got_is_a_row(data: Path) -> None:
+    found = trained(job_of(config_of(**AIMED[0]), Site(data_dir=str(data), min_examples=1)))
+    assert found.num_examples == 1
+    age, weight = found.tensors["feature_mean"].tolist()
+    assert f"{age:g},{weight:g}," in TABLE
+
+
+def test_ten_rows_are_enough(data: Path) -> None:
+    config = config_of(partition="iid", shares=4, validation_fraction=0.0)
+    assert trained(job_of(config, Site(data_dir=str(data)))).num_examples == MIN_EXAMPLES == 10
+    with pytest.raises(ConfigError, match="11 examples"):
+        trained(job_of(config, Site(data_dir=str(data), min_examples=11)))
+
+
+def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
+    told: list[Mapping[str, float]] = []
+
+    def metrics_of(held: float) -> Mapping[str, float]:
+        told.clear()
+        job = job_of(config_of(validation_fraction=held), Site(data_dir=str(data)))
+        found = trained(job, lambda number, count, finished: told.append(finished))
+        manifest, arrays = training.initial_model(job.task(), 0)
+        base = {name: array.copy() for name, array in arrays.items()}
+        closing = training.evaluate_client(job.task(), manifest, base, job.context())
+        assert finish(closing).keys() == finish(found.metrics).keys()
+        assert closing["num_examples"] == found.metrics["num_examples"]
+        return found.metrics
+
+    assert metrics_of(0.2) == {"num_examples": 0}  # 8 rows.
+    assert all(not finished for finished in told)
+    assert told
+    assert metrics_of(0.25)["num_examples"] == 10
+    assert all("accuracy" in finished for finished in told)
+
+
+def test_a_personal_models_metrics_stay_too(data: Path) -> None:
+    config = config_of(validation_fraction=0.2)
+    config = replace(config, train={**config.train, "finetune_epochs": 1})
+    found = trained(job_of(config, Site(data_dir=str(data)))).metrics
+    assert {key: value for key, value in found.items() if value} == {}
+
+
+def test_who_trains_its_own_data_may_take_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launching.with_data(Site(), [config_of()]).min_examples == 1
+    assert Site().min_examples == Site.from_environ({}).min_examples == MIN_EXAMPLES
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
+    for run in (
+        ["client", "--client", "a"],
+        ["client", "--client", "a", "--min-examples", "50"],
+        ["pool"],
+    ):
+        worker(run, standalone_mode=False)
+    assert [one["FLQ_SITE_MIN_EXAMPLES"] for one in started] == ["10", "50", "1"]
+    assert Site.from_environ(started[1]).min_examples == 50
+    with pytest.raises(ConfigError, match=r"--max-examples: .*--min-examples"):
+        worker(["client", "--client", "a", "--max-examples", "9"], standalone_mode=False)
+
+
+def test_the_client_is_left_out_of_the_run_with_the_reason(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ByHand(store, tmp_path, ["a", "b"], 8, "data.train_per_class=[1,2]")
+    site = Site(store.servers.url, store.servers.blob_url, tmp_path / "site", "b")
+    for name, value in site.to_environ().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RQ_JOB_ID", store.control.jobs(run.run, run.round.number)["b"]["job"])
+
+    assert worker_client.train(run.run, run.round.number) == "pushed"
+
+    run.update("a")
+    run.work()
+    assert run.record.rejected["b"].startswith("failed: --min-examples: ")
+    found = eligible.decide(store, run.state, run.config, "train")
+    assert found is not None
+    assert list(found.unable) == ["b"]
+    assert "ConfigError" in found.out["b"]
