@@ -133,7 +133,9 @@ class Linked(Federation):
             return
         link = self.links[name] = Link(self.redis.url, BYTES_PER_S).__enter__()
         folder = self.redis.state_dir / name
-        site = Site(link.url, "", folder, name, allow=("benchmarks.trivial:*", "mnist"))
+        site = Site(
+            link.url, "", folder, name, allow=("benchmarks.trivial:*", "mnist"), min_examples=1
+        )
         command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
         self.processes[name] = subprocess.Popen(
             command,

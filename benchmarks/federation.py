@@ -100,7 +100,7 @@ class Federation:
         self.redis.stop()
 
     def _site(self, client: str, folder: Path) -> Site:
-        return Site(self.url, self.blob_url, folder, client, allow=ALLOWED)
+        return Site(self.url, self.blob_url, folder, client, allow=ALLOWED, min_examples=1)
 
     def _start(self, name: str, role: str) -> None:
         client = name if role == "client" else ""

@@ -258,6 +258,7 @@ class Walk:
             self.folder / ticket.who,
             ticket.who if is_client else "",
             allow=ALLOW,
+            min_examples=1,
         )
         module, _, name = ticket.function.rpartition(".")
         function = getattr(importlib.import_module(module), name)
