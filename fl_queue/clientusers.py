@@ -19,6 +19,7 @@ from fl_queue.credentials import Login
 Hashes = Mapping[str, Mapping[str, Sequence[str]]]
 #: Server -> name of a user -> arguments of ACL SETUSER after it.
 Rules = dict[str, dict[str, Sequence[str]]]
+_SERVERS = ("control", "data")
 _HASH = re.compile(r"#[0-9a-f]{64}")
 #: Of servers with selectors, and of those without: a client is one user there, or three.
 _VERSIONS = (acl.SELECTORS, (6, 2))
@@ -61,20 +62,25 @@ def rules(client: str, known: Hashes, servers: Sequence[acl.Server]) -> Rules:
     Raises:
         StrangeUsers: It has other users than the client's own, or no single hash of one.
     """
-    found: Rules = {}
-    for server in servers:
-        of_server = known.get(server)
-        if not of_server:
-            continue
-        for version in _VERSIONS:
-            users = _users(client, version, server, servers)
-            if {user.name for user in users} == of_server.keys():
-                break
-        else:
-            raise StrangeUsers(f"it names Redis users that are not of {client}")
-        found[server] = {
-            user.name: user.setuser(_hash(user.name, of_server[user.name]))[1:] for user in users
+    found = hashes(client, known)
+    return {
+        server: {
+            user.name: user.setuser(found[server][user.name][0])[1:]
+            for user in _as_in(client, found[server], server, servers)
         }
+        for server in servers
+        if server in found
+    }
+
+
+def hashes(client: str, known: Hashes) -> dict[str, dict[str, list[str]]]:
+    """The users in an enrolment with nothing but the hashes of their passwords. Raises StrangeUsers."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for server, of_server in known.items():
+        users = _as_in(client, of_server, "both", ()) if of_server else []
+        if server not in _SERVERS or not users:
+            raise StrangeUsers(f"it names Redis users that are not of {client}")
+        found[server] = {user.name: [_hash(user.name, of_server[user.name])] for user in users}
     return found
 
 
@@ -82,6 +88,14 @@ def own(client: str, known: Hashes) -> dict[str, list[str]]:
     """Server -> those users in an enrolment that are the client's own."""
     allowed = {user.name for version in _VERSIONS for user in _users(client, version, "both", ())}
     return {server: sorted(allowed & of_server.keys()) for server, of_server in known.items()}
+
+
+def _as_in(
+    client: str, of_server: Mapping[str, object], server: acl.Server, servers: Sequence[acl.Server]
+) -> list[acl.User]:
+    """The users that a client is on a server, one or three, as an enrolment names them; none: it names others."""
+    shapes = (_users(client, version, server, servers) for version in _VERSIONS)
+    return next((it for it in shapes if {user.name for user in it} == of_server.keys()), [])
 
 
 def _users(

@@ -5,9 +5,19 @@ Why an open round is still open: who is missing since when, and what the closing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from fl_queue import dispatch, eligible, makers, names, preflight, rejected, runs, simulation
+from fl_queue import (
+    dispatch,
+    eligible,
+    enrolment,
+    makers,
+    names,
+    preflight,
+    rejected,
+    runs,
+    simulation,
+)
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Awaited, DataWait, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
@@ -24,18 +34,21 @@ class Around:
         has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
         data_trouble: Why the data server cannot be used; empty: it can.
         control_trouble: Why the control server takes no writes; empty: it does, or an aggregator is alive.
+        enrolments: What somebody has changed among the enrolments, a line each; nobody is kept by it.
     """
 
     has_aggregator: bool
     data_trouble: str
     control_trouble: str = ""
+    enrolments: list[str] = field(default_factory=list)
 
     @classmethod
     def look(cls, store: Store) -> Around:
         """As it is now."""
         alive = store.control.role_alive(names.AGGREGATOR)
         # While the server takes no writes every worker's lease runs out, of those that live too.
-        return cls(alive, store.data_trouble(), "" if alive else store.control_trouble())
+        trouble = "" if alive else store.control_trouble()
+        return cls(alive, store.data_trouble(), trouble, _enrolments(store))
 
     @property
     def undecided(self) -> str:
@@ -48,6 +61,11 @@ class Around:
     def lines(self) -> list[str]:
         """What is in the way, a line each."""
         return [line for line in (self.undecided, self.data_trouble) if line]
+
+
+def _enrolments(store: Store) -> list[str]:
+    found = enrolment.troubles(store)
+    return [f"{names.ENROLLED}: the entry of {client}: {why}" for client, why in found.items()]
 
 
 def why_open(store: Store, state: RunState, around: Around | None = None) -> list[str]:

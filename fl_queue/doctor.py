@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fl_queue import datafolder, dispatch, exposed, names, views
-from fl_queue.errors import FLQueueError, StoreUnavailable, Trouble
+from fl_queue import datafolder, dispatch, enrolment, exposed, names, operatorkey, views
+from fl_queue.errors import ConfigError, FLQueueError, StoreUnavailable, Trouble
 from fl_queue.store import (
     PEOPLE,
     UNKNOWN,
@@ -63,7 +63,8 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     """Every finding, of each server also when the other cannot be used; that is a finding, not an error."""
     findings = [_data_folder(data)] if data is not None else []
     try:
-        store = Store(*resolve_urls(url, blob_url, state_dir), timeouts=PEOPLE, needs_data=False)
+        both = resolve_urls(url, blob_url, state_dir)
+        store = Store(*both, timeouts=PEOPLE, needs_data=False, state_dir=state_dir)
     except StoreUnavailable as exc:
         return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers
@@ -78,7 +79,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     if any(finding.trouble for finding in control):
         return findings  # Workers renew their leases there: nobody can say which are alive.
     try:
-        for look in (_workers, _queues, _many_keys, _unreadable):
+        for look in (_workers, _queues, _enrolments, _many_keys, _unreadable):
             findings += look(store)
     except StoreUnavailable as exc:
         findings.append(_not_usable(f"control server: {exc}", exc))
@@ -322,7 +323,8 @@ def _many_keys(store: Store) -> list[Finding]:
 
 def _unreadable(store: Store) -> list[Finding]:
     """What is in Redis and cannot be read."""
-    views.clients(store)  # Reads runs and enrolments, too.
+    with suppress(ConfigError):  # Of the operator's key: it has its own line already.
+        views.clients(store)  # Reads runs and enrolments, too.
     return [
         Finding(
             "WARN",
@@ -330,6 +332,26 @@ def _unreadable(store: Store) -> list[Finding]:
             "somebody has written to Redis beside fl-queue; correct or remove the entry",
         )
         for entry, why in list(store.control.unreadable.found.items())[:NAMED]
+    ]
+
+
+def _enrolments(store: Store) -> list[Finding]:
+    """Whether this machine can tell who is enrolled, and what somebody has changed on the server."""
+    try:
+        found = enrolment.troubles(store)
+        checked = store.control.pins.are_kept
+    except ConfigError as exc:
+        return [Finding("FAIL", f"the operator's key: {exc}", "")]
+    if not checked and store.control.enrolment_entries():
+        what = f"who is enrolled is not checked: {store.state_dir} has no {operatorkey.FILE}"
+        fix = "copy it there from the machine where `fl-queue enroll` runs, or run `fl-queue enroll --sign-existing`"
+        return [Finding("WARN", what, fix)]
+    fix = (
+        "see who may write there; `fl-queue enroll --sign-existing` puts right what is pinned here"
+    )
+    return [
+        Finding("FAIL", f"{names.ENROLLED}: entry of {client}: {why}", fix)
+        for client, why in found.items()
     ]
 
 

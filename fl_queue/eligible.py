@@ -80,17 +80,20 @@ def barred(
     store: Store, state: RunState, config: RunConfig, clients: Sequence[str]
 ) -> dict[str, str]:
     """Those of some clients who have no part in a run, whatever they would answer -> why."""
-    out = {**_not_named(config, clients), **not_admitted(store, config, clients)}
+    out = {**_not_named(config, clients), **not_admitted(store, state, config, clients)}
     return out | _without_share(state, config, [c for c in clients if c not in out])
 
 
-def not_admitted(store: Store, config: RunConfig, clients: Iterable[str]) -> dict[str, str]:
+def not_admitted(
+    store: Store, state: RunState, config: RunConfig, clients: Iterable[str]
+) -> dict[str, str]:
     """Those that were revoked, and those that are not enrolled if that is required -> why."""
     known, out = store.control.enrolments(), {}
+    required = store.control.pins.required(state.run_id, config.security["require_enrolment"])
     for client in clients:
         if client in known and known[client].revoked_at:
             out[client] = "it was revoked"
-        elif client not in known and config.security["require_enrolment"]:
+        elif client not in known and required:
             out[client] = "it is not enrolled (security.require_enrolment)"
     return out
 

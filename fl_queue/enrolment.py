@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fl_queue import clientusers, dispatch, names, signing
+from fl_queue import clientusers, dispatch, names, signing, simulation
 from fl_queue.clientusers import StrangeUsers
 from fl_queue.credentials import Credentials, is_enrollable
 from fl_queue.errors import ConfigError
@@ -23,6 +23,11 @@ from fl_queue.store.users import Rules, Users
 from fl_queue.urls import without_login
 
 log = logging.getLogger(__name__)
+
+_KEY_ELSEWHERE = (
+    "clients are enrolled with an operator's key that this machine does not have; copy operator.key from the "
+    "machine where `fl-queue enroll` runs, or name it"
+)
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,33 @@ class Enrolled:
     notes: tuple[str, ...]
 
 
-def enroll(store: Store, client: str, place: Place, max_examples: int, use_acl: bool) -> Enrolled:
+def enroll(
+    store: Store,
+    client: str,
+    place: Place,
+    max_examples: int,
+    use_acl: bool,
+    open_server: bool = False,
+) -> Enrolled:
     """
-    Make a client's key, Redis users and credentials, in place of those it had.
+    Make a client's key, Redis users and credentials, in place of those it had; and the operator's key.
 
     Args:
         max_examples: More examples than it may claim count as so many; 0: any.
         use_acl: Whether to make the users; else somebody else has to.
+        open_server: Whether a server may let in anybody without a password.
 
     Raises:
-        ConfigError: No such client can be enrolled, or we may not change users.
+        ConfigError: No such client can be enrolled, or not on such a server or from this machine, or
+            we may not change users.
     """
-    if not is_enrollable(client):
-        raise ConfigError("CLIENT", f"{client!r} is not a client id; use letters, digits, dashes")
-    secret, public = signing.new_key()
+    _check_name(client)
     users = Users(store.servers)
+    if use_acl and not open_server:
+        _check_closed(users)
+    _check_key(store, client)
+    operator = store.control.pins.make_key()
+    secret, public = signing.new_key()
     logins, rules, hashes = clientusers.make(client, users.servers, users.version())
     known = store.control.enrolment(client)
     notes: list[str] = []
@@ -78,12 +95,12 @@ def enroll(store: Store, client: str, place: Place, max_examples: int, use_acl: 
         users.give(rules)
         notes += _notes(users)
     # The users first: a site whose file is not written yet is no loss, a key without users would be.
-    made = Enrolment(public, max_examples, round(store.control.now(), 3), hashes)
-    store.control.write_enrolment(client, made)
+    _register(store, client, Enrolment(public, max_examples, _now(store), hashes), known)
     if known is not None:
         notes.append(f"{client} was enrolled before: what it had is void")
     url, blob_url = (without_login(each, for_site=True) for each in (place.url, place.blob_url))
-    handed = Credentials(client, secret, url, blob_url, logins, place.tls)
+    theirs = operator.public if operator is not None else ""
+    handed = Credentials(client, secret, url, blob_url, logins, place.tls, theirs)
     return Enrolled(handed, rules, tuple(notes))
 
 
@@ -95,7 +112,7 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         What was done, for people.
 
     Raises:
-        ConfigError: It is not enrolled, or we may not change users.
+        ConfigError: It is not enrolled, or not by the operator of this machine, or we may not change users.
     """
     known = store.control.enrolment(client)
     if known is None:
@@ -104,10 +121,14 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
             f"{client} is not enrolled, so there is nothing to revoke; clients.exclude in a run's config "
             f"leaves it out of that run, see also `fl-queue clients`{nearest(client, store.control.enrolments())}",
         )
+    if known.signature and store.state_dir is not None and store.control.pins.key is None:
+        raise ConfigError("--operator-key", _KEY_ELSEWHERE)
     # This decides; all else is cleaning up, and repeated by repeating the command.
-    if not known.revoked_at:
-        known = replace(known, revoked_at=round(store.control.now(), 3))
-        store.control.write_enrolment(client, known)
+    if known.revoked_at:
+        store.control.pins.pin(client, known)
+        store.control.write_enrolment(client, known)  # An older one may have been put back there.
+    else:
+        known = _register(store, client, replace(known, revoked_at=_now(store)), known)
     done = [f"{client} is revoked: no update of it is accepted any more"]
     done += _drop_jobs(store, client)
     gone = sorted(
@@ -123,6 +144,55 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
     # Last: until its users are gone it may make others.
     dropped = sum(drop_keys(server, client) for server in store.each_server())
     done.append(f"its keys are removed from Redis: {dropped}")
+    return done
+
+
+def unsigned(store: Store) -> dict[str, Enrolment]:
+    """
+    Those on the control server that this machine has no pin of, and the operator has not signed.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    entries, pins = store.control.enrolment_entries(), store.control.pins
+    found = ((key.decode(errors="replace"), raw) for key, raw in entries.items())
+    return {
+        client: known
+        for client, raw in sorted(found)
+        if names.is_name(client) and (known := pins.unsigned(client, raw)) is not None
+    }
+
+
+def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
+    """
+    Sign enrolments as they are, pin them, and put back what is pinned where the control server has something else.
+
+    Args:
+        found: What ``unsigned`` has found, and somebody has looked through.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        ConfigError: The key is on another machine, or cannot be made.
+    """
+    if any(known.signature for known in found.values()) and store.control.pins.lacks_key:
+        raise ConfigError("--operator-key", _KEY_ELSEWHERE)
+    store.control.pins.make_key()
+    done = []
+    for client, known in found.items():
+        try:
+            hashes = clientusers.hashes(client, known.users)
+        except StrangeUsers as exc:
+            hashes = {}
+            done.append(f"{client}: {exc}: left out; enrol it anew")
+        _register(store, client, replace(known, users=hashes), None)
+        done.append(f"{client}: signed")
+    entries = store.control.enrolment_entries()
+    for client, ruling in store.control.pins.decide_all(entries).items():
+        if ruling.trouble and ruling.enrolment is not None:
+            store.control.write_enrolment(client, ruling.enrolment)
+            done.append(f"{client}: {ruling.trouble}; what is pinned here is written there again")
     return done
 
 
@@ -153,19 +223,28 @@ def restore_users(store: Store) -> list[str]:
 
 
 def troubles(store: Store) -> dict[str, str]:
-    """Client -> what is wrong with its entry on the control server, which somebody must have changed."""
-    servers = Users(store.servers).servers
-    found = {}
+    """
+    Client -> what is wrong with its entry on the control server, which somebody must have changed.
+
+    Raises:
+        ConfigError: The operator's key, or a pin, cannot be used.
+    """
+    found = store.control.enrolment_troubles()
     for client, known in store.control.enrolments().items():
         try:
-            clientusers.rules(client, known.users, servers)
+            clientusers.hashes(client, known.users)
         except StrangeUsers as exc:
-            found[client] = f"{exc}; these are ignored"
-    return found
+            found.setdefault(client, f"{exc}; these are ignored")
+    return dict(sorted(found.items()))
 
 
 class Watch:
-    """Records what somebody has changed among the enrolments: in the log, and as an event of each run that trains."""
+    """
+    A machine's look at the enrolments on the control server.
+
+    What another machine of the operator has enrolled or revoked is pinned. What somebody else has changed
+    is recorded: in the log, and as an event of each run that trains.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -173,7 +252,12 @@ class Watch:
 
     def look(self) -> None:
         """Look, and record what is new."""
-        found = troubles(self._store)
+        try:
+            self._store.control.pins.adopt(self._store.control.enrolment_entries())
+            found = troubles(self._store)
+        except ConfigError as exc:
+            log.error("nobody can say who is enrolled: %s", exc)
+            return
         news = {client: why for client, why in found.items() if self._said.get(client) != why}
         self._said = found
         for client, why in news.items():
@@ -188,19 +272,61 @@ class Watch:
                 self._store.control.add_events(run, events)
 
 
-def _notes(users: Users) -> list[str]:
-    notes = []
-    if not users.save():
-        notes.append(
-            "the server has no aclfile: after a restart of it, a healer that may use ACL makes the users "
-            "again within half a minute; with an aclfile they stay"
+def _check_name(client: str) -> None:
+    if not is_enrollable(client):
+        raise ConfigError("CLIENT", f"{client!r} is not a client id; use letters, digits, dashes")
+    if client.startswith(simulation.SHARED):
+        raise ConfigError(
+            "CLIENT",
+            f"{client} is a name of simulations, as {simulation.SHARED[0]}1; choose another",
         )
+
+
+def _check_closed(users: Users) -> None:
     if users.open_to_all():
-        notes.append(
-            "the server's default user needs no password, so users bar nobody: give it one "
-            "(`ACL SETUSER default`), or keep the server out of reach of others"
+        raise ConfigError(
+            "--open-server",
+            "the server's default user needs no password, so users and passwords bar nobody: give it one "
+            "(`ACL SETUSER default on '>PASSWORD'`, and requirepass or an aclfile), or give --open-server "
+            "if nobody else can reach the server",
         )
-    return notes
+
+
+def _check_key(store: Store, client: str) -> None:
+    """Whether this machine may have a new operator's key, if it has none."""
+    if store.state_dir is None or not store.control.pins.lacks_key:
+        return
+    others = {name: known for name, known in unsigned(store).items() if name != client}
+    if any(known.signature for known in others.values()):
+        raise ConfigError("--operator-key", _KEY_ELSEWHERE)
+    if others:
+        raise ConfigError(
+            "--operator-key",
+            f"{', '.join(others)}: enrolled before there was an operator's key; "
+            "run `fl-queue enroll --sign-existing` first, else they would count as not enrolled",
+        )
+
+
+def _now(store: Store) -> float:
+    return round(store.control.now(), 3)
+
+
+def _register(store: Store, client: str, made: Enrolment, before: Enrolment | None) -> Enrolment:
+    """Sign, pin and write an enrolment. Args: ``before``: what counted so far."""
+    signed = store.control.pins.signed(client, made, before)
+    # The pin first: from here on it counts on this machine, whatever becomes of the entry.
+    store.control.pins.pin(client, signed)
+    store.control.write_enrolment(client, signed)
+    return signed
+
+
+def _notes(users: Users) -> list[str]:
+    if users.save():
+        return []
+    return [
+        "the server has no aclfile: after a restart of it, a healer that may use ACL makes the users "
+        "again within half a minute; with an aclfile they stay"
+    ]
 
 
 def _drop_jobs(store: Store, client: str) -> list[str]:

@@ -136,6 +136,10 @@ def create_private(path: Path, content: bytes) -> None:
     temporary = _unfinished(path)
     try:
         with create(temporary) as file:
+            if os.geteuid() == 0:
+                # The folder's owner runs the worker that has to read it.
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

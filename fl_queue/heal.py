@@ -119,7 +119,6 @@ class Healer:
             tidying.sweep(self.store, self._go_on)
             deletion.sweep(self.store, self.state_dir)
             self._restore_users()
-            self._enrolments.look()
             self._swept_at = time.monotonic()
         self._give_way()
 
@@ -127,6 +126,7 @@ class Healer:
         """Each machine's own disk, whoever heals."""
         if time.monotonic() - self._tidied_at > SWEPT_S:
             deletion.sweep_here(self.store, self.state_dir)
+            self._enrolments.look()
             self._tidied_at = time.monotonic()
 
     def _hold(self) -> bool:

@@ -71,7 +71,7 @@ class Intake:
         self.taken = Taken(store, run, fence, token)
         self.books = Books(store, run, current, fence)
         self._room = store.data.room(config.redis["unmerged_bytes"])
-        required = config.security["require_enrolment"]
+        required = store.control.pins.required(run, config.security["require_enrolment"])
         self._gate = Gate(store.control, run, required)
         #: Client -> largest number of examples it was enrolled with; 0: any.
         self._most_examples: dict[str, int] = {}

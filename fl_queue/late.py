@@ -80,7 +80,9 @@ def drain(store: Store, state: RunState) -> int:
         try:
             if gate is None:
                 security = current_config(store, state.run_id).security
-                gate = Gate(store.control, state.run_id, security["require_enrolment"])
+                said = security["require_enrolment"]
+                required = store.control.pins.required(state.run_id, said)
+                gate = Gate(store.control, state.run_id, required)
             gate.forget()
             header = gate.open(element).header
             if header.round > state.round:

@@ -29,10 +29,10 @@ BUSY_S = 15.0
 _CAUSE = 300
 
 
-def candidates(store: Store, config: RunConfig, found: Eligible) -> list[str]:
+def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible) -> list[str]:
     """Who can be asked for version 0, the first one first."""
     seed, there = config.run["seed"], store.control.role_alive(names.EVALUATOR)
-    may = not eligible.not_admitted(store, config, [names.EVALUATOR])
+    may = not eligible.not_admitted(store, state, config, [names.EVALUATOR])
     first = [names.EVALUATOR] if there and may else []
     if simulation.is_simulation(config):
         # All virtual clients are the same processes, with the same code.
@@ -65,7 +65,7 @@ def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
     found = eligible.decide(store, state, config, "initialise")
     if found is None:
         return False
-    left = [who for who in candidates(store, config, found) if who not in current.makers]
+    left = [who for who in candidates(store, state, config, found) if who not in current.makers]
     return bool(left) and _ask(store, state, config, current, left[0], why)
 
 

@@ -93,7 +93,7 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     found = eligible.decide(store, state, config, purpose)
     if found is None:
         return False
-    makers_left = makers.candidates(store, config, found) if purpose == "initialise" else []
+    makers_left = makers.candidates(store, state, config, found) if purpose == "initialise" else []
     if found.problem and makers_left[:1] != [names.EVALUATOR]:
         waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
         return False

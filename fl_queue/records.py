@@ -337,6 +337,8 @@ class Enrolment:
         users: Server (``control``, ``data``) -> name of a Redis user -> the hash of its password; see
             ``clientusers``.
         revoked_at: When it was revoked; 0: it was not.
+        serial: Rises with each change, so that an older entry cannot be put back.
+        signature: The operator's, of all the rest and the client's id; see ``pins``.
     """
 
     key: str
@@ -344,6 +346,8 @@ class Enrolment:
     enrolled_at: float = 0.0
     users: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     revoked_at: float = 0.0
+    serial: int = 0
+    signature: str = ""
 
     def to_json(self) -> str:
         return dumps(asdict(self))

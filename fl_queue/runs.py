@@ -89,7 +89,9 @@ def start_run(
             done = _continue(store, existing, config, rounds, initial, by)
         if done:
             faults.reach("run.created")
-            return find_run(store, name)
+            state = find_run(store, name)
+            store.control.pins.require(state.run_id, config.security["require_enrolment"])
+            return state
 
 
 def _create(

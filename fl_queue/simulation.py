@@ -24,6 +24,8 @@ Found = TypeVar("Found")
 #: their training is at stake when a process dies.
 GROUP_SIZE = 16
 _GROUP = "group-"
+#: No client is enrolled under a name that begins so: it would be taken for one of these.
+SHARED = (names.VIRTUAL, _GROUP)
 _SPAN = re.compile(rf"{names.VIRTUAL}(\d+)\.\.{names.VIRTUAL}(\d+)")
 
 

@@ -7,7 +7,7 @@ Frozen values; ``--json`` and the JSON API write them alike. Nothing here change
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from fl_queue import diagnose, names, report, runs, scores
@@ -39,6 +39,7 @@ class RunStatus:
         floods: Who sends it garbage without end, a line each.
         data_server: Why the data server cannot be used; empty: it can.
         config_digest: Of the newest config, which sites may pin, as Redis has it.
+        enrolments: What somebody has changed among the enrolments, a line each.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RunStatus:
     floods: list[str]
     data_server: str
     config_digest: str
+    enrolments: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def run_status(store: Store, state: RunState, around: Around | None = None) -> R
         floods=diagnose.floods(store, state),
         data_server=around.data_trouble,
         config_digest=state.config_digest,
+        enrolments=around.enrolments,
     )
 
 

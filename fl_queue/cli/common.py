@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +27,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Where:
-    """Where Redis and this machine's state are, as the options said."""
+    """Where Redis, this machine's state and, if it was named, the operator's key are, as the options said."""
 
     url: str
     blob_url: str
     state_dir: Path
+    operator_key: Path | None = None
 
     @classmethod
     def of(cls, url: str, blob_url: str, state_dir: Path | None) -> Where:
@@ -40,7 +41,13 @@ class Where:
 
     def open(self, timeouts: Timeouts = PEOPLE) -> Store:
         """Both Redis roles, checked. Raises StoreUnavailable."""
-        return Store.open(self.url, self.blob_url, self.state_dir, timeouts=timeouts)
+        return Store.open(
+            self.url,
+            self.blob_url,
+            self.state_dir,
+            timeouts=timeouts,
+            operator_key=self.operator_key,
+        )
 
     def open_control(self) -> Store:
         """The same, for what the control server alone can answer; only that one is checked."""
@@ -103,14 +110,20 @@ def connection_options(command: Command) -> Command:
 
 
 def operator_key_option(command: Command) -> Command:
-    """Add ``--operator-key``; the command gets the path, or None, as ``operator_key``."""
-    return click.option(
+    """Add ``--operator-key`` to a command that has, above it, the connection options."""
+
+    @click.option(
         "--operator-key",
         envvar=operatorkey.VARIABLE,
         type=click.Path(dir_okay=False, path_type=Path),
         default=None,
         help=f"The operator's secret key. Default: {operatorkey.FILE} in the state folder.",
-    )(command)
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, where: Where, operator_key: Path | None, **kwargs: Any) -> Any:
+        return command(*args, where=replace(where, operator_key=operator_key), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def signing_option(command: Command) -> Command:

@@ -4,8 +4,8 @@ The commands about who takes part: ``enroll`` and ``revoke``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -39,8 +39,8 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@click.argument("client")
-@output_option("Credentials to hand over.")
+@click.argument("client", required=False)
+@output_option("Credentials to hand over.", required=False)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option(
     "--max-examples",
@@ -53,13 +53,24 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 @_pem_option("--tls-ca", "Certificate that signed the servers'. Default: ssl_ca_certs of the URL.")
 @_pem_option("--tls-cert", "The site's own certificate, for mutual TLS.")
 @_pem_option("--tls-key", "Its key.")
+@click.option(
+    "--open-server",
+    is_flag=True,
+    help="Enrol although a server lets in anybody without a password.",
+)
+@click.option(
+    "--sign-existing",
+    is_flag=True,
+    help="Without CLIENT: sign those enrolled before there was an operator's key.",
+)
+@click.option("--yes", is_flag=True, help="With --sign-existing: do not ask.")
 @_no_acl
-@operator_key_option
 @connection_options
+@operator_key_option
 def enroll(
     where: Where,
-    client: str,
-    output: Path,
+    client: str | None,
+    output: Path | None,
     force: bool,
     max_examples: int,
     site_url: str,
@@ -67,8 +78,10 @@ def enroll(
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    open_server: bool,
+    sign_existing: bool,
+    yes: bool,
     no_acl: bool,
-    operator_key: Path | None,
 ) -> None:
     """
     Create what CLIENT needs to take part, in one file.
@@ -79,7 +92,19 @@ def enroll(
 
     The first time, the operator's own key is made, too, in this machine's state folder. It stays here:
     the file has its public half, with which the site checks what the operator signs.
+
+    Who is enrolled is decided by this machine's state folder: each enrolment is signed, and kept in
+    `enrolled/`. Run it where the aggregator runs, or copy `operator.key` and `enrolled/` there.
     """
+    if sign_existing:
+        if client or output:
+            raise ConfigError("--sign-existing", "goes without CLIENT and --output")
+        _sign_existing(where, yes)
+        return
+    if client is None or output is None:
+        raise ConfigError(
+            *(("CLIENT", "name one") if client is None else ("--output", "name a file"))
+        )
     url, blob_url = resolve_urls(where.url, where.blob_url, where.state_dir)
     tls = _tls(url, tls_ca, tls_cert, tls_key)
     url, blob_url = without_login(url), without_login(blob_url)
@@ -90,9 +115,8 @@ def enroll(
     place = Place(
         site_url or url, site_blob_url or (site_url if url == blob_url else "") or blob_url, tls
     )
-    key = operatorkey.create(operatorkey.place(where.state_dir, operator_key))
-    made = enrolment.enroll(where.open(), client, place, max_examples, not no_acl)
-    credentials.write(output, replace(made.credentials, operator_key=key.public), force)
+    made = enrolment.enroll(where.open(), client, place, max_examples, not no_acl, open_server)
+    credentials.write(output, made.credentials, force)
     if no_acl:
         for server, users in made.rules.items():
             say(f"# {server} server, a line of its aclfile each")
@@ -107,10 +131,29 @@ def enroll(
     )
 
 
+def _sign_existing(where: Where, yes: bool) -> None:
+    store = where.open()
+    found = enrolment.unsigned(store)
+    for client, known in found.items():
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(known.enrolled_at))
+        state = "revoked" if known.revoked_at else f"enrolled {since}"
+        click.echo(f"{client}: {state}, its key is {operatorkey.fingerprint(known.key)}")
+    if found and not yes:
+        click.confirm(
+            "Did you enrol each of them? From now on these keys count, and no others", abort=True
+        )
+    for line in enrolment.sign_existing(store, found) or ["nothing was to be signed"]:
+        click.echo(line)
+    key = store.control.pins.key
+    if key is not None and found:
+        click.echo(f'Sites may add to their credentials files: operator_key = "{key.public}"')
+
+
 @click.command()
 @click.argument("client")
 @_no_acl
 @connection_options
+@operator_key_option
 def revoke(where: Where, client: str, no_acl: bool) -> None:
     """
     End the part of CLIENT.

@@ -76,6 +76,8 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
         is_wanted = any(entry.state == "training" for entry in found)
         for line in around.lines if is_wanted else []:
             say(line)
+    for line in found[0].enrolments if found else []:
+        say(line)
 
 
 @click.command()

@@ -9,6 +9,7 @@ import redis
 
 from fl_queue import names
 from fl_queue.errors import StoreUnavailable, Trouble
+from fl_queue.pins import Pins
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
 from fl_queue.store.connect import (
     NOBODY,
@@ -104,6 +105,7 @@ class Store:
         timeouts: How long an answer is waited for.
         needs_data: Whether the data server has to be there from the beginning.
         state_dir: This machine's folder, where an operator's key may be; None: it is not known.
+        operator_key: The operator's key, if not where it is by default.
     """
 
     def __init__(
@@ -114,11 +116,13 @@ class Store:
         timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
         state_dir: Path | None = None,
+        operator_key: Path | None = None,
     ) -> None:
         self._made_of = url, blob_url, others
+        self._operator_key = operator_key
         self.state_dir = state_dir
         self.servers = connect(url, blob_url, others, timeouts, needs_data)
-        self.control = Control(self.servers.control)
+        self.control = Control(self.servers.control, Pins(state_dir, operator_key))
         self.data = Data(self.servers)
         report_removed(self.servers, self._report_removed)
 
@@ -131,6 +135,7 @@ class Store:
         others: OtherUsers = NOBODY,
         timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
+        operator_key: Path | None = None,
     ) -> Store:
         """
         Connect, with the private servers of ``state_dir`` when no URL is given, and check them.
@@ -138,12 +143,13 @@ class Store:
         Args:
             needs_data: Whether the data server is checked, too: what only reads runs and rounds can
                 do without it.
+            operator_key: As of the constructor.
 
         Raises:
             StoreUnavailable: Not reachable, too old, or no URL and no private servers.
         """
         url, blob_url = resolve_urls(url, blob_url, state_dir)
-        store = cls(url, blob_url, others, timeouts, needs_data, state_dir)
+        store = cls(url, blob_url, others, timeouts, needs_data, state_dir, operator_key)
         if needs_data:
             store.check()
         else:
@@ -152,7 +158,9 @@ class Store:
 
     def with_timeouts(self, timeouts: Timeouts) -> Store:
         """The same servers, for work that takes a slow line a while; a context manager, too."""
-        return Store(*self._made_of, timeouts, state_dir=self.state_dir)
+        return Store(
+            *self._made_of, timeouts, state_dir=self.state_dir, operator_key=self._operator_key
+        )
 
     @property
     def is_whole(self) -> bool:

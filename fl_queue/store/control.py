@@ -15,6 +15,7 @@ import redis
 from redis.client import Pipeline
 
 from fl_queue import names
+from fl_queue.pins import Pins
 from fl_queue.records import Manifest, Outcome, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.events import Events, event_command
@@ -28,10 +29,17 @@ PUSH_AGAIN_S = 30.0
 
 
 class Control(Events):
-    """Every read and write of run and round state. Args: ``client``: a retrying client."""
+    """
+    Every read and write of run and round state.
 
-    def __init__(self, client: redis.Redis) -> None:
+    Args:
+        client: A retrying client.
+        pins: What this machine knows of who is enrolled; without them the server is believed.
+    """
+
+    def __init__(self, client: redis.Redis, pins: Pins | None = None) -> None:
         super().__init__(client)
+        self.pins = pins or self.pins
         self._tick = script(client, "tick")
         self._claim = script(client, "claim")
         self._receipt = script(client, "receipt")

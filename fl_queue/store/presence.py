@@ -14,6 +14,7 @@ from redis.client import Pipeline
 
 from fl_queue import liveness, names
 from fl_queue.errors import BlobError
+from fl_queue.pins import Pins
 from fl_queue.plain import printable
 from fl_queue.records import Awaited, DataWait, Enrolment, dumps
 from fl_queue.store.connect import script
@@ -61,6 +62,8 @@ class Presence:
         self.redis = client
         self.unreadable = Unreadable()
         self._scanned_to = 0
+        #: What this machine knows of who is enrolled.
+        self.pins = Pins()
         self._hear = script(client, "hear")
 
     def now(self) -> float:
@@ -371,25 +374,35 @@ class Presence:
     # Enrolment
 
     def enrolment(self, client: str) -> Enrolment | None:
-        """What is registered of a client; None when it never was enrolled."""
+        """What counts of a client, see ``pins``; None when it is not enrolled. Raises ConfigError."""
         text = cast("bytes | None", self.redis.hget(names.ENROLLED, client))
-        return Enrolment.from_json(text) if text else None
+        return self.pins.decide(client, text).enrolment
 
     def enrolments(self) -> dict[str, Enrolment]:
-        """Client -> what is registered of it, also of those that were revoked; sorted."""
-        raw = cast(dict[bytes, bytes], self.redis.hgetall(names.ENROLLED))
-        return {client.decode(): Enrolment.from_json(raw[client]) for client in sorted(raw)}
+        """Client -> what counts of it, also of those that were revoked; sorted. Raises ConfigError."""
+        found = self.pins.decide_all(self.enrolment_entries())
+        return {client: ruling.enrolment for client, ruling in found.items() if ruling.enrolment}
+
+    def enrolment_troubles(self) -> dict[str, str]:
+        """Client -> what is wrong with its entry, which somebody must have changed. Raises ConfigError."""
+        found = self.pins.decide_all(self.enrolment_entries())
+        return {client: ruling.trouble for client, ruling in found.items() if ruling.trouble}
+
+    def enrolment_entries(self) -> dict[bytes, bytes]:
+        """Client -> what is registered of it, as anybody may have written it."""
+        return cast(dict[bytes, bytes], self.redis.hgetall(names.ENROLLED))
 
     def revoked(self, clients: Iterable[str]) -> set[str]:
-        """Those of some clients that were revoked."""
+        """Those of some clients that were revoked. Raises ConfigError."""
         asked = list(clients)
         if not asked:
             return set()
         found = cast(list["bytes | None"], self.redis.hmget(names.ENROLLED, asked))
+        rulings = (self.pins.decide(*each).enrolment for each in zip(asked, found, strict=True))
         return {
             client
-            for client, text in zip(asked, found, strict=True)
-            if text and Enrolment.from_json(text).revoked_at
+            for client, known in zip(asked, rulings, strict=True)
+            if known is not None and known.revoked_at
         }
 
     def write_enrolment(self, client: str, enrolment: Enrolment) -> None:

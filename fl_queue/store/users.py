@@ -7,7 +7,7 @@ What they may do is ``acl.py``'s. A server with an ``aclfile`` keeps its users i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import redis
 
@@ -101,11 +101,13 @@ class Users:
         return True
 
     def open_to_all(self) -> bool:
-        """Whether anybody who reaches one of the servers may do everything there, without a password."""
+        """Whether a program on another machine, or of another user, may do everything there without a password."""
         return any(
-            {b"on", b"nopass"} <= set(cast(list[bytes], _flags(answer)))
+            _needs_none(flags) and _listens(node)
             for client in self._clients.values()
-            for answer in self._each(client, "GETUSER", "default")
+            for node, flags in zip(
+                _nodes(client), self._each(client, "GETUSER", "default"), strict=True
+            )
         )
 
     def _each(self, client: redis.Redis, command: str, *arguments: str) -> list[Any]:
@@ -143,8 +145,18 @@ def _texts(items: Iterable[Any]) -> Iterable[str]:
     return (item.decode() if isinstance(item, bytes) else str(item) for item in items)
 
 
-def _flags(answer: Any) -> Any:
-    """The flags in a raw answer to ACL GETUSER: a list, or as redis-py parses it."""
-    if isinstance(answer, Mapping):
-        return [str(flag).encode() for flag in answer["flags"]]
-    return answer[1]
+def _needs_none(answer: Any) -> bool:
+    """Whether a user is let in without a password. Args: ``answer``: raw, or as redis-py parses it."""
+    found = answer["flags"] if isinstance(answer, Mapping) else _texts(answer[1])
+    flags = set(found)
+    return "nopass" in flags and "off" not in flags
+
+
+def _listens(node: redis.Redis) -> bool:
+    """Whether a server can be reached by the network, and not by a socket of this machine alone."""
+    try:
+        with connection_errors(node):
+            ports = [node.config_get(name).get(name, "0") for name in ("port", "tls-port")]
+    except (redis.ResponseError, StoreUnavailable):
+        return True  # It does not tell.
+    return any(port != "0" for port in ports)

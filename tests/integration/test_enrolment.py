@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.heal import Healer
 from fl_queue.store import Store
+from fl_queue.store.users import Users
 from tests.servers import before_7, chosen_server
 
 FILE = "hospital-a.toml"
@@ -334,6 +336,39 @@ def test_without_acl_the_rules_are_printed(servers: EmbeddedRedis, tmp_path: Pat
             words = line.removeprefix("user ").replace(" (", "\n(").split("\n")
             admin.execute_command("ACL SETUSER", *words[0].split(), *words[1:])
     assert all(map(is_let_in, credentials.read(path).urls()))
+
+
+def test_nobody_is_enrolled_on_a_server_that_lets_in_anybody(
+    servers: EmbeddedRedis, tmp_path: Path
+) -> None:
+    admin = Store(servers.url, servers.blob_url).servers.data
+    admin.execute_command("ACL SETUSER", "operator", "on", ">secret", "~*", "&*", "+@all")
+    admin.execute_command("ACL SETUSER", "default", "nopass")
+    port = admin.connection_pool.connection_kwargs["port"]
+
+    def enroll(login: str, *options: str) -> Result:
+        path = tmp_path / f"{secrets.token_hex(4)}.toml"
+        environment = {
+            "FLQ_REDIS_URL": servers.url,
+            "FLQ_REDIS_BLOB_URL": f"redis://{login}127.0.0.1:{port}/0",
+            "FLQ_STATE_DIR": str(servers.state_dir),
+        }
+        line = ["enroll", "hospital-a", "-o", str(path), *options]
+        return CliRunner().invoke(cli, line, env=environment)
+
+    refused = enroll("")
+    assert isinstance(refused.exception, ConfigError)
+    assert "default user needs no password" in str(refused.exception)
+    assert list(tmp_path.glob("*.toml")) == []
+    assert operatorkey.find(servers.state_dir) is None
+    assert enroll("", "--open-server").exception is None
+    # Switched off it lets in nobody, whatever its password.
+    admin.execute_command("ACL SETUSER", "default", "off")
+    assert enroll("operator:secret@").exception is None
+
+
+def test_a_socket_that_nobody_else_reaches_needs_no_password(store: Store) -> None:
+    assert not Users(store.servers).open_to_all()
 
 
 @pytest.mark.parametrize("client", ["a_b", "aggregator", "pool", "", "../x"])
