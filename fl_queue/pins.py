@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from fl_queue import files, names, operatorkey
@@ -61,8 +61,9 @@ class Pins:
 
     def __init__(self, state_dir: Path | None = None, named: Path | None = None) -> None:
         self._state_dir, self._named = state_dir, named
+        self._key: OperatorKey | None = None
 
-    @cached_property
+    @property
     def key(self) -> OperatorKey | None:
         """
         The operator's key, as far as this machine has it.
@@ -70,7 +71,10 @@ class Pins:
         Raises:
             ConfigError: It cannot be used.
         """
-        return operatorkey.find(self._state_dir, self._named) if self._state_dir else None
+        # One that is missing is looked for again: `enroll` may make it while a worker runs.
+        if self._key is None and self._state_dir is not None:
+            self._key = operatorkey.find(self._state_dir, self._named)
+        return self._key
 
     @property
     def lacks_key(self) -> bool:
@@ -88,8 +92,8 @@ class Pins:
         """
         if self._state_dir is None:
             return None
-        self.__dict__["key"] = operatorkey.create(operatorkey.place(self._state_dir, self._named))
-        return self.key
+        self._key = operatorkey.create(operatorkey.place(self._state_dir, self._named))
+        return self._key
 
     @property
     def are_kept(self) -> bool:

@@ -83,12 +83,15 @@ class Hospital:
 
     def enroll(self, site: str, operator: str) -> Path:
         secret, public = signing.new_key()
-        self.store.control.write_enrolment(site, Enrolment(public, 0))
+        pins = self.store.control.pins
+        made = pins.signed(site, Enrolment(public), self.store.control.enrolment(site))
+        pins.pin(site, made)
+        self.store.control.write_enrolment(site, made)
         self.store.control.hold(names.client_holder(site), "t", 600, {})
         path = self.folder / f"{site}.toml"
         control, data = self.store.servers.url, self.store.servers.blob_url
-        made = Credentials(site, secret, control, data, operator_key=operator)
-        credentials.write(path, made, force=True)
+        handed = Credentials(site, secret, control, data, operator_key=operator)
+        credentials.write(path, handed, force=True)
         return path
 
     @property
