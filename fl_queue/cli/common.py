@@ -110,15 +110,20 @@ def connection_options(command: Command) -> Command:
 
 
 def operator_key_option(command: Command) -> Command:
-    """Add ``--operator-key`` to a command that has, above it, the connection options."""
-
-    @click.option(
+    """Add ``--operator-key``; the command gets the path, or None, as ``operator_key``."""
+    return click.option(
         "--operator-key",
         envvar=operatorkey.VARIABLE,
         type=click.Path(dir_okay=False, path_type=Path),
         default=None,
         help=f"The operator's secret key. Default: {operatorkey.FILE} in the state folder.",
-    )
+    )(command)
+
+
+def enrolling_option(command: Command) -> Command:
+    """Add ``--operator-key`` to a command that has, above it, the connection options; ``where`` has the path."""
+
+    @operator_key_option
     @functools.wraps(command)
     def wrapped(*args: Any, where: Where, operator_key: Path | None, **kwargs: Any) -> Any:
         return command(*args, where=replace(where, operator_key=operator_key), **kwargs)

@@ -16,7 +16,7 @@ from fl_queue.cli.common import (
     Command,
     Where,
     connection_options,
-    operator_key_option,
+    enrolling_option,
     output_option,
     say,
 )
@@ -66,7 +66,7 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 @click.option("--yes", is_flag=True, help="With --sign-existing: do not ask.")
 @_no_acl
 @connection_options
-@operator_key_option
+@enrolling_option
 def enroll(
     where: Where,
     client: str | None,
@@ -153,7 +153,7 @@ def _sign_existing(where: Where, yes: bool) -> None:
 @click.argument("client")
 @_no_acl
 @connection_options
-@operator_key_option
+@enrolling_option
 def revoke(where: Where, client: str, no_acl: bool) -> None:
     """
     End the part of CLIENT.

@@ -28,6 +28,7 @@ def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 def operator(servers: EmbeddedRedis, *arguments: str) -> None:
     environment = {"FLQ_REDIS_URL": servers.url, "FLQ_REDIS_BLOB_URL": servers.blob_url}
+    environment["FLQ_STATE_DIR"] = str(servers.state_dir)
     done = CliRunner().invoke(cli, list(arguments), env=environment)
     assert done.exception is None, done.output
 

@@ -65,7 +65,7 @@ class Parties:
             handed = replace(made.credentials, operator_key=self.key.public)
             credentials.write(self.file(site), handed)
             self.start(site, "--credentials", str(self.file(site)))
-        wait_for("workers", lambda: len(self.store.control.living_workers()) == 4, 40)
+        wait_for("workers", lambda: len(self.store.control.living_workers()) == 4, 120)
 
     def file(self, site: str) -> Path:
         return self.folder / f"{site}.toml"
@@ -104,6 +104,7 @@ class Parties:
 
     def command(self, *arguments: str) -> str:
         environment = {"FLQ_REDIS_URL": self.url, "FLQ_REDIS_BLOB_URL": self.blob_url}
+        environment["FLQ_STATE_DIR"] = str(self.store.state_dir)
         done = CliRunner().invoke(cli, list(arguments), env=environment)
         assert done.exception is None, done.output
         return done.output
