@@ -31,7 +31,7 @@ from fl_queue import (
     turns,
     vouching,
 )
-from fl_queue.config import too_few_for
+from fl_queue.config import RunConfig, too_few_for
 from fl_queue.drain import Drain
 from fl_queue.errors import (
     CheckpointError,
@@ -44,9 +44,9 @@ from fl_queue.intake import Intake
 from fl_queue.jobs import TimedOut
 from fl_queue.lease import Lease, take_over
 from fl_queue.making import Made, Maker, why_not
-from fl_queue.records import Receipt, RoundRecord
+from fl_queue.records import Receipt, RoundRecord, digest_of
 from fl_queue.rounds import Ending, closing_rule
-from fl_queue.runs import current_config
+from fl_queue.runs import recorded_config
 from fl_queue.store import REDIS_ERRORS, Doorbell, Store
 from fl_queue.strategies import load_strategy
 from fl_queue.strategies.base import Strategy
@@ -132,7 +132,9 @@ class Collector:
         if current is None:
             raise OwnershipLost(f"run {self.run}: round {self.number} is gone")
         self.round = current
-        self.config = current_config(self.store, self.run, current.segment)
+        recorded = recorded_config(self.store, self.run, current.segment)
+        self.config, self.config_digest = RunConfig.from_dict(recorded), digest_of(recorded)
+        vouching.check_config(self.store, current, self.config_digest)
         self.quorum_at_s = current.quorum_at_s
         self.drain = Drain()
         self.intake = Intake(
@@ -398,7 +400,9 @@ class Collector:
     def _commit(self, ending: Ending, record: RoundRecord) -> str:
         first = ending.outcome == "initialised"
         made = self._make(record)
-        signature = vouching.version(self.store, self.run, self.round, made.entry, made.manifest)
+        signature = vouching.version(
+            self.store, self.run, self.round, made.entry, made.manifest, self.config_digest
+        )
         faults.reach("checkpoint.written")
         self.lease.check()
         whole = replace(

@@ -104,7 +104,7 @@ def _ask(
         return False
     cohort = sorted(asked)
     fields: dict[Any, Any] = {
-        vouching.SIGNED: vouching.with_cohort(store, current, cohort).signed,
+        vouching.SIGNED: vouching.with_cohort(store, run, current, cohort).signed,
         "cohort": dumps(cohort),
         "makers": dumps(asked),
         "deadline_s": str(asked_at_s + longest_s),

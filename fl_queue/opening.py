@@ -199,7 +199,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     if vouching.why_not_here(store, run):
         return
     cohort = sorted((*current.cohort, *chosen))
-    vouched = vouching.with_cohort(store, current, cohort, _population(state, plan))
+    vouched = vouching.with_cohort(store, run, current, cohort, _population(state, plan))
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         key = names.round_(run, current.number)

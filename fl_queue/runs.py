@@ -44,10 +44,16 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
     Raises:
         UnknownRun: The run is gone.
     """
+    return RunConfig.from_dict(recorded_config(store, run, segment))
+
+
+def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[str, Any]:
+    """The same as Redis has it: its digest is what the operator signs. Raises UnknownRun."""
     segments = store.control.config_segments(run)
     if not segments:
         raise UnknownRun(run, list(store.control.run_names()))
-    return RunConfig.from_dict(segments[-1 if segment is None else segment]["config"])
+    found: dict[str, Any] = segments[-1 if segment is None else segment]["config"]
+    return found
 
 
 def start_run(

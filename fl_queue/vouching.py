@@ -123,8 +123,35 @@ def check_key(store: Store, run: str) -> None:
 # Versions
 
 
+def check_config(store: Store, current: RoundState, config: str) -> None:
+    """
+    See that a signed round is merged by the config that it was signed with.
+
+    A config says who may send an update and how it counts: whoever can change it in Redis must not decide that.
+
+    Args:
+        config: Digest of the config that the aggregator has read.
+
+    Raises:
+        ModelMismatch: It is another one.
+        ConfigError: The key cannot be used.
+    """
+    key = key_of(store)
+    statement = statements.opened(current.signed, key.public) if key is not None else None
+    if statement is not None and statement.get("config") != config:
+        raise ModelMismatch(
+            f"the config of round {current.number} is not what the operator signed; "
+            "somebody has changed it in Redis"
+        )
+
+
 def version(
-    store: Store, run: str, current: RoundState, entry: Mapping[str, Any], made: Manifest
+    store: Store,
+    run: str,
+    current: RoundState,
+    entry: Mapping[str, Any],
+    made: Manifest,
+    config: str,
 ) -> str:
     """
     The operator's signature of the version that a round makes; empty: what it was made from has none either.
@@ -132,12 +159,16 @@ def version(
     Args:
         entry: Its digests, as the run's ``versions`` hash will have them.
         made: The run's manifest.
+        config: Digest of the config that it was made by, which may have been changed in Redis since.
 
     Raises:
         ModelMismatch: It was made from another model than the operator has signed.
     """
     key, state = key_of(store), store.control.run(run)
-    if key is None or state is None or _signed_config(store, state, current.segment, key) is None:
+    if key is None or state is None:
+        return ""
+    signed = _signed_config(store, state, current.segment, key)
+    if signed is None or digest_of(signed["config"]) != config:
         return ""
     if current.purpose == "initialise":
         return _version_signature(run, 0, entry, made, key)
@@ -305,6 +336,7 @@ def of_round(
 
 def with_cohort(
     store: Store,
+    run: str,
     current: RoundState,
     cohort: Sequence[str],
     population: Sequence[str] | None = None,
@@ -324,6 +356,10 @@ def with_cohort(
     statement = statements.opened(current.signed, key.public)
     if statement is None:
         return Vouched(why_not="its statement is not signed with the operator's key")
+    # Else a statement of another run or round, put here by somebody, would be signed for clients of theirs.
+    known = {"run": run, "round": current.number, "cohort": digest_of(list(current.cohort))}
+    if any(statement.get(name) != value for name, value in known.items()):
+        return Vouched(why_not="its statement is of another run or round, or of other clients")
     statement |= {"cohort": digest_of(list(cohort))}
     if population is not None:
         statement |= statements.of_population(population)

@@ -36,7 +36,7 @@ from fl_queue.cli import cli, working
 from fl_queue.collect import Collector
 from fl_queue.credentials import Credentials
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import ConfigError, ModelMismatch
+from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch
 from fl_queue.header import Header
 from fl_queue.records import Enrolment, dumps
 from fl_queue.site import Site
@@ -506,6 +506,7 @@ def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None
 def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
     for site in SITES:
         hospital.work(site)
+    stripped(hospital)  # Else the aggregator refuses it, too.
     another_config(hospital)
     hospital.collect()
     assert hospital.round.number == 2
@@ -513,6 +514,75 @@ def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hos
     assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
     hospital.work("a")
     assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
+
+
+class Ghost:
+    """
+    Somebody who is not enrolled has an update merged: in a config that they have changed meanwhile, in a
+    round that they have joined. Before the version is signed, all is as it was.
+    """
+
+    def __init__(self, at: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at, self.redis = at, at.store.control.redis
+        for site in SITES:
+            at.work(site)
+        (element, *_) = at.store.data.redis.lrange(names.results(at.run), 0, -1)
+        sealed = signing.opened(element)
+        assert sealed is not None
+        header, body = blob.unpack(sealed.element, max_body_bytes=1 << 30)
+        made_up = blob.pack(replace(header, client="ghost", token="f" * 16), body)
+        at.store.data.redis.rpush(names.results(at.run), made_up)
+        self.config = self.redis.get(names.config(at.run))
+        segments = json.loads(self.config)
+        segments[0]["config"]["security"]["require_enrolment"] = False
+        self.redis.set(names.config(at.run), dumps(segments))
+        at.write(cohort=dumps([*SITES, "ghost"]))
+        make = Collector._make
+
+        def made_meanwhile(collector: Collector, record: Any) -> Any:
+            self.restore()
+            return make(collector, record)
+
+        monkeypatch.setattr(Collector, "_make", made_meanwhile)
+
+    def restore(self) -> None:
+        self.redis.set(names.config(self.at.run), self.config)
+
+
+def test_a_signed_round_is_merged_by_the_config_it_was_signed_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch, "security.require_enrolment=true")
+    ghost = Ghost(hospital, monkeypatch)
+    with pytest.raises(MergeFailed, match="the config of round 1 is not what the operator signed"):
+        hospital.collect()
+    assert (hospital.state.version, store.control.receipts(hospital.run, 1)) == (0, {})
+    ghost.restore()
+    hospital.collect()
+    assert set(store.control.history(hospital.run)[-1].accepted) == set(SITES)
+
+
+def test_a_version_made_by_a_changed_config_is_not_signed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(store, tmp_path, monkeypatch, "security.require_enrolment=true")
+    Ghost(hospital, monkeypatch)
+    stripped(hospital)
+    hospital.collect()
+    assert "signature" not in store.control.version(hospital.run, 1)
+    hospital.work("a")
+    assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
+
+
+@pytest.mark.parametrize("field", ["round", "cohort"])
+def test_a_statement_of_something_else_is_not_signed_again(hospital: Hospital, field: str) -> None:
+    key, run, current = hospital.key, hospital.run, hospital.round
+    statement = statements.opened(current.signed, key.public)
+    assert statement is not None
+    assert vouching.with_cohort(hospital.store, run, current, ["a", "b", "c"]).signed
+    other = {"round": 7, "cohort": statements.digest_of(["a"])}[field]
+    put = replace(current, signed=statements.sealed({**statement, field: other}, key))
+    assert not vouching.with_cohort(hospital.store, run, put, ["a", "b", "c"]).signed
 
 
 def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
@@ -539,10 +609,15 @@ def test_no_version_is_made_from_a_model_that_was_changed_meanwhile(hospital: Ho
     manifest = hospital.store.control.manifest(hospital.run)
     assert manifest is not None
     made = {"digest": "0" * 64, "download": "", "server_state": {}}
-    assert vouching.version(hospital.store, hospital.run, hospital.round, made, manifest)
+
+    def version() -> str:
+        used = hospital.config.digest
+        return vouching.version(hospital.store, hospital.run, hospital.round, made, manifest, used)
+
+    assert version()
     another_model(hospital)
     with pytest.raises(ModelMismatch, match="its model is not version 0 as it was signed"):
-        vouching.version(hospital.store, hospital.run, hospital.round, made, manifest)
+        version()
 
 
 def test_a_machine_without_the_key_opens_no_round_of_a_signed_run(
