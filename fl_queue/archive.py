@@ -250,6 +250,8 @@ def _check_versions(document: Document, state: RunState) -> None:
         named = isinstance(download, str) and names.is_digest(download)
         _demand(named, f"versions.{version}.download is not a digest")
         _check(f"versions.{version}.server_state", entry.get("server_state", {}), dict[str, str])
+        known = entry.get("population", 0)
+        _demand(type(known) is int and known >= 0, f"versions.{version}.population")
         named = all(map(names.is_digest, entry.get("server_state", {}).values()))
         _demand(named, f"versions.{version}.server_state is not of digests")
     _demand(state.version == newest, "state.version is not the newest version")

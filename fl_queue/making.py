@@ -139,7 +139,7 @@ class Maker:
         with ExitStack() as stack:
             writers = self._state_writers(stack, version, merge.manifest, strategy)
             base = self._base or self._open_base(merge.manifest)
-            facts = Facts(version, merge.count, current.population)
+            facts = Facts(version, merge.count, current.population, current.base_population)
             state = models.state_arrays(
                 self.store,
                 self.run,

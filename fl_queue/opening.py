@@ -340,6 +340,7 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
         "base_digest": state.digest,
         "server_state": dumps(state.server_state),
         "population": str(_population_count(state, plan)),
+        "base_population": str(_base_population(store, state)),
         "download": state.download if config.model["codec"] != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
@@ -369,6 +370,13 @@ def _population_count(state: RunState, plan: _Plan) -> int:
     if plan.groups:
         return plan.shares  # A simulation's are all there, always.
     return len(state.population) + len(_newcomers(state, plan))
+
+
+def _base_population(store: Store, state: RunState) -> int:
+    """The same when what the strategy keeps with the base version was made; 0: not known."""
+    if not state.server_state:
+        return 0
+    return int(store.control.version(state.run_id, state.version or 0).get("population", 0))
 
 
 def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> list[Ticket]:

@@ -392,6 +392,8 @@ class RoundRecord:
         elapsed_s: Counted duration, seconds.
         config_segment: Index of the config segment that was in force.
         population: Clients the run had seen.
+        base_population: Clients it had seen when the base version's server state was made; 0: there is
+            none, or it was made before this was recorded.
         base_server_state, server_state: Name -> digest of the strategy's state that belongs to the
             base version and to the one it made.
         mode: ``sync`` or ``async``; the rest is of asynchronous rounds. Their cohort are the clients at
@@ -431,6 +433,7 @@ class RoundRecord:
     elapsed_s: float = 0.0
     config_segment: int = 0
     population: int = 0
+    base_population: int = 0
     base_server_state: dict[str, str] = field(default_factory=dict)
     server_state: dict[str, str] = field(default_factory=dict)
     mode: Mode = "sync"

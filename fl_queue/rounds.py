@@ -177,6 +177,7 @@ def base_record(
         elapsed_s=round(elapsed_s, 3),
         config_segment=current.segment,
         population=current.population,
+        base_population=current.base_population,
         base_server_state=dict(current.server_state),
         mode=current.mode,
         carried={client: dict(begun) for client, begun in current.carried.items()},

@@ -150,7 +150,7 @@ def recompute(
     )
     hashers = {name: blob.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
-    facts = Facts((record.version or 0), merge.count, record.population)
+    facts = Facts((record.version or 0), merge.count, record.population, record.base_population)
     stale = rebase.stale_weights(record, manifest)
     bodies = {
         version: models.body_of_version(store, run, version, manifest, chunk_bytes, state_dir)

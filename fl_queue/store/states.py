@@ -63,7 +63,8 @@ class RoundState:
 
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
     body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
-    that belongs to the base version. ``population``: clients the run has seen when it was opened.
+    that belongs to the base version. ``population``: clients the run has seen when it was opened;
+    ``base_population``: when that state was made, 0: not known.
     ``mode``, ``carried``, ``discount``, ``ineligible``: as in ``RoundRecord``. ``failure``: why an aggregator
     could not end it, ``failures`` times running. ``makers``: who was asked
     for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
@@ -93,6 +94,7 @@ class RoundState:
     download: str = ""
     server_state: Mapping[str, str] = field(default_factory=dict)
     population: int = 0
+    base_population: int = 0
     mode: Mode = "sync"
     carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     discount: Mapping[str, Any] = field(default_factory=dict)
@@ -212,6 +214,7 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         download=raw.get("download", ""),
         server_state=json.loads(raw.get("server_state", "{}")),
         population=int(raw.get("population", 0)),
+        base_population=int(raw.get("base_population", 0)),
         mode=cast(Mode, raw.get("mode", "sync")),
         carried=json.loads(raw.get("carried", "{}")),
         discount=json.loads(raw.get("discount", "{}")),

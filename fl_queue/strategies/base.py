@@ -79,11 +79,22 @@ class Facts:
         version: Of the model that is made, from 1.
         accepted: Updates in the sum: ``|S|``.
         population: Clients there are: ``N``.
+        base_population: Clients there were when the base version's state was made; 0: not recorded, taken for
+            as many as now.
     """
 
     version: int = 1
     accepted: int = 1
     population: int = 1
+    base_population: int = 0
+
+    def over_population(self, mean: Float64s) -> Float64s:
+        """
+        A state that is a mean over all clients, of as many as there are now: who has joined adds 0.
+
+        With nobody new no bit changes.
+        """
+        return mean * ((self.base_population or self.population) / self.population)
 
 
 class Block:

@@ -3,12 +3,13 @@ FedDyn: a regulariser that moves, so that the clients' optima come to agree with
 
     y_k  <- argmin L_k(w) - <g_k, w> + alpha/2 ||w - x||^2      (local SGD from x)
     g_k  <- g_k - alpha (y_k - x)
-    h    <- h - alpha (1/N) sum_S (y_k - x)
+    h    <- N' / N h - alpha (1/N) sum_S (y_k - x)
     x    <- mean_S y_k - h / alpha
 
 ``h`` and all ``g_k`` are 0 at first. Clients send ``y_k - x`` only, and keep ``g_k`` once it has been
 accepted. ``N`` is the population: all clients that the run has seen, or ``clients.count`` of a
-simulation. Means are uniform.
+simulation; ``N'`` that of the round that made ``h``. A client that joins has ``g_k = 0``, so that ``h`` stays
+the mean of all ``g_k``; without that factor the model would converge to another point. Means are uniform.
 
 Where implementations differ: the authors' code keeps ``-g_k / alpha`` and scales alpha by the client's
 share of the data, clips gradients to norm 10 and adds the weight decay to alpha; none of this here, as
@@ -57,7 +58,7 @@ class FedDyn(Strategy):
         """``h``, then ``x``."""
         alpha, mean = self.number("alpha"), block.mean()
         share = block.facts.accepted / block.facts.population
-        h = block.state["h"] - alpha * share * mean
+        h = block.facts.over_population(block.state["h"]) - alpha * share * mean
         block.state["h"] = h
         return block.x + mean - h / alpha
 

@@ -4,11 +4,13 @@ SCAFFOLD: each client corrects its gradients by how its data differ from everybo
     y_i  <- y_i - eta_l (g_i(y_i) - c_i + c),        K times from x
     c_i+  = c_i - c + (x - y_i) / (K eta_l)          (option II)
     x    <- x + eta_g mean_S (y_i - x)
-    c    <- c + |S| / N mean_S (c_i+ - c_i)
+    c    <- N' / N c + |S| / N mean_S (c_i+ - c_i)
 
 ``c`` and all ``c_i`` are 0 at first. Clients fetch ``c`` with the model, send ``c_i+ - c_i`` beside their
 update, and keep ``c_i+`` once it has been accepted. ``N`` is the population: all clients that the run has
-seen, or ``clients.count`` of a simulation; never the cohort. Weights are uniform, as in the paper.
+seen, or ``clients.count`` of a simulation; never the cohort. ``N'`` is the population of the round that made
+``c``: a client that joins has ``c_i = 0``, so that ``c`` stays the mean of all ``c_i``. Without that factor it
+would never be again, and the model would converge to another point. Weights are uniform, as in the paper.
 
 Where implementations differ: option II, which costs nothing, as everywhere. With momentum ``K eta_l`` is
 ``eta_l ||a||_1`` of FedNova, the effective sum of steps. Control variates are of parameters only:
@@ -77,7 +79,7 @@ class Scaffold(Strategy):
     def step(self, block: Block) -> Float64s:
         """``c``, then ``x``."""
         share = block.facts.accepted / block.facts.population
-        block.state["c"] = block.state["c"] + share * block.mean("dc")
+        block.state["c"] = block.facts.over_population(block.state["c"]) + share * block.mean("dc")
         return block.x + self.number("server_learning_rate") * block.mean()
 
 

@@ -125,6 +125,8 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     assert state is not None
     verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
     assert {verdict.result for verdict in verdicts} == {"same"}
+    populations = [record.base_population for record in federation.committed(run)]
+    assert populations == [0, *[CLIENTS] * (len(populations) - 1)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,11 @@ if ARGV[6] ~= '' then
   local download = ''
   if ARGV[14] ~= '' then download = string.format('"download":"%s",', ARGV[14]) end
   local kept = ''
-  if ARGV[15] ~= '{}' then kept = ',"server_state":' .. ARGV[15] end
+  if ARGV[15] ~= '{}' then
+    kept = ',"server_state":' .. ARGV[15]
+    local population = redis.call('HGET', KEYS[2], 'population')
+    if population then kept = kept .. ',"population":' .. population end
+  end
   if ARGV[18] ~= '' then kept = kept .. string.format(',"signature":"%s"', ARGV[18]) end
   redis.call('HSET', KEYS[6], ARGV[6], string.format('{"digest":"%s",%s"round":%s%s}', ARGV[7], download, ARGV[1], kept))
   redis.call('HSET', KEYS[2], 'version', ARGV[6], 'digest', ARGV[7])
