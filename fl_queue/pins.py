@@ -98,7 +98,8 @@ class Pins:
     @property
     def are_kept(self) -> bool:
         """Whether this machine knows better than the control server who is enrolled."""
-        return self._state_dir is not None and (bool(self._pinned()) or self.key is not None)
+        # The key first: it is kept, and asking for it looks through no folder.
+        return self._state_dir is not None and (self.key is not None or bool(self._pinned()))
 
     # Deciding
 
