@@ -9,7 +9,7 @@ each trains with its own, sends them as buffers, and their weighted mean is that
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -178,16 +178,11 @@ class CsvTask(Task):
         rows: list[list[float]] = []
         labels: list[int] = []
         named = {name: self._named(name) for name in features}
+        unknown: DataError | None = None
         for line, cells in islice(_rows(path), 1, None):
-            if cells[columns[label]] not in numbers:
-                raise DataError(
-                    str(path),
-                    f"line {line}: {label} is {cells[columns[label]]!r}, and not one of "
-                    f"task.classes: {', '.join(numbers)}",
-                    public=f"line {line}, column {columns[label] + 1} (task.label): not one of "
-                    "task.classes",
-                )
-            labels.append(numbers[cells[columns[label]]])
+            if cells[columns[label]] not in numbers and unknown is None:
+                unknown = self._unknown_label(path, line, columns[label], cells, numbers)
+            labels.append(numbers.get(cells[columns[label]], -1))
             rows.append(
                 [
                     _number(
@@ -202,7 +197,25 @@ class CsvTask(Task):
             )
         if not rows:
             raise DataError(str(path), "has no rows below its header", public=True)
+        if unknown is not None:
+            raise unknown
         return np.array(rows, dtype=np.float32), np.array(labels, dtype=np.int64)
+
+    def _unknown_label(
+        self, path: Path, line: int, column: int, cells: Sequence[str], known: Collection[str]
+    ) -> DataError:
+        """
+        What is wrong with a label; its line is for the site alone, and it is raised after all other errors.
+
+        The config chooses both the column and the classes: from the line of the first cell that is not
+        among them, or from which error comes first, it could read one cell after the other.
+        """
+        label = self.options["label"]
+        return DataError(
+            str(path),
+            f"line {line}: {label} is {cells[column]!r}, and not one of task.classes: {', '.join(known)}",
+            public=f"column {column + 1} (task.label): not one of task.classes",
+        )
 
 
 class PooledTable(nn.Module):

@@ -206,7 +206,7 @@ def secret(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.syspath_prepend(str(code))
     monkeypatch.setenv("OWN_WORD", f"{stem}-environment")
     monkeypatch.setenv("PYTHONPATH", f"{code}:{ROOT}")
-    rows = [f"age,{stem}-header,diagnosis", f"41,1,{stem}-label", f"{stem}-cell,2,benign"]
+    rows = [f"age,{stem}-header,diagnosis,dose", f"41,1,{stem}-label,5", f"{stem}-cell,2,benign,6"]
     (made.data / "train.csv").write_text("\n".join(rows))
     (made.data / f"{stem}.csv").write_text("a,b\n1,2,3\n")
     for label, name in (("cat", f"{stem}-1"), ("dog", "2")):
@@ -228,7 +228,10 @@ OWN_TASK = ("run.task=own_told:Own", "data.partition=site")
 IMAGES = ("run.task=image-folder", "data.partition=site", "task.image_size=32")
 #: What fails where -> the config, and how what is told of it begins.
 FAILING = {
-    "a label": (LABEL, "DataError: line 2, column 3 (task.label): not one of task.classes; "),
+    "a label": (
+        (*LABEL, 'task.features="dose"'),
+        "DataError: column 3 (task.label): not one of task.classes; ",
+    ),
     "a cell": (
         (*CSV, "task.label=diagnosis", 'task.classes="benign,{stem}-label"', 'task.features="age"'),
         "DataError: line 3, column 1 (task.features: age): not a number; ",

@@ -209,6 +209,22 @@ def test_an_unusable_table_names_file_and_place(folder, text, message):
     assert caught.value.path == str(path)
 
 
+def test_no_choice_of_classes_tells_which_row_has_a_label(folder):
+    # Whoever chooses label and classes could ask for one cell after the other by the line that is told.
+    (folder / "train.csv").write_text(HEADER + "1,a,2,3\n1,b,2,3\n1,c,high,3\n")
+
+    def told(classes, **options):
+        task = task_of(folder, classes=classes, **options)
+        with pytest.raises(DataError) as caught:
+            task.client_data(context_of(task))
+        return caught.value.public
+
+    wrong_label = "column 2 (task.label): not one of task.classes"
+    assert {told(classes, features="age") for classes in ("a,b", "a,c", "x,y")} == {wrong_label}
+    wrong_cell = "line 4, column 3 (task.features: marker): not a number"
+    assert {told(classes) for classes in ("a,b", "b,c", "a,b,c")} == {wrong_cell}
+
+
 def test_missing_file_is_named(tmp_path):
     task = task_of(tmp_path)
     with pytest.raises(DataError) as caught:
