@@ -28,7 +28,7 @@ from fl_queue.sections import LOCAL, OF_MODE, SECTIONS, TABLES
 from fl_queue.spelling import nearest
 from fl_queue.strategies import STRATEGIES, get_strategy, strategy_options
 from fl_queue.strategies.base import Strategy
-from fl_queue.sumformat import sum_format
+from fl_queue.sumformat import SumFormat, sum_format
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,20 @@ class RunConfig:
 
     def _check_sums(self) -> None:
         """Refuse what leaves no room for the exact sum of as many updates as are known to come."""
+        self.format_of_sum()
+        if self.round["mode"] != "async":
+            check_room(self, self._known_cohort() or 1)
+
+    def format_of_sum(self) -> SumFormat:
+        """
+        The format of a round's sum, of as many updates as are known to come.
+
+        Raises:
+            ConfigError: There is no room for them.
+        """
         if self.round["mode"] == "async":
-            sum_format(self.aggregation, self.strategy, self._known_buffer(), self.round)
-            return
-        updates = self._known_cohort() or 1
-        sum_format(self.aggregation, self.strategy, updates)
-        check_room(self, updates)
+            return sum_format(self.aggregation, self.strategy, self._known_buffer(), self.round)
+        return sum_format(self.aggregation, self.strategy, self._known_cohort() or 1)
 
     def _known_cohort(self) -> int:
         """Clients of a round; 0: that depends on how many will be alive."""

@@ -55,7 +55,7 @@ class GroupSum:
             status, reason = "failed", header.reason
         else:
             try:
-                added = self._add(header, body)
+                added = self._merge.take(header, body)
             except BlobError as exc:
                 status, reason = "invalid", exc.reason
         said = {name: getattr(header, name) for name in _SHARED}
@@ -63,12 +63,6 @@ class GroupSum:
             **said, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
         )
         self._members.append(member)
-
-    def _add(self, header: Header, body: Bytes) -> Added:
-        metrics.check(header.metrics)
-        metrics.check(header.train_metrics)
-        self._merge.check(header)
-        return self._merge.add(header, body)
 
     def element(self, header: Header) -> tuple[Header, memoryview]:
         """

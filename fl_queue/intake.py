@@ -24,6 +24,7 @@ from fl_queue import (
     partial,
     rejected,
     simulation,
+    update,
     vouching,
 )
 from fl_queue.blob import Bytes
@@ -335,9 +336,7 @@ class Intake:
         return added
 
     def _take_initial(self, header: Header, body: memoryview) -> None:
-        manifest = Manifest.from_json(header.manifest)
-        blob.check_tensors(header, manifest)
-        blob.check_size(manifest, self.config.model["max_bytes"])
+        manifest = update.initial_manifest(header, self.config.model["max_bytes"])
         if header.chunk_bytes:
             # No manifest of ours says how large it may be: no memory for what is not there.
             self.store.data.check_chunks(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_queue import blob, clip, codec, int8, rebase
+from fl_queue import blob, clip, codec, int8, metrics, rebase
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
@@ -135,6 +135,19 @@ class Merge:
             BlobError: Names the codec, or the first tensor that differs.
         """
         codec.check_tensors(self.encoding, header, self.sent)
+
+    def take(self, header: Header, body: Bytes) -> Added:
+        """
+        Judge one client's update as the aggregator does, and add it.
+
+        Raises:
+            BlobError: It would not be accepted; nothing was added.
+            CheckpointError: As ``add``.
+        """
+        metrics.check(header.metrics)
+        metrics.check(header.train_metrics)
+        self.check(header)
+        return self.add(header, body)
 
     def add(self, header: Header, body: Bytes, most_examples: int = 0, staleness: int = 0) -> Added:
         """

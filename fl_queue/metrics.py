@@ -118,7 +118,7 @@ def check(sums: Any) -> None:
     for key, value in sums.items():
         if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
             raise BlobError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
-        kind = next((key[len(p) + 1 :] for p in BESIDE if key.startswith(f"{p}_")), key)
+        kind = _kind(key)
         if kind == "num_examples":
             _check(key, _is_count(value), "a count")
         elif kind == "confusion":
@@ -129,7 +129,17 @@ def check(sums: Any) -> None:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
             named = names.is_metric(kind.removesuffix("_sum"))
             _check(key, named, "a name: a letter, then letters, digits, _, . and -, at most 64")
-            _check(key, _is_sum(value), "a finite number")
+            _check(key, is_sum(value), "a finite number")
+
+
+def is_sum(value: Any) -> bool:
+    """Whether this is a number that a sum may be: finite, and so small that sums of it are."""
+    return type(value) in (int, float) and -MAX_SUM <= value <= MAX_SUM
+
+
+def is_table(key: str) -> bool:
+    """Whether a key of sums stands for lists of counts, and not for one number."""
+    return _kind(key) in _GIVES
 
 
 def finish(sums: Sums) -> dict[str, float]:
@@ -255,6 +265,11 @@ def _add(key: str, values: list[Any]) -> Any:
     return math.fsum(values)
 
 
+def _kind(key: str) -> str:
+    """A key without what it says of the model that it is of."""
+    return next((key[len(p) + 1 :] for p in BESIDE if key.startswith(f"{p}_")), key)
+
+
 def _check(key: str, holds: bool, wanted: str) -> None:
     if not holds:
         raise BlobError(f"metrics.{printable(key)}: is not {wanted}")
@@ -263,10 +278,6 @@ def _check(key: str, holds: bool, wanted: str) -> None:
 def _is_count(value: Any) -> bool:
     # A bool is an int to isinstance.
     return type(value) is int and 0 <= value <= MAX_COUNT
-
-
-def _is_sum(value: Any) -> bool:
-    return type(value) in (int, float) and -MAX_SUM <= value <= MAX_SUM
 
 
 def _is_counts(value: Any, length: int) -> bool:

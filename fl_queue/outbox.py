@@ -184,6 +184,18 @@ def push(
     return False
 
 
+def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: int) -> bytes:
+    """
+    What is pushed of an update: its header, and its body unless that is large and travels in chunks.
+
+    Raises:
+        BlobError: A field of the header is out of range.
+    """
+    if len(body) > inline_bytes:
+        return blob.pack(replace(header, chunk_bytes=chunk_bytes), None)
+    return blob.pack(header, body if len(body) else None)
+
+
 def permission(token: str, nbytes: int) -> str:
     """What an update of this token and so many bytes is admitted to the data server as."""
     return f"{token}:{nbytes}"
@@ -271,9 +283,10 @@ def _push_once(
                 turn.ask(ADMITTED_S + int(slow_s))
             yield body[piece]
 
+    sealed = seal(element(header, body, inline_bytes, chunk_bytes))
     if len(body) <= inline_bytes:
         turn.ask(CHUNK_LIFETIME_S)
-        store.data.push(header.run, seal(blob.pack(header, body if len(body) else None)))
+        store.data.push(header.run, sealed)
         return
     store.data.put_chunks(
         names.update_blob(header.client, header.run, header.body_digest),
@@ -284,7 +297,7 @@ def _push_once(
     faults.reach("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
     turn.ask(CHUNK_LIFETIME_S)
-    store.data.push(header.run, seal(blob.pack(replace(header, chunk_bytes=chunk_bytes), None)))
+    store.data.push(header.run, sealed)
 
 
 def _ended(ended: Callable[[], bool]) -> bool:

@@ -1,13 +1,15 @@
 """
 One local round of a config on this machine, without Redis: does it run, how long, how big is it.
 
-The same code as in a client's worker: the task is loaded, the model built, one client's data read, an
-update trained and measured. Nothing is kept, and nothing leaves the machine. Imports torch.
+The same code as in a client's worker: the task is loaded, its data described, the model built, an update
+trained, written and packed; and as in the aggregator: the element is read back, judged and merged. Nothing
+is kept, and nothing leaves the machine. Imports torch.
 """
 
 from __future__ import annotations
 
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue import codec, leaving, metrics, outbox, reproducible, simulation, training, update
+from fl_queue import (
+    blob,
+    codec,
+    leaving,
+    metrics,
+    outbox,
+    reproducible,
+    simulation,
+    training,
+    update,
+)
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
+from fl_queue.errors import BlobError, DataError
+from fl_queue.gate import LARGEST_MODEL_BYTES
 from fl_queue.header import Header
+from fl_queue.merge import Merge
+from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks import ClientContext, Task
+from fl_queue.tasks import ClientContext, Task, asked
 from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.telling import facts_of
 
 CLIENT = "site-1"
 RUN = "try-task"
@@ -78,7 +95,7 @@ def try_task(
     threads: int = 1,
     on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda number, count, found: None,
     max_examples: int = 0,
-    folder: Path | None = None,
+    show: bool = False,
 ) -> Trial:
     """
     Train round 1 as the first client would.
@@ -89,18 +106,20 @@ def try_task(
         device, threads: As for ``fl-queue worker client``.
         on_epoch: Called after each epoch: its number, how many there are, validation metrics.
         max_examples: As for ``fl-queue worker client``.
-        folder: Where the update is written as a client's worker would; None: nowhere.
+        show: Whether to list what would leave the site.
 
     Raises:
-        ConfigError, DataError, ModelMismatch: As a client would answer.
+        ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
     """
-    started = time.monotonic()
     name = config.run["task"]
     data_dir = data_dir or config.data["dir"]
     task = load_task(name, config, own_code(name, config.task), data_dir)
+    context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
+    facts_of(task, asked.training_data(task, context))
+    started = time.monotonic()
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
-    context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
+    _check_initial(config, task, context, manifest)
     last: dict[str, float] = {}
 
     def report(number: int, count: int, found: Mapping[str, float]) -> None:
@@ -112,9 +131,10 @@ def try_task(
     plan = training.Plan(strategy)
     done = training.train_update(task, manifest, base, context, report, plan=plan)
     whole_s = time.monotonic() - started
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest = _largest(done.tensors)
     limit = float(config.aggregation["limit"])
-    leaves = _kept(folder, config, task, context, done) if folder else {}
+    leaves, refusal = _sent(config, task, context, done, show)
     return Trial(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
@@ -132,28 +152,69 @@ def try_task(
         },
         data_s=whole_s - done.train_s,
         train_s=done.train_s,
-        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        peak_bytes=peak_bytes,
         largest=largest,
         limit=limit,
-        problem=_problem(largest, limit),
+        problem=_problem(largest, limit, refusal),
         leaves=leaves,
     )
 
 
-def _kept(
-    folder: Path, config: RunConfig, task: Task, context: ClientContext, made: training.Trained
-) -> dict[str, Any]:
-    """What would leave, read from a file as a worker's outbox has it."""
-    encoding = codec.encoding(config.update)
-    blank = Header(
-        kind="update", run=RUN, round=context.round, client=context.client, token="0" * 16
-    )
+def _check_initial(
+    config: RunConfig, task: Task, context: ClientContext, manifest: Manifest
+) -> None:
+    """Whether a run takes this model as its version 0."""
     environment = reproducible.environment(context.device, task, context.threads)
-    header = update.header_of(blank, made, encoding, environment, context)
-    path = outbox.write(folder, header, update.body_of(made, encoding, context, {}))
-    kept = outbox.read(path)
-    assert kept is not None
-    return leaving.facts(*kept)
+    header = update.initial_header(_blank("model", context), manifest, environment)
+    try:
+        element = blob.pack(replace(header, chunk_bytes=config.redis["chunk_bytes"]), None)
+        header, _ = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+        update.initial_manifest(header, config.model["max_bytes"])
+    except BlobError as exc:
+        raise DataError("model", f"no run accepts it as version 0: {exc.reason}") from exc
+
+
+def _sent(
+    config: RunConfig, task: Task, context: ClientContext, made: training.Trained, show: bool
+) -> tuple[dict[str, Any], str]:
+    """
+    An update written and packed as a worker does, then read, judged and merged as the aggregator does.
+
+    Returns:
+        All that would leave, if it is to be shown; and why a run would refuse it, empty if it would not.
+    """
+    encoding = codec.encoding(config.update)
+    environment = reproducible.environment(context.device, task, context.threads)
+    header = update.header_of(_blank("update", context), made, encoding, environment, context)
+    leaves: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fl-queue-") as name:
+        folder = Path(name)
+        try:
+            path = outbox.write(folder, header, update.body_of(made, encoding, context, {}))
+            kept = outbox.read(path)
+            assert kept is not None
+            leaves = leaving.facts(*kept) if show else {}
+            _judge(config, made.manifest, kept, folder)
+        except BlobError as exc:
+            return leaves, exc.reason
+    return leaves, ""
+
+
+def _judge(
+    config: RunConfig, manifest: Manifest, kept: tuple[Header, memoryview], folder: Path
+) -> None:
+    """Raises BlobError if an aggregator would not merge what is pushed."""
+    header, body = kept
+    redis, format_ = config.redis, config.format_of_sum()
+    element = outbox.element(header, body, redis["inline_bytes"], redis["chunk_bytes"])
+    arrived, inline = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+    discount = format_.discount.to_dict() if format_.discount else None
+    merge = Merge.of_round(manifest, config, format_.scales, format_.w_max, folder, discount)
+    merge.take(arrived, body if arrived.chunk_bytes else inline)
+
+
+def _blank(kind: str, context: ClientContext) -> Header:
+    return Header(kind=kind, run=RUN, round=context.round, client=context.client, token="0" * 16)
 
 
 def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:
@@ -189,9 +250,17 @@ def _largest(changes: training.Changes) -> float:
     return most
 
 
-def _problem(largest: float, limit: float) -> str:
+def _problem(largest: float, limit: float, refusal: str) -> str:
+    """Args: ``refusal``: the aggregator's reason; empty: it would merge the update."""
+    if not refusal:
+        return ""
     if np.isnan(largest):
-        return "the update is not finite; lower train.learning_rate, or look at the data"
-    if largest > limit:
-        return f"the update has {largest:.3g}, more than aggregation.limit = {limit:g}; raise it, or lower train.learning_rate"
-    return ""
+        what = "the update is not finite; lower train.learning_rate, or look at the data"
+    elif largest > limit:
+        what = (
+            f"the update has {largest:.3g}, more than aggregation.limit = {limit:g}; raise it, or lower "
+            "train.learning_rate"
+        )
+    else:
+        what = "the update would not be merged"
+    return f"{what}: {refusal}"

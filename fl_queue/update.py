@@ -10,13 +10,41 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fl_queue import codec, feedback
+from fl_queue import blob, codec, feedback
 from fl_queue.blob import Bytes
 from fl_queue.header import Header
+from fl_queue.records import Manifest
 
 if TYPE_CHECKING:
     from fl_queue.tasks import ClientContext
     from fl_queue.training import Trained
+
+
+def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, Any]) -> Header:
+    """What version 0 says of itself, but for the digest of its body."""
+    return replace(
+        blank,
+        manifest=manifest.to_json(),
+        environment=environment,
+        tensors=blob.entries(manifest),
+        body_bytes=manifest.nbytes,
+    )
+
+
+def initial_manifest(header: Header, most_bytes: int) -> Manifest:
+    """
+    The model of a version 0 that a client has made, once its header is what a run takes.
+
+    Args:
+        most_bytes: ``model.max_bytes``.
+
+    Raises:
+        BlobError: It is not; names the tensor or the field.
+    """
+    manifest = Manifest.from_json(header.manifest)
+    blob.check_tensors(header, manifest)
+    blob.check_size(manifest, most_bytes)
+    return manifest
 
 
 def header_of(

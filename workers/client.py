@@ -393,13 +393,8 @@ def make_initial(job: Assignment) -> Answer:
     manifest, arrays = training.initial_model(task, job.config.run["seed"])
     if job.state.initial:
         arrays = models.initial_arrays(job.store, job.run, job.state.initial, manifest)
-    header = replace(
-        job.header("model"),
-        manifest=manifest.to_json(),
-        environment=reproducible.environment(job.site.device, task, job.site.threads),
-        tensors=blob.entries(manifest),
-        body_bytes=manifest.nbytes,
-    )
+    environment = reproducible.environment(job.site.device, task, job.site.threads)
+    header = update.initial_header(job.header("model"), manifest, environment)
     return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 
 

@@ -4,7 +4,6 @@ The commands that help to choose a config: ``try-task`` before a run, ``compare`
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -158,7 +157,8 @@ def try_task(
     Train one local round of CONFIG here, without Redis: its time, memory and update size.
 
     As the first client, with the code of a client's worker. A task of your own is imported from the
-    current folder. Exits with 3 when the aggregator would not merge the update.
+    current folder. The update is packed, read back and judged as in a run; nothing is sent. Exits
+    with 3 when a run would not accept the model or the update.
     """
     loaded = configs.load(config, overrides)
     folder = data_folder(data)
@@ -167,9 +167,7 @@ def try_task(
     def tell(number: int, count: int, found: Mapping[str, float]) -> None:
         say(f"epoch {number} of {count}: {display.describe_metrics(found)}", err=True)
 
-    with tempfile.TemporaryDirectory(prefix="fl-queue-") as kept:
-        keep = Path(kept) if show_update else None
-        done = trial.try_task(loaded, folder, device, threads, tell, max_examples, keep)
+    done = trial.try_task(loaded, folder, device, threads, tell, max_examples, show_update)
     if as_json:
         write_json(asdict(done))
     else:

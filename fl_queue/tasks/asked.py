@@ -6,19 +6,19 @@ A forgotten ``return`` would else come up somewhere else, as an error about some
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.utils.data import Subset
 
-from fl_queue import names
-from fl_queue.errors import ConfigError, DataError
+from fl_queue import metrics, names
+from fl_queue.errors import BlobError, ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import Samples, as_built, part_of, size_of
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task, numbers
 from fl_queue.told import class_name
 
 #: Marks a parameter that a task has handed out.
@@ -119,7 +119,11 @@ def trained(
     task: Task, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
 ) -> Sums:
     """Train a model; sums of the training."""
-    return _sums(task, "train", task.train(model, data, context, on_epoch))
+
+    def told(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
+        on_epoch(numbers.number(epoch), numbers.number(epochs), _finished(task, found))
+
+    return _sums(task, "train", task.train(model, data, context, told))
 
 
 def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
@@ -127,28 +131,102 @@ def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientCon
     return _sums(task, "evaluate", task.evaluate(model, dataset, context))
 
 
+def described(task: Task, data: ClientData) -> Mapping[str, str | list[Any]]:
+    """What a task says must be the same at all sites: texts, and lists of names."""
+    found: Any = task.describe(data)
+    wanted = 'a table of names, such as {"classes": ["cat", "dog"]}'
+    if not isinstance(found, Mapping):
+        raise _wrong(task, "describe", found, wanted)
+    plain = {}
+    for key, value in found.items():
+        if not isinstance(key, str):
+            raise _wrong(task, "describe", key, "text", " as a name")
+        names_of = numbers.names(value)
+        if not isinstance(names_of, Iterable):
+            raise _wrong(task, "describe", value, "a text or a list of names", f" as {key[:80]}")
+        plain[key] = names_of if isinstance(names_of, str) else list(names_of)
+    return plain
+
+
+def _finished(task: Task, found: Any) -> dict[str, float]:
+    """Metrics of an epoch as Python's numbers; what is not finite has no place in an event."""
+    if not isinstance(found, Mapping):
+        raise _wrong(task, "train", found, "a table of metrics", " for on_epoch")
+    plain = {name: numbers.number(value) for name, value in found.items()}
+    for name, value in plain.items():
+        if not isinstance(value, (int, float)):
+            raise _wrong(task, "train", value, "a number", f" for on_epoch as {str(name)[:80]}")
+    return {name: value for name, value in plain.items() if numbers.is_finite(value)}
+
+
 def _sums(task: Task, method: str, found: Any) -> Sums:
+    """
+    Sums as they travel: numbers of numpy's and torch's as Python's, and what the aggregator would take.
+
+    A sum that is not finite is left out: the rest of the update is as good without it.
+    """
     if not isinstance(found, Mapping):
         raise _wrong(task, method, found, _SUMS)
+    plain: dict[str, Any] = {}
     for key, value in found.items():
         if not isinstance(key, str):
             raise _wrong(task, method, key, "text", " as a name of its sums")
-        # The aggregator refuses it, too, with the whole update.
-        if not names.is_metric(key.removesuffix("_sum")):
-            what = f"{method}() of {task.config.run['task']} returned a sum"
-            rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
-            raise ConfigError(
-                "run.task",
-                f"{what} {key[:80]!r}, whose name cannot be used; {rule}",
-                public=f"{what} whose name cannot be used; {rule}",
-            )
-        # A bool is an int to isinstance; numpy's and torch's numbers do not travel.
-        if isinstance(value, bool) or not isinstance(value, (int, float, list)):
-            wanted = "a number (float(...) or int(...) makes one)"
-            raise _wrong(task, method, value, wanted, f" as {key[:80]}")
-        if isinstance(value, list) and not _is_numbers(value):
-            raise _wrong(task, method, value, "one of numbers alone", f" as {key[:80]}")
-    return found
+        # A member of an enum may be text, too.
+        name = str.__str__(key)
+        _check_name(task, method, name)
+        number = _plain(task, method, name, value)
+        if name.endswith("_sum") and not isinstance(number, list) and not metrics.is_sum(number):
+            numbers.say_left_out(f"{method}() of {task.config.run['task']}", name)
+            continue
+        plain[name] = number
+    try:
+        metrics.check(plain)
+    except BlobError as exc:
+        what = f"{method}() of {task.config.run['task']} returned"
+        rule = "the keys are listed in fl_queue/metrics.py"
+        raise ConfigError(
+            "run.task",
+            f"{what} what no run accepts: {exc.reason}; {rule}",
+            public=f"{what} sums that no run accepts; {rule}",
+        ) from exc
+    return plain
+
+
+def _check_name(task: Task, method: str, key: str) -> None:
+    """Whether the aggregator takes a name; it would refuse the whole update with it."""
+    what = f"{method}() of {task.config.run['task']} returned"
+    if not names.is_metric(key.removesuffix("_sum")):
+        rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
+        raise ConfigError(
+            "run.task",
+            f"{what} a sum {key[:80]!r}, whose name cannot be used; {rule}",
+            public=f"{what} a sum whose name cannot be used; {rule}",
+        )
+    if not key.endswith(("_sum", "num_examples")) and not metrics.is_table(key):
+        rule = (
+            "means do not add up; return the sum over the examples, under a name that ends in _sum"
+        )
+        raise ConfigError(
+            "run.task",
+            f"{what} {key[:80]}, which is no sum: {rule} ({key[:80]}_sum)",
+            public=f"{what} what is no sum: {rule}",
+        )
+
+
+def _plain(task: Task, method: str, key: str, value: Any) -> Any:
+    """One sum, as a number or as lists of numbers."""
+    number = numbers.table(value) if metrics.is_table(key) else numbers.number(value)
+    if isinstance(number, list):
+        if not _is_numbers(number):
+            raise _wrong(task, method, number, "one of numbers alone", f" as {key[:80]}")
+        return number
+    # A bool is an int to isinstance.
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        wanted = "a number (float(...) or int(...) makes one)"
+        raise _wrong(task, method, value, wanted, f" as {key[:80]}")
+    # A header takes integers of 64 bits; a float has room for more.
+    is_short = not isinstance(number, int) or -(2**63) <= number < 2**64
+    return number if is_short or not numbers.is_finite(number) else float(number)
 
 
 def _is_numbers(value: list[Any]) -> bool:

@@ -1,5 +1,5 @@
 """
-What a task logs while it trains: means of named numbers, bounded and checked. No torch, no Redis here.
+What a task logs while it trains: means of named numbers, bounded and checked. No Redis here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import BESIDE
 from fl_queue.records import Sums
+from fl_queue.tasks import numbers
 
 #: Names one client may log in a round; its training's own sums need room in the header, too.
 MOST = 24
@@ -51,6 +52,7 @@ class Logged:
         Raises:
             ConfigError: A name or a value that cannot be used, or too many names.
         """
+        examples = numbers.number(examples)
         if type(examples) is not int or examples < 1:
             raise ConfigError(
                 _CALL,
@@ -127,7 +129,7 @@ def _number(name: object, value: Any) -> float:
             public="a name is no text; give log(name, value) or log(name=value)",
         )
     try:
-        number = float(value.detach() if hasattr(value, "detach") else value)
+        number = float(numbers.number(value))
     except (TypeError, ValueError, RuntimeError):
         what = f"{type(value).__name__} {str(value)[:40]!r}"
         raise ConfigError(

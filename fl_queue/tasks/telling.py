@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_queue import __version__, facts
 from fl_queue.errors import ConfigError
 from fl_queue.sgd import Samples, size_of
-from fl_queue.tasks import ClientData, Task, code_digest
+from fl_queue.tasks import ClientData, Task, asked, code_digest
 from fl_queue.told import class_name, words_of
 
 #: Samples that are looked at: where they differ in size, so may those of other sites.
@@ -33,7 +33,7 @@ def facts_of(task: Task, data: ClientData) -> dict[str, str]:
     samples = _samples(data.train)
     found = {
         **_of_inputs([np.shape(one) for one in samples], _kind(samples[0]) if samples else ""),
-        **_described(task.describe(data), words_of(task.config)),
+        **_described(asked.described(task, data), words_of(task.config)),
         "code": _code(task),
     }
     return facts.check(found)
