@@ -107,7 +107,9 @@ def check(header: Header, current: RoundState, config: RunConfig) -> None:
         BlobError: The round has no groups, these are not the clients of one of its groups, or a
             member's weight is not that of its examples.
     """
-    number = simulation.group_number(header.client) if current.groups else None
+    # Groups carry no signatures: whoever can write ``groups`` must not speak for clients that sign.
+    is_ours = current.groups and simulation.is_simulation(config)
+    number = simulation.group_number(header.client) if is_ours else None
     if number is None or number >= current.groups:
         raise BlobError(f"round {current.number} has no group {header.client}")
     members = list(simulation.members(current.cohort, current.groups, number))

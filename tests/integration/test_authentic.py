@@ -28,6 +28,7 @@ from fl_queue import (
     rounds,
     runs,
     signing,
+    simulation,
     statements,
     trust,
     vouching,
@@ -37,6 +38,7 @@ from fl_queue.collect import Collector
 from fl_queue.credentials import Credentials
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch
+from fl_queue.group import GroupSum
 from fl_queue.header import Header
 from fl_queue.records import Enrolment, dumps
 from fl_queue.site import Site
@@ -674,3 +676,29 @@ def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
     assert hospital.unsigned() == []
     hospital.work("a")
     assert hospital.answers()["a"].kind == "update"
+
+
+def test_a_sum_of_a_pool_speaks_for_no_site(hospital: Hospital) -> None:
+    """A pool's sum has no signatures of its members: a run of sites must not take one."""
+    hospital.work("b")
+    (waiting,) = hospital.store.data.redis.lrange(names.results(hospital.run), 0, -1)
+    sealed = signing.opened(waiting)
+    assert sealed is not None
+    header, body = blob.unpack(sealed.element, max_body_bytes=1 << 30)
+    hospital.store.data.redis.delete(names.results(hospital.run))
+    manifest = hospital.store.control.manifest(hospital.run)
+    assert manifest is not None
+    total = GroupSum(manifest, hospital.config, hospital.round)
+    for site in hospital.round.cohort:
+        total.take(replace(header, client=site, token=f"token of {site}"), body)
+    made_up = total.element(replace(header, client=simulation.group(0), token="token of all"))
+    hospital.write(groups="1")
+    hospital.store.data.redis.rpush(names.results(hospital.run), blob.pack(*made_up))
+
+    for site in SITES:
+        hospital.work(site)
+    hospital.collect()
+
+    record = hospital.store.control.history(hospital.run)[-1]
+    assert record.accepted.keys() == {"a", "b"}
+    assert record.accepted["a"] != record.accepted["b"]  # Both have trained themselves.
