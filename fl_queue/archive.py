@@ -218,14 +218,10 @@ def _checked(document: Document) -> tuple[Document, Manifest]:
     """
     known = {field.name for field in fields(RunState)}
     _demand(set(document.state) <= known, "state has a field that no run has")
+    _demand(names.is_run_id(document.run_id), "run_id is not a run id")
+    times = [float(document.state.get(name, 0)) for name in ("created_at", "waited_s")]
+    _demand(all(map(math.isfinite, times)), "a time of state")
     state = parse_run_state(document.run_id, document.state)
-    _demand(names.is_name(state.name), "state.name is not a run name")
-    origins = (document.run_id, *state.restored_from)
-    # They name folders of clients.
-    named = all(isinstance(origin, str) and names.is_run_id(origin) for origin in origins)
-    _demand(named, "run_id or state.restored_from is not of run ids")
-    _demand(all(isinstance(client, str) for client in state.population), "state.population")
-    _demand(math.isfinite(state.created_at) and math.isfinite(state.waited_s), "a time of state")
     _check_versions(document, state)
     _check_verdicts(document)
     config = [

@@ -48,6 +48,7 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
+from fl_queue.plain import loads
 from fl_queue.records import Manifest, RoundRecord, digest_of, dumps
 from fl_queue.runs import current_config, find_run
 from fl_queue.store import RunState, Store, as_text
@@ -216,16 +217,16 @@ def _snapshot(store: Store, state: RunState) -> Document:
         raise UnknownRun(state.name, list(store.control.run_names()))
     if not found.get("version"):
         raise RunStateError(state.name, "has no version yet; wait for version 0")
-    verdicts = {key.decode(): json.loads(text) for key, text in evaluations.items()}
+    verdicts = {key.decode(): loads(text, "an evaluation") for key, text in evaluations.items()}
     document = Document(
         format=FORMAT,
         made_by=__version__,
         made_at=round(store.control.now(), 3),
         run_id=run,
         state={field.name: found[field.name] for field in fields(RunState) if field.name in found},
-        config=json.loads(config),
-        manifest=json.loads(manifest),
-        versions={key.decode(): json.loads(text) for key, text in versions.items()},
+        config=loads(config or b"null", "a config"),
+        manifest=loads(manifest or b"null", "a manifest"),
+        versions={key.decode(): loads(text, "a version") for key, text in versions.items()},
         history=[RoundRecord.from_json(text) for text in history],
         late={},
         # A ticket belongs to a worker of this federation.

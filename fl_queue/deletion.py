@@ -7,17 +7,17 @@ name is free at once; a run of the same name has another run id and meets nothin
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from redis.client import Pipeline
 
-from fl_queue import cache, dispatch, kept, models, names, rounds
+from fl_queue import cache, dispatch, kept, models, names, plain, rounds
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.paths import below
@@ -42,7 +42,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
         refuse_training(state.name, pipe.hget(names.run(run), "state") == b"training")
         named = pipe.hget(names.RUNS, state.name) == run.encode()
         heirs = {
-            origin: [other for other in json.loads(raw) if other != run]
+            origin: [other for other in _heirs(raw) if other != run]
             for origin in state.restored_from
             if (raw := pipe.hget(names.RESTORED, origin))
         }
@@ -69,6 +69,14 @@ def refuse_training(name: str, training: bool) -> None:
     """Raises RunStateError when a run is training: nobody deletes that by mistake."""
     if training:
         raise RunStateError(name, f"is training; stop it first with `fl-queue cancel {name}`")
+
+
+def _heirs(raw: str | bytes) -> list[str]:
+    """The runs that were restored from one. Raises BlobError."""
+    found = plain.loads(raw, "the runs restored from one")
+    if not plain.fits(found, list[str]):
+        raise BlobError("not the runs restored from one: no list of run ids")
+    return [names.parse_run_id(run) for run in found]
 
 
 def sweep(store: Store, state_dir: Path) -> None:
@@ -156,7 +164,10 @@ def _tickets(store: Store, runs: Sequence[str], keys: Sequence[bytes]) -> list[T
     """The newest jobs of some runs. Args: ``keys``: theirs on the control server."""
     of_rounds = [key for key in keys if re.fullmatch(rb"flq:\{[^}]*\}:round:\d+:jobs", key)]
     found = ask_many(store.control.redis, of_rounds, lambda pipe, key: pipe.hgetall(key))
-    tickets = [Ticket.from_dict(json.loads(raw)) for jobs in found for raw in jobs.values()]
+    tickets = []
+    for raw in (raw for jobs in found for raw in jobs.values()):
+        with suppress(BlobError):  # What is no ticket names no job.
+            tickets.append(Ticket.from_dict(plain.loads(raw, "a ticket")))
     for run in runs:
         tickets += dispatch.evaluation_tickets(store, run).values()
     return tickets

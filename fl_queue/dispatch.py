@@ -86,13 +86,19 @@ class Ticket:
 def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
     """Client, group or ``aggregator`` -> its newest ticket of a round."""
     jobs = store.control.jobs(run, number)
-    return {who: Ticket.from_dict(raw) for who, raw in jobs.items()}
+    return store.control.unreadable.each(
+        names.round_jobs(run, number),
+        jobs.items(),
+        lambda who, raw: (str(who), Ticket.from_dict(raw)),
+    )
 
 
 def evaluation_tickets(store: Store, run: str) -> dict[int, Ticket]:
     """Version -> the ticket of its evaluation, of those that are not done."""
-    evaluations = store.control.evaluations(run)
-    return {version: Ticket.from_dict(raw) for version, raw in evaluations.items() if "job" in raw}
+    waiting = [(k, raw) for k, raw in store.control.evaluations(run).items() if "job" in raw]
+    return store.control.unreadable.each(
+        names.evaluations(run), waiting, lambda version, raw: (int(version), Ticket.from_dict(raw))
+    )
 
 
 def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = False) -> None:

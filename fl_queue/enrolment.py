@@ -262,9 +262,9 @@ class Watch:
         self._said = found
         for client, why in news.items():
             log.warning("the entry of %s in %s: %s", client, names.ENROLLED, why)
-        for run in self._store.control.run_names().values() if news else ():
-            state = self._store.control.run(run)
-            if state is not None and state.active:
+        for state in self._store.control.living_runs() if news else ():
+            if state.active:
+                run = state.run_id
                 events = [
                     {"event": "enrolment_changed", "client": client, "reason": why}
                     for client, why in news.items()
@@ -331,9 +331,9 @@ def _notes(users: Users) -> list[str]:
 
 def _drop_jobs(store: Store, client: str) -> list[str]:
     done = []
-    for name, run in sorted(store.control.run_names().items()):
-        state = store.control.run(run)
-        current = store.control.open_round(state) if state is not None and state.active else None
+    for state in store.control.living_runs():
+        name, run = state.name, state.run_id
+        current = store.control.open_round(state) if state.active else None
         if current is None or client not in current.cohort:
             continue
         ticket = dispatch.tickets(store, run, current.number).get(client)

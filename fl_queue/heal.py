@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,33 @@ class Healer:
             if not self._is_ours:
                 return
         if time.monotonic() - self._swept_at > SWEPT_S:
-            tidying.sweep(self.store, self._go_on)
-            deletion.sweep(self.store, self.state_dir)
-            self._restore_users()
+            self._sweep()
             self._swept_at = time.monotonic()
+        self._report_unreadable()
         self._give_way()
+
+    def _sweep(self) -> None:
+        """What is done now and then, each whatever became of the others."""
+        chores: list[Callable[[], None]] = [
+            lambda: tidying.sweep(self.store, self._go_on),
+            lambda: deletion.sweep(self.store, self.state_dir),
+            self._restore_users,
+        ]
+        for chore in chores:
+            try:
+                chore()
+            except Exception as exc:
+                if classify(exc) is not None:
+                    raise
+                complaint.say(exc)
+
+    def _report_unreadable(self) -> None:
+        """Somebody has written to Redis what cannot be read: the run's events have it, once."""
+        for entry, why in self.store.control.unreadable.to_report().items():
+            run = names.run_of(entry.key)
+            if run is not None:
+                event = {"event": "entry_unreadable", "key": entry.key, "of": entry.entry}
+                self.store.control.add_event(run, event | {"reason": why})
 
     def _tidy_here(self) -> None:
         """Each machine's own disk, whoever heals."""

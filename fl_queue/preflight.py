@@ -217,10 +217,11 @@ def _why_out(told: facts.Facts | None, most: facts.Facts) -> str:
 def _read(store: Store, state: RunState) -> dict[str, Site]:
     """What is recorded since the run was begun, or gone on with, last."""
     raw = store.control.sites(state.run_id)
-    found = {
-        client: plain.record(Site, plain.loads(text, "a site"), "a site")
-        for client, text in raw.items()
-    }
+    found = store.control.unreadable.each(
+        names.sites(state.run_id),
+        raw.items(),
+        lambda who, text: (who, plain.record(Site, plain.loads(text, "a site"), "a site")),
+    )
     return {client: site for client, site in found.items() if site.start == start_of(state)}
 
 

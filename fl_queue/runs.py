@@ -12,7 +12,8 @@ from redis.client import Pipeline
 
 from fl_queue import decisions, faults, names, selection, vouching
 from fl_queue.config import RunConfig, changed_fields
-from fl_queue.errors import ConfigError, RunFailed, RunStateError, UnknownRun
+from fl_queue.errors import BlobError, ConfigError, RunFailed, RunStateError, UnknownRun
+from fl_queue.plain import printable
 from fl_queue.records import digest_of, dumps, updates_in
 from fl_queue.sections import FIXED
 from fl_queue.store import RunState, Store, as_text, parse_run_state
@@ -43,8 +44,14 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
 
     Raises:
         UnknownRun: The run is gone.
+        BlobError, ConfigError: Somebody has changed the config.
     """
-    return RunConfig.from_dict(recorded_config(store, run, segment))
+    found = recorded_config(store, run, segment)
+    try:
+        return RunConfig.from_dict(found)
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        why = printable(str(exc))[:200]
+        raise BlobError(f"run {run}: its config is unreadable: {why}") from exc
 
 
 def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[str, Any]:
@@ -52,6 +59,8 @@ def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[
     segments = store.control.config_segments(run)
     if not segments:
         raise UnknownRun(run, list(store.control.run_names()))
+    if segment is not None and not 0 <= segment < len(segments):
+        raise BlobError(f"run {run}: its config has no segment {segment}")
     found: dict[str, Any] = segments[-1 if segment is None else segment]["config"]
     return found
 

@@ -121,8 +121,7 @@ def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
 
 def living_runs(store: Store) -> list[RunState]:
     """Every living run, by name; one that is deleted meanwhile is left out."""
-    found = [store.control.run(run) for _, run in sorted(store.control.run_names().items())]
-    return [state for state in found if state is not None]
+    return store.control.living_runs()
 
 
 def clients(store: Store) -> list[ClientStatus]:

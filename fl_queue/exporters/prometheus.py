@@ -57,7 +57,6 @@ class _Ledger:
 
     def add(self, record: RoundRecord, update_nbytes: int) -> None:
         """Count one ended round."""
-        self.seen += 1
         self.rounds[record.outcome] += 1
         self.updates["accepted"] += len(record.accepted)
         self.updates["missing"] += len(record.missing)
@@ -101,8 +100,7 @@ class RunsCollector(Collector):
 
     def _runs(self) -> list[Metric]:
         control = self.store.control
-        states = [control.run(run) for run in control.run_names().values()]
-        living = [state for state in states if state is not None]
+        living = control.living_runs()
         self._ledgers = {
             state.run_id: self._counted(state, self._ledgers.get(state.run_id, _Ledger()))
             for state in living
@@ -113,11 +111,13 @@ class RunsCollector(Collector):
     def _counted(self, state: RunState, ledger: _Ledger) -> _Ledger:
         run = state.run_id
         manifest, sizes = self.store.control.manifest(run), dict[int, int]()
-        for record in self.store.control.history(run, skip=ledger.seen):
+        records, seen = self.store.control.history_from(run, ledger.seen)
+        for record in records:
             segment = record.config_segment
             if segment not in sizes:
                 sizes[segment] = self._update_nbytes(run, segment, manifest)
             ledger.add(record, sizes[segment])
+        ledger.seen = seen
         for _, entry, event in self.store.control.read_events(
             {names.events(run): ledger.cursor}, None
         ):

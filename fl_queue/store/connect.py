@@ -40,7 +40,7 @@ from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split import SplitClient
 from fl_queue.store.timeouts import WORKERS, Timeouts
 from fl_queue.store.tls import connection_options
-from fl_queue.store.typed import Report, is_wrong_type, remove_wrong
+from fl_queue.store.typed import Report, is_wrong_type, remove_wrong, said
 from fl_queue.urls import mask
 
 OLDEST_SERVER = (6, 2)
@@ -273,6 +273,9 @@ class _Pipeline(Pipeline):
                 else:
                     self.command_stack = stack
                     results = super().execute(raise_on_error=False)
+            for command, result in zip(stack, results, strict=False):
+                if is_wrong_type(result):
+                    raise said(result, command[0]) from result
             self.raise_first_error(stack, results)
         return results
 
@@ -292,7 +295,7 @@ class _Pipeline(Pipeline):
                     self.connection.disconnect()  # It is not idle, so ``translated`` leaves it.
                 if is_wrong_type(exc) and self.owner.remove_wrong(args):
                     raise redis.WatchError(str(exc)) from exc
-                raise
+                raise said(exc, args) from exc
 
 
 class _Client(SplitClient):
@@ -307,7 +310,7 @@ class _Client(SplitClient):
                 return super().execute_command(*args, **options)
             except redis.ResponseError as exc:
                 if not (is_wrong_type(exc) and self.remove_wrong(args)):
-                    raise
+                    raise said(exc, args) from exc
             return super().execute_command(*args, **options)
 
     def remove_wrong(self, words: Iterable[Any]) -> bool:

@@ -7,7 +7,6 @@ so callers may race and repeat. What RQ stores is ``dispatch.py``'s.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -15,10 +14,19 @@ import redis
 from redis.client import Pipeline
 
 from fl_queue import names
+from fl_queue.errors import BlobError
 from fl_queue.pins import Pins
+from fl_queue.plain import fits, loads
 from fl_queue.records import Manifest, Outcome, Receipt, RoundRecord, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.events import Events, event_command
+from fl_queue.store.hashes import (
+    parse_evaluation,
+    parse_receiver,
+    parse_table,
+    parse_version,
+    parse_whole,
+)
 from fl_queue.store.presence import as_text
 from fl_queue.store.rejections import EVENTS_KEPT
 from fl_queue.store.states import Glance, RoundState, RunState, parse_round_state, parse_run_state
@@ -61,9 +69,26 @@ class Control(Events):
         return living.get(name) or (name if name in living.values() else None)
 
     def run(self, run: str) -> RunState | None:
-        """State of a run by run id; None when there is no such run."""
+        """
+        State of a run by run id; None when there is no such run.
+
+        Raises:
+            BlobError: It cannot be read. It is no reason to think that the run is gone.
+        """
         raw = as_text(self._hash(names.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
+
+    def living_runs(self) -> list[RunState]:
+        """Every living run, by name; without one that is deleted meanwhile, or whose state cannot be read."""
+        found = []
+        for name, run in sorted(self.run_names().items()):
+            try:
+                state = self.run(run)
+            except BlobError as exc:
+                self.unreadable.note(names.run(run), name, exc)
+            else:
+                found += [] if state is None else [state]
+        return found
 
     def glance(self, run: str, number: int) -> Glance | None:
         """
@@ -96,7 +121,10 @@ class Control(Events):
 
     def config_segments(self, run: str) -> list[dict[str, Any]]:
         """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
-        return cast(list[dict[str, Any]], json.loads(self._get(names.config(run)) or b"[]"))
+        found = loads(self._get(names.config(run)) or b"[]", f"the config of run {run}")
+        if not fits(found, list[dict[str, Any]]) or any("config" not in each for each in found):
+            raise BlobError(f"not the config of run {run}: no list of segments")
+        return cast(list[dict[str, Any]], found)
 
     def manifest(self, run: str) -> Manifest | None:
         """The run's manifest; None before version 0."""
@@ -105,25 +133,44 @@ class Control(Events):
 
     def versions(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> {digest, round}, rising."""
-        raw = self._hash(names.versions(run))
-        return {
-            version: json.loads(raw[str(version).encode()])
-            for version in sorted(int(key) for key in raw)
-        }
+        key = names.versions(run)
+        found = self.unreadable.each(
+            key,
+            self._hash(key).items(),
+            lambda number, text: (parse_whole(number), parse_version(text)),
+        )
+        return {version: found[version] for version in sorted(found)}
 
     def version(self, run: str, number: int) -> dict[str, Any]:
         """One of them; empty when there is none."""
         text = cast("bytes | None", self.redis.hget(names.versions(run), str(number)))
-        return cast(dict[str, Any], json.loads(text)) if text else {}
+        return parse_version(text) if text else {}
 
-    def history(self, run: str, last: int = 0, skip: int = 0) -> list[RoundRecord]:
-        """Every ended round, in order; or the ``last`` so many, or all but the first ``skip``."""
-        raw = cast(list[bytes], self.redis.lrange(names.history(run), skip or -last, -1))
-        return [RoundRecord.from_json(item) for item in raw]
+    def history(self, run: str, last: int = 0) -> list[RoundRecord]:
+        """Every ended round, in order; or the ``last`` so many."""
+        return [*self._records(run, -last).values()]
+
+    def history_from(self, run: str, place: int) -> tuple[list[RoundRecord], int]:
+        """Ended rounds from a place in the history on, and the place behind the last."""
+        count = cast(int, self.redis.llen(names.history(run)))
+        found = self._records(run, place) if place < count else {}
+        return [*found.values()], max(count, *(index + 1 for index in found)) if found else count
+
+    def _records(self, run: str, first: int) -> dict[int, RoundRecord]:
+        """Place, from ``first`` on, -> the record there."""
+        key = names.history(run)
+        raw = cast(list[bytes], self.redis.lrange(key, first, -1))
+        return self.unreadable.each(
+            key, enumerate(raw, first), lambda place, text: (place, RoundRecord.from_json(text))
+        )
 
     def late(self, run: str) -> dict[int, int]:
         """Round -> updates that came after it had ended."""
-        counts = {int(key): int(value) for key, value in self._hash(names.late(run)).items()}
+        counts = self.unreadable.each(
+            names.late(run),
+            self._hash(names.late(run)).items(),
+            lambda number, count: (parse_whole(number), parse_whole(count)),
+        )
         state = self.run(run)
         for number in range(max(state.round - 2, 0), state.round + 1) if state else ():
             found = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
@@ -168,18 +215,26 @@ class Control(Events):
 
     def receipts(self, run: str, number: int) -> dict[str, Receipt]:
         """Client (or ``client:status`` of a further update) -> receipt."""
-        raw = as_text(self._hash(names.round_updates(run, number)))
-        return {client: Receipt.from_json(text) for client, text in raw.items()}
+        key = names.round_updates(run, number)
+        return self.unreadable.each(
+            key,
+            self._hash(key).items(),
+            lambda who, text: (parse_receiver(who), Receipt.from_json(text)),
+        )
 
     def jobs(self, run: str, number: int) -> dict[str, dict[str, Any]]:
         """Client (or ``aggregator``) -> its newest job: ``{job, queue, function, attempt}``."""
-        raw = as_text(self._hash(names.round_jobs(run, number)))
-        return {who: json.loads(text) for who, text in raw.items()}
+        key = names.round_jobs(run, number)
+        return self.unreadable.each(
+            key,
+            self._hash(key).items(),
+            lambda who, text: (names.parse_name(who), parse_table(text)),
+        )
 
     def job(self, run: str, number: int, who: str) -> dict[str, Any]:
         """The newest job of one of them; empty when it has none."""
         text = cast("bytes | None", self.redis.hget(names.round_jobs(run, number), who))
-        return cast(dict[str, Any], json.loads(text)) if text else {}
+        return parse_table(text) if text else {}
 
     def tick_round(self, run: str, number: int) -> float | None:
         """Count time towards a round's ``elapsed_s``; None when it is not open."""
@@ -393,8 +448,12 @@ class Control(Events):
             client: Or ``names.in_backup`` of one.
         """
         text = cast("bytes | None", self.redis.hget(names.accepted(run), client))
-        found = json.loads(text) if text else None
-        return (int(found["round"]), str(found["digest"])) if found else None
+        found = parse_table(text) if text else None
+        if found is None:
+            return None
+        if type(found.get("round")) is not int:
+            raise BlobError(f"not an accepted update of {client}: {str(found)[:64]!r}")
+        return found["round"], names.parse_digest(found.get("digest"))
 
     def fence(self, run: str) -> int:
         """The newest fence of a run's aggregators."""
@@ -423,8 +482,12 @@ class Control(Events):
 
     def evaluations(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> its ticket while it is queued, then ``{state: done | failed, metrics, reason}``."""
-        raw = self._hash(names.evaluations(run))
-        return {int(version): json.loads(text) for version, text in raw.items()}
+        key = names.evaluations(run)
+        return self.unreadable.each(
+            key,
+            self._hash(key).items(),
+            lambda number, text: (parse_whole(number), parse_evaluation(text)),
+        )
 
     def set_evaluation(self, run: str, version: int, value: Mapping[str, Any]) -> None:
         """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""

@@ -308,7 +308,8 @@ class Presence:
     def sites(self, run: str) -> dict[str, bytes]:
         """Client -> what is recorded of its part in the comparison before round 1."""
         raw = cast(dict[bytes, bytes], self.redis.hgetall(names.sites(run)))
-        return {client.decode(): raw[client] for client in sorted(raw)}
+        # Not client ids alone: one field is what most sites tell.
+        return {client.decode(errors="replace"): raw[client] for client in sorted(raw)}
 
     def client(self, client: str) -> dict[str, str]:
         """What a client's worker said of itself, by field of its hash."""

@@ -7,13 +7,12 @@ neither keys nor writes without end.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import redis
 
-from fl_queue import names
+from fl_queue import names, plain
 from fl_queue.records import Refusals, dumps
 from fl_queue.store.connect import script
 from fl_queue.store.presence import Presence, as_text
@@ -31,7 +30,11 @@ class Rejections(Presence):
     def rejected(self, run: str, number: int) -> dict[str, Refusals]:
         """Who -> what of it a round has refused so far."""
         found = cast(dict[bytes, bytes], self.redis.hgetall(names.round_rejected(run, number)))
-        return {who: Refusals(**json.loads(text)) for who, text in as_text(found).items()}
+        return self.unreadable.each(
+            names.round_rejected(run, number),
+            as_text(found).items(),
+            lambda who, text: (plain.printable(who[:100]), _refusals(text)),
+        )
 
     def record_rejected(
         self,
@@ -69,3 +72,7 @@ class Rejections(Presence):
             EVENTS_KEPT,
         ]
         return bool(self._record_rejected(keys=keys, args=args))
+
+
+def _refusals(text: str) -> Refusals:
+    return plain.record(Refusals, plain.loads(text, "a count of refusals"), "a count of refusals")

@@ -4,12 +4,15 @@ What the hash of a run and that of a round say, as values. No Redis here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+from fl_queue import names
 from fl_queue.records import Mode, Purpose
+from fl_queue.store.hashes import Fields
+
+RUN_STATES = ("training", "completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -147,81 +150,84 @@ class Glance:
     is_open: bool
 
 
-def _optional(kind: Callable[[str], Any], text: str | None) -> Any:
-    return None if text in (None, "") else kind(cast(str, text))
-
-
-def _makers(raw: Mapping[str, str]) -> dict[str, float]:
-    if raw["purpose"] != "initialise":
+def _makers(fields: Fields, cohort: tuple[str, ...]) -> dict[str, float]:
+    if fields.text("purpose") != "initialise":
         return {}
     # A round that was opened before there were several has its cohort alone.
-    asked = json.loads(raw.get("makers", "{}")) or dict.fromkeys(json.loads(raw["cohort"]), 0.0)
-    return cast(dict[str, float], asked)
+    return fields.of_clients("makers", float) or dict.fromkeys(cohort, 0.0)
 
 
 def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
-    """A run's state from the fields of its hash, as text."""
+    """
+    A run's state from the fields of its hash, as text.
+
+    Raises:
+        BlobError: Somebody has written something else there; names the field.
+    """
+    fields = Fields(f"run {run[:80]!r}: state", raw)
     return RunState(
-        name=raw["name"],
-        run_id=run,
-        state=raw["state"],
-        reason=raw.get("reason", ""),
-        version=_optional(int, raw.get("version")),
-        digest=raw.get("digest", ""),
-        round=int(raw["round"]),
-        rounds_wanted=int(raw["rounds_wanted"]),
-        abandoned=int(raw.get("abandoned", 0)),
-        evaluated_version=_optional(int, raw.get("evaluated_version")),
-        waited_s=float(raw.get("waited_s", 0)),
-        segment=int(raw.get("segment", 0)),
-        population=tuple(json.loads(raw.get("population", "[]"))),
-        shares=int(raw.get("shares", 0)),
-        initial=_optional(json.loads, raw.get("initial")),
-        created_at=float(raw["created_at"]),
-        download=raw.get("download", ""),
-        server_state=json.loads(raw.get("server_state", "{}")),
-        restored_from=tuple(json.loads(raw.get("restored_from", "[]"))),
-        left_out=json.loads(raw.get("left_out", "{}")),
-        not_evaluated=raw.get("not_evaluated", ""),
-        reason_at=float(raw.get("reason_at", 0)),
-        config_digest=raw.get("config_digest", ""),
+        name=fields.name("name"),
+        run_id=names.parse_run_id(run),
+        state=fields.one_of("state", RUN_STATES),
+        reason=fields.text("reason", ""),
+        version=fields.whole_or_none("version"),
+        digest=fields.digest("digest", ""),
+        round=fields.whole("round"),
+        rounds_wanted=fields.whole("rounds_wanted"),
+        abandoned=fields.whole("abandoned", 0),
+        evaluated_version=fields.whole_or_none("evaluated_version"),
+        waited_s=fields.number("waited_s", 0),
+        segment=fields.whole("segment", 0),
+        population=fields.clients("population", "[]"),
+        shares=fields.whole("shares", 0),
+        initial=fields.json("initial", dict[str, Any]) if raw.get("initial") else None,
+        created_at=fields.number("created_at"),
+        download=fields.digest("download", ""),
+        server_state=fields.digests("server_state"),
+        restored_from=fields.runs("restored_from", "[]"),
+        left_out=fields.of_clients("left_out", str),
+        not_evaluated=fields.text("not_evaluated", ""),
+        reason_at=fields.number("reason_at", 0),
+        config_digest=fields.digest("config_digest", ""),
     )
 
 
 def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
-    """The state of a run's round from the fields of its hash, as text."""
+    """The state of a run's round from the fields of its hash, as text. Raises BlobError."""
+    fields = Fields(f"round {number}: state", raw)
+    cohort = fields.clients("cohort")
     return RoundState(
         number=number,
-        state=raw["state"],
-        purpose=cast(Purpose, raw["purpose"]),
-        cohort=tuple(json.loads(raw["cohort"])),
-        eligible=tuple(json.loads(raw["eligible"])),
-        quorum=int(raw["quorum"]),
-        deadline_s=float(raw["deadline_s"]),
-        grace_s=float(raw["grace_s"]),
-        elapsed_s=float(raw.get("elapsed_s", 0)),
-        quorum_at_s=_optional(float, raw.get("quorum_at_s")),
-        opened_at=float(raw["opened_at"]),
-        base_version=int(raw["base_version"]),
-        base_digest=raw["base_digest"],
-        fence=int(raw.get("fence", 0)),
-        data_server=raw.get("data_server", ""),
-        w_max=int(raw["w_max"]),
-        scales=json.loads(raw["scales"]),
-        segment=int(raw["segment"]),
-        reason=raw.get("reason", ""),
-        groups=int(raw.get("groups", 0)),
-        download=raw.get("download", ""),
-        server_state=json.loads(raw.get("server_state", "{}")),
-        population=int(raw.get("population", 0)),
-        base_population=int(raw.get("base_population", 0)),
-        mode=cast(Mode, raw.get("mode", "sync")),
-        carried=json.loads(raw.get("carried", "{}")),
-        discount=json.loads(raw.get("discount", "{}")),
-        failure=raw.get("failure", ""),
-        failures=int(raw.get("failures", 0)),
-        ineligible=json.loads(raw.get("ineligible", "{}")),
-        makers=_makers(raw),
-        start=raw.get("start", ""),
-        signed=raw.get("signed", ""),
+        state=fields.text("state"),
+        purpose=cast(Purpose, fields.one_of("purpose", get_args(Purpose))),
+        cohort=cohort,
+        eligible=fields.clients("eligible"),
+        quorum=fields.whole("quorum"),
+        deadline_s=fields.number("deadline_s"),
+        grace_s=fields.number("grace_s"),
+        elapsed_s=fields.number("elapsed_s", 0),
+        quorum_at_s=fields.number_or_none("quorum_at_s"),
+        opened_at=fields.number("opened_at"),
+        base_version=fields.whole("base_version"),
+        base_digest=fields.digest("base_digest"),
+        fence=fields.whole("fence", 0),
+        data_server=fields.text("data_server", ""),
+        w_max=fields.whole("w_max"),
+        scales=fields.json("scales", dict[str, list[float]]),
+        segment=fields.whole("segment"),
+        reason=fields.text("reason", ""),
+        groups=fields.whole("groups", 0),
+        download=fields.digest("download", ""),
+        server_state=fields.digests("server_state"),
+        population=fields.whole("population", 0),
+        base_population=fields.whole("base_population", 0),
+        mode=cast(Mode, fields.one_of("mode", get_args(Mode), "sync")),
+        carried=fields.of_clients("carried", dict[str, int]),
+        discount=fields.json("discount", dict[str, Any], "{}"),
+        failure=fields.text("failure", ""),
+        failures=fields.whole("failures", 0),
+        ineligible=fields.of_clients("ineligible", str),
+        makers=_makers(fields, cohort),
+        start=fields.text("start", ""),
+        signed=fields.text("signed", ""),
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import redis
+
+from fl_queue.errors import BlobError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,15 @@ _TYPES = [
 ]
 
 
+class WrongType(BlobError, redis.ResponseError):
+    """A key of the operator's side, which nobody removes, holds something else than it should."""
+
+
 def is_wrong_type(error: Any) -> bool:
     """Whether an error says that a key holds something else; a script's error wraps it."""
-    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
+    return isinstance(error, WrongType) or (
+        isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
+    )
 
 
 def type_of(key: str) -> str | None:
@@ -60,9 +68,20 @@ def remove_wrong(client: redis.Redis, words: Iterable[Any], report: Report | Non
             continue
         kind = cast(bytes, client.type(word)).decode()
         if kind not in (wanted, "none"):
-            client.delete(word)
+            try:
+                client.delete(word)
+            except StoreUnavailable:
+                continue  # This user only reads.
             found = True
             log.warning("%s was a %s instead of a %s: removed", key, kind, wanted)
             if report is not None:
                 report(key, kind)
     return found
+
+
+def said(error: redis.ResponseError, words: Sequence[Any]) -> redis.ResponseError:
+    """The error of a command; one that names its key where that is of a wrong type."""
+    if not is_wrong_type(error) or isinstance(error, WrongType):
+        return error
+    key = next((word for word in words[1:] if str(word).startswith("flq:")), "a key")
+    return WrongType(f"{str(key)[:100]} on Redis is of another type than it should be; remove it")

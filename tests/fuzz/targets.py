@@ -19,7 +19,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, codec, exact, group, late, metrics, signing, terminal, views
+from fl_queue import blob, codec, exact, group, late, metrics, names, signing, terminal, views
 from fl_queue.config import RunConfig, load
 from fl_queue.dispatch import Ticket
 from fl_queue.entries import event_of
@@ -30,7 +30,7 @@ from fl_queue.jobs import TRAIN, FLJob, JobRefused
 from fl_queue.merge import Merge
 from fl_queue.records import Enrolment, Manifest, Receipt, RoundRecord, TensorSpec
 from fl_queue.signing import new_key, seal
-from fl_queue.store import RoundState
+from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
 
 CAP = 1 << 16
 #: Of tensors of 300 and fewer elements: more than a block of int8.
@@ -252,6 +252,31 @@ def decode_event(data: bytes) -> None:
     terminal._client_cells(scene, "a")
 
 
+def decode_state(data: bytes) -> None:
+    """The hash of a run or of a round: fields and values between zero bytes, beside those of a real one."""
+    parts = data[1:].split(b"\0")
+    raw = dict(zip(parts[::2], parts[1::2], strict=False))
+    said = as_text(raw)
+    if data[:1] == b"\0":
+        found = parse_run_state("demo-3f2a9c", {**RUN_HASH, **said})
+        assert all(map(names.is_name, (found.name, *found.left_out)))
+        assert all(map(names.is_run_id, (found.run_id, *found.restored_from)))
+        return
+    current = parse_round_state(1, {**ROUND_HASH, **said})
+    assert all(map(names.is_name, current.makers))
+
+
+RUN_HASH = {
+    "name": "demo", "state": "training", "round": "1", "rounds_wanted": "3", "created_at": "1.5",
+    "population": '["sim-1"]', "restored_from": '["demo-000000"]', "left_out": '{"a": "why"}',
+}  # fmt: skip
+ROUND_HASH = {
+    "state": "open", "purpose": "train", "cohort": '["sim-1"]', "eligible": "[]", "quorum": "1", "deadline_s": "60",
+    "grace_s": "5", "opened_at": "1", "base_version": "0", "base_digest": "0" * 64, "w_max": "1", "scales": "{}",
+    "segment": "0",
+}  # fmt: skip
+
+
 def decode_job(data: bytes) -> None:
     """A job's hash: fields and values between zero bytes; data as it is, or compressed."""
     parts = data.split(b"\0")
@@ -320,6 +345,13 @@ def _jobs() -> list[bytes]:
     return [fields, b"call\0" + CALL, b"call\0" + CALL + b"\0success_callback_name\0os.system"]
 
 
+def _states() -> list[bytes]:
+    return [
+        bytes([index]) + "\0".join(part for pair in fields.items() for part in pair).encode()
+        for index, fields in enumerate((RUN_HASH, ROUND_HASH))
+    ]
+
+
 TARGETS: dict[str, Target] = {
     "element": Target(decode_element, elements),
     "header": Target(decode_header, _headers),
@@ -333,6 +365,7 @@ TARGETS: dict[str, Target] = {
     "record": Target(decode_record, _records),
     "ticket": Target(decode_ticket, _tickets),
     "event": Target(decode_event, _events),
+    "state": Target(decode_state, _states),
     "job": Target(decode_job, _jobs, (JobRefused, NoSuchJobError)),
 }
 #: Words of the formats, which a fuzzer would be long in finding.

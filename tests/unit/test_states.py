@@ -20,13 +20,24 @@ TEXTS = {
     "Purpose": "initialise",
     "Mode": "async",
     "Mapping[str, float]": '{"x": 7.5}',
+    "Mapping[str, list[float]]": '{"x": [7.5]}',
+    "Mapping[str, Mapping[str, int]]": '{"x": {"round": 7}}',
+}
+#: Fields that take less than their type.
+NAMED = {
+    "state": "training",
+    "digest": "0" * 64,
+    "base_digest": "0" * 64,
+    "download": "0" * 64,
+    "config_digest": "0" * 64,
+    "server_state": f'{{"x": "{"0" * 64}"}}',
 }
 
 
 def filled(kind: type, key: str) -> dict[str, str]:
     """A hash that says something of every field but its key's."""
     return {
-        each.name: TEXTS.get(str(each.type), '{"x": "y"}')
+        each.name: NAMED.get(each.name) or TEXTS.get(str(each.type), '{"x": "y"}')
         for each in fields(kind)
         if each.name != key
     }
