@@ -44,8 +44,9 @@ class Federation:
         clients: int = 3,
         environment: Mapping[str, str] | None = None,
         allow: str = "",
+        data: Path | None = None,
     ) -> None:
-        self.redis, self.folder, self.allow = redis, folder, allow
+        self.redis, self.folder, self.allow, self.data = redis, folder, allow, data
         self.environment = {
             **os.environ,
             **(environment or {}),
@@ -71,6 +72,7 @@ class Federation:
         # Own tasks are allowed beside built-in ones, which an option would forbid.
         for allowed in (*self.allow.split(","), "mnist", "csv") if self.allow else ():
             command += ["--task-allow", allowed] if role != "aggregator" else []
+        command += ["--data", str(self.data)] if self.data and role != "aggregator" else []
         command += ["--state-dir", str(self.redis.state_dir)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
