@@ -137,16 +137,16 @@ def _sign_existing(where: Where, yes: bool) -> None:
     for client, known in found.items():
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(known.enrolled_at))
         state = "revoked" if known.revoked_at else f"enrolled {since}"
-        click.echo(f"{client}: {state}, its key is {operatorkey.fingerprint(known.key)}")
+        say(f"{client}: {state}, its key is {operatorkey.fingerprint(known.key)}")
     if found and not yes:
         click.confirm(
             "Did you enrol each of them? From now on these keys count, and no others", abort=True
         )
     for line in enrolment.sign_existing(store, found) or ["nothing was to be signed"]:
-        click.echo(line)
+        say(line)
     key = store.control.pins.key
     if key is not None and found:
-        click.echo(f'Sites may add to their credentials files: operator_key = "{key.public}"')
+        say(f'Sites may add to their credentials files: operator_key = "{key.public}"')
 
 
 @click.command()

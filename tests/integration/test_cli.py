@@ -180,7 +180,7 @@ def test_updates_are_counted_from_the_events_not_from_later_receipts(
     now = store.control.now()
     for client in ("a", "b"):
         store.control.redis.zadd(names.CLIENTS, {client: now})
-    store.control.redis.hset(names.run(state.run_id), mapping={"version": "0", "digest": "d"})
+    store.control.redis.hset(names.run(state.run_id), mapping={"version": "0", "digest": "d" * 64})
     rounds.advance(store, state.run_id)
     for client in ("a", "b"):
         store.control.write_receipt(state.run_id, 0, client, Receipt("received"), 0)

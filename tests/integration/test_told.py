@@ -45,7 +45,7 @@ from workers import evaluator, telling
 ROOT = Path(__file__).parents[2]
 #: A task of the site's own, which trains the model of ``ByHand`` or fails in some way.
 OWN = """
-import os, sys
+import logging, os, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -97,9 +97,12 @@ class Own(Task):
 
     def train(self, model, data, context, on_epoch):
         found = super().train(model, data, context, on_epoch)
-        if self.options["how"] == "sums": return dict([("{stem}-sum", "x")])
+        if self.options["how"] == "sums": return dict([("{stem}_sum", "x")])
+        if self.options["how"] == "mean": return dict([("{stem}-mean", 1.0)])
         if self.options["how"] == "named": return dict([("{stem} name", 1.0)])
-        if self.options["how"] == "listed": return dict(found, **{"{stem}-labels": [["{stem}-label"]]})
+        if self.options["how"] == "listed":
+            logging.warning("{stem}")  # As own tasks do: it stays in the site's log.
+            return dict(found, **{"confusion": [["{stem}-label"]]})
         return found
 """
 
@@ -285,6 +288,10 @@ IN_TRAINING = {
     "a list of labels": (
         (*OWN_TASK, "task.how=listed"),
         "run.task: train() of own_told:Own returned a list, not one of numbers alone; ",
+    ),
+    "a mean": (
+        (*OWN_TASK, "task.how=mean"),
+        "run.task: train() of own_told:Own returned what is no sum: means do not add up",
     ),
     "sums": (
         (*OWN_TASK, "task.how=sums"),
