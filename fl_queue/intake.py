@@ -25,7 +25,6 @@ from fl_queue import (
     rejected,
     simulation,
     update,
-    vouching,
 )
 from fl_queue.blob import Bytes
 from fl_queue.books import Books
@@ -368,7 +367,7 @@ class Intake:
         """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
         opening = self.round.opening
         if self.merge and (saved := partial.find(self.store, self.run, self.number, opening)):
-            if partial.is_refused(self.store, self.run, saved, vouching.key_of(self.store)):
+            if partial.is_refused(self.store, self.run, saved, self.store.control.pins.key):
                 self._begin_anew()
             else:
                 self._resume_sum(saved)
@@ -443,7 +442,7 @@ class Intake:
             self.progress,
             self.config.redis["chunk_bytes"],
             self.round.opening,
-            vouching.key_of(self.store),
+            self.store.control.pins.key,
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
         self.taken.forget(self.number)

@@ -42,16 +42,6 @@ class Vouched:
     why_not: str = ""
 
 
-def key_of(store: Store) -> OperatorKey | None:
-    """
-    The operator's key, as far as this machine has it.
-
-    Raises:
-        ConfigError: It cannot be used.
-    """
-    return operatorkey.find(store.state_dir) if store.state_dir is not None else None
-
-
 # Configs
 
 
@@ -70,7 +60,7 @@ def segment(
         made: ``{"from_round": n, "config": {...}}``.
         initial: What the run records of its initial model.
     """
-    key = key_of(store)
+    key = store.control.pins.key
     if key is None:
         return dict(made)
     signing = {**made, "initial": statements.initial_digest(initial)}
@@ -93,7 +83,7 @@ def lacks_key(store: Store, run: str) -> str:
     Raises:
         ConfigError: The key is here, and cannot be used.
     """
-    if key_of(store) is not None:
+    if store.control.pins.key is not None:
         return ""
     if not any(SIGNATURE in found for found in store.control.config_segments(run)):
         return ""
@@ -136,7 +126,7 @@ def check_config(store: Store, current: RoundState, config: str) -> None:
         ModelMismatch: It is another one.
         ConfigError: The key cannot be used.
     """
-    key = key_of(store)
+    key = store.control.pins.key
     statement = statements.opened(current.signed, key.public) if key is not None else None
     if statement is not None and statement.get("config") != config:
         raise ModelMismatch(
@@ -164,7 +154,7 @@ def version(
     Raises:
         ModelMismatch: It was made from another model than the operator has signed.
     """
-    key, state = key_of(store), store.control.run(run)
+    key, state = store.control.pins.key, store.control.run(run)
     if key is None or state is None:
         return ""
     signed = _signed_config(store, state, current.segment, key)
@@ -197,9 +187,11 @@ def adopted(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = key_of(store)
+    key = store.control.pins.key
     if key is None or store.state_dir is None or made is None or SIGNATURE in entry:
         return None
+    if entry.get("download"):
+        return None  # What clients fetch is not on disk: it is the next version that is signed.
     folder, layout = models.checkpoint_folder(store.state_dir, state.run_id), state_manifest(made)
     try:
         checkpoint.open_body(folder, entry["digest"], made)
@@ -207,8 +199,6 @@ def adopted(
             checkpoint.open_body(folder, kept_with_it, layout)
     except CheckpointError:
         return None
-    if entry.get("download"):
-        return None  # What clients fetch is not on disk: it is the next version that is signed.
     return {
         **entry,
         SIGNATURE: _version_signature(state.run_id, state.version or 0, entry, made, key),
@@ -217,7 +207,7 @@ def adopted(
 
 def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:
     """The operator's signature of a version out of a backup that an operator has named; empty without a key."""
-    key = key_of(store)
+    key = store.control.pins.key
     return "" if key is None else _version_signature(run, number, entry, made, key)
 
 
@@ -306,7 +296,7 @@ def of_round(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = key_of(store)
+    key = store.control.pins.key
     if key is None:
         return Vouched()
     current, manifest = parse_round_state(number, fields), None
@@ -350,7 +340,7 @@ def with_cohort(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = key_of(store)
+    key = store.control.pins.key
     if key is None or not current.signed:
         return Vouched()
     statement = statements.opened(current.signed, key.public)

@@ -27,7 +27,6 @@ from fl_queue import (
     runs,
     screen,
     simulation,
-    vouching,
 )
 from fl_queue.cli.common import Where, complain, connection_options, say, set_option, signing_option
 from fl_queue.cli.completing import config_argument
@@ -122,7 +121,7 @@ def start_round(
         begun = launching.launch(
             ours, site, name, loaded, count, stays=wait, console=screen.console(stderr=True)
         )
-        if vouching.key_of(begun.store) is not None:
+        if begun.store.control.pins.key is not None:
             complain(f"Signed config {loaded.digest}")
         if wait:
             follow_to_end(where, begun.run, begun.since, goes_on=not begun.is_alone)
