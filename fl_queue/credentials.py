@@ -21,7 +21,6 @@ from fl_queue.acl import Purpose
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
 
-_READABLE_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: Part of the certificates table -> redis-py's option that names a file of it.
 _TLS = {"ca": "ssl_ca_certs", "certificate": "ssl_certfile", "key": "ssl_keyfile"}
 _HEAD = """\
@@ -155,7 +154,7 @@ def read(path: Path) -> Credentials:
     except ValueError as exc:
         # The parser's message may quote what it read.
         raise _bad(f"{path} is not valid TOML; write it anew with `fl-queue enroll`") from exc
-    if mode & (stat.S_IRWXO if _is_handed_by_systemd(path) else _READABLE_BY_OTHERS):
+    if mode & (stat.S_IRWXO if _is_handed_by_systemd(path) else files.PRIVATE_UMASK):
         raise _bad(f"{path} is open to others of this machine; run chmod 600 {path}")
     return _parsed(path, raw)
 

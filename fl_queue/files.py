@@ -136,10 +136,7 @@ def create_private(path: Path, content: bytes) -> None:
     temporary = _unfinished(path)
     try:
         with create(temporary) as file:
-            if os.geteuid() == 0:
-                # The folder's owner runs the worker that has to read it.
-                owner = path.parent.stat()
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            _give_to_owner_of(path.parent, file)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -147,6 +144,13 @@ def create_private(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _give_to_owner_of(folder: Path, file: BinaryIO) -> None:
+    """What root writes: the account that owns the folder runs the worker that has to read it."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
 
 
 def _unfinished(path: Path) -> Path:
@@ -178,9 +182,7 @@ def write_private(path: Path, content: bytes) -> None:
         DataError: It cannot be written; nothing is left behind.
     """
     with _as_data_error(path), written_whole(path) as file:
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        _give_to_owner_of(path.parent, file)
         file.write(content)
 
 

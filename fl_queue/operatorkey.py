@@ -28,7 +28,6 @@ _HEAD = (
     "# The operator's secret key of fl-queue (Ed25519). Whoever has it can sign as the operator:\n"
     "# keep a copy where nobody else reads it, and give it to the operator's machines alone.\n"
 )
-_READABLE_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 #: A key file is a few lines; no more is read of whatever lies there.
 _MOST_BYTES = 4096
 _FINGERPRINT_DIGITS = 32
@@ -119,7 +118,7 @@ def load(path: Path) -> OperatorKey:
         raise ConfigError(
             _OPTION, f"{path} cannot be read: {exc.strerror or exc}; name the operator's key"
         ) from exc
-    if stat.S_ISREG(found.st_mode) and found.st_mode & _READABLE_BY_OTHERS:
+    if stat.S_ISREG(found.st_mode) and found.st_mode & files.PRIVATE_UMASK:
         raise ConfigError(
             _OPTION, f"{path} is open to others of this machine; run chmod 600 {path}"
         )

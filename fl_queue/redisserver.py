@@ -89,7 +89,7 @@ class Server:
                 stdin=config,
                 stdout=log,
                 stderr=log,
-                umask=0o077,
+                umask=files.PRIVATE_UMASK,
                 pass_fds=(lock,),
                 # Own session: Ctrl-C is for the starter, who stops its workers before its servers.
                 start_new_session=True,

@@ -20,7 +20,6 @@ from fl_queue.files import PRIVATE_FOLDER, PRIVATE_UMASK
 log = logging.getLogger(__name__)
 
 _ROOT = 0
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def check(folder: Path, root_may_visit: bool = False) -> Path:
@@ -99,7 +98,7 @@ def _others_write(found: os.stat_result) -> bool:
 
 def _narrow(folder: Path, mode: int) -> None:
     """Take the rights of others from the folder: then nobody else gets to what is in it."""
-    if mode & _OTHERS:
+    if mode & PRIVATE_UMASK:
         folder.chmod(PRIVATE_FOLDER)
         log.warning(
             "%s: others of this machine could look into it; from now on its owner alone can", folder

@@ -9,6 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from fl_queue import files
 from fl_queue.errors import ConfigError
 
 #: What is shorter can be guessed.
@@ -58,7 +59,7 @@ def _refuse_shared(option: str, path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise ConfigError(option, f"{path} is another user's; name a file of your own")
     # systemd's credentials are root's, and let their reader in by the group's bits.
-    shared = 0o077 if found.st_uid == os.geteuid() else 0o037
+    shared = files.PRIVATE_UMASK if found.st_uid == os.geteuid() else 0o037
     if stat.S_IMODE(found.st_mode) & shared:
         mode = stat.S_IMODE(found.st_mode)
         reason = f"{path} can be used by other users (mode {mode:04o}); `chmod 600 {path}`"
