@@ -16,6 +16,7 @@ from fl_queue import clientusers, dispatch, names, signing, simulation
 from fl_queue.clientusers import StrangeUsers
 from fl_queue.credentials import Credentials, is_enrollable
 from fl_queue.errors import ConfigError
+from fl_queue.pins import Ruling
 from fl_queue.records import Enrolment
 from fl_queue.spelling import nearest
 from fl_queue.store import Store, drop_keys
@@ -188,8 +189,7 @@ def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
             done.append(f"{client}: {exc}: left out; enrol it anew")
         _register(store, client, replace(known, users=hashes), None)
         done.append(f"{client}: signed")
-    entries = store.control.enrolment_entries()
-    for client, ruling in store.control.pins.decide_all(entries).items():
+    for client, ruling in store.control.enrolment_rulings().items():
         if ruling.trouble and ruling.enrolment is not None:
             store.control.write_enrolment(client, ruling.enrolment)
             done.append(f"{client}: {ruling.trouble}; what is pinned here is written there again")
@@ -229,13 +229,24 @@ def troubles(store: Store) -> dict[str, str]:
     Raises:
         ConfigError: The operator's key, or a pin, cannot be used.
     """
-    found = store.control.enrolment_troubles()
-    for client, known in store.control.enrolments().items():
-        try:
-            clientusers.hashes(client, known.users)
-        except StrangeUsers as exc:
-            found.setdefault(client, f"{exc}; these are ignored")
-    return dict(sorted(found.items()))
+    return _troubles(store.control.enrolment_rulings())
+
+
+def _troubles(rulings: Mapping[str, Ruling]) -> dict[str, str]:
+    found = {}
+    for client, ruling in rulings.items():
+        if why := ruling.trouble or _strange_users(client, ruling.enrolment):
+            found[client] = why
+    return found
+
+
+def _strange_users(client: str, known: Enrolment | None) -> str:
+    """What is ignored of the users that an enrolment names; empty: nothing."""
+    try:
+        clientusers.hashes(client, known.users if known is not None else {})
+    except StrangeUsers as exc:
+        return f"{exc}; these are ignored"
+    return ""
 
 
 class Watch:
@@ -253,8 +264,9 @@ class Watch:
     def look(self) -> None:
         """Look, and record what is new."""
         try:
-            self._store.control.pins.adopt(self._store.control.enrolment_entries())
-            found = troubles(self._store)
+            rulings = self._store.control.enrolment_rulings()
+            self._store.control.pins.adopt(rulings)
+            found = _troubles(rulings)
         except ConfigError as exc:
             log.error("nobody can say who is enrolled: %s", exc)
             return
@@ -293,7 +305,7 @@ def _check_closed(users: Users) -> None:
 
 
 def _check_key(store: Store, client: str) -> None:
-    """Whether this machine may have a new operator's key, if it has none."""
+    """Refuse to make an operator's key where there must be one already. Raises ConfigError."""
     if store.state_dir is None or not store.control.pins.lacks_key:
         return
     others = {name: known for name, known in unsigned(store).items() if name != client}

@@ -182,11 +182,19 @@ class Pins:
                 "--state-dir", f"{path} cannot be written: {exc.strerror or exc}"
             ) from exc
 
-    def adopt(self, raw: Mapping[bytes, bytes]) -> None:
-        """Pin what another machine of the operator has written. Raises ConfigError."""
+    def adopt(self, rulings: Mapping[str, Ruling]) -> None:
+        """
+        Pin what another machine of the operator has written.
+
+        Args:
+            rulings: Of ``decide_all``.
+
+        Raises:
+            ConfigError: A pin cannot be read or written.
+        """
         if not self.are_kept:
             return
-        for client, ruling in self.decide_all(raw).items():
+        for client, ruling in rulings.items():
             known = ruling.enrolment
             if known is not None and known.to_json().encode() != self._read(client):
                 self.pin(client, known)

@@ -14,7 +14,7 @@ from redis.client import Pipeline
 
 from fl_queue import liveness, names
 from fl_queue.errors import BlobError
-from fl_queue.pins import Pins
+from fl_queue.pins import Pins, Ruling
 from fl_queue.plain import printable
 from fl_queue.records import Awaited, DataWait, Enrolment, dumps
 from fl_queue.store.connect import script
@@ -381,13 +381,12 @@ class Presence:
 
     def enrolments(self) -> dict[str, Enrolment]:
         """Client -> what counts of it, also of those that were revoked; sorted. Raises ConfigError."""
-        found = self.pins.decide_all(self.enrolment_entries())
+        found = self.enrolment_rulings()
         return {client: ruling.enrolment for client, ruling in found.items() if ruling.enrolment}
 
-    def enrolment_troubles(self) -> dict[str, str]:
-        """Client -> what is wrong with its entry, which somebody must have changed. Raises ConfigError."""
-        found = self.pins.decide_all(self.enrolment_entries())
-        return {client: ruling.trouble for client, ruling in found.items() if ruling.trouble}
+    def enrolment_rulings(self) -> dict[str, Ruling]:
+        """Client -> what counts of it, and what is wrong with its entry; sorted. Raises ConfigError."""
+        return self.pins.decide_all(self.enrolment_entries())
 
     def enrolment_entries(self) -> dict[bytes, bytes]:
         """Client -> what is registered of it, as anybody may have written it."""
