@@ -145,7 +145,7 @@ def as_bytes(piece: Bytes | Tensor) -> memoryview:
 
 def check_body(header: Header, body: Bytes) -> None:
     """
-    Whether this is the body the header speaks of.
+    Compare a body with the length and digest in its header.
 
     Raises:
         BlobError: Another length or digest.
@@ -158,7 +158,7 @@ def check_body(header: Header, body: Bytes) -> None:
 
 def check_tensors(header: Header, manifest: Manifest) -> None:
     """
-    Whether the header's tensors are the manifest's, not encoded: names, dtypes, shapes and layout.
+    Compare a header's tensors with the manifest's, not encoded: names, dtypes, shapes and layout.
 
     Raises:
         BlobError: Names the first tensor that differs, or the codec.
@@ -168,10 +168,10 @@ def check_tensors(header: Header, manifest: Manifest) -> None:
 
 def check_size(manifest: Manifest, most_bytes: int) -> None:
     """
-    Whether a model that somebody else made is no larger than the config allows.
+    Refuse a model from elsewhere that is larger than the config allows.
 
     Raises:
-        BlobError: It is; names the field.
+        BlobError: It is larger; names the field.
     """
     if manifest.nbytes > most_bytes:
         raise BlobError(
@@ -181,7 +181,7 @@ def check_size(manifest: Manifest, most_bytes: int) -> None:
 
 def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) -> None:
     """
-    Whether a header has this codec and these tensors, one after the other and nothing else.
+    Refuse a header that has another codec, or other tensors than these, one after the other.
 
     Raises:
         BlobError: Names the codec, or the first tensor that differs.

@@ -109,7 +109,7 @@ def encoded_nbytes(codec: str, manifest: Manifest) -> int:
 
 def check_tensors(codec: str, header: Header, manifest: Manifest) -> None:
     """
-    Whether an update's header has this codec, and the manifest's tensors as the codec lays them out.
+    Refuse an update's header that has another codec, or other tensors than the codec makes of the manifest's.
 
     Raises:
         BlobError: Names the codec, or the first tensor that differs.

@@ -101,7 +101,7 @@ def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
 
 def check(header: Header, current: RoundState, config: RunConfig) -> None:
     """
-    Whether an element is one that this round's pool may send.
+    Refuse an element that no pool of this round may send.
 
     Raises:
         BlobError: The round has no groups, these are not the clients of one of its groups, or a
@@ -131,7 +131,7 @@ def check(header: Header, current: RoundState, config: RunConfig) -> None:
 
 def check_layout(header: Header, merge: Merge) -> None:
     """
-    Whether a group's body, which need not be here yet, has the layout it must have.
+    Refuse a group whose body, which need not be here yet, has another layout than the round's.
 
     Raises:
         BlobError: Names the first tensor that differs.

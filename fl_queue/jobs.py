@@ -185,7 +185,7 @@ class FLJob(Job):
 
     def _check_call(self) -> None:
         """
-        Whether ``data`` is a call that the queue's worker makes, as the job's id says it.
+        Refuse ``data`` that is no call of the queue's worker, or another than the job's id names.
 
         Raises:
             JobRefused: Anything else.

@@ -129,7 +129,7 @@ class Merge:
 
     def check(self, header: Header) -> None:
         """
-        Whether an update's body, which need not be here yet, has the codec and layout it must have.
+        Refuse an update whose body, which need not be here yet, has another codec or layout than the run's.
 
         Raises:
             BlobError: Names the codec, or the first tensor that differs.

@@ -163,7 +163,7 @@ def try_task(
 def _check_initial(
     config: RunConfig, task: Task, context: ClientContext, manifest: Manifest
 ) -> None:
-    """Whether a run takes this model as its version 0."""
+    """Pack and read this model as version 0. Raises DataError if no run accepts it."""
     environment = reproducible.environment(context.device, task, context.threads)
     header = update.initial_header(_blank("model", context), manifest, environment)
     try:

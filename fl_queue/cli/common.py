@@ -164,14 +164,14 @@ def data_folder(given: str) -> str:
 
 
 def check_imports(option: str, given: tuple[str, ...]) -> None:
-    """Whether an option names things in modules. Raises ConfigError."""
+    """Raises ConfigError if an option does not name things in modules."""
     for name in given:
         if ":" not in name:
             raise ConfigError(option, f"{name!r} is not MODULE:NAME")
 
 
 def check_tasks(option: str, given: tuple[str, ...]) -> None:
-    """Whether an option names tasks, built-in ones or things in modules. Raises ConfigError."""
+    """Raises ConfigError if an option does not name tasks: built-in ones, or things in modules."""
     known = (MNIST, *TASKS)
     for name in given:
         if ":" not in name and name not in known:

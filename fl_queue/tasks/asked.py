@@ -193,7 +193,7 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
 
 
 def _check_name(task: Task, method: str, key: str) -> None:
-    """Whether the aggregator takes a name; it would refuse the whole update with it."""
+    """Raises ConfigError for a name with which the aggregator would refuse the whole update."""
     what = f"{method}() of {task.config.run['task']} returned"
     if not names.is_metric(key.removesuffix("_sum")):
         rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
