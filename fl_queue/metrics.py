@@ -62,6 +62,8 @@ MAX_COUNT = 2**40
 # Sums up to this add up over any number of clients without overflowing a float.
 MAX_SUM = 1e200
 
+#: ``run.stop_when``: a metric, how it is compared, and with what.
+_CONDITION = re.compile(r"(\w+)\s*(>=|<=|>|<)\s*(\S+)")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -247,10 +249,16 @@ def stop_holds(condition: str, finished: Mapping[str, float]) -> bool:
         condition: Such as ``accuracy >= 0.97``, as the config has checked it.
         finished: Finished metrics of the clients' validation.
     """
-    match = re.fullmatch(r"(\w+)\s*(>=|<=|>|<)\s*(\S+)", condition)
+    match = _CONDITION.fullmatch(condition)
     if match is None or match[1] not in finished:
         return False
     return _COMPARISONS[match[2]](finished[match[1]], float(match[3]))
+
+
+def bound(condition: str) -> tuple[str, float] | None:
+    """The metric of ``run.stop_when`` and the number it is compared with; None: it is empty."""
+    match = _CONDITION.fullmatch(condition)
+    return (match[1], float(match[3])) if match else None
 
 
 def _add(key: str, values: list[Any]) -> Any:

@@ -91,7 +91,7 @@ def start_run(
         raise ConfigError(
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
-    selection.check(config, selection.of_config(config))
+    selection.check_config(config)
     by = decisions.new_token()
     while True:
         existing = store.control.run_id(name)

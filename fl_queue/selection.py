@@ -14,9 +14,13 @@ from fl_queue import metrics
 from fl_queue.catalog import TASKS
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.records import RoundRecord
+from fl_queue.records import RoundRecord, Sums
 from fl_queue.spelling import nearest
 from fl_queue.strategies import get_strategy
+
+#: Metrics between 0 and 1, and which way each metric that the library computes is better.
+_SHARES = ("accuracy", "auc", "f1")
+_DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
 
 
 def of_config(config: RunConfig) -> frozenset[str] | None:
@@ -41,11 +45,50 @@ def of_config(config: RunConfig) -> frozenset[str] | None:
 
 def of_history(records: Iterable[RoundRecord]) -> frozenset[str] | None:
     """The metrics that a run's clients have reported; None where they have reported none yet."""
+    return of_validations(record.validation for record in records)
+
+
+def of_validations(validations: Iterable[Sums]) -> frozenset[str] | None:
+    """The metrics of such validations; None where nothing was validated."""
     names: set[str] = set()
-    for record in records:
+    for sums in validations:
         # What is there of one class only has no AUC yet, and may have one.
-        names |= {*metrics.told_by(record.validation), *metrics.finish(record.validation)}
+        names |= {*metrics.told_by(sums), *metrics.finish(sums)}
     return frozenset(names) or None
+
+
+def check_config(config: RunConfig) -> None:
+    """
+    Refuse what can be seen in the config alone: a metric that its task does not report, the worst
+    version as the best one, and a bound that no value can pass.
+
+    Not a check of the fields themselves: a run that was started with such a config goes on.
+
+    Raises:
+        ConfigError: Names the field and what to write.
+    """
+    reported = of_config(config)
+    check(config, reported)
+    metric, _, direction = config.run["select"].partition(":")
+    right = _DIRECTIONS.get(_base(metric), direction)
+    if direction != right:
+        raise ConfigError(
+            "run.select",
+            f"{metric}:{direction} chooses the worst version; write {metric}:{right}",
+        )
+    # An own task may report per cent under the same name.
+    if reported is not None and (out := metrics.bound(config.run["stop_when"])):
+        metric, value = out
+        if _base(metric) in _SHARES and not 0 <= value <= 1:
+            raise ConfigError(
+                "run.stop_when",
+                f"{metric} is between 0 and 1, and never {value:g}; 97 % is written 0.97",
+            )
+
+
+def _base(metric: str) -> str:
+    """A metric without what says whose model it is of."""
+    return metric.removeprefix("personal_").removeprefix("finetuned_")
 
 
 def check(config: RunConfig, reported: Collection[str] | None) -> None:

@@ -25,6 +25,7 @@ from fl_queue import (
     metrics,
     outbox,
     reproducible,
+    selection,
     simulation,
     training,
     update,
@@ -65,7 +66,8 @@ class Trial:
         peak_bytes: The most memory this process has had, torch itself included.
         largest: Largest magnitude in the update's parameters.
         limit: What ``aggregation.limit`` allows.
-        problem: Why the aggregator would not merge it; empty when it would.
+        problem: Why the aggregator would not merge it, or the run would end after its first round;
+            empty when neither is so.
         leaves: Everything that would leave the site, see ``leaving``; empty where it was not asked for.
     """
 
@@ -135,6 +137,7 @@ def try_task(
     largest = _largest(done.tensors)
     limit = float(config.aggregation["limit"])
     leaves, refusal = _sent(config, task, context, done, show)
+    problem = _problem(largest, limit, refusal) or _not_reported(config, done)
     return Trial(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
@@ -155,7 +158,7 @@ def try_task(
         peak_bytes=peak_bytes,
         largest=largest,
         limit=limit,
-        problem=_problem(largest, limit, refusal),
+        problem=problem,
         leaves=leaves,
     )
 
@@ -248,6 +251,12 @@ def _largest(changes: training.Changes) -> float:
             return float("nan")
         most = max(most, float(np.abs(block).max()))
     return most
+
+
+def _not_reported(config: RunConfig, made: training.Trained) -> str:
+    """Why a run would end after round 1: it is judged by a metric that this validation lacks."""
+    validated = metrics.merge_clients({CLIENT: made.metrics})
+    return selection.problem(config, selection.of_validations([validated]))
 
 
 def _problem(largest: float, limit: float, refusal: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fl_queue import baseline as baselines
-from fl_queue import compare, display, leaving, runs, screen
+from fl_queue import compare, display, leaving, runs, screen, selection
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
@@ -158,9 +158,11 @@ def try_task(
 
     As the first client, with the code of a client's worker. A task of your own is imported from the
     current folder. The update is packed, read back and judged as in a run; nothing is sent. Exits
-    with 3 when a run would not accept the model or the update.
+    with 3 when a run would not accept the model or the update, or could not be judged by run.select
+    or run.stop_when.
     """
     loaded = configs.load(config, overrides)
+    selection.check_config(loaded)
     folder = data_folder(data)
     from fl_queue import trial  # torch
 
@@ -181,6 +183,8 @@ def try_task(
 
 def _told(done: Mapping[str, Any]) -> dict[str, str]:
     told = "{client}: {num_examples} examples, {num_validation} to validate"
+    if not done["num_validation"]:
+        told += ", so no metrics; raise data.validation_fraction, or give more data"
     frozen = " ({frozen:,} of them frozen)" if done["frozen"] else ""
     size = "{parameters:,} numbers" + frozen + ", {model_bytes:,} bytes"
     largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"

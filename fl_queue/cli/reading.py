@@ -28,6 +28,7 @@ from fl_queue import (
     runs,
     scores,
     screen,
+    selection,
     shown,
     views,
 )
@@ -231,6 +232,7 @@ def config_show(
         write(config_text.render_defaults())
         return
     loaded = configs.load(config, overrides)
+    selection.check_config(loaded)
     if digest:
         say(loaded.digest)
     elif as_json:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from fl_queue import compare, config, metrics, names, runs, scores, selection
+from fl_queue.cli import cli
 from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.store import RunState, Store
 from tests.byhand import ByHand
@@ -79,6 +81,42 @@ def test_a_metric_that_a_task_never_reports_is_refused_with_the_list(
     assert caught.value.field == field
     assert "choose one of accuracy, auc, f1, loss" in str(caught.value)
     assert store.control.run_names() == {}
+
+
+MISTAKES = [
+    ("run.select", "acuracy:max", "did you mean accuracy"),
+    ("run.select", "loss:max", "write loss:min"),
+    ("run.select", "f1:min", "write f1:max"),
+    ("run.stop_when", "acuracy >= 0.9", "did you mean accuracy"),
+    ("run.stop_when", "accuracy >= 97", "97 % is written 0.97"),
+    ("run.stop_when", "auc < -1", "between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), MISTAKES)
+def test_a_metric_that_cannot_be_meant_is_refused_before_the_run(
+    store: Store, field: str, value: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        begun(store, f"{field}={value}")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("command", [("config", "show"), ("try-task",)])
+@pytest.mark.parametrize(("field", "value", "words"), MISTAKES[:2])
+def test_commands_that_look_at_a_config_refuse_it_as_well(
+    command: tuple[str, ...], field: str, value: str, words: str
+) -> None:
+    done = CliRunner().invoke(cli, [*command, "mnist-3v7", "--set", f"{field}={value}"])
+    assert isinstance(done.exception, ConfigError)
+    assert words in str(done.exception)
+
+
+def test_bounds_of_an_own_tasks_metrics_are_its_own() -> None:
+    own = ("run.task=mine:Mine", "run.stop_when=accuracy >= 97")
+    selection.check_config(config.load("mnist-3v7", own, {}))
+    for condition in ("loss <= 97", "accuracy >= 1", "loss >= 1e3"):
+        selection.check_config(config.load("mnist-3v7", (f"run.stop_when={condition}",), {}))
 
 
 def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store: Store) -> None:

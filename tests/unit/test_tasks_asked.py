@@ -64,3 +64,17 @@ def test_a_table_of_another_kind_is_one(monkeypatch: pytest.MonkeyPatch) -> None
     loaded = config.load("mnist-3v7", ("run.task=here:Good", "train.epochs=1"), {})
     monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
     assert trial.try_task(loaded).base["loss"] == 0.25
+
+
+def test_a_metric_that_the_task_lacks_is_found_before_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tried(select: str) -> str:
+        loaded = config.load("mnist-3v7", ("run.task=here:Good", f"run.select={select}"), {})
+        sums = {"num_examples": 8, "loss_sum": 2.0, "mae_sum": 1.0}
+        monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
+        return trial.try_task(loaded).problem
+
+    assert tried("mae:min") == ""
+    assert "accuracy is not what" in tried("accuracy:max")
+    assert "choose one of loss, mae" in tried("accuracy:max")
