@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 from fl_queue import datafolder
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.records import Sums
+from fl_queue.spelling import nearest
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.usage import Usage
 
@@ -29,6 +30,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # In float32, mean(x^2) - mean(x)^2 of a column whose spread is below a thousandth of its mean is
 # mostly rounding; such a column counts as constant.
 _CONSTANT = 1e-6
+# So many cells that cannot be used are named; the others are counted.
+_NAMED = 3
+# What other programs write between cells.
+_SEPARATORS = (";", "\t", "|")
 
 
 class CsvTask(Task):
@@ -174,29 +179,27 @@ class CsvTask(Task):
         """Features (N, features) and class indices (N,) of a file, in its order."""
         features, label = self._features(), self.options["label"]
         columns = _positions(path, _header(path), features, label)
-        numbers: dict[str, int] = {name: number for number, name in enumerate(self._classes())}
+        # Where each is, its name, and how others may read it.
+        wanted = [
+            (columns[name], name, f"column {columns[name] + 1}{self._named(name)}")
+            for name in features
+        ]
+        classes, unusable = _Classes(self._classes()), _Unusable(path)
         rows: list[list[float]] = []
         labels: list[int] = []
-        named = {name: self._named(name) for name in features}
         unknown: DataError | None = None
         for line, cells in islice(_rows(path), 1, None):
-            if cells[columns[label]] not in numbers and unknown is None:
-                unknown = self._unknown_label(path, line, columns[label], cells, numbers)
-            labels.append(numbers.get(cells[columns[label]], -1))
-            rows.append(
-                [
-                    _number(
-                        path,
-                        line,
-                        name,
-                        cells[columns[name]],
-                        f"column {columns[name] + 1}{named[name]}",
-                    )
-                    for name in features
-                ]
-            )
-        if not rows:
+            labels.append(classes.index(cells[columns[label]]))
+            if labels[-1] < 0 and unknown is None:
+                unknown = self._unknown_label(path, line, columns[label], cells, classes.by_text)
+            row = [_number(cells[place]) for place, _, _ in wanted]
+            if None in row:
+                unusable.add(line, cells, wanted)
+            elif not unusable.count:
+                rows.append(row)  # type: ignore[arg-type]
+        if not labels:
             raise DataError(str(path), "has no rows below its header", public=True)
+        unusable.check()
         if unknown is not None:
             raise unknown
         return np.array(rows, dtype=np.float32), np.array(labels, dtype=np.int64)
@@ -281,6 +284,55 @@ class FixedTable(nn.Module):
         return scores
 
 
+class _Classes:
+    """Which class a label is: by its text, and where all classes are numbers by its value (1.0 is 1)."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.by_text = {name: index for index, name in enumerate(names)}
+        values = [_number(name) for name in names]
+        are_numbers = None not in values and len(set(values)) == len(values)
+        self.by_value = {value: n for n, value in enumerate(values)} if are_numbers else {}
+
+    def index(self, cell: str) -> int:
+        """From 0; -1: it is none of them."""
+        found = self.by_text.get(cell)
+        return self.by_value.get(_number(cell), -1) if found is None else found
+
+
+class _Unusable:
+    """The cells of a file that are no numbers: the first ones are named, all are counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.named: list[str] = []
+        self.public = ""
+
+    def add(self, line: int, cells: Sequence[str], wanted: Sequence[tuple[int, str, str]]) -> None:
+        """Note what a row has of them. Args: ``wanted``: where each feature is, its name, and that for others."""
+        for place, name, public in wanted:
+            cell = cells[place]
+            if _number(cell) is not None:
+                continue
+            self.count += 1
+            if len(self.named) < _NAMED:
+                what = "not a finite float32" if _is_float(cell) else "not a number"
+                self.named.append(f"line {line}, column {name}: {cell!r} is {what}")
+                self.public = self.public or f"line {line}, {public}: {what}"
+
+    def check(self) -> None:
+        """Raises DataError if there are any."""
+        if not self.count:
+            return
+        count = f"; {self.count} such cells in all" if self.count > 1 else ""
+        raise DataError(
+            str(self.path),
+            f"{'; '.join(self.named)}{count}. csv reads numbers with a decimal point: fill in what is "
+            "missing, and write 0 and 1 for words, or leave the column out of task.features",
+            public=f"{self.public}{count}",
+        )
+
+
 def _layers(sizes: list[int]) -> nn.Sequential:
     """Linear layers of these sizes, with ReLU between them."""
     layers: list[nn.Module] = []
@@ -315,7 +367,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if len(row) != width:
                     raise DataError(
                         str(path),
-                        f"line {reader.line_num}: {len(row)} cells, and the header has {width}",
+                        f"line {reader.line_num}: {len(row)} cells, and the header has {width}; a cell "
+                        "with a comma in it needs quotes, and decimals a point",
                         public=True,
                     )
                 yield reader.line_num, [cell.strip() for cell in row]
@@ -338,42 +391,58 @@ def _column(path: Path, name: str) -> list[str]:
             f"has no column {name} (task.owner); its columns: {', '.join(header)}",
             public=f"has no column {name} (task.owner)",
         )
+    _check_once(path, header, name, " (task.owner)")
     at = header.index(name)
     return [cells[at] for _, cells in islice(_rows(path), 1, None)]
 
 
 def _positions(path: Path, header: list[str], features: list[str], label: str) -> dict[str, int]:
-    if label not in header:
+    separator = next((mark for mark in _SEPARATORS if mark in header[0]), "")
+    if label not in header and len(header) == 1 and separator:
         raise DataError(
             str(path),
-            f"has no label column {label} (task.label); its columns: {', '.join(header)}",
-            public=f"has no column {label} (task.label)",
+            f"its cells are separated by {separator!r}; csv reads commas: save it with commas, and "
+            "decimals with a point",
+            public="its cells are not separated by commas",
         )
-    missing = [name for name in features if name not in header]
-    if missing:
-        raise DataError(
-            str(path),
-            f"has no column {missing[0]} (task.features); its columns: {', '.join(header)}",
-            public=f"has no column {missing[0]} (task.features)",
-        )
+    wanted = [(name, "task.features") for name in features]
+    for name, field in [(label, "task.label"), *wanted]:
+        if name not in header:
+            kind = "label column" if field == "task.label" else "column"
+            raise DataError(
+                str(path),
+                f"has no {kind} {name} ({field}){nearest(name, header)}; its columns: {', '.join(header)}",
+                public=f"has no column {name} ({field})",
+            )
+        _check_once(path, header, name, f" ({field})")
     return {name: header.index(name) for name in (*features, label)}
 
 
-def _number(path: Path, line: int, column: str, cell: str, public: str) -> float:
-    """Args: ``public``: the column, as others may read it."""
+def _check_once(path: Path, header: list[str], name: str, field: str) -> None:
+    """Raises DataError if a column is there twice: nobody could say which of them is meant."""
+    places = [str(index) for index, one in enumerate(header, 1) if one == name]
+    if len(places) > 1:
+        where = f"as columns {', '.join(places)}"
+        raise DataError(
+            str(path),
+            f"has {name}{field} more than once, {where}; rename or remove one",
+            public=f"has a column{field} more than once, {where}; rename or remove one",
+        )
+
+
+def _number(cell: str) -> float | None:
+    """A cell as a number that float32 can hold; None: it is none."""
     try:
         value = float(cell)
     except ValueError:
-        raise DataError(
-            str(path),
-            f"line {line}, column {column}: {cell!r} is not a number",
-            public=f"line {line}, {public}: not a number",
-        ) from None
-    # False for NaN too.
-    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
-        raise DataError(
-            str(path),
-            f"line {line}, column {column}: {cell!r} is not a finite float32",
-            public=f"line {line}, {public}: not a finite float32",
-        )
-    return value
+        return None
+    # False for NaN too. Python takes 1_000 for a thousand; in a table it is a mistake, or a name.
+    return value if -_FLOAT32_MAX <= value <= _FLOAT32_MAX and "_" not in cell else None
+
+
+def _is_float(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell

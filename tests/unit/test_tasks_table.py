@@ -195,6 +195,24 @@ HEADER = "age,sick,marker,constant\n"
         (HEADER + "1,yes,2,1e39\n", "line 2, column constant: '1e39' is not a finite"),
         (HEADER + "1,maybe,2,3\n", "line 2: sick is 'maybe', and not one of task.classes: no, yes"),
         (HEADER + "1,yes,2\n", "line 2: 3 cells, and the header has 4"),
+        (HEADER + "1_000,yes,2,3\n", "line 2, column age: '1_000' is not a number"),
+        (HEADER + '1,yes,"2,5",3\n', "'2,5' is not a number.* with a decimal point"),
+        (
+            HEADER + "1,yes,m,3\n" + "2,yes,,x\n" + "3,no,f,4\n" * 7,
+            "line 2, .* 'm' .*line 3, .* '' .*line 3, .* 'x' is not a number; 10 such cells in all.*fill in",
+        ),
+        (HEADER + "1,yes,2,3,5\n", "5 cells, and the header has 4; a cell with a comma"),
+        ("age;sick;marker;constant\n1;yes;2;3\n", "separated by ';'; csv reads commas"),
+        ("age\tsick\tmarker\tconstant\n1\tyes\t2\t3\n", "separated by .*t'; csv reads commas"),
+        ("age,sick,Marker,constant\n1,yes,2,3\n", "no column marker .*did you mean Marker"),
+        (
+            "age,sick,marker,marker,constant\n1,yes,2,9,3\n",
+            "has marker .task.features. more than once, as columns 3, 4; rename",
+        ),
+        (
+            "age,sick,marker,constant,sick\n1,yes,2,3,no\n",
+            "has sick .task.label. more than once, as columns 2, 5",
+        ),
         (HEADER, "no rows"),
         ("", "is empty"),
         (HEADER + "1,y\xe9s,2,3\n", "not a CSV file in UTF-8"),
@@ -223,6 +241,46 @@ def test_no_choice_of_classes_tells_which_row_has_a_label(folder):
     assert {told(classes, features="age") for classes in ("a,b", "a,c", "x,y")} == {wrong_label}
     wrong_cell = "line 4, column 3 (task.features: marker): not a number"
     assert {told(classes) for classes in ("a,b", "b,c", "a,b,c")} == {wrong_cell}
+
+
+def test_columns_that_are_not_used_may_be_there_twice(folder):
+    (folder / "train.csv").write_text("age,x,sick,marker,constant,x\n1,a,yes,2,3,b\n")
+    task = task_of(folder)
+    assert task.client_data(context_of(task)).train.tensors[0].tolist() == [[1.0, 2.0, 3.0]]
+    for options, words in (
+        ({"features": ""}, r"has x \(task.features\)"),
+        ({"owner": "x"}, r"has x \(task.owner\)"),
+    ):
+        task = task_of(folder, **options)
+        with pytest.raises(DataError, match=f"{words} more than once"):
+            task.client_data(context_of(task))
+
+
+def test_labels_that_are_numbers_are_read_as_such(folder):
+    # A table that once lacked a label was written with 1.0 for 1.
+    def labels(classes, cells):
+        (folder / "train.csv").write_text(HEADER + "".join(f"1,{c},2,3\n" for c in cells))
+        task = task_of(folder, classes=classes)
+        data = task.client_data(context_of(task))
+        return data.train.tensors[1].tolist() + data.validation.tensors[1].tolist()
+
+    assert sorted(labels("0,1", ["1.0", "0", "1", "0.00", "01"])) == [0, 0, 1, 1, 1]
+    assert labels("-1,1", ["+1"]) == [1]
+    # Where two classes are the same number, or one is none, the text counts.
+    assert sorted(labels("1,01", ["01", "1"])) == [0, 1]
+    for classes, cell in (("1,01", "1.0"), ("1,no", "1.0"), ("0,1", "0.5"), ("0,1", "")):
+        with pytest.raises(DataError, match=r"not one of task\.classes"):
+            labels(classes, [cell])
+
+
+def test_what_is_told_of_unusable_cells_quotes_none(folder):
+    (folder / "train.csv").write_text(HEADER + "1,yes,secret,3\n2,no,secret,private\n")
+    task = task_of(folder)
+    with pytest.raises(DataError) as caught:
+        task.client_data(context_of(task))
+    assert caught.value.public == (
+        "line 2, column 3 (task.features: marker): not a number; 3 such cells in all"
+    )
 
 
 def test_missing_file_is_named(tmp_path):
