@@ -273,7 +273,11 @@ def element_round(element: Bytes) -> int:
 
 
 def unpack(
-    element: Bytes, *, max_header_bytes: int = MAX_HEADER_BYTES, max_body_bytes: int
+    element: Bytes,
+    *,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+    max_body_bytes: int,
+    is_whole: bool = False,
 ) -> tuple[Header, memoryview]:
     """
     Decode an element up to its body, whose digest and numbers are left to ``check_body`` and on.
@@ -282,6 +286,7 @@ def unpack(
         element: Bytes from anywhere.
         max_header_bytes: Cap of the header.
         max_body_bytes: Cap of the body, inline or in chunks.
+        is_whole: The body follows the header, also of an element that travelled in chunks.
 
     Returns:
         The header, every field checked, and a view of the inline body (empty when there is none).
@@ -304,7 +309,7 @@ def unpack(
         raise BlobError(f"header is of round {header.round}, its prefix of round {number}")
     if header.body_bytes > max_body_bytes:
         raise BlobError(f"body has {header.body_bytes} bytes, more than {max_body_bytes}")
-    inline_bytes = 0 if header.chunk_bytes else header.body_bytes
+    inline_bytes = 0 if header.chunk_bytes and not is_whole else header.body_bytes
     if len(body) != inline_bytes:
         raise BlobError(f"{len(body)} bytes follow the header, not {inline_bytes}")
     return header, body

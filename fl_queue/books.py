@@ -70,12 +70,13 @@ class Books:
             self._store.control.write_receipt(self._run, self._number, client, receipt, self._fence)
 
     def write_late(
-        self, header: Header, who: str, status: Verdict = "late", reason: str = ""
+        self, header: Header, who: str, key: str, status: Verdict = "late", reason: str = ""
     ) -> None:
         """
         The same of an element whose round has ended; none of one that a later round has merged.
 
         Args:
+            key: Fingerprint of the key that signed it.
             status, reason: Another verdict than that its round had ended.
         """
         if was_merged(self._store, self._run, header):
@@ -94,7 +95,7 @@ class Books:
             elif own.client in cohort:
                 told = True
                 if self.is_news(own.client, status, number):
-                    receipt = receipt_of(own, status, reason)
+                    receipt = receipt_of(own, status, reason, key)
                     self._store.control.write_receipt(self._run, number, own.client, receipt, None)
         self.rejected.count(who, reason, "" if told else status, number)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fl_queue import blob, signing
+from fl_queue import blob, operatorkey, signing
 from fl_queue.errors import BlobError
 from fl_queue.header import MAX_HEADER_BYTES, Header
 from fl_queue.records import Enrolment
+from fl_queue.signing import Sealed
 from fl_queue.store import Control
 
 LARGEST_MODEL_BYTES = 64 * 1024**3
@@ -35,11 +36,23 @@ class Forged(BlobError):
 
 
 class Opened(NamedTuple):
-    """An element whose sender is who it says. ``enrolment``: None when that one is not enrolled."""
+    """
+    An element whose sender is who it says.
+
+    Args:
+        enrolment: The sender's; None when it is not enrolled.
+        sealed: The envelope, which is signed with the key of the enrolment; None without one.
+    """
 
     header: Header
     body: memoryview
     enrolment: Enrolment | None
+    sealed: Sealed | None = None
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the key that signed it; empty: it is not signed."""
+        return operatorkey.fingerprint(self.enrolment.key) if self.enrolment is not None else ""
 
 
 class Gate:
@@ -90,7 +103,7 @@ class Gate:
             raise Forged(header.client, reason, signer)
         if header.run != self._run:
             raise Forged(signer, f"it is of run {header.run}", signer)
-        return Opened(header, body, enrolment)
+        return Opened(header, body, enrolment, sealed)
 
     def _unsigned(self, element: bytes) -> Opened:
         longest = _GLANCE_BYTES if self._required else MAX_HEADER_BYTES

@@ -30,7 +30,7 @@ from fl_queue.blob import Bytes
 from fl_queue.books import Books
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
-from fl_queue.gate import Forged, Gate
+from fl_queue.gate import Forged, Gate, Opened
 from fl_queue.header import Header
 from fl_queue.late import receipt_of
 from fl_queue.merge import Added, Merge
@@ -73,8 +73,6 @@ class Intake:
         self._room = store.data.room(config.redis["unmerged_bytes"])
         required = store.control.pins.required(run, config.security["require_enrolment"])
         self._gate = Gate(store.control, run, required)
-        #: Client -> largest number of examples it was enrolled with; 0: any.
-        self._most_examples: dict[str, int] = {}
         self._whole = bytearray()  # The update being looked at; the same memory for each.
         self.manifest = store.control.manifest(run)
         self.merge: Merge | None = None
@@ -111,7 +109,7 @@ class Intake:
     def look_at(self, element: bytes) -> bool:
         """Decide on the next element: write its receipt, and add it to the sum if it is good."""
         try:
-            header, body, enrolment = self._gate.open(element)
+            opened = self._gate.open(element)
         except Forged as exc:
             self.books.write_forged(exc)
             self.taken.refuse(None)
@@ -120,19 +118,19 @@ class Intake:
             self.books.rejected.count(rejected.UNKNOWN, exc.reason, "invalid")
             self.taken.refuse(None)
             return False
+        header, enrolment = opened.header, opened.enrolment
         who = rejected.sender(header.client, header.client if enrolment is not None else "")
         if enrolment is not None:
-            self._most_examples[header.client] = enrolment.max_examples
             self.books.know(header.client)
         if header.round == self.number or self._is_carried(header):
-            return self._decide(header, body, who)
+            return self._decide(opened, who)
         if header.round > self.number:
             self._check_open()  # When our round has ended, this one is somebody else's.
             reason = f"{header.client}: round {header.round} has not been opened"
             self.books.rejected.count(who, reason, "invalid")
             self.taken.refuse(None)
         else:
-            self._refuse_past(header, who)
+            self._refuse_past(header, who, opened.key)
             self.taken.refuse(header)
         return False
 
@@ -147,11 +145,12 @@ class Intake:
         self.books.rejected.flush()
         self._gate.forget()
 
-    def _decide(self, header: Header, body: memoryview, who: str) -> bool:
+    def _decide(self, opened: Opened, who: str) -> bool:
         """The same of an element of our round that is from whom it says."""
+        header = opened.header
         try:
             look = self._look_at_group if header.kind == "group" else self._look_at_one
-            is_in = look(header, body, who)
+            is_in = look(opened, who)
         except ChunksMissing as exc:
             # A new attempt of the client's job pushes them again; one that has not begun will, anyway.
             self.ask_again(header.client, unless_queued=True)
@@ -165,8 +164,9 @@ class Intake:
             self.taken.refuse(header)
         return is_in
 
-    def _look_at_one(self, header: Header, body: memoryview, who: str) -> bool:
-        receipt = self._judge(header, body)
+    def _look_at_one(self, opened: Opened, who: str) -> bool:
+        header = opened.header
+        receipt = replace(self._judge(opened), key=opened.key)
         is_first = header.client not in self.receipts
         if header.client in self.books.cohort:
             self._remember(header.client, receipt)
@@ -181,22 +181,23 @@ class Intake:
             return False
         return flight.begun(self.round, header.client).round == header.round
 
-    def _refuse_past(self, header: Header, who: str) -> None:
-        """An element whose round has ended, or whose job was given up."""
+    def _refuse_past(self, header: Header, who: str, key: str) -> None:
+        """An element whose round has ended, or whose job was given up. Args: ``key``: as in its receipt."""
         age = self.round.base_version - header.base_version
         most = self.config.round["max_staleness"]
         if self.round.is_async and age > most:
             reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
-            self.books.write_late(header, who, "stale", reason)
+            self.books.write_late(header, who, key, "stale", reason)
         else:
-            self.books.write_late(header, who)
+            self.books.write_late(header, who, key)
 
-    def _look_at_group(self, header: Header, body: memoryview, who: str) -> bool:
+    def _look_at_group(self, opened: Opened, who: str) -> bool:
         """Decide on the updates of several virtual clients, which came as their sum: all or none."""
+        header = opened.header
         try:
             self._check_group(header)
             again = self._again(header)
-            receipts = again or self._add_group(header, body)
+            receipts = again or self._add_group(header, opened.body)
         except ChunksMissing:
             raise
         except BlobError as exc:
@@ -280,8 +281,9 @@ class Intake:
         if known is None or (not known.is_in and (receipt.answers or not known.answers)):
             self.receipts[client] = receipt
 
-    def _judge(self, header: Header, body: memoryview) -> Receipt:
+    def _judge(self, opened: Opened) -> Receipt:
         """The receipt of an element of this round; ChunksMissing when its chunks are not there."""
+        header = opened.header
         known = self.receipts.get(header.client)
         if header.run != self.run:
             return receipt_of(header, "invalid", f"it is of run {header.run}")
@@ -299,13 +301,14 @@ class Intake:
         if header.kind == "failure":
             return receipt_of(header, "failed", header.reason)
         try:
-            return self._accept(header, body)
+            return self._accept(opened)
         except ChunksMissing:
             raise
         except BlobError as exc:
             return receipt_of(header, "invalid", exc.reason)
 
-    def _accept(self, header: Header, body: memoryview) -> Receipt:
+    def _accept(self, opened: Opened) -> Receipt:
+        header = opened.header
         wanted = _WANTED[self.round.purpose]
         if header.kind != wanted:
             raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
@@ -313,25 +316,29 @@ class Intake:
         metrics.check(header.train_metrics)
         added = Added(0)
         if header.kind == "update":
-            added = self._add(header, body)
+            added = self._add(opened)
         elif header.kind == "model":
             if self.initial is not None:
                 raise BlobError("another one of those who were asked has made version 0 already")
-            self._take_initial(header, body)
+            self._take_initial(header, opened.body)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
         staleness = self.round.base_version - header.base_version
         return replace(_with(receipt_of(header, "received", ""), added), staleness=staleness)
 
-    def _add(self, header: Header, body: memoryview) -> Added:
+    def _add(self, opened: Opened) -> Added:
         """Validate an update and add it to the exact sum."""
         assert self.merge is not None
+        header, enrolment = opened.header, opened.enrolment
         self.merge.check(header)
-        whole = self._body(header, body)
-        most = self._most_examples.get(header.client, 0)
+        whole = self._body(header, opened.body)
+        most = enrolment.max_examples if enrolment is not None else 0
         added = self.merge.add(header, whole, most, self.round.base_version - header.base_version)
         if self.config.model["keep_updates"]:
-            kept.write(self.state_dir, header, whole, self.number)
+            proof = None
+            if opened.sealed is not None and enrolment is not None:
+                proof = kept.Proof(opened.sealed, enrolment)
+            kept.write(self.state_dir, header, whole, self.number, proof)
         return added
 
     def _take_initial(self, header: Header, body: memoryview) -> None:

@@ -21,8 +21,8 @@ from fl_queue.store import RunState, Store
 _AT_ONCE_S = 0.5
 
 
-def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
-    """What is recorded of an element."""
+def receipt_of(header: Header, status: Verdict, reason: str, key: str = "") -> Receipt:
+    """What is recorded of an element. Args: ``key``: fingerprint of the key that signed it."""
     received = status == "received"
     return Receipt(
         status=status,
@@ -35,16 +35,22 @@ def receipt_of(header: Header, status: Verdict, reason: str) -> Receipt:
         environment=header.environment,
         train_s=header.train_s,
         nbytes=header.body_bytes,
+        key=key,
     )
 
 
-def record(store: Store, run: str, header: Header) -> None:
-    """Write the receipts of a late element; one that was received in time keeps its own."""
+def record(store: Store, run: str, header: Header, key: str = "") -> None:
+    """
+    Write the receipts of a late element; one that was received in time keeps its own.
+
+    Args:
+        key: Fingerprint of the key that signed it.
+    """
     if was_merged(store, run, header):
         return
     current = store.control.round(run, header.round)
     for own, _, _ in group.headers(header):
-        receipt = receipt_of(own, "late", f"round {header.round} had ended")
+        receipt = receipt_of(own, "late", f"round {header.round} had ended", key)
         if current is None:
             store.control.count_late(run, header.round, own.client)
         elif own.client in current.cohort:
@@ -84,13 +90,14 @@ def drain(store: Store, state: RunState) -> int:
                 required = store.control.pins.required(state.run_id, said)
                 gate = Gate(store.control, state.run_id, required)
             gate.forget()
-            header = gate.open(element).header
+            opened = gate.open(element)
+            header = opened.header
             if header.round > state.round:
                 again = store.control.run(state.run_id)
                 if again is None or again.active:
                     break  # Somebody has started the run again since we looked.
                 raise BlobError(f"{header.client}: round {header.round} has not been opened")
-            record(store, state.run_id, header)
+            record(store, state.run_id, header, opened.key)
             drop_chunks(store, state.run_id, header)
             sent = outbox.permission(header.token, header.body_bytes)
             store.data.dismiss(state.run_id, [(header.client, sent)])

@@ -142,6 +142,10 @@ class Pins:
             for client in sorted(known)
         }
 
+    def is_signed(self, client: str, enrolment: Enrolment) -> bool:
+        """Whether the operator has signed an enrolment, now or earlier. Raises ConfigError."""
+        return self._is_signed(client, enrolment)
+
     def unsigned(self, client: str, raw: bytes) -> Enrolment | None:
         """An entry that is neither pinned nor signed with the key of this machine; None of others, and of garbage."""
         found = _parsed(raw)

@@ -212,6 +212,7 @@ class Receipt:
         environment: Versions, device, threads, instruction set, task code digest.
         train_s: Seconds it trained, by its own clock.
         nbytes: Bytes of the body.
+        key: Fingerprint of the key that signed it; empty: it was not signed.
     """
 
     status: Verdict
@@ -229,6 +230,7 @@ class Receipt:
     environment: Mapping[str, Any] = field(default_factory=dict)
     train_s: float = 0.0
     nbytes: int = 0
+    key: str = ""
 
     @property
     def is_in(self) -> bool:
@@ -403,6 +405,7 @@ class RoundRecord:
         staleness: Client -> staleness of its accepted update.
         counted: Client -> what its update counts in the divisor of the mean.
         discount: What staleness does to weights, see ``staleness.Discount``.
+        keys: Client -> fingerprint of the key that signed its accepted update; none of unsigned ones.
     """
 
     round: int
@@ -442,6 +445,7 @@ class RoundRecord:
     counted: dict[str, int] = field(default_factory=dict)
     discount: dict[str, Any] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return dumps(asdict(self))

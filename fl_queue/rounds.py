@@ -202,6 +202,7 @@ def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRec
         rejected={client: f"{found.status}: {found.reason}" for client, found in bad.items()},
         missing=[client for client in base.missing if client not in receipts],
         client_validation={client: dict(found.metrics) for client, found in good.items()},
+        keys={client: found.key for client, found in good.items() if found.key},
     )
 
 

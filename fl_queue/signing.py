@@ -130,6 +130,13 @@ def opened(element: bytes | memoryview) -> Sealed | None:
     return Sealed(signer, bytes(whole[start + size : end]), whole[end:])
 
 
+def head_of(sealed: Sealed) -> bytes:
+    """An envelope and the header of its element, without the body: all that the signature is about."""
+    name = sealed.signer.encode()
+    header = sealed.element[: _head_bytes(sealed.element)]
+    return b"".join((SEALED, bytes([len(name)]), name, sealed.signature, header))
+
+
 def is_signed_by(sealed: Sealed, public: str) -> bool:
     """Whether an envelope carries the signature of its signer, whose public key this is."""
     return _verified(public, sealed.signature, _signed(sealed.signer, sealed.element))
@@ -152,8 +159,12 @@ def _verified(public: str, signature: bytes, content: bytes) -> bool:
 
 def _signed(signer: str, element: bytes | memoryview) -> bytes:
     whole = memoryview(element)
-    header_bytes = int.from_bytes(whole[_PREFIX_BYTES - 4 : _PREFIX_BYTES], "little")
-    return b"".join((_PURPOSE, signer.encode(), b"\0", whole[: _PREFIX_BYTES + header_bytes]))
+    return b"".join((_PURPOSE, signer.encode(), b"\0", whole[: _head_bytes(whole)]))
+
+
+def _head_bytes(element: memoryview) -> int:
+    """Bytes of an element's prefix and header."""
+    return _PREFIX_BYTES + int.from_bytes(element[_PREFIX_BYTES - 4 : _PREFIX_BYTES], "little")
 
 
 def _secret(text: str) -> bytes:

@@ -1,21 +1,22 @@
 """
-Recomputing a round from its kept updates, and comparing digests.
+Recomputing a round from its kept updates, and comparing digests; and checking who has signed these updates.
 
 The model is a function of base, cohort and accepted set; the history records all three. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from fl_queue import blob, kept, models, rebase
+from fl_queue import blob, kept, models, operatorkey, rebase, signing
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, RunStateError
+from fl_queue.kept import Kept
 from fl_queue.merge import Merge
-from fl_queue.records import RoundRecord
+from fl_queue.records import Enrolment, RoundRecord
 from fl_queue.runs import current_config
 from fl_queue.staleness import Discount
 from fl_queue.store import RunState, Store
@@ -29,18 +30,86 @@ class Verdict:
     One round's verification.
 
     Args:
-        result: ``same``; ``different``: the recomputed digest is another one; ``unknown``: what it
-            takes is not there any more.
-        reason: Says why, for the last two.
+        result: ``same``; ``different``: the recomputed digest is another one; ``forged``: a kept update
+            is not signed by the client whose it should be; ``unknown``: what it takes is not there any more.
+        reason: Says why, for the last three.
         recomputed: Digest of the recomputed version; empty when unknown.
+        signed: Clients whose signature holds, sorted.
+        unsigned: Clients whose update was kept without a signature, sorted: it was not signed, or kept by a
+            release that kept none.
+        unproven: Client -> why nobody can tell whether its signature holds.
+        forged: Client -> what is wrong with its signature.
     """
 
     round: int
     version: int
-    result: Literal["same", "different", "unknown"]
+    result: Literal["same", "different", "forged", "unknown"]
     digest: str
     recomputed: str = ""
     reason: str = ""
+    signed: Sequence[str] = ()
+    unsigned: Sequence[str] = ()
+    unproven: Mapping[str, str] = field(default_factory=dict)
+    forged: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def signatures(self) -> str:
+        """What was found of the signatures, in words."""
+        parts = [f"{len(self.signed)} signatures hold"] if self.signed else []
+        if self.unsigned:
+            parts.append(f"{len(self.unsigned)} updates were kept without a signature")
+        parts += [f"{client}: {why}" for client, why in self.unproven.items()]
+        return ", ".join(parts) or "no signature was checked"
+
+
+class Signatures:
+    """
+    Who has signed the updates of a round.
+
+    Args:
+        store: Knows who is enrolled, and with which keys.
+        record: Of the round.
+    """
+
+    def __init__(self, store: Store, record: RoundRecord) -> None:
+        self._control, self._record = store.control, record
+        self.signed: list[str] = []
+        self.unsigned: list[str] = []
+        self.unproven: dict[str, str] = {}
+        self.forged: dict[str, str] = {}
+
+    def check(self, client: str, found: Kept) -> None:
+        """Look at one kept update. Raises ConfigError: the operator's key, or a pin, cannot be used."""
+        recorded = self._record.keys.get(client, "")
+        if found.proof is None:
+            if recorded:
+                self.forged[client] = f"its signature is gone; it was signed with key {recorded}"
+            else:
+                self.unsigned.append(client)
+            return
+        sealed, enrolment = found.proof
+        name = operatorkey.fingerprint(enrolment.key)
+        if sealed.signer != client or not signing.is_signed_by(sealed, enrolment.key):
+            self.forged[client] = f"it is not signed with key {name}"
+        elif name != recorded:
+            self.forged[client] = (
+                f"it is signed with key {name}, and {recorded or 'none'} is in the history"
+            )
+        elif self._is_of(client, enrolment):
+            self.signed.append(client)
+        elif enrolment.signature:
+            self.forged[client] = f"the operator has not enrolled it with key {name}"
+        else:
+            self.unproven[client] = (
+                f"it is signed with key {name}, which is not its key now, and whose enrolment was not signed"
+            )
+
+    def _is_of(self, client: str, enrolment: Enrolment) -> bool:
+        """Whether a client is, or was once, enrolled with a key."""
+        known = self._control.enrolment(client)
+        if known is not None and known.key == enrolment.key:
+            return True
+        return self._control.pins.is_signed(client, enrolment)
 
 
 def verify(
@@ -84,16 +153,36 @@ def _verify(
     if not config.model["keep_updates"]:
         reason = "its updates were not kept; set model.keep_updates = true"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
+    signatures, found = Signatures(store, record), Verdict(record.round, version, "same", digest)
     try:
-        recomputed = recompute(store, state.run_id, state_dir, record, config, strategy_allow)
+        recomputed = recompute(
+            store, state.run_id, state_dir, record, config, strategy_allow, signatures
+        )
     except (CheckpointError, DataError, ConfigError) as exc:
-        return Verdict(record.round, version, "unknown", digest, reason=str(exc))
+        found = replace(found, result="unknown", reason=str(exc))
     except BlobError as exc:
-        return Verdict(record.round, version, "different", digest, reason=exc.reason)
-    if recomputed == digest:
-        return Verdict(record.round, version, "same", digest, recomputed)
-    reason = "these updates and this base make another model"
-    return Verdict(record.round, version, "different", digest, recomputed, reason)
+        found = replace(found, result="different", reason=exc.reason)
+    else:
+        found = replace(found, recomputed=recomputed)
+        if recomputed != digest:
+            reason = "these updates and this base make another model"
+            found = replace(found, result="different", reason=reason)
+    return _with_signatures(found, signatures)
+
+
+def _with_signatures(found: Verdict, signatures: Signatures) -> Verdict:
+    whole = replace(
+        found,
+        signed=signatures.signed,
+        unsigned=signatures.unsigned,
+        unproven=signatures.unproven,
+        forged=signatures.forged,
+    )
+    if not signatures.forged:
+        return whole
+    lines = [f"{client}: {why}" for client, why in signatures.forged.items()]
+    reason = "; ".join([*lines, *([found.reason] if found.reason else [])])
+    return replace(whole, result="forged", reason=reason)
 
 
 def recompute(
@@ -102,7 +191,8 @@ def recompute(
     state_dir: Path,
     record: RoundRecord,
     config: RunConfig,
-    strategy_allow: Sequence[str] = (),
+    strategy_allow: Sequence[str],
+    signatures: Signatures,
 ) -> str:
     """
     Digest of the version that a round's base and accepted updates make.
@@ -110,6 +200,7 @@ def recompute(
     Args:
         config: The one that was in force.
         strategy_allow: Own strategies that may be loaded.
+        signatures: Learns of each update who has signed it.
 
     Raises:
         CheckpointError: The base is not there any more.
@@ -127,7 +218,9 @@ def recompute(
     folder = state_dir / "gathered"
     merge = Merge.of_round(manifest, config, record.scales, w_max, folder, record.discount)
     for client, digest in sorted(record.accepted.items()):
-        header, body = kept.read(state_dir, run, record.round, client, digest)
+        update = kept.read(state_dir, run, record.round, client, digest)
+        signatures.check(client, update)
+        header, body = update.header, update.body
         merge.check(header)
         recorded, staleness = record.weights[client], record.base_version - header.base_version
         if staleness != record.staleness.get(client, 0):

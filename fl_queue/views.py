@@ -246,6 +246,7 @@ def _from_history(
                 clipped=client in record.clipped,
                 staleness=record.staleness.get(client, 0),
                 metrics=record.client_validation.get(client, {}),
+                key=record.keys.get(client, ""),
             )
             return {client: asdict(receipt)}
         if client in record.rejected:

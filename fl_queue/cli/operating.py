@@ -130,8 +130,9 @@ def verify_command(
     """
     Recompute rounds of RUN; compare digests.
 
-    From kept updates: needs model.keep_updates = true, and the --state-dir of the aggregator. Exits with 4 when a
-    digest differs, with 3 when none could be recomputed.
+    From kept updates: needs model.keep_updates = true, and the --state-dir of the aggregator. Checks the signature
+    of each kept update, too. Exits with 4 when a digest differs or a signature does not hold, with 3 when no round
+    could be recomputed.
     """
     store = where.open()
     state = runs.find_run(store, run)
@@ -141,10 +142,16 @@ def verify_command(
         if not as_json:
             tail = f": {verdict.reason}" if verdict.reason else ""
             say(
-                f"round {verdict.round}, version {verdict.version}, digest {verdict.digest[:16]}: {verdict.result}{tail}"
+                f"round {verdict.round}, version {verdict.version}, digest {verdict.digest[:16]}: "
+                f"{verdict.result}, {verdict.signatures}{tail}"
             )
     if as_json:
         write_json([asdict(verdict) for verdict in verdicts])
+    if forged := [str(verdict.round) for verdict in verdicts if verdict.result == "forged"]:
+        raise RunFailed(
+            state.name,
+            f"signatures do not hold in rounds {', '.join(forged)}: see above whose",
+        )
     different = [str(verdict.round) for verdict in verdicts if verdict.result == "different"]
     if different:
         raise RunFailed(
