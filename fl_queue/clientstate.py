@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,11 +54,13 @@ class Kept:
         state: Name -> tensor name -> array; empty: there is none.
         note: What the receipt says of it.
         is_missing: Whether there should have been a state.
+        is_lost: Whether that is the strategy's, of which the server still has this client's share.
     """
 
     state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     note: str = ""
     is_missing: bool = False
+    is_lost: bool = False
 
 
 def layout(states: Mapping[str, Manifest]) -> Manifest:
@@ -145,6 +147,33 @@ def load(
         log.warning("run=%s client=%s %s", run, client, exc)
         return Kept(note=f"{note} ({exc.public})", is_missing=True)
     return Kept(state, f"of round {accepted.round}")
+
+
+def still_counts(
+    kept: Kept, accepted: Accepted | None, since: int, states: Collection[str], own: Collection[str]
+) -> Kept:
+    """
+    What is of use of a state.
+
+    Not the strategy's, where that has been set to zero in a later round, or in that of the state.
+
+    Args:
+        accepted: The client's newest accepted update, whose state it is.
+        since: The round in which it was; 0: never.
+        states: Names of what a client keeps.
+        own: Those of the strategy.
+    """
+    if accepted is None or not own:
+        return kept
+    if accepted.round > since:
+        return replace(kept, is_lost=kept.is_missing)
+    others = set(states) - set(own)
+    said = f"zero again since round {since}, where a client had lost its state"
+    return Kept(
+        {name: arrays for name, arrays in kept.state.items() if name in others},
+        f"{said}; else {kept.note}" if others else said,
+        kept.is_missing and bool(others),
+    )
 
 
 def _adopt(place: Path, sources: Iterable[Path]) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from fl_queue import flight, metrics, rounds
+from fl_queue import diagnose, flight, metrics, rounds
 from fl_queue.config import RunConfig
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt, RoundRecord
 from fl_queue.rounds import Ending
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy, client_layouts
-
-#: Clients that an event names.
-_NAMED = 8
 
 
 def record_of(
@@ -51,15 +48,16 @@ def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Recei
     ]
 
 
-def capped_event(record: RoundRecord, config: RunConfig) -> dict[str, object]:
-    """The event of weights that were capped."""
-    more = f" and {len(record.capped) - _NAMED} more" if len(record.capped) > _NAMED else ""
-    most = config.aggregation["max_examples"]
-    reason = (
-        f"{', '.join(record.capped[:_NAMED])}{more} told more examples than count: "
-        f"aggregation.max_examples = {most}, or what they are enrolled with"
-    )
-    return {"event": "weights_capped", "round": record.round, "reason": reason}
+def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]]:
+    """What an operator has to know of a round that has been committed."""
+    if record.outcome != "committed":
+        return
+    if record.capped:
+        most = config.aggregation["max_examples"]
+        reason = f"{diagnose.capped(record)}: aggregation.max_examples = {most}, or what they are enrolled with"
+        yield {"event": "weights_capped", "round": record.round, "reason": reason}
+    if record.state_lost:
+        yield {"event": "client_state_lost", "round": record.round, "reason": diagnose.lost(record)}
 
 
 def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:

@@ -347,8 +347,8 @@ class Collector:
             )
         log.info("run=%s round=%s %s: %s", self.run, self.number, ending.outcome, ending.reason)
         faults.reach("round.committed")
-        if record.capped:
-            self.store.control.add_event(self.run, closing.capped_event(record, self.config))
+        for event in closing.events(record, self.config):
+            self.store.control.add_event(self.run, event)
         # The next round is opened first: its clients train while this one is cleaned up.
         rounds.advance(self.store, self.run)
         faults.reach("round.advanced")
@@ -432,6 +432,7 @@ class Collector:
             ),
             incarnation=self.token,
             signature=signature,
+            begins_anew=self.intake.merge is not None and self.intake.merge.begins_anew,
         )
 
     def _make(self, record: RoundRecord) -> Made:

@@ -13,7 +13,7 @@ from fl_queue.errors import BlobError
 from fl_queue.gate import Gate
 from fl_queue.header import Header
 from fl_queue.plain import printable
-from fl_queue.records import Receipt, Refusals, Verdict
+from fl_queue.records import LOST, Receipt, Refusals, Verdict
 from fl_queue.runs import current_config
 from fl_queue.store import RunState, Store
 
@@ -36,6 +36,7 @@ def receipt_of(header: Header, status: Verdict, reason: str, key: str = "") -> R
         train_s=header.train_s,
         nbytes=header.body_bytes,
         key=key,
+        state_lost=LOST in header.scalars,
     )
 
 

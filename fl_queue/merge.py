@@ -18,7 +18,7 @@ from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, Scale
 from fl_queue.gather import Gathered
 from fl_queue.header import Header
-from fl_queue.records import Manifest
+from fl_queue.records import LOST, Manifest
 from fl_queue.staleness import Discount
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import (
@@ -100,6 +100,11 @@ class Merge:
     def count(self) -> int:
         """Updates that were added."""
         return self.total.count if self._all is None else self._all.count
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether a client in the sum has lost its state, so that everybody's becomes zero."""
+        return self.total.scalars.get(LOST, 0) > 0
 
     @property
     def is_resumable(self) -> bool:
@@ -208,6 +213,7 @@ class Merge:
             ValueError: There are too few updates for the strategy.
         """
         views, taken = blob.views(self.manifest, base), strategy or self.strategy
+        facts = replace(facts or Facts(accepted=self.count), begins_anew=self.begins_anew)
         merged = self.total if self._all is None else taken.merged(self._all)
         if stale:
             moved = rebase.shifts(self.manifest, base, older or {}, stale, self.total.divisor)

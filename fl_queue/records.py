@@ -50,6 +50,9 @@ BATCH_NORM = "@batch_norm"
 #: In the environment of a failed answer: what kind of error tells that another try would fail, too.
 CANNOT = "cannot"
 
+#: Scalar of an update, 1: its client has lost what it keeps for the strategy, so the server's state is set to zero.
+LOST = "lost"
+
 #: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
 Sums = Mapping[str, Any]
 
@@ -213,6 +216,7 @@ class Receipt:
         train_s: Seconds it trained, by its own clock.
         nbytes: Bytes of the body.
         key: Fingerprint of the key that signed it; empty: it was not signed.
+        state_lost: Whether its client says that it has lost what it keeps for the strategy.
     """
 
     status: Verdict
@@ -231,6 +235,7 @@ class Receipt:
     train_s: float = 0.0
     nbytes: int = 0
     key: str = ""
+    state_lost: bool = False
 
     @property
     def is_in(self) -> bool:
@@ -406,6 +411,8 @@ class RoundRecord:
         counted: Client -> what its update counts in the divisor of the mean.
         discount: What staleness does to weights, see ``staleness.Discount``.
         keys: Client -> fingerprint of the key that signed its accepted update; none of unsigned ones.
+        state_lost: Clients whose update is accepted and that had lost what they keep for the strategy,
+            sorted: its state is zero again from this round on, at the server and at all clients.
     """
 
     round: int
@@ -446,6 +453,7 @@ class RoundRecord:
     discount: dict[str, Any] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    state_lost: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         return dumps(asdict(self))

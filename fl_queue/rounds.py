@@ -197,6 +197,7 @@ def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRec
         weights={client: found.weight for client, found in good.items()},
         norms={client: found.norm for client, found in good.items() if found.norm is not None},
         clipped=[client for client, found in good.items() if found.clipped],
+        state_lost=[client for client, found in good.items() if found.state_lost],
         staleness={client: found.staleness for client, found in good.items() if is_async},
         counted={client: found.counted for client, found in good.items() if is_async},
         rejected={client: f"{found.status}: {found.reason}" for client, found in bad.items()},

@@ -21,7 +21,7 @@ from fl_queue.blob import little_endian
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.loader import seed_everything
 from fl_queue.personal import Own, check_private, private_names
-from fl_queue.records import Manifest, Sums, TensorSpec
+from fl_queue.records import LOST, Manifest, Sums, TensorSpec
 from fl_queue.reproducible import reproducible
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import LocalRule, Samples, size_of
@@ -179,11 +179,13 @@ class Plan:
         strategy: As the config names it.
         server: What clients fetch of its state: name -> tensor name -> array.
         kept: What the client keeps, of the newest round that accepted its update.
+        has_lost: Whether it has lost that, and has to say so.
     """
 
     strategy: Strategy = field(default_factory=Strategy)
     server: State = field(default_factory=dict)
     kept: State = field(default_factory=dict)
+    has_lost: bool = False
 
     def known(self, task: Task, manifest: Manifest, context: ClientContext) -> Known:
         """What the strategy may know before training."""
@@ -295,6 +297,8 @@ def train_update(
     known = replace(known, steps=rule.steps, change=changes.__getitem__)
     sent = update_manifest(plan.strategy, manifest)
     answer = plan.strategy.answer(known)
+    if plan.has_lost:
+        answer = replace(answer, scalars={**answer.scalars, LOST: 1.0})
     return Trained(
         changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
     )

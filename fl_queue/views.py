@@ -40,6 +40,7 @@ class RunStatus:
         data_server: Why the data server cannot be used; empty: it can.
         config_digest: Of the newest config, which sites may pin, as Redis has it.
         enrolments: What somebody has changed among the enrolments, a line each.
+        notices: Whose weights the newest round has capped, and who had lost its state, a line each.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunStatus:
     data_server: str
     config_digest: str
     enrolments: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def run_status(store: Store, state: RunState, around: Around | None = None) -> R
         data_server=around.data_trouble,
         config_digest=state.config_digest,
         enrolments=around.enrolments,
+        notices=diagnose.notices(store, state),
     )
 
 

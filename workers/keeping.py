@@ -61,19 +61,22 @@ def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     if not layouts:
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
+    accepted = Accepted(*found) if found else None
     backed_up = job.store.control.accepted(job.run, names.in_backup(job.who))
     kept = clientstate.load(
         job.site.client_states,
         job.run,
         job.who,
         job.round.number,
-        Accepted(*found) if found else None,
+        accepted,
         clientstate.layout(layouts),
         _starts_from(layouts),
         # They come from Redis, and name folders here.
         [origin for origin in job.state.restored_from if names.is_run_id(origin)],
         Accepted(*backed_up) if backed_up else None,
     )
+    since, own = job.state.state_since, strategy.client_state
+    kept = clientstate.still_counts(kept, accepted, since, layouts, own)
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
         event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}

@@ -69,7 +69,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
     for entry in found:
         say(f"{entry.name} ({entry.run_id}) {entry.doing}")
         if run:
-            for line in (*entry.waiting_for, *entry.floods):
+            for line in (*entry.waiting_for, *entry.floods, *entry.notices):
                 say(f"  {line}")
             say(f"  config {entry.config_digest}")
     if found and not run:

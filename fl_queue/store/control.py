@@ -396,6 +396,7 @@ class Control(Events):
         keeping: Mapping[str, tuple[int, str]] | None = None,
         incarnation: str = "",
         signature: str = "",
+        begins_anew: bool = False,
     ) -> str:
         """
         Decide a round's outcome, once: the commit script.
@@ -406,6 +407,7 @@ class Control(Events):
             keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
             incarnation: Token that the round was claimed with; empty: of no aggregator.
             signature: The operator's, of the new version; empty: it has none.
+            begins_anew: Whether what the strategy keeps is zero again, with the new version.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
@@ -437,6 +439,7 @@ class Control(Events):
             for client, (began, update) in (keeping or {}).items()
         }
         args += [download, dumps(server_state or {}), dumps(kept), incarnation, signature]
+        args += [int(begins_anew)]
         answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
         return "ok" if answer == "same" else answer
 

@@ -27,6 +27,8 @@ class RunState:
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
     ``config_digest``: of the newest segment of its config, as somebody who watches reads it; nobody relies on it.
+    ``state_since``: the newest round in which a client had lost its state; what clients keep for the strategy
+    counts from later rounds only. 0: none had.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RunState:
     left_out: Mapping[str, str] = field(default_factory=dict)
     not_evaluated: str = ""
     config_digest: str = ""
+    state_since: int = 0
 
     @property
     def active(self) -> bool:
@@ -189,6 +192,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
         not_evaluated=fields.text("not_evaluated", ""),
         reason_at=fields.number("reason_at", 0),
         config_digest=fields.digest("config_digest", ""),
+        state_since=fields.whole("state_since", 0),
     )
 
 

@@ -20,7 +20,7 @@ from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import FINEST, Float64s, Int64s
 from fl_queue.fields import Field, unknown_key
 from fl_queue.gather import Gathered
-from fl_queue.records import EXTRA, Manifest, TensorSpec
+from fl_queue.records import EXTRA, LOST, Manifest, TensorSpec
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536
@@ -81,12 +81,15 @@ class Facts:
         population: Clients there are: ``N``.
         base_population: Clients there were when the base version's state was made; 0: not recorded, taken for
             as many as now.
+        begins_anew: Whether a client has lost its state: that of the server, and so of all clients, is zero
+            before and after this round.
     """
 
     version: int = 1
     accepted: int = 1
     population: int = 1
     base_population: int = 0
+    begins_anew: bool = False
 
     def over_population(self, mean: Float64s) -> Float64s:
         """
@@ -367,7 +370,7 @@ class Strategy:
         beside = {
             name: np.ascontiguousarray(matching(spec, state[name])).reshape(-1)
             for name in self.server_state
-            if state.get(name)
+            if state.get(name) and not facts.begins_anew
         }
         for start in range(0, spec.size, BLOCK):
             part = slice(start, start + BLOCK)
@@ -379,7 +382,8 @@ class Strategy:
             block = Block(x, values, facts, total, spec.name, start)
             new = self.step(block).astype(np.float32)
             for name, sink in sinks.items():
-                sink(block.state[name].astype(np.float32))
+                kept = np.zeros_like(x) if facts.begins_anew else block.state[name]
+                sink(kept.astype(np.float32))
             yield new
 
 
@@ -448,10 +452,13 @@ def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:
     Raises:
         BlobError: Names the scalar.
     """
-    if scalars.keys() != strategy.scalars.keys():
+    may_have = {LOST} if strategy.client_state else set()
+    if scalars.keys() - may_have != strategy.scalars.keys():
         raise BlobError(
             f"scalars {sorted(scalars)}, the run's strategy wants {sorted(strategy.scalars)}"
         )
+    if scalars.get(LOST, 1.0) != 1.0:
+        raise BlobError(f"scalar {LOST!r} is {scalars[LOST]!r}, not 1")
     for name, limit in strategy.scalars.items():
         if not abs(scalars[name]) <= limit:
             raise BlobError(f"scalar {name!r} is {scalars[name]!r}, outside ±{limit:g}")

@@ -69,7 +69,7 @@ def _status(
         "state": state.state if state else "",
         "reason": state.reason if state else "",
         "version": state.version if state else None,
-        "waiting_for": [*status.waiting_for, *status.floods] if status else [],
+        "waiting_for": [*status.waiting_for, *status.floods, *status.notices] if status else [],
         "left_s": max(0, round(current.deadline_s - current.elapsed_s)) if current else None,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import compare, config, metrics, names, runs, scores, selection
+from fl_queue import compare, config, diagnose, metrics, names, runs, scores, selection
 from fl_queue.cli import cli
 from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.store import RunState, Store
@@ -189,3 +189,4 @@ def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     assert told[0]["reason"].startswith(
         "b told more examples than count: aggregation.max_examples = 97"
     )
+    assert diagnose.notices(store, hand.state) == ["round 1: b told more examples than count"]

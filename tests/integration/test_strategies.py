@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import backup, names, verify
+from fl_queue import backup, blob, diagnose, names, verify
 from fl_queue.errors import ConfigError
 from fl_queue.records import RoundRecord
+from fl_queue.strategies.base import state_manifest
 from tests.federation import Federation, wait_for
 
 CLIENTS = 2
@@ -132,7 +133,6 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
 @pytest.mark.parametrize(
     ("settings", "start"),
     [
-        (SCAFFOLD, "zero"),
         ((*COHORT, *PERSONAL), "zero and the private tensors of version 0"),
         pytest.param((*COHORT, "aggregation.strategy=ditto"), "the round's model", marks=pytest.mark.slow),  # As above.
     ],
@@ -158,6 +158,42 @@ def test_a_client_that_lost_its_state_starts_from_what_it_says(
         if event["event"] == "client_state_missing" and event["run"] == run
     ]
     assert [(event["run"], event["round"]) for event in events] == [(run, number)]
+
+
+def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Federation) -> None:
+    settings = (*SCAFFOLD, "run.rounds=2", "model.keep_updates=true", "model.keep_versions=0")
+    made = []
+    for kills in (False, True):
+        run = federation.begin("anew", *settings)
+        federation.finish(run)
+        shutil.rmtree(federation.redis.state_dir / "client-state" / run / "site-1")
+        points = (("client.trained", "site-1_"), ("checkpoint.written", "")) if kills else ()
+        fired = [federation.arm(point, "kill", job) for point, job in points]
+        federation.begin("anew", *settings)
+        state = federation.finish(run)
+        assert all(path.exists() for path in fired)
+        records = federation.committed(run)
+        made.append(what_was_made(records))
+
+        assert [(r.round, r.state_lost) for r in records] == [(1, []), (2, []), (4, ["site-1"]), (5, [])]  # fmt: skip
+        assert state.state_since == 4
+        verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
+        assert [verdict.result for verdict in verdicts] == ["same"] * 4
+        federation.free(run)
+    assert made[0] == made[1]
+
+    manifest = federation.store.control.manifest(run)
+    assert manifest is not None
+    zeros = blob.body_digest(bytes(state_manifest(manifest).nbytes))
+    assert [server == {"c": zeros} for _, server in made[0]] == [False, False, True, False]
+    receipts = federation.store.control.receipts(run, 5).values()
+    said = {receipt.environment["client_state"] for receipt in receipts}
+    assert said == {"zero again since round 4, where a client had lost its state"}
+    why = "site-1 had lost what it keeps for scaffold: the state of the strategy is zero again"
+    assert diagnose.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
+    found = federation.store.control.read_events({names.events(run): "0-0"}, None)
+    told = [event for _, _, event in found if event["event"] == "client_state_lost"]
+    assert [(e["round"], e["reason"][: len(why)]) for e in told] == [(4, why)]
 
 
 def test_a_run_keeps_what_decides_what_clients_and_server_keep(federation: Federation) -> None:

@@ -11,6 +11,7 @@
 --      same fence again, and a sum that was made for another round of this number must not be committed
 --      15 state the strategy keeps with the version: JSON name -> digest ('{}' for none)
 --      18 the operator's signature of the version ('' for none), base64
+--      19 1: what the strategy keeps is zero again with this version, at the server and at all clients
 -- Returns ok | same (this very call came before) | why it was refused.
 if redis.call('HGET', KEYS[2], 'end_token') == ARGV[3] then return 'same' end
 if redis.call('HGET', KEYS[1], 'state') ~= 'training' then return 'the run is not training' end
@@ -28,6 +29,7 @@ end
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[1], 'version', ARGV[6], 'digest', ARGV[7], 'download', ARGV[14], 'server_state', ARGV[15],
     'abandoned', 0)
+  if ARGV[19] == '1' then redis.call('HSET', KEYS[1], 'state_since', ARGV[1]) end
   local download = ''
   if ARGV[14] ~= '' then download = string.format('"download":"%s",', ARGV[14]) end
   local kept = ''
