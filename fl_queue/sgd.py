@@ -24,6 +24,7 @@ from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.loader import Reading, load, seed_torch
 from fl_queue.precision import Precision
+from fl_queue.rows import Parts, check_batch, check_pull
 from fl_queue.scoring import Scoring, loss_sums
 
 Samples = Dataset[Any]
@@ -35,6 +36,8 @@ EVALUATION_BATCH = 256
 _AS_LARGE = 4
 #: Marks a module that stays in evaluation mode while its model is trained.
 _STAYS = "_flq_stays_in_evaluation"
+#: What torch's clipping adds to a norm before it divides.
+_TINY = 1e-6
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +84,7 @@ def local_sgd(
     Train ``model`` in place with minibatch SGD, each epoch in a new random order.
 
     With BatchNorm a last batch of one sample joins the batch before it, since its statistics
-    cannot be computed.
+    cannot be computed; so does one, and a last step, of fewer samples than the site allows.
 
     Args:
         model: On ``device``; left in training mode, but for the modules that ``as_built`` has marked.
@@ -98,14 +101,15 @@ def local_sgd(
         loader_workers: Processes that read samples beside the training, which changes no bit; not used
             for a ``TensorDataset``.
         after_epoch: Called with the number of the epoch just done, from 1.
-        rule: What the strategy adds to each gradient.
+        rule: What the strategy adds to each gradient, and how few samples the site allows.
 
     Returns:
         Sums of the last epoch, each loss as it was before its step: ``num_examples``, and
         ``loss_sum`` unless it is not finite.
 
     Raises:
-        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm; or float16 without a GPU.
+        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm; or float16 without a GPU;
+            or what was trained is made of fewer samples than the site allows.
         DataError: A single sample, and the model has BatchNorm.
 
     Source:
@@ -116,10 +120,12 @@ def local_sgd(
     seed_torch(seed, device)
     order = torch.Generator().manual_seed(seed)
     count = size_of(dataset)
-    cuts = _training_cuts(model, count, batch_size)
+    fewest = 1 if rule is None else rule.fewest
+    cuts = _training_cuts(model, count, batch_size, accumulate, fewest)
     optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule, clip_norm)
-    sizes = [end - start for start, end in pairwise([0, *cuts])]
-    groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
+    groups = _groups(cuts, accumulate, fewest)
+    if fewest > 1:
+        optimizer.watch(count, epochs * len(groups), device)
     cast_to = Precision(precision, device)
     if rule is not None:
         rule.is_used = True
@@ -128,8 +134,11 @@ def local_sgd(
         into_training(model)
         drawn = torch.randperm(count, generator=order)
         batches = _batches(dataset, drawn, cuts, device, Reading(seed, epoch, loader_workers))
-        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to)
+        rows = iter(drawn.tensor_split(cuts[:-1]))
+        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, rows)
         after_epoch(epoch)
+    if optimizer.parts is not None:
+        optimizer.parts.check(fewest)
     if cast_to.skipped:
         _log.warning(
             "float16: %d steps were skipped, as their gradients overflowed", cast_to.skipped
@@ -160,13 +169,14 @@ def into_training(model: nn.Module) -> None:
 
 class LocalRule:
     """
-    A strategy's part in local SGD: what is added to each gradient, and how many steps there were.
+    What is not the config's in local SGD: the strategy's addition to each gradient, the site's floor.
 
     ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
 
     Args:
         proximal: Pull towards the anchors.
         anchors, offsets: By parameter, on its device; a parameter that is not there gets nothing.
+        fewest: Samples of which the site makes a step and an update, see ``rows``; 1: any.
     """
 
     def __init__(
@@ -174,7 +184,9 @@ class LocalRule:
         proximal: float = 0.0,
         anchors: Mapping[nn.Parameter, Tensor] | None = None,
         offsets: Mapping[nn.Parameter, Tensor] | None = None,
+        fewest: int = 1,
     ) -> None:
+        self.fewest = fewest
         self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
         #: Whether local SGD knew of it: a task may train in another way.
         self.is_used = False
@@ -210,14 +222,32 @@ class _SGD:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.velocity: dict[int, Tensor] = {}
+        #: Where the site has a floor.
+        self.parts: Parts | None = None
+
+    def watch(self, count: int, steps: int, device: str) -> None:
+        """
+        Follow how large a part each of ``count`` rows has in what is trained.
+
+        Raises:
+            ConfigError: A step would forget those before it.
+        """
+        proximal = self.rule.proximal if self.rule is not None else 0.0
+        check_pull(self.learning_rate, self.weight_decay, proximal)
+        pull = self.weight_decay + proximal
+        self.parts = Parts(count, steps, self.learning_rate, self.momentum, pull, device)
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         if self.rule is not None:
             self.rule.steps += 1
+        factor: Tensor | float = 1.0
         if self.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            factor = (self.clip_norm / (norm + _TINY)).clamp(max=1.0)
+        if self.parts is not None:
+            self.parts.stepped(factor)
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
@@ -284,18 +314,31 @@ def _one_epoch(
     loss: Loss,
     optimizer: _SGD,
     cast_to: Precision,
+    rows: Iterator[Tensor],
 ) -> float:
-    """An epoch's sum of losses. Args: ``groups``: of each step, the sizes of its batches."""
+    """
+    An epoch's sum of losses.
+
+    Args:
+        groups: Of each step, the sizes of its batches.
+        rows: Of each batch, the indices of its samples.
+    """
     losses: list[Tensor] = []
     for sizes in groups:
         model.zero_grad()
         for size in sizes:
             inputs, target = next(batches)
             with cast_to.forward():
-                value = loss(model(inputs), target)
+                output = model(inputs)
+                if optimizer.parts is not None:
+                    optimizer.parts.watch(output, next(rows))
+                value = loss(output, target)
             cast_to.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
             losses.append(value.detach())
+        skipped = cast_to.skipped
         cast_to.step(optimizer)
+        if optimizer.parts is not None and cast_to.skipped > skipped:
+            optimizer.parts.skipped()
     loss_sum = 0.0
     # Read at the end: reading one makes the processor wait for the accelerator, in every step.
     for value, size in zip(losses, [size for sizes in groups for size in sizes], strict=True):
@@ -303,10 +346,17 @@ def _one_epoch(
     return loss_sum
 
 
-def _training_cuts(model: nn.Module, count: int, batch_size: int) -> list[int]:
-    """Where batches end, after checking that BatchNorm gets two samples in each."""
+def _training_cuts(
+    model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
+) -> list[int]:
+    """Where batches end, after checking that BatchNorm gets two samples in each, and steps what the site wants."""
+    normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
+    # Statistics of BatchNorm are of a batch, and not of a step.
+    check_batch(fewest, batch_size, 1 if normalised else accumulate)
     cuts = _cuts(count, batch_size)
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
+        del cuts[-2]
+    if not normalised:
         return cuts
     if batch_size == 1:
         raise ConfigError(
@@ -316,9 +366,18 @@ def _training_cuts(model: nn.Module, count: int, batch_size: int) -> list[int]:
         raise DataError(
             "training data", "a single sample cannot train a model with BatchNorm", public=True
         )
-    if count % batch_size == 1:
+    if len(cuts) > 1 and cuts[-1] - cuts[-2] == 1:
         del cuts[-2]
     return cuts
+
+
+def _groups(cuts: list[int], accumulate: int, fewest: int) -> list[list[int]]:
+    """Of each step, the sizes of its batches; a last step of too few samples joins the one before it."""
+    sizes = [end - start for start, end in pairwise([0, *cuts])]
+    groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
+    if len(groups) > 1 and sum(groups[-1]) < fewest:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return groups
 
 
 def _cuts(count: int, batch_size: int) -> list[int]:

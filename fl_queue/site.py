@@ -46,6 +46,8 @@ class Site:
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
         min_examples: Fewest training samples it trains with, and fewest samples it tells a statistic of.
+        min_batch: Fewest of them in a step of the training, and that make up an update; 0: as
+            ``fewest_a_step`` says.
         approve: Whether what was made of its data leaves only when somebody here says so.
         pins: Digests of the only configs that it serves; empty: any.
     """
@@ -66,6 +68,7 @@ class Site:
     quiet_hours: tuple[str, ...] = ()
     max_examples: int = 0
     min_examples: int = MIN_EXAMPLES
+    min_batch: int = 0
     approve: bool = False
     pins: tuple[str, ...] = ()
     data_from_config: bool = False
@@ -92,6 +95,7 @@ class Site:
             quiet_hours=_listed(environ, "FLQ_SITE_QUIET_HOURS"),
             max_examples=int(environ.get("FLQ_SITE_MAX_EXAMPLES", "0")),
             min_examples=int(environ.get("FLQ_SITE_MIN_EXAMPLES", MIN_EXAMPLES)),
+            min_batch=int(environ.get("FLQ_SITE_MIN_BATCH", "0")),
             approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
             pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
             data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
@@ -116,6 +120,7 @@ class Site:
             "FLQ_SITE_QUIET_HOURS": ",".join(self.quiet_hours),
             "FLQ_SITE_MAX_EXAMPLES": str(self.max_examples),
             "FLQ_SITE_MIN_EXAMPLES": str(self.min_examples),
+            "FLQ_SITE_MIN_BATCH": str(self.min_batch),
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
             "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
             "FLQ_SITE_DATA_FROM_CONFIG": "1" if self.data_from_config else "",
@@ -136,6 +141,15 @@ class Site:
             "with --data-from-config",
             public=True,
         )
+
+    @property
+    def fewest_a_step(self) -> int:
+        """
+        Fewest examples of which a step, and an update, is made.
+
+        Not all of a large ``min_examples``: usual batches are of 10 to 64.
+        """
+        return self.min_batch or min(self.min_examples, MIN_EXAMPLES)
 
     def known_folder(self, config: RunConfig) -> str:
         """The same, for what may do without: empty where ``data_folder`` would raise."""

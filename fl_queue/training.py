@@ -266,7 +266,7 @@ def train_update(
         model = _model(task, manifest, base, context.device)
         _check_parts(task, model, manifest)
         known = plan.known(task, manifest, context)
-        rule = _rule(plan.strategy, known, model, manifest)
+        rule = _rule(plan.strategy, known, model, manifest, context.min_batch)
         on_loaded()
         own = Own(task, context, manifest, base, data, plan.strategy, plan.kept)
         metrics = {**asked.evaluated(task, model, data.validation, context), **own.make_own(model)}
@@ -310,8 +310,10 @@ def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
     check_frozen(model, manifest)
 
 
-def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest) -> LocalRule:
-    """The strategy's correction as local SGD takes it."""
+def _rule(
+    strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest, fewest: int
+) -> LocalRule:
+    """The strategy's correction, and the site's floor, as local SGD takes them."""
     correction = strategy.correction(known)
     state, anchors, offsets = state_of(model), {}, {}
     for name in known.parameters:
@@ -323,7 +325,7 @@ def _rule(strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest
         if correction.offset is not None:
             offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
             offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
-    return LocalRule(correction.proximal, anchors, offsets)
+    return LocalRule(correction.proximal, anchors, offsets, fewest)
 
 
 def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:

@@ -63,6 +63,8 @@ def header_of(
         environment: What decides the bits of training; what the site held back is added.
     """
     held_back = {"max_examples": context.max_examples} if context.max_examples else {}
+    # A short last batch is another one then.
+    held_back |= {"min_batch": context.min_batch} if context.min_batch > 1 else {}
     return replace(
         blank,
         num_examples=made.num_examples,

@@ -84,6 +84,7 @@ def test_nothing_but_clients_and_the_evaluator_imports_torch() -> None:
         "portable.py",
         "precision.py",
         "reproducible.py",
+        "rows.py",
         "scoring.py",
         "sgd.py",
         "tasks",

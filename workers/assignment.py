@@ -118,6 +118,7 @@ class Assignment:
             threads=self.site.threads,
             max_examples=self.site.max_examples,
             min_examples=self.site.min_examples,
+            min_batch=self.site.fewest_a_step,
             loader_workers=self.site.loader_workers,
         )
 

@@ -87,4 +87,5 @@ def _context(site: Site, state: RunState, config: RunConfig) -> ClientContext:
         threads=site.threads,
         max_examples=site.max_examples,
         min_examples=site.min_examples,
+        min_batch=site.fewest_a_step,
     )

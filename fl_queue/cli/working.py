@@ -112,6 +112,12 @@ def _credentials_option(command: Command) -> Command:
     help="Train with no fewer of this site's examples, and tell metrics of no fewer, whatever a config wants.",
 )
 @click.option(
+    "--min-batch",
+    type=click.IntRange(min=1),
+    help="Make no step of the training, and no update, of fewer examples, whatever batch size and learning rate a config "
+    f"wants; 1: any. Default: as --min-examples, and at most {MIN_EXAMPLES}.",
+)
+@click.option(
     "--quiet-hours",
     multiple=True,
     metavar="HH:MM-HH:MM",
@@ -142,6 +148,7 @@ def worker_client(
     loader_workers: int,
     max_examples: int,
     min_examples: int,
+    min_batch: int | None,
     quiet_hours: tuple[str, ...],
     approve: bool,
     pins: tuple[str, ...],
@@ -158,6 +165,12 @@ def worker_client(
             f"{max_examples} is fewer than --min-examples = {min_examples}: nothing would be trained; "
             "raise the one, or lower the other",
         )
+    if min_batch is not None and min_batch > min_examples:
+        raise ConfigError(
+            "--min-batch",
+            f"{min_batch} is more than --min-examples = {min_examples}: who has fewer could make no step; "
+            "raise the one, or lower the other",
+        )
     client = _enrolled_as(file, client)
     if not client:
         raise ConfigError("--client", "is missing; name the client, or give --credentials FILE")
@@ -172,6 +185,7 @@ def worker_client(
         data_from_config=data_from_config,
         max_examples=max_examples,
         min_examples=min_examples,
+        min_batch=min_batch or 0,
         approve=approve,
         pins=tuple(map(_pinned, pins)),
         loader_workers=loader_workers,

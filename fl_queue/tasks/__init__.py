@@ -57,6 +57,7 @@ class ClientContext:
             is handed is cut to so many already.
         min_examples: Fewest examples that the site trains with, or tells metrics of: no task is handed
             a smaller training part, and a smaller validation part is handed over empty.
+        min_batch: Fewest examples of which the site makes a step and an update; ``rule`` has it, too.
         learning_rate: Of this round.
         epochs, batch_size: As the config has them.
         rule: What the strategy adds to local SGD; a task with a training of its own hands it to
@@ -80,6 +81,7 @@ class ClientContext:
     rule: LocalRule | None = None
     max_examples: int = 0
     min_examples: int = 1
+    min_batch: int = 1
     logged: Logged | None = None
     loader_workers: int = 0
 
@@ -125,6 +127,7 @@ class ClientContext:
         threads: int = 1,
         max_examples: int = 0,
         min_examples: int = 1,
+        min_batch: int = 1,
         loader_workers: int = 0,
     ) -> ClientContext:
         """The context of one job; what is not an argument comes from the config."""
@@ -143,6 +146,7 @@ class ClientContext:
             batch_size=config.train["batch_size"],
             max_examples=max_examples,
             min_examples=min_examples,
+            min_batch=min_batch,
             loader_workers=loader_workers,
         )
 

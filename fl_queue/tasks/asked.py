@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from fl_queue import metrics, names
 from fl_queue.errors import BlobError, ConfigError, DataError
 from fl_queue.records import Sums
+from fl_queue.rows import check_batch, check_pull
 from fl_queue.sampling import seed_for
 from fl_queue.sgd import Samples, as_built, part_of, size_of
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task, numbers
@@ -104,7 +105,12 @@ def training_data(task: Task, context: ClientContext) -> ClientData:
 
     Raises:
         DataError: There is not.
+        ConfigError: The config asks for steps that the site does not make.
     """
+    train = task.config.train
+    check_batch(context.min_batch, context.batch_size, train["accumulate"])
+    if context.min_batch > 1:
+        check_pull(context.learning_rate, train["weight_decay"], 0.0)
     found = given_data(task, context)
     if size_of(found.train) == 0:
         raise DataError(

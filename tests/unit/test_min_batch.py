@@ -1,0 +1,226 @@
+"""No step, and no update, of fewer examples than a site allows (--min-batch), whatever a config asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from fl_queue import launching, rows, sgd, training
+from fl_queue.cli.working import worker
+from fl_queue.config import RunConfig
+from fl_queue.errors import ConfigError
+from fl_queue.site import Site
+from fl_queue.strategies import get_strategy
+from workers import telling
+from workers.assignment import Assignment
+
+ROWS = 43
+STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
+FIXED = {"features": "age,weight", "means": [40.0, 80.0], "stds": [10.0, 10.0]}
+
+
+def table() -> list[tuple[float, float, int]]:
+    """The site's rows: two groups that a line tells apart, and one row that lies on the wrong side."""
+    low = [(25 + row * 7 % 11 / 2, 60 + row * 5 % 13 / 2, 0) for row in range(ROWS // 2)]
+    high = [(50 + row * 7 % 11 / 2, 95 + row * 5 % 13 / 2, 1) for row in range(ROWS - len(low) - 1)]
+    return [*low, *high, (47.5, 91.25, 0)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    lines = [f"{age:g},{weight:g},{label}" for age, weight, label in table()]
+    (tmp_path / "train.csv").write_text("\n".join(["age,weight,label", *lines, ""]))
+    return tmp_path
+
+
+def config_of(task: dict[str, Any] | None = None, strategy: Any = None, **train: Any) -> RunConfig:
+    return RunConfig.from_dict(
+        {
+            "run": {"task": "csv"},
+            "data": {"partition": "site", "validation_fraction": 0.0},
+            "train": train,
+            "task": FIXED | (task or {}),
+        }
+        | (strategy or {})
+    )
+
+
+def trained(config: RunConfig, site: Site, rounds: int = 1) -> training.Trained:
+    """What a client's job makes in the last of some rounds, each from what it made in the one before."""
+    store: Any = None
+    number: Any = SimpleNamespace(number=1)
+    job = Assignment(store, site, "a", STATE, number, config)
+    manifest, arrays = training.initial_model(job.task(), 0)
+    base = {name: array.copy() for name, array in arrays.items()}
+    plan = training.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
+    for _ in range(rounds):
+        before = {name: array.copy() for name, array in base.items()}
+        found = training.train_update(job.task(), manifest, before, job.context(), plan=plan)
+        for name in found.tensors:
+            base[name] = base[name] + found.tensors[name]
+    return found
+
+
+def row_of(update: training.Trained, base_is_gone: bool, config: RunConfig) -> tuple[float, ...]:
+    """The row that an update of a linear model is made of, as its receiver computes it: gradient by gradient."""
+    weights = update.tensors.local("layers.0.weight") if base_is_gone else update.tensors["layers.0.weight"]  # fmt: skip
+    biases = update.tensors.local("layers.0.bias") if base_is_gone else update.tensors["layers.0.bias"]  # fmt: skip
+    scaled = weights[0].astype(np.float64) / float(biases[0])
+    return tuple(scaled * config.task["stds"] + config.task["means"])
+
+
+def is_a_row(found: tuple[float, ...]) -> bool:
+    return any(np.allclose(found, row[:2], atol=0.02) for row in table())
+
+
+OLD = {
+    "forgets": (config_of(batch_size=1, learning_rate=0.5, weight_decay=2.0), 1, True),
+    "is pulled back": (
+        config_of(
+            None,
+            {"aggregation": {"strategy": "fedprox"}, "strategy": {"mu": 2.0}},
+            batch_size=1,
+            learning_rate=0.5,
+        ),
+        1,
+        False,
+    ),
+    # 43 rows: the last batch is of three, or of one.
+    "last batch": (config_of(batch_size=42, learning_rate=0.5, weight_decay=2.0), 1, True),
+    # From the second round on the model answers all but one row with certainty.
+    "is certain": (config_of(batch_size=64, learning_rate=1e6), 2, False),
+    "small deviations": (
+        config_of({"stds": [1e-5, 1e-5]}, batch_size=64, learning_rate=0.1),
+        2,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", OLD)
+def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: str) -> None:
+    config, rounds, is_gone = OLD[attack]
+    any_batch = Site(data_dir=str(data), client="a", min_batch=1)
+    print(attack, row_of(trained(config, any_batch, rounds), is_gone, config))
+    assert is_a_row(row_of(trained(config, any_batch, rounds), is_gone, config))  # As it was.
+    with pytest.raises(ConfigError, match="--min-batch") as caught:
+        trained(config, Site(data_dir=str(data), client="a"), rounds)
+    assert caught.value.public == caught.value.reason
+
+
+def test_the_question_before_round_1_says_so(data: Path) -> None:
+    site = Site(data_dir=str(data), client="a")
+    for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
+        found = telling.look(site, STATE, OLD[attack][0])
+        assert found["problem"].startswith(f"{field}: ")
+        assert found["cannot"] == "yes"
+    assert "problem" not in telling.look(site, STATE, config_of())
+
+
+def test_ordinary_training_goes_on_until_it_is_certain(data: Path) -> None:
+    site = Site(data_dir=str(data), client="a")
+    for config in (
+        config_of(),
+        config_of(batch_size=5, accumulate=2, momentum=0.9, weight_decay=0.01),
+        config_of(batch_size=64, learning_rate=1.0, epochs=20),
+        config_of(clip_norm=0.1, learning_rate=1.0, epochs=5),
+        config_of({"hidden": [8]}, epochs=20),
+    ):
+        assert trained(config, site, rounds=8).num_examples == ROWS
+
+
+def model_of(seed: int = 1) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(3, 2)
+
+
+def batches_of(count: int, batch_size: int, accumulate: int, fewest: int) -> list[list[int]]:
+    cuts = sgd._training_cuts(model_of(), count, batch_size, accumulate, fewest)
+    return sgd._groups(cuts, accumulate, fewest)
+
+
+def test_a_short_last_batch_joins_the_one_before() -> None:
+    assert batches_of(43, 10, 1, 1) == [[10], [10], [10], [10], [3]]
+    assert batches_of(43, 10, 1, 10) == [[10], [10], [10], [13]]
+    assert batches_of(40, 10, 1, 10) == [[10], [10], [10], [10]]
+    assert batches_of(13, 5, 2, 10) == [[5, 8]]
+    assert batches_of(25, 5, 2, 10) == [[5, 5], [5, 5, 5]]
+    assert batches_of(12, 64, 1, 10) == [[12]]
+
+
+def test_statistics_of_batch_norm_are_of_as_many() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ConfigError, match="--min-batch"):
+        sgd._training_cuts(model, 40, 5, 2, 10)
+    assert sgd._training_cuts(model, 21, 10, 1, 1) == [10, 21]
+
+
+def test_a_floor_changes_no_bit_of_whole_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 3, generator=generator)
+    dataset = TensorDataset(inputs, (inputs.sum(1) > 0).long())
+    found: list[bytes] = []
+    for fewest in (1, 10):
+        model = model_of()
+        sgd.local_sgd(
+            model,
+            dataset,
+            nn.functional.cross_entropy,
+            seed=3,
+            epochs=3,
+            batch_size=10,
+            learning_rate=0.1,
+            momentum=0.9,
+            clip_norm=0.5,
+            rule=sgd.LocalRule(fewest=fewest),
+        )
+        found.append(model.weight.detach().numpy().tobytes())
+    assert found[0] == found[1]
+
+
+def test_what_is_left_of_each_step() -> None:
+    """Of a scalar that is trained by hand."""
+    for rate, momentum, pull in ((0.1, 0.0, 0.0), (0.3, 0.9, 1.5), (0.5, 0.5, 0.0)):
+        for step in range(4):
+            model = velocity = 0.0
+            for at in range(4):
+                velocity = momentum * velocity + pull * model + float(at == step)
+                model -= rate * velocity
+            parts = rows.Parts(1, 4, rate, momentum, pull, "cpu")
+            assert parts._left[::-1][step] == pytest.approx(abs(model))
+
+
+def test_an_output_without_rows_is_not_judged() -> None:
+    parts = rows.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
+    parts.watch({"scores": 1}, torch.arange(20))
+    parts.check(10)
+    whole = Tensor([3.0]).requires_grad_()
+    parts = rows.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
+    parts.watch(whole * 2, torch.arange(20))
+    assert not parts.is_known
+
+
+def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launching.with_data(Site(), [config_of()]).fewest_a_step == 1
+    assert Site().fewest_a_step == 10
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
+    client = ["client", "--client", "a"]
+    for run in (
+        client,
+        [*client, "--min-examples", "50"],
+        [*client, "--min-batch", "3"],
+        [*client, "--min-examples", "4"],
+        ["pool"],
+    ):
+        worker(run, standalone_mode=False)
+    assert [Site.from_environ(one).fewest_a_step for one in started] == [10, 10, 3, 4, 1]
+    with pytest.raises(ConfigError, match=r"--min-batch: .*--min-examples"):
+        worker([*client, "--min-batch", "11"], standalone_mode=False)
