@@ -51,6 +51,8 @@ class Gathered:
         self._file: IO[bytes] | None = None
         #: Client -> (which of the bodies in the file is its, weight).
         self._bodies: dict[str, tuple[int, int]] = {}
+        #: Where the body of each row is, in the order of ``clients``; made when it is asked for.
+        self._places: list[int] | None = None
 
     @property
     def count(self) -> int:
@@ -102,6 +104,7 @@ class Gathered:
                 str(self._folder), f"{exc.strerror}; free space there for all updates of a round"
             ) from exc
         self._bodies[client] = (place, weight)
+        self._places = None
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
@@ -136,14 +139,15 @@ class Gathered:
         """
         spec, offset = self._where[name]
         dtype = np.dtype(spec.dtype).newbyteorder("<")
-        clients = self.clients
-        chosen = range(len(clients)) if rows is None else rows
+        if self._places is None:
+            self._places = [self._bodies[client][0] for client in self.clients]
+        chosen = range(self.count) if rows is None else rows
         raw = np.empty((len(chosen), stop - start), dtype)
-        file = self._open()
+        first = offset + start * dtype.itemsize
+        file = self._open().fileno()
         for values, row in zip(raw, chosen, strict=True):
-            place = self._bodies[clients[row]][0]
-            at = place * self.manifest.nbytes + offset + start * dtype.itemsize
-            if os.preadv(file.fileno(), [as_bytes(values)], at) != values.nbytes:
+            at = self._places[row] * self.manifest.nbytes + first
+            if os.preadv(file, [as_bytes(values)], at) != values.nbytes:
                 raise CheckpointError(str(self._folder), "a gathered update cannot be read")
         return raw.astype(np.int64 if spec.kind == "integer_buffer" else np.float64)
 

@@ -23,13 +23,13 @@ import numpy as np
 
 from fl_queue.exact import Float64s
 from fl_queue.gather import Gathered
+from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.krum import best
 from fl_queue.strategies.robust import (
     Choice,
     F,
     Robust,
     coordinate_median,
-    squared_distances,
     weighted_mean,
 )
 

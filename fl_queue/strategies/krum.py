@@ -5,7 +5,7 @@ Krum: the update that is closest to its n - f - 2 nearest neighbours.
     x <- x + u_i*,    i* = argmin s_i
 
 Needs n >= 2 f + 3. Distances are of the differences ``u = y - x`` over all parameters, not of the
-models: the same in exact arithmetic, and nothing cancels here. A tie goes to the first client id.
+models: the same in exact arithmetic, and these lose fewer digits. A tie goes to the first client id.
 
 Source:
     Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
@@ -21,12 +21,12 @@ import numpy as np
 
 from fl_queue.exact import Float64s
 from fl_queue.gather import Gathered
+from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.robust import (
     Choice,
     F,
     Robust,
     row_sums,
-    squared_distances,
     weighted_mean,
 )
 

@@ -9,8 +9,8 @@ lower median: a maximum would be whatever one attacker says.
 Weights are the clients' own claims, so that all rules but the geometric median, which is defined with
 them, count every update once (``aggregation.weighting = "uniform"``).
 
-The same bits everywhere: float64, elementwise, rows in the order of client ids; sums over coordinates are
-made by adding halves to each other in tiles of fixed size, and tiles in order.
+The same bits everywhere: float64, elementwise, rows in the order of client ids; sums over coordinates
+(``distances.py``) are added one after the other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from fl_queue.gather import Gathered
 from fl_queue.records import Manifest
 from fl_queue.strategies.base import Strategy
 
-#: Coordinates whose squares are added up before anything is added to their sum.
-TILE = 1024
 #: Bytes that a block of all updates, and what a rule makes of it, may take.
 _MEMORY = 64 * 1024 * 1024
 _BYTES_EACH = 24
@@ -102,7 +100,7 @@ class Ruled:
         """Elements ``start`` to ``stop`` of what stands for the mean of a float tensor."""
         is_parameter = self._updates.spec(name).kind == "parameter"
         out = np.empty(stop - start, np.float64)
-        for at, end in _steps(start, stop, len(self._choice.rows)):
+        for at, end in steps(start, stop, len(self._choice.rows)):
             values = self._updates.block(name, at, end, self._choice.rows)
             out[at - start : end - start] = (
                 self._rule.combine(values, self._choice.weights)
@@ -116,7 +114,7 @@ class Ruled:
         spec = self._updates.spec(name)
         middle = (len(self._choice.rows) - 1) // 2
         out = np.empty(spec.size, np.int64)
-        for at, end in _steps(0, spec.size, len(self._choice.rows)):
+        for at, end in steps(0, spec.size, len(self._choice.rows)):
             values = self._updates.block(name, at, end, self._choice.rows)
             out[at:end] = np.partition(values, middle, axis=0)[middle]
         return out.reshape(spec.shape)
@@ -151,12 +149,6 @@ def weighted_mean(values: Float64s, weights: Float64s) -> Float64s:
     return total / whole
 
 
-def square_sums(differences: Float64s) -> Float64s:
-    """The squared norm of each row of a tile; the rows are overwritten."""
-    differences *= differences
-    return row_sums(differences)
-
-
 def row_sums(values: Float64s) -> Float64s:
     """The sum of each row, halves added to halves; the rows are overwritten."""
     # Not np.sum: in which order that adds is its own affair.
@@ -168,27 +160,8 @@ def row_sums(values: Float64s) -> Float64s:
     return values[:, 0] if size else np.zeros(len(values))
 
 
-def tiles(updates: Gathered) -> Iterator[Float64s]:
-    """All parameters of all updates, a tile of coordinates at a time."""
-    for spec in updates.parameters():
-        for at, end in _steps(0, spec.size, updates.count):
-            block = updates.block(spec.name, at, end)
-            for start in range(0, end - at, TILE):
-                yield block[:, start : start + TILE]
-
-
-def squared_distances(updates: Gathered) -> Float64s:
-    """``||u_i - u_j||^2`` over the parameters, by blocks of them: n x n, in the order of clients."""
-    count = updates.count
-    found = np.zeros((count, count))
-    for values in tiles(updates):
-        for i in range(count - 1):
-            found[i, i + 1 :] += square_sums(values[i + 1 :] - values[i])
-    return found + found.T
-
-
-def _steps(start: int, stop: int, count: int) -> Iterator[tuple[int, int]]:
-    """From start to stop, so many coordinates at a time that memory is bounded; whole tiles."""
-    step = max(1, _MEMORY // (_BYTES_EACH * count * TILE)) * TILE
+def steps(start: int, stop: int, count: int) -> Iterator[tuple[int, int]]:
+    """From start to stop, so many coordinates of ``count`` updates at a time that memory is bounded."""
+    step = max(1, _MEMORY // (_BYTES_EACH * count))
     for at in range(start, stop, step):
         yield at, min(at + step, stop)

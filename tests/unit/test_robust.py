@@ -110,10 +110,11 @@ def bulyan(u: np.ndarray, f: int) -> np.ndarray:
     return np.take_along_axis(s, nearest, axis=0).mean(axis=0)
 
 
-def weiszfeld(u: np.ndarray, a: np.ndarray, iterations: int, nu: float) -> np.ndarray:
+def geometric_median(u: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """By Weiszfeld's algorithm from the mean, with as many steps as it takes for these updates."""
     z = np.average(u, axis=0, weights=a)
-    for _ in range(iterations):
-        z = np.average(u, axis=0, weights=a / np.maximum(nu, np.linalg.norm(u - z, axis=1)))
+    for _ in range(25):
+        z = np.average(u, axis=0, weights=a / np.maximum(1e-5, np.linalg.norm(u - z, axis=1)))
     return z
 
 
@@ -126,7 +127,7 @@ RULES: list[tuple[str, dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = [
     ("multi_krum", {"f": 2}, lambda u: multi_krum(u, 2, N - 4)),
     ("multi_krum", {"f": 1, "m": 3}, lambda u: multi_krum(u, 1, 3)),
     ("bulyan", {"f": 2}, lambda u: bulyan(u, 2)),
-    ("geometric_median", {}, lambda u: weiszfeld(u, np.ones(N), 4, 1e-5)),
+    ("geometric_median", {}, lambda u: geometric_median(u, np.ones(N))),
 ]
 NAMES = [f"{name} {options}" for name, options, _ in RULES]
 
@@ -168,7 +169,7 @@ def test_rules_merge_a_block_of_any_size_to_the_same_bits(
 def test_the_geometric_median_weighs_updates(tmp_path: Path) -> None:
     weights = [1 + 9 * index for index in range(N)]
     made = model(rule_of("geometric_median"), gathered(tmp_path, UPDATES, weights))
-    expected = 1.0 + weiszfeld(stacked(UPDATES), np.array(weights, float), 4, 1e-5)
+    expected = 1.0 + geometric_median(stacked(UPDATES), np.array(weights, float))
     np.testing.assert_allclose(flat(made), expected, rtol=0, atol=1e-6)
 
 
@@ -255,6 +256,16 @@ def test_ties_go_to_the_first_client(tmp_path: Path) -> None:
             row = np.array(corners[index], np.float32)
             updates.add_blocks(f"c{index}", lambda spec, row=row: [row], 1)
         assert rule_of("krum", {"f": 0}).choose(updates).rows == [0]
+
+
+def test_memory_is_bounded_for_any_number_of_updates() -> None:
+    for count in (1, 100, 3000, 100_000):
+        parts = list(robust.steps(5, 200_005, count))
+
+        assert [at for at, _ in parts[1:]] == [end for _, end in parts[:-1]]
+        assert (parts[0][0], parts[-1][1]) == (5, 200_005)
+        most = max(end - at for at, end in parts)
+        assert count * most * robust._BYTES_EACH <= robust._MEMORY
 
 
 def test_buffers_are_the_median_of_the_updates_that_are_let_in(tmp_path: Path) -> None:
