@@ -70,7 +70,10 @@ def leaves(folder: str | Path, path: str | Path) -> bool:
     return os.path.commonpath([home, found]) != home
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The files of a folder and of those below it, sorted; linked folders are not entered."""
-    found = os.walk(folder, followlinks=False)
-    return sorted(Path(place) / name for place, _, names in found for name in names)
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder and of those below it, sorted; and the links to folders, which are not entered."""
+    files, links = [], []
+    for place, folders, names in os.walk(folder, followlinks=False):
+        files += [Path(place) / name for name in names]
+        links += [path for name in folders if (path := Path(place) / name).is_symlink()]
+    return sorted(files), sorted(links)

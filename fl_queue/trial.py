@@ -58,6 +58,7 @@ class Trial:
         model_bytes: The model, as float32.
         update_bytes: The update's body, as ``update.codec`` has it.
         num_examples, num_validation: Samples.
+        unused: What lies in the data folder and is not read: what it is -> how many.
         base: Finished validation metrics before the training; empty without validation data.
         trained: The same after it.
         logged: What the training logged, and else reported beside its loss.
@@ -78,6 +79,7 @@ class Trial:
     update_bytes: int
     num_examples: int
     num_validation: int
+    unused: Mapping[str, int]
     base: Mapping[str, float]
     trained: Mapping[str, float]
     logged: Mapping[str, float]
@@ -117,7 +119,8 @@ def try_task(
     data_dir = data_dir or config.data["dir"]
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
-    facts_of(task, asked.training_data(task, context))
+    data = asked.training_data(task, context)
+    facts_of(task, data)
     started = time.monotonic()
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
@@ -146,6 +149,7 @@ def try_task(
         update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
         num_examples=done.num_examples,
         num_validation=int(done.metrics.get("num_examples", 0)),
+        unused=dict(data.unused),
         base=metrics.finish(done.metrics),
         trained=last,
         logged={

@@ -188,6 +188,9 @@ def _told(done: Mapping[str, Any]) -> dict[str, str]:
     frozen = " ({frozen:,} of them frozen)" if done["frozen"] else ""
     size = "{parameters:,} numbers" + frozen + ", {model_bytes:,} bytes"
     largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"
+    if done["unused"]:
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(done["unused"].items()))
+        told += f"; not read: {found.replace('{', '{{').replace('}', '}}')}"
     return {
         "data": told.format(**done),
         "model": size.format(**done),

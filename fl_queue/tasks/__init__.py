@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -153,10 +153,17 @@ class ClientContext:
 
 @dataclass(frozen=True)
 class ClientData:
-    """A client's own data: data sets of pairs (input, target). ``validation`` may be empty."""
+    """
+    A client's own data: data sets of pairs (input, target). ``validation`` may be empty.
+
+    Args:
+        unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
+            site alone, by ``fl-queue try-task`` and in the log of its worker.
+    """
 
     train: Samples
     validation: Samples
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 class Task(ABC):

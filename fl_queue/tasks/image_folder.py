@@ -11,6 +11,8 @@ they are needed, so memory does not grow with their number.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +33,7 @@ _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 _MODES = {1: "L", 3: "RGB"}
+_log = logging.getLogger(__name__)
 
 Item = tuple[Path, int]
 
@@ -106,7 +109,7 @@ class ImageFolderTask(Task):
             DataError: A folder is missing, empty, or has a class that is not listed.
             ConfigError: No data folder, or no such share.
         """
-        items = self._items(context.data_dir, "train")
+        items, unused = self._items(context.data_dir, "train")
         labels = np.array([label for _, label in items], dtype=np.int64)
         owners = None
         folder = Path(context.data_dir) / "train"
@@ -118,6 +121,7 @@ class ImageFolderTask(Task):
         return ClientData(
             self._dataset([items[index] for index in train], skew, train.tolist()),
             self._dataset([items[index] for index in validation], skew, validation.tolist()),
+            unused,
         )
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
@@ -131,7 +135,7 @@ class ImageFolderTask(Task):
         Raises:
             DataError: The folder is missing, empty, or has a class that is not listed.
         """
-        return self._dataset(self._items(data_dir, "test")) if data_dir else None
+        return self._dataset(self._items(data_dir, "test")[0]) if data_dir else None
 
     def usage(self) -> Usage:
         """Pixels in, a score for each class out."""
@@ -196,8 +200,8 @@ class ImageFolderTask(Task):
             )
         return classes
 
-    def _items(self, data_dir: str, part: str) -> list[Item]:
-        """The images of ``train`` or ``test`` with their class index, sorted."""
+    def _items(self, data_dir: str, part: str) -> tuple[list[Item], Counter[str]]:
+        """The images of ``train`` or ``test`` with their class index, sorted; and what else lies there."""
         if not data_dir:
             raise ConfigError(
                 "data.dir", "is empty; start the worker with --data FOLDER", public=True
@@ -211,16 +215,20 @@ class ImageFolderTask(Task):
                 f"is a class that is not listed ({', '.join(classes)}); add it to task.classes",
                 public=f"{len(unknown)} of its class folders are not in task.classes; add them there",
             )
-        items = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in _images(
-                data_dir, datafolder.inside(data_dir, name, "task.classes", part=part)
-            )
-        ]
+        items: list[Item] = []
+        loose = (path for path in folder.iterdir() if path.is_file() and _is_visible(path))
+        unused = Counter(_kind(path) for path in loose)
+        for label, name in enumerate(classes):
+            inner = datafolder.inside(data_dir, name, "task.classes", part=part)
+            images, others = _images(data_dir, inner)
+            items += [(path, label) for path in images]
+            unused += others
         if not items:
             raise DataError(str(folder), "has no images in its class folders", public=True)
-        return items
+        if unused:
+            found = ", ".join(f"{count} {kind}" for kind, count in sorted(unused.items()))
+            _log.warning("%s: not read as images: %s", folder, found)
+        return items, unused
 
 
 def _folders(folder: Path) -> list[str]:
@@ -241,15 +249,36 @@ def _folders(folder: Path) -> list[str]:
     return names
 
 
-def _images(data_dir: str, folder: Path) -> list[Path]:
+def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
+    """
+    The images below a class folder; and what else lies there: what it is, and how many.
+
+    Raises:
+        DataError: There is something, and no image: a class of which nothing is seen is no class.
+    """
     # A site may lack a class: then it has no such folder, and no such images.
-    files = datafolder.files_below(folder)
-    images = [path for path in files if path.suffix.lower() in _SUFFIXES and _is_visible(path)]
+    files, links = datafolder.files_below(folder)
+    visible = [path for path in files if _is_visible(path)]
+    images = [path for path in visible if path.suffix.lower() in _SUFFIXES]
+    others = Counter(_kind(path) for path in visible if path.suffix.lower() not in _SUFFIXES)
+    if links:
+        others["links to folders (put the images themselves here)"] = len(links)
+    if others and not images:
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        raise DataError(
+            str(folder),
+            f"has no image, and {found}; images are {', '.join(sorted(_SUFFIXES))}",
+            public="a class folder has files or links, and no image in it",
+        )
     # Resolving every path of a large folder would take longer than listing it.
     for path in images:
         if path.is_symlink():
             datafolder.checked(data_dir, path)
-    return images
+    return images, others
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower() or "files without a suffix"
 
 
 def _is_visible(path: Path) -> bool:
@@ -261,6 +290,7 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
     """Pixels (channels, side, side), float32 in [0, 1]."""
     try:
         with Image.open(path) as image:
+            _check_single(path, image)
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "F" or upright.mode.startswith("I"):
                 return _deep(path, upright, side).expand(channels, side, side).clone()
@@ -275,6 +305,17 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
         ) from exc
     pixels = np.asarray(small, dtype=np.uint8).reshape(side, side, channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(torch.float32) / 255
+
+
+def _check_single(path: Path, image: Image.Image) -> None:
+    """Raises DataError for a stack or a film, of which the first picture alone would be seen."""
+    # A camera's JPEG with a preview or a second view in it (MPO) begins with the picture itself.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise DataError(
+            str(path),
+            f"holds {getattr(image, 'n_frames', 'several')} pictures; write each into a file of its own",
+            public="an image file holds several pictures; write each into a file of its own",
+        )
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -157,6 +157,68 @@ def test_hidden_files_and_folders_are_not_data(folder):
     assert len(task.client_data(context_of(task)).train) == 18
 
 
+def test_what_is_not_read_is_counted(folder, tmp_path_factory, caplog):
+    red = folder / "train" / "red"
+    for name in ("scan.dcm", "deep/other.DCM", "volume.nii.gz", "README", ".DS_Store"):
+        (red / name).parent.mkdir(exist_ok=True)
+        (red / name).write_bytes(b"x")
+    (folder / "train" / "list.csv").write_text("a,b")
+    more = tmp_path_factory.mktemp("more")
+    save(more / "25.png", (180, 20, 20))
+    (red / "linked").symlink_to(more)
+    (red / "single.png").symlink_to(red / "0.png")
+    task = task_of(folder)
+    data = task.client_data(context_of(task))
+    assert len(data.train) + len(data.validation) == 25
+    assert data.unused == {
+        ".dcm": 2,
+        ".gz": 1,
+        ".csv": 1,
+        "files without a suffix": 1,
+        "links to folders (put the images themselves here)": 1,
+    }
+    assert "not read as images: 1 .csv, 2 .dcm, 1 .gz" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["scan.dcm", "elsewhere"])
+def test_a_class_without_an_image_among_its_files_is_refused(folder, name):
+    empty = folder / "train" / "green"
+    empty.mkdir()
+    task = task_of(folder)
+    task.client_data(context_of(task))
+    if name == "elsewhere":
+        (empty / name).symlink_to(folder / "train" / "red")
+    else:
+        (empty / name).write_bytes(b"x")
+    with pytest.raises(DataError, match="has no image, and 1 ") as caught:
+        task.client_data(context_of(task))
+    assert caught.value.path == str(empty)
+    assert name not in caught.value.public
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+def test_a_file_of_several_pictures_is_refused_by_name(folder, suffix):
+    pages = [Image.new("L", (32, 32), value) for value in (10, 200, 30)]
+    path = folder / "test" / "blue" / f"a.{suffix}"
+    pages[0].save(path)
+    stack = folder / "test" / "blue" / f"b.{suffix}"
+    pages[0].save(stack, save_all=True, append_images=pages[1:])
+    images = task_of(folder).test_data(str(folder))
+    at = [item[0] for item in images.items]
+    assert images[at.index(path)][0].shape == (3, 32, 32)
+    with pytest.raises(DataError, match=r"3 pictures") as caught:
+        images[at.index(stack)]
+    assert caught.value.path == str(stack)
+
+
+def test_a_cameras_picture_with_a_second_view_is_read(folder):
+    path = folder / "test" / "blue" / "0.jpg"
+    pages = [Image.new("RGB", (32, 32), (0, 0, value)) for value in (200, 10)]
+    pages[0].save(path, format="MPO", save_all=True, append_images=pages[1:])
+    pixels, _ = task_of(folder).test_data(str(folder))[0]
+    assert pixels[2].mean() > 0.7
+
+
 def test_missing_and_empty_folders_are_named(tmp_path):
     task = task_of(tmp_path, classes="a,b")
     with pytest.raises(DataError) as caught:
