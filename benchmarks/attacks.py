@@ -25,11 +25,11 @@ from benchmarks.table import markdown
 from fl_queue import blob, config, metrics, reproducible, training
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
-from fl_queue.exact import choose_scales
 from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest
 from fl_queue.sampling import seed_for
+from fl_queue.scales import choose_scales
 from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 

@@ -18,10 +18,10 @@ from blake3 import blake3
 from benchmarks.table import markdown, median
 from fl_queue import blob, exact
 from fl_queue.config import load
-from fl_queue.exact import choose_scales
 from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import choose_scales
 
 REPEATS = 7
 UPDATES = 64

@@ -107,7 +107,7 @@ class RunConfig:
             field, wanted = "round.concurrency", self.round["concurrency"]
         if not isinstance(wanted, int):
             return
-        if include and all(is_name(pattern) for pattern in include) and wanted > len(set(include)):
+        if include and all(map(is_name, include)) and wanted > len(set(include)):
             raise ConfigError(
                 field,
                 f"{wanted} is more than the {len(set(include))} clients of clients.include; lower it",
@@ -123,7 +123,7 @@ class RunConfig:
         """Refuse what leaves no room for the exact sum of as many updates as are known to come."""
         self.format_of_sum()
         if self.round["mode"] != "async":
-            check_room(self, self._known_cohort() or 1)
+            check_room(self, self._most_updates())
 
     def format_of_sum(self) -> SumFormat:
         """
@@ -134,7 +134,7 @@ class RunConfig:
         """
         if self.round["mode"] == "async":
             return sum_format(self.aggregation, self.strategy, self._known_buffer(), self.round)
-        return sum_format(self.aggregation, self.strategy, self._known_cohort() or 1)
+        return sum_format(self.aggregation, self.strategy, self._most_updates())
 
     def _known_cohort(self) -> int:
         """Clients of a round; 0: that depends on how many will be alive."""
@@ -145,8 +145,19 @@ class RunConfig:
 
     def _known_buffer(self) -> int:
         """Updates of an asynchronous round; 1 where that depends on how many clients will be alive."""
-        concurrency = self.round["concurrency"]
-        return buffer_size(self, concurrency if isinstance(concurrency, int) else 1)
+        return buffer_size(self, concurrency_size(self, self._most_clients() or 1))
+
+    def _most_updates(self) -> int:
+        """Updates that a synchronous round merges at most; 1 where the config does not say how many."""
+        return self._known_cohort() or cohort_size(self, self._most_clients() or 1)
+
+    def _most_clients(self) -> int:
+        """How many clients there can be at most, where the config says so; 0: any number."""
+        include, shares = self.clients["include"], self.data["shares"]
+        said = [len(set(include))] if include and all(map(is_name, include)) else []
+        if shares and self.data["partition"] != "site" and self.run["task"] in TASKS:
+            said.append(shares)
+        return min(said, default=0)
 
     def _check_strategy(self) -> None:
         name, weighting = self.aggregation["strategy"], self.aggregation["weighting"]

@@ -3,7 +3,8 @@ The exact sum: updates merged as fixed-point integers, the same bits in any orde
 
 An update ``u`` becomes ``q = rint(u * 2**s)`` in int64 (half to even, off by at most 2**-(s+1)).
 From there on ``sum(weight * q)`` is integer arithmetic: associative, so partial sums merge exactly
-and an update can be taken out again. ``choose_scales`` fixes ``s`` so that the sum cannot overflow.
+and an update can be taken out again. ``scales`` fixes ``s`` so that the sum cannot overflow.
+Of float buffers nothing is rounded away, see ``digits``.
 
 No float is ever added here, and nothing depends on the machine: the numba kernel uses no fastmath,
 and plain numpy (used when numba cannot be imported) gives the same bits. No Redis here.
@@ -16,15 +17,16 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue import jit
+from fl_queue import digits, jit
 from fl_queue.blob import Tensor, matching
-from fl_queue.errors import BlobError, ConfigError
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.errors import BlobError
+from fl_queue.records import EXTRA, Manifest, TensorSpec
+from fl_queue.scales import LIMIT_FIELDS, Scale
 
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
@@ -34,76 +36,13 @@ Blocks = Callable[[TensorSpec], Iterable[Tensor]]
 
 _log = logging.getLogger(__name__)
 
-#: Most fractional bits: the spacing of float32 at 2**-8; a finer step buys little for differences and costs range.
-FINEST = 31
-_COARSEST = 8
 #: Elements the numpy paths work on at a time: 512 KiB of float64, about an L2 cache.
 _BLOCK = 65536
-_LIMIT_FIELDS: dict[str, str] = {
-    "parameter": "aggregation.limit",
-    "float_buffer": "aggregation.buffer_limit",
-    "dc": "strategy.control_limit",
-}
-
-
-class Scale(NamedTuple):
-    """
-    The fixed-point format of one quantity in one round; recorded with the round.
-
-    Args:
-        s: Fractional bits: the resolution is 2**-s.
-        limit: Largest magnitude an update may have.
-    """
-
-    s: int
-    limit: float
-
-
-def choose_scales(
-    cohort: int,
-    w_max: int,
-    limits: Mapping[str, float],
-    finest: Mapping[str, int] | None = None,
-) -> dict[str, Scale]:
-    """
-    The finest scales under which no sum of a round can overflow.
-
-    Args:
-        cohort: Updates the round may accept, 1 or more.
-        w_max: Largest weight of one of them, 1 or more.
-        limits: Quantity (``parameter``, ``float_buffer``, an extra) -> largest magnitude, finite and
-            above 0.
-        finest: Quantity -> its largest s; 31 where it is not named.
-
-    Returns:
-        Quantity -> scale with the largest s for which
-        ``cohort * w_max * ceil(limit * 2**s) < 2**63`` (exact; the ceiling because rint may round
-        a value at the limit up).
-
-    Raises:
-        ConfigError: s would be below 8, too coarse to train with.
-    """
-    most = finest or {}
-    return {
-        name: _choose_scale(cohort, w_max, name, limit, most.get(name, FINEST))
-        for name, limit in limits.items()
-    }
-
-
-def _choose_scale(cohort: int, w_max: int, name: str, limit: float, finest: int) -> Scale:
-    for s in range(finest, _COARSEST - 1, -1):
-        if cohort * w_max * math.ceil(Fraction(limit) * 2**s) < 2**63:
-            return Scale(s, limit)
-    raise ConfigError(
-        _LIMIT_FIELDS.get(name, "aggregation.limit"),
-        f"{limit} leaves no room for the sum of {cohort} updates of weight up to {w_max}; lower it,"
-        " or the weights (aggregation.max_examples, or weighting = capped)",
-    )
 
 
 class ExactSum:
     """
-    The weighted sum of a round's updates; 8 bytes a float element, whatever the cohort.
+    The weighted sum of a round's updates; 8 bytes a parameter, whatever the cohort.
 
     Integer buffers (BatchNorm's ``num_batches_tracked``) are not averaged: the maximum is kept.
 
@@ -120,6 +59,8 @@ class ExactSum:
         self.manifest = manifest
         self.scales = dict(scales)
         self.w_max = w_max
+        #: The tensors of the sum's body.
+        self.layout = sum_manifest(manifest, self.scales)
         self.total_weight = 0
         #: What the total is divided by: more than its weight where updates count for less than they are.
         self.divisor = 0
@@ -129,6 +70,12 @@ class ExactSum:
         self._floats = {s.name: s for s in manifest.tensors if s.kind != "integer_buffer"}
         self._integers = {s.name: s for s in manifest.tensors if s.kind == "integer_buffer"}
         self._totals = {name: np.zeros(spec.size, np.int64) for name, spec in self._floats.items()}
+        #: Name -> sums of what its scale leaves below, where it has digits.
+        self._below = {
+            name: np.zeros((digits.count(scale.s, scale.digit), spec.size), np.int64)
+            for name, spec in self._floats.items()
+            if (scale := self.scales[spec.quantity]).digit
+        }
         lowest = np.iinfo(np.int64).min
         self._maxima = {
             name: np.full(spec.shape, lowest, np.int64) for name, spec in self._integers.items()
@@ -216,6 +163,8 @@ class ExactSum:
             raise ValueError("the partial sums are of different rounds")
         for name, total in self._totals.items():
             total += other._totals[name]
+        for name, below in self._below.items():
+            below += other._below[name]
         for name, maximum in self._maxima.items():
             np.maximum(maximum, other._maxima[name], out=maximum)
         self.add_scalars(other.scalars)
@@ -244,7 +193,11 @@ class ExactSum:
         block = self._totals[name][start:stop].astype(np.float64)
         # In this order, one rounding each, so that every machine gets the same bits.
         block /= float(self.divisor)
-        block *= math.ldexp(1.0, -self.scales[self._floats[name].quantity].s)
+        scale = self.scales[self._floats[name].quantity]
+        block *= math.ldexp(1.0, -scale.s)
+        if name in self._below:
+            below = self._below[name][:, start:stop]
+            block += digits.mean(below, self.divisor, scale.s, scale.digit)
         return block
 
     def scalar_mean(self, name: str) -> float:
@@ -268,9 +221,11 @@ class ExactSum:
         return self._maxima[name].copy()
 
     def pieces(self) -> Iterator[Int64s]:
-        """The sum's own body: int64 arrays in the manifest's order, not copied; see ``sum_manifest``."""
-        for spec in self.manifest.tensors:
-            yield self._totals[spec.name] if spec.name in self._totals else self._maxima[spec.name]
+        """The sum's own body: int64 arrays in the order of ``layout``, not copied."""
+        below = {_digits_name(name): array for name, array in self._below.items()}
+        whole = {**self._totals, **self._maxima, **below}
+        for spec in self.layout.tensors:
+            yield whole[spec.name]
 
     def add_sum(
         self, tensors: Mapping[str, Tensor], weight: int, count: int, counted: int | None = None
@@ -279,7 +234,7 @@ class ExactSum:
         Add a partial sum of other updates of the same round, or nothing of it.
 
         Args:
-            tensors: Name -> int64 array, of ``sum_manifest``.
+            tensors: Name -> int64 array, of ``layout``.
             weight: Total weight of the updates in it.
             count: How many they are.
             counted: What they count in the divisor of means; by default their weight.
@@ -287,7 +242,7 @@ class ExactSum:
         Raises:
             BlobError: A tensor is not the manifest's, or a total is larger than ``weight`` allows.
         """
-        for spec in sum_manifest(self.manifest).tensors:
+        for spec in self.layout.tensors:
             matching(spec, tensors)
         if not count <= weight <= count * self.w_max:
             raise BlobError(
@@ -295,11 +250,16 @@ class ExactSum:
             )
         for name, spec in self._floats.items():
             scale = self.scales[spec.quantity]
-            most = weight * math.ceil(Fraction(scale.limit) * 2**scale.s)
-            if spec.size and not _is_within(tensors[name], most):
+            most = weight * math.ceil(Fraction(scale.limit) * Fraction(2) ** scale.s)
+            if not _is_within(tensors[name], most):
                 raise BlobError(f"tensor {name!r} holds a sum outside ±{most}")
+            most = weight << max(scale.digit - 1, 0)
+            if name in self._below and not _is_within(tensors[_digits_name(name)], most):
+                raise BlobError(f"tensor {name!r} holds digits outside ±{most}")
         for name, total in self._totals.items():
             total += tensors[name].reshape(-1)
+        for name, below in self._below.items():
+            below += tensors[_digits_name(name)]
         for name, maximum in self._maxima.items():
             np.maximum(maximum, tensors[name], out=maximum)
         self.total_weight += weight
@@ -309,6 +269,7 @@ class ExactSum:
     def release(self, name: str) -> None:
         """Free a tensor's total once its mean has been used: the sum is twice as large as a model."""
         self._totals.pop(name, None)
+        self._below.pop(name, None)
 
     def _accumulate(self, blocks: Blocks, weight: int, factor: float = 1.0) -> None:
         """Add all float tensors or none: what is outside a limit takes out again what went before."""
@@ -330,10 +291,15 @@ class ExactSum:
         scale = self.scales[spec.quantity]
         # Times a power of two, which is exact: as if the value were scaled first, and then to fixed point.
         times = math.ldexp(factor if spec.kind == "parameter" else 1.0, scale.s)
+        below, start = self._below.get(spec.name), 0
         for values, total in _beside(blocks, self._totals[spec.name]):
             if _kernel()(total, values, weight, times, scale.limit) < values.size:
                 bad: np.float32 = values[first_outside(values, scale.limit)]
                 return bad
+            if below is not None:
+                part = below[:, start : start + values.size]
+                digits.add(part, values, weight, scale.s, scale.digit)
+            start += values.size
         return None
 
     def _check_weight(self, weight: int) -> None:
@@ -355,15 +321,28 @@ def warm_up() -> None:
     _kernel()(np.zeros(1, np.int64), np.zeros(1, np.float32), 1, 1.0, 1.0)
 
 
-def sum_manifest(manifest: Manifest) -> Manifest:
-    """The tensors of a sum's body: those of the manifest, all int64."""
-    return Manifest(
-        tuple(TensorSpec(spec.name, spec.shape, "integer_buffer") for spec in manifest.tensors)
-    )
+def sum_manifest(manifest: Manifest, scales: Mapping[str, Scale] | None = None) -> Manifest:
+    """
+    The tensors of a sum's body, all int64: those of the manifest, and the digits of those that have some.
+
+    Args:
+        scales: The round's.
+    """
+    tensors = [TensorSpec(spec.name, spec.shape, "integer_buffer") for spec in manifest.tensors]
+    for spec in manifest.tensors:
+        scale = (scales or {}).get(spec.quantity)
+        if scale is not None and scale.digit:
+            shape = (digits.count(scale.s, scale.digit), spec.size)
+            tensors.append(TensorSpec(_digits_name(spec.name), shape, "integer_buffer"))
+    return Manifest(tuple(sorted(tensors, key=lambda spec: spec.name)))
+
+
+def _digits_name(name: str) -> str:
+    return f"{EXTRA}digits/{name}"
 
 
 def _is_within(values: Tensor, most: int) -> bool:
-    return -most <= int(values.min()) and int(values.max()) <= most
+    return not values.size or (-most <= int(values.min()) and int(values.max()) <= most)
 
 
 def _whole(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Blocks:
@@ -388,7 +367,7 @@ def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, T
 
 def out_of_range(spec: TensorSpec, value: np.float32, scale: Scale) -> BlobError:
     """The error for a value of an update that is beyond its limit, or no number."""
-    field = _LIMIT_FIELDS.get(spec.kind, "the limit of its strategy")
+    field = LIMIT_FIELDS.get(spec.kind, "the limit of its strategy")
     return BlobError(f"tensor {spec.name!r} holds {value!s}, outside ±{scale.limit} ({field})")
 
 

@@ -23,8 +23,9 @@ import numpy as np
 from fl_queue import files
 from fl_queue.blob import Tensor, as_bytes
 from fl_queue.errors import BlobError, CheckpointError
-from fl_queue.exact import Blocks, Float64s, Scale, first_outside, out_of_range
+from fl_queue.exact import Blocks, Float64s, first_outside, out_of_range
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale
 
 #: Elements written at a time.
 _PIECE = 65536
@@ -120,6 +121,8 @@ class Gathered:
         bad = first_outside(values, scale.limit)
         if bad >= 0:
             raise out_of_range(spec, values[bad], scale)
+        if scale.digit:
+            return (values + np.float32(0.0)).astype("<f4")  # Nothing of it is rounded away.
         times = math.ldexp(factor if spec.kind == "parameter" else 1.0, scale.s)
         fixed = np.rint(values.astype(np.float64) * times)
         fixed *= math.ldexp(1.0, -scale.s)

@@ -15,7 +15,6 @@ from fl_queue import blob, metrics, simulation
 from fl_queue.blob import Bytes
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
-from fl_queue.exact import sum_manifest
 from fl_queue.header import Header, Member
 from fl_queue.merge import Added, Merge
 from fl_queue.records import Manifest, Verdict
@@ -71,13 +70,12 @@ class GroupSum:
         Args:
             header: Of the round, by the group's name, under a token of its own.
         """
-        manifest = sum_manifest(self._merge.sent)
         body = b"".join(map(blob.as_bytes, map(blob.little_endian, self._merge.total.pieces())))
         whole = replace(
             header,
             kind="group",
             members=tuple(self._members),
-            tensors=blob.entries(manifest),
+            tensors=blob.entries(self._merge.layout),
             body_bytes=len(body),
             body_digest=blob.body_digest(body),
         )
@@ -136,7 +134,7 @@ def check_layout(header: Header, merge: Merge) -> None:
     Raises:
         BlobError: Names the first tensor that differs.
     """
-    blob.check_tensors(header, sum_manifest(merge.sent))
+    blob.check_tensors(header, merge.layout)
 
 
 def add(header: Header, body: Bytes, merge: Merge) -> None:
@@ -146,11 +144,10 @@ def add(header: Header, body: Bytes, merge: Merge) -> None:
     Raises:
         BlobError: It is damaged, or beyond a limit; the sum is as it was.
     """
-    manifest = sum_manifest(merge.sent)
     blob.check_body(header, body)
     inside = [member for member in header.members if member.status == "received"]
     weight = sum(member.weight for member in inside)
-    merge.total.add_sum(blob.views(manifest, body), weight, len(inside))
+    merge.total.add_sum(blob.views(merge.layout, body), weight, len(inside))
     for member in inside:
         merge.total.add_scalars(
             {name: member.weight * Fraction(value) for name, value in member.scalars.items()}

@@ -15,10 +15,11 @@ from typing import Any
 from fl_queue import blob, clip, codec, int8, metrics, rebase
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.config import RunConfig
-from fl_queue.exact import ExactSum, Scale
+from fl_queue.exact import ExactSum, sum_manifest
 from fl_queue.gather import Gathered
 from fl_queue.header import Header
 from fl_queue.records import LOST, Manifest
+from fl_queue.scales import Scale
 from fl_queue.staleness import Discount
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import (
@@ -53,7 +54,7 @@ class Merge:
     Args:
         manifest: The model's.
         aggregation: The ``aggregation`` section of the round's config.
-        scales: Quantity -> (s, limit), as the round recorded them.
+        scales: Quantity -> its scale, as the round recorded it.
         w_max: Largest weight an update may have.
         encoding: The codec of the updates.
         strategy: What they have besides; FedAvg unless it is given.
@@ -82,9 +83,7 @@ class Merge:
         self.sent = update_manifest(self.strategy, manifest)
         if encoding == "int8":
             int8.warm_up()
-        fixed: dict[Any, Scale] = {
-            kind: Scale(int(s), limit) for kind, (s, limit) in scales.items()
-        }
+        fixed = {kind: Scale.of(recorded) for kind, recorded in scales.items()}
         #: Clients whose updates a rule has not let into the next model, once that was asked for.
         self.left_out: Sequence[str] = ()
         needs_all = self.strategy.needs_all
@@ -105,6 +104,11 @@ class Merge:
     def begins_anew(self) -> bool:
         """Whether a client in the sum has lost its state, so that everybody's becomes zero."""
         return self.total.scalars.get(LOST, 0) > 0
+
+    @property
+    def layout(self) -> Manifest:
+        """The tensors of a sum of such updates."""
+        return sum_manifest(self.sent, self.total.scales)
 
     @property
     def is_resumable(self) -> bool:

@@ -317,7 +317,8 @@ def _quorum(config: RunConfig, plan: _Plan) -> int:
 def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
     now = f"{store.control.now():.6f}"
     rounds = config.round if plan.mode == "async" else None
-    updates = plan.buffer or len(plan.cohort)
+    # Nothing is summed when version 0 is made, or a version is evaluated by however many.
+    updates = (plan.buffer or len(plan.cohort)) if plan.purpose == "train" else 1
     format_ = sum_format(config.aggregation, config.strategy, updates, rounds)
     return {
         "state": "open",

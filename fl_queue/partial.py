@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from fl_queue import blob, faults, names, operatorkey
 from fl_queue.errors import ChunksMissing
-from fl_queue.exact import ExactSum, sum_manifest
+from fl_queue.exact import ExactSum
 from fl_queue.operatorkey import OperatorKey
 from fl_queue.records import Receipt, Sums, dumps
 from fl_queue.store import Store
@@ -83,7 +83,7 @@ def save(
     """
     old = find(store, run)
     digest = blob.pieces_digest(total.pieces())
-    nbytes = sum_manifest(total.manifest).nbytes
+    nbytes = total.layout.nbytes
     pieces = blob.rechunked(total.pieces(), chunk_bytes)
     store.data.put_chunks(names.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
     faults.reach("partial.stored")
@@ -168,7 +168,7 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     body = store.data.get_chunks(names.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
     if blob.body_digest(body) != saved["digest"]:
         raise ChunksMissing(saved["digest"], 0)
-    tensors = blob.views(sum_manifest(total.manifest), body)
+    tensors = blob.views(total.layout, body)
     if int(saved["count"]):
         total.add_sum(
             tensors,

@@ -21,7 +21,7 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Any
 
 from fl_queue.errors import ConfigError
-from fl_queue.exact import Scale, choose_scales
+from fl_queue.scales import Scale, choose_scales
 
 #: s(tau) is a whole number of parts of this.
 ONE = 1 << 20

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fl_queue import staleness
-from fl_queue.exact import Scale, choose_scales
 from fl_queue.records import dumps
+from fl_queue.scales import Scale, choose_scales, exact_scale
 from fl_queue.staleness import Discount
 from fl_queue.strategies import get_strategy, largest_weight
 
@@ -28,7 +28,7 @@ class SumFormat(NamedTuple):
         """As a round's hash has it."""
         return {
             "w_max": str(self.w_max),
-            "scales": dumps({kind: list(scale) for kind, scale in self.scales.items()}),
+            "scales": dumps({kind: scale.to_list() for kind, scale in self.scales.items()}),
             "discount": dumps(self.discount.to_dict() if self.discount else {}),
         }
 
@@ -52,10 +52,13 @@ def sum_format(
     """
     w_max = largest_weight(aggregation)
     ranges = get_strategy(aggregation["strategy"], options).ranges(aggregation)
+    buffers = ranges.pop("float_buffer").limit
     limits = {name: span.limit for name, span in ranges.items()}
     finest = {name: span.finest for name, span in ranges.items()}
     discount = None
     if asynchronous is not None:
         discount = staleness.discount(asynchronous, updates, w_max, limits, finest)
         w_max = discount.full(w_max)
-    return SumFormat(w_max, choose_scales(updates, w_max, limits, finest), discount)
+    scales = choose_scales(updates, w_max, limits, finest)
+    scales["float_buffer"] = exact_scale(updates, w_max, buffers)
+    return SumFormat(w_max, scales, discount)

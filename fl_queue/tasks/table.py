@@ -138,8 +138,8 @@ class CsvTask(Task):
                 raise DataError(
                     data_dir,
                     f"column {name}: its mean square {square:g} is over aggregation.buffer_limit = "
-                    f"{limit:g}; set task.means and task.stds, or scale the column",
-                    public=f"the mean square of a column{self._named(name)} is over aggregation.buffer_limit; set task.means and task.stds, or scale the column",
+                    f"{limit:g}; raise it (its size costs no precision), or set task.means and task.stds",
+                    public=f"the mean square of a column{self._named(name)} is over aggregation.buffer_limit; raise it, or set task.means and task.stds",
                 )
 
     def _classes(self) -> list[str]:

@@ -19,7 +19,19 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, codec, exact, group, late, metrics, names, signing, terminal, views
+from fl_queue import (
+    blob,
+    codec,
+    exact,
+    group,
+    late,
+    metrics,
+    names,
+    scales,
+    signing,
+    terminal,
+    views,
+)
 from fl_queue.config import RunConfig, load
 from fl_queue.dispatch import Ticket
 from fl_queue.entries import event_of
@@ -46,7 +58,7 @@ COHORT = ("sim-1", "sim-2")
 CONFIG: RunConfig = load(
     "mnist-3v7", ("clients.kind=simulation", "clients.count=2", "round.cohort=2"), {}
 )
-SCALES = exact.choose_scales(2, 1 << 20, {"parameter": 64.0, "float_buffer": 65536.0})
+SCALES = scales.choose_scales(2, 1 << 20, {"parameter": 64.0, "float_buffer": 65536.0})
 ROUND = RoundState(
     number=1, state="open", purpose="train", cohort=COHORT, eligible=COHORT, quorum=2,
     deadline_s=60.0, grace_s=5.0, elapsed_s=0.0, quorum_at_s=None, opened_at=0.0, base_version=0,

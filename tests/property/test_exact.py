@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_queue.exact import ExactSum, Scale, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale, choose_scales, exact_scale
 
 SPECS = (
     TensorSpec("b", (2,), "float_buffer"),
@@ -21,7 +22,9 @@ MANIFEST = Manifest(SPECS)
 FLOATS = Manifest((SPECS[0], SPECS[2]))
 W_MAX = 2**20
 COHORT = 8
-SCALES = choose_scales(COHORT, W_MAX, {"parameter": 64.0, "float_buffer": 65536.0})
+SCALES = choose_scales(COHORT, W_MAX, {"parameter": 64.0}) | {
+    "float_buffer": exact_scale(COHORT, W_MAX, 65536.0)
+}
 Update = tuple[dict[str, np.ndarray], int]
 
 
@@ -54,7 +57,7 @@ def bits(total: ExactSum) -> tuple[bytes, ...]:
     maxima = [
         total.maximum(spec.name).tobytes() for spec in total.manifest.tensors if spec.name == "n"
     ]
-    totals = [total._totals[name].tobytes() for name in ("b", "w")]
+    totals = [piece.tobytes() for piece in total.pieces()]
     return (*means, *maxima, *totals, b"%d %d" % (total.total_weight, total.count))
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from fl_queue import blob, clip, codec, config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum, Scale
+from fl_queue.exact import ExactSum
 from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale
 from fl_queue.strategies import STRATEGIES, get_strategy
 from tests.unit import test_group as groups
 

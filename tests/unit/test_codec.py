@@ -9,9 +9,10 @@ import pytest
 
 from fl_queue import blob, codec, int8
 from fl_queue.errors import BlobError
-from fl_queue.exact import ExactSum, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.header import Header, TensorEntry
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import choose_scales
 
 MANIFEST = Manifest(
     (

@@ -9,6 +9,8 @@ from fl_queue.catalog import TASKS
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.loading import load_task
 
+#: A hundred clients, by name.
+NAMED = str([f"site-{number}" for number in range(100)]).replace("'", '"')
 SIMULATION = ("clients.kind=simulation", "clients.count=10")
 
 
@@ -16,15 +18,18 @@ SIMULATION = ("clients.kind=simulation", "clients.count=10")
     ("field", "overrides"),
     [
         ("aggregation.limit", ("aggregation.limit=1e18",)),
-        ("aggregation.buffer_limit", ("round.cohort=8", "aggregation.buffer_limit=1e12")),
+        ("aggregation.limit", ("round.cohort=8", "aggregation.limit=1e12")),
         (
-            "aggregation.buffer_limit",
-            (*SIMULATION, "clients.count=1000", "data.source=full", "aggregation.buffer_limit=4e7"),
+            "aggregation.limit",
+            (*SIMULATION, "clients.count=1000", "data.source=full", "aggregation.limit=4e7"),
         ),
         (
-            "aggregation.buffer_limit",
-            ("round.mode=async", "round.concurrency=1000", "aggregation.buffer_limit=1e8"),
+            "aggregation.limit",
+            ("round.mode=async", "round.concurrency=1000", "aggregation.limit=1e8"),
         ),
+        ("aggregation.limit", (f"clients.include={NAMED}", "aggregation.limit=1e10")),
+        ("aggregation.limit", ("data.shares=100", "aggregation.limit=1e10")),
+        ("aggregation.limit", ("round.cohort=8", "aggregation.max_examples=1125899906842624")),
         (
             "strategy.control_limit",
             (
@@ -66,6 +71,11 @@ def test_it_is_refused_with_the_field(field: str, overrides: tuple[str, ...]) ->
         ("data.shares=2", "data.partition=site", "run.task=csv", "round.cohort=3"),
         ("data.shares=2", "run.task=own:Task", "round.cohort=3"),
         (*SIMULATION, "round.cohort=0.5", "round.quorum=5"),
+        ("round.cohort=8", "aggregation.buffer_limit=1e30"),
+        (*SIMULATION, "clients.count=1000", "data.source=full", "aggregation.buffer_limit=1e30"),
+        ("round.mode=async", "round.concurrency=1000", "aggregation.buffer_limit=1e30"),
+        ('clients.include=["site-*"]', "aggregation.limit=1e10"),
+        (f"clients.include={NAMED}", "round.cohort=0.01", "aggregation.limit=1e10"),
         (
             "aggregation.strategy=median",
             "aggregation.weighting=uniform",

@@ -13,8 +13,9 @@ import pytest
 
 from fl_queue import blob, codec, exact
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum, Scale, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale, choose_scales
 
 MANIFEST = Manifest(
     (
@@ -270,7 +271,8 @@ logging.basicConfig(level="INFO", format="%(message)s")
 if "without numba" in sys.argv:
     sys.modules["numba"] = None
 import numpy as np
-from fl_queue.exact import ExactSum, Scale, warm_up
+from fl_queue.exact import ExactSum, warm_up
+from fl_queue.scales import Scale
 from fl_queue.records import Manifest, TensorSpec
 warm_up()
 manifest = Manifest((TensorSpec("w", (99999,), "parameter"),))

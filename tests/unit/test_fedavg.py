@@ -7,8 +7,9 @@ import pytest
 
 from fl_queue import blob
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum, Scale
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale
 from fl_queue.strategies import base as strategy_base
 from fl_queue.strategies import get_strategy, largest_weight, weight_of
 

@@ -16,8 +16,9 @@ from torch.utils.data import TensorDataset
 from fl_queue import codec
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, ConfigError, ModelMismatch
-from fl_queue.exact import ExactSum, Scale
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, state_manifest, update_manifest
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task

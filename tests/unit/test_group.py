@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import blob, config, exact, group, simulation
+from fl_queue import blob, config, group, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.group import GroupSum
@@ -16,15 +16,20 @@ from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.store import RoundState
+from fl_queue.sumformat import sum_format
 
 MANIFEST = Manifest(
-    (TensorSpec("count", (), "integer_buffer"), TensorSpec("weight", (2, 3), "parameter"))
+    (
+        TensorSpec("count", (), "integer_buffer"),
+        TensorSpec("weight", (2, 3), "parameter"),
+        TensorSpec("weight_var", (2,), "float_buffer"),
+    )
 )
 COHORT = tuple(simulation.clients(5))
 CONFIG = config.load(
     "mnist-3v7", ("clients.kind=simulation", "clients.count=5", "round.cohort=5"), {}
 )
-SCALES = exact.choose_scales(5, 1 << 20, {"parameter": 64.0, "float_buffer": 65536.0})
+SCALES = sum_format(CONFIG.aggregation, {}, 5).scales
 ROUND = RoundState(
     number=1,
     state="open",
@@ -42,7 +47,7 @@ ROUND = RoundState(
     fence=1,
     data_server="",
     w_max=1 << 20,
-    scales={kind: list(scale) for kind, scale in SCALES.items()},
+    scales={kind: scale.to_list() for kind, scale in SCALES.items()},
     segment=0,
     reason="",
     groups=2,
@@ -58,6 +63,7 @@ def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
         {
             "count": np.array(number, np.int64),
             "weight": generator.normal(size=(2, 3)).astype(np.float32),
+            "weight_var": generator.normal(size=2).astype(np.float32) * np.float32(1e-12),
         },
     )
     header = Header(
@@ -122,6 +128,7 @@ def test_sums_of_groups_have_the_bits_of_the_updates_one_by_one() -> None:
 
     assert bits(grouped) == bits(single)
     assert bits(single)[2] == 5
+    assert np.abs(single.total.mean("weight_var")).min() > 1e-14
 
 
 def test_the_headers_behind_a_group_are_the_clients_own() -> None:

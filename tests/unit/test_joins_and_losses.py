@@ -11,9 +11,9 @@ import pytest
 
 from fl_queue.clientstate import Accepted, Kept, still_counts
 from fl_queue.errors import BlobError
-from fl_queue.exact import choose_scales
 from fl_queue.merge import Merge
 from fl_queue.records import LOST, Manifest, TensorSpec
+from fl_queue.scales import choose_scales
 from fl_queue.strategies import base, get_strategy
 
 #: A client's loss: ``curvature (w - optimum)^2 / 2``.

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from fl_queue import blob, config, metrics, rebase, sgd
-from fl_queue.exact import Scale, choose_scales
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest, RoundRecord
+from fl_queue.scales import Scale, choose_scales
 from fl_queue.staleness import discount
 from fl_queue.tensors import arrays_of, load_arrays, manifest_of
 

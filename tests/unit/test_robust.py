@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fl_queue import blob, config
 from fl_queue.errors import BlobError, CheckpointError, ConfigError
-from fl_queue.exact import Scale
 from fl_queue.gather import Gathered
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale
 from fl_queue.strategies import STRATEGIES, get_strategy, load_strategy, robust
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.median import Median

@@ -11,8 +11,9 @@ import pytest
 from fl_queue import config
 from fl_queue.blob import little_endian
 from fl_queue.errors import ConfigError
-from fl_queue.exact import ExactSum, Scale, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import Scale, choose_scales
 from fl_queue.staleness import ONE, Discount, discount, weights
 
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}

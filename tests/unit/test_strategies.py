@@ -10,8 +10,9 @@ import pytest
 
 from fl_queue import blob, config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest, TensorSpec
+from fl_queue.scales import choose_scales
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
 from fl_queue.strategies.base import Facts, Strategy
 

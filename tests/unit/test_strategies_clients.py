@@ -13,8 +13,9 @@ from torch.utils.data import TensorDataset
 
 from fl_queue import blob, config
 from fl_queue.errors import ConfigError
-from fl_queue.exact import ExactSum, choose_scales
+from fl_queue.exact import ExactSum
 from fl_queue.records import Manifest
+from fl_queue.scales import choose_scales
 from fl_queue.strategies import base, fednova, get_strategy
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.training import Plan, Trained, initial_model, train_update

@@ -1,0 +1,89 @@
+"""What has room in a round's exact sum, and what has none, on real servers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_queue import models, opening, verify
+from fl_queue.errors import ConfigError
+from fl_queue.records import TensorSpec
+from fl_queue.store import Store
+from tests.byhand import ByHand
+
+pytestmark = pytest.mark.timeout(60)
+
+CLIENTS = "abcd"
+SIZE = 40
+#: Updates travel in chunks, and every one of them is checkpointed.
+CHECKPOINTS = ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
+#: There is room for two updates of this size, and for no three.
+TOO_MUCH = ("round.cohort=1.0", "aggregation.limit=1.5e10", "aggregation.buffer_limit=1e30")
+
+
+class Table(ByHand):
+    """A model with the mean squares of a table's columns."""
+
+    buffers = (TensorSpec("a_squares", (3,), "float_buffer"),)
+    scales = (1e-16, 1.0, 1e16)
+
+    def squares(self, client: str) -> np.ndarray:
+        factor = 1 + CLIENTS.index(client) / 7
+        return (np.array(self.scales) * factor).astype(np.float32)
+
+    def body(self, client: str) -> bytes:
+        return self.squares(client).tobytes() + super().body(client)
+
+
+def tables(store: Store, folder: Path, *overrides: str) -> Table:
+    options = ("aggregation.buffer_limit=1e18", "model.keep_updates=true", *overrides)
+    return Table(store, folder, CLIENTS, SIZE, *options)
+
+
+def test_small_and_large_columns_are_exact_after_a_kill_and_can_be_verified(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = tables(store, tmp_path, *CHECKPOINTS)
+    for client in CLIENTS[:2]:
+        hand.update(client)
+    killed = hand.intake()
+    for _ in range(2):
+        hand.take(killed, 1)
+        killed.checkpoint()
+    for client in CLIENTS[2:]:
+        hand.update(client)
+    hand.work()
+
+    record = hand.record
+    assert record.outcome == "committed"
+    assert len(record.scales["float_buffer"]) == 3
+    body = models.body_of_version(store, hand.run, 1, hand.manifest, 1 << 20, tmp_path)
+    found = np.frombuffer(bytes(body.view[:12]), "<f4")
+    weights = np.array([record.weights[client] for client in CLIENTS], np.float64)
+    squares = np.array([hand.squares(client) for client in CLIENTS], np.float64)
+    assert np.array_equal(found, (weights @ squares / weights.sum()).astype(np.float32))
+    assert [verdict.result for verdict in verify.verify(store, hand.state, tmp_path, 1)] == ["same"]
+
+
+def test_a_round_without_room_for_its_clients_fails_the_run_with_the_field(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = Table(store, tmp_path, CLIENTS, SIZE, *TOO_MUCH)
+
+    assert hand.state.state == "failed"
+    assert "aggregation.limit: 15000000000.0 leaves no room" in hand.state.reason
+
+
+def test_the_closing_evaluation_sums_nothing_and_has_room_for_all(
+    store: Store, tmp_path: Path
+) -> None:
+    hand = Table(store, tmp_path, CLIENTS[:2], SIZE, *TOO_MUCH)
+    plan = opening._Plan(3, "evaluate", CLIENTS, CLIENTS, len(CLIENTS))
+    fields = opening._round_fields(store, hand.state, hand.config, plan)
+
+    assert fields["purpose"] == "evaluate"
+    with pytest.raises(ConfigError, match="leaves no room"):
+        opening._round_fields(store, hand.state, hand.config, replace(plan, purpose="train"))
