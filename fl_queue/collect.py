@@ -134,7 +134,7 @@ class Collector:
         self.round = current
         recorded = recorded_config(self.store, self.run, current.segment)
         self.config, self.config_digest = RunConfig.from_dict(recorded), digest_of(recorded)
-        vouching.check_config(self.store, current, self.config_digest)
+        vouching.check_round(self.store, self.run, current, self.config_digest)
         self.quorum_at_s = current.quorum_at_s
         self.drain = Drain()
         self.intake = Intake(
@@ -219,6 +219,8 @@ class Collector:
         grows = self.round.is_async or self.round.purpose == "initialise"
         current = self.store.control.round(self.run, self.number) if grows else None
         if current is not None and current.open:
+            if current.cohort != self.round.cohort:
+                vouching.check_round(self.store, self.run, current, self.config_digest)
             self.round = self.intake.round = current
             self.intake.books.follow(current.cohort)
 

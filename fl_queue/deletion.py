@@ -63,6 +63,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     while not store.control.transact(watched, body):
         pass
     _remove(store, [run], state_dir)
+    store.control.pins.forget(run)
 
 
 def refuse_training(name: str, training: bool) -> None:

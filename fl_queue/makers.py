@@ -103,8 +103,11 @@ def _ask(
     if vouching.why_not_here(store, run):
         return False
     cohort = sorted(asked)
+    vouched = vouching.with_cohort(store, run, current, cohort)
+    if vouched.why_not:
+        return False
     fields: dict[Any, Any] = {
-        vouching.SIGNED: vouching.with_cohort(store, run, current, cohort).signed,
+        vouching.SIGNED: vouched.signed,
         "cohort": dumps(cohort),
         "makers": dumps(asked),
         "deadline_s": str(asked_at_s + longest_s),

@@ -122,6 +122,9 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         return False
     shares = state.shares or (plan.shares if purpose == "train" else 0)
     vouched = vouching.of_round(store, state, plan.number, fields, _population(state, plan), shares)
+    if vouched.is_refused:
+        waiting.wait(store, state, config, vouched.why_not)
+        return False
     fields[vouching.SIGNED] = vouched.signed
     tickets = _tickets(store, state, plan, config)
 
@@ -200,6 +203,8 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         return
     cohort = sorted((*current.cohort, *chosen))
     vouched = vouching.with_cohort(store, run, current, cohort, _population(state, plan))
+    if vouched.why_not:
+        return  # Nor is it merged: see ``vouching.check_round``.
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         key = names.round_(run, current.number)

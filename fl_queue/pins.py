@@ -10,10 +10,14 @@ its serial rises with each change. So what the control server says of a client c
 
 Anything else (changed, unsigned, removed, an older one put back) is trouble, and the pin counts. A machine
 with neither key nor pins has nothing to compare with, and takes the control server's word.
+
+Beside the pins lies what this machine has seen of each run: that it requires enrolment, and that it is signed,
+with the newest version that was signed here. Neither can be taken back in Redis.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -22,12 +26,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from fl_queue import files, names, operatorkey
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import BlobError, CheckpointError, ConfigError
 from fl_queue.operatorkey import OperatorKey
+from fl_queue.paths import below
 from fl_queue.records import Enrolment, dumps
 
 FOLDER = "enrolled"
-_PIN, _REQUIRED = ".json", ".required"
+_PIN, _REQUIRED, _SIGNED = ".json", ".required", ".signed"
 _PURPOSE = "enrolment v1"
 #: Nothing of ours comes near it: of a longer entry nothing is read.
 _LONGEST_BYTES = 64 * 1024
@@ -212,7 +217,7 @@ class Pins:
         Args:
             said: Whether its config on the control server says so.
         """
-        if self._state_dir is None or not (said or self._mark(run).exists()):
+        if self._state_dir is None or not (said or self._mark(run, _REQUIRED).exists()):
             return said
         if said and self.are_kept:
             self.require(run, True)
@@ -222,15 +227,54 @@ class Pins:
         """Whoever starts or continues a run says whether it lets in enrolled clients alone."""
         if self._state_dir is None:
             return
-        mark = self._mark(run)
+        mark = self._mark(run, _REQUIRED)
         if not required:
             mark.unlink(missing_ok=True)
         elif self.are_kept and not mark.exists():
             files.write_durably(mark, [])
 
+    # What was signed of a run
+
+    def note_signed(self, run: str, version: int = -1, digest: str = "") -> None:
+        """
+        Remember that a run is signed.
+
+        Args:
+            version, digest: Of a version that is signed now; without them it is the run itself.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        if self._state_dir is None or (version < 0 and self.signed_version(run) is not None):
+            return
+        mark = self._mark(run, _SIGNED)
+        try:
+            files.write_durably(mark, [dumps({"version": version, "digest": digest}).encode()])
+        except OSError as exc:
+            raise CheckpointError(str(mark), f"{exc.strerror}; free space there") from exc
+
+    def signed_version(self, run: str) -> tuple[int, str] | None:
+        """
+        The version of a run that was signed here last, and its digest; None: no such run was signed here.
+
+        Returns:
+            -1 and no digest of a run of which this machine has signed no version.
+        """
+        if self._state_dir is None:
+            return None
+        try:
+            found = json.loads(self._mark(run, _SIGNED).read_bytes())
+            return int(found["version"]), str(found["digest"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1, ""  # Damaged: that it was signed is known all the same.
+
     def forget(self, run: str) -> None:
-        """The run is deleted."""
-        self.require(run, False)
+        """An operator has deleted the run. Never because Redis says so: then it could be taken back there."""
+        if self._state_dir is not None:
+            for kind in (_REQUIRED, _SIGNED):
+                self._mark(run, kind).unlink(missing_ok=True)
 
     # Files
 
@@ -242,8 +286,8 @@ class Pins:
     def _path(self, client: str) -> Path:
         return self._folder / f"{client}{_PIN}"
 
-    def _mark(self, run: str) -> Path:
-        return self._folder / f"{run}{_REQUIRED}"
+    def _mark(self, run: str, kind: str) -> Path:
+        return below(self._folder, f"{run}{kind}")
 
     def _pinned(self) -> list[str]:
         if self._state_dir is None:

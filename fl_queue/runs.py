@@ -129,7 +129,10 @@ def _create(
         return write
 
     # A lost reply must not make our own run look like somebody else's.
-    return store.control.transact([names.RUNS], body) or store.control.run_id(name) == run
+    is_ours = store.control.transact([names.RUNS], body) or store.control.run_id(name) == run
+    if is_ours and vouching.SIGNATURE in first:
+        store.control.pins.note_signed(run)
+    return is_ours
 
 
 def _first_state(

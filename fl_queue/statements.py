@@ -108,6 +108,32 @@ def of_population(population: Sequence[str]) -> Statement:
     return {"population": len(population), "places": digest_of(list(population))}
 
 
+def differing(
+    statement: Statement,
+    state: RunState,
+    current: RoundState,
+    config: str,
+    manifest: Manifest | None,
+) -> str:
+    """
+    The first field in which a round, as Redis has it, is not what a statement says; empty: it is.
+
+    Args:
+        statement: The operator's, of the round.
+        state: Read after the round: its population has everybody of the round's.
+        config: Digest of the round's segment of the config.
+        manifest: The run's.
+    """
+    signed_for = None if current.purpose == "initialise" else manifest
+    found = of_round(state, current, state.shares, config, manifest_digest(signed_for))
+    # Clients have come since the round was opened; those it was signed for keep their places.
+    count = statement.get("population")
+    if type(count) is int and count >= 0:
+        found |= of_population(state.population[:count])
+    names = sorted({*found, *statement})
+    return next((name for name in names if found.get(name) != statement.get(name)), "")
+
+
 def sign(kind: Kind, statement: Statement, key: OperatorKey) -> str:
     """The operator's signature of a statement; the same each time."""
     return key.sign(f"{kind} v1", dumps(statement).encode())

@@ -129,7 +129,9 @@ def _checked(
     statement = statements.opened(asked.round.signed, public)
     if statement is None:
         raise Refused(f"round {number} is signed with another key than the operator's, or changed")
-    _compare(statement, asked, segment)
+    config = digest_of(segment["config"])
+    if name := statements.differing(statement, asked.state, asked.round, config, asked.manifest):
+        raise Refused(f"{name} of round {number} is not what the operator signed")
     if statement["purpose"] != asked.purpose:
         raise Refused(f"round {number} is signed for another job: {statement['purpose']}")
     if asked.who not in asked.round.cohort:
@@ -137,26 +139,6 @@ def _checked(
     if older := _older_than(site, asked):
         raise Refused(f"round {number} is older than round {older}, which this site took part in")
     return statement
-
-
-def _compare(statement: statements.Statement, asked: Question, segment: Mapping[str, Any]) -> None:
-    """Hold what Redis says of a round against what was signed. Raises Refused."""
-    config, manifest = digest_of(segment["config"]), asked.manifest
-    is_first = asked.round.purpose == "initialise"
-    found = statements.of_round(
-        asked.state,
-        asked.round,
-        asked.state.shares,
-        config,
-        statements.manifest_digest(None if is_first else manifest),
-    )
-    # Clients have come since the round was opened; those it was signed for keep their places.
-    count = statement.get("population")
-    if type(count) is int and count >= 0:
-        found |= statements.of_population(asked.state.population[:count])
-    for name in sorted({*found, *statement}):
-        if found.get(name) != statement.get(name):
-            raise Refused(f"{name} of round {asked.round.number} is not what the operator signed")
 
 
 def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:

@@ -2,9 +2,12 @@
 The operator's side signs: configs when a run is begun, versions when they are committed, rounds when they are opened.
 
 Redis is not believed here either: a round is signed only if its config and its model carry the operator's
-signature, and a version only if it was made from the model that its round was signed with. Else a round is
-opened without a signature, and sites that hold the operator's key refuse it, with the reason in the run's
-events. A machine without the key opens no round of a run that is signed.
+signature, and a version only if it was made from the model that its round was signed with. A run that is
+signed has no other rounds: none is opened without a signature, and none is merged whose signature is not
+there or is of something else. That a run is signed this machine remembers on its own disk (``pins``).
+
+A run that is older than the operator's key goes on without signatures, with the reason in its events, and
+sites that hold the key refuse its rounds. A machine without the key opens no round of a run that is signed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fl_queue import checkpoint, models, operatorkey, statements
-from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch
+from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch, RunStateError
 from fl_queue.operatorkey import OperatorKey
 from fl_queue.records import Manifest, digest_of
 from fl_queue.store import RoundState, RunState, Store, parse_round_state
@@ -36,10 +39,12 @@ class Vouched:
     Args:
         signed: The signed statement; empty: it has none.
         why_not: Why the operator's side, which has a key, does not sign it.
+        is_refused: The run is signed: without a signature there must not be such a round.
     """
 
     signed: str = ""
     why_not: str = ""
+    is_refused: bool = False
 
 
 # Configs
@@ -113,26 +118,49 @@ def check_key(store: Store, run: str) -> None:
 # Versions
 
 
-def check_config(store: Store, current: RoundState, config: str) -> None:
+def check_round(store: Store, run: str, current: RoundState, config: str) -> None:
     """
-    See that a signed round is merged by the config that it was signed with.
+    See that a round of a signed run is merged as it was signed: by its config, and of its clients.
 
-    A config says who may send an update and how it counts: whoever can change it in Redis must not decide that.
+    A config says who may send an update and how it counts, a cohort who is asked: whoever can change them in
+    Redis must not decide that, nor by taking the signature away.
 
     Args:
         config: Digest of the config that the aggregator has read.
 
     Raises:
-        ModelMismatch: It is another one.
+        ModelMismatch: It is another round than was signed, or has no signature any more.
         ConfigError: The key cannot be used.
+        CheckpointError: That the run is signed cannot be noted.
     """
-    key = store.control.pins.key
-    statement = statements.opened(current.signed, key.public) if key is not None else None
-    if statement is not None and statement.get("config") != config:
+    key, state = store.control.pins.key, store.control.run(run)
+    if key is None or state is None:
+        return
+    statement = statements.opened(current.signed, key.public)
+    if statement is None:
+        if _is_signed_run(store, state, key):
+            raise ModelMismatch(
+                f"round {current.number} is not signed with the operator's key {key.fingerprint}, and its run is; "
+                "somebody has changed it in Redis"
+            )
+        return
+    manifest = store.control.manifest(run)
+    if name := statements.differing(statement, state, current, config, manifest):
         raise ModelMismatch(
-            f"the config of round {current.number} is not what the operator signed; "
+            f"the {name} of round {current.number} is not what the operator signed; "
             "somebody has changed it in Redis"
         )
+    store.control.pins.note_signed(run)
+
+
+def _is_signed_run(store: Store, state: RunState, key: OperatorKey) -> bool:
+    """Whether all of a run is signed, as this machine remembers, or as its newest version or its config shows."""
+    if store.control.pins.signed_version(state.run_id) is not None:
+        return True
+    if state.version is None:
+        # Begun with a key; the config of one that is older gets its signature when it is gone on with.
+        return _signed_config(store, state, 0, key) is not None
+    return _Base.read(store, state.run_id, state.version).is_signed(state.run_id, key)
 
 
 def version(
@@ -153,6 +181,7 @@ def version(
 
     Raises:
         ModelMismatch: It was made from another model than the operator has signed.
+        CheckpointError: That it is signed cannot be noted.
     """
     key, state = store.control.pins.key, store.control.run(run)
     if key is None or state is None:
@@ -161,13 +190,21 @@ def version(
     if signed is None or digest_of(signed["config"]) != config:
         return ""
     if current.purpose == "initialise":
-        return _version_signature(run, 0, entry, made, key)
+        return _noted(store, run, 0, entry, made, key)
     base = _Base.read(store, run, current.base_version)
     if not base.is_signed(run, key):
         return ""
     if why_not := base.differs(current, made):
         raise ModelMismatch(f"round {current.number}: {why_not}; somebody has changed it in Redis")
-    return _version_signature(run, current.base_version + 1, entry, made, key)
+    return _noted(store, run, current.base_version + 1, entry, made, key)
+
+
+def _noted(
+    store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest, key: OperatorKey
+) -> str:
+    """A version's signature, once this machine has noted what it signs."""
+    store.control.pins.note_signed(run, number, entry["digest"])
+    return _version_signature(run, number, entry, made, key)
 
 
 def adopted(
@@ -186,10 +223,20 @@ def adopted(
 
     Raises:
         ConfigError: The key cannot be used.
+        RunStateError: The run was signed, and somebody has taken its signatures away; what is newest in Redis
+            may be an older version that was put back.
     """
     key = store.control.pins.key
     if key is None or store.state_dir is None or made is None or SIGNATURE in entry:
         return None
+    noted = store.control.pins.signed_version(state.run_id)
+    if noted is not None and noted != (state.version, entry["digest"]):
+        raise RunStateError(
+            state.name,
+            f"its signatures are gone from Redis, where its newest version is {state.version}; the newest that was "
+            f"signed here is {noted[0]}, digest {noted[1][:16]}. Restore a backup (`fl-queue restore`), or begin "
+            "a new run from that version's checkpoint (model.initial)",
+        )
     if entry.get("download"):
         return None  # What clients fetch is not on disk: it is the next version that is signed.
     folder, layout = models.checkpoint_folder(store.state_dir, state.run_id), state_manifest(made)
@@ -208,7 +255,7 @@ def adopted(
 def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:
     """The operator's signature of a version out of a backup that an operator has named; empty without a key."""
     key = store.control.pins.key
-    return "" if key is None else _version_signature(run, number, entry, made, key)
+    return "" if key is None else _noted(store, run, number, entry, made, key)
 
 
 def _version_signature(
@@ -302,18 +349,18 @@ def of_round(
     current, manifest = parse_round_state(number, fields), None
     found, why_not = _signed_config(store, state, current.segment, key), ""
     if found is None:
-        return Vouched(
-            why_not=f"segment {current.segment} of the config is not signed with the operator's key "
+        why_not = (
+            f"segment {current.segment} of the config is not signed with the operator's key "
             f"{key.fingerprint}; `fl-queue cancel {state.name}`, and start it again with its config"
         )
-    if current.purpose != "initialise":
+    elif current.purpose != "initialise":
         base = _Base.read(store, state.run_id, current.base_version)
         manifest = base.manifest
         why_not = _doubt_of_model(state, base, current, key)
     elif statements.initial_digest(state.initial) != found["initial"]:
         why_not = "its initial model is another one than the run was begun with"
-    if why_not:
-        return Vouched(why_not=why_not)
+    if found is None or why_not:
+        return Vouched("", why_not, _is_signed_run(store, state, key))
     statement = statements.of_round(
         replace(state, population=tuple(population)),
         current,

@@ -9,7 +9,7 @@ import os
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import facts, simulation, trust
+from fl_queue import facts, trust
 from fl_queue.config import RunConfig
 from fl_queue.records import dumps
 from fl_queue.site import Site
@@ -74,14 +74,19 @@ def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
 
 
 def _context(site: Site, state: RunState, config: RunConfig) -> ClientContext:
-    """What the task is told, as in a round's training."""
+    """
+    What the task is told, as in a round's training, but for the share: it is the first of ``data.shares``.
+
+    The config is signed. Which share is a client's, and of how many, Redis says, and nobody has signed it
+    before there is a round: whoever chose these could ask how many examples a site has.
+    """
     return ClientContext.of(
         config,
         client=site.client,
         run=state.name,
         round_number=1,
-        share=simulation.share_of(site.client, state.population),
-        shares=config.data["shares"] or state.shares or 1,
+        share=0,
+        shares=config.data["shares"] or 1,
         data_dir=site.data_folder(config),
         device=site.device,
         threads=site.threads,

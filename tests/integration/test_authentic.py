@@ -21,6 +21,7 @@ from fl_queue import (
     blob,
     config,
     credentials,
+    deletion,
     dispatch,
     models,
     names,
@@ -37,9 +38,10 @@ from fl_queue.cli import cli, working
 from fl_queue.collect import Collector
 from fl_queue.credentials import Credentials
 from fl_queue.dispatch import Ticket
-from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch
+from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
 from fl_queue.group import GroupSum
 from fl_queue.header import Header
+from fl_queue.intake import Intake
 from fl_queue.records import Enrolment, dumps
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
@@ -304,8 +306,10 @@ def test_signatures_change_no_bit(
 def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
     hospital.store.control.redis.hset(names.round_(hospital.run, 1), "quorum", "1")
     hospital.work("b")
+    signed = hospital.round.signed
     stripped(hospital)
     hospital.work("a")
+    hospital.write(signed=signed)
     hospital.collect()
     record = hospital.store.control.history(hospital.run)[-1]
     assert list(record.accepted) == ["b"]
@@ -415,6 +419,41 @@ def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospi
     assert hospital.refused("a") == [reason]
 
 
+@pytest.mark.parametrize(
+    "said", [{"shares": "100000"}, {"population": dumps([*"cdefghijkl", "a"]), "shares": "12"}]
+)
+def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
+    hospital: Hospital, said: dict[str, str]
+) -> None:
+    """Else whether a share has enough examples tells how many rows a site has, one question after the other."""
+
+    def told() -> dict[str, str]:
+        hospital.work("a", lambda run, number: telling.tell(run, 0))
+        return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
+
+    honest = told()
+    assert "cannot" not in honest
+    hospital.store.control.redis.hset(names.run(hospital.run), mapping=said)
+    assert told() == honest
+
+
+def test_only_deleting_a_run_forgets_that_it_is_signed(hospital: Hospital) -> None:
+    redis, run, pins = hospital.store.control.redis, hospital.run, hospital.store.control.pins
+    pins.require(run, True)
+    assert hospital.store.state_dir is not None
+    # Somebody has it look deleted to every machine of the operator.
+    name = redis.hget(names.RUNS, "authentic")
+    redis.hdel(names.RUNS, "authentic")
+    redis.zadd(names.DELETED, {run: hospital.store.control.now()})
+    deletion.sweep_here(hospital.store, hospital.store.state_dir)
+    assert (pins.signed_version(run) is not None, pins.required(run, False)) == (True, True)
+
+    redis.hset(names.RUNS, "authentic", name)
+    redis.hset(names.run(run), "state", "cancelled")
+    deletion.delete(hospital.store, hospital.state, hospital.store.state_dir)
+    assert (pins.signed_version(run), pins.required(run, False)) == (None, False)
+
+
 def test_credentials_without_the_operator_s_key_check_nothing(hospital: Hospital) -> None:
     hospital.enroll("a", "")
     stripped(hospital)
@@ -506,16 +545,22 @@ def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None
 
 
 def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
+    not_opened_yet(hospital)
+    another_config(hospital)
+    hospital.advance(hospital.run)
+    # Nor is it opened without a signature: the run waits, and says why.
+    assert (hospital.state.round, hospital.unsigned()) == (1, [])
+    assert hospital.state.reason.startswith("segment 0 of the config is not signed")
+
+
+def not_opened_yet(hospital: Hospital) -> None:
+    """Version 1 is made, and round 2 is not open."""
     for site in SITES:
         hospital.work(site)
-    stripped(hospital)  # Else the aggregator refuses it, too.
-    another_config(hospital)
     hospital.collect()
-    assert hospital.round.number == 2
-    assert not hospital.round.signed
-    assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
-    hospital.work("a")
-    assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
+    redis, run = hospital.store.control.redis, hospital.run
+    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
+    redis.hset(names.run(run), "round", "1")
 
 
 class Ghost:
@@ -556,6 +601,9 @@ def test_a_signed_round_is_merged_by_the_config_it_was_signed_with(
 ) -> None:
     hospital = Hospital(store, tmp_path, monkeypatch, "security.require_enrolment=true")
     ghost = Ghost(hospital, monkeypatch)
+    with pytest.raises(MergeFailed, match="the cohort of round 1 is not what the operator signed"):
+        hospital.collect()
+    hospital.write(cohort=dumps(SITES))
     with pytest.raises(MergeFailed, match="the config of round 1 is not what the operator signed"):
         hospital.collect()
     assert (hospital.state.version, store.control.receipts(hospital.run, 1)) == (0, {})
@@ -564,16 +612,97 @@ def test_a_signed_round_is_merged_by_the_config_it_was_signed_with(
     assert set(store.control.history(hospital.run)[-1].accepted) == set(SITES)
 
 
-def test_a_version_made_by_a_changed_config_is_not_signed(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def stripped_everywhere(at: Hospital) -> None:
+    """The run looks as if it were older than the operator's key."""
+    redis, run = at.store.control.redis, at.run
+    segments = at.store.control.config_segments(run)
+    redis.set(
+        names.config(run),
+        dumps([{key: found[key] for key in ("from_round", "config")} for found in segments]),
+    )
+    for number, entry in at.store.control.versions(run).items():
+        entry.pop("signature", None)
+        redis.hset(names.versions(run), str(number), dumps(entry))
+    redis.hdel(names.round_(run, at.state.round), "signed")
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known here", "seen for the first time"])
+def test_a_round_whose_signature_was_taken_away_is_not_merged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
     hospital = Hospital(store, tmp_path, monkeypatch, "security.require_enrolment=true")
     Ghost(hospital, monkeypatch)
-    stripped(hospital)
+    signed = hospital.round.signed
+    if is_known:
+        stripped_everywhere(hospital)
+    else:  # Another machine of the operator, which the signed version 0 tells.
+        stripped(hospital)
+        store.control.pins.forget(hospital.run)
+    with pytest.raises(MergeFailed, match=r"round 1 is not signed with the operator's key .*, and"):
+        hospital.collect()
+    assert (hospital.state.version, store.control.receipts(hospital.run, 1)) == (0, {})
+    if not is_known:
+        hospital.write(signed=signed, cohort=dumps(SITES))
+        another_config_back(hospital)
+        hospital.collect()
+        assert set(store.control.history(hospital.run)[-1].accepted) == set(SITES)
+        assert store.control.version(hospital.run, 1)["signature"]
+
+
+def another_config_back(hospital: Hospital) -> None:
+    segments = hospital.store.control.config_segments(hospital.run)
+    segments[0]["config"]["security"]["require_enrolment"] = True
+    hospital.store.control.redis.set(names.config(hospital.run), dumps(segments))
+
+
+def test_a_run_that_looks_older_than_the_key_to_a_machine_that_has_never_seen_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left: nothing tells it from one. Its version has no signature, and no site goes on with it."""
+    hospital = Hospital(store, tmp_path, monkeypatch)
+    for site in SITES:
+        hospital.work(site)
+    stripped_everywhere(hospital)
+    store.control.pins.forget(hospital.run)
     hospital.collect()
     assert "signature" not in store.control.version(hospital.run, 1)
+    assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
     hospital.work("a")
     assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
+
+
+def test_who_is_put_into_an_open_asynchronous_round_has_no_update_merged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("round.mode=async", "round.cohort=1.0", "round.buffer=2", "data.shares=3")
+    hospital = Hospital(store, tmp_path, monkeypatch, *overrides)
+    hospital.work("a")
+    look_at = Intake.look_at
+
+    def joined(intake: Intake, element: bytes) -> bool:
+        hospital.write(cohort=dumps([*SITES, "c"]))
+        return look_at(intake, element)
+
+    monkeypatch.setattr(Intake, "look_at", joined)
+    hospital.work("b")
+    with pytest.raises(MergeFailed, match="the cohort of round 1 is not what the operator signed"):
+        hospital.collect()
+    assert hospital.state.version == 0
+
+
+def test_an_older_version_that_was_put_back_is_not_signed_anew(hospital: Hospital) -> None:
+    not_opened_yet(hospital)
+    redis, run = hospital.store.control.redis, hospital.run
+    zero = hospital.store.control.version(run, 0)
+    stripped_everywhere(hospital)
+    redis.hdel(names.versions(run), "1")
+    redis.hset(
+        names.run(run),
+        mapping={"version": "0", "digest": zero["digest"], "state": "cancelled"},
+    )
+    with pytest.raises(RunStateError, match="the newest that was signed here is 1, digest "):
+        runs.start_run(hospital.store, "authentic", hospital.config, 2)
+    assert "signature" not in hospital.store.control.version(run, 0)
 
 
 @pytest.mark.parametrize("field", ["round", "cohort"])
@@ -588,23 +717,23 @@ def test_a_statement_of_something_else_is_not_signed_again(hospital: Hospital, f
 
 
 def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
-    for site in SITES:
-        hospital.work(site)
-    hospital.collect()
+    not_opened_yet(hospital)
     redis, run = hospital.store.control.redis, hospital.run
-    zero = hospital.store.control.version(run, 0)
-    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
-    redis.hset(names.run(run), mapping={"round": "1", "digest": zero["digest"]})
+    zero, one = (hospital.store.control.version(run, number) for number in (0, 1))
+    redis.hset(names.run(run), "digest", zero["digest"])
     hospital.advance(run)
-    assert not hospital.round.signed
-    assert "its model is not version 1 as it was signed" in hospital.unsigned()[-1]
+    assert (hospital.state.round, hospital.unsigned()) == (1, [])
+    assert "its model is not version 1 as it was signed" in hospital.state.reason
 
-    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
-    redis.hset(names.run(run), "round", "1")
     redis.hset(names.versions(run), "1", dumps(zero))
     hospital.advance(run)
-    assert not hospital.round.signed
-    assert "version 1 is not signed" in hospital.unsigned()[-1]
+    assert (hospital.state.round, hospital.unsigned()) == (1, [])
+    assert "version 1 is not signed" in hospital.state.reason
+
+    redis.hset(names.versions(run), "1", dumps(one))
+    redis.hset(names.run(run), "digest", one["digest"])
+    hospital.advance(run)
+    assert (hospital.state.round, bool(hospital.round.signed)) == (2, True)
 
 
 def test_no_version_is_made_from_a_model_that_was_changed_meanwhile(hospital: Hospital) -> None:
@@ -660,6 +789,7 @@ def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
     hospital = Hospital(store, tmp_path, monkeypatch)
     run, redis = hospital.run, store.control.redis
     # As an earlier release would have left it.
+    store.control.pins.forget(run)
     segments = [
         {key: found[key] for key in ("from_round", "config")}
         for found in store.control.config_segments(run)
