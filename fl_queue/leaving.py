@@ -19,6 +19,8 @@ from fl_queue.records import EXTRA, Kind, Manifest, TensorSpec, dumps
 
 #: Elements looked at together: a large tensor is never in memory as float64.
 _BLOCK = 1 << 20
+#: Numbers of a table that people are shown one by one.
+_SHOWN = 100
 #: Shown as tensors, or of elements that are no site's answer.
 _LEFT_OUT = ("tensors", "members", "manifest")
 
@@ -48,11 +50,11 @@ def facts(header: Header, body: memoryview) -> dict[str, Any]:
 
 
 def lines(told: Mapping[str, Any]) -> Iterable[str]:
-    """The same for people, a line each."""
+    """The same for people, a line each; of a long table of counts, such as those of scores, how many there are."""
     said, tensors = told["header"], told["tensors"]
     yield f"{told['bytes']:,} bytes: {len(tensors)} tensors, L2 norm {told['norm']:.6g}, and the header"
     for name, value in said.items():
-        text = dumps(value) if isinstance(value, Mapping) else str(value)
+        text = dumps(_short(value)) if isinstance(value, Mapping) else str(value)
         yield f"  {name:14} {text or '-'}"
     for tensor in tensors:
         shape = "x".join(map(str, tensor["shape"])) or "scalar"
@@ -60,6 +62,25 @@ def lines(told: Mapping[str, Any]) -> Iterable[str]:
             f"  tensor {tensor['name']}: {tensor['dtype']} {shape}, {tensor['nbytes']:,} bytes, "
             f"L2 norm {tensor['norm']:.6g}, largest {tensor['largest']:.6g}"
         )
+
+
+def _short(value: Any) -> Any:
+    """A value whose long tables are counted; those who want each number ask for JSON."""
+    if isinstance(value, Mapping):
+        return {name: _short(one) for name, one in value.items()}
+    numbers = list(_numbers(value))
+    if not isinstance(value, (list, tuple)) or len(numbers) <= _SHOWN:
+        return value
+    counted = sum(1 for one in numbers if one)
+    return f"{len(numbers)} numbers, {counted} of them not 0 (--json shows them)"
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _numbers(one)
+    else:
+        yield value
 
 
 def _tensors(header: Header, body: memoryview) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from fl_queue.cli.common import (
     check_tasks,
     connection_options,
     data_folder,
+    say,
     signing_option,
     strategy_option,
 )
@@ -191,6 +192,7 @@ def worker_client(
         loader_workers=loader_workers,
         quiet_hours=tuple(str(hours.parse(span)) for span in quiet_hours),
     )
+    _say_idle(f"client {site.client}", site)
     _become_worker("client", site)
 
 
@@ -217,6 +219,7 @@ def worker_evaluator(
         data_from_config=data_from_config,
         loader_workers=loader_workers,
     )
+    _say_idle("the evaluator", site)
     _become_worker("evaluator", site)
 
 
@@ -315,6 +318,29 @@ def _site(
         threads,
         credentials=str(file.absolute()) if file is not None else "",
     )
+
+
+def idle_parts(device: str, threads: int, cores: int, has_gpu: bool) -> str:
+    """What a training leaves idle of its machine, and the options that use it, as a line; empty: nothing."""
+    if device != "cpu":
+        return ""
+    found = []
+    if has_gpu:
+        found.append("an NVIDIA GPU, for --device cuda")
+    if cores > threads:
+        found.append(f"{cores} cores, for --threads")
+    return (
+        f"trains on the CPU with --threads {threads}; here are {' and '.join(found)}"
+        if found
+        else ""
+    )
+
+
+def _say_idle(who: str, site: Site) -> None:
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    line = idle_parts(site.device, site.threads, len(os.sched_getaffinity(0)), has_gpu)
+    if line:
+        say(f"{who} {line}", err=True)
 
 
 def _become_worker(role: str, site: Site, processes: int = 1) -> None:

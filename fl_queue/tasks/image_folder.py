@@ -25,6 +25,7 @@ from torchvision.models import get_model
 
 from fl_queue import datafolder
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.spelling import nearest
 from fl_queue.tasks import ClientContext, ClientData, Task
 from fl_queue.tasks.skew import Skew
 from fl_queue.usage import Usage
@@ -212,7 +213,8 @@ class ImageFolderTask(Task):
         if unknown:
             raise DataError(
                 str(folder / unknown[0]),
-                f"is a class that is not listed ({', '.join(classes)}); add it to task.classes",
+                f"is a class that is not listed ({', '.join(classes)}); add it to task.classes"
+                f"{nearest(unknown[0], classes)}",
                 public=f"{len(unknown)} of its class folders are not in task.classes; add them there",
             )
         items: list[Item] = []

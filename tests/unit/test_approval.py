@@ -142,3 +142,18 @@ def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -
     assert "  num_examples   600" in text
     assert f"  body_digest    {kept[0].body_digest}" in text
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_long_table_is_counted_for_people_and_whole_in_json(site: Site) -> None:
+    kept = outbox.read(written(site))
+    assert kept is not None
+    table = [[0] * 999 + [3], [1] + [0] * 999]
+    header = replace(kept[0], metrics={"num_examples": 4, "logit_histograms": table})
+    facts = leaving.facts(header, kept[1])
+
+    text = "\n".join(leaving.lines(facts))
+    assert '"logit_histograms":"2000 numbers, 2 of them not 0 (--json shows them)"' in text
+    assert '"num_examples":4' in text
+    assert facts["header"]["metrics"]["logit_histograms"] == table
+    few = {**facts, "header": {"metrics": {"confusion": [[2, 1], [0, 1]]}}}
+    assert '{"confusion":[[2,1],[0,1]]}' in "\n".join(leaving.lines(few))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fl_queue import eligible, launching, training
-from fl_queue.cli.working import worker
+from fl_queue.cli.working import idle_parts, worker
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
@@ -148,3 +148,37 @@ def test_the_client_is_left_out_of_the_run_with_the_reason(
     assert found is not None
     assert list(found.unable) == ["b"]
     assert "ConfigError" in found.out["b"]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "cores", "has_gpu", "line"),
+    [
+        ("cpu", 1, 1, False, ""),
+        ("cuda", 1, 32, True, ""),
+        (
+            "cpu",
+            1,
+            32,
+            False,
+            "trains on the CPU with --threads 1; here are 32 cores, for --threads",
+        ),
+        (
+            "cpu",
+            4,
+            4,
+            True,
+            "trains on the CPU with --threads 4; here are an NVIDIA GPU, for --device cuda",
+        ),
+        (
+            "cpu",
+            1,
+            8,
+            True,
+            "trains on the CPU with --threads 1; here are an NVIDIA GPU, for --device cuda and 8 cores, for --threads",
+        ),
+    ],
+)
+def test_a_worker_names_what_it_leaves_idle(
+    device: str, threads: int, cores: int, has_gpu: bool, line: str
+) -> None:
+    assert idle_parts(device, threads, cores, has_gpu) == line

@@ -148,6 +148,8 @@ def test_a_class_that_is_not_listed_is_named(folder):
     with pytest.raises(DataError) as caught:
         task_of(folder, classes="red,green").test_data(str(folder))
     assert caught.value.path == str(folder / "test" / "blue")
+    with pytest.raises(DataError, match=r"add it to task.classes; did you mean Blue\?"):
+        task_of(folder, classes="red,Blue").test_data(str(folder))
 
 
 def test_hidden_files_and_folders_are_not_data(folder):
