@@ -176,13 +176,10 @@ def write_private(path: Path, content: bytes) -> None:
     """
     Write a file whole for this account's processes alone; an existing one is replaced.
 
-    What root writes belongs to the owner of the folder: that account's worker has to read it.
-
     Raises:
         DataError: It cannot be written; nothing is left behind.
     """
     with _as_data_error(path), written_whole(path) as file:
-        _give_to_owner_of(path.parent, file)
         file.write(content)
 
 

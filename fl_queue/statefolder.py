@@ -12,6 +12,8 @@ import logging
 import os
 import pwd
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fl_queue.errors import ConfigError
@@ -22,13 +24,9 @@ log = logging.getLogger(__name__)
 _ROOT = 0
 
 
-def check(folder: Path, root_may_visit: bool = False) -> Path:
+def check(folder: Path) -> Path:
     """
     See that a state folder is safe to use, and take the rights of others from it; it need not be there.
-
-    Args:
-        root_may_visit: Whether root may use another account's: for commands at a site, whose files
-            become that account's.
 
     Returns:
         The folder.
@@ -44,8 +42,6 @@ def check(folder: Path, root_may_visit: bool = False) -> Path:
         return folder  # What makes it makes it private; what cannot reach it says so.
     own = os.geteuid()
     if others := sorted(owners - {own, _ROOT}):
-        if own == _ROOT and root_may_visit:
-            return folder
         raise _refused(
             folder,
             f"belongs to {_name(others[0])}, who can read and replace what is written there; run this "
@@ -71,6 +67,53 @@ def enter(folder: Path) -> None:
     """
     check(folder)
     os.umask(PRIVATE_UMASK)
+
+
+@contextmanager
+def visited(folder: Path) -> Iterator[Path]:
+    """
+    ``check``, for a command at a site: root does there what it does as the account whose folder it is.
+
+    So what that account has planted (a link in the place of a folder, say) leads root nowhere where the
+    account could not go by itself, and what is written is the account's.
+
+    Raises:
+        ConfigError: As ``check``.
+    """
+    owner = _owner(folder) if os.geteuid() == _ROOT else None
+    if owner is None:
+        yield check(folder)
+        return
+    with _acting_as(owner, folder):
+        yield check(folder)
+
+
+@contextmanager
+def _acting_as(owner: os.stat_result, folder: Path) -> Iterator[None]:
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        # The groups first, and back last: only root may change them.
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    except PermissionError as exc:  # A root of a container that may not.
+        name = _name(owner.st_uid)
+        raise _refused(folder, f"belongs to {name}; run this as {name} (sudo -u)") from exc
+    try:
+        yield
+    finally:
+        os.seteuid(_ROOT)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def _owner(folder: Path) -> os.stat_result | None:
+    """Of a folder of another account than root; None where there is none, or the folder is root's."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found if found.st_uid != _ROOT else None
 
 
 def _check_above(folder: Path) -> None:

@@ -75,9 +75,9 @@ def state_option(command: Command) -> Command:
     @_state_dir_option
     @functools.wraps(command)
     def wrapped(*args: Any, state_dir: Path | None, **kwargs: Any) -> Any:
-        # Root at a site: what it writes becomes that of the folder's owner, whose worker reads it.
-        folder = statefolder.check(_state_folder(state_dir), root_may_visit=True)
-        return command(*args, state_dir=folder, **kwargs)
+        # Root at a site: what it writes is that of the folder's owner, whose worker reads it.
+        with statefolder.visited(_state_folder(state_dir)) as folder:
+            return command(*args, state_dir=folder, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

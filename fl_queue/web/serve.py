@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,11 +122,14 @@ def _bound(place: Place) -> Iterator[tuple[socket.socket, str]]:
         yield _bound_to_address(place.host, place.port)
         return
     listener = _bound_to_path(place.uds, place.uds_mode)
+    ours = place.uds.lstat().st_ino
     try:
         yield listener, f"unix:{place.uds}"
     finally:
+        with suppress(FileNotFoundError):
+            if place.uds.lstat().st_ino == ours:  # Else it is somebody else's by now.
+                place.uds.unlink()
         listener.close()
-        place.uds.unlink(missing_ok=True)
 
 
 def _bound_to_address(host: str, port: int) -> tuple[socket.socket, str]:
@@ -142,13 +145,13 @@ def _bound_to_address(host: str, port: int) -> tuple[socket.socket, str]:
 
 def _bound_to_path(path: Path, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    # Born closed to others: who may connect is decided before anybody can.
-    before = os.umask(0o177)
+    # Born with its mode: who may connect is decided before anybody can, and a chmod afterwards would follow a
+    # link that has been put in its place.
+    before = os.umask(0o777 & ~mode)
     try:
         if _is_left_over(path):
             path.unlink()
         listener.bind(str(path))
-        path.chmod(mode)
         listener.listen(100)
     except OSError as exc:
         listener.close()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,12 +112,43 @@ def test_a_folder_in_one_where_others_could_exchange_it_is_refused(tmp_path: Pat
     statefolder.check(state)
 
 
+@pytest.fixture
+def visited(tmp_path: Path) -> Iterator[Path]:
+    """The state folder of another account, in a place that it reaches: what pytest gives is root's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        state = Path(folder) / "state"
+        pauses.arrive(Site(state_dir=state, client="hospital-a"))
+        for path in (state, *state.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        yield state
+
+
 @as_root
-def test_root_may_visit_a_site_and_leaves_files_its_worker_can_read(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    pauses.arrive(Site(state_dir=state, client="hospital-a"))
-    for path in (state, *state.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
+@pytest.mark.parametrize("planted", ["sites", "sites/hospital-a"])
+def test_root_at_a_site_is_led_nowhere_by_what_the_site_has_planted(
+    visited: Path, tmp_path: Path, planted: str
+) -> None:
+    """Root would else write and remove files in folders that are its own, wherever the site's account says."""
+    secret = tmp_path / "of-root"
+    for name in ("hospital-a", "."):
+        (secret / name).mkdir(parents=True, exist_ok=True)
+        (secret / name / "paused").write_text("{}")
+    link = visited / planted
+    shutil.rmtree(link)
+    link.symlink_to(secret)
+    before = sorted((path, path.stat().st_mtime_ns) for path in secret.rglob("*"))
+
+    for command in ("pause", "unpause", "approve"):
+        CliRunner().invoke(cli, [command, "--state-dir", str(visited)])
+
+    assert sorted((path, path.stat().st_mtime_ns) for path in secret.rglob("*")) == before
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+
+
+@as_root
+def test_root_may_visit_a_site_and_leaves_files_its_worker_can_read(visited: Path) -> None:
+    state = visited
 
     done = CliRunner().invoke(cli, ["pause", "--state-dir", str(state)])
 

@@ -405,3 +405,32 @@ def test_a_file_in_the_way_of_a_socket_stays(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
     assert stat.S_IMODE((tmp_path / "living").stat().st_mode) == 0o600
     living.close()
+
+
+class _Raced(type(Path())):  # type: ignore[misc]
+    """A path in a folder that others write to, one of whom is quick: it is a link by the time of a chmod."""
+
+    victim: Path
+
+    def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
+        os.unlink(self)
+        os.symlink(self.victim, self)
+        os.chmod(self, mode)
+
+
+def test_a_socket_is_born_with_its_mode(tmp_path: Path) -> None:
+    secret = tmp_path / "operator.key"
+    secret.touch(0o600)
+    path = _Raced(tmp_path / "page.sock")
+    path.victim = secret
+    umask = os.umask(0o077)
+    try:
+        with serve._bound(serve.Place(uds=path, uds_mode=0o660)):
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o660
+            path.unlink()
+            path.write_text("somebody else's by now")
+        assert path.exists()
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
