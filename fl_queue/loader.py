@@ -8,21 +8,26 @@ the sample's index, and are afterwards as they were. Imports torch. No Redis her
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from fl_queue.errors import FLQueueError
+from fl_queue.errors import DataError, FLQueueError
 from fl_queue.liveness import die_with_parent
 from fl_queue.sampling import seed_for
+
+#: Makes a batch of samples: pairs of what the model takes and the targets.
+Collate = Callable[[list[Any]], Any]
 
 #: How torch's message begins when one of its processes has died.
 _LOST = "DataLoader worker (pid"
@@ -35,11 +40,13 @@ class Reading(NamedTuple):
     Args:
         seed, epoch: Decide, with a sample's index, what is drawn when it is read.
         workers: Processes that read beside this one; 0: it reads itself.
+        collate: Makes a batch of samples; None: as torch does.
     """
 
     seed: int = 0
     epoch: int = 0
     workers: int = 0
+    collate: Collate | None = None
 
 
 def seed_torch(seed: int, device: str) -> None:
@@ -64,7 +71,7 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
 
 def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) -> Iterator[Any]:
     """
-    The batches of a data set, collated as torch does.
+    The batches of a data set, collated as torch does unless ``reading`` says otherwise.
 
     Args:
         batches: Indices of each batch's samples.
@@ -78,7 +85,7 @@ def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) 
         _Seeded(dataset, reading),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, reading.collate or default_collate),
         # Data sets of a task need not be fit for pickle, and a fork begins at once.
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_end_with, os.getpid()),
@@ -88,8 +95,64 @@ def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) 
         yield batch
 
 
-def _collate(samples: list[Any] | FLQueueError) -> Any:
-    return samples if isinstance(samples, FLQueueError) else default_collate(samples)
+def _collate(collate: Collate, samples: list[Any] | FLQueueError) -> Any:
+    return samples if isinstance(samples, FLQueueError) else collate(samples)
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """
+    What the model takes of a batch, and its targets.
+
+    The last thing is the target; several before it are the model's arguments, one after the other.
+
+    Raises:
+        DataError: The batch is of another form.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise DataError(
+            "training data",
+            f"a sample gives a {type(batch).__name__}, not (input, target); return such pairs, or give "
+            "the task a collate that makes (inputs, targets) of a list of samples",
+            public="its samples are not pairs (input, target), and the task has no collate that makes them",
+        )
+    *inputs, target = batch
+    return inputs[0] if len(inputs) == 1 else tuple(inputs), target
+
+
+def moved(value: Any, device: str) -> Any:
+    """The same on a device: tensors in maps, lists and tuples, too; what has no ``to`` as it is."""
+    if callable(getattr(value, "to", None)):  # A tensor, a packed sequence, what a tokenizer gives.
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(one, device) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(moved(one, device) for one in value)
+    return value
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """
+    What a model makes of a batch's inputs.
+
+    Those in a map are arguments by name, and several others one after the other, where the model's
+    ``forward`` takes them so; else they are one argument.
+    """
+    if isinstance(inputs, Mapping) and _takes(model, (), inputs):
+        return model(**inputs)
+    if type(inputs) is tuple and _takes(model, inputs, {}):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _takes(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*arguments, **named)
+    except (
+        TypeError,
+        ValueError,
+    ):  # Other arguments; or it has no signature, as what is written in C.
+        return False
+    return True
 
 
 def is_lost(error: Exception) -> bool:

@@ -39,7 +39,9 @@ class Scoring:
     def __init__(self) -> None:
         self._scale: Scale | None = None
 
-    def sums(self, output: Any, target: Any, mean_loss: float) -> dict[str, Any]:
+    def sums(
+        self, output: Any, target: Any, mean_loss: float, count: int | None = None
+    ) -> dict[str, Any]:
         """
         Sums of a batch.
 
@@ -47,8 +49,9 @@ class Scoring:
             output: What the model returned.
             target: (B, ...), or anything with a length.
             mean_loss: Of the batch; over the samples that are not ``IGNORED``.
+            count: Samples of the batch; None: as the target has.
         """
-        count = len(target)
+        count = len(target) if count is None else count
         found = self._classes(output, target, mean_loss)
         if found is None:
             return loss_sums(count, mean_loss * count)

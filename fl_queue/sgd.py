@@ -22,13 +22,14 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.loader import Reading, load, seed_torch
+from fl_queue.loader import Collate, Reading, call, load, moved, pair, seed_torch
 from fl_queue.precision import Precision
 from fl_queue.rows import Parts, check_batch, check_pull
 from fl_queue.scoring import Scoring, loss_sums
 
 Samples = Dataset[Any]
-Loss = Callable[[Tensor, Tensor], Tensor]
+#: Mean loss of a batch of what the model returns, and of targets.
+Loss = Callable[[Any, Any], Tensor]
 
 #: Most samples at a time when evaluating.
 EVALUATION_BATCH = 256
@@ -77,6 +78,7 @@ def local_sgd(
     precision: str = "float32",
     device: str = "cpu",
     loader_workers: int = 0,
+    collate: Collate | None = None,
     after_epoch: Callable[[int], None] = lambda epoch: None,
     rule: LocalRule | None = None,
 ) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def local_sgd(
 
     Args:
         model: On ``device``; left in training mode, but for the modules that ``as_built`` has marked.
-        dataset: Pairs (input, target).
+        dataset: Pairs (input, target); or (input, ..., target), for a model of several arguments. An input
+            may be a map of names, for a model that takes them as arguments.
         loss: Mean loss of a batch of outputs and targets.
         seed: Decides the order of samples, dropout, and everything else torch draws.
         epochs, batch_size: 1 or more.
@@ -100,6 +103,8 @@ def local_sgd(
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         loader_workers: Processes that read samples beside the training, which changes no bit; not used
             for a ``TensorDataset``.
+        collate: Makes (inputs, targets) of a list of samples, which may be of unequal shapes, say; None:
+            they are stacked, as torch's ``DataLoader`` does.
         after_epoch: Called with the number of the epoch just done, from 1.
         rule: What the strategy adds to each gradient, and how few samples the site allows.
 
@@ -133,7 +138,8 @@ def local_sgd(
     for epoch in range(1, epochs + 1):
         into_training(model)
         drawn = torch.randperm(count, generator=order)
-        batches = _batches(dataset, drawn, cuts, device, Reading(seed, epoch, loader_workers))
+        reading = Reading(seed, epoch, loader_workers, collate)
+        batches = _batches(dataset, drawn, cuts, device, reading)
         rows = iter(drawn.tensor_split(cuts[:-1]))
         loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, rows)
         after_epoch(epoch)
@@ -275,6 +281,7 @@ def evaluate(
     device: str = "cpu",
     loader_workers: int = 0,
     batch_size: int = EVALUATION_BATCH,
+    collate: Collate | None = None,
 ) -> dict[str, Any]:
     """
     Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
@@ -288,11 +295,12 @@ def evaluate(
 
     Args:
         model: On ``device``.
-        dataset: Pairs (input, target); it may be empty.
+        dataset: As for ``local_sgd``; it may be empty.
         loss: Mean loss of a batch of outputs and targets.
         device: Where the batches go.
         loader_workers: As in ``local_sgd``.
         batch_size: Of the training: four times as many samples are evaluated at a time, 256 at most.
+        collate: As in ``local_sgd``.
     """
     model.eval()
     dataset = _whole(dataset)
@@ -300,16 +308,18 @@ def evaluate(
     cuts = _cuts(count, min(EVALUATION_BATCH, _AS_LARGE * batch_size))
     parts, scoring = [], Scoring()
     with torch.no_grad():
-        reading = Reading(workers=loader_workers)
-        for inputs, target in _batches(dataset, torch.arange(count), cuts, device, reading):
-            output = model(inputs)
-            parts.append(scoring.sums(output, target, float(loss(output, target))))
+        reading = Reading(workers=loader_workers, collate=collate)
+        sizes = [end - start for start, end in pairwise([0, *cuts])]
+        batches = _batches(dataset, torch.arange(count), cuts, device, reading)
+        for size, (inputs, target) in zip(sizes, batches, strict=True):
+            output = call(model, inputs)
+            parts.append(scoring.sums(output, target, float(loss(output, target)), size))
     return metrics.merge(parts)
 
 
 def _one_epoch(
     model: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[tuple[Any, Any]],
     groups: list[list[int]],
     loss: Loss,
     optimizer: _SGD,
@@ -329,7 +339,7 @@ def _one_epoch(
         for size in sizes:
             inputs, target = next(batches)
             with cast_to.forward():
-                output = model(inputs)
+                output = call(model, inputs)
                 if optimizer.parts is not None:
                     optimizer.parts.watch(output, next(rows))
                 value = loss(output, target)
@@ -386,18 +396,19 @@ def _cuts(count: int, batch_size: int) -> list[int]:
 
 def _batches(
     dataset: Samples, order: Tensor, cuts: list[int], device: str, reading: Reading
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Any, Any]]:
     """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
     chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
     # A subclass may give other samples than its tensors hold: normalised, or turned.
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        inputs, target = (tensor.to(device) for tensor in dataset.tensors)
+    if type(dataset) is TensorDataset and len(dataset.tensors) > 1 and reading.collate is None:
+        tensors = [tensor.to(device) for tensor in dataset.tensors]
         for chunk in chunks:
             chosen = chunk.to(device)
-            yield inputs[chosen], target[chosen]
+            yield pair([tensor[chosen] for tensor in tensors])
         return
-    for inputs, target in load(dataset, [chunk.tolist() for chunk in chunks], reading):
-        yield inputs.to(device), target.to(device)
+    for batch in load(dataset, [chunk.tolist() for chunk in chunks], reading):
+        inputs, target = pair(batch)
+        yield moved(inputs, device), moved(target, device)
 
 
 def joined(datasets: Sequence[Samples]) -> Samples:

@@ -25,6 +25,7 @@ from torch.nn import functional
 from fl_queue import partition, sgd
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
+from fl_queue.loader import Collate
 from fl_queue.metrics import finish
 from fl_queue.records import Sums
 from fl_queue.sampling import seed_for
@@ -156,6 +157,8 @@ class ClientData:
     """
     A client's own data: data sets of pairs (input, target). ``validation`` may be empty.
 
+    What samples may be besides, ``sgd.local_sgd`` says.
+
     Args:
         unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
             site alone, by ``fl-queue try-task`` and in the log of its worker.
@@ -203,6 +206,9 @@ class Task(ABC):
 
     #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
     skews: ClassVar[bool] = False
+    #: Makes (inputs, targets) of a list of samples, of unequal lengths, say: ``def collate(self, samples)``;
+    #: None: they are stacked, as torch's ``DataLoader`` does.
+    collate: Collate | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -302,6 +308,7 @@ class Task(ABC):
             precision=self.config.train["precision"],
             device=context.device,
             loader_workers=context.loader_workers,
+            collate=self.collate,
             after_epoch=report,
             rule=context.rule,
         )
@@ -315,6 +322,7 @@ class Task(ABC):
             context.device,
             context.loader_workers,
             context.batch_size,
+            self.collate,
         )
 
     def usage(self) -> Usage:

@@ -21,6 +21,7 @@ from torch.utils.data import Subset, TensorDataset
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.fields import unknown_key
+from fl_queue.loader import Collate
 from fl_queue.sgd import Loss, Samples, size_of
 from fl_queue.spelling import nearest
 from fl_queue.tasks import ClientContext, ClientData, Task, with_context
@@ -51,6 +52,7 @@ class Parts:
             validation is of others than those who are trained with.
         evaluation: The samples of ``train`` in the same order, as they are validated: without the
             random changes that training makes of them; None: as in ``train``.
+        collate: Makes (inputs, targets) of a list of samples; None: as torch's ``DataLoader`` does.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Parts:
     labels: Any = None
     owners: Any = None
     evaluation: Any = None
+    collate: Collate | None = None
 
 
 class FunctionTask(Task):
@@ -120,7 +123,7 @@ class FunctionTask(Task):
 
     def _parts(self) -> Parts:
         parts = _parts(self.name, self._function(**self._arguments))
-        self._loss = parts.loss
+        self._loss, self.collate = parts.loss, parts.collate
         return parts
 
     def _dataset(self, part: str, found: Any) -> Samples:
@@ -167,7 +170,7 @@ class FunctionTask(Task):
             return np.asarray(_asked(parts.labels))
         targets = _targets(dataset)
         if targets is None and self._needs_labels():
-            return np.asarray([int(dataset[index][1]) for index in range(size_of(dataset))])
+            return np.asarray([int(dataset[index][-1]) for index in range(size_of(dataset))])
         return targets
 
     def _needs_labels(self) -> bool:
