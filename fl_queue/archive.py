@@ -17,7 +17,7 @@ import math
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -154,8 +154,20 @@ def _pieces(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo) -> Iter
             yield piece
 
 
-def read_document(archive: zipfile.ZipFile, path: Path) -> tuple[Document, Manifest]:
-    """What the file says of the run, and its model's manifest. Raises DataError."""
+def read_document(
+    archive: zipfile.ZipFile,
+    path: Path,
+    check: Callable[[Document, Manifest], None] = lambda document, manifest: None,
+) -> tuple[Document, Manifest]:
+    """
+    What the file says of the run, and its model's manifest.
+
+    Args:
+        check: Called with both as they were written: a config is completed by what this version adds.
+
+    Raises:
+        DataError: It is not that of a run.
+    """
     info = _entry(archive, path, _RECORD)
     if info.file_size > MAX_RECORD_BYTES:
         raise DataError(
@@ -178,10 +190,12 @@ def read_document(archive: zipfile.ZipFile, path: Path) -> tuple[Document, Manif
         document = Document(
             **{**raw, "history": [RoundRecord(**record) for record in raw["history"]]}
         )
-        return _checked(document)
+        checked = _checked(document)
     except (ValueError, KeyError, TypeError, AttributeError, BlobError, ConfigError) as exc:
         reason = exc if isinstance(exc, ValueError | BlobError | ConfigError) else repr(exc)
         raise DataError(str(path), f"{_RECORD} is not that of a run: {reason}") from exc
+    check(document, checked[1])
+    return checked
 
 
 def _refuse_constant(text: str) -> NoReturn:

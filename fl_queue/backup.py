@@ -242,7 +242,9 @@ def _snapshot(store: Store, state: RunState) -> Document:
 # Restoring
 
 
-def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) -> RunState:
+def restore(
+    store: Store, path: Path, state_dir: Path, name: str | None = None, unsigned: bool = False
+) -> RunState:
     """
     Make a new run from a backup. Nothing is trained: a run that had not ended is cancelled now.
 
@@ -254,9 +256,11 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
         state_dir: Where this machine's checkpoints are.
         name: Its name; None for the one it had. Training draws its numbers from the name, so a run
             under another name goes on well, but not with the bits it would have had.
+        unsigned: Whether to take a file of which this machine's operator's key has not signed config and
+            newest version: restoring signs both, and sites train by them.
 
     Raises:
-        ConfigError: The name is not allowed.
+        ConfigError: The name is not allowed; or the file is not signed.
         DataError: The file is not a backup, or damaged; nothing is changed.
         RunStateError: There is a run of that name.
         CheckpointError: The models cannot be written.
@@ -266,7 +270,11 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
     with opened(path) as archive:
-        document, manifest = read_document(archive, path)
+        document, manifest = read_document(
+            archive,
+            path,
+            lambda found, model: None if unsigned else _check_signed(store, found, model),
+        )
         chosen = name or document.state["name"]
         _refuse_taken(chosen, store.control.run_names())
         run = names.new_run_id(chosen)
@@ -291,6 +299,28 @@ def restore(store: Store, path: Path, state_dir: Path, name: str | None = None) 
     # Asks for the score of the newest version, if it has none.
     rounds.advance(store, run)
     return find_run(store, run)
+
+
+def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
+    """
+    See that what is about to be signed anew was signed: whoever can write to the file is not the operator.
+
+    Raises:
+        ConfigError: It was not, and this machine has the key.
+    """
+    entry, number = document.versions[str(document.version)], int(document.state.get("segment", 0))
+    if what := vouching.unsigned_in_backup(
+        store,
+        (document.run_id, document.state["name"]),
+        (number, document.config[number]),
+        (document.version, entry),
+        manifest,
+    ):
+        raise ConfigError(
+            "--unsigned",
+            f"the {what} in this backup is not signed with the operator's key of this machine: the file was changed, "
+            "or the run had no signatures; if you know that it is good, give --unsigned, which signs it as it is",
+        )
 
 
 def _refuse_taken(name: str, living: Mapping[str, str]) -> None:

@@ -252,6 +252,33 @@ def adopted(
     }
 
 
+def unsigned_in_backup(
+    store: Store,
+    run: tuple[str, str],
+    config: tuple[int, Mapping[str, Any]],
+    newest: tuple[int, Mapping[str, Any]],
+    manifest: Manifest,
+) -> str:
+    """
+    What of a backup the operator has not signed, ``config`` or ``version n``; empty: nothing, or there is no key here.
+
+    Args:
+        run: Id and name, as they were.
+        config: The segment that the run was at, by its number.
+        newest: Its newest version, as the run's ``versions`` hash had it.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    key = store.control.pins.key
+    if key is None:
+        return ""
+    if not is_segment_signed(*run, *config, key.public):
+        return "config"
+    base = _Base(*newest, manifest)
+    return "" if base.is_signed(run[0], key) else f"version {base.number}"
+
+
 def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:
     """The operator's signature of a version out of a backup that an operator has named; empty without a key."""
     key = store.control.pins.key

@@ -43,9 +43,14 @@ def backup(where: Where, run: str, output: Path) -> None:
     "name",
     help="Name of the new run. Default: the name it had. Under another one training draws other randomness.",
 )
+@click.option(
+    "--unsigned",
+    is_flag=True,
+    help="Take FILE although the operator's key of this machine has not signed its config and newest version.",
+)
 @signing_option
 @connection_options
-def restore(where: Where, file: Path, name: str | None) -> None:
+def restore(where: Where, file: Path, name: str | None, unsigned: bool) -> None:
     """
     Make a run from FILE, which `fl-queue backup` wrote, on a Redis that has none of that name.
 
@@ -55,5 +60,5 @@ def restore(where: Where, file: Path, name: str | None) -> None:
     aggregator's machine, which keeps the checkpoints.
     """
     store = where.open(UPLOADS)
-    state = backups.restore(store, file, where.state_dir, name)
+    state = backups.restore(store, file, where.state_dir, name, unsigned)
     say(f"{state.name} ({state.run_id}) {runs.describe_state(store, state)}")

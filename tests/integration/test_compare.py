@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fl_queue import compare, config, names, runs
+from fl_queue import compare, config, metrics, names, runs
 from fl_queue.cli import cli
-from fl_queue.errors import UnknownRun
+from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.store import RunState, Store
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import abandoned, record
@@ -63,6 +63,35 @@ def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str
     found = json.loads(said("s0", "other", "--json").output)
     assert found["runs"][1]["settings"] == {"run.seed": 1, "train.epochs": 9}
     assert isinstance(said("s0", "nobody").exception, UnknownRun)
+
+
+def test_a_metric_that_no_run_has_is_refused_with_the_list(
+    store: Store, redis_urls: tuple[str, str]
+) -> None:
+    begun(store, "judged", [0.5])
+    regression = runs.start_run(store, "regression", config.load("mnist-3v7", (), {}), 3)
+    loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
+    ended(store, regression.run_id, record(1, 0, validation=loss))
+
+    def said(*arguments: str) -> Result:
+        where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]
+        return CliRunner().invoke(cli, ["compare", *arguments, *where])
+
+    wrong = said("judged", "regression", "--metric", "acuracy").exception
+    assert isinstance(wrong, ConfigError)
+    assert "no run has acuracy; there is accuracy" in str(wrong)
+    assert str(wrong).endswith("; did you mean accuracy?")
+    assert said("judged", "--metric", "accuracy").exit_code == 0
+    # Without a name, what the runs have.
+    found = json.loads(said("regression", "--json").output)
+    assert (found["metric"], found["runs"][0]["value"]) == ("loss", 0.5)
+    assert json.loads(said("judged", "regression", "--json").output)["metric"] == "accuracy"
+
+
+def test_a_sweep_refuses_such_a_metric_before_it_trains() -> None:
+    done = CliRunner().invoke(cli, ["sweep", "mnist-3v7", "--metric", "acuracy"])
+    assert isinstance(done.exception, ConfigError)
+    assert "did you mean accuracy" in str(done.exception)
 
 
 def try_task(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
