@@ -413,6 +413,7 @@ class Collector:
             digest=made.digest,
             server_state=made.server_state,
             left_out=self.intake.left_out,
+            next_exponent=self.intake.next_exponent,
         )
         return self.store.control.end_round(
             self.run,

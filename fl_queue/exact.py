@@ -36,6 +36,8 @@ Blocks = Callable[[TensorSpec], Iterable[Tensor]]
 
 _log = logging.getLogger(__name__)
 
+#: In the reason of an update with a value beyond its limit.
+OUTSIDE = "outside ±"
 #: Elements the numpy paths work on at a time: 512 KiB of float64, about an L2 cache.
 _BLOCK = 65536
 
@@ -368,7 +370,7 @@ def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, T
 def out_of_range(spec: TensorSpec, value: np.float32, scale: Scale) -> BlobError:
     """The error for a value of an update that is beyond its limit, or no number."""
     field = LIMIT_FIELDS.get(spec.kind, "the limit of its strategy")
-    return BlobError(f"tensor {spec.name!r} holds {value!s}, outside ±{scale.limit} ({field})")
+    return BlobError(f"tensor {spec.name!r} holds {value!s}, {OUTSIDE}{scale.limit} ({field})")
 
 
 def first_outside(values: Float32s, limit: float) -> int:

@@ -4,7 +4,8 @@ Error feedback: what a lossy codec left out of a client's update is added to its
     v = update + e        what the client would like to send
     e <- v - decode(encode(v))        once the update was accepted
 
-in float32, element by element, for parameters; buffers travel as they are. ``e`` is zero at first and
+in float32, element by element, for parameters; buffers travel as they are. Where a strategy has updates sent
+times a factor of their round (q-FedAvg, FedNova), ``e`` is kept without it: ``v = update + factor e``. ``e`` is zero at first and
 lies with what the client keeps (``clientstate``): it advances only with an update that was accepted, so a
 round that was retried, came late or was abandoned adds nothing twice and loses nothing. No Redis here.
 
@@ -26,23 +27,29 @@ from fl_queue.records import TensorSpec
 Piece = tuple[TensorSpec, int, Tensor]
 
 
-def corrected(pieces: Iterable[Piece], residual: Mapping[str, Tensor]) -> Iterator[Piece]:
+def corrected(
+    pieces: Iterable[Piece], residual: Mapping[str, Tensor], factor: float = 1.0
+) -> Iterator[Piece]:
     """
     An update with what is owed from before.
 
     Args:
         pieces: The update's, in order.
         residual: Parameter -> ``e``, in its shape; one that is not there is zero.
+        factor: Of the update's parameters.
     """
     for spec, start, values in pieces:
         owed = residual.get(spec.name) if spec.kind == "parameter" else None
         if owed is None:
             yield spec, start, values
         else:
-            yield spec, start, values + owed.reshape(-1)[start : start + values.size]
+            part = owed.reshape(-1)[start : start + values.size]
+            yield spec, start, values + _times(part, factor)
 
 
-def unsent(encoding: str, pieces: Iterable[Piece], seed: int) -> Iterator[Tensor]:
+def unsent(
+    encoding: str, pieces: Iterable[Piece], seed: int, factor: float = 1.0
+) -> Iterator[Tensor]:
     """
     The next ``e`` of the parameters, in order, in the same blocks.
 
@@ -50,11 +57,18 @@ def unsent(encoding: str, pieces: Iterable[Piece], seed: int) -> Iterator[Tensor
         encoding: The codec.
         pieces: What ``corrected`` made.
         seed: That of the update's encoding.
+        factor: As for ``corrected``.
     """
     for spec, start, values in pieces:
         if spec.kind == "parameter":
             encoded = codec.encode_piece(encoding, spec, start, values, seed)
-            yield values - _decoded(encoding, spec, encoded, values.size)
+            left = values - _decoded(encoding, spec, encoded, values.size)
+            # Of an update that counts nothing, nothing is owed.
+            yield _times(left, 1.0 / factor if factor else 0.0)
+
+
+def _times(values: Tensor, factor: float) -> Tensor:
+    return values if factor == 1.0 else (values.astype(np.float64) * factor).astype("<f4")
 
 
 def _decoded(encoding: str, spec: TensorSpec, encoded: Bytes, size: int) -> Tensor:

@@ -100,6 +100,12 @@ class Intake:
         """Clients whose updates the round's rule did not choose, once the next model is made."""
         return list(self.merge.left_out) if self.merge is not None else []
 
+    @property
+    def next_exponent(self) -> int:
+        """The exponent of the round after this one, of a strategy that has one."""
+        merge = self.merge
+        return merge.strategy.next_exponent(merge.total, self.round.exponent) if merge else 0
+
     def received(self) -> int:
         """Valid updates so far."""
         return sum(receipt.status == "received" for receipt in self.receipts.values())

@@ -411,6 +411,8 @@ class RoundRecord:
         counted: Client -> what its update counts in the divisor of the mean.
         discount: What staleness does to weights, see ``staleness.Discount``.
         keys: Client -> fingerprint of the key that signed its accepted update; none of unsigned ones.
+        exponent, next_exponent: Clients divide what they send by two to this power (q-FedAvg), in this round
+            and in the next one.
         state_lost: Clients whose update is accepted and that had lost what they keep for the strategy,
             sorted: its state is zero again from this round on, at the server and at all clients.
     """
@@ -450,6 +452,8 @@ class RoundRecord:
     carried: dict[str, dict[str, int]] = field(default_factory=dict)
     staleness: dict[str, int] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
+    exponent: int = 0
+    next_exponent: int = 0
     discount: dict[str, Any] = field(default_factory=dict)
     ineligible: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)

@@ -178,6 +178,7 @@ def base_record(
         config_segment=current.segment,
         population=current.population,
         base_population=current.base_population,
+        exponent=current.exponent,
         base_server_state=dict(current.server_state),
         mode=current.mode,
         carried={client: dict(begun) for client, begun in current.carried.items()},

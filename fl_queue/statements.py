@@ -99,6 +99,8 @@ def of_round(
         "server_state": dict(current.server_state),
         "cohort": digest_of(list(current.cohort)),
         "shares": shares,
+        # Only where there is one: what was signed before it existed stays what it was.
+        **({"exponent": current.exponent} if current.exponent else {}),
         **of_population(state.population),
     }
 

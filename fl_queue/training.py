@@ -180,12 +180,14 @@ class Plan:
         server: What clients fetch of its state: name -> tensor name -> array.
         kept: What the client keeps, of the newest round that accepted its update.
         has_lost: Whether it has lost that, and has to say so.
+        exponent: Of the round.
     """
 
     strategy: Strategy = field(default_factory=Strategy)
     server: State = field(default_factory=dict)
     kept: State = field(default_factory=dict)
     has_lost: bool = False
+    exponent: int = 0
 
     def known(self, task: Task, manifest: Manifest, context: ClientContext) -> Known:
         """What the strategy may know before training."""
@@ -195,6 +197,7 @@ class Plan:
             server=self.server,
             kept=self.kept,
             parameters=[spec.name for spec in state_manifest(manifest).tensors],
+            exponent=self.exponent,
         )
 
 

@@ -90,7 +90,7 @@ def body_of(
     """
     codec.prepare(encoding, made.sent)
     seed = codec_seed(context)
-    for spec, start, values in feedback.corrected(made.pieces(), residual):
+    for spec, start, values in feedback.corrected(made.pieces(), residual, made.answer.factor):
         yield codec.encode_piece(encoding, spec, start, values, seed)
 
 

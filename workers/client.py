@@ -358,7 +358,7 @@ def make_update(job: Assignment) -> Answer:
         replace(context, logged=logged),
         on_loaded=base.body.unload,
         on_epoch=Progress(job, logged).on_epoch,
-        plan=training.Plan(strategy, base.server, kept.state, kept.is_lost),
+        plan=training.Plan(strategy, base.server, kept.state, kept.is_lost, job.round.exponent),
     )
     keeping.keep(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)

@@ -124,8 +124,9 @@ def _kept_pieces(
     """The states of a layout, one after the other."""
     for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
         if state == RESIDUAL:
-            pieces = feedback.corrected(made.pieces(), residual)
-            yield from feedback.unsent(encoding, pieces, update.codec_seed(context))
+            factor, seed = made.answer.factor, update.codec_seed(context)
+            pieces = feedback.corrected(made.pieces(), residual, factor)
+            yield from feedback.unsent(encoding, pieces, seed, factor)
         else:
             for spec in specs:
                 yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))

@@ -70,7 +70,7 @@ class RoundState:
     ``groups``: jobs of a simulation's cohort, 0: none. ``download``: digest of the base version's encoded
     body; empty when clients fetch the version itself. ``server_state``: name -> digest of the strategy's state
     that belongs to the base version. ``population``: clients the run has seen when it was opened;
-    ``base_population``: when that state was made, 0: not known.
+    ``base_population``: when that state was made, 0: not known. ``exponent``: as in ``RoundRecord``.
     ``mode``, ``carried``, ``discount``, ``ineligible``: as in ``RoundRecord``. ``failure``: why an aggregator
     could not end it, ``failures`` times running. ``makers``: who was asked
     for version 0 -> when, in counted seconds since the round was opened. ``start``: which beginning of the
@@ -101,6 +101,7 @@ class RoundState:
     server_state: Mapping[str, str] = field(default_factory=dict)
     population: int = 0
     base_population: int = 0
+    exponent: int = 0
     mode: Mode = "sync"
     carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     discount: Mapping[str, Any] = field(default_factory=dict)
@@ -225,6 +226,7 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         server_state=fields.digests("server_state"),
         population=fields.whole("population", 0),
         base_population=fields.whole("base_population", 0),
+        exponent=fields.whole("exponent", 0),
         mode=cast(Mode, fields.one_of("mode", get_args(Mode), "sync")),
         carried=fields.of_clients("carried", dict[str, int]),
         discount=fields.json("discount", dict[str, Any], "{}"),

@@ -162,6 +162,7 @@ class Known:
         base_loss: Mean loss of the base version on its training data; only where it is asked for.
         change: Parameter name -> ``y - x``, float32, once it has trained.
         parameters: Names of the parameters that it shares.
+        exponent: The round's, for a strategy that has one.
     """
 
     learning_rate: float
@@ -172,6 +173,7 @@ class Known:
     base_loss: float = 0.0
     change: Callable[[str], Tensor] = lambda name: np.zeros(0, np.float32)
     parameters: Sequence[str] = ()
+    exponent: int = 0
 
     def state_of(self, state: State, which: str, name: str) -> Tensor | np.float32:
         """An array of a state, or zero where there is none."""
@@ -231,6 +233,8 @@ class Strategy:
     needs_exact_updates: ClassVar[bool] = False
     #: Whether updates may be scaled down to a norm (``aggregation.clip_norm``) and the equations still hold.
     may_clip: ClassVar[bool] = True
+    #: Whether a round's clients divide their factors by a power of two, see ``exponent``.
+    has_exponent: ClassVar[bool] = False
     #: Whether clients evaluate the base version on their training data.
     needs_base_loss: ClassVar[bool] = False
     #: Whether it makes sense of updates that were made from older versions (asynchronous rounds).
@@ -308,6 +312,10 @@ class Strategy:
         """
         block.x += block.mean()
         return block.x
+
+    def next_exponent(self, total: Merged, exponent: int) -> int:
+        """The exponent of the round after this one. Args: ``exponent``: of this one."""
+        return 0
 
     def next_model(
         self,

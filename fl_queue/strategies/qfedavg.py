@@ -11,7 +11,9 @@ is 1 for ``q = 0``; then the versions are those of FedAvg with uniform weights, 
 compute the powers: what travels is their result. Weights are uniform, as clients are sampled uniformly.
 
 ``F_k^q`` may be large or tiny: the differences have a limit of their own (``delta_limit``), and are summed
-with up to 52 bits below the point, as far as that fits.
+with up to 52 bits below the point, as far as that fits. And the clients of a round divide both by the same power
+of two, which cancels: 1 as long as the mean ``eta h`` of the last round is 1/16 to 4096, else 16 times that mean,
+and more after a round whose updates were beyond the limit.
 ``||.||^2`` is over the parameters. The Lipschitz constant is ``1 / eta``, as in the authors' code.
 
 Source:
@@ -20,6 +22,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,7 +30,10 @@ import numpy as np
 
 from fl_queue.exact import Float64s
 from fl_queue.fields import Field
-from fl_queue.strategies.base import Answer, Block, Known, Range, Strategy
+from fl_queue.strategies.base import Answer, Block, Known, Merged, Range, Strategy
+
+#: Where nothing need be divided: with it runs at ordinary losses keep their bits.
+_PLAIN = 16
 
 
 class QFedAvg(Strategy):
@@ -43,17 +49,31 @@ class QFedAvg(Strategy):
     scalars: ClassVar = {"h": 1e30}
     may_clip = False
     needs_base_loss = True
+    has_exponent = True
 
     def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:
         """Parameters as fine as it goes, within a limit of their own."""
         return super().ranges(aggregation) | {"parameter": Range(self.number("delta_limit"), 52)}
 
     def answer(self, known: Known) -> Answer:
-        """``F^q`` and ``eta h``."""
+        """``F^q`` and ``eta h``, over the round's power of two."""
         q, loss = self.number("q"), known.base_loss + 1e-10
         squares = sum(_square(known.change(name)) for name in known.parameters)
         h = q * loss ** (q - 1.0) * squares / known.learning_rate + loss**q
-        return Answer(factor=loss**q, scalars={"h": h})
+        part = math.ldexp(1.0, -known.exponent)
+        return Answer(factor=loss**q * part, scalars={"h": h * part})
+
+    def next_exponent(self, total: Merged, exponent: int) -> int:
+        """
+        Where the mean of ``eta h``, which no ``F^q`` is far above, becomes 1/32 to 1/16.
+
+        Below it is room for small updates, above it for a loss that is much larger in the next round.
+        """
+        mean = total.scalar_mean("h")
+        if mean <= 0.0:
+            return exponent
+        found = exponent + math.frexp(mean)[1] + 4
+        return 0 if 0 <= found <= _PLAIN else found
 
     def step(self, block: Block) -> Float64s:
         """``x`` and the sum of the one over the sum of the other."""

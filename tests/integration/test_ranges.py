@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fl_queue import models, opening, verify
+from fl_queue import models, names, opening, statements, verify
 from fl_queue.errors import ConfigError
+from fl_queue.header import Header
 from fl_queue.records import TensorSpec
 from fl_queue.store import Store
 from tests.byhand import ByHand
@@ -36,6 +38,28 @@ class Table(ByHand):
 
     def body(self, client: str) -> bytes:
         return self.squares(client).tobytes() + super().body(client)
+
+
+class Fair(ByHand):
+    """Clients of q-FedAvg, on whose data the loss is small."""
+
+    h = 1e-9
+    factor = 1.0
+
+    def header(self, kind: str, client: str, body: bytes, token: str = "") -> Header:
+        made = super().header(kind, client, body, token)
+        if kind != "update":
+            return made
+        return replace(made, scalars={"h": math.ldexp(self.h, -self.round.exponent)})
+
+    def body(self, client: str) -> bytes:
+        values = np.frombuffer(super().body(client)[8:], "<f4") * np.float32(self.factor)
+        return super().body(client)[:8] + values.tobytes()
+
+    def all_answer(self) -> None:
+        for client in self.clients:
+            self.update(client)
+        self.work()
 
 
 def tables(store: Store, folder: Path, *overrides: str) -> Table:
@@ -87,3 +111,41 @@ def test_the_closing_evaluation_sums_nothing_and_has_room_for_all(
     assert fields["purpose"] == "evaluate"
     with pytest.raises(ConfigError, match="leaves no room"):
         opening._round_fields(store, hand.state, hand.config, replace(plan, purpose="train"))
+
+
+def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
+    store: Store, tmp_path: Path
+) -> None:
+    fair = ("aggregation.strategy=qfedavg", "aggregation.weighting=uniform")
+    hand = Fair(store, tmp_path, CLIENTS, SIZE, *fair, "model.keep_updates=true")
+    assert hand.round.exponent == 0
+    hand.all_answer()
+    assert (hand.record.exponent, hand.record.next_exponent) == (0, -25)
+    assert (hand.round.number, hand.round.exponent) == (2, -25)
+
+    hand.factor = 1e6
+    # A refused element may be anybody's, so the round waits for its clients until its deadline.
+    key = names.round_(hand.run, hand.round.number)
+    store.control.redis.hset(key, "elapsed_s", hand.round.deadline_s)
+    hand.all_answer()
+    record = store.control.history(hand.run)[-1]
+    assert (record.outcome, record.exponent) == ("abandoned", -25)
+    assert (hand.round.number, hand.round.exponent) == (3, -9)
+
+    hand.factor = 1.0
+    signed = statements.of_round(hand.state, hand.round, 4, "", "")
+    assert signed["exponent"] == -9
+    assert "exponent" not in statements.of_round(
+        hand.state, replace(hand.round, exponent=0), 4, "", ""
+    )
+    for client in hand.clients:
+        hand.update(client)
+    killed = hand.intake()
+    hand.take(killed, 2)
+    killed.checkpoint()
+    hand.work()
+    record = store.control.history(hand.run)[-1]
+    assert (record.outcome, record.exponent, record.next_exponent) == ("committed", -9, -25)
+    assert [verdict.result for verdict in verify.verify(store, hand.state, tmp_path)] == [
+        "same"
+    ] * 2

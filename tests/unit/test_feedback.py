@@ -26,6 +26,7 @@ MANIFEST = Manifest(
 LAYOUT = clientstate.layout({RESIDUAL: state_manifest(MANIFEST)})
 LOSSY = ("topk:0.05", "int8", "bfloat16")
 SEED = 9
+MANIFEST_SIZES = {spec.name: spec.size for spec in MANIFEST.tensors}
 
 
 def update(number: int) -> dict[str, np.ndarray]:
@@ -148,3 +149,35 @@ def test_an_update_nobody_could_accept_leaves_what_is_owed(tmp_path: Path) -> No
     assert {n: a.tobytes() for n, a in client.owes(3).items()} == {
         n: a.tobytes() for n, a in before.items()
     }
+
+
+@pytest.mark.parametrize("encoding", LOSSY)
+def test_what_is_owed_does_not_depend_on_the_factor_of_its_round(encoding: str) -> None:
+    owed: dict[str, np.ndarray] = {}
+    arrived = {name: np.zeros(MANIFEST_SIZES[name]) for name in ("a", "b")}
+    wanted = {name: np.zeros(MANIFEST_SIZES[name]) for name in ("a", "b")}
+    for number, factor in enumerate((1.0, 1e-9, 3e7, 0.25)):
+        tensors = update(number)
+        scaled = [
+            (spec, start, (values * np.float32(factor) if spec.kind == "parameter" else values))
+            for spec, start, values in pieces(tensors)
+        ]
+        corrected = list(feedback.corrected(scaled, owed, factor))
+        body = b"".join(
+            bytes(codec.encode_piece(encoding, spec, start, values, SEED))
+            for spec, start, values in corrected
+        )
+        left = list(feedback.unsent(encoding, corrected, SEED, factor))
+        owed = dict(zip(("a", "b"), left, strict=True))
+        for name, values in sent(encoding, body).items():
+            if name in arrived:
+                arrived[name] += values.reshape(-1).astype(np.float64) / factor
+                wanted[name] += tensors[name].reshape(-1)
+    for name in arrived:
+        np.testing.assert_allclose(arrived[name] + owed[name], wanted[name], atol=1e-5)
+
+
+def test_an_update_that_counts_nothing_leaves_nothing_owed() -> None:
+    zeros = [(spec, 0, values * 0) for spec, _, values in pieces(update(1))]
+    left = list(feedback.unsent("int8", zeros, SEED, 0.0))
+    assert not any(values.any() for values in left)

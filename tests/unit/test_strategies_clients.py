@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fl_queue import blob, config
-from fl_queue.errors import ConfigError
+from fl_queue.errors import BlobError, ConfigError
 from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest
+from fl_queue.records import Manifest, TensorSpec
 from fl_queue.scales import choose_scales
 from fl_queue.strategies import base, fednova, get_strategy
+from fl_queue.sumformat import sum_format
 from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.training import Plan, Trained, initial_model, train_update
 
@@ -357,3 +358,63 @@ def test_a_config_that_cannot_serve_a_strategy_is_refused_by_field() -> None:
         with pytest.raises(ConfigError) as caught:
             config.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
         assert caught.value.field == "update.codec"
+
+
+def exact_step(q: float, losses: Sequence[float], changes: np.ndarray) -> np.ndarray:
+    """The step of q-FedAvg over clients with these losses and changes, in rational numbers' place: float64."""
+    f = np.array(losses) + 1e-10
+    h = q * f ** (q - 1) * (changes**2).sum(axis=1) / RATE + f**q
+    return np.asarray((f**q) @ changes / h.sum())
+
+
+@pytest.mark.parametrize("q", [1.0, 5.0, 10.0])
+@pytest.mark.parametrize("level", [1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0])
+def test_qfedavg_does_not_stand_still_at_a_small_loss(q: float, level: float) -> None:
+    strategy = get_strategy("qfedavg", {"q": q})
+    manifest = Manifest((TensorSpec("w", (64,), "parameter"),))
+    aggregation = loaded("qfedavg", {"q": q}).aggregation
+    found = sum_format(aggregation, {"q": q}, 8)
+    draw, exponent = np.random.default_rng(3), 0
+    for turn in range(6):
+        losses = level * draw.uniform(0.5, 2.0, 8)
+        changes = (draw.normal(size=(8, 64)) * 1e-3).astype(np.float32)
+        total = ExactSum(base.update_manifest(strategy, manifest), found.scales, found.w_max)
+        refused = 0
+        for f, change in zip(losses, changes, strict=True):
+            known = base.Known(
+                learning_rate=RATE, base_loss=float(f), change=lambda name, c=change: c,
+                parameters=["w"], exponent=exponent,
+            )  # fmt: skip
+            answer = strategy.answer(known)
+            sent = (change.astype(np.float64) * answer.factor).astype("<f4")
+            try:
+                total.add_blocks(lambda spec, sent=sent: [sent], 1, answer.scalars)
+            except BlobError:  # Beyond the limit.
+                refused += 1
+        if refused:
+            exponent += 16  # As after a round that is abandoned for it.
+            continue
+        pieces = strategy.next_model(manifest, {"w": np.zeros(64, np.float32)}, total)
+        new = np.concatenate(list(pieces)).astype(np.float64)
+        wanted = exact_step(q, list(losses), changes.astype(np.float64))
+        exponent = strategy.next_exponent(total, exponent)
+        if turn >= 3:
+            assert np.abs(new - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert not refused
+    assert -1000 < exponent < 1000
+
+
+def test_qfedavg_keeps_its_bits_at_ordinary_losses() -> None:
+    strategy = get_strategy("qfedavg", {"q": 1.0})
+
+    class Total:
+        def __init__(self, h: float) -> None:
+            self.h = h
+
+        def scalar_mean(self, name: str) -> float:
+            return self.h
+
+    exponents = [strategy.next_exponent(Total(h), 0) for h in (0.07, 1.0, 2.3, 4000.0)]  # type: ignore[arg-type]
+    assert exponents == [0, 0, 0, 0]
+    assert strategy.next_exponent(Total(1e-9), 0) == -25  # type: ignore[arg-type]
+    assert strategy.next_exponent(Total(0.04), -25) == -25  # type: ignore[arg-type]
