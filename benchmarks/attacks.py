@@ -1,25 +1,33 @@
 """
 Robust rules under attack: ``python -m benchmarks.attacks --splits SPLIT ... --seeds SEED ... --data FOLDER``.
 
-Accuracy on MNIST's test set of the perceptron 2NN after some rounds of eleven clients, two of them hostile,
-for each rule and attack; written to ``docs/attacks.md``. Clients train and updates are merged by the code
-of the workers, in this process and without Redis. A hostile client is one whose update is replaced before
-it is pushed, or whose labels are.
+Accuracy on MNIST's test set of the perceptron 2NN after some rounds of eleven clients, two or four of them
+hostile, for each rule and attack; written to ``docs/attacks.md``. Clients train and updates are merged by
+the code of the workers, in this process and without Redis. A hostile client is one whose update is
+replaced before it is pushed, or whose labels are.
+
+Each finished run is a line of a file of results. Those that are there already are not run again, so what
+was interrupted goes on where it was; delete the file to measure anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import machine
+from benchmarks.attackers import ATTACKS, CLIENTS, HOSTILE, SENT, Arrays, Round
 from benchmarks.federation import ROOT
 from benchmarks.table import markdown
 from fl_queue import blob, config, metrics, reproducible, training
@@ -28,33 +36,50 @@ from fl_queue.errors import BlobError
 from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest
-from fl_queue.sampling import seed_for
 from fl_queue.scales import choose_scales
 from fl_queue.tasks import ClientContext, Task
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 
-CLIENTS, HOSTILE, ROUNDS = 11, 2, 4
+ROUNDS = 4
 #: Parts the data is split into, of which each client has one.
-SHARES = 44
+SHARES = 88
 RUN = "attacks"
-Arrays = dict[str, NDArray[np.float32]]
-#: (own update, updates of the honest, random numbers) -> what is pushed.
-Attack = Callable[[Arrays, Sequence[Arrays], np.random.Generator], Arrays]
+#: Accuracy below that of the same rule without attack which counts as not withstood, in points.
+LOST = 5.0
 
-#: Name -> strategy and its options.
-RULES: dict[str, tuple[str, ...]] = {
-    "mean (`fedavg`, uniform)": ("aggregation.strategy=fedavg",),
-    "`median`": ("aggregation.strategy=median",),
-    "`trimmed_mean`, f = 2": (
-        "aggregation.strategy=trimmed_mean",
-        "strategy.f=2",
-        "strategy.beta=0.0",
-    ),
-    "`krum`, f = 2": ("aggregation.strategy=krum", "strategy.f=2"),
-    "`multi_krum`, f = 2": ("aggregation.strategy=multi_krum", "strategy.f=2"),
-    "`bulyan`, f = 2": ("aggregation.strategy=bulyan", "strategy.f=2"),
-    "`geometric_median`": ("aggregation.strategy=geometric_median",),
-}
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    A way of merging.
+
+    Args:
+        name: In the table.
+        strategy: ``aggregation.strategy``.
+        options: ``{f}`` in them is the number of hostile clients.
+        most: Hostile clients it is defined for, of ``CLIENTS``.
+    """
+
+    name: str
+    strategy: str
+    options: tuple[str, ...] = ()
+    most: int = (CLIENTS - 1) // 2
+
+    def settings(self, hostile: int) -> tuple[str, ...]:
+        """As ``--set`` takes them."""
+        options = (option.format(f=hostile) for option in self.options)
+        return (f"aggregation.strategy={self.strategy}", *options)
+
+
+RULES = (
+    Rule("mean (`fedavg`, uniform)", "fedavg"),
+    Rule("`median`", "median"),
+    Rule("`trimmed_mean`", "trimmed_mean", ("strategy.f={f}", "strategy.beta=0.0")),
+    Rule("`krum`", "krum", ("strategy.f={f}",), (CLIENTS - 3) // 2),
+    Rule("`multi_krum`", "multi_krum", ("strategy.f={f}",), (CLIENTS - 3) // 2),
+    Rule("`bulyan`", "bulyan", ("strategy.f={f}",), (CLIENTS - 3) // 4),
+    Rule("`geometric_median`", "geometric_median"),
+)
 
 
 class Flipped(TwoLayerPerceptron):
@@ -65,56 +90,13 @@ class Flipped(TwoLayerPerceptron):
         return 9 - labels
 
 
-def as_it_is(own: Arrays, honest: Sequence[Arrays], rng: np.random.Generator) -> Arrays:
-    """No change to the update."""
-    return own
-
-
-def sign_flip(own: Arrays, honest: Sequence[Arrays], rng: np.random.Generator) -> Arrays:
-    """Five times its own update, backwards."""
-    return {name: np.float32(-5.0) * values for name, values in own.items()}
-
-
-def noise(own: Arrays, honest: Sequence[Arrays], rng: np.random.Generator) -> Arrays:
-    """Standard normal noise."""
-    return {name: rng.standard_normal(values.shape, np.float32) for name, values in own.items()}
-
-
-def inner_product(epsilon: float) -> Attack:
-    """
-    What knows all honest updates, and pulls their mean's inner product with the result below zero.
-
-    Source:
-        Xie et al. 2020, arXiv 1903.03936, "Fall of Empires" (inner product manipulation).
-    """
-
-    def attack(own: Arrays, honest: Sequence[Arrays], rng: np.random.Generator) -> Arrays:
-        return {
-            name: (-epsilon * np.mean([sent[name] for sent in honest], axis=0)).astype(np.float32)
-            for name in own
-        }
-
-    return attack
-
-
-#: Name -> what is done to the update, and whether the hostile train on flipped labels.
-ATTACKS: dict[str, tuple[Attack, bool]] = {
-    "none": (as_it_is, False),
-    "sign flip": (sign_flip, False),
-    "noise": (noise, False),
-    "label flip": (as_it_is, True),
-    "IPM 10": (inner_product(10.0), False),
-    "IPM 0.5": (inner_product(0.5), False),
-}
-
-
 class Trainer:
     """
     Rounds of one split of the data.
 
     Args:
         data: Folder of MNIST; None: the excerpt.
-        seed: Decides the split, the first model, the order of samples, and the noise.
+        seed: Decides the split, the first model and the order of samples.
     """
 
     def __init__(self, partition: str, data: Path | None, seed: int) -> None:
@@ -128,8 +110,8 @@ class Trainer:
         self.honest, self.hostile = TwoLayerPerceptron(plain), Flipped(plain)
         self.manifest, arrays = training.initial_model(self.honest, plain.run["seed"])
         self.first = bytes(blob.encode_body(self.manifest, arrays))
-        # All rules begin with the same version.
-        self._first = cache(self._trained)
+        # All rules begin with the same version, and some rules make the same of two attacks.
+        self.trained = lru_cache(maxsize=16 * CLIENTS)(self._trained)
 
     def context(self, number: int, round_number: int) -> ClientContext:
         """Client ``number``'s, from 0."""
@@ -141,14 +123,11 @@ class Trainer:
             round_number=round_number,
             share=number,
             shares=SHARES,
+            data_dir=plain.data["dir"],
         )
 
-    def trained(self, body: bytes, number: int, round_number: int, flipped: bool) -> Arrays:
-        """The update of client ``number`` to a version."""
-        make = self._first if body is self.first else self._trained
-        return make(body, number, round_number, flipped)
-
     def _trained(self, body: bytes, number: int, round_number: int, flipped: bool) -> Arrays:
+        """The update of client ``number`` to a version."""
         task: Task = self.hostile if flipped else self.honest
         base = blob.views(self.manifest, body)
         made = training.train_update(task, self.manifest, base, self.context(number, round_number))
@@ -162,18 +141,21 @@ class Trainer:
         sums = training.evaluate_version(self.honest, self.manifest, views, dataset, context)
         return 100.0 * metrics.finish(sums)["accuracy"]
 
-    def run(self, rule: Sequence[str], attack: str, rounds: int) -> float:
-        """Accuracy after some rounds of a rule under an attack."""
-        loaded = config.load(None, (*self.settings, *rule), {})
-        act, flipped = ATTACKS[attack]
+    def run(self, rule: Rule, hostile: int, attack: str, rounds: int) -> float:
+        """Accuracy after some rounds of a rule under an attack of the first clients."""
+        loaded = config.load(None, (*self.settings, *rule.settings(hostile)), {})
+        act, labels = ATTACKS[attack]
         body = self.first
         for number in range(1, rounds + 1):
-            honest = [self.trained(body, i, number, False) for i in range(HOSTILE, CLIENTS)]
-            rng = np.random.default_rng(seed_for(loaded.run["seed"], RUN, attack, number))
-            hostile = [
-                act(self.trained(body, i, number, flipped), honest, rng) for i in range(HOSTILE)
-            ]
-            body = merged(self.manifest, loaded, body, [*hostile, *honest], number)
+            honest = [self.trained(body, i, number, False) for i in range(hostile, CLIENTS)]
+            known = Round(honest, hostile, loaded.aggregation["limit"])
+            if labels:
+                own = (self.trained(body, i, number, labels == "flipped") for i in range(hostile))
+                sent = [act(update, known) for update in own]
+            else:
+                # They need no update of their own, and send the same one.
+                sent = [act(honest[0], known)] * hostile
+            body = merged(self.manifest, loaded, body, [*sent, *honest], number)
         return self.accuracy(body)
 
 
@@ -206,19 +188,109 @@ def merged(
     return b"".join(blob.as_bytes(piece) for piece in merge.next_model(base))
 
 
-def table(
-    partition: str, data: Path | None, rounds: int, attacks: Sequence[str], seeds: Sequence[int]
-) -> str:
+class Run(NamedTuple):
+    """One cell of a table, for one seed."""
+
+    split: str
+    hostile: int
+    rule: str
+    attack: str
+    seed: int
+    rounds: int
+
+
+class Results:
+    """
+    Accuracies of runs, kept in a file as they come.
+
+    Args:
+        path: JSON lines, one a run; made when the first run ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.found: dict[Run, float] = {
+            Run(*run): accuracy for run, accuracy in map(json.loads, lines)
+        }
+
+    def add(self, run: Run, accuracy: float) -> None:
+        """Keep one."""
+        self.found[run] = accuracy
+        with self._path.open("a") as file:
+            file.write(json.dumps([run, accuracy]) + "\n")
+
+    def of(self, split: str, hostile: int, rule: Rule, attack: str) -> list[float]:
+        """Of all seeds there are."""
+        cell = (split, hostile, rule.name, attack)
+        return [accuracy for run, accuracy in self.found.items() if run[:4] == cell]
+
+
+def measure(results: Results, wanted: Sequence[Run], data: Path | None) -> None:
+    """Run what is missing, and print how far it is."""
+    rules = {rule.name: rule for rule in RULES}
+    missing = [run for run in wanted if run not in results.found]
+    make = lru_cache(maxsize=1)(Trainer)
+    for number, run in enumerate(missing, start=1):
+        began = time.monotonic()
+        trainer = make(run.split, data, run.seed)
+        accuracy = trainer.run(rules[run.rule], run.hostile, run.attack, run.rounds)
+        results.add(run, accuracy)
+        took = time.monotonic() - began
+        words = f"{run.split}, {run.hostile} hostile, {run.rule}, {run.attack}, seed {run.seed}"
+        print(f"{number} of {len(missing)}: {words}: {accuracy:.1f} ({took:.1f} s)", flush=True)
+
+
+def plan(
+    splits: Sequence[str],
+    hostiles: Sequence[int],
+    attacks: Sequence[str],
+    seeds: Sequence[int],
+    rounds: int,
+) -> list[Run]:
+    """All runs: one split and seed after the other, whose first model and first round they share."""
+    return [
+        Run(split, hostile, rule.name, attack, seed, rounds)
+        for hostile, seed, split in itertools.product(hostiles, seeds, splits)
+        for rule in RULES
+        for attack in attacks
+        if hostile <= rule.most
+    ]
+
+
+def table(results: Results, split: str, hostile: int, attacks: Sequence[str]) -> str:
     """Rules against attacks: accuracy in percent, over the seeds."""
-    trainers = [Trainer(partition, data, seed) for seed in seeds]
-    rows: list[list[object]] = []
-    for name, rule in RULES.items():
-        cells = (
-            cell([trainer.run(rule, attack, rounds) for trainer in trainers]) for attack in attacks
-        )
-        rows.append([name, *cells])
-        print(" | ".join(map(str, rows[-1])), flush=True)
+    rows = [
+        [rule.name, *(cell(results.of(split, hostile, rule, attack)) for attack in attacks)]
+        for rule in RULES
+        if hostile <= rule.most
+    ]
     return markdown(("rule", *attacks), rows)
+
+
+def lost(
+    results: Results, splits: Sequence[str], hostiles: Sequence[int], attacks: Sequence[str]
+) -> str:
+    """Rules, and the attacks they do not withstand."""
+    places = [(split, hostile) for hostile in hostiles for split in splits]
+    rows = []
+    for rule in RULES:
+        row = [rule.name]
+        for split, hostile in places:
+            if hostile > rule.most:
+                row.append("not defined")
+                continue
+            none, *others = (
+                statistics.fmean(results.of(split, hostile, rule, attack)) for attack in attacks
+            )
+            pairs = zip(attacks[1:], others, strict=True)
+            failed = [
+                f"{name} (-{none - found:.0f})" for name, found in pairs if none - found > LOST
+            ]
+            row.append(", ".join(failed) or "withstands all")
+        rows.append(row)
+    heads = (f"{hostile} of {CLIENTS}, {_SHORT[split]}" for split, hostile in places)
+    return markdown(("rule", *heads), rows)
 
 
 def cell(accuracies: Sequence[float]) -> str:
@@ -227,43 +299,65 @@ def cell(accuracies: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else mean
 
 
-def document(tables: Mapping[str, str], rounds: int, seeds: Sequence[int], cpu_s: float) -> str:
-    """The whole document. Args: ``tables``: partition -> its table."""
+def document(
+    results: Results,
+    splits: Sequence[str],
+    hostiles: Sequence[int],
+    attacks: Sequence[str],
+    rounds: int,
+    seeds: Sequence[int],
+) -> str:
+    """The whole document."""
     several = ", ".join(map(str, seeds))
     said = (
-        f"Mean and sample standard deviation over the seeds {several}: a seed decides the split, the first model, the\norder of samples and the noise."
+        f"Mean and sample standard deviation over the seeds {several}: a seed decides the split, the first model and the\norder of samples."
         if len(seeds) > 1
         else f"One seed, {several}: differences of about one percent say nothing."
     )
-    parts = [f"## {_SPLITS[partition]}\n\n{text}" for partition, text in tables.items()]
+    parts = [
+        f"## {hostile} of {CLIENTS} hostile, {_SPLITS[split]}\n\n{table(results, split, hostile, attacks)}"
+        for hostile in hostiles
+        for split in splits
+    ]
+    sent = markdown(
+        ("attack", "each hostile client sends", "paper"), [[name, *SENT[name]] for name in attacks]
+    )
+    given = " ".join(f"'{name}'" if " " in name else name for name in attacks[1:])
     return _HEAD.format(
-        clients=CLIENTS, hostile=HOSTILE, rounds=rounds, shares=SHARES, tables="\n".join(parts),
-        splits=" ".join(tables), machine=machine.table(), minutes=cpu_s / 60,
+        attacks=sent, given=given,
+        clients=CLIENTS, rounds=rounds, shares=SHARES, tables="\n".join(parts), lost=lost(results, splits, hostiles, attacks),
+        points=LOST, splits=" ".join(splits), machine=machine.table(),
         said=said, seeds=" ".join(map(str, seeds)),
     )  # fmt: skip
 
 
 #: Partitions there are tables of.
 _SPLITS = {
-    "iid": "Data split at random",
-    "dirichlet_label": "Data split by label, Dirichlet(0.5)",
+    "iid": "data split at random",
+    "dirichlet_label": "data split by label, Dirichlet(0.5)",
 }
+_SHORT = {"iid": "random", "dirichlet_label": "by label"}
 
 
 _HEAD = """\
 # Robust rules under attack
 
-Accuracy in percent on MNIST's test set after {rounds} rounds of {clients} clients, {hostile} of them hostile:
+Accuracy in percent on MNIST's test set after {rounds} rounds of {clients} clients, two or four of them hostile:
 perceptron 2NN, each with a part in {shares} of the training set, one epoch a round, batches of 50, learning
-rate 0.3, weights uniform. {said}
-Written by `python -m benchmarks.attacks --data FOLDER --splits {splits} --seeds {seeds}`; {minutes:.1f} minutes of one core.
+rate 0.3, weights uniform. {said} Small on purpose, so that all of it runs on one core within the hour: a
+model that trains for longer gives an attacker more rounds.
+Written by `python -m benchmarks.attacks --data FOLDER --splits {splits} --seeds {seeds} --attacks {given}`,
+which goes on where it was interrupted.
 
-- none: all are honest. What a rule costs.
-- sign flip: five times their own update, backwards.
-- noise: standard normal noise in place of an update.
-- label flip: they train on labels 9 - y.
-- IPM e: minus e times the mean of the honest updates, which they know (inner-product manipulation, arXiv 1903.03936).
+Trimmed mean, Krum, multi-Krum and Bulyan are given the true number of hostile clients as `f`; Bulyan is not
+defined for 4 of 11. Hostile clients act together and know all honest updates, but not the rule.
 
+{attacks}
+## What each rule withstands
+
+The attacks that take more than {points:g} points from what the rule reaches without attack, with how many they take:
+
+{lost}
 {tables}
 docs/strategies.md says what each rule is.
 
@@ -275,20 +369,36 @@ docs/strategies.md says what each rule is.
 def main() -> None:
     """Write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one attack only")
+    parser.add_argument(
+        "--attacks", nargs="+", choices=list(ATTACKS)[1:], default=list(ATTACKS)[1:], metavar="NAME",
+        help=f"all by default: {', '.join(list(ATTACKS)[1:])}",
+    )  # fmt: skip
     parser.add_argument("--splits", nargs="+", choices=list(_SPLITS), default=["iid"])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each run; {ROUNDS}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run for each; 0")
     parser.add_argument("--data", type=Path, help="folder of MNIST; default: the excerpt")
+    parser.add_argument(
+        "--hostile", nargs="+", type=int, choices=HOSTILE, default=HOSTILE, help="clients; both"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attacks.md")
+    parser.add_argument(
+        "--results", type=Path, help="runs that are done; attacks.jsonl beside OUTPUT"
+    )
+    parser.add_argument("--no-runs", action="store_true", help="write of what is done already")
     arguments = parser.parse_args()
     reproducible.preload()
-    attacks, rounds = list(ATTACKS)[: 2 if arguments.quick else None], arguments.rounds
+    attacks = [name for name in ATTACKS if name == "none" or name in arguments.attacks]
+    rounds = arguments.rounds
     seeds = list(dict.fromkeys(arguments.seeds))
-    tables = {
-        split: table(split, arguments.data, rounds, attacks, seeds) for split in arguments.splits
-    }
-    arguments.output.write_text(document(tables, rounds, seeds, time.process_time()))
+    hostiles = sorted(set(arguments.hostile))
+    wanted = plan(arguments.splits, hostiles, attacks, seeds, rounds)
+    results = Results(arguments.results or arguments.output.with_suffix(".jsonl"))
+    if not arguments.no_runs:
+        measure(results, wanted, arguments.data)
+    results.found = {run: results.found[run] for run in wanted if run in results.found}
+    arguments.output.write_text(
+        document(results, arguments.splits, hostiles, attacks, rounds, seeds)
+    )
     print(arguments.output)
 
 
