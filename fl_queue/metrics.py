@@ -289,7 +289,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_counts(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(map(_is_count, value))
+    if not isinstance(value, list) or len(value) != length:
+        return False
+    # By the thousand in every element: its least and largest stand for all, where all are of the type.
+    return {int}.issuperset(map(type, value)) and (
+        not value or (min(value) >= 0 and max(value) <= MAX_COUNT)
+    )
 
 
 def _is_confusion(value: Any) -> bool:

@@ -237,7 +237,7 @@ def _plain(task: Task, method: str, key: str, value: Any) -> Any:
 
 def _is_numbers(value: list[Any]) -> bool:
     """Whether lists hold nothing but numbers: a text among them, a label say, would leave the site."""
-    return all(
+    return numbers.are_plain(value) or all(
         _is_numbers(item) if isinstance(item, list) else isinstance(item, (int, float))
         for item in value
     )

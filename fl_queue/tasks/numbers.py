@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +17,15 @@ from fl_queue.header_fields import MAX_MAP_ITEMS
 
 _log = logging.getLogger(__name__)
 
+#: Python's own numbers, and not what is derived from them.
+_PLAIN = frozenset((int, float))
 _ARRAYS = (np.generic, np.ndarray, torch.Tensor)
 
 
 def number(value: Any) -> Any:
     """A number of any kind, or an array of exactly one, as an int or a float; anything else as it is."""
+    if type(value) in _PLAIN:
+        return value
     kind = _kind(value)
     if kind and int(np.prod(value.shape)) == 1:
         # A float of numpy's may be longer than Python's.
@@ -36,11 +41,16 @@ def number(value: Any) -> Any:
 def table(value: Any) -> Any:
     """An array of numbers, or lists of them, as lists of Python's own; anything else as it is."""
     if isinstance(value, (list, tuple)):
-        return [table(item) for item in value]
+        return list(value) if are_plain(value) else [table(item) for item in value]
     if not _kind(value) or not value.shape:
         return number(value)
     # More than a header takes is refused anyway; it need not become a list first.
     return value.tolist() if int(np.prod(value.shape)) <= MAX_MAP_ITEMS else value
+
+
+def are_plain(values: Collection[Any]) -> bool:
+    """Whether all are Python's own numbers already; a histogram of a thousand is looked at in every epoch."""
+    return _PLAIN.issuperset(map(type, values))
 
 
 def names(value: Any) -> Any:
