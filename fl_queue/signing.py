@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 from typing import NamedTuple
 
 from fl_queue import names
@@ -40,7 +39,8 @@ class Sealed(NamedTuple):
 
 def preload() -> None:
     """Load what signs and verifies, in a worker whose forked jobs would do it one by one."""
-    importlib.import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
+    # Older releases load the most of it at the first key.
+    new_key()
 
 
 def new_key() -> tuple[str, str]:
