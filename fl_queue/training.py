@@ -243,7 +243,8 @@ def train_update(
     One client's part in one round: evaluate the base version, train from it, take the difference.
 
     Then what is its own, where the run has that: a personal model's training, and fine-tuning, after
-    the update and with random numbers of their own, so that it has the bits it has without them.
+    the update, so that it has the bits it has without them. Each begins with the seed of the round's training:
+    the same order of samples.
     Equal arguments give equal bytes, on the same machine with the same software.
 
     Args:
