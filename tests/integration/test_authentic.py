@@ -45,6 +45,7 @@ from fl_queue.intake import Intake
 from fl_queue.records import Enrolment, dumps
 from fl_queue.site import Site
 from fl_queue.store import RoundState, RunState, Store
+from tests.integration.test_backup import rewritten
 from workers import client, revoked, telling
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
@@ -781,6 +782,49 @@ def test_a_restored_run_is_signed_anew(hospital: Hospital, tmp_path: Path) -> No
     assert hospital.round.signed
     hospital.work("a")
     assert hospital.answers()["a"].kind == "update"
+
+
+def other_config(raw: dict[str, Any]) -> None:
+    raw["config"][0]["config"]["train"]["batch_size"] = 11
+
+
+def other_model(raw: dict[str, Any]) -> None:
+    raw["manifest"]["private"] = [raw["manifest"]["tensors"][0]["name"]]
+
+
+def no_signatures(raw: dict[str, Any]) -> None:
+    for entry in (*raw["config"], *raw["versions"].values()):
+        entry.pop("signature")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(other_config, "config"), (other_model, "version 0"), (no_signatures, "config")],
+)
+def test_a_backup_that_somebody_has_changed_is_not_signed_anew(
+    hospital: Hospital, tmp_path: Path, change: Callable[[dict[str, Any]], None], what: str
+) -> None:
+    """Who can write to the file would else have sites train what the operator never signed."""
+    store, file = hospital.store, tmp_path / "run.flq"
+    assert store.state_dir is not None
+    backup.write(store, "authentic", file, store.state_dir)
+    rewritten(file, change)
+    with pytest.raises(ConfigError, match=f"--unsigned: the {what} in this backup is not signed"):
+        backup.restore(store, file, store.state_dir, "restored")
+    assert "restored" not in store.control.run_names()
+    line = [
+        "restore",
+        str(file),
+        "--run",
+        "restored",
+        "--unsigned",
+        "--redis-url",
+        store.servers.url,
+    ]
+    line += ["--blob-url", store.servers.blob_url, "--state-dir", str(store.state_dir)]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 0, done.output
+    assert "restored" in store.control.run_names()
 
 
 def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
