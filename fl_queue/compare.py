@@ -14,6 +14,8 @@ from typing import Any
 from fl_queue import metrics, runs, scores
 from fl_queue.baseline import Baseline
 from fl_queue.config import changed_fields
+from fl_queue.errors import ConfigError
+from fl_queue.spelling import nearest
 from fl_queue.store import RunState, Store
 
 #: Fields that say where a run was, not what it was.
@@ -98,6 +100,32 @@ def compare(
         ),
         *(_beside(one, metric, settings(one.config), held_out) for one in baselines),
     ]
+
+
+def metric_of(store: Store, states: Sequence[RunState], wanted: str) -> str:
+    """
+    By which metric runs are compared.
+
+    Args:
+        wanted: Its name; empty: accuracy, or the loss where no run has one.
+
+    Raises:
+        ConfigError: The runs have metrics, and none of that name.
+    """
+    judged = (scores.version_metrics(store, state.run_id) for state in states)
+    there = sorted({name for versions in judged for found in versions.values() for name in found})
+    if not wanted:
+        return "loss" if there and "accuracy" not in there else "accuracy"
+    check_metric(wanted, there)
+    return wanted
+
+
+def check_metric(wanted: str, there: Sequence[str]) -> None:
+    """Raises ConfigError if there are metrics, and none of that name."""
+    if there and wanted not in there:
+        raise ConfigError(
+            "--metric", f"no run has {wanted}; there is {', '.join(there)}{nearest(wanted, there)}"
+        )
 
 
 def sweeps(compared: Sequence[Compared]) -> list[Sweep]:

@@ -37,9 +37,8 @@ _WIDE = 200
 @run_argument("names", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--metric",
-    default="accuracy",
-    show_default=True,
-    help="Of the central test, else of the clients' validation.",
+    default="",
+    help="Of the central test, else of the clients' validation. Default: accuracy, or loss where no run has one.",
 )
 @baseline_option
 @json_option
@@ -60,6 +59,7 @@ def compare_command(
     beside = [baselines.read(path) for path in baseline]
     store = where.open_control()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
+    metric = compare.metric_of(store, states, metric)
     show_comparison(compare.compare(store, states, metric, beside), metric, as_json)
 
 

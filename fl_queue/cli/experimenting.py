@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from fl_queue import baseline as baselines
-from fl_queue import compare, display, launching, runs, screen, sweeping
+from fl_queue import compare, display, launching, runs, screen, selection, sweeping
 from fl_queue import config as configs
 from fl_queue.cli.common import (
     Where,
@@ -55,7 +55,7 @@ from fl_queue.site import Site
     metavar="NAME",
     help="What the runs are called. Default: as CONFIG.",
 )
-@click.option("--metric", default="accuracy", show_default=True, help="As for compare.")
+@click.option("--metric", default="", help="As for compare.")
 @set_option()
 @json_option
 @connection_options
@@ -79,6 +79,9 @@ def sweep(
     on, and the exit code is 4.
     """
     wanted = sweeping.members(config, name or launching.name_of(config), seeds, each, overrides)
+    known = selection.of_config(wanted[0].config)
+    if metric and known is not None:
+        compare.check_metric(metric, sorted(known))
     where = where_of_run(where, wanted[0].config)
     interrupt_on_sigterm()
 
@@ -95,6 +98,8 @@ def sweep(
             say("The same command goes on with this sweep.", err=True)
             raise
         states = [runs.find_run(store, member.name) for member in wanted]
+        # Not refused any more: what was trained is to be shown.
+        metric = metric or compare.metric_of(store, states, "")
         show_comparison(compare.compare(store, states, metric), metric, as_json, failed=failed)
     if failed:
         done = f"{len(wanted) - len(failed)} of {len(wanted)} runs of the sweep are completed"
