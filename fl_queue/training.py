@@ -35,7 +35,7 @@ from fl_queue.strategies.base import (
     state_manifest,
     update_manifest,
 )
-from fl_queue.tasks import ClientContext, OnEpoch, Task, asked
+from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task, asked
 from fl_queue.tasks.logged import Logged
 from fl_queue.tensors import (
     Arrays,
@@ -238,6 +238,7 @@ def train_update(
     on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
     on_loaded: Callable[[], None] = lambda: None,
     plan: Plan | None = None,
+    data: ClientData | None = None,
 ) -> Trained:
     """
     One client's part in one round: evaluate the base version, train from it, take the difference.
@@ -256,6 +257,7 @@ def train_update(
             metrics.
         on_loaded: Called when ``base`` will not be looked at until the update is computed.
         plan: The strategy's part; FedAvg has none.
+        data: The client's, if they have been read already.
 
     Raises:
         ModelMismatch: The task builds another model than the run's.
@@ -266,7 +268,7 @@ def train_update(
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
     with reproducible(context.seed_for("train"), context):
-        data = asked.training_data(task, context)
+        data = data or asked.training_data(task, context)
         model = _model(task, manifest, base, context.device)
         _check_parts(task, model, manifest)
         known = plan.known(task, manifest, context)

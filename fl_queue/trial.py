@@ -119,9 +119,10 @@ def try_task(
     data_dir = data_dir or config.data["dir"]
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
-    data = asked.training_data(task, context)
-    facts_of(task, data)
     started = time.monotonic()
+    with reproducible.reproducible(context.seed_for("train"), context):
+        data = asked.training_data(task, context)
+    facts_of(task, data)
     manifest, arrays = training.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
     _check_initial(config, task, context, manifest)
@@ -134,7 +135,7 @@ def try_task(
 
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
     plan = training.Plan(strategy)
-    done = training.train_update(task, manifest, base, context, report, plan=plan)
+    done = training.train_update(task, manifest, base, context, report, plan=plan, data=data)
     whole_s = time.monotonic() - started
     peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest = _largest(done.tensors)

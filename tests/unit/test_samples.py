@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import Dataset, TensorDataset
 
-from fl_queue import metrics, sgd, training
+from fl_queue import metrics, sgd, training, trial
 from fl_queue.config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.tasks import ClientContext
@@ -157,3 +157,18 @@ def test_a_function_may_give_a_collate(monkeypatch: pytest.MonkeyPatch) -> None:
     made = training.train_update(task, manifest, {k: v.copy() for k, v in base.items()}, context)
     assert {"accuracy", "loss"} <= metrics.finish(made.metrics).keys()
     assert made.num_examples == 18
+
+
+def test_a_task_is_tried_with_data_that_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def train() -> TensorDataset:
+        read.append(1)
+        return TensorDataset(WORDS, CLASSES)
+
+    own = types.ModuleType("counted")
+    own.task = lambda: {"model": Model(), "train": train}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "counted", own)
+    monkeypatch.setattr(own.task, "__module__", "counted")
+    trial.try_task(RunConfig.from_dict({"run": {"task": "counted:task"}}))
+    assert len(read) == 1
