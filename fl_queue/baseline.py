@@ -19,6 +19,23 @@ from fl_queue.screen import Table
 LOCAL, CENTRALISED = KINDS = ("local", "centralised")
 #: Clients shown one by one; of more there is a summary.
 SHOWN = 40
+#: Words in the names of metrics of which less is better.
+_LESS = frozenset(
+    [
+        "loss",
+        "error",
+        "mae",
+        "mse",
+        "rmse",
+        "mape",
+        "perplexity",
+        "brier",
+        "ece",
+        "wer",
+        "cer",
+        "distance",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +111,7 @@ class Baseline(Setting):
         values = {client: value for client, value in found.items() if value is not None}
         if not values:
             return None
-        # More is better of everything but of a loss.
-        worst = (max if metric == "loss" else min)(values, key=values.__getitem__)
+        worst = (max if self._is_less_better(metric) else min)(values, key=values.__getitem__)
         return Spread(
             mean=statistics.fmean(values.values()),
             deviation=statistics.stdev(values.values()) if len(values) > 1 else None,
@@ -104,6 +120,13 @@ class Baseline(Setting):
             worst=worst,
             count=len(values),
         )
+
+    def _is_less_better(self, metric: str) -> bool:
+        """As ``run.select`` says of its metric, else by its name."""
+        name, _, way = str(self.config.get("run", {}).get("select", "")).partition(":")
+        if name == metric and way:
+            return way == "min"
+        return not _LESS.isdisjoint(metric.lower().split("_"))
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(round, value) of the one model of ``centralised``; empty where only the end is known."""

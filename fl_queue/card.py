@@ -275,6 +275,10 @@ def _partition(config: RunConfig) -> str:
     return f'One data set, split over the clients for an experiment (`data.partition = "{kind}"`).'
 
 
+def _elements(facts: Facts, *kinds: str) -> int:
+    return sum(spec.size for spec in facts.manifest.tensors if spec.kind in kinds)
+
+
 def _training(facts: Facts) -> str:
     config = facts.config
     committed = [r for r in facts.records if r.version is not None and r.version <= facts.version]
@@ -288,7 +292,8 @@ def _training(facts: Facts) -> str:
         ["weighting", config.aggregation["weighting"]],
         *([f"train.{name}", _plain(value)] for name, value in config.train.items()),
         ["seed", str(config.run["seed"])],
-        ["parameters", f"{sum(spec.size for spec in facts.manifest.tensors):,}"],
+        ["parameters", f"{_elements(facts, 'parameter'):,}"],
+        ["numbers in buffers", f"{_elements(facts, 'float_buffer', 'integer_buffer'):,}"],
         ["run", facts.state.run_id],
         ["digest, BLAKE3 of the tensors", facts.digest],
     ]

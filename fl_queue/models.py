@@ -18,6 +18,7 @@ from fl_queue.checkpoint import Body
 from fl_queue.errors import (
     CheckpointError,
     ChunksMissing,
+    DataError,
     ModelMismatch,
     UnknownVersion,
 )
@@ -249,6 +250,10 @@ def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, obj
     arrays = {
         name: _as_model(array) for name, array in sorted(checkpoint.read_tensors(path).items())
     }
+    for name, array in arrays.items():
+        if np.isnan(array).any():
+            reason = f"tensor {name!r} holds NaN; start from another model"
+            raise DataError(str(path), reason)
     body = b"".join(array.tobytes() for array in arrays.values())
     digest = blob.body_digest(body)
     view = memoryview(body)
@@ -299,6 +304,15 @@ def fitted(
             what = "is missing" if found is None else f"has shape {found.shape}, not {spec.shape}"
             raise ModelMismatch(
                 f"model.initial: tensor {spec.name!r} {what} in {where}",
+                public=f"model.initial: tensor {spec.name!r} {what}",
+            )
+        # A buffer may be infinite, as the mask of an attention is.
+        with np.errstate(over="ignore"):
+            is_bad = spec.kind == "parameter" and not np.isfinite(found.astype(spec.dtype)).all()
+        if is_bad:
+            what = "is not finite in float32; start from another model"
+            raise ModelMismatch(
+                f"model.initial: tensor {spec.name!r} {what}",
                 public=f"model.initial: tensor {spec.name!r} {what}",
             )
     extra = set(arrays) - {spec.name for spec in manifest.tensors} - set(manifest.aliases)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fl_queue import models, names, opening, statements, verify
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, DataError
 from fl_queue.header import Header
 from fl_queue.records import TensorSpec
 from fl_queue.store import Store
@@ -149,3 +150,13 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
     assert [verdict.result for verdict in verify.verify(store, hand.state, tmp_path)] == [
         "same"
     ] * 2
+
+
+def test_an_initial_model_with_nan_is_refused_before_it_is_sent(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "initial.safetensors"
+    save_file({"mask": np.array([-np.inf], np.float32), "w": np.array([1.0, np.nan])}, path)
+    with pytest.raises(DataError, match="tensor 'w' holds NaN"):
+        models.publish_initial(store, path, 1 << 20)
+    assert store.data.redis.dbsize() == 0

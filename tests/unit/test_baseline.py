@@ -97,6 +97,29 @@ def test_the_spread_is_over_clients_and_the_worst_named(local: Baseline) -> None
     assert local.summary("bleu") is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "select", "is_least_worst"),
+    [
+        ("val_rmse", "accuracy:max", False),
+        ("mae", "accuracy:max", False),
+        ("dice", "accuracy:max", True),
+        ("dice", "dice:min", False),
+        ("mae", "mae:max", True),
+    ],
+)
+def test_the_worst_is_the_largest_where_less_is_better(
+    local: Baseline, metric: str, select: str, is_least_worst: bool
+) -> None:
+    models = [
+        replace(model, test={metric: float(number)}) for number, model in enumerate(local.models)
+    ]
+    changed = replace(local, models=models, config={"run": {"select": select}})
+    spread = changed.summary(metric)
+
+    assert spread is not None
+    assert spread.worst == models[0 if is_least_worst else -1].client
+
+
 def test_without_a_central_test_the_held_out_samples_judge() -> None:
     made = alone.train(loaded("run.evaluate_every=0"), "centralised", clients=2)
 

@@ -27,7 +27,11 @@ def facts(store: Store) -> Facts:
     """Of a tested run of three versions, whose clients told 10 and 20 examples."""
     state = begun(store, "pilot", [0.5, 0.9])
     manifest = Manifest(
-        (TensorSpec("bn.weight", (4,), "parameter"), TensorSpec("w", (3,), "parameter"))
+        (
+            TensorSpec("bn.running_var", (5,), "float_buffer"),
+            TensorSpec("bn.weight", (4,), "parameter"),
+            TensorSpec("w", (3,), "parameter"),
+        )
     )
     return Facts(
         state=state,
@@ -60,6 +64,7 @@ def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
     assert "2 clients took part, with 30 training examples, as they told." in text
     assert "| rounds | 2, of 2 to 2 updates each; 0 abandoned; 25 s |" in text
     assert "| parameters | 7 |" in text
+    assert "| numbers in buffers | 5 |" in text
     assert "no central test" not in text
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fl_queue import blob, checkpoint
-from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue import blob, checkpoint, models
+from fl_queue.errors import BlobError, CheckpointError, DataError, ModelMismatch
 from fl_queue.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
@@ -127,7 +127,7 @@ def test_a_body_of_another_size_is_not_written(tmp_path: Path) -> None:
 WRITE_WITH_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
-from fl_queue import blob, checkpoint
+from fl_queue import blob, checkpoint, models
 from fl_queue.errors import CheckpointError
 from fl_queue.records import Manifest, TensorSpec
 manifest = Manifest((TensorSpec("w", (250_000,), "parameter"),))
@@ -249,6 +249,16 @@ def test_a_bad_initial_model_is_named(tmp_path: Path, content: bytes | None, wor
         checkpoint.read_tensors(path)
     assert caught.value.path == str(path)
     assert word in caught.value.reason
+
+
+def test_an_initial_model_that_is_not_finite_is_refused() -> None:
+    found = {"mask": np.array([-np.inf], np.float32), "w": np.array([1.0], np.float64)}
+    mask = TensorSpec("mask", (1,), "float_buffer")
+    manifest = Manifest((mask, TensorSpec("w", (1,), "parameter")))
+    models.fitted(found, manifest, "a file")
+    for value in (np.inf, np.nan, 1e39):
+        with pytest.raises(ModelMismatch, match="tensor 'w' is not finite in float32"):
+            models.fitted(found | {"w": np.array([value])}, manifest, "a file")
 
 
 def test_bfloat16_is_refused_also_where_numpy_knows_it(tmp_path: Path) -> None:
