@@ -36,12 +36,14 @@ from fl_queue.store import Store, plain_client
 from tests.fault.proxy import Loss, Proxy
 from tests.federation import Federation, child_of, kill, wait_for
 
-#: Two rounds, each of seconds (an epoch takes about a millisecond), to be disturbed in the middle.
-EPOCHS = 2000
+#: Two rounds, each of a second (an epoch takes about a millisecond), to be disturbed in the middle.
+EPOCHS = 1000
 #: Sites are not asked before the first round: one that sleeps by then would hold it up.
 DISTURBED = (
     "run.rounds=2", "run.preflight=off", "round.cohort=2", f"train.epochs={EPOCHS}",
 )  # fmt: skip
+#: Of a run that is disturbed while a worker sleeps: how long it trains does not matter.
+SHORT = "train.epochs=2"
 #: RQ gives an entry of its intermediate list 60 s; ours are older from the start.
 LONG_AGO_S = 1000
 
@@ -57,8 +59,14 @@ def calm(federation: Federation) -> list[str]:
     return federation.digests_of("same", *DISTURBED)
 
 
+@pytest.fixture(scope="module")
+def calm_short(federation: Federation) -> list[str]:
+    """The same with short rounds."""
+    return federation.digests_of("same", *DISTURBED, SHORT)
+
+
 @pytest.fixture
-def begin(federation: Federation, calm: list[str]) -> Iterator[Begin]:
+def begin(federation: Federation) -> Iterator[Begin]:
     """Begins a run named `same` (seeds come from the name), which is free again afterwards."""
 
     def begin(*overrides: str) -> str:
@@ -160,11 +168,11 @@ def make_stale(store: Store, key: str, job: str) -> str:
 
 
 def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
-    federation: Federation, begin: Begin, calm: list[str]
+    federation: Federation, begin: Begin, calm_short: list[str]
 ) -> None:
     control = federation.store.control
     with asleep(federation, "site-2"):  # So that the round stays open.
-        run = begin()
+        run = begin(SHORT)
         wait_for("site-1's update", lambda: "site-1" in control.receipts(run, 1))
         job = control.jobs(run, 1)["site-1"]["job"]
 
@@ -182,7 +190,7 @@ def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
         assert control.jobs(run, 1)["site-1"]["job"] == job
         assert control.redis.zscore("rq:failed:" + names.client_queue("site-1"), job) is None
     assert federation.finish(run).state == "completed"
-    assert digests(federation, run) == calm
+    assert digests(federation, run) == calm_short
     assert control.redis.lrange(stale, 0, -1) == []
 
 
@@ -201,11 +209,11 @@ def test_rq_by_itself_fails_a_finished_job_for_a_stale_entry(store: Store, tmp_p
 
 
 def test_a_job_lost_between_pop_and_start_is_given_out_again(
-    federation: Federation, begin: Begin, calm: list[str]
+    federation: Federation, begin: Begin, calm_short: list[str]
 ) -> None:
     redis, key = federation.store.control.redis, queue_key("site-1")
     with asleep(federation, "site-1"):
-        run = begin()
+        run = begin(SHORT)
         job = queued(federation, run, "site-1")
         # All that a worker leaves that was killed between the two.
         assert redis.lmove(key, f"{key}:intermediate", "LEFT", "RIGHT") == job.encode()
@@ -213,16 +221,16 @@ def test_a_job_lost_between_pop_and_start_is_given_out_again(
 
     assert state.state == "completed"
     assert healed(federation.store, run, "site-1")
-    assert digests(federation, run) == calm
+    assert digests(federation, run) == calm_short
 
 
 def test_a_poison_job_hash_costs_nothing(
-    federation: Federation, begin: Begin, calm: list[str]
+    federation: Federation, begin: Begin, calm_short: list[str]
 ) -> None:
     redis, key = federation.store.control.redis, queue_key("site-1")
     worker = federation.worker_pid("site-1")
     with asleep(federation, "site-1"):
-        run = begin()
+        run = begin(SHORT)
         queued(federation, run, "site-1")
         redis.hset("rq:job:poison", mapping={"status": "poisoned", "data": "x"})
         redis.lpush(key, "poison")
@@ -235,7 +243,7 @@ def test_a_poison_job_hash_costs_nothing(
     assert federation.worker_pid("site-1") == worker
     assert b"poison" not in redis.lrange(f"{key}:intermediate", 0, -1)
     assert state.state == "completed"
-    assert digests(federation, run) == calm
+    assert digests(federation, run) == calm_short
 
 
 def test_the_maintenance_lock_of_a_dead_worker_delays_no_repair(
@@ -280,9 +288,7 @@ def test_the_name_of_a_dead_worker_keeps_no_new_one_out(
     assert digests(federation, run) == calm
 
 
-def test_a_work_horse_does_not_outlive_its_worker(
-    federation: Federation, begin: Begin, calm: list[str]
-) -> None:
+def test_a_work_horse_does_not_outlive_its_worker(federation: Federation, begin: Begin) -> None:
     epochs = 2 * EPOCHS  # An orphan would have seconds of training left.
     run = begin("run.rounds=1", f"train.epochs={epochs}")
     training(federation, run, "site-1")
