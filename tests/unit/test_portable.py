@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,9 @@ from fl_queue.records import Manifest
 from fl_queue.tasks import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
 from fl_queue.tensors import load_arrays
+
+onnx = pytest.importorskip("onnx", reason="an extra")
+onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
 
 SAID = {"run": "pilot", "version": "3"}
 CSV = ("task.features=a,b,c", "task.classes=no,yes", "task.hidden=[4]")
