@@ -93,7 +93,7 @@ def users(
         if not names.is_name(who) or who in names.RESERVED:
             raise ConfigError("client", f"{who!r} is not a client id; use letters, digits, dashes")
         return _client(who, has_selectors, server)
-    rules = _reader(has_selectors) if role == "reader" else _trusted()
+    rules = _reader(has_selectors) if role == "reader" else _trusted(role, has_selectors)
     if role == "operator":
         rules += ("+keys", "+config|get", "+acl")
     return [User(f"flq-{role}", "all", rules)]
@@ -173,9 +173,18 @@ def _writing(rules: Sequence[str]) -> tuple[str, ...]:
     return tuple(rule.replace("~", "%W~", 1) if rule[0] == "~" else rule for rule in rules)
 
 
-def _trusted() -> tuple[str, ...]:
-    """The operator's side: everything that is ours and RQ's, and no administration."""
-    keys = ("~flq:*", "~rq:*", f"&{names.ARRIVALS}")
+def _trusted(role: Role, has_selectors: bool) -> tuple[str, ...]:
+    """
+    The operator's side: everything that is ours and RQ's, and no administration.
+
+    Who is enrolled only the operator writes. Aggregators read it; without selectors Redis cannot give them
+    that alone.
+    """
+    ours = ["~flq:*"]
+    if role != "operator" and (has_selectors or role != "aggregator"):
+        # No rule takes a key out of a pattern; no other key of ours begins so.
+        ours = ["~flq:[^e]*", *([f"%R~{names.ENROLLED}"] if has_selectors else [])]
+    keys = (*ours, "~rq:*", f"&{names.ARRIVALS}")
     commands = ("+@all", "-@admin", "-@dangerous", *_with("+", _CONNECTION))
     return ("resetchannels", *keys, *commands)
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fl_queue import files, names, signing, urls
+from fl_queue import files, names, signing, statefolder, urls
 from fl_queue.acl import Purpose
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
@@ -127,15 +127,31 @@ def write(path: Path, credentials: Credentials, force: bool = False) -> None:
     Raises:
         ConfigError: There is one, or it cannot be written.
     """
-    if path.exists() and not force:
-        raise ConfigError(
-            "--output", f"{path} is there; name another file, or replace it with --force"
-        )
+    check_place(path, force)
     try:
         with files.written_whole(path) as file:
             file.write(credentials.to_toml().encode())
     except OSError as exc:
         raise ConfigError("--output", f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def check_place(path: Path, force: bool) -> None:
+    """
+    See that credentials may be written to a file.
+
+    Raises:
+        ConfigError: There is one, or others of this machine could exchange it: for their Redis, and their key.
+    """
+    if path.exists() and not force:
+        raise ConfigError(
+            "--output", f"{path} is there; name another file, or replace it with --force"
+        )
+    if statefolder.may_be_exchanged(path.absolute().parent):
+        raise ConfigError(
+            "--output",
+            f"others of this machine may write to {path.absolute().parent}, and put another file in the place of "
+            "this one; name a file in a folder of your own, or run chmod go-w on that folder",
+        )
 
 
 def read(path: Path) -> Credentials:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fl_queue import datafolder, dispatch, enrolment, exposed, names, operatorkey, views
+from fl_queue import datafolder, dispatch, enrolment, exposed, names, operatorkey, views, vouching
 from fl_queue.errors import ConfigError, FLQueueError, StoreUnavailable, Trouble
 from fl_queue.store import (
     PEOPLE,
@@ -59,12 +59,25 @@ class Unfit(FLQueueError):
     """A check failed; what to do is in the findings."""
 
 
-def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list[Finding]:
-    """Every finding, of each server also when the other cannot be used; that is a finding, not an error."""
+def examine(
+    url: str, blob_url: str, state_dir: Path, data: Path | None, operator_key: Path | None = None
+) -> list[Finding]:
+    """
+    Every finding, of each server also when the other cannot be used; that is a finding, not an error.
+
+    Args:
+        operator_key: The operator's key, if not where it is by default.
+    """
     findings = [_data_folder(data)] if data is not None else []
     try:
         both = resolve_urls(url, blob_url, state_dir)
-        store = Store(*both, timeouts=PEOPLE, needs_data=False, state_dir=state_dir)
+        store = Store(
+            *both,
+            timeouts=PEOPLE,
+            needs_data=False,
+            state_dir=state_dir,
+            operator_key=operator_key,
+        )
     except StoreUnavailable as exc:
         return [*findings, _not_usable(str(exc), exc)]
     servers = store.servers
@@ -79,7 +92,7 @@ def examine(url: str, blob_url: str, state_dir: Path, data: Path | None) -> list
     if any(finding.trouble for finding in control):
         return findings  # Workers renew their leases there: nobody can say which are alive.
     try:
-        for look in (_workers, _queues, _enrolments, _many_keys, _unreadable):
+        for look in (_workers, _queues, _operator_key, _enrolments, _many_keys, _unreadable):
             findings += look(store)
     except StoreUnavailable as exc:
         findings.append(_not_usable(f"control server: {exc}", exc))
@@ -333,6 +346,22 @@ def _unreadable(store: Store) -> list[Finding]:
         )
         for entry, why in list(store.control.unreadable.found.items())[:NAMED]
     ]
+
+
+def _operator_key(store: Store) -> list[Finding]:
+    """Whether this machine can sign what the runs here need."""
+    try:
+        trouble, is_foreign = vouching.key_trouble(store)
+        key = store.control.pins.key
+    except ConfigError:
+        return []  # Said with the enrolments.
+    if is_foreign:
+        fix = "put back the key of the machine where the run was begun, or name it with --operator-key"
+        return [Finding("FAIL", f"the operator's key: {trouble}", fix)]
+    if trouble:
+        fix = "copy it there if this machine begins runs or has an aggregator; sites and evaluators need none"
+        return [Finding("WARN", f"the operator's key: {trouble}", fix)]
+    return [] if key is None else [Finding("OK", f"the operator's key is {key.fingerprint}")]
 
 
 def _enrolments(store: Store) -> list[Finding]:

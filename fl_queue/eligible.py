@@ -87,7 +87,11 @@ def barred(
 def not_admitted(
     store: Store, state: RunState, config: RunConfig, clients: Iterable[str]
 ) -> dict[str, str]:
-    """Those that were revoked, and those that are not enrolled if that is required -> why."""
+    """
+    Those that were revoked, and those that are not enrolled if that is required -> why.
+
+    Where others are enrolled, nor those whose names cannot be.
+    """
     known, out = store.control.enrolments(), {}
     required = store.control.pins.required(state.run_id, config.security["require_enrolment"])
     for client in clients:
@@ -95,6 +99,8 @@ def not_admitted(
             out[client] = "it was revoked"
         elif client not in known and required:
             out[client] = "it is not enrolled (security.require_enrolment)"
+        elif client not in known and known and client.startswith(simulation.SHARED):
+            out[client] = "it has a name of simulations, by which nobody can be enrolled"
     return out
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fl_queue import embedded, signing
+from fl_queue import embedded, operatorkey, signing
 from fl_queue.config import RunConfig
 from fl_queue.credentials import Credentials
 from fl_queue.credentials import read as read_credentials
@@ -50,6 +50,7 @@ class Site:
             ``fewest_a_step`` says.
         approve: Whether what was made of its data leaves only when somebody here says so.
         pins: Digests of the only configs that it serves; empty: any.
+        operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
     """
 
     url: str = ""
@@ -72,6 +73,7 @@ class Site:
     approve: bool = False
     pins: tuple[str, ...] = ()
     data_from_config: bool = False
+    operator_key: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
@@ -99,6 +101,7 @@ class Site:
             approve=environ.get("FLQ_SITE_APPROVE", "") == "1",
             pins=_listed(environ, "FLQ_SITE_PIN_CONFIG"),
             data_from_config=environ.get("FLQ_SITE_DATA_FROM_CONFIG", "") == "1",
+            operator_key=environ.get(operatorkey.VARIABLE, ""),
         )
 
     def to_environ(self) -> dict[str, str]:
@@ -124,6 +127,8 @@ class Site:
             "FLQ_SITE_APPROVE": "1" if self.approve else "",
             "FLQ_SITE_PIN_CONFIG": ",".join(self.pins),
             "FLQ_SITE_DATA_FROM_CONFIG": "1" if self.data_from_config else "",
+            # Not named: what the environment names stays.
+            **({operatorkey.VARIABLE: self.operator_key} if self.operator_key else {}),
         }
 
     def data_folder(self, config: RunConfig) -> str:
@@ -210,7 +215,8 @@ class Site:
         Raises:
             StoreUnavailable: No URL is given and no private servers run.
         """
-        return Store(*self.urls(), self.other_users(), state_dir=self.state_dir)
+        others, key = self.other_users(), self._key_file
+        return Store(*self.urls(), others, state_dir=self.state_dir, operator_key=key)
 
     def store(self, timeouts: Timeouts = WORKERS, needs_data: bool = True) -> Store:
         """
@@ -220,7 +226,12 @@ class Site:
             StoreUnavailable: Not reachable, or too old.
         """
         users = self.other_users()
-        return Store.open(*self.urls(), self.state_dir, users, timeouts, needs_data)
+        key = self._key_file
+        return Store.open(*self.urls(), self.state_dir, users, timeouts, needs_data, key)
+
+    @property
+    def _key_file(self) -> Path | None:
+        return Path(self.operator_key) if self.operator_key else None
 
 
 def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -116,6 +116,16 @@ def _owner(folder: Path) -> os.stat_result | None:
     return found if found.st_uid != _ROOT else None
 
 
+def may_be_exchanged(folder: Path) -> bool:
+    """Whether others of this machine may put another file in the place of one in a folder, as far as it is there."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return False
+    # In a sticky folder, as /tmp is, each may replace its own files only.
+    return _others_write(found) and not found.st_mode & stat.S_ISVTX
+
+
 def _check_above(folder: Path) -> None:
     """A folder above it that is ours, where others may put another one in its place."""
     for above in folder.absolute().resolve().parents:

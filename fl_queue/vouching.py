@@ -115,6 +115,31 @@ def check_key(store: Store, run: str) -> None:
         raise ConfigError("--operator-key", why)
 
 
+def key_trouble(store: Store) -> tuple[str, bool]:
+    """
+    What is wrong with this machine's key, as the runs that are there show; empty: nothing.
+
+    Returns:
+        And whether it is a key, and not the operator's.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    key = store.control.pins.key
+    for state in store.control.living_runs():
+        segments = store.control.config_segments(state.run_id)
+        if not segments or SIGNATURE not in segments[-1]:
+            continue
+        if key is None:
+            return (
+                f"run {state.name} is signed, and {store.state_dir} has no {operatorkey.FILE}",
+                False,
+            )
+        if _signed_config(store, state, len(segments) - 1, key) is None:
+            return f"run {state.name} is signed with another key than {key.fingerprint}", True
+    return "", False
+
+
 # Versions
 
 

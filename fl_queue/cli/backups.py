@@ -48,8 +48,8 @@ def backup(where: Where, run: str, output: Path) -> None:
     is_flag=True,
     help="Take FILE although the operator's key of this machine has not signed its config and newest version.",
 )
-@signing_option
 @connection_options
+@signing_option
 def restore(where: Where, file: Path, name: str | None, unsigned: bool) -> None:
     """
     Make a run from FILE, which `fl-queue backup` wrote, on a Redis that has none of that name.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from click.core import ParameterSource
 from fl_queue import embedded, operatorkey, shown, statefolder
 from fl_queue.catalog import MNIST, TASKS
 from fl_queue.errors import ConfigError, DataError
+from fl_queue.site import Site
 from fl_queue.spelling import nearest
 from fl_queue.store import PEOPLE, Store, Timeouts
 from fl_queue.urls import has_password
@@ -52,8 +52,18 @@ class Where:
     def open_control(self) -> Store:
         """The same, for what the control server alone can answer; only that one is checked."""
         return Store.open(
-            self.url, self.blob_url, self.state_dir, timeouts=PEOPLE, needs_data=False
+            self.url,
+            self.blob_url,
+            self.state_dir,
+            timeouts=PEOPLE,
+            needs_data=False,
+            operator_key=self.operator_key,
         )
+
+    def site(self) -> Site:
+        """For a process of this machine."""
+        key = str(self.operator_key) if self.operator_key else ""
+        return Site(self.url, self.blob_url, self.state_dir, operator_key=key)
 
 
 def _state_folder(given: Path | None) -> Path:
@@ -109,37 +119,20 @@ def connection_options(command: Command) -> Command:
     return wrapped  # type: ignore[return-value]
 
 
-def operator_key_option(command: Command) -> Command:
-    """Add ``--operator-key``; the command gets the path, or None, as ``operator_key``."""
-    return click.option(
+def signing_option(command: Command) -> Command:
+    """Add ``--operator-key`` to a command that has, above it, the connection options; ``where`` has the path."""
+
+    @click.option(
         "--operator-key",
         envvar=operatorkey.VARIABLE,
         type=click.Path(dir_okay=False, path_type=Path),
         default=None,
         help=f"The operator's secret key. Default: {operatorkey.FILE} in the state folder.",
-    )(command)
-
-
-def enrolling_option(command: Command) -> Command:
-    """Add ``--operator-key`` to a command that has, above it, the connection options; ``where`` has the path."""
-
-    @operator_key_option
+    )
     @functools.wraps(command)
     def wrapped(*args: Any, where: Where, operator_key: Path | None, **kwargs: Any) -> Any:
-        return command(*args, where=replace(where, operator_key=operator_key), **kwargs)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def signing_option(command: Command) -> Command:
-    """Add ``--operator-key`` to a command that begins runs or opens rounds; it and what it starts find the key."""
-
-    @operator_key_option
-    @functools.wraps(command)
-    def wrapped(*args: Any, operator_key: Path | None, **kwargs: Any) -> Any:
-        if operator_key is not None:
-            os.environ[operatorkey.VARIABLE] = str(operator_key.absolute())
-        return command(*args, **kwargs)
+        named = operator_key.absolute() if operator_key is not None else None
+        return command(*args, where=replace(where, operator_key=named), **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

@@ -23,13 +23,13 @@ from fl_queue.cli.common import (
     output_option,
     say,
     set_option,
+    signing_option,
     write_json,
 )
 from fl_queue.cli.comparing import show_comparison, wide_console
 from fl_queue.cli.completing import config_argument
 from fl_queue.cli.running import interrupt_on_sigterm, where_of_run
 from fl_queue.errors import RunFailed
-from fl_queue.site import Site
 
 
 @click.command()
@@ -59,6 +59,7 @@ from fl_queue.site import Site
 @set_option()
 @json_option
 @connection_options
+@signing_option
 def sweep(
     where: Where,
     config: str,
@@ -90,7 +91,7 @@ def sweep(
         say(f"{index + 1} of {len(wanted)}: {member.name} {what} ({settings})", err=True)
 
     with ExitStack() as ours:
-        site = Site(where.url, where.blob_url, where.state_dir)
+        site = where.site()
         try:
             store, failed = sweeping.sweep(ours, site, wanted, screen.console(stderr=True), tell)
         except KeyboardInterrupt:

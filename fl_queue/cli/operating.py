@@ -26,8 +26,8 @@ from fl_queue.store import UPLOADS
 
 @click.command()
 @run_argument()
-@signing_option
 @connection_options
+@signing_option
 def resume(where: Where, run: str) -> None:
     """
     Have RUN go on after a failure or a cancel.

@@ -16,9 +16,9 @@ from fl_queue.cli.common import (
     Command,
     Where,
     connection_options,
-    enrolling_option,
     output_option,
     say,
+    signing_option,
 )
 from fl_queue.enrolment import Place
 from fl_queue.errors import ConfigError, DataError
@@ -66,7 +66,7 @@ def _pem_option(name: str, what: str) -> Callable[[Command], Command]:
 @click.option("--yes", is_flag=True, help="With --sign-existing: do not ask.")
 @_no_acl
 @connection_options
-@enrolling_option
+@signing_option
 def enroll(
     where: Where,
     client: str | None,
@@ -108,10 +108,7 @@ def enroll(
     url, blob_url = resolve_urls(where.url, where.blob_url, where.state_dir)
     tls = _tls(url, tls_ca, tls_cert, tls_key)
     url, blob_url = without_login(url), without_login(blob_url)
-    if output.exists() and not force:
-        raise ConfigError(
-            "--output", f"{output} is there; name another file, or replace it with --force"
-        )
+    credentials.check_place(output, force)
     place = Place(
         site_url or url, site_blob_url or (site_url if url == blob_url else "") or blob_url, tls
     )
@@ -153,7 +150,7 @@ def _sign_existing(where: Where, yes: bool) -> None:
 @click.argument("client")
 @_no_acl
 @connection_options
-@enrolling_option
+@signing_option
 def revoke(where: Where, client: str, no_acl: bool) -> None:
     """
     End the part of CLIENT.

@@ -41,6 +41,7 @@ from fl_queue.cli.common import (
     output_option,
     say,
     set_option,
+    signing_option,
     write,
     write_json,
 )
@@ -247,9 +248,10 @@ def config_show(
 )
 @json_option
 @connection_options
+@signing_option
 def doctor_command(where: Where, data: Path | None, as_json: bool) -> None:
     """Check both Redis roles, clocks, workers and data, and say what to do."""
-    findings = doctor.examine(where.url, where.blob_url, where.state_dir, data)
+    findings = doctor.examine(where.url, where.blob_url, where.state_dir, data, where.operator_key)
     if as_json:
         write_json([asdict(finding) for finding in findings])
     else:

@@ -32,7 +32,6 @@ from fl_queue.cli.common import Where, complain, connection_options, say, set_op
 from fl_queue.cli.completing import config_argument
 from fl_queue.config import RunConfig
 from fl_queue.errors import StoreUnavailable
-from fl_queue.site import Site
 from fl_queue.store import RunState
 
 
@@ -99,8 +98,8 @@ def cli_line(url: str) -> str:
     help="Show progress until the run has ended.",
 )
 @set_option()
-@signing_option
 @connection_options
+@signing_option
 def start_round(
     where: Where, config: str, name: str, count: int | None, wait: bool, overrides: tuple[str, ...]
 ) -> None:
@@ -117,7 +116,7 @@ def start_round(
     if simulation.is_simulation(loaded):
         interrupt_on_sigterm()
     with ExitStack() as ours:
-        site = Site(where.url, where.blob_url, where.state_dir)
+        site = where.site()
         begun = launching.launch(
             ours, site, name, loaded, count, stays=wait, console=screen.console(stderr=True)
         )

@@ -65,8 +65,8 @@ _file = click.Path(dir_okay=False, path_type=Path)
     is_flag=True,
     help="Let every user of this machine in. Only on loopback or --uds, and without --allow-host.",
 )
-@signing_option
 @connection_options
+@signing_option
 def web(
     where: Where,
     host: str,

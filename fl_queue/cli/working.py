@@ -259,8 +259,8 @@ def worker_pool(
 
 @worker.command("aggregator")
 @strategy_option
-@signing_option
 @connection_options
+@signing_option
 def worker_aggregator(where: Where, strategy_allow: tuple[str, ...]) -> None:
     """Merge updates into versions, write checkpoints, and heal what dies."""
     site = replace(_site(where, "", (), "cpu", 1), strategy_allow=strategy_allow)
@@ -307,15 +307,13 @@ def _site(
         raise ConfigError("--threads", f"{threads} is too few; use 1 or more")
     folder = data_folder(data)
     check_tasks("--task-allow", allow)
-    return Site(
-        where.url,
-        where.blob_url,
-        where.state_dir,
-        client,
-        folder,
-        allow,
-        device,
-        threads,
+    return replace(
+        where.site(),
+        client=client,
+        data_dir=folder,
+        allow=allow,
+        device=device,
+        threads=threads,
         credentials=str(file.absolute()) if file is not None else "",
     )
 

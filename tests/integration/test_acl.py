@@ -174,6 +174,17 @@ def as_role(servers: EmbeddedRedis, version: tuple[int, int], role: acl.Role) ->
     return made
 
 
+def enrolling(user: redis.Redis, role: str, version: tuple[int, int]) -> None:
+    """Only the operator enrols, or exchanges a key; an aggregator without selectors may, too."""
+    may = role == "operator" or (role == "aggregator" and version < acl.SELECTORS)
+    write = ("EVAL", "return redis.call('HSET', KEYS[1], 'a', '{}')", 1, names.ENROLLED)
+    for command in (("HSET", names.ENROLLED, "a", "{}"), ("DEL", names.ENROLLED), write):
+        assert bool(refusal(user, command)) != may, (role, command)
+    assert bool(refusal(user, ("RENAME", names.RUNS, names.ENROLLED))) or may
+    reads = role in ("operator", "aggregator") or version >= acl.SELECTORS
+    assert (refusal(user, ("HGETALL", names.ENROLLED)) == "") == reads
+
+
 def test_the_other_roles(server: tuple[EmbeddedRedis, tuple[int, int]]) -> None:
     servers, version = server
     for role in ("aggregator", "evaluator", "pool", "operator"):
@@ -188,6 +199,7 @@ def test_the_other_roles(server: tuple[EmbeddedRedis, tuple[int, int]]) -> None:
             ):
                 assert refusal(user, admin), role
             assert bool(refusal(user, ("ACL", "LIST"))) == (role != "operator")
+            enrolling(user, role, version)
     _, url = as_role(servers, version, "reader")
     with redis.Redis.from_url(url) as reader:
         for command in FORBIDDEN[:22]:

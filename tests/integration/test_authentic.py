@@ -8,6 +8,7 @@ code of `start-round` and of the aggregator, with a key.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from fl_queue import (
     credentials,
     deletion,
     dispatch,
+    eligible,
     models,
     names,
     operatorkey,
@@ -876,3 +878,95 @@ def test_a_sum_of_a_pool_speaks_for_no_site(hospital: Hospital) -> None:
     record = hospital.store.control.history(hospital.run)[-1]
     assert record.accepted.keys() == {"a", "b"}
     assert record.accepted["a"] != record.accepted["b"]  # Both have trained themselves.
+
+
+# The operator's key of a machine
+
+
+@pytest.fixture
+def elsewhere(hospital: Hospital, tmp_path: Path) -> tuple[list[str], Path]:
+    """Options of another machine of the operator, and the key there that is not in its state folder."""
+    folder, key = tmp_path / "elsewhere", tmp_path / "safe.key"
+    folder.mkdir(mode=0o700)
+    assert hospital.store.state_dir is not None
+    key.write_bytes((hospital.store.state_dir / operatorkey.FILE).read_bytes())
+    key.chmod(0o600)
+    servers = hospital.store.servers
+    options = ["--state-dir", str(folder), "--redis-url", servers.url]
+    return [*options, "--blob-url", servers.blob_url], key
+
+
+def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
+    hospital: Hospital, elsewhere: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, key = elsewhere
+    monkeypatch.delenv(operatorkey.VARIABLE, raising=False)
+    named = [*options, "--operator-key", str(key)]
+    begun = CliRunner().invoke(cli, ["start-round", "mnist-3v7", "--no-wait", "--run", "n", *named])
+    assert begun.exception is None, begun.output
+    run, public = begun.stdout.split()[0], hospital.key.public
+    (segment,) = hospital.store.control.config_segments(run)
+    assert vouching.is_segment_signed(run, "n", 0, segment, public)
+
+    found: list[Site] = []
+    monkeypatch.setattr(working, "_become_worker", lambda role, site: found.append(site))
+    assert CliRunner().invoke(cli, ["worker", "aggregator", *named]).exception is None
+    again = Site.from_environ(found[0].to_environ())
+    assert again.operator_key == str(key)
+    with again.connect() as store:
+        assert store.control.pins.key == hospital.key
+    # Whoever calls a command in their own process has their environment as it was.
+    assert operatorkey.VARIABLE not in os.environ
+
+
+def test_the_doctor_says_that_the_key_is_missing_or_another_one(
+    hospital: Hospital, elsewhere: tuple[list[str], Path]
+) -> None:
+    options, key = elsewhere
+
+    def lines(*further: str) -> list[str]:
+        said = CliRunner().invoke(cli, ["doctor", *options, *further]).stdout.splitlines()
+        return [line for line in said if "the operator's key" in line]
+
+    assert lines("--operator-key", str(key)) == [
+        f"OK    the operator's key is {hospital.key.fingerprint}"
+    ]
+    (missing,) = lines()
+    assert missing.startswith("WARN  the operator's key: run authentic is signed, and ")
+    key.unlink()
+    other = operatorkey.create(key)
+    foreign = lines("--operator-key", str(key))[0]
+    assert foreign.startswith(
+        f"FAIL  the operator's key: run authentic is signed with another key than {other.fingerprint}"
+    )
+
+
+def test_credentials_are_not_written_where_others_can_exchange_them(
+    hospital: Hospital, elsewhere: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    options, key = elsewhere
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    command = ["enroll", "c", "--no-acl", "--open-server", "--operator-key", str(key), *options]
+    before = hospital.store.control.enrolment_entries()
+    refused = CliRunner().invoke(cli, [*command, "-o", str(folder / "c.toml")])
+    assert isinstance(refused.exception, ConfigError)
+    assert "others of this machine may write to" in str(refused.exception)
+    assert (list(folder.iterdir()), hospital.store.control.enrolment_entries()) == ([], before)
+
+    folder.chmod(0o1777)  # As /tmp: each may replace their own files only.
+    assert CliRunner().invoke(cli, [*command, "-o", str(folder / "c.toml")]).exception is None
+
+
+@pytest.mark.parametrize("name", ["sim-1", "group-0"])
+def test_a_worker_with_a_name_of_simulations_is_not_taken_where_others_are_enrolled(
+    hospital: Hospital, name: str
+) -> None:
+    control = hospital.store.control
+    out = eligible.not_admitted(hospital.store, hospital.state, hospital.config, ["a", name, "z"])
+    assert out == {name: "it has a name of simulations, by which nobody can be enrolled"}
+    control.redis.delete(names.ENROLLED)
+    for file in (hospital.store.state_dir or Path()).glob("enrolled/*.json"):
+        file.unlink()
+    assert eligible.not_admitted(hospital.store, hospital.state, hospital.config, [name]) == {}
