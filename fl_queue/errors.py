@@ -9,6 +9,7 @@ Every error a user can meet, with its exit code.
       DataError          a data file or folder                    3
       NoRoom             no room on this machine's disk           3
       ModelMismatch      a client's model differs from the run's  3
+      UpdateWithheld     an update of too few rows, kept at home  3
       UnknownVersion     no such model version                    3
       CheckpointError    a checkpoint cannot be written or read   3
       MergeFailed        the next version cannot be made          3
@@ -131,6 +132,22 @@ class BlobError(FLQueueError):
     def __init__(self, reason: str, *, public: bool | str = False) -> None:
         super().__init__(reason)
         self._publish(public, reason)
+        self.reason = reason
+
+
+class UpdateWithheld(FLQueueError):
+    """
+    An update that its site does not send, in this round: it would show too few of the site's rows.
+
+    Args:
+        reason: Why, ending with the fix; words of the run's config, and the site's own numbers.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self._publish(True, reason)
         self.reason = reason
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, UpdateWithheld
 
 #: A row counts when its part in the update is at least this of the largest part of a row.
 COUNTS = 1e-3
@@ -127,14 +127,13 @@ class Parts:
         Whether the update shows as many rows as the site wants.
 
         Raises:
-            ConfigError: It shows fewer.
+            UpdateWithheld: It shows fewer. The next round's update may show enough, so nothing lasting is said.
         """
         if self.counting() < min(fewest, len(self._parts)):
-            raise ConfigError(
-                "train.learning_rate",
+            raise UpdateWithheld(
                 f"of the examples trained with, fewer than {fewest} make up this update: the model is certain of the "
-                "others; lower it, look at the scale of the inputs, or have the site lower --min-batch",
-                public=True,
+                "others; lower train.learning_rate, end the run earlier, look at the scale of the inputs, or have the "
+                "site lower --min-batch"
             )
 
 

@@ -65,7 +65,7 @@ from workers.progress import Progress, announce, refused, say
 log = logging.getLogger(__name__)
 
 #: Errors that are there until somebody at the site mends something: of its config, its data or its code.
-_LASTING = (ConfigError, DataError, ImportError, FileNotFoundError, PermissionError)
+LASTING = (ConfigError, DataError, ImportError, FileNotFoundError, PermissionError)
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def _made(job: Assignment, make: Make) -> Answer:
         if loader.is_lost(exc):
             raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
-        cannot = class_name(type(exc)) if isinstance(exc, _LASTING) else ""
+        cannot = class_name(type(exc)) if isinstance(exc, LASTING) else ""
         return Answer(_failure(job, told(exc, job.config), cannot))
 
 
