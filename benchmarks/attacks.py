@@ -347,7 +347,7 @@ _READ = """\
   times the length take 11 to 13 from median, trimmed mean and geometric median, and IPM 9 to 12 from Krum and multi-Krum.
 - Data split by label: honest updates differ so much that an attack hides among them. IPM by two of eleven takes 15 to 26
   points from all but Krum; by four it leaves Krum and multi-Krum at chance and the other robust rules below 30 %, where the
-  plain mean keeps 49: with four of eleven, ALIE, IPM and min-max take less from the mean than from most rules. The geometric
+  plain mean keeps 49: under ALIE, IPM and min-max by four of eleven the mean ends above every rule. The geometric
   median's promise, a distance of a few times that of the furthest honest update, does not say that the model still learns.
   On such data no rule replaces knowing who may send updates (docs/security.md); it helps against broken and crude ones.
 - Without attack the geometric median costs nothing here; Krum, which takes one update of eleven, costs 11 points on data
