@@ -141,6 +141,8 @@ def test_what_is_shown_is_printable_and_json_is_the_same_document(text: str) -> 
 
 @pytest.mark.parametrize("kind", exporters.KINDS)
 def test_exporters(kind: str, tmp_path: Path) -> None:
+    if kind in ("tensorboard", "mlflow"):
+        pytest.importorskip(kind, reason="an extra")
     state: Any = SimpleNamespace(run_id="r-000001", name="r", created_at=1.0, state="training")
     for evil in EVIL:
         numbers = Numbers(rows(evil), curves.points([record(evil)], {}))
