@@ -27,7 +27,7 @@ import blake3
 
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median
-from fl_queue import config, dispatch, exact, models, names, reproducible, rounds, runs
+from fl_queue import config, dispatch, exact, identifiers, models, names, reproducible, rounds, runs
 from fl_queue.dispatch import Ticket
 from fl_queue.embedded import EmbeddedRedis
 from fl_queue.site import Site
@@ -232,7 +232,7 @@ class Walk:
         state = self.store.control.run(self.run)
         assert state is not None
         tickets = dispatch.tickets(self.store, self.run, state.round)
-        aggregating = tickets.pop(names.AGGREGATOR)
+        aggregating = tickets.pop(identifiers.AGGREGATOR)
         self._restore(state)
         clients = [self._call(ticket) for ticket in tickets.values()]
         mean: defaultdict[str, Cost] = defaultdict(Cost)
@@ -246,7 +246,7 @@ class Walk:
         manifest = self.store.control.manifest(self.run)
         if manifest is not None:
             chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
-            folder = self.folder / names.AGGREGATOR
+            folder = self.folder / identifiers.AGGREGATOR
             models.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
 
     def _call(self, ticket: Ticket) -> Costs:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_queue import names
+from fl_queue import identifiers, names
 from fl_queue.errors import ConfigError
 
 Role = Literal["client", "aggregator", "evaluator", "operator", "pool", "reader"]
@@ -90,7 +90,7 @@ def users(
     """
     has_selectors = tuple(version[:2]) >= SELECTORS
     if role == "client":
-        if not names.is_name(who) or who in names.RESERVED:
+        if not identifiers.is_name(who) or who in identifiers.RESERVED:
             raise ConfigError("client", f"{who!r} is not a client id; use letters, digits, dashes")
         return _client(who, has_selectors, server)
     rules = _reader(has_selectors) if role == "reader" else _trusted(role, has_selectors)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from fl_queue import checkpoint, files, names
+from fl_queue import checkpoint, files, identifiers
 from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError
 from fl_queue.paths import below
@@ -232,7 +232,7 @@ def _checked(document: Document) -> tuple[Document, Manifest]:
     """
     known = {field.name for field in fields(RunState)}
     _demand(set(document.state) <= known, "state has a field that no run has")
-    _demand(names.is_run_id(document.run_id), "run_id is not a run id")
+    _demand(identifiers.is_run_id(document.run_id), "run_id is not a run id")
     times = [float(document.state.get(name, 0)) for name in ("created_at", "waited_s")]
     _demand(all(map(math.isfinite, times)), "a time of state")
     state = parse_run_state(document.run_id, document.state)
@@ -254,15 +254,15 @@ def _check_versions(document: Document, state: RunState) -> None:
     for version, entry in document.versions.items():
         digest, made = entry["digest"], entry["round"]
         _demand(type(made) is int and made >= 0, f"versions.{version}.round")
-        named = isinstance(digest, str) and names.is_digest(digest)
+        named = isinstance(digest, str) and identifiers.is_digest(digest)
         _demand(named, f"versions.{version}.digest is not a digest")
         download = entry.get("download", digest)
-        named = isinstance(download, str) and names.is_digest(download)
+        named = isinstance(download, str) and identifiers.is_digest(download)
         _demand(named, f"versions.{version}.download is not a digest")
         _check(f"versions.{version}.server_state", entry.get("server_state", {}), dict[str, str])
         known = entry.get("population", 0)
         _demand(type(known) is int and known >= 0, f"versions.{version}.population")
-        named = all(map(names.is_digest, entry.get("server_state", {}).values()))
+        named = all(map(identifiers.is_digest, entry.get("server_state", {}).values()))
         _demand(named, f"versions.{version}.server_state is not of digests")
     _demand(state.version == newest, "state.version is not the newest version")
     entry = document.versions[str(newest)]

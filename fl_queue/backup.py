@@ -19,17 +19,8 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import (
-    __version__,
-    blob,
-    checkpoint,
-    flight,
-    models,
-    names,
-    rounds,
-    scores,
-    vouching,
-)
+from fl_queue import blob, checkpoint, flight, identifiers, models, names, rounds, scores, vouching
+from fl_queue._version import __version__
 from fl_queue.archive import (
     FORMAT,
     Document,
@@ -150,7 +141,7 @@ def _announced(store: Store, document: Document) -> bool:
         if pipe.hget(names.run(run), "version") != version:
             return None
         now = as_text(cast(dict[bytes, bytes], pipe.hgetall(accepted)))
-        kept = {names.in_backup(key): now[key] for key in now if names.is_name(key)}
+        kept = {names.in_backup(key): now[key] for key in now if identifiers.is_name(key)}
 
         def write() -> None:
             if kept:
@@ -265,7 +256,7 @@ def restore(
         RunStateError: There is a run of that name.
         CheckpointError: The models cannot be written.
     """
-    if name is not None and not names.is_name(name):
+    if name is not None and not identifiers.is_name(name):
         raise ConfigError(
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
@@ -277,7 +268,7 @@ def restore(
         )
         chosen = name or document.state["name"]
         _refuse_taken(chosen, store.control.run_names())
-        run = names.new_run_id(chosen)
+        run = identifiers.new_run_id(chosen)
         folder = models.checkpoint_folder(state_dir, run)
         try:
             # The newest last: it also goes to the data server, when all else is good.

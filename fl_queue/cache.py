@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from fl_queue import blob, files, names
+from fl_queue import blob, files, identifiers, names
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.files import Mapped
 from fl_queue.paths import below
@@ -48,7 +48,7 @@ def fetch(
         DataError: The folder cannot be written, or this is no digest.
         StoreUnavailable: The connection broke; called again it goes on from there.
     """
-    if not names.is_digest(digest):
+    if not identifiers.is_digest(digest):
         # It comes from Redis: one such as ../../x must not name a file.
         raise DataError(str(folder), f"{digest[:80]!r} is not a digest")
     path = below(folder, run, digest)
@@ -72,14 +72,14 @@ def fetch(
 
 def has(folder: Path, run: str, digest: str) -> bool:
     """Whether this host has a model. Args: as of ``fetch``."""
-    return names.is_digest(digest) and below(folder, run, digest).exists()
+    return identifiers.is_digest(digest) and below(folder, run, digest).exists()
 
 
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
     """Remove the models of runs that are over. Args: ``is_over``: run id -> bool."""
     for run in folder.iterdir() if folder.is_dir() else ():
         # Of other names it is somebody else's.
-        if names.is_run_id(run.name) and is_over(run.name):
+        if identifiers.is_run_id(run.name) and is_over(run.name):
             shutil.rmtree(run, ignore_errors=True)
 
 
@@ -117,7 +117,9 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
 def _keep_newest(folder: Path, digest: str, count: int) -> None:
     # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
     there = [
-        file for file in folder.iterdir() if file.suffix == _PART or names.is_digest(file.name)
+        file
+        for file in folder.iterdir()
+        if file.suffix == _PART or identifiers.is_digest(file.name)
     ]
     # The clock of a file system is coarse: ours may seem as old as another one.
     there.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import __version__, config_text, files, plain, report, scores, shown
+from fl_queue import config_text, files, plain, report, scores, shown
+from fl_queue._version import __version__
 from fl_queue.config import RunConfig
 from fl_queue.errors import DataError
-from fl_queue.names import VIRTUAL
+from fl_queue.identifiers import VIRTUAL
 from fl_queue.records import Manifest, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.usage import Usage

@@ -24,7 +24,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fl_queue import blob, files, names
+from fl_queue import blob, files, identifiers
 from fl_queue.blob import Bytes, Tensor
 from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.paths import below
@@ -337,7 +337,7 @@ def prune(folder: Path, keep: set[str]) -> None:
         return
     with _write_errors(folder):
         for file in folder.glob(f"*{_SUFFIX}"):
-            if names.is_digest(file.stem) and file.stem not in keep:
+            if identifiers.is_digest(file.stem) and file.stem not in keep:
                 file.unlink(missing_ok=True)
         for left in folder.glob(f"{WRITING}*"):
             if time.time() - left.stat().st_mtime > _ABANDONED_S:
@@ -346,7 +346,7 @@ def prune(folder: Path, keep: set[str]) -> None:
 
 def _path(folder: Path, digest: str) -> Path:
     # Digests come from Redis: one such as ../../x must not name a file.
-    if not names.is_digest(digest):
+    if not identifiers.is_digest(digest):
         raise CheckpointError(str(folder), f"{digest[:80]!r} is not a digest")
     return below(folder, file_name(digest))
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fl_queue import blob, checkpoint, files, names
+from fl_queue import blob, checkpoint, files, identifiers
 from fl_queue.blob import Tensor
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.paths import below
@@ -213,7 +213,7 @@ def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
         is_known: Run id -> whether there is such a run, or one that was restored from it.
     """
     for run in folder.iterdir() if folder.is_dir() else ():
-        if not names.is_run_id(run.name):
+        if not identifiers.is_run_id(run.name):
             continue  # Somebody else's.
         if is_known(run.name):
             os.utime(run)

@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 
-from fl_queue import acl, names
+from fl_queue import acl, identifiers
 from fl_queue.credentials import Login
 
 #: Server -> name of a user -> ``#`` and the SHA-256 of its password; entries of earlier versions have its rules there, too.
@@ -101,7 +101,7 @@ def _as_in(
 def _users(
     client: str, version: tuple[int, int], server: acl.Server, servers: Sequence[acl.Server]
 ) -> list[acl.User]:
-    role: acl.Role = "evaluator" if client == names.EVALUATOR else "client"
+    role: acl.Role = "evaluator" if client == identifiers.EVALUATOR else "client"
     return acl.users(role, client, version, "both" if len(servers) == 1 else server)
 
 

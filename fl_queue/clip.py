@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from fl_queue.arrays import Blocks, Float64s
 from fl_queue.blob import Tensor
-from fl_queue.exact import Blocks, Float64s
 from fl_queue.records import Manifest
 
 #: Elements whose squares are added pairwise; a power of two, 512 KiB of float64.

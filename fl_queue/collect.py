@@ -22,6 +22,7 @@ from fl_queue import (
     dispatch,
     faults,
     flight,
+    identifiers,
     kept,
     makers,
     names,
@@ -318,10 +319,10 @@ class Collector:
             self.intake.checkpoint()
         self.intake.books.rejected.flush(anyway=True)
         self.store.data.disown(self.run, self.fence)
-        ticket = dispatch.tickets(self.store, self.run, self.number).get(names.AGGREGATOR)
+        ticket = dispatch.tickets(self.store, self.run, self.number).get(identifiers.AGGREGATOR)
         if ticket is not None:
             jobs = names.round_jobs(self.run, self.number)
-            dispatch.replace(self.store, jobs, names.AGGREGATOR, ticket, counts=False)
+            dispatch.replace(self.store, jobs, identifiers.AGGREGATOR, ticket, counts=False)
         return "made way for another round"
 
     def _close(self, ending: Ending) -> str:

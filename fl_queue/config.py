@@ -22,7 +22,7 @@ from fl_queue.catalog import TASKS, task_options
 from fl_queue.data_fields import check_data
 from fl_queue.errors import ConfigError
 from fl_queue.fields import Field, as_plain, toml_value, unknown_key
-from fl_queue.names import is_name
+from fl_queue.identifiers import is_name
 from fl_queue.records import digest_of
 from fl_queue.sections import LOCAL, OF_MODE, SECTIONS, TABLES
 from fl_queue.spelling import nearest

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fl_queue import files, names, signing, statefolder, urls
+from fl_queue import files, identifiers, signing, statefolder, urls
 from fl_queue.acl import Purpose
 from fl_queue.errors import ConfigError
 from fl_queue.records import dumps
@@ -62,7 +62,7 @@ class Credentials:
     operator_key: str = ""
 
     def to_toml(self) -> str:
-        command = self.client if self.client == names.EVALUATOR else "client"
+        command = self.client if self.client == identifiers.EVALUATOR else "client"
         lines = [_HEAD.format(client=self.client, command=command)]
         lines += [f"client = {dumps(self.client)}", f"signing_key = {dumps(self.signing_key)}"]
         if self.operator_key:
@@ -214,7 +214,9 @@ def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
 
 def is_enrollable(client: str) -> bool:
     """Whether somebody of that name can be enrolled: a client, or the evaluator."""
-    return names.is_name(client) and (client == names.EVALUATOR or client not in names.RESERVED)
+    return identifiers.is_name(client) and (
+        client == identifiers.EVALUATOR or client not in identifiers.RESERVED
+    )
 
 
 def _text(value: Any) -> str:

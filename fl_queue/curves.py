@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fl_queue import metrics, names, report, shown
+from fl_queue import identifiers, metrics, report, shown
 from fl_queue.records import RoundRecord
 from fl_queue.report import Curve
 
@@ -57,7 +57,7 @@ def points(records: Sequence[RoundRecord], evaluations: Curve) -> list[Point]:
     for version, record in report.judges(records):
         for client, finished in record.client_validation.items():
             # The curves of a hundred thousand virtual clients are no use to anybody.
-            if not client.startswith(names.VIRTUAL):
+            if not client.startswith(identifiers.VIRTUAL):
                 found += _curve(f"client/{shown.curve_part(client)}", {version: finished}, made)
     for record in records:
         if record.purpose == "train":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_queue import dispatch, names, simulation
+from fl_queue import dispatch, identifiers, names, simulation
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Purpose
@@ -49,10 +49,10 @@ def is_there(store: Store, config: RunConfig, who: str) -> bool:
     """Whether there is a worker that can do somebody's job, as far as that is known."""
     if store.control.settling():
         return True
-    if who == names.EVALUATOR:
-        return store.control.role_alive(names.EVALUATOR)
+    if who == identifiers.EVALUATOR:
+        return store.control.role_alive(identifiers.EVALUATOR)
     if simulation.is_simulation(config):
-        return store.control.role_alive(names.POOL)
+        return store.control.role_alive(identifiers.POOL)
     return bool(store.control.lease(names.client_holder(who)))
 
 
@@ -82,7 +82,7 @@ def expected(
     if elapsed_s < active_s or store.control.settling():
         return silent
     if simulation.is_simulation(config):
-        return silent if store.control.role_alive(names.POOL) else []
+        return silent if store.control.role_alive(identifiers.POOL) else []
     ages = store.control.client_ids()
     here = [client for client in silent if client in ages and ages[client] <= active_s]
     if elapsed_s < max(LEAST_EVALUATION_S, config.round["deadline_s"]):

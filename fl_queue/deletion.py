@@ -17,7 +17,7 @@ from typing import cast
 
 from redis.client import Pipeline
 
-from fl_queue import cache, dispatch, kept, models, names, plain, rounds
+from fl_queue import cache, dispatch, identifiers, kept, models, names, plain, rounds
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.paths import below
@@ -77,7 +77,7 @@ def _heirs(raw: str | bytes) -> list[str]:
     found = plain.loads(raw, "the runs restored from one")
     if not plain.fits(found, list[str]):
         raise BlobError("not the runs restored from one: no list of run ids")
-    return [names.parse_run_id(run) for run in found]
+    return [identifiers.parse_run_id(run) for run in found]
 
 
 def sweep(store: Store, state_dir: Path) -> None:
@@ -105,7 +105,7 @@ def _tombs(store: Store) -> dict[str, float]:
     living = set(store.control.run_names().values())
 
     def parse(raw: bytes, at: float) -> tuple[str, float]:
-        run = names.parse_run_id(raw)
+        run = identifiers.parse_run_id(raw)
         if run in living:
             raise BlobError(f"run {run} is there, and was not deleted")
         return run, at

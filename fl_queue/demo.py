@@ -15,10 +15,10 @@ from fl_queue import (
     config,
     display,
     embedded,
+    identifiers,
     launching,
     local,
     models,
-    names,
     report,
     rounds,
     runs,
@@ -98,5 +98,5 @@ def _workers(
     """What the demo starts, by name."""
     base = launching.with_data(Site(redis.url, redis.blob_url, redis.state_dir), [loaded])
     sites = [f"site-{number}" for number in range(1, clients + 1)]
-    roles = {role: Worker(role, base) for role in (names.AGGREGATOR, names.EVALUATOR)}
+    roles = {role: Worker(role, base) for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR)}
     return roles | {site: Worker("client", replace(base, client=site)) for site in sites}

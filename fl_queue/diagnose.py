@@ -11,6 +11,7 @@ from fl_queue import (
     dispatch,
     eligible,
     enrolment,
+    identifiers,
     makers,
     names,
     preflight,
@@ -50,7 +51,7 @@ class Around:
     @classmethod
     def look(cls, store: Store) -> Around:
         """As it is now."""
-        alive = store.control.role_alive(names.AGGREGATOR)
+        alive = store.control.role_alive(identifiers.AGGREGATOR)
         # While the server takes no writes every worker's lease runs out, of those that live too.
         trouble = "" if alive else store.control_trouble()
         return cls(alive, store.data_trouble(), trouble, _enrolments(store))
@@ -106,7 +107,7 @@ def why_open(store: Store, state: RunState, around: Around | None = None) -> lis
     lines += missing(store, state, current, receipts, tickets)
     lines += _left_out(store, state)
     if not around.lines:
-        lines += _aggregator(store, state, tickets.get(names.AGGREGATOR))
+        lines += _aggregator(store, state, tickets.get(identifiers.AGGREGATOR))
     return lines
 
 
@@ -161,7 +162,7 @@ def _flood(number: int, who: str, refusals: Refusals) -> str:
     client, claimed, _ = who.partition(rejected.CLAIMED)
     if claimed:
         whose = f"in the name of {client}, not signed: see who may write to Redis"
-    elif names.is_name(who):
+    elif identifiers.is_name(who):
         whose = f"signed by {client}; `fl-queue revoke {client}` ends it"
     else:
         whose = "of senders who do not say who they are: see who may write to Redis"
@@ -212,7 +213,7 @@ def _missing_groups(
         for client, receipt in receipts.items()
         if receipt.status != "received"
     ]
-    if lines and not store.control.role_alive(names.POOL):
+    if lines and not store.control.role_alive(identifiers.POOL):
         lines.append("no pool process is alive; start some with `fl-queue worker pool`")
     return lines
 

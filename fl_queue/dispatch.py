@@ -21,7 +21,7 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 
-from fl_queue import faults, names, plain
+from fl_queue import faults, identifiers, names, plain
 from fl_queue.jobs import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 from fl_queue.records import Awaited, Receipt, dumps
 from fl_queue.store import Replacement, Store, ask_many, batches
@@ -58,7 +58,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         if not self.job:
-            object.__setattr__(self, "job", names.new_job_id(self.who, self.run, self.number))
+            object.__setattr__(self, "job", identifiers.new_job_id(self.who, self.run, self.number))
 
     def next_attempt(self, counts: bool = True) -> Ticket:
         """The same work under a new job id. Args: ``counts``: the last one came to nothing."""

@@ -15,7 +15,18 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.live import Live
 
-from fl_queue import eligible, flight, metrics, names, report, rounds, runs, scores, screen
+from fl_queue import (
+    eligible,
+    flight,
+    identifiers,
+    metrics,
+    names,
+    report,
+    rounds,
+    runs,
+    scores,
+    screen,
+)
 from fl_queue.errors import StoreUnavailable
 from fl_queue.outages import Outages
 from fl_queue.store import RunState, Store
@@ -76,7 +87,7 @@ def await_evaluations(store: Store, run: str, console: Console, longest_s: float
             for version, value in store.control.evaluations(run).items()
             if value.get("state") not in ("done", "failed")
         ]
-        if not waiting or not store.control.role_alive(names.EVALUATOR):
+        if not waiting or not store.control.role_alive(identifiers.EVALUATOR):
             return
         if not said and not console.is_terminal:
             console.print(f"waiting for the evaluation of {len(waiting)} versions")

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fl_queue import clientusers, dispatch, names, signing, simulation
+from fl_queue import clientusers, dispatch, identifiers, names, signing, simulation
 from fl_queue.clientusers import StrangeUsers
 from fl_queue.credentials import Credentials, is_enrollable
 from fl_queue.errors import ConfigError
@@ -160,7 +160,7 @@ def unsigned(store: Store) -> dict[str, Enrolment]:
     return {
         client: known
         for client, raw in sorted(found)
-        if names.is_name(client) and (known := pins.unsigned(client, raw)) is not None
+        if identifiers.is_name(client) and (known := pins.unsigned(client, raw)) is not None
     }
 
 

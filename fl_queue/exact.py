@@ -20,19 +20,13 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fl_queue import digits, jit
+from fl_queue.arrays import Blocks, Float32s, Float64s, Int64s
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError
 from fl_queue.records import EXTRA, Manifest, TensorSpec
 from fl_queue.scales import LIMIT_FIELDS, Scale
-
-Int64s = npt.NDArray[np.int64]
-Float32s = npt.NDArray[np.float32]
-Float64s = npt.NDArray[np.float64]
-#: A tensor's elements in order, flat, in blocks of any sizes; the same whenever it is asked.
-Blocks = Callable[[TensorSpec], Iterable[Tensor]]
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fl_queue import dispatch, names
+from fl_queue import dispatch, identifiers
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Receipt, RoundRecord
 from fl_queue.store import RoundState, RunState, Store
@@ -138,4 +138,4 @@ def tickets_in_use(store: Store, run: str) -> dict[str, Ticket]:
         if not current.open
         else dispatch.tickets(store, run, current.number).values()
     )
-    return {ticket.job: ticket for ticket in found if ticket.who != names.AGGREGATOR}
+    return {ticket.job: ticket for ticket in found if ticket.who != identifiers.AGGREGATOR}

@@ -21,9 +21,10 @@ from typing import IO
 import numpy as np
 
 from fl_queue import files
+from fl_queue.arrays import Blocks, Float64s
 from fl_queue.blob import Tensor, as_bytes
 from fl_queue.errors import BlobError, CheckpointError
-from fl_queue.exact import Blocks, Float64s, first_outside, out_of_range
+from fl_queue.exact import first_outside, out_of_range
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.scales import Scale
 

@@ -23,6 +23,7 @@ from fl_queue import (
     enrolment,
     faults,
     flight,
+    identifiers,
     late,
     liveness,
     missed,
@@ -282,7 +283,7 @@ class Healer:
         asked = {
             who: ticket
             for who, ticket in tickets.items()
-            if who != names.AGGREGATOR and who not in revoked
+            if who != identifiers.AGGREGATOR and who not in revoked
         }
         # It raises when it is not known of each that it was asked; then the next look asks again.
         self._replace(names.round_jobs(run, current.number), asked)
@@ -339,7 +340,7 @@ class Healer:
             if found is not None and found.decided
         }
         # The aggregator left the round.
-        again = {ticket.job for ticket in finished if ticket.who == names.AGGREGATOR}
+        again = {ticket.job for ticket in finished if ticket.who == identifiers.AGGREGATOR}
         others = [
             ticket for ticket in finished if ticket.job not in again and left[ticket.job] is None
         ]

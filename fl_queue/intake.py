@@ -17,6 +17,7 @@ from fl_queue import (
     dispatch,
     flight,
     group,
+    identifiers,
     kept,
     metrics,
     names,
@@ -272,7 +273,7 @@ class Intake:
     def _ask_all_again(self) -> None:
         """The same of everybody in the round but the aggregator."""
         tickets = dispatch.tickets(self.store, self.run, self.number)
-        out = self.store.control.revoked(tickets) | {names.AGGREGATOR}
+        out = self.store.control.revoked(tickets) | {identifiers.AGGREGATOR}
         asked = {who: ticket for who, ticket in tickets.items() if who not in out}
         dispatch.replace_all(self.store, names.round_jobs(self.run, self.number), asked)
 

@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 from rq.utils import str_to_date
 
-from fl_queue import names
+from fl_queue import identifiers, names
 from fl_queue.errors import FLQueueError, Trouble
 from fl_queue.store import classify, hurried, outlast, waits_for
 
@@ -258,7 +258,7 @@ def _seconds(text: str) -> int:
 def _is_call(args: list[Any]) -> bool:
     if len(args) != 2 or type(args[0]) is not str or type(args[1]) is not int:
         return False
-    return names.is_run_id(args[0]) and 0 <= args[1] <= _LARGEST_NUMBER
+    return identifiers.is_run_id(args[0]) and 0 <= args[1] <= _LARGEST_NUMBER
 
 
 class FLQueue(Queue):

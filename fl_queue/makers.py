@@ -15,7 +15,17 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import deadlines, dispatch, eligible, jobs, names, sampling, simulation, vouching
+from fl_queue import (
+    deadlines,
+    dispatch,
+    eligible,
+    identifiers,
+    jobs,
+    names,
+    sampling,
+    simulation,
+    vouching,
+)
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.eligible import Eligible
@@ -31,9 +41,9 @@ _CAUSE = 300
 
 def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible) -> list[str]:
     """Who can be asked for version 0, the first one first."""
-    seed, there = config.run["seed"], store.control.role_alive(names.EVALUATOR)
-    may = not eligible.not_admitted(store, state, config, [names.EVALUATOR])
-    first = [names.EVALUATOR] if there and may else []
+    seed, there = config.run["seed"], store.control.role_alive(identifiers.EVALUATOR)
+    may = not eligible.not_admitted(store, state, config, [identifiers.EVALUATOR])
+    first = [identifiers.EVALUATOR] if there and may else []
     if simulation.is_simulation(config):
         # All virtual clients are the same processes, with the same code.
         return [*first, *sampling.in_order(seed, 0, found.clients, 1)]
@@ -44,7 +54,7 @@ def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible
 def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: str) -> Ticket:
     """The job of somebody who is asked."""
     function, queue = jobs.CLIENT_INITIALISE, names.client_queue(who)
-    if who == names.EVALUATOR:
+    if who == identifiers.EVALUATOR:
         function, queue = jobs.INITIALISE, names.EVALUATE_QUEUE
     elif simulation.is_simulation(config):
         function, queue = jobs.POOL_INITIALISE, names.POOL_QUEUE
@@ -79,7 +89,7 @@ def why_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
     waited_s = current.elapsed_s - current.makers[last]
     if not deadlines.is_there(store, config, last):
         # Processes of a simulation are started after the run.
-        is_pool = simulation.is_simulation(config) and last != names.EVALUATOR
+        is_pool = simulation.is_simulation(config) and last != identifiers.EVALUATOR
         return "" if is_pool and waited_s < BUSY_S else f"no worker of {last} is alive"
     if job is None or job.attempt > 1:
         return f"the first attempt of {last} came to nothing"

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.errors import BlobError
 from fl_queue.plain import printable
 from fl_queue.records import Sums
@@ -129,7 +129,7 @@ def check(sums: Any) -> None:
             _check(key, _is_histograms(value), f"two lists of {SCORE_BINS} counts")
         else:
             _check(key, key.endswith("_sum"), "a known key, nor does it end in _sum")
-            named = names.is_metric(kind.removesuffix("_sum"))
+            named = identifiers.is_metric(kind.removesuffix("_sum"))
             _check(key, named, "a name: a letter, then letters, digits, _, . and -, at most 64")
             _check(key, is_sum(value), "a finite number")
 

@@ -1,5 +1,5 @@
 """
-Every key, queue name and job id, written once. No Redis here.
+Every key and queue name, written once. No Redis here.
 
 ``docs/redis.md`` documents the schema as a public contract; a test compares the two.
 ``run`` is always a run id (``demo-3f2a9c``), never the name people give.
@@ -49,9 +49,6 @@ data server
 from __future__ import annotations
 
 import re
-import secrets
-
-from fl_queue.errors import BlobError
 
 RUNS = "flq:runs"
 CLIENTS = "flq:clients"
@@ -69,20 +66,6 @@ AGGREGATE_QUEUE = "flq-aggregate"
 EVALUATE_QUEUE = "flq-evaluate"
 POOL_QUEUE = "flq-pool"
 
-EVALUATOR = "evaluator"
-AGGREGATOR = "aggregator"
-POOL = "pool"
-#: Ids of virtual clients begin with it.
-VIRTUAL = "sim-"
-#: Client ids that mean something else in job ids and receipts.
-RESERVED = (AGGREGATOR, EVALUATOR, POOL, "coordinator", "healer")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
-#: A run's name, a dash, and six digits.
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,71}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-
 
 def data_server_node(number: int) -> str:
     return f"{DATA_SERVER}:{number}"
@@ -91,77 +74,6 @@ def data_server_node(number: int) -> str:
 def probe(token: str, mark: str = "") -> str:
     """A key that is written to see whether a server takes writes. Args: ``mark``: it lies beside that key."""
     return f"flq:probe:{{{mark}}}:{token}" if mark else f"flq:probe:{token}"
-
-
-def is_name(text: str) -> bool:
-    """Whether ``text`` may be a run name or client id: letters, digits, dashes, at most 63."""
-    return _NAME.fullmatch(text) is not None
-
-
-def is_run_id(text: str) -> bool:
-    """Whether ``text`` may be a run id, and so a part of a file's name."""
-    return _RUN.fullmatch(text) is not None
-
-
-def is_digest(text: str) -> bool:
-    """Whether ``text`` may name a model, and so a file: 64 hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
-
-
-def is_metric(text: str) -> bool:
-    """Whether ``text`` may be the name of a metric: a letter, then letters, digits, ``_``, ``.`` and ``-``, at most 64."""
-    return _METRIC.fullmatch(text) is not None
-
-
-# What Redis holds may have been written by anybody: these turn it into ids, or refuse it.
-
-
-def parse_name(raw: object, what: str = "client id") -> str:
-    """
-    A run name or client id out of Redis.
-
-    Args:
-        raw: Bytes as Redis returns them, or a value out of JSON.
-        what: What it should be, for the error.
-
-    Raises:
-        BlobError: It is none; so for the others.
-    """
-    return _parsed(_NAME, raw, what)
-
-
-def parse_run_id(raw: object) -> str:
-    """A run id out of Redis."""
-    return _parsed(_RUN, raw, "run id")
-
-
-def parse_digest(raw: object) -> str:
-    """A digest out of Redis."""
-    return _parsed(_DIGEST, raw, "digest")
-
-
-def _parsed(form: re.Pattern[str], raw: object, what: str) -> str:
-    text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
-    if type(text) is not str or form.fullmatch(text) is None:
-        raise BlobError(f"{str(text)[:80]!r} is no {what}")
-    return text
-
-
-def new_run_id(name: str) -> str:
-    """Name + random uid, so that a deleted and recreated run is another run."""
-    return f"{name}-{secrets.token_hex(3)}"
-
-
-def new_job_id(who: str, run: str, number: int) -> str:
-    """
-    A job id that has never been used (RQ mixes up the old and the new job of a reused one).
-
-    Args:
-        who: Client id, group of virtual clients, ``aggregator`` or ``evaluator``; first, so that ACL patterns can match it.
-        run: Run id.
-        number: Round, or version for an evaluation.
-    """
-    return f"{who}_{run}_{number}_{secrets.token_hex(4)}"
 
 
 def client_queue(client: str) -> str:

@@ -20,6 +20,7 @@ from fl_queue import (
     exponent,
     faults,
     flight,
+    identifiers,
     jobs,
     makers,
     names,
@@ -95,7 +96,7 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     if found is None:
         return False
     makers_left = makers.candidates(store, state, config, found) if purpose == "initialise" else []
-    if found.problem and makers_left[:1] != [names.EVALUATOR]:
+    if found.problem and makers_left[:1] != [identifiers.EVALUATOR]:
         waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
         return False
     eligible.record(store, state, found)
@@ -412,7 +413,7 @@ def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> l
     new = [client for client in plan.cohort if client not in plan.carried]
     return [
         *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, new)),
-        Ticket(names.AGGREGATOR, jobs.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
+        Ticket(identifiers.AGGREGATOR, jobs.AGGREGATE, names.AGGREGATE_QUEUE, run, plan.number, -1),
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from fl_queue import blob, faults, files, names
+from fl_queue import blob, faults, files, identifiers, names
 from fl_queue.blob import Bytes
 from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
 from fl_queue.header import Header
@@ -68,7 +68,7 @@ def named(path: Path) -> Named | None:
     parts = path.name.removesuffix(path.suffix).split("_")
     if len(parts) == 3 and is_count(parts[2]):
         client, run, number = parts[0], parts[1], int(parts[2])
-        if names.is_name(client) and names.is_run_id(run):
+        if identifiers.is_name(client) and identifiers.is_run_id(run):
             return Named(client, run, number)
     _say_foreign(path)
     return None

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from fl_queue import files, names, operatorkey
+from fl_queue import files, identifiers, operatorkey
 from fl_queue.errors import BlobError, CheckpointError, ConfigError
 from fl_queue.operatorkey import OperatorKey
 from fl_queue.paths import below
@@ -142,7 +142,7 @@ class Pins:
         known = entries.keys() | set(self._pinned())
         return {
             client: self.decide(client, entries.get(client))
-            if names.is_name(client)
+            if identifiers.is_name(client)
             else Ruling(None, "no client can have that name")
             for client in sorted(known)
         }
@@ -295,7 +295,7 @@ class Pins:
         return [path.name.removesuffix(_PIN) for path in self._folder.glob(f"*{_PIN}")]
 
     def _read(self, client: str) -> bytes | None:
-        if self._state_dir is None or not names.is_name(client):
+        if self._state_dir is None or not identifiers.is_name(client):
             return None
         try:
             return self._path(client).read_bytes()

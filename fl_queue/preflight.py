@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
 
-from fl_queue import catalog, dispatch, facts, jobs, names, plain, simulation
+from fl_queue import catalog, dispatch, facts, identifiers, jobs, names, plain, simulation
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError
@@ -230,7 +230,7 @@ def _learn(store: Store, state: RunState, sites: dict[str, Site]) -> None:
     receipts = store.control.receipts(state.run_id, state.round) if state.round >= 0 else {}
     for client, receipt in receipts.items():
         kind = receipt.environment.get(CANNOT)
-        if receipt.status != "failed" or type(kind) is not str or not names.is_name(client):
+        if receipt.status != "failed" or type(kind) is not str or not identifiers.is_name(client):
             continue
         site = sites.get(client)
         if site is not None and site.failed_in >= state.round:

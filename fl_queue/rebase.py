@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_queue import blob
+from fl_queue.arrays import Float64s, Int64s
 from fl_queue.blob import Bytes
-from fl_queue.exact import Float64s, Int64s
 from fl_queue.records import Manifest, RoundRecord
 from fl_queue.staleness import AS_VALUES
 from fl_queue.strategies.base import Merged

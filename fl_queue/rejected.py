@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.records import Refusals
 from fl_queue.store import Store
 
@@ -42,7 +42,7 @@ def sender(claimed: str, signer: str = "") -> str:
     """
     if signer:
         return signer
-    return claimed + CLAIMED if names.is_name(claimed) else UNKNOWN
+    return claimed + CLAIMED if identifiers.is_name(claimed) else UNKNOWN
 
 
 def event(number: int, client: str, status: str, reason: str) -> dict[str, Any]:

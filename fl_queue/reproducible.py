@@ -17,7 +17,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from fl_queue import __version__
+from fl_queue._version import __version__
 from fl_queue.loader import seed_everything
 from fl_queue.tasks import ClientContext, Task, code_digest
 

@@ -17,7 +17,7 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, flight, jobs, makers, metrics, names, selection
+from fl_queue import dispatch, flight, identifiers, jobs, makers, metrics, names, selection
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round, top_up
@@ -370,7 +370,7 @@ def clean_up(store: Store, run: str, number: int) -> None:
     In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in.
     """
     in_use = flight.tickets_in_use(store, run)
-    _forget_jobs(store, run, number, in_use, but=names.AGGREGATOR)
+    _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
     # From where the last one got to: whoever cleaned up an earlier round may have been killed.
     end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])
     for old in range(store.control.cleaned(run), end):
@@ -407,7 +407,7 @@ def _publish_evaluations(
     last = [state.version] if is_last and state.version not in due else []
     for version in (*last, *due):
         ticket = Ticket(
-            names.EVALUATOR, jobs.EVALUATE, names.EVALUATE_QUEUE, state.run_id, version, 3600
+            identifiers.EVALUATOR, jobs.EVALUATE, names.EVALUATE_QUEUE, state.run_id, version, 3600
         )
         body = partial(_evaluation, store, ticket)
         if not store.control.transact([names.evaluations(state.run_id)], body) and version in due:

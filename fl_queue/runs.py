@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import decisions, faults, names, selection, vouching
+from fl_queue import decisions, faults, identifiers, names, selection, vouching
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import BlobError, ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.plain import printable
@@ -87,7 +87,7 @@ def start_run(
             metric that is not reported.
         RunStateError: The run is training already.
     """
-    if not names.is_name(name):
+    if not identifiers.is_name(name):
         raise ConfigError(
             "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
         )
@@ -112,7 +112,7 @@ def start_run(
 def _create(
     store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
 ) -> bool:
-    run = names.new_run_id(name)
+    run = identifiers.new_run_id(name)
     made = {"from_round": 0, "config": config.record()}
     first = vouching.segment(store, run, name, 0, made, initial)
 

@@ -12,10 +12,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from fl_queue import digits
+from fl_queue.arrays import FINEST
 from fl_queue.errors import ConfigError
 
-#: Most fractional bits: the spacing of float32 at 2**-8; a finer step buys little for differences and costs range.
-FINEST = 31
 _COARSEST = 8
 #: Quantity -> the config's field that has its limit.
 LIMIT_FIELDS: dict[str, str] = {

@@ -17,7 +17,7 @@ import base64
 import binascii
 from typing import NamedTuple
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.errors import BlobError
 
 SEALED = b"FLQS"
@@ -125,7 +125,7 @@ def opened(element: bytes | memoryview) -> Sealed | None:
     if len(whole) < end:
         raise BlobError("signed element is cut off")
     signer = bytes(whole[start : start + size]).decode(errors="replace")
-    if not names.is_name(signer):
+    if not identifiers.is_name(signer):
         raise BlobError("signed by a name that no client can have")
     return Sealed(signer, bytes(whole[start + size : end]), whole[end:])
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.config import RunConfig
 from fl_queue.strategies import get_strategy
 
@@ -25,8 +25,8 @@ Found = TypeVar("Found")
 GROUP_SIZE = 16
 _GROUP = "group-"
 #: No client is enrolled under a name that begins so: it would be taken for one of these.
-SHARED = (names.VIRTUAL, _GROUP)
-_SPAN = re.compile(rf"{names.VIRTUAL}(\d+)\.\.{names.VIRTUAL}(\d+)")
+SHARED = (identifiers.VIRTUAL, _GROUP)
+_SPAN = re.compile(rf"{identifiers.VIRTUAL}(\d+)\.\.{identifiers.VIRTUAL}(\d+)")
 
 
 def is_simulation(config: RunConfig) -> bool:
@@ -36,13 +36,13 @@ def is_simulation(config: RunConfig) -> bool:
 
 def client(number: int, count: int) -> str:
     """The id of one of ``count`` virtual clients, by its number from 1."""
-    return f"{names.VIRTUAL}{number:0{len(str(count))}d}"
+    return f"{identifiers.VIRTUAL}{number:0{len(str(count))}d}"
 
 
 def clients(count: int) -> list[str]:
     """The ids of all virtual clients, in the order of their numbers, which is the sorted order."""
     # One format for all: there may be a hundred thousand, at each round's opening.
-    form = f"{names.VIRTUAL}%0{len(str(count))}d"
+    form = f"{identifiers.VIRTUAL}%0{len(str(count))}d"
     return [form % number for number in range(1, count + 1)]
 
 
@@ -64,7 +64,7 @@ def share_of(client: str, population: Sequence[str]) -> int:
     span = _SPAN.fullmatch(population[0]) if len(population) == 1 else None
     if span is None:
         return population.index(client) if client in population else len(population)
-    number = client.removeprefix(names.VIRTUAL)
+    number = client.removeprefix(identifiers.VIRTUAL)
     is_one = _is_number(number) and len(number) == len(span[2]) and 1 <= int(number) <= int(span[2])
     return int(number) - 1 if is_one else int(span[2])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue import config as configs
-from fl_queue import display, launching, names, operate, rounds, runs, simulation
+from fl_queue import display, identifiers, launching, names, operate, rounds, runs, simulation
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.fields import toml_value
@@ -73,7 +73,7 @@ def members(
             given,
             configs.load(source, (*overrides, *given)),
         )
-        if not names.is_name(made.name):
+        if not identifiers.is_name(made.name):
             raise ConfigError(
                 "--run",
                 f"{made.name!r} is not a run name; use letters, digits and dashes, at most 63",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue import files, names, statements
+from fl_queue import files, identifiers, statements
 from fl_queue.config import RunConfig
 from fl_queue.errors import FLQueueError
 from fl_queue.records import Manifest, Purpose, digest_of, dumps
@@ -156,7 +156,7 @@ def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:
 
 def _file(site: Site, asked: Question) -> Path | None:
     run = asked.state.run_id
-    if not (names.is_run_id(run) and names.is_name(asked.who)):
+    if not (identifiers.is_run_id(run) and identifiers.is_name(asked.who)):
         return None
     return site.state_dir / "rounds" / asked.who / f"{run}.json"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from fl_queue import names, outbox, unknown
+from fl_queue import identifiers, outbox, unknown
 from fl_queue.heal import Healer
 from fl_queue.site import Site
 
@@ -60,7 +60,7 @@ class Sweeping(Chores):
         # With the credentials as they are now: an operator may have enrolled the site again.
         with replace(self.site).store() as store:
             # A pool's is everybody's.
-            whose = self.site.client or f"{names.VIRTUAL}*"
+            whose = self.site.client or f"{identifiers.VIRTUAL}*"
             may_go = unknown.may_go(store.control, self.site.state_dir)
             outbox.sweep(self.site.outbox, whose, may_go)
 

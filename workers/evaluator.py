@@ -9,7 +9,17 @@ import sys
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import blob, faults, metrics, models, names, reproducible, training, trust
+from fl_queue import (
+    blob,
+    faults,
+    identifiers,
+    metrics,
+    models,
+    names,
+    reproducible,
+    training,
+    trust,
+)
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, DataError
 from fl_queue.records import Sums
@@ -27,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def initialise(run: str, number: int) -> str:
     """RQ job: make version 0."""
-    return respond(run, number, names.EVALUATOR, make_initial)
+    return respond(run, number, identifiers.EVALUATOR, make_initial)
 
 
 def evaluate(run: str, version: int) -> str:
@@ -84,7 +94,7 @@ def _sums(store: Store, site: Site, state: RunState, version: int, config: RunCo
 def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
     return ClientContext.of(
         config,
-        client=names.EVALUATOR,
+        client=identifiers.EVALUATOR,
         run=state.name,
         round_number=1,
         data_dir=site.data_folder(config),

@@ -16,6 +16,7 @@ from fl_queue import (
     codec,
     diskroom,
     feedback,
+    identifiers,
     names,
     training,
     update,
@@ -72,7 +73,7 @@ def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         clientstate.layout(layouts),
         _starts_from(layouts),
         # They come from Redis, and name folders here.
-        [origin for origin in job.state.restored_from if names.is_run_id(origin)],
+        [origin for origin in job.state.restored_from if identifiers.is_run_id(origin)],
         Accepted(*backed_up) if backed_up else None,
     )
     since, own = job.state.state_since, strategy.client_state

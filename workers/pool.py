@@ -22,6 +22,7 @@ from fl_queue import (
     cache,
     clientstate,
     faults,
+    identifiers,
     names,
     outbox,
     reproducible,
@@ -51,7 +52,7 @@ from workers.client import (
 log = logging.getLogger(__name__)
 
 #: Outbox files of any virtual client.
-_EVERYBODY = f"{names.VIRTUAL}*"
+_EVERYBODY = f"{identifiers.VIRTUAL}*"
 #: A process asks this often whether its round has ended, between two clients.
 ASK_S = 0.5
 #: Nobody is still writing a file that was not written to for so long.

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from fl_queue.names import EVALUATOR
+from fl_queue.identifiers import EVALUATOR
 from fl_queue.site import Site
 from fl_queue.store import own_login
 from workers.process import EXIT_REVOKED

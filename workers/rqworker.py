@@ -26,7 +26,18 @@ from redis.exceptions import RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from fl_queue import approval, faults, jobs, liveness, names, pauses, rounds, signing, statefolder
+from fl_queue import (
+    approval,
+    faults,
+    identifiers,
+    jobs,
+    liveness,
+    names,
+    pauses,
+    rounds,
+    signing,
+    statefolder,
+)
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.jobs import FLJob, FLQueue
 from fl_queue.site import Site
@@ -180,7 +191,7 @@ class FLWorker(HorseWorker):
         error = sys.exc_info()[1]
         if isinstance(error, jobs.TimedOut):
             return f"it exceeded its timeout of {job.timeout} s"
-        if error is not None and _role(job.origin) != names.AGGREGATOR:
+        if error is not None and _role(job.origin) != identifiers.AGGREGATOR:
             return told(error)
         return text
 
@@ -369,9 +380,9 @@ def _if_redis_can() -> Iterator[None]:
 
 def _role(queue: str) -> str:
     return {
-        names.AGGREGATE_QUEUE: names.AGGREGATOR,
-        names.EVALUATE_QUEUE: names.EVALUATOR,
-        names.POOL_QUEUE: names.POOL,
+        names.AGGREGATE_QUEUE: identifiers.AGGREGATOR,
+        names.EVALUATE_QUEUE: identifiers.EVALUATOR,
+        names.POOL_QUEUE: identifiers.POOL,
     }.get(queue, "client")
 
 

@@ -14,7 +14,8 @@ from typing import cast
 
 import click
 
-from fl_queue import __version__, logs, shown
+from fl_queue import logs, shown
+from fl_queue._version import __version__
 from fl_queue.cli.groups import Group
 from fl_queue.errors import FLQueueError, StoreUnavailable
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from fl_queue import credentials, hours, names
+from fl_queue import credentials, hours, identifiers
 from fl_queue.cli.common import (
     Command,
     Where,
@@ -175,8 +175,8 @@ def worker_client(
     client = _enrolled_as(file, client)
     if not client:
         raise ConfigError("--client", "is missing; name the client, or give --credentials FILE")
-    if not names.is_name(client) or client in names.RESERVED:
-        reserved = ", ".join(names.RESERVED)
+    if not identifiers.is_name(client) or client in identifiers.RESERVED:
+        reserved = ", ".join(identifiers.RESERVED)
         raise ConfigError(
             "--client",
             f"{client!r} is not a client id; use letters, digits and dashes, at most 63, and none of {reserved}",
@@ -213,7 +213,7 @@ def worker_evaluator(
 ) -> None:
     """Score every version on the task's test set, beside the rounds."""
     if file is not None:
-        _enrolled_as(file, names.EVALUATOR)
+        _enrolled_as(file, identifiers.EVALUATOR)
     site = replace(
         _site(where, data, task_allow, device, threads, file=file),
         data_from_config=data_from_config,

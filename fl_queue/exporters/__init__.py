@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fl_queue import curves, names, report, scores
+from fl_queue import curves, identifiers, names, report, scores
 from fl_queue.curves import Point
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
 from fl_queue.extras import how_to_install
@@ -160,7 +160,7 @@ def _is_awaited(store: Store, run: str) -> bool:
         value.get("state") not in ("done", "failed")
         for value in store.control.evaluations(run).values()
     )
-    return waiting and store.control.role_alive(names.EVALUATOR)
+    return waiting and store.control.role_alive(identifiers.EVALUATOR)
 
 
 @contextmanager

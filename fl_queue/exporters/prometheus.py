@@ -23,7 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from fl_queue import codec, dispatch, names, scores, shown
+from fl_queue import codec, dispatch, identifiers, names, scores, shown
 from fl_queue.errors import StoreUnavailable, UnknownRun
 from fl_queue.records import Manifest, RoundRecord, Verdict
 from fl_queue.runs import current_config
@@ -170,7 +170,7 @@ class RunsCollector(Collector):
         clients.add_metric(["gone"], len(known) - alive)
         workers = GaugeMetricFamily("flq_workers", "Living workers.", labels=["role"])
         roles = Counter(worker["role"] for worker in control.living_workers())
-        for role in (names.AGGREGATOR, names.EVALUATOR, names.POOL, "client"):
+        for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR, identifiers.POOL, "client"):
             workers.add_metric([role], roles[role])
         healer = GaugeMetricFamily("flq_healer_alive", "Whether a healer is at work.")
         healer.add_metric([], int(bool(control.lease(names.HEALER))))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue import names
+from fl_queue import identifiers, names
 from fl_queue.errors import BlobError
 from fl_queue.pins import Pins
 from fl_queue.plain import fits, loads
@@ -60,7 +60,10 @@ class Control(Events):
         return self.unreadable.each(
             names.RUNS,
             self._hash(names.RUNS).items(),
-            lambda name, run: (names.parse_name(name, "run name"), names.parse_run_id(run)),
+            lambda name, run: (
+                identifiers.parse_name(name, "run name"),
+                identifiers.parse_run_id(run),
+            ),
         )
 
     def run_id(self, name: str) -> str | None:
@@ -228,7 +231,7 @@ class Control(Events):
         return self.unreadable.each(
             key,
             self._hash(key).items(),
-            lambda who, text: (names.parse_name(who), parse_table(text)),
+            lambda who, text: (identifiers.parse_name(who), parse_table(text)),
         )
 
     def job(self, run: str, number: int, who: str) -> dict[str, Any]:
@@ -456,7 +459,7 @@ class Control(Events):
             return None
         if type(found.get("round")) is not int:
             raise BlobError(f"not an accepted update of {client}: {str(found)[:64]!r}")
-        return found["round"], names.parse_digest(found.get("digest"))
+        return found["round"], identifiers.parse_digest(found.get("digest"))
 
     def fence(self, run: str) -> int:
         """The newest fence of a run's aggregators."""

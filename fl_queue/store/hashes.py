@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fl_queue import names, plain
+from fl_queue import identifiers, plain
 from fl_queue.errors import BlobError
 
 Value = TypeVar("Value")
@@ -57,11 +57,11 @@ class Fields:
 
     def name(self, name: str) -> str:
         """A run's name or a client id."""
-        return self._read(name, None, lambda text: names.parse_name(text, "name"))
+        return self._read(name, None, lambda text: identifiers.parse_name(text, "name"))
 
     def digest(self, name: str, default: str | None = None) -> str:
         """A digest, or nothing."""
-        return self._read(name, default, lambda text: text and names.parse_digest(text))
+        return self._read(name, default, lambda text: text and identifiers.parse_digest(text))
 
     def whole(self, name: str, default: int | None = None) -> int:
         """A whole number."""
@@ -85,22 +85,22 @@ class Fields:
         def parse(ids: list[str]) -> list[str]:
             for each in ids:
                 first, _, last = each.partition("..")
-                names.parse_name(first)
-                names.parse_name(last or first)
+                identifiers.parse_name(first)
+                identifiers.parse_name(last or first)
             return ids
 
         return tuple(self.json(name, list[str], default, parse))
 
     def runs(self, name: str, default: str) -> tuple[str, ...]:
         """Run ids."""
-        ids = self.json(name, list[str], default, lambda ids: [*map(names.parse_run_id, ids)])
+        ids = self.json(name, list[str], default, lambda ids: [*map(identifiers.parse_run_id, ids)])
         return tuple(ids)
 
     def digests(self, name: str) -> dict[str, str]:
         """Names and digests."""
 
         def parse(found: Mapping[str, str]) -> dict[str, str]:
-            return {name: names.parse_digest(digest) for name, digest in found.items()}
+            return {name: identifiers.parse_digest(digest) for name, digest in found.items()}
 
         return dict(self.json(name, dict[str, str], "{}", parse))
 
@@ -108,7 +108,7 @@ class Fields:
         """What there is of some clients, by their ids. Args: ``hint``: what is said of each."""
 
         def parse(found: Mapping[str, Any]) -> dict[str, Any]:
-            return {names.parse_name(client): said for client, said in found.items()}
+            return {identifiers.parse_name(client): said for client, said in found.items()}
 
         return dict(self.json(name, dict[str, hint], "{}", parse))
 
@@ -157,7 +157,7 @@ def _number(text: str) -> float:
 def parse_receiver(raw: bytes) -> str:
     """A client id, or ``client:status`` of a further update."""
     client, separator, status = raw.decode(errors="replace").partition(":")
-    return f"{names.parse_name(client)}{separator}{plain.printable(status[:_LONGEST_STATUS])}"
+    return f"{identifiers.parse_name(client)}{separator}{plain.printable(status[:_LONGEST_STATUS])}"
 
 
 def parse_table(text: bytes) -> dict[str, Any]:
@@ -171,14 +171,14 @@ def parse_table(text: bytes) -> dict[str, Any]:
 def parse_version(text: bytes) -> dict[str, Any]:
     """A version's entry: its digests name files."""
     found = parse_table(text)
-    names.parse_digest(found.get("digest"))
+    identifiers.parse_digest(found.get("digest"))
     if "download" in found:
-        names.parse_digest(found["download"])
+        identifiers.parse_digest(found["download"])
     states = found.get("server_state", {})
     if not plain.fits(states, dict[str, str]) or type(found.get("round", 0)) is not int:
         raise BlobError(f"not a version: {str(found)[:64]!r}")
     for digest in states.values():
-        names.parse_digest(digest)
+        identifiers.parse_digest(digest)
     return found
 
 

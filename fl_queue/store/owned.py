@@ -12,7 +12,7 @@ from collections import Counter
 
 import redis
 
-from fl_queue import names
+from fl_queue import identifiers, names
 from fl_queue.store.many import batches
 
 _SCANNED = 5000
@@ -27,7 +27,7 @@ def count_keys(client: redis.Redis) -> Counter[str]:
             owner = _OWNER.match(key)
             if owner is not None:
                 counts[(owner[1] or owner[2]).decode(errors="replace")] += 1
-    return Counter({who: count for who, count in counts.items() if names.is_name(who)})
+    return Counter({who: count for who, count in counts.items() if identifiers.is_name(who)})
 
 
 def drop_keys(client: redis.Redis, who: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue import liveness, names
+from fl_queue import identifiers, liveness, names
 from fl_queue.errors import BlobError
 from fl_queue.pins import Pins, Ruling
 from fl_queue.plain import printable
@@ -265,7 +265,7 @@ class Presence:
         ages = {
             client: 0.0 if left_ms == -1 else max(0.0, LEASE_S - left_ms / 1000)
             for client, left_ms in zip(asked, found, strict=True)
-            if left_ms != -2 and names.is_name(client)
+            if left_ms != -2 and identifiers.is_name(client)
         }
         away = [client for client in asked if client not in ages]
         said = ask_many(self.redis, away, lambda pipe, who: pipe.hget(names.client(who), _LEFT))
@@ -288,7 +288,7 @@ class Presence:
             found.update(key.decode(errors="replace").split(":")[2] for key in keys)
             if not self._scanned_to:
                 break
-        return {client for client in found if names.is_name(client)}
+        return {client for client in found if identifiers.is_name(client)}
 
     def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
         """What a client's worker says of itself."""
@@ -331,7 +331,7 @@ class Presence:
         )
         ages = {client.decode(errors="replace"): now - seen for client, seen in raw}
         # Ids become file names and queue names: what else somebody wrote there is nobody.
-        return {client: age for client, age in ages.items() if names.is_name(client)}
+        return {client: age for client, age in ages.items() if identifiers.is_name(client)}
 
     def alive_clients(self, active_s: float) -> list[str]:
         """Clients heard of within ``active_s`` of the control server's clock, and not paused, sorted."""
@@ -413,7 +413,7 @@ class Presence:
 def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
     said = dict(lease) | {"name": name}
     whose, separator, _ = name.partition("_")
-    if "role" in said and separator and whose and whose not in names.RESERVED:
+    if "role" in said and separator and whose and whose not in identifiers.RESERVED:
         # Written by that client: it is no aggregator, whatever it says.
         said |= {"role": "client", "client": whose}
     return said

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.records import Mode, Purpose
 from fl_queue.store.hashes import Fields
 
@@ -171,7 +171,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
     fields = Fields(f"run {run[:80]!r}: state", raw)
     return RunState(
         name=fields.name("name"),
-        run_id=names.parse_run_id(run),
+        run_id=identifiers.parse_run_id(run),
         state=fields.one_of("state", RUN_STATES),
         reason=fields.text("reason", ""),
         version=fields.whole_or_none("version"),

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.exact import Float64s
+from fl_queue.arrays import Float64s
 from fl_queue.fields import Field
 from fl_queue.strategies.base import Block, Strategy
 

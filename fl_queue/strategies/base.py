@@ -15,13 +15,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from fl_queue.arrays import FINEST, Float64s, Int64s
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import Float64s, Int64s
 from fl_queue.fields import Field, unknown_key
 from fl_queue.gather import Gathered
 from fl_queue.records import EXTRA, LOST, Manifest, TensorSpec
-from fl_queue.scales import FINEST
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536

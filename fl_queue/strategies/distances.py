@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fl_queue import jit
-from fl_queue.exact import Float64s
+from fl_queue.arrays import Float64s
 from fl_queue.gather import Gathered
 from fl_queue.strategies.robust import steps
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.exact import Float64s
+from fl_queue.arrays import Float64s
 from fl_queue.fields import Field
 from fl_queue.strategies.base import Answer, Block, Correction, Known, Strategy
 

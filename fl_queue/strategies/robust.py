@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.exact import Float64s, Int64s
+from fl_queue.arrays import Float64s, Int64s
 from fl_queue.fields import Field
 from fl_queue.gather import Gathered
 from fl_queue.records import Manifest

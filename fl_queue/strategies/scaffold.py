@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl_queue.arrays import Float64s
 from fl_queue.blob import Tensor
-from fl_queue.exact import Float64s
 from fl_queue.fields import Field
 from fl_queue.strategies.base import Answer, Block, Correction, Known, Range, Strategy
 from fl_queue.strategies.fednova import accumulated

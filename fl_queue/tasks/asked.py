@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Subset
 
-from fl_queue import metrics, names
+from fl_queue import identifiers, metrics
 from fl_queue.errors import BlobError, ConfigError, DataError
 from fl_queue.records import Sums
 from fl_queue.rows import check_batch, check_pull
@@ -201,7 +201,7 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
 def _check_name(task: Task, method: str, key: str) -> None:
     """Raises ConfigError for a name with which the aggregator would refuse the whole update."""
     what = f"{method}() of {task.config.run['task']} returned"
-    if not names.is_metric(key.removesuffix("_sum")):
+    if not identifiers.is_metric(key.removesuffix("_sum")):
         rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
         raise ConfigError(
             "run.task",

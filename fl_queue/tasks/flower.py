@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fl_queue import names
+from fl_queue import identifiers
 from fl_queue.catalog import FLOWER_MODEL
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
@@ -337,4 +337,4 @@ def _sums(reply: Reply) -> Sums:
 def _named(name: str) -> str:
     """A metric's name as fl-queue has them, see ``names.is_metric``."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:64]
-    return plain if names.is_metric(plain) else f"m_{plain}"[:64]
+    return plain if identifiers.is_metric(plain) else f"m_{plain}"[:64]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fl_queue import __version__, facts
+from fl_queue import facts
+from fl_queue._version import __version__
 from fl_queue.errors import ConfigError
 from fl_queue.sgd import Samples, size_of
 from fl_queue.tasks import ClientData, Task, asked, code_digest

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from fl_queue import __version__
+from fl_queue._version import __version__
 from fl_queue.errors import ConfigError
 from fl_queue.web import api, metrics, pages
 from fl_queue.web.access import Access

@@ -28,8 +28,8 @@ from fl_queue.dispatch import Ticket
 from fl_queue.errors import StoreUnavailable
 from fl_queue.header import Header
 from fl_queue.heal import Healer
+from fl_queue.identifiers import AGGREGATOR
 from fl_queue.jobs import FLJob
-from fl_queue.names import AGGREGATOR
 from fl_queue.records import Manifest, TensorSpec
 from fl_queue.rounds import Ending
 from fl_queue.store import Store, plain_client

@@ -24,9 +24,9 @@ from fl_queue import (
     codec,
     exact,
     group,
+    identifiers,
     late,
     metrics,
-    names,
     scales,
     signing,
     terminal,
@@ -271,11 +271,11 @@ def decode_state(data: bytes) -> None:
     said = as_text(raw)
     if data[:1] == b"\0":
         found = parse_run_state("demo-3f2a9c", {**RUN_HASH, **said})
-        assert all(map(names.is_name, (found.name, *found.left_out)))
-        assert all(map(names.is_run_id, (found.run_id, *found.restored_from)))
+        assert all(map(identifiers.is_name, (found.name, *found.left_out)))
+        assert all(map(identifiers.is_run_id, (found.run_id, *found.restored_from)))
         return
     current = parse_round_state(1, {**ROUND_HASH, **said})
-    assert all(map(names.is_name, current.makers))
+    assert all(map(identifiers.is_name, current.makers))
 
 
 RUN_HASH = {

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, deletion, dispatch, heal, jobs, names, resting, rounds, runs, tidying
+from fl_queue import (
+    config,
+    deletion,
+    dispatch,
+    heal,
+    identifiers,
+    jobs,
+    names,
+    resting,
+    rounds,
+    runs,
+    tidying,
+)
 from fl_queue.dispatch import Ticket
 from fl_queue.heal import Healer
 from fl_queue.jobs import FLJob
@@ -31,7 +43,7 @@ def training(store: Store, clients: int, *overrides: str) -> str:
     store.control.redis.hset(names.run(run), mapping=begun)  # type: ignore[arg-type]
     rounds.advance(store, run)
     # Nothing of what a test looks at is about the aggregator.
-    store.control.redis.hdel(names.round_jobs(run, 1), names.AGGREGATOR)
+    store.control.redis.hdel(names.round_jobs(run, 1), identifiers.AGGREGATOR)
     for client, ticket in dispatch.tickets(store, run, 1).items():
         said = {"status": "started", "worker_name": f"{client}_w"}
         store.control.redis.hset(FLJob.key_for(ticket.job), mapping=said)  # type: ignore[arg-type]
@@ -65,7 +77,7 @@ def ended(store: Store, count: int) -> list[str]:
     run = training(store, 1)
     store.control.redis.hset(names.run(run), "state", "completed")
     raw = store.control.redis.hgetall(names.run(run))
-    made = [names.new_run_id(f"done-{number}") for number in range(count)]
+    made = [identifiers.new_run_id(f"done-{number}") for number in range(count)]
     for one in made:
         store.control.redis.hset(names.RUNS, one.rpartition("-")[0], one)
         store.control.redis.hset(names.run(one), mapping=raw)

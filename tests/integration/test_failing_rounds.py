@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import collect, diagnose, heal, models, names
+from fl_queue import collect, diagnose, heal, identifiers, models, names
 from fl_queue.collect import Collector
 from fl_queue.errors import CheckpointError, MergeFailed
 from fl_queue.heal import Healer
@@ -179,4 +179,4 @@ def test_making_way_for_others_is_no_attempt_that_came_to_nothing(
     for _ in range(3):
         assert hand.work() == "made way for another round"
 
-    assert store.control.jobs(hand.run, 1)[names.AGGREGATOR]["attempt"] == 1
+    assert store.control.jobs(hand.run, 1)[identifiers.AGGREGATOR]["attempt"] == 1

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from fl_queue import acl, dispatch, display, doctor, liveness, names, terminal, views
+from fl_queue import acl, dispatch, display, doctor, identifiers, liveness, names, terminal, views
 from fl_queue.cli import cli
 from fl_queue.exporters import prometheus
 from fl_queue.heal import Healer
@@ -184,7 +184,7 @@ def test_a_clients_lease_is_no_aggregators(hand: ByHand) -> None:
         names.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
     )
 
-    assert not control.role_alive(names.AGGREGATOR)
+    assert not control.role_alive(identifiers.AGGREGATOR)
     (worker,) = control.living_workers()
     assert (worker["name"], worker["role"], worker["client"]) == ("a_00", "client", "a")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import dispatch, jobs, names
+from fl_queue import dispatch, identifiers, jobs, names
 from fl_queue.cli import cli
 from fl_queue.heal import Healer
 from fl_queue.store import Store
@@ -29,8 +29,8 @@ OWNED = "flq_owned.run"
 #: Role -> (name in its jobs' ids, queue, function).
 ROLES = {
     "client": ("site-1", names.client_queue("site-1"), jobs.TRAIN),
-    "aggregator": (names.AGGREGATOR, names.AGGREGATE_QUEUE, jobs.AGGREGATE),
-    "evaluator": (names.EVALUATOR, names.EVALUATE_QUEUE, jobs.EVALUATE),
+    "aggregator": (identifiers.AGGREGATOR, names.AGGREGATE_QUEUE, jobs.AGGREGATE),
+    "evaluator": (identifiers.EVALUATOR, names.EVALUATE_QUEUE, jobs.EVALUATE),
     "pool": ("group-0", names.POOL_QUEUE, jobs.POOL_TRAIN),
 }
 

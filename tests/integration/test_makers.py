@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, diagnose, dispatch, makers, names, rounds, runs, sampling
+from fl_queue import config, diagnose, dispatch, identifiers, makers, names, rounds, runs, sampling
 from fl_queue.collect import Collector
 from fl_queue.header import Header
 from fl_queue.jobs import FLJob
@@ -196,10 +196,10 @@ def test_a_lone_maker_that_is_gone_ends_the_run_after_the_time_of_a_round(
 def test_the_evaluator_is_the_first_and_a_client_the_next(store: Store, tmp_path: Path) -> None:
     store.control.hold(names.worker("e"), "t", 600, {"role": "evaluator"})
     first = First(store, tmp_path)
-    assert first.asked() == [names.EVALUATOR]
+    assert first.asked() == [identifiers.EVALUATOR]
     store.control.redis.delete(names.worker("e"))
     first.advance()
-    assert first.asked() == [names.EVALUATOR, first.order[0]]
+    assert first.asked() == [identifiers.EVALUATOR, first.order[0]]
     first.make(first.order[0])
     first.work()
     assert first.state.version == 0
@@ -215,7 +215,7 @@ def test_a_simulation_goes_from_the_evaluator_to_the_pool(store: Store, tmp_path
     virtual = sampling.select_cohort(
         first.config.run["seed"], 0, [f"sim-{n}" for n in range(1, 6)], 1
     )
-    assert first.asked() == [names.EVALUATOR, *virtual]
+    assert first.asked() == [identifiers.EVALUATOR, *virtual]
     ticket = dispatch.tickets(store, first.run, 0)[virtual[0]]
     assert ticket.queue == names.POOL_QUEUE
 

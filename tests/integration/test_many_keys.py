@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, doctor, enrolment, names, runs, views
+from fl_queue import config, doctor, enrolment, identifiers, names, runs, views
 from fl_queue.heal import Healer
 from fl_queue.records import Enrolment
 from fl_queue.signing import new_key
@@ -44,7 +44,7 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
     runs.start_run(store, "demo", config.load("mnist-3v7", environ={}), 1)
     healer, control = Healer(store, tmp_path), store.control
     readers = {
-        "role_alive": lambda: control.role_alive(names.AGGREGATOR),
+        "role_alive": lambda: control.role_alive(identifiers.AGGREGATOR),
         "living_workers": control.living_workers,
         "status": lambda: views.statuses(store, views.living_runs(store)),
         "clients": lambda: views.clients(store),

@@ -16,6 +16,7 @@ from fl_queue import (
     config,
     diagnose,
     dispatch,
+    identifiers,
     jobs,
     late,
     names,
@@ -133,7 +134,7 @@ class Arrivals:
         assert manifest is not None
         self.round, self.manifest = current, manifest
         self.config = runs.current_config(store, self.run)
-        fence = store.control.claim(self.run, 1, self.ticket(names.AGGREGATOR).job)
+        fence = store.control.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
         self.intake = Intake(store, self.run, current, self.config, fence, "t", folder)
 
     def ticket(self, who: str) -> dispatch.Ticket:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import backup, blob, diagnose, names, verify
+from fl_queue import backup, blob, diagnose, identifiers, names, verify
 from fl_queue.errors import ConfigError
 from fl_queue.records import RoundRecord
 from fl_queue.strategies.base import state_manifest
@@ -216,7 +216,7 @@ def test_an_own_strategy_runs_where_it_is_allowed_and_says_so_where_not(
 
     federation.stop("aggregator")
     federation.start("aggregator", "--strategy-allow", "mine:Half")
-    role = names.AGGREGATOR
+    role = identifiers.AGGREGATOR
     wait_for("the aggregator", lambda: federation.store.control.role_alive(role))
     run = federation.begin("allowed", *own, "strategy.share=0.25")
     assert federation.finish(run).state == "completed"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import cache, clientstate, kept, models, names, outbox, pauses
+from fl_queue import cache, clientstate, identifiers, kept, models, outbox, pauses
 from fl_queue.errors import BlobError, CheckpointError, DataError
 from fl_queue.exporters import open_sink
 from fl_queue.header import Header
@@ -87,7 +87,7 @@ def test_so_are_names_that_are_made_of_them(part: str, tmp_path: Path) -> None:
     "raw", [*HOSTILE, "demo\n", "dé", "a_b", "-a", b"\xff", b"a\0", 7, None, []]
 )
 def test_parsers_take_ids_whole_or_not_at_all(raw: object) -> None:
-    for parse in (names.parse_name, names.parse_run_id, names.parse_digest):
+    for parse in (identifiers.parse_name, identifiers.parse_run_id, identifiers.parse_digest):
         with pytest.raises(BlobError) as caught:
             parse(raw)
         assert caught.value.reason.isprintable()
@@ -95,6 +95,6 @@ def test_parsers_take_ids_whole_or_not_at_all(raw: object) -> None:
 
 
 def test_parsers_give_text_back() -> None:
-    assert names.parse_name(b"hospital-a") == "hospital-a"
-    assert names.parse_run_id(b"demo-3f2a9c") == "demo-3f2a9c"
-    assert names.parse_digest(DIGEST) == DIGEST
+    assert identifiers.parse_name(b"hospital-a") == "hospital-a"
+    assert identifiers.parse_run_id(b"demo-3f2a9c") == "demo-3f2a9c"
+    assert identifiers.parse_digest(DIGEST) == DIGEST

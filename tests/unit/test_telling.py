@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from fl_queue import __version__
+from fl_queue._version import __version__
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
