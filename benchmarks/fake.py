@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from blake3 import blake3
 
-from fl_queue import blob, names, outbox, rounds
+from fl_queue import blob, names, outbox, queries
 from fl_queue.header import Header
 from fl_queue.records import Manifest
 from fl_queue.runs import current_config
@@ -78,7 +78,7 @@ class Fakes:
             body,
             redis["inline_bytes"],
             redis["chunk_bytes"],
-            partial(rounds.has_ended, self.store.control, run, current.number, header.client),
+            partial(queries.has_ended, self.store.control, run, current.number, header.client),
             redis["unmerged_bytes"],
             rivals=current.cohort,
         )
@@ -121,7 +121,7 @@ class Fakes:
 
     def _serve(self, run: str) -> None:
         stream, last = names.events(run), "0-0"
-        while not rounds.is_over(self.store.control, run):
+        while not queries.is_over(self.store.control, run):
             for _, stamp, event in self.store.control.read_events({stream: last}, _LISTEN_MS):
                 last = stamp
                 if event["event"] == "round_opened":

@@ -30,7 +30,7 @@ from fl_queue.baseline import CENTRALISED, LOCAL, Baseline, Model
 from fl_queue.catalog import own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks import ClientContext, ClientData, Task, asked
+from fl_queue.tasks import ClientContext, ClientData, Task, asked, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.tensors import load_arrays, views_of
 
@@ -103,7 +103,7 @@ def train(
         clients=len(chosen),
         seconds=round(time.monotonic() - started, 3),
         environment=dict(
-            reproducible.environment(work.place.device, work.task, work.place.threads)
+            reproducible.environment(work.place.device, code_digest(work.task), work.place.threads)
         ),
         models=models,
     )
@@ -153,7 +153,7 @@ class _Work:
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
-        with reproducible.reproducible(context.seed_for("data"), context):
+        with reproducible.reproducible(context.seed_for("data"), context.device, context.threads):
             return asked.training_data(task, replace(context, data_dir=folder or context.data_dir))
 
     def context(self, client: str, round_number: int) -> ClientContext:
@@ -198,13 +198,15 @@ class _Work:
     ) -> Iterator[tuple[int, nn.Module]]:
         """The model after each round, the same object each time."""
         context = self.context(client, 1)
-        with reproducible.reproducible(context.seed_for("build"), context):
+        with reproducible.reproducible(context.seed_for("build"), context.device, context.threads):
             model = asked.model(self.task)
             load_arrays(model, self.manifest, self.base)
             model = model.to(context.device)
         for number in range(1, rounds + 1):
             context = self.context(client, number)
-            with reproducible.reproducible(context.seed_for("train"), context):
+            with reproducible.reproducible(
+                context.seed_for("train"), context.device, context.threads
+            ):
                 asked.trained(self.task, model, data, context, lambda epoch, epochs, found: None)
             yield number, model
 
@@ -214,7 +216,9 @@ class _Work:
         if dataset is None or not sgd.size_of(dataset):
             return {}
         context = self.context(client, self.config.run["rounds"])
-        with reproducible.reproducible(context.seed_for("evaluate"), context):
+        with reproducible.reproducible(
+            context.seed_for("evaluate"), context.device, context.threads
+        ):
             return metrics.finish(asked.evaluated(self.task, model, dataset, context))
 
 
@@ -235,7 +239,7 @@ def _clients(config: RunConfig, place: Place) -> dict[str, str]:
             "data.partition to site for a folder of each client",
         )
     cohort = config.round["cohort"]
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         return dict.fromkeys(simulation.clients(config.clients["count"]), "")
     count = config.data["shares"] or (cohort if isinstance(cohort, int) else 0)
     if not count:

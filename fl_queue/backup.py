@@ -19,7 +19,18 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import blob, checkpoint, flight, identifiers, models, names, rounds, scores, vouching
+from fl_queue import (
+    blob,
+    checkpoint,
+    flight,
+    identifiers,
+    models,
+    names,
+    rounds,
+    scores,
+    statements,
+    vouching,
+)
 from fl_queue._version import __version__
 from fl_queue.archive import (
     FORMAT,
@@ -418,7 +429,7 @@ def _signed_anew(
     made = {key: _without_signature(entry) for key, entry in document.versions.items()}
     newest, manifest = str(document.version), Manifest.from_json(dumps(document.manifest))
     if signature := vouching.restored(store, run, document.version, made[newest], manifest):
-        made[newest] = {**made[newest], vouching.SIGNATURE: signature}
+        made[newest] = {**made[newest], statements.SIGNATURE: signature}
     return segments, made
 
 

@@ -313,3 +313,19 @@ def unpack(
     if len(body) != inline_bytes:
         raise BlobError(f"{len(body)} bytes follow the header, not {inline_bytes}")
     return header, body
+
+
+def initial_manifest(header: Header, most_bytes: int) -> Manifest:
+    """
+    The model of a version 0 that a client has made, once its header is what a run takes.
+
+    Args:
+        most_bytes: ``model.max_bytes``.
+
+    Raises:
+        BlobError: It is not; names the tensor or the field.
+    """
+    manifest = Manifest.from_json(header.manifest)
+    check_tensors(header, manifest)
+    check_size(manifest, most_bytes)
+    return manifest

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fl_queue import diagnose, flight, metrics, rounds
+from fl_queue import flight, metrics, rounds
 from fl_queue.config import RunConfig
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt, RoundRecord
 from fl_queue.rounds import Ending
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy, client_layouts
+
+#: Clients that a line names.
+_NAMED = 8
 
 
 def record_of(
@@ -54,10 +57,12 @@ def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]
         return
     if record.capped:
         most = config.aggregation["max_examples"]
-        reason = f"{diagnose.capped(record)}: aggregation.max_examples = {most}, or what they are enrolled with"
+        reason = (
+            f"{capped(record)}: aggregation.max_examples = {most}, or what they are enrolled with"
+        )
         yield {"event": "weights_capped", "round": record.round, "reason": reason}
     if record.state_lost:
-        yield {"event": "client_state_lost", "round": record.round, "reason": diagnose.lost(record)}
+        yield {"event": "client_state_lost", "round": record.round, "reason": lost(record)}
 
 
 def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:
@@ -83,3 +88,21 @@ def keeping(
     if not client_layouts(strategy, manifest, config.update["error_feedback"]):
         return {}
     return flight.by_job(current, record.accepted)
+
+
+def capped(record: RoundRecord) -> str:
+    """Whose weights were capped, in words."""
+    return f"{_named(record.capped)} told more examples than count"
+
+
+def lost(record: RoundRecord) -> str:
+    """Who had lost its state, in words."""
+    return (
+        f"{_named(record.state_lost)} had lost what it keeps for {record.strategy}: "
+        "the state of the strategy is zero again, at the server and at all clients"
+    )
+
+
+def _named(clients: Sequence[str]) -> str:
+    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
+    return f"{', '.join(clients[:_NAMED])}{more}"

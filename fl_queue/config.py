@@ -274,6 +274,26 @@ class RunConfig:
         """What the record is called by: the operator signs it, and a site may pin it."""
         return digest_of(self.record())
 
+    @property
+    def is_simulation(self) -> bool:
+        """True if the clients of the run are virtual."""
+        return bool(self.clients["kind"] == "simulation")
+
+    @property
+    def processes(self) -> int:
+        """Pool processes the run asks for; as many as this machine lends us cores when it names none."""
+        return int(self.clients["processes"]) or len(os.sched_getaffinity(0))
+
+    @property
+    def premerges(self) -> bool:
+        """
+        True if the updates of a group of virtual clients may travel as their sum.
+
+        Nothing may need them one by one: neither ``verify`` nor the strategy.
+        """
+        strategy = get_strategy(self.aggregation["strategy"], self.strategy)
+        return not (self.model["keep_updates"] or strategy.needs_all)
+
     def learning_rate(self, round_number: int) -> float:
         """The learning rate of a round (numbered from 1): the newest schedule entry that has begun."""
         rate = self.train["learning_rate"]

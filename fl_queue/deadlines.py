@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_queue import dispatch, identifiers, names, simulation
+from fl_queue import dispatch, identifiers, names
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.records import Purpose
-from fl_queue.stalled import SLOWEST_BYTES_PER_S
 from fl_queue.store import RunState, Store
 
+SLOWEST_BYTES_PER_S = 1_000_000
 #: No such round is closed earlier, however short the rounds of training are; seconds.
 LEAST_S = 120.0
 #: The same of a client that is alive and has not begun with the closing evaluation.
@@ -51,7 +51,7 @@ def is_there(store: Store, config: RunConfig, who: str) -> bool:
         return True
     if who == identifiers.EVALUATOR:
         return store.control.role_alive(identifiers.EVALUATOR)
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         return store.control.role_alive(identifiers.POOL)
     return bool(store.control.lease(names.client_holder(who)))
 
@@ -81,7 +81,7 @@ def expected(
     active_s = config.clients["active_s"]
     if elapsed_s < active_s or store.control.settling():
         return silent
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         return silent if store.control.role_alive(identifiers.POOL) else []
     ages = store.control.client_ids()
     here = [client for client in silent if client in ages and ages[client] <= active_s]

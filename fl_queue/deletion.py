@@ -17,7 +17,7 @@ from typing import cast
 
 from redis.client import Pipeline
 
-from fl_queue import cache, dispatch, identifiers, kept, models, names, plain, rounds
+from fl_queue import cache, dispatch, identifiers, kept, models, names, plain, queries
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.paths import below
@@ -118,7 +118,7 @@ def sweep_here(store: Store, state_dir: Path) -> None:
     for run in _tombs(store):
         forget_here(state_dir, run)
     # Of an unknown run, too: what is missing is fetched once more.
-    cache.sweep(models.cache_folder(state_dir), partial(rounds.is_over, store.control))
+    cache.sweep(models.cache_folder(state_dir), partial(queries.is_over, store.control))
 
 
 def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:

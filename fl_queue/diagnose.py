@@ -4,7 +4,7 @@ Why an open round is still open: who is missing since when, and what the closing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fl_queue import (
@@ -19,12 +19,11 @@ from fl_queue import (
     runs,
     simulation,
 )
+from fl_queue.closing import capped, lost
 from fl_queue.dispatch import Ticket
-from fl_queue.records import Awaited, DataWait, Receipt, Refusals, RoundRecord
+from fl_queue.records import Awaited, DataWait, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store
 
-#: Clients that a line names.
-_NAMED = 8
 #: Ended rounds that are looked through for what a line is about.
 _LOOKED_AT = 50
 
@@ -137,24 +136,6 @@ def notices(store: Store, state: RunState) -> list[str]:
     found = [lost(record) for record in records if record.round == state.state_since]
     said = found[0] if found else "a client had lost its state: all are zero again since"
     return [*lines, f"round {state.state_since}: {said}"]
-
-
-def capped(record: RoundRecord) -> str:
-    """Whose weights were capped, in words."""
-    return f"{_named(record.capped)} told more examples than count"
-
-
-def lost(record: RoundRecord) -> str:
-    """Who had lost its state, in words."""
-    return (
-        f"{_named(record.state_lost)} had lost what it keeps for {record.strategy}: "
-        "the state of the strategy is zero again, at the server and at all clients"
-    )
-
-
-def _named(clients: Sequence[str]) -> str:
-    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
-    return f"{', '.join(clients[:_NAMED])}{more}"
 
 
 def _flood(number: int, who: str, refusals: Refusals) -> str:

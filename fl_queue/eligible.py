@@ -54,7 +54,7 @@ def decide(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -
 
     A cohort of those who happened to be heard first after an outage would be another one.
     """
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         return Eligible(simulation.clients(config.clients["count"]))
     store.control.hear()
     if store.control.settling():
@@ -69,7 +69,7 @@ def decide(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -
 
 def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
     """Clients that might be selected if their sites had not paused them -> why."""
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         return {}
     found = store.control.paused_clients(config.clients["active_s"])
     out = barred(store, state, config, list(found))

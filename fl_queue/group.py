@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from typing import Protocol
 
 from fl_queue import blob, metrics, simulation
 from fl_queue.blob import Bytes
-from fl_queue.config import RunConfig
 from fl_queue.errors import BlobError
 from fl_queue.header import Header, Member
-from fl_queue.merge import Added, Merge
+from fl_queue.merge import Added, Merge, RoundSections
 from fl_queue.records import Manifest, Verdict
-from fl_queue.store import RoundState
+from fl_queue.store.states import RoundState
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import check_scalars
 
@@ -26,6 +26,18 @@ _SHARED = (
     "client", "token", "num_examples", "scalars", "metrics", "train_metrics", "environment", "train_s",
     "body_bytes", "body_digest",
 )  # fmt: skip
+
+
+class GroupSections(RoundSections, Protocol):
+    """What a check of a group needs of a round's config; a ``RunConfig`` has it."""
+
+    @property
+    def is_simulation(self) -> bool:
+        """True if the clients are virtual."""
+
+    @property
+    def premerges(self) -> bool:
+        """True if a group's updates may travel as their sum."""
 
 
 class GroupSum:
@@ -38,7 +50,7 @@ class GroupSum:
         current: The round.
     """
 
-    def __init__(self, manifest: Manifest, config: RunConfig, current: RoundState) -> None:
+    def __init__(self, manifest: Manifest, config: RoundSections, current: RoundState) -> None:
         self._merge = Merge.of_round(manifest, config, current.scales, current.w_max)
         self._members: list[Member] = []
 
@@ -97,7 +109,7 @@ def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
         yield own, member.status, member.reason  # type: ignore[misc]
 
 
-def check(header: Header, current: RoundState, config: RunConfig) -> None:
+def check(header: Header, current: RoundState, config: GroupSections) -> None:
     """
     Refuse an element that no pool of this round may send.
 
@@ -106,14 +118,14 @@ def check(header: Header, current: RoundState, config: RunConfig) -> None:
             member's weight is not that of its examples.
     """
     # Groups carry no signatures: whoever can write ``groups`` must not speak for clients that sign.
-    is_ours = current.groups and simulation.is_simulation(config)
+    is_ours = current.groups and config.is_simulation
     number = simulation.group_number(header.client) if is_ours else None
     if number is None or number >= current.groups:
         raise BlobError(f"round {current.number} has no group {header.client}")
     members = list(simulation.members(current.cohort, current.groups, number))
     if [member.client for member in header.members] != members:
         raise BlobError(f"the members of {header.client} are others")
-    if not simulation.premerges(config):
+    if not config.premerges:
         raise BlobError("this run wants the updates one by one")
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
     for member in header.members:

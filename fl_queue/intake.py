@@ -21,11 +21,10 @@ from fl_queue import (
     kept,
     metrics,
     names,
-    outbox,
     partial,
+    queries,
     rejected,
     simulation,
-    update,
 )
 from fl_queue.blob import Bytes
 from fl_queue.books import Books
@@ -37,7 +36,7 @@ from fl_queue.late import receipt_of
 from fl_queue.merge import Added, Merge
 from fl_queue.partial import Progress
 from fl_queue.records import Manifest, Receipt
-from fl_queue.store import RoundState, Store
+from fl_queue.store import RoundState, Store, admission
 from fl_queue.taken import Taken
 
 #: The kind of element each purpose of a round wants.
@@ -300,7 +299,7 @@ class Intake:
             )
         if known is not None and known.status == "received":
             return receipt_of(header, "duplicate", "an update of this client was received already")
-        version, digest = flight.base_of(self.store, self.run, self.round, header.client)
+        version, digest = queries.base_of(self.store, self.run, self.round, header.client)
         if (header.base_version, header.base_digest) != (version, digest):
             return receipt_of(
                 header, "stale", f"made from version {header.base_version}, not {version}"
@@ -349,7 +348,7 @@ class Intake:
         return added
 
     def _take_initial(self, header: Header, body: memoryview) -> None:
-        manifest = update.initial_manifest(header, self.config.model["max_bytes"])
+        manifest = blob.initial_manifest(header, self.config.model["max_bytes"])
         if header.chunk_bytes:
             # No manifest of ours says how large it may be: no memory for what is not there.
             self.store.data.check_chunks(
@@ -419,7 +418,7 @@ class Intake:
         self.store.data.dismiss(
             self.run,
             (
-                (who, outbox.permission(receipt.token, receipt.nbytes))
+                (who, admission.permission(receipt.token, receipt.nbytes))
                 for who, receipt in merged.items()
             ),
             self.number,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 
-from fl_queue import blob, group, metrics, names, outbox, rejected
+from fl_queue import blob, group, metrics, names, rejected
 from fl_queue.errors import BlobError
 from fl_queue.gate import Gate
 from fl_queue.header import Header
 from fl_queue.plain import printable
 from fl_queue.records import LOST, Receipt, Refusals, Verdict
 from fl_queue.runs import current_config
-from fl_queue.store import RunState, Store
+from fl_queue.store import RunState, Store, admission
 
 #: Longest time for one run at one go, seconds: a healer has others to look at.
 _AT_ONCE_S = 0.5
@@ -100,7 +100,7 @@ def drain(store: Store, state: RunState) -> int:
                 raise BlobError(f"{header.client}: round {header.round} has not been opened")
             record(store, state.run_id, header, opened.key)
             drop_chunks(store, state.run_id, header)
-            sent = outbox.permission(header.token, header.body_bytes)
+            sent = admission.permission(header.token, header.body_bytes)
             store.data.dismiss(state.run_id, [(header.client, sent)])
         except BlobError as exc:
             refused, reason = refused + 1, exc.reason

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue import embedded, local, models, names, rounds, runs, simulation
+from fl_queue import embedded, local, models, names, rounds, runs
 from fl_queue.catalog import TASKS, own_code
 from fl_queue.config import RunConfig
 from fl_queue.errors import ConfigError
@@ -101,7 +101,7 @@ def launch(
     if run:
         console.print(f"Run {name} is training: going on with it.", highlight=False, soft_wrap=True)
     run = run or begin(store, name, config, count)
-    if stays and simulation.is_simulation(config):
+    if stays and config.is_simulation:
         start_workers(ours, store, site, [config], console)
     rounds.advance(store, run)
     return Begun(store, run, since, is_alone)
@@ -111,9 +111,9 @@ def _training(store: Store, name: str, config: RunConfig) -> str | None:
     """A simulation that is training, because the one who began it was killed: its id."""
     known = store.control.run_id(name)
     state = store.control.run(known) if known else None
-    if state is None or not state.active or not simulation.is_simulation(config):
+    if state is None or not state.active or not config.is_simulation:
         return None
-    if not simulation.is_simulation(runs.current_config(store, state.run_id)):
+    if not runs.current_config(store, state.run_id).is_simulation:
         return None
     return state.run_id
 
@@ -125,7 +125,7 @@ def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -
     Raises:
         ConfigError: They would end at once.
     """
-    if not simulation.is_simulation(config) or site.url or embedded.running(site.state_dir):
+    if not config.is_simulation or site.url or embedded.running(site.state_dir):
         return False
     if not stays:
         raise ConfigError(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue import files, identifiers, simulation
+from fl_queue import files, identifiers
 from fl_queue.config import RunConfig
 from fl_queue.errors import FLQueueError
 from fl_queue.ownmodules import python_command
@@ -81,7 +81,7 @@ def missing_workers(store: Store, config: RunConfig, site: Site) -> dict[str, Wo
     Args:
         site: Options of what is started.
     """
-    wanted = {identifiers.AGGREGATOR: 1, identifiers.POOL: simulation.processes(config)}
+    wanted = {identifiers.AGGREGATOR: 1, identifiers.POOL: config.processes}
     if config.run["evaluate_every"]:
         wanted[identifiers.EVALUATOR] = 1
     there = {worker["role"] for worker in store.control.living_workers()}

@@ -23,7 +23,6 @@ from fl_queue import (
     jobs,
     names,
     sampling,
-    simulation,
     vouching,
 )
 from fl_queue.config import RunConfig
@@ -44,7 +43,7 @@ def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible
     seed, there = config.run["seed"], store.control.role_alive(identifiers.EVALUATOR)
     may = not eligible.not_admitted(store, state, config, [identifiers.EVALUATOR])
     first = [identifiers.EVALUATOR] if there and may else []
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         # All virtual clients are the same processes, with the same code.
         return [*first, *sampling.in_order(seed, 0, found.clients, 1)]
     fit = sampling.in_order(seed, 0, found.clients, len(found.clients))
@@ -56,7 +55,7 @@ def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: s
     function, queue = jobs.CLIENT_INITIALISE, names.client_queue(who)
     if who == identifiers.EVALUATOR:
         function, queue = jobs.INITIALISE, names.EVALUATE_QUEUE
-    elif simulation.is_simulation(config):
+    elif config.is_simulation:
         function, queue = jobs.POOL_INITIALISE, names.POOL_QUEUE
     longest_s = int(deadlines.longest_job_s(store, state, config, "initialise"))
     return Ticket(who, function, queue, state.run_id, number, max(1, longest_s))
@@ -89,7 +88,7 @@ def why_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
     waited_s = current.elapsed_s - current.makers[last]
     if not deadlines.is_there(store, config, last):
         # Processes of a simulation are started after the run.
-        is_pool = simulation.is_simulation(config) and last != identifiers.EVALUATOR
+        is_pool = config.is_simulation and last != identifiers.EVALUATOR
         return "" if is_pool and waited_s < BUSY_S else f"no worker of {last} is alive"
     if job is None or job.attempt > 1:
         return f"the first attempt of {last} came to nothing"

@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fl_queue import blob, clip, codec, int8, metrics, rebase
 from fl_queue.blob import Bytes, Tensor
-from fl_queue.config import RunConfig
 from fl_queue.exact import ExactSum, sum_manifest
 from fl_queue.gather import Gathered
 from fl_queue.header import Header
@@ -29,6 +28,22 @@ from fl_queue.strategies.base import (
     check_scalars,
     update_manifest,
 )
+
+
+class RoundSections(Protocol):
+    """What merging needs of a round's config; a ``RunConfig`` has it."""
+
+    @property
+    def aggregation(self) -> Mapping[str, Any]:
+        """The section ``aggregation``."""
+
+    @property
+    def strategy(self) -> Mapping[str, Any]:
+        """Options of the strategy."""
+
+    @property
+    def update(self) -> Mapping[str, Any]:
+        """The section ``update``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ class Merge:
     def of_round(
         cls,
         manifest: Manifest,
-        config: RunConfig,
+        config: RoundSections,
         scales: Mapping[str, Sequence[float]],
         w_max: int,
         folder: Path | None = None,

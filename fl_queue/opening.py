@@ -21,6 +21,7 @@ from fl_queue import (
     faults,
     flight,
     identifiers,
+    inflight,
     jobs,
     makers,
     names,
@@ -186,7 +187,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     idle = [client for client in found.clients if client not in current.cohort]
     if not idle:
         return
-    working = len(flight.at_work(store, run, current))
+    working = len(inflight.at_work(store, run, current))
     free = min(max(0, concurrency_size(config, len(idle) + working) - working), len(idle))
     chosen = sampling.select_cohort(config.run["seed"], current.number, idle, free)
     if not chosen:
@@ -261,7 +262,7 @@ def _plan_sync(
     store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
 ) -> tuple[_Plan, int]:
     """A synchronous round, and how many clients it needs."""
-    simulated, alive = simulation.is_simulation(config), found.clients
+    simulated, alive = config.is_simulation, found.clients
     wanted = cohort_size(config, len(alive))
     chosen = min(wanted, len(alive))
     cohort = sampling.select_cohort(config.run["seed"], state.round + 1, alive, chosen)
@@ -285,7 +286,7 @@ def _plan_async(
 
     Who is at work goes on; of those that are idle as many begin as there is room for.
     """
-    last, tickets = flight.carried(store, state, config.round["max_staleness"])
+    last, tickets = inflight.carried(store, state, config.round["max_staleness"])
     carried = {ticket.who: (ticket, flight.begun(last, ticket.who)) for ticket in tickets if last}
     idle = [client for client in found.clients if client not in carried]
     limit = concurrency_size(config, len(idle) + len(carried))
@@ -308,7 +309,7 @@ def _plan_async(
 
 
 def _groups(cohort: Sequence[str], config: RunConfig) -> int:
-    return simulation.group_count(len(cohort), simulation.processes(config))
+    return simulation.group_count(len(cohort), config.processes)
 
 
 def _quorum(config: RunConfig, plan: _Plan) -> int:

@@ -27,6 +27,7 @@ from fl_queue.header import Header
 from fl_queue.paths import below
 from fl_queue.plain import is_count
 from fl_queue.store import ADMITTED_S, Store
+from fl_queue.store.admission import permission
 
 log = logging.getLogger(__name__)
 
@@ -194,11 +195,6 @@ def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: in
     if len(body) > inline_bytes:
         return blob.pack(replace(header, chunk_bytes=chunk_bytes), None)
     return blob.pack(header, body if len(body) else None)
-
-
-def permission(token: str, nbytes: int) -> str:
-    """What an update of this token and so many bytes is admitted to the data server as."""
-    return f"{token}:{nbytes}"
 
 
 class _Turn:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from redis.client import Pipeline
 
-from fl_queue import catalog, dispatch, facts, identifiers, jobs, names, plain, simulation
+from fl_queue import catalog, dispatch, facts, identifiers, jobs, names, plain
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.errors import BlobError
@@ -166,7 +166,7 @@ def _compared(
 
 def is_asked(config: RunConfig) -> bool:
     """Whether sites are asked at all."""
-    return config.run["preflight"] != "off" and not simulation.is_simulation(config)
+    return config.run["preflight"] != "off" and not config.is_simulation
 
 
 def is_compared(config: RunConfig) -> bool:

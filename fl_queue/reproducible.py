@@ -19,7 +19,6 @@ import torch
 
 from fl_queue._version import __version__
 from fl_queue.loader import seed_everything
-from fl_queue.tasks import ClientContext, Task, code_digest
 
 
 def preload() -> None:
@@ -33,14 +32,14 @@ def preload() -> None:
     _hold_to_deterministic("warn")
 
 
-def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | int]:
+def environment(device: str, code_digest: str, threads: int = 0) -> dict[str, str | int]:
     """
     What decides the bits of training besides config and seed; recorded in each receipt.
 
     Args:
-        device: As in the context.
-        task: Its code is named by digest.
-        threads: As in the context; 0: those torch uses now.
+        device: As torch names it.
+        code_digest: Of the task's code.
+        threads: Of torch; 0: those it uses now.
     """
     return {
         **_versions(),
@@ -48,7 +47,7 @@ def environment(device: str, task: Task, threads: int = 0) -> dict[str, str | in
         "threads": threads or torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
-        "task_code": code_digest(task),
+        "task_code": code_digest,
     }
 
 
@@ -71,25 +70,25 @@ def _device_name(device: str) -> str:
 
 
 @contextmanager
-def reproducible(seed: int, context: ClientContext) -> Iterator[None]:
+def reproducible(seed: int, device: str, threads: int) -> Iterator[None]:
     """Seed everything, and hold torch to deterministic algorithms and a number of threads."""
-    threads = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     deterministic = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
-    if context.device.startswith("cuda"):
+    if device.startswith("cuda"):
         # cuBLAS is deterministic only with a fixed workspace, read when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if context.threads:
-        torch.set_num_threads(context.threads)
+    if threads:
+        torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     _hold_to_deterministic("warn")
-    seed_everything(seed, context.device)
+    seed_everything(seed, device)
     try:
         yield
     finally:
         _hold_to_deterministic(deterministic)
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads_before)
 
 
 def _hold_to_deterministic(mode: str | int) -> None:

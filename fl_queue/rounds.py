@@ -17,13 +17,13 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from fl_queue import dispatch, flight, identifiers, jobs, makers, metrics, names, selection
+from fl_queue import dispatch, identifiers, inflight, jobs, makers, metrics, names, selection
 from fl_queue.config import RunConfig
 from fl_queue.dispatch import Ticket
 from fl_queue.opening import open_round, top_up
 from fl_queue.records import Purpose, Receipt, RoundRecord
 from fl_queue.runs import current_config, set_state
-from fl_queue.store import Control, Glance, RoundState, RunState, Store
+from fl_queue.store import RoundState, RunState, Store
 
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
@@ -219,53 +219,6 @@ def count_time(store: Store, run: str, number: int) -> float | None:
     return store.control.tick_round(run, number)
 
 
-def has_ended(control: Control, run: str, number: int, who: str) -> bool:
-    """
-    Whether nothing is wanted any more of somebody's job of a round.
-
-    Its round has ended, or its run is gone or not training any more; in an asynchronous run, the
-    newest round has not taken the job over. Or its round has never been: a failover lost its opening,
-    and while its client waited for that round's model it could not answer the one that is open.
-    """
-    seen = control.glance(run, number)
-    return seen is None or seen.newest < number or _is_past(control, run, seen, number, who)
-
-
-def ended(control: Control, run: str, number: int, who: str) -> bool | None:
-    """
-    Whether a round has ended, for somebody's finished update; None: the server knows no such run.
-
-    A round that is not there yet has not: after a failover that lost it, it is opened once more, most often
-    from the same version, and finds the update.
-    """
-    seen = control.glance(run, number)
-    return None if seen is None else _is_past(control, run, seen, number, who)
-
-
-def is_past(
-    control: Control, state: RunState, current: RoundState | None, number: int, who: str
-) -> bool:
-    """The same, of what has been read already. Args: ``current``: None when its keys are not there."""
-    is_async, is_open = (current.is_async, current.open) if current else (False, True)
-    seen = Glance(state.active, state.round, is_async, is_open)
-    return _is_past(control, state.run_id, seen, number, who)
-
-
-def _is_past(control: Control, run: str, seen: Glance, number: int, who: str) -> bool:
-    if not seen.is_training:
-        return True
-    if seen.is_async:
-        # Whether it goes on is decided when the next round is opened, with its tickets.
-        return control.job(run, seen.newest, who).get("number") != number
-    return seen.newest > number or not seen.is_open
-
-
-def is_over(control: Control, run: str) -> bool:
-    """Whether a run is not training (any more), or is gone."""
-    state = control.run(run)
-    return state is None or not state.active
-
-
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return "initialise"
@@ -369,7 +322,7 @@ def clean_up(store: Store, run: str, number: int) -> None:
 
     In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in.
     """
-    in_use = flight.tickets_in_use(store, run)
+    in_use = inflight.tickets_in_use(store, run)
     _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
     # From where the last one got to: whoever cleaned up an earlier round may have been killed.
     end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])

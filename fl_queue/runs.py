@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue import decisions, faults, identifiers, names, selection, vouching
+from fl_queue import decisions, faults, identifiers, names, selection, statements, vouching
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import BlobError, ConfigError, RunFailed, RunStateError, UnknownRun
 from fl_queue.plain import printable
@@ -130,7 +130,7 @@ def _create(
 
     # A lost reply must not make our own run look like somebody else's.
     is_ours = store.control.transact([names.RUNS], body) or store.control.run_id(name) == run
-    if is_ours and vouching.SIGNATURE in first:
+    if is_ours and statements.SIGNATURE in first:
         store.control.pins.note_signed(run)
     return is_ours
 
@@ -180,7 +180,7 @@ def _continue(
         if changed:
             segments.append({"from_round": state.round + 1, "config": record})
         given = initial if state.version is None else None
-        is_older = not any(vouching.SIGNATURE in found for found in segments)
+        is_older = not any(statements.SIGNATURE in found for found in segments)
         segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
         newest = _adopted(store, state, pipe) if is_older else None
         fields: dict[Any, Any] = {
@@ -235,7 +235,12 @@ def _signed(
         record: The config that was named, which does not differ from it.
         initial: The initial model that was named, of a run without a version.
     """
-    if initial is None and state.version is None and state.initial and vouching.SIGNATURE in found:
+    if (
+        initial is None
+        and state.version is None
+        and state.initial
+        and statements.SIGNATURE in found
+    ):
         return dict(found)  # Its signature covers the initial model it was begun with.
     made = {"from_round": found["from_round"], "config": dict(record)}
     return vouching.segment(store, state.run_id, state.name, number, made, initial)

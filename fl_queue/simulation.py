@@ -9,14 +9,11 @@ no bit of the result. No Redis here.
 from __future__ import annotations
 
 import bisect
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from fl_queue import identifiers
-from fl_queue.config import RunConfig
-from fl_queue.strategies import get_strategy
 
 Found = TypeVar("Found")
 
@@ -27,11 +24,6 @@ _GROUP = "group-"
 #: No client is enrolled under a name that begins so: it would be taken for one of these.
 SHARED = (identifiers.VIRTUAL, _GROUP)
 _SPAN = re.compile(rf"{identifiers.VIRTUAL}(\d+)\.\.{identifiers.VIRTUAL}(\d+)")
-
-
-def is_simulation(config: RunConfig) -> bool:
-    """Whether the clients of a run are virtual."""
-    return bool(config.clients["kind"] == "simulation")
 
 
 def client(number: int, count: int) -> str:
@@ -70,11 +62,6 @@ def share_of(client: str, population: Sequence[str]) -> int:
 
 
 # Groups
-
-
-def processes(config: RunConfig) -> int:
-    """Pool processes a run asks for; as many as this machine lends us cores when it names none."""
-    return int(config.clients["processes"]) or len(os.sched_getaffinity(0))
 
 
 def group_count(cohort: int, processes: int) -> int:
@@ -130,13 +117,3 @@ def ticket_of(
 ) -> Found | None:
     """A client's ticket in a round: its group's, or its own; None when there is none."""
     return tickets.get(job_of(client, cohort, groups))
-
-
-def premerges(config: RunConfig) -> bool:
-    """
-    Whether the updates of a group may travel as their sum.
-
-    Nobody must want to keep them, and the strategy must merge by exact sums.
-    """
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    return not (config.model["keep_updates"] or strategy.needs_all)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl_queue import outbox
+from fl_queue.deadlines import SLOWEST_BYTES_PER_S
 from fl_queue.records import Receipt
-from fl_queue.store import RoundState, Store, size_of
+from fl_queue.store import RoundState, Store, admission, size_of
 
 #: A client may hold room for so long, and for its update's size at the rate, before others go first.
 PATIENCE_S = 20.0
-SLOWEST_BYTES_PER_S = 1_000_000
 #: Whatever it says its size is: models beside the parameters travel with some strategies.
 _MOST_MODELS = 2
 #: Of a longer time in which nobody looked nothing is known.
@@ -102,6 +101,7 @@ def _has_sent(receipts: Mapping[str, Receipt], client: str, claim: bytes) -> boo
     """Whether the update a client holds room for has come: that room is given back when it is merged."""
     found = (receipts.get(client), receipts.get(f"{client}:duplicate"))
     return any(
-        receipt is not None and outbox.permission(receipt.token, receipt.nbytes).encode() == claim
+        receipt is not None
+        and admission.permission(receipt.token, receipt.nbytes).encode() == claim
         for receipt in found
     )

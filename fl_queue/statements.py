@@ -23,12 +23,15 @@ from blake3 import blake3
 from fl_queue import operatorkey
 from fl_queue.operatorkey import OperatorKey
 from fl_queue.records import Manifest, digest_of, dumps
-from fl_queue.store import RoundState, RunState
+from fl_queue.store.states import RoundState, RunState
 
 Kind = Literal["config", "version", "round"]
 Statement = dict[str, Any]
 #: A round's statement has digests in place of lists: nothing makes a longer one.
 _LONGEST_CHARS = 64 * 1024
+
+#: Of a segment of a run's config, and of an entry of its versions.
+SIGNATURE = "signature"
 
 
 def manifest_digest(manifest: Manifest | None) -> str:
@@ -167,3 +170,11 @@ def opened(text: str, public: str) -> Statement | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return statement if signed else None
+
+
+def is_segment_signed(
+    run: str, name: str, number: int, found: Mapping[str, Any], public: str
+) -> bool:
+    """Whether the operator has signed a segment of a run's config. Args: ``public``: half of the key."""
+    statement = of_segment(run, name, number, found)
+    return is_signed("config", statement, found.get(SIGNATURE), public)

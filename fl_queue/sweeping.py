@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue import config as configs
-from fl_queue import display, identifiers, launching, names, operate, rounds, runs, simulation
+from fl_queue import display, identifiers, launching, names, operate, rounds, runs
 from fl_queue.config import RunConfig, changed_fields
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.fields import toml_value
@@ -155,7 +155,7 @@ def sweep(
     launching.start_servers(ours, site, wanted[0].config, stays=True)
     store = ours.enter_context(site.store(PEOPLE))
     check(store, wanted)
-    virtual = [member.config for member in wanted if simulation.is_simulation(member.config)]
+    virtual = [member.config for member in wanted if member.config.is_simulation]
     if virtual and not all(_is_completed(store, member) for member in wanted):
         launching.start_workers(ours, store, site, virtual, console)
     failed = []

@@ -7,10 +7,10 @@ its receipt is on the control server by then, or it has none.
 
 from __future__ import annotations
 
-from fl_queue import faults, late, outbox
+from fl_queue import faults, late
 from fl_queue.errors import OwnershipLost
 from fl_queue.header import Header
-from fl_queue.store import Store
+from fl_queue.store import Store, admission
 
 
 class Taken:
@@ -101,5 +101,5 @@ class Taken:
         self._store.data.discard(self._run, self._fence, self._token, self.count)
 
     def _dismiss(self, headers: list[Header], number: int = 0) -> None:
-        permissions = [(h.client, outbox.permission(h.token, h.body_bytes)) for h in headers]
+        permissions = [(h.client, admission.permission(h.token, h.body_bytes)) for h in headers]
         self._store.data.dismiss(self._run, permissions, number)

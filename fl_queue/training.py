@@ -267,7 +267,7 @@ def train_update(
     """
     plan = plan or Plan()
     logged, context = context.logged or Logged(), replace(context, logged=None)
-    with reproducible(context.seed_for("train"), context):
+    with reproducible(context.seed_for("train"), context.device, context.threads):
         data = data or asked.training_data(task, context)
         model = _model(task, manifest, base, context.device)
         _check_parts(task, model, manifest)
@@ -294,7 +294,7 @@ def train_update(
         )
     check_unchanged(model, manifest, base)
     model.zero_grad()  # Gradients are as large as the model.
-    with reproducible(context.seed_for("personal"), context):
+    with reproducible(context.seed_for("personal"), context.device, context.threads):
         personal = own.personal_model()
         metrics |= own.validate_personal(personal)
         kept = own.train_personal(personal)
@@ -357,7 +357,7 @@ def evaluate_version(
     Raises:
         ModelMismatch: The task builds another model than the run's.
     """
-    with reproducible(context.seed_for("evaluate"), context):
+    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
         model = _model(task, manifest, arrays, context.device)
         return asked.evaluated(task, model, dataset, context)
 
@@ -377,7 +377,7 @@ def evaluate_client(
         DataError: Unreadable data.
     """
     plan = plan or Plan()
-    with reproducible(context.seed_for("evaluate"), context):
+    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
         data = asked.given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         _check_parts(task, model, manifest)

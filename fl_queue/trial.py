@@ -38,7 +38,7 @@ from fl_queue.header import Header
 from fl_queue.merge import Merge
 from fl_queue.records import Manifest
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks import ClientContext, Task, asked
+from fl_queue.tasks import ClientContext, Task, asked, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.telling import facts_of
 
@@ -120,7 +120,7 @@ def try_task(
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
-    with reproducible.reproducible(context.seed_for("train"), context):
+    with reproducible.reproducible(context.seed_for("train"), context.device, context.threads):
         data = asked.training_data(task, context)
     facts_of(task, data)
     manifest, arrays = training.initial_model(task, config.run["seed"])
@@ -172,12 +172,12 @@ def _check_initial(
     config: RunConfig, task: Task, context: ClientContext, manifest: Manifest
 ) -> None:
     """Pack and read this model as version 0. Raises DataError if no run accepts it."""
-    environment = reproducible.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, code_digest(task), context.threads)
     header = update.initial_header(_blank("model", context), manifest, environment)
     try:
         element = blob.pack(replace(header, chunk_bytes=config.redis["chunk_bytes"]), None)
         header, _ = blob.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
-        update.initial_manifest(header, config.model["max_bytes"])
+        blob.initial_manifest(header, config.model["max_bytes"])
     except BlobError as exc:
         raise DataError("model", f"no run accepts it as version 0: {exc.reason}") from exc
 
@@ -192,7 +192,7 @@ def _sent(
         All that would leave, if it is to be shown; and why a run would refuse it, empty if it would not.
     """
     encoding = codec.encoding(config.update)
-    environment = reproducible.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, code_digest(task), context.threads)
     header = update.header_of(_blank("update", context), made, encoding, environment, context)
     leaves: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fl-queue-") as name:
@@ -227,7 +227,7 @@ def _blank(kind: str, context: ClientContext) -> Header:
 
 def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:
     cohort = config.round["cohort"]
-    if simulation.is_simulation(config):
+    if config.is_simulation:
         shares = config.clients["count"]
         client = simulation.client(1, shares)
     else:

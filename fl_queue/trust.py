@@ -20,8 +20,8 @@ from fl_queue.config import RunConfig
 from fl_queue.errors import FLQueueError
 from fl_queue.records import Manifest, Purpose, digest_of, dumps
 from fl_queue.site import Site
+from fl_queue.statements import is_segment_signed
 from fl_queue.store import RoundState, RunState
-from fl_queue.vouching import is_segment_signed
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fl_queue import files, rounds
+from fl_queue import files, queries
 from fl_queue.errors import DataError, StoreUnavailable, Trouble
 from fl_queue.records import dumps
 from fl_queue.store import Control
@@ -42,7 +42,7 @@ def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]
 
     @cache
     def decide(run: str, number: int, who: str) -> bool:
-        ended = rounds.ended(control, run, number, who)
+        ended = queries.ended(control, run, number, who)
         if ended is None:
             return noted.is_gone(run)
         noted.forget(run)

@@ -31,22 +31,6 @@ def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, 
     )
 
 
-def initial_manifest(header: Header, most_bytes: int) -> Manifest:
-    """
-    The model of a version 0 that a client has made, once its header is what a run takes.
-
-    Args:
-        most_bytes: ``model.max_bytes``.
-
-    Raises:
-        BlobError: It is not; names the tensor or the field.
-    """
-    manifest = Manifest.from_json(header.manifest)
-    blob.check_tensors(header, manifest)
-    blob.check_size(manifest, most_bytes)
-    return manifest
-
-
 def header_of(
     blank: Header,
     made: Trained,

@@ -20,11 +20,10 @@ from fl_queue import checkpoint, models, operatorkey, statements
 from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch, RunStateError
 from fl_queue.operatorkey import OperatorKey
 from fl_queue.records import Manifest, digest_of
+from fl_queue.statements import SIGNATURE, is_segment_signed
 from fl_queue.store import RoundState, RunState, Store, parse_round_state
 from fl_queue.strategies.base import state_manifest
 
-#: Of a segment of a run's config, and of an entry of its versions.
-SIGNATURE = "signature"
 #: Of both: what a signature has been made with, and is of no use without it.
 SIGNED_FIELDS = (SIGNATURE, "initial")
 #: Of a round's hash.
@@ -71,14 +70,6 @@ def segment(
     signing = {**made, "initial": statements.initial_digest(initial)}
     statement = statements.of_segment(run, name, number, signing)
     return {**signing, SIGNATURE: statements.sign("config", statement, key)}
-
-
-def is_segment_signed(
-    run: str, name: str, number: int, found: Mapping[str, Any], public: str
-) -> bool:
-    """Whether the operator has signed a segment of a run's config. Args: ``public``: half of the key."""
-    statement = statements.of_segment(run, name, number, found)
-    return statements.is_signed("config", statement, found.get(SIGNATURE), public)
 
 
 def lacks_key(store: Store, run: str) -> str:

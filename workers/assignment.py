@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fl_queue import blob, cache, codec, rounds, simulation
+from fl_queue import blob, cache, codec, queries, simulation
 from fl_queue.config import RunConfig
 from fl_queue.errors import ChunksMissing, FLQueueError, ModelMismatch, StoreUnavailable
 from fl_queue.files import Mapped
@@ -86,7 +86,7 @@ class Assignment:
     def ended(self) -> bool:
         """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
         control, number = self.store.control, self.round.number
-        if rounds.has_ended(control, self.run, number, self.who):
+        if queries.has_ended(control, self.run, number, self.who):
             return True
         # Opened once more, from another version.
         return control.base_digest(self.run, number) not in (None, self.round.base_digest)

@@ -31,8 +31,8 @@ from fl_queue import (
     names,
     outbox,
     pauses,
+    queries,
     reproducible,
-    rounds,
     simulation,
     training,
     trust,
@@ -56,6 +56,7 @@ from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store
 from fl_queue.strategies.base import (
     RESIDUAL,
 )
+from fl_queue.tasks import code_digest
 from fl_queue.tasks.logged import Logged
 from fl_queue.told import class_name, told
 from workers import keeping, rqworker, telling
@@ -127,7 +128,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if (
         state is None
         or current is None
-        or rounds.is_past(store.control, state, current, number, who)
+        or queries.is_past(store.control, state, current, number, who)
     ):
         return "the round has ended"
     # In an asynchronous run, a later round may have taken the job over.
@@ -207,7 +208,7 @@ def tidy(store: Store, site: Site, who: str) -> None:
     """Remove from this host what no round or run needs any more."""
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
-    cache.sweep(site.cache, partial(rounds.is_over, store.control))
+    cache.sweep(site.cache, partial(queries.is_over, store.control))
     clientstate.sweep(site.client_states, store.control.is_needed)
 
 
@@ -362,7 +363,7 @@ def make_update(job: Assignment) -> Answer:
     )
     keeping.keep(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
-    environment = reproducible.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
     header = update.header_of(job.header("update"), made, encoding, environment, context)
     return Answer(header, update.body_of(made, encoding, context, residual))
@@ -377,7 +378,7 @@ def make_evaluation(job: Assignment) -> Answer:
     kept = keeping.kept(job, strategy, base.manifest) if is_own else Kept()
     plan = training.Plan(strategy, kept=kept.state)
     sums = training.evaluate_client(task, base.manifest, base.arrays(), context, plan)
-    environment = reproducible.environment(context.device, task, context.threads)
+    environment = reproducible.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
     return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
@@ -393,7 +394,7 @@ def make_initial(job: Assignment) -> Answer:
     manifest, arrays = training.initial_model(task, job.config.run["seed"])
     if job.state.initial:
         arrays = models.initial_arrays(job.store, job.run, job.state.initial, manifest)
-    environment = reproducible.environment(job.site.device, task, job.site.threads)
+    environment = reproducible.environment(job.site.device, code_digest(task), job.site.threads)
     header = update.initial_header(job.header("model"), manifest, environment)
     return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 

@@ -25,8 +25,8 @@ from fl_queue import (
     identifiers,
     names,
     outbox,
+    queries,
     reproducible,
-    rounds,
     simulation,
     unknown,
 )
@@ -150,7 +150,7 @@ def _sum(group: Group) -> GroupSum | None:
         common.round.purpose != "train"
         or len(group.clients) == 1
         or group.attempt > 1
-        or not simulation.premerges(common.config)
+        or not common.config.premerges
         or common.base is None
     ):
         return None
@@ -221,7 +221,7 @@ def _tidy(run: str, number: int) -> None:
     site, control = _site(), _store().control
     outbox.remove_unfinished(site.outbox, _EVERYBODY, UNFINISHED_S)
     outbox.sweep(site.outbox, _EVERYBODY, unknown.may_go(control, site.state_dir))
-    cache.sweep(site.cache, functools.partial(rounds.is_over, control))
+    cache.sweep(site.cache, functools.partial(queries.is_over, control))
     clientstate.sweep(site.client_states, control.is_needed)
 
 

@@ -34,7 +34,7 @@ from fl_queue import (
     liveness,
     names,
     pauses,
-    rounds,
+    queries,
     signing,
     statefolder,
 )
@@ -304,7 +304,7 @@ class FLWorker(HorseWorker):
         if job.func_name not in jobs.OF_A_ROUND:
             return False
         run, number = job.call()
-        return rounds.has_ended(self._control, run, number, job.id.partition("_")[0])
+        return queries.has_ended(self._control, run, number, job.id.partition("_")[0])
 
     def _tell_refused(self, job: str, reason: str) -> None:
         """Say where people look that an entry of our queue was refused."""

@@ -26,7 +26,6 @@ from fl_queue import (
     redisserver,
     runs,
     screen,
-    simulation,
 )
 from fl_queue.cli.common import Where, complain, connection_options, say, set_option, signing_option
 from fl_queue.cli.completing import config_argument
@@ -113,7 +112,7 @@ def start_round(
     loaded = configs.load(config, overrides)
     where = where_of_run(where, loaded)
     name = name or launching.name_of(config)
-    if simulation.is_simulation(loaded):
+    if loaded.is_simulation:
         interrupt_on_sigterm()
     with ExitStack() as ours:
         site = where.site()

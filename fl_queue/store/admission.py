@@ -139,3 +139,8 @@ def size_of(update: bytes) -> int:
     """Size of an update by its name; 0 when the name tells none."""
     digits = update.rpartition(b":")[2]
     return int(digits) if digits.isdigit() and len(digits) < 19 else 0
+
+
+def permission(token: str, nbytes: int) -> str:
+    """What an update of this token and so many bytes is admitted to the data server as."""
+    return f"{token}:{nbytes}"

@@ -19,7 +19,6 @@ from fl_queue.arrays import FINEST, Float64s, Int64s
 from fl_queue.blob import Tensor, matching
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.fields import Field, unknown_key
-from fl_queue.gather import Gathered
 from fl_queue.records import EXTRA, LOST, Manifest, TensorSpec
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
@@ -197,6 +196,35 @@ class Answer:
     keep: Callable[[str, str], Tensor] | None = None
 
 
+class Updates(Protocol):
+    """The accepted updates of a round, as rules see them that need all: rows in the order of the clients' ids."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The tensors of every update."""
+
+    @property
+    def count(self) -> int:
+        """How many updates there are."""
+
+    @property
+    def clients(self) -> list[str]:
+        """Client of each row, sorted."""
+
+    @property
+    def weights(self) -> Float64s:
+        """Weight of each row."""
+
+    def parameters(self) -> Iterator[TensorSpec]:
+        """The parameters of every update."""
+
+    def spec(self, name: str) -> TensorSpec:
+        """Of a tensor."""
+
+    def block(self, name: str, start: int, stop: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` (flat, C order) of a tensor, (rows, elements) float32. Args: ``rows``: these alone."""
+
+
 class Strategy:
     """
     FedAvg's skeleton; subclasses say in what they differ.
@@ -294,7 +322,7 @@ class Strategy:
         """The smallest number of updates it can merge: a quorum must not be below it."""
         return 1
 
-    def merged(self, updates: Gathered) -> Merged:
+    def merged(self, updates: Updates) -> Merged:
         """
         What stands in the place of the mean, where it ``needs_all`` updates.
 

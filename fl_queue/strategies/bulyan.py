@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_queue.arrays import Float64s
-from fl_queue.gather import Gathered
+from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.krum import best
 from fl_queue.strategies.robust import (
@@ -44,7 +44,7 @@ class Bulyan(Robust):
         """``4 f + 3``."""
         return 4 * int(self.options["f"]) + 3
 
-    def choose(self, updates: Gathered) -> Choice:
+    def choose(self, updates: Updates) -> Choice:
         """The theta updates."""
         f, left = int(self.options["f"]), list(range(updates.count))
         squares = squared_distances(updates)

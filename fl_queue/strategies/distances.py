@@ -22,7 +22,7 @@ import numpy as np
 
 from fl_queue import jit
 from fl_queue.arrays import Float64s
-from fl_queue.gather import Gathered
+from fl_queue.strategies.base import Updates
 from fl_queue.strategies.robust import steps
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _PIECE = 256
 
 
-def squared_distances(updates: Gathered) -> Float64s:
+def squared_distances(updates: Updates) -> Float64s:
     """``||u_i - u_j||^2`` over the parameters: n x n, in the order of clients, never below 0."""
     products = inner_products(updates)
     squares = np.diagonal(products).copy()
@@ -40,7 +40,7 @@ def squared_distances(updates: Gathered) -> Float64s:
     return np.maximum(products, 0.0, out=products)
 
 
-def inner_products(updates: Gathered) -> Float64s:
+def inner_products(updates: Updates) -> Float64s:
     """``G``, from block after block of coordinates."""
     upper = np.zeros((updates.count, updates.count))
     for spec in updates.parameters():

@@ -46,7 +46,7 @@ import numpy as np
 
 from fl_queue.arrays import Float64s
 from fl_queue.fields import Field
-from fl_queue.gather import Gathered
+from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.robust import Choice, Robust, row_sums, weighted_mean
 
@@ -65,7 +65,7 @@ class GeometricMedian(Robust):
     }
     WEIGHTINGS = ("examples", "capped", "uniform")
 
-    def choose(self, updates: Gathered) -> Choice:
+    def choose(self, updates: Updates) -> Choice:
         """All of them, and their shares of ``z``."""
         squares = squared_distances(updates)
         shares = self._shares(updates.weights, typical_distances(squares, updates.weights))

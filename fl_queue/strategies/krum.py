@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_queue.arrays import Float64s
-from fl_queue.gather import Gathered
+from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.robust import (
     Choice,
@@ -45,7 +45,7 @@ class Krum(Robust):
         """How many of n updates are chosen."""
         return 1
 
-    def choose(self, updates: Gathered) -> Choice:
+    def choose(self, updates: Updates) -> Choice:
         """The updates with the lowest scores."""
         n = updates.count
         rows = best(squared_distances(updates), range(n), self.options["f"])

@@ -23,9 +23,8 @@ import numpy as np
 
 from fl_queue.arrays import Float64s, Int64s
 from fl_queue.fields import Field
-from fl_queue.gather import Gathered
 from fl_queue.records import Manifest
-from fl_queue.strategies.base import Strategy
+from fl_queue.strategies.base import Strategy, Updates
 
 #: Bytes that a block of all updates, and what a rule makes of it, may take.
 _MEMORY = 64 * 1024 * 1024
@@ -55,7 +54,7 @@ class Robust(Strategy):
     needs_all = True
     WEIGHTINGS: ClassVar[tuple[str, ...]] = ("uniform",)
 
-    def choose(self, updates: Gathered) -> Choice:
+    def choose(self, updates: Updates) -> Choice:
         """The updates that are combined, and their weights; all of them unless overridden."""
         return Choice(range(updates.count), updates.weights)
 
@@ -71,7 +70,7 @@ class Robust(Strategy):
         """
         raise NotImplementedError
 
-    def merged(self, updates: Gathered) -> Ruled:
+    def merged(self, updates: Updates) -> Ruled:
         """
         The result of the rule, in the place of a mean.
 
@@ -88,7 +87,7 @@ class Robust(Strategy):
 class Ruled:
     """What a rule makes of all updates, block by block; see ``base.Merged``."""
 
-    def __init__(self, rule: Robust, updates: Gathered) -> None:
+    def __init__(self, rule: Robust, updates: Updates) -> None:
         self.manifest: Manifest = updates.manifest
         self.count = updates.count
         self._rule, self._updates = rule, updates

@@ -21,6 +21,7 @@ from fl_queue import (
     models,
     names,
     operate,
+    queries,
     rounds,
     runs,
     sampling,
@@ -212,14 +213,14 @@ def test_a_client_that_is_too_far_behind_is_given_up_and_begins_anew(
     hand = AsyncHand(store, tmp_path, "abcd", "round.buffer=2", "round.max_staleness=1")
     slow = hand.made("c")
     hand.commit("ab")
-    assert not rounds.has_ended(store.control, hand.run, 1, "c")
+    assert not queries.has_ended(store.control, hand.run, 1, "c")
     record = hand.commit("ab")
 
     reason = "stale: at work on version 0 when version 2 was made; round.max_staleness = 1"
     assert record.rejected == {"c": reason, "d": reason}
     assert store.control.receipts(hand.run, 2)["c"].status == "stale"
     assert hand.job_of("c") == (3, 2)
-    assert rounds.has_ended(store.control, hand.run, 1, "c")
+    assert queries.has_ended(store.control, hand.run, 1, "c")
     # What it sends all the same is recorded, and not merged.
     hand.push(slow)
     hand.take(hand.intake(), 1)
@@ -347,7 +348,7 @@ def test_cancelling_ends_the_jobs_of_all_rounds(hand: AsyncHand, store: Store) -
     assert dispatch.job_state(store, old) == "queued"
     operate.cancel(store, NAME)
     assert dispatch.job_state(store, old) == "gone"
-    assert rounds.has_ended(store.control, hand.run, 1, "c")
+    assert queries.has_ended(store.control, hand.run, 1, "c")
 
 
 class BufferHand(AsyncHand):

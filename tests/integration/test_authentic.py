@@ -906,7 +906,7 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     assert begun.exception is None, begun.output
     run, public = begun.stdout.split()[0], hospital.key.public
     (segment,) = hospital.store.control.config_segments(run)
-    assert vouching.is_segment_signed(run, "n", 0, segment, public)
+    assert statements.is_segment_signed(run, "n", 0, segment, public)
 
     found: list[Site] = []
     monkeypatch.setattr(working, "_become_worker", lambda role, site: found.append(site))

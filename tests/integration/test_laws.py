@@ -11,7 +11,7 @@ import pytest
 import redis
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, config, dispatch, jobs, late, names, outbox, rounds, runs
+from fl_queue import blob, config, dispatch, jobs, late, names, outbox, queries, rounds, runs
 from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
 from fl_queue.header import Header
 from fl_queue.jobs import FLJob, JobRefused
@@ -143,9 +143,9 @@ def test_the_outbox_keeps_an_update_until_its_round_has_ended(
 
     assert again is not None
     assert again[0] == header
-    assert outbox.sweep(tmp_path, "a", partial(rounds.has_ended, store.control)) == 1
+    assert outbox.sweep(tmp_path, "a", partial(queries.has_ended, store.control)) == 1
     end(store, run, 0)
-    assert outbox.sweep(tmp_path, "a", partial(rounds.has_ended, store.control)) == 0
+    assert outbox.sweep(tmp_path, "a", partial(queries.has_ended, store.control)) == 0
     assert not path.exists()
 
 

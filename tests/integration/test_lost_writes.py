@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import names, outbox, partial, rounds
+from fl_queue import names, outbox, partial, queries, rounds
 from fl_queue.collect import Collector
 from fl_queue.errors import OwnershipLost
 from fl_queue.header import Header
@@ -234,8 +234,8 @@ def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
 
 
 def test_the_worker_ends_such_a_job(hand: ByHand, store: Store) -> None:
-    assert rounds.has_ended(store.control, hand.run, 2, "a")
-    assert not rounds.has_ended(store.control, hand.run, 1, "a")
+    assert queries.has_ended(store.control, hand.run, 2, "a")
+    assert not queries.has_ended(store.control, hand.run, 1, "a")
 
 
 def test_an_update_of_a_round_that_is_not_open_yet_is_refused_and_sent_again_when_it_is(

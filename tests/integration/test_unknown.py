@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue import deletion, names, operate, outbox, rounds, unknown
+from fl_queue import deletion, names, operate, outbox, queries, unknown
 from fl_queue.header import Header
 from fl_queue.site import Site
 from fl_queue.store import Store
@@ -135,7 +135,7 @@ def test_whether_a_round_has_ended_is_asked_without_reading_its_clients(
 ) -> None:
     store.control.redis.hset(names.run(run), "population", json.dumps(["x" * 60] * 2000))
     before = store.control.redis.info("stats")["total_net_output_bytes"]
-    assert not rounds.has_ended(store.control, run, 0, CLIENT)
+    assert not queries.has_ended(store.control, run, 0, CLIENT)
     read = store.control.redis.info("stats")["total_net_output_bytes"] - before
 
     assert read < 20_000  # INFO's own answer is in it.

@@ -92,7 +92,7 @@ def test_a_simulation_that_cannot_be_is_refused_by_field(
 
 
 def test_updates_are_merged_before_they_travel_unless_somebody_wants_each() -> None:
-    assert simulation.premerges(config.load("mnist-2nn", SIMULATED, {}))
+    assert config.load("mnist-2nn", SIMULATED, {}).premerges
     assert not simulation.premerges(
         config.load("mnist-2nn", (*SIMULATED, "model.keep_updates=true"), {})
     )

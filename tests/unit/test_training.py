@@ -505,7 +505,7 @@ def test_context_has_the_rounds_learning_rate():
 
 
 def test_environment_tells_what_decides_the_bits(task):
-    found = environment("cpu", task, 3)
+    found = environment("cpu", code_digest(task), 3)
     assert found["torch"] == torch.__version__
     assert (found["device"], found["threads"]) == ("cpu", 3)
     assert found["instruction_set"]
