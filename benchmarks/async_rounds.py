@@ -18,8 +18,10 @@ from pathlib import Path
 
 from benchmarks.federation import Federation
 from benchmarks.table import markdown
-from fl_queue import names, operate, scores
-from fl_queue.records import RoundRecord
+from fl_queue.coordinator.operations import controls
+from fl_queue.models import retention
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import keyspace
 
 CLIENTS, SLOW, FACTOR = 8, ("site-4", "site-8"), 5
 TARGET = 0.95
@@ -71,13 +73,13 @@ def measure(
     while True:
         tested = {
             version: found["accuracy"]
-            for version, found in scores.test_metrics(federation.store, run).items()
+            for version, found in retention.test_metrics(federation.store, run).items()
         }
         good = [version for version, accuracy in tested.items() if accuracy >= TARGET]
         if good or time.monotonic() > until:
             break
         time.sleep(0.2)
-    operate.cancel(federation.store, name)
+    controls.cancel(federation.store, name)
     history = [record for record in control.history(run) if record.outcome == "committed"]
     if not good:
         return Reached(None, max(tested.values(), default=0.0), history)
@@ -89,7 +91,7 @@ def measure(
 
 def _stamps(federation: Federation, run: str) -> dict[tuple[str, int], float]:
     """(event, round) -> Unix seconds."""
-    streams = {names.events(run): "0-0"}
+    streams = {keyspace.events(run): "0-0"}
     return {
         (event["event"], event["round"]): int(entry.partition("-")[0]) / 1000
         for _, entry, event in federation.store.control.read_events(streams, None)

@@ -30,15 +30,19 @@ from benchmarks import machine
 from benchmarks.attackers import ATTACKS, CLIENTS, HOSTILE, SENT, Arrays, Round
 from benchmarks.federation import ROOT
 from benchmarks.table import markdown
-from fl_queue import blob, config, metrics, reproducible, training
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.scales import choose_scales
+from fl_queue.client import local_update
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import BlobError
-from fl_queue.header import Header
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest
-from fl_queue.scales import choose_scales
-from fl_queue.tasks import ClientContext, Task
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest
+from fl_queue.tasks.base import ClientContext, Task
 from fl_queue.tasks.mnist import TwoLayerPerceptron
+from fl_queue.training import determinism
 
 ROUNDS = 4
 #: Parts the data is split into, of which each client has one.
@@ -106,10 +110,10 @@ class Trainer:
             "train.batch_size=50", "train.learning_rate=0.3", f"data.partition={partition}", "data.alpha=0.5", f"run.seed={seed}",
             *source,
         )  # fmt: skip
-        plain = config.load(None, self.settings, {})
+        plain = run_config.load(None, self.settings, {})
         self.honest, self.hostile = TwoLayerPerceptron(plain), Flipped(plain)
-        self.manifest, arrays = training.initial_model(self.honest, plain.run["seed"])
-        self.first = bytes(blob.encode_body(self.manifest, arrays))
+        self.manifest, arrays = local_update.initial_model(self.honest, plain.run["seed"])
+        self.first = bytes(message.encode_body(self.manifest, arrays))
         # All rules begin with the same version, and some rules make the same of two attacks.
         self.trained = lru_cache(maxsize=16 * CLIENTS)(self._trained)
 
@@ -129,21 +133,23 @@ class Trainer:
     def _trained(self, body: bytes, number: int, round_number: int, flipped: bool) -> Arrays:
         """The update of client ``number`` to a version."""
         task: Task = self.hostile if flipped else self.honest
-        base = blob.views(self.manifest, body)
-        made = training.train_update(task, self.manifest, base, self.context(number, round_number))
+        base = message.views(self.manifest, body)
+        made = local_update.train_update(
+            task, self.manifest, base, self.context(number, round_number)
+        )
         return {name: made.tensors[name] for name in made.tensors}
 
     def accuracy(self, body: bytes) -> float:
         """On the test set, in percent."""
         context = self.context(0, 0)
         dataset = self.honest.test_data(context.data_dir)
-        views = blob.views(self.manifest, body)
-        sums = training.evaluate_version(self.honest, self.manifest, views, dataset, context)
+        views = message.views(self.manifest, body)
+        sums = local_update.evaluate_version(self.honest, self.manifest, views, dataset, context)
         return 100.0 * metrics.finish(sums)["accuracy"]
 
     def run(self, rule: Rule, hostile: int, attack: str, rounds: int) -> float:
         """Accuracy after some rounds of a rule under an attack of the first clients."""
-        loaded = config.load(None, (*self.settings, *rule.settings(hostile)), {})
+        loaded = run_config.load(None, (*self.settings, *rule.settings(hostile)), {})
         act, labels = ATTACKS[attack]
         body = self.first
         for number in range(1, rounds + 1):
@@ -167,16 +173,16 @@ def merged(
     scales: Mapping[str, Sequence[float]] = choose_scales(len(updates), 1, limits)
     merge = Merge.of_round(manifest, loaded, scales, 1)
     for index, update in enumerate(updates):
-        body = blob.encode_body(manifest, update)
+        body = message.encode_body(manifest, update)
         header = Header(
             kind="update",
             run=RUN,
             round=number,
             client=f"site-{index:02}",
             num_examples=1,
-            tensors=blob.entries(manifest),
+            tensors=message.entries(manifest),
             body_bytes=len(body),
-            body_digest=blob.body_digest(body),
+            body_digest=message.body_digest(body),
         )
         try:
             merge.check(header)
@@ -185,7 +191,7 @@ def merged(
             continue
     if merge.count < merge.strategy.fewest():
         return base  # The round is abandoned.
-    return b"".join(blob.as_bytes(piece) for piece in merge.next_model(base))
+    return b"".join(message.as_bytes(piece) for piece in merge.next_model(base))
 
 
 class Run(NamedTuple):
@@ -405,7 +411,7 @@ def main() -> None:
     )
     parser.add_argument("--no-runs", action="store_true", help="write of what is done already")
     arguments = parser.parse_args()
-    reproducible.preload()
+    determinism.preload()
     attacks = [name for name in ATTACKS if name == "none" or name in arguments.attacks]
     rounds = arguments.rounds
     seeds = list(dict.fromkeys(arguments.seeds))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from fl_queue.idx import read_idx
+from fl_queue.data.idx import read_idx
 
 BATCH = 10
 LEARNING_RATE = 0.1

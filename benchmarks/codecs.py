@@ -22,9 +22,9 @@ from urllib.parse import unquote, urlsplit
 
 from benchmarks.federation import ROOT, Federation, servers
 from benchmarks.table import markdown, spread
-from fl_queue import scores
-from fl_queue.ownmodules import python_command
-from fl_queue.site import Site
+from fl_queue.client.site import Site
+from fl_queue.common.own_modules import python_command
+from fl_queue.models import retention
 from fl_queue.store import Store
 
 CONFIG = ROOT / "config" / "mnist-2nn-100.toml"
@@ -198,7 +198,7 @@ def accuracy(pair: tuple[str, str], rounds: int, data: Path | None) -> float:
             check=False,
             timeout=PATIENCE_S,
         )
-        tested = scores.test_metrics(store, store.control.run_names().get("bench", ""))
+        tested = retention.test_metrics(store, store.control.run_names().get("bench", ""))
         if done.returncode or rounds not in tested:
             raise RuntimeError(f"start-round ended with {done.returncode}: {done.stderr[-500:]}")
         return tested[rounds]["accuracy"]

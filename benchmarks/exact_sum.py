@@ -16,12 +16,13 @@ import numpy as np
 from blake3 import blake3
 
 from benchmarks.table import markdown, median
-from fl_queue import blob, exact
-from fl_queue.config import load
-from fl_queue.header import Header
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import choose_scales
+from fl_queue.aggregation import exact_sum
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.scales import choose_scales
+from fl_queue.config.run_config import load
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 REPEATS = 7
 UPDATES = 64
@@ -41,14 +42,14 @@ class Subject:
         self.merge = Merge(manifest, load(None, environ={}).aggregation, scales, W_MAX)
         self.update = np.random.default_rng(1).normal(0, 0.01, size).astype(np.float32)
         self.body = self.update.data.cast("B")
-        self.tensors = blob.views(manifest, self.body)
+        self.tensors = message.views(manifest, self.body)
         self.header = Header(
             kind="update",
             run="bench-000000",
             round=1,
             client="site-1",
             num_examples=4,
-            tensors=blob.entries(manifest),
+            tensors=message.entries(manifest),
             body_bytes=len(self.body),
             body_digest=blake3(self.body).hexdigest(),
         )
@@ -64,7 +65,7 @@ class Subject:
             "with BLAKE3 and all checks (Merge.add)": lambda: self.merge.add(
                 self.header, self.body
             ),
-            "without numba": lambda: exact._add_numpy(
+            "without numba": lambda: exact_sum._add_numpy(
                 self.totals, self.update, 1, self.factor, 64.0
             ),
         }
@@ -103,7 +104,7 @@ def many(subject: Subject) -> str:
 def report(quick: bool = False) -> str:
     """Both tables."""
     size = 1_000_000 if quick else 25_000_000
-    exact.warm_up()
+    exact_sum.warm_up()
     subject = Subject(size)
     found = seconds(subject.ways(), REPEATS)
     copy = next(iter(found.values()))

@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 from blake3 import blake3
 
-from fl_queue import blob, names, outbox, queries
-from fl_queue.header import Header
-from fl_queue.records import Manifest
-from fl_queue.runs import current_config
-from fl_queue.store import RoundState, Store
+from fl_queue.client import outbox
+from fl_queue.coordinator.rounds.runs import current_config
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest
+from fl_queue.store import RoundState, Store, keyspace, queries
 
 #: Nobody extends these leases.
 LEASE_S = 3600.0
@@ -46,14 +47,14 @@ class Fakes:
     def hold(self) -> None:
         """Take every client's lease."""
         for client in self.clients:
-            lease = names.client_holder(client)
+            lease = keyspace.client_holder(client)
             if not self.store.control.hold(lease, self.token, LEASE_S, {}):
                 raise RuntimeError(f"somebody else serves {client}")
 
     def leave(self) -> None:
         """Give the leases back: later rounds do not have these clients."""
         for client in self.clients:
-            self.store.control.release(names.client_holder(client), self.token, client)
+            self.store.control.release(keyspace.client_holder(client), self.token, client)
 
     def answer(self, run: str, number: int, clients: Sequence[str] | None = None) -> None:
         """
@@ -109,7 +110,7 @@ class Fakes:
         whole = replace(
             header,
             num_examples=4,
-            tensors=blob.entries(manifest),
+            tensors=message.entries(manifest),
             body_bytes=len(body),
             body_digest=blake3(body).hexdigest(),
         )
@@ -120,7 +121,7 @@ class Fakes:
         threading.Thread(target=self._serve, args=(run,), name=f"fakes-{run}", daemon=True).start()
 
     def _serve(self, run: str) -> None:
-        stream, last = names.events(run), "0-0"
+        stream, last = keyspace.events(run), "0-0"
         while not queries.is_over(self.store.control, run):
             for _, stamp, event in self.store.control.read_events({stream: last}, _LISTEN_MS):
                 last = stamp

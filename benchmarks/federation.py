@@ -16,10 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fl_queue import config, embedded, names, rounds, runs
-from fl_queue.ownmodules import python_command
-from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.client.site import Site
+from fl_queue.common.own_modules import python_command
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded import server_pair
 
 ROOT = Path(__file__).parent.parent
 #: Own tasks that workers may load.
@@ -92,7 +94,7 @@ class Federation:
         self._folder.cleanup()
 
     def _start_servers(self) -> None:
-        self.redis = embedded.start(self.state_dir, tcp=self.tcp)
+        self.redis = server_pair.start(self.state_dir, tcp=self.tcp)
         self.url = self.redis.url
         self.blob_url = self.redis.url if self.one_server else self.redis.blob_url
 
@@ -132,9 +134,9 @@ class Federation:
             "round.deadline_s=900",
             "model.keep_versions=2",
         )
-        loaded = config.load(None, (*fixed, *overrides))
+        loaded = run_config.load(None, (*fixed, *overrides))
         state = runs.start_run(self.store, name, loaded, count)
-        rounds.advance(self.store, state.run_id)
+        lifecycle.advance(self.store, state.run_id)
         return state.run_id
 
     def finish(self, run: str, timeout_s: float = 560.0) -> list[Timing]:
@@ -171,7 +173,7 @@ def timings(store: Store, run: str) -> list[Timing]:
     updated: dict[int, float] = {}
     committed: dict[int, float] = {}
     stamps = {"round_opened": opened, "update_received": updated, "round_committed": committed}
-    for _, stamp, event in store.control.read_events({names.events(run): "0-0"}, None):
+    for _, stamp, event in store.control.read_events({keyspace.events(run): "0-0"}, None):
         if event["event"] in stamps:
             stamps[event["event"]][event["round"]] = int(stamp.split("-")[0]) / 1000
     return [
@@ -218,10 +220,10 @@ def cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def servers(tcp: bool = False) -> Iterator[embedded.EmbeddedRedis]:
+def servers(tcp: bool = False) -> Iterator[server_pair.EmbeddedRedis]:
     """Private servers alone, for what is measured without workers."""
     with (
         tempfile.TemporaryDirectory(prefix="flq-bench-") as folder,
-        embedded.start(Path(folder), tcp=tcp) as redis,
+        server_pair.start(Path(folder), tcp=tcp) as redis,
     ):
         yield redis

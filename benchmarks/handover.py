@@ -14,8 +14,7 @@ import time
 from benchmarks.fake import OVERRIDES, Fakes
 from benchmarks.federation import Federation, children, cpu_s
 from benchmarks.table import markdown, median, percentile
-from fl_queue import names
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
 
 PARAMETERS = 200_000
 CLIENTS = 4
@@ -30,7 +29,7 @@ def next_job(store: Store, client: str) -> None:
     Raises:
         TimeoutError: None came.
     """
-    queue = f"rq:queue:{names.client_queue(client)}"
+    queue = f"rq:queue:{keyspace.client_queue(client)}"
     # A worker's own command; the timeout of the connection is shorter than a round may take.
     for _ in range(PATIENCE_S):
         if store.control.redis.blpop([queue], 1):

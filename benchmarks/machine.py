@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.federation import ROOT
 from benchmarks.table import markdown
-from fl_queue import serverbinary
+from fl_queue.store.embedded import server_binary
 
 PACKAGES = ("redis", "hiredis", "rq", "torch", "numpy", "numba")
 
@@ -24,7 +24,7 @@ def table() -> str:
         ["memory", f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.1f} GiB"],
         ["system", platform.platform()],
         ["python", platform.python_version()],
-        ["redis-server", _said(str(serverbinary.find_server()), "--version")],
+        ["redis-server", _said(str(server_binary.find_server()), "--version")],
         *[[name, _version(name)] for name in PACKAGES],
         ["commit", _commit()],
         ["day", time.strftime("%Y-%m-%d")],

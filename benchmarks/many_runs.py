@@ -13,7 +13,7 @@ import time
 from benchmarks.fake import OVERRIDES, Fakes
 from benchmarks.federation import Federation
 from benchmarks.table import markdown, spread
-from fl_queue import operate
+from fl_queue.coordinator.operations import controls
 
 RUNS = 10
 CLIENTS = 4
@@ -66,7 +66,7 @@ def beside_idle(federation: Federation, count: int) -> str:
     idle = idle_runs(federation, Fakes(federation.store, CLIENTS))
     beside = measure("beside")
     for run in idle:
-        operate.cancel(federation.store, run.rpartition("-")[0])
+        controls.cancel(federation.store, run.rpartition("-")[0])
     after = measure("after")
     rows = [["alone", spread(before + after)], [f"beside {len(idle)} idle runs", spread(beside)]]
     return markdown(("one run", "round s, median (least-most)"), rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from benchmarks import bare, floor, simulation
 from benchmarks.federation import ROOT, Federation, children
 from benchmarks.table import markdown, median, spread
-from fl_queue import liveness
-from fl_queue.idx import encode_idx, read_idx
+from fl_queue.common import processes
+from fl_queue.data.idx import encode_idx, read_idx
 
 ENVIRONMENT = ROOT / "benchmarks" / ".peers"
 #: Plain names: torch is found among the project's packages, see ``install``.
@@ -174,7 +174,7 @@ class Flower:
     ) -> None:
         # Flower's processes start others, in sessions of their own; all of them are ended by id.
         started = [pid for process in self._processes for pid in (process.pid, *below(process.pid))]
-        identities = {pid: liveness.identity(pid) for pid in started}
+        identities = {pid: processes.identity(pid) for pid in started}
         for process in self._processes:
             process.terminate()
         until = time.monotonic() + 10
@@ -268,7 +268,7 @@ class Flower:
 
 
 def _alive(identity: str) -> bool:
-    return bool(identity) and not liveness.is_dead(identity)
+    return bool(identity) and not processes.is_dead(identity)
 
 
 def deployed(size: int, count: int) -> list[float]:

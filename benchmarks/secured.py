@@ -20,13 +20,14 @@ import redis
 
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median, spread
-from fl_queue import blob, credentials, enrolment, signing
-from fl_queue.enrolment import Place
-from fl_queue.gate import Gate
-from fl_queue.records import Enrolment
-from fl_queue.site import Site
-from fl_queue.store import Store
-from fl_queue.store.bulk import read_values, write_values
+from fl_queue.client.site import Site
+from fl_queue.coordinator.aggregator.authentication import Gate
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.protocol import message, signing
+from fl_queue.protocol.records import Enrolment
+from fl_queue.store import Store, credentials
+from fl_queue.store.bulk_transfer import read_values, write_values
 from tests.byhand import ByHand
 from tests.tls import Authority, TLSServer, tls_servers, url
 
@@ -209,7 +210,7 @@ def signed_run(size: int) -> Iterator[ByHand]:
 def element_of(hand: ByHand, client: str, /, **changes: object) -> bytes:
     """An update as it travels in one element, not signed."""
     body = hand.body(client)
-    return blob.pack(replace(hand.header("update", client, body), **changes), body)  # type: ignore[arg-type]
+    return message.pack(replace(hand.header("update", client, body), **changes), body)  # type: ignore[arg-type]
 
 
 def refused(hand: ByHand) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import bare
 from benchmarks.federation import ROOT, Timing, servers, timings
 from benchmarks.table import markdown, median, spread
-from fl_queue import runs
+from fl_queue.coordinator.rounds import runs
 from fl_queue.store import Store
 
 EXCERPT = ROOT / "fl_queue" / "data"

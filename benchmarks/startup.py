@@ -13,9 +13,8 @@ from pathlib import Path
 
 from benchmarks.federation import servers
 from benchmarks.table import markdown, spread
-from fl_queue import names
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 
 PATIENCE_S = 60
 #: The console script of this environment.
@@ -49,7 +48,7 @@ def client_ready(redis: EmbeddedRedis, store: Store, client: str) -> float:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not store.control.lease(names.client_holder(client)):
+        while not store.control.lease(keyspace.client_holder(client)):
             if time.perf_counter() - began > PATIENCE_S:
                 raise TimeoutError(f"no lease of {client} after {PATIENCE_S} s")
             time.sleep(0.005)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue.sampling import seed_for
-from fl_queue.sgd import Samples
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.common.seeding import seed_for
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.training.sgd import Samples
 
 #: Elements of a tensor at most; models of real tasks have many tensors, too.
 _LARGEST = 4_000_000

@@ -27,11 +27,17 @@ import blake3
 
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median
-from fl_queue import config, dispatch, exact, identifiers, models, names, reproducible, rounds, runs
-from fl_queue.dispatch import Ticket
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.site import Site
-from fl_queue.store import RunState, Store
+from fl_queue.aggregation import exact_sum
+from fl_queue.client.site import Site
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.models import transfer
+from fl_queue.protocol import identifiers
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.training import determinism
 
 CLIENTS = 4
 ALLOW = ("benchmarks.trivial:*",)
@@ -46,27 +52,27 @@ BESIDE = "fsync of the checkpoint (beside the chunks)"
 STEPS = (
     ("read chunks", "fl_queue.store.data:Data.iter_chunks"),
     ("read chunks", "fl_queue.store.data:Data.read_chunks_into"),
-    ("write the model to the cache", "fl_queue.cache:fetch"),
-    ("build the model, load the base", "fl_queue.training:_model"),
+    ("write the model to the cache", "fl_queue.models.host_cache:fetch"),
+    ("build the model, load the base", "fl_queue.client.local_update:_model"),
     ("train", "benchmarks.trivial:AddConstant.train"),
-    ("describe the environment", "fl_queue.reproducible:environment"),
-    ("difference, encode", "fl_queue.training:Changes.pieces"),
-    ("difference, encode", "fl_queue.codec:encode_piece"),
-    ("write the outbox", "fl_queue.outbox:write"),
+    ("describe the environment", "fl_queue.training.determinism:environment"),
+    ("difference, encode", "fl_queue.client.local_update:Changes.pieces"),
+    ("difference, encode", "fl_queue.protocol.codecs.codec:encode_piece"),
+    ("write the outbox", "fl_queue.client.outbox:write"),
     ("write chunks", "fl_queue.store.data:Data.put_chunks"),
     ("push the element", "fl_queue.store.data:Data.push"),
     ("take the element", "fl_queue.store.data:Data.take"),
-    ("validate", "fl_queue.blob:unpack"),
-    ("validate", "fl_queue.blob:check_body"),
-    ("decode, sum", "fl_queue.merge:Merge.add"),
+    ("validate", "fl_queue.protocol.message:unpack"),
+    ("validate", "fl_queue.protocol.message:check_body"),
+    ("decode, sum", "fl_queue.aggregation.merge:Merge.add"),
     ("receipt", "fl_queue.store.control:Control.write_receipt"),
-    ("compute the next model", "fl_queue.merge:Merge.next_model"),
-    ("write the checkpoint", "fl_queue.checkpoint:drafted"),
-    (BESIDE, "fl_queue.checkpoint:Draft.sync"),
-    ("name the checkpoint", "fl_queue.checkpoint:Draft.keep"),
+    ("compute the next model", "fl_queue.aggregation.merge:Merge.next_model"),
+    ("write the checkpoint", "fl_queue.models.checkpoint:drafted"),
+    (BESIDE, "fl_queue.models.checkpoint:Draft.sync"),
+    ("name the checkpoint", "fl_queue.models.checkpoint:Draft.keep"),
     ("commit", "fl_queue.store.control:Control.end_round"),
-    ("open the next round", "fl_queue.rounds:advance"),
-    ("clean up", "fl_queue.collect:Collector._clean_up"),
+    ("open the next round", "fl_queue.coordinator.rounds.lifecycle:advance"),
+    ("clean up", "fl_queue.coordinator.aggregator.collector:Collector._clean_up"),
 )  # fmt: skip
 HASH = "BLAKE3"
 
@@ -206,8 +212,8 @@ class Walk:
         self.store = Store.open(redis.url, redis.blob_url, folder)
         self.clients = [f"site-{number + 1}" for number in range(clients)]
         for client in self.clients:
-            self.store.control.hold(names.client_holder(client), client, LEASE_S, {})
-        loaded = config.load(
+            self.store.control.hold(keyspace.client_holder(client), client, LEASE_S, {})
+        loaded = run_config.load(
             None,
             (
                 "run.task=benchmarks.trivial:AddConstant",
@@ -220,7 +226,7 @@ class Walk:
             environ={},
         )
         self.run = runs.start_run(self.store, "where", loaded, 1000).run_id
-        rounds.advance(self.store, self.run)
+        lifecycle.advance(self.store, self.run)
 
     def round(self) -> dict[str, Costs]:
         """
@@ -247,7 +253,7 @@ class Walk:
         if manifest is not None:
             chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
             folder = self.folder / identifiers.AGGREGATOR
-            models.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
+            transfer.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
 
     def _call(self, ticket: Ticket) -> Costs:
         """Do a job as its worker would."""
@@ -293,8 +299,8 @@ def walked(parameters: int, clients: int, count: int) -> dict[str, Costs]:
     Args:
         count: Rounds to measure, 1 or more.
     """
-    reproducible.preload()
-    exact.warm_up()
+    determinism.preload()
+    exact_sum.warm_up()
     with servers() as redis, tempfile.TemporaryDirectory(prefix="flq-where-") as folder:
         walk = Walk(redis, Path(folder), parameters, clients)
         found = [walk.round() for _ in range(count + 2)][2:]  # The first makes version 0.

@@ -29,8 +29,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from fl_queue.spelling import nearest
-from fl_queue.urls import mask
+from fl_queue.common.redis_url import mask
+from fl_queue.common.spelling import nearest
 
 
 class Trouble(StrEnum):

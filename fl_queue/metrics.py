@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_queue import identifiers
+from fl_queue.common.safe_json import printable
 from fl_queue.errors import BlobError
-from fl_queue.plain import printable
-from fl_queue.records import Sums
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Sums
 
 SCORE_BINS = 1000
 #: Log-odds between the bins of ``logit_histograms``: 0.05 apart within +-20, then 7 % apart to

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_queue.idx import encode_idx, read_idx
+from fl_queue.data.idx import encode_idx, read_idx
 
 TARGET = Path(__file__).parent.parent / "fl_queue" / "data"
 PER_DIGIT = {"train": 1000, "t10k": 200}

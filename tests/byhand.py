@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_queue import blob, config, names, outbox, rounds, runs, signing
-from fl_queue.collect import TAKEN_AT_ONCE, Collector
-from fl_queue.header import Header
-from fl_queue.intake import Intake
-from fl_queue.records import Manifest, RoundRecord, TensorSpec
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.client import outbox
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator.collector import TAKEN_AT_ONCE, Collector
+from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.protocol import message, signing
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec
+from fl_queue.store import RoundState, RunState, Store, keyspace
 from tests.fault.chaos_checks import data_leftovers
 
 NAME = "by-hand"
@@ -58,8 +61,8 @@ class ByHand:
             )
         )
         for client in clients:
-            store.control.hold(names.client_holder(client), "t", 60, {})
-        self.config = config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
+            store.control.hold(keyspace.client_holder(client), "t", 60, {})
+        self.config = run_config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
         self.run = runs.start_run(store, name or NAME, self.config, 2).run_id
         self.advance()
         body = bytes(self.manifest.nbytes)
@@ -100,9 +103,9 @@ class ByHand:
             token=token or f"token-{client}",
             num_examples=ord(client),
             metrics={"num_examples": 2, "loss_sum": ord(client) / 7},
-            tensors=blob.entries(self.manifest),
+            tensors=message.entries(self.manifest),
             body_bytes=len(body),
-            body_digest=blob.body_digest(body),
+            body_digest=message.body_digest(body),
         )
 
     def send(self, header: Header, body: bytes, bound: int = 0) -> bool:
@@ -149,7 +152,7 @@ class ByHand:
         fence = self.store.control.claim(self.run, self.round.number, self.job(), token)
         self.store.data.own(self.run, fence, token)
         # However slow this machine is: nobody extends it here.
-        self.store.data.redis.expire(names.owner(self.run, fence), 60)
+        self.store.data.redis.expire(keyspace.owner(self.run, fence), 60)
         made = Intake(self.store, self.run, self.round, self.config, fence, token, self.folder)
         made.resume()
         return made
@@ -176,8 +179,8 @@ class ByHand:
 
     def advance(self) -> None:
         """Open what is due, however slow this machine is: a long silence makes rounds wait for all to be heard."""
-        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
-        rounds.advance(self.store, self.run)
+        self.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+        lifecycle.advance(self.store, self.run)
 
     # What is there
 
@@ -191,11 +194,11 @@ class ByHand:
     def partial_keys(self) -> set[str]:
         """What the checkpointed sum consists of."""
         saved = self.store.data.partial(self.run)
-        chunks = blob.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+        chunks = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
         return {
-            names.partial(self.run),
+            keyspace.partial(self.run),
             *(
-                names.chunk(names.partial_blob(self.run, saved["digest"]), index)
+                keyspace.chunk(keyspace.partial_blob(self.run, saved["digest"]), index)
                 for index in range(chunks)
             ),
         }

@@ -20,8 +20,8 @@ import pytest
 import redis
 from hypothesis import settings
 
-from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.store import Store
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests import skips
 from tests.federation import Federation
 from tests.servers import chosen_server, put_chosen_on_path

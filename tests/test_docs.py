@@ -11,20 +11,22 @@ from pathlib import Path
 import click
 import pytest
 
-from fl_queue import config, config_text, errors, names
+from fl_queue import errors
 from fl_queue.cli import COMMANDS, cli
+from fl_queue.config import rendering, run_config
+from fl_queue.store import keyspace
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_rendered_files_are_fresh() -> None:
-    assert (ROOT / "config/default.toml").read_text() == config_text.render_defaults()
-    assert (ROOT / "docs/config.md").read_text() == config_text.render_reference()
+    assert (ROOT / "config/default.toml").read_text() == rendering.render_defaults()
+    assert (ROOT / "docs/config.md").read_text() == rendering.render_reference()
 
 
-@pytest.mark.parametrize("name", config.preset_names())
+@pytest.mark.parametrize("name", run_config.preset_names())
 def test_every_shipped_config_is_accepted(name: str) -> None:
-    assert config.load(name, environ={}).run["rounds"] >= 1
+    assert run_config.load(name, environ={}).run["rounds"] >= 1
 
 
 def test_every_command_is_documented() -> None:
@@ -46,7 +48,7 @@ def test_every_error_has_its_exit_code_documented() -> None:
 
 def test_every_key_is_in_the_schema() -> None:
     text = (ROOT / "docs/redis.md").read_text()
-    keys = re.findall(r"^    (flq:\S+)", names.__doc__ or "", re.MULTILINE)
+    keys = re.findall(r"^    (flq:\S+)", keyspace.__doc__ or "", re.MULTILINE)
 
     assert len(keys) > 15
     assert [key for key in keys if f"`{key}`" not in text] == []
@@ -168,7 +170,7 @@ def test_each_promise_of_the_security_page_names_tests_that_there_are() -> None:
 
 def test_the_security_page_says_of_each_key_why_it_is_believed() -> None:
     table = SECURITY.split("## What is read from Redis, and believed\n")[1].split("\n## ")[0]
-    keys = set(re.findall(r"^    (flq:\S+)", names.__doc__ or "", re.MULTILINE))
+    keys = set(re.findall(r"^    (flq:\S+)", keyspace.__doc__ or "", re.MULTILINE))
     said = set(re.findall(r"`(flq:[^`]+)`", table))
 
     assert keys - said == set()

@@ -14,8 +14,8 @@ from typing import get_args
 
 import pytest
 
-from fl_queue import exposed
-from fl_queue.records import Outcome, Verdict
+from fl_queue.protocol.records import Outcome, Verdict
+from fl_queue.store import exposure
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -89,18 +89,18 @@ def test_the_runbook_has_every_status_of_a_rejected_update() -> None:
     assert said == set(get_args(Verdict)) - {"received", "accepted"}
 
 
-def risks() -> list[exposed.Risk]:
+def risks() -> list[exposure.Risk]:
     """What ``doctor`` makes findings of."""
     plain, unchecked = "redis://u:p@far.example/0", "rediss://u:p@far.example/0?ssl_cert_reqs=none"
-    found = [risk for url in (plain, unchecked) for risk in exposed.of_url(url)]
-    return [*found, *filter(None, [exposed.of_version("7.0.15")])]
+    found = [risk for url in (plain, unchecked) for risk in exposure.of_url(url)]
+    return [*found, *filter(None, [exposure.of_version("7.0.15")])]
 
 
 def test_the_runbook_has_every_finding_of_doctor() -> None:
     text = section("What doctor finds")
     parts = [part for found in re.findall(r"`([^`]+)`", text) for part in found.split("...")]
     known = [part.strip() for part in parts if len(part.strip()) > 4]
-    tree = ast.parse((ROOT / "fl_queue/doctor.py").read_text())
+    tree = ast.parse((ROOT / "fl_queue/reporting/doctor.py").read_text())
     bad = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":

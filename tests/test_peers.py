@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import peers
-from fl_queue.idx import encode_idx, read_idx
+from fl_queue.data.idx import encode_idx, read_idx
 
 
 def test_ports_are_different_and_free() -> None:

@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 
-from fl_queue import exact, names, vouching
-from fl_queue.collect import Collector
+from fl_queue.aggregation import exact_sum
+from fl_queue.client.site import Site
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import OwnershipLost
-from fl_queue.site import Site
-from workers import rqworker
+from fl_queue.store import keyspace
+from workers import rq_worker
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def aggregate(run: str, number: int) -> str:
     """
     site = Site.from_environ()
     store = site.connect()
-    vouching.check_key(store, run)
+    statement_signing.check_key(store, run)
     # Each incarnation takes a fence, and only so many fences back are looked for what they hold.
     store.data.probe()
     try:
@@ -49,9 +51,9 @@ def aggregate(run: str, number: int) -> str:
 def main() -> int:
     """``python -m workers.aggregator``: serve ``flq-aggregate``."""
     # Compiled before the first fork, so that every job has the kernels ready.
-    exact.warm_up()
+    exact_sum.warm_up()
     importlib.import_module("workers.aggregator")  # Jobs name it, and we run as ``__main__``.
-    return rqworker.run(names.AGGREGATE_QUEUE)
+    return rq_worker.run(keyspace.AGGREGATE_QUEUE)
 
 
 if __name__ == "__main__":

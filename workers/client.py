@@ -19,28 +19,23 @@ from typing import Any
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import (
+from fl_queue.client import (
     approval,
-    blob,
-    cache,
-    clientstate,
-    codec,
-    faults,
-    loader,
-    models,
-    names,
+    client_state,
+    local_update,
     outbox,
-    pauses,
-    queries,
-    reproducible,
-    simulation,
-    training,
+    pausing,
+    preflight,
     trust,
-    unknown,
-    update,
+    unknown_runs,
+    update_message,
 )
-from fl_queue.clientstate import Kept
-from fl_queue.config import RunConfig
+from fl_queue.client.assignment import Assignment, DataWaits, RoundEnded, fetch_base
+from fl_queue.client.client_state import Kept
+from fl_queue.client.progress import Progress, announce, refused, say
+from fl_queue.client.site import Site
+from fl_queue.common import failpoints
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     BlobError,
     ConfigError,
@@ -48,20 +43,21 @@ from fl_queue.errors import (
     NoRoom,
     UnknownRun,
 )
-from fl_queue.header import Header
-from fl_queue.header_fields import MAX_TEXT
-from fl_queue.records import CANNOT, Purpose
-from fl_queue.site import Site
-from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store
+from fl_queue.models import host_cache, transfer
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.header_schema import MAX_TEXT
+from fl_queue.protocol.records import CANNOT, Purpose
+from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, keyspace, queries
 from fl_queue.strategies.base import (
     RESIDUAL,
 )
-from fl_queue.tasks import code_digest
-from fl_queue.tasks.logged import Logged
-from fl_queue.told import class_name, told
-from workers import keeping, rqworker, telling
-from workers.assignment import Assignment, DataWaits, RoundEnded, fetch_base
-from workers.progress import Progress, announce, refused, say
+from fl_queue.tasks.base import code_digest
+from fl_queue.tasks.error_disclosure import class_name, told
+from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.training import data_loading, determinism
+from workers import keeping, rq_worker
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +99,7 @@ def initialise(run: str, number: int) -> str:
 
 def tell_facts(run: str, segment: int) -> str:
     """RQ job: tell what this site would train on, for the comparison before round 1."""
-    return telling.tell(run, segment)
+    return preflight.tell(run, segment)
 
 
 def respond(run: str, number: int, who: str, make: Make) -> str:
@@ -136,7 +132,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job, untrusted = _trusted(store, site, who, state, current, make)
-    why = pauses.why_paused(site)
+    why = pausing.why_paused(site)
     if untrusted is not None:
         make = _declining(str(untrusted), trust.Refused.__name__ if untrusted.lasts else "")
     # Version 0 takes nothing of a site's data, and a run ends without it.
@@ -150,10 +146,10 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if allowed is None:
         return "waits for somebody at its site"
     pushed = push(job, *allowed)
-    faults.reach("update.pushed")
+    failpoints.reach("update.pushed")
     if pushed and site.approve:
         _tell_examples(job, allowed[0])
-    outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
+    outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
@@ -181,7 +177,7 @@ def _allowed(job: Assignment, header: Header, body: memoryview) -> tuple[Header,
 def push(job: Assignment, header: Header, body: memoryview) -> bool:
     """Push an answer from the outbox; False when its round ended before it could be."""
     redis, current = job.config.redis, job.round
-    rivals = [*current.cohort, *(simulation.group(number) for number in range(current.groups))]
+    rivals = [*current.cohort, *(virtual_clients.group(number) for number in range(current.groups))]
     if current.is_async:
         # Those at work now, too: rounds may have gone by.
         state = job.store.control.run(job.run)
@@ -207,9 +203,9 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
 def tidy(store: Store, site: Site, who: str) -> None:
     """Remove from this host what no round or run needs any more."""
     outbox.remove_unfinished(site.outbox, who)
-    outbox.sweep(site.outbox, who, unknown.may_go(store.control, site.state_dir))
-    cache.sweep(site.cache, partial(queries.is_over, store.control))
-    clientstate.sweep(site.client_states, store.control.is_needed)
+    outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
+    host_cache.sweep(site.cache, partial(queries.is_over, store.control))
+    client_state.sweep(site.client_states, store.control.is_needed)
 
 
 def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
@@ -232,7 +228,7 @@ def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
     if kept is None:
         _keep(job, make)
         kept = _reread(path)
-        faults.reach("outbox.written")
+        failpoints.reach("outbox.written")
     return kept
 
 
@@ -257,9 +253,9 @@ def _reread(path: Path) -> tuple[Header, memoryview]:
 
 def _keep(job: Assignment, make: Make) -> None:
     """Make the answer and put it into the outbox; metrics no header can hold make it a failure."""
-    faults.reach("client.started")
+    failpoints.reach("client.started")
     answer = _made(job, make)
-    faults.reach("client.trained")
+    failpoints.reach("client.trained")
     try:
         outbox.write(job.site.outbox, answer.header, answer.pieces)
     except BlobError as exc:
@@ -330,7 +326,7 @@ def _made(job: Assignment, make: Make) -> Answer:
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:
-        if loader.is_lost(exc):
+        if data_loading.is_lost(exc):
             raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
         cannot = class_name(type(exc)) if isinstance(exc, LASTING) else ""
@@ -352,21 +348,21 @@ def make_update(job: Assignment) -> Answer:
     residual = kept.state.get(RESIDUAL, {})
     if job.is_watched:
         announce(job, context)
-    made = training.train_update(
+    made = local_update.train_update(
         task,
         base.manifest,
         base.arrays(),
         replace(context, logged=logged),
         on_loaded=base.body.unload,
         on_epoch=Progress(job, logged).on_epoch,
-        plan=training.Plan(strategy, base.server, kept.state, kept.is_lost, job.round.exponent),
+        plan=local_update.Plan(strategy, base.server, kept.state, kept.is_lost, job.round.exponent),
     )
     keeping.keep(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
-    environment = reproducible.environment(context.device, code_digest(task), context.threads)
+    environment = determinism.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
-    header = update.header_of(job.header("update"), made, encoding, environment, context)
-    return Answer(header, update.body_of(made, encoding, context, residual))
+    header = update_message.header_of(job.header("update"), made, encoding, environment, context)
+    return Answer(header, update_message.body_of(made, encoding, context, residual))
 
 
 def make_evaluation(job: Assignment) -> Answer:
@@ -376,9 +372,9 @@ def make_evaluation(job: Assignment) -> Answer:
     strategy = job.strategy()
     is_own = strategy.personal or base.manifest.private
     kept = keeping.kept(job, strategy, base.manifest) if is_own else Kept()
-    plan = training.Plan(strategy, kept=kept.state)
-    sums = training.evaluate_client(task, base.manifest, base.arrays(), context, plan)
-    environment = reproducible.environment(context.device, code_digest(task), context.threads)
+    plan = local_update.Plan(strategy, kept=kept.state)
+    sums = local_update.evaluate_client(task, base.manifest, base.arrays(), context, plan)
+    environment = determinism.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
     return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
@@ -391,21 +387,21 @@ def make_initial(job: Assignment) -> Answer:
         ModelMismatch: The initial model has other tensors than the task's model; names one.
     """
     task = job.task()
-    manifest, arrays = training.initial_model(task, job.config.run["seed"])
+    manifest, arrays = local_update.initial_model(task, job.config.run["seed"])
     if job.state.initial:
-        arrays = models.initial_arrays(job.store, job.run, job.state.initial, manifest)
-    environment = reproducible.environment(job.site.device, code_digest(task), job.site.threads)
-    header = update.initial_header(job.header("model"), manifest, environment)
-    return Answer(header, (blob.little_endian(arrays[spec.name]) for spec in manifest.tensors))
+        arrays = transfer.initial_arrays(job.store, job.run, job.state.initial, manifest)
+    environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)
+    header = update_message.initial_header(job.header("model"), manifest, environment)
+    return Answer(header, (message.little_endian(arrays[spec.name]) for spec in manifest.tensors))
 
 
 def main() -> int:
     """``python -m workers.client``: serve the queue of ``FLQ_SITE_CLIENT``."""
-    reproducible.preload()
+    determinism.preload()
     # Jobs name this module, and we run as ``__main__``: without it each would compile it once more.
     importlib.import_module("workers.client")
     client = Site.from_environ().client
-    return rqworker.run(names.client_queue(client))
+    return rq_worker.run(keyspace.client_queue(client))
 
 
 if __name__ == "__main__":

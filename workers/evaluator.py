@@ -9,27 +9,22 @@ import sys
 
 from rq.timeouts import JobTimeoutException
 
-from fl_queue import (
-    blob,
-    faults,
-    identifiers,
-    metrics,
-    models,
-    names,
-    reproducible,
-    training,
-    trust,
-)
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.client import local_update, trust
+from fl_queue.client.site import Site
+from fl_queue.common import failpoints
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds.runs import find_run
 from fl_queue.errors import ChunksMissing, DataError
-from fl_queue.records import Sums
-from fl_queue.runs import find_run
-from fl_queue.site import Site
-from fl_queue.store import REDIS_ERRORS, RunState, Store
-from fl_queue.tasks import ClientContext
+from fl_queue.models import transfer
+from fl_queue.protocol import identifiers, message
+from fl_queue.protocol.records import Sums
+from fl_queue.store import REDIS_ERRORS, RunState, Store, keyspace
+from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.error_disclosure import told
 from fl_queue.tasks.loading import load_task
-from fl_queue.told import told
-from workers import rqworker
+from fl_queue.training import determinism
+from workers import rq_worker
 from workers.client import make_initial, respond
 
 log = logging.getLogger(__name__)
@@ -63,7 +58,7 @@ def evaluate(run: str, version: int) -> str:
         log.exception("run=%s version=%s could not be evaluated", run, version)
         store.control.set_evaluation(run, version, {"state": "failed", "reason": told(exc, config)})
         return "failed"
-    faults.reach("version.scored")
+    failpoints.reach("version.scored")
     finished = metrics.finish(sums)
     store.control.set_evaluation(
         run, version, {"state": "done", "metrics": sums, "finished": finished}
@@ -86,9 +81,11 @@ def _sums(store: Store, site: Site, state: RunState, version: int, config: RunCo
     entry = store.control.versions(run)[version]
     if manifest is None:
         raise ChunksMissing(entry["digest"], 0)
-    body = models.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
+    body = transfer.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
     context = _context(state, site, config)
-    return training.evaluate_version(task, manifest, blob.views(manifest, body), data, context)
+    return local_update.evaluate_version(
+        task, manifest, message.views(manifest, body), data, context
+    )
 
 
 def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
@@ -106,8 +103,8 @@ def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
 
 def main() -> int:
     """``python -m workers.evaluator``: serve ``flq-evaluate``."""
-    reproducible.preload()
-    return rqworker.run(names.EVALUATE_QUEUE)
+    determinism.preload()
+    return rq_worker.run(keyspace.EVALUATE_QUEUE)
 
 
 if __name__ == "__main__":

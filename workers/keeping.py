@@ -9,20 +9,16 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fl_queue import (
-    blob,
-    cache,
-    clientstate,
-    codec,
-    diskroom,
-    feedback,
-    identifiers,
-    names,
-    training,
-    update,
-)
-from fl_queue.clientstate import Accepted, Kept
-from fl_queue.records import Manifest
+from fl_queue.client import client_state, local_update, update_message
+from fl_queue.client.assignment import Assignment, encoding_of, manifest_of
+from fl_queue.client.client_state import Accepted, Kept
+from fl_queue.client.progress import tell
+from fl_queue.common import disk_space
+from fl_queue.models import host_cache
+from fl_queue.protocol import identifiers, message
+from fl_queue.protocol.codecs import codec, error_feedback
+from fl_queue.protocol.records import Manifest
+from fl_queue.store import keyspace
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
@@ -31,9 +27,7 @@ from fl_queue.strategies.base import (
     client_layouts,
     update_manifest,
 )
-from fl_queue.tasks import ClientContext
-from workers.assignment import Assignment, encoding_of, manifest_of
-from workers.progress import tell
+from fl_queue.tasks.base import ClientContext
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +42,12 @@ def check_room(job: Assignment) -> None:
     layouts = _layouts(job, strategy, manifest)
     sent = update_manifest(strategy, manifest)
     nbytes = _HEAD_BYTES + codec.encoded_nbytes(codec.encoding(job.config.update), sent)
-    nbytes += clientstate.layout(layouts).nbytes if layouts else 0
+    nbytes += client_state.layout(layouts).nbytes if layouts else 0
     what = "the update"
-    if job.base is None and not cache.has(job.site.cache, job.run, job.round.fetched):
+    if job.base is None and not host_cache.has(job.site.cache, job.run, job.round.fetched):
         nbytes += codec.encoded_nbytes(encoding_of(job), manifest)
         what = "the model and the update"
-    diskroom.check(job.site.outbox, nbytes, what)
+    disk_space.check(job.site.outbox, nbytes, what)
 
 
 def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
@@ -63,21 +57,21 @@ def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         return Kept()
     found = job.store.control.accepted(job.run, job.who)
     accepted = Accepted(*found) if found else None
-    backed_up = job.store.control.accepted(job.run, names.in_backup(job.who))
-    kept = clientstate.load(
+    backed_up = job.store.control.accepted(job.run, keyspace.in_backup(job.who))
+    kept = client_state.load(
         job.site.client_states,
         job.run,
         job.who,
         job.round.number,
         accepted,
-        clientstate.layout(layouts),
+        client_state.layout(layouts),
         _starts_from(layouts),
         # They come from Redis, and name folders here.
         [origin for origin in job.state.restored_from if identifiers.is_run_id(origin)],
         Accepted(*backed_up) if backed_up else None,
     )
     since, own = job.state.state_since, strategy.client_state
-    kept = clientstate.still_counts(kept, accepted, since, layouts, own)
+    kept = client_state.still_counts(kept, accepted, since, layouts, own)
     if kept.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, kept.note)
         event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
@@ -99,7 +93,7 @@ def _starts_from(layouts: Mapping[str, Manifest]) -> str:
 def keep(
     job: Assignment,
     strategy: Strategy,
-    made: training.Trained,
+    made: local_update.Trained,
     context: ClientContext,
     residual: Mapping[str, Any],
 ) -> None:
@@ -107,27 +101,27 @@ def keep(
     layouts = _layouts(job, strategy, made.manifest)
     if not layouts:
         return
-    layout = clientstate.layout(layouts)
+    layout = client_state.layout(layouts)
     encoding = codec.encoding(job.config.update)
-    digest = blob.pieces_digest(update.body_of(made, encoding, context, residual))
+    digest = message.pieces_digest(update_message.body_of(made, encoding, context, residual))
     folder, number = job.site.client_states, job.round.number
     pieces = _kept_pieces(layout, encoding, made, context, residual)
-    clientstate.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
+    client_state.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
 
 
 def _kept_pieces(
     layout: Manifest,
     encoding: str,
-    made: training.Trained,
+    made: local_update.Trained,
     context: ClientContext,
     residual: Mapping[str, Any],
 ) -> Iterator[Any]:
     """The states of a layout, one after the other."""
     for state, specs in itertools.groupby(layout.tensors, lambda spec: spec.name.partition("/")[0]):
         if state == RESIDUAL:
-            factor, seed = made.answer.factor, update.codec_seed(context)
-            pieces = feedback.corrected(made.pieces(), residual, factor)
-            yield from feedback.unsent(encoding, pieces, seed, factor)
+            factor, seed = made.answer.factor, update_message.codec_seed(context)
+            pieces = error_feedback.corrected(made.pieces(), residual, factor)
+            yield from error_feedback.unsent(encoding, pieces, seed, factor)
         else:
             for spec in specs:
-                yield blob.little_endian(made.kept(state, spec.name.partition("/")[2]))
+                yield message.little_endian(made.kept(state, spec.name.partition("/")[2]))

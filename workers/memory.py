@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fl_queue.jobs import OUT_OF_MEMORY
+from fl_queue.store.jobs.rq_types import OUT_OF_MEMORY
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 
-from fl_queue import liveness
+from fl_queue.common import processes
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class Offspring:
     """
 
     def __init__(self) -> None:
-        liveness.adopt_orphans()
-        self._before = liveness.children()
+        processes.adopt_orphans()
+        self._before = processes.children()
 
     def reap(self, spare: Iterable[int] = ()) -> None:
         """Forget those that have ended by themselves. Args: ``spare``: pids that others wait for."""
@@ -79,7 +79,7 @@ class Offspring:
         return ended
 
     def _there(self, spared: Iterable[int]) -> set[int]:
-        return liveness.children() - self._before - set(spared)
+        return processes.children() - self._before - set(spared)
 
 
 def helpers() -> set[int]:
@@ -88,7 +88,7 @@ def helpers() -> set[int]:
     for module, place in _OF_PYTHON.items():
         if module in sys.modules:
             found.add(attrgetter(place)(sys.modules[module]))
-    for pid in liveness.children():
+    for pid in processes.children():
         with suppress(OSError):
             if _COMPILER in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(pid)

@@ -18,28 +18,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fl_queue import (
-    cache,
-    clientstate,
-    faults,
-    identifiers,
-    names,
-    outbox,
-    queries,
-    reproducible,
-    simulation,
-    unknown,
-)
-from fl_queue.config import RunConfig
+from fl_queue.aggregation.group_sum import GroupSum
+from fl_queue.client import client_state, outbox, unknown_runs
+from fl_queue.client.assignment import Assignment, Base, fetch_base
+from fl_queue.client.site import Site
+from fl_queue.common import failpoints
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import ModelMismatch
-from fl_queue.group import GroupSum
-from fl_queue.jobs import JobRefused
-from fl_queue.runs import current_config
-from fl_queue.site import Site
-from fl_queue.store import Store
-from fl_queue.told import told
-from workers import poolworker, rqworker
-from workers.assignment import Assignment, Base, fetch_base
+from fl_queue.models import host_cache
+from fl_queue.protocol import identifiers, virtual_clients
+from fl_queue.store import Store, keyspace, queries
+from fl_queue.store.jobs.rq_types import JobRefused
+from fl_queue.tasks.error_disclosure import told
+from fl_queue.training import determinism
+from workers import pool_worker, rq_worker
 from workers.client import (
     Make,
     find_or_make,
@@ -115,7 +108,7 @@ def respond(run: str, number: int, make: Make) -> str:
         return group
     try:
         return _answer(group, make)
-    except poolworker.GivenUp as exc:
+    except pool_worker.GivenUp as exc:
         return str(exc)
     finally:
         _tidy(run, number)
@@ -125,17 +118,17 @@ def _answer(group: Group, make: Make) -> str:
     common, done = group.common, 0
     total = _sum(group)
     for job in group.assignments():
-        with poolworker.giving_up():
+        with pool_worker.giving_up():
             kept = find_or_make(job, make)
         if total is None:
             done += push(job, *kept)
-            faults.reach("update.pushed")
+            failpoints.reach("update.pushed")
         else:
             total.take(*kept)
             done += 1
     if total is not None and done == len(group.clients):
         push(common, *total.element(common.header("group")))
-        faults.reach("update.pushed")
+        failpoints.reach("update.pushed")
     return f"pushed {done} of {len(group.clients)}"
 
 
@@ -166,7 +159,7 @@ def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Grou
     newest = store.control.job(run, number, who)
     if newest.get("job") != job_id:
         return "superseded by a newer attempt"
-    clients = simulation.answerable(who, current.cohort, current.groups)
+    clients = virtual_clients.answerable(who, current.cohort, current.groups)
     if newest["attempt"] > 1:
         # Those whose answers are in need not be asked for them again.
         receipts = store.control.receipts(run, number)
@@ -220,16 +213,16 @@ def _tidy(run: str, number: int) -> None:
     """Once a round: remove from this host what no round or run needs any more."""
     site, control = _site(), _store().control
     outbox.remove_unfinished(site.outbox, _EVERYBODY, UNFINISHED_S)
-    outbox.sweep(site.outbox, _EVERYBODY, unknown.may_go(control, site.state_dir))
-    cache.sweep(site.cache, functools.partial(queries.is_over, control))
-    clientstate.sweep(site.client_states, control.is_needed)
+    outbox.sweep(site.outbox, _EVERYBODY, unknown_runs.may_go(control, site.state_dir))
+    host_cache.sweep(site.cache, functools.partial(queries.is_over, control))
+    client_state.sweep(site.client_states, control.is_needed)
 
 
 def main() -> int:
     """``python -m workers.pool``: serve ``flq-pool``."""
-    reproducible.preload()
+    determinism.preload()
     importlib.import_module("workers.pool")  # Jobs name it, and we run as ``__main__``.
-    return rqworker.run(names.POOL_QUEUE, poolworker.PoolWorker)
+    return rq_worker.run(keyspace.POOL_QUEUE, pool_worker.PoolWorker)
 
 
 if __name__ == "__main__":

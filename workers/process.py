@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 
-from fl_queue import logs
+from fl_queue.common import logs
 
 #: Exit status of a worker whose client another one serves.
 EXIT_REFUSED = 2

@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 
-from fl_queue.identifiers import EVALUATOR
-from fl_queue.site import Site
+from fl_queue.client.site import Site
+from fl_queue.protocol.identifiers import EVALUATOR
 from fl_queue.store import own_login
 from workers.process import EXIT_REVOKED
 

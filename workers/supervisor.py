@@ -22,17 +22,17 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fl_queue import exposed, liveness, names, statefolder
+from fl_queue.client.site import Site
+from fl_queue.common import processes, state_folder
+from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
-from fl_queue.ownmodules import python_command
-from fl_queue.site import Site
-from fl_queue.store import PEOPLE, complaint, is_login_refused
+from fl_queue.store import PEOPLE, complaint, exposure, is_login_refused, keyspace
 from workers.offspring import Offspring
 from workers.process import EXIT_REFUSED, EXIT_REVOKED, log_to_console
 from workers.revoked import sentence
 
 if TYPE_CHECKING:
-    from workers.chores import Chores
+    from workers.background import Chores
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Supervisor:
     @property
     def chores(self) -> Chores:
         """Imported after the worker has been started: that one is in a hurry."""
-        from workers.chores import chores_of
+        from workers.background import chores_of
 
         if self._chores is None:
             self._chores = chores_of(self.role, self.site)
@@ -191,7 +191,7 @@ class Supervisor:
 
         def release() -> None:
             with replace(self.site).store() as store:  # Of the credentials as they are now.
-                store.control.release(names.worker(place.site.worker), self.site.token)
+                store.control.release(keyspace.worker(place.site.worker), self.site.token)
 
         self._try(release)
 
@@ -205,11 +205,11 @@ def main() -> int:
     parser.add_argument("--parent", type=int, help="end when this process ends")
     arguments = parser.parse_args()
     if arguments.parent:
-        liveness.die_with_parent(arguments.parent)
+        processes.die_with_parent(arguments.parent)
     site = Site.from_environ()
     try:
-        statefolder.enter(site.state_dir)
-        for risk in {risk: None for url in site.urls() for risk in exposed.of_url(url)}:
+        state_folder.enter(site.state_dir)
+        for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
             log.warning("%s; %s", risk.what, risk.fix)
         # Who starts it waits for a line; from then on it rides out what it can.
         site.store(PEOPLE).close()

@@ -16,13 +16,20 @@ from typing import Self
 from rich.console import Console
 
 from benchmarks.reproduce.jobs import Job, Measured
-from fl_queue import Run, config, deletion, embedded, local, report, runs, scores
-from fl_queue.config import RunConfig
+from fl_queue import Run
+from fl_queue.client.site import Site
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.operations import deletion
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunFailed, RunStateError, UnknownRun
-from fl_queue.site import Site
+from fl_queue.experiments import local_workers
+from fl_queue.models import retention
+from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
-from fl_queue.tasks.labels import labels_of
+from fl_queue.store.embedded import server_pair
 from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.partition_labels import labels_of
 
 CONFIG = "mnist-2nn-100"
 #: Pool processes: the results depend on none of it, and the seconds should be those of two cores.
@@ -62,12 +69,14 @@ class Bench:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            self.redis = undo.enter_context(embedded.start(self._folder))
+            self.redis = undo.enter_context(server_pair.start(self._folder))
             site = Site(self.redis.url, self.redis.blob_url, self._folder)
             self.store: Store = undo.enter_context(site.store())
-            wanted = local.missing_workers(self.store, self._config(), site)
+            wanted = local_workers.missing_workers(self.store, self._config(), site)
             logs = self._folder / "logs"
-            undo.enter_context(local.workers(self.store, wanted, logs, Console(stderr=True)))
+            undo.enter_context(
+                local_workers.workers(self.store, wanted, logs, Console(stderr=True))
+            )
             self._ours = undo.pop_all()
         return self
 
@@ -146,7 +155,7 @@ class Bench:
         )
 
     def _accuracy(self, run: str) -> dict[int, float]:
-        tested = scores.test_metrics(self.store, run)
+        tested = retention.test_metrics(self.store, run)
         return {version: finished["accuracy"] for version, finished in tested.items()}
 
     def _measured(self, run: str, load: float | None) -> Measured:
@@ -160,13 +169,13 @@ class Bench:
                     seconds[record.version] = total
         validation = {
             version: finished["accuracy"]
-            for version, finished in report.validation(history).items()
+            for version, finished in rounds_table.validation(history).items()
             if "accuracy" in finished
         }
         return Measured(self._accuracy(run), validation, seconds, load)
 
 
 def _load(settings: dict[str, object]) -> RunConfig:
-    return config.load(
+    return run_config.load(
         CONFIG, tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.crossing import rounds_to
-from fl_queue.files import written_whole
+from fl_queue.common.files import written_whole
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import cast
 
 import click
 
-from fl_queue import logs, shown
 from fl_queue._version import __version__
 from fl_queue.cli.groups import Group
+from fl_queue.common import escaping, logs
 from fl_queue.errors import FLQueueError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def _run() -> int:
         # The reader (`| head`) has enough; nothing more can be written, not even at exit.
         sys.stdout = None
     except Exception as exc:
-        from fl_queue.store.failing import in_words, is_redis
+        from fl_queue.store.error_translation import in_words, is_redis
 
         if not is_redis(exc):
             raise
@@ -211,5 +211,5 @@ def _fail(line: str, exit_code: int) -> int:
     if logs.is_json():
         log.error("%s", line, extra={"exit_code": exit_code})
     else:
-        click.echo(f"Error: {shown.line(line)}", err=True)
+        click.echo(f"Error: {escaping.line(line)}", err=True)
     return exit_code

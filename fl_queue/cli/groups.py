@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fl_queue.spelling import nearest
+from fl_queue.common.spelling import nearest
 
 
 class Group(click.Group):

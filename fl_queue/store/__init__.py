@@ -7,11 +7,13 @@ from typing import Self
 
 import redis
 
-from fl_queue import names
 from fl_queue.errors import StoreUnavailable, Trouble
-from fl_queue.pins import Pins
+from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state, parse_run_state
+from fl_queue.store import keyspace
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
-from fl_queue.store.connect import (
+from fl_queue.store.batching import ask_many, batches, keys_like, unlink_all
+from fl_queue.store.client_keys import count_keys, drop_keys
+from fl_queue.store.connection import (
     NOBODY,
     Away,
     OtherUsers,
@@ -23,11 +25,9 @@ from fl_queue.store.connect import (
 )
 from fl_queue.store.control import Control
 from fl_queue.store.data import Data, Doorbell
-from fl_queue.store.facts import UNKNOWN, ServerFacts, probe, server_facts
-from fl_queue.store.failing import REDIS_ERRORS, classify, in_words
-from fl_queue.store.login import is_login_refused, own_login
-from fl_queue.store.many import ask_many, batches, keys_like, unlink_all
-from fl_queue.store.owned import count_keys, drop_keys
+from fl_queue.store.enrolment_pins import Pins
+from fl_queue.store.error_translation import REDIS_ERRORS, classify, in_words
+from fl_queue.store.login_refusals import is_login_refused, own_login
 from fl_queue.store.presence import (
     AWAITED,
     DATA_WAIT,
@@ -38,8 +38,8 @@ from fl_queue.store.presence import (
     data_wait,
 )
 from fl_queue.store.queues import Replacement
-from fl_queue.store.repeating import complaint, hurried, outlast, stop_waiting, waits_for
-from fl_queue.store.states import Glance, RoundState, RunState, parse_round_state, parse_run_state
+from fl_queue.store.retries import complaint, hurried, outlast, stop_waiting, waits_for
+from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
 
 __all__ = [
@@ -183,7 +183,7 @@ class Store:
         return f"control server {trouble.url}: {trouble.reason}"
 
     def _report_removed(self, key: str, kind: str) -> None:
-        run = names.run_of(key)
+        run = keyspace.run_of(key)
         if run is not None:
             event = {"event": "key_removed", "key": key, "reason": f"it had become a {kind}"}
             self.control.add_event(run, event)

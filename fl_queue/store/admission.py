@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import redis
 
-from fl_queue import names
+from fl_queue.store import keyspace
 from fl_queue.store.cluster import ClusterClient
-from fl_queue.store.connect import script
+from fl_queue.store.connection import script
 
 #: Of a data server's maxmemory, updates of a run have one part in so many at most.
 MEMORY_SHARE = 4
@@ -71,7 +71,7 @@ class Admission:
             lifetime_s: The permission ends by itself after this time.
             number: Round.
         """
-        key, size = names.admitted(run, client), size_of(update.encode())
+        key, size = keyspace.admitted(run, client), size_of(update.encode())
         known = cast("bytes | None", self.redis.get(key))
         if known != update.encode():
             others = self._before(run, number, client, others)
@@ -87,7 +87,7 @@ class Admission:
 
     def _before(self, run: str, number: int, client: str, others: Sequence[str]) -> Sequence[str]:
         """Those whom a client waits for: who has had no more turns in the round than itself."""
-        turns = cast(dict[bytes, bytes], self.redis.hgetall(names.turns(run, number)))
+        turns = cast(dict[bytes, bytes], self.redis.hgetall(keyspace.turns(run, number)))
         if not turns:
             return others
         counts = {who.decode(errors="replace"): int(count) for who, count in turns.items()}
@@ -97,12 +97,12 @@ class Admission:
         if not others:
             return 0
         # What is no string reads as nothing.
-        found = self.redis.mget([names.admitted(run, other) for other in others])
+        found = self.redis.mget([keyspace.admitted(run, other) for other in others])
         return sum(min(size_of(update), most) for update in cast(list[Any], found) if update)
 
     def claims(self, run: str, clients: Sequence[str]) -> dict[str, bytes]:
         """Client -> the update that it holds room for, or asks for."""
-        found = self.redis.mget([names.admitted(run, client) for client in clients])
+        found = self.redis.mget([keyspace.admitted(run, client) for client in clients])
         updates = zip(clients, cast(list["bytes | None"], found), strict=True)
         return {client: update for client, update in updates if update and size_of(update)}
 
@@ -116,7 +116,7 @@ class Admission:
         """
         pairs = list(updates)
         if pairs:
-            keys = [names.turns(run, number), *(names.admitted(run, who) for who, _ in pairs)]
+            keys = [keyspace.turns(run, number), *(keyspace.admitted(run, who) for who, _ in pairs)]
             lifetime_s = TURNS_LIFETIME_S if number else 0
             self._dismiss(keys=keys, args=[lifetime_s, *(word for pair in pairs for word in pair)])
 
@@ -126,11 +126,11 @@ class Admission:
 
     def forget_turns(self, run: str, number: int) -> None:
         """Remove who had a turn in a round that has ended, and in the one before, should that be left."""
-        self.redis.unlink(names.turns(run, number), names.turns(run, number - 1))
+        self.redis.unlink(keyspace.turns(run, number), keyspace.turns(run, number - 1))
 
     def forget_admitted(self, run: str, clients: Iterable[str]) -> None:
         """Remove the permissions of a run that is not training: nothing more is sent."""
-        keys = [names.admitted(run, client) for client in clients]
+        keys = [keyspace.admitted(run, client) for client in clients]
         if keys:
             self.redis.unlink(*keys)
 

@@ -18,10 +18,10 @@ from redis.crc import key_slot
 from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
-from fl_queue import names
-from fl_queue.store.failing import raise_trouble, translated
+from fl_queue.common.redis_url import mask
+from fl_queue.store import keyspace
+from fl_queue.store.error_translation import raise_trouble, translated
 from fl_queue.store.tls import connection_options
-from fl_queue.urls import mask
 
 _SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _PORT = 6379
@@ -152,7 +152,7 @@ def mark_keys(client: ClusterClient) -> list[str]:
 
 
 def _key_in(spans: list[tuple[int, int]]) -> str:
-    keys = map(names.data_server_node, count())
+    keys = map(keyspace.data_server_node, count())
     return next(
         key for key in keys if any(low <= key_slot(key.encode()) <= high for low, high in spans)
     )

@@ -13,23 +13,24 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue import identifiers, names
+from fl_queue.common.safe_json import fits, loads
 from fl_queue.errors import BlobError
-from fl_queue.pins import Pins
-from fl_queue.plain import fits, loads
-from fl_queue.records import Manifest, Outcome, Receipt, RoundRecord, dumps
-from fl_queue.store.connect import script
-from fl_queue.store.events import Events, event_command
-from fl_queue.store.hashes import (
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Manifest, Outcome, Receipt, RoundRecord, dumps
+from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state, parse_run_state
+from fl_queue.protocol.state_fields import (
     parse_evaluation,
     parse_receiver,
     parse_table,
     parse_version,
     parse_whole,
 )
+from fl_queue.store import keyspace
+from fl_queue.store.connection import script
+from fl_queue.store.enrolment_pins import Pins
+from fl_queue.store.events import Events, event_command
 from fl_queue.store.presence import as_text
 from fl_queue.store.rejections import EVENTS_KEPT
-from fl_queue.store.states import Glance, RoundState, RunState, parse_round_state, parse_run_state
 
 LONGEST_TICK_S = 2.0
 #: A round whose data server lost its content gets this much more time: outboxes have the updates.
@@ -58,8 +59,8 @@ class Control(Events):
     def run_names(self) -> dict[str, str]:
         """Name -> run id of every living run."""
         return self.unreadable.each(
-            names.RUNS,
-            self._hash(names.RUNS).items(),
+            keyspace.RUNS,
+            self._hash(keyspace.RUNS).items(),
             lambda name, run: (
                 identifiers.parse_name(name, "run name"),
                 identifiers.parse_run_id(run),
@@ -78,7 +79,7 @@ class Control(Events):
         Raises:
             BlobError: It cannot be read. It is no reason to think that the run is gone.
         """
-        raw = as_text(self._hash(names.run(run)))
+        raw = as_text(self._hash(keyspace.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
 
     def living_runs(self) -> list[RunState]:
@@ -88,7 +89,7 @@ class Control(Events):
             try:
                 state = self.run(run)
             except BlobError as exc:
-                self.unreadable.note(names.run(run), name, exc)
+                self.unreadable.note(keyspace.run(run), name, exc)
             else:
                 found += [] if state is None else [state]
         return found
@@ -100,43 +101,43 @@ class Control(Events):
         The hashes hold every client of the run: each worker asks this every two seconds.
         """
         state, newest = cast(
-            list["bytes | None"], self.redis.hmget(names.run(run), "state", "round")
+            list["bytes | None"], self.redis.hmget(keyspace.run(run), "state", "round")
         )
         if state is None or newest is None:
             return None
         found, mode = cast(
-            list["bytes | None"], self.redis.hmget(names.round_(run, number), "state", "mode")
+            list["bytes | None"], self.redis.hmget(keyspace.round_(run, number), "state", "mode")
         )
         return Glance(state == b"training", int(newest), mode == b"async", found in (None, b"open"))
 
     def base_digest(self, run: str, number: int) -> str | None:
         """Digest of the version that a round starts from; None when its keys are not there."""
-        raw = cast("bytes | None", self.redis.hget(names.round_(run, number), "base_digest"))
+        raw = cast("bytes | None", self.redis.hget(keyspace.round_(run, number), "base_digest"))
         return None if raw is None else raw.decode(errors="replace")
 
     def is_deleted(self, run: str) -> bool:
         """Whether a run was deleted within the last day."""
-        return self.redis.zscore(names.DELETED, run) is not None
+        return self.redis.zscore(keyspace.DELETED, run) is not None
 
     def is_needed(self, run: str) -> bool:
         """Whether there is such a run, or one that was restored from it: what clients keep is its, too."""
-        return self.run(run) is not None or bool(self.redis.hexists(names.RESTORED, run))
+        return self.run(run) is not None or bool(self.redis.hexists(keyspace.RESTORED, run))
 
     def config_segments(self, run: str) -> list[dict[str, Any]]:
         """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
-        found = loads(self._get(names.config(run)) or b"[]", f"the config of run {run}")
+        found = loads(self._get(keyspace.config(run)) or b"[]", f"the config of run {run}")
         if not fits(found, list[dict[str, Any]]) or any("config" not in each for each in found):
             raise BlobError(f"not the config of run {run}: no list of segments")
         return cast(list[dict[str, Any]], found)
 
     def manifest(self, run: str) -> Manifest | None:
         """The run's manifest; None before version 0."""
-        text = self._get(names.manifest(run))
+        text = self._get(keyspace.manifest(run))
         return Manifest.from_json(text) if text else None
 
     def versions(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> {digest, round}, rising."""
-        key = names.versions(run)
+        key = keyspace.versions(run)
         found = self.unreadable.each(
             key,
             self._hash(key).items(),
@@ -146,7 +147,7 @@ class Control(Events):
 
     def version(self, run: str, number: int) -> dict[str, Any]:
         """One of them; empty when there is none."""
-        text = cast("bytes | None", self.redis.hget(names.versions(run), str(number)))
+        text = cast("bytes | None", self.redis.hget(keyspace.versions(run), str(number)))
         return parse_version(text) if text else {}
 
     def history(self, run: str, last: int = 0) -> list[RoundRecord]:
@@ -155,13 +156,13 @@ class Control(Events):
 
     def history_from(self, run: str, place: int) -> tuple[list[RoundRecord], int]:
         """Ended rounds from a place in the history on, and the place behind the last."""
-        count = cast(int, self.redis.llen(names.history(run)))
+        count = cast(int, self.redis.llen(keyspace.history(run)))
         found = self._records(run, place) if place < count else {}
         return [*found.values()], max(count, *(index + 1 for index in found)) if found else count
 
     def _records(self, run: str, first: int) -> dict[int, RoundRecord]:
         """Place, from ``first`` on, -> the record there."""
-        key = names.history(run)
+        key = keyspace.history(run)
         raw = cast(list[bytes], self.redis.lrange(key, first, -1))
         return self.unreadable.each(
             key, enumerate(raw, first), lambda place, text: (place, RoundRecord.from_json(text))
@@ -170,8 +171,8 @@ class Control(Events):
     def late(self, run: str) -> dict[int, int]:
         """Round -> updates that came after it had ended."""
         counts = self.unreadable.each(
-            names.late(run),
-            self._hash(names.late(run)).items(),
+            keyspace.late(run),
+            self._hash(keyspace.late(run)).items(),
             lambda number, count: (parse_whole(number), parse_whole(count)),
         )
         state = self.run(run)
@@ -208,7 +209,7 @@ class Control(Events):
 
     def round(self, run: str, number: int) -> RoundState | None:
         """State of a round; None when it never was, or its keys are gone."""
-        raw = as_text(self._hash(names.round_(run, number)))
+        raw = as_text(self._hash(keyspace.round_(run, number)))
         return parse_round_state(number, raw) if "state" in raw else None
 
     def open_round(self, state: RunState) -> RoundState | None:
@@ -218,7 +219,7 @@ class Control(Events):
 
     def receipts(self, run: str, number: int) -> dict[str, Receipt]:
         """Client (or ``client:status`` of a further update) -> receipt."""
-        key = names.round_updates(run, number)
+        key = keyspace.round_updates(run, number)
         return self.unreadable.each(
             key,
             self._hash(key).items(),
@@ -227,7 +228,7 @@ class Control(Events):
 
     def jobs(self, run: str, number: int) -> dict[str, dict[str, Any]]:
         """Client (or ``aggregator``) -> its newest job: ``{job, queue, function, attempt}``."""
-        key = names.round_jobs(run, number)
+        key = keyspace.round_jobs(run, number)
         return self.unreadable.each(
             key,
             self._hash(key).items(),
@@ -236,26 +237,26 @@ class Control(Events):
 
     def job(self, run: str, number: int, who: str) -> dict[str, Any]:
         """The newest job of one of them; empty when it has none."""
-        text = cast("bytes | None", self.redis.hget(names.round_jobs(run, number), who))
+        text = cast("bytes | None", self.redis.hget(keyspace.round_jobs(run, number), who))
         return parse_table(text) if text else {}
 
     def tick_round(self, run: str, number: int) -> float | None:
         """Count time towards a round's ``elapsed_s``; None when it is not open."""
         return _number(
-            self._tick(keys=[names.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S])
+            self._tick(keys=[keyspace.round_(run, number)], args=["elapsed_s", LONGEST_TICK_S])
         )
 
     def limits(self, run: str, number: int) -> tuple[float, float | None]:
         """By counted time of a round: its deadline, and when its quorum was in, if it was."""
         deadline, quorum_at = cast(
             list["bytes | None"],
-            self.redis.hmget(names.round_(run, number), "deadline_s", "quorum_at_s"),
+            self.redis.hmget(keyspace.round_(run, number), "deadline_s", "quorum_at_s"),
         )
         return float(deadline or 0), _number(quorum_at)
 
     def tick_waiting(self, run: str) -> float | None:
         """Count time a run waits for clients (``waited_s``); None when it is not training."""
-        return _number(self._tick(keys=[names.run(run)], args=["waited_s", LONGEST_TICK_S]))
+        return _number(self._tick(keys=[keyspace.run(run)], args=["waited_s", LONGEST_TICK_S]))
 
     def claim(
         self, run: str, number: int, job_id: str, incarnation: str = "", above: int = 0
@@ -268,21 +269,21 @@ class Control(Events):
             above: A fence that is known to have been in use, should this server have lost it.
         """
         keys = [
-            names.run(run),
-            names.round_(run, number),
-            names.round_updates(run, number),
-            names.round_jobs(run, number),
+            keyspace.run(run),
+            keyspace.round_(run, number),
+            keyspace.round_updates(run, number),
+            keyspace.round_jobs(run, number),
         ]
         return int(self._claim(keys=keys, args=[number, job_id, incarnation, above]))
 
     def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
         """Note when the quorum was reached, the first time."""
-        key = names.round_(run, number)
+        key = keyspace.round_(run, number)
         self._write_if(key, ["HSETNX", key, "quorum_at_s", f"{elapsed_s:.3f}"])
 
     def note_failure(self, run: str, number: int, reason: str) -> int:
         """Note why an open round could not be ended; how often running it was this, 0: it is not open."""
-        key, count = names.round_(run, number), 0
+        key, count = keyspace.round_(run, number), 0
 
         def body(pipe: Pipeline) -> Callable[[], None] | None:
             nonlocal count
@@ -297,7 +298,7 @@ class Control(Events):
 
     def set_data_server(self, run: str, number: int, identity: str) -> None:
         """Note which data server holds the round's blobs from now on, with time to push them again."""
-        key = names.round_(run, number)
+        key = keyspace.round_(run, number)
         # Of the quorum that was in nothing is left: the grace begins when there is one again.
         self._write_if(
             key,
@@ -344,7 +345,11 @@ class Control(Events):
         if group and came:
             events = [event for event in events if event not in came]
             events.append({**came[0], "client": group, "clients": len(came)})
-        keys = [names.round_(run, number), names.round_updates(run, number), names.events(run)]
+        keys = [
+            keyspace.round_(run, number),
+            keyspace.round_updates(run, number),
+            keyspace.events(run),
+        ]
         args: list[Any] = [
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
             dumps([dumps(event) for event in events]),
@@ -355,13 +360,13 @@ class Control(Events):
 
     def write_receipts(self, run: str, number: int, receipts: Mapping[str, Receipt]) -> None:
         """Write receipts again that a round had, under the fields they had."""
-        key = names.round_updates(run, number)
+        key = keyspace.round_updates(run, number)
         commands = [["HSET", key, who, receipt.to_json()] for who, receipt in receipts.items()]
-        self._write_if(names.round_(run, number), *commands)
+        self._write_if(keyspace.round_(run, number), *commands)
 
     def forget_receipts(self, run: str, number: int) -> None:
         """Forget what came of a round: it has to come once more."""
-        key, updates = names.round_(run, number), names.round_updates(run, number)
+        key, updates = keyspace.round_(run, number), keyspace.round_updates(run, number)
         self._write_if(key, ["DEL", updates], ["HDEL", key, "quorum_at_s"])
 
     def count_late(self, run: str, number: int, client: str) -> None:
@@ -374,8 +379,8 @@ class Control(Events):
             "reason": f"round {number} had ended long ago",
         }
         self._write_if(
-            names.run(run),
-            ["HINCRBY", names.late(run), str(number), "1"],
+            keyspace.run(run),
+            ["HINCRBY", keyspace.late(run), str(number), "1"],
             event_command(run, event),
         )
 
@@ -417,12 +422,17 @@ class Control(Events):
         """
         event = {"event": f"round_{outcome}", "round": number, "reason": reason, "version": version}
         keys = [
-            names.run(run),
-            names.round_(run, number),
-            names.round_updates(run, number),
-            names.history(run),
+            keyspace.run(run),
+            keyspace.round_(run, number),
+            keyspace.round_updates(run, number),
+            keyspace.history(run),
         ]
-        keys += [names.events(run), names.versions(run), names.manifest(run), names.accepted(run)]
+        keys += [
+            keyspace.events(run),
+            keyspace.versions(run),
+            keyspace.manifest(run),
+            keyspace.accepted(run),
+        ]
         args: list[Any] = [
             number,
             fence,
@@ -453,7 +463,7 @@ class Control(Events):
         Args:
             client: Or ``names.in_backup`` of one.
         """
-        text = cast("bytes | None", self.redis.hget(names.accepted(run), client))
+        text = cast("bytes | None", self.redis.hget(keyspace.accepted(run), client))
         found = parse_table(text) if text else None
         if found is None:
             return None
@@ -463,32 +473,34 @@ class Control(Events):
 
     def fence(self, run: str) -> int:
         """The newest fence of a run's aggregators."""
-        return int(cast("bytes | None", self.redis.hget(names.run(run), "fence")) or 0)
+        return int(cast("bytes | None", self.redis.hget(keyspace.run(run), "fence")) or 0)
 
     def cleaned(self, run: str) -> int:
         """The oldest round whose keys may still be there."""
-        return int(cast("bytes | None", self.redis.hget(names.run(run), "cleaned")) or 0)
+        return int(cast("bytes | None", self.redis.hget(keyspace.run(run), "cleaned")) or 0)
 
     def forget_round(self, run: str, number: int) -> None:
         """Remove the keys of a round whose history record is enough; its late count stays."""
         late = sum(receipt.status == "late" for receipt in self.receipts(run, number).values())
         if late:
-            self._write_if(names.run(run), ["HSETNX", names.late(run), str(number), str(late)])
+            self._write_if(
+                keyspace.run(run), ["HSETNX", keyspace.late(run), str(number), str(late)]
+            )
         with self.redis.pipeline() as pipe:
             pipe.delete(
-                names.round_(run, number),
-                names.round_updates(run, number),
-                names.round_rejected(run, number),
-                names.round_jobs(run, number),
+                keyspace.round_(run, number),
+                keyspace.round_updates(run, number),
+                keyspace.round_rejected(run, number),
+                keyspace.round_jobs(run, number),
             )
             pipe.execute()
-        self._write_if(names.run(run), ["HSET", names.run(run), "cleaned", str(number + 1)])
+        self._write_if(keyspace.run(run), ["HSET", keyspace.run(run), "cleaned", str(number + 1)])
 
     # Evaluations of versions on the test set
 
     def evaluations(self, run: str) -> dict[int, dict[str, Any]]:
         """Version -> its ticket while it is queued, then ``{state: done | failed, metrics, reason}``."""
-        key = names.evaluations(run)
+        key = keyspace.evaluations(run)
         return self.unreadable.each(
             key,
             self._hash(key).items(),
@@ -499,8 +511,8 @@ class Control(Events):
         """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
         event = {"event": "version_evaluated", "version": version, "state": value["state"]}
         self._write_if(
-            names.run(run),
-            ["HSET", names.evaluations(run), str(version), dumps(value)],
+            keyspace.run(run),
+            ["HSET", keyspace.evaluations(run), str(version), dumps(value)],
             event_command(run, event),
         )
 

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import redis
 
-from fl_queue import names
 from fl_queue.errors import ChunksMissing, OwnershipLost, StoreUnavailable
+from fl_queue.store import keyspace
 from fl_queue.store.admission import Admission
-from fl_queue.store.bulk import read_values, write_values
-from fl_queue.store.connect import Servers, connection_errors, identity_keys, script
+from fl_queue.store.bulk_transfer import read_values, write_values
+from fl_queue.store.connection import Servers, connection_errors, identity_keys, script
 from fl_queue.store.presence import as_text
 
 #: An incarnation that has not extended its lease for this long has lost its taken list.
@@ -88,32 +88,32 @@ class Data(Admission):
         Raises:
             StoreUnavailable: It may or may not have arrived; push it again under the same token.
         """
-        self._once.rpush(names.results(run), element)
+        self._once.rpush(keyspace.results(run), element)
         # Only for speed: whoever waits looks once a second anyway.
         with suppress(StoreUnavailable):
-            self._once.publish(names.ARRIVALS, run)
+            self._once.publish(keyspace.ARRIVALS, run)
 
     def waiting(self, run: str) -> int:
         """Elements in the results list."""
-        return cast(int, self.redis.llen(names.results(run)))
+        return cast(int, self.redis.llen(keyspace.results(run)))
 
     def peek(self, run: str) -> bytes | None:
         """The oldest element of the results list, which stays there."""
-        return cast("bytes | None", self.redis.lindex(names.results(run), 0))
+        return cast("bytes | None", self.redis.lindex(keyspace.results(run), 0))
 
     def remove(self, run: str, element: bytes) -> None:
         """Remove an element whose round has ended; sent again it finds nothing, or a copy as late."""
-        self.redis.lrem(names.results(run), 1, cast(str, element))
+        self.redis.lrem(keyspace.results(run), 1, cast(str, element))
 
     def forget_results(self, run: str) -> None:
         """Remove the results list of a run that has been deleted."""
-        self.redis.unlink(names.results(run))
+        self.redis.unlink(keyspace.results(run))
 
     def held(self, run: str, fence: int) -> int:
         """Elements held by the incarnations up to ``fence``."""
         with self.redis.pipeline(transaction=False) as pipe:
             for earlier in _incarnations(fence + 1):
-                pipe.llen(names.taken(run, earlier))
+                pipe.llen(keyspace.taken(run, earlier))
             return sum(cast(list[int], pipe.execute()))
 
     def take(self, run: str, fence: int, token: str, most: int = 1) -> list[bytes]:
@@ -131,7 +131,7 @@ class Data(Admission):
             OwnershipLost: The list is not ours (any more); nothing was moved.
         """
         # Not a blocking move: that waits for one run only, and others may need their aggregator.
-        keys = [names.results(run), names.taken(run, fence), names.owner(run, fence)]
+        keys = [keyspace.results(run), keyspace.taken(run, fence), keyspace.owner(run, fence)]
         found = self._take(keys=keys, args=[most, TAKEN_BYTES, token])
         if found is None:
             raise OwnershipLost(f"run {run}: incarnation {fence} has lost its taken list")
@@ -148,7 +148,7 @@ class Data(Admission):
         Returns:
             False when we do not own the list any more; then nothing was removed.
         """
-        keys = [names.taken(run, fence), names.owner(run, fence)]
+        keys = [keyspace.taken(run, fence), keyspace.owner(run, fence)]
         return bool(self._refuse(keys=keys, args=[token, length, secrets.token_hex(16), *places]))
 
     def doorbell(self) -> Doorbell:
@@ -164,7 +164,7 @@ class Data(Admission):
             which counts them, has lost its last writes. Then claim again, above that.
         """
         others = range(_incarnations(fence).start, fence + _FENCES_LOST)
-        keys = [names.results(run), names.owner(run, fence), *_keys_of(run, others)]
+        keys = [keyspace.results(run), keyspace.owner(run, fence), *_keys_of(run, others)]
         args: list[Any] = [token, int(OWNER_LIFETIME_S * 1000), fence, others.start]
         return int(self._own(keys=keys, args=args))
 
@@ -176,18 +176,18 @@ class Data(Admission):
             OwnershipLost: It had run out, or the data server lost it.
         """
         if not self._extend(
-            keys=[names.owner(run, fence)], args=[token, int(OWNER_LIFETIME_S * 1000)]
+            keys=[keyspace.owner(run, fence)], args=[token, int(OWNER_LIFETIME_S * 1000)]
         ):
             raise OwnershipLost(f"run {run}: incarnation {fence} has lost its taken list")
 
     def owned(self, run: str, fence: int) -> bool:
         """Whether an incarnation's lease lives."""
-        return bool(self.redis.exists(names.owner(run, fence)))
+        return bool(self.redis.exists(keyspace.owner(run, fence)))
 
     def discard(self, run: str, fence: int, token: str, looked_at: int) -> None:
         """Remove the elements we have looked at, whose rounds have all ended."""
         self._discard(
-            keys=[names.taken(run, fence), names.owner(run, fence)],
+            keys=[keyspace.taken(run, fence), keyspace.owner(run, fence)],
             args=[token, looked_at, looked_at],
         )
 
@@ -209,7 +209,7 @@ class Data(Admission):
         Returns:
             False when we do not own the taken list any more.
         """
-        keys = [names.taken(run, fence), names.owner(run, fence), names.partial(run)]
+        keys = [keyspace.taken(run, fence), keyspace.owner(run, fence), keyspace.partial(run)]
         args: list[Any] = [token, looked_at]
         for key, value in fields.items():
             args += [key, value]
@@ -217,20 +217,20 @@ class Data(Admission):
 
     def partial(self, run: str) -> dict[str, str]:
         """What was recorded of the partial sum; empty when there is none."""
-        return as_text(cast(dict[bytes, bytes], self.redis.hgetall(names.partial(run))))
+        return as_text(cast(dict[bytes, bytes], self.redis.hgetall(keyspace.partial(run))))
 
     def drop_partial(self, run: str, nonce: str) -> None:
         """Forget the record of a partial sum, unless another one is in its place."""
-        self._drop_partial(keys=[names.partial(run)], args=[nonce])
+        self._drop_partial(keys=[keyspace.partial(run)], args=[nonce])
 
     def disown(self, run: str, fence: int) -> None:
         """Give up our lease: what is left on our taken list goes back to the results list."""
-        self.redis.delete(names.owner(run, fence))
+        self.redis.delete(keyspace.owner(run, fence))
         self.give_back(run, fence)
 
     def give_back(self, run: str, fence: int) -> int:
         """Move what incarnations up to ``fence`` hold without a living owner back to results."""
-        return int(self._give_back(keys=[names.results(run), *_pairs(run, fence + 1)]))
+        return int(self._give_back(keys=[keyspace.results(run), *_pairs(run, fence + 1)]))
 
     # Chunks
 
@@ -257,7 +257,7 @@ class Data(Admission):
         Raises:
             StoreUnavailable: The connection broke; call it again. Or the server is full.
         """
-        values = ((names.chunk(name, index), piece) for index, piece in enumerate(pieces))
+        values = ((keyspace.chunk(name, index), piece) for index, piece in enumerate(pieces))
 
         def store_anyway(key: str, piece: memoryview) -> None:
             self._insist(keys=[key], args=[cast(str, piece), lifetime_s or 0])
@@ -285,7 +285,7 @@ class Data(Admission):
 
     def missing_chunks(self, name: str, count: int) -> bool:
         """Whether any of a blob's ``count`` chunks is not there."""
-        keys = [names.chunk(name, index) for index in range(count)]
+        keys = [keyspace.chunk(name, index) for index in range(count)]
         return bool(keys) and cast(int, self.redis.exists(*keys)) < count
 
     def check_chunks(self, name: str, nbytes: int, chunk_bytes: int) -> None:
@@ -298,7 +298,7 @@ class Data(Admission):
         starts = range(0, nbytes, chunk_bytes)
         with self.redis.pipeline(transaction=False) as pipe:
             for index in range(len(starts)):
-                pipe.strlen(names.chunk(name, index))
+                pipe.strlen(keyspace.chunk(name, index))
             found = pipe.execute(raise_on_error=False)  # An error: it is no string.
         for index, (start, length) in enumerate(zip(starts, found, strict=True)):
             if length != min(chunk_bytes, nbytes - start):
@@ -363,7 +363,7 @@ class Data(Admission):
     def _read(
         self, name: str, first: int, chunks: list[memoryview]
     ) -> Iterator[tuple[int, memoryview]]:
-        keys = (names.chunk(name, first + offset) for offset in range(len(chunks)))
+        keys = (keyspace.chunk(name, first + offset) for offset in range(len(chunks)))
         found = read_values(self.redis, zip(keys, chunks, strict=True))
         for offset, there in enumerate(found):
             if not there:
@@ -374,7 +374,7 @@ class Data(Admission):
         """A blob's chunks stay from now on for this time; None: until they are dropped."""
         with self.redis.pipeline(transaction=False) as pipe:
             for index in range(count):
-                key = names.chunk(name, index)
+                key = keyspace.chunk(name, index)
                 pipe.persist(key) if lifetime_s is None else pipe.expire(key, lifetime_s)
             pipe.execute()
 
@@ -389,7 +389,9 @@ class Data(Admission):
         step = count if all_of_them else _DROPPED_AT_ONCE
         for start in range(0, count, step or 1):
             stop = min(start + step, count)
-            found = self.redis.unlink(*[names.chunk(name, index) for index in range(start, stop)])
+            found = self.redis.unlink(
+                *[keyspace.chunk(name, index) for index in range(start, stop)]
+            )
             if not found:
                 return
 
@@ -420,7 +422,7 @@ class Doorbell:
             channel = self._client.pubsub(ignore_subscribe_messages=True)
             try:
                 with connection_errors(self._client):
-                    channel.subscribe(names.ARRIVALS)
+                    channel.subscribe(keyspace.ARRIVALS)
             except StoreUnavailable as exc:
                 self._lose(channel, exc)
                 return False
@@ -465,4 +467,6 @@ def _pairs(run: str, before: int) -> list[str]:
 
 
 def _keys_of(run: str, fences: range) -> list[str]:
-    return [key for fence in fences for key in (names.taken(run, fence), names.owner(run, fence))]
+    return [
+        key for fence in fences for key in (keyspace.taken(run, fence), keyspace.owner(run, fence))
+    ]

@@ -10,11 +10,11 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue import names
-from fl_queue.entries import event_of
-from fl_queue.records import dumps
-from fl_queue.store.connect import script
-from fl_queue.store.many import ask_many, batches
+from fl_queue.protocol.events import event_of
+from fl_queue.protocol.records import dumps
+from fl_queue.store import keyspace
+from fl_queue.store.batching import ask_many, batches
+from fl_queue.store.connection import script
 from fl_queue.store.queues import Queues
 from fl_queue.store.rejections import EVENTS_KEPT
 
@@ -33,19 +33,19 @@ class Events(Queues):
     def add_event(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
         """Append to the run's event stream (capped)."""
         if pipe is None:
-            self._write_if(names.run(run), event_command(run, event))
+            self._write_if(keyspace.run(run), event_command(run, event))
         else:
             pipe.execute_command(*event_command(run, event))
 
     def add_events(self, run: str, events: Iterable[Mapping[str, Any]]) -> None:
         """Append several, at once."""
         for some in batches(events):
-            self._write_if(names.run(run), *(event_command(run, event) for event in some))
+            self._write_if(keyspace.run(run), *(event_command(run, event) for event in some))
 
     def add_client_event(self, client: str, event: Mapping[str, Any]) -> None:
         """Append to a client's own event stream (capped)."""
         self.redis.xadd(
-            names.client_events(client),
+            keyspace.client_events(client),
             {"event": dumps(event)},
             maxlen=CLIENT_EVENTS_KEPT,
             approximate=True,
@@ -117,7 +117,7 @@ class Events(Queues):
 def event_command(run: str, event: Mapping[str, Any]) -> list[str]:
     """The command that appends an event to a run's stream."""
     capped = ["MAXLEN", "~", str(EVENTS_KEPT)]
-    return ["XADD", names.events(run), *capped, "*", "event", dumps(event)]
+    return ["XADD", keyspace.events(run), *capped, "*", "event", dumps(event)]
 
 
 def _number(entry: str) -> tuple[int, int]:

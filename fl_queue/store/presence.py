@@ -12,13 +12,15 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue import identifiers, liveness, names
+from fl_queue.common import processes
+from fl_queue.common.safe_json import printable
 from fl_queue.errors import BlobError
-from fl_queue.pins import Pins, Ruling
-from fl_queue.plain import printable
-from fl_queue.records import Awaited, DataWait, Enrolment, dumps
-from fl_queue.store.connect import script
-from fl_queue.store.many import ask_many
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Awaited, DataWait, Enrolment, dumps
+from fl_queue.store import keyspace
+from fl_queue.store.batching import ask_many
+from fl_queue.store.connection import script
+from fl_queue.store.enrolment_pins import Pins, Ruling
 from fl_queue.store.unreadable import Unreadable
 
 #: Lifetime of a worker's lease; it is extended every second or two.
@@ -73,7 +75,7 @@ class Presence:
 
     def settling(self) -> bool:
         """Whether, after an outage or a jump of the clock, it is not known yet who is alive."""
-        return float(self.redis.hget(names.CLOCK, "settling_s") or 0) > 0
+        return float(self.redis.hget(keyspace.CLOCK, "settling_s") or 0) > 0
 
     # Leases: a key of its holder each, written without scripts, which no client may run
 
@@ -122,12 +124,12 @@ class Presence:
     def set_aside(self, lease: str) -> bool:
         """End the lease of a holder that is known to be dead, and of its worker; whether it was."""
         holder = self.lease(lease)
-        if not holder or not liveness.is_dead(holder.get("process", "")):
+        if not holder or not processes.is_dead(holder.get("process", "")):
             return False
         token = holder.get("token", "")
         self.release(lease, token)
         if "worker" in holder:
-            self.release(names.worker(holder["worker"]), token)
+            self.release(keyspace.worker(holder["worker"]), token)
         return True
 
     def release(self, lease: str, token: str, client: str = "") -> None:
@@ -136,7 +138,7 @@ class Presence:
         def write(pipe: Pipeline) -> None:
             pipe.delete(lease)
             if client:
-                pipe.hset(names.client(client), _LEFT, "1")
+                pipe.hset(keyspace.client(client), _LEFT, "1")
 
         self._if_ours(lease, (token.encode(),), write)
 
@@ -168,11 +170,11 @@ class Presence:
 
     def worker_alive(self, worker: str) -> bool:
         """Whether an RQ worker's lease lives, and its process as far as one can see."""
-        return _lives(self.lease(names.worker(worker)))
+        return _lives(self.lease(keyspace.worker(worker)))
 
     def name_job(self, pipe: Pipeline, worker: str, token: str, job: str) -> None:
         """Have a worker's lease name the job at work, as part of a transaction. Args: ``token``: its own."""
-        key = names.worker(worker)
+        key = keyspace.worker(worker)
         pipe.hset(key, mapping={"token": token, JOB: job})
         pipe.pexpire(key, int(LEASE_S * 1000))
 
@@ -197,7 +199,7 @@ class Presence:
         asked = sorted(set(workers))
         # One command each: the healer asks for everybody in training, once a second.
         found = ask_many(
-            self.redis, asked, lambda pipe, name: pipe.hmget(names.worker(name), _LEASE)
+            self.redis, asked, lambda pipe, name: pipe.hmget(keyspace.worker(name), _LEASE)
         )
         return {
             worker: _said(dict(zip(_LEASE, raw, strict=True)))
@@ -220,8 +222,8 @@ class Presence:
         """Names of workers that have a lease, sorted; of each client a few at most."""
         found: set[str] = set()
         listed: Counter[str] = Counter()
-        for key in self.redis.scan_iter(match=names.worker(pattern), count=_SCANNED):
-            name = key.decode(errors="replace").removeprefix(names.worker(""))
+        for key in self.redis.scan_iter(match=keyspace.worker(pattern), count=_SCANNED):
+            name = key.decode(errors="replace").removeprefix(keyspace.worker(""))
             whose, separator, _ = name.partition("_")
             if name not in found and not (separator and whose and listed[whose] >= _WORKERS_EACH):
                 found.add(name)
@@ -240,7 +242,7 @@ class Presence:
 
     def say(self, client: str, said: Mapping[str, str]) -> None:
         """What a client's worker says of its site, by field of its hash; empty: nothing any more."""
-        key = names.client(client)
+        key = keyspace.client(client)
         kept = {name: text for name, text in said.items() if text}
         if kept:
             self.redis.hset(key, mapping=cast(dict[Any, Any], kept))
@@ -256,11 +258,13 @@ class Presence:
         """
         known = {
             client.decode(errors="replace")
-            for client in cast(list[bytes], self.redis.zrange(names.CLIENTS, 0, -1))
+            for client in cast(list[bytes], self.redis.zrange(keyspace.CLIENTS, 0, -1))
         }
         asked = sorted(known | self._newcomers())
         # Of another type than a hash, it says that it is there.
-        found = ask_many(self.redis, asked, lambda pipe, who: pipe.pttl(names.client_holder(who)))
+        found = ask_many(
+            self.redis, asked, lambda pipe, who: pipe.pttl(keyspace.client_holder(who))
+        )
         # A lease without an end, or with a late one, says no more than that it is there.
         ages = {
             client: 0.0 if left_ms == -1 else max(0.0, LEASE_S - left_ms / 1000)
@@ -268,10 +272,10 @@ class Presence:
             if left_ms != -2 and identifiers.is_name(client)
         }
         away = [client for client in asked if client not in ages]
-        said = ask_many(self.redis, away, lambda pipe, who: pipe.hget(names.client(who), _LEFT))
+        said = ask_many(self.redis, away, lambda pipe, who: pipe.hget(keyspace.client(who), _LEFT))
         left = [who for who, text in zip(away, said, strict=True) if text == b"1"]
         args: list[Any] = [LONGEST_SILENCE_S, SETTLE_S, dumps(ages), *left]
-        self._hear(keys=[names.CLIENTS, names.CLOCK], args=args)
+        self._hear(keys=[keyspace.CLIENTS, keyspace.CLOCK], args=args)
 
     def _newcomers(self) -> set[str]:
         """
@@ -283,7 +287,9 @@ class Presence:
         for _ in range(_SCANS_A_LOOK):
             self._scanned_to, keys = cast(
                 tuple[int, list[bytes]],
-                self.redis.scan(self._scanned_to, match=names.client_holder("*"), count=_SCANNED),
+                self.redis.scan(
+                    self._scanned_to, match=keyspace.client_holder("*"), count=_SCANNED
+                ),
             )
             found.update(key.decode(errors="replace").split(":")[2] for key in keys)
             if not self._scanned_to:
@@ -293,21 +299,21 @@ class Presence:
     def register_client(self, client: str, fields: Mapping[str, Any]) -> None:
         """What a client's worker says of itself."""
         self.redis.hset(
-            names.client(client), mapping={key: text_of(value) for key, value in fields.items()}
+            keyspace.client(client), mapping={key: text_of(value) for key, value in fields.items()}
         )
 
     def tell(self, client: str, run: str, text: str) -> None:
         """A client says what it would train on in a run."""
-        self.redis.set(names.client_told(client, run), text, ex=TOLD_S)
+        self.redis.set(keyspace.client_told(client, run), text, ex=TOLD_S)
 
     def told(self, client: str, run: str, longest: int) -> bytes | None:
         """What it said, no more than ``longest`` bytes of it; None: nothing (any more)."""
-        text = cast(bytes, self.redis.getrange(names.client_told(client, run), 0, longest))
+        text = cast(bytes, self.redis.getrange(keyspace.client_told(client, run), 0, longest))
         return text or None
 
     def sites(self, run: str) -> dict[str, bytes]:
         """Client -> what is recorded of its part in the comparison before round 1."""
-        raw = cast(dict[bytes, bytes], self.redis.hgetall(names.sites(run)))
+        raw = cast(dict[bytes, bytes], self.redis.hgetall(keyspace.sites(run)))
         # Not client ids alone: one field is what most sites tell.
         return {client.decode(errors="replace"): raw[client] for client in sorted(raw)}
 
@@ -317,7 +323,7 @@ class Presence:
 
     def clients(self, asked: Iterable[str]) -> list[dict[str, str]]:
         """The same of several, in their order."""
-        return self._fields(map(names.client, asked), _CLIENT)
+        return self._fields(map(keyspace.client, asked), _CLIENT)
 
     def client_ids(self) -> dict[str, float]:
         """
@@ -327,7 +333,7 @@ class Presence:
         """
         now = self.now()
         raw = cast(
-            list[tuple[bytes, float]], self.redis.zrange(names.CLIENTS, 0, -1, withscores=True)
+            list[tuple[bytes, float]], self.redis.zrange(keyspace.CLIENTS, 0, -1, withscores=True)
         )
         ages = {client.decode(errors="replace"): now - seen for client, seen in raw}
         # Ids become file names and queue names: what else somebody wrote there is nobody.
@@ -347,7 +353,7 @@ class Presence:
         """Those of some clients that their sites have paused -> why, in the same order."""
         with self.redis.pipeline(transaction=False) as pipe:
             for client in clients:
-                pipe.hget(names.client(client), PAUSED)
+                pipe.hget(keyspace.client(client), PAUSED)
             found = cast(list[Any], pipe.execute(raise_on_error=False))
         # Of another type: it says nothing.
         said = {who: raw for who, raw in zip(clients, found, strict=True) if type(raw) is bytes}
@@ -362,12 +368,14 @@ class Presence:
     def all_awaited(self, clients: Iterable[str], run: str) -> dict[str, Awaited | None]:
         """Client -> the same of it."""
         asked = list(clients)
-        found = ask_many(self.redis, asked, lambda pipe, who: pipe.hget(names.client(who), AWAITED))
+        found = ask_many(
+            self.redis, asked, lambda pipe, who: pipe.hget(keyspace.client(who), AWAITED)
+        )
         return {who: _awaited(raw, run) for who, raw in zip(asked, found, strict=True)}
 
     def data_wait(self, client: str) -> DataWait | None:
         """What the job that a client's living worker is at waits for, if it says so."""
-        return data_wait(self.client(client), self.lease(names.client_holder(client)))
+        return data_wait(self.client(client), self.lease(keyspace.client_holder(client)))
 
     def _heard(self, active_s: float) -> list[str]:
         return sorted(client for client, age in self.client_ids().items() if -1 < age <= active_s)
@@ -376,7 +384,7 @@ class Presence:
 
     def enrolment(self, client: str) -> Enrolment | None:
         """What counts of a client, see ``pins``; None when it is not enrolled. Raises ConfigError."""
-        text = cast("bytes | None", self.redis.hget(names.ENROLLED, client))
+        text = cast("bytes | None", self.redis.hget(keyspace.ENROLLED, client))
         return self.pins.decide(client, text).enrolment
 
     def enrolments(self) -> dict[str, Enrolment]:
@@ -390,14 +398,14 @@ class Presence:
 
     def enrolment_entries(self) -> dict[bytes, bytes]:
         """Client -> what is registered of it, as anybody may have written it."""
-        return cast(dict[bytes, bytes], self.redis.hgetall(names.ENROLLED))
+        return cast(dict[bytes, bytes], self.redis.hgetall(keyspace.ENROLLED))
 
     def revoked(self, clients: Iterable[str]) -> set[str]:
         """Those of some clients that were revoked. Raises ConfigError."""
         asked = list(clients)
         if not asked:
             return set()
-        found = cast(list["bytes | None"], self.redis.hmget(names.ENROLLED, asked))
+        found = cast(list["bytes | None"], self.redis.hmget(keyspace.ENROLLED, asked))
         rulings = (self.pins.decide(*each).enrolment for each in zip(asked, found, strict=True))
         return {
             client
@@ -407,7 +415,7 @@ class Presence:
 
     def write_enrolment(self, client: str, enrolment: Enrolment) -> None:
         """Register a client, in place of what was registered of it."""
-        self.redis.hset(names.ENROLLED, client, enrolment.to_json())
+        self.redis.hset(keyspace.ENROLLED, client, enrolment.to_json())
 
 
 def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
@@ -420,7 +428,7 @@ def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
 
 
 def _lives(holder: Mapping[str, str]) -> bool:
-    return bool(holder) and not liveness.is_dead(holder.get("process", ""))
+    return bool(holder) and not processes.is_dead(holder.get("process", ""))
 
 
 def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | None:

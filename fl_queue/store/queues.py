@@ -11,8 +11,8 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-from fl_queue.store.connect import script
-from fl_queue.store.many import ask_many
+from fl_queue.store.batching import ask_many
+from fl_queue.store.connection import script
 from fl_queue.store.rejections import Rejections
 
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import redis
 
-from fl_queue import names, plain
-from fl_queue.records import Refusals, dumps
-from fl_queue.store.connect import script
+from fl_queue.common import safe_json
+from fl_queue.protocol.records import Refusals, dumps
+from fl_queue.store import keyspace
+from fl_queue.store.connection import script
 from fl_queue.store.presence import Presence, as_text
 
 EVENTS_KEPT = 10_000
@@ -29,11 +30,11 @@ class Rejections(Presence):
 
     def rejected(self, run: str, number: int) -> dict[str, Refusals]:
         """Who -> what of it a round has refused so far."""
-        found = cast(dict[bytes, bytes], self.redis.hgetall(names.round_rejected(run, number)))
+        found = cast(dict[bytes, bytes], self.redis.hgetall(keyspace.round_rejected(run, number)))
         return self.unreadable.each(
-            names.round_rejected(run, number),
+            keyspace.round_rejected(run, number),
             as_text(found).items(),
-            lambda who, text: (plain.printable(who[:100]), _refusals(text)),
+            lambda who, text: (safe_json.printable(who[:100]), _refusals(text)),
         )
 
     def record_rejected(
@@ -58,11 +59,11 @@ class Rejections(Presence):
             False when the round is somebody else's, or gone.
         """
         keys = [
-            names.round_(run, number),
-            names.round_rejected(run, number),
-            names.run(run),
-            names.late(run),
-            names.events(run),
+            keyspace.round_(run, number),
+            keyspace.round_rejected(run, number),
+            keyspace.run(run),
+            keyspace.late(run),
+            keyspace.events(run),
         ]
         args: list[Any] = [
             fence,
@@ -75,4 +76,6 @@ class Rejections(Presence):
 
 
 def _refusals(text: str) -> Refusals:
-    return plain.record(Refusals, plain.loads(text, "a count of refusals"), "a count of refusals")
+    return safe_json.record(
+        Refusals, safe_json.loads(text, "a count of refusals"), "a count of refusals"
+    )

@@ -23,10 +23,10 @@ from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 
-from fl_queue.plain import is_count
-from fl_queue.store.failing import code_of
+from fl_queue.common.redis_url import is_tls
+from fl_queue.common.safe_json import is_count
+from fl_queue.store.error_translation import code_of
 from fl_queue.store.tls import TLSConnection, connection_options
-from fl_queue.urls import is_tls
 
 FORM = "redis+sentinel://host:26379,host:26379,host:26379/NAME"
 _SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}

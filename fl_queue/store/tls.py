@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.connection import SSLConnection
 
-from fl_queue.urls import is_tls
+from fl_queue.common.redis_url import is_tls
 
 #: A process needs one or two; the others are of files that have changed since.
 _KEPT = 8

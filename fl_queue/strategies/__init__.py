@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fl_queue.common.own_modules import defines, import_own
+from fl_queue.common.spelling import nearest
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.ownmodules import defines, import_own
-from fl_queue.spelling import nearest
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.ditto import Ditto

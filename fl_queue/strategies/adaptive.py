@@ -24,8 +24,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Block, Strategy
 
 _RATE = Field("float", 0.1, "eta, step of the server, above 0", above=0)

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from fl_queue.arrays import FINEST, Float64s, Int64s
-from fl_queue.blob import Tensor, matching
+from fl_queue.common.options import Field, unknown_key
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.fields import Field, unknown_key
-from fl_queue.records import EXTRA, LOST, Manifest, TensorSpec
+from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
+from fl_queue.protocol.message import Tensor, matching
+from fl_queue.protocol.records import EXTRA, LOST, Manifest, TensorSpec
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536

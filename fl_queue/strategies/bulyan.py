@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.krum import best

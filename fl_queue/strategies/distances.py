@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from fl_queue import jit
-from fl_queue.arrays import Float64s
+from fl_queue.common import jit
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Updates
 from fl_queue.strategies.robust import steps
 

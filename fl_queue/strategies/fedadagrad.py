@@ -11,7 +11,7 @@ Source:
 
 from __future__ import annotations
 
-from fl_queue.arrays import Float64s
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.adaptive import Adaptive, options
 
 

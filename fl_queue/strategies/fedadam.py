@@ -11,8 +11,8 @@ Source:
 
 from __future__ import annotations
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.adaptive import Adaptive, options
 
 

@@ -26,9 +26,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
-from fl_queue.blob import Tensor
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
+from fl_queue.protocol.message import Tensor
 from fl_queue.strategies.base import Answer, Block, Correction, Known, Strategy
 
 

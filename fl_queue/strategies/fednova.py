@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Answer, Block, Correction, Known, Strategy
 
 

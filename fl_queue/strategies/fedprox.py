@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
 from fl_queue.strategies.base import Correction, Known, Strategy
 
 

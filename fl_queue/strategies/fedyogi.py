@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.adaptive import Adaptive, options
 
 

@@ -44,8 +44,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
 from fl_queue.strategies.robust import Choice, Robust, row_sums, weighted_mean

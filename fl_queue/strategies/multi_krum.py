@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
 from fl_queue.strategies.krum import Krum
 from fl_queue.strategies.robust import F
 

@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Answer, Block, Known, Merged, Range, Strategy
 
 #: Where nothing need be divided: with it runs at ordinary losses keep their bits.

@@ -21,9 +21,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.arrays import Float64s, Int64s
-from fl_queue.fields import Field
-from fl_queue.records import Manifest
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s, Int64s
+from fl_queue.protocol.records import Manifest
 from fl_queue.strategies.base import Strategy, Updates
 
 #: Bytes that a block of all updates, and what a rule makes of it, may take.

@@ -22,8 +22,8 @@ import math
 from fractions import Fraction
 from typing import ClassVar
 
-from fl_queue.arrays import Float64s
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
+from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.robust import Robust, weighted_mean
 
 

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fl_queue import identifiers
-from fl_queue.catalog import FLOWER_MODEL
-from fl_queue.config import RunConfig
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import FLOWER_MODEL
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.metrics import MAX_SUM, finish
-from fl_queue.records import Sums
-from fl_queue.sgd import Samples
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task, asked
-from fl_queue.tasks.flower_app import Config, FlowerApp, Named, Reply
-from fl_queue.tensors import load_some, state_of
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Sums
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.flower_adapter import Config, FlowerApp, Named, Reply
+from fl_queue.training.model_tensors import load_some, state_of
+from fl_queue.training.sgd import Samples
 
 #: Why some things cannot be: after the client's name.
 _ITS_OWN = "is a Flower client, which reads its data itself"
@@ -143,7 +144,7 @@ class FlowerTask(Task):
                 public=True,
             )
         if reply.num_examples < context.min_examples:
-            raise asked.too_few(context)
+            raise calls.too_few(context)
         load_some(model, _returned(self._app.name, model, given, reply.arrays))
         own.count = reply.num_examples
         after = finish(self.evaluate(model, data.validation, context))

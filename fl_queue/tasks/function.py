@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from fl_queue.config import RunConfig
+from fl_queue.common.options import unknown_key
+from fl_queue.common.spelling import nearest
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.fields import unknown_key
-from fl_queue.loader import Collate
-from fl_queue.sgd import Loss, Samples, size_of
-from fl_queue.spelling import nearest
-from fl_queue.tasks import ClientContext, ClientData, Task, with_context
+from fl_queue.tasks.base import ClientContext, ClientData, Task, with_context
+from fl_queue.training.data_loading import Collate
+from fl_queue.training.sgd import Loss, Samples, size_of
 
 #: The argument that is this machine's data folder; all others are options of ``[task]``.
 _FOLDER = "data_dir"

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model
 
-from fl_queue import datafolder
+from fl_queue.common import data_folder
+from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.spelling import nearest
-from fl_queue.tasks import ClientContext, ClientData, Task
-from fl_queue.tasks.skew import Skew
-from fl_queue.usage import Usage
+from fl_queue.protocol.model_usage import Usage
+from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.feature_skew import Skew
 
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -191,7 +191,7 @@ class ImageFolderTask(Task):
                 public=True,
             )
         classes = listed or _folders(
-            datafolder.inside(self.config.data["dir"], "train", "data.dir")
+            data_folder.inside(self.config.data["dir"], "train", "data.dir")
         )
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(
@@ -207,7 +207,7 @@ class ImageFolderTask(Task):
             raise ConfigError(
                 "data.dir", "is empty; start the worker with --data FOLDER", public=True
             )
-        folder = datafolder.inside(data_dir, part, "data.dir")
+        folder = data_folder.inside(data_dir, part, "data.dir")
         classes = self._classes()
         unknown = sorted(set(_folders(folder)) - set(classes))
         if unknown:
@@ -221,7 +221,7 @@ class ImageFolderTask(Task):
         loose = (path for path in folder.iterdir() if path.is_file() and _is_visible(path))
         unused = Counter(_kind(path) for path in loose)
         for label, name in enumerate(classes):
-            inner = datafolder.inside(data_dir, name, "task.classes", part=part)
+            inner = data_folder.inside(data_dir, name, "task.classes", part=part)
             images, others = _images(data_dir, inner)
             items += [(path, label) for path in images]
             unused += others
@@ -259,7 +259,7 @@ def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
         DataError: There is something, and no image: a class of which nothing is seen is no class.
     """
     # A site may lack a class: then it has no such folder, and no such images.
-    files, links = datafolder.files_below(folder)
+    files, links = data_folder.files_below(folder)
     visible = [path for path in files if _is_visible(path)]
     images = [path for path in visible if path.suffix.lower() in _SUFFIXES]
     others = Counter(_kind(path) for path in visible if path.suffix.lower() not in _SUFFIXES)
@@ -275,7 +275,7 @@ def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
     # Resolving every path of a large folder would take longer than listing it.
     for path in images:
         if path.is_symlink():
-            datafolder.checked(data_dir, path)
+            data_folder.checked(data_dir, path)
     return images, others
 
 

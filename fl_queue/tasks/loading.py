@@ -12,18 +12,24 @@ from typing import Any
 
 from torch import nn
 
-from fl_queue.catalog import FLOWER_MODEL, TASKS, built_in_family, flower_client, own_code
-from fl_queue.config import RunConfig
-from fl_queue.data_fields import SKEWS
+from fl_queue.common.extras import how_to_install
+from fl_queue.common.own_modules import defines, import_own
+from fl_queue.common.seeding import seed_for
+from fl_queue.common.spelling import nearest
+from fl_queue.config.data_section import SKEWS
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import (
+    FLOWER_MODEL,
+    TASKS,
+    built_in_family,
+    flower_client,
+    own_code,
+)
 from fl_queue.errors import ConfigError
-from fl_queue.extras import how_to_install
-from fl_queue.loader import seed_everything
-from fl_queue.ownmodules import defines, import_own
-from fl_queue.sampling import seed_for
-from fl_queue.spelling import nearest
-from fl_queue.tasks import Task
+from fl_queue.tasks.base import Task
+from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.tasks.function import FunctionTask
-from fl_queue.told import class_name
+from fl_queue.training.data_loading import seed_everything
 
 
 def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir: str = "") -> Task:
@@ -118,7 +124,7 @@ def _flower(config: RunConfig, allow: Sequence[str], code: str, model: str = "")
     """The task of a Flower client. Args: ``model``: what makes its model; empty: itself."""
     try:
         from fl_queue.tasks.flower import FlowerTask
-        from fl_queue.tasks.flower_app import FlowerApp
+        from fl_queue.tasks.flower_adapter import FlowerApp
     except ModuleNotFoundError as exc:
         raise ConfigError(
             "run.task",
@@ -153,7 +159,7 @@ def _made(name: str, config: RunConfig, *allow: str) -> Task:
         return FunctionTask(config, name, found)
     raise ConfigError(
         "run.task",
-        f"{module_name} has no class {attribute} derived from fl_queue.tasks.Task, and no function "
+        f"{module_name} has no class {attribute} derived from fl_queue.tasks.base.Task, and no function "
         "of that name",
         public=True,
     )

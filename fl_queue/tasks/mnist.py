@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import datafolder, files
+from fl_queue.common import data_folder, files
+from fl_queue.data.idx import read_idx
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.idx import read_idx
-from fl_queue.sgd import Samples
-from fl_queue.tasks import ClientContext, ClientData, Task
-from fl_queue.usage import Usage
+from fl_queue.protocol.model_usage import Usage
+from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.training.sgd import Samples
 
 _EXCERPT = Path(__file__).parent.parent / "data"
 _SEVEN, _THREE = 7, 3
@@ -102,7 +102,7 @@ class Digits(Task):
         files = _files(folder, part)
         if data_dir and folder != _EXCERPT:
             for file in files:
-                datafolder.checked(data_dir, file)
+                data_folder.checked(data_dir, file)
         return _read(*files, tuple(map(_stamp, files)), self.digits)
 
     def _dataset(self, pixels: Tensor, labels: NDArray[np.int64]) -> TensorDataset:

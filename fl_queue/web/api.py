@@ -20,7 +20,10 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from fl_queue import models, names, operate, report, runs, scores, shown, views
+from fl_queue.common import escaping
+from fl_queue.common.paths import below
+from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import (
     ConfigError,
     FLQueueError,
@@ -29,13 +32,15 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
-from fl_queue.paths import below
-from fl_queue.records import RoundRecord
-from fl_queue.report import RoundRow
-from fl_queue.views import ClientStatus, RunStatus
-from fl_queue.web import guard
+from fl_queue.models import retention, transfer
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.reporting import rounds_table, run_status
+from fl_queue.reporting.rounds_table import RoundRow
+from fl_queue.reporting.run_status import ClientStatus, RunStatus
+from fl_queue.store import keyspace
+from fl_queue.web import security
 from fl_queue.web.connection import Connection
-from fl_queue.web.feed import Feed
+from fl_queue.web.event_feed import Feed
 from fl_queue.web.launch import Configs, launch
 from fl_queue.web.limits import Streams, address_of
 
@@ -151,7 +156,7 @@ def _json(value: Any, status: int = 200) -> Response:
     # As `--json` writes it. The models above describe it; they do not make it.
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     # People read it on terminals, by curl.
-    return Response(shown.json_text(text), status, media_type="application/json")
+    return Response(escaping.json_text(text), status, media_type="application/json")
 
 
 def router(connection: Connection, feed: Feed, offered: Configs) -> APIRouter:
@@ -168,20 +173,20 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     def list_runs() -> Response:
         """What all runs are doing: `fl-queue status --json`."""
         with connection.store() as store:
-            found = views.statuses(store, views.living_runs(store))
+            found = run_status.statuses(store, run_status.living_runs(store))
         return _json([asdict(status) for status in found])
 
     @made.get("/runs/{run}", response_model=RunStatus)
     def one_run(run: Run) -> Response:
         """What a run is doing: `fl-queue status RUN --json`."""
         with connection.store() as store:
-            return _json(asdict(views.run_status(store, runs.find_run(store, run))))
+            return _json(asdict(run_status.run_status(store, runs.find_run(store, run))))
 
     @made.get("/runs/{run}/history", response_model=History)
     def run_history(run: Run) -> Response:
         """The rounds of a run: `fl-queue history RUN --json`."""
         with connection.store() as store:
-            return _json(views.history(store, runs.find_run(store, run).run_id))
+            return _json(run_status.history(store, runs.find_run(store, run).run_id))
 
     @made.get("/runs/{run}/events", response_model=list[Event])
     def run_events(
@@ -189,9 +194,9 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     ) -> Response:
         """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
         with connection.store() as store:
-            stream = names.events(runs.find_run(store, run).run_id)
+            stream = keyspace.events(runs.find_run(store, run).run_id)
             found = store.control.newest_events(stream, last)
-        return _json([views.event_record(entry, event) for entry, event in found])
+        return _json([run_status.event_record(entry, event) for entry, event in found])
 
     @made.get(
         "/runs/{run}/rounds/{number}/clients/{client}",
@@ -203,13 +208,13 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
     ) -> Response:
         """What became of a client's update: `fl-queue inspect RUN ROUND CLIENT --json`."""
         with connection.store() as store:
-            return _json(views.receipts(store, runs.find_run(store, run), number, client))
+            return _json(run_status.receipts(store, runs.find_run(store, run), number, client))
 
     @made.get("/clients", response_model=list[ClientStatus])
     def list_clients() -> Response:
         """Every client ever heard of: `fl-queue clients --json`."""
         with connection.store() as store:
-            return _json([asdict(client) for client in views.clients(store)])
+            return _json([asdict(client) for client in run_status.clients(store)])
 
     @made.get("/configs", response_model=list[str])
     def list_configs() -> Sequence[str]:
@@ -263,14 +268,14 @@ class _Stream(StreamingResponse):
 
 def _who(request: Request) -> str:
     """Whose open pages are counted together: a browser's session, else an address with its role."""
-    visitor = request.scope[guard.VISITOR]
+    visitor = request.scope[security.VISITOR]
     return visitor.session or f"{visitor.role} {address_of(request.scope)}"
 
 
 def _may_change(request: Request) -> None:
     """A dependency: refuses whoever may only read. Raises HTTPException."""
-    if request.scope[guard.VISITOR].role != "all":
-        raise HTTPException(403, guard.READ_ONLY)
+    if request.scope[security.VISITOR].role != "all":
+        raise HTTPException(403, security.READ_ONLY)
 
 
 def _add_files(made: APIRouter, connection: Connection) -> None:
@@ -282,15 +287,15 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
         """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
         with connection.store() as store:
             state = runs.find_run(store, run)
-            rows = report.rows(
+            rows = rounds_table.rows(
                 store.control.history(state.run_id),
-                scores.test_metrics(store, state.run_id),
+                retention.test_metrics(store, state.run_id),
                 store.control.late(state.run_id),
             )
         attached = {
-            "Content-Disposition": f'attachment; filename="{shown.file_name(state.name)}-history.csv"'
+            "Content-Disposition": f'attachment; filename="{escaping.file_name(state.name)}-history.csv"'
         }
-        return PlainTextResponse(report.to_csv(rows), media_type="text/csv", headers=attached)
+        return PlainTextResponse(rounds_table.to_csv(rows), media_type="text/csv", headers=attached)
 
     binary: _Responses = {200: {"content": {"application/octet-stream": {}}}}
 
@@ -326,9 +331,9 @@ def _export(
 ) -> Path:
     state = runs.find_run(store, run)
     config = runs.current_config(store, state.run_id)
-    chosen = scores.chosen_version(store, state, config, version, best)
+    chosen = retention.chosen_version(store, state, config, version, best)
     path = below(folder, f"{state.name}-{chosen}.safetensors")
-    models.export_version(
+    transfer.export_version(
         store, state, chosen, config.redis["chunk_bytes"], connection.state_dir, path
     )
     return path
@@ -353,11 +358,11 @@ def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> 
     def cancel(run: Run) -> Response:
         """Stop a run; its model and history stay: `fl-queue cancel RUN`."""
         with connection.store() as store:
-            return _json(asdict(views.run_status(store, operate.cancel(store, run))))
+            return _json(asdict(run_status.run_status(store, controls.cancel(store, run))))
 
     @made.post("/runs/{run}/resume", response_model=Resumed, responses=_CHANGES)
     def resume(run: Run) -> Response:
         """Have a run go on after a failure or a cancel: `fl-queue resume RUN`."""
         with connection.store() as store:
-            state, done = operate.resume(store, run, connection.state_dir)
-            return _json({"run": asdict(views.run_status(store, state)), "done": done})
+            state, done = controls.resume(store, run, connection.state_dir)
+            return _json({"run": asdict(run_status.run_status(store, state)), "done": done})

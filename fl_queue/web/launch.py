@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl_queue import config as configs
-from fl_queue import launching, rounds, runs, views
+from fl_queue.common.safe_json import is_count
+from fl_queue.config import run_config as configs
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
-from fl_queue.plain import is_count
+from fl_queue.experiments import launching
+from fl_queue.reporting import run_status
+from fl_queue.reporting.run_status import RunStatus
 from fl_queue.store import Store
-from fl_queue.views import RunStatus
 
 #: Fields that name files and servers of this machine: whoever sits at it sets them, in a config.
 REFUSED = ("redis.url", "redis.blob_url", "model.initial")
@@ -77,8 +79,8 @@ def launch(
     loaded = configs.load(offered.source(config), overrides)
     store.check()  # Both servers: without the data server no round is opened.
     run = launching.begin(store, name or launching.name_of(config), loaded, count)
-    rounds.advance(store, run)
-    return views.run_status(store, runs.find_run(store, run))
+    lifecycle.advance(store, run)
+    return run_status.run_status(store, runs.find_run(store, run))
 
 
 def from_form(given: dict[str, str]) -> tuple[str, str, int | None, tuple[str, ...]]:

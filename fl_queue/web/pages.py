@@ -18,10 +18,11 @@ from starlette.responses import (
     Response,
 )
 
-from fl_queue import shown, views
+from fl_queue.common import escaping
 from fl_queue.errors import ConfigError, FLQueueError, RunStateError, StoreUnavailable
-from fl_queue.views import RunStatus
-from fl_queue.web import guard, scene
+from fl_queue.reporting import run_status
+from fl_queue.reporting.run_status import RunStatus
+from fl_queue.web import security, view_model
 from fl_queue.web.access import Access
 from fl_queue.web.connection import Connection
 from fl_queue.web.launch import FORM_FIELDS, Configs, from_form, launch
@@ -58,18 +59,20 @@ def _add_page(made: APIRouter, connection: Connection, access: Access, logins: L
     def line() -> Response:
         try:
             with connection.store() as store:
-                return PlainTextResponse(_LINE.format(scene.overall(views.living_runs(store))))
+                return PlainTextResponse(
+                    _LINE.format(view_model.overall(run_status.living_runs(store)))
+                )
         except StoreUnavailable as exc:
-            return PlainTextResponse(f"{_LINE.format('UNAVAILABLE')}{shown.line(exc)}\n", 503)
+            return PlainTextResponse(f"{_LINE.format('UNAVAILABLE')}{escaping.line(exc)}\n", 503)
 
     @made.get("/")
     async def page(request: Request) -> Response:
         given = request.query_params.get("token")
         if given is not None:
             return await _entered(request, given, access, logins)
-        if not guard.wants_html(request.headers):
+        if not security.wants_html(request.headers):
             return await run_in_threadpool(line)
-        may_change = request.scope[guard.VISITOR].role == "all"
+        may_change = request.scope[security.VISITOR].role == "all"
         return html("index.html", csrf=access.csrf, may_change=may_change)
 
 
@@ -87,7 +90,7 @@ def _add_form(made: APIRouter, connection: Connection, offered: Configs, access:
 
     @made.get("/training")
     def show(request: Request) -> Response:
-        if guard.wants_html(request.headers):
+        if security.wants_html(request.headers):
             return form(dict(request.query_params), "", "", 200)
         fields, names = ", ".join(FORM_FIELDS), ", ".join(offered.names())
         return PlainTextResponse(_HOW.format(fields, names))
@@ -100,7 +103,7 @@ def _add_form(made: APIRouter, connection: Connection, offered: Configs, access:
     @made.post("/training")
     async def submit(request: Request) -> Response:
         given = await _form(request)
-        browser = guard.is_browser(request.headers)
+        browser = security.is_browser(request.headers)
         if browser and not access.is_csrf(given.pop("csrf", "")):
             return form(given, "The form is older than the server; launch again.", "", 403)
         try:
@@ -109,13 +112,13 @@ def _add_form(made: APIRouter, connection: Connection, offered: Configs, access:
             code = 409 if isinstance(exc, RunStateError) else 422
             code = 503 if isinstance(exc, StoreUnavailable) else code
             if not browser:
-                return PlainTextResponse(f"Error: {shown.line(exc)}\n", code)
+                return PlainTextResponse(f"Error: {escaping.line(exc)}\n", code)
             field = exc.field if isinstance(exc, ConfigError) else ""
             return form(given, str(exc), _INPUTS.get(field, "more" if field else ""), code)
         if not browser:
             line = _LINE.format("TRAINING")
             return PlainTextResponse(
-                f"{line}{shown.line(status.run_id)} {shown.line(status.doing)}\n", 201
+                f"{line}{escaping.line(status.run_id)} {escaping.line(status.doing)}\n", 201
             )
         return RedirectResponse(f"/?run={quote(status.name)}", status_code=303)
 

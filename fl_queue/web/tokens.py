@@ -9,7 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from fl_queue import files
+from fl_queue.common import files
 from fl_queue.errors import ConfigError
 
 #: What is shorter can be guessed.

@@ -32,10 +32,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue import config, names, verify
-from fl_queue.embedded import start
-from fl_queue.records import dumps
-from fl_queue.store import RunState
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import verification
+from fl_queue.protocol.records import dumps
+from fl_queue.store import RunState, keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.fault import chaos_checks as checks
 from tests.fault.chaos_arena import SETTLE_S, Arena
 from tests.fault.chaos_hits import table
@@ -114,7 +115,7 @@ def _marked() -> Iterator[str]:
 
 def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float) -> None:
     chosen = overrides(outcome.seed, len(arena.clients), outcome.mode)
-    loaded = config.load(CONFIG, chosen)
+    loaded = run_config.load(CONFIG, chosen)
     warm = arena.repeat(WARM, loaded, 1, 1)
     quiet = checks.common_traces(arena.store.control.redis, [warm])
     walk = Walk(arena, outcome, CONFIG, chosen)
@@ -135,7 +136,7 @@ def _judge(
     arena: Arena,
     walk: Walk,
     outcome: Outcome,
-    loaded: config.RunConfig,
+    loaded: run_config.RunConfig,
     others: list[str],
     quiet: Counter[str],
 ) -> None:
@@ -148,7 +149,7 @@ def _judge(
     arena.settle(run)
     found += arena.leftovers(run)
     # The name is given free for the calm run: seeds come from the name, not the run id.
-    control.redis.hdel(names.RUNS, NAME)
+    control.redis.hdel(keyspace.RUNS, NAME)
     say(f"calm: the same {state.version} rounds, undisturbed")
     calm = arena.repeat(NAME, loaded, ROUNDS_A_START, state.version // ROUNDS_A_START)
     opened = [event["round"] for _, event in walk.watch.events if event["event"] == "round_opened"]
@@ -173,7 +174,7 @@ def _merged_as_it_should(arena: Arena, state: RunState, calm: str, mode: str) ->
     control, run = arena.store.control, state.run_id
     history = control.history(run)
     if mode == "async":
-        verdicts = verify.verify(arena.store, state, arena.redis.state_dir)
+        verdicts = verification.verify(arena.store, state, arena.redis.state_dir)
         told = [event for client in arena.clients for event in arena.client_events(client)]
         return [
             checks.no_job_merged_twice(history),

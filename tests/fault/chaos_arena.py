@@ -10,8 +10,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from fl_queue import config, rounds, runs
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.fault import chaos_checks
 from tests.fault.chaos_hits import children, open_child
 from tests.federation import Federation, wait_for
@@ -52,11 +53,11 @@ class Arena(Federation):
         opened = (open_child(*one) for one in wanted[part])
         return [descriptor for descriptor in opened if descriptor is not None], worker
 
-    def repeat(self, name: str, loaded: config.RunConfig, rounds_each: int, starts: int) -> str:
+    def repeat(self, name: str, loaded: run_config.RunConfig, rounds_each: int, starts: int) -> str:
         """An undisturbed run of so many starts of so many rounds; its id."""
         for _ in range(starts):
             state = runs.start_run(self.store, name, loaded, rounds_each)
-            rounds.advance(self.store, state.run_id)
+            lifecycle.advance(self.store, state.run_id)
             self.finish(state.run_id, END_S)
         self.settle(state.run_id)
         return state.run_id

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import redis
 
-from fl_queue import names
-from fl_queue.records import RoundRecord
-from fl_queue.verify import Verdict
+from fl_queue.coordinator.operations.verification import Verdict
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import keyspace
 from tests.fault.chaos_watch import Training
 
 #: Kept for ever by design, and only where there were late updates.
-_ALLOWED = frozenset({names.late("RUN")})
+_ALLOWED = frozenset({keyspace.late("RUN")})
 
 
 def one_record_per_round(
@@ -178,7 +178,7 @@ def data_leftovers(
     data: redis.Redis, run: str, versions: Mapping[int, Mapping[str, Any]]
 ) -> list[str]:
     """Keys of a run on the data server that are no chunk of one of its versions."""
-    models = tuple(names.model_blob(run, entry["digest"]) + ":" for entry in versions.values())
+    models = tuple(keyspace.model_blob(run, entry["digest"]) + ":" for entry in versions.values())
     keys = sorted(key.decode() for key in data.scan_iter(match=f"*{run}*", count=1000))
     return [f"data server: {key} is left" for key in keys if not key.startswith(models)]
 

@@ -9,8 +9,8 @@ import secrets
 from dataclasses import replace
 from typing import cast
 
-from fl_queue import blob, names
-from fl_queue.store import RunState
+from fl_queue.protocol import message
+from fl_queue.store import RunState, keyspace
 from tests.fault.chaos_plan import Step
 from tests.fault.chaos_watch import Watcher
 
@@ -38,11 +38,11 @@ def elements(step: Step, watch: Watcher, state: RunState) -> list[bytes]:
 def _in_redis(watch: Watcher, run: str) -> list[bytes]:
     data = watch.data
     taken = sorted(data.scan_iter(match=f"flq:{{{run}}}:taken:*", count=1000))
-    lists = [names.results(run).encode(), *taken]
+    lists = [keyspace.results(run).encode(), *taken]
     return [element for key in lists for element in cast(list[bytes], data.lrange(key, 0, -1))]
 
 
 def _changed(element: bytes, **changes: str) -> bytes:
-    header, body = blob.unpack(element, max_body_bytes=len(element))
+    header, body = message.unpack(element, max_body_bytes=len(element))
     made = replace(header, token=secrets.token_hex(8), **changes)  # type: ignore[arg-type]
-    return blob.pack(made, body if len(body) else None)
+    return message.pack(made, body if len(body) else None)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from fl_queue import names, redisserver
-from fl_queue.redisserver import Role
-from fl_queue.runs import describe_state
+from fl_queue.coordinator.rounds.runs import describe_state
+from fl_queue.store import keyspace
+from fl_queue.store.embedded import redis_server
+from fl_queue.store.embedded.redis_server import Role
 from tests.fault import chaos_hits
 from tests.fault.chaos_arena import AGGREGATORS, END_S, SETTLE_S, Arena
 from tests.fault.chaos_hits import Hit
@@ -259,7 +260,7 @@ class Walk:
             chaos_hits.send([descriptor], signal.SIGCONT)
             os.close(descriptor)
         url = self.arena.redis.url if role == "control" else self.arena.redis.blob_url
-        wait_for(f"the {role} server", lambda: redisserver.answers(url))
+        wait_for(f"the {role} server", lambda: redis_server.answers(url))
         hit.over_at = time.time()
         self._outage_at = time.monotonic()
         self.watch.away.discard(role)
@@ -364,7 +365,7 @@ class Walk:
             if not choice:
                 return
             element = choice[int(step.pick * len(choice))]
-            self.watch.data.rpush(names.results(state.run_id), element)
+            self.watch.data.rpush(keyspace.results(state.run_id), element)
         except AWAY:
             return
         self.outcome.sent[step.send] += 1

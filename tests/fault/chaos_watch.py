@@ -17,9 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fl_queue import names
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.store import Control, RoundState, RunState
+from fl_queue.store import Control, RoundState, RunState, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 
 AWAY = (redis.ConnectionError, redis.TimeoutError)
 #: A frozen server keeps a reader this long.
@@ -92,7 +91,7 @@ class Watcher:
     def __post_init__(self) -> None:
         self.control = Control(impatient(self.redis.url))
         self.data = impatient(self.redis.blob_url)
-        self._streams = {names.client_events(client): "0-0" for client in self.clients}
+        self._streams = {keyspace.client_events(client): "0-0" for client in self.clients}
         self._leases: dict[str, int] = {}
         self._leases_at = 0.0
 
@@ -179,11 +178,11 @@ class Watcher:
         run_id = self.run.run_id if self.run else self.control.run_id(self.name)
         if run_id is None:
             return
-        self._streams.setdefault(names.events(run_id), "0-0")
+        self._streams.setdefault(keyspace.events(run_id), "0-0")
         for stream, entry, event in self.control.read_events(self._streams, None):
             self._streams[stream] = entry
             at_ms = int(entry.split("-")[0])
-            if stream == names.events(run_id):
+            if stream == keyspace.events(run_id):
                 signs += self._take_run_event(at_ms, event)
             elif event["event"] == "training" and event["run"] == run_id:
                 client = stream.split(":")[2]
@@ -222,14 +221,21 @@ class Watcher:
             return
         self._leases_at = now
         holders: set[int] = set()
-        keys = [*self.control.redis.scan_iter(match=names.worker("*"), count=1000), names.HEALER]
+        keys = [
+            *self.control.redis.scan_iter(match=keyspace.worker("*"), count=1000),
+            keyspace.HEALER,
+        ]
         for key in (raw.decode() if isinstance(raw, bytes) else raw for raw in keys):
             lease, left_ms = self.control.lease(key), cast(int, self.control.redis.pttl(key))
             if not lease:
                 continue
             pid = int(lease.get("pid", 0))
             holders.add(pid)
-            who = "healer" if key == names.HEALER else lease.get("client") or lease.get("role", "?")
+            who = (
+                "healer"
+                if key == keyspace.HEALER
+                else lease.get("client") or lease.get("role", "?")
+            )
             if key not in self._leases:
                 signs.append(Sign(who, "new lease", now, pid))
             elif left_ms > self._leases[key]:

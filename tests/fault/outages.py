@@ -26,10 +26,11 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from fl_queue import config, rounds, runs
-from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
-from fl_queue.redisserver import Role
+from fl_queue.store.embedded.redis_server import Role
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.fault.answering import Answering
 from tests.federation import Federation, wait_for
 from tests.servers import chosen_server
@@ -266,9 +267,9 @@ class Fleet:
 
     def begin(self, name: str, count: int) -> str:
         """Start a run of so many rounds; its id."""
-        loaded = config.load("mnist-3v7", (*KINDS[self.kind], f"run.rounds={count}"))
+        loaded = run_config.load("mnist-3v7", (*KINDS[self.kind], f"run.rounds={count}"))
         state = runs.start_run(self.federation.store, name, loaded, count)
-        rounds.advance(self.federation.store, state.run_id)
+        lifecycle.advance(self.federation.store, state.run_id)
         return state.run_id
 
     def calm(self, name: str, count: int) -> list[str]:

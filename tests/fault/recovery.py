@@ -25,9 +25,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fl_queue import names, operate
-from fl_queue.embedded import start
-from fl_queue.redisserver import Role
+from fl_queue.coordinator.operations import controls
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.redis_server import Role
+from fl_queue.store.embedded.server_pair import start
 from tests.federation import Federation, children_of, kill, wait_for
 
 ENDLESS = ("train.epochs=1000000", "round.cohort=3", "round.deadline_s=3600")
@@ -46,7 +47,7 @@ def measure(federation: Federation, repeats: int) -> dict[str, list[float]]:
     ):
         found[what] = [_until_training(federation, run, hit) for _ in range(repeats)]
         _say(what, found[what])
-    operate.cancel(federation.store, "endless")
+    controls.cancel(federation.store, "endless")
     busy = federation.begin("busy", *BUSY)
     federation.reach(busy, 2)
     found["worker, update in its outbox"] = [
@@ -57,13 +58,13 @@ def measure(federation: Federation, repeats: int) -> dict[str, list[float]]:
     roles: tuple[Role, Role] = ("control", "data")
     for role in roles:
         found[f"{role} Redis"] = [_until_received(federation, busy, role) for _ in range(repeats)]
-    operate.cancel(federation.store, "busy")
+    controls.cancel(federation.store, "busy")
     return found
 
 
 def _until_training(federation: Federation, run: str, hit: Callable[[Federation], None]) -> float:
     time.sleep(1.0)
-    stream = names.client_events("site-1")
+    stream = keyspace.client_events("site-1")
     last = federation.store.control.last_event_id(stream)
 
     def training() -> bool:
@@ -130,10 +131,10 @@ def _until_received(federation: Federation, run: str, role: Role) -> float:
     federation.redis.kill(role)
     time.sleep(2.0)
     federation.redis.restart(role)
-    last = federation.store.control.last_event_id(names.events(run))
+    last = federation.store.control.last_event_id(keyspace.events(run))
 
     def received() -> bool:
-        news = federation.store.control.read_events({names.events(run): last}, None)
+        news = federation.store.control.read_events({keyspace.events(run): last}, None)
         return any(event["event"] == "update_received" for _, _, event in news)
 
     return _seconds(lambda: None, received)

@@ -8,23 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import (
-    blob,
-    checkpoint,
-    codec,
-    feedback,
-    kept,
-    models,
-    simulation,
-    training,
-    verify,
-)
-from fl_queue.records import RoundRecord
-from fl_queue.runs import current_config
-from fl_queue.sampling import seed_for
+from fl_queue.client import local_update
+from fl_queue.common.seeding import seed_for
+from fl_queue.coordinator.operations import verification
+from fl_queue.coordinator.rounds.runs import current_config
+from fl_queue.models import checkpoint, transfer, update_archive
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.codecs import codec, error_feedback
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState
 from fl_queue.strategies.base import PRIVATE
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.mnist import ThreesAndSevens
 from tests.federation import Federation, wait_for
 
@@ -91,12 +85,12 @@ def end(federation: Federation, run: str) -> tuple[RunState, list[RoundRecord]]:
     # An update is named by its bits and its token; no two jobs make the same bits.
     merged = Counter(item for record in committed for item in record.accepted.items())
     tokens = Counter(
-        kept.read(federation.redis.state_dir, run, record.round, *item)[0].token
+        update_archive.read(federation.redis.state_dir, run, record.round, *item)[0].token
         for record in committed
         for item in record.accepted.items()
     )
     assert set(merged.values()) == set(tokens.values()) == {1}
-    verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
+    verdicts = verification.verify(federation.store, state, federation.redis.state_dir)
     assert {verdict.result for verdict in verdicts} == {"same"}
     federation.free(run)
     return state, committed
@@ -173,7 +167,7 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
     assert manifest is not None
     loaded = current_config(federation.store, run)
     encoding, task = codec.encoding(loaded.update), ThreesAndSevens(loaded)
-    folder = models.checkpoint_folder(federation.redis.state_dir, run)
+    folder = transfer.checkpoint_folder(federation.redis.state_dir, run)
     private: dict[str, np.ndarray] = {}
     owed: dict[str, np.ndarray] = {}
     found = []
@@ -182,19 +176,19 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
             continue
         began = record.carried.get(client, {"round": record.round, "version": record.base_version})
         version = federation.store.control.version(run, began["version"])["digest"]
-        base = blob.views(manifest, checkpoint.read(folder, version, manifest))
+        base = message.views(manifest, checkpoint.read(folder, version, manifest))
         context = ClientContext.of(
             loaded, client=client, run=state.name, round_number=began["round"],
-            share=simulation.share_of(client, state.population), shares=state.shares or 1,
+            share=virtual_clients.share_of(client, state.population), shares=state.shares or 1,
         )  # fmt: skip
-        plan = training.Plan(kept={PRIVATE: private} if private else {})
-        made = training.train_update(task, manifest, base, context, plan=plan)
+        plan = local_update.Plan(kept={PRIVATE: private} if private else {})
+        made = local_update.train_update(task, manifest, base, context, plan=plan)
         seed = seed_for(context.seed, context.run, context.round, client, "codec")
-        whole = list(feedback.corrected(made.pieces(), owed))
+        whole = list(error_feedback.corrected(made.pieces(), owed))
         pieces = [codec.encode_piece(encoding, *piece, seed) for piece in whole]
-        found.append((began["round"], blob.pieces_digest(pieces)))
+        found.append((began["round"], message.pieces_digest(pieces)))
         private = {"bias": made.kept(PRIVATE, "bias").copy()}
-        left = feedback.unsent(encoding, whole, seed)
+        left = error_feedback.unsent(encoding, whole, seed)
         owed = {spec.name: values.reshape(spec.shape) for (spec, _, _), values in zip(whole, left, strict=True)}  # fmt: skip
     return found
 

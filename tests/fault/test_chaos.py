@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import names
-from fl_queue.records import RoundRecord
-from fl_queue.verify import Verdict
+from fl_queue.coordinator.operations.verification import Verdict
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import keyspace
 from tests.fault import chaos_checks as checks
 from tests.fault.chaos import run_chaos, tell
 from tests.fault.chaos_hits import Hit
@@ -156,10 +156,10 @@ def test_keys_that_are_left_are_found(redis_urls: tuple[str, str]) -> None:
     run, calm = "chaos-aaaaaa", "chaos-bbbbbb"
     quiet = checks.common_traces(control, [run, calm])
     versions = {1: {"digest": "d" * 64, "round": 1}}
-    data.set(names.chunk(names.model_blob(run, "d" * 64), 0), b"model")
-    control.hset(names.run(calm), "state", "completed")
-    control.hset(names.run(run), "state", "completed")
-    control.hset(names.late(run), "1", 1)
+    data.set(keyspace.chunk(keyspace.model_blob(run, "d" * 64), 0), b"model")
+    control.hset(keyspace.run(calm), "state", "completed")
+    control.hset(keyspace.run(run), "state", "completed")
+    control.hset(keyspace.late(run), "1", 1)
     control.set("rq:job:site-1_chaos-aaaaaa_1_0123abcd", "expires", ex=60)
     control.zadd("rq:finished:flq-client-site-1", {"site-1_chaos-aaaaaa_1_0123abcd": 1})
 
@@ -170,10 +170,10 @@ def test_keys_that_are_left_are_found(redis_urls: tuple[str, str]) -> None:
         return [*mine, *checks.more_than(all_, quiet, "quiet"), *left]
 
     assert found() == []
-    data.set(names.chunk(names.update_blob("a", run, "e" * 64), 0), b"update")
-    data.rpush(names.results(run), b"element")
+    data.set(keyspace.chunk(keyspace.update_blob("a", run, "e" * 64), 0), b"update")
+    data.rpush(keyspace.results(run), b"element")
     assert len(found()) == 2
-    control.hset(names.round_(run, 7), "state", "committed")
+    control.hset(keyspace.round_(run, 7), "state", "committed")
     control.zadd("rq:wip:flq-aggregate", {"aggregator_chaos-aaaaaa_7_4567cdef:99": 1})
     control.sadd("rq:workers", "rq:worker:client-site-1-89abcdef")
     assert len(found()) == 5

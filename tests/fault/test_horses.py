@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names, operate
-from fl_queue.embedded import start
+from fl_queue.coordinator.operations import controls
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.conftest import chosen_server
 from tests.federation import Federation, child_of, children_of, kill, wait_for
 
@@ -122,7 +123,7 @@ def all_gone(federation: Federation, pids: set[int]) -> bool:
 
 def healed(federation: Federation, run: str) -> str:
     """Why jobs of a run were published again, in one text."""
-    events = federation.store.control.read_events({names.events(run): "0-0"}, None)
+    events = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
     return "; ".join(event["what"] for _, _, event in events if event["event"] == "healed")
 
 
@@ -142,7 +143,7 @@ def test_nothing_is_left_of_a_job_that_was_cancelled(
     federation: Federation, overrides: tuple[str, ...]
 ) -> None:
     run, pids = leaving(federation, "cancelled", *overrides)
-    operate.cancel(federation.store, run)
+    controls.cancel(federation.store, run)
     wait_for("all to end", lambda: all_gone(federation, pids))
     (federation.folder / "deeds/wait").unlink()
     federation.free(run)
@@ -206,7 +207,7 @@ def test_ended_orphans_are_reaped_while_a_job_runs(federation: Federation) -> No
     for pid in set(children_of(worker)) & sleepers(federation):
         kill(pid)
     wait_for("no zombie", lambda: not zombies())
-    operate.cancel(federation.store, run)
+    controls.cancel(federation.store, run)
     wait_for("all to end", lambda: all_gone(federation, set()))
     (federation.folder / "deeds/wait").unlink()
     federation.free(run)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from fl_queue import faults, names
-from fl_queue.redisserver import Role
+from fl_queue.common import failpoints
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.redis_server import Role
 from tests.fault.chaos_checks import data_leftovers
 from tests.federation import Federation, wait_for
 
@@ -224,12 +225,12 @@ def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
         for path in Path(folder).rglob("*.py")
     )
 
-    assert walked == set(faults.POINTS)
-    assert set(re.findall(r'reach\("([^"]+)"\)', source)) == set(faults.POINTS)
+    assert walked == set(failpoints.POINTS)
+    assert set(re.findall(r'reach\("([^"]+)"\)', source)) == set(failpoints.POINTS)
 
 
 def test_points_do_nothing_unless_a_test_says_so(federation: Federation) -> None:
     federation.arm("run.created", "kill")
-    faults.reach("run.created")  # This process has no FLQ_FAULTS: it lives on.
+    failpoints.reach("run.created")  # This process has no FLQ_FAULTS: it lives on.
     (federation.faults / "run.created").unlink()
-    assert federation.store.control.redis.exists(names.RUNS) in (0, 1)
+    assert federation.store.control.redis.exists(keyspace.RUNS) in (0, 1)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from fl_queue import names, tidying
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.coordinator.operations import rq_cleanup
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.federation import Federation, wait_for
 
 #: Grow by a small record each round, as documented; events are capped.
-RECORDS = (names.history, names.events, names.versions, names.evaluations)
+RECORDS = (keyspace.history, keyspace.events, keyspace.versions, keyspace.evaluations)
 #: Measured: a few kilobytes of noise (client buffers, dictionaries that doubled).
 MEMORY_NOISE_BYTES = 300_000
 #: What RQ has of a job that waits or runs.
@@ -59,7 +60,7 @@ def at_rest(federation: Federation, run: str) -> dict[str, tuple[list[str], int]
         return not jobs and all(value.get("state") == "done" for value in evaluations)
 
     wait_for("everybody to be at rest", settled, 120)
-    tidying.sweep(federation.store)
+    rq_cleanup.sweep(federation.store)
     found = {}
     for name, server in (("control", control.redis), ("data", federation.store.data.redis)):
         keys = sorted(
@@ -70,7 +71,7 @@ def at_rest(federation: Federation, run: str) -> dict[str, tuple[list[str], int]
         records = sum(
             int(server.memory_usage(record(run), samples=0) or 0) for record in RECORDS
         ) + sum(
-            int(server.memory_usage(names.client_events(client), samples=0) or 0)
+            int(server.memory_usage(keyspace.client_events(client), samples=0) or 0)
             for client in federation.clients
         )
         found[name] = (keys, int(server.info("memory")["used_memory"]) - records)

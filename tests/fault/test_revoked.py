@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import embedded
 from fl_queue.cli import cli
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.store.embedded import server_pair
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.fault.outages import ONE_EACH, TASK
 from tests.federation import Federation, children_of, wait_for
 from tests.servers import chosen_server
@@ -22,7 +22,7 @@ SENTENCE = "hospital-a was revoked, or its password was changed: ask the operato
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    with embedded.start(tmp_path / "state", tcp=True, server=chosen_server()) as redis:
+    with server_pair.start(tmp_path / "state", tcp=True, server=chosen_server()) as redis:
         yield redis
 
 

@@ -22,17 +22,22 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import JobStatus
 
 import fl_queue.store
-from fl_queue import blob, config, jobs, models, names, outbox, rounds, runs
-from fl_queue.collect import Collector
-from fl_queue.dispatch import Ticket
+from fl_queue.client import outbox
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.errors import StoreUnavailable
-from fl_queue.header import Header
-from fl_queue.heal import Healer
-from fl_queue.identifiers import AGGREGATOR
-from fl_queue.jobs import FLJob
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.rounds import Ending
-from fl_queue.store import Store, plain_client
+from fl_queue.models import transfer
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.identifiers import AGGREGATOR
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.store import Store, keyspace, plain_client
+from fl_queue.store.jobs import rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.fault.proxy import Loss, Proxy
 from tests.federation import Federation, child_of, kill, wait_for
 
@@ -73,7 +78,7 @@ def begin(federation: Federation) -> Iterator[Begin]:
         return federation.begin("same", *DISTURBED, *overrides)
 
     yield begin
-    federation.store.control.redis.hdel(names.RUNS, "same")
+    federation.store.control.redis.hdel(keyspace.RUNS, "same")
 
 
 def digests(federation: Federation, run: str) -> list[str]:
@@ -88,7 +93,7 @@ def healed(store: Store, run: str, who: str) -> bool:
     """Whether a job of somebody was given a new attempt."""
     return any(
         event["event"] == "healed" and f"job of {who} " in event["what"]
-        for event in events(store, names.events(run))
+        for event in events(store, keyspace.events(run))
     )
 
 
@@ -149,14 +154,14 @@ def training(federation: Federation, run: str, client: str) -> None:
     """Wait until a client is in the middle of training."""
 
     def trains() -> bool:
-        event = federation.store.control.last_event(names.client_events(client)) or {}
+        event = federation.store.control.last_event(keyspace.client_events(client)) or {}
         return event.get("run") == run and 1 <= event.get("epoch", 0) < event["epochs"]
 
     wait_for(f"{client} to train", trains)
 
 
 def queue_key(client: str) -> str:
-    return f"rq:queue:{names.client_queue(client)}"
+    return f"rq:queue:{keyspace.client_queue(client)}"
 
 
 def make_stale(store: Store, key: str, job: str) -> str:
@@ -188,7 +193,7 @@ def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
 
         assert status() == b"finished"
         assert control.jobs(run, 1)["site-1"]["job"] == job
-        assert control.redis.zscore("rq:failed:" + names.client_queue("site-1"), job) is None
+        assert control.redis.zscore("rq:failed:" + keyspace.client_queue("site-1"), job) is None
     assert federation.finish(run).state == "completed"
     assert digests(federation, run) == calm_short
     assert control.redis.lrange(stale, 0, -1) == []
@@ -197,8 +202,8 @@ def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
 def test_rq_by_itself_fails_a_finished_job_for_a_stale_entry(store: Store, tmp_path: Path) -> None:
     # The control experiment: when RQ mends this, it fails, and the protection can be looked at again.
     with plain_client(redis_url(store, "control"), 5) as connection:
-        queue = jobs.queue(names.client_queue("trap"), connection)
-        job = queue.enqueue_call(jobs.TRAIN, args=["run", 1], job_id="trap_run_1_x")
+        queue = rq_types.queue(keyspace.client_queue("trap"), connection)
+        job = queue.enqueue_call(rq_types.TRAIN, args=["run", 1], job_id="trap_run_1_x")
         queue.remove(job)
         job.set_status(JobStatus.FINISHED)
         make_stale(store, queue.key, job.id)
@@ -301,7 +306,7 @@ def test_a_work_horse_does_not_outlive_its_worker(federation: Federation, begin:
     assert state.state == "completed"
     seen = [
         event
-        for event in events(federation.store, names.client_events("site-1"))
+        for event in events(federation.store, keyspace.client_events("site-1"))
         if (event.get("run"), event.get("round")) == (run, 1)
     ]
     starts = [place for place, event in enumerate(seen) if event["event"] == "training"]
@@ -346,8 +351,8 @@ def behind_proxy(store: Store, role: str, options: str = "") -> Iterator[tuple[P
 def new_run(store: Store, name: str, clients: int) -> str:
     """A run on clients a, b, ... that are alive by their leases, and nothing else."""
     for client in "ab"[:clients]:
-        store.control.hold(names.client_holder(client), client, 60, {})
-    loaded = config.load("mnist-3v7", (f"round.cohort={clients}",), {})
+        store.control.hold(keyspace.client_holder(client), client, 60, {})
+    loaded = run_config.load("mnist-3v7", (f"round.cohort={clients}",), {})
     return runs.start_run(store, name, loaded, 1).run_id
 
 
@@ -364,9 +369,9 @@ def element(store: Store, run: str, client: str, kind: str) -> Header:
         base_digest=state.digest,
         token=client * 16,
         num_examples=5,
-        tensors=blob.entries(MANIFEST),
+        tensors=message.entries(MANIFEST),
         body_bytes=len(BODY),
-        body_digest=blob.body_digest(BODY),
+        body_digest=message.body_digest(BODY),
         manifest=MANIFEST.to_json() if kind == "model" else "",
     )
 
@@ -382,9 +387,9 @@ def collect(store: Store, run: str, folder: Path) -> str:
 def first_training_round(store: Store, folder: Path) -> str:
     """A run whose round 1 is open on clients a and b."""
     run = new_run(store, "trapped", clients=2)
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     (client,) = set(store.control.jobs(run, 0)) - {AGGREGATOR}
-    store.data.push(run, blob.pack(element(store, run, client, "model"), BODY))
+    store.data.push(run, message.pack(element(store, run, client, "model"), BODY))
     collect(store, run, folder)
     return run
 
@@ -399,10 +404,10 @@ def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
         healer.token = "everybody"
     for turn in range(20):
         run = new_run(store, f"trapped-{turn}", clients=1)
-        rounds.advance(store, run)
+        lifecycle.advance(store, run)
         dead = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
         for ticket in dead:
-            jobs.queue(ticket.queue, store.control.redis).empty()
+            rq_types.queue(ticket.queue, store.control.redis).empty()
             started = {"status": "started", "worker_name": "killed"}
             store.control.redis.hset(FLJob.key_for(ticket.job), mapping=started)
         at_once(healer.tick for healer in healers)
@@ -410,10 +415,10 @@ def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
         living = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
         assert [ticket.attempt for ticket in living] == [2, 2]
         for ticket in living:
-            queue = jobs.queue(ticket.queue, store.control.redis)
+            queue = rq_types.queue(ticket.queue, store.control.redis)
             assert queue.get_job_ids() == [ticket.job]
             queue.empty()
-        store.control.redis.hdel(names.RUNS, f"trapped-{turn}")
+        store.control.redis.hdel(keyspace.RUNS, f"trapped-{turn}")
     for healer in healers:
         healer.store.close()
 
@@ -450,13 +455,13 @@ def test_a_push_whose_reply_is_lost_is_made_once_and_merged_once(
     with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(b"RPUSH", loss)
         with pytest.raises(StoreUnavailable):
-            remote.data.push(run, blob.pack(header, BODY))
+            remote.data.push(run, message.pack(header, BODY))
         assert (proxy.lost, store.data.waiting(run)) == (1, 1)
 
         # The client cannot know, and pushes again under the same token.
         assert outbox.push(remote, header, memoryview(BODY), 1000, 1000, lambda: False)
         assert store.data.waiting(run) == 2
-    store.data.push(run, blob.pack(element(store, run, "b", "update"), BODY))
+    store.data.push(run, message.pack(element(store, run, "b", "update"), BODY))
     collect(store, run, tmp_path)
 
     receipts = store.control.receipts(run, 1)
@@ -474,17 +479,17 @@ def test_a_transaction_whose_reply_is_lost_opens_one_round(store: Store, loss: L
     run = new_run(store, "trapped", clients=1)
     with behind_proxy(store, "control", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(b"EXEC", loss)
-        rounds.advance(remote, run)
+        lifecycle.advance(remote, run)
         assert proxy.lost == 1
-        rounds.advance(remote, run)
+        lifecycle.advance(remote, run)
 
     state = store.control.run(run)
     assert state is not None
     assert state.round == 0
     for who, ticket in store.control.jobs(run, 0).items():
-        queue = jobs.queue(ticket["queue"], store.control.redis)
+        queue = rq_types.queue(ticket["queue"], store.control.redis)
         assert queue.get_job_ids() == [ticket["job"]], who
-    opened = [event["event"] for event in events(store, names.events(run))]
+    opened = [event["event"] for event in events(store, keyspace.events(run))]
     assert opened == ["run_created", "round_opened"]
 
 
@@ -494,7 +499,7 @@ def test_scripts_whose_replies_are_lost_decide_once(
 ) -> None:
     run = first_training_round(store, tmp_path)
     for client in "ab":
-        store.data.push(run, blob.pack(element(store, run, client, "update"), BODY))
+        store.data.push(run, message.pack(element(store, run, client, "update"), BODY))
     with (
         behind_proxy(store, "control", "?socket_timeout=0.5") as (before_control, remote),
         behind_proxy(remote, "data", "?socket_timeout=0.5") as (before_data, remote),
@@ -508,7 +513,7 @@ def test_scripts_whose_replies_are_lost_decide_once(
     assert answer == "committed: 2 of 2 updates in"
     assert [record.outcome for record in store.control.history(run)] == ["committed"]
     assert sorted(store.control.versions(run)) == [0, 1]
-    seen = [event["event"] for event in events(store, names.events(run))]
+    seen = [event["event"] for event in events(store, keyspace.events(run))]
     assert (seen.count("round_committed"), seen.count("update_received")) == (1, 3)
     assert store.data.waiting(run) + store.data.held(run, 9) == 0
 
@@ -528,7 +533,7 @@ def test_a_taken_element_whose_reply_is_lost_comes_back_to_the_next_incarnation(
 ) -> None:
     run = first_training_round(store, tmp_path)
     for client in "ab":
-        store.data.push(run, blob.pack(element(store, run, client, "update"), BODY))
+        store.data.push(run, message.pack(element(store, run, client, "update"), BODY))
     with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(take_script(), loss)
         with pytest.raises(StoreUnavailable):
@@ -552,10 +557,10 @@ def abandon(store: Store, run: str, loss: Loss) -> str:
     current = store.control.round(run, state.round)
     assert current is not None
     ending, loaded = Ending("abandoned", "tried"), runs.current_config(store, run)
-    record = rounds.base_record(current, ending, 0.0, loaded)
+    record = lifecycle.base_record(current, ending, 0.0, loaded)
     with behind_proxy(store, "control", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(b"round_abandoned", loss)
-        answer = rounds.end(remote, state, current, ending, record, {}, loaded, current.fence)
+        answer = lifecycle.end(remote, state, current, ending, record, {}, loaded, current.fence)
         assert proxy.lost == 1
     return answer
 
@@ -574,11 +579,11 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
         client="a",
         token="a" * 16,
         body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
     model = os.urandom(manifest.nbytes)
-    digest = blob.body_digest(model)
-    models.publish(store, run, digest, model, loaded["chunk_bytes"])
+    digest = message.body_digest(model)
+    transfer.publish(store, run, digest, model, loaded["chunk_bytes"])
     fetched: list[bytearray] = []
     given_up = time.monotonic() + 60
     with behind_proxy(store, "data") as (proxy, remote):
@@ -595,14 +600,14 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
             )
 
         def fetch() -> None:
-            fetched.append(models.fetch(remote, run, digest, manifest, loaded["chunk_bytes"]))
+            fetched.append(transfer.fetch(remote, run, digest, manifest, loaded["chunk_bytes"]))
 
         started = time.monotonic()
         at_once([upload, fetch])
         took_s = time.monotonic() - started
 
     assert fetched == [model]
-    name = names.update_blob(header.client, run, header.body_digest)
+    name = keyspace.update_blob(header.client, run, header.body_digest)
     assert store.data.get_chunks(name, len(body), loaded["chunk_bytes"]) == body
     assert store.data.waiting(run) == 1
     assert took_s > 5  # Or else nothing was tried.

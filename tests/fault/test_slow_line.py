@@ -9,9 +9,9 @@ import time
 import pytest
 from redis.connection import ConnectionPool
 
-from fl_queue import names, outbox
+from fl_queue.client import outbox
 from fl_queue.errors import StoreUnavailable
-from fl_queue.store import PEOPLE, Store
+from fl_queue.store import PEOPLE, Store, keyspace
 from fl_queue.store.pace import SLOWEST_BYTES_PER_S, pace
 from tests.fault.proxy import Proxy
 
@@ -32,7 +32,7 @@ def behind(store: Store, proxy: Proxy) -> Store:
 
 
 def test_chunks_and_inline_bodies_arrive_over_a_slow_line(store: Store, body: bytes) -> None:
-    name = names.update_blob("a", RUN, "0" * 64)
+    name = keyspace.update_blob("a", RUN, "0" * 64)
     with Proxy(store.servers.blob_url) as proxy, behind(store, proxy) as remote:
         proxy.throttle(RATE)
 

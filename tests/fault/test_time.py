@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import deletion, names, operate
-from fl_queue.redisserver import Role
+from fl_queue.coordinator.operations import controls, deletion
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.redis_server import Role
 from tests.federation import Federation, children_of, kill, wait_for
 
 #: A cohort of all that are alive: it must not shrink to those who are heard first.
@@ -83,7 +84,7 @@ def test_the_clock_of_the_workers_jumps_while_they_train(
     finally:
         shift_workers(federation, 0.0)
 
-    events = federation.store.control.read_events({names.events(run): "0-0"}, None)
+    events = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
     healed = [event for _, _, event in events if event["event"] == "healed"]
     assert set(attempts(federation, run)) == {1}, healed  # They say why a job was tried again.
     assert calm != slow  # Another name and other epochs: the check can fail.
@@ -116,12 +117,16 @@ def test_the_clock_of_the_control_server_jumps(
         )
     with control.pipeline() as pipe:
         for client in federation.clients:
-            pipe.zincrby(names.CLIENTS, -jump_s, client)
-        pipe.hincrbyfloat(names.CLOCK, "ticked_at", -jump_s)
-        pipe.hincrbyfloat(names.round_(run, federation.round_of(run)), "ticked_at", -jump_s)
+            pipe.zincrby(keyspace.CLIENTS, -jump_s, client)
+        pipe.hincrbyfloat(keyspace.CLOCK, "ticked_at", -jump_s)
+        pipe.hincrbyfloat(keyspace.round_(run, federation.round_of(run)), "ticked_at", -jump_s)
         pipe.execute()
     if jump_s > 0:
-        leases = [*control.keys("flq:worker:*"), *control.keys("flq:client:*:holder"), names.HEALER]
+        leases = [
+            *control.keys("flq:worker:*"),
+            *control.keys("flq:client:*:holder"),
+            keyspace.HEALER,
+        ]
         control.delete(*leases)
 
     undisturbed(federation, run, calm)
@@ -179,7 +184,7 @@ def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: F
     wait_for("an update in the outbox", held.exists)
     # The whole machine of the client sleeps: its worker, too.
     _stop(federation.worker_pid("site-1"))
-    operate.cancel(federation.store, "clocks")
+    controls.cancel(federation.store, "clocks")
     state = federation.store.control.run(old)
     assert state is not None
     deletion.delete(federation.store, state, federation.redis.state_dir)

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import fl_queue
-from fl_queue.idx import read_idx
+from fl_queue.data.idx import read_idx
 
 FOLDER = Path(fl_queue.__file__).parent / "data"
 CLASSES = 10

@@ -15,17 +15,18 @@ import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower; make test-flower")
 
-from fl_queue import alone, metrics
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.client.local_update import Plan, Trained, evaluate_client, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.records import Manifest
+from fl_queue.experiments import baseline_training
+from fl_queue.experiments.trial import try_task
+from fl_queue.protocol.records import Manifest
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks import ClientContext, Task, code_digest
+from fl_queue.tasks.base import ClientContext, Task, code_digest
+from fl_queue.tasks.error_disclosure import FULL, told
 from fl_queue.tasks.loading import load_task
-from fl_queue.tensors import Arrays
-from fl_queue.told import FULL, told
-from fl_queue.training import Plan, Trained, evaluate_client, initial_model, train_update
-from fl_queue.trial import try_task
+from fl_queue.training.model_tensors import Arrays
 from tests.flower import apps
 
 APPS = "tests.flower.apps"
@@ -245,9 +246,9 @@ def test_the_documented_client_learns(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_baseline_is_of_one_client_at_a_time() -> None:
     config = config_of("client_fn")
 
-    found = alone.train(config, "local", clients=0)
+    found = baseline_training.train(config, "local", clients=0)
     with pytest.raises(ConfigError, match="not those of others"):
-        alone.train(config, "centralised")
+        baseline_training.train(config, "centralised")
 
     assert [(model.num_examples, model.validation["accuracy"] > 0.7) for model in found.models] == [
         (600, True)

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower; make test-flower")
 
-from fl_queue import metrics, report
+from fl_queue import metrics
+from fl_queue.reporting import rounds_table
 from tests.federation import Federation, wait_for
 
 pytestmark = pytest.mark.slow  # Whole runs of real workers, for an extra that the suite lacks.
@@ -33,7 +34,7 @@ def test_two_sites_learn_together(federation: Federation) -> None:
     records = federation.committed(run)
     assert [sorted(record.weights.values()) for record in records] == [[600, 600]] * 3
     assert metrics.finish(records[1].train) == {"round": 2.0}
-    validated = report.validation(federation.store.control.history(run))
+    validated = rounds_table.validation(federation.store.control.history(run))
     assert validated[3]["accuracy"] > 0.8 > 0.3 > validated[0]["accuracy"]
     assert validated[3]["loss"] < validated[0]["loss"]
 
@@ -60,7 +61,7 @@ def test_an_app_with_messages_learns_in_a_pool(federation: Federation) -> None:
     run = federation.begin("pool", *settings("app", f"task.flower_model={APPS}:Net", *POOL))
 
     assert federation.finish(run).state == "completed"
-    assert report.validation(federation.store.control.history(run))[3]["accuracy"] > 0.7
+    assert rounds_table.validation(federation.store.control.history(run))[3]["accuracy"] > 0.7
     federation.stop("pool")
 
 

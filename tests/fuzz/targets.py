@@ -19,30 +19,23 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 
-from fl_queue import (
-    blob,
-    codec,
-    exact,
-    group,
-    identifiers,
-    late,
-    metrics,
-    scales,
-    signing,
-    terminal,
-    views,
-)
-from fl_queue.config import RunConfig, load
-from fl_queue.dispatch import Ticket
-from fl_queue.entries import event_of
+from fl_queue import metrics
+from fl_queue.aggregation import exact_sum, group_sum, scales
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.merge import Merge
+from fl_queue.config.run_config import RunConfig, load
+from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.errors import BlobError
-from fl_queue.exact import ExactSum
-from fl_queue.header import Header, Member, packed, unpacked
-from fl_queue.jobs import TRAIN, FLJob, JobRefused
-from fl_queue.merge import Merge
-from fl_queue.records import Enrolment, Manifest, Receipt, RoundRecord, TensorSpec
-from fl_queue.signing import new_key, seal
+from fl_queue.protocol import identifiers, message, signing
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.events import event_of
+from fl_queue.protocol.header import Header, Member, packed, unpacked
+from fl_queue.protocol.records import Enrolment, Manifest, Receipt, RoundRecord, TensorSpec
+from fl_queue.protocol.signing import new_key, seal
+from fl_queue.reporting import live_view, run_status
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import TRAIN, FLJob, JobRefused
 
 CAP = 1 << 16
 #: Of tensors of 300 and fewer elements: more than a block of int8.
@@ -97,7 +90,7 @@ class Target:
 
 def body() -> bytearray:
     draw = np.random.default_rng(1)
-    return blob.encode_body(
+    return message.encode_body(
         MANIFEST,
         {
             "bias": draw.standard_normal(3, np.float32),
@@ -126,7 +119,7 @@ def header(encoding: str = "float32", content: bytes | bytearray | None = None) 
         tensors=codec.entries(encoding, MANIFEST),
         codec=encoding,
         body_bytes=len(content),
-        body_digest=blob.body_digest(content),
+        body_digest=message.body_digest(content),
     )
 
 
@@ -141,14 +134,14 @@ def elements() -> list[bytes]:
         (header(name, content), content) for name in codec.CODECS for content in [encoded(name)]
     ]
     plain = header()
-    bare = replace(plain, tensors=(), body_bytes=0, body_digest=blob.body_digest(b""))
-    made = [blob.pack(one, content) for one, content in updates]
+    bare = replace(plain, tensors=(), body_bytes=0, body_digest=message.body_digest(b""))
+    made = [message.pack(one, content) for one, content in updates]
     made += [
-        blob.pack(replace(plain, chunk_bytes=256), None),
-        blob.pack(replace(bare, kind="evaluation"), None),
-        blob.pack(replace(bare, kind="failure", reason="out of memory"), None),
-        blob.pack(replace(plain, kind="model", manifest=MANIFEST.to_json()), whole),
-        blob.pack(*group_element()),
+        message.pack(replace(plain, chunk_bytes=256), None),
+        message.pack(replace(bare, kind="evaluation"), None),
+        message.pack(replace(bare, kind="failure", reason="out of memory"), None),
+        message.pack(replace(plain, kind="model", manifest=MANIFEST.to_json()), whole),
+        message.pack(*group_element()),
     ]
     return [*made, seal(made[0], "sim-1", new_key()[0])]
 
@@ -156,11 +149,11 @@ def elements() -> list[bytes]:
 @cache
 def group_element() -> tuple[Header, bytes]:
     total = Merge.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
-    made = group.GroupSum(MANIFEST, CONFIG, ROUND)
+    made = group_sum.GroupSum(MANIFEST, CONFIG, ROUND)
     for client in COHORT:
         made.take(replace(header(), client=client), body())
     whole, content = made.element(replace(header(), client="group-0"))
-    group.check_layout(whole, total)
+    group_sum.check_layout(whole, total)
     return whole, bytes(content)
 
 
@@ -171,29 +164,29 @@ def decode_element(data: bytes) -> None:
     """As gate and intake do, up to the numbers."""
     sealed = signing.opened(data)
     element = data if sealed is None else sealed.element
-    found, content = blob.unpack(element, max_body_bytes=CAP)
+    found, content = message.unpack(element, max_body_bytes=CAP)
     check_header(found)
     if found.kind in ("evaluation", "failure") or found.chunk_bytes:
         return
     if found.kind == "group":
-        blob.check_tensors(found, exact.sum_manifest(MANIFEST))
+        message.check_tensors(found, exact_sum.sum_manifest(MANIFEST))
     elif found.kind == "model":
-        blob.check_tensors(found, Manifest.from_json(found.manifest))
+        message.check_tensors(found, Manifest.from_json(found.manifest))
     else:
         codec.check_tensors(found.codec, found, MANIFEST)
-    blob.check_body(found, content)
+    message.check_body(found, content)
 
 
 def check_header(found: Header) -> None:
     """What is done with a header alone; one that was accepted can be packed again, the same."""
     again = packed(found)
     assert packed(unpacked(memoryview(again))) == again  # Not the values: NaN is not itself.
-    for own, status, reason in group.headers(found):
+    for own, status, reason in group_sum.headers(found):
         metrics.check(own.metrics)
         metrics.check(own.train_metrics)
-        Receipt.from_json(late.receipt_of(own, status, reason).to_json())
+        Receipt.from_json(late_updates.receipt_of(own, status, reason).to_json())
     if found.kind == "group":
-        group.check(found, ROUND, CONFIG)
+        group_sum.check(found, ROUND, CONFIG)
 
 
 def decode_header(data: bytes) -> None:
@@ -204,7 +197,7 @@ def decode_envelope(data: bytes) -> None:
     sealed = signing.opened(data)
     if sealed is not None:
         signing.is_signed_by(sealed, _PUBLIC)
-        blob.unpack(sealed.element, max_body_bytes=CAP)
+        message.unpack(sealed.element, max_body_bytes=CAP)
 
 
 def decode_body(data: bytes) -> None:
@@ -225,13 +218,13 @@ def decode_group_body(data: bytes) -> None:
     whole, content = group_element()
     given = (data + content[len(data) :])[: len(content)]
     merge = Merge.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
-    group.add(replace(whole, body_digest=blob.body_digest(given)), given, merge)
+    group_sum.add(replace(whole, body_digest=message.body_digest(given)), given, merge)
 
 
 def decode_manifest(data: bytes) -> None:
     found = Manifest.from_json(data)
     assert Manifest.from_json(found.to_json().encode()) == found
-    blob.entries(found)
+    message.entries(found)
 
 
 _RECORDS: dict[str, Callable[[bytes], Any]] = {
@@ -248,7 +241,7 @@ def decode_record(data: bytes) -> None:
 
 
 def decode_ticket(data: bytes) -> None:
-    from fl_queue.plain import loads
+    from fl_queue.common.safe_json import loads
 
     found = Ticket.from_dict(loads(data, "a ticket"))
     assert Ticket.from_dict(asdict(found)) == found
@@ -259,9 +252,9 @@ def decode_event(data: bytes) -> None:
     """Any entry becomes an event that is stored and shown."""
     event = event_of({b"event": data})
     json.dumps(event, allow_nan=False).encode()
-    views._doing(event)
-    scene = terminal.Scene(None, progress={"a": event})
-    terminal._client_cells(scene, "a")
+    run_status._doing(event)
+    scene = live_view.Scene(None, progress={"a": event})
+    live_view._client_cells(scene, "a")
 
 
 def decode_state(data: bytes) -> None:
@@ -327,7 +320,7 @@ def _headers() -> list[bytes]:
 
 
 def _records() -> list[bytes]:
-    receipt = late.receipt_of(header(), "received", "")
+    receipt = late_updates.receipt_of(header(), "received", "")
     ended = RoundRecord(
         1, "train", "committed", "2 of 2 updates in", 0, "0" * 64, 1, "1" * 64, list(COHORT),
         list(COHORT), 2, {"sim-1": "2" * 64}, {"sim-1": 600}, scales={"parameter": [31, 64.0]},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_queue import blob
-from fl_queue.header import Header
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 MANIFEST = Manifest((TensorSpec("n", (), "integer_buffer"), TensorSpec("w", (2, 1), "parameter")))
 TENSORS = {"n": np.array(258, np.int64), "w": np.array([[1.0], [-2.5]], np.float32)}
@@ -47,27 +47,27 @@ def header() -> Header:
         num_examples=600,
         metrics={"loss": 0.5},
         train_s=1.0,
-        tensors=blob.entries(MANIFEST),
+        tensors=message.entries(MANIFEST),
         body_bytes=len(BODY),
         body_digest=DIGEST,
     )
 
 
 def test_a_two_tensor_body_is_these_bytes() -> None:
-    body = blob.encode_body(MANIFEST, TENSORS)
+    body = message.encode_body(MANIFEST, TENSORS)
     assert bytes(body) == BODY
-    assert blob.body_digest(body) == DIGEST
+    assert message.body_digest(body) == DIGEST
 
 
 def test_an_element_is_these_bytes() -> None:
     length = bytes([len(HEADER) % 256, len(HEADER) // 256, 0, 0])
     expected = b"FLQ1" + b"\x02\x01\x00\x00" + length + HEADER + BODY
-    assert blob.pack(header(), BODY) == expected
+    assert message.pack(header(), BODY) == expected
 
 
 def test_these_bytes_are_understood() -> None:
     length = len(HEADER).to_bytes(4, "little")
     element = b"FLQ1" + b"\x02\x01\x00\x00" + length + HEADER + BODY
-    found, body = blob.unpack(element, max_body_bytes=16)
+    found, body = message.unpack(element, max_body_bytes=16)
     assert found == header()
     assert bytes(body) == BODY

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fl_queue.sampling import seed_for, select_cohort
+from fl_queue.common.seeding import seed_for, select_cohort
 
 CLIENTS = [f"client-{number}" for number in range(10)]
 

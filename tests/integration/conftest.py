@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue import config, names, rounds, runs
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.store import Store, keyspace
 
 
 @pytest.fixture
 def run(store: Store) -> str:
     """A run with round 0 open on the only client there is."""
-    store.control.hold(names.client_holder("a"), "t", 60, {})
-    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
     state = runs.start_run(store, "lawful", loaded, 1)
-    rounds.advance(store, state.run_id)
+    lifecycle.advance(store, state.run_id)
     return state.run_id

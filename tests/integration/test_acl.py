@@ -12,11 +12,12 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import acl, credentials, names, urls
 from fl_queue.cli import cli
-from fl_queue.cli.access import PLACEHOLDER
-from fl_queue.embedded import EmbeddedRedis, start
-from fl_queue.serverbinary import build_of
+from fl_queue.cli.acl import PLACEHOLDER
+from fl_queue.common import redis_url
+from fl_queue.store import acl, credentials, keyspace
+from fl_queue.store.embedded.server_binary import build_of
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.federation import Federation
 from tests.servers import before_7, chosen_server
 
@@ -25,11 +26,11 @@ pytestmark = pytest.mark.timeout(180)
 PASSWORD = "for-tests"
 SECRET = "#" + hashlib.sha256(PASSWORD.encode()).hexdigest()
 RUN = "demo-3f2a9c"
-RESULTS, QUEUE, OTHERS = names.results(RUN), "rq:queue:flq-client-a", "rq:queue:flq-client-a-b"
-UPDATE = names.chunk(names.update_blob("a", RUN, "d1"), 0)
-OTHERS_UPDATE = names.chunk(names.update_blob("a-b", RUN, "d1"), 0)
-MODEL = names.chunk(names.model_blob(RUN, "d1"), 0)
-PARTIAL = names.chunk(names.partial_blob(RUN, "d1"), 0)
+RESULTS, QUEUE, OTHERS = keyspace.results(RUN), "rq:queue:flq-client-a", "rq:queue:flq-client-a-b"
+UPDATE = keyspace.chunk(keyspace.update_blob("a", RUN, "d1"), 0)
+OTHERS_UPDATE = keyspace.chunk(keyspace.update_blob("a-b", RUN, "d1"), 0)
+MODEL = keyspace.chunk(keyspace.model_blob(RUN, "d1"), 0)
+PARTIAL = keyspace.chunk(keyspace.partial_blob(RUN, "d1"), 0)
 NEXT_ID = "18446744073709551615-18446744073709551614"
 JOB, OTHERS_JOB = f"rq:job:a_{RUN}_1_00", f"rq:job:a-b_{RUN}_1_00"
 
@@ -47,29 +48,29 @@ FORBIDDEN: list[tuple[object, ...]] = [
     # What others sent, hold, or are about to send.
     *[("GET", OTHERS_UPDATE), ("SET", OTHERS_UPDATE, "x"), ("DEL", OTHERS_UPDATE)],
     *[("EXPIRE", OTHERS_UPDATE, 1), ("MGET", UPDATE, OTHERS_UPDATE), ("DEL", UPDATE, MODEL)],
-    *[("SET", names.admitted(RUN, "a-b"), "x"), ("DEL", names.admitted(RUN, "a-b"))],
-    *[("HSET", names.turns(RUN, 1), "a-b", 9), ("DEL", names.turns(RUN, 1))],
-    *[("LRANGE", names.taken(RUN, 1), 0, -1), ("RPUSH", names.taken(RUN, 1), "x")],
-    *[("HGETALL", names.partial(RUN)), ("GET", PARTIAL), ("SET", PARTIAL, "x")],
-    *[("SET", MODEL, "x"), ("DEL", MODEL), ("EXPIRE", MODEL, 1), ("SET", names.DATA_SERVER, "x")],
-    *[("DEL", names.owner(RUN, 1)), ("SET", names.owner(RUN, 1), "x")],
+    *[("SET", keyspace.admitted(RUN, "a-b"), "x"), ("DEL", keyspace.admitted(RUN, "a-b"))],
+    *[("HSET", keyspace.turns(RUN, 1), "a-b", 9), ("DEL", keyspace.turns(RUN, 1))],
+    *[("LRANGE", keyspace.taken(RUN, 1), 0, -1), ("RPUSH", keyspace.taken(RUN, 1), "x")],
+    *[("HGETALL", keyspace.partial(RUN)), ("GET", PARTIAL), ("SET", PARTIAL, "x")],
+    *[("SET", MODEL, "x"), ("DEL", MODEL), ("EXPIRE", MODEL, 1), ("SET", keyspace.DATA_SERVER, "x")],
+    *[("DEL", keyspace.owner(RUN, 1)), ("SET", keyspace.owner(RUN, 1), "x")],
     # Another client's queue, jobs, hash, events, leases.
     *[("LRANGE", OTHERS, 0, -1), ("RPUSH", OTHERS, "x"), ("DEL", OTHERS)],
     *[("HGETALL", OTHERS_JOB), ("HSET", OTHERS_JOB, "data", "x"), ("DEL", OTHERS_JOB)],
-    *[("HSET", names.client("a-b"), "x", "y"), ("DEL", names.client_holder("a-b"))],
-    *[("SET", names.client_told("a-b", RUN), "x"), ("HSET", names.sites(RUN), "a", "{}")],
-    *[("XADD", names.client_events("a-b"), "*", "event", "{}"), ("DEL", "flq:worker:a-b_00")],
+    *[("HSET", keyspace.client("a-b"), "x", "y"), ("DEL", keyspace.client_holder("a-b"))],
+    *[("SET", keyspace.client_told("a-b", RUN), "x"), ("HSET", keyspace.sites(RUN), "a", "{}")],
+    *[("XADD", keyspace.client_events("a-b"), "*", "event", "{}"), ("DEL", "flq:worker:a-b_00")],
     *[("HSET", "rq:worker:a-b_00", "x", "y"), ("HSET", "rq:job:aggregator_x", "data", "x")],
     *[("RPUSH", "rq:queue:flq-aggregate", "x"), ("SADD", "rq:queues", "x"), ("SREM", "rq:workers", "x")],
     # Runs, rounds, receipts, who is there.
-    *[("HSET", names.run(RUN), "state", "failed"), ("DEL", names.run(RUN))],
-    *[("HSET", names.round_(RUN, 1), "quorum", 0), ("SET", names.config(RUN), "[]")],
-    *[("SET", names.manifest(RUN), "{}"), ("HSET", names.accepted(RUN), "a", "{}"), ("HSET", names.round_jobs(RUN, 1), "a", "{}")],
-    *[("HGETALL", names.round_updates(RUN, 1)), ("HSET", names.round_updates(RUN, 1), "a", "{}")],
-    *[("XADD", names.events(RUN), NEXT_ID, "event", "{}"), ("RPUSH", names.history(RUN), "{}")],
-    *[("DEL", names.events(RUN)), ("HSET", names.RUNS, "x", "y"), ("DEL", names.HEALER)],
-    *[("ZADD", names.CLIENTS, 1, "x"), ("ZREM", names.CLIENTS, "a-b"), ("HSET", names.CLOCK, "x", "y")],
-    *[("HSET", names.ENROLLED, "a", "{}"), ("SET", "rq:suspended", 1), ("SET", "anything", 1)],
+    *[("HSET", keyspace.run(RUN), "state", "failed"), ("DEL", keyspace.run(RUN))],
+    *[("HSET", keyspace.round_(RUN, 1), "quorum", 0), ("SET", keyspace.config(RUN), "[]")],
+    *[("SET", keyspace.manifest(RUN), "{}"), ("HSET", keyspace.accepted(RUN), "a", "{}"), ("HSET", keyspace.round_jobs(RUN, 1), "a", "{}")],
+    *[("HGETALL", keyspace.round_updates(RUN, 1)), ("HSET", keyspace.round_updates(RUN, 1), "a", "{}")],
+    *[("XADD", keyspace.events(RUN), NEXT_ID, "event", "{}"), ("RPUSH", keyspace.history(RUN), "{}")],
+    *[("DEL", keyspace.events(RUN)), ("HSET", keyspace.RUNS, "x", "y"), ("DEL", keyspace.HEALER)],
+    *[("ZADD", keyspace.CLIENTS, 1, "x"), ("ZREM", keyspace.CLIENTS, "a-b"), ("HSET", keyspace.CLOCK, "x", "y")],
+    *[("HSET", keyspace.ENROLLED, "a", "{}"), ("SET", "rq:suspended", 1), ("SET", "anything", 1)],
     # The server.
     *[("EVAL", "return 1", 0), ("EVALSHA", "0" * 40, 0), ("SCRIPT", "LOAD", "return 1")],
     *[("EVAL", "return redis.call('DEL', KEYS[1])", 1, UPDATE), ("SCRIPT", "FLUSH")],
@@ -80,21 +81,28 @@ FORBIDDEN: list[tuple[object, ...]] = [
     *[("SWAPDB", 0, 1), ("MOVE", UPDATE, 1), ("REPLICAOF", "NO", "ONE"), ("SAVE",), ("BGSAVE",)],
     *[("MIGRATE", "localhost", 1, UPDATE, 0, 1), ("RESTORE", UPDATE, 0, "x"), ("SLOWLOG", "GET")],
     *[("MODULE", "LIST"), ("LATENCY", "RESET"), ("MEMORY", "USAGE", UPDATE)],
-    *[("PUBLISH", "elsewhere", "x"), ("SUBSCRIBE", names.ARRIVALS), ("PSUBSCRIBE", "*")],
+    *[("PUBLISH", "elsewhere", "x"), ("SUBSCRIBE", keyspace.ARRIVALS), ("PSUBSCRIBE", "*")],
 ]  # fmt: skip
 ALLOWED: list[tuple[object, ...]] = [
-    *[("RPUSH", RESULTS, "element"), ("PUBLISH", names.ARRIVALS, RUN), ("INFO", "server")],
+    *[("RPUSH", RESULTS, "element"), ("PUBLISH", keyspace.ARRIVALS, RUN), ("INFO", "server")],
     *[("SET", UPDATE, "x", "EX", 60), ("GET", UPDATE), ("EXPIRE", UPDATE, 60), ("DEL", UPDATE)],
-    *[("SET", names.admitted(RUN, "a"), "t:1"), ("DEL", names.admitted(RUN, "a"))],
-    *[("MGET", names.admitted(RUN, "b"), names.admitted(RUN, "c")), ("GET", MODEL)],
-    ("HGETALL", names.turns(RUN, 1)),
-    *[("HGETALL", names.run(RUN)), ("HGETALL", names.round_(RUN, 1)), ("GET", names.config(RUN))],
-    *[("HGETALL", names.round_(RUN, 1234567)), ("GET", names.manifest(RUN))],
-    ("HGET", names.accepted(RUN), "a"),
-    *[("HGET", names.round_jobs(RUN, 1), "a"), ("HSET", names.client("a"), "num_examples", 1)],
-    *[("HSET", names.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
-    ("SET", names.client_told("a", RUN), "x", "EX", 60),
-    *[("XADD", names.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],
+    *[("SET", keyspace.admitted(RUN, "a"), "t:1"), ("DEL", keyspace.admitted(RUN, "a"))],
+    *[("MGET", keyspace.admitted(RUN, "b"), keyspace.admitted(RUN, "c")), ("GET", MODEL)],
+    ("HGETALL", keyspace.turns(RUN, 1)),
+    *[
+        ("HGETALL", keyspace.run(RUN)),
+        ("HGETALL", keyspace.round_(RUN, 1)),
+        ("GET", keyspace.config(RUN)),
+    ],
+    *[("HGETALL", keyspace.round_(RUN, 1234567)), ("GET", keyspace.manifest(RUN))],
+    ("HGET", keyspace.accepted(RUN), "a"),
+    *[
+        ("HGET", keyspace.round_jobs(RUN, 1), "a"),
+        ("HSET", keyspace.client("a"), "num_examples", 1),
+    ],
+    *[("HSET", keyspace.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
+    ("SET", keyspace.client_told("a", RUN), "x", "EX", 60),
+    *[("XADD", keyspace.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],
     *[("LMOVE", QUEUE, f"{QUEUE}:intermediate", "LEFT", "LEFT"), ("HSET", JOB, "status", "x")],
 ]
 
@@ -117,7 +125,7 @@ def connections(
         made = {}
         for user in acl.users("client", client, version):
             operator.execute_command("ACL", "SETUSER", *user.setuser(SECRET))
-            url = urls.with_login(servers.blob_url, user.name, PASSWORD, {})
+            url = redis_url.with_login(servers.blob_url, user.name, PASSWORD, {})
             made[user.purpose] = redis.Redis.from_url(url)
     return made
 
@@ -170,19 +178,19 @@ def as_role(servers: EmbeddedRedis, version: tuple[int, int], role: acl.Role) ->
         [user] = acl.users(role, "", version)
         with redis.Redis.from_url(url) as operator:
             operator.execute_command("ACL", "SETUSER", *user.setuser(SECRET))
-        made.append(urls.with_login(url, user.name, PASSWORD, {}))
+        made.append(redis_url.with_login(url, user.name, PASSWORD, {}))
     return made
 
 
 def enrolling(user: redis.Redis, role: str, version: tuple[int, int]) -> None:
     """Only the operator enrols, or exchanges a key; an aggregator without selectors may, too."""
     may = role == "operator" or (role == "aggregator" and version < acl.SELECTORS)
-    write = ("EVAL", "return redis.call('HSET', KEYS[1], 'a', '{}')", 1, names.ENROLLED)
-    for command in (("HSET", names.ENROLLED, "a", "{}"), ("DEL", names.ENROLLED), write):
+    write = ("EVAL", "return redis.call('HSET', KEYS[1], 'a', '{}')", 1, keyspace.ENROLLED)
+    for command in (("HSET", keyspace.ENROLLED, "a", "{}"), ("DEL", keyspace.ENROLLED), write):
         assert bool(refusal(user, command)) != may, (role, command)
-    assert bool(refusal(user, ("RENAME", names.RUNS, names.ENROLLED))) or may
+    assert bool(refusal(user, ("RENAME", keyspace.RUNS, keyspace.ENROLLED))) or may
     reads = role in ("operator", "aggregator") or version >= acl.SELECTORS
-    assert (refusal(user, ("HGETALL", names.ENROLLED)) == "") == reads
+    assert (refusal(user, ("HGETALL", keyspace.ENROLLED)) == "") == reads
 
 
 def test_the_other_roles(server: tuple[EmbeddedRedis, tuple[int, int]]) -> None:

@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from fl_queue import Run, embedded, runs
-from fl_queue import card as cards
+from fl_queue import Run
 from fl_queue.cli import cli
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import (
     ConfigError,
     DataError,
@@ -26,6 +26,8 @@ from fl_queue.errors import (
     StoreUnavailable,
     UnknownRun,
 )
+from fl_queue.reporting import model_card as cards
+from fl_queue.store.embedded import server_pair
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -50,7 +52,7 @@ def run(folder: Path, no_process_left: None) -> Iterator[Run]:
     ) as made:
         assert made.wait(quiet=True) is made
         yield made
-    assert embedded.running(folder) is None
+    assert server_pair.running(folder) is None
 
 
 def test_history_is_rows_and_curves_are_numbers(run: Run) -> None:
@@ -164,7 +166,7 @@ def test_a_run_that_goes_on_is_waited_for_so_long_and_cancelled(run: Run, folder
         with pytest.raises(RunFailed, match="cancelled"):
             other.wait(quiet=True)
     # What the first one started serves on: the second needed nothing of its own.
-    assert embedded.running(folder) is not None
+    assert server_pair.running(folder) is not None
     assert run.state.version == 2
 
 

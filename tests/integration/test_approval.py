@@ -7,7 +7,9 @@ import subprocess
 import sys
 from typing import Any
 
-from fl_queue import approval, diagnose, names, views
+from fl_queue.client import approval
+from fl_queue.reporting import diagnosis, run_status
+from fl_queue.store import keyspace
 from tests.federation import Federation, kill, wait_for
 
 #: Nobody closes a round while the site decides; one update is enough for a version.
@@ -55,13 +57,15 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     before = federation.worker_pid("site-2")
     kill(before)
     wait_for("another worker", lambda: federation.worker_pid("site-2") != before)
-    wait_for("its lease", lambda: control.lease(names.client_holder("site-2")).get("pid") != before)
+    wait_for(
+        "its lease", lambda: control.lease(keyspace.client_holder("site-2")).get("pid") != before
+    )
     wait_for("site-1's update", lambda: "site-1" in control.receipts(run, 1))
     state = control.run(run)
     assert state is not None
-    said = diagnose.why_open(federation.store, state)
+    said = diagnosis.why_open(federation.store, state)
     assert any(line.startswith("waiting for approval of site-2: its update is") for line in said)
-    doing = views.clients(federation.store)[1].doing
+    doing = run_status.clients(federation.store)[1].doing
     assert doing == f"waits for approval at its site: run {run} round 1"
     shown = json.loads(fl_queue(federation, "approve", "--json").stdout)[0]
     assert (shown["update"], shown["header"]["client"]) == (name, "site-2")

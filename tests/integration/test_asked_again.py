@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import dispatch, names, operate, scores
-from fl_queue.collect import Collector
-from fl_queue.heal import Healer
-from fl_queue.jobs import FLJob
-from fl_queue.missed import LOOKED_AT_S
-from fl_queue.records import Receipt
-from fl_queue.store import Store
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.operations.missed_updates import LOOKED_AT_S
+from fl_queue.models import retention
+from fl_queue.protocol.records import Receipt
+from fl_queue.store import Store, keyspace
 from fl_queue.store.control import PUSH_AGAIN_S
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.byhand import ByHand
 
 
@@ -37,7 +39,7 @@ def cut_connections(server: redis.Redis, hand: ByHand) -> None:
 
 
 def replace_another(server: redis.Redis, hand: ByHand) -> None:
-    key = names.round_jobs(hand.run, 1)
+    key = keyspace.round_jobs(hand.run, 1)
     ticket = dispatch.tickets(hand.store, hand.run, 1)["b"]
     server.hset(key, "b", ticket.next_attempt().to_json())
 
@@ -58,13 +60,13 @@ def test_a_job_is_replaced_though_connections_break_or_another_client_gets_a_new
         meanwhile(aside, hand)
 
     monkeypatch.setattr(dispatch, "publish", disturbed)
-    new = dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old)
+    new = dispatch.replace(store, keyspace.round_jobs(hand.run, 1), "a", old)
 
     assert new is not None
     assert dispatch.tickets(store, hand.run, 1)["a"] == new
     assert dispatch.queued(store, old.queue) == [new.job]
     monkeypatch.undo()
-    assert dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old) is None
+    assert dispatch.replace(store, keyspace.round_jobs(hand.run, 1), "a", old) is None
     assert dispatch.queued(store, old.queue) == [new.job]
     aside.close()
 
@@ -88,7 +90,7 @@ def test_a_reply_that_is_lost_publishes_no_second_attempt(store: Store, tmp_path
         return once(key, wanted)
 
     store.control.replace_jobs = twice  # type: ignore[method-assign]
-    new = dispatch.replace(store, names.round_jobs(hand.run, 1), "a", old)
+    new = dispatch.replace(store, keyspace.round_jobs(hand.run, 1), "a", old)
 
     assert new is not None
     assert dispatch.queued(store, old.queue) == [new.job]
@@ -100,12 +102,12 @@ def test_who_is_lost_is_asked_again_though_others_are_in(store: Store, tmp_path:
     hand.update("a")
     hand.take(intake, 1)
     finish(hand, "a", "b")  # b's update was pushed, and the server that had it is gone.
-    hand.store.control.redis.hdel(names.round_jobs(hand.run, 1), "aggregator")
+    hand.store.control.redis.hdel(keyspace.round_jobs(hand.run, 1), "aggregator")
     healer = Healer(store, tmp_path)
     healer.heal(hand.run)
     assert attempts(hand) == {"a": 1, "b": 1, "c": 1}  # It may be being looked at.
 
-    hand.store.control.redis.hincrbyfloat(names.round_(hand.run, 1), "elapsed_s", LOOKED_AT_S)
+    hand.store.control.redis.hincrbyfloat(keyspace.round_(hand.run, 1), "elapsed_s", LOOKED_AT_S)
     healer.heal(hand.run)
     assert attempts(hand) == {"a": 1, "b": 2, "c": 1}
 
@@ -115,7 +117,7 @@ def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 100)
     intake = hand.intake()
-    hand.store.control.redis.hdel(names.round_jobs(hand.run, 1), "aggregator")
+    hand.store.control.redis.hdel(keyspace.round_jobs(hand.run, 1), "aggregator")
     finish(hand, "a", "b")
     waiting = store.data.waiting
 
@@ -137,7 +139,7 @@ def test_a_machine_without_the_checkpoint_leaves_healing_to_the_one_that_has_it(
     without, having = Healer(store, tmp_path / "one"), Healer(store, tmp_path / "two")
     without.tick()
     hand = ByHand(store, tmp_path / "two", "ab", 100)
-    model = names.model_blob(hand.run, hand.state.digest)
+    model = keyspace.model_blob(hand.run, hand.state.digest)
     store.data.redis.flushall()
     having.tick()
     assert store.data.missing_chunks(model, 1)  # The other one heals.
@@ -157,7 +159,7 @@ def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_pat
     Healer(store, tmp_path / "two").tick()
     assert list(cached.iterdir())
     # Whoever holds the lease: each machine tidies its own disk.
-    operate.cancel(store, "by-hand")
+    controls.cancel(store, "by-hand")
     Healer(store, tmp_path / "two").tick()
     assert not cached.exists()
 
@@ -165,7 +167,7 @@ def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_pat
 def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_path: Path) -> None:
     hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
     store.control.set_quorum_at(hand.run, 1, 1.0)
-    store.control.redis.hset(names.round_(hand.run, 1), "data_server", "another")
+    store.control.redis.hset(keyspace.round_(hand.run, 1), "data_server", "another")
     Healer(store, tmp_path).heal(hand.run)
 
     assert hand.round.quorum_at_s is None
@@ -181,7 +183,7 @@ def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_pa
     before = hand.round.deadline_s
     assert hand.round.quorum_at_s is not None
     # The healer notes another data server; an hour has been counted meanwhile.
-    store.control.redis.hincrbyfloat(names.round_(hand.run, 1), "elapsed_s", before)
+    store.control.redis.hincrbyfloat(keyspace.round_(hand.run, 1), "elapsed_s", before)
     store.control.set_data_server(hand.run, 1, "another")
 
     assert collector._ending(drained=True) is None
@@ -191,7 +193,7 @@ def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_pa
 
 def test_versions_that_are_never_scored_leave_the_data_server(store: Store, tmp_path: Path) -> None:
     hand = ByHand(store, tmp_path, "ab", 100, "run.evaluate_every=0")
-    store.control.redis.hset(names.run(hand.run), "rounds_wanted", 5)
+    store.control.redis.hset(keyspace.run(hand.run), "rounds_wanted", 5)
     for _ in range(5):
         hand.update("a")
         hand.update("b")
@@ -201,6 +203,6 @@ def test_versions_that_are_never_scored_leave_the_data_server(store: Store, tmp_
     there = [
         version
         for version, entry in versions.items()
-        if not store.data.missing_chunks(names.model_blob(hand.run, entry["digest"]), 1)
+        if not store.data.missing_chunks(keyspace.model_blob(hand.run, entry["digest"]), 1)
     ]
-    assert there == sorted(versions)[-scores.ON_DATA_SERVER :]
+    assert there == sorted(versions)[-retention.ON_DATA_SERVER :]

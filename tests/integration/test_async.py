@@ -10,27 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import (
-    blob,
-    checkpoint,
-    codec,
-    deletion,
-    diagnose,
-    dispatch,
-    flight,
-    models,
-    names,
-    operate,
-    queries,
-    rounds,
-    runs,
-    sampling,
-    verify,
-)
-from fl_queue.header import Header
-from fl_queue.records import RoundRecord, TensorSpec, dumps
-from fl_queue.staleness import ONE
-from fl_queue.store import Store
+from fl_queue.aggregation.staleness import ONE
+from fl_queue.common import seeding
+from fl_queue.coordinator.operations import controls, deletion, verification
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.models import checkpoint, transfer
+from fl_queue.protocol import job_origins, message
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import RoundRecord, TensorSpec, dumps
+from fl_queue.reporting import diagnosis
+from fl_queue.store import Store, keyspace, queries
+from fl_queue.store.jobs import dispatch
 from tests.byhand import NAME, ByHand
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,10 +35,10 @@ class AsyncHand(ByHand):
 
     def __init__(self, store: Store, folder: Path, clients: str, *overrides: str) -> None:
         super().__init__(store, folder, clients, SIZE, *ASYNC, *overrides)
-        store.control.redis.hset(names.run(self.run), "rounds_wanted", 99)
+        store.control.redis.hset(keyspace.run(self.run), "rounds_wanted", 99)
 
-    def job_of(self, client: str) -> flight.Begun:
-        return flight.begun(self.round, client)
+    def job_of(self, client: str) -> job_origins.Begun:
+        return job_origins.begun(self.round, client)
 
     def made(self, client: str, token: str = "") -> tuple[Header, bytes]:
         """A client's update of the job that it is at; the same bits whenever it is asked."""
@@ -72,8 +63,8 @@ class AsyncHand(ByHand):
         number = self.round.number
         assert self.work().startswith("committed")
         # However slow this machine is: nobody was silent.
-        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
-        rounds.advance(self.store, self.run)
+        self.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+        lifecycle.advance(self.store, self.run)
         return self.past(number)
 
     def past(self, number: int) -> RoundRecord:
@@ -83,9 +74,9 @@ class AsyncHand(ByHand):
     def parameters(self, version: int) -> np.ndarray:
         """Of a version, from its checkpoint."""
         digest = self.store.control.version(self.run, version)["digest"]
-        folder = models.checkpoint_folder(self.folder, self.run)
+        folder = transfer.checkpoint_folder(self.folder, self.run)
         body = checkpoint.read(folder, digest, self.manifest)
-        return np.array(blob.views(self.manifest, body)["w"], np.float64)
+        return np.array(message.views(self.manifest, body)["w"], np.float64)
 
 
 @pytest.fixture
@@ -112,7 +103,7 @@ def test_a_full_buffer_is_a_version_and_who_is_at_work_goes_on(hand: AsyncHand) 
         "is training: round 2, 0 of 2 updates in the buffer, 4 clients at work"
     )
     assert any(
-        "on its job of round 1" in line for line in diagnose.why_open(hand.store, hand.state)
+        "on its job of round 1" in line for line in diagnosis.why_open(hand.store, hand.state)
     )
 
 
@@ -130,7 +121,7 @@ def test_a_stale_update_counts_for_less_and_the_round_can_be_verified(
     assert (receipt.status, receipt.staleness, receipt.weight) == (
         "accepted", 1, record.weights["c"],
     )  # fmt: skip
-    verdicts = list(verify.verify(store, hand.state, tmp_path))
+    verdicts = list(verification.verify(store, hand.state, tmp_path))
     assert [(verdict.round, verdict.result) for verdict in verdicts] == [(1, "same"), (2, "same")]
 
 
@@ -178,7 +169,7 @@ def test_with_a_buffer_of_the_cohort_it_is_fedavg_bit_for_bit(
             hand.update(client)
         assert hand.work().startswith("committed")
         made.append(store.control.version(hand.run, 1)["digest"])
-        operate.cancel(store, NAME)
+        controls.cancel(store, NAME)
         deletion.delete(store, hand.state, folder)
     assert made[0] == made[1]
 
@@ -202,7 +193,7 @@ def test_the_order_of_arrival_and_a_checkpointed_sum_change_no_bit(
         hand.update(order[1])
         hand.work()
         made.append((hand.past(2).digest, hand.past(2).weights))
-        operate.cancel(store, NAME)
+        controls.cancel(store, NAME)
         deletion.delete(store, hand.state, folder)
     assert made[0] == made[1]
 
@@ -257,7 +248,7 @@ def test_a_client_learns_which_job_its_accepted_update_was_of(store: Store, tmp_
         header, body = hand.made(client)
         sent = encode(body=body)
         layout = codec.entries("bfloat16", hand.manifest)
-        digest = blob.body_digest(sent)
+        digest = message.body_digest(sent)
         hand.push((replace(header, codec="bfloat16", tensors=layout, body_bytes=len(sent), body_digest=digest), bytes(sent)))  # fmt: skip
         return digest
 
@@ -286,7 +277,7 @@ def test_what_jobs_still_need_stays_and_then_goes(hand: AsyncHand, store: Store)
     for _ in range(4):
         hand.commit("ab")
     digest = store.control.version(hand.run, 0)["digest"]
-    chunk = names.chunk(names.model_blob(hand.run, digest), 0)
+    chunk = keyspace.chunk(keyspace.model_blob(hand.run, digest), 0)
 
     assert hand.job_of("c") == (1, 0)
     assert store.control.round(hand.run, 1) is not None
@@ -317,16 +308,16 @@ def test_a_client_that_is_idle_begins_where_another_one_has_answered(
 ) -> None:
     hand = AsyncHand(store, tmp_path, "abcde", "round.buffer=2", "round.concurrency=2")
     first = hand.round.cohort
-    assert list(first) == sampling.select_cohort(hand.config.run["seed"], 1, list("abcde"), 2)
+    assert list(first) == seeding.select_cohort(hand.config.run["seed"], 1, list("abcde"), 2)
     hand.update(first[0])
     intake = hand.intake()
     hand.take(intake, 1)
-    rounds.advance(store, hand.run)
+    lifecycle.advance(store, hand.run)
     joined = hand.round
 
     (new,) = set(joined.cohort) - set(first)
     assert dispatch.tickets(store, hand.run, 1)[new].number == 1
-    rounds.advance(store, hand.run)  # Two are at work: there is no room for more.
+    lifecycle.advance(store, hand.run)  # Two are at work: there is no room for more.
     assert hand.round.cohort == joined.cohort
     hand.update(new)
     assert hand.work().startswith("committed")
@@ -346,7 +337,7 @@ def test_cancelling_ends_the_jobs_of_all_rounds(hand: AsyncHand, store: Store) -
     old = dispatch.tickets(store, hand.run, 1)["c"]
     hand.commit("ab")
     assert dispatch.job_state(store, old) == "queued"
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     assert dispatch.job_state(store, old) == "gone"
     assert queries.has_ended(store.control, hand.run, 1, "c")
 
@@ -364,16 +355,16 @@ class BufferHand(AsyncHand):
     def statistic(self, version: int) -> np.ndarray:
         digest = self.store.control.version(self.run, version)["digest"]
         body = checkpoint.read(
-            models.checkpoint_folder(self.folder, self.run), digest, self.manifest
+            transfer.checkpoint_folder(self.folder, self.run), digest, self.manifest
         )
-        return np.array(blob.views(self.manifest, body)["a_mean"], np.float64)
+        return np.array(message.views(self.manifest, body)["a_mean"], np.float64)
 
     def made(self, client: str, token: str = "") -> tuple[Header, bytes]:
         header, body = super().made(client, token)
         begun = self.job_of(client)
         base = self.statistic(begun.version).astype("<f4")
         body = (self.value_of(client, begun.round) - base).tobytes() + body
-        changed = replace(header, body_bytes=len(body), body_digest=blob.body_digest(body))
+        changed = replace(header, body_bytes=len(body), body_digest=message.body_digest(body))
         return changed, body
 
 
@@ -395,7 +386,7 @@ def test_running_statistics_of_stale_updates_are_merged_as_values(
         assert np.all(found < 2.5)
     assert max(record.staleness.values()) == 3
     np.testing.assert_allclose(found, 2.0, atol=0.25)
-    verdicts = list(verify.verify(store, hand.state, tmp_path))
+    verdicts = list(verification.verify(store, hand.state, tmp_path))
     assert [verdict.result for verdict in verdicts] == ["same"] * 12
 
 
@@ -419,7 +410,7 @@ def test_statistics_have_the_same_bits_after_a_kill_and_in_any_order(
         hand.work()
         assert hand.past(2).staleness == {"a": 0, "c": 1}
         made.append(hand.past(2).digest)
-        operate.cancel(store, NAME)
+        controls.cancel(store, NAME)
         deletion.delete(store, hand.state, folder)
     assert made[0] == made[1]
 
@@ -429,7 +420,7 @@ def test_a_round_that_an_earlier_version_has_opened_is_verified_as_it_was_made(
 ) -> None:
     hand = BufferHand(store, tmp_path, "abcd", "round.buffer=2")
     hand.commit("ab")
-    key = names.round_(hand.run, hand.round.number)
+    key = keyspace.round_(hand.run, hand.round.number)
     old = {k: v for k, v in hand.round.discount.items() if k != "buffers"}
     store.control.redis.hset(key, "discount", dumps(old))
     before = hand.statistic(1)
@@ -438,4 +429,7 @@ def test_a_round_that_an_earlier_version_has_opened_is_verified_as_it_was_made(
     ours = hand.value_of("a", 2) - before
     mean = (record.weights["a"] * ours + record.weights["c"] * added) / sum(record.counted.values())
     np.testing.assert_allclose(hand.statistic(2), before + mean, atol=1e-5)
-    assert [one.result for one in verify.verify(store, hand.state, tmp_path)] == ["same", "same"]
+    assert [one.result for one in verification.verify(store, hand.state, tmp_path)] == [
+        "same",
+        "same",
+    ]

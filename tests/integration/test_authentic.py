@@ -17,38 +17,26 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import (
-    backup,
-    blob,
-    config,
-    credentials,
-    deletion,
-    dispatch,
-    eligible,
-    models,
-    names,
-    operatorkey,
-    rounds,
-    runs,
-    signing,
-    simulation,
-    statements,
-    trust,
-    vouching,
-)
-from fl_queue.cli import cli, working
-from fl_queue.collect import Collector
-from fl_queue.credentials import Credentials
-from fl_queue.dispatch import Ticket
+from fl_queue.aggregation.group_sum import GroupSum
+from fl_queue.cli import cli, worker
+from fl_queue.client import preflight, trust
+from fl_queue.client.site import Site
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.operations import backup, deletion
+from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
-from fl_queue.group import GroupSum
-from fl_queue.header import Header
-from fl_queue.intake import Intake
-from fl_queue.records import Enrolment, dumps
-from fl_queue.site import Site
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.models import transfer
+from fl_queue.protocol import message, operator_key, signing, statements, virtual_clients
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Enrolment, dumps
+from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
+from fl_queue.store.credentials import Credentials
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import Ticket
 from tests.integration.test_backup import rewritten
-from workers import client, revoked, telling
+from workers import client, revoked
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
 SITES = ("a", "b")
@@ -68,10 +56,10 @@ class Hospital:
     ) -> None:
         self.store, self.folder, self.monkeypatch = store, folder, monkeypatch
         assert store.state_dir is not None
-        file = store.state_dir / operatorkey.FILE
+        file = store.state_dir / operator_key.FILE
         if signed:
-            self.key = operatorkey.create(file)
-        self.config = config.load("mnist-3v7", (*QUICK, *overrides), {})
+            self.key = operator_key.create(file)
+        self.config = run_config.load("mnist-3v7", (*QUICK, *overrides), {})
         for site in SITES:
             self.enroll(site, self.key.public if signed else "")
         self.run = self.begin("authentic", ready)
@@ -94,7 +82,7 @@ class Hospital:
         made = pins.signed(site, Enrolment(public), self.store.control.enrolment(site))
         pins.pin(site, made)
         self.store.control.write_enrolment(site, made)
-        self.store.control.hold(names.client_holder(site), "t", 600, {})
+        self.store.control.hold(keyspace.client_holder(site), "t", 600, {})
         path = self.folder / f"{site}.toml"
         control, data = self.store.servers.url, self.store.servers.blob_url
         handed = Credentials(site, secret, control, data, operator_key=operator)
@@ -112,8 +100,8 @@ class Hospital:
         return found
 
     def advance(self, run: str) -> None:
-        self.store.control.redis.hset(names.CLOCK, "settling_s", 0)
-        rounds.advance(self.store, run)
+        self.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+        lifecycle.advance(self.store, run)
 
     def collect(self) -> None:
         """The aggregator's job, until the round has ended, and the next round is open."""
@@ -139,30 +127,30 @@ class Hospital:
 
     def answers(self) -> dict[str, Header]:
         """Who has sent what for the newest round: headers of the elements that wait."""
-        waiting = self.store.data.redis.lrange(names.results(self.run), 0, -1)
+        waiting = self.store.data.redis.lrange(keyspace.results(self.run), 0, -1)
         found = {}
         for element in waiting:
             sealed = signing.opened(element)
             assert sealed is not None
-            header = blob.unpack(sealed.element, max_body_bytes=1 << 30)[0]
+            header = message.unpack(sealed.element, max_body_bytes=1 << 30)[0]
             found[header.client] = header
         return found
 
     def refused(self, who: str) -> list[str]:
         """Why a site has refused jobs, as its events say."""
-        streams = {names.client_events(who): "0-0"}
+        streams = {keyspace.client_events(who): "0-0"}
         events = [event for _, _, event in self.store.control.read_events(streams, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 
     def unsigned(self) -> list[str]:
         """Why rounds were opened without a signature, as the run's events say."""
-        streams = {names.events(self.run): "0-0"}
+        streams = {keyspace.events(self.run): "0-0"}
         events = [event for _, _, event in self.store.control.read_events(streams, None)]
         return [event["reason"] for event in events if event["event"] == "round_unsigned"]
 
     def write(self, **fields: Any) -> None:
         """Somebody changes the open round in Redis."""
-        key = names.round_(self.run, self.state.round)
+        key = keyspace.round_(self.run, self.state.round)
         self.store.control.redis.hset(key, mapping=fields)
 
 
@@ -178,27 +166,27 @@ def another_model(at: Hospital) -> None:
     manifest = at.store.control.manifest(at.run)
     assert manifest is not None
     body = bytes(manifest.nbytes)
-    models.publish(at.store, at.run, blob.body_digest(body), body, 1 << 20)
-    at.write(base_digest=blob.body_digest(body))
+    transfer.publish(at.store, at.run, message.body_digest(body), body, 1 << 20)
+    at.write(base_digest=message.body_digest(body))
 
 
 def another_config(at: Hospital) -> None:
     segments = at.store.control.config_segments(at.run)
     segments[0]["config"]["train"]["batch_size"] = 1
-    at.store.control.redis.set(names.config(at.run), dumps(segments))
+    at.store.control.redis.set(keyspace.config(at.run), dumps(segments))
 
 
 def another_segment(at: Hospital) -> None:
     segments = at.store.control.config_segments(at.run)
     segments.append({"from_round": 1, "config": segments[0]["config"]})
-    at.store.control.redis.set(names.config(at.run), dumps(segments))
+    at.store.control.redis.set(keyspace.config(at.run), dumps(segments))
     at.write(segment="1")
 
 
 def another_manifest(at: Hospital) -> None:
-    manifest = json.loads(at.store.control.redis.get(names.manifest(at.run)))
+    manifest = json.loads(at.store.control.redis.get(keyspace.manifest(at.run)))
     manifest["private"] = [manifest["tensors"][0]["name"]]
-    at.store.control.redis.set(names.manifest(at.run), dumps(manifest))
+    at.store.control.redis.set(keyspace.manifest(at.run), dumps(manifest))
 
 
 def another_cohort(at: Hospital) -> None:
@@ -210,19 +198,19 @@ def alone(at: Hospital) -> None:
 
 
 def another_share(at: Hospital) -> None:
-    at.store.control.redis.hset(names.run(at.run), "population", dumps(["b", "a"]))
+    at.store.control.redis.hset(keyspace.run(at.run), "population", dumps(["b", "a"]))
 
 
 def more_shares(at: Hospital) -> None:
-    at.store.control.redis.hset(names.run(at.run), "shares", "1000")
+    at.store.control.redis.hset(keyspace.run(at.run), "shares", "1000")
 
 
 def stripped(at: Hospital) -> None:
-    at.store.control.redis.hdel(names.round_(at.run, 1), "signed")
+    at.store.control.redis.hdel(keyspace.round_(at.run, 1), "signed")
 
 
 def signed_by_a_stranger(at: Hospital) -> None:
-    stranger = operatorkey.OperatorKey(*signing.new_key())
+    stranger = operator_key.OperatorKey(*signing.new_key())
     statement = statements.opened(at.round.signed, at.key.public)
     assert statement is not None
     at.write(signed=statements.sealed(statement, stranger))
@@ -295,7 +283,7 @@ def test_signatures_change_no_bit(
             assert bool(hospital.round.signed) == signed
             hospital.collect()
         assert hospital.state.version == 3
-        store.control.redis.hdel(names.RUNS, hospital.state.name)
+        store.control.redis.hdel(keyspace.RUNS, hospital.state.name)
         versions = store.control.versions(hospital.run).values()
         assert all(bool(entry.get("signature")) == signed for entry in versions)
         return [entry["digest"] for entry in versions]
@@ -307,7 +295,7 @@ def test_signatures_change_no_bit(
 
 
 def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
-    hospital.store.control.redis.hset(names.round_(hospital.run, 1), "quorum", "1")
+    hospital.store.control.redis.hset(keyspace.round_(hospital.run, 1), "quorum", "1")
     hospital.work("b")
     signed = hospital.round.signed
     stripped(hospital)
@@ -327,7 +315,7 @@ def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
 
 def test_an_old_round_is_refused_also_after_a_restart(hospital: Hospital) -> None:
     redis, run = hospital.store.control.redis, hospital.run
-    keys = [names.round_(run, 1), names.round_jobs(run, 1)]
+    keys = [keyspace.round_(run, 1), keyspace.round_jobs(run, 1)]
     old = {key: redis.dump(key) for key in keys}
     for site in SITES:
         hospital.work(site)
@@ -335,8 +323,8 @@ def test_an_old_round_is_refused_also_after_a_restart(hospital: Hospital) -> Non
     hospital.work("a")
     for key, dumped in old.items():
         redis.restore(key, 0, dumped, replace=True)
-    redis.hset(names.run(run), "round", "1")
-    redis.delete(names.results(run))
+    redis.hset(keyspace.run(run), "round", "1")
+    redis.delete(keyspace.results(run))
     for path in (hospital.folder / "a" / "outbox").iterdir():
         path.unlink()
 
@@ -350,7 +338,7 @@ def test_another_attempt_at_the_same_round_is_no_old_round(hospital: Hospital) -
     hospital.work("a")
     for path in (hospital.folder / "a" / "outbox").iterdir():
         path.unlink()
-    key = names.round_jobs(hospital.run, 1)
+    key = keyspace.round_jobs(hospital.run, 1)
     old = dispatch.tickets(hospital.store, hospital.run, 1)["a"]
     assert dispatch.replace(hospital.store, key, "a", old) is not None
     assert hospital.work("a") == "pushed"
@@ -359,15 +347,15 @@ def test_another_attempt_at_the_same_round_is_no_old_round(hospital: Hospital) -
 
 def test_a_round_that_a_failover_has_lost_is_opened_again_and_trained(hospital: Hospital) -> None:
     redis, run = hospital.store.control.redis, hospital.run
-    before = redis.dump(names.run(run))
+    before = redis.dump(keyspace.run(run))
     for site in SITES:
         hospital.work(site)
     hospital.collect()
     hospital.work("a")  # Round 2, of which the server then loses all.
-    redis.restore(names.run(run), 0, before, replace=True)
-    redis.delete(names.round_(run, 1), names.round_jobs(run, 1), names.round_(run, 2))
-    redis.hset(names.run(run), "round", "0")
-    redis.delete(names.results(run))
+    redis.restore(keyspace.run(run), 0, before, replace=True)
+    redis.delete(keyspace.round_(run, 1), keyspace.round_jobs(run, 1), keyspace.round_(run, 2))
+    redis.hset(keyspace.run(run), "round", "0")
+    redis.delete(keyspace.results(run))
     hospital.advance(run)
     assert hospital.state.round == 1
     assert hospital.work("a") == "pushed"
@@ -379,7 +367,7 @@ def test_a_round_of_another_run_is_refused(hospital: Hospital) -> None:
     other, hospital_round = hospital.run, hospital.round.signed
     assert hospital_round
     hospital.begin("second")
-    redis.copy(names.round_(other, 1), names.round_(hospital.run, 1), replace=True)
+    redis.copy(keyspace.round_(other, 1), keyspace.round_(hospital.run, 1), replace=True)
     hospital.work("a")
     (reason,) = hospital.refused("a")
     assert reason in (
@@ -391,7 +379,7 @@ def test_a_round_of_another_run_is_refused(hospital: Hospital) -> None:
 def test_a_job_for_another_client_is_refused(hospital: Hospital) -> None:
     hospital.enroll("c", hospital.key.public)
     ticket = Ticket("c", "workers.client.train", "flq-client-c", hospital.run, 1, 60)
-    hospital.store.control.redis.hset(names.round_jobs(hospital.run, 1), "c", ticket.to_json())
+    hospital.store.control.redis.hset(keyspace.round_jobs(hospital.run, 1), "c", ticket.to_json())
     hospital.work("c")
     assert hospital.refused("c") == ["round 1 is signed for other clients"]
 
@@ -409,7 +397,7 @@ def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospi
         return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
 
     def ask(run: str, number: int) -> str:
-        return telling.tell(run, 0)
+        return preflight.tell(run, 0)
 
     hospital.work("a", ask)
     assert "cannot" not in told()
@@ -431,12 +419,12 @@ def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
     """Else whether a share has enough examples tells how many rows a site has, one question after the other."""
 
     def told() -> dict[str, str]:
-        hospital.work("a", lambda run, number: telling.tell(run, 0))
+        hospital.work("a", lambda run, number: preflight.tell(run, 0))
         return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
 
     honest = told()
     assert "cannot" not in honest
-    hospital.store.control.redis.hset(names.run(hospital.run), mapping=said)
+    hospital.store.control.redis.hset(keyspace.run(hospital.run), mapping=said)
     assert told() == honest
 
 
@@ -445,14 +433,14 @@ def test_only_deleting_a_run_forgets_that_it_is_signed(hospital: Hospital) -> No
     pins.require(run, True)
     assert hospital.store.state_dir is not None
     # Somebody has it look deleted to every machine of the operator.
-    name = redis.hget(names.RUNS, "authentic")
-    redis.hdel(names.RUNS, "authentic")
-    redis.zadd(names.DELETED, {run: hospital.store.control.now()})
+    name = redis.hget(keyspace.RUNS, "authentic")
+    redis.hdel(keyspace.RUNS, "authentic")
+    redis.zadd(keyspace.DELETED, {run: hospital.store.control.now()})
     deletion.sweep_here(hospital.store, hospital.store.state_dir)
     assert (pins.signed_version(run) is not None, pins.required(run, False)) == (True, True)
 
-    redis.hset(names.RUNS, "authentic", name)
-    redis.hset(names.run(run), "state", "cancelled")
+    redis.hset(keyspace.RUNS, "authentic", name)
+    redis.hset(keyspace.run(run), "state", "cancelled")
     deletion.delete(hospital.store, hospital.state, hospital.store.state_dir)
     assert (pins.signed_version(run), pins.required(run, False)) == (None, False)
 
@@ -495,7 +483,7 @@ def test_who_is_asked_next_for_version_0_is_signed_for_too(
 ) -> None:
     hospital = Hospital(store, tmp_path, monkeypatch, ready=False)
     (first,) = hospital.round.cohort
-    store.control.redis.delete(names.client_holder(first))
+    store.control.redis.delete(keyspace.client_holder(first))
     hospital.advance(hospital.run)
     (second,) = set(hospital.round.cohort) - {first}
     assert hospital.work(second, client.initialise) == "pushed"
@@ -518,10 +506,10 @@ def test_a_pin_is_a_digest_or_the_config_that_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = CliRunner().invoke(cli, ["config", "show", "mnist-3v7", "--digest"])
-    digest = config.load("mnist-3v7", (), {}).digest
+    digest = run_config.load("mnist-3v7", (), {}).digest
     assert shown.output == f"{digest}\n"
     found: list[Site] = []
-    monkeypatch.setattr(working, "_become_worker", lambda role, site: found.append(site))
+    monkeypatch.setattr(worker, "_become_worker", lambda role, site: found.append(site))
     monkeypatch.setenv("FLQ_TRAIN_EPOCHS", "7")  # Of this machine, not of the operator's run.
     line = ["worker", "client", "--client", "a", "--state-dir", str(tmp_path)]
     pins = ["--pin-config", "mnist-3v7", "--pin-config", "0" * 64]
@@ -533,7 +521,7 @@ def test_a_pin_is_a_digest_or_the_config_that_has_it(
 
 
 def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None:
-    other = config.load("mnist-3v7", (*QUICK, "train.batch_size=3"), {}).digest
+    other = run_config.load("mnist-3v7", (*QUICK, "train.batch_size=3"), {}).digest
     hospital.work("a", pins=(other,))
     (reason,) = hospital.refused("a")
     assert reason.startswith(f"config {hospital.config.digest} is none that this site has pinned")
@@ -562,8 +550,8 @@ def not_opened_yet(hospital: Hospital) -> None:
         hospital.work(site)
     hospital.collect()
     redis, run = hospital.store.control.redis, hospital.run
-    redis.delete(names.round_(run, 2), names.round_jobs(run, 2))
-    redis.hset(names.run(run), "round", "1")
+    redis.delete(keyspace.round_(run, 2), keyspace.round_jobs(run, 2))
+    redis.hset(keyspace.run(run), "round", "1")
 
 
 class Ghost:
@@ -576,16 +564,16 @@ class Ghost:
         self.at, self.redis = at, at.store.control.redis
         for site in SITES:
             at.work(site)
-        (element, *_) = at.store.data.redis.lrange(names.results(at.run), 0, -1)
+        (element, *_) = at.store.data.redis.lrange(keyspace.results(at.run), 0, -1)
         sealed = signing.opened(element)
         assert sealed is not None
-        header, body = blob.unpack(sealed.element, max_body_bytes=1 << 30)
-        made_up = blob.pack(replace(header, client="ghost", token="f" * 16), body)
-        at.store.data.redis.rpush(names.results(at.run), made_up)
-        self.config = self.redis.get(names.config(at.run))
+        header, body = message.unpack(sealed.element, max_body_bytes=1 << 30)
+        made_up = message.pack(replace(header, client="ghost", token="f" * 16), body)
+        at.store.data.redis.rpush(keyspace.results(at.run), made_up)
+        self.config = self.redis.get(keyspace.config(at.run))
         segments = json.loads(self.config)
         segments[0]["config"]["security"]["require_enrolment"] = False
-        self.redis.set(names.config(at.run), dumps(segments))
+        self.redis.set(keyspace.config(at.run), dumps(segments))
         at.write(cohort=dumps([*SITES, "ghost"]))
         make = Collector._make
 
@@ -596,7 +584,7 @@ class Ghost:
         monkeypatch.setattr(Collector, "_make", made_meanwhile)
 
     def restore(self) -> None:
-        self.redis.set(names.config(self.at.run), self.config)
+        self.redis.set(keyspace.config(self.at.run), self.config)
 
 
 def test_a_signed_round_is_merged_by_the_config_it_was_signed_with(
@@ -620,13 +608,13 @@ def stripped_everywhere(at: Hospital) -> None:
     redis, run = at.store.control.redis, at.run
     segments = at.store.control.config_segments(run)
     redis.set(
-        names.config(run),
+        keyspace.config(run),
         dumps([{key: found[key] for key in ("from_round", "config")} for found in segments]),
     )
     for number, entry in at.store.control.versions(run).items():
         entry.pop("signature", None)
-        redis.hset(names.versions(run), str(number), dumps(entry))
-    redis.hdel(names.round_(run, at.state.round), "signed")
+        redis.hset(keyspace.versions(run), str(number), dumps(entry))
+    redis.hdel(keyspace.round_(run, at.state.round), "signed")
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known here", "seen for the first time"])
@@ -655,7 +643,7 @@ def test_a_round_whose_signature_was_taken_away_is_not_merged(
 def another_config_back(hospital: Hospital) -> None:
     segments = hospital.store.control.config_segments(hospital.run)
     segments[0]["config"]["security"]["require_enrolment"] = True
-    hospital.store.control.redis.set(names.config(hospital.run), dumps(segments))
+    hospital.store.control.redis.set(keyspace.config(hospital.run), dumps(segments))
 
 
 def test_a_run_that_looks_older_than_the_key_to_a_machine_that_has_never_seen_it(
@@ -698,9 +686,9 @@ def test_an_older_version_that_was_put_back_is_not_signed_anew(hospital: Hospita
     redis, run = hospital.store.control.redis, hospital.run
     zero = hospital.store.control.version(run, 0)
     stripped_everywhere(hospital)
-    redis.hdel(names.versions(run), "1")
+    redis.hdel(keyspace.versions(run), "1")
     redis.hset(
-        names.run(run),
+        keyspace.run(run),
         mapping={"version": "0", "digest": zero["digest"], "state": "cancelled"},
     )
     with pytest.raises(RunStateError, match="the newest that was signed here is 1, digest "):
@@ -713,28 +701,28 @@ def test_a_statement_of_something_else_is_not_signed_again(hospital: Hospital, f
     key, run, current = hospital.key, hospital.run, hospital.round
     statement = statements.opened(current.signed, key.public)
     assert statement is not None
-    assert vouching.with_cohort(hospital.store, run, current, ["a", "b", "c"]).signed
+    assert statement_signing.with_cohort(hospital.store, run, current, ["a", "b", "c"]).signed
     other = {"round": 7, "cohort": statements.digest_of(["a"])}[field]
     put = replace(current, signed=statements.sealed({**statement, field: other}, key))
-    assert not vouching.with_cohort(hospital.store, run, put, ["a", "b", "c"]).signed
+    assert not statement_signing.with_cohort(hospital.store, run, put, ["a", "b", "c"]).signed
 
 
 def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
     not_opened_yet(hospital)
     redis, run = hospital.store.control.redis, hospital.run
     zero, one = (hospital.store.control.version(run, number) for number in (0, 1))
-    redis.hset(names.run(run), "digest", zero["digest"])
+    redis.hset(keyspace.run(run), "digest", zero["digest"])
     hospital.advance(run)
     assert (hospital.state.round, hospital.unsigned()) == (1, [])
     assert "its model is not version 1 as it was signed" in hospital.state.reason
 
-    redis.hset(names.versions(run), "1", dumps(zero))
+    redis.hset(keyspace.versions(run), "1", dumps(zero))
     hospital.advance(run)
     assert (hospital.state.round, hospital.unsigned()) == (1, [])
     assert "version 1 is not signed" in hospital.state.reason
 
-    redis.hset(names.versions(run), "1", dumps(one))
-    redis.hset(names.run(run), "digest", one["digest"])
+    redis.hset(keyspace.versions(run), "1", dumps(one))
+    redis.hset(keyspace.run(run), "digest", one["digest"])
     hospital.advance(run)
     assert (hospital.state.round, bool(hospital.round.signed)) == (2, True)
 
@@ -746,7 +734,9 @@ def test_no_version_is_made_from_a_model_that_was_changed_meanwhile(hospital: Ho
 
     def version() -> str:
         used = hospital.config.digest
-        return vouching.version(hospital.store, hospital.run, hospital.round, made, manifest, used)
+        return statement_signing.version(
+            hospital.store, hospital.run, hospital.round, made, manifest, used
+        )
 
     assert version()
     another_model(hospital)
@@ -760,15 +750,15 @@ def test_a_machine_without_the_key_opens_no_round_of_a_signed_run(
     for site in SITES:
         hospital.work(site)
     run = hospital.run
-    hospital.store.control.redis.hset(names.run(run), "round", "0")
-    hospital.store.control.redis.delete(names.round_(run, 1), names.round_jobs(run, 1))
+    hospital.store.control.redis.hset(keyspace.run(run), "round", "0")
+    hospital.store.control.redis.delete(keyspace.round_(run, 1), keyspace.round_jobs(run, 1))
     with Store.open(*redis_urls, tmp_path / "elsewhere") as keyless:
-        rounds.advance(keyless, run)
+        lifecycle.advance(keyless, run)
         assert runs.find_run(keyless, run).round == 0
         assert "there is no operator.key in" in runs.find_run(keyless, run).reason
         hospital.advance(run)
         assert hospital.round.signed
-        hospital.store.control.redis.hset(names.run(run), "state", "cancelled")
+        hospital.store.control.redis.hset(keyspace.run(run), "state", "cancelled")
         with pytest.raises(ConfigError, match=r"operator\.key"):
             runs.start_run(keyless, "authentic", hospital.config, 1)
 
@@ -779,7 +769,7 @@ def test_a_restored_run_is_signed_anew(hospital: Hospital, tmp_path: Path) -> No
     backup.write(hospital.store, "authentic", file, hospital.store.state_dir)
     made = backup.restore(hospital.store, file, hospital.store.state_dir, "restored")
     hospital.run = made.run_id
-    hospital.store.control.redis.hset(names.run(made.run_id), "state", "training")
+    hospital.store.control.redis.hset(keyspace.run(made.run_id), "state", "training")
     hospital.advance(made.run_id)
     assert hospital.round.signed
     hospital.work("a")
@@ -840,11 +830,11 @@ def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
         {key: found[key] for key in ("from_round", "config")}
         for found in store.control.config_segments(run)
     ]
-    redis.set(names.config(run), dumps(segments))
+    redis.set(keyspace.config(run), dumps(segments))
     entry = store.control.version(run, 0)
-    redis.hset(names.versions(run), "0", dumps({key: entry[key] for key in ("digest", "round")}))
-    redis.delete(names.round_(run, 1), names.round_jobs(run, 1))
-    redis.hset(names.run(run), mapping={"round": "0", "state": "cancelled"})
+    redis.hset(keyspace.versions(run), "0", dumps({key: entry[key] for key in ("digest", "round")}))
+    redis.delete(keyspace.round_(run, 1), keyspace.round_jobs(run, 1))
+    redis.hset(keyspace.run(run), mapping={"round": "0", "state": "cancelled"})
 
     runs.start_run(store, "authentic", hospital.config, 2)
     hospital.advance(run)
@@ -857,19 +847,19 @@ def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
 def test_a_sum_of_a_pool_speaks_for_no_site(hospital: Hospital) -> None:
     """A pool's sum has no signatures of its members: a run of sites must not take one."""
     hospital.work("b")
-    (waiting,) = hospital.store.data.redis.lrange(names.results(hospital.run), 0, -1)
+    (waiting,) = hospital.store.data.redis.lrange(keyspace.results(hospital.run), 0, -1)
     sealed = signing.opened(waiting)
     assert sealed is not None
-    header, body = blob.unpack(sealed.element, max_body_bytes=1 << 30)
-    hospital.store.data.redis.delete(names.results(hospital.run))
+    header, body = message.unpack(sealed.element, max_body_bytes=1 << 30)
+    hospital.store.data.redis.delete(keyspace.results(hospital.run))
     manifest = hospital.store.control.manifest(hospital.run)
     assert manifest is not None
     total = GroupSum(manifest, hospital.config, hospital.round)
     for site in hospital.round.cohort:
         total.take(replace(header, client=site, token=f"token of {site}"), body)
-    made_up = total.element(replace(header, client=simulation.group(0), token="token of all"))
+    made_up = total.element(replace(header, client=virtual_clients.group(0), token="token of all"))
     hospital.write(groups="1")
-    hospital.store.data.redis.rpush(names.results(hospital.run), blob.pack(*made_up))
+    hospital.store.data.redis.rpush(keyspace.results(hospital.run), message.pack(*made_up))
 
     for site in SITES:
         hospital.work(site)
@@ -889,7 +879,7 @@ def elsewhere(hospital: Hospital, tmp_path: Path) -> tuple[list[str], Path]:
     folder, key = tmp_path / "elsewhere", tmp_path / "safe.key"
     folder.mkdir(mode=0o700)
     assert hospital.store.state_dir is not None
-    key.write_bytes((hospital.store.state_dir / operatorkey.FILE).read_bytes())
+    key.write_bytes((hospital.store.state_dir / operator_key.FILE).read_bytes())
     key.chmod(0o600)
     servers = hospital.store.servers
     options = ["--state-dir", str(folder), "--redis-url", servers.url]
@@ -900,7 +890,7 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     hospital: Hospital, elsewhere: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, key = elsewhere
-    monkeypatch.delenv(operatorkey.VARIABLE, raising=False)
+    monkeypatch.delenv(operator_key.VARIABLE, raising=False)
     named = [*options, "--operator-key", str(key)]
     begun = CliRunner().invoke(cli, ["start-round", "mnist-3v7", "--no-wait", "--run", "n", *named])
     assert begun.exception is None, begun.output
@@ -909,14 +899,14 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     assert statements.is_segment_signed(run, "n", 0, segment, public)
 
     found: list[Site] = []
-    monkeypatch.setattr(working, "_become_worker", lambda role, site: found.append(site))
+    monkeypatch.setattr(worker, "_become_worker", lambda role, site: found.append(site))
     assert CliRunner().invoke(cli, ["worker", "aggregator", *named]).exception is None
     again = Site.from_environ(found[0].to_environ())
     assert again.operator_key == str(key)
     with again.connect() as store:
         assert store.control.pins.key == hospital.key
     # Whoever calls a command in their own process has their environment as it was.
-    assert operatorkey.VARIABLE not in os.environ
+    assert operator_key.VARIABLE not in os.environ
 
 
 def test_the_doctor_says_that_the_key_is_missing_or_another_one(
@@ -934,7 +924,7 @@ def test_the_doctor_says_that_the_key_is_missing_or_another_one(
     (missing,) = lines()
     assert missing.startswith("WARN  the operator's key: run authentic is signed, and ")
     key.unlink()
-    other = operatorkey.create(key)
+    other = operator_key.create(key)
     foreign = lines("--operator-key", str(key))[0]
     assert foreign.startswith(
         f"FAIL  the operator's key: run authentic is signed with another key than {other.fingerprint}"
@@ -964,9 +954,11 @@ def test_a_worker_with_a_name_of_simulations_is_not_taken_where_others_are_enrol
     hospital: Hospital, name: str
 ) -> None:
     control = hospital.store.control
-    out = eligible.not_admitted(hospital.store, hospital.state, hospital.config, ["a", name, "z"])
+    out = eligibility.not_admitted(
+        hospital.store, hospital.state, hospital.config, ["a", name, "z"]
+    )
     assert out == {name: "it has a name of simulations, by which nobody can be enrolled"}
-    control.redis.delete(names.ENROLLED)
+    control.redis.delete(keyspace.ENROLLED)
     for file in (hospital.store.state_dir or Path()).glob("enrolled/*.json"):
         file.unlink()
-    assert eligible.not_admitted(hospital.store, hospital.state, hospital.config, [name]) == {}
+    assert eligibility.not_admitted(hospital.store, hospital.state, hospital.config, [name]) == {}

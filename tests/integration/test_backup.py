@@ -14,40 +14,33 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import (
-    archive,
-    backup,
-    blob,
-    checkpoint,
-    config,
-    deletion,
-    models,
-    names,
-    operate,
-    runs,
-)
 from fl_queue.cli import cli
-from fl_queue.embedded import start
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import backup, backup_file, controls, deletion
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
-from fl_queue.records import Manifest, RoundRecord, TensorSpec, dumps
-from fl_queue.store import RunState, Store
+from fl_queue.models import checkpoint, transfer
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec, dumps
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.federation import Federation, wait_for
 
 MANIFEST = Manifest((TensorSpec("bias", (2,), "parameter"), TensorSpec("w", (3, 2), "parameter")))
 BODIES = [
-    blob.encode_body(
+    message.encode_body(
         MANIFEST, {"bias": np.full(2, n, np.float32), "w": np.full((3, 2), -n, np.float32)}
     )
     for n in range(4)
 ]
-DIGESTS = [blob.body_digest(body) for body in BODIES]
+DIGESTS = [message.body_digest(body) for body in BODIES]
 NEWEST, BEST = 3, 1
 
 
 @pytest.fixture
 def run(store: Store, tmp_path: Path) -> str:
     """A run that trains: versions 0 to 3, of which 1 is the best, and round 4 open."""
-    loaded = config.load("mnist-3v7", ("redis.url=redis://:secret@host:1/0",), {})
+    loaded = run_config.load("mnist-3v7", ("redis.url=redis://:secret@host:1/0",), {})
     run = runs.start_run(store, "pilot", loaded, 9).run_id
     redis = store.control.redis
     for version, digest in enumerate(DIGESTS):
@@ -58,40 +51,40 @@ def run(store: Store, tmp_path: Path) -> str:
                 version, "train", "committed", "all in", version - 1, DIGESTS[version - 1],
                 version, digest, ["a", "b"], validation={"num_examples": 3, "loss_sum": loss},
             )  # fmt: skip
-            redis.rpush(names.history(run), record.to_json())
+            redis.rpush(keyspace.history(run), record.to_json())
         accuracy = 0.9 if version == BEST else 0.5
         done = {"state": "done", "metrics": {}, "finished": {"accuracy": accuracy}}
         ticket = {"job": "evaluator_1", "who": "evaluator"}
-        redis.hset(names.evaluations(run), str(version), dumps(done if version < 3 else ticket))
-    redis.hset(names.late(run), "1", "2")
-    redis.hset(names.run(run), mapping={"round": 4, "population": '["a","b"]', "shares": 2})
+        redis.hset(keyspace.evaluations(run), str(version), dumps(done if version < 3 else ticket))
+    redis.hset(keyspace.late(run), "1", "2")
+    redis.hset(keyspace.run(run), mapping={"round": 4, "population": '["a","b"]', "shares": 2})
     return run
 
 
 def add_version(store: Store, run: str, version: int, state_dir: Path) -> None:
     digest, redis = DIGESTS[version], store.control.redis
     checkpoint.write(
-        models.checkpoint_folder(state_dir, run), digest, MANIFEST, BODIES[version], {}
+        transfer.checkpoint_folder(state_dir, run), digest, MANIFEST, BODIES[version], {}
     )
-    redis.set(names.manifest(run), MANIFEST.to_json())
-    redis.hset(names.versions(run), str(version), dumps({"digest": digest, "round": version}))
-    redis.hset(names.run(run), mapping={"version": version, "digest": digest})
+    redis.set(keyspace.manifest(run), MANIFEST.to_json())
+    redis.hset(keyspace.versions(run), str(version), dumps({"digest": digest, "round": version}))
+    redis.hset(keyspace.run(run), mapping={"version": version, "digest": digest})
 
 
 def forget(store: Store, name: str) -> None:
     """Give a name free, as deleting its run does."""
-    store.control.redis.hdel(names.RUNS, name)
+    store.control.redis.hdel(keyspace.RUNS, name)
 
 
 def everything(store: Store, run: str) -> list[Any]:
     """What has to come along, as it lies in Redis."""
     redis = store.control.redis
     return [
-        redis.get(names.config(run)),
-        redis.get(names.manifest(run)),
-        redis.hgetall(names.versions(run)),
-        redis.lrange(names.history(run), 0, -1),
-        redis.hgetall(names.late(run)),
+        redis.get(keyspace.config(run)),
+        redis.get(keyspace.manifest(run)),
+        redis.hgetall(keyspace.versions(run)),
+        redis.lrange(keyspace.history(run), 0, -1),
+        redis.hgetall(keyspace.late(run)),
     ]
 
 
@@ -123,15 +116,15 @@ def test_a_restored_run_has_everything_but_the_open_round(
     assert {key: getattr(state, key) for key in kept} == {key: getattr(old, key) for key in kept}
     digest = DIGESTS[NEWEST]
     chunk_bytes = runs.current_config(store, state.run_id).redis["chunk_bytes"]
-    assert models.fetch(store, state.run_id, digest, MANIFEST, chunk_bytes) == BODIES[NEWEST]
-    folder = models.checkpoint_folder(other, state.run_id)
+    assert transfer.fetch(store, state.run_id, digest, MANIFEST, chunk_bytes) == BODIES[NEWEST]
+    folder = transfer.checkpoint_folder(other, state.run_id)
     assert {path.stem for path in folder.iterdir()} == {digest, DIGESTS[BEST]}
 
 
 def test_the_newest_version_is_evaluated_again_when_its_verdict_was_missing(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    store.control.redis.hdel(names.evaluations(run), "2")
+    store.control.redis.hdel(keyspace.evaluations(run), "2")
     backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     state = backup.restore(store, tmp_path / "a.zip", tmp_path, "other")
     found = store.control.evaluations(state.run_id)
@@ -152,17 +145,17 @@ def test_what_clients_keep_of_a_restored_run_is_needed_as_long_as_that_is_there(
     ids = store.control.run_names()
     assert third.restored_from == (ids["two"], run)
 
-    store.control.redis.delete(names.evaluations(run))  # Its ticket is none.
+    store.control.redis.delete(keyspace.evaluations(run))  # Its ticket is none.
     for name in ("pilot", "one", "two"):
         state = store.control.run(ids[name])
         assert state is not None
-        store.control.redis.hset(names.run(ids[name]), "state", "cancelled")
+        store.control.redis.hset(keyspace.run(ids[name]), "state", "cancelled")
         deletion.delete(store, state, tmp_path)
         assert store.control.is_needed(run)
     assert store.control.is_needed(ids["two"])
     assert not store.control.is_needed(ids["one"])
     deletion.delete(store, third, tmp_path)
-    assert store.control.redis.hgetall(names.RESTORED) == {}
+    assert store.control.redis.hgetall(keyspace.RESTORED) == {}
 
 
 def test_updates_of_asynchronous_rounds_keep_the_round_in_which_their_jobs_began(
@@ -172,17 +165,17 @@ def test_updates_of_asynchronous_rounds_keep_the_round_in_which_their_jobs_began
         3, "train", "committed", "the buffer is full", 2, DIGESTS[2], 3, DIGESTS[3], ["a", "b"],
         accepted={"a": "1" * 64, "b": "2" * 64}, mode="async", carried={"b": {"round": 1, "version": 0}},
     )  # fmt: skip
-    store.control.redis.rpush(names.history(run), record.to_json())
+    store.control.redis.rpush(keyspace.history(run), record.to_json())
     backup.write(store, run, tmp_path / "a.zip", tmp_path)
     restored = backup.restore(store, tmp_path / "a.zip", tmp_path, "other").run_id
     for client, expected in (("a", (3, "1" * 64)), ("b", (1, "2" * 64))):
         assert store.control.accepted(restored, client) == expected
-        assert store.control.accepted(restored, names.in_backup(client)) == expected
+        assert store.control.accepted(restored, keyspace.in_backup(client)) == expected
 
 
 @pytest.mark.parametrize("ended", ["completed", "failed"])
 def test_a_run_that_has_ended_stays_so(store: Store, run: str, tmp_path: Path, ended: str) -> None:
-    store.control.redis.hset(names.run(run), mapping={"state": ended, "reason": "so it was"})
+    store.control.redis.hset(keyspace.run(run), mapping={"state": ended, "reason": "so it was"})
     backup.write(store, run, tmp_path / "a.zip", tmp_path)
     forget(store, "pilot")
     state = backup.restore(store, tmp_path / "a.zip", tmp_path)
@@ -191,7 +184,7 @@ def test_a_run_that_has_ended_stays_so(store: Store, run: str, tmp_path: Path, e
 
 
 def test_version_0_alone_is_restored_at_its_round(store: Store, tmp_path: Path) -> None:
-    loaded = config.load("mnist-3v7", (), {})
+    loaded = run_config.load("mnist-3v7", (), {})
     run = runs.start_run(store, "young", loaded, 2).run_id
     with pytest.raises(RunStateError, match="no version yet"):
         backup.write(store, "young", tmp_path / "a.zip", tmp_path)
@@ -202,7 +195,7 @@ def test_version_0_alone_is_restored_at_its_round(store: Store, tmp_path: Path) 
 
     assert (state.round, state.version) == (0, 0)
     # Decided by the first round that trains, once: a 0 would be in its way.
-    assert not store.control.redis.hexists(names.run(state.run_id), "shares")
+    assert not store.control.redis.hexists(keyspace.run(state.run_id), "shares")
 
 
 def test_a_taken_name_is_refused_and_another_one_taken(
@@ -228,13 +221,13 @@ def test_a_name_that_is_taken_meanwhile_leaves_nothing_behind(
 ) -> None:
     backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     forget(store, "pilot")
-    publish = models.publish
+    publish = transfer.publish
 
     def taken(*args: Any) -> None:
         publish(*args)
-        store.control.redis.hset(names.RUNS, "pilot", "pilot-abcdef")
+        store.control.redis.hset(keyspace.RUNS, "pilot", "pilot-abcdef")
 
-    monkeypatch.setattr(models, "publish", taken)
+    monkeypatch.setattr(transfer, "publish", taken)
     with pytest.raises(RunStateError):
         backup.restore(store, tmp_path / "a.zip", tmp_path / "other")
 
@@ -277,9 +270,9 @@ def test_an_interrupted_restore_can_be_repeated(
 def test_a_version_that_is_superseded_while_it_is_read_is_left_for_the_newer_one(
     store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.control.redis.hdel(names.versions(run), str(NEWEST))
-    store.control.redis.hset(names.run(run), mapping={"version": 2, "digest": DIGESTS[2]})
-    load = models.load_version
+    store.control.redis.hdel(keyspace.versions(run), str(NEWEST))
+    store.control.redis.hset(keyspace.run(run), mapping={"version": 2, "digest": DIGESTS[2]})
+    load = transfer.load_version
 
     def pruned(store: Store, run: str, version: int, *args: Any) -> Any:
         if version == 2:
@@ -287,7 +280,7 @@ def test_a_version_that_is_superseded_while_it_is_read_is_left_for_the_newer_one
             raise UnknownVersion(run, version, "has been pruned")
         return load(store, run, version, *args)
 
-    monkeypatch.setattr(models, "load_version", pruned)
+    monkeypatch.setattr(transfer, "load_version", pruned)
 
     assert backup.write(store, "pilot", tmp_path / "a.zip", tmp_path).version == NEWEST
 
@@ -295,7 +288,7 @@ def test_a_version_that_is_superseded_while_it_is_read_is_left_for_the_newer_one
 def test_a_best_version_that_is_nowhere_is_left_out_and_a_newest_one_is_an_error(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    folder = models.checkpoint_folder(tmp_path, run)
+    folder = transfer.checkpoint_folder(tmp_path, run)
     (folder / f"{DIGESTS[BEST]}.safetensors").unlink()
     made = backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     (folder / f"{DIGESTS[NEWEST]}.safetensors").unlink()
@@ -328,7 +321,7 @@ def test_a_backup_that_cannot_be_written_says_so(
 def rewritten(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change ``run.json`` of a backup; what is returned, if anything, takes its place."""
     with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
+        entries = {name: archive.read(name) for name in backup_file.namelist()}
     raw = json.loads(entries["run.json"])
     text = change(raw)
     entries["run.json"] = text if isinstance(text, bytes) else json.dumps(raw).encode()
@@ -433,7 +426,7 @@ def test_numbers_are_restored_as_redis_scripts_compare_them(store: Store, file: 
     rewritten(file, put("state", "version", " 3"))
     state = backup.restore(store, file, file.parent)
 
-    assert store.control.redis.hget(names.run(state.run_id), "version") == b"3"
+    assert store.control.redis.hget(keyspace.run(state.run_id), "version") == b"3"
 
 
 @pytest.mark.parametrize("text", ["", "no zip at all", "PK\3\4 nor this"])
@@ -469,7 +462,7 @@ def test_an_entry_that_claims_more_than_the_file_has_is_refused(store: Store, fi
 
 def test_a_model_of_another_digest_is_refused(store: Store, file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
+        entries = {name: archive.read(name) for name in backup_file.namelist()}
     first, second = (f"{DIGESTS[version]}.safetensors" for version in (BEST, NEWEST))
     entries[second] = entries[first]
     with zipfile.ZipFile(file, "w") as archive:
@@ -482,7 +475,7 @@ def test_a_record_over_the_cap_is_refused_on_both_sides(
     store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
-    monkeypatch.setattr(archive, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(backup_file, "MAX_RECORD_BYTES", 1000)
     with pytest.raises(DataError, match="too long"):
         backup.write(store, "pilot", tmp_path / "b.zip", tmp_path)
     store.control.redis.flushall()
@@ -521,10 +514,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(store: Store, file: Path) -
 def test_every_field_of_a_record_has_a_shape_that_is_checked() -> None:
     record = RoundRecord(1, "train", "committed", "", 0, "")
     raw = json.loads(record.to_json())
-    archive.check_fields("record", raw, RoundRecord)
+    backup_file.check_fields("record", raw, RoundRecord)
     for field in fields(RoundRecord):
         with pytest.raises(ValueError, match=f"record.{field.name}"):
-            archive.check_fields("record", raw | {field.name: (1,)}, RoundRecord)
+            backup_file.check_fields("record", raw | {field.name: (1,)}, RoundRecord)
 
 
 # The commands, and the whole way
@@ -567,7 +560,7 @@ def newest_round(store: Store, run: str) -> int:
 
 
 def resumed(federation: Federation, state: RunState) -> list[str]:
-    operate.resume(federation.store, state.name, federation.redis.state_dir)
+    controls.resume(federation.store, state.name, federation.redis.state_dir)
     assert federation.finish(state.run_id, 150).state == "completed"
     return digests(federation.store, state.run_id)
 

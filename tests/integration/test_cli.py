@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from fl_queue import config, display, doctor, names, rounds, runs
 from fl_queue.cli import cli
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import UnknownRun
-from fl_queue.records import Receipt
-from fl_queue.store import Store
+from fl_queue.protocol.records import Receipt
+from fl_queue.reporting import doctor, progress
+from fl_queue.store import Store, keyspace
 
 
 def fl_queue(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
@@ -109,7 +111,7 @@ def test_unknown_run_names_those_there_are(private_redis, tmp_path: Path) -> Non
 
 
 def test_a_mistyped_name_of_a_run_names_the_nearest(store: Store) -> None:
-    loaded = config.load("demo", (), {})
+    loaded = run_config.load("demo", (), {})
     for name in ("demo", "trial"):
         runs.start_run(store, name, loaded, 1)
 
@@ -163,8 +165,8 @@ def test_redis_ends_with_an_error_when_one_of_its_servers_dies(tmp_path: Path) -
 
 def test_doctor_names_clients_whose_jobs_nobody_takes(redis_urls: tuple[str, str]) -> None:
     store = Store(*redis_urls)
-    store.control.redis.zadd(names.CLIENTS, {"gone": store.control.now()})
-    store.control.redis.rpush(f"rq:queue:{names.client_queue('gone')}", "a-job")
+    store.control.redis.zadd(keyspace.CLIENTS, {"gone": store.control.now()})
+    store.control.redis.rpush(f"rq:queue:{keyspace.client_queue('gone')}", "a-job")
 
     found = doctor.examine(*redis_urls, Path("/absent"), None)
 
@@ -176,18 +178,20 @@ def test_updates_are_counted_from_the_events_not_from_later_receipts(
     redis_urls: tuple[str, str],
 ) -> None:
     store = Store(*redis_urls)
-    state = runs.start_run(store, "r", config.load("demo", ("round.cohort=2",), {}), 1)
+    state = runs.start_run(store, "r", run_config.load("demo", ("round.cohort=2",), {}), 1)
     now = store.control.now()
     for client in ("a", "b"):
-        store.control.redis.zadd(names.CLIENTS, {client: now})
-    store.control.redis.hset(names.run(state.run_id), mapping={"version": "0", "digest": "d" * 64})
-    rounds.advance(store, state.run_id)
+        store.control.redis.zadd(keyspace.CLIENTS, {client: now})
+    store.control.redis.hset(
+        keyspace.run(state.run_id), mapping={"version": "0", "digest": "d" * 64}
+    )
+    lifecycle.advance(store, state.run_id)
     for client in ("a", "b"):
         store.control.write_receipt(state.run_id, 0, client, Receipt("received"), 0)
-    store.control.redis.hset(names.run(state.run_id), "state", "completed")
+    store.control.redis.hset(keyspace.run(state.run_id), "state", "completed")
     console = Console(file=io.StringIO(), width=200)
 
-    display.follow(store, state.run_id, console, since="0-0")
+    progress.follow(store, state.run_id, console, since="0-0")
 
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "update of a is in (1 of 2" in text

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names, verify, views
+from fl_queue.coordinator.operations import verification
 from fl_queue.errors import RunStateError
-from fl_queue.report import rows
-from fl_queue.store import Store
+from fl_queue.reporting import run_status
+from fl_queue.reporting.rounds_table import rows
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 CLIENTS = ("a", "b")
@@ -37,19 +38,19 @@ def test_norms_are_recorded_and_verified(
     assert record.norms == {"a": receipts["a"].norm, "b": 0.0}
     assert record.clipped == ["a"]
     assert [row.clipped for row in rows([record], {}, {})] == [1]
-    (verdict,) = verify.verify(store, hand.state, tmp_path)
+    (verdict,) = verification.verify(store, hand.state, tmp_path)
     assert verdict.result == "same"
 
-    store.control.redis.delete(names.round_updates(hand.run, 1))
-    found = views.receipts(store, hand.state, 1, "a")["a"]
+    store.control.redis.delete(keyspace.round_updates(hand.run, 1))
+    found = run_status.receipts(store, hand.state, 1, "a")["a"]
     assert (found["norm"], found["clipped"]) == (record.norms["a"], True)
     with pytest.raises(
         RunStateError, match=r"it was not in the cohort; did you mean a\? \(cohort: "
     ):
-        views.receipts(store, hand.state, 1, "aa")
+        run_status.receipts(store, hand.state, 1, "aa")
     lie = replace(record, norms={**record.norms, "a": 2.0})
-    store.control.redis.lset(names.history(hand.run), 0, lie.to_json())
-    (verdict,) = verify.verify(store, hand.state, tmp_path)
+    store.control.redis.lset(keyspace.history(hand.run), 0, lie.to_json())
+    (verdict,) = verification.verify(store, hand.state, tmp_path)
     assert verdict.result == "different"
     assert verdict.reason.startswith("a: norm ")
 

@@ -13,17 +13,17 @@ from typing import cast
 
 import pytest
 
-from fl_queue import doctor, names
-from fl_queue.embedded import EmbeddedRedis, start
 from fl_queue.errors import ChunksMissing, ConfigError, OwnershipLost, StoreUnavailable
-from fl_queue.store import Store, keys_like, server_facts, unlink_all
+from fl_queue.reporting import doctor
+from fl_queue.store import Store, keys_like, keyspace, server_facts, unlink_all
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.cluster import Cluster, Node
 from tests.federation import Federation, wait_for
 from tests.servers import chosen_server
 
 CHUNK, COUNT = 100_000, 30
 RUN = "run-1"
-BLOB = names.model_blob(RUN, "d1")
+BLOB = keyspace.model_blob(RUN, "d1")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_missing_chunks_are_noticed_on_any_node(store: Store, body: bytes) -> No
     assert not store.data.missing_chunks(BLOB, COUNT)
 
     for index in (0, 11, COUNT - 1):
-        store.data.redis.unlink(names.chunk(BLOB, index))
+        store.data.redis.unlink(keyspace.chunk(BLOB, index))
         assert store.data.missing_chunks(BLOB, COUNT)
         with pytest.raises(ChunksMissing) as caught:
             read(store, body)
@@ -209,7 +209,7 @@ def test_the_identity_changes_when_a_node_loses_its_content(
 def test_a_node_that_is_away_is_unavailable_until_it_is_back(
     store: Store, cluster: Cluster, body: bytes
 ) -> None:
-    data, node = store.data, cluster.node_of(names.results(RUN))
+    data, node = store.data, cluster.node_of(keyspace.results(RUN))
     node.kill()
     for use in (
         lambda: read(store, body),
@@ -241,7 +241,7 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
 def test_chunks_are_read_and_written_while_their_slot_moves(
     embedded: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    body, key = secrets.token_bytes(CHUNK * COUNT), names.chunk(BLOB, 0)
+    body, key = secrets.token_bytes(CHUNK * COUNT), keyspace.chunk(BLOB, 0)
     with (
         Cluster(tmp_path / "cluster") as cluster,
         Store.open(embedded.url, cluster.url, tmp_path) as store,
@@ -264,7 +264,7 @@ def test_chunks_are_read_and_written_while_their_slot_moves(
 
 
 def test_a_node_that_is_full_is_unavailable(store: Store, cluster: Cluster, body: bytes) -> None:
-    node = cluster.node_of(names.results(RUN))
+    node = cluster.node_of(keyspace.results(RUN))
     node.client.config_set("maxmemory", 1 << 20)
     try:
         for use in (
@@ -281,7 +281,7 @@ def test_a_node_that_is_full_is_unavailable(store: Store, cluster: Cluster, body
 def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
     body = secrets.token_bytes(CHUNK * COUNT)
     with Cluster(tmp_path / "cluster") as cluster:
-        primary = cluster.node_of(names.results(RUN))
+        primary = cluster.node_of(keyspace.results(RUN))
         replica, spare = cluster.add_replica(primary), cluster.add_replica(cluster.nodes[0])
         with Store.open(embedded.url, cluster.url, tmp_path) as store:
             before = store.data.identity()
@@ -434,7 +434,7 @@ def test_a_node_that_comes_back_empty_changes_no_bit(
     run = clustered.begin(name, *CHUNKED)
     wait_for("a client with its update", held.exists)
     wait_for("two updates", lambda: clustered.store.data.held(run, 9) == 2)
-    lists_of = cluster.node_of(names.results(run))
+    lists_of = cluster.node_of(keyspace.results(run))
     victim = lists_of if lists else cluster.nodes[cluster.nodes.index(lists_of) - 1]
     victim.kill()
     victim.start()

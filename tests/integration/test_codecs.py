@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import blob, codec, metrics, names, operate, scores, simulation, verify
-from fl_queue.embedded import start
-from fl_queue.header import Header
-from fl_queue.records import Manifest, Receipt
-from fl_queue.runs import current_config
-from fl_queue.store import RoundState, Store
+from fl_queue import metrics
+from fl_queue.coordinator.operations import controls, verification
+from fl_queue.coordinator.rounds.runs import current_config
+from fl_queue.models import retention
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, Receipt
+from fl_queue.store import RoundState, Store, keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 from tests.servers import chosen_server
@@ -39,7 +43,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
         made = Federation(redis, folder, 0)
         try:
             made.start("pool", "--processes", "1")
-            made.clients = simulation.clients(COUNT)
+            made.clients = virtual_clients.clients(COUNT)
             for client in made.clients:
                 made.start(client)
             ready = 2 + 1 + COUNT
@@ -120,14 +124,14 @@ def test_encoded_updates_that_are_kept_verify(mixed: Federation) -> None:
     run = mixed.begin("kept", *FEWEST, "model.keep_updates=true")
     state = mixed.finish(run)
     folder = mixed.redis.state_dir
-    verdicts = list(verify.verify(mixed.store, state, folder))
+    verdicts = list(verification.verify(mixed.store, state, folder))
 
     assert [verdict.result for verdict in verdicts] == ["same"] * 3
     files = [*(folder / "updates" / run).rglob("*.update")]
     size = codec.encoded_nbytes("int8", manifest_of(mixed, run))
     assert len(files) == 3 * COUNT
     for file in files:
-        header, body = blob.unpack(file.read_bytes(), max_body_bytes=size)
+        header, body = message.unpack(file.read_bytes(), max_body_bytes=size)
         assert (header.codec, len(body)) == ("int8", size)
 
 
@@ -147,9 +151,9 @@ def bad_update(
         tensors=codec.entries(name, manifest),
         codec=name,
         body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
-    return blob.pack(replace(header, **changes), body)
+    return message.pack(replace(header, **changes), body)
 
 
 def test_malformed_encoded_updates_are_invalid_and_change_nothing(mixed: Federation) -> None:
@@ -201,16 +205,18 @@ def test_the_download_comes_back_from_the_checkpoint(mixed: Federation) -> None:
     current, manifest = open_round(mixed, run), manifest_of(mixed, run)
     assert current.fetched == current.download != current.base_digest
     data = mixed.store.data
-    data.drop_chunks(names.model_blob(run, current.download), 1)
+    data.drop_chunks(keyspace.model_blob(run, current.download), 1)
     wait_for(
-        "its chunk", lambda: not data.missing_chunks(names.model_blob(run, current.download), 1)
+        "its chunk", lambda: not data.missing_chunks(keyspace.model_blob(run, current.download), 1)
     )
     body = data.get_chunks(
-        names.model_blob(run, current.download), codec.encoded_nbytes("bfloat16", manifest), 65536
+        keyspace.model_blob(run, current.download),
+        codec.encoded_nbytes("bfloat16", manifest),
+        65536,
     )
-    operate.cancel(mixed.store, "healed")
+    controls.cancel(mixed.store, "healed")
 
-    assert blob.body_digest(body) == current.download
+    assert message.body_digest(body) == current.download
     assert mixed.finish(run).state == "cancelled"
 
 
@@ -218,12 +224,14 @@ def test_superseded_downloads_are_removed_with_their_versions(mixed: Federation)
     run = mixed.begin("pruned", *BOTH_WAYS)
     mixed.finish(run)
     versions = mixed.store.control.versions(run)
-    wait_for("scores", lambda: len(scores.test_metrics(mixed.store, run)) == len(versions))
+    wait_for("scores", lambda: len(retention.test_metrics(mixed.store, run)) == len(versions))
     # The evaluator may have been the last to finish.
-    scores.prune_versions(mixed.store, run, current_config(mixed.store, run), mixed.redis.state_dir)
+    retention.prune_versions(
+        mixed.store, run, current_config(mixed.store, run), mixed.redis.state_dir
+    )
 
     def on_server() -> set[str]:
-        keys = mixed.store.data.redis.keys(names.chunk(names.model_blob(run, "*"), 0))
+        keys = mixed.store.data.redis.keys(keyspace.chunk(keyspace.model_blob(run, "*"), 0))
         return {key.decode().split(":")[-2] for key in keys}
 
     newest = [versions[number] for number in (2, 3)]

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import config, diagnose, names, runs
-from fl_queue.embedded import EmbeddedRedis, start
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import runs
+from fl_queue.reporting import diagnosis
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.conftest import chosen_server
 from tests.federation import wait_for
 
@@ -47,7 +49,7 @@ def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """Servers of its own, with a run of no clients."""
     with start(tmp_path / "state", server=chosen_server()) as made:
         with Store(made.url, made.blob_url) as store:
-            runs.start_run(store, "r", config.load("mnist-3v7", (), {}), 1)
+            runs.start_run(store, "r", run_config.load("mnist-3v7", (), {}), 1)
         yield made
 
 
@@ -150,8 +152,8 @@ def test_an_error_reply_that_nobody_expects_is_one_line(
     servers: EmbeddedRedis, tmp_path: Path
 ) -> None:
     with redis.Redis.from_url(servers.url) as client:
-        client.delete(names.CLIENTS)
-        client.set(names.CLIENTS, "no zset")
+        client.delete(keyspace.CLIENTS)
+        client.set(keyspace.CLIENTS, "no zset")
         client.acl_setuser(
             "default", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-zrange"]
         )
@@ -194,7 +196,7 @@ def test_who_watches_a_run_is_told_of_an_outage_once_and_sees_its_end(
         servers.restart("control")
         read_to("Redis is back")
         with redis.Redis.from_url(servers.url) as client:
-            client.hset(names.run(run), mapping={"state": "completed", "version": 0})
+            client.hset(keyspace.run(run), mapping={"state": "completed", "version": 0})
         printed, told = process.communicate(timeout=LONGEST_S)
     finally:
         process.kill()
@@ -215,23 +217,23 @@ def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
         run = runs.find_run(store, "r")
         found_at = f"{store.control.now() - 3600:.3f}"
         store.control.redis.hset(
-            names.run(run.run_id), mapping={"reason": reason, "reason_at": found_at}
+            keyspace.run(run.run_id), mapping={"reason": reason, "reason_at": found_at}
         )
         without = ask_all(servers, tmp_path, [["status", "r"], ["status"]])
         store.control.hold(
-            names.worker("aggregator-1"), "t", 600, {"role": "aggregator", "process": ""}
+            keyspace.worker("aggregator-1"), "t", 600, {"role": "aggregator", "process": ""}
         )
         _, having = ask(servers, tmp_path, ["status", "r"])
 
     said = without["status r"][1].stdout.splitlines()
-    assert said[0] == f"r ({run.run_id}) is training: between rounds: {diagnose.NO_AGGREGATOR}"
-    assert said[1] == f"  {diagnose.NO_AGGREGATOR}"
+    assert said[0] == f"r ({run.run_id}) is training: between rounds: {diagnosis.NO_AGGREGATOR}"
+    assert said[1] == f"  {diagnosis.NO_AGGREGATOR}"
     assert re.fullmatch(rf"  before that: {reason} \(found 36\d\d s ago\)", said[2])
-    assert diagnose.NO_AGGREGATOR in without["status"][1].stdout
+    assert diagnosis.NO_AGGREGATOR in without["status"][1].stdout
     # One that is alive looks each second: the reason is as it says.
     line = having.stdout.splitlines()[0]
     assert re.search(rf"is training: between rounds: {reason} \(found 3[67]\d\d s ago\)$", line)
-    assert diagnose.NO_AGGREGATOR not in having.stdout
+    assert diagnosis.NO_AGGREGATOR not in having.stdout
 
 
 def test_a_control_server_that_takes_no_writes_is_named_not_the_missing_leases(
@@ -243,7 +245,7 @@ def test_a_control_server_that_takes_no_writes_is_named_not_the_missing_leases(
     _, done = ask(servers, tmp_path, ["status", "r"])
 
     assert done.returncode == 0, done.stderr
-    assert diagnose.NO_AGGREGATOR not in done.stdout
+    assert diagnosis.NO_AGGREGATOR not in done.stdout
     first, second = done.stdout.splitlines()[:2]
     for line in (first, second):
         assert "control server" in line

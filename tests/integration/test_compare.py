@@ -11,22 +11,25 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fl_queue import compare, config, metrics, names, runs
+from fl_queue import metrics
 from fl_queue.cli import cli
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
-from fl_queue.store import RunState, Store
+from fl_queue.reporting import comparison
+from fl_queue.store import RunState, Store, keyspace
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import abandoned, record
 
 
 def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:
     """A run with a tested version for each accuracy, from version 1, and nothing held out."""
-    loaded = config.load("mnist-3v7", overrides, {})
+    loaded = run_config.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, name, loaded, 3)
     for number, accuracy in enumerate(accuracies, 1):
         ended(store, state.run_id, record(number, number - 1, validation={}))
         score(store, state.run_id, number, accuracy)
-    store.control.redis.hset(names.run(state.run_id), "version", len(accuracies))
+    store.control.redis.hset(keyspace.run(state.run_id), "version", len(accuracies))
     return runs.find_run(store, name)
 
 
@@ -35,7 +38,7 @@ def test_runs_are_told_with_the_fields_they_differ_in(store: Store) -> None:
     ended(store, first.run_id, abandoned(4, 3))
     second = begun(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
 
-    one, two = compare.compare(store, [first, second], "accuracy")
+    one, two = comparison.compare(store, [first, second], "accuracy")
 
     assert (one.value, one.best, one.best_version, one.abandoned) == (0.8, 0.9, 2, 1)
     assert one.seconds == pytest.approx(4 * 12.34)
@@ -43,14 +46,14 @@ def test_runs_are_told_with_the_fields_they_differ_in(store: Store) -> None:
     assert one.settings["train.epochs"] == 2
     assert two.settings["train.epochs"] == 3
     assert set(one.settings) == {"train.epochs", "redis.inline_bytes"}
-    assert compare.sweeps([one, two]) == []
+    assert comparison.sweeps([one, two]) == []
 
 
 def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str]) -> None:
     seeds = [begun(store, f"s{n}", [0.5, 0.7 + n / 10], f"run.seed={n}") for n in range(3)]
     other = begun(store, "other", [0.1], "run.seed=1", "train.epochs=9")
 
-    (sweep,) = compare.sweeps(compare.compare(store, [*seeds, other], "accuracy"))
+    (sweep,) = comparison.sweeps(comparison.compare(store, [*seeds, other], "accuracy"))
     assert sweep.runs == ["s0", "s1", "s2"]
     assert (sweep.mean, sweep.deviation) == (pytest.approx(0.8), pytest.approx(0.1))
 
@@ -69,7 +72,7 @@ def test_a_metric_that_no_run_has_is_refused_with_the_list(
     store: Store, redis_urls: tuple[str, str]
 ) -> None:
     begun(store, "judged", [0.5])
-    regression = runs.start_run(store, "regression", config.load("mnist-3v7", (), {}), 3)
+    regression = runs.start_run(store, "regression", run_config.load("mnist-3v7", (), {}), 3)
     loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
     ended(store, regression.run_id, record(1, 0, validation=loss))
 

@@ -6,23 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import (
-    config,
-    deletion,
-    dispatch,
-    heal,
-    identifiers,
-    jobs,
-    names,
-    resting,
-    rounds,
-    runs,
-    tidying,
-)
-from fl_queue.dispatch import Ticket
-from fl_queue.heal import Healer
-from fl_queue.jobs import FLJob
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import deletion, resting_runs, rq_cleanup
+from fl_queue.coordinator.operations import healer as healing
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.protocol import identifiers
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.counting import Cost, counted
 
 MANIFEST = '{"aliases":{},"tensors":[{"kind":"parameter","name":"w","shape":[10]}]}'
@@ -34,20 +27,20 @@ def training(store: Store, clients: int, *overrides: str) -> str:
     store.control.redis.flushall()
     ids = [f"site-{number:04d}" for number in range(clients)]
     for client in ids:
-        for lease in (names.client_holder(client), names.worker(f"{client}_w")):
+        for lease in (keyspace.client_holder(client), keyspace.worker(f"{client}_w")):
             store.control.hold(lease, client, 3600, {"role": "client"})
     settings = ("round.cohort=1.0", "run.evaluate_every=0", *overrides)
-    run = runs.start_run(store, "many", config.load("mnist-3v7", settings, {}), 3).run_id
-    store.control.redis.set(names.manifest(run), MANIFEST)
+    run = runs.start_run(store, "many", run_config.load("mnist-3v7", settings, {}), 3).run_id
+    store.control.redis.set(keyspace.manifest(run), MANIFEST)
     begun = {"version": "0", "round": "0", "digest": ""}
-    store.control.redis.hset(names.run(run), mapping=begun)  # type: ignore[arg-type]
-    rounds.advance(store, run)
+    store.control.redis.hset(keyspace.run(run), mapping=begun)  # type: ignore[arg-type]
+    lifecycle.advance(store, run)
     # Nothing of what a test looks at is about the aggregator.
-    store.control.redis.hdel(names.round_jobs(run, 1), identifiers.AGGREGATOR)
+    store.control.redis.hdel(keyspace.round_jobs(run, 1), identifiers.AGGREGATOR)
     for client, ticket in dispatch.tickets(store, run, 1).items():
         said = {"status": "started", "worker_name": f"{client}_w"}
         store.control.redis.hset(FLJob.key_for(ticket.job), mapping=said)  # type: ignore[arg-type]
-    store.control.redis.delete(*(f"rq:queue:{names.client_queue(client)}" for client in ids))
+    store.control.redis.delete(*(f"rq:queue:{keyspace.client_queue(client)}" for client in ids))
     return run
 
 
@@ -75,14 +68,14 @@ def test_a_tick_costs_no_more_round_trips_with_more_clients_in_training(
 def ended(store: Store, count: int) -> list[str]:
     """Runs that were completed, as their hashes say."""
     run = training(store, 1)
-    store.control.redis.hset(names.run(run), "state", "completed")
-    raw = store.control.redis.hgetall(names.run(run))
+    store.control.redis.hset(keyspace.run(run), "state", "completed")
+    raw = store.control.redis.hgetall(keyspace.run(run))
     made = [identifiers.new_run_id(f"done-{number}") for number in range(count)]
     for one in made:
-        store.control.redis.hset(names.RUNS, one.rpartition("-")[0], one)
-        store.control.redis.hset(names.run(one), mapping=raw)
+        store.control.redis.hset(keyspace.RUNS, one.rpartition("-")[0], one)
+        store.control.redis.hset(keyspace.run(one), mapping=raw)
         store.control.redis.set(
-            names.config(one), store.control.redis.get(names.config(run)) or b""
+            keyspace.config(one), store.control.redis.get(keyspace.config(run)) or b""
         )
     return made
 
@@ -116,12 +109,12 @@ def test_what_comes_of_a_run_at_rest_is_seen(
     store.data.push(first, b"late")
     healer.tick()
     assert store.data.waiting(first) == 1  # At rest.
-    monkeypatch.setattr(resting, "LOOK_S", 0.0)
+    monkeypatch.setattr(resting_runs, "LOOK_S", 0.0)
     healer.tick()
     assert store.data.waiting(first) == 0
 
     # Somebody goes on with the other one: it is looked at again at once.
-    store.control.redis.hset(names.run(second), mapping={"state": "training", "round": "-1"})
+    store.control.redis.hset(keyspace.run(second), mapping={"state": "training", "round": "-1"})
     before = store.control.run(second)
     healer.tick()
     assert store.control.run(second) != before
@@ -132,14 +125,14 @@ def test_a_long_look_is_no_silence_and_keeps_the_lease(
 ) -> None:
     ended(store, 3)
     healer, other = Healer(store, tmp_path), Healer(store, tmp_path)
-    monkeypatch.setattr(heal, "GO_ON_S", 0.0)
+    monkeypatch.setattr(healing, "GO_ON_S", 0.0)
     looked: list[str] = []
 
     def slow(self: Healer, run: str) -> None:
         looked.append(run)
         # As if it had taken 4 s: longer than a lease if there are several, and than a silence.
-        store.control.redis.hincrbyfloat(names.CLOCK, "ticked_at", -4)
-        store.control.redis.pexpire(names.HEALER, 2000)
+        store.control.redis.hincrbyfloat(keyspace.CLOCK, "ticked_at", -4)
+        store.control.redis.pexpire(keyspace.HEALER, 2000)
 
     monkeypatch.setattr(Healer, "heal", slow)
     for _ in range(3):
@@ -147,11 +140,11 @@ def test_a_long_look_is_no_silence_and_keeps_the_lease(
         other.tick()
         assert not store.control.settling()
     assert len(looked) == 3 * 4
-    assert store.control.redis.pttl(names.HEALER) > 2000
+    assert store.control.redis.pttl(keyspace.HEALER) > 2000
 
 
 def queue_of(store: Store, client: str) -> Ticket:
-    ticket = Ticket(client, jobs.TRAIN, names.client_queue(client), "r-1a2b3c", 1, 60)
+    ticket = Ticket(client, rq_types.TRAIN, keyspace.client_queue(client), "r-1a2b3c", 1, 60)
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)
@@ -171,13 +164,13 @@ def test_queues_are_swept_by_the_batch_and_idle_ones_are_forgotten(
             redis.delete(f"rq:queue:{ticket.queue}", FLJob.key_for(ticket.job))
             redis.zadd(f"rq:finished:{ticket.queue}", {ticket.job: 1})
         queue_of(store, "busy")
-        tidying.sweep(store)
+        rq_cleanup.sweep(store)
         assert redis.smembers("rq:queues") == {b"rq:queue:flq-client-busy"}
         assert redis.keys("rq:finished:*") == []
         for number in range(count):
             redis.sadd("rq:queues", f"rq:queue:flq-client-old-{number}")
         with counted(store, monkeypatch) as cost:
-            tidying.sweep(store)
+            rq_cleanup.sweep(store)
         return cost
 
     few, many = cost_of(FEW), cost_of(MANY)
@@ -198,9 +191,9 @@ def test_each_server_is_looked_through_once_however_many_runs_were_deleted(
 
     for number in range(20):
         run = f"gone-{number:06x}"
-        store.control.redis.zadd(names.DELETED, {run: store.control.now()})
-        store.control.redis.set(names.config(run), "[]")
-        store.data.redis.set(names.chunk(names.update_blob("a", run, "0"), 0), "x")
+        store.control.redis.zadd(keyspace.DELETED, {run: store.control.now()})
+        store.control.redis.set(keyspace.config(run), "[]")
+        store.data.redis.set(keyspace.chunk(keyspace.update_blob("a", run, "0"), 0), "x")
     before = scans()
     deletion.sweep(store, tmp_path)
 

@@ -10,10 +10,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from fl_queue import diagnose, names, operate, outbox, views
-from fl_queue.diagnose import Around
-from fl_queue.site import Site
-from fl_queue.store import DATA_WAIT, Store
+from fl_queue.client import outbox
+from fl_queue.client.site import Site
+from fl_queue.coordinator.operations import controls
+from fl_queue.reporting import diagnosis, run_status
+from fl_queue.reporting.diagnosis import Around
+from fl_queue.store import DATA_WAIT, Store, keyspace
 from tests.byhand import ByHand
 from tests.federation import wait_for
 from workers import client as worker
@@ -30,7 +32,7 @@ class Away:
         self.outbox = site.outbox
         for name, value in {**site.to_environ(), "RQ_JOB_ID": self.job}.items():
             monkeypatch.setenv(name, value)
-        store.control.hold(names.client_holder("b"), "t", 600, {"job": self.job})
+        store.control.hold(keyspace.client_holder("b"), "t", 600, {"job": self.job})
         self.answers: list[str] = []
         self._thread = threading.Thread(
             target=lambda: self.answers.append(worker.train(self.hand.run, 1))
@@ -49,12 +51,12 @@ class Away:
 
     def told(self) -> str:
         """What ``status`` says of the site."""
-        lines = diagnose.why_open(self.store, self.hand.state, Around(True, ""))
+        lines = diagnosis.why_open(self.store, self.hand.state, Around(True, ""))
         return next((line for line in lines if line.startswith("waiting for b: ")), "")
 
     def doing(self) -> str:
         """What ``clients`` says of it."""
-        return next(each.doing for each in views.clients(self.store) if each.client == "b")
+        return next(each.doing for each in run_status.clients(self.store) if each.client == "b")
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     made = Away(store, tmp_path, monkeypatch)
     yield made
     if made.hand.state.active:
-        operate.cancel(store, made.hand.run)
+        controls.cancel(store, made.hand.run)
     if made._thread.is_alive():
         made._thread.join(60)
 
@@ -81,10 +83,10 @@ def test_a_site_that_cannot_fetch_the_model_says_so_until_its_round_ends(
     away.store.control.hear()
     assert away.doing().startswith("waits for the data server: StoreUnavailable: Redis is not")
     # What an earlier job has said is not believed.
-    away.store.control.hold(names.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
+    away.store.control.hold(keyspace.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
     assert "not started" in away.told()
 
-    operate.cancel(away.store, away.hand.run)
+    controls.cancel(away.store, away.hand.run)
     assert away.finish() == "round 1 ended before its model could be read"
     assert DATA_WAIT not in away.store.control.client("b")
     assert "Traceback" not in caplog.text
@@ -119,7 +121,7 @@ def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_pat
     hand = ByHand(store, tmp_path, "ab", 10)
     store.control.add_client_event("b", {"event": "training", "run": "other-1", "round": 1})
 
-    lines = diagnose.why_open(store, hand.state, Around(True, ""))
+    lines = diagnosis.why_open(store, hand.state, Around(True, ""))
 
     said = [line.partition(";")[0] for line in lines if line.startswith("waiting for")]
     assert said == [

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fl_queue import config, display, names, operate, runs
-from fl_queue.config import RunConfig
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunStateError
-from fl_queue.store import RunState, Store
-from fl_queue.web import scene
+from fl_queue.reporting import progress
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.web import view_model
 from tests.byhand import NAME, ByHand
 from tests.fault.proxy import Loss, Proxy
 
@@ -31,13 +34,13 @@ TRIES = 30
 
 def told(store: Store, run: str) -> list[str]:
     """The events of a run that changed its state, oldest first."""
-    events = store.control.read_events({names.events(run): "0-0"}, None)
+    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
     return [event["event"] for _, _, event in events if event["event"] in STATES]
 
 
 def end_round(hand: ByHand) -> None:
     """As while a run waits for clients: it trains, and no round is open."""
-    hand.store.control.redis.hset(names.round_(hand.run, hand.state.round), "state", "abandoned")
+    hand.store.control.redis.hset(keyspace.round_(hand.run, hand.state.round), "state", "abandoned")
 
 
 @pytest.mark.parametrize("loss", ["reset", "timeout"])
@@ -56,12 +59,12 @@ def test_a_command_whose_reply_is_lost_knows_that_it_was_done(
             assert proxy.lost == 1
             proxy.lose_replies(b"", loss)
 
-        lost(b"round_cancelled", lambda: operate.cancel(lossy, NAME))
+        lost(b"round_cancelled", lambda: controls.cancel(lossy, NAME))
         assert hand.state.state == "cancelled"
-        lost(b"run_resumed", lambda: operate.resume(lossy, NAME, tmp_path))
+        lost(b"run_resumed", lambda: controls.resume(lossy, NAME, tmp_path))
         assert hand.state.state == "training"
         end_round(hand)
-        lost(b"run_cancelled", lambda: operate.cancel(lossy, NAME))
+        lost(b"run_cancelled", lambda: controls.cancel(lossy, NAME))
         assert hand.state.state == "cancelled"
         lost(b"run_continued", lambda: runs.start_run(lossy, NAME, hand.config, 2))
         assert hand.state.state == "training"
@@ -74,11 +77,11 @@ def test_a_run_that_goes_on_with_other_settings_names_them(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 10)
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     settings = ("round.cohort=2", "train.epochs=7", "train.learning_rate=0.5")
-    runs.start_run(store, NAME, config.load("mnist-3v7", settings, {}), 2)
-    operate.cancel(store, NAME)
-    display.follow(store, hand.run, Console(width=200), since="0-0")
+    runs.start_run(store, NAME, run_config.load("mnist-3v7", settings, {}), 2)
+    controls.cancel(store, NAME)
+    progress.follow(store, hand.run, Console(width=200), since="0-0")
     said = "2 more rounds wanted; with other settings: train.epochs, train.learning_rate"
     assert said in capsys.readouterr().out
 
@@ -95,13 +98,13 @@ def test_who_is_overtaken_after_a_lost_reply_does_not_decide_twice(
         def overtaken(*args: object) -> bool:
             done = transact(*args)  # type: ignore[arg-type]
             if not resumed.is_set():
-                operate.resume(store, NAME, tmp_path)
+                controls.resume(store, NAME, tmp_path)
                 resumed.set()
             return done
 
         lossy.control.transact = overtaken  # type: ignore[method-assign]
         proxy.lose_replies(b"run_cancelled", "reset")
-        state = operate.cancel(lossy, NAME)
+        state = controls.cancel(lossy, NAME)
     assert resumed.is_set()
     assert state.state == "training"  # What was said last holds, and its answer is true.
     assert told(store, hand.run)[-2:] == ["run_cancelled", "run_resumed"]
@@ -117,10 +120,10 @@ def test_the_last_of_cancel_resume_and_start_wins_and_each_answer_is_true(
     answers: list[str] = []
 
     def cancel(own: Store) -> str:
-        return f"cancelled: {operate.cancel(own, NAME).state}"
+        return f"cancelled: {controls.cancel(own, NAME).state}"
 
     def resume(own: Store) -> str:
-        _, done = operate.resume(own, NAME, tmp_path)
+        _, done = controls.resume(own, NAME, tmp_path)
         return "resumed" if any("goes on from" in line for line in done) else "trains"
 
     def start(own: Store) -> str:
@@ -163,10 +166,10 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 10)
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
 
     def other(epochs: int) -> RunConfig:
-        return config.load("mnist-3v7", ("round.cohort=2", f"train.epochs={epochs}"), {})
+        return run_config.load("mnist-3v7", ("round.cohort=2", f"train.epochs={epochs}"), {})
 
     with Store(*redis_urls) as slow:
         transact = slow.control.transact
@@ -174,7 +177,7 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
         def late(*args: object) -> bool:
             slow.control.transact = transact  # type: ignore[method-assign]
             runs.start_run(store, NAME, other(7), 1)
-            operate.cancel(store, NAME)
+            controls.cancel(store, NAME)
             return transact(*args)  # type: ignore[arg-type]
 
         slow.control.transact = late  # type: ignore[method-assign]
@@ -189,23 +192,23 @@ def test_a_caller_that_slept_does_not_overwrite_the_population(
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 10)
     seen = hand.state
-    store.control.redis.hset(names.run(hand.run), "population", '["a", "b", "c"]')
+    store.control.redis.hset(keyspace.run(hand.run), "population", '["a", "b", "c"]')
     assert not runs.set_state(store, seen, "completed", "", "run_completed")
     assert hand.state.active
 
 
 def test_a_run_without_a_version_is_never_at_version_none(store: Store, tmp_path: Path) -> None:
-    loaded = config.load("mnist-3v7", (), {})
+    loaded = run_config.load("mnist-3v7", (), {})
     run = runs.start_run(store, NAME, loaded, 1).run_id
-    texts = [runs.describe_state(store, operate.cancel(store, NAME))]
+    texts = [runs.describe_state(store, controls.cancel(store, NAME))]
     cancelled = runs.find_run(store, run)
-    texts.append(scene.headline(store, cancelled, None, ""))
+    texts.append(view_model.headline(store, cancelled, None, ""))
     with pytest.raises(Exception, match="cancelled by an operator") as failed:
         runs.raise_unless_completed(cancelled)
     texts.append(str(failed.value))
-    texts += operate.resume(store, NAME, tmp_path)[1]
-    events = store.control.read_events({names.events(run): "0-0"}, None)
-    texts += [display.describe(event) for _, _, event in events]
+    texts += controls.resume(store, NAME, tmp_path)[1]
+    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    texts += [progress.describe(event) for _, _, event in events]
     completed: RunState = replace(cancelled, state="completed")
     texts.append(runs.describe_state(store, completed))
     assert "before its version 0" in texts[0]

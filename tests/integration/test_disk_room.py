@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_queue import diskroom, outbox
+from fl_queue.client import outbox
+from fl_queue.client.assignment import Assignment
+from fl_queue.client.site import Site
+from fl_queue.common import disk_space
 from fl_queue.errors import NoRoom
-from fl_queue.site import Site
 from fl_queue.store import Store
 from tests.byhand import ByHand
 from workers import client
-from workers.assignment import Assignment
 
 SIZE = 500_000
 #: The model, the update, and more than a header.
@@ -85,11 +86,11 @@ def test_a_file_system_that_does_not_say_its_size_is_believed(
     monkeypatch.setattr(
         os, "statvfs", lambda path: SimpleNamespace(f_bavail=0, f_frsize=0, f_blocks=0)
     )
-    diskroom.check(tmp_path / "not" / "there", 1 << 40, "the update")
+    disk_space.check(tmp_path / "not" / "there", 1 << 40, "the update")
 
 
 def test_what_is_really_free_counts(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
-    diskroom.check(tmp_path / "not" / "there", 1, "the update")
+    disk_space.check(tmp_path / "not" / "there", 1, "the update")
     with pytest.raises(NoRoom):
-        diskroom.check(tmp_path, found.f_blocks * found.f_frsize + 1, "the update")
+        disk_space.check(tmp_path, found.f_blocks * found.f_frsize + 1, "the update")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import doctor, exposed, names
-from fl_queue.doctor import Finding
-from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.common.redis_url import without_login
 from fl_queue.errors import StoreUnavailable
-from fl_queue.store import Store
-from fl_queue.urls import without_login
+from fl_queue.reporting import doctor
+from fl_queue.reporting.doctor import Finding
+from fl_queue.store import Store, exposure, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.conftest import chosen_server
 from tests.federation import wait_for
 
@@ -109,7 +109,7 @@ def test_save_points_are_warned_of_before_and_after_one_fails(servers: EmbeddedR
 def test_too_few_connections_for_the_clients_are_warned_of(servers: EmbeddedRedis) -> None:
     with Store(servers.url, servers.blob_url) as store:
         for client in "abcdefgh":
-            store.control.hold(names.worker(f"{client}_1"), "t", 600, {"role": "client"})
+            store.control.hold(keyspace.worker(f"{client}_1"), "t", 600, {"role": "client"})
         store.control.redis.config_set("maxclients", 32)
         found = examine(servers)
     said = of(found, "WARN", "is too few for 8 clients")
@@ -166,5 +166,5 @@ def test_a_server_that_lets_in_everybody_and_has_known_holes_is_warned_of(tmp_pa
 
     assert of(shut, "WARN", "its default user needs no password") == []
     assert len(of(found, "WARN", "its default user needs no password")) == 1
-    known = not is_valkey and exposed.of_version(version) is not None
+    known = not is_valkey and exposure.of_version(version) is not None
     assert len(of(found, "WARN", "has known holes")) == (2 if known else 0)

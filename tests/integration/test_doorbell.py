@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import names
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 #: More than Redis keeps for a subscriber (client-output-buffer-limit pubsub 32mb).
@@ -30,7 +29,7 @@ def until(holds: Callable[[], object]) -> None:
 
 
 def flooded(client: redis.Redis) -> None:
-    client.publish(names.ARRIVALS, bytes(TOO_MUCH))
+    client.publish(keyspace.ARRIVALS, bytes(TOO_MUCH))
 
 
 def killed(client: redis.Redis) -> None:
@@ -50,7 +49,7 @@ def test_a_doorbell_that_is_lost_is_heard_again(
         assert bell.wait(0.1) is None
 
         def rings() -> bool:
-            other.publish(names.ARRIVALS, "demo-3f2a9c")
+            other.publish(keyspace.ARRIVALS, "demo-3f2a9c")
             return bell.wait(0.2) == "demo-3f2a9c"
 
         until(rings)

@@ -7,36 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import (
-    config,
-    diagnose,
-    eligible,
-    enrolment,
-    names,
-    preflight,
-    rounds,
-    runs,
-    sampling,
-    views,
-)
+from fl_queue.common import seeding
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.rounds import eligibility, lifecycle, preflight, runs
 from fl_queue.errors import ConfigError
-from fl_queue.store import RunState, Store
+from fl_queue.reporting import diagnosis, run_status
+from fl_queue.store import RunState, Store, keyspace
 from tests.byhand import ByHand
 
 
 def alive(store: Store, clients: str) -> None:
     for client in clients:
-        store.control.hold(names.client_holder(client), "t", 600, {})
+        store.control.hold(keyspace.client_holder(client), "t", 600, {})
 
 
-def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligible.Eligible:
+def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligibility.Eligible:
     """Who may be selected of a run that has just begun."""
     alive(store, clients)
-    loaded = config.load("mnist-3v7", overrides, {})
+    loaded = run_config.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, f"run-{len(store.control.run_names())}", loaded, 1)
     store.control.hear()
-    store.control.redis.hset(names.CLOCK, "settling_s", 0)
-    found = eligible.decide(store, state, loaded, "train")
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+    found = eligibility.decide(store, state, loaded, "train")
     assert found is not None
     return found
 
@@ -66,7 +59,7 @@ def test_two_studies_share_a_fleet(
 
 def test_the_other_studys_sites_are_not_asked_what_they_would_train_on(store: Store) -> None:
     for client in "ab":
-        store.control.hold(names.client_holder(client), "t", 600, {"worker": f"{client}_1"})
+        store.control.hold(keyspace.client_holder(client), "t", 600, {"worker": f"{client}_1"})
     found = decided(store, 'clients.include=["a"]', "run.task=own:Task", clients="")
     assert (found.problem, list(found.out)) == (preflight.WAITING, ["b"])
     assert store.control.redis.keys("rq:queue:flq-client-*") == [b"rq:queue:flq-client-a"]
@@ -77,19 +70,19 @@ def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> No
     hand = ByHand(store, tmp_path, "ab", 2, "round.cohort=1.0", 'clients.include=["a", "b", "x"]')
     assert hand.round.cohort == ("a", "b")
     seed, listed = hand.config.run["seed"], hand.round.eligible
-    assert hand.round.cohort == tuple(sampling.select_cohort(seed, 1, listed, 2))
+    assert hand.round.cohort == tuple(seeding.select_cohort(seed, 1, listed, 2))
     assert set(hand.round.ineligible) == {"c", "d"}
     assert set(hand.state.left_out) == {"c", "d"}
 
-    lines = diagnose.why_open(store, hand.state)
+    lines = diagnosis.why_open(store, hand.state)
     assert "left out: c, d: it is not in clients.include" in lines
-    (c,) = [entry for entry in views.clients(store) if entry.client == "c"]
+    (c,) = [entry for entry in run_status.clients(store) if entry.client == "c"]
     assert c.left_out == {hand.state.name: "it is not in clients.include"}
     assert "left out of run by-hand" in c.doing
-    found = store.control.read_events({names.events(hand.run): "0-0"}, None)
+    found = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
     told = [event["left_out"] for _, _, event in found if event["event"] == "clients_left_out"]
     assert told == [dict(hand.state.left_out)]
-    record = rounds.base_record(hand.round, rounds.Ending("committed", ""), 0.0, hand.config)
+    record = lifecycle.base_record(hand.round, lifecycle.Ending("committed", ""), 0.0, hand.config)
     assert record.ineligible == dict(hand.round.ineligible)
 
 
@@ -128,10 +121,10 @@ def test_who_joins_gets_what_shares_are_left(store: Store, tmp_path: Path) -> No
 
 
 def test_a_run_that_is_gone_on_with_may_name_others(store: Store) -> None:
-    loaded = config.load("mnist-3v7", ('clients.include=["a"]',), {})
+    loaded = run_config.load("mnist-3v7", ('clients.include=["a"]',), {})
     state = runs.start_run(store, "changing", loaded, 1)
     runs.set_state(store, state, "completed", "", "run_completed")
-    other = config.load("mnist-3v7", ('clients.exclude=["a"]',), {})
+    other = run_config.load("mnist-3v7", ('clients.exclude=["a"]',), {})
     gone_on: RunState = runs.start_run(store, "changing", other, 1)
     assert runs.current_config(store, gone_on.run_id).clients["exclude"] == ("a",)
 

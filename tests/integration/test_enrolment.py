@@ -17,14 +17,16 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from fl_queue import credentials, embedded, enrolment, names, operatorkey, signing
 from fl_queue.cli import cli
-from fl_queue.credentials import Credentials, Login
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import ConfigError, FLQueueError
-from fl_queue.heal import Healer
-from fl_queue.store import Store
-from fl_queue.store.users import Users
+from fl_queue.protocol import operator_key, signing
+from fl_queue.store import Store, credentials, keyspace
+from fl_queue.store.acl_users import Users
+from fl_queue.store.credentials import Credentials, Login
+from fl_queue.store.embedded import server_pair
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.servers import before_7, chosen_server
 
 FILE = "hospital-a.toml"
@@ -32,7 +34,7 @@ FILE = "hospital-a.toml"
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    with embedded.start(tmp_path / "state", tcp=True, server=chosen_server()) as redis:
+    with server_pair.start(tmp_path / "state", tcp=True, server=chosen_server()) as redis:
         yield redis
 
 
@@ -85,7 +87,7 @@ def test_the_operators_key_is_made_once_and_its_public_half_is_handed_over(
 ) -> None:
     first, second = (handed(servers, name, tmp_path) for name in ("hospital-a", "hospital-b"))
 
-    key = operatorkey.find(servers.state_dir)
+    key = operator_key.find(servers.state_dir)
     assert key is not None
     for path in (first, second):
         assert credentials.read(path).operator_key == key.public
@@ -93,7 +95,7 @@ def test_the_operators_key_is_made_once_and_its_public_half_is_handed_over(
 
     elsewhere = tmp_path / "vault" / "key"
     third = handed(servers, "hospital-c", tmp_path, "--operator-key", str(elsewhere))
-    assert credentials.read(third).operator_key == operatorkey.load(elsewhere).public != key.public
+    assert credentials.read(third).operator_key == operator_key.load(elsewhere).public != key.public
 
 
 def test_a_file_of_before_there_was_an_operators_key_can_be_read(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_file_of_before_there_was_an_operators_key_can_be_read(tmp_path: Path)
 
 def test_an_enrolled_site_may_not_do_what_others_do(servers: EmbeddedRedis, tmp_path: Path) -> None:
     url, blob_url = credentials.read(handed(servers, "hospital-a", tmp_path)).urls()
-    for refused in ("KEYS *", "FLUSHALL", "ACL LIST", f"HGETALL {names.ENROLLED}"):
+    for refused in ("KEYS *", "FLUSHALL", "ACL LIST", f"HGETALL {keyspace.ENROLLED}"):
         for each in (url, blob_url):
             with (
                 redis.Redis.from_url(each) as client,
@@ -132,7 +134,7 @@ def test_a_file_is_not_replaced_unless_asked_and_then_the_old_one_is_void(
 
 def test_users_outlive_a_crash_of_the_servers(servers: EmbeddedRedis, tmp_path: Path) -> None:
     path = handed(servers, "hospital-a", tmp_path)
-    for role in embedded.ROLES:
+    for role in server_pair.ROLES:
         servers.kill(role)
         servers.restart(role)
 
@@ -184,7 +186,7 @@ def test_the_healer_makes_no_user_that_enrolling_would_not_make(
     store = Store(servers.url, servers.blob_url)
     before = users_of(servers)
     entry = {"key": "", "users": dict.fromkeys(("control", "data"), users)}
-    store.control.redis.hset(names.ENROLLED, "zz", json.dumps(entry))
+    store.control.redis.hset(keyspace.ENROLLED, "zz", json.dumps(entry))
 
     Healer(store, tmp_path).tick()
 
@@ -246,7 +248,7 @@ def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> No
 
     listed = json.loads(command(servers, "clients", "--json").output)
     assert [(entry["client"], entry["enrolled"]) for entry in listed] == [("hospital-a", "revoked")]
-    for role in embedded.ROLES:
+    for role in server_pair.ROLES:
         servers.kill(role)
         servers.restart(role)
     assert not is_let_in(read.urls()[0])
@@ -257,7 +259,7 @@ def test_who_is_revoked_is_cut_off(servers: EmbeddedRedis, tmp_path: Path) -> No
 
 @pytest.fixture
 def old_servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    with embedded.start(tmp_path / "state", tcp=True, server=before_7()) as redis:
+    with server_pair.start(tmp_path / "state", tcp=True, server=before_7()) as redis:
         yield redis
 
 
@@ -291,7 +293,7 @@ def test_on_redis_6_a_client_is_three_users_that_come_and_go_together(
         for each in connected:
             with pytest.raises(redis.ConnectionError):
                 each.ping()
-    for role in embedded.ROLES:
+    for role in server_pair.ROLES:
         old_servers.kill(role)
         old_servers.restart(role)
     assert not any(map(is_let_in, every_url(read)))
@@ -305,15 +307,15 @@ def test_on_redis_6_none_of_the_three_may_do_what_others_do(
     old_servers: EmbeddedRedis, tmp_path: Path
 ) -> None:
     read = credentials.read(handed(old_servers, "hospital-a", tmp_path))
-    results = names.results("demo-3f2a9c")
+    results = keyspace.results("demo-3f2a9c")
     refused = [
         "KEYS *",
         "FLUSHALL",
         "ACL LIST",
-        f"HGETALL {names.ENROLLED}",
+        f"HGETALL {keyspace.ENROLLED}",
         f"LTRIM {results} 1 0",
     ]
-    refused += [f"DEL {results}", f"LRANGE {results} 0 -1", f"HSET {names.client('b')} x y"]
+    refused += [f"DEL {results}", f"LRANGE {results} 0 -1", f"HSET {keyspace.client('b')} x y"]
     for url in every_url(read):
         with redis.Redis.from_url(url) as client:
             for line in refused:
@@ -360,7 +362,7 @@ def test_nobody_is_enrolled_on_a_server_that_lets_in_anybody(
     assert isinstance(refused.exception, ConfigError)
     assert "default user needs no password" in str(refused.exception)
     assert list(tmp_path.glob("*.toml")) == []
-    assert operatorkey.find(servers.state_dir) is None
+    assert operator_key.find(servers.state_dir) is None
     assert enroll("", "--open-server").exception is None
     # Switched off it lets in nobody, whatever its password.
     admin.execute_command("ACL SETUSER", "default", "off")

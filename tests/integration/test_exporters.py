@@ -18,18 +18,20 @@ pytest.importorskip("mlflow", reason="an extra")
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fl_queue import config, curves, exporters, names, runs
 from fl_queue.cli import cli
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.records import RoundRecord
-from fl_queue.store import RunState, Store
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.reporting import curves, exporters
+from fl_queue.store import RunState, Store, keyspace
 from tests.unit.test_report import abandoned, closing, record
 
 
 def ended(store: Store, run: str, *records: RoundRecord) -> None:
     """Rounds end as the commit script has them end: a record, then an event."""
     for one in records:
-        store.control.redis.rpush(names.history(run), one.to_json())
+        store.control.redis.rpush(keyspace.history(run), one.to_json())
         store.control.add_event(run, {"event": f"round_{one.outcome}", "round": one.round})
 
 
@@ -39,14 +41,14 @@ def score(store: Store, run: str, version: int, accuracy: float) -> None:
 
 
 def closed(store: Store, run: str) -> None:
-    store.control.redis.hset(names.run(run), "state", "completed")
+    store.control.redis.hset(keyspace.run(run), "state", "completed")
     store.control.add_event(run, {"event": "run_completed"})
 
 
 @pytest.fixture
 def run(store: Store) -> RunState:
     """Two rounds and an abandoned one, with validation, and a tested version."""
-    state = runs.start_run(store, "exported", config.load("mnist-3v7", environ={}), 3)
+    state = runs.start_run(store, "exported", run_config.load("mnist-3v7", environ={}), 3)
     ended(
         store,
         state.run_id,
@@ -228,7 +230,9 @@ def test_bad_places_and_kinds_name_the_fix(store: Store, run: RunState, tmp_path
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in [name for name in sys.modules if name.startswith("fl_queue.exporters.")]:
+    for module in [
+        name for name in sys.modules if name.startswith("fl_queue.reporting.exporters.")
+    ]:
         monkeypatch.delitem(sys.modules, module)
     needed = {
         "tensorboard": "tensorboard.summary.writer.record_writer",
@@ -242,7 +246,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_no_exporter_imports_torch() -> None:
     code = (
-        "import sys, fl_queue.exporters.tensorboard, fl_queue.exporters.mlflow,"
-        " fl_queue.exporters.prometheus; sys.exit('torch' in sys.modules)"
+        "import sys, fl_queue.reporting.exporters.tensorboard, fl_queue.reporting.exporters.mlflow,"
+        " fl_queue.reporting.exporters.prometheus; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import collect, diagnose, heal, identifiers, models, names
-from fl_queue.collect import Collector
+from fl_queue.coordinator.aggregator import collector
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.operations import healer
+from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import CheckpointError, MergeFailed
-from fl_queue.heal import Healer
-from fl_queue.jobs import FLJob
-from fl_queue.records import Receipt
-from fl_queue.store import Store
+from fl_queue.models import transfer
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Receipt
+from fl_queue.reporting import diagnosis
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.byhand import ByHand
 
 SECRET = "patient 4711"
@@ -43,7 +47,7 @@ def attempt(hand: ByHand) -> str:
         return Collector(hand.store, hand.run, number, job, hand.folder, ("badstrategy:*",)).work()
     except (MergeFailed, CheckpointError) as exc:
         hand.store.control.redis.hset(FLJob.key_for(job), "status", "failed")
-        hand.store.control.redis.hset(names.CLOCK, "settling_s", 0)
+        hand.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
         Healer(hand.store, hand.folder, hurry=True).heal(hand.run)
         return str(exc)
 
@@ -54,7 +58,7 @@ def all_in(hand: ByHand) -> None:
 
 
 def pass_deadline(hand: ByHand) -> None:
-    hand.store.control.redis.hset(names.round_(hand.run, 1), "elapsed_s", 601)
+    hand.store.control.redis.hset(keyspace.round_(hand.run, 1), "elapsed_s", 601)
 
 
 def test_an_own_strategys_error_ends_its_round_after_the_deadline(
@@ -62,12 +66,12 @@ def test_an_own_strategys_error_ends_its_round_after_the_deadline(
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 100, *ONCE, bad)
     all_in(hand)
-    said = [attempt(hand) for _ in range(collect.SAME_FAILURES + 1)]
+    said = [attempt(hand) for _ in range(collector.SAME_FAILURES + 1)]
     why = "ZeroDivisionError; its message is in the aggregator's log"
 
     # Before its deadline it is tried again: whoever runs the aggregator may mend it.
-    assert said == [why] * (collect.SAME_FAILURES + 1)
-    assert f"the next version could not be made, 4 times: {why}" in diagnose.why_open(
+    assert said == [why] * (collector.SAME_FAILURES + 1)
+    assert f"the next version could not be made, 4 times: {why}" in diagnosis.why_open(
         store, hand.state
     )
     pass_deadline(hand)
@@ -106,7 +110,7 @@ def test_an_error_that_passes_ends_nothing(
         raise ArithmeticError(next(said))
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect.Maker, "next", broken)
+        patch.setattr(collector.Maker, "next", broken)
         assert [attempt(hand) for _ in range(3)] == [
             "ArithmeticError: one",
             "ArithmeticError: two",
@@ -120,11 +124,13 @@ def test_a_base_that_is_nowhere_any_more_ends_its_round(store: Store, tmp_path: 
     all_in(hand)
     pass_deadline(hand)
     base = hand.round.base_digest
-    for key in store.data.redis.scan_iter(match=names.chunk(names.model_blob(hand.run, base), "*")):
+    for key in store.data.redis.scan_iter(
+        match=keyspace.chunk(keyspace.model_blob(hand.run, base), "*")
+    ):
         store.data.redis.delete(key)
-    for file in models.checkpoint_folder(tmp_path, hand.run).iterdir():
+    for file in transfer.checkpoint_folder(tmp_path, hand.run).iterdir():
         file.unlink()
-    said = [attempt(hand) for _ in range(collect.SAME_FAILURES)]
+    said = [attempt(hand) for _ in range(collector.SAME_FAILURES)]
 
     assert "is not on the data server" in said[0]
     assert said[-1].startswith("abandoned: it could not be ended, 3 times: chunk 0 of ")
@@ -142,13 +148,13 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_for_as_long_as_it_takes_an
         raise CheckpointError("/disk", "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect.Maker, "next", full)
-        for _ in range(collect.SAME_FAILURES + 1):
+        patch.setattr(collector.Maker, "next", full)
+        for _ in range(collector.SAME_FAILURES + 1):
             attempt(hand)
     assert hand.round.open
     assert (
         "the next version could not be made, 4 times: checkpoint /disk: No space left on device"
-        in diagnose.why_open(store, hand.state)
+        in diagnosis.why_open(store, hand.state)
     )
     assert attempt(hand) == "committed: 2 of 2 updates in"
 
@@ -158,7 +164,7 @@ def test_a_client_whose_answers_are_never_taken_is_asked_less_and_less_often(
 ) -> None:
     hand = ByHand(store, tmp_path, "ab", 100)
     for _ in range(30):
-        ticket = heal.dispatch.tickets(store, hand.run, 1)["a"]
+        ticket = healer.dispatch.tickets(store, hand.run, 1)["a"]
         store.control.redis.hset(FLJob.key_for(ticket.job), "status", "finished")
         # Its element is refused as forged: of another key, say.
         receipt = Receipt("forged", token="t", reason="not signed by a")
@@ -166,7 +172,7 @@ def test_a_client_whose_answers_are_never_taken_is_asked_less_and_less_often(
         Healer(store, tmp_path).heal(hand.run)
 
     # Without a pause: once each time.
-    assert heal.dispatch.tickets(store, hand.run, 1)["a"].attempt == heal.QUICK_ATTEMPTS + 1
+    assert healer.dispatch.tickets(store, hand.run, 1)["a"].attempt == healer.QUICK_ATTEMPTS + 1
 
 
 def test_making_way_for_others_is_no_attempt_that_came_to_nothing(

@@ -12,8 +12,8 @@ from typing import cast
 
 import pytest
 
-from fl_queue import names
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.federation import Federation, wait_for
 from tests.sentinel import Pair, Sentinels
 
@@ -151,7 +151,7 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
     pid = int(wait_for("its pid", second.read_text))
     for pair in pairs:
         watched.kill_primary(pair)
-    assert watched.control.primary.client.hget(names.run(run), "round") == b"1"
+    assert watched.control.primary.client.hget(keyspace.run(run), "round") == b"1"
     with suppress(
         ProcessLookupError
     ):  # Its worker may have ended it: there is no round 2 any more.

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import blob, diagnose, names, rejected, signing
 from fl_queue.cli import cli
-from fl_queue.embedded import EmbeddedRedis
+from fl_queue.coordinator.aggregator import rejections
 from fl_queue.errors import OwnershipLost
-from fl_queue.records import Enrolment
-from fl_queue.store import Store
+from fl_queue.protocol import message, signing
+from fl_queue.protocol.records import Enrolment
+from fl_queue.reporting import diagnosis
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.byhand import ByHand
 from tests.federation import Federation
 
@@ -60,13 +62,13 @@ def stale(hand: ByHand, client: str) -> bytes:
     """A signed element of a client that is no good."""
     body = hand.body(client)
     header = replace(hand.header("update", client, body), base_digest="0" * 64)
-    return hand.seal(client, blob.pack(header, body))
+    return hand.seal(client, message.pack(header, body))
 
 
 def push_many(hand: ByHand, elements: list[bytes]) -> None:
     with hand.store.data.redis.pipeline(transaction=False) as pipe:
         for element in elements:
-            pipe.rpush(names.results(hand.run), element)
+            pipe.rpush(keyspace.results(hand.run), element)
         pipe.execute()
 
 
@@ -79,7 +81,7 @@ def written(store: Store) -> int:
 
 
 def told(hand: ByHand, kind: str) -> list[dict[str, object]]:
-    found = hand.store.control.read_events({names.events(hand.run): "0-0"}, None)
+    found = hand.store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -88,7 +90,7 @@ def flooding(run: str, folder: Path, url: str, element: bytes) -> Iterator[None]
     """Somebody pushes an element again and again, as a process of its own."""
     path = folder / "element"
     path.write_bytes(element)
-    command = [sys.executable, "-c", FLOODER, url, names.results(run), str(path)]
+    command = [sys.executable, "-c", FLOODER, url, keyspace.results(run), str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ))
     try:
         assert process.stdout is not None
@@ -107,12 +109,12 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ByHa
         b"rubbish",
         b"",
         b"FLQ1" + bytes(60),
-        blob.pack(replace(hand.header("failure", "c", b""), tensors=()), None)[:-3],
+        message.pack(replace(hand.header("failure", "c", b""), tensors=()), None)[:-3],
     ]
     body = hand.body("a")
     plain = replace(hand.header("update", "a", body), body_bytes=0, tensors=())
     strangers = [
-        blob.pack(replace(plain, client=f"stranger-{number}"), None) for number in range(1000)
+        message.pack(replace(plain, client=f"stranger-{number}"), None) for number in range(1000)
     ]
     push_many(hand, [*(pieces * 2250), *strangers])
     hand.update("a")
@@ -122,13 +124,13 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ByHa
 
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert written(hand.store) - before < 800
-    assert len(told(hand, "update_rejected")) <= rejected.TOLD * (rejected.SENDERS + 1)
+    assert len(told(hand, "update_rejected")) <= rejections.TOLD * (rejections.SENDERS + 1)
     counts = hand.store.control.rejected(hand.run, 1)
     assert sum(refusals.count for refusals in counts.values()) == 10_000
     assert counts["?"].count == 9000
-    assert len(counts) == rejected.SENDERS + 1
+    assert len(counts) == rejections.SENDERS + 1
     # 1,000 made-up names are no keys: they are told apart up to a number.
-    assert counts[rejected.OTHERS].count == 1000 - (rejected.SENDERS - 1)
+    assert counts[rejections.OTHERS].count == 1000 - (rejections.SENDERS - 1)
     assert sorted(hand.store.control.receipts(hand.run, 1)) == ["a", "b"]
     assert {event["client"]: event["count"] for event in told(hand, "updates_refused")}["?"] == 9000
 
@@ -136,7 +138,7 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ByHa
 def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: ByHand) -> None:
     intake = hand.intake()
     hand.update("a")
-    (own,) = hand.store.data.redis.lrange(names.results(hand.run), 0, -1)
+    (own,) = hand.store.data.redis.lrange(keyspace.results(hand.run), 0, -1)
     push_many(hand, [own] * 1000)
     hand.take(intake, 1)
     before = written(hand.store)
@@ -149,7 +151,7 @@ def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: 
         "a": "received", "a:duplicate": "duplicate",
     }  # fmt: skip
     assert hand.store.control.rejected(hand.run, 1)["a"].count == 1000
-    (line,) = diagnose.floods(hand.store, hand.state)
+    (line,) = diagnosis.floods(hand.store, hand.state)
     assert line.startswith("flood: 1,000 elements were refused in round 1, signed by a; `fl-queue")
 
 
@@ -164,7 +166,7 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ByHand) 
         intake.look_at(element)
     intake.taken.settle()
 
-    left = hand.store.data.redis.lrange(names.taken(hand.run, intake.fence), 0, -1)
+    left = hand.store.data.redis.lrange(keyspace.taken(hand.run, intake.fence), 0, -1)
     assert (len(elements), left) == (6, [elements[0], elements[4]])
     assert intake.taken.count == 2
 
@@ -176,7 +178,7 @@ def test_elements_are_refused_once_and_by_the_owner_only(hand: ByHand) -> None:
     run, data = hand.run, hand.store.data
     for _ in range(2):  # Sent again after a timeout.
         assert data.refuse(run, old.fence, old.token, 3, [0, 2])
-    assert data.redis.lrange(names.taken(run, old.fence), 0, -1) == [b"two"]
+    assert data.redis.lrange(keyspace.taken(run, old.fence), 0, -1) == [b"two"]
 
     new = hand.intake()
     assert data.waiting(run) == 1
@@ -199,7 +201,7 @@ def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
     body = bytes(hand.manifest.nbytes)
     hand.send(replace(hand.header("update", "c", body), base_digest="0" * 64), body)
     forged = replace(hand.header("update", "b", hand.body("b")), chunk_bytes=65536)
-    push_many(hand, [signing.seal(blob.pack(forged, None), "b", keys["c"])])
+    push_many(hand, [signing.seal(message.pack(forged, None), "b", keys["c"])])
     hand.take(intake, 5)
 
     left = {key.decode().split(":")[2] for key in store.data.redis.keys("flq:update:*")}
@@ -227,7 +229,7 @@ def test_receipts_of_what_was_refused_outlive_the_incarnation(hand: ByHand) -> N
 def test_replays_of_rounds_long_gone_are_late_by_number(hand: ByHand) -> None:
     hand.update("a")
     hand.update("b")
-    (old, _) = hand.store.data.redis.lrange(names.results(hand.run), 0, -1)
+    (old, _) = hand.store.data.redis.lrange(keyspace.results(hand.run), 0, -1)
     hand.work()
     hand.store.control.forget_round(hand.run, 1)
     intake = hand.intake()
@@ -236,7 +238,7 @@ def test_replays_of_rounds_long_gone_are_late_by_number(hand: ByHand) -> None:
 
     assert hand.store.control.late(hand.run) == {1: 300}
     assert hand.store.control.rejected(hand.run, 2)["a"].count == 300
-    assert len(told(hand, "update_rejected")) == rejected.TOLD
+    assert len(told(hand, "update_rejected")) == rejections.TOLD
 
 
 def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
@@ -246,7 +248,7 @@ def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
     intake = hand.intake()
     body = hand.body("a")
     header = replace(hand.header("update", "a", body), chunk_bytes=65536)
-    push_many(hand, [hand.seal("a", blob.pack(header, None))] * 50)
+    push_many(hand, [hand.seal("a", message.pack(header, None))] * 50)
     job = hand.store.control.job(hand.run, 1, "a")["job"]
     hand.store.control.redis.hset(f"rq:job:{job}", "status", "finished")
     hand.take(intake, 50)
@@ -276,7 +278,7 @@ def test_a_round_closes_in_time_while_a_client_pushes_without_end(
     assert hand.record.accepted.keys() == {"a", "b"}
     assert took_s < 15
     refused = hand.store.control.rejected(hand.run, 1)["c"]
-    assert refused.count >= rejected.FLOOD
+    assert refused.count >= rejections.FLOOD
     assert "made from version 0" in refused.reason
     (line, *_) = json.loads(status.stdout)["floods"]
     assert f"{refused.count:,} elements were refused in round 1, signed by c" in line

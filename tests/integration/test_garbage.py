@@ -13,12 +13,15 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from fl_queue import acl, dispatch, display, doctor, identifiers, liveness, names, terminal, views
 from fl_queue.cli import cli
-from fl_queue.exporters import prometheus
-from fl_queue.heal import Healer
-from fl_queue.store import Store
-from fl_queue.web import scene
+from fl_queue.common import processes
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.protocol import identifiers
+from fl_queue.reporting import doctor, live_view, progress, run_status
+from fl_queue.reporting.exporters import prometheus
+from fl_queue.store import Store, acl, keyspace
+from fl_queue.store.jobs import dispatch
+from fl_queue.web import view_model
 from tests.byhand import ByHand
 
 pytestmark = pytest.mark.timeout(170)
@@ -72,16 +75,18 @@ def read_everything(hand: ByHand) -> str:
     """All that readers and repairers do, once; what a person saw of it."""
     store = hand.store
     state = hand.state
-    shown = [json.dumps(scene.parts(store, ""), allow_nan=False)]
-    shown += [line for _, line in scene.log(store, hand.run, "")]
-    shown.append(json.dumps([vars_of(status) for status in views.clients(store)], allow_nan=False))
+    shown = [json.dumps(view_model.parts(store, ""), allow_nan=False)]
+    shown += [line for _, line in view_model.log(store, hand.run, "")]
+    shown.append(
+        json.dumps([vars_of(status) for status in run_status.clients(store)], allow_nan=False)
+    )
     out = StringIO()
     console = Console(
         file=out, force_terminal=True, width=200, color_system=None, legacy_windows=False
     )
-    follower = display._Follower(store, hand.run, console, tick=True, since="0-0")
+    follower = progress._Follower(store, hand.run, console, tick=True, since="0-0")
     follower.step()
-    console.print(terminal.render(follower.scene))
+    console.print(live_view.render(follower.scene))
     shown.append(out.getvalue())
     shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
     shown.append(prometheus.prometheus_text(store).decode())
@@ -134,10 +139,10 @@ def as_client(hand: ByHand) -> None:
     """See that these keys are what a client's Redis user may write."""
     allowed = " ".join(acl.users("client", "a")[0].rules)
     for key in (
-        names.client("a"),
-        names.client_holder("a"),
-        names.client_events("a"),
-        names.worker("a_*"),
+        keyspace.client("a"),
+        keyspace.client_holder("a"),
+        keyspace.client_events("a"),
+        keyspace.worker("a_*"),
     ):
         assert f"~{key} " in allowed
 
@@ -146,22 +151,24 @@ def test_garbage_in_events_stops_nobody(hand: ByHand) -> None:
     as_client(hand)
     redis = hand.store.control.redis
     for entry in told(hand.run):
-        redis.xadd(names.client_events("a"), entry)  # type: ignore[arg-type]
-        last = hand.store.control.last_event(names.client_events("a"))
+        redis.xadd(keyspace.client_events("a"), entry)  # type: ignore[arg-type]
+        last = hand.store.control.last_event(keyspace.client_events("a"))
         assert last is not None
-        shown = json.dumps(scene.parts(hand.store, ""), allow_nan=False)
-        assert harmless(shown + views._doing(last))
+        shown = json.dumps(view_model.parts(hand.store, ""), allow_nan=False)
+        assert harmless(shown + run_status._doing(last))
     shown = read_everything(hand)
     assert harmless(shown)
-    redis.xadd(names.client_events("a"), {"event": json.dumps(EPOCH | {"run": hand.run, "round": 1, "event": ESCAPES})})  # fmt: skip
+    redis.xadd(keyspace.client_events("a"), {"event": json.dumps(EPOCH | {"run": hand.run, "round": 1, "event": ESCAPES})})  # fmt: skip
     assert harmless(commands(hand))
-    redis.xadd(names.client_events("a"), {"event": "{}"}, id=f"{2**64 - 1}-1")
+    redis.xadd(keyspace.client_events("a"), {"event": "{}"}, id=f"{2**64 - 1}-1")
     read_everything(hand)
-    events = hand.store.control.newest_events(names.client_events("a"), 1000)
+    events = hand.store.control.newest_events(keyspace.client_events("a"), 1000)
     assert sum(event["event"] == "unreadable" for _, event in events) > 20
 
 
-@pytest.mark.parametrize("key", [names.client("a"), names.client_holder("a"), names.worker("a_00")])
+@pytest.mark.parametrize(
+    "key", [keyspace.client("a"), keyspace.client_holder("a"), keyspace.worker("a_00")]
+)
 def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
     redis = hand.store.control.redis
     for number, value in enumerate(BYTES):
@@ -171,7 +178,7 @@ def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
         assert harmless(shown)
         if number % 6 == 5:
             assert harmless(commands(hand))
-    mine = liveness.identity().rpartition(":pid:")[0]
+    mine = processes.identity().rpartition(":pid:")[0]
     redis.hset(key, "process", f"{mine}:pid:²:1")
     read_everything(hand)
     redis.hset(b"flq:worker:a_\xff", mapping={"role": "aggregator", "process": ""})
@@ -181,7 +188,7 @@ def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
 def test_a_clients_lease_is_no_aggregators(hand: ByHand) -> None:
     control = hand.store.control
     control.redis.hset(
-        names.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
+        keyspace.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
     )
 
     assert not control.role_alive(identifiers.AGGREGATOR)
@@ -202,8 +209,8 @@ def test_garbage_in_jobs_results_admissions_and_chunks_stops_nobody(
         "rq:results": lambda value: control.xadd(f"rq:results:{ticket.job}", {"exc_string": value, "type": "2"}),
         "rq:queue": lambda value: control.rpush(f"rq:queue:{ticket.queue}", value),
         "rq:executions": lambda value: control.zadd(f"rq:wip:{ticket.queue}", {value: 1}),
-        "admitted": lambda value: data.set(names.admitted(hand.run, "a"), value),
-        "chunk": lambda value: data.set(names.chunk(names.update_blob("a", hand.run, "d"), 0), value),
+        "admitted": lambda value: data.set(keyspace.admitted(hand.run, "a"), value),
+        "chunk": lambda value: data.set(keyspace.chunk(keyspace.update_blob("a", hand.run, "d"), 0), value),
     }  # fmt: skip
     if part == "rq:results":
         control.hset(f"rq:job:{ticket.job}", "status", "failed")

@@ -9,30 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import (
-    blob,
-    config,
-    deletion,
-    diagnose,
-    dispatch,
-    heal,
-    jobs,
-    liveness,
-    names,
-    opening,
-    operate,
-    rounds,
-    runs,
-    tidying,
-    watching,
-)
-from fl_queue.dispatch import Ticket
+from fl_queue.common import processes
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import controls, deletion, healer, rq_cleanup
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.errors import RunStateError
-from fl_queue.header import Header
-from fl_queue.heal import Healer
-from fl_queue.jobs import FLJob
-from fl_queue.records import Manifest, Receipt, TensorSpec
-from fl_queue.store import RunState, Store
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, Receipt, TensorSpec
+from fl_queue.reporting import diagnosis
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import FLJob
 
 
 def state_of(store: Store, run: str) -> RunState:
@@ -51,20 +41,20 @@ def keys(store: Store, run: str) -> list[bytes]:
 
 def dead_process() -> str:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = liveness.identity(child.pid)
+    identity = processes.identity(child.pid)
     child.kill()
     child.wait()
     return identity
 
 
 def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store) -> None:
-    control, holder = store.control, names.client_holder("b")
+    control, holder = store.control, keyspace.client_holder("b")
     fields = {"process": dead_process(), "worker": "old"}
     control.hold(holder, "old", 60, fields)
-    control.hold(names.worker("old"), "old", 60, fields)
+    control.hold(keyspace.worker("old"), "old", 60, fields)
 
-    assert control.hold(holder, "new", 60, {"process": liveness.identity(), "worker": "new"})
-    assert control.lease(names.worker("old")) == {}
+    assert control.hold(holder, "new", 60, {"process": processes.identity(), "worker": "new"})
+    assert control.lease(keyspace.worker("old")) == {}
     assert not control.hold(holder, "third", 60, {})  # The new one lives.
 
 
@@ -73,36 +63,36 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     store: Store, moved_s: float
 ) -> None:
     control = store.control
-    control.hold(names.client_holder("a"), "a", 60, {})
+    control.hold(keyspace.client_holder("a"), "a", 60, {})
     control.hear()
-    loaded = config.load("mnist-3v7", ("round.cohort=1.0",), {})
+    loaded = run_config.load("mnist-3v7", ("round.cohort=1.0",), {})
     run = runs.start_run(store, "silent", loaded, 1).run_id
-    control.redis.hincrbyfloat(names.CLOCK, "ticked_at", moved_s)
+    control.redis.hincrbyfloat(keyspace.CLOCK, "ticked_at", moved_s)
     control.hear()  # The first time since.
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     assert (control.settling(), state_of(store, run).round) == (True, -1)
 
-    ticket = Ticket("a", jobs.TRAIN, names.client_queue("a"), run, 1, 60)
+    ticket = Ticket("a", rq_types.TRAIN, keyspace.client_queue("a"), run, 1, 60)
     control.redis.hset(
         FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": "gone"}
     )
-    watch = watching.Watch(store, 0.0)
+    watch = dead_jobs.Watch(store, 0.0)
     assert watch.verdict(ticket) is None
 
-    control.redis.hset(names.CLOCK, "settling_s", 0)
+    control.redis.hset(keyspace.CLOCK, "settling_s", 0)
     assert watch.verdict(ticket) == "its worker is dead"
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     assert state_of(store, run).round == 0
 
 
 def test_who_is_heard_is_told_by_leases_and_not_by_what_clients_write(store: Store) -> None:
     control = store.control
     for client, lifetime_s in (("a", 6), ("old", 2), ("left", 6), ("gone", 6), ("liar", 9999)):
-        control.hold(names.client_holder(client), client, lifetime_s, {})
+        control.hold(keyspace.client_holder(client), client, lifetime_s, {})
     control.redis.hset("flq:client:../x:holder", "token", "t")
     control.hear()
-    control.release(names.client_holder("left"), "left", "left")
-    control.release(names.client_holder("gone"), "gone")
+    control.release(keyspace.client_holder("left"), "left", "left")
+    control.release(keyspace.client_holder("gone"), "gone")
     control.hear()
 
     ages = control.client_ids()
@@ -113,8 +103,8 @@ def test_who_is_heard_is_told_by_leases_and_not_by_what_clients_write(store: Sto
 
 
 def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> None:
-    store.control.redis.zadd(names.CLIENTS, {"gone": store.control.now() + 3600})
-    store.control.redis.zadd(names.CLIENTS, {"../../etc/x": store.control.now()})
+    store.control.redis.zadd(keyspace.CLIENTS, {"gone": store.control.now() + 3600})
+    store.control.redis.zadd(keyspace.CLIENTS, {"../../etc/x": store.control.now()})
 
     assert store.control.alive_clients(15) == []
 
@@ -122,15 +112,19 @@ def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> N
 def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    operate.cancel(store, "lawful")
+    controls.cancel(store, "lawful")
     late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
-    for element in (b"rubbish", blob.pack(late, None), blob.pack(replace(late, round=99), None)):
+    for element in (
+        b"rubbish",
+        message.pack(late, None),
+        message.pack(replace(late, round=99), None),
+    ):
         store.data.push(run, element)
     Healer(store, tmp_path).heal(run)
 
     assert store.data.waiting(run) == 0
     assert store.control.receipts(run, 0)["a"].status == "late"
-    events = store.control.read_events({names.events(run): "0-0"}, None)
+    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
     rejected = [event["reason"] for _, _, event in events if event["event"] == "update_rejected"]
     assert len(rejected) == 3
 
@@ -140,12 +134,12 @@ def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
 ) -> None:
     fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
     store.data.push(
-        run, blob.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
+        run, message.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
     )
     store.data.own(run, fence, "t")
     store.data.take(run, fence, "t")
-    store.data.redis.delete(names.owner(run, fence))  # Its aggregator has died.
-    operate.cancel(store, "lawful")
+    store.data.redis.delete(keyspace.owner(run, fence))  # Its aggregator has died.
+    controls.cancel(store, "lawful")
     Healer(store, tmp_path).heal(run)
 
     assert store.data.held(run, fence) + store.data.waiting(run) == 0
@@ -188,9 +182,9 @@ def test_time_does_not_count_while_the_data_server_is_away(
     store: Store, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = Store(store.servers.url, "unix:///nowhere.sock")
-    store.control.redis.hincrbyfloat(names.round_(run, 0), "ticked_at", -2)
+    store.control.redis.hincrbyfloat(keyspace.round_(run, 0), "ticked_at", -2)
     with pytest.raises(Exception, match="not reachable"):
-        rounds.count_time(away, run, 0)
+        lifecycle.count_time(away, run, 0)
     found = store.control.round(run, 0)
     away.close()
 
@@ -203,19 +197,19 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
 ) -> None:
     control = store.control.redis
     manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
-    control.set(names.manifest(run), manifest.to_json())
-    newest = heal.scores.WAITING_KEPT
+    control.set(keyspace.manifest(run), manifest.to_json())
+    newest = healer.scores.WAITING_KEPT
     for version in range(newest + 1):
         control.hset(
-            names.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
+            keyspace.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
         )
-        ticket = Ticket("evaluator", jobs.EVALUATE, names.EVALUATE_QUEUE, run, version, 60)
-        control.hset(names.evaluations(run), str(version), ticket.to_json())
-    control.hset(names.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
+        ticket = Ticket("evaluator", rq_types.EVALUATE, keyspace.EVALUATE_QUEUE, run, version, 60)
+        control.hset(keyspace.evaluations(run), str(version), ticket.to_json())
+    control.hset(keyspace.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
     Healer(store, tmp_path, hurry=True).heal(run)
     found = store.control.evaluations(run)
 
-    assert found[0] == {"state": "failed", "reason": heal.PRUNED}
+    assert found[0] == {"state": "failed", "reason": healer.PRUNED}
     assert "job" in found[1]  # Its checkpoint may be on another machine.
 
 
@@ -224,7 +218,7 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
 ) -> None:
     with pytest.raises(RunStateError, match="fl-queue cancel lawful"):
         deletion.delete(store, state_of(store, run), tmp_path)
-    operate.cancel(store, "lawful")
+    controls.cancel(store, "lawful")
     state = state_of(store, run)
     deletion.delete(store, state, tmp_path)
     assert keys(store, run) == []
@@ -239,23 +233,23 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
     assert keys(store, run) != []
     deletion.sweep(store, tmp_path)
     assert keys(store, run) == []
-    assert store.control.redis.zcard(names.DELETED) == 1
+    assert store.control.redis.zcard(keyspace.DELETED) == 1
 
     # Hours later there is no looking through all keys any more, but a sleeper may still push.
-    store.control.redis.zincrby(names.DELETED, -2 * deletion.LOOKED_AGAIN_S, run)
+    store.control.redis.zincrby(keyspace.DELETED, -2 * deletion.LOOKED_AGAIN_S, run)
     store.data.push(run, b"from a client that slept for hours")
     deletion.sweep(store, tmp_path)
     assert keys(store, run) == []
 
-    store.control.redis.zincrby(names.DELETED, -2 * deletion.TOMBSTONE_S, run)
+    store.control.redis.zincrby(keyspace.DELETED, -2 * deletion.TOMBSTONE_S, run)
     deletion.sweep(store, tmp_path)
-    assert store.control.redis.zcard(names.DELETED) == 0
+    assert store.control.redis.zcard(keyspace.DELETED) == 0
 
 
 def test_a_deletion_that_was_killed_is_finished_by_the_healer(
     store: Store, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operate.cancel(store, "lawful")
+    controls.cancel(store, "lawful")
     state = state_of(store, run)
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "_remove", lambda *arguments: None)
@@ -267,13 +261,13 @@ def test_a_deletion_that_was_killed_is_finished_by_the_healer(
 
 
 def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: str) -> None:
-    control, queue = store.control.redis, names.client_queue("a")
+    control, queue = store.control.redis, keyspace.client_queue("a")
     living = store.control.jobs(run, 0)["a"]["job"]
     for registry in ("finished", "failed", "wip"):
         control.zadd(f"rq:{registry}:{queue}", {f"{living}:1": 1, "gone:1": 1})
     control.rpush(f"rq:queue:{queue}:intermediate", "gone", living)
     control.sadd("rq:workers", "rq:worker:gone")
-    tidying.sweep(store)
+    rq_cleanup.sweep(store)
 
     for registry in ("finished", "failed", "wip"):
         assert control.zrange(f"rq:{registry}:{queue}", 0, -1) == [f"{living}:1".encode()]
@@ -287,24 +281,24 @@ def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
     old = Ticket.from_dict(store.control.jobs(run, 0)["a"])
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "forget_all", lambda *arguments: None)
-        new = dispatch.replace(store, names.round_jobs(run, 0), "a", old)
+        new = dispatch.replace(store, keyspace.round_jobs(run, 0), "a", old)
     assert new is not None
 
-    assert 0 < store.control.redis.ttl(FLJob.key_for(old.job)) <= jobs.RESULT_TTL_S
+    assert 0 < store.control.redis.ttl(FLJob.key_for(old.job)) <= rq_types.RESULT_TTL_S
     assert store.control.redis.ttl(FLJob.key_for(new.job)) == -1
 
 
 def test_a_late_update_of_a_round_long_gone_is_counted(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    operate.cancel(store, "lawful")
+    controls.cancel(store, "lawful")
     store.control.forget_round(run, 0)
     late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
-    store.data.push(run, blob.pack(late, None))
+    store.data.push(run, message.pack(late, None))
     Healer(store, tmp_path).heal(run)
 
     assert store.control.late(run) == {0: 1}
-    last = store.control.last_event(names.events(run))
+    last = store.control.last_event(keyspace.events(run))
     assert last is not None
     assert (last["status"], last["client"]) == ("late", "a")
 
@@ -313,15 +307,17 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
     store: Store, run: str
 ) -> None:
     control = store.control.redis
-    control.hset(names.round_(run, 0), "state", "committed")
-    control.hset(names.run(run), mapping={"version": 1, "digest": "0" * 64})
+    control.hset(keyspace.round_(run, 0), "state", "committed")
+    control.hset(keyspace.run(run), mapping={"version": 1, "digest": "0" * 64})
     before = state_of(store, run)
-    control.hset(names.run(run), "evaluated_version", 1)  # Somebody else has ended the evaluation.
+    control.hset(
+        keyspace.run(run), "evaluated_version", 1
+    )  # Somebody else has ended the evaluation.
     opening.open_round(store, before, runs.current_config(store, run), "evaluate")
     assert state_of(store, run).round == 0
 
     seen = state_of(store, run)
-    control.hset(names.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
+    control.hset(keyspace.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
     assert not runs.set_state(store, seen, "completed", "", "run_completed")
     assert state_of(store, run).active
 
@@ -333,7 +329,7 @@ def test_a_bad_element_in_a_clients_name_leaves_it_waited_for_and_its_job_watche
     store.control.write_receipt(run, 0, "a", Receipt("stale", token="1", reason="old"), fence)
     assert any(
         line.startswith("waiting for a: ")
-        for line in diagnose.why_open(store, state_of(store, run))
+        for line in diagnosis.why_open(store, state_of(store, run))
     )
 
     job = store.control.jobs(run, 0)["a"]["job"]

@@ -12,12 +12,15 @@ import msgpack
 import numpy as np
 import pytest
 
-from fl_queue import blob, config, exact, names, rounds, runs
+from fl_queue.aggregation import exact_sum
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ChunksMissing
-from fl_queue.header import Header
-from fl_queue.intake import Intake
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.store import Store
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,7 +37,7 @@ def hand(store: Store, tmp_path: Path) -> ByHand:
 
 def raw(packed: bytes, number: int = 1) -> bytes:
     """An element with a header of any bytes."""
-    return blob.MAGIC + number.to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed
+    return message.MAGIC + number.to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed
 
 
 def honest(hand: ByHand) -> Header:
@@ -52,8 +55,8 @@ def fields(hand: ByHand, **changes: Any) -> bytes:
 def with_body(hand: ByHand, change: Callable[[np.ndarray], None]) -> bytes:
     body = bytearray(hand.body("a"))
     change(np.frombuffer(body, "<f4", offset=8))
-    header = replace(honest(hand), body_digest=blob.body_digest(body))
-    return blob.pack(header, body)
+    header = replace(honest(hand), body_digest=message.body_digest(body))
+    return message.pack(header, body)
 
 
 def valued(value: float) -> Callable[[ByHand], bytes]:
@@ -68,19 +71,19 @@ def tensors(hand: ByHand, *entries: tuple[Any, ...]) -> bytes:
 
 
 def chunked(hand: ByHand, **changes: Any) -> bytes:
-    return blob.pack(replace(honest(hand), chunk_bytes=CHUNK, **changes), None)
+    return message.pack(replace(honest(hand), chunk_bytes=CHUNK, **changes), None)
 
 
 def stored(hand: ByHand, content: bytes) -> bytes:
     """An element whose only chunk is something else than it says."""
     header = honest(hand)
-    name = names.update_blob("a", hand.run, header.body_digest)
+    name = keyspace.update_blob("a", hand.run, header.body_digest)
     hand.store.data.put_chunks(name, [memoryview(content)], 60)
     return chunked(hand)
 
 
 def elsewhere(hand: ByHand) -> bytes:
-    return blob.pack(replace(honest(hand), body_digest="0a" * 32), hand.body("a"))
+    return message.pack(replace(honest(hand), body_digest="0a" * 32), hand.body("a"))
 
 
 W = ("w", "float32", [SIZE], 8, 4 * SIZE)
@@ -98,7 +101,7 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
     "text of 4 billion": (lambda hand: raw(b"\xdb\xff\xff\xff\xff"), "not msgpack"),
     "header cut off": (lambda hand: raw(b"\x80")[:-1], "cut off"),
     "header of 4 GB": (
-        lambda hand: blob.MAGIC + (1).to_bytes(4, "little") + b"\xff" * 4,
+        lambda hand: message.MAGIC + (1).to_bytes(4, "little") + b"\xff" * 4,
         "more than 4194304",
     ),
     "a key twice": (lambda hand: raw(b"\x82\xa1a\x01\xa1a\x02"), "duplicate key"),
@@ -122,7 +125,7 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
         "dtype",
     ),
     "another kind's dtype": (
-        lambda hand: blob.pack(
+        lambda hand: message.pack(
             replace(
                 honest(hand), tensors=(_entry(N), _entry(("w", "int64", [SIZE // 2], 8, 4 * SIZE)))
             ),
@@ -135,7 +138,7 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
     "beyond the range": (valued(65.0), "w"),
     "digest of something else": (elsewhere, "digest"),
     "NaN metrics": (
-        lambda hand: blob.pack(
+        lambda hand: message.pack(
             replace(honest(hand), metrics={"loss_sum": float("nan")}), hand.body("a")
         ),
         "finite",
@@ -156,14 +159,14 @@ ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
 }
 
 
-def _entry(raw: tuple[Any, ...]) -> blob.TensorEntry:
+def _entry(raw: tuple[Any, ...]) -> message.TensorEntry:
     name, dtype, shape, offset, nbytes = raw
-    return blob.TensorEntry(name, dtype, tuple(shape), offset, nbytes)
+    return message.TensorEntry(name, dtype, tuple(shape), offset, nbytes)
 
 
 def failure(hand: ByHand, reason: str) -> bytes:
-    return blob.pack(
-        replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=blob.body_digest(b"")),
+    return message.pack(
+        replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=message.body_digest(b"")),
         None,
     )  # fmt: skip
 
@@ -171,8 +174,8 @@ def failure(hand: ByHand, reason: str) -> bytes:
 def huge(hand: ByHand) -> bytes:
     """One that consists with itself."""
     size = 2**33
-    entry = blob.TensorEntry("w", "float32", (size,), 0, 4 * size)
-    return blob.pack(
+    entry = message.TensorEntry("w", "float32", (size,), 0, 4 * size)
+    return message.pack(
         replace(honest(hand), tensors=(entry,), body_bytes=4 * size, chunk_bytes=1 << 22), None
     )
 
@@ -182,7 +185,7 @@ def lying_group(hand: ByHand) -> bytes:
     member = {name: said[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
     member |= {"client": "a", "status": "received", "reason": "", "weight": 1, "norm": 0.0}
     member["scalars"] = {}
-    said |= {"members": [member], "body_bytes": 0, "body_digest": blob.body_digest(b"")}
+    said |= {"members": [member], "body_bytes": 0, "body_digest": message.body_digest(b"")}
     del said["scalars"]
     return raw(msgpack.packb(said))
 
@@ -215,7 +218,7 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
     hand: ByHand,
 ) -> None:
     intake = hand.intake()
-    exact.warm_up()  # What numba takes once is none of theirs.
+    exact_sum.warm_up()  # What numba takes once is none of theirs.
     told: dict[str, str] = {}
     peaks: dict[str, int] = {}
     for name, (make, _) in ATTACKS.items():
@@ -236,11 +239,11 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
 
 def opened(store: Store, folder: Path, *overrides: str) -> Intake:
     """An aggregator at a round that wants version 0 of ``a``."""
-    store.control.hold(names.client_holder("a"), "t", 60, {})
-    store.control.redis.hset(names.CLOCK, "settling_s", 0)
-    loaded = config.load("mnist-3v7", ("round.cohort=1", *overrides), {})
+    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+    loaded = run_config.load("mnist-3v7", ("round.cohort=1", *overrides), {})
     run = runs.start_run(store, "first", loaded, 1).run_id
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     current = store.control.round(run, 0)
     assert current is not None
     fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
@@ -257,12 +260,12 @@ def first_version(intake: Intake, size: int) -> bytes:
         client="a",
         token="t",
         manifest=manifest.to_json(),
-        tensors=blob.entries(manifest),
+        tensors=message.entries(manifest),
         body_bytes=4 * size,
         body_digest="0a" * 32,
         chunk_bytes=1 << 22,
     )
-    return blob.pack(header, None)
+    return message.pack(header, None)
 
 
 def test_a_first_version_that_is_not_there_takes_no_memory(store: Store, tmp_path: Path) -> None:
@@ -289,7 +292,7 @@ def test_a_first_version_larger_than_the_config_allows_is_refused(
 
 @pytest.mark.parametrize("length", [1, 11, 32 << 20])
 def test_of_a_chunk_of_another_length_no_more_is_fetched(store: Store, length: int) -> None:
-    name = names.update_blob("a", "run-1", "d1")
+    name = keyspace.update_blob("a", "run-1", "d1")
     store.data.put_chunks(name, [memoryview(bytes(length))], 60)
 
     def fetch() -> None:
@@ -332,9 +335,9 @@ def test_a_first_version_with_a_manifest_that_is_none_is_refused(
     store: Store, tmp_path: Path, text: str
 ) -> None:
     intake = opened(store, tmp_path)
-    header, _ = blob.unpack(first_version(intake, 1), max_body_bytes=1 << 20)
+    header, _ = message.unpack(first_version(intake, 1), max_body_bytes=1 << 20)
 
-    intake.look_at(blob.pack(replace(header, manifest=text), None))
+    intake.look_at(message.pack(replace(header, manifest=text), None))
 
     assert intake.receipts["a"].status == "invalid"
     assert "manifest" in intake.receipts["a"].reason

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rq.exceptions import DequeueTimeout
 
-from fl_queue import dispatch, jobs, names, tidying
-from fl_queue.dispatch import Ticket
-from fl_queue.store import Store, plain_client
+from fl_queue.coordinator.operations import rq_cleanup
+from fl_queue.store import Store, keyspace, plain_client
+from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
 
 JOB = "site-1_demo-3f2a9c_3_ab12"
 STAMP = "2026-01-01T00:00:00.000000Z"
@@ -23,7 +24,9 @@ class Evil:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def call(function: Any = jobs.TRAIN, instance: Any = None, args: Any = None, kwargs: Any = None):  # type: ignore[no-untyped-def]
+def call(
+    function: Any = rq_types.TRAIN, instance: Any = None, args: Any = None, kwargs: Any = None
+):  # type: ignore[no-untyped-def]
     made = [function, instance, ["demo-3f2a9c", 3] if args is None else args, kwargs or {}]
     return {"data": zlib.compress(json.dumps(made).encode())}
 
@@ -31,7 +34,7 @@ def call(function: Any = jobs.TRAIN, instance: Any = None, args: Any = None, kwa
 def honest(**changes: Any) -> dict[str, Any]:
     return {
         **call(),
-        "origin": names.client_queue("site-1"),
+        "origin": keyspace.client_queue("site-1"),
         "status": "queued",
         "timeout": "60",
         "created_at": STAMP,
@@ -44,11 +47,11 @@ def honest(**changes: Any) -> dict[str, Any]:
 HASHES: list[tuple[dict[str, Any], str]] = [
     (call("os.system", args=["demo-3f2a9c", 3]), "no function"),
     (call("eval"), "no function"),
-    (call("fl_queue.runs.start_run"), "no function"),
+    (call("fl_queue.coordinator.rounds.runs.start_run"), "no function"),
     (call("workers.client.respond"), "no function"),
-    (call(jobs.AGGREGATE), "no function"),
-    (call(jobs.EVALUATE), "no function"),
-    (call(jobs.POOL_TRAIN), "no function"),
+    (call(rq_types.AGGREGATE), "no function"),
+    (call(rq_types.EVALUATE), "no function"),
+    (call(rq_types.POOL_TRAIN), "no function"),
     (call(function=7), "no function"),
     (call(function=["os.system"]), "no function"),
     (call(instance={}), "methods"),
@@ -63,7 +66,7 @@ HASHES: list[tuple[dict[str, Any], str]] = [
     (call(args=[["demo-3f2a9c"], 3]), "arguments"),
     (call(args=["other-3f2a9c", 3]), "another run"),
     (call(args=["demo-3f2a9c", 4]), "another run or round"),
-    ({"data": pickle.dumps((jobs.TRAIN, None, Evil(), {}))}, "not compressed"),
+    ({"data": pickle.dumps((rq_types.TRAIN, None, Evil(), {}))}, "not compressed"),
     ({"data": zlib.compress(pickle.dumps(Evil()))}, "not JSON"),
     ({"data": zlib.compress(b"[" * 2000)}, "not JSON"),
     ({"data": zlib.compress(b"1" * 2000)}, "not [function"),
@@ -74,7 +77,7 @@ HASHES: list[tuple[dict[str, Any], str]] = [
     ({"status": "finished"}, "not queued"),
     ({"status": b"\xff"}, "status is not text"),
     ({"origin": b"\xff"}, "origin is not text"),
-    ({"origin": names.AGGREGATE_QUEUE}, "no function"),
+    ({"origin": keyspace.AGGREGATE_QUEUE}, "no function"),
     ({"created_at": "yesterday"}, "created_at"),
     ({"enqueued_at": "x" * 1000}, "enqueued_at has 1000"),
     ({"timeout": "-7"}, "timeout"),
@@ -95,11 +98,11 @@ HASHES: list[tuple[dict[str, Any], str]] = [
 def refusals(store: Store) -> list[str]:
     """What a client's worker would say of the entries of its queue."""
     found: list[str] = []
-    queue = jobs.queue(names.client_queue("site-1"), plain_client(store.servers.url, 5))
+    queue = rq_types.queue(keyspace.client_queue("site-1"), plain_client(store.servers.url, 5))
     queue.on_refused = lambda job, reason: found.append(reason)
     while store.control.redis.exists(queue.key):
         with pytest.raises(DequeueTimeout):
-            jobs.FLQueue.dequeue_any([queue], None)
+            rq_types.FLQueue.dequeue_any([queue], None)
     assert store.control.redis.lrange(f"{queue.key}:intermediate", 0, -1) == []
     return found
 
@@ -127,9 +130,9 @@ def test_the_honest_hash_is_a_job_whatever_else_its_hash_holds(store: Store) -> 
         ),
     )
     redis.rpush("rq:queue:flq-client-site-1", JOB)
-    queue = jobs.queue(names.client_queue("site-1"), redis)
+    queue = rq_types.queue(keyspace.client_queue("site-1"), redis)
 
-    found = jobs.FLQueue.dequeue_any([queue], None)
+    found = rq_types.FLQueue.dequeue_any([queue], None)
 
     assert found is not None
     assert found[0].call() == ("demo-3f2a9c", 3)
@@ -142,7 +145,7 @@ def test_the_honest_hash_is_a_job_whatever_else_its_hash_holds(store: Store) -> 
 def test_another_clients_job_is_refused(store: Store, origin: str, word: str) -> None:
     other = JOB.replace("site-1", "site-2")
     redis = store.control.redis
-    redis.hset(f"rq:job:{other}", mapping=honest(origin=names.client_queue(origin)))
+    redis.hset(f"rq:job:{other}", mapping=honest(origin=keyspace.client_queue(origin)))
     redis.rpush("rq:queue:flq-client-site-1", other)
 
     (reason,) = refusals(store)
@@ -153,21 +156,21 @@ def test_another_clients_job_is_refused(store: Store, origin: str, word: str) ->
 @pytest.mark.parametrize("role", ["aggregate", "evaluate", "pool"])
 def test_each_role_runs_its_own_functions_only(role: str) -> None:
     queues = {
-        "aggregate": names.AGGREGATE_QUEUE,
-        "evaluate": names.EVALUATE_QUEUE,
-        "pool": names.POOL_QUEUE,
+        "aggregate": keyspace.AGGREGATE_QUEUE,
+        "evaluate": keyspace.EVALUATE_QUEUE,
+        "pool": keyspace.POOL_QUEUE,
     }
-    own = jobs.allowed(queues[role])
+    own = rq_types.allowed(queues[role])
 
     assert own
-    assert not own & jobs.allowed(names.client_queue("site-1"))
-    assert all(not own & jobs.allowed(name) for other, name in queues.items() if other != role)
-    assert jobs.allowed("default") == frozenset()
+    assert not own & rq_types.allowed(keyspace.client_queue("site-1"))
+    assert all(not own & rq_types.allowed(name) for other, name in queues.items() if other != role)
+    assert rq_types.allowed("default") == frozenset()
 
 
 def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store) -> None:
     redis = store.control.redis
-    ticket = Ticket("site-1", jobs.TRAIN, names.client_queue("site-1"), "demo-3f2a9c", 3, 60)
+    ticket = Ticket("site-1", rq_types.TRAIN, keyspace.client_queue("site-1"), "demo-3f2a9c", 3, 60)
     key = f"rq:queue:{ticket.queue}"
     redis.set(f"rq:job:{ticket.job}", "x")
     redis.set(f"rq:results:{ticket.job}", "x")
@@ -179,7 +182,7 @@ def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store)
     assert dispatch.failure(store, ticket) == "no reason recorded"
     dispatch.forget(store, ticket)
 
-    tidying.sweep(store)
+    rq_cleanup.sweep(store)
 
     redis.delete(key)
     redis.set(key, "x")

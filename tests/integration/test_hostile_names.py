@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import names
 from fl_queue.cli import cli
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
 from tests.integration.conftest import run
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import record
@@ -41,11 +40,13 @@ def hostile(run: str, store: Store) -> str:
         )
         for kind in ("healed", "update_rejected", "round_abandoned", "site_differs", evil):
             event = {"event": kind, "round": 1, "client": evil, "what": evil, "reason": evil}
-            store.control.redis.xadd(names.events(run), {"event": json.dumps(event)})
-        store.control.redis.xadd(names.client_events("a"), {"event": json.dumps({"event": evil})})
+            store.control.redis.xadd(keyspace.events(run), {"event": json.dumps(event)})
+        store.control.redis.xadd(
+            keyspace.client_events("a"), {"event": json.dumps({"event": evil})}
+        )
         for field in ("num_examples", "host", "pid", "worker", "paused"):
-            store.control.redis.hset(names.client("a"), field, evil)
-    store.control.redis.hset(names.run(run), "reason", EVIL[2] + EVIL[0])
+            store.control.redis.hset(keyspace.client("a"), field, evil)
+    store.control.redis.hset(keyspace.run(run), "reason", EVIL[2] + EVIL[0])
     return "lawful"
 
 

@@ -15,14 +15,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import config, doctor, exporters, names, runs, views
 from fl_queue.cli import cli
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import FLQueueError
-from fl_queue.exporters import prometheus
-from fl_queue.heal import Healer
-from fl_queue.store import Store
+from fl_queue.reporting import doctor, exporters, run_status
+from fl_queue.reporting.exporters import prometheus
+from fl_queue.store import Store, keyspace
 from fl_queue.store.unreadable import Unreadable
-from fl_queue.web import scene
+from fl_queue.web import view_model
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,12 +44,12 @@ VALUES: list[bytes] = [
 def keys(run: str) -> list[str]:
     """Every key of the control server that a reader or the healer looks at."""
     return [
-        names.RUNS, names.CLIENTS, names.ENROLLED, names.DELETED, names.RESTORED, names.CLOCK, names.HEALER,
-        names.run(run), names.config(run), names.manifest(run), names.versions(run), names.history(run),
-        names.late(run), names.accepted(run), names.evaluations(run), names.sites(run), names.events(run),
-        names.round_(run, 1), names.round_updates(run, 1), names.round_rejected(run, 1), names.round_jobs(run, 1),
-        names.client("a"), names.client_holder("a"), names.client_events("a"), names.client_told("a", run),
-        names.worker("a_00"), names.worker("aggregator-00"), "rq:queues", "rq:workers", "rq:queue:flq-client-a",
+        keyspace.RUNS, keyspace.CLIENTS, keyspace.ENROLLED, keyspace.DELETED, keyspace.RESTORED, keyspace.CLOCK, keyspace.HEALER,
+        keyspace.run(run), keyspace.config(run), keyspace.manifest(run), keyspace.versions(run), keyspace.history(run),
+        keyspace.late(run), keyspace.accepted(run), keyspace.evaluations(run), keyspace.sites(run), keyspace.events(run),
+        keyspace.round_(run, 1), keyspace.round_updates(run, 1), keyspace.round_rejected(run, 1), keyspace.round_jobs(run, 1),
+        keyspace.client("a"), keyspace.client_holder("a"), keyspace.client_events("a"), keyspace.client_told("a", run),
+        keyspace.worker("a_00"), keyspace.worker("aggregator-00"), "rq:queues", "rq:workers", "rq:queue:flq-client-a",
     ]  # fmt: skip
 
 
@@ -91,28 +93,28 @@ class World:
         """As it is before somebody writes."""
         redis = self.store.control.redis
         redis.flushall()
-        made = config.load("mnist-3v7", environ={})
+        made = run_config.load("mnist-3v7", environ={})
         for run in (RUN, OTHER):
             state = runs.start_run(self.store, run.partition("-")[0], made, 1)
-            for key in (names.run, names.config, names.events):
+            for key in (keyspace.run, keyspace.config, keyspace.events):
                 redis.rename(key(state.run_id), key(run))
-            redis.hset(names.RUNS, state.name, run)
-            redis.hset(names.run(run), mapping={"version": "1", "round": "1", "digest": D})
-            redis.hset(names.versions(run), "1", f'{{"digest":"{D}","round":1}}')
-        self.store.control.hold(names.client_holder("a"), "t", 60, {"worker": "a_00"})
+            redis.hset(keyspace.RUNS, state.name, run)
+            redis.hset(keyspace.run(run), mapping={"version": "1", "round": "1", "digest": D})
+            redis.hset(keyspace.versions(run), "1", f'{{"digest":"{D}","round":1}}')
+        self.store.control.hold(keyspace.client_holder("a"), "t", 60, {"worker": "a_00"})
         self.store.control.unreadable = Unreadable()
 
     def readers(self) -> Iterator[Callable[[], object]]:
         """What reads Redis for people and for other programs, and the healer."""
         store = self.store
-        yield lambda: scene.parts(store, "demo")
-        yield lambda: scene.log(store, RUN, "")
-        yield lambda: scene.log(store, RUN, "0-0")
-        yield lambda: scene.history(store, RUN)
-        yield lambda: views.statuses(store, views.living_runs(store))
-        yield lambda: views.history(store, RUN)
-        yield lambda: views.receipts(store, runs.find_run(store, "demo"), 1, "a")
-        yield lambda: views.clients(store)
+        yield lambda: view_model.parts(store, "demo")
+        yield lambda: view_model.log(store, RUN, "")
+        yield lambda: view_model.log(store, RUN, "0-0")
+        yield lambda: view_model.history(store, RUN)
+        yield lambda: run_status.statuses(store, run_status.living_runs(store))
+        yield lambda: run_status.history(store, RUN)
+        yield lambda: run_status.receipts(store, runs.find_run(store, "demo"), 1, "a")
+        yield lambda: run_status.clients(store)
         yield lambda: doctor._workers(store) + doctor._queues(store) + doctor._unreadable(store)
         yield lambda: prometheus.prometheus_text(store)
         yield lambda: exporters.numbers_of(store, RUN)
@@ -181,10 +183,12 @@ def test_every_reader_ends_well_whatever_each_key_holds(world: World, number: in
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
-@pytest.mark.parametrize("key", [names.RUNS, names.run(RUN), names.history(RUN), names.DELETED])
+@pytest.mark.parametrize(
+    "key", [keyspace.RUNS, keyspace.run(RUN), keyspace.history(RUN), keyspace.DELETED]
+)
 def test_commands_end_in_one_line(world: World, key: str) -> None:
     world.fresh()
-    kind = {names.history(RUN): "list", names.DELETED: "zset"}.get(key, "hash")
+    kind = {keyspace.history(RUN): "list", keyspace.DELETED: "zset"}.get(key, "hash")
     for field in (b"demo", b"name", b"digest"):
         write(world.store.control.redis, key, kind, field, str(world.victim).encode())
     world.commands()

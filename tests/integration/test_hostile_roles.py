@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import dispatch, identifiers, jobs, names
 from fl_queue.cli import cli
-from fl_queue.heal import Healer
-from fl_queue.store import Store
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.protocol import identifiers
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 from tests.integration.test_hostile_jobs import HASHES, STAMP, call
@@ -28,10 +29,10 @@ ROOT = Path(__file__).parent.parent.parent
 OWNED = "flq_owned.run"
 #: Role -> (name in its jobs' ids, queue, function).
 ROLES = {
-    "client": ("site-1", names.client_queue("site-1"), jobs.TRAIN),
-    "aggregator": (identifiers.AGGREGATOR, names.AGGREGATE_QUEUE, jobs.AGGREGATE),
-    "evaluator": (identifiers.EVALUATOR, names.EVALUATE_QUEUE, jobs.EVALUATE),
-    "pool": ("group-0", names.POOL_QUEUE, jobs.POOL_TRAIN),
+    "client": ("site-1", keyspace.client_queue("site-1"), rq_types.TRAIN),
+    "aggregator": (identifiers.AGGREGATOR, keyspace.AGGREGATE_QUEUE, rq_types.AGGREGATE),
+    "evaluator": (identifiers.EVALUATOR, keyspace.EVALUATE_QUEUE, rq_types.EVALUATE),
+    "pool": ("group-0", keyspace.POOL_QUEUE, rq_types.POOL_TRAIN),
 }
 
 
@@ -75,7 +76,9 @@ def hostile(role: str, run: str) -> list[dict[str, Any]]:
     _, queue, function = ROLES[role]
     plain = {"origin": queue, "status": "queued", "timeout": "60", "created_at": STAMP, "enqueued_at": STAMP}  # fmt: skip
     # What is hostile to a client may be just what another role does.
-    honest = [plain | {"data": packed([own, None, [run, 3], {}])} for own in jobs.allowed(queue)]
+    honest = [
+        plain | {"data": packed([own, None, [run, 3], {}])} for own in rq_types.allowed(queue)
+    ]
     made = [
         plain | {"data": packed([function, None, [run, 3], {}])} | of_run(changes, run)
         for changes in [*CODE, *(changes for changes, _ in HASHES)]
@@ -203,7 +206,7 @@ def command(federation: Federation, *words: str) -> int:
 
 def refusals(federation: Federation, run: str, role: str) -> list[str]:
     """Reasons of the events that a role's worker wrote."""
-    stream = names.client_events("site-1") if role == "client" else names.events(run)
+    stream = keyspace.client_events("site-1") if role == "client" else keyspace.events(run)
     whose = "site-1_" if role == "client" else f"{role}-"
     found = federation.store.control.read_events({stream: "0-0"}, None)
     refused = [event for _, _, event in found if event["event"] == "job_refused"]

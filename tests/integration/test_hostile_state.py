@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fl_queue import config, deletion, exporters, kept, models, names, runs
 from fl_queue.cli import cli
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import deletion
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import UnknownRun
-from fl_queue.heal import Healer
-from fl_queue.store import RunState, Store
+from fl_queue.models import transfer, update_archive
+from fl_queue.reporting import exporters
+from fl_queue.store import RunState, Store, keyspace
 
 
 def command(urls: tuple[str, str], state_dir: Path, *words: str) -> Result:
@@ -31,16 +35,16 @@ def canary(tmp_path: Path) -> Path:
 
 
 def start(store: Store, name: str = "demo") -> RunState:
-    return runs.start_run(store, name, config.load("mnist-3v7", environ={}), 1)
+    return runs.start_run(store, name, run_config.load("mnist-3v7", environ={}), 1)
 
 
 def renamed(store: Store, state: RunState, run: str) -> None:
     """The keys of a run lie under another run id, which its name leads to."""
     control = store.control.redis
-    control.rename(names.run(state.run_id), names.run(run))
-    control.rename(names.config(state.run_id), names.config(run))
-    control.hset(names.run(run), "state", "completed")
-    control.hset(names.RUNS, state.name, run)
+    control.rename(keyspace.run(state.run_id), keyspace.run(run))
+    control.rename(keyspace.config(state.run_id), keyspace.config(run))
+    control.hset(keyspace.run(run), "state", "completed")
+    control.hset(keyspace.RUNS, state.name, run)
 
 
 def test_a_tombstone_is_no_path(store: Store, canary: Path, tmp_path: Path) -> None:
@@ -49,7 +53,7 @@ def test_a_tombstone_is_no_path(store: Store, canary: Path, tmp_path: Path) -> N
     beside.mkdir(parents=True)
     now = store.control.now()
     store.control.redis.zadd(
-        names.DELETED, {str(canary): now, "../other": now, "..": now, "": now, "\xff": now}
+        keyspace.DELETED, {str(canary): now, "../other": now, "..": now, "": now, "\xff": now}
     )
 
     Healer(store, state_dir).tick()
@@ -61,9 +65,9 @@ def test_a_tombstone_is_no_path(store: Store, canary: Path, tmp_path: Path) -> N
 
 def test_a_tombstone_is_no_pattern_and_no_living_run(store: Store, tmp_path: Path) -> None:
     state = start(store)
-    folder = models.checkpoint_folder(tmp_path, state.run_id)
+    folder = transfer.checkpoint_folder(tmp_path, state.run_id)
     folder.mkdir(parents=True)
-    store.control.redis.zadd(names.DELETED, {"*": store.control.now(), state.run_id: 1e300})
+    store.control.redis.zadd(keyspace.DELETED, {"*": store.control.now(), state.run_id: 1e300})
 
     deletion.sweep(store, tmp_path)
     deletion.sweep_here(store, tmp_path)
@@ -99,5 +103,5 @@ def test_what_writes_and_deletes_refuses_such_an_id_by_itself(
         with pytest.raises(Exception, match="not the name"):
             deletion.forget_here(tmp_path / "state", run)
         with pytest.raises(Exception, match="not the name"):
-            kept.keep_only(tmp_path / "state", state.run_id, 1, {f"{run}/x": "0" * 64})
+            update_archive.keep_only(tmp_path / "state", state.run_id, 1, {f"{run}/x": "0" * 64})
     assert (canary / "precious.txt").exists()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import lease, names
-from fl_queue.collect import Collector
-from fl_queue.store import Store
+from fl_queue.coordinator.aggregator import ownership
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 SLOW = """
@@ -44,8 +44,8 @@ def soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own strategies, and an aggregator that is taken to hang after three seconds."""
     (tmp_path / "slowstrategy.py").write_text(SLOW)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(lease, "STILL_S", 3.0)
-    monkeypatch.setattr(lease, "EXTEND_S", 0.2)
+    monkeypatch.setattr(ownership, "STILL_S", 3.0)
+    monkeypatch.setattr(ownership, "EXTEND_S", 0.2)
 
 
 def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ByHand]:
@@ -70,7 +70,7 @@ def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ByHand]:
 @pytest.mark.timeout(180)
 def test_an_aggregator_that_hangs_ends_and_says_where(store: Store, tmp_path: Path) -> None:
     status, hand = aggregate(store, tmp_path, "Hanging")
-    events = store.control.read_events({names.events(hand.run): "0-0"}, None)
+    events = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
     (hung,) = [event for _, _, event in events if event["event"] == "aggregator_hung"]
 
     assert status == -signal.SIGKILL

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import blob, enrolment, kept, names, operatorkey, runs, signing, verify, views
 from fl_queue.cli import cli
-from fl_queue.enrolment import Place
+from fl_queue.coordinator.operations import enrolment, verification
+from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.verification import Verdict
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunFailed
-from fl_queue.kept import Proof
-from fl_queue.records import Enrolment, RoundRecord, dumps
-from fl_queue.store import Store
-from fl_queue.verify import Verdict
+from fl_queue.models import update_archive
+from fl_queue.models.update_archive import Proof
+from fl_queue.protocol import message, operator_key, signing
+from fl_queue.protocol.records import Enrolment, RoundRecord, dumps
+from fl_queue.reporting import run_status
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 CLIENTS = ("a", "b")
@@ -56,11 +60,11 @@ def committed(made: ByHand) -> ByHand:
 
 
 def fingerprint(hand: ByHand, client: str) -> str:
-    return operatorkey.fingerprint(signing.public_half(hand.keys[client]))
+    return operator_key.fingerprint(signing.public_half(hand.keys[client]))
 
 
 def verified(hand: ByHand) -> Verdict:
-    (verdict,) = verify.verify(hand.store, hand.state, hand.folder, 1)
+    (verdict,) = verification.verify(hand.store, hand.state, hand.folder, 1)
     return verdict
 
 
@@ -71,7 +75,7 @@ def file_of(hand: ByHand, client: str = "a") -> Path:
 
 def rewrite(hand: ByHand, **changes: Any) -> None:
     """Somebody changes round 1's record in Redis."""
-    key = names.history(hand.run)
+    key = keyspace.history(hand.run)
     raw = json.loads(hand.store.control.redis.lindex(key, 0))
     hand.store.control.redis.lset(key, 0, dumps({**raw, **changes}))
 
@@ -82,10 +86,10 @@ def test_receipts_and_history_name_the_key_and_the_archive_proves_it(hand: ByHan
     receipts = hand.store.control.receipts(hand.run, 1)
     assert {client: receipts[client].key for client in CLIENTS} == keys
     assert hand.record.keys == keys
-    hand.store.control.redis.delete(names.round_updates(hand.run, 1))
-    assert views.receipts(hand.store, hand.state, 1, "a")["a"]["key"] == keys["a"]
+    hand.store.control.redis.delete(keyspace.round_updates(hand.run, 1))
+    assert run_status.receipts(hand.store, hand.state, 1, "a")["a"]["key"] == keys["a"]
     for client in CLIENTS:
-        found = kept.read(hand.folder, hand.run, 1, client, hand.record.accepted[client])
+        found = update_archive.read(hand.folder, hand.run, 1, client, hand.record.accepted[client])
         assert found.proof is not None
         assert signing.is_signed_by(found.proof.sealed, found.proof.enrolment.key)
         assert bool(found.header.chunk_bytes) == (hand.size == CHUNKED)
@@ -99,11 +103,11 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ByHand) ->
     body = hand.body("a")
     late = replace(hand.header("update", "a", body), round=1, token="late")
     failed = replace(hand.header("failure", "b", b""), tensors=(), body_bytes=0, reason="cannot")
-    failed = replace(failed, body_digest=blob.body_digest(b""))
+    failed = replace(failed, body_digest=message.body_digest(b""))
     intake = hand.intake()
-    hand.store.control.redis.hdel(names.round_updates(hand.run, 1), "a")
+    hand.store.control.redis.hdel(keyspace.round_updates(hand.run, 1), "a")
     for client, header, content in (("a", late, body), ("b", failed, b"")):
-        element = blob.pack(header, content or None)
+        element = message.pack(header, content or None)
         hand.store.data.push(hand.run, hand.seal(client, element))
     hand.take(intake, 2)
 
@@ -119,12 +123,12 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ByHand) ->
 def exchanged(hand: ByHand, seal: Callable[[bytes], tuple[bytes, Proof | None]]) -> None:
     """Exchange a's update for another one, and the history so that it makes the version it names."""
     old = file_of(hand)
-    header, _, _ = kept.read(hand.folder, hand.run, 1, "a", hand.record.accepted["a"])
+    header, _, _ = update_archive.read(hand.folder, hand.run, 1, "a", hand.record.accepted["a"])
     body = hand.body("a")[:-4] + b"\0\0\0\x3f"
-    new = replace(header, body_digest=blob.body_digest(body), chunk_bytes=0)
-    _, proof = seal(blob.pack(new, body))
+    new = replace(header, body_digest=message.body_digest(body), chunk_bytes=0)
+    _, proof = seal(message.pack(new, body))
     old.unlink()
-    kept.write(hand.folder, new, body, 1, proof)
+    update_archive.write(hand.folder, new, body, 1, proof)
     rewrite(hand, accepted={**hand.record.accepted, "a": new.body_digest})
     rewrite(hand, digest=verified(hand).recomputed)
 
@@ -132,7 +136,7 @@ def exchanged(hand: ByHand, seal: Callable[[bytes], tuple[bytes, Proof | None]])
 def with_old_signature(hand: ByHand) -> None:
     """The header is another one, and the signature the old one."""
     digest = hand.record.accepted["a"]
-    proof = kept.read(hand.folder, hand.run, 1, "a", digest).proof
+    proof = update_archive.read(hand.folder, hand.run, 1, "a", digest).proof
     assert proof is not None
     sealed, known = proof
 
@@ -157,7 +161,7 @@ def with_my_key_and_history(hand: ByHand) -> None:
     known = hand.store.control.enrolment("a")
     assert known is not None
     mine = replace(known, key=MINE[1])
-    rewrite(hand, keys={**hand.record.keys, "a": operatorkey.fingerprint(MINE[1])})
+    rewrite(hand, keys={**hand.record.keys, "a": operator_key.fingerprint(MINE[1])})
     exchanged(hand, lambda it: (it, Proof(sealed_with(MINE[0], "a", it), mine)))
 
 
@@ -224,11 +228,13 @@ def test_an_archive_of_an_earlier_release_is_verified_and_said_to_have_no_signat
     hand: ByHand,
 ) -> None:
     for client in CLIENTS:
-        header, body, _ = kept.read(hand.folder, hand.run, 1, client, hand.record.accepted[client])
-        kept.write(hand.folder, replace(header, chunk_bytes=0), body, 1)
-    raw = json.loads(hand.store.control.redis.lindex(names.history(hand.run), 0))
+        header, body, _ = update_archive.read(
+            hand.folder, hand.run, 1, client, hand.record.accepted[client]
+        )
+        update_archive.write(hand.folder, replace(header, chunk_bytes=0), body, 1)
+    raw = json.loads(hand.store.control.redis.lindex(keyspace.history(hand.run), 0))
     del raw["keys"]
-    hand.store.control.redis.lset(names.history(hand.run), 0, dumps(raw))
+    hand.store.control.redis.lset(keyspace.history(hand.run), 0, dumps(raw))
     assert RoundRecord.from_json(dumps(raw)).keys == {}
 
     verdict = verified(hand)
@@ -253,7 +259,7 @@ def test_a_federation_without_an_operator_s_key(store: Store, tmp_path: Path) ->
 def test_a_plain_federation_is_verified_as_ever(store: Store, tmp_path: Path) -> None:
     hand = committed(ByHand(store, tmp_path, CLIENTS, INLINE, "model.keep_updates=true"))
     assert hand.record.keys == {}
-    assert file_of(hand).read_bytes().startswith(blob.MAGIC)
+    assert file_of(hand).read_bytes().startswith(message.MAGIC)
     verdict = verified(hand)
     assert (verdict.result, verdict.unsigned) == ("same", list(CLIENTS))
     assert runs.find_run(store, hand.state.name).active

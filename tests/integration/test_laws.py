@@ -11,13 +11,18 @@ import pytest
 import redis
 from rq.serializers import JSONSerializer
 
-from fl_queue import blob, config, dispatch, jobs, late, names, outbox, queries, rounds, runs
+from fl_queue.client import outbox
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
-from fl_queue.header import Header
-from fl_queue.jobs import FLJob, JobRefused
-from fl_queue.records import Receipt
-from fl_queue.rounds import Ending
-from fl_queue.store import Store
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Receipt
+from fl_queue.store import Store, keyspace, queries
+from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs.rq_types import FLJob, JobRefused
 
 
 def claim(store: Store, run: str) -> int:
@@ -26,13 +31,13 @@ def claim(store: Store, run: str) -> int:
 
 
 def test_racing_callers_of_advance_open_one_round(store: Store, run: str) -> None:
-    rounds.advance(store, run)
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
+    lifecycle.advance(store, run)
     state = store.control.run(run)
 
     assert state is not None
     assert state.round == 0
-    assert len(dispatch.queued(store, names.client_queue("a"))) == 1
+    assert len(dispatch.queued(store, keyspace.client_queue("a"))) == 1
 
 
 def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: str) -> None:
@@ -63,8 +68,8 @@ def end(store: Store, run: str, fence: int) -> str:
     assert current is not None
     ending = Ending("abandoned", "tried")
     loaded = runs.current_config(store, run)
-    record = rounds.base_record(current, ending, 0.0, loaded)
-    return rounds.end(store, state, current, ending, record, {}, loaded, fence)
+    record = lifecycle.base_record(current, ending, 0.0, loaded)
+    return lifecycle.end(store, state, current, ending, record, {}, loaded, fence)
 
 
 def test_a_command_sent_again_discards_nothing_more(store: Store, run: str) -> None:
@@ -96,12 +101,12 @@ def test_accepted_is_never_overwritten(store: Store, run: str) -> None:
 
 def test_nothing_is_written_to_a_round_that_does_not_exist(store: Store, run: str) -> None:
     assert not store.control.write_receipt(run, 7, "a", Receipt("late", token="1"), None)
-    assert store.control.redis.exists(names.round_updates(run, 7)) == 0
+    assert store.control.redis.exists(keyspace.round_updates(run, 7)) == 0
 
 
 def test_time_is_counted_not_read(store: Store, run: str) -> None:
     # The last tick lies an hour back: an outage, or a clock that jumped.
-    store.control.redis.hincrbyfloat(names.round_(run, 0), "ticked_at", -3600)
+    store.control.redis.hincrbyfloat(keyspace.round_(run, 0), "ticked_at", -3600)
     elapsed_s = store.control.tick_round(run, 0)
 
     assert elapsed_s is not None
@@ -111,22 +116,24 @@ def test_time_is_counted_not_read(store: Store, run: str) -> None:
 def test_a_running_run_refuses_a_second_start_and_a_fixed_field_stays(
     store: Store, run: str
 ) -> None:
-    loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+    loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
     with pytest.raises(RunStateError, match="is training"):
         runs.start_run(store, "lawful", loaded, 1)
     end(store, run, 0)
     with pytest.raises(ConfigError) as caught:
-        runs.start_run(store, "lawful", config.load("mnist-3v7", ("run.seed=7",), {}), 1)
+        runs.start_run(store, "lawful", run_config.load("mnist-3v7", ("run.seed=7",), {}), 1)
     assert caught.value.field == "run.seed"
 
 
-@pytest.mark.parametrize("function", ["os.system", "eval", "fl_queue.runs.start_run"])
+@pytest.mark.parametrize(
+    "function", ["os.system", "eval", "fl_queue.coordinator.rounds.runs.start_run"]
+)
 def test_a_job_that_names_another_function_is_refused(
     store: Store, function: str, tmp_path: Path
 ) -> None:
     mark = tmp_path / "ran"
     connection = store.control.redis
-    queue = jobs.queue("flq-client-a", connection)
+    queue = rq_types.queue("flq-client-a", connection)
     queue.enqueue_call(function, args=[f"touch {mark}", 1], job_id="a_r_1_x")
 
     with pytest.raises(JobRefused, match="is no function of queue"):
@@ -158,7 +165,7 @@ def test_a_damaged_outbox_file_is_no_update(store: Store, run: str, tmp_path: Pa
         client="a",
         token="t",
         body_bytes=64,
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
     path = outbox.write(tmp_path, header, [body])
     whole = path.read_bytes()
@@ -176,18 +183,18 @@ def test_a_body_over_the_inline_limit_travels_in_chunks(store: Store, run: str) 
         client="a",
         token="t",
         body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
     assert outbox.push(store, header, memoryview(body), 1000, 65536, lambda: False)
-    element = store.data.redis.lindex(names.results(run), 0)
+    element = store.data.redis.lindex(keyspace.results(run), 0)
     assert isinstance(element, bytes)
-    found, inline = blob.unpack(element, max_body_bytes=len(body))
+    found, inline = message.unpack(element, max_body_bytes=len(body))
 
     assert (len(inline), len(element) < 1000) == (0, True)
     assert found == replace(header, chunk_bytes=65536)
     assert (
         store.data.get_chunks(
-            names.update_blob("a", run, found.body_digest), found.body_bytes, 65536
+            keyspace.update_blob("a", run, found.body_digest), found.body_bytes, 65536
         )
         == body
     )
@@ -206,17 +213,17 @@ def test_the_password_of_a_url_is_never_shown() -> None:
 def test_a_header_names_no_chunks_but_its_clients(store: Store, run: str, kind: str) -> None:
     # A lie may name the digest of the version that all train from.
     body = memoryview(bytes(100))
-    digest = blob.body_digest(body)
+    digest = message.body_digest(body)
     model, own, other = (
-        names.model_blob(run, digest),
-        names.update_blob("a", run, digest),
-        names.update_blob("b", run, digest),
+        keyspace.model_blob(run, digest),
+        keyspace.update_blob("a", run, digest),
+        keyspace.update_blob("b", run, digest),
     )
     for name in (model, own, other):
         store.data.put_chunks(name, [body], None)
     header = Header(
         kind=kind, run=run, round=0, client="a", body_bytes=100, body_digest=digest, chunk_bytes=100
     )
-    late.drop_chunks(store, run, header)
+    late_updates.drop_chunks(store, run, header)
     there = [not store.data.missing_chunks(name, 1) for name in (model, own, other)]
     assert there == [True, False, True]

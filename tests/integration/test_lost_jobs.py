@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import dispatch, heal, jobs, names, operate, watching
-from fl_queue.dispatch import Ticket
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.jobs import FLJob
-from fl_queue.store import LEASE_S, Store
+from fl_queue.coordinator.operations import controls, healer
+from fl_queue.store import LEASE_S, Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
+from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
-from workers.poolworker import PoolWorker
-from workers.rqworker import FLWorker
+from workers.pool_worker import PoolWorker
+from workers.rq_worker import FLWorker
 
 CLIENTS = 1
 WORKER = "its-worker"
@@ -29,12 +30,12 @@ def started(store: Store, ticket: Ticket, **lease: str) -> None:
     redis = store.control.redis
     redis.lrem(f"rq:queue:{ticket.queue}", 0, ticket.job)
     redis.hset(FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": WORKER})
-    redis.hset(names.CLOCK, "settling_s", 0)
-    store.control.hold(names.worker(WORKER), "t", 60, {"role": "pool", "process": "", **lease})
+    redis.hset(keyspace.CLOCK, "settling_s", 0)
+    store.control.hold(keyspace.worker(WORKER), "t", 60, {"role": "pool", "process": "", **lease})
 
 
 def ticket_of(client: str = "a") -> Ticket:
-    return Ticket(client, jobs.TRAIN, names.client_queue(client), "run-1", 1, 60)
+    return Ticket(client, rq_types.TRAIN, keyspace.client_queue(client), "run-1", 1, 60)
 
 
 # What a lease says
@@ -50,15 +51,15 @@ def test_a_started_job_that_its_workers_lease_does_not_name_is_lost(
     ticket = ticket_of()
     started(store, ticket, job=at)
 
-    assert watching.Watch(store).verdict(ticket) is None  # The lease may be about to be written.
-    assert watching.Watch(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
+    assert dead_jobs.Watch(store).verdict(ticket) is None  # The lease may be about to be written.
+    assert dead_jobs.Watch(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
 
 
 def test_a_started_job_lives_while_its_workers_lease_names_it(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket, job=ticket.job)
 
-    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
@@ -66,17 +67,17 @@ def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket)
 
-    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
-    store.control.release(names.worker(WORKER), "t")
-    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
+    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    store.control.release(keyspace.worker(WORKER), "t")
+    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
 
 
 def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket, job="")
-    store.control.redis.hset(names.CLOCK, "settling_s", 5)
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 5)
 
-    assert watching.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: P
     tickets = dispatch.tickets(store, hand.run, 1)
     for ticket in (*tickets.values(), evaluation):
         started(store, ticket, job="")
-    heal.Healer(store, tmp_path, hurry=True).heal(hand.run)
+    healer.Healer(store, tmp_path, hurry=True).heal(hand.run)
 
     again = dispatch.tickets(store, hand.run, 1)
     assert {who: ticket.attempt for who, ticket in again.items()} == dict.fromkeys(tickets, 2)
@@ -100,12 +101,12 @@ def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: P
 def worker(private_redis: EmbeddedRedis) -> Iterator[FLWorker]:
     # Not our own connection, which waits by itself: a plain ``rq worker`` has this one.
     with redis.Redis.from_url(private_redis.url, socket_timeout=5) as connection:
-        yield PoolWorker([names.POOL_QUEUE], connection=connection)
+        yield PoolWorker([keyspace.POOL_QUEUE], connection=connection)
 
 
 def begun(worker: FLWorker, store: Store) -> Any:
     """A job that a worker has in its hands."""
-    ticket = Ticket("group-0", jobs.POOL_TRAIN, names.POOL_QUEUE, "run-1", 1, 60)
+    ticket = Ticket("group-0", rq_types.POOL_TRAIN, keyspace.POOL_QUEUE, "run-1", 1, 60)
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)
@@ -124,7 +125,7 @@ def test_the_transaction_that_starts_a_job_names_it_in_the_lease(
 
         # However late the thread that extends the lease is; and a lease that ran out comes to an end.
         assert store.control.at_work(worker.name) == job.id
-        assert 0 < store.control.redis.ttl(names.worker(worker.name)) <= LEASE_S
+        assert 0 < store.control.redis.ttl(keyspace.worker(worker.name)) <= LEASE_S
         worker._at_work = ""
         worker._extend()
         assert store.control.at_work(worker.name) == ""
@@ -168,5 +169,5 @@ def test_a_real_workers_lease_names_its_job_while_it_trains(federation: Federati
     job = control.jobs(run, 1)["site-1"]["job"]
     wait_for("its lease to name the job", lambda: lease()["job"] == job)
     wait_for("it to train", lambda: federation.trained(run) == 1)
-    operate.cancel(federation.store, "named")
+    controls.cancel(federation.store, "named")
     wait_for("its lease to name none", lambda: lease()["job"] == "")

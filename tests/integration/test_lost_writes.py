@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue import names, outbox, partial, queries, rounds
-from fl_queue.collect import Collector
+from fl_queue.client import outbox
+from fl_queue.client.assignment import Assignment, RoundEnded
+from fl_queue.client.site import Site
+from fl_queue.coordinator.aggregator import partial_sum
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.rounds import lifecycle
+from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import OwnershipLost
-from fl_queue.header import Header
-from fl_queue.rounds import Ending
-from fl_queue.runs import current_config
-from fl_queue.site import Site
-from fl_queue.store import Store
+from fl_queue.protocol.header import Header
+from fl_queue.store import Store, keyspace, queries
 from tests.byhand import ByHand
 from workers import client
-from workers.assignment import Assignment, RoundEnded
 
 Kept = Mapping[bytes, tuple[bytes, int]]
 
@@ -57,7 +59,7 @@ def digest(store: Store, tmp_path: Path) -> str:
 
 
 def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
-    found = store.control.read_events({names.events(run): "0-0"}, None)
+    found = store.control.read_events({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -71,12 +73,12 @@ def test_what_two_incarnations_of_one_fence_took_is_merged_once(
         hand.update(who)
     hand.take(old, 2)
     set_back(store.control.redis, before)  # The claim is lost.
-    elements = data.redis.lrange(names.taken(run, old.fence), 0, -1)
+    elements = data.redis.lrange(keyspace.taken(run, old.fence), 0, -1)
 
     new = hand.intake()
 
     assert new.fence == old.fence
-    assert data.redis.lrange(names.results(run), 0, -1) == elements  # In one place, all of them.
+    assert data.redis.lrange(keyspace.results(run), 0, -1) == elements  # In one place, all of them.
     assert data.held(run, new.fence + 20) == 0
     with pytest.raises(OwnershipLost):
         data.take(run, old.fence, old.token, 64)
@@ -128,10 +130,10 @@ def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
     current, state = hand.round, hand.state
     config = current_config(store, hand.run)
     ending = Ending("abandoned", "by a ghost")
-    record = rounds.base_record(current, ending, 0.0, config)
+    record = lifecycle.base_record(current, ending, 0.0, config)
 
     def end(token: str) -> str:
-        return rounds.end(store, state, current, ending, record, {}, config, new.fence, token)
+        return lifecycle.end(store, state, current, ending, record, {}, config, new.fence, token)
 
     assert new.fence == old.fence
     assert end(old.token) == "another aggregator owns the round"
@@ -146,9 +148,9 @@ def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
     hand.update("a")
     hand.take(intake, 1)
     intake.checkpoint()
-    assert partial.find(store, hand.run, 1, hand.round.opening)
+    assert partial_sum.find(store, hand.run, 1, hand.round.opening)
     # The same round, opened again at another time from another version.
-    store.control.redis.hset(names.round_(hand.run, 1), "opened_at", "1.0")
+    store.control.redis.hset(keyspace.round_(hand.run, 1), "opened_at", "1.0")
 
     again = hand.intake()
 

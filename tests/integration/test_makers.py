@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, diagnose, dispatch, identifiers, makers, names, rounds, runs, sampling
-from fl_queue.collect import Collector
-from fl_queue.header import Header
-from fl_queue.jobs import FLJob
-from fl_queue.records import CANNOT, Manifest, TensorSpec
-from fl_queue.store import Store
+from fl_queue.common import seeding
+from fl_queue.config import run_config
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.rounds import initialisation, lifecycle, runs
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import CANNOT, Manifest, TensorSpec
+from fl_queue.reporting import diagnosis
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.rq_types import FLJob
 from tests.byhand import ByHand
 from tests.federation import wait_for
 
@@ -29,21 +34,21 @@ class First(ByHand):
         self.store, self.folder, self.clients, self.size = store, folder, clients, 2
         self.manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
         for client in clients:
-            store.control.hold(names.client_holder(client), "t", 600, {})
+            store.control.hold(keyspace.client_holder(client), "t", 600, {})
         wanted = ("round.cohort=2", "round.quorum=1", *overrides)
-        self.config = config.load("mnist-3v7", wanted, {})
+        self.config = run_config.load("mnist-3v7", wanted, {})
         self.run = runs.start_run(store, "first", self.config, 1).run_id
         self.advance()
-        self.order = sampling.in_order(self.config.run["seed"], 0, clients, len(clients))
+        self.order = seeding.in_order(self.config.run["seed"], 0, clients, len(clients))
 
     def count(self, elapsed_s: float) -> None:
         """As if so much time had been counted."""
-        key = names.round_(self.run, self.round.number)
+        key = keyspace.round_(self.run, self.round.number)
         self.store.control.redis.hset(key, "elapsed_s", str(elapsed_s))
 
     def leave(self, client: str) -> None:
         """As if a client's machine were gone."""
-        self.store.control.redis.delete(names.client_holder(client))
+        self.store.control.redis.delete(keyspace.client_holder(client))
 
     def refuse(self, client: str, reason: str, cannot: str = "") -> None:
         header = replace(self.header("failure", client, b""), tensors=(), reason=reason)
@@ -61,7 +66,7 @@ class First(ByHand):
         return sorted(current.makers, key=lambda who: current.makers[who])
 
     def events(self, kind: str) -> list[dict[str, object]]:
-        found = self.store.control.read_events({names.events(self.run): "0-0"}, None)
+        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
         return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -77,7 +82,7 @@ def calm(store: Store) -> Iterator[None]:
 
     def settle() -> None:
         while not stop.wait(0.02):
-            store.control.redis.hset(names.CLOCK, "settling_s", 0)
+            store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
 
     thread = threading.Thread(target=settle)
     thread.start()
@@ -122,7 +127,7 @@ def test_the_run_fails_when_all_have_refused_with_the_reason_of_each(first: Firs
 def test_a_maker_whose_machine_is_gone_or_that_is_busy_is_not_waited_for(first: First) -> None:
     first.advance()
     assert first.asked() == first.order[:1]
-    first.count(makers.BUSY_S)
+    first.count(initialisation.BUSY_S)
     first.advance()  # It trains for another run: its job waits in its queue.
     assert first.asked() == first.order[:2]
     first.leave(first.order[1])
@@ -138,7 +143,7 @@ def test_a_maker_whose_machine_is_gone_or_that_is_busy_is_not_waited_for(first: 
 
 
 def test_a_second_answer_changes_nothing(first: First) -> None:
-    first.count(makers.BUSY_S)
+    first.count(initialisation.BUSY_S)
     first.advance()
     first.make(first.order[1])
     first.make(first.order[0])
@@ -155,17 +160,19 @@ def test_who_is_at_work_has_the_time_of_a_training_and_longer_for_a_large_model(
     first = First(store, tmp_path, "round.deadline_s=7200", "train.timeout_s=60", clients="a")
     assert first.round.deadline_s == 7200
     job = first.store.control.jobs(first.run, 0)["a"]
-    store.control.hold(names.worker("a_1"), "t", 600, {"role": "client"})
+    store.control.hold(keyspace.worker("a_1"), "t", 600, {"role": "client"})
     fields = {"status": "started", "worker_name": "a_1"}
     store.control.redis.hset(FLJob.key_for(job["job"]), mapping=fields)
     assert job["timeout_s"] > 7200
     for elapsed_s in (121, 3600, 7300):  # Even past the deadline: it is at it.
         first.count(elapsed_s)
-        left = makers.awaited(store, first.state, first.config, first.round, ["a"], elapsed_s)
+        left = initialisation.awaited(
+            store, first.state, first.config, first.round, ["a"], elapsed_s
+        )
         assert left == ["a"]
-        assert rounds.closing_rule(first.round, 0, 1, elapsed_s, None, True) is None
+        assert lifecycle.closing_rule(first.round, 0, 1, elapsed_s, None, True) is None
     # Somebody who has just come is asked, as the first has had its time.
-    store.control.hold(names.client_holder("b"), "t", 600, {})
+    store.control.hold(keyspace.client_holder("b"), "t", 600, {})
     first.advance()
     assert first.asked() == ["a", "b"]
 
@@ -174,7 +181,7 @@ def test_an_initial_model_adds_the_time_of_a_slow_line(store: Store, tmp_path: P
     first = First(store, tmp_path, "round.deadline_s=7200")
     initial = {"digest": "0" * 64, "nbytes": 10**9, "chunk_bytes": 1, "tensors": []}
     run = runs.start_run(store, "given", first.config, 1, initial).run_id
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     current = store.control.round(run, 0)
     assert current is not None
     assert current.deadline_s == 7200 + 2000
@@ -194,10 +201,10 @@ def test_a_lone_maker_that_is_gone_ends_the_run_after_the_time_of_a_round(
 
 
 def test_the_evaluator_is_the_first_and_a_client_the_next(store: Store, tmp_path: Path) -> None:
-    store.control.hold(names.worker("e"), "t", 600, {"role": "evaluator"})
+    store.control.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
     first = First(store, tmp_path)
     assert first.asked() == [identifiers.EVALUATOR]
-    store.control.redis.delete(names.worker("e"))
+    store.control.redis.delete(keyspace.worker("e"))
     first.advance()
     assert first.asked() == [identifiers.EVALUATOR, first.order[0]]
     first.make(first.order[0])
@@ -206,18 +213,18 @@ def test_the_evaluator_is_the_first_and_a_client_the_next(store: Store, tmp_path
 
 
 def test_a_simulation_goes_from_the_evaluator_to_the_pool(store: Store, tmp_path: Path) -> None:
-    store.control.hold(names.worker("e"), "t", 600, {"role": "evaluator"})
-    store.control.hold(names.worker("p"), "t", 600, {"role": "pool"})
+    store.control.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
+    store.control.hold(keyspace.worker("p"), "t", 600, {"role": "pool"})
     overrides = ("clients.kind=simulation", "clients.count=5")
     first = First(store, tmp_path, *overrides, clients="")
-    store.control.redis.delete(names.worker("e"))
+    store.control.redis.delete(keyspace.worker("e"))
     first.advance()
-    virtual = sampling.select_cohort(
+    virtual = seeding.select_cohort(
         first.config.run["seed"], 0, [f"sim-{n}" for n in range(1, 6)], 1
     )
     assert first.asked() == [identifiers.EVALUATOR, *virtual]
     ticket = dispatch.tickets(store, first.run, 0)[virtual[0]]
-    assert ticket.queue == names.POOL_QUEUE
+    assert ticket.queue == keyspace.POOL_QUEUE
 
 
 def test_who_said_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) -> None:
@@ -237,13 +244,13 @@ def test_who_said_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) ->
     assert why.startswith("its answer to round 0 was a ConfigError; left out until its worker")
     assert first.state.left_out == {bad: why}
     assert any(
-        line == f"left out: {bad}: {why}" for line in diagnose.why_open(first.store, first.state)
+        line == f"left out: {bad}: {why}" for line in diagnosis.why_open(first.store, first.state)
     )
 
 
 def test_status_says_who_makes_version_0_and_since_when(first: First) -> None:
     first.count(12)
-    lines = diagnose.why_open(first.store, first.state)
+    lines = diagnosis.why_open(first.store, first.state)
     assert f"version 0: {first.order[0]} is asked since 12 s" in lines
     assert runs.describe_state(first.store, first.state).startswith(
         f"is training: making version 0 on {first.order[0]}"
@@ -258,14 +265,14 @@ def last(store: Store, tmp_path: Path) -> ByHand:
     """A run whose only round is committed and whose closing evaluation is about to be opened."""
     hand = ByHand(store, tmp_path, "ab", 2, "round.quorum=1", "round.deadline_s=30")
     run = {"version": 1, "rounds_wanted": 1, "digest": hand.state.digest}
-    store.control.redis.hset(names.run(hand.run), mapping=run)
-    store.control.redis.hset(names.round_(hand.run, 1), "state", "committed")
+    store.control.redis.hset(keyspace.run(hand.run), mapping=run)
+    store.control.redis.hset(keyspace.round_(hand.run, 1), "state", "committed")
     return hand
 
 
 def forget(hand: ByHand, client: str) -> None:
-    hand.store.control.redis.delete(names.client_holder(client))
-    hand.store.control.redis.zrem(names.CLIENTS, client)
+    hand.store.control.redis.delete(keyspace.client_holder(client))
+    hand.store.control.redis.zrem(keyspace.CLIENTS, client)
 
 
 def test_the_closing_evaluation_takes_whoever_is_alive(last: ByHand) -> None:
@@ -281,7 +288,7 @@ def test_without_anybody_the_run_completes_and_says_so(last: ByHand) -> None:
     assert last.state.state == "completed"
     assert last.state.reason.startswith("no closing evaluation: no client is alive")
     assert "no closing evaluation" in runs.describe_state(last.store, last.state)
-    event = last.store.control.read_events({names.events(last.run): "0-0"}, None)
+    event = last.store.control.read_events({keyspace.events(last.run): "0-0"}, None)
     assert "evaluation_skipped" in [found["event"] for _, _, found in event]
 
 
@@ -295,7 +302,7 @@ def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
     last.advance()
     assert last.round.deadline_s >= last.config.train["timeout_s"]
     last.send(evaluation(last, "a"), b"")
-    key = names.round_(last.run, last.round.number)
+    key = keyspace.round_(last.run, last.round.number)
     last.store.control.redis.hset(key, "elapsed_s", "50")  # Later than any grace.
     collector = Collector(last.store, last.run, last.round.number, last.job(), last.folder)
     thread = threading.Thread(target=collector.work)
@@ -315,7 +322,7 @@ def test_a_site_that_vanishes_in_the_closing_evaluation_is_not_waited_for(last: 
     last.advance()
     last.send(evaluation(last, "a"), b"")
     forget(last, "b")
-    key = names.round_(last.run, last.round.number)
+    key = keyspace.round_(last.run, last.round.number)
     last.store.control.redis.hset(key, "elapsed_s", "20")
     last.work()
     assert last.state.state == "completed"

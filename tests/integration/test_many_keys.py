@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, doctor, enrolment, identifiers, names, runs, views
-from fl_queue.heal import Healer
-from fl_queue.records import Enrolment
-from fl_queue.signing import new_key
-from fl_queue.store import Store, count_keys, presence
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import runs
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Enrolment
+from fl_queue.protocol.signing import new_key
+from fl_queue.reporting import doctor, run_status
+from fl_queue.store import Store, count_keys, keyspace, presence
 from tests.counting import counted
 
 MANY = 3_000
@@ -19,7 +23,7 @@ MANY = 3_000
 def arrive(store: Store, *clients: str) -> None:
     for client in clients:
         fields = {"role": "client", "worker": f"{client}_00", "job": ""}
-        for lease in (names.client_holder(client), names.worker(f"{client}_00")):
+        for lease in (keyspace.client_holder(client), keyspace.worker(f"{client}_00")):
             store.control.hold(lease, client, 3600, fields)
     store.control.hear()
 
@@ -28,10 +32,10 @@ def flood(store: Store, count: int = MANY) -> None:
     """What mallory's Redis user may write: leases, fields of its hash and lease, events, a queue."""
     with store.control.redis.pipeline(transaction=False) as pipe:
         for number in range(count):
-            pipe.hset(names.worker(f"mallory_{number}"), "role", "client")
-            pipe.xadd(names.client_events("mallory"), {"event": "{}"})
+            pipe.hset(keyspace.worker(f"mallory_{number}"), "role", "client")
+            pipe.xadd(keyspace.client_events("mallory"), {"event": "{}"})
         garbage = {f"f{number}": "x" * 50 for number in range(count)}
-        for key in (names.client("mallory"), names.client_holder("mallory")):
+        for key in (keyspace.client("mallory"), keyspace.client_holder("mallory")):
             pipe.hset(key, mapping=garbage)
         pipe.rpush("rq:queue:flq-client-mallory", *garbage)
         pipe.execute()
@@ -41,13 +45,13 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrive(store, "a", "mallory")
-    runs.start_run(store, "demo", config.load("mnist-3v7", environ={}), 1)
+    runs.start_run(store, "demo", run_config.load("mnist-3v7", environ={}), 1)
     healer, control = Healer(store, tmp_path), store.control
     readers = {
         "role_alive": lambda: control.role_alive(identifiers.AGGREGATOR),
         "living_workers": control.living_workers,
-        "status": lambda: views.statuses(store, views.living_runs(store)),
-        "clients": lambda: views.clients(store),
+        "status": lambda: run_status.statuses(store, run_status.living_runs(store)),
+        "clients": lambda: run_status.clients(store),
         "hear": control.hear,
         "tick": healer.tick,
     }
@@ -74,11 +78,15 @@ def test_no_more_than_known_fields_of_a_length_is_fetched(store: Store) -> None:
     arrive(store, "mallory")
     flood(store, 10)
     store.control.redis.hset(
-        names.client("mallory"), mapping={"num_examples": "7", presence.PAUSED: "x" * 100_000}
+        keyspace.client("mallory"), mapping={"num_examples": "7", presence.PAUSED: "x" * 100_000}
     )
 
     assert store.control.client("mallory") == {"num_examples": "7"}
-    assert set(store.control.lease(names.client_holder("mallory"))) == {"token", "role", "worker"}
+    assert set(store.control.lease(keyspace.client_holder("mallory"))) == {
+        "token",
+        "role",
+        "worker",
+    }
 
 
 def test_a_look_at_a_part_of_the_keys_finds_everybody_in_time(
@@ -89,14 +97,14 @@ def test_a_look_at_a_part_of_the_keys_finds_everybody_in_time(
     flood(store, 1_000)
     fields = {"role": "client"}
     for client in ("a", "b"):
-        store.control.hold(names.client_holder(client), client, 3600, fields)
+        store.control.hold(keyspace.client_holder(client), client, 3600, fields)
 
     for _ in range(1_000):
         store.control.hear()
         if {"a", "b", "mallory"} <= set(store.control.client_ids()):
             break
     # Whom we know is looked at each time.
-    store.control.release(names.client_holder("a"), "a", "a")
+    store.control.release(keyspace.client_holder("a"), "a", "a")
     store.control.hear()
 
     assert set(store.control.client_ids()) == {"b", "mallory"}
@@ -109,8 +117,8 @@ def test_the_doctor_names_whose_keys_they_are_and_revoke_removes_them(
     store.control.write_enrolment("mallory", Enrolment(new_key()[1]))
     arrive(store, "mallory", "mallory-2")
     flood(store, 600)
-    store.data.redis.set(names.chunk(names.update_blob("mallory", "r-1a2b3c", "0"), 0), "x")
-    store.data.redis.set(names.admitted("r-1a2b3c", "mallory"), "1")
+    store.data.redis.set(keyspace.chunk(keyspace.update_blob("mallory", "r-1a2b3c", "0"), 0), "x")
+    store.data.redis.set(keyspace.admitted("r-1a2b3c", "mallory"), "1")
 
     (found,) = doctor._many_keys(store)
     assert found.what.startswith("client mallory has 60")
@@ -124,7 +132,7 @@ def test_the_doctor_names_whose_keys_they_are_and_revoke_removes_them(
 
 
 def test_events_are_read_by_the_batch_and_no_further_than_they_went(store: Store) -> None:
-    stream = names.client_events("a")
+    stream = keyspace.client_events("a")
     with store.control.redis.pipeline(transaction=False) as pipe:
         for number in range(2_500):
             pipe.xadd(stream, {"event": f'{{"event":"epoch","epoch":{number}}}'})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names
+from fl_queue.store import keyspace
 from tests.federation import Federation, children_of, wait_for
 
 #: Trains until somebody stops it.
@@ -145,8 +145,8 @@ def test_verify_recomputes_every_round_and_notices_what_was_changed(
     assert [verdict["result"] for verdict in json.loads(done.stdout)] == ["same", "same"]
 
     control = federation.store.control.redis
-    record = json.loads(control.lindex(names.history(run), 0) or b"")
-    control.lset(names.history(run), 0, json.dumps({**record, "digest": "0" * 64}))
+    record = json.loads(control.lindex(keyspace.history(run), 0) or b"")
+    control.lset(keyspace.history(run), 0, json.dumps({**record, "digest": "0" * 64}))
     changed = fl_queue(federation, "verify", "kept", "1")
     assert (changed.returncode, "different" in changed.stdout) == (4, True)
 

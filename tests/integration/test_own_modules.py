@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.federation import end_processes, wait_for
 
 OURS = ("fl_queue", "workers")
@@ -105,7 +104,7 @@ def test_a_client_and_what_reads_labels_import_nothing_from_there(
         process = subprocess.Popen(line, cwd=hostile, stdout=log, stderr=log)
     try:
         with Store(private_redis.url, private_redis.blob_url) as store:
-            wait_for("a worker", lambda: store.control.lease(names.client_holder("site-9")), 120)
+            wait_for("a worker", lambda: store.control.lease(keyspace.client_holder("site-9")), 120)
     finally:
         end_processes([process])
     done = subprocess.run(

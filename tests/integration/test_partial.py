@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import deletion, names, operate, operatorkey, outbox, partial
+from fl_queue.client import outbox
+from fl_queue.coordinator.aggregator import partial_sum
+from fl_queue.coordinator.operations import controls, deletion
+from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import OwnershipLost
-from fl_queue.heal import Healer
-from fl_queue.records import RoundRecord
-from fl_queue.store import Store
+from fl_queue.protocol import operator_key
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import Store, keyspace
 from tests.byhand import NAME, ByHand
 from tests.fault.proxy import Proxy
 from tests.federation import wait_for
@@ -38,7 +41,7 @@ def calm(store: Store, tmp_path: Path) -> RoundRecord:
         hand.update(client)
     hand.work()
     record = hand.record
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     deletion.delete(store, hand.state, tmp_path / "calm")
     return record
 
@@ -95,7 +98,7 @@ def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
         hand.update(client, bound=3 * (4 * SIZE + 8))
     hand.take(intake, 2)
     assert intake.is_full()
-    assert store.data.redis.exists(*[names.admitted(hand.run, client) for client in "ab"]) == 2
+    assert store.data.redis.exists(*[keyspace.admitted(hand.run, client) for client in "ab"]) == 2
     intake.checkpoint()
 
     assert store.data.held(hand.run, intake.fence) == 0
@@ -141,7 +144,7 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
     hand.take(intake, 2)
     assert intake.merge is not None
     chunk_bytes = hand.config.redis["chunk_bytes"]
-    assert partial.save(
+    assert partial_sum.save(
         store, hand.run, 1, intake.fence, intake.token, 2, intake.merge.total, intake.progress, chunk_bytes
     )  # fmt: skip
     assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 4  # And is killed here.
@@ -165,9 +168,9 @@ def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_re
         hand.update(client)
     hand.take(intake, 1)
     intake.checkpoint()
-    older = hand.partial_keys() - {names.partial(hand.run)}
+    older = hand.partial_keys() - {keyspace.partial(hand.run)}
     hand.take(intake, 1)
-    monkeypatch.setattr("fl_queue.faults.reach", reach)
+    monkeypatch.setattr("fl_queue.common.failpoints.reach", reach)
     with pytest.raises(Killed):
         intake.checkpoint()
 
@@ -220,7 +223,7 @@ def test_all_receipts_outlive_the_incarnation_that_wrote_them(hand: ByHand, stor
     hand.send(replace(hand.header("update", "b", body), base_digest="0" * 64), body)
     hand.send(replace(hand.header("update", "c", body), body_digest="0" * 64), body)
     hand.send(replace(hand.header("failure", "d", b""), tensors=(), reason="no disk"), b"")
-    store.data.redis.set(names.chunk(names.model_blob(hand.run, "0" * 64), 0), body, ex=60)
+    store.data.redis.set(keyspace.chunk(keyspace.model_blob(hand.run, "0" * 64), 0), body, ex=60)
     hand.take(first, 5)
     before = store.control.receipts(hand.run, 1)
     statuses = {who: receipt.status for who, receipt in before.items()}
@@ -246,7 +249,7 @@ def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
     hand.take(first, 2)
     first.checkpoint()
     store.data.redis.delete(
-        names.chunk(names.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
+        keyspace.chunk(keyspace.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
     )
     second = hand.intake()
     attempts = {who: job["attempt"] for who, job in store.control.jobs(hand.run, 1).items()}
@@ -266,7 +269,7 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store:
     hand.update("a")
     hand.take(first, 1)
     first.checkpoint()
-    key = names.chunk(names.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
+    key = keyspace.chunk(keyspace.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
     store.data.redis.setrange(key, 100, b"x")
 
     assert hand.intake().received() == 0
@@ -278,18 +281,18 @@ def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
 ) -> None:
     """Its updates are gone, and their signatures: whoever may write there would make the model."""
     store.state_dir = hand.folder
-    operatorkey.create(operatorkey.place(hand.folder))
+    operator_key.create(operator_key.place(hand.folder))
     first = hand.intake()
     hand.update("a")
     hand.take(first, 1)
     first.checkpoint()
     assert hand.intake().received() == 1  # What was signed is.
-    store.data.redis.hset(names.partial(hand.run), mapping=forged)
+    store.data.redis.hset(keyspace.partial(hand.run), mapping=forged)
 
     assert hand.intake().received() == 0
     assert store.data.partial(hand.run) == {}
     assert store.control.receipts(hand.run, 1) == {}
-    told = [event for _, event in store.control.newest_events(names.events(hand.run), 9)]
+    told = [event for _, event in store.control.newest_events(keyspace.events(hand.run), 9)]
     assert [event["event"] for event in told].count("sum_refused") == 1
     for client in CLIENTS:
         hand.update(client)
@@ -356,7 +359,7 @@ def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ByHand, store: Store)
     intake.checkpoint()
     hand.update("b")
     store.data.admit(hand.run, "c", "never-sent:9", 1 << 30, "ab")
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     store.data.disown(hand.run, intake.fence)
     Healer(store, hand.folder).heal(hand.run)
 
@@ -369,7 +372,7 @@ def test_nothing_is_left_of_a_run_that_was_deleted(hand: ByHand, store: Store) -
     hand.take(intake, 1)
     intake.checkpoint()
     hand.update("b")
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     deletion.delete(store, hand.state, hand.folder)
 
     assert list(store.data.redis.scan_iter(match=f"*{hand.run}*")) == []
@@ -402,7 +405,7 @@ def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
     for client in CLIENTS[1:]:
         hand.update(client)
     hand.work()
-    store.data.redis.hset(names.partial(hand.run), mapping=saved)  # Its cleaner was killed.
+    store.data.redis.hset(keyspace.partial(hand.run), mapping=saved)  # Its cleaner was killed.
 
     assert hand.intake().received() == 0
     assert {job["attempt"] for job in store.control.jobs(hand.run, 2).values()} == {1}
@@ -447,16 +450,20 @@ def test_of_many_who_ask_at_the_same_time_no_more_are_admitted(redis_urls: tuple
 
 
 def test_what_a_client_says_counts_as_one_update_at_most(store: Store) -> None:
-    store.data.redis.set(names.admitted("r", "a"), f"lie:{10**17}")
-    store.data.redis.rpush(names.admitted("r", "b"), "no string")
+    store.data.redis.set(keyspace.admitted("r", "a"), f"lie:{10**17}")
+    store.data.redis.rpush(keyspace.admitted("r", "b"), "no string")
 
     assert ask(store, "c", 4, 8)
     store.data.dismiss("r", [("a", "its update"), ("b", "its update")])
-    assert [store.data.redis.exists(names.admitted("r", client)) for client in "abc"] == [1, 0, 1]
+    assert [store.data.redis.exists(keyspace.admitted("r", client)) for client in "abc"] == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_a_permission_that_is_not_extended_ends(store: Store) -> None:
-    key = names.admitted("r", "a")
+    key = keyspace.admitted("r", "a")
     assert ask(store, "a", 6, 10)
     assert not ask(store, "b", 6, 10)
     assert store.data.redis.ttl(key) > 100
@@ -481,7 +488,7 @@ def test_clients_wait_for_room_and_go_when_their_round_has_ended(
 
     assert not pushed
     assert store.data.waiting(hand.run) == 0
-    assert list(hand.leftovers()) == [names.admitted(hand.run, "b")]
+    assert list(hand.leftovers()) == [keyspace.admitted(hand.run, "b")]
 
 
 def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
@@ -489,10 +496,10 @@ def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
 ) -> None:
     hand.update("a", bound=1)
 
-    assert store.data.redis.ttl(names.admitted(hand.run, "a")) > 20 * 3600
+    assert store.data.redis.ttl(keyspace.admitted(hand.run, "a")) > 20 * 3600
 
 
 def test_nobody_asks_where_there_is_room_for_all(hand: ByHand, store: Store) -> None:
     hand.update("a", bound=len(CLIENTS) * hand.manifest.nbytes)
 
-    assert not store.data.redis.exists(names.admitted(hand.run, "a"))
+    assert not store.data.redis.exists(keyspace.admitted(hand.run, "a"))

@@ -17,11 +17,14 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import config, credentials, enrolment, operatorkey, rounds, runs
 from fl_queue.cli import cli
-from fl_queue.enrolment import Place
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
-from fl_queue.store import Store
+from fl_queue.protocol import operator_key
+from fl_queue.store import Store, credentials
 from tests.federation import QUICK, end_processes, wait_for
 from tests.tls import Authority, Pair, TLSServer, tls_servers, url
 
@@ -44,7 +47,7 @@ class Parties:
         )
         # The operator's machine: whoever begins runs and the aggregator have one state folder, and its key.
         state_dir = self.folder / "state-aggregator"
-        self.key = operatorkey.create(state_dir / operatorkey.FILE)
+        self.key = operator_key.create(state_dir / operator_key.FILE)
         self.store = Store(self.url, self.blob_url, state_dir=state_dir)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -80,9 +83,9 @@ class Parties:
             )
 
     def begin(self, name: str, *overrides: str) -> str:
-        loaded = config.load("mnist-3v7", (*QUICK, *OVERRIDES, *overrides))
+        loaded = run_config.load("mnist-3v7", (*QUICK, *OVERRIDES, *overrides))
         run = runs.start_run(self.store, name, loaded, loaded.run["rounds"]).run_id
-        rounds.advance(self.store, run)
+        lifecycle.advance(self.store, run)
         return run
 
     def finish(self, run: str) -> str:

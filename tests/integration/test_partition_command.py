@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import mix
-from fl_queue.config import RunConfig
+from fl_queue.config.run_config import RunConfig
+from fl_queue.data.partition import split
 from fl_queue.errors import ConfigError, FLQueueError
-from fl_queue.partition import split
-from fl_queue.tasks import ClientContext
+from fl_queue.experiments import partition_preview
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
 
 OWN = """
@@ -69,24 +69,26 @@ def test_the_command_shows_what_the_clients_get(tmp_path: Path) -> None:
 
 def test_numbers_of_a_portion() -> None:
     labels = np.array([3] * 6 + [7] * 2)
-    one = mix._mix("iid", labels, [np.array([6, 7]), np.array([0, 1, 2, 6])], ["sim-1"])
+    one = partition_preview._mix(
+        "iid", labels, [np.array([6, 7]), np.array([0, 1, 2, 6])], ["sim-1"]
+    )
     first, second = one.portions
     assert (first.client, first.examples, first.counts, first.labels) == ("sim-1", 2, (0, 2), 1)
     assert (first.entropy, first.distance) == (0.0, 0.75)
     assert second.entropy == pytest.approx(0.8112781, abs=1e-6)
     assert (second.distance, second.client) == (0.0, "")
-    assert mix.summary(one)["examples"] == {
+    assert partition_preview.summary(one)["examples"] == {
         "least": 2.0, "10%": 2.2, "median": 3.0, "90%": 3.8, "most": 4.0, "mean": 3.0,
     }  # fmt: skip
 
 
 def test_many_clients_are_summarised_and_drawn(tmp_path: Path) -> None:
     labels = np.arange(6000) % 30
-    many = mix._mix("iid", labels, split("iid", labels, 1000, 0), [])
-    assert mix.table(many).row_count == 4
-    few = mix._mix("iid", labels, split("iid", labels, 40, 0), [])
-    assert mix.table(few).row_count == 40
-    mix.plot(tmp_path / "many.png", many, "many")
+    many = partition_preview._mix("iid", labels, split("iid", labels, 1000, 0), [])
+    assert partition_preview.table(many).row_count == 4
+    few = partition_preview._mix("iid", labels, split("iid", labels, 40, 0), [])
+    assert partition_preview.table(few).row_count == 40
+    partition_preview.plot(tmp_path / "many.png", many, "many")
     assert (tmp_path / "many.png").stat().st_size > 1000
 
 
@@ -96,11 +98,11 @@ def test_an_own_task_is_read_with_its_owners_or_says_why_not(
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
 
-    def found(how: str) -> mix.Mix:
+    def found(how: str) -> partition_preview.Mix:
         config = config_of(
             run={"task": "own:Own"}, data={"partition": "natural", "shares": 10}, task={"how": how}
         )
-        return mix.of(config)
+        return partition_preview.of(config)
 
     assert [portion.examples for portion in found("natural").portions] == [6] * 10
     with pytest.raises(FLQueueError, match="no such disk"):
@@ -111,8 +113,8 @@ def test_an_own_task_is_read_with_its_owners_or_says_why_not(
 
 def test_how_many_clients_is_said_once() -> None:
     with pytest.raises(ConfigError, match="--clients") as caught:
-        mix.of(config_of())
+        partition_preview.of(config_of())
     assert caught.value.field == "data.shares"
     with pytest.raises(ConfigError, match="leave it out") as caught:
-        mix.of(config_of(data={"shares": 4}), clients=5)
+        partition_preview.of(config_of(data={"shares": 4}), clients=5)
     assert caught.value.field == "--clients"

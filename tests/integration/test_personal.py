@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fl_queue import compare, config, curves, models, names, report, runs, scores, verify
-from fl_queue.checkpoint import read_tensors
-from fl_queue.embedded import start
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import verification
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
-from fl_queue.records import RoundRecord
-from fl_queue.store import Store
+from fl_queue.models import retention, transfer
+from fl_queue.models.checkpoint import read_tensors
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.reporting import comparison, curves, rounds_table
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.federation import Federation, wait_for
 from tests.servers import chosen_server
 
@@ -218,13 +222,13 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     newest = both.committed(run)[-1].round  # Receipts live two rounds.
     sizes = {r.nbytes for r in store.control.receipts(run, newest).values()}
     assert sizes == {2 * 4 * 6376}
-    verdicts = verify.verify(store, state, both.redis.state_dir)
+    verdicts = verification.verify(store, state, both.redis.state_dir)
     assert [verdict.result for verdict in verdicts] == ["same", "same"]
     path = both.folder / "lora.safetensors"
     folder = both.redis.state_dir / "checkpoints" / run
     versions = store.control.versions(run)
     first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
-    models.export_version(store, state, 2, 1 << 22, both.redis.state_dir, path)
+    transfer.export_version(store, state, 2, 1 << 22, both.redis.state_dir, path)
     last = read_tensors(path)
     assert first.keys() == last.keys()
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
@@ -255,12 +259,12 @@ def test_processes_that_read_samples_change_no_bit_and_may_be_killed(both: Feder
 
 def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:
     store, records = both.store, both.store.control.history(calm)
-    tested = scores.test_metrics(store, calm)
-    rows = report.rows(records, tested, {})
+    tested = retention.test_metrics(store, calm)
+    rows = rounds_table.rows(records, tested, {})
     assert {row.source for row in rows} == {"test"}
     assert all(row.personal_accuracy and row.finetuned_accuracy for row in rows)
     console = Console(width=150, file=io.StringIO(), record=True)
-    console.print(report.table(rows))
+    console.print(rounds_table.table(rows))
     assert "Personal" in console.export_text()
 
     last = records[-1]
@@ -272,9 +276,9 @@ def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) 
 
     state = store.control.run(calm)
     assert state is not None
-    (found,) = compare.compare(store, [state], "personal_accuracy")
+    (found,) = comparison.compare(store, [state], "personal_accuracy")
     assert found.value == rows[-1].personal_accuracy
-    (plain,) = compare.compare(store, [state], "accuracy")
+    (plain,) = comparison.compare(store, [state], "accuracy")
     assert plain.value == tested[2]["accuracy"]
 
 
@@ -284,7 +288,7 @@ def test_a_pattern_that_matches_nothing_ends_the_run_and_says_what_is_near(
     run = both.begin("nothing", *SKEWED, 'model.private=["2.weight"]', "round.max_abandoned=1")
     state = both.finish(run)
     assert state.state == "failed"
-    events = both.store.control.read_events({names.events(run): "0-0"}, None)
+    events = both.store.control.read_events({keyspace.events(run): "0-0"}, None)
     # One or several were asked for version 0, each says the same.
     reasons = {e["reason"] for _, _, e in events if e["event"] == "update_rejected"}
     assert len(reasons) == 1
@@ -299,13 +303,13 @@ def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
     first = ("aggregation.strategy=ditto", "strategy.lambda=0.5")
 
     def begin(*overrides: str) -> str:
-        loaded = config.load("mnist-3v7", overrides, {})
+        loaded = run_config.load("mnist-3v7", overrides, {})
         return runs.start_run(store, "steady", loaded, 1).run_id
 
     run = begin(*first)
 
     def end() -> None:
-        store.control.redis.hset(names.run(run), mapping={"state": "completed", "round": "1"})
+        store.control.redis.hset(keyspace.run(run), mapping={"state": "completed", "round": "1"})
 
     end()
     for overrides, field in (
@@ -319,13 +323,15 @@ def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
     segments = store.control.config_segments(run)
     assert [segment["from_round"] for segment in segments] == [0, 2]
     assert [segment["config"]["strategy"]["lambda"] for segment in segments] == [0.5, 2.0]
-    events = [event for _, _, event in store.control.read_events({names.events(run): "0-0"}, None)]
+    events = [
+        event for _, _, event in store.control.read_events({keyspace.events(run): "0-0"}, None)
+    ]
     assert events[-1]["changed"] == ["strategy.lambda", "train.finetune_epochs"]
 
     other = runs.start_run(
-        store, "private", config.load("mnist-3v7", ("model.private=['bias']",), {}), 1
+        store, "private", run_config.load("mnist-3v7", ("model.private=['bias']",), {}), 1
     )
-    store.control.redis.hset(names.run(other.run_id), "state", "completed")
+    store.control.redis.hset(keyspace.run(other.run_id), "state", "completed")
     with pytest.raises(ConfigError) as caught:
-        runs.start_run(store, "private", config.load("mnist-3v7", (), {}), 1)
+        runs.start_run(store, "private", run_config.load("mnist-3v7", (), {}), 1)
     assert caught.value.field == "model.private"

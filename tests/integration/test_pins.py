@@ -11,26 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fl_queue import (
-    blob,
-    credentials,
-    eligible,
-    enrolment,
-    names,
-    operatorkey,
-    rounds,
-    runs,
-    signing,
-)
 from fl_queue.cli import cli
-from fl_queue.enrolment import Place
+from fl_queue.coordinator.aggregator.authentication import Forged, Gate
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import eligibility, lifecycle, runs
+from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import ConfigError
-from fl_queue.gate import Forged, Gate
-from fl_queue.header import Header
-from fl_queue.heal import Healer
-from fl_queue.records import Enrolment
-from fl_queue.runs import current_config
-from fl_queue.store import Store
+from fl_queue.protocol import message, operator_key, signing
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Enrolment
+from fl_queue.store import Store, credentials, keyspace
 from tests.byhand import ByHand
 
 RUN = "pilot-000001"
@@ -50,7 +42,7 @@ def entry(store: Store, client: str = A) -> dict[str, object]:
 
 def element(client: str = A, run: str = RUN) -> bytes:
     header = Header(kind="failure", run=run, round=1, client=client, token="t", reason="made up")
-    return blob.pack(header, None)
+    return message.pack(header, None)
 
 
 def is_let_in(store: Store, sealed: bytes, required: bool = True) -> bool:
@@ -62,7 +54,7 @@ def is_let_in(store: Store, sealed: bytes, required: bool = True) -> bool:
 
 
 def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
-    found = store.control.read_events({names.events(run): "0-0"}, None)
+    found = store.control.read_events({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -70,8 +62,8 @@ def other_machine(store: Store, folder: Path) -> Store:
     """Another machine of the operator, with a copy of the key."""
     assert store.state_dir is not None
     folder.mkdir()
-    copy = folder / operatorkey.FILE
-    copy.write_bytes((store.state_dir / operatorkey.FILE).read_bytes())
+    copy = folder / operator_key.FILE
+    copy.write_bytes((store.state_dir / operator_key.FILE).read_bytes())
     copy.chmod(0o600)
     return Store.open(store.servers.url, store.servers.blob_url, folder)
 
@@ -121,10 +113,10 @@ def test_a_changed_entry_is_refused_and_told(
     site = enrolled(store)
     enrolled(store, "hospital-b")
     monkeypatch.setitem(globals(), "ELSEWHERE", tmp_path / "attacker")
-    operatorkey.create(tmp_path / "attacker" / operatorkey.FILE)
+    operator_key.create(tmp_path / "attacker" / operator_key.FILE)
     honest = store.control.enrolment(A)
     make, said = CHANGES[change]
-    store.control.redis.hset(names.ENROLLED, A, make(store))
+    store.control.redis.hset(keyspace.ENROLLED, A, make(store))
 
     forged = signing.seal(element(), A, MINE[0])
     assert not is_let_in(store, forged)
@@ -140,7 +132,7 @@ def test_a_changed_entry_is_refused_and_told(
 
 def test_a_removed_entry_changes_nothing(store: Store) -> None:
     site = enrolled(store)
-    store.control.redis.delete(names.ENROLLED)
+    store.control.redis.delete(keyspace.ENROLLED)
 
     assert is_let_in(store, signing.seal(element(), A, site.signing_key))
     assert not is_let_in(store, element(), required=False)
@@ -149,9 +141,9 @@ def test_a_removed_entry_changes_nothing(store: Store) -> None:
 
 def test_nobody_enrols_by_writing_to_redis(store: Store) -> None:
     enrolled(store)
-    store.control.redis.hset(names.ENROLLED, "mallory", Enrolment(MINE[1]).to_json())
-    store.control.redis.hset(names.ENROLLED, "../../x", Enrolment(MINE[1]).to_json())
-    store.control.redis.hset(names.ENROLLED, b"\xff", b"\xff")
+    store.control.redis.hset(keyspace.ENROLLED, "mallory", Enrolment(MINE[1]).to_json())
+    store.control.redis.hset(keyspace.ENROLLED, "../../x", Enrolment(MINE[1]).to_json())
+    store.control.redis.hset(keyspace.ENROLLED, b"\xff", b"\xff")
 
     assert not is_let_in(store, signing.seal(element("mallory"), "mallory", MINE[0]))
     assert store.control.enrolments().keys() == {A}
@@ -168,7 +160,7 @@ def test_who_was_revoked_is_not_put_back(store: Store, tmp_path: Path) -> None:
     update = signing.seal(element(), A, site.signing_key)
     Healer(other, tmp_path / "other").tick()  # The other machine learns of it.
 
-    store.control.redis.hset(names.ENROLLED, A, old)
+    store.control.redis.hset(keyspace.ENROLLED, A, old)
     for machine in (store, other):
         assert not is_let_in(machine, update)
         assert machine.control.revoked([A]) == {A}
@@ -180,7 +172,7 @@ def test_who_was_revoked_is_not_put_back(store: Store, tmp_path: Path) -> None:
     # Enrolled again, with another key; the old one is void on both.
     again = enrolled(store)
     Healer(other, tmp_path / "other").tick()
-    store.control.redis.hset(names.ENROLLED, A, old)
+    store.control.redis.hset(keyspace.ENROLLED, A, old)
     for machine in (store, other):
         assert not is_let_in(machine, update)
         assert is_let_in(machine, signing.seal(element(), A, again.signing_key))
@@ -195,7 +187,7 @@ def test_a_client_enrolled_on_one_machine_is_enrolled_on_all(store: Store, tmp_p
         assert is_let_in(store, update)
         assert enrolment.troubles(store) == {}
         Healer(store, tmp_path).tick()
-        store.control.redis.delete(names.ENROLLED)
+        store.control.redis.delete(keyspace.ENROLLED)
         assert is_let_in(store, update)
 
 
@@ -204,7 +196,9 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
 ) -> None:
     keys = {client: enrolled(store, client).signing_key for client in ("a", "b")}
     hand = ByHand(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
-    store.control.redis.hset(names.ENROLLED, "a", json.dumps(entry(store, "a") | {"key": MINE[1]}))
+    store.control.redis.hset(
+        keyspace.ENROLLED, "a", json.dumps(entry(store, "a") | {"key": MINE[1]})
+    )
     intake = hand.intake()
     hand.keys["a"] = MINE[0]
     hand.update("a")
@@ -232,26 +226,26 @@ def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path
     hand = ByHand(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
     segments = store.control.config_segments(hand.run)
     segments[-1]["config"]["security"]["require_enrolment"] = False
-    store.control.redis.set(names.config(hand.run), json.dumps(segments))
+    store.control.redis.set(keyspace.config(hand.run), json.dumps(segments))
 
     changed = current_config(store, hand.run)
     assert not changed.security["require_enrolment"]
-    assert eligible.not_admitted(store, hand.state, changed, ["a", "c"]).keys() == {"c"}
+    assert eligibility.not_admitted(store, hand.state, changed, ["a", "c"]).keys() == {"c"}
     hand.config = changed
     intake = hand.intake()
     for client in ("c", "b"):
         body = hand.body(client)
-        hand.store.data.push(hand.run, blob.pack(hand.header("update", client, body), body))
+        hand.store.data.push(hand.run, message.pack(hand.header("update", client, body), body))
     hand.take(intake, 2)
     assert intake.received() == 0
     reasons = [event["reason"] for event in events(store, hand.run, "update_rejected")]
     assert sorted(reasons) == [f"not signed, in the name of {client}" for client in "bc"]
 
     # Whoever continues the run on this machine may decide otherwise.
-    rounds.advance(store, hand.run)
-    store.control.redis.hset(names.run(hand.run), "state", "cancelled")
+    lifecycle.advance(store, hand.run)
+    store.control.redis.hset(keyspace.run(hand.run), "state", "cancelled")
     runs.start_run(store, "by-hand", changed, 1)
-    assert eligible.not_admitted(store, hand.state, changed, ["a", "c"]) == {}
+    assert eligibility.not_admitted(store, hand.state, changed, ["a", "c"]) == {}
 
 
 # The commands
@@ -281,14 +275,14 @@ def test_what_was_enrolled_before_there_was_a_key_goes_on_and_is_signed_when_ask
     more = command(store, "enroll", "hospital-c", "-o", str(tmp_path / "c.toml"), "--no-acl")
     assert isinstance(more.exception, ConfigError)
     assert "--sign-existing" in str(more.exception)
-    assert operatorkey.find(tmp_path) is None
+    assert operator_key.find(tmp_path) is None
     no = command(store, "enroll", "--sign-existing")
     assert no.exit_code == 1
-    assert operatorkey.find(tmp_path) is None
+    assert operator_key.find(tmp_path) is None
 
     done = command(store, "enroll", "--sign-existing", "--yes")
     assert done.exception is None, done.output
-    assert operatorkey.fingerprint(public) in done.output
+    assert operator_key.fingerprint(public) in done.output
     fresh = Store.open(store.servers.url, store.servers.blob_url, tmp_path)
     assert is_let_in(fresh, update)
     assert fresh.control.revoked([A, "hospital-b"]) == {"hospital-b"}
@@ -314,7 +308,7 @@ def test_a_machine_without_the_operators_key_neither_enrols_nor_revokes(
         done = command(elsewhere, *arguments)
         assert isinstance(done.exception, ConfigError)
         assert "copy operator.key" in str(done.exception)
-    assert operatorkey.find(tmp_path / "elsewhere") is None
+    assert operator_key.find(tmp_path / "elsewhere") is None
     assert enrolment.troubles(store) == {}
     elsewhere.close()
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from fl_queue import dispatch, jobs, names, simulation, verify
-from fl_queue.embedded import start
-from fl_queue.records import RoundRecord
-from fl_queue.store import Store
+from fl_queue.coordinator.operations import verification
+from fl_queue.protocol import virtual_clients
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import start
+from fl_queue.store.jobs import dispatch, rq_types
 from tests.federation import Federation, children_of, kill, wait_for
 from tests.servers import chosen_server
 from tests.unit.test_tasks_function import documented, tables
@@ -52,7 +54,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
         made = Federation(redis, folder, 0, environment, "counted:Counted,beans:*", folder)
         try:
             made.start("pool", "--processes", "2")
-            for client in simulation.clients(COUNT):
+            for client in virtual_clients.clients(COUNT):
                 made.start(client)
             ready = 2 + 2 + COUNT
             wait_for("workers", lambda: len(made.store.control.living_workers()) == ready, 120)
@@ -101,7 +103,7 @@ def test_a_simulation_has_the_bits_and_records_of_one_site_worker_per_client(
     assert set(trained.values()) == {1}
     assert sorted(last) == found[-1].cohort
     assert {r.eligible[0] for r in found} == {"sim-1..sim-4"}
-    events = pool.store.control.read_events({names.events(run): "0-0"}, None)
+    events = pool.store.control.read_events({keyspace.events(run): "0-0"}, None)
     came = [event["client"] for _, _, event in events if event["event"] == "update_received"]
     assert "group-1" in came
 
@@ -111,7 +113,7 @@ def test_updates_that_are_kept_come_one_by_one_and_verify(
 ) -> None:
     run = pool.begin("same", *VIRTUAL, "model.keep_updates=true")
     state = pool.finish(run)
-    verdicts = list(verify.verify(pool.store, state, pool.redis.state_dir))
+    verdicts = list(verification.verify(pool.store, state, pool.redis.state_dir))
 
     assert pool.free(run) == calm[0]
     assert [verdict.result for verdict in verdicts] == ["same", "same"]
@@ -213,14 +215,16 @@ def test_a_site_worker_trains_no_virtual_clients(
     run = pool.begin("misled", *VIRTUAL, "run.rounds=1")
     pool.finish(run)
     store: Store = pool.store
-    ticket = dispatch.Ticket("group-0", jobs.POOL_TRAIN, names.client_queue("sim-1"), run, 1, 60)
+    ticket = dispatch.Ticket(
+        "group-0", rq_types.POOL_TRAIN, keyspace.client_queue("sim-1"), run, 1, 60
+    )
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)
         pipe.execute()
 
     def told() -> list[str]:
-        stream = {names.client_events("sim-1"): "0-0"}
+        stream = {keyspace.client_events("sim-1"): "0-0"}
         events = [event for _, _, event in store.control.read_events(stream, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 

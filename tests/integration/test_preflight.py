@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fl_queue import metrics, names, report, runs
+from fl_queue import metrics
+from fl_queue.coordinator.rounds import runs
+from fl_queue.reporting import rounds_table
+from fl_queue.store import keyspace
 from tests.federation import Federation, child_of, kill, wait_for
 
 CLIENTS = 3
@@ -59,7 +62,7 @@ def sites_are(federation: Federation, **sites: dict[str, Any]) -> None:
 
 
 def events(federation: Federation, run: str, kind: str) -> list[dict[str, Any]]:
-    found = federation.store.control.read_events({names.events(run): "0-0"}, None)
+    found = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -79,7 +82,7 @@ def test_a_site_with_other_labels_is_named_and_left_out(federation: Federation) 
     # What the task logs: a mean over steps, merged, in the record and live in the events.
     (record, *_) = federation.committed(run)
     logged = metrics.finish(record.train)["batch"]
-    assert report.training([record]) == {1: {"batch": logged}}
+    assert rounds_table.training([record]) == {1: {"batch": logged}}
     told = [
         e for e in federation.client_events("site-1") if e["event"] == "epoch" and e["run"] == run
     ]

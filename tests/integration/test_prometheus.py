@@ -15,11 +15,13 @@ pytest.importorskip("prometheus_client", reason="an extra")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fl_queue import codec, config, names, runs
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.exporters import prometheus
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import runs
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.reporting.exporters import prometheus
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import abandoned, record
 
@@ -39,20 +41,20 @@ def samples(text: bytes) -> dict[tuple[str, ...], float]:
 @pytest.fixture
 def run(store: Store) -> str:
     """A run of two rounds, in a federation of one client that lives and one that is gone."""
-    loaded = config.load("mnist-3v7", ("update.codec=bfloat16",), {})
+    loaded = run_config.load("mnist-3v7", ("update.codec=bfloat16",), {})
     state = runs.start_run(store, "scraped", loaded, 3)
     rejected = {"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"}
     ended(store, state.run_id, record(1, 0, rejected=rejected), abandoned(2, 1, missing=["b"]))
     score(store, state.run_id, 1, 0.75)
-    store.control.redis.hset(names.run(state.run_id), "version", "1")
-    store.control.redis.set(names.manifest(state.run_id), MANIFEST.to_json())
+    store.control.redis.hset(keyspace.run(state.run_id), "version", "1")
+    store.control.redis.set(keyspace.manifest(state.run_id), MANIFEST.to_json())
     for number in range(2):
         store.control.add_event(state.run_id, {"event": "healed", "what": f"{number}"})
-    store.control.hold(names.client_holder("here"), "t", 60, {})
+    store.control.hold(keyspace.client_holder("here"), "t", 60, {})
     store.control.hear()
-    store.control.redis.zadd(names.CLIENTS, {"gone": 1.0})
-    store.data.redis.rpush(names.results(state.run_id), b"x")
-    store.control.redis.rpush(f"rq:queue:{names.client_queue('gone')}", "a-job")
+    store.control.redis.zadd(keyspace.CLIENTS, {"gone": 1.0})
+    store.data.redis.rpush(keyspace.results(state.run_id), b"x")
+    store.control.redis.rpush(f"rq:queue:{keyspace.client_queue('gone')}", "a-job")
     return state.run_id
 
 

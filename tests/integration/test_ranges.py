@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fl_queue import models, names, opening, statements, verify
+from fl_queue.coordinator.operations import verification
+from fl_queue.coordinator.rounds import opening
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.header import Header
-from fl_queue.records import TensorSpec
-from fl_queue.store import Store
+from fl_queue.models import transfer
+from fl_queue.protocol import statements
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import TensorSpec
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
 pytestmark = pytest.mark.timeout(60)
@@ -85,12 +88,14 @@ def test_small_and_large_columns_are_exact_after_a_kill_and_can_be_verified(
     record = hand.record
     assert record.outcome == "committed"
     assert len(record.scales["float_buffer"]) == 3
-    body = models.body_of_version(store, hand.run, 1, hand.manifest, 1 << 20, tmp_path)
+    body = transfer.body_of_version(store, hand.run, 1, hand.manifest, 1 << 20, tmp_path)
     found = np.frombuffer(bytes(body.view[:12]), "<f4")
     weights = np.array([record.weights[client] for client in CLIENTS], np.float64)
     squares = np.array([hand.squares(client) for client in CLIENTS], np.float64)
     assert np.array_equal(found, (weights @ squares / weights.sum()).astype(np.float32))
-    assert [verdict.result for verdict in verify.verify(store, hand.state, tmp_path, 1)] == ["same"]
+    assert [verdict.result for verdict in verification.verify(store, hand.state, tmp_path, 1)] == [
+        "same"
+    ]
 
 
 def test_a_round_without_room_for_its_clients_fails_the_run_with_the_field(
@@ -126,7 +131,7 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
 
     hand.factor = 1e6
     # A refused element may be anybody's, so the round waits for its clients until its deadline.
-    key = names.round_(hand.run, hand.round.number)
+    key = keyspace.round_(hand.run, hand.round.number)
     store.control.redis.hset(key, "elapsed_s", hand.round.deadline_s)
     hand.all_answer()
     record = store.control.history(hand.run)[-1]
@@ -147,7 +152,7 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
     hand.work()
     record = store.control.history(hand.run)[-1]
     assert (record.outcome, record.exponent, record.next_exponent) == ("committed", -9, -25)
-    assert [verdict.result for verdict in verify.verify(store, hand.state, tmp_path)] == [
+    assert [verdict.result for verdict in verification.verify(store, hand.state, tmp_path)] == [
         "same"
     ] * 2
 
@@ -158,5 +163,5 @@ def test_an_initial_model_with_nan_is_refused_before_it_is_sent(
     path = tmp_path / "initial.safetensors"
     save_file({"mask": np.array([-np.inf], np.float32), "w": np.array([1.0, np.nan])}, path)
     with pytest.raises(DataError, match="tensor 'w' holds NaN"):
-        models.publish_initial(store, path, 1 << 20)
+        transfer.publish_initial(store, path, 1 << 20)
     assert store.data.redis.dbsize() == 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import backup, names, operate
-from fl_queue.embedded import start
+from fl_queue.coordinator.operations import backup, controls
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.server_pair import start
 from tests.conftest import chosen_server
 from tests.federation import Federation, wait_for
 
@@ -76,7 +77,7 @@ def backed_up(federation: Federation, run: str, version: int, file: Path) -> Non
         120,
     )
     if store.control.run(run).active:  # type: ignore[union-attr]
-        operate.cancel(store, run)
+        controls.cancel(store, run)
     store.control.redis.flushall()
     store.data.redis.flushall()
 
@@ -106,14 +107,14 @@ def test_a_run_that_is_restored_twice_goes_on_with_what_clients_keep(
         runs.append(run)
         backed_up(federation, run, version, tmp_path / "a.zip")
         run = backup.restore(store, tmp_path / "a.zip", state_dir).run_id
-        operate.resume(store, run, state_dir)
+        controls.resume(store, run, state_dir)
     assert federation.finish(run, 120).state == "completed"
 
     assert what_was_made(federation, run) == expected
     state = store.control.run(run)
     assert state is not None
     assert list(state.restored_from) == runs[::-1]
-    events = store.control.read_events({names.events(run): "0-0"}, None)
+    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
     assert [e for _, _, e in events if e["event"] == "client_state_missing"] == []
     for client in SITES:
         told = federation.client_events(client)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_queue import blob, config, deletion, names, operate, rounds, runs
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import controls, deletion
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.protocol import message
+from fl_queue.store import Store, keyspace
 from tests.byhand import NAME, ByHand
 
 SIZE = 40_000
@@ -33,7 +36,7 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     calm, base = hand.record, np.zeros(SIZE)
     updates = [np.frombuffer(hand_body(hand, client), "<f4", SIZE, 8) for client in "abcd"]
     expected = base + np.median(np.stack(updates).astype(np.float64), axis=0)
-    operate.cancel(store, NAME)
+    controls.cancel(store, NAME)
     deletion.delete(store, hand.state, tmp_path / "calm")
 
     hand = by_hand(store, tmp_path)
@@ -48,7 +51,7 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     hand.update("a")
     # A chunk that has vanished since: its client is asked again, and the others are not.
     body = hand.body("b")
-    store.data.drop_chunks(names.update_blob("b", hand.run, blob.body_digest(body)), 1)
+    store.data.drop_chunks(keyspace.update_blob("b", hand.run, message.body_digest(body)), 1)
     before = store.control.jobs(hand.run, 1)
     store.control.redis.hset(f"rq:job:{before['b']['job']}", "status", "started")
     second = hand.intake()
@@ -100,7 +103,7 @@ def test_a_run_whose_updates_have_no_room_together_fails_and_says_what_it_takes(
     assert f"raise redis.unmerged_bytes to {needed}" in hand.state.reason
     again = replace(hand.config, redis={**hand.config.redis, "unmerged_bytes": needed})
     runs.start_run(store, NAME, again, 1)
-    rounds.advance(store, hand.run)
+    lifecycle.advance(store, hand.run)
     assert hand.state.state == "training"
     assert hand.round.purpose == "train"
 
@@ -108,29 +111,29 @@ def test_a_run_whose_updates_have_no_room_together_fails_and_says_what_it_takes(
 def few(store: Store, clients: str) -> str:
     """A run with version 0, and that many clients, for a rule that needs five updates."""
     for client in clients:
-        store.control.hold(names.client_holder(client), "t", 60, {})
-    store.control.redis.hset(names.CLOCK, "settling_s", 0)
-    loaded = config.load(
+        store.control.hold(keyspace.client_holder(client), "t", 60, {})
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+    loaded = run_config.load(
         "mnist-3v7",
         (*UNIFORM, "aggregation.strategy=krum", "round.cohort=1.0", "round.quorum=0.9"),
         {},
     )
     run = runs.start_run(store, "few", loaded, 1).run_id
     fields = {"version": 0, "digest": "0" * 64, "round": 0}
-    store.control.redis.hset(names.run(run), mapping=fields)
+    store.control.redis.hset(keyspace.run(run), mapping=fields)
     return run
 
 
 def test_a_round_waits_for_as_many_clients_as_the_rule_needs(store: Store) -> None:
     run = few(store, "abcd")
-    rounds.advance(store, run)
+    lifecycle.advance(store, run)
     state = store.control.run(run)
     assert state is not None
     assert state.round == 0
     assert "krum (f = 1; n >= 2 f + 3) needs 5 updates at least, the quorum is 4" in state.reason
 
-    store.control.hold(names.client_holder("e"), "t", 60, {})
-    rounds.advance(store, run)
+    store.control.hold(keyspace.client_holder("e"), "t", 60, {})
+    lifecycle.advance(store, run)
     current = store.control.round(run, 1)
     assert current is not None
     assert (len(current.cohort), current.quorum) == (5, 5)
@@ -142,7 +145,7 @@ def test_a_round_whose_quorum_was_lowered_behind_our_back_is_abandoned(
     hand = ByHand(
         store, tmp_path, "abcde", 4, *UNIFORM, "aggregation.strategy=krum", "round.max_abandoned=1"
     )
-    store.control.redis.hset(names.round_(hand.run, 1), "quorum", "4")
+    store.control.redis.hset(keyspace.round_(hand.run, 1), "quorum", "4")
     hand.work()
 
     assert hand.state.state == "failed"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, names
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.store import Store
+from fl_queue.protocol import message
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 
@@ -90,7 +90,7 @@ def test_twelve_clients_keep_a_bound_of_two_updates(
 ) -> None:
     bound = 2 * UPDATE
     hand = ByHand(store, tmp_path, CLIENTS, SIZE, CHUNKS, f"redis.unmerged_bytes={bound}")
-    digests = {blob.body_digest(hand.body(client)) for client in CLIENTS}
+    digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
     with Watch(redis_urls) as watch, all_at_once(lambda client: hand.update(client, bound=bound)):
         done = hand.work()
 
@@ -107,7 +107,7 @@ def test_a_server_with_little_memory_is_never_full_of_updates(
 ) -> None:
     # What is being sent or read lies in the server's buffers as well: a chunk for each connection.
     hand = ByHand(store, tmp_path, CLIENTS, SIZE, CHUNKS, "redis.chunk_bytes=65536")
-    digests = {blob.body_digest(hand.body(client)) for client in CLIENTS}
+    digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
     used = int(store.data.redis.info("memory")["used_memory"])
     store.data.redis.config_set("maxmemory", used + 10 * UPDATE)
     room = store.data.room(1 << 40)
@@ -162,7 +162,7 @@ def test_eight_real_clients_keep_a_bound_of_two_updates(
             )  # fmt: skip
             state = federation.finish(run, 200)
         records = federation.committed(run)
-        wait_for("room", lambda: not federation.store.data.redis.keys(names.admitted(run, "*")))
+        wait_for("room", lambda: not federation.store.data.redis.keys(keyspace.admitted(run, "*")))
     finally:
         federation.close()
 

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, names, operate, scores, verify
-from fl_queue.cli.running import cli_line
-from fl_queue.embedded import EmbeddedRedis
-from fl_queue.header import Header
+from fl_queue.cli.start import cli_line
+from fl_queue.coordinator.operations import controls, verification
+from fl_queue.models import retention
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.store import keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.federation import Federation, kill, wait_for
 
 CLIENTS = 3
@@ -53,7 +56,7 @@ def test_the_evaluator_scores_every_version(federation: Federation, calm: list[s
     federation.finish(run)
 
     def scored() -> dict[int, dict[str, float]]:
-        found = scores.test_metrics(federation.store, run)
+        found = retention.test_metrics(federation.store, run)
         return found if sorted(found) == [0, 1, 2, 3] else {}
 
     found = wait_for("evaluations", scored)
@@ -70,7 +73,7 @@ def test_a_run_that_trains_refuses_a_second_start(federation: Federation, calm: 
     assert done.returncode == 2
     assert "is training" in done.stderr
     assert "Traceback" not in done.stderr
-    operate.cancel(federation.store, "busy")
+    controls.cancel(federation.store, "busy")
     assert federation.finish(run).state == "cancelled"
 
 
@@ -148,8 +151,8 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
         num_examples=5,
     )
     data.push(run, b"rubbish")
-    data.push(run, blob.pack(stranger, None))
-    data.push(run, blob.pack(replace(stranger, client="site-1", base_digest="0" * 64), None))
+    data.push(run, message.pack(stranger, None))
+    data.push(run, message.pack(replace(stranger, client="site-1", base_digest="0" * 64), None))
     state = federation.finish(run)
     digests = federation.free(run)
     record = federation.committed(run)[0]
@@ -159,7 +162,7 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
     assert "stranger" not in record.accepted
     events = [
         event
-        for _, _, event in federation.store.control.read_events({names.events(run): "0-0"}, None)
+        for _, _, event in federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
     ]
     reasons = [event["reason"] for event in events if event["event"] == "update_rejected"]
     assert any("rubbish" in reason or "few" in reason or "begin" in reason for reason in reasons)
@@ -174,7 +177,7 @@ def test_a_bad_element_in_a_clients_name_does_not_end_its_round(
     run = federation.begin("slow", *slow)
     wait_for("training", lambda: federation.trained(run) == 3)
     stale = Header(kind="update", run=run, round=1, client="site-1", base_digest="0" * 64, token="a" * 16, num_examples=5)  # fmt: skip
-    federation.store.data.push(run, blob.pack(stale, None))
+    federation.store.data.push(run, message.pack(stale, None))
     wait_for("its receipt", lambda: federation.store.control.receipts(run, 1))
     state = federation.finish(run)
 
@@ -250,7 +253,7 @@ def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_
     assert federation.free(run) == calm
     state_dir = federation.redis.state_dir
     assert list((state_dir / "gathered").iterdir()) == []
-    verdicts = verify.verify(federation.store, state, state_dir)
+    verdicts = verification.verify(federation.store, state, state_dir)
     assert [verdict.result for verdict in verdicts] == ["same"] * 2
 
     krum = (*settings, "aggregation.strategy=krum", "strategy.f=0")
@@ -259,7 +262,7 @@ def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_
     assert federation.free(chosen)[1] != calm[1]
     (record,) = federation.committed(chosen)
     assert len(set(record.accepted) - set(record.left_out)) == 1
-    (verdict,) = verify.verify(federation.store, state, state_dir)
+    (verdict,) = verification.verify(federation.store, state, state_dir)
     assert verdict.result == "same"
 
 
@@ -268,7 +271,7 @@ def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list
         pytest.skip("no redis-cli on PATH")
     run = federation.begin("cooked")
     federation.finish(run)
-    wait_for("version 0", lambda: 0 in scores.test_metrics(federation.store, run))
+    wait_for("version 0", lambda: 0 in retention.test_metrics(federation.store, run))
     environment = {"PATH": os.environ["PATH"]}
     environment["CONTROL"] = cli_line(federation.redis.url)
     environment["DATA"] = cli_line(federation.redis.blob_url)

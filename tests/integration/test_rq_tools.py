@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fl_queue import acl, config, names, rounds, runs
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.store import Store, acl, keyspace
 from tests.federation import end_processes, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -59,10 +60,10 @@ def test_a_plain_rq_worker_serves_a_client(
     urls = {"FLQ_REDIS_URL": redis_urls[0], "FLQ_REDIS_BLOB_URL": redis_urls[1]}
     urls["RQ_REDIS_URL"] = redis_urls[0]
     with running(line, **site, **urls):
-        wait_for("its lease", lambda: store.control.lease(names.client_holder("a")), 120)
-        loaded = config.load("mnist-3v7", ("round.cohort=1",), {})
+        wait_for("its lease", lambda: store.control.lease(keyspace.client_holder("a")), 120)
+        loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
         run = runs.start_run(store, "plainly", loaded, 1).run_id
-        rounds.advance(store, run)
+        lifecycle.advance(store, run)
         # Version 0, made by the client, as there is no evaluator.
         wait_for("version 0 to be pushed", lambda: store.data.waiting(run), 120)
 

@@ -14,12 +14,12 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from fl_queue import logs
 from fl_queue.cli import cli
+from fl_queue.client.site import Site
+from fl_queue.common import logs
 from fl_queue.errors import FLQueueError
-from fl_queue.site import Site
 from fl_queue.store import Store, plain_client
-from fl_queue.store.repeating import hurried
+from fl_queue.store.retries import hurried
 
 SECRET = "open-sesame-4711"
 #: Nobody listens on the first port.

@@ -8,21 +8,25 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import compare, config, diagnose, metrics, names, runs, scores, selection
+from fl_queue import metrics
 from fl_queue.cli import cli
+from fl_queue.config import metric_choice, run_config
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, RunStateError
-from fl_queue.store import RunState, Store
+from fl_queue.models import retention
+from fl_queue.reporting import comparison, diagnosis
+from fl_queue.store import RunState, Store, keyspace
 from tests.byhand import ByHand
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import record, sums
 
 
 def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:
-    return runs.start_run(store, name, config.load("mnist-3v7", overrides, {}), 3)
+    return runs.start_run(store, name, run_config.load("mnist-3v7", overrides, {}), 3)
 
 
 def best(store: Store, state: RunState) -> int | None:
-    return scores.best_version(store, state.run_id, runs.current_config(store, state.run_id))
+    return retention.best_version(store, state.run_id, runs.current_config(store, state.run_id))
 
 
 def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: Store) -> None:
@@ -37,7 +41,7 @@ def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: 
     for version, accuracy in enumerate((0.5, 0.7, 0.95)):
         score(store, state.run_id, version, accuracy)
 
-    (row,) = compare.compare(store, [state], "accuracy")
+    (row,) = comparison.compare(store, [state], "accuracy")
 
     assert best(store, state) == 1
     assert (row.best_version, row.best, row.value) == (1, 0.7, 0.95)
@@ -62,7 +66,7 @@ def test_a_version_that_is_not_there_is_told_with_what_is(store: Store) -> None:
     state = begun(store, "run.select=auc:max")
     ended(store, state.run_id, record(1, 0))
     with pytest.raises(RunStateError, match="auc:max; there is accuracy, f1, loss;"):
-        scores.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
+        retention.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +118,11 @@ def test_commands_that_look_at_a_config_refuse_it_as_well(
 
 def test_bounds_of_an_own_tasks_metrics_are_its_own() -> None:
     own = ("run.task=mine:Mine", "run.stop_when=accuracy >= 97")
-    selection.check_config(config.load("mnist-3v7", own, {}))
+    metric_choice.check_config(run_config.load("mnist-3v7", own, {}))
     for condition in ("loss <= 97", "accuracy >= 1", "loss >= 1e3"):
-        selection.check_config(config.load("mnist-3v7", (f"run.stop_when={condition}",), {}))
+        metric_choice.check_config(
+            run_config.load("mnist-3v7", (f"run.stop_when={condition}",), {})
+        )
 
 
 def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store: Store) -> None:
@@ -147,7 +153,9 @@ def test_what_of_one_class_has_no_auc_yet_may_have_one() -> None:
         "confusion": [[2, 0], [0, 0]],
         "logit_histograms": [[2] + [0] * 999, [0] * 1000],
     }
-    found = selection.of_history([record(1, 0, validation=metrics.merge_clients({"a": one_class}))])
+    found = metric_choice.of_history(
+        [record(1, 0, validation=metrics.merge_clients({"a": one_class}))]
+    )
     assert found == {"accuracy", "f1", "auc"}
 
 
@@ -170,8 +178,8 @@ def test_what_of_one_class_has_no_auc_yet_may_have_one() -> None:
     ],
 )
 def test_what_built_in_tasks_report_is_known(overrides: Any, reported: str) -> None:
-    loaded = config.load(None, ("data.partition=site", *overrides), {})
-    assert selection.of_config(loaded) == set(reported.split())
+    loaded = run_config.load(None, ("data.partition=site", *overrides), {})
+    assert metric_choice.of_config(loaded) == set(reported.split())
 
 
 def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
@@ -183,10 +191,10 @@ def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     hand.work()
     assert hand.record.capped == ["b"]
     assert hand.record.weights == {"a": 97, "b": 97}
-    found = store.control.read_events({names.events(hand.run): "0-0"}, None)
+    found = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
     told = [event for _, _, event in found if event["event"] == "weights_capped"]
     assert [event["round"] for event in told] == [1]
     assert told[0]["reason"].startswith(
         "b told more examples than count: aggregation.max_examples = 97"
     )
-    assert diagnose.notices(store, hand.state) == ["round 1: b told more examples than count"]
+    assert diagnosis.notices(store, hand.state) == ["round 1: b told more examples than count"]

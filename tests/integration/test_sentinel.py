@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import doctor, names
 from fl_queue.errors import StoreUnavailable
-from fl_queue.store import Store, plain_client
+from fl_queue.reporting import doctor
+from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.sentinel import sentinel_facts
 from tests.federation import wait_for
 from tests.sentinel import Process, Sentinels
@@ -44,7 +44,7 @@ def use(store: Store, body: bytes) -> None:
         pipe.set("key", "value")
         pipe.get("key")
         assert pipe.execute() == [True, b"value"]
-    name = names.model_blob(RUN, "d1")
+    name = keyspace.model_blob(RUN, "d1")
     data.put_chunks(name, [memoryview(body)], 600)  # Without copies.
     assert data.get_chunks(name, len(body), len(body)) == body
     with data.doorbell() as bell:
@@ -68,7 +68,7 @@ def test_every_connection_finds_the_primaries(store: Store, watched: Sentinels) 
     use(store, body)
 
     assert watched.control.primary.client.exists("lease")
-    assert watched.data.primary.client.exists(names.chunk(names.model_blob(RUN, "d1"), 0))
+    assert watched.data.primary.client.exists(keyspace.chunk(keyspace.model_blob(RUN, "d1"), 0))
     rq = plain_client(watched.url(watched.control), 10.0)
     assert rq.get("key") == b"value"
 

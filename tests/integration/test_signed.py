@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from fl_queue import blob, late, signing, verify
-from fl_queue.records import Enrolment
+from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.operations import verification
+from fl_queue.protocol import message, signing
+from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store
 from tests.byhand import ByHand
 
@@ -35,7 +37,7 @@ def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ByHand:
 def element_of(hand: ByHand, client: str, /, **changes: Any) -> bytes:
     """An update as it travels, not signed."""
     body = hand.body(client)
-    return blob.pack(replace(hand.header("update", client, body), **changes), body)
+    return message.pack(replace(hand.header("update", client, body), **changes), body)
 
 
 def unsigned(hand: ByHand) -> bytes:
@@ -113,7 +115,7 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(hand: ByHand,
     receipts = hand.store.control.receipts(hand.run, hand.round.number)
     assert intake.received() == 1
     assert receipts["a"].status == "received"
-    assert receipts["a"].digest == blob.body_digest(hand.body("a"))
+    assert receipts["a"].digest == message.body_digest(hand.body("a"))
 
 
 def test_forgeries_after_the_real_one_change_nothing(hand: ByHand) -> None:
@@ -156,7 +158,7 @@ def test_forgeries_of_an_ended_run_are_removed(hand: ByHand) -> None:
     hand.store.data.redis.delete(f"flq:{{{hand.run}}}:results")
     hand.store.data.push(hand.run, element)
 
-    assert late.drain(hand.store, hand.state) == 1
+    assert late_updates.drain(hand.store, hand.state) == 1
     assert hand.store.control.receipts(hand.run, 1) == {}
     assert rejections(hand)[-1]["reason"] == "not signed, in the name of a"
 
@@ -175,7 +177,7 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
         "a": (97, 5), "b": (98, 50),
     }  # fmt: skip
     assert hand.record.weights == {"a": 5, "b": 50}
-    (verdict,) = verify.verify(store, hand.state, tmp_path)
+    (verdict,) = verification.verify(store, hand.state, tmp_path)
     assert verdict.result == "same"
 
 
@@ -213,7 +215,7 @@ def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
     intake = hand.intake()
     jobs = hand.store.control.jobs(hand.run, hand.round.number)
     header = replace(hand.header("update", "a", hand.body("a")), chunk_bytes=64)
-    forged = signing.seal(blob.pack(header, None), "a", hand.keys["b"])
+    forged = signing.seal(message.pack(header, None), "a", hand.keys["b"])
     hand.store.data.push(hand.run, forged)
     hand.take(intake, 1)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import embedded
 from fl_queue.store import Store
+from fl_queue.store.embedded import server_pair
 from tests.federation import wait_for
 
 CONFIG = """
@@ -38,7 +38,7 @@ def start_round(folder: Path, *options: str) -> list[str]:
 
 def digests(folder: Path) -> list[str]:
     with (
-        embedded.start(folder / "state") as redis,
+        server_pair.start(folder / "state") as redis,
         Store.open(redis.url, redis.blob_url, folder) as store,
     ):
         run = store.control.run_names()["many"]
@@ -52,7 +52,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     done = subprocess.run(start_round(folder), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "run completed at version 2" in done.stderr
-    assert embedded.running(folder / "state") is None
+    assert server_pair.running(folder / "state") is None
     return digests(folder)
 
 
@@ -76,7 +76,7 @@ def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
         rest = first.stderr.read()
         watch.cancel()
     assert (how == signal.SIGKILL) or "the same command goes on with it" in rest
-    wait_for("the end of its servers", lambda: embedded.running(tmp_path / "state") is None)
+    wait_for("the end of its servers", lambda: server_pair.running(tmp_path / "state") is None)
     again = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=300)
 
     assert again.returncode == 0, again.stderr
@@ -95,7 +95,7 @@ def test_servers_of_its_own_would_not_outlive_no_wait(tmp_path: Path) -> None:
 def test_on_servers_that_run_already_it_starts_the_roles_that_are_missing(
     calm: list[str], tmp_path: Path
 ) -> None:
-    with embedded.start(tmp_path / "state") as redis:
+    with server_pair.start(tmp_path / "state") as redis:
         done = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=120)
         with Store.open(redis.url, redis.blob_url, tmp_path) as store:
             left = store.control.living_workers()

@@ -11,28 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import (
-    blob,
-    config,
-    diagnose,
-    dispatch,
-    identifiers,
-    jobs,
-    late,
-    names,
-    opening,
-    rounds,
-    runs,
-    sampling,
-    simulation,
-)
-from fl_queue.config import RunConfig
-from fl_queue.group import GroupSum
-from fl_queue.header import Header
-from fl_queue.heal import Healer
-from fl_queue.intake import Intake
-from fl_queue.records import Manifest, Receipt, TensorSpec
-from fl_queue.store import RunState, Store
+from fl_queue.aggregation.group_sum import GroupSum
+from fl_queue.common import seeding
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import lifecycle, opening, runs
+from fl_queue.protocol import identifiers, message, virtual_clients
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, Receipt, TensorSpec
+from fl_queue.reporting import diagnosis
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
 
 OVERRIDES = (
     "clients.kind=simulation",
@@ -43,7 +35,7 @@ OVERRIDES = (
 
 
 def simulated(*overrides: str) -> RunConfig:
-    return config.load("mnist-3v7", (*OVERRIDES, *overrides), {})
+    return run_config.load("mnist-3v7", (*OVERRIDES, *overrides), {})
 
 
 def begin(store: Store, loaded: RunConfig, version: int | None = 0) -> RunState:
@@ -51,10 +43,10 @@ def begin(store: Store, loaded: RunConfig, version: int | None = 0) -> RunState:
     state = runs.start_run(store, "many", loaded, 3)
     if version is not None:
         fields = {"version": version, "digest": "0" * 64, "round": version}
-        store.control.redis.hset(names.run(state.run_id), mapping=fields)
+        store.control.redis.hset(keyspace.run(state.run_id), mapping=fields)
         manifest = Manifest((TensorSpec("x", (1,), "parameter"),))
-        store.control.redis.set(names.manifest(state.run_id), manifest.to_json())
-    rounds.advance(store, state.run_id)
+        store.control.redis.set(keyspace.manifest(state.run_id), manifest.to_json())
+    lifecycle.advance(store, state.run_id)
     return runs.find_run(store, "many")
 
 
@@ -65,12 +57,12 @@ def test_a_round_has_the_cohort_of_sites_of_the_same_names_and_a_job_for_each_gr
     current = store.control.round(state.run_id, 1)
 
     assert current is not None
-    clients = simulation.clients(40)
-    assert list(current.cohort) == sampling.select_cohort(state_seed(store, state), 1, clients, 10)
+    clients = virtual_clients.clients(40)
+    assert list(current.cohort) == seeding.select_cohort(state_seed(store, state), 1, clients, 10)
     assert (current.eligible, current.groups) == (("sim-01..sim-40",), 2)
     assert (state.population, state.shares) == (("sim-01..sim-40",), 40)
     assert sorted(dispatch.tickets(store, state.run_id, 1)) == ["aggregator", "group-0", "group-1"]
-    jobs = dispatch.queued(store, names.POOL_QUEUE)
+    jobs = dispatch.queued(store, keyspace.POOL_QUEUE)
     assert [job.split("_")[0] for job in jobs] == ["group-0", "group-1"]
     assert store.control.client_ids() == {}
 
@@ -84,13 +76,13 @@ def test_without_an_evaluator_version_0_is_made_in_the_pool(store: Store) -> Non
     (maker,) = set(dispatch.tickets(store, state.run_id, 0)) - {"aggregator"}
     ticket = dispatch.tickets(store, state.run_id, 0)[maker]
 
-    assert maker in simulation.clients(40)
-    assert (ticket.function, ticket.queue) == (jobs.POOL_INITIALISE, names.POOL_QUEUE)
+    assert maker in virtual_clients.clients(40)
+    assert (ticket.function, ticket.queue) == (rq_types.POOL_INITIALISE, keyspace.POOL_QUEUE)
     assert state.population == ()
 
 
 def test_an_evaluator_makes_version_0_of_a_simulation_too(store: Store) -> None:
-    store.control.hold(names.worker("e"), "t", 60, {"role": "evaluator"})
+    store.control.hold(keyspace.worker("e"), "t", 60, {"role": "evaluator"})
     state = begin(store, simulated(), version=None)
     current = store.control.round(state.run_id, 0)
 
@@ -105,14 +97,14 @@ def test_a_group_is_replaced_until_all_its_members_have_answered(
     run = state.run_id
     current = store.control.round(run, 1)
     assert current is not None
-    first, second = (simulation.members(current.cohort, 2, number) for number in (0, 1))
+    first, second = (virtual_clients.members(current.cohort, 2, number) for number in (0, 1))
     fence = store.control.claim(run, 1, dispatch.tickets(store, run, 1)["aggregator"].job)
     for client in (*first, *second[:-1]):
         assert store.control.write_receipt(run, 1, client, Receipt("received"), fence)
     for who in ("group-0", "group-1"):
         dispatch.forget(store, dispatch.tickets(store, run, 1)[who])  # Their process has died.
 
-    lines = diagnose.why_open(store, state)
+    lines = diagnosis.why_open(store, state)
     Healer(store, tmp_path, hurry=True).heal(run)
     attempts = {who: t.attempt for who, t in dispatch.tickets(store, run, 1).items()}
 
@@ -141,7 +133,7 @@ class Arrivals:
         return dispatch.tickets(self.store, self.run, 1)[who]
 
     def members(self, number: int) -> Sequence[str]:
-        return simulation.members(self.round.cohort, self.round.groups, number)
+        return virtual_clients.members(self.round.cohort, self.round.groups, number)
 
     def header(self, kind: str, who: str) -> Header:
         return Header(
@@ -163,9 +155,9 @@ class Arrivals:
         header = replace(
             self.header("update", client),
             num_examples=5,
-            tensors=blob.entries(self.manifest),
+            tensors=message.entries(self.manifest),
             body_bytes=len(body),
-            body_digest=blob.body_digest(body),
+            body_digest=message.body_digest(body),
         )
         return header, body
 
@@ -173,10 +165,10 @@ class Arrivals:
         total = GroupSum(self.manifest, self.config, self.round)
         for client in self.members(number):
             total.take(*self.update(client))
-        return total.element(self.header("group", simulation.group(number)))
+        return total.element(self.header("group", virtual_clients.group(number)))
 
     def look_at(self, header: Header, body: bytes | memoryview) -> None:
-        self.intake.look_at(blob.pack(header, body))
+        self.intake.look_at(message.pack(header, body))
         self.intake.books.rejected.flush(anyway=True)
 
     def sum(self) -> tuple[bytes, int]:
@@ -189,7 +181,7 @@ class Arrivals:
         return {client: receipt.status for client, receipt in receipts.items()}
 
     def events(self) -> list[dict[str, Any]]:
-        found = self.store.control.read_events({names.events(self.run): "0-0"}, None)
+        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
         return [event for _, _, event in found]
 
 
@@ -206,7 +198,7 @@ def test_a_group_is_received_with_a_receipt_for_each_and_one_event(arrivals: Arr
     assert sorted(receipts) == list(arrivals.round.cohort)
     for client, receipt in receipts.items():
         header, _ = arrivals.update(client)
-        wanted = replace(late.receipt_of(header, "received", ""), weight=5, counted=5)
+        wanted = replace(late_updates.receipt_of(header, "received", ""), weight=5, counted=5)
         assert receipt == wanted == arrivals.intake.receipts[client]
     assert arrivals.intake.received() == arrivals.sum()[1] == 10
     came = [event for event in arrivals.events() if event["event"] == "update_received"]
@@ -267,7 +259,7 @@ def test_a_group_that_is_not_this_rounds_is_refused_and_told(
 def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.element(1)
     arrivals.start("group-1")
-    arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
+    arrivals.intake.look_at(message.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.statuses() == {}
     assert arrivals.ticket("group-1").attempt == 2
@@ -276,14 +268,14 @@ def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> Non
 def test_the_group_of_a_client_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.update(arrivals.members(1)[2])
     arrivals.start("group-1")
-    arrivals.intake.look_at(blob.pack(replace(header, chunk_bytes=65536), None))
+    arrivals.intake.look_at(message.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.ticket("group-1").attempt == 2
     assert arrivals.ticket("group-0").attempt == 1
 
 
 def test_a_late_group_is_late_for_each_of_its_clients(arrivals: Arrivals) -> None:
-    late.record(arrivals.store, arrivals.run, arrivals.element(0)[0])
+    late_updates.record(arrivals.store, arrivals.run, arrivals.element(0)[0])
 
     assert arrivals.statuses() == dict.fromkeys(arrivals.members(0), "late")
 
@@ -295,15 +287,15 @@ def test_the_evaluator_scores_every_so_many_versions_and_the_last(
     store: Store, every: int, scored: list[int]
 ) -> None:
     state = begin(store, simulated(f"run.evaluate_every={every}"))
-    key = names.run(state.run_id)
+    key = keyspace.run(state.run_id)
     for version in (1, 2, 3):
         number = runs.find_run(store, "many").round
-        store.control.redis.hset(names.round_(state.run_id, number), "state", "committed")
+        store.control.redis.hset(keyspace.round_(state.run_id, number), "state", "committed")
         store.control.redis.hset(key, mapping={"version": version})
-        rounds.advance(store, state.run_id)
+        lifecycle.advance(store, state.run_id)
     store.control.redis.hset(key, "evaluated_version", 3)
-    store.control.redis.hset(names.round_(state.run_id, 4), "state", "evaluated")
-    rounds.advance(store, state.run_id)
+    store.control.redis.hset(keyspace.round_(state.run_id, 4), "state", "evaluated")
+    lifecycle.advance(store, state.run_id)
 
     assert runs.find_run(store, "many").state == "completed"
     assert sorted(dispatch.evaluation_tickets(store, state.run_id)) == scored
@@ -313,7 +305,7 @@ def test_a_round_of_a_hundred_thousand_clients_opens(store: Store) -> None:
     # The shipped images are too few for so many shares.
     loaded = simulated("clients.count=100000", "round.cohort=100", "data.source=full")
     state = begin(store, loaded)
-    store.control.redis.hset(names.round_(state.run_id, 1), "state", "committed")
+    store.control.redis.hset(keyspace.round_(state.run_id, 1), "state", "committed")
     best = 600.0
     for _ in range(3):
         state = runs.find_run(store, "many")
@@ -323,4 +315,4 @@ def test_a_round_of_a_hundred_thousand_clients_opens(store: Store) -> None:
 
     assert runs.find_run(store, "many").round == 4
     assert best < 60.0  # It takes 1 to 2 s on a quiet machine.
-    assert store.control.redis.memory_usage(names.run(state.run_id)) < 10_000
+    assert store.control.redis.memory_usage(keyspace.run(state.run_id)) < 10_000

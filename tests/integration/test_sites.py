@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import config, names, pauses, rounds, runs
-from fl_queue.records import Enrolment, RoundRecord
-from fl_queue.site import Site
-from fl_queue.store import PAUSED, Store
+from fl_queue.client import pausing
+from fl_queue.client.site import Site
+from fl_queue.config import run_config
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.protocol.records import Enrolment, RoundRecord
+from fl_queue.store import PAUSED, Store, keyspace
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 from workers import client as worker
@@ -42,7 +44,7 @@ def one_more(federation: Federation, name: str, run: str) -> RoundRecord:
     """The record of one more round of a run that has ended."""
     loaded = runs.current_config(federation.store, run)
     runs.start_run(federation.store, name, loaded, 1)
-    rounds.advance(federation.store, run)
+    lifecycle.advance(federation.store, run)
     return trained(federation, run)
 
 
@@ -55,7 +57,7 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
     wait_for("the pause to be told", lambda: control.alive_clients(15) == ["site-1"], 10)
     federation.stop("site-2")
     federation.start("site-2", "--max-examples", "20")
-    wait_for("site-2", lambda: control.lease(names.client_holder("site-2")))
+    wait_for("site-2", lambda: control.lease(keyspace.client_holder("site-2")))
 
     run = federation.begin("paused", *EVERYBODY)
     record = trained(federation, run)
@@ -79,18 +81,18 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
 def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
     control = store.control
     for client in ("a", "b"):
-        control.hold(names.client_holder(client), "t", 60, {})
+        control.hold(keyspace.client_holder(client), "t", 60, {})
     control.say("b", {PAUSED: "paused by its site: why"})
     control.hear()
-    control.redis.hset(names.CLOCK, "settling_s", 0)
-    loaded = config.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
+    control.redis.hset(keyspace.CLOCK, "settling_s", 0)
+    loaded = run_config.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
     run = runs.start_run(store, "waiting", loaded, 1).run_id
     # Version 0 needs one, and is there: what follows needs both.
-    control.redis.hset(names.run(run), mapping={"version": 0, "round": 0, "digest": "0" * 64})
+    control.redis.hset(keyspace.run(run), mapping={"version": 0, "round": 0, "digest": "0" * 64})
 
     def waited() -> tuple[float, str]:
         for _ in range(3):
-            rounds.advance(store, run)
+            lifecycle.advance(store, run)
         state = control.run(run)
         assert state is not None
         return state.waited_s, state.reason
@@ -111,7 +113,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> By
     """A run whose jobs of client b this process answers, at a site that lacks its data."""
     run = ByHand(store, tmp_path, ["a", "b"], 8, "data.source=full")
     site = Site(state_dir=tmp_path, client="b", data_dir=str(tmp_path / "Smith"), approve=True)
-    pauses.arrive(site)
+    pausing.arrive(site)
     urls = {"url": store.servers.url, "blob_url": store.servers.blob_url}
     for name, value in replace(site, **urls).to_environ().items():
         monkeypatch.setenv(name, value)
@@ -132,7 +134,7 @@ def rejected(run: ByHand) -> str:
 def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
     by_hand: ByHand, tmp_path: Path
 ) -> None:
-    pauses.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
+    pausing.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
 
     assert rejected(by_hand) == "failed: paused by its site since 2026-11-25 12:00 UTC"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import names, rounds, stalled
-from fl_queue.heal import Healer
-from fl_queue.stalled import Stalled
-from fl_queue.store import Store
+from fl_queue.coordinator.operations import stalled_clients
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.operations.stalled_clients import Stalled
+from fl_queue.coordinator.rounds import lifecycle
+from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 from tests.federation import wait_for
 
@@ -29,21 +30,21 @@ def hand(store: Store, tmp_path: Path) -> ByHand:
 
 
 def claim(hand: ByHand, client: str, what: str = CLAIM) -> None:
-    hand.store.data.redis.set(names.admitted(hand.run, client), what)
+    hand.store.data.redis.set(keyspace.admitted(hand.run, client), what)
 
 
 def look(hand: ByHand, watch: Stalled, seconds: float) -> list[str]:
     """Look every two counted seconds; who was passed over."""
     passed = list(watch.look(hand.run, hand.round))
     for _ in range(int(seconds / 2)):
-        key = names.round_(hand.run, hand.round.number)
+        key = keyspace.round_(hand.run, hand.round.number)
         hand.store.control.redis.hincrbyfloat(key, "elapsed_s", 2.0)
         passed += watch.look(hand.run, hand.round)
     return passed
 
 
 def turns(hand: ByHand) -> dict[str, int]:
-    found = hand.store.data.redis.hgetall(names.turns(hand.run, hand.round.number))
+    found = hand.store.data.redis.hgetall(keyspace.turns(hand.run, hand.round.number))
     return {client.decode(): int(count) for client, count in found.items()}
 
 
@@ -77,7 +78,7 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
         sender.start()
     watch = Stalled(store)
 
-    assert look(hand, watch, stalled.PATIENCE_S) == []
+    assert look(hand, watch, stalled_clients.PATIENCE_S) == []
     assert store.data.waiting(hand.run) == 0
     assert look(hand, watch, 4) == ["a"]
     assert "2 of 3 updates in" in hand.work()
@@ -86,8 +87,8 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
 
     assert hand.record.accepted.keys() == {"b", "c"}
     store.control.hear()
-    store.control.redis.hset(names.CLOCK, "settling_s", 0)  # However slow this machine is.
-    rounds.advance(store, hand.run)
+    store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)  # However slow this machine is.
+    lifecycle.advance(store, hand.run)
     assert hand.round.number == 2
     # It has had its time: in the next round it gets none.
     assert look(hand, watch, 2) == ["a"]
@@ -126,7 +127,7 @@ def test_a_big_update_has_more_time_but_not_what_its_client_claims(
     claim(hand, "b", f"liar:{10**17}")
     watch = Stalled(store)
 
-    assert look(hand, watch, stalled.PATIENCE_S + 2) == []
+    assert look(hand, watch, stalled_clients.PATIENCE_S + 2) == []
     assert look(hand, watch, 4) == ["a"]
     assert look(hand, watch, 6) == ["b"]
 
@@ -134,13 +135,13 @@ def test_a_big_update_has_more_time_but_not_what_its_client_claims(
 def test_the_healer_looks_and_says_so(
     hand: ByHand, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stalled, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(stalled_clients, "PATIENCE_S", 0.0)
     claim(hand, "a")
     healer = Healer(store, tmp_path)
 
     def told() -> list[dict[str, object]]:
         healer.heal(hand.run)
-        events = store.control.read_events({names.events(hand.run): "0-0"}, None)
+        events = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
         return [event for _, _, event in events if event["event"] == "client_stalled"]
 
     [event] = wait_for("an event", told, 10)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import backup, blob, diagnose, identifiers, names, verify
+from fl_queue.coordinator.operations import backup, verification
 from fl_queue.errors import ConfigError
-from fl_queue.records import RoundRecord
+from fl_queue.protocol import identifiers, message
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.reporting import diagnosis
+from fl_queue.store import keyspace
 from fl_queue.strategies.base import state_manifest
 from tests.federation import Federation, wait_for
 
@@ -17,7 +20,7 @@ CLIENTS = 2
 COHORT = ("round.cohort=2", "run.evaluate_every=0")
 ADAM = (*COHORT, "aggregation.strategy=fedadam", "strategy.server_learning_rate=0.01")
 OWN = """
-from fl_queue.fields import Field
+from fl_queue.common.options import Field
 from fl_queue.strategies.base import Strategy
 
 class Half(Strategy):
@@ -72,7 +75,7 @@ def test_a_killed_aggregator_changes_no_bit_of_what_the_server_keeps(
     state = federation.store.control.run(killed)
     assert state is not None
     assert state.server_state == calm[-1][1]
-    verdicts = list(verify.verify(federation.store, state, state_dir))
+    verdicts = list(verification.verify(federation.store, state, state_dir))
     assert [verdict.result for verdict in verdicts] == ["same"] * 3
 
 
@@ -91,7 +94,7 @@ def test_a_backup_has_what_the_server_keeps(federation: Federation, tmp_path: Pa
     restored = backup.restore(federation.store, tmp_path / "saved.zip", federation.redis.state_dir)
     # The data server loses it all, and this machine has the checkpoints.
     for digest in restored.server_state.values():
-        federation.store.data.drop_chunks(names.model_blob(restored.run_id, digest), 1)
+        federation.store.data.drop_chunks(keyspace.model_blob(restored.run_id, digest), 1)
     federation.begin("saved", *ADAM, "run.rounds=1")
     federation.finish(restored.run_id)
 
@@ -124,7 +127,7 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     assert what_was_made(federation.committed(run)) == expected
     state = federation.store.control.run(run)
     assert state is not None
-    verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
+    verdicts = verification.verify(federation.store, state, federation.redis.state_dir)
     assert {verdict.result for verdict in verdicts} == {"same"}
     populations = [record.base_population for record in federation.committed(run)]
     assert populations == [0, *[CLIENTS] * (len(populations) - 1)]
@@ -177,21 +180,21 @@ def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Feder
 
         assert [(r.round, r.state_lost) for r in records] == [(1, []), (2, []), (4, ["site-1"]), (5, [])]  # fmt: skip
         assert state.state_since == 4
-        verdicts = verify.verify(federation.store, state, federation.redis.state_dir)
+        verdicts = verification.verify(federation.store, state, federation.redis.state_dir)
         assert [verdict.result for verdict in verdicts] == ["same"] * 4
         federation.free(run)
     assert made[0] == made[1]
 
     manifest = federation.store.control.manifest(run)
     assert manifest is not None
-    zeros = blob.body_digest(bytes(state_manifest(manifest).nbytes))
+    zeros = message.body_digest(bytes(state_manifest(manifest).nbytes))
     assert [server == {"c": zeros} for _, server in made[0]] == [False, False, True, False]
     receipts = federation.store.control.receipts(run, 5).values()
     said = {receipt.environment["client_state"] for receipt in receipts}
     assert said == {"zero again since round 4, where a client had lost its state"}
     why = "site-1 had lost what it keeps for scaffold: the state of the strategy is zero again"
-    assert diagnose.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
-    found = federation.store.control.read_events({names.events(run): "0-0"}, None)
+    assert diagnosis.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
+    found = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
     told = [event for _, _, event in found if event["event"] == "client_state_lost"]
     assert [(e["round"], e["reason"][: len(why)]) for e in told] == [(4, why)]
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import embedded, operate, rounds, runs, sweeping
+from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.experiments import sweeps
 from fl_queue.store import Store
+from fl_queue.store.embedded import server_pair
 
 TASK = """
 from fl_queue.errors import DataError
@@ -60,16 +63,16 @@ def test_it_goes_on_where_it_was_cut_off_and_a_run_that_fails_stops_no_other(
     assert found["failed"] == ["many-s1"]
     assert [run["state"] for run in found["runs"]] == ["completed", "failed", "completed"]
     assert found["sweeps"][0]["runs"] == ["many-s0", "many-s2"]
-    assert embedded.running(tmp_path / "state") is None
+    assert server_pair.running(tmp_path / "state") is None
 
 
 def begin_some(state: Path) -> None:
     """What a sweep leaves that is killed in its first run, and a run that was cancelled."""
-    first, _, last = sweeping.members("many.toml", "many", 3, ())
+    first, _, last = sweeps.members("many.toml", "many", 3, ())
     with (
-        embedded.start(state) as redis,
+        server_pair.start(state) as redis,
         Store.open(redis.url, redis.blob_url, state) as store,
     ):
         for member in (first, last):
-            rounds.advance(store, runs.start_run(store, member.name, member.config, 1).run_id)
-        operate.cancel(store, last.name)
+            lifecycle.advance(store, runs.start_run(store, member.name, member.config, 1).run_id)
+        controls.cancel(store, last.name)

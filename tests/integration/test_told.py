@@ -27,20 +27,21 @@ import redis
 from click.testing import CliRunner
 from fastapi import FastAPI
 
-from fl_queue import dispatch, names
 from fl_queue.cli import cli
-from fl_queue.dispatch import Ticket
-from fl_queue.site import Site
-from fl_queue.store import Store
-from fl_queue.told import FULL
+from fl_queue.client import preflight
+from fl_queue.client.site import Site
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.tasks.error_disclosure import FULL
 from fl_queue.web import api
 from fl_queue.web.connection import Connection
-from fl_queue.web.feed import Feed
+from fl_queue.web.event_feed import Feed
 from tests.byhand import ByHand
 from tests.federation import wait_for
 from tests.unit.test_tasks_image_folder import save
 from workers import client as worker
-from workers import evaluator, telling
+from workers import evaluator
 
 ROOT = Path(__file__).parents[2]
 #: A task of the site's own, which trains the model of ``ByHand`` or fails in some way.
@@ -336,7 +337,7 @@ def test_what_fails_before_round_1_stays_at_the_site(
     case, expected = FAILING[what]
     run = secret.begin(*overrides_of(secret, case))
 
-    assert telling.tell(run.run, run.state.segment) == "told"
+    assert preflight.tell(run.run, run.state.segment) == "told"
 
     facts = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert facts["problem"].startswith(expected)
@@ -363,7 +364,7 @@ def test_names_that_the_config_does_not_have_are_counted(
     save(folder / f"{secret.stem}-cat" / f"{secret.stem}-1.png", (180, 20, 20))
     run = secret.begin(*overrides_of(secret, case))
 
-    telling.tell(run.run, run.state.segment)
+    preflight.tell(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert "problem" not in found
@@ -374,7 +375,7 @@ def test_names_that_the_config_does_not_have_are_counted(
 def test_a_damaged_image_is_no_file_name(secret: Secret, caplog: pytest.LogCaptureFixture) -> None:
     run = secret.begin(*IMAGES, 'task.classes="cat,dog"')
 
-    telling.tell(run.run, run.state.segment)
+    preflight.tell(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert found["problem"] == (f"DataError: an image is not readable; repair or remove it; {FULL}")
@@ -477,7 +478,7 @@ def test_nothing_made_of_data_is_in_events_before_somebody_approves_it(
 
     said = worker.train(run.run, run.round.number)
 
-    streams = {names.client_events("b"): "0-0"}
+    streams = {keyspace.client_events("b"): "0-0"}
     events = [event for _, _, event in secret.store.control.read_events(streams, None)]
     (epoch,) = [event for event in events if event["event"] == "epoch"]
     steps = {"event", "at", "run", "round", "epoch", "epochs"}

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import collect, dispatch, heal, names, operate, turns
-from fl_queue.collect import Collector
-from fl_queue.store import Store
+from fl_queue.coordinator.aggregator import collector, scheduling
+from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.operations import controls, healer
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
 
 CLIENTS = 1
 RUNS = 10
-QUEUE = f"rq:queue:{names.AGGREGATE_QUEUE}"
+QUEUE = f"rq:queue:{keyspace.AGGREGATE_QUEUE}"
 #: One step on a hundred images; nothing may be waited for that long.
 #: Sites are not asked before the first round: the question would wait behind another run's training.
 TINY = ("train.epochs=1", "round.cohort=1", "round.deadline_s=900", "run.preflight=off")
@@ -49,9 +51,9 @@ def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Fed
     first = two.begin("blocker", *TINY[1:], "train.epochs=1000000")
     wait_for("the client to be busy", lambda: two.trained(first) == 1)
     runs = [two.begin(f"run-{number}", *TINY, "run.rounds=2") for number in range(RUNS)]
-    queue = names.client_queue("site-1")
+    queue = keyspace.client_queue("site-1")
     wait_for("all rounds to be open", lambda: all(waits(store, queue, run) for run in runs), 120)
-    operate.cancel(store, "blocker")
+    controls.cancel(store, "blocker")
     states = [two.finish(run, 200) for run in runs]
     order = [run for run, _ in trainings(two) if run in runs]
 
@@ -74,7 +76,7 @@ def _has_received(store: Store, run: str) -> bool:
 @pytest.mark.timeout(300)
 def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
     store = two.store
-    store.control.hold(names.client_holder("ghost"), "t", GHOST_S, {})
+    store.control.hold(keyspace.client_holder("ghost"), "t", GHOST_S, {})
     idle = [
         two.begin(f"idle-{number}", *TINY, "round.cohort=2", "run.rounds=1")
         for number in range(RUNS - 1)
@@ -84,7 +86,7 @@ def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
         return all("site-1" in store.control.receipts(run, 1) for run in idle)
 
     wait_for("the living client's answers", answered, 120)
-    store.control.release(names.client_holder("ghost"), "t", "ghost")
+    store.control.release(keyspace.client_holder("ghost"), "t", "ghost")
     busy = two.begin("busy", *TINY, "run.rounds=3")
     state = two.finish(busy, 60)
 
@@ -97,7 +99,7 @@ def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
         # An incarnation that has just taken over writes what the last one had received once more.
         wait_for("its receipt", lambda run=run: _has_received(store, run), 30)
         assert two.trained(run) == 1
-        operate.cancel(store, run.rpartition("-")[0])
+        controls.cancel(store, run.rpartition("-")[0])
 
 
 # Step by step
@@ -109,20 +111,20 @@ def hand(store: Store, tmp_path: Path) -> ByHand:
 
 
 def test_a_round_with_nothing_to_do_is_not_given_a_worker(hand: ByHand, store: Store) -> None:
-    assert waits(store, names.AGGREGATE_QUEUE, hand.run)
+    assert waits(store, keyspace.AGGREGATE_QUEUE, hand.run)
 
-    assert not turns.wanted(store, "another")
-    assert not turns.wanted(store, hand.run)
+    assert not scheduling.wanted(store, "another")
+    assert not scheduling.wanted(store, hand.run)
 
 
 def test_an_element_makes_a_round_the_next_one(hand: ByHand, store: Store) -> None:
     store.control.redis.lpush(QUEUE, "aggregator_mine_1_aaaa")
     hand.update("a")
 
-    assert not turns.wanted(store, "another", only="a-third")
-    assert not turns.wanted(store, hand.run, only=hand.run)
-    assert turns.wanted(store, "mine", only=hand.run)
-    assert dispatch.queued(store, names.AGGREGATE_QUEUE)[:2] == [
+    assert not scheduling.wanted(store, "another", only="a-third")
+    assert not scheduling.wanted(store, hand.run, only=hand.run)
+    assert scheduling.wanted(store, "mine", only=hand.run)
+    assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE)[:2] == [
         hand.job(),
         "aggregator_mine_1_aaaa",
     ]
@@ -132,29 +134,29 @@ def test_an_element_makes_a_round_the_next_one(hand: ByHand, store: Store) -> No
 def test_a_round_that_is_due_gets_a_worker(
     hand: ByHand, store: Store, field: str, by_s: float
 ) -> None:
-    key = names.round_(hand.run, 1)
+    key = keyspace.round_(hand.run, 1)
     store.control.redis.hset(key, mapping={"elapsed_s": 200, field: by_s, "grace_s": 100})
 
-    assert turns.wanted(store, "another")
+    assert scheduling.wanted(store, "another")
     store.control.redis.hset(key, mapping={"elapsed_s": 199})
-    assert turns.wanted(store, "another") == (field == "deadline_s")
+    assert scheduling.wanted(store, "another") == (field == "deadline_s")
 
 
 def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(hand: ByHand, store: Store) -> None:
     job = hand.job()
-    operate.cancel(store, hand.state.name)
+    controls.cancel(store, hand.state.name)
     store.control.redis.delete(QUEUE)
     store.control.redis.rpush(QUEUE, job)
 
-    assert turns.wanted(store, "another")
+    assert scheduling.wanted(store, "another")
 
 
 def test_only_a_job_that_waits_is_moved_to_the_front(hand: ByHand, store: Store) -> None:
     job = hand.job()
     store.control.redis.delete(QUEUE)
-    dispatch.to_front(store, names.AGGREGATE_QUEUE, job)
+    dispatch.to_front(store, keyspace.AGGREGATE_QUEUE, job)
 
-    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == []
+    assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE) == []
 
 
 def test_an_arriving_element_rings_for_its_run(hand: ByHand, store: Store) -> None:
@@ -175,13 +177,13 @@ def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
     )  # Its run is gone: that is to be said.
 
     assert hand.work() == "made way for another round"
-    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == [
+    assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE) == [
         "aggregator_gone-123_1_aaaa",
         hand.job(),
     ]
     assert store.data.partial(hand.run)["count"] == "1"
     assert store.data.held(hand.run, store.control.fence(hand.run)) == 0
-    heal.Healer(store, tmp_path).heal(hand.run)
+    healer.Healer(store, tmp_path).heal(hand.run)
     store.control.redis.lrem(QUEUE, 0, "aggregator_gone-123_1_aaaa")
     hand.update("b")
     assert hand.work() == "committed: 2 of 2 updates in"
@@ -194,7 +196,7 @@ def many(store: Store, folder: Path, count: int, rounds: int = 1000) -> dict[str
     """Run id -> a run whose updates of the open round are all there."""
     runs = [ByHand(store, folder, "ab", 100, name=f"run-{number}") for number in range(count)]
     for hand in runs:
-        store.control.redis.hset(names.run(hand.run), "rounds_wanted", rounds)
+        store.control.redis.hset(keyspace.run(hand.run), "rounds_wanted", rounds)
         answer(hand)
     store.control.redis.delete(QUEUE)  # Jobs of rounds that were worked by hand.
     store.control.redis.rpush(QUEUE, *(hand.job() for hand in runs))
@@ -263,7 +265,7 @@ def test_a_lone_runs_next_round_goes_on_where_its_worker_is(store: Store, tmp_pa
     store.control.redis.rpush(QUEUE, idle.job())
 
     assert work_off(store, tmp_path, {run: hand}, 3) == [run] * 3
-    assert dispatch.queued(store, names.AGGREGATE_QUEUE) == [hand.job(), idle.job()]
+    assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE) == [hand.job(), idle.job()]
 
 
 @pytest.mark.timeout(60)
@@ -272,17 +274,17 @@ def test_what_came_before_a_round_listened_makes_it_give_way_at_once(
 ) -> None:
     other = ByHand(store, tmp_path, "ab", 100, name="other")
     answer(other)
-    monkeypatch.setattr(collect, "WAIT_S", 600.0)  # Nothing rings for it any more.
+    monkeypatch.setattr(collector, "WAIT_S", 600.0)  # Nothing rings for it any more.
 
     assert hand.work() == "made way for another round"
-    assert dispatch.queued(store, names.AGGREGATE_QUEUE)[0] == other.job()
+    assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE)[0] == other.job()
 
 
 def test_a_round_that_holds_a_sum_stays_for_longer_than_handing_it_over_takes(
     hand: ByHand, store: Store, tmp_path: Path
 ) -> None:
     answer(hand)
-    turn = turns.Turn(store, "mine", cost_s=600.0)
+    turn = scheduling.Turn(store, "mine", cost_s=600.0)
 
     assert not turn.is_over(holds=True)
     assert not turn.is_over(holds=True, rang=hand.run)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import credentials, names
-from fl_queue.site import Site
+from fl_queue.client.site import Site
+from fl_queue.store import credentials, keyspace
 from tests.cluster import free_port
 from tests.federation import end_processes, wait_for
 from tests.servers import with_tls
@@ -128,6 +128,8 @@ def test_a_hospital_comes_alive_with_its_file_alone(
         )
     try:
         store = site.store()
-        wait_for("its lease", lambda: store.control.lease(names.client_holder("hospital-a")), 120)
+        wait_for(
+            "its lease", lambda: store.control.lease(keyspace.client_holder("hospital-a")), 120
+        )
     finally:
         end_processes([worker])

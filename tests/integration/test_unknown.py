@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from fl_queue import deletion, names, operate, outbox, queries, unknown
-from fl_queue.header import Header
-from fl_queue.site import Site
-from fl_queue.store import Store
-from workers.chores import Sweeping
+from fl_queue.client import outbox, unknown_runs
+from fl_queue.client.site import Site
+from fl_queue.coordinator.operations import controls, deletion
+from fl_queue.protocol.header import Header
+from fl_queue.store import Store, keyspace, queries
+from workers.background import Sweeping
 
 CLIENT = "a"
 
@@ -28,13 +29,13 @@ def kept(store: Store, run: str, tmp_path: Path) -> Path:
 
 def sweep(store: Store, folder: Path) -> int:
     return outbox.sweep(
-        Site(state_dir=folder).outbox, CLIENT, unknown.may_go(store.control, folder)
+        Site(state_dir=folder).outbox, CLIENT, unknown_runs.may_go(store.control, folder)
     )
 
 
 def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    now = unknown.time.time()
-    monkeypatch.setattr(unknown.time, "time", lambda: now + seconds)
+    now = unknown_runs.time.time()
+    monkeypatch.setattr(unknown_runs.time, "time", lambda: now + seconds)
 
 
 def test_an_empty_control_server_removes_no_finished_update(
@@ -58,17 +59,17 @@ def test_an_empty_control_server_removes_no_finished_update(
 def test_what_is_kept_of_a_run_that_comes_back_is_as_before(
     store: Store, run: str, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unknown, "GONE_AFTER_S", 15.0)
-    hidden = store.control.redis.hgetall(names.run(run))
-    store.control.redis.delete(names.run(run))
+    monkeypatch.setattr(unknown_runs, "GONE_AFTER_S", 15.0)
+    hidden = store.control.redis.hgetall(keyspace.run(run))
+    store.control.redis.delete(keyspace.run(run))
     assert sweep(store, tmp_path) == 1
     pass_time(monkeypatch, 10)
     assert sweep(store, tmp_path) == 1
-    store.control.redis.hset(names.run(run), mapping=hidden)
+    store.control.redis.hset(keyspace.run(run), mapping=hidden)
     assert sweep(store, tmp_path) == 1
 
     # Of the ten seconds nothing is left.
-    store.control.redis.delete(names.run(run))
+    store.control.redis.delete(keyspace.run(run))
     assert sweep(store, tmp_path) == 1
     pass_time(monkeypatch, 10)
     assert sweep(store, tmp_path) == 1
@@ -87,12 +88,12 @@ def test_a_clock_that_jumps_ends_no_day_and_a_restart_begins_none(
     monkeypatch: pytest.MonkeyPatch,
     jump_s: float,
 ) -> None:
-    store.control.redis.delete(names.run(run))
+    store.control.redis.delete(keyspace.run(run))
     sweep(store, tmp_path)
     pass_time(monkeypatch, jump_s)
     assert sweep(store, tmp_path) == 1
     counted = json.loads((tmp_path / "unknown-runs.json").read_text())[run]["counted_s"]
-    assert 0.0 <= counted <= unknown.LONGEST_STEP_S
+    assert 0.0 <= counted <= unknown_runs.LONGEST_STEP_S
 
     pass_time(monkeypatch, 5)
     assert sweep(store, tmp_path) == 1  # By another process: nothing is kept in memory.
@@ -103,7 +104,7 @@ def test_a_clock_that_jumps_ends_no_day_and_a_restart_begins_none(
 def test_what_is_kept_of_a_deleted_run_goes_at_once(
     store: Store, run: str, kept: Path, tmp_path: Path
 ) -> None:
-    operate.cancel(store, "lawful")
+    controls.cancel(store, "lawful")
     state = store.control.run(run)
     assert state is not None
     deletion.delete(store, state, tmp_path / "aggregator")
@@ -118,8 +119,8 @@ def test_a_user_who_may_not_read_tombstones_keeps_what_it_has(
     server = store.control.redis
     server.execute_command("ACL", "SETUSER", "old", "on", "nopass", "~flq:{*", "+@all")
     connection = server.connection_pool.connection_kwargs
-    server.zadd(names.DELETED, {run: 1.0})
-    server.delete(names.run(run))
+    server.zadd(keyspace.DELETED, {run: 1.0})
+    server.delete(keyspace.run(run))
     where = f"unix://old:x@{connection['path']}" if "path" in connection else (
         f"redis://old:x@{connection['host']}:{connection['port']}/0"
     )  # fmt: skip
@@ -133,7 +134,7 @@ def test_a_user_who_may_not_read_tombstones_keeps_what_it_has(
 def test_whether_a_round_has_ended_is_asked_without_reading_its_clients(
     store: Store, run: str
 ) -> None:
-    store.control.redis.hset(names.run(run), "population", json.dumps(["x" * 60] * 2000))
+    store.control.redis.hset(keyspace.run(run), "population", json.dumps(["x" * 60] * 2000))
     before = store.control.redis.info("stats")["total_net_output_bytes"]
     assert not queries.has_ended(store.control, run, 0, CLIENT)
     read = store.control.redis.info("stats")["total_net_output_bytes"] - before

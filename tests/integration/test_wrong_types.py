@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import config, dispatch, names, operate, rounds, runs, tidying
-from fl_queue.heal import Healer
-from fl_queue.store import Store
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import controls, rq_cleanup
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import lifecycle, runs
+from fl_queue.store import Store, keyspace
+from fl_queue.store.jobs import dispatch
 from tests.byhand import ByHand
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,7 +30,7 @@ def spoil(client: redis.Redis, *keys: str) -> None:
 
 def removed(store: Store, run: str) -> set[str]:
     """The keys whose removal the run's events tell."""
-    streams = {names.events(run): "0-0"}
+    streams = {keyspace.events(run): "0-0"}
     events = [event for _, _, event in store.control.read_events(streams, None)]
     return {event["key"] for event in events if event["event"] == "key_removed"}
 
@@ -46,46 +49,55 @@ def test_whatever_a_client_makes_of_its_keys_the_healer_goes_on(
     store: Store, run: str, tmp_path: Path
 ) -> None:
     keys = job_keys(store, run)
-    own = [names.client("a"), names.client_holder("a"), names.client_events("a"), "flq:worker:a_00"]
+    own = [
+        keyspace.client("a"),
+        keyspace.client_holder("a"),
+        keyspace.client_events("a"),
+        "flq:worker:a_00",
+    ]
     spoil(store.control.redis, *keys, *own)
     healer = Healer(store, tmp_path, hurry=True)
     healer.tick()
-    tidying.sweep(store)
+    rq_cleanup.sweep(store)
     healer.tick()
 
     # The queue was removed before the new attempt was put into it.
     assert store.control.jobs(run, 0)["a"]["attempt"] == 2
     assert store.control.living_workers() == []
     assert store.control.client("a") == {}
-    assert store.control.last_event(names.client_events("a")) is None
+    assert store.control.last_event(keyspace.client_events("a")) is None
     assert f"rq:job:{keys[0].removeprefix('rq:job:')}" in removed(store, run)
     assert not store.control.redis.exists(*own[3:])
     newest = dispatch.tickets(store, run, 0)["a"].job
-    assert newest in dispatch.queued(store, names.client_queue("a"))
+    assert newest in dispatch.queued(store, keyspace.client_queue("a"))
 
 
 def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_path: Path) -> None:
-    store.control.hold(names.client_holder("a"), "t", 60, {})
-    spoil(store.control.redis, f"rq:queue:{names.client_queue('a')}")
-    state = runs.start_run(store, "r", config.load("mnist-3v7", ("round.cohort=1",), {}), 1)
-    rounds.advance(store, state.run_id)
+    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    spoil(store.control.redis, f"rq:queue:{keyspace.client_queue('a')}")
+    state = runs.start_run(store, "r", run_config.load("mnist-3v7", ("round.cohort=1",), {}), 1)
+    lifecycle.advance(store, state.run_id)
     assert store.control.round(state.run_id, 0) is not None
     Healer(store, tmp_path, hurry=True).tick()
 
     newest = dispatch.tickets(store, state.run_id, 0)["a"].job
-    assert newest in dispatch.queued(store, names.client_queue("a"))
+    assert newest in dispatch.queued(store, keyspace.client_queue("a"))
 
 
 def test_lists_and_sums_of_a_wrong_type_hold_up_nobody(store: Store, tmp_path: Path) -> None:
     hand = ByHand(store, tmp_path, "ab", 1000, "redis.unmerged_bytes=5000")
-    keys = [names.results(hand.run), names.partial(hand.run), names.admitted(hand.run, "a")]
-    spoil(store.data.redis, *keys, names.taken(hand.run, 1))
+    keys = [
+        keyspace.results(hand.run),
+        keyspace.partial(hand.run),
+        keyspace.admitted(hand.run, "a"),
+    ]
+    spoil(store.data.redis, *keys, keyspace.taken(hand.run, 1))
     hand.update("a", bound=5000)
     hand.update("b", bound=1 << 40)
 
     assert hand.work() == "committed: 2 of 2 updates in"
-    assert {names.results(hand.run), names.partial(hand.run)} <= removed(store, hand.run)
+    assert {keyspace.results(hand.run), keyspace.partial(hand.run)} <= removed(store, hand.run)
     spoil(store.data.redis, *keys)
-    operate.cancel(store, "by-hand")
+    controls.cancel(store, "by-hand")
     Healer(store, tmp_path).heal(hand.run)
     assert store.data.waiting(hand.run) == 0

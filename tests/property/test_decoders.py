@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_queue import codec
-from fl_queue.header import Member, packed
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Member, packed
 from tests.fuzz import targets
 from tests.fuzz.targets import TARGETS
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale, choose_scales, exact_scale
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 SPECS = (
     TensorSpec("b", (2,), "float_buffer"),

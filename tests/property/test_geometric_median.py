@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl_queue.exact import Scale
-from fl_queue.gather import Gathered
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.aggregation.exact_sum import Scale
+from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.robust import Robust
 

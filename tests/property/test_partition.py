@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_queue.data_fields import PARTITIONS
+from fl_queue.config.data_section import PARTITIONS
+from fl_queue.data.partition import client_split, split
+from fl_queue.data.partitioners import LEAST_SAMPLES, dirichlet_hsu
 from fl_queue.errors import ConfigError
-from fl_queue.partition import client_split, split
-from fl_queue.splits import LEAST_SAMPLES, dirichlet_hsu
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(
     lambda values: np.array(values, dtype=np.int64)

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fl_queue import config, digits
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import exact_scale
+from fl_queue.aggregation import digits
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import exact_scale
+from fl_queue.aggregation.sum_format import sum_format
+from fl_queue.config import run_config
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies.fedavg import FedAvg
-from fl_queue.sumformat import sum_format
-from fl_queue.tasks.table import PooledTable
-from fl_queue.tensors import load_arrays, manifest_of, views_of
+from fl_queue.tasks.csv_table import PooledTable
+from fl_queue.training.model_tensors import load_arrays, manifest_of, views_of
 
 BUFFER = Manifest((TensorSpec("b", (4,), "float_buffer"),))
 #: A standardised column's mean and deviation are right to this.
@@ -65,7 +66,7 @@ def merged(
     scales: list[float], clients: int, cohort: int, seed: int
 ) -> tuple[PooledTable, torch.Tensor]:
     """A table's model after the round that finds its statistics, and all rows together."""
-    options = config.load("csv", (), {})
+    options = run_config.load("csv", (), {})
     model = PooledTable(nn.Linear(len(scales), 2), len(scales))
     manifest = manifest_of(model)
     base = {name: array.copy() for name, array in views_of(model, manifest).items()}

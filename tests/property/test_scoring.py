@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from fl_queue import blob, metrics, sgd
-from fl_queue.header import Header
+from fl_queue import metrics
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.training import sgd
 
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
 SHAPES = ((), (1,), (2,), (3,), (4, 4))
@@ -44,7 +46,7 @@ def test_an_evaluation_takes_every_output_and_target(task: Any, value: float) ->
     finished = metrics.finish(sums)
     assert all(0 <= finished[name] <= 1 for name in ("accuracy", "f1", "auc") if name in finished)
     header = Header(kind="evaluation", run="r-1", round=1, client="a", metrics=sums)
-    assert blob.unpack(blob.pack(header, None), max_body_bytes=0)[0].metrics == sums
+    assert message.unpack(message.pack(header, None), max_body_bytes=0)[0].metrics == sums
 
 
 def _by_hand(odds: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -114,9 +116,9 @@ def test_a_model_that_returns_more_than_a_tensor_has_its_loss() -> None:
 
 
 def test_what_is_not_computed_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    from fl_queue import scoring
+    from fl_queue.training import classification
 
-    scoring._note.cache_clear()
+    classification._note.cache_clear()
     data = TensorDataset(torch.randn(600, 3), torch.full((600,), 7))
     loss = lambda output, target: output.sum() * torch.nan  # noqa: E731
     assert sgd.evaluate(nn.Identity(), data, loss) == {"num_examples": 600}

@@ -16,16 +16,20 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import codec, config, metrics, outbox, training, trial, update
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.sum_format import sum_format
+from fl_queue.client import local_update, outbox, update_message
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.header import Header
-from fl_queue.merge import Merge
+from fl_queue.experiments import trial
 from fl_queue.metrics import finish
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
 from fl_queue.strategies import get_strategy
-from fl_queue.sumformat import sum_format
-from fl_queue.tasks import ClientContext, ClientData, Task
-from fl_queue.tasks.telling import facts_of
+from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.site_facts import facts_of
 
 SAMPLES = TensorDataset(torch.linspace(0, 1, 24).reshape(8, 3), torch.zeros(8, dtype=torch.long))
 
@@ -132,7 +136,7 @@ def task_of(config: RunConfig, drawn: dict[str, Any]) -> Task:
 
 
 def loaded(*changes: str) -> RunConfig:
-    return config.load("mnist-3v7", ("run.task=here:Drawn", "train.epochs=1", *changes), {})
+    return run_config.load("mnist-3v7", ("run.task=here:Drawn", "train.epochs=1", *changes), {})
 
 
 def passes(task: Task) -> bool:
@@ -149,15 +153,17 @@ def run_through(task: Task) -> Header:
     config = task.config
     context = ClientContext.of(config, client="site-1", run="run-00", round_number=1, shares=2)
     facts_of(task, task.client_data(context))
-    manifest, arrays = training.initial_model(task, config.run["seed"])
+    manifest, arrays = local_update.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = training.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
-    made = training.train_update(task, manifest, base, context, plan=plan)
+    plan = local_update.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
+    made = local_update.train_update(task, manifest, base, context, plan=plan)
     blank = Header(kind="update", run="run-00", round=1, client="site-1", token="0")
     encoding = codec.encoding(config.update)
-    header = update.header_of(blank, made, encoding, {}, context)
+    header = update_message.header_of(blank, made, encoding, {}, context)
     with tempfile.TemporaryDirectory() as folder:
-        path = outbox.write(Path(folder), header, update.body_of(made, encoding, context, {}))
+        path = outbox.write(
+            Path(folder), header, update_message.body_of(made, encoding, context, {})
+        )
         kept = outbox.read(path)
         assert kept is not None
         metrics.check(kept[0].metrics)
@@ -232,9 +238,9 @@ def test_numbers_of_every_kind_arrive_as_python_s_own(kind: str) -> None:
 def test_a_sum_that_is_not_finite_is_left_out_and_said_once(
     value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fl_queue.tasks import numbers
+    from fl_queue.tasks import plain_numbers
 
-    numbers.say_left_out.cache_clear()
+    plain_numbers.say_left_out.cache_clear()
     sums = {"num_examples": 8, "mae_sum": value, "loss_sum": 2.0}
     task = task_of(loaded(), {"evaluate": sums})
     with caplog.at_level(logging.WARNING):

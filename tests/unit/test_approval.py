@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import approval, codec, leaving, outbox
+from fl_queue.client import approval, disclosure, outbox
+from fl_queue.client.site import Site
 from fl_queue.errors import ConfigError
-from fl_queue.header import Header
-from fl_queue.records import Awaited, Manifest, TensorSpec
-from fl_queue.site import Site
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Awaited, Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -126,7 +127,7 @@ def test_a_failure_and_version_0_need_nobody() -> None:
 def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -> None:
     kept = outbox.read(written(site, encoding))
     assert kept is not None
-    facts = leaving.facts(*kept)
+    facts = disclosure.facts(*kept)
 
     numbers = codec.Arrays(encoding, MANIFEST, kept[1])
     norms = {name: float(np.linalg.norm(array.astype(float))) for name, array in numbers.items()}
@@ -137,7 +138,7 @@ def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -
     assert shown["weight"]["dtype"] == codec.wire_dtype(encoding, MANIFEST.tensors[2])
     [file] = site.outbox.iterdir()
     assert facts["bytes"] == file.stat().st_size
-    text = "\n".join(leaving.lines(facts))
+    text = "\n".join(disclosure.lines(facts))
     assert '  metrics        {"correct":40,"num_examples":50}' in text
     assert "  num_examples   600" in text
     assert f"  body_digest    {kept[0].body_digest}" in text
@@ -149,11 +150,11 @@ def test_a_long_table_is_counted_for_people_and_whole_in_json(site: Site) -> Non
     assert kept is not None
     table = [[0] * 999 + [3], [1] + [0] * 999]
     header = replace(kept[0], metrics={"num_examples": 4, "logit_histograms": table})
-    facts = leaving.facts(header, kept[1])
+    facts = disclosure.facts(header, kept[1])
 
-    text = "\n".join(leaving.lines(facts))
+    text = "\n".join(disclosure.lines(facts))
     assert '"logit_histograms":"2000 numbers, 2 of them not 0 (--json shows them)"' in text
     assert '"num_examples":4' in text
     assert facts["header"]["metrics"]["logit_histograms"] == table
     few = {**facts, "header": {"metrics": {"confusion": [[2, 1], [0, 1]]}}}
-    assert '{"confusion":[[2,1],[0,1]]}' in "\n".join(leaving.lines(few))
+    assert '{"confusion":[[2,1],[0,1]]}' in "\n".join(disclosure.lines(few))

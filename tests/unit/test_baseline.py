@@ -13,13 +13,18 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 from torch.utils.data import TensorDataset
 
-from fl_queue import alone, baseline, blob, compare, config, report, sgd, training
-from fl_queue.baseline import Baseline
 from fl_queue.cli import cli
+from fl_queue.client import local_update
+from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
+from fl_queue.experiments import baseline_training
+from fl_queue.protocol import message
+from fl_queue.reporting import baselines, comparison, rounds_table
+from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import Store
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
+from fl_queue.training import sgd
 from tests.integration.test_compare import begun
 from tests.unit.test_report import record
 
@@ -29,44 +34,44 @@ SIMULATED = (
 )  # fmt: skip
 
 
-def loaded(*overrides: str) -> config.RunConfig:
-    return config.load("mnist-3v7", (*SIMULATED, "data.train_per_class=[]", *overrides), {})
+def loaded(*overrides: str) -> run_config.RunConfig:
+    return run_config.load("mnist-3v7", (*SIMULATED, "data.train_per_class=[]", *overrides), {})
 
 
 @pytest.fixture(scope="module")
 def local() -> Baseline:
-    return alone.train(loaded(), "local", "many")
+    return baseline_training.train(loaded(), "local", "many")
 
 
 @pytest.fixture(scope="module")
 def centralised() -> Baseline:
-    return alone.train(loaded(), "centralised", "many")
+    return baseline_training.train(loaded(), "centralised", "many")
 
 
 def test_each_client_is_trained_from_version_0_on_its_own_share(local: Baseline) -> None:
     """By hand: two rounds of two epochs from version 0, as a client's job does one."""
     settings = loaded()
     task = load_task("mnist-3v7", settings)
-    manifest, arrays = training.initial_model(task, 0)
+    manifest, arrays = local_update.initial_model(task, 0)
     context = ClientContext.of(
         settings, client="sim-2", run="baseline-local", round_number=1, share=1, shares=3
     )
     for number in (1, 2):
         base = {name: array.copy() for name, array in arrays.items()}
         context = replace(context, round=number, learning_rate=settings.learning_rate(number))
-        done = training.train_update(task, manifest, base, context)
+        done = local_update.train_update(task, manifest, base, context)
         arrays = {name: done.tensors.local(name) for name in done.tensors}
 
     assert [model.client for model in local.models] == ["sim-1", "sim-2", "sim-3"]
     second = local.models[1]
-    assert second.digest == blob.pieces_digest(arrays[name] for name in sorted(arrays))
+    assert second.digest == message.pieces_digest(arrays[name] for name in sorted(arrays))
     assert second.num_examples == done.num_examples
     assert second.test["accuracy"] > 0.8
     assert second.curve == {}
 
 
 def test_equal_configs_give_equal_bits_and_few_clients_are_some_of_all(local: Baseline) -> None:
-    few = alone.train(loaded(), "local", clients=2)
+    few = baseline_training.train(loaded(), "local", clients=2)
 
     assert len(few.models) == few.clients == 2
     known = {model.client: model for model in local.models}
@@ -121,11 +126,11 @@ def test_the_worst_is_the_largest_where_less_is_better(
 
 
 def test_without_a_central_test_the_held_out_samples_judge() -> None:
-    made = alone.train(loaded("run.evaluate_every=0"), "centralised", clients=2)
+    made = baseline_training.train(loaded("run.evaluate_every=0"), "centralised", clients=2)
 
     assert made.models[0].test == {}
     assert made.models[0].value("accuracy") == made.models[0].validation["accuracy"]
-    assert baseline.summary(made) == ["* on what was held out for validation"]
+    assert baselines.summary(made) == ["* on what was held out for validation"]
 
 
 def test_data_of_tensors_stay_tensors_and_others_are_chained() -> None:
@@ -150,49 +155,53 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         table(tmp_path / name / "train.csv", rows)
     table(tmp_path / "test.csv", 100)
-    settings = config.load(
+    settings = run_config.load(
         "csv",
         ("task.label=label", "task.classes=0,1", "task.features=a,b", "run.rounds=2"),
         {},
     )
     folders = (str(tmp_path / "north"), str(tmp_path / "south"))
-    place = alone.Place(folders, test=str(tmp_path))
+    place = baseline_training.Place(folders, test=str(tmp_path))
 
-    made = alone.train(settings, "local", place=place)
-    whole = alone.train(settings, "centralised", place=place)
+    made = baseline_training.train(settings, "local", place=place)
+    whole = baseline_training.train(settings, "centralised", place=place)
 
     assert [(m.client, m.num_examples) for m in made.models] == [("north", 160), ("south", 240)]
     assert whole.models[0].num_examples == 400
     assert whole.models[0].test["accuracy"] > 0.9
     with pytest.raises(DataError, match=r"north/test\.csv: .*name their folder with --test-data"):
-        alone.train(settings, "local", place=alone.Place(folders))
+        baseline_training.train(settings, "local", place=baseline_training.Place(folders))
     with pytest.raises(ConfigError, match="--data: one folder is split"):
-        alone.train(loaded(), "local", place=place)
+        baseline_training.train(loaded(), "local", place=place)
     with pytest.raises(ConfigError, match="--data: two of the folders have the same name"):
-        alone.train(settings, "local", place=alone.Place((folders[0], folders[0])))
+        baseline_training.train(
+            settings, "local", place=baseline_training.Place((folders[0], folders[0]))
+        )
 
 
 def test_how_many_clients_there_are_must_be_known() -> None:
     with pytest.raises(ConfigError, match=r"data\.shares: is 0"):
-        alone.train(config.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
+        baseline_training.train(run_config.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
 
 
 def test_an_initial_model_of_another_task_is_refused_as_in_a_run(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros((2, 784), np.float32)}, path)
     with pytest.raises(ModelMismatch, match=r"model\.initial: tensor 'bias' is missing"):
-        alone.train(config.load("mnist-3v7", (f"model.initial={path}", "data.shares=2")), "local")
+        baseline_training.train(
+            run_config.load("mnist-3v7", (f"model.initial={path}", "data.shares=2")), "local"
+        )
 
 
 def test_a_device_is_not_replaced_by_a_file(local: Baseline) -> None:
     with pytest.raises(DataError, match="is not a file"):
-        baseline.write(Path("/dev/null"), local)
+        baselines.write(Path("/dev/null"), local)
 
 
 def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_path: Path) -> None:
     path = tmp_path / "local.json"
-    baseline.write(path, local)
-    assert baseline.read(path) == local
+    baselines.write(path, local)
+    assert baselines.read(path) == local
     raw = asdict(local)
     for text, reason in (
         ("{", "not a baseline"),
@@ -203,9 +212,9 @@ def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=reason):
-            baseline.read(path)
+            baselines.read(path)
     with pytest.raises(DataError, match="cannot be read"):
-        baseline.read(tmp_path / "none.json")
+        baselines.read(tmp_path / "none.json")
 
 
 def test_it_is_shown_beside_runs(
@@ -213,7 +222,7 @@ def test_it_is_shown_beside_runs(
 ) -> None:
     state = begun(store, "tested", [0.5, 0.9], *SIMULATED[:4])
 
-    tested, mean, one = compare.compare(store, [state], "accuracy", [local, centralised])
+    tested, mean, one = comparison.compare(store, [state], "accuracy", [local, centralised])
 
     spread = local.summary("accuracy")
     assert spread is not None
@@ -222,7 +231,9 @@ def test_it_is_shown_beside_runs(
     assert (one.value, one.version) == (centralised.models[0].test["accuracy"], 2)
     assert tested.settings["data.partition"] == "iid"
     assert mean.settings["data.partition"] == "dirichlet_label"
-    report.plot(tmp_path / "p.png", [record(1, 0)], {1: {"accuracy": 0.5}}, [local, centralised])
+    rounds_table.plot(
+        tmp_path / "p.png", [record(1, 0)], {1: {"accuracy": 0.5}}, [local, centralised]
+    )
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
@@ -231,7 +242,7 @@ def test_beside_a_run_without_a_central_test_is_what_was_held_out(
 ) -> None:
     state = begun(store, "untested", [], *SIMULATED[:4])
 
-    _, mean = compare.compare(store, [state], "accuracy", [local])
+    _, mean = comparison.compare(store, [state], "accuracy", [local])
 
     assert mean.value == pytest.approx(np.mean([m.validation["accuracy"] for m in local.models]))
 
@@ -244,7 +255,7 @@ def test_the_command_writes_table_and_file(tmp_path: Path, local: Baseline) -> N
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
 
     assert done.exit_code == 0
-    found = baseline.read(path)
+    found = baselines.read(path)
     known = {model.client: model for model in local.models}
     assert [known[model.client] for model in found.models] == found.models
     spread = found.summary("accuracy")

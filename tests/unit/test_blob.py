@@ -11,11 +11,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from fl_queue import blob
 from fl_queue.errors import BlobError
-from fl_queue.header import MAX_HEADER_BYTES, Header, Member
-from fl_queue.header_fields import MAX_TEXT
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol import message
+from fl_queue.protocol.header import MAX_HEADER_BYTES, Header, Member
+from fl_queue.protocol.header_schema import MAX_TEXT
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -35,7 +35,7 @@ CAP = 1 << 20
 
 
 def update(**changes: Any) -> tuple[Header, bytearray]:
-    body = blob.encode_body(MANIFEST, TENSORS)
+    body = message.encode_body(MANIFEST, TENSORS)
     header = Header(
         kind="update",
         run="demo-3f2a9c",
@@ -48,9 +48,9 @@ def update(**changes: Any) -> tuple[Header, bytearray]:
         metrics={"loss": [1.0, 600]},
         environment={"torch": "2.14", "threads": 2},
         train_s=0.5,
-        tensors=blob.entries(MANIFEST),
+        tensors=message.entries(MANIFEST),
         body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
     return replace(header, **changes), body
 
@@ -91,7 +91,7 @@ def member(**changes: Any) -> Member:
 
 def reason_of(element: bytes) -> str:
     with pytest.raises(BlobError) as caught:
-        blob.unpack(element, max_body_bytes=CAP)
+        message.unpack(element, max_body_bytes=CAP)
     return caught.value.reason
 
 
@@ -99,15 +99,15 @@ def reason_of(element: bytes) -> str:
 
 
 def test_body_has_the_tensors_in_manifest_order_without_gaps() -> None:
-    body = blob.encode_body(MANIFEST, TENSORS)
+    body = message.encode_body(MANIFEST, TENSORS)
     expected = b"".join(TENSORS[name].tobytes() for name in ("bias", "count", "empty", "mean"))
     assert bytes(body) == expected
-    assert [entry.offset for entry in blob.entries(MANIFEST)] == [0, 12, 20, 20]
+    assert [entry.offset for entry in message.entries(MANIFEST)] == [0, 12, 20, 20]
 
 
 def test_views_are_read_only_and_share_the_body() -> None:
-    body = blob.encode_body(MANIFEST, TENSORS)
-    views = blob.views(MANIFEST, body)
+    body = message.encode_body(MANIFEST, TENSORS)
+    views = message.views(MANIFEST, body)
     for name, tensor in TENSORS.items():
         assert views[name].tobytes() == tensor.tobytes()
         assert views[name].shape == tensor.shape
@@ -122,7 +122,7 @@ def test_strides_and_dictionary_order_do_not_change_the_body() -> None:
     weight = np.arange(6, dtype=np.float32).reshape(3, 2)
     first = {"a": np.ones(2, np.float32), "w": np.ascontiguousarray(weight.T)}
     second = {"w": weight.T, "a": np.ones(4, np.float32)[::2]}
-    assert blob.encode_body(manifest, first) == blob.encode_body(manifest, second)
+    assert message.encode_body(manifest, first) == message.encode_body(manifest, second)
 
 
 @pytest.mark.parametrize(
@@ -139,25 +139,25 @@ def test_strides_and_dictionary_order_do_not_change_the_body() -> None:
 )
 def test_tensors_other_than_the_manifests_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(BlobError) as caught:
-        blob.encode_body(MANIFEST, TENSORS | changes)
+        message.encode_body(MANIFEST, TENSORS | changes)
     assert word in caught.value.reason
     assert repr(next(iter(changes))) in caught.value.reason
 
 
 def test_views_refuse_a_body_of_another_size() -> None:
     with pytest.raises(BlobError) as caught:
-        blob.views(MANIFEST, bytes(MANIFEST.nbytes - 1))
+        message.views(MANIFEST, bytes(MANIFEST.nbytes - 1))
     assert "27 bytes" in caught.value.reason
 
 
 def test_check_body_finds_a_changed_byte_and_a_missing_one() -> None:
     header, body = update()
-    blob.check_body(header, body)
+    message.check_body(header, body)
     with pytest.raises(BlobError, match="bytes"):
-        blob.check_body(header, body[:-1])
+        message.check_body(header, body[:-1])
     body[5] ^= 1
     with pytest.raises(BlobError) as caught:
-        blob.check_body(header, body)
+        message.check_body(header, body)
     assert header.body_digest in caught.value.reason
 
 
@@ -172,20 +172,20 @@ def test_check_body_finds_a_changed_byte_and_a_missing_one() -> None:
 )
 def test_tensors_of_another_model_are_refused(specs: tuple[TensorSpec, ...]) -> None:
     header, _ = update()
-    blob.check_tensors(header, MANIFEST)
+    message.check_tensors(header, MANIFEST)
     with pytest.raises(BlobError, match="the run"):
-        blob.check_tensors(header, Manifest(specs))
+        message.check_tensors(header, Manifest(specs))
 
 
 def test_bytes_that_belong_to_no_tensor_are_refused() -> None:
     with pytest.raises(BlobError, match="body of 29 bytes"):
-        blob.check_tensors(replace(update()[0], body_bytes=29), MANIFEST)
+        message.check_tensors(replace(update()[0], body_bytes=29), MANIFEST)
 
 
 def test_chunks_cover_a_body_exactly() -> None:
     for nbytes, size, count in [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (8, 4, 2), (9, 0, 0)]:
-        slices = list(blob.chunk_slices(nbytes, size))
-        assert blob.chunk_count(nbytes, size) == len(slices) == count
+        slices = list(message.chunk_slices(nbytes, size))
+        assert message.chunk_count(nbytes, size) == len(slices) == count
         covered = [position for part in slices for position in range(part.start, part.stop)]
         assert covered == (list(range(nbytes)) if size else [])
 
@@ -195,10 +195,10 @@ def test_chunks_cover_a_body_exactly() -> None:
 
 def test_an_inline_element_comes_back_equal() -> None:
     header, body = update()
-    element = blob.pack(header, body)
-    assert blob.element_round(element) == 3
+    element = message.pack(header, body)
+    assert message.element_round(element) == 3
     for form in (element, bytearray(element), memoryview(element)):
-        found, inline = blob.unpack(form, max_body_bytes=CAP)
+        found, inline = message.unpack(form, max_body_bytes=CAP)
         assert found == header
         assert bytes(inline) == bytes(body)
         assert inline.readonly
@@ -206,7 +206,7 @@ def test_an_inline_element_comes_back_equal() -> None:
 
 def test_a_chunked_element_carries_no_body() -> None:
     header, _ = update(chunk_bytes=10)
-    found, inline = blob.unpack(blob.pack(header, None), max_body_bytes=CAP)
+    found, inline = message.unpack(message.pack(header, None), max_body_bytes=CAP)
     assert found == header
     assert len(inline) == 0
 
@@ -214,31 +214,31 @@ def test_a_chunked_element_carries_no_body() -> None:
 @pytest.mark.parametrize("kind", ["evaluation", "failure"])
 def test_an_element_without_tensors_has_the_digest_of_nothing(kind: str) -> None:
     header = Header(kind=kind, run="demo-1", round=1, client="a", reason="out of memory")
-    found, inline = blob.unpack(blob.pack(header, None), max_body_bytes=0)
+    found, inline = message.unpack(message.pack(header, None), max_body_bytes=0)
     assert found == header
-    assert found.body_digest == blob.body_digest(b"")
+    assert found.body_digest == message.body_digest(b"")
     assert len(inline) == 0
 
 
 def test_a_model_carries_its_manifest() -> None:
     header, body = update(kind="model", manifest=MANIFEST.to_json())
-    found, _ = blob.unpack(blob.pack(header, body), max_body_bytes=CAP)
+    found, _ = message.unpack(message.pack(header, body), max_body_bytes=CAP)
     assert Manifest.from_json(found.manifest) == MANIFEST
 
 
 def test_equal_headers_pack_to_equal_bytes() -> None:
     one, body = update(metrics={"a": 1, "b": {"c": 1.0, "d": 2.0}})
     other, _ = update(metrics={"b": {"d": 2.0, "c": 1.0}, "a": 1})
-    assert blob.pack(one, body) == blob.pack(other, body)
+    assert message.pack(one, body) == message.pack(other, body)
 
 
 def test_pack_refuses_a_body_that_is_not_the_headers() -> None:
     header, body = update()
     for other in (body[:-1], None):
         with pytest.raises(BlobError, match="body"):
-            blob.pack(header, other)
+            message.pack(header, other)
     with pytest.raises(BlobError, match="chunk"):
-        blob.pack(replace(header, chunk_bytes=10), body)
+        message.pack(replace(header, chunk_bytes=10), body)
 
 
 def test_pack_refuses_a_field_that_unpack_would() -> None:
@@ -251,9 +251,9 @@ def test_pack_refuses_a_field_that_unpack_would() -> None:
         ({"metrics": {"n": 2**64}}, "metrics"),
     ]:
         with pytest.raises(BlobError, match=f"header field {name}"):
-            blob.pack(*update(**changes))
+            message.pack(*update(**changes))
     with pytest.raises(BlobError, match="cannot be shown"):
-        blob.pack(*update(token="\ud800"))
+        message.pack(*update(token="\ud800"))
 
 
 # --- hostile elements
@@ -261,38 +261,38 @@ def test_pack_refuses_a_field_that_unpack_would() -> None:
 
 def test_the_size_caps_come_first() -> None:
     header, body = update()
-    element = blob.pack(header, body)
+    element = message.pack(header, body)
     with pytest.raises(BlobError, match="more than 27"):
-        blob.unpack(element, max_body_bytes=27)
+        message.unpack(element, max_body_bytes=27)
     with pytest.raises(BlobError, match="more than 100"):
-        blob.unpack(element, max_header_bytes=100, max_body_bytes=CAP)
-    chunked = blob.pack(replace(header, chunk_bytes=10), None)
+        message.unpack(element, max_header_bytes=100, max_body_bytes=CAP)
+    chunked = message.pack(replace(header, chunk_bytes=10), None)
     with pytest.raises(BlobError, match="more than 27"):
-        blob.unpack(chunked, max_body_bytes=27)
+        message.unpack(chunked, max_body_bytes=27)
 
 
 def test_bytes_after_the_body_are_refused() -> None:
-    assert "29 bytes follow" in reason_of(blob.pack(*update()) + b"x")
-    assert "1 bytes follow" in reason_of(blob.pack(update(chunk_bytes=10)[0], None) + b"x")
+    assert "29 bytes follow" in reason_of(message.pack(*update()) + b"x")
+    assert "1 bytes follow" in reason_of(message.pack(update(chunk_bytes=10)[0], None) + b"x")
 
 
 def test_a_header_shorter_than_its_prefix_says_is_refused() -> None:
-    element = bytearray(blob.pack(update(chunk_bytes=10)[0], None))
+    element = bytearray(message.pack(update(chunk_bytes=10)[0], None))
     element[8] += 1
     assert reason_of(bytes(element)) == "header is cut off"
 
 
 def test_a_prefix_of_another_round_is_refused() -> None:
-    element = bytearray(blob.pack(*update()))
+    element = bytearray(message.pack(*update()))
     element[4] = 4
     assert "its prefix of round 4" in reason_of(bytes(element))
 
 
 def test_another_magic_is_refused_by_its_round_already() -> None:
     with pytest.raises(BlobError, match="FLQ1"):
-        blob.element_round(b"FLQ2" + bytes(20))
+        message.element_round(b"FLQ2" + bytes(20))
     with pytest.raises(BlobError, match="11 bytes"):
-        blob.element_round(b"FLQ1" + bytes(7))
+        message.element_round(b"FLQ1" + bytes(7))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_field_of_another_type_or_range_is_named(name: str, value: Any) -> Non
 
 def test_a_group_names_its_members_and_comes_back_as_it_was() -> None:
     header, body = update(kind="group", members=(member(), member(status="failed", weight=0)))
-    found, _ = blob.unpack(blob.pack(header, body), max_body_bytes=CAP)
+    found, _ = message.unpack(message.pack(header, body), max_body_bytes=CAP)
 
     assert found == header
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import blob, cache, names
-from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
-from fl_queue.store import Store
+from fl_queue.models import host_cache
+from fl_queue.protocol import message
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.fault.proxy import Proxy
 from tests.federation import wait_for
 
@@ -39,18 +40,18 @@ print(len(body.view))
 def publish(store: Store, chunks: int) -> tuple[str, bytes]:
     """A model of so many chunks on the data server, the last of them short: (digest, body)."""
     body = secrets.token_bytes((chunks - 1) * CHUNK + 17)
-    digest = blob.body_digest(body)
+    digest = message.body_digest(body)
     put(store, digest, body)
     return digest, body
 
 
 def put(store: Store, digest: str, body: bytes) -> None:
     pieces = [memoryview(body)[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
-    store.data.put_chunks(names.model_blob(RUN, digest), pieces, None)
+    store.data.put_chunks(keyspace.model_blob(RUN, digest), pieces, None)
 
 
 def fetch(store: Store, folder: Path, digest: str, body: bytes) -> bytes:
-    return bytes(cache.fetch(store, folder, RUN, digest, len(body), CHUNK).view)
+    return bytes(host_cache.fetch(store, folder, RUN, digest, len(body), CHUNK).view)
 
 
 def reads(store: Store) -> int:
@@ -117,7 +118,7 @@ def test_a_model_that_is_here_is_not_fetched_again(store: Store, tmp_path: Path)
 
 
 def test_an_empty_model_is_a_model(store: Store, tmp_path: Path) -> None:
-    assert fetch(store, tmp_path, blob.body_digest(b""), b"") == b""
+    assert fetch(store, tmp_path, message.body_digest(b""), b"") == b""
 
 
 def test_a_download_goes_on_where_a_killed_data_server_cut_it_off(
@@ -206,7 +207,7 @@ def test_a_damaged_part_is_not_gone_on_with_for_ever(store: Store, tmp_path: Pat
 def test_content_that_is_not_what_its_digest_says_is_refused(store: Store, tmp_path: Path) -> None:
     digest, body = publish(store, 3)
     store.data.redis.setrange(
-        names.chunk(names.model_blob(RUN, digest), 1), 5, bytes([body[CHUNK + 5] ^ 1])
+        keyspace.chunk(keyspace.model_blob(RUN, digest), 1), 5, bytes([body[CHUNK + 5] ^ 1])
     )
     with pytest.raises(ChunksMissing) as caught:
         fetch(store, tmp_path, digest, body)
@@ -219,10 +220,10 @@ def test_a_missing_chunk_is_named_and_what_came_before_it_is_kept(
     store: Store, tmp_path: Path
 ) -> None:
     digest, body = publish(store, 5)
-    store.data.redis.rename(names.chunk(names.model_blob(RUN, digest), 3), "aside")
+    store.data.redis.rename(keyspace.chunk(keyspace.model_blob(RUN, digest), 3), "aside")
     with pytest.raises(ChunksMissing) as caught:
         fetch(store, tmp_path, digest, body)
-    store.data.redis.rename("aside", names.chunk(names.model_blob(RUN, digest), 3))
+    store.data.redis.rename("aside", keyspace.chunk(keyspace.model_blob(RUN, digest), 3))
     before = reads(store)
 
     assert caught.value.index == 3
@@ -234,7 +235,7 @@ def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
     store: Store, tmp_path: Path
 ) -> None:
     first, body = publish(store, 2)
-    reading = cache.fetch(store, tmp_path, RUN, first, len(body), CHUNK)
+    reading = host_cache.fetch(store, tmp_path, RUN, first, len(body), CHUNK)
     forgotten = part_of(tmp_path, "of-a-version-nobody-wants-any-more")
     forgotten.write_bytes(bytes(9))
     os.utime(tmp_path / RUN / first, (1, 1))
@@ -264,8 +265,8 @@ def test_models_of_runs_that_are_over_are_removed(store: Store, tmp_path: Path) 
     digest, body = publish(store, 2)
     fetch(store, tmp_path, digest, body)
     (tmp_path / "other-abc123").mkdir()
-    cache.sweep(tmp_path, lambda run: run == RUN)
-    cache.sweep(tmp_path / "not-there", lambda run: True)
+    host_cache.sweep(tmp_path, lambda run: run == RUN)
+    host_cache.sweep(tmp_path / "not-there", lambda run: True)
 
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["other-abc123"]
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from fl_queue import card, config, names, shown
-from fl_queue.card import Facts
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.store import Store
-from fl_queue.usage import Usage
+from fl_queue.common import escaping
+from fl_queue.config import run_config
+from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.reporting import model_card
+from fl_queue.reporting.model_card import Facts
+from fl_queue.store import Store, keyspace
 from tests.integration.test_compare import begun
 from tests.unit.test_report import record
 from tests.unit.test_shown import EVIL
@@ -37,7 +39,7 @@ def facts(store: Store) -> Facts:
         state=state,
         version=2,
         digest="d" * 64,
-        config=config.load("mnist-3v7", ("data.partition=site", "data.source=full"), {}),
+        config=run_config.load("mnist-3v7", ("data.partition=site", "data.source=full"), {}),
         manifest=manifest,
         records=[record(1, 0), record(2, 1), record(3, 2)],
         tested={"accuracy": 0.75, "loss": 0.5},
@@ -48,14 +50,14 @@ def facts(store: Store) -> Facts:
 
 
 def test_the_front_matter_has_the_results_of_the_central_test(facts: Facts) -> None:
-    head = card.render(facts, "m.pt", "torch").split("---")[1]
+    head = model_card.render(facts, "m.pt", "torch").split("---")[1]
 
     assert 'model-index:\n- name: "pilot"' in head
     assert "    - type: accuracy\n      value: 0.75" in head
 
 
 def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
-    text = card.render(facts, "m.pt", "torch")
+    text = model_card.render(facts, "m.pt", "torch")
 
     assert 'torch.load("m.pt", weights_only=True)' in text
     assert "- Classes: 0: no, 1: yes\n- columns: a, b" in text
@@ -69,7 +71,7 @@ def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
 
 
 def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
-    text = card.render(facts, "m.pt", "torch")
+    text = model_card.render(facts, "m.pt", "torch")
 
     assert "| device | &lt;script>\\|x # y |" in text
     assert "<script>" not in text
@@ -81,10 +83,10 @@ def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
 def test_how_many_examples_a_client_has_is_a_number_or_not_known(
     store: Store, facts: Facts, said: str, count: int
 ) -> None:
-    uniform = config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
-    store.control.redis.hset(names.client("a"), "num_examples", said)
+    uniform = run_config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    store.control.redis.hset(keyspace.client("a"), "num_examples", said)
     records = [replace(record(1, 0), weights={"a": 1})]
-    assert card._examples(store, uniform, records, 2) == {"a": count}
+    assert model_card._examples(store, uniform, records, 2) == {"a": count}
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -99,7 +101,9 @@ def test_no_name_is_markup(facts: Facts, evil: str) -> None:
     )  # fmt: skip
 
     tokens = list(
-        flat(MarkdownIt("default", {"html": True}).parse(card.render(hostile, "m.pt", "torch")))
+        flat(
+            MarkdownIt("default", {"html": True}).parse(model_card.render(hostile, "m.pt", "torch"))
+        )
     )
     kinds = {token.type for token in tokens}
     assert not kinds & {"link_open", "image", "html_inline", "em_open", "strong_open", "s_open"}
@@ -110,12 +114,15 @@ def test_no_name_is_markup(facts: Facts, evil: str) -> None:
     assert [token.info for token in tokens if token.type == "fence"] == ["python", "toml"]
     assert sum(token.type == "table_open" for token in tokens) == 4
     text = " ".join(token.content for token in tokens if token.type in ("text", "text_special"))
-    shown_as = shown.line(evil.replace("\n", " "))
+    shown_as = escaping.line(evil.replace("\n", " "))
     assert not re.search("[\x1b\x9b\u202e]", text)
     assert shown_as in text or not shown_as.isalnum()
     lines = [token.content for token in tokens if token.type == "inline"]
     assert [line for line in lines if line.startswith("client ")] == [
-        *(f"client {shown.markdown(client)}".replace("\\|", "|") for client in sorted([evil, "a"]))
+        *(
+            f"client {escaping.markdown(client)}".replace("\\|", "|")
+            for client in sorted([evil, "a"])
+        )
     ]
 
 
@@ -135,7 +142,7 @@ def test_many_clients_are_summed_up(facts: Facts) -> None:
         records=[record(1, 0), record(2, 1), record(3, 2, client_validation=own)],
     )
 
-    text = card.render(many, "m.pt", "torch")
+    text = model_card.render(many, "m.pt", "torch")
 
     assert "sim-050" not in text
     assert "accuracy over 100 clients: least 0.005, median 0.2525, most 0.5" in text
@@ -150,7 +157,7 @@ def test_what_is_not_known_is_said(facts: Facts) -> None:
         facts, usage=None, manifest=private, examples={}, environments=[], records=[], tested={}
     )
 
-    text = card.render(bare, "m.safetensors", "safetensors")
+    text = model_card.render(bare, "m.safetensors", "safetensors")
 
     for part in (
         "The task is code of its owner",
@@ -164,10 +171,12 @@ def test_what_is_not_known_is_said(facts: Facts) -> None:
 
 def test_of_another_weighting_it_takes_what_clients_told(store: Store) -> None:
     state = begun(store, "uniform", [0.5], "aggregation.weighting=uniform")
-    loaded = config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    loaded = run_config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset("flq:client:hospital-a", "num_examples", 40)
 
-    found = card._examples(store, loaded, [record(1, 0, weights={"hospital-a": 1, "b": 1})], 1)
+    found = model_card._examples(
+        store, loaded, [record(1, 0, weights={"hospital-a": 1, "b": 1})], 1
+    )
 
     assert found == {"hospital-a": 40, "b": 0}
     assert state.version == 1

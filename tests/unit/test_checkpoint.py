@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fl_queue import blob, checkpoint, models
 from fl_queue.errors import BlobError, CheckpointError, DataError, ModelMismatch
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.models import checkpoint, transfer
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -34,8 +35,8 @@ TENSORS = {
     "empty": np.zeros((0, 2), np.float32),
     "mean": np.array([0.25, -0.0], np.float32),
 }
-BODY = blob.encode_body(MANIFEST, TENSORS)
-DIGEST = blob.body_digest(BODY)
+BODY = message.encode_body(MANIFEST, TENSORS)
+DIGEST = message.body_digest(BODY)
 
 
 def write(folder: Path) -> Path:
@@ -129,7 +130,7 @@ import resource, sys
 from pathlib import Path
 from fl_queue import blob, checkpoint, models
 from fl_queue.errors import CheckpointError
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol.records import Manifest, TensorSpec
 manifest = Manifest((TensorSpec("w", (250_000,), "parameter"),))
 body = bytes(manifest.nbytes)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -255,10 +256,10 @@ def test_an_initial_model_that_is_not_finite_is_refused() -> None:
     found = {"mask": np.array([-np.inf], np.float32), "w": np.array([1.0], np.float64)}
     mask = TensorSpec("mask", (1,), "float_buffer")
     manifest = Manifest((mask, TensorSpec("w", (1,), "parameter")))
-    models.fitted(found, manifest, "a file")
+    transfer.fitted(found, manifest, "a file")
     for value in (np.inf, np.nan, 1e39):
         with pytest.raises(ModelMismatch, match="tensor 'w' is not finite in float32"):
-            models.fitted(found | {"w": np.array([value])}, manifest, "a file")
+            transfer.fitted(found | {"w": np.array([value])}, manifest, "a file")
 
 
 def test_bfloat16_is_refused_also_where_numpy_knows_it(tmp_path: Path) -> None:
@@ -279,6 +280,6 @@ def test_writing_makes_no_copy_of_the_model(tmp_path: Path) -> None:
     manifest = Manifest((TensorSpec("w", (16_000_000,), "parameter"),))
     body = bytearray(manifest.nbytes)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    checkpoint.write(tmp_path, blob.body_digest(body), manifest, body, {})
+    checkpoint.write(tmp_path, message.body_digest(body), manifest, body, {})
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
     assert grown_kib * 1024 < manifest.nbytes / 4

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import clientstate
-from fl_queue.clientstate import Accepted
+from fl_queue.client import client_state
+from fl_queue.client.client_state import Accepted
 from fl_queue.errors import DataError
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol.records import Manifest, TensorSpec
 
-LAYOUT = clientstate.layout(
+LAYOUT = client_state.layout(
     {"c": Manifest((TensorSpec("w", (2,), "parameter"), TensorSpec("w.x", (), "parameter")))}
 )
 ONE, TWO = "1" * 64, "2" * 64
@@ -22,11 +22,11 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def write(folder: Path, number: int, update: str, value: float, run: str = "run-1") -> None:
     pieces = [np.full(spec.shape, value, np.float32) for spec in LAYOUT.tensors]
-    clientstate.write(folder, run, "a", Accepted(number, update), LAYOUT, pieces)
+    client_state.write(folder, run, "a", Accepted(number, update), LAYOUT, pieces)
 
 
 def value(folder: Path, before: int, accepted: Accepted | None) -> float | None:
-    kept = clientstate.load(folder, "run-1", "a", before, accepted, LAYOUT)
+    kept = client_state.load(folder, "run-1", "a", before, accepted, LAYOUT)
     assert bool(kept.state) == (kept.note == f"of round {accepted.round}" if accepted else False)
     return float(kept.state["c"]["w"][0]) if kept.state else None
 
@@ -51,7 +51,7 @@ def test_a_retried_late_or_abandoned_round_advances_nothing(tmp_path: Path) -> N
 
 def test_before_anything_was_accepted_a_client_starts_from_zero(tmp_path: Path) -> None:
     write(tmp_path, 1, ONE, 1.0)
-    kept = clientstate.load(tmp_path, "run-1", "a", 2, None, LAYOUT)
+    kept = client_state.load(tmp_path, "run-1", "a", 2, None, LAYOUT)
     assert (kept.state, kept.is_missing, "starts from zero" in kept.note) == ({}, False, True)
     assert left(tmp_path) == []
 
@@ -64,7 +64,7 @@ def test_a_state_that_is_lost_or_damaged_is_missing_and_said_to_be(tmp_path: Pat
     file.chmod(0o600)
     file.write_bytes(damaged)
     for accepted in (Accepted(1, ONE), Accepted(2, TWO)):
-        kept = clientstate.load(tmp_path, "run-1", "a", 3, accepted, LAYOUT)
+        kept = client_state.load(tmp_path, "run-1", "a", 3, accepted, LAYOUT)
         assert (kept.state, kept.is_missing) == ({}, True)
         assert f"missing, that of round {accepted.round}: starts from zero" in kept.note
 
@@ -92,15 +92,15 @@ def test_states_of_runs_unknown_for_a_week_are_removed(tmp_path: Path) -> None:
     week_ago = time.time() - 8 * 24 * 3600
     for run in ("known", "gone"):
         os.utime(tmp_path / run, (week_ago, week_ago))
-    clientstate.sweep(tmp_path, lambda run: run == "known")
-    clientstate.sweep(tmp_path, lambda run: False)
+    client_state.sweep(tmp_path, lambda run: run == "known")
+    client_state.sweep(tmp_path, lambda run: False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "restored-perhaps"]
 
 
 def test_what_belongs_to_the_newest_backup_stays_beside_the_newest_state(tmp_path: Path) -> None:
     for number, update in ((1, ONE), (2, TWO), (3, ONE), (4, TWO)):
         write(tmp_path, number, update, number)
-    kept = clientstate.load(
+    kept = client_state.load(
         tmp_path, "run-1", "a", 5, Accepted(4, TWO), LAYOUT, backed_up=Accepted(2, TWO)
     )
     assert kept.note == "of round 4"
@@ -112,7 +112,7 @@ def test_a_restored_run_finds_what_lies_under_the_ids_of_those_before_it(tmp_pat
     write(tmp_path, 2, TWO, 2.0, "old")
     origins = ("old", "oldest")
     for update, expected in ((Accepted(1, ONE), 1.0), (Accepted(2, TWO), 2.0)):
-        kept = clientstate.load(tmp_path, "run-1", "a", 3, update, LAYOUT, origins=origins)
+        kept = client_state.load(tmp_path, "run-1", "a", 3, update, LAYOUT, origins=origins)
         assert float(kept.state["c"]["w"][0]) == expected
     # Its own from now on, and readable by the owner only; the others go when nobody needs them.
     (file,) = (tmp_path / "run-1").rglob("*.safetensors")
@@ -128,6 +128,6 @@ def test_names_that_are_not_ours_stay(tmp_path: Path) -> None:
         (tmp_path / "run-1/a" / name).mkdir()
         os.utime(tmp_path / name, (0, 0))
     assert value(tmp_path, 3, Accepted(1, ONE)) == 1.0
-    clientstate.sweep(tmp_path, lambda run: run == "run-1")
+    client_state.sweep(tmp_path, lambda run: run == "run-1")
     assert len(list(tmp_path.iterdir())) == 4
     assert len(list((tmp_path / "run-1/a").iterdir())) == 4

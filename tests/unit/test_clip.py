@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import blob, clip, codec, config
+from fl_queue.aggregation import clipping
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.scales import Scale
+from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.header import Header
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale
+from fl_queue.protocol import message
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy
 from tests.unit import test_group as groups
 
-SIZE = 2 * clip.BLOCK + 777
+SIZE = 2 * clipping.BLOCK + 777
 MANIFEST = Manifest(
     (
         TensorSpec("bn.mean", (3,), "float_buffer"),
@@ -58,11 +61,11 @@ def cut(values: dict[str, np.ndarray], *sizes: int) -> Callable[[TensorSpec], It
 
 
 def update(values: dict[str, np.ndarray], encoding: str = "float32") -> tuple[Header, bytes]:
-    body = bytes(codec.encode(encoding, MANIFEST, blob.encode_body(MANIFEST, values), 5))
+    body = bytes(codec.encode(encoding, MANIFEST, message.encode_body(MANIFEST, values), 5))
     header = Header(
         kind="update", run="r", round=1, client="a", num_examples=10, codec=encoding,
         tensors=codec.entries(encoding, MANIFEST), body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )  # fmt: skip
     return header, body
 
@@ -79,11 +82,11 @@ def bits(total: ExactSum) -> list[bytes]:
 def test_the_norm_is_that_of_the_parameters() -> None:
     values = tensors()
     squares = (float(v) ** 2 for name in ("v", "w") for v in values[name].reshape(-1))
-    found = clip.l2_norm(MANIFEST, cut(values, SIZE))
+    found = clipping.l2_norm(MANIFEST, cut(values, SIZE))
 
     assert found == pytest.approx(math.sqrt(math.fsum(squares)), rel=1e-15)
     values["bn.mean"][:] = 1e6
-    assert clip.l2_norm(MANIFEST, cut(values, SIZE)) == found
+    assert clipping.l2_norm(MANIFEST, cut(values, SIZE)) == found
 
 
 def test_the_norm_has_these_bits_on_every_machine() -> None:
@@ -91,7 +94,7 @@ def test_the_norm_has_these_bits_on_every_machine() -> None:
     ramp = (np.arange(SIZE) * 7919 % 10007 - 5000).astype(np.float32) / np.float32(3.0)
     values = tensors() | {"w": ramp, "v": np.full((5, 7), 0.1, np.float32)}
 
-    assert clip.l2_norm(MANIFEST, cut(values, SIZE)).hex() == NORM
+    assert clipping.l2_norm(MANIFEST, cut(values, SIZE)).hex() == NORM
 
 
 #: Made in plain Python, number by number.
@@ -102,7 +105,9 @@ NORM = "0x1.5573f876ebf80p+18"
 def test_pieces_of_any_size_have_the_same_norm(sizes: tuple[int, ...]) -> None:
     values = tensors()
 
-    assert clip.l2_norm(MANIFEST, cut(values, *sizes)) == clip.l2_norm(MANIFEST, cut(values, SIZE))
+    assert clipping.l2_norm(MANIFEST, cut(values, *sizes)) == clipping.l2_norm(
+        MANIFEST, cut(values, SIZE)
+    )
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
@@ -113,7 +118,7 @@ def test_a_long_update_counts_as_one_of_the_largest_norm(encoding: str) -> None:
 
     # What was received: rounded by the codec, and so of another norm than what was sent.
     received = codec.Arrays(encoding, MANIFEST, body)
-    assert added.norm == clip.l2_norm(MANIFEST, cut(dict(received), SIZE))
+    assert added.norm == clipping.l2_norm(MANIFEST, cut(dict(received), SIZE))
     assert added.clipped
     factor = AGGREGATION["clip_norm"] / added.norm
     wide = received["w"].astype(np.float64) * factor
@@ -142,8 +147,8 @@ def test_a_rule_that_needs_all_updates_gets_them_scaled(tmp_path: Path) -> None:
     values = tensors()
     added = total.add(*update(values))
     base = bytes(MANIFEST.nbytes)
-    body = b"".join(blob.as_bytes(block) for block in total.next_model(base))
-    new = blob.views(MANIFEST, body)["w"]
+    body = b"".join(message.as_bytes(block) for block in total.next_model(base))
+    new = message.views(MANIFEST, body)["w"]
 
     assert added.clipped
     assert added.norm is not None
@@ -176,7 +181,7 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
         "clients.kind=simulation", "clients.count=5", "round.cohort=5", "aggregation.clip_norm=1.5",
         f"aggregation.weighting={weighting}",
     )  # fmt: skip
-    changed = config.load("mnist-3v7", changes, {})
+    changed = run_config.load("mnist-3v7", changes, {})
     made = groups.GroupSum(groups.MANIFEST, changed, groups.ROUND)
     alone, together = (
         Merge(groups.MANIFEST, changed.aggregation, groups.ROUND.scales, groups.ROUND.w_max)
@@ -201,13 +206,13 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
 def test_strategies_that_reckon_with_whole_updates_refuse_a_bound(name: str) -> None:
     uniform = "uniform" if "examples" not in STRATEGIES[name].WEIGHTINGS else "examples"
     overrides = (f"aggregation.strategy={name}", f"aggregation.weighting={uniform}")
-    config.load("mnist-3v7", overrides, {})
+    run_config.load("mnist-3v7", overrides, {})
     refused = name in ("fednova", "qfedavg", "scaffold", "feddyn")
     if not refused:
-        config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
+        run_config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
         return
     with pytest.raises(ConfigError) as caught:
-        config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
+        run_config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
     assert caught.value.field == "aggregation.clip_norm"
     assert name in caught.value.reason
     assert "set it to 0" in caught.value.reason
@@ -216,4 +221,4 @@ def test_strategies_that_reckon_with_whole_updates_refuse_a_bound(name: str) -> 
 
 def test_a_bound_below_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="too small"):
-        config.load("mnist-3v7", ("aggregation.clip_norm=-1",), {})
+        run_config.load("mnist-3v7", ("aggregation.clip_norm=-1",), {})

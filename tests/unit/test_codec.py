@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fl_queue import blob, codec, int8
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import choose_scales
 from fl_queue.errors import BlobError
-from fl_queue.exact import ExactSum
-from fl_queue.header import Header, TensorEntry
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import choose_scales
+from fl_queue.protocol import message
+from fl_queue.protocol.codecs import codec, int8
+from fl_queue.protocol.header import Header, TensorEntry
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -29,7 +30,7 @@ ALL = (*codec.CODECS, "topk:0.25")
 
 
 def body_of(values: np.ndarray) -> bytearray:
-    return blob.encode_body(VECTOR, {"w": values.astype(np.float32)})
+    return message.encode_body(VECTOR, {"w": values.astype(np.float32)})
 
 
 def mixed_body() -> bytearray:
@@ -37,7 +38,7 @@ def mixed_body() -> bytearray:
     tensors = {
         spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in MANIFEST.tensors
     }
-    return blob.encode_body(MANIFEST, tensors | {"n": np.array(2**60 + 1)})
+    return message.encode_body(MANIFEST, tensors | {"n": np.array(2**60 + 1)})
 
 
 def decoded(name: str, values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_the_layout_of_each_codec() -> None:
 
 def test_float32_is_the_body_itself() -> None:
     body = mixed_body()
-    assert codec.entries("float32", MANIFEST) == blob.entries(MANIFEST)
+    assert codec.entries("float32", MANIFEST) == message.entries(MANIFEST)
     assert codec.encode("float32", MANIFEST, body, 0) == body
     assert codec.decode("float32", MANIFEST, body) == body
 
@@ -69,10 +70,10 @@ def test_float32_is_the_body_itself() -> None:
 @pytest.mark.parametrize("name", LOSSY)
 def test_buffers_stay_as_they_are(name: str) -> None:
     body = mixed_body()
-    found = blob.views(
+    found = message.views(
         MANIFEST, codec.decode(name, MANIFEST, codec.encode(name, MANIFEST, body, 5))
     )
-    given = blob.views(MANIFEST, body)
+    given = message.views(MANIFEST, body)
     differ = [name for name in given if found[name].tobytes() != given[name].tobytes()]
     assert [name for name in differ if name != "x"] == ["w"]
 
@@ -146,7 +147,7 @@ def test_unknown_codecs_and_dtypes_are_refused() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_tensor_is_decoded_block_by_block(name: str) -> None:
     encoded = codec.encode(name, MANIFEST, mixed_body(), 3)
-    whole = blob.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
+    whole = message.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
     parts = codec.split(name, MANIFEST, encoded)
     for spec in MANIFEST.tensors:
         expected = whole[spec.name].reshape(-1)
@@ -168,7 +169,7 @@ def test_a_body_is_encoded_and_decoded_without_being_whole(
     encoded = b"".join(pieces)
     assert encoded == codec.encode(name, MANIFEST, body, 3)
     assert len(pieces) == 5  # Two of ``w``, one of each other tensor that has elements.
-    whole = blob.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
+    whole = message.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
     blocks, arrays = codec.Blocks(name, MANIFEST, encoded), codec.Arrays(name, MANIFEST, encoded)
     assert list(arrays) == [spec.name for spec in MANIFEST.tensors]
     for spec in MANIFEST.tensors:
@@ -186,7 +187,7 @@ def test_a_body_is_encoded_and_decoded_without_being_whole(
 def test_what_is_not_encoded_is_not_copied() -> None:
     body = mixed_body()
     spec = MANIFEST.tensors[3]
-    view = blob.views(MANIFEST, body)["w"]
+    view = message.views(MANIFEST, body)["w"]
     array = codec.Arrays("float32", MANIFEST, body)["w"]
     assert np.shares_memory(array, view)
     assert not array.flags.writeable
@@ -206,7 +207,9 @@ def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str
         codec=name,
         body_bytes=codec.encoded_nbytes(name, MANIFEST),
     )
-    found, _ = blob.unpack(blob.pack(replace(header, chunk_bytes=64), None), max_body_bytes=10_000)
+    found, _ = message.unpack(
+        message.pack(replace(header, chunk_bytes=64), None), max_body_bytes=10_000
+    )
     codec.check_tensors(name, found, MANIFEST)
     for other in ALL:
         if other != name:
@@ -218,7 +221,7 @@ def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str
         codec.check_tensors(name, replace(header, body_bytes=header.body_bytes + 1), MANIFEST)
     if name != "float32":
         with pytest.raises(BlobError, match="the run wants float32"):
-            blob.check_tensors(header, MANIFEST)
+            message.check_tensors(header, MANIFEST)
 
 
 def test_loops_are_compiled_for_bodies_that_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +255,7 @@ def test_ranges_that_are_no_pieces_are_refused() -> None:
 def test_the_seed_and_the_name_decide_how_int8_rounds() -> None:
     twins = Manifest(tuple(TensorSpec(name, (600,), "parameter") for name in "ab"))
     values = np.linspace(-1, 1, 600).astype(np.float32)
-    body = blob.encode_body(twins, {"a": values, "b": values})
+    body = message.encode_body(twins, {"a": values, "b": values})
     first = codec.encode("int8", twins, body, 1)
     assert codec.encode("int8", twins, body, 1) == first
     assert codec.encode("int8", twins, body, 2) != first

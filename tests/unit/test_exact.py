@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import blob, codec, exact
+from fl_queue.aggregation import exact_sum
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale, choose_scales
+from fl_queue.protocol import message
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -26,7 +28,7 @@ MANIFEST = Manifest(
 )
 FLOATS = Manifest(MANIFEST.tensors[1:])
 SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(20, 65536.0)}
-KERNELS = [exact._numba_kernel(), exact._add_numpy]
+KERNELS = [exact_sum._numba_kernel(), exact_sum._add_numpy]
 
 
 def update(value: float, count: int = 1) -> dict[str, np.ndarray]:
@@ -155,9 +157,9 @@ def test_the_mean_of_nothing_is_an_error_and_no_zeros() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=["numba", "numpy"])
-def test_kernels_agree_with_python_integers(kernel: exact._Kernel) -> None:
+def test_kernels_agree_with_python_integers(kernel: exact_sum._Kernel) -> None:
     rng = np.random.default_rng(1)
-    size = 2 * exact._BLOCK + 3
+    size = 2 * exact_sum._BLOCK + 3
     values = (rng.standard_normal(size) * 10.0 ** rng.integers(-9, 1, size)).astype(np.float32)
     total = np.arange(size, dtype=np.int64)
     assert kernel(total, values, 600, 2.0**31, 64.0) == size
@@ -166,9 +168,11 @@ def test_kernels_agree_with_python_integers(kernel: exact._Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=["numba", "numpy"])
-@pytest.mark.parametrize("position", [0, exact._BLOCK, 2 * exact._BLOCK + 2])
-def test_kernels_stop_before_the_block_of_a_bad_value(kernel: exact._Kernel, position: int) -> None:
-    values = np.full(2 * exact._BLOCK + 3, -0.1, np.float32)
+@pytest.mark.parametrize("position", [0, exact_sum._BLOCK, 2 * exact_sum._BLOCK + 2])
+def test_kernels_stop_before_the_block_of_a_bad_value(
+    kernel: exact_sum._Kernel, position: int
+) -> None:
+    values = np.full(2 * exact_sum._BLOCK + 3, -0.1, np.float32)
     limit = float(np.float32(0.1))
     # The float32 next to 0.1 is above the float64 0.1, and so is outside.
     assert kernel(np.zeros(values.size, np.int64), values, 1, 8.0, 0.1) == 0
@@ -180,7 +184,7 @@ def test_kernels_stop_before_the_block_of_a_bad_value(kernel: exact._Kernel, pos
         assert added <= position
         assert (total[:added] == -1).all()
         assert not total[added:].any()
-        assert exact.first_outside(values, limit) == position
+        assert exact_sum.first_outside(values, limit) == position
 
 
 def test_a_bad_value_far_in_takes_out_again_what_was_added() -> None:
@@ -210,13 +214,13 @@ def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
     )
     rng = np.random.default_rng(4)
     tensors = {name: rng.standard_normal(200_000).astype(np.float32) for name in "ab"}
-    good = blob.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
+    good = message.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
     tensors["b"][150_000] = 100.0
-    bad = blob.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
+    bad = message.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
     for name in (*codec.CODECS, "topk:0.5"):
         whole, blockwise = (ExactSum(manifest, SCALES, w_max=9) for _ in range(2))
         encoded = codec.encode(name, manifest, good, 1)
-        whole.add(blob.views(manifest, codec.decode(name, manifest, encoded)), 7)
+        whole.add(message.views(manifest, codec.decode(name, manifest, encoded)), 7)
         blockwise.add_blocks(codec.Blocks(name, manifest, encoded), 7)
         expected = [piece.tobytes() for piece in whole.pieces()]
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
@@ -233,7 +237,7 @@ def test_partial_sums_add_up_to_the_bits_of_the_whole() -> None:
         part.add(update(value, weight), weight)
         whole.add(update(value, weight), weight)
     body = b"".join(piece.tobytes() for piece in second.pieces())
-    tensors = blob.views(exact.sum_manifest(MANIFEST), body)
+    tensors = message.views(exact_sum.sum_manifest(MANIFEST), body)
     first.add_sum(tensors, second.total_weight, second.count)
     assert [p.tobytes() for p in first.pieces()] == [p.tobytes() for p in whole.pieces()]
     assert (first.total_weight, first.count) == (16, 3)
@@ -271,16 +275,16 @@ logging.basicConfig(level="INFO", format="%(message)s")
 if "without numba" in sys.argv:
     sys.modules["numba"] = None
 import numpy as np
-from fl_queue.exact import ExactSum, warm_up
-from fl_queue.scales import Scale
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.aggregation.exact_sum import ExactSum, warm_up
+from fl_queue.aggregation.scales import Scale
+from fl_queue.protocol.records import Manifest, TensorSpec
 warm_up()
 manifest = Manifest((TensorSpec("w", (99999,), "parameter"),))
 total = ExactSum(manifest, {"parameter": Scale(31, 64.0)}, 9)
 rng = np.random.default_rng(3)
 for weight in (3, 9):
     total.add({"w": rng.standard_normal(99999).astype(np.float32)}, weight)
-from fl_queue.blob import body_digest
+from fl_queue.protocol.message import body_digest
 print(body_digest(total.mean("w").tobytes()), total._totals["w"].sum(), "numba.core" in sys.modules)
 """
 
@@ -311,7 +315,9 @@ def test_without_numba_the_bits_are_the_same() -> None:
 def test_without_a_folder_to_cache_in_the_kernels_are_compiled(tmp_path: Path) -> None:
     # A file in the place of every cache folder: nobody can write there, root included.
     package = tmp_path / "fl_queue"
-    shutil.copytree(Path(exact.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
+    shutil.copytree(
+        Path(exact_sum.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*")
+    )
     (package / "__pycache__").write_text("")
     (tmp_path / "no-folder").write_text("")
     nowhere = str(tmp_path / "no-folder")

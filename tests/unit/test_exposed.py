@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import exposed
+from fl_queue.store import exposure
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_a_password_that_leaves_the_machine_readable_is_said_and_not_shown(url: str) -> None:
-    (risk,) = exposed.of_url(url)
+    (risk,) = exposure.of_url(url)
 
     assert "without TLS" in risk.what
     assert "rediss://" in risk.fix
@@ -49,14 +49,14 @@ def test_a_password_that_leaves_the_machine_readable_is_said_and_not_shown(url: 
     ],
 )
 def test_nothing_is_said_where_nobody_else_reads(url: str) -> None:
-    assert exposed.of_url(url) == []
+    assert exposure.of_url(url) == []
 
 
 @pytest.mark.parametrize(
     "option", ["ssl_cert_reqs=none", "ssl_cert_reqs=None", "ssl_check_hostname=false"]
 )
 def test_a_certificate_that_is_not_checked_is_said(option: str) -> None:
-    (risk,) = exposed.of_url(f"rediss://u:secret@far.example/0?ssl_ca_certs=/a&{option}")
+    (risk,) = exposure.of_url(f"rediss://u:secret@far.example/0?ssl_ca_certs=/a&{option}")
 
     assert option in risk.what
     assert "secret" not in str(risk)
@@ -71,14 +71,14 @@ def test_a_certificate_that_is_not_checked_is_said(option: str) -> None:
     ],
 )
 def test_a_url_a_site_cannot_use_or_should_not_is_noted(url: str, words: str) -> None:
-    (risk,) = exposed.of_site_url(url)
+    (risk,) = exposure.of_site_url(url)
 
     assert words in risk.what
     assert "--site-url" in risk.fix
 
 
 def test_a_url_with_tls_needs_no_note() -> None:
-    assert exposed.of_site_url("rediss://far.example:6379/0") == []
+    assert exposure.of_site_url("rediss://far.example:6379/0") == []
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_url_with_tls_needs_no_note() -> None:
     ],
 )
 def test_a_release_with_known_holes_is_said(version: str, fix: str) -> None:
-    risk = exposed.of_version(version)
+    risk = exposure.of_version(version)
 
     assert risk is not None
     assert version.removesuffix(" (Valkey)") in risk.what
@@ -109,7 +109,7 @@ def test_a_release_with_known_holes_is_said(version: str, fix: str) -> None:
     ],
 )
 def test_a_mended_release_and_one_newer_than_the_table_are_not(version: str) -> None:
-    assert exposed.of_version(version) is None
+    assert exposure.of_version(version) is None
 
 
 def test_the_table_of_releases_is_in_the_document() -> None:
@@ -120,7 +120,7 @@ def test_the_table_of_releases_is_in_the_document() -> None:
 
     assert said == {
         product: [f"{series}.{patch}" for series, patch in known.items()]
-        for product, known in exposed.FIXED.items()
+        for product, known in exposure.FIXED.items()
     }
 
 

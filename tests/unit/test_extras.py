@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_queue import extras
+from fl_queue.common import extras
 from scripts import oldest
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ import redis
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import StoreUnavailable, Trouble
-from fl_queue.store.connect import connect, script
-from fl_queue.store.failing import classify, code_of, in_words, is_full, translated
+from fl_queue.store.connection import connect, script
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
+from fl_queue.store.error_translation import classify, code_of, in_words, is_full, translated
 
 _SNAPSHOTS = (
     "Redis is configured to save RDB snapshots, but it's currently unable to persist to disk."

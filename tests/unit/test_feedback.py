@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_queue import blob, clientstate, codec, feedback
-from fl_queue.blob import Tensor
-from fl_queue.clientstate import Accepted
-from fl_queue.feedback import Piece
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.client import client_state
+from fl_queue.client.client_state import Accepted
+from fl_queue.protocol import message
+from fl_queue.protocol.codecs import codec, error_feedback
+from fl_queue.protocol.codecs.error_feedback import Piece
+from fl_queue.protocol.message import Tensor
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies.base import RESIDUAL, state_manifest
 
 MANIFEST = Manifest(
@@ -23,7 +25,7 @@ MANIFEST = Manifest(
         TensorSpec("n", (), "integer_buffer"),
     )
 )
-LAYOUT = clientstate.layout({RESIDUAL: state_manifest(MANIFEST)})
+LAYOUT = client_state.layout({RESIDUAL: state_manifest(MANIFEST)})
 LOSSY = ("topk:0.05", "int8", "bfloat16")
 SEED = 9
 MANIFEST_SIZES = {spec.name: spec.size for spec in MANIFEST.tensors}
@@ -37,7 +39,7 @@ def update(number: int) -> dict[str, np.ndarray]:
 
 def pieces(tensors: dict[str, np.ndarray]) -> Iterator[Piece]:
     for spec in MANIFEST.tensors:
-        yield spec, 0, blob.little_endian(tensors[spec.name].reshape(-1))
+        yield spec, 0, message.little_endian(tensors[spec.name].reshape(-1))
 
 
 class Client:
@@ -49,26 +51,26 @@ class Client:
 
     def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[Accepted, bytes]:
         """Keep the state, and make the body of an update; nothing is accepted yet."""
-        kept = clientstate.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
+        kept = client_state.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
         residual = kept.state.get(RESIDUAL, {})
-        corrected = list(feedback.corrected(pieces(tensors), residual))
+        corrected = list(error_feedback.corrected(pieces(tensors), residual))
         body = b"".join(
             bytes(codec.encode_piece(self.encoding, spec, start, values, SEED))
             for spec, start, values in corrected
         )
-        made = Accepted(number, blob.body_digest(body))
-        owed = feedback.unsent(self.encoding, corrected, SEED)
-        clientstate.write(self.folder, "run-1", "a", made, LAYOUT, owed)
+        made = Accepted(number, message.body_digest(body))
+        owed = error_feedback.unsent(self.encoding, corrected, SEED)
+        client_state.write(self.folder, "run-1", "a", made, LAYOUT, owed)
         return made, body
 
     def owes(self, before: int = 100) -> dict[str, Tensor]:
-        kept = clientstate.load(self.folder, "run-1", "a", before, self.accepted, LAYOUT)
+        kept = client_state.load(self.folder, "run-1", "a", before, self.accepted, LAYOUT)
         return {name: array.copy() for name, array in kept.state[RESIDUAL].items()}
 
 
 def sent(encoding: str, body: bytes) -> dict[str, np.ndarray]:
     whole = codec.decode(encoding, MANIFEST, body)
-    return {name: array.copy() for name, array in blob.views(MANIFEST, whole).items()}
+    return {name: array.copy() for name, array in message.views(MANIFEST, whole).items()}
 
 
 def largest_alone(values: np.ndarray, share: float) -> np.ndarray:
@@ -162,12 +164,12 @@ def test_what_is_owed_does_not_depend_on_the_factor_of_its_round(encoding: str) 
             (spec, start, (values * np.float32(factor) if spec.kind == "parameter" else values))
             for spec, start, values in pieces(tensors)
         ]
-        corrected = list(feedback.corrected(scaled, owed, factor))
+        corrected = list(error_feedback.corrected(scaled, owed, factor))
         body = b"".join(
             bytes(codec.encode_piece(encoding, spec, start, values, SEED))
             for spec, start, values in corrected
         )
-        left = list(feedback.unsent(encoding, corrected, SEED, factor))
+        left = list(error_feedback.unsent(encoding, corrected, SEED, factor))
         owed = dict(zip(("a", "b"), left, strict=True))
         for name, values in sent(encoding, body).items():
             if name in arrived:
@@ -179,5 +181,5 @@ def test_what_is_owed_does_not_depend_on_the_factor_of_its_round(encoding: str) 
 
 def test_an_update_that_counts_nothing_leaves_nothing_owed() -> None:
     zeros = [(spec, 0, values * 0) for spec, _, values in pieces(update(1))]
-    left = list(feedback.unsent("int8", zeros, SEED, 0.0))
+    left = list(error_feedback.unsent("int8", zeros, SEED, 0.0))
     assert not any(values.any() for values in left)

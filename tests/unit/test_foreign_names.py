@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import approval, cache, kept, outbox
-from fl_queue.header import Header
-from fl_queue.site import Site
+from fl_queue.client import approval, outbox
+from fl_queue.client.site import Site
+from fl_queue.models import host_cache, update_archive
+from fl_queue.protocol.header import Header
 
 RUN = "demo-3f2a9c"
 FOREIGN = (
@@ -64,8 +65,8 @@ def test_updates_that_wait_for_a_decision(site: Site) -> None:
 def test_fetched_models(tmp_path: Path) -> None:
     for name in ("lost+found", ".snapshot", RUN):
         (tmp_path / name / "folder").mkdir(parents=True)
-    cache._keep_newest(tmp_path / RUN, "1" * 64, 0)
-    cache.sweep(tmp_path, lambda run: True)
+    host_cache._keep_newest(tmp_path / RUN, "1" * 64, 0)
+    host_cache.sweep(tmp_path, lambda run: True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".snapshot", "lost+found"]
 
 
@@ -73,6 +74,6 @@ def test_kept_updates(tmp_path: Path) -> None:
     folder = tmp_path / "updates" / RUN
     for name in ("1/folder", "\u00b2", "notes"):
         (folder / name).mkdir(parents=True)
-    kept.keep_only(tmp_path, RUN, 1, {})
-    kept.prune(tmp_path, RUN, [])
+    update_archive.keep_only(tmp_path, RUN, 1, {})
+    update_archive.prune(tmp_path, RUN, [])
     assert sorted(path.name for path in folder.iterdir()) == ["notes", "\u00b2"]

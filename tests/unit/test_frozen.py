@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import codec
-from fl_queue.config import RunConfig
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import Scale
+from fl_queue.client.local_update import Plan, Trained, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import BlobError, ConfigError, ModelMismatch
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, state_manifest, update_manifest
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
-from fl_queue.tensors import manifest_of
-from fl_queue.training import Plan, Trained, initial_model, train_update
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.training.model_tensors import manifest_of
 
 FROZEN = ("0.bias", "0.weight")
 

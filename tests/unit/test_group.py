@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import blob, config, group, simulation
-from fl_queue.config import RunConfig
+from fl_queue.aggregation import group_sum
+from fl_queue.aggregation.group_sum import GroupSum
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.sum_format import sum_format
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import BlobError
-from fl_queue.group import GroupSum
-from fl_queue.header import Header
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.store import RoundState
-from fl_queue.sumformat import sum_format
 
 MANIFEST = Manifest(
     (
@@ -25,8 +27,8 @@ MANIFEST = Manifest(
         TensorSpec("weight_var", (2,), "float_buffer"),
     )
 )
-COHORT = tuple(simulation.clients(5))
-CONFIG = config.load(
+COHORT = tuple(virtual_clients.clients(5))
+CONFIG = run_config.load(
     "mnist-3v7", ("clients.kind=simulation", "clients.count=5", "round.cohort=5"), {}
 )
 SCALES = sum_format(CONFIG.aggregation, {}, 5).scales
@@ -52,13 +54,13 @@ ROUND = RoundState(
     reason="",
     groups=2,
 )
-FIRST, SECOND = (simulation.members(COHORT, 2, number) for number in (0, 1))
+FIRST, SECOND = (virtual_clients.members(COHORT, 2, number) for number in (0, 1))
 
 
 def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
     number = int(client.removeprefix("sim-"))
     generator = np.random.default_rng(number)
-    body = blob.encode_body(
+    body = message.encode_body(
         MANIFEST,
         {
             "count": np.array(number, np.int64),
@@ -77,9 +79,9 @@ def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
         metrics={"num_examples": number},
         environment={"threads": 1},
         train_s=0.5,
-        tensors=blob.entries(MANIFEST),
+        tensors=message.entries(MANIFEST),
         body_bytes=len(body),
-        body_digest=blob.body_digest(body),
+        body_digest=message.body_digest(body),
     )
     return replace(header, **changes), body
 
@@ -97,7 +99,7 @@ def element(number: int, *answers: tuple[Header, bytes | bytearray]) -> tuple[He
         kind="group",
         run="many-3f2a9c",
         round=1,
-        client=simulation.group(number),
+        client=virtual_clients.group(number),
         base_digest="0" * 64,
     )
     return total.element(common)
@@ -121,10 +123,10 @@ def test_sums_of_groups_have_the_bits_of_the_updates_one_by_one() -> None:
         single.add(*update(client))
     for number, clients in enumerate((FIRST, SECOND)):
         header, body = element(number, *map(update, clients))
-        group.check(header, ROUND, CONFIG)
-        found, inline = blob.unpack(blob.pack(header, body), max_body_bytes=1 << 20)
-        group.check_layout(found, grouped)
-        group.add(found, inline, grouped)
+        group_sum.check(header, ROUND, CONFIG)
+        found, inline = message.unpack(message.pack(header, body), max_body_bytes=1 << 20)
+        group_sum.check_layout(found, grouped)
+        group_sum.add(found, inline, grouped)
 
     assert bits(grouped) == bits(single)
     assert bits(single)[2] == 5
@@ -136,18 +138,18 @@ def test_the_headers_behind_a_group_are_the_clients_own() -> None:
     header, _ = element(0, *answers)
 
     own = [replace(header, tensors=()) for header, _ in answers]
-    assert list(group.headers(header)) == [(one, "received", "") for one in own]
-    assert list(group.headers(answers[0][0])) == [(answers[0][0], "received", "")]
+    assert list(group_sum.headers(header)) == [(one, "received", "") for one in own]
+    assert list(group_sum.headers(answers[0][0])) == [(answers[0][0], "received", "")]
 
 
 def test_a_client_that_failed_or_sent_too_much_is_named_and_not_in_the_sum() -> None:
     header, bad = update(SECOND[1])
     bad[8:12] = np.float32(np.nan).tobytes()
-    bad_header = replace(header, body_digest=blob.body_digest(bad))
+    bad_header = replace(header, body_digest=message.body_digest(bad))
     whole, body = element(1, update(SECOND[0]), (bad_header, bad), failure(SECOND[2]))
     total, single = merge(), merge()
-    group.check(whole, ROUND, CONFIG)
-    group.add(whole, body, total)
+    group_sum.check(whole, ROUND, CONFIG)
+    group_sum.add(whole, body, total)
     single.add(*update(SECOND[0]))
 
     assert bits(total) == bits(single)
@@ -173,12 +175,12 @@ def test_a_group_the_round_does_not_have_is_refused(
     change: dict[str, Any], config: RunConfig, word: str
 ) -> None:
     header, _ = element(0, *map(update, FIRST))
-    group.check(header, ROUND, CONFIG)
+    group_sum.check(header, ROUND, CONFIG)
 
     with pytest.raises(BlobError, match=word):
-        group.check(replace(header, **change), ROUND, config)
+        group_sum.check(replace(header, **change), ROUND, config)
     with pytest.raises(BlobError, match="no group"):
-        group.check(header, replace(ROUND, groups=0), CONFIG)
+        group_sum.check(header, replace(ROUND, groups=0), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_member_that_claims_what_cannot_be_is_refused(change: dict[str, Any]) 
     first, *rest = header.members
 
     with pytest.raises(BlobError):
-        group.check(replace(header, members=(replace(first, **change), *rest)), ROUND, CONFIG)
+        group_sum.check(replace(header, members=(replace(first, **change), *rest)), ROUND, CONFIG)
 
 
 def test_a_sum_beyond_what_its_members_may_weigh_is_refused_and_changes_nothing() -> None:
@@ -200,7 +202,7 @@ def test_a_sum_beyond_what_its_members_may_weigh_is_refused_and_changes_nothing(
     total = merge()
 
     with pytest.raises(BlobError, match="digest"):
-        group.add(header, forged, total)
+        group_sum.add(header, forged, total)
     with pytest.raises(BlobError, match="outside"):
-        group.add(replace(header, body_digest=blob.body_digest(forged)), forged, total)
+        group_sum.add(replace(header, body_digest=message.body_digest(forged)), forged, total)
     assert bits(total) == bits(merge())

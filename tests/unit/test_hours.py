@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from fl_queue import hours
+from fl_queue.client import quiet_hours
 from fl_queue.errors import ConfigError
 
 
@@ -25,15 +25,15 @@ def at(clock: str) -> datetime:
 def test_a_moment_is_in_a_span_from_its_first_minute_to_before_its_last(
     span: str, inside: list[str], outside: list[str]
 ) -> None:
-    assert [clock for clock in inside if hours.quiet([span], at(clock)) is None] == []
-    assert [clock for clock in outside if hours.quiet([span], at(clock)) is not None] == []
+    assert [clock for clock in inside if quiet_hours.quiet([span], at(clock)) is None] == []
+    assert [clock for clock in outside if quiet_hours.quiet([span], at(clock)) is not None] == []
 
 
 def test_the_span_that_holds_is_told() -> None:
     spans = ["08:00-12:00", "13:00-18:00"]
 
-    assert str(hours.quiet(spans, at("14:00"))) == "13:00-18:00"
-    assert hours.quiet(spans, at("12:30")) is None
+    assert str(quiet_hours.quiet(spans, at("14:00"))) == "13:00-18:00"
+    assert quiet_hours.quiet(spans, at("12:30")) is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_span_that_holds_is_told() -> None:
 )
 def test_what_is_no_span_is_refused_with_what_to_write(text: str, part: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        hours.parse(text)
+        quiet_hours.parse(text)
 
     assert refused.value.field == "--quiet-hours"
     assert part in str(refused.value)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from fl_queue import int8
+from fl_queue.protocol.codecs import int8
 
 MASK = 2**64 - 1
 KERNELS = {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fl_queue import int8
+from fl_queue.protocol.codecs import int8
 
 QUANTISE_IN_A_PROCESS = """
 import sys, logging

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue.clientstate import Accepted, Kept, still_counts
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.scales import choose_scales
+from fl_queue.client.client_state import Accepted, Kept, still_counts
 from fl_queue.errors import BlobError
-from fl_queue.merge import Merge
-from fl_queue.records import LOST, Manifest, TensorSpec
-from fl_queue.scales import choose_scales
+from fl_queue.protocol.records import LOST, Manifest, TensorSpec
 from fl_queue.strategies import base, get_strategy
 
 #: A client's loss: ``curvature (w - optimum)^2 / 2``.

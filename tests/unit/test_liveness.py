@@ -9,41 +9,41 @@ import time
 
 import pytest
 
-from fl_queue import liveness
+from fl_queue.common import processes
 
 
 def test_a_living_process_is_not_dead() -> None:
-    assert not liveness.is_dead(liveness.identity())
-    assert not liveness.is_dead(liveness.identity(os.getppid()))
+    assert not processes.is_dead(processes.identity())
+    assert not processes.is_dead(processes.identity(os.getppid()))
 
 
 def test_an_ended_process_is_dead_and_so_is_a_zombie() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = liveness.identity(child.pid)
-    assert not liveness.is_dead(identity)
+    identity = processes.identity(child.pid)
+    assert not processes.is_dead(identity)
     child.kill()
-    while not liveness.is_dead(identity):  # A zombie now: nobody has waited for it.
+    while not processes.is_dead(identity):  # A zombie now: nobody has waited for it.
         time.sleep(0.01)
     child.wait()
 
-    assert liveness.is_dead(identity)
+    assert processes.is_dead(identity)
 
 
 def test_another_process_under_the_same_pid_is_another() -> None:
-    machine, started = liveness.identity().rsplit(":", 1)
+    machine, started = processes.identity().rsplit(":", 1)
 
-    assert liveness.is_dead(f"{machine}:{int(started) - 1}")
+    assert processes.is_dead(f"{machine}:{int(started) - 1}")
 
 
 @pytest.mark.parametrize("change", ["boot", "namespace"])
 def test_of_another_machine_or_container_nothing_is_known(change: str) -> None:
-    boot, namespace, *rest = liveness.identity().split(":")
+    boot, namespace, *rest = processes.identity().split(":")
     rest[-1] = "1"
     other = ["x", namespace] if change == "boot" else [boot, "1"]
 
-    assert not liveness.is_dead(":".join([*other, *rest]))
+    assert not processes.is_dead(":".join([*other, *rest]))
 
 
 @pytest.mark.parametrize("text", ["", "x", "a:b:pid:", "a:b:pid:../1:2", ":pid::", "\x00"])
 def test_nonsense_is_not_dead(text: str) -> None:
-    assert not liveness.is_dead(text)
+    assert not processes.is_dead(text)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fl_queue import loader, sgd
 from fl_queue.errors import DataError
-from fl_queue.loader import Reading, load
-from fl_queue.told import FULL, told
+from fl_queue.tasks.error_disclosure import FULL, told
+from fl_queue.training import data_loading, sgd
+from fl_queue.training.data_loading import Reading, load
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -100,10 +100,10 @@ def test_what_a_sample_draws_is_of_seed_epoch_and_index_and_takes_nothing_from_o
 def test_a_killed_process_is_told_from_an_error_of_the_data() -> None:
     with pytest.raises(RuntimeError) as caught:
         trained(2, Noisy(kill=7))
-    assert loader.is_lost(caught.value)
+    assert data_loading.is_lost(caught.value)
     with pytest.raises(ValueError, match="of the data") as other:
         trained(2, Broken())
-    assert not loader.is_lost(other.value)
+    assert not data_loading.is_lost(other.value)
     # Their tracebacks hold the iterators: torch would raise once more about the killed process, in any test.
     del caught, other
     gc.collect()
@@ -125,8 +125,8 @@ def test_a_killed_training_leaves_no_process_that_reads(tmp_path: Path) -> None:
     code = f"""
 import os, time
 from fl_queue.errors import DataError
-from fl_queue.loader import Reading, load
-from fl_queue.told import FULL, told
+from fl_queue.training.data_loading import Reading, load
+from fl_queue.tasks.error_disclosure import FULL, told
 
 class Slow:
     def __len__(self): return 8

@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl_queue import metrics
-from fl_queue.config import RunConfig
-from fl_queue.entries import event_of
+from fl_queue.client.local_update import Trained, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.protocol.events import event_of
+from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
-from fl_queue.tasks.logged import MOST, Logged
-from fl_queue.training import Trained, initial_model, train_update
+from fl_queue.tasks.logged_metrics import MOST, Logged
 
 
 class Quiet(Task):

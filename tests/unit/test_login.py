@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from fl_queue.errors import StoreUnavailable, Trouble
-from fl_queue.store.login import FOR_GOOD_S, Login, is_login_refused
+from fl_queue.store.login_refusals import FOR_GOOD_S, Login, is_login_refused
 
 REFUSED = redis.AuthenticationError("invalid username-password pair or user is disabled.")
 FORBIDDEN = redis.exceptions.NoPermissionError("this user has no permissions")
@@ -30,7 +30,7 @@ def test_a_login_that_is_refused_is_not_a_command_that_is_forbidden() -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("fl_queue.store.login.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("fl_queue.store.login_refusals.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import logs
+from fl_queue.common import logs
 
 
 def line(message: str, *arguments: object) -> dict[str, object]:
-    record = logging.LogRecord("fl_queue.heal", logging.WARNING, "x", 1, message, arguments, None)
+    record = logging.LogRecord(
+        "fl_queue.coordinator.operations.healer", logging.WARNING, "x", 1, message, arguments, None
+    )
     parsed: dict[str, object] = json.loads(logs.JsonFormatter().format(record))
     return parsed
 
@@ -26,7 +28,10 @@ def test_what_a_message_is_about_are_fields() -> None:
     assert found["run"] == "demo-3f2a9c"
     assert found["round"] == 3
     assert found["message"] == 'healed: job of "a=b" failed'
-    assert (found["level"], found["logger"]) == ("WARNING", "fl_queue.heal")
+    assert (found["level"], found["logger"]) == (
+        "WARNING",
+        "fl_queue.coordinator.operations.healer",
+    )
 
 
 def test_a_message_about_nothing_stays_whole_and_on_one_line() -> None:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import launching, rows, sgd, training
-from fl_queue.cli.working import worker
-from fl_queue.config import RunConfig
+from fl_queue.cli.worker import worker
+from fl_queue.client import local_update, preflight
+from fl_queue.client.assignment import Assignment
+from fl_queue.client.site import Site
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, UpdateWithheld
-from fl_queue.site import Site
+from fl_queue.experiments import launching
 from fl_queue.strategies import get_strategy
-from workers import client, telling
-from workers.assignment import Assignment
+from fl_queue.training import row_floor, sgd
+from workers import client
 
 ROWS = 43
 STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
@@ -52,23 +54,25 @@ def config_of(task: dict[str, Any] | None = None, strategy: Any = None, **train:
     )
 
 
-def trained(config: RunConfig, site: Site, rounds: int = 1) -> training.Trained:
+def trained(config: RunConfig, site: Site, rounds: int = 1) -> local_update.Trained:
     """What a client's job makes in the last of some rounds, each from what it made in the one before."""
     store: Any = None
     number: Any = SimpleNamespace(number=1)
     job = Assignment(store, site, "a", STATE, number, config)
-    manifest, arrays = training.initial_model(job.task(), 0)
+    manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = training.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
+    plan = local_update.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
     for _ in range(rounds):
         before = {name: array.copy() for name, array in base.items()}
-        found = training.train_update(job.task(), manifest, before, job.context(), plan=plan)
+        found = local_update.train_update(job.task(), manifest, before, job.context(), plan=plan)
         for name in found.tensors:
             base[name] = base[name] + found.tensors[name]
     return found
 
 
-def row_of(update: training.Trained, base_is_gone: bool, config: RunConfig) -> tuple[float, ...]:
+def row_of(
+    update: local_update.Trained, base_is_gone: bool, config: RunConfig
+) -> tuple[float, ...]:
     """The row that an update of a linear model is made of, as its receiver computes it: gradient by gradient."""
     weights = update.tensors.local("layers.0.weight") if base_is_gone else update.tensors["layers.0.weight"]  # fmt: skip
     biases = update.tensors.local("layers.0.bias") if base_is_gone else update.tensors["layers.0.bias"]  # fmt: skip
@@ -121,10 +125,10 @@ def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: 
 def test_the_question_before_round_1_says_so(data: Path) -> None:
     site = Site(data_dir=str(data), client="a")
     for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
-        found = telling.look(site, STATE, OLD[attack][0])
+        found = preflight.look(site, STATE, OLD[attack][0])
         assert found["problem"].startswith(f"{field}: ")
         assert found["cannot"] == "yes"
-    assert "problem" not in telling.look(site, STATE, config_of())
+    assert "problem" not in preflight.look(site, STATE, config_of())
 
 
 def test_ordinary_training_goes_on_until_it_is_certain(data: Path) -> None:
@@ -196,16 +200,16 @@ def test_what_is_left_of_each_step() -> None:
             for at in range(4):
                 velocity = momentum * velocity + pull * model + float(at == step)
                 model -= rate * velocity
-            parts = rows.Parts(1, 4, rate, momentum, pull, "cpu")
+            parts = row_floor.Parts(1, 4, rate, momentum, pull, "cpu")
             assert parts._left[::-1][step] == pytest.approx(abs(model))
 
 
 def test_an_output_without_rows_is_not_judged() -> None:
-    parts = rows.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
+    parts = row_floor.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
     parts.watch({"scores": 1}, torch.arange(20))
     parts.check(10)
     whole = Tensor([3.0]).requires_grad_()
-    parts = rows.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
+    parts = row_floor.Parts(20, 1, 0.1, 0.0, 0.0, "cpu")
     parts.watch(whole * 2, torch.arange(20))
     assert not parts.is_known
 

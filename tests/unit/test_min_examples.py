@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 
-from fl_queue import eligible, launching, training
-from fl_queue.cli.working import idle_parts, worker
-from fl_queue.config import RunConfig
+from fl_queue.cli.worker import idle_parts, worker
+from fl_queue.client import local_update, preflight
+from fl_queue.client.assignment import Assignment
+from fl_queue.client.site import MIN_EXAMPLES, Site
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import eligibility
 from fl_queue.errors import ConfigError
+from fl_queue.experiments import launching
 from fl_queue.metrics import finish
-from fl_queue.site import MIN_EXAMPLES, Site
 from fl_queue.store import Store
-from fl_queue.tasks import asked
+from fl_queue.tasks import calls
 from tests.byhand import ByHand
 from workers import client as worker_client
-from workers import telling
-from workers.assignment import Assignment
 
 ROWS = 40
 TABLE = "age,weight,label\n" + "".join(f"{20 + i},{60 + i}.5,{i % 2}\n" for i in range(ROWS))
@@ -52,10 +53,10 @@ def job_of(config: RunConfig, site: Site) -> Assignment:
     return Assignment(store, site, "a", STATE, number, config)
 
 
-def trained(job: Assignment, on_epoch: Any = lambda *told: None) -> training.Trained:
-    manifest, arrays = training.initial_model(job.task(), 0)
+def trained(job: Assignment, on_epoch: Any = lambda *told: None) -> local_update.Trained:
+    manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
-    return training.train_update(job.task(), manifest, base, job.context(), on_epoch)
+    return local_update.train_update(job.task(), manifest, base, job.context(), on_epoch)
 
 
 @pytest.mark.parametrize("aimed", AIMED)
@@ -64,11 +65,11 @@ def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[
     with pytest.raises(ConfigError, match="10 examples") as caught:
         trained(job_of(config, site))
     assert (caught.value.field, caught.value.public) == ("--min-examples", caught.value.reason)
-    found = telling.look(site, STATE, config)
+    found = preflight.look(site, STATE, config)
     assert "--min-examples" in found["problem"]
     assert found["cannot"] == "yes"
     with pytest.raises(ConfigError, match="10 examples"):
-        asked.given_data(job_of(config, site).task(), job_of(config, site).context())
+        calls.given_data(job_of(config, site).task(), job_of(config, site).context())
 
 
 def test_what_it_would_have_got_is_a_row(data: Path) -> None:
@@ -92,9 +93,9 @@ def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
         told.clear()
         job = job_of(config_of(validation_fraction=held), Site(data_dir=str(data)))
         found = trained(job, lambda number, count, finished: told.append(finished))
-        manifest, arrays = training.initial_model(job.task(), 0)
+        manifest, arrays = local_update.initial_model(job.task(), 0)
         base = {name: array.copy() for name, array in arrays.items()}
-        closing = training.evaluate_client(job.task(), manifest, base, job.context())
+        closing = local_update.evaluate_client(job.task(), manifest, base, job.context())
         assert finish(closing).keys() == finish(found.metrics).keys()
         assert closing["num_examples"] == found.metrics["num_examples"]
         return found.metrics
@@ -144,7 +145,7 @@ def test_the_client_is_left_out_of_the_run_with_the_reason(
     run.update("a")
     run.work()
     assert run.record.rejected["b"].startswith("failed: --min-examples: ")
-    found = eligible.decide(store, run.state, run.config, "train")
+    found = eligibility.decide(store, run.state, run.config, "train")
     assert found is not None
     assert list(found.unable) == ["b"]
     assert "ConfigError" in found.out["b"]

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from fl_queue.config import RunConfig, changed_fields
-from fl_queue.errors import ConfigError
-from fl_queue.partition import _kept_split, client_split, split
-from fl_queue.splits import (
+from fl_queue.config.run_config import RunConfig, changed_fields
+from fl_queue.data.partition import _kept_split, client_split, split
+from fl_queue.data.partitioners import (
     dirichlet_hsu,
     dirichlet_label,
     iid,
@@ -16,6 +15,7 @@ from fl_queue.splits import (
     quantity_power,
     shards,
 )
+from fl_queue.errors import ConfigError
 
 TEN_CLASSES = np.tile(np.arange(10), 600)
 

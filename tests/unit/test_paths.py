@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import cache, clientstate, identifiers, kept, models, outbox, pauses
+from fl_queue.client import client_state, outbox, pausing
+from fl_queue.common.paths import below
 from fl_queue.errors import BlobError, CheckpointError, DataError
-from fl_queue.exporters import open_sink
-from fl_queue.header import Header
-from fl_queue.paths import below
+from fl_queue.models import host_cache, transfer, update_archive
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.header import Header
+from fl_queue.reporting.exporters import open_sink
 
 DIGEST = "0" * 64
 HOSTILE = [
@@ -55,15 +57,15 @@ def test_a_link_may_stay_below_and_may_not_leave(tmp_path: Path) -> None:
 def test_every_folder_of_ours_is_joined_so(part: str, tmp_path: Path) -> None:
     header = Header(kind="update", run=part, round=1, client="a", base_digest=DIGEST, token="t")
     for join in (
-        lambda: models.checkpoint_folder(tmp_path, part),
-        lambda: cache.has(tmp_path, part, DIGEST),
-        lambda: kept.forget(tmp_path, part),
-        lambda: kept.prune(tmp_path, part, ()),
-        lambda: kept.read(tmp_path, part, 1, "a", DIGEST),
-        lambda: kept.write(tmp_path, header, b"", 1),
-        lambda: clientstate._place(tmp_path, part, "a"),
-        lambda: clientstate._place(tmp_path, "demo-3f2a9c", part),
-        lambda: pauses.pause(tmp_path, part, "", None),  # type: ignore[arg-type]
+        lambda: transfer.checkpoint_folder(tmp_path, part),
+        lambda: host_cache.has(tmp_path, part, DIGEST),
+        lambda: update_archive.forget(tmp_path, part),
+        lambda: update_archive.prune(tmp_path, part, ()),
+        lambda: update_archive.read(tmp_path, part, 1, "a", DIGEST),
+        lambda: update_archive.write(tmp_path, header, b"", 1),
+        lambda: client_state._place(tmp_path, part, "a"),
+        lambda: client_state._place(tmp_path, "demo-3f2a9c", part),
+        lambda: pausing.pause(tmp_path, part, "", None),  # type: ignore[arg-type]
         lambda: open_sink("csv", tmp_path, part),
     ):
         with pytest.raises((DataError, CheckpointError)):
@@ -75,9 +77,9 @@ def test_so_are_names_that_are_made_of_them(part: str, tmp_path: Path) -> None:
     for join in (
         lambda: outbox.path_of(tmp_path, part, 1, "a"),
         lambda: outbox.path_of(tmp_path, "demo-3f2a9c", 1, part),
-        lambda: kept.read(tmp_path, "demo-3f2a9c", 1, part, DIGEST),
-        lambda: kept.read(tmp_path, "demo-3f2a9c", 1, "a", part),
-        lambda: kept.keep_only(tmp_path, "demo-3f2a9c", 1, {part: DIGEST}),
+        lambda: update_archive.read(tmp_path, "demo-3f2a9c", 1, part, DIGEST),
+        lambda: update_archive.read(tmp_path, "demo-3f2a9c", 1, "a", part),
+        lambda: update_archive.keep_only(tmp_path, "demo-3f2a9c", 1, {part: DIGEST}),
     ):
         with pytest.raises(DataError):
             join()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue import pauses
+from fl_queue.client import pausing
+from fl_queue.client.site import Site
 from fl_queue.errors import ConfigError
-from fl_queue.site import Site
 
 NOON = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
@@ -15,61 +15,61 @@ NOON = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     made = Site(state_dir=tmp_path, client="hospital-a", quiet_hours=("08:00-11:00", "13:00-18:00"))
-    pauses.arrive(made)
+    pausing.arrive(made)
     return made
 
 
 def test_a_pause_holds_until_it_is_ended(site: Site, tmp_path: Path) -> None:
-    assert pauses.why_paused(site, NOON) == ""
+    assert pausing.why_paused(site, NOON) == ""
 
-    assert pauses.pause(tmp_path, "hospital-a", "new\nscanner", NOON)
+    assert pausing.pause(tmp_path, "hospital-a", "new\nscanner", NOON)
     told = "paused by its site since 2026-11-25 12:00 UTC: new scanner"
-    assert pauses.why_paused(site, NOON + timedelta(days=30)) == told
-    assert not pauses.pause(tmp_path, "hospital-a", "again", NOON + timedelta(hours=1))
-    assert pauses.why_paused(site, NOON) == told
+    assert pausing.why_paused(site, NOON + timedelta(days=30)) == told
+    assert not pausing.pause(tmp_path, "hospital-a", "again", NOON + timedelta(hours=1))
+    assert pausing.why_paused(site, NOON) == told
 
-    assert pauses.unpause(tmp_path, "hospital-a")
-    assert pauses.why_paused(site, NOON) == ""
-    assert not pauses.unpause(tmp_path, "hospital-a")
+    assert pausing.unpause(tmp_path, "hospital-a")
+    assert pausing.why_paused(site, NOON) == ""
+    assert not pausing.unpause(tmp_path, "hospital-a")
 
 
 def test_a_pause_is_one_client_s(site: Site, tmp_path: Path) -> None:
     other = Site(state_dir=tmp_path, client="hospital-b")
-    pauses.arrive(other)
-    pauses.pause(tmp_path, "hospital-a", "", NOON)
+    pausing.arrive(other)
+    pausing.pause(tmp_path, "hospital-a", "", NOON)
 
-    assert pauses.why_paused(other, NOON) == ""
-    assert pauses.why_paused(Site(state_dir=tmp_path), NOON) == ""
+    assert pausing.why_paused(other, NOON) == ""
+    assert pausing.why_paused(Site(state_dir=tmp_path), NOON) == ""
 
 
 def test_a_damaged_pause_is_a_pause(site: Site, tmp_path: Path) -> None:
-    pauses.pause(tmp_path, "hospital-a", "", NOON)
+    pausing.pause(tmp_path, "hospital-a", "", NOON)
     (tmp_path / "sites/hospital-a/paused").write_text("{")
 
-    assert pauses.why_paused(site, NOON) == "paused by its site"
+    assert pausing.why_paused(site, NOON) == "paused by its site"
 
 
 def test_quiet_hours_are_those_of_the_clock_that_is_given(site: Site) -> None:
     early = NOON.astimezone(timezone(timedelta(hours=-3)))  # It is nine o'clock there.
 
-    assert pauses.why_paused(site, NOON) == ""
-    assert pauses.why_paused(site, early) == (
+    assert pausing.why_paused(site, NOON) == ""
+    assert pausing.why_paused(site, early) == (
         "paused by its site: quiet hours 08:00-11:00 (UTC-03:00)"
     )
-    assert pauses.why_paused(site, early + timedelta(hours=1)) == pauses.why_paused(site, early)
-    assert pauses.why_paused(site, early + timedelta(hours=2)) == ""
+    assert pausing.why_paused(site, early + timedelta(hours=1)) == pausing.why_paused(site, early)
+    assert pausing.why_paused(site, early + timedelta(hours=2)) == ""
 
 
 def test_a_client_of_another_folder_is_refused_and_without_a_name_it_is_all(
     site: Site, tmp_path: Path
 ) -> None:
-    pauses.arrive(Site(state_dir=tmp_path, client="hospital-b"))
+    pausing.arrive(Site(state_dir=tmp_path, client="hospital-b"))
 
-    assert pauses.chosen(tmp_path, ()) == ["hospital-a", "hospital-b"]
-    assert pauses.chosen(tmp_path, ("hospital-b",)) == ["hospital-b"]
+    assert pausing.chosen(tmp_path, ()) == ["hospital-a", "hospital-b"]
+    assert pausing.chosen(tmp_path, ("hospital-b",)) == ["hospital-b"]
     with pytest.raises(
         ConfigError, match=r"no worker of hospital-c has used.*did you mean hospital-"
     ):
-        pauses.chosen(tmp_path, ("hospital-c",))
+        pausing.chosen(tmp_path, ("hospital-c",))
     with pytest.raises(ConfigError, match="no client's worker has used"):
-        pauses.chosen(tmp_path / "elsewhere", ())
+        pausing.chosen(tmp_path / "elsewhere", ())

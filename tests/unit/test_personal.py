@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import config, metrics
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.client.local_update import Plan, Trained, evaluate_client, initial_model, train_update
+from fl_queue.client.personalization import private_names
+from fl_queue.config import run_config
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import BlobError, ConfigError, ModelMismatch
-from fl_queue.personal import private_names
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, update_manifest
-from fl_queue.tasks import ClientContext, ClientData, Task
-from fl_queue.tensors import load_arrays, manifest_of
-from fl_queue.training import Plan, Trained, evaluate_client, initial_model, train_update
+from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.training.model_tensors import load_arrays, manifest_of
 
 BODY = ["body.bias", "body.weight"]
 NORM = ["odd.bias", "odd.num_batches_tracked", "odd.running_mean", "odd.running_var", "odd.weight"]
@@ -175,7 +176,7 @@ def test_a_config_that_makes_no_sense_is_refused_by_field(
     overrides: tuple[str, ...], field: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load("mnist-3v7", overrides, {})
+        run_config.load("mnist-3v7", overrides, {})
     assert caught.value.field == field
     assert said in caught.value.reason
 

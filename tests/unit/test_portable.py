@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import config, portable, training
+from fl_queue.client import local_update
+from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.records import Manifest
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.protocol.records import Manifest
+from fl_queue.reporting import model_export
+from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
-from fl_queue.tensors import load_arrays
+from fl_queue.training.model_tensors import load_arrays
 
 onnx = pytest.importorskip("onnx", reason="an extra")
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
@@ -29,7 +31,7 @@ CSV = ("task.features=a,b,c", "task.classes=no,yes", "task.hidden=[4]")
 
 def version(task: Task) -> tuple[nn.Module, Manifest, bytes]:
     """A model with random weights and buffers, and its body."""
-    manifest, arrays = training.initial_model(task, 5)
+    manifest, arrays = local_update.initial_model(task, 5)
     draw = np.random.default_rng(1)
     body, drawn = b"", {}
     for spec in manifest.tensors:
@@ -73,20 +75,20 @@ def differ(path: Path, model: nn.Module, shape: tuple[int, ...]) -> float:
 def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
     name: str, overrides: tuple[str, ...], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    task = load_task(name, config.load(name, overrides, {}))
+    task = load_task(name, run_config.load(name, overrides, {}))
     model, manifest, body = version(task)
 
-    portable.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
+    model_export.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
 
     assert differ(tmp_path / "m.onnx", model, shape) < 1e-5
 
 
 def test_its_metadata_say_how_it_is_used_and_not_where_it_was_made(tmp_path: Path) -> None:
-    task = load_task("mnist-3v7", config.load("mnist-3v7", (), {}))
+    task = load_task("mnist-3v7", run_config.load("mnist-3v7", (), {}))
     model, manifest, body = version(task)
     path = tmp_path / "m.onnx"
 
-    portable.write_onnx(path, task, manifest, body, SAID)
+    model_export.write_onnx(path, task, manifest, body, SAID)
 
     assert differ(path, model, (784,)) < 1e-5
     said = {item.key: item.value for item in onnx.load(path).metadata_props}
@@ -130,7 +132,7 @@ class Pairs(Tied):
 
 
 def own(kind: type[Task]) -> Task:
-    return kind(config.load("mnist-3v7", (f"run.task={__name__}:{kind.__name__}",), {}))
+    return kind(run_config.load("mnist-3v7", (f"run.task={__name__}:{kind.__name__}",), {}))
 
 
 def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
@@ -139,22 +141,22 @@ def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
     model, manifest, body = version(own(Tied))
     assert manifest.aliases == {"1.weight": "0.weight"}
 
-    portable.write_torch(tmp_path / "m.pt", manifest, body)
+    model_export.write_torch(tmp_path / "m.pt", manifest, body)
 
     found = torch.load(tmp_path / "m.pt", weights_only=True)
     own(Tied).build_model().load_state_dict(found, strict=True)
     assert torch.equal(found["0.weight"], model.state_dict()["0.weight"])
     assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
     with pytest.raises(DataError, match="is not a file"):
-        portable.write_torch(Path("/dev/null"), manifest, body)
+        model_export.write_torch(Path("/dev/null"), manifest, body)
     with pytest.raises(DataError, match="cannot be written"):
-        portable.write_torch(tmp_path / "m.pt" / "x", manifest, body)
+        model_export.write_torch(tmp_path / "m.pt" / "x", manifest, body)
 
 
 def test_a_task_without_an_example_gives_a_sample_of_its_data(tmp_path: Path) -> None:
     model, manifest, body = version(own(Tied))
 
-    portable.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+    model_export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
 
     assert differ(tmp_path / "m.onnx", model, (3,)) < 1e-5
 
@@ -167,7 +169,7 @@ def test_what_is_no_graph_is_said(kind: type[Task], reason: str, tmp_path: Path)
     _, manifest, body = version(own(kind))
 
     with pytest.raises(ConfigError, match=f"--format: .*{reason}.*; use safetensors or torch"):
-        portable.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
+        model_export.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,17 +178,17 @@ def test_another_model_than_the_run_s_and_a_missing_package_are_named(
 ) -> None:
     _, manifest, body = version(own(Tied))
     with pytest.raises(ModelMismatch):
-        portable.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
+        model_export.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript; run `pip install .*\[onnx\]\"`"):
-        portable.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+        model_export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
 
 
 def test_an_own_task_is_imported_only_if_it_is_let_in() -> None:
-    settings = config.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
+    settings = run_config.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
 
-    assert portable.usage_of(settings, (), "") is None
+    assert model_export.usage_of(settings, (), "") is None
     with pytest.raises(ConfigError, match="--task-allow"):
-        portable.load(settings, (), "")
+        model_export.load(settings, (), "")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        portable.usage_of(settings, ("nothing.here:Task",), "")
+        model_export.usage_of(settings, ("nothing.here:Task",), "")

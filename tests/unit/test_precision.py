@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import sgd
 from fl_queue.errors import ConfigError
-from fl_queue.precision import Precision
+from fl_queue.training import sgd
+from fl_queue.training.mixed_precision import Precision
 
 GENERATOR = torch.Generator().manual_seed(3)
 ROWS, TARGET = torch.randn(24, 6, generator=GENERATOR), torch.arange(24) % 3

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from fl_queue import catalog, config, dispatch, facts, names, preflight, runs
-from fl_queue.config import RunConfig
-from fl_queue.dispatch import Ticket
+from fl_queue.config import run_config, task_catalog
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import preflight, runs
 from fl_queue.errors import BlobError
-from fl_queue.jobs import CLIENT_TELL, FLJob
-from fl_queue.store import RunState, Store
+from fl_queue.protocol import site_facts
+from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.rq_types import CLIENT_TELL, FLJob
 
 AB, BA = {"classes": "2: a, b"}, {"classes": "2: b, a"}
 
@@ -23,7 +26,7 @@ class Sites:
 
     def __init__(self, store: Store, *overrides: str) -> None:
         self.store = store
-        self.config = config.load("mnist-3v7", ("run.task=own:Task", *overrides), {})
+        self.config = run_config.load("mnist-3v7", ("run.task=own:Task", *overrides), {})
         self.run = runs.start_run(store, "sites", self.config, 3).run_id
 
     @property
@@ -35,7 +38,7 @@ class Sites:
     def serve(self, client: str, worker: str = "1") -> None:
         """A worker begins to serve a client."""
         fields = {"worker": f"{client}_{worker}"}
-        assert self.store.control.hold(names.client_holder(client), "token", 60, fields)
+        assert self.store.control.hold(keyspace.client_holder(client), "token", 60, fields)
 
     def admit(self, *alive: str) -> preflight.Admitted:
         return preflight.admit(self.store, self.state, self.config, sorted(alive))
@@ -51,10 +54,10 @@ class Sites:
     def wait(self) -> None:
         """As if the run had waited for as long as it does."""
         longest = str(preflight.LONGEST_WAIT_S)
-        self.store.control.redis.hset(names.run(self.run), "waited_s", longest)
+        self.store.control.redis.hset(keyspace.run(self.run), "waited_s", longest)
 
     def named(self) -> dict[str, str]:
-        found = self.store.control.read_events({names.events(self.run): "0-0"}, None)
+        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
         return {e["client"]: e["what"] for _, _, e in found if e["event"] == "site_differs"}
 
 
@@ -72,7 +75,7 @@ def test_each_is_asked_once_and_most_decide(sites: Sites) -> None:
     for client in ("a", "b", "c"):
         ticket = sites.ticket(client)
         assert (ticket.function, ticket.number) == (CLIENT_TELL, 0)
-        assert dispatch.queued(sites.store, names.client_queue(client)) == [ticket.job]
+        assert dispatch.queued(sites.store, keyspace.client_queue(client)) == [ticket.job]
 
     sites.tell(a=AB, b=BA)
     assert sites.admit("a", "b", "c").problem == preflight.WAITING
@@ -105,7 +108,7 @@ def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> N
     assert "neither side" in problem
     assert "a: 2: a, b; b: 2: b, a" in problem
 
-    sites.store.control.release(names.client_holder("b"), "token")
+    sites.store.control.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").problem == preflight.WAITING
     sites.tell(b=AB)
@@ -159,7 +162,7 @@ def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> 
     sites.admit("a")
     sites.store.control.tell("a", sites.run, json.dumps({"job": "old", "facts": AB}))
     assert sites.admit("a").problem == preflight.WAITING
-    key = names.client_told("a", sites.run)
+    key = keyspace.client_told("a", sites.run)
     sites.store.control.redis.delete(key)
     sites.store.control.redis.lpush(key, "x")
     assert sites.admit("a").problem == preflight.WAITING
@@ -173,7 +176,7 @@ def test_a_run_that_is_gone_on_with_asks_again(sites: Sites, changed: str) -> No
     sites.admit("a")
     sites.tell(a=AB)
     assert sites.admit("a").clients == ["a"]
-    sites.store.control.redis.hset(names.run(sites.run), changed, "9")
+    sites.store.control.redis.hset(keyspace.run(sites.run), changed, "9")
     assert sites.admit("a").problem == preflight.WAITING
     sites.tell(a=BA)
     assert sites.admit("a").clients == ["a"]
@@ -188,7 +191,7 @@ def test_everybody_is_asked_and_compared_where_the_config_does_not_say_all(store
         ("image-folder", {"classes": ""}, True),
         ("own:Task", {}, True),
     ):
-        assert catalog.may_differ(task, options) is compared
+        assert task_catalog.may_differ(task, options) is compared
         raw = {"run": {"task": task}, "task": options}
         assert preflight.is_asked(RunConfig.from_dict(raw))
         assert preflight.is_compared(RunConfig.from_dict(raw)) is compared
@@ -233,14 +236,14 @@ def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_gr
         asked = sites.ticket("b").job
         site = json.loads(store.control.sites(sites.run)["b"])
         store.control.redis.hset(
-            names.sites(sites.run), "b", json.dumps(site | {"since": site["since"] - 3600})
+            keyspace.sites(sites.run), "b", json.dumps(site | {"since": site["since"] - 3600})
         )
         assert sites.admit("a", "b").clients == ["a"]  # Out until it has told something else.
         assert sites.ticket("b").job != asked
         sites.tell(b=cannot)
     assert sites.admit("a", "b").out["b"].endswith("480 s")
 
-    store.control.release(names.client_holder("b"), "token")
+    store.control.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").clients == ["a"]
     sites.tell(b={})
@@ -251,15 +254,15 @@ def test_long_lists_differ_by_their_digest() -> None:
     one = [f"class-{number}" for number in range(1000)]
     other = [*one[:-1], "another"]
     known = {*one, *other, "a" * 70, "a" * 71, "a\nb", "a b"}
-    assert len(facts.listed(one, known)) <= facts.LONGEST
-    assert facts.listed(one, known) != facts.listed(other, known)
-    assert facts.listed(one, known).startswith("1000: class-0, class-1")
-    assert facts.listed(["a" * 70], known) != facts.listed(["a" * 71], known)
-    assert facts.listed(["a\nb"], known) != facts.listed(["a b"], known)
-    assert facts.listed(one, one[1:]).startswith("1000: ?, class-1")
-    assert len(facts.listed(one, one[1:])) <= facts.LONGEST
+    assert len(site_facts.listed(one, known)) <= site_facts.LONGEST
+    assert site_facts.listed(one, known) != site_facts.listed(other, known)
+    assert site_facts.listed(one, known).startswith("1000: class-0, class-1")
+    assert site_facts.listed(["a" * 70], known) != site_facts.listed(["a" * 71], known)
+    assert site_facts.listed(["a\nb"], known) != site_facts.listed(["a b"], known)
+    assert site_facts.listed(one, one[1:]).startswith("1000: ?, class-1")
+    assert len(site_facts.listed(one, one[1:])) <= site_facts.LONGEST
     with pytest.raises(BlobError):
-        facts.check({f"n{number}": "x" for number in range(facts.MOST + 1)})
+        site_facts.check({f"n{number}": "x" for number in range(site_facts.MOST + 1)})
 
 
 def test_warned_of_only_everybody_may_train(store: Store) -> None:
@@ -284,7 +287,7 @@ def test_a_question_that_was_lost_is_asked_again_of_the_same_worker(
     if what == "its end not recorded":
         fields = {"status": "started", "worker_name": "a_1"}
         redis.hset(FLJob.key_for(lost.job), mapping=fields)
-        store.control.hold(names.worker("a_1"), "token", 60, {"role": "client", "job": ""})
+        store.control.hold(keyspace.worker("a_1"), "token", 60, {"role": "client", "job": ""})
     sites.admit("a")
     assert sites.ticket("a") == lost  # It may be about to start.
 

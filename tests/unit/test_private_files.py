@@ -16,22 +16,17 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from fl_queue import (
-    checkpoint,
-    clientstate,
-    credentials,
-    embedded,
-    files,
-    kept,
-    outbox,
-    pauses,
-    signing,
-)
-from fl_queue.clientstate import Accepted
-from fl_queue.credentials import Credentials, Login
-from fl_queue.header import Header
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.site import Site
+from fl_queue.client import client_state, outbox, pausing
+from fl_queue.client.client_state import Accepted
+from fl_queue.client.site import Site
+from fl_queue.common import files
+from fl_queue.models import checkpoint, update_archive
+from fl_queue.protocol import signing
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.store import credentials
+from fl_queue.store.credentials import Credentials, Login
+from fl_queue.store.embedded import server_pair
 
 ROOT = Path(__file__).parents[2]
 RUN = "r-000001"
@@ -78,18 +73,18 @@ def test_everything_in_a_state_folder_is_its_owners_alone(no_umask: None, tmp_pa
     state = tmp_path / "made" / "fl-queue"
     site = Site(state_dir=state, client="hospital-a")
     digest = blake3(BODY).hexdigest()
-    pauses.arrive(site)
-    pauses.pause(state, "hospital-a", "a scan", datetime.now(UTC))
+    pausing.arrive(site)
+    pausing.pause(state, "hospital-a", "a scan", datetime.now(UTC))
     outbox.write(site.outbox, header(), [BODY])
-    kept.write(state, replace(header(), body_digest=digest), BODY, 1)
+    update_archive.write(state, replace(header(), body_digest=digest), BODY, 1)
     checkpoint.write(state / "checkpoints" / RUN, digest, MANIFEST, BODY, {})
-    clientstate.write(site.client_states, RUN, "hospital-a", Accepted(1, digest), MANIFEST, [BODY])
+    client_state.write(site.client_states, RUN, "hospital-a", Accepted(1, digest), MANIFEST, [BODY])
     with files.locked(site.cache / RUN / ".lock"), files.appended(site.cache / RUN / "x.part"):
         pass
     with files.fresh(state / "worker.log"):
         pass
     credentials.write(state / "hospital-a.toml", made())
-    with embedded.start(state):
+    with server_pair.start(state):
         found = modes(state.parent)
 
     assert found == {}
@@ -217,14 +212,14 @@ def test_a_name_that_is_there_is_not_written_to(tmp_path: Path) -> None:
 
 #: Functions that make a file or a folder -> where they may be called by hand, and why.
 ELSEWHERE = {
-    "fl_queue/files.py": "is what all others call",
-    "fl_queue/faults.py": "for tests alone",
-    "fl_queue/demo.py": "the folder that --output names",
+    "fl_queue/common/files.py": "is what all others call",
+    "fl_queue/common/failpoints.py": "for tests alone",
+    "fl_queue/experiments/demo.py": "the folder that --output names",
     "fl_queue/exporters/__init__.py": "the folder that --output names",
-    "fl_queue/exporters/tensorboard.py": "the folder that --output names",
+    "fl_queue/reporting/exporters/tensorboard.py": "the folder that --output names",
     "fl_queue/starter/__init__.py": "a project of the user's own",
-    "fl_queue/tasks/labels.py": "in a temporary folder, 0700, that mix.py has made",
-    "fl_queue/checkpoint.py": "export, in a temporary folder, 0700",
+    "fl_queue/tasks/partition_labels.py": "in a temporary folder, 0700, that mix.py has made",
+    "fl_queue/models/checkpoint.py": "export, in a temporary folder, 0700",
 }
 MAKE = {"mkdir", "makedirs", "write_text", "write_bytes", "touch", "mkstemp", "copy", "copy2"}
 

@@ -10,12 +10,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from fl_queue import blob, config, metrics, rebase, sgd
-from fl_queue.merge import Merge
-from fl_queue.records import Manifest, RoundRecord
-from fl_queue.scales import Scale, choose_scales
-from fl_queue.staleness import discount
-from fl_queue.tensors import arrays_of, load_arrays, manifest_of
+from fl_queue import metrics
+from fl_queue.aggregation import rebase
+from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.scales import Scale, choose_scales
+from fl_queue.aggregation.staleness import discount
+from fl_queue.config import run_config
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.training import sgd
+from fl_queue.training.model_tensors import arrays_of, load_arrays, manifest_of
 
 CLIENTS, EXAMPLES = 8, 300
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}
@@ -43,12 +47,12 @@ def _trained(manifest: Manifest, base: dict[str, Any], client: int, version: int
     for spec in manifest.tensors:
         if spec.kind != "integer_buffer":
             local[spec.name] = local[spec.name] - base[spec.name]
-    return bytes(blob.encode_body(manifest, local))
+    return bytes(message.encode_body(manifest, local))
 
 
 def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
     """Versions of clients that answer in turn, each in its own pace of ``CLIENTS / buffer`` versions."""
-    loaded = config.load(None, ("round.mode=async",), {})
+    loaded = run_config.load(None, ("round.mode=async",), {})
     manifest = manifest_of(_model())
     found = discount(loaded.round, buffer, EXAMPLES, LIMITS, {})
     w_max = found.full(EXAMPLES)
@@ -57,7 +61,7 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         for kind, scale in choose_scales(buffer, w_max, LIMITS).items()
         if isinstance(scale, Scale)
     }
-    bodies = [bytes(blob.encode_body(manifest, arrays_of(_model(), manifest)))]
+    bodies = [bytes(message.encode_body(manifest, arrays_of(_model(), manifest)))]
     began = [0] * CLIENTS
     for version in range(count):
         merge = Merge(manifest, loaded.aggregation, scales, w_max, discount=found)
@@ -66,11 +70,11 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         )
         for turn in range(buffer):
             client = (version * buffer + turn) % CLIENTS
-            base = blob.views(manifest, bodies[began[client]])
+            base = message.views(manifest, bodies[began[client]])
             body = _trained(manifest, {k: np.array(v) for k, v in base.items()}, client, version)
             late = version - began[client]
             weight, counted = found.discounted(EXAMPLES, late), found.full(EXAMPLES)
-            blocks = blob.views(manifest, body)
+            blocks = message.views(manifest, body)
             merge.total.add_blocks(
                 lambda spec, views=blocks: [np.array(views[spec.name]).reshape(-1)],  # type: ignore[misc]
                 weight, None, 1.0, counted,
@@ -82,7 +86,7 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         pieces = merge.next_model(bodies[version], older=older, stale=stale)
         bodies.append(b"".join(bytes(piece) for piece in pieces))
     return [
-        {name: np.array(value) for name, value in blob.views(manifest, body).items()}
+        {name: np.array(value) for name, value in message.views(manifest, body).items()}
         for body in bodies
     ]
 
@@ -120,5 +124,5 @@ def test_an_infinity_that_stays_is_no_shift() -> None:
     model = nn.Linear(1, 1)
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     manifest = manifest_of(model)
-    body = blob.encode_body(manifest, arrays_of(model, manifest))
+    body = message.encode_body(manifest, arrays_of(model, manifest))
     assert rebase.shifts(manifest, body, {0: body}, {0: 3}, 4)["mask"].tolist() == [0.0, 0.0]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue.embedded import EmbeddedRedis, start
+from fl_queue.client.site import Site
 from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
-from fl_queue.site import Site
 from fl_queue.store import hurried, outlast, plain_client
-from fl_queue.store.connect import connect
+from fl_queue.store.connection import connect
+from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.fault.proxy import Proxy
 from tests.servers import chosen_server
 from workers.supervisor import Supervisor

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_queue import blob, config
+from fl_queue.aggregation.scales import Scale
+from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.config import run_config
 from fl_queue.errors import BlobError, CheckpointError, ConfigError
-from fl_queue.gather import Gathered
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy, load_strategy, robust
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.median import Median
@@ -69,7 +70,7 @@ def model_bytes(rule: Robust, updates: Gathered, value: float = 1.0) -> bytes:
 
 
 def model(rule: Robust, updates: Gathered) -> Update:
-    return blob.views(MANIFEST, model_bytes(rule, updates))
+    return message.views(MANIFEST, model_bytes(rule, updates))
 
 
 def flat(tensors: Update) -> np.ndarray:
@@ -148,7 +149,7 @@ def test_a_rule_is_its_formula_and_takes_updates_in_any_order(
     rule = rule_of(name, options)
     made = model_bytes(rule, gathered(tmp_path, UPDATES))
 
-    new = flat(blob.views(MANIFEST, made))
+    new = flat(message.views(MANIFEST, made))
     np.testing.assert_allclose(new, 1.0 + reference(stacked(UPDATES)), rtol=0, atol=1e-6)
     shuffled = np.random.default_rng(5).permutation(N).tolist()
     assert model_bytes(rule, gathered(tmp_path, UPDATES, order=shuffled)) == made
@@ -381,9 +382,9 @@ def test_memory_holds_a_block_of_all_updates_and_not_all(
 # What n and f must satisfy
 
 
-def loaded(strategy: str, *overrides: str) -> config.RunConfig:
+def loaded(strategy: str, *overrides: str) -> run_config.RunConfig:
     given = (f"aggregation.strategy={strategy}", *overrides)
-    return config.load(None, ("aggregation.weighting=uniform", *given), {})
+    return run_config.load(None, ("aggregation.weighting=uniform", *given), {})
 
 
 @pytest.mark.parametrize(

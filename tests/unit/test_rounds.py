@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue.rounds import closing_rule
+from fl_queue.coordinator.rounds.lifecycle import closing_rule
 from fl_queue.store import RoundState
 
 ROUND = RoundState(

@@ -13,11 +13,14 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import Dataset, TensorDataset
 
-from fl_queue import metrics, sgd, training, trial
-from fl_queue.config import RunConfig
+from fl_queue import metrics
+from fl_queue.client import local_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
-from fl_queue.tasks import ClientContext
+from fl_queue.experiments import trial
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
+from fl_queue.training import sgd
 
 DRAWN = torch.Generator().manual_seed(1)
 WORDS = torch.randint(0, 9, (20, 4), generator=DRAWN)
@@ -152,9 +155,11 @@ def test_a_function_may_give_a_collate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentences", own)
     found = RunConfig.from_dict({"run": {"task": "sentences:task"}, "train": {"batch_size": 4}})
     task = load_task("sentences:task", found, ["sentences:task"])
-    manifest, base = training.initial_model(task, 0)
+    manifest, base = local_update.initial_model(task, 0)
     context = ClientContext.of(found, client="a", run="r", round_number=1)
-    made = training.train_update(task, manifest, {k: v.copy() for k, v in base.items()}, context)
+    made = local_update.train_update(
+        task, manifest, {k: v.copy() for k, v in base.items()}, context
+    )
     assert {"accuracy", "loss"} <= metrics.finish(made.metrics).keys()
     assert made.num_examples == 18
 

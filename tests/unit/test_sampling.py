@@ -1,6 +1,6 @@
 """Seeds and cohorts: determinism, independence of order, dependence on seed and round."""
 
-from fl_queue.sampling import seed_for, select_cohort
+from fl_queue.common.seeding import seed_for, select_cohort
 
 CLIENTS = [f"client-{number}" for number in range(20)]
 

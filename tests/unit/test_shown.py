@@ -18,22 +18,21 @@ from rich.console import Console
 from rich.text import Text
 
 import fl_queue
-from fl_queue import (
-    compare,
+from fl_queue import metrics
+from fl_queue.cli.compare import _table
+from fl_queue.cli.options import say, write, write_json
+from fl_queue.common import escaping, logs
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.reporting import (
+    comparison,
     curves,
-    display,
     exporters,
-    logs,
-    metrics,
-    report,
-    screen,
-    shown,
-    terminal,
+    live_view,
+    progress,
+    rich_console,
+    rounds_table,
 )
-from fl_queue.cli.common import say, write, write_json
-from fl_queue.cli.comparing import _table
-from fl_queue.exporters import Numbers
-from fl_queue.records import RoundRecord
+from fl_queue.reporting.exporters import Numbers
 from fl_queue.store import RunState
 
 #: Markup of rich that is an error, the title of a terminal, 8-bit CSI, reversed text, formulas of a
@@ -70,26 +69,26 @@ def record(evil: str) -> RoundRecord:
     )  # fmt: skip
 
 
-def rows(evil: str) -> list[report.RoundRow]:
-    return report.rows([record(evil)], {}, {})
+def rows(evil: str) -> list[rounds_table.RoundRow]:
+    return rounds_table.rows([record(evil)], {}, {})
 
 
 def drawn(renderable: Any, console: Any = None) -> str:
     """What a terminal gets."""
     out = io.StringIO()
     options: dict[str, Any] = {"file": out, "width": 300, "force_terminal": True}
-    (console or screen.console)(**options).print(renderable)
+    (console or rich_console.console)(**options).print(renderable)
     return out.getvalue()
 
 
-@pytest.mark.parametrize("console", [screen.console, Console])
+@pytest.mark.parametrize("console", [rich_console.console, Console])
 @pytest.mark.parametrize("evil", EVIL)
 def test_tables(evil: str, console: Any) -> None:
-    row = compare.Compared(evil, "r", evil, 1, 0.5, 0.5, 1, 0, 1.0, {evil: evil})
-    for table in (report.table(rows(evil)), _table([row], evil)):
+    row = comparison.Compared(evil, "r", evil, 1, 0.5, 0.5, 1, 0, 1.0, {evil: evil})
+    for table in (rounds_table.table(rows(evil)), _table([row], evil)):
         text = drawn(table, console)
         assert not any(sequence in text for sequence in OBEYED)
-        assert shown.line(evil) in text
+        assert escaping.line(evil) in text
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -98,10 +97,10 @@ def test_live_progress(evil: str) -> None:
         evil, evil, "training", evil, 0, "", 1, 2, 0, None, 0.0, 0, (), 0, None, 0.0,
         left_out={evil: evil},
     )  # fmt: skip
-    scene = terminal.Scene(state, ended=[record(evil)], healed=evil, trouble=evil)
-    text = drawn(terminal.render(scene))
+    scene = live_view.Scene(state, ended=[record(evil)], healed=evil, trouble=evil)
+    text = drawn(live_view.render(scene))
     assert not any(sequence in text for sequence in OBEYED)
-    assert text.count(shown.line(evil)) >= 4
+    assert text.count(escaping.line(evil)) >= 4
 
 
 def test_a_text_that_nobody_looked_at_does_not_reach_the_terminal() -> None:
@@ -124,19 +123,19 @@ def test_lines_documents_and_logs(evil: str, capsys: pytest.CaptureFixture[str])
         made = logging.LogRecord("n", 30, "", 1, "%s", (evil,), trouble)
         err += formatter.format(made) + "\n"
     assert not any(sequence in out + err for sequence in OBEYED)
-    assert out.splitlines()[0] == f"run {shown.line(evil)}"
+    assert out.splitlines()[0] == f"run {escaping.line(evil)}"
     assert json.loads(out[out.index("\n{") :]) == {evil: [evil]}
 
 
 @settings(max_examples=60)
 @given(st.text(alphabet=st.characters()))
 def test_what_is_shown_is_printable_and_json_is_the_same_document(text: str) -> None:
-    assert shown.line(text).isprintable()
-    assert shown.line("plain é 中") == "plain é 中"
+    assert escaping.line(text).isprintable()
+    assert escaping.line("plain é 中") == "plain é 中"
     document = json.dumps({text: text}, ensure_ascii=False)
-    assert shown.json_text(document).isprintable()
-    assert json.loads(shown.json_text(document)) == {text: text}
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.: -]{0,99}", shown.curve_part(text))
+    assert escaping.json_text(document).isprintable()
+    assert json.loads(escaping.json_text(document)) == {text: text}
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.: -]{0,99}", escaping.curve_part(text))
 
 
 @pytest.mark.parametrize("kind", exporters.KINDS)
@@ -152,24 +151,24 @@ def test_exporters(kind: str, tmp_path: Path) -> None:
 
 
 def test_two_names_that_are_changed_stay_two() -> None:
-    parts = {shown.curve_part(name) for name in (*EVIL, "a$c", "a b/c", "a b$c")}
+    parts = {escaping.curve_part(name) for name in (*EVIL, "a$c", "a b/c", "a b$c")}
     assert len(parts) == len(EVIL) + 3
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_csv(evil: str) -> None:
     row = rows(evil)[0]
-    text = report.to_csv([report.RoundRow(**{**row.__dict__, "reason": evil})])
+    text = rounds_table.to_csv([rounds_table.RoundRow(**{**row.__dict__, "reason": evil})])
     assert not any(sequence in text for sequence in OBEYED)
     head, cells = csv.reader(io.StringIO(text))
     for cell in (*head, cells[head.index("reason")]):
         assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert shown.csv_cell(-1.5) == -1.5
+    assert escaping.csv_cell(-1.5) == -1.5
 
 
 @pytest.mark.parametrize("evil", ["$\\frac$", "\x1b$$a", "_hidden"])
 def test_plots(evil: str, tmp_path: Path) -> None:
-    report.plot(tmp_path / "curve.svg", [record(evil)], {1: {"loss": 0.5}})
+    rounds_table.plot(tmp_path / "curve.svg", [record(evil)], {1: {"loss": 0.5}})
     assert (tmp_path / "curve.svg").stat().st_size > 1000
 
 
@@ -203,4 +202,4 @@ def test_nobody_writes_to_a_terminal_by_another_way() -> None:
 def test_an_event_that_lacks_what_its_kind_says_is_a_line_all_the_same(
     event: dict[str, Any],
 ) -> None:
-    assert display.describe(event).endswith("(an event that cannot be read)")
+    assert progress.describe(event).endswith("(an event that cannot be read)")

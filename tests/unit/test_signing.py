@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from fl_queue import blob, signing
 from fl_queue.errors import BlobError
-from fl_queue.header import Header
+from fl_queue.protocol import message, signing
+from fl_queue.protocol.header import Header
 
 SECRET = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A="
 #: Of RFC 8032, test 1: the public key that belongs to it.
 PUBLIC = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
-ELEMENT = blob.pack(Header(kind="failure", run="r", round=1, client="a", token="t"), None)
+ELEMENT = message.pack(Header(kind="failure", run="r", round=1, client="a", token="t"), None)
 
 
 def test_the_key_pair_is_that_of_the_standard() -> None:
@@ -48,7 +48,7 @@ def test_the_body_is_signed_by_its_digest() -> None:
         sealed, PUBLIC
     )  # unpack() refuses it, and check_body() another one.
     with pytest.raises(BlobError, match="4 bytes follow the header"):
-        blob.unpack(sealed.element, max_body_bytes=10)
+        message.unpack(sealed.element, max_body_bytes=10)
 
 
 @pytest.mark.parametrize("size", range(4, 4 + 1 + 1 + 64))

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fl_queue import simulation
-from fl_queue.catalog import TASKS
-from fl_queue.config import RunConfig
+from fl_queue.client.site import Site
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
-from fl_queue.site import Site
-from fl_queue.tasks import ClientContext, ClientData, Task
+from fl_queue.protocol import virtual_clients
+from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.feature_skew import Skew, rotated
 from fl_queue.tasks.loading import load_task
-from fl_queue.tasks.skew import Skew, rotated
 from workers.client import Assignment
 
 SKEWED = {"noise": 0.3, "rotation": 90.0, "shares": 4, "validation_per_class": [3, 3]}
@@ -186,7 +186,7 @@ def digest_of(client, population):
 
 
 def test_a_pool_process_and_a_site_read_the_same_bytes():
-    pool = [digest_of(client, simulation.compact(4)) for client in simulation.clients(4)]
+    pool = [digest_of(client, virtual_clients.compact(4)) for client in virtual_clients.clients(4)]
     code = (
         "from tests.unit.test_skew import digest_of\n"
         "print(digest_of('sim-3', ['sim-1', 'sim-2', 'sim-3', 'sim-4']))"

@@ -8,13 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fl_queue import config
-from fl_queue.blob import little_endian
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import Scale, choose_scales
+from fl_queue.aggregation.staleness import ONE, Discount, discount, weights
+from fl_queue.config import run_config
 from fl_queue.errors import ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import Scale, choose_scales
-from fl_queue.staleness import ONE, Discount, discount, weights
+from fl_queue.protocol.message import little_endian
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}
 SETTINGS = {"staleness": "polynomial", "staleness_exponent": 0.5, "max_staleness": 10}
@@ -110,7 +110,7 @@ def test_what_makes_no_sense_is_refused_when_the_config_is_read(
     overrides: tuple[str, ...], field: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load("mnist-3v7", ("round.cohort=1.0", *overrides), {})
+        run_config.load("mnist-3v7", ("round.cohort=1.0", *overrides), {})
     assert caught.value.field == field
 
 
@@ -118,4 +118,4 @@ def test_what_makes_no_sense_is_refused_when_the_config_is_read(
     "name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"]
 )
 def test_strategies_that_step_along_a_mean_take_stale_updates(name: str) -> None:
-    config.load("mnist-3v7", ("round.cohort=1.0", *ASYNC, f"aggregation.strategy={name}"), {})
+    run_config.load("mnist-3v7", ("round.cohort=1.0", *ASYNC, f"aggregation.strategy={name}"), {})

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fl_queue import pauses, statefolder
 from fl_queue.cli import cli
+from fl_queue.client import pausing
+from fl_queue.client.site import Site
+from fl_queue.common import state_folder
 from fl_queue.errors import ConfigError
-from fl_queue.site import Site
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(
@@ -38,8 +39,8 @@ def test_a_folder_others_can_look_into_is_narrowed_once(
     state = folder_of(tmp_path / "state", 0o755)
 
     with caplog.at_level(logging.WARNING):
-        statefolder.check(state)
-        statefolder.check(state)
+        state_folder.check(state)
+        state_folder.check(state)
 
     assert state.stat().st_mode & 0o777 == 0o700
     assert [record.getMessage() for record in caplog.records] == [
@@ -48,7 +49,7 @@ def test_a_folder_others_can_look_into_is_narrowed_once(
 
 
 def test_a_folder_that_is_not_there_is_no_error_and_is_not_made(tmp_path: Path) -> None:
-    statefolder.check(tmp_path / "not" / "there")
+    state_folder.check(tmp_path / "not" / "there")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -60,7 +61,7 @@ def test_a_folder_everybody_can_write_to_is_refused(tmp_path: Path, mode: int) -
     with pytest.raises(
         ConfigError, match=f"--state-dir: {state} can be written to by others.*chmod"
     ):
-        statefolder.check(state)
+        state_folder.check(state)
     assert state.stat().st_mode & 0o7777 == mode
 
 
@@ -69,14 +70,14 @@ def test_a_folder_that_another_group_can_write_to_is_refused(tmp_path: Path) -> 
     state = folder_of(tmp_path / "state", 0o770, gid=NOBODY)
 
     with pytest.raises(ConfigError, match="can be written to by others"):
-        statefolder.check(state)
+        state_folder.check(state)
 
 
 def test_the_group_of_the_account_itself_is_no_other(tmp_path: Path) -> None:
     """A umask of 002 made such folders."""
     state = folder_of(tmp_path / "state", 0o775, gid=os.getegid())
 
-    statefolder.check(state)
+    state_folder.check(state)
 
     assert state.stat().st_mode & 0o777 == 0o700
 
@@ -86,7 +87,7 @@ def test_the_folder_of_another_account_is_refused_and_says_whose_it_is(tmp_path:
     state = folder_of(tmp_path / "state", 0o700, uid=NOBODY)
 
     with pytest.raises(ConfigError, match=r"belongs to nobody.*sudo -u"):
-        statefolder.check(state)
+        state_folder.check(state)
 
 
 @as_root
@@ -95,11 +96,11 @@ def test_a_link_that_another_account_has_planted_is_refused(tmp_path: Path) -> N
     folder_of(tmp_path / "ours", 0o700)
     link = tmp_path / "state"
     link.symlink_to(tmp_path / "ours")
-    statefolder.check(link)  # Our own is none of that.
+    state_folder.check(link)  # Our own is none of that.
     os.lchown(link, NOBODY, NOBODY)
 
     with pytest.raises(ConfigError, match="belongs to nobody"):
-        statefolder.check(link)
+        state_folder.check(link)
 
 
 def test_a_folder_in_one_where_others_could_exchange_it_is_refused(tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ def test_a_folder_in_one_where_others_could_exchange_it_is_refused(tmp_path: Pat
     state = folder_of(above / "state", 0o700)
 
     with pytest.raises(ConfigError, match=f"lies in {above}.*chmod go-w {above}"):
-        statefolder.check(state)
+        state_folder.check(state)
     above.chmod(0o1777)  # As /tmp is: there nobody can.
-    statefolder.check(state)
+    state_folder.check(state)
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def visited(tmp_path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         state = Path(folder) / "state"
-        pauses.arrive(Site(state_dir=state, client="hospital-a"))
+        pausing.arrive(Site(state_dir=state, client="hospital-a"))
         for path in (state, *state.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         yield state
@@ -200,7 +201,7 @@ def test_a_supervisor_refuses_it_too(tmp_path: Path) -> None:
 def test_a_process_of_its_own_has_a_umask_for_what_libraries_write(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        statefolder.enter(tmp_path)
+        state_folder.enter(tmp_path)
         (tmp_path / "theirs").write_text("")
     finally:
         os.umask(before)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue.store.states import RoundState, RunState, parse_round_state, parse_run_state
+from fl_queue.protocol.state import RoundState, RunState, parse_round_state, parse_run_state
 
 #: By type of the field: text that is none of the defaults.
 TEXTS = {

@@ -13,16 +13,16 @@ import pytest
 import redis
 from redis.connection import UnixDomainSocketConnection
 
-from fl_queue import embedded, names
-from fl_queue.embedded import EmbeddedRedis
 from fl_queue.errors import ChunksMissing, StoreUnavailable
-from fl_queue.store import Store
+from fl_queue.store import Store, keyspace
+from fl_queue.store.embedded import server_pair
+from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.servers import chosen_server
 
 pytestmark = pytest.mark.timeout(60)
 
 CHUNK = 300_000
-BLOB = names.model_blob("run-1", "d1")
+BLOB = keyspace.model_blob("run-1", "d1")
 
 
 class OtherSocket:
@@ -63,7 +63,7 @@ def either(request: pytest.FixtureRequest, store: Store) -> Store:
 
 @pytest.fixture
 def over_tcp(tmp_path: Path) -> Iterator[Store]:
-    with embedded.start(tmp_path / "tcp", server=chosen_server(), tcp=True) as servers:
+    with server_pair.start(tmp_path / "tcp", server=chosen_server(), tcp=True) as servers:
         made = Store.open(servers.url, servers.blob_url, tmp_path)
         yield made
         made.close()
@@ -171,7 +171,7 @@ def test_a_chunk_that_is_not_as_it_should_be_is_missing(
 ) -> None:
     body = secrets.token_bytes(3 * CHUNK + 5)
     put(either, body)
-    harm(either.data.redis, names.chunk(BLOB, index))
+    harm(either.data.redis, keyspace.chunk(BLOB, index))
 
     with pytest.raises(ChunksMissing) as caught:
         either.data.get_chunks(BLOB, len(body), CHUNK)
@@ -237,16 +237,16 @@ def test_two_alternating_buffers_are_enough_to_write(store: Store) -> None:
 def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
     body = secrets.token_bytes(5 * CHUNK)
     put(store, body)
-    remove(store.data.redis, names.chunk(BLOB, 1))
-    shorten(store.data.redis, names.chunk(BLOB, 3))
-    make_a_list(store.data.redis, names.chunk(BLOB, 4))
+    remove(store.data.redis, keyspace.chunk(BLOB, 1))
+    shorten(store.data.redis, keyspace.chunk(BLOB, 3))
+    make_a_list(store.data.redis, keyspace.chunk(BLOB, 4))
     before = calls(store, "set")
 
     store.data.put_chunks(BLOB, pieces(body), 1000, skip_present=True)
 
     assert calls(store, "set") - before == 3
     assert store.data.get_chunks(BLOB, len(body), CHUNK) == body
-    lives = [store.data.redis.ttl(names.chunk(BLOB, index)) for index in range(5)]
+    lives = [store.data.redis.ttl(keyspace.chunk(BLOB, index)) for index in range(5)]
     assert all(900 < life <= 1000 for life in lives)
 
 
@@ -255,7 +255,7 @@ def test_an_upload_that_goes_on_may_stay_for_ever(store: Store) -> None:
 
     store.data.put_chunks(BLOB, pieces(bytes(2 * CHUNK)), None, skip_present=True)
 
-    assert [store.data.redis.ttl(names.chunk(BLOB, index)) for index in (0, 1)] == [-1, -1]
+    assert [store.data.redis.ttl(keyspace.chunk(BLOB, index)) for index in (0, 1)] == [-1, -1]
 
 
 def test_a_server_that_is_gone_is_unavailable(private_redis: EmbeddedRedis, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue import blob, config
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import choose_scales
+from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import choose_scales
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
 from fl_queue.strategies.base import Facts, Strategy
 
@@ -55,9 +56,9 @@ def server(
         facts = Facts(version, len(sent), n)
         blocks = strategy.next_model(MANIFEST, model, total, state, sinks, facts)
         body = b"".join(block.tobytes() for block in blocks)
-        model = blob.views(MANIFEST, body)
+        model = message.views(MANIFEST, body)
         layout = base.state_manifest(MANIFEST)
-        state = {name: blob.views(layout, b"".join(parts)) for name, parts in pieces.items()}
+        state = {name: message.views(layout, b"".join(parts)) for name, parts in pieces.items()}
         made.append((model, state))
     return made
 
@@ -169,12 +170,12 @@ def test_without_momentum_the_bits_are_those_of_fedavg() -> None:
 def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
     strategy = STRATEGIES[name]
     weighting = f"aggregation.weighting={strategy.WEIGHTINGS[0]}"
-    loaded = config.load(
+    loaded = run_config.load(
         "mnist-3v7", (f"aggregation.strategy={name}", weighting, "round.cohort=12"), {}
     )
 
     assert set(loaded.strategy) == set(strategy.OPTIONS)
-    assert f"`{name}`" in (config.preset_folder().parent / "docs/strategies.md").read_text()
+    assert f"`{name}`" in (run_config.preset_folder().parent / "docs/strategies.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_what_a_config_cannot_serve_is_refused_by_field(
     overrides: tuple[str, ...], field: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load("mnist-3v7", overrides, {})
+        run_config.load("mnist-3v7", overrides, {})
 
     assert caught.value.field == field
     assert said in caught.value.reason

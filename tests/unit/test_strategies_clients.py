@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from fl_queue import blob, config
+from fl_queue.aggregation.exact_sum import ExactSum
+from fl_queue.aggregation.scales import choose_scales
+from fl_queue.aggregation.sum_format import sum_format
+from fl_queue.client.local_update import Plan, Trained, initial_model, train_update
+from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.exact import ExactSum
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.scales import choose_scales
+from fl_queue.protocol import message
+from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import base, fednova, get_strategy
-from fl_queue.sumformat import sum_format
-from fl_queue.tasks import ClientContext, ClientData, OnEpoch, Task
-from fl_queue.training import Plan, Trained, initial_model, train_update
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
 
 #: Features; samples of each client: with full batches a client takes as many steps as epochs.
 WIDTH, SIZES = 4, (5, 9, 14)
@@ -61,7 +62,7 @@ class Skipping(Line):
 
 def loaded(
     name: str, options: Mapping[str, Any], momentum: float = 0.0, private: Sequence[str] = ()
-) -> config.RunConfig:
+) -> run_config.RunConfig:
     raw = {
         "model": {"private": list(private)},
         "run": {"task": "line:Line"},
@@ -69,7 +70,7 @@ def loaded(
         "aggregation": {"strategy": name, "weighting": get_strategy(name).WEIGHTINGS[0]},
         "strategy": dict(options),
     }
-    return config.RunConfig.from_dict(raw)
+    return run_config.RunConfig.from_dict(raw)
 
 
 def train(
@@ -119,8 +120,8 @@ def federate(
         }
         facts = base.Facts(version, len(cohort), len(SIZES))
         blocks = strategy.next_model(manifest, models[-1], total, state, sinks, facts)
-        models.append(blob.views(manifest, b"".join(block.tobytes() for block in blocks)))
-        state = {k: blob.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
+        models.append(message.views(manifest, b"".join(block.tobytes() for block in blocks)))
+        state = {k: message.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
     return models
 
 
@@ -350,13 +351,13 @@ def test_a_task_that_trains_in_a_way_of_its_own_is_refused_where_that_matters() 
 def test_a_config_that_cannot_serve_a_strategy_is_refused_by_field() -> None:
     for name in ("scaffold", "feddyn", "qfedavg"):
         with pytest.raises(ConfigError) as caught:
-            config.load("mnist-3v7", (f"aggregation.strategy={name}",), {})
+            run_config.load("mnist-3v7", (f"aggregation.strategy={name}",), {})
         assert caught.value.field == "aggregation.weighting"
         assert "set it to uniform" in caught.value.reason
     for name in ("scaffold", "feddyn"):
         uniform = (f"aggregation.strategy={name}", "aggregation.weighting=uniform")
         with pytest.raises(ConfigError) as caught:
-            config.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
+            run_config.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
         assert caught.value.field == "update.codec"
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue import runs, sweeping
+from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
+from fl_queue.experiments import sweeps
 from fl_queue.store import Store
 
 
 def named(*arguments: str, seeds: int = 1, overrides: tuple[str, ...] = ()) -> list[str]:
-    return [made.name for made in sweeping.members("demo", "d", seeds, arguments, overrides)]
+    return [made.name for made in sweeps.members("demo", "d", seeds, arguments, overrides)]
 
 
 def test_seeds_go_on_from_that_of_the_config() -> None:
-    made = sweeping.members("demo", "d", 3, (), ("run.seed=7",))
+    made = sweeps.members("demo", "d", 3, (), ("run.seed=7",))
 
     assert [member.name for member in made] == ["d-s7", "d-s8", "d-s9"]
     assert [member.config.run["seed"] for member in made] == [7, 8, 9]
@@ -22,7 +23,7 @@ def test_seeds_go_on_from_that_of_the_config() -> None:
 
 
 def test_each_value_is_combined_with_each_other_one() -> None:
-    made = sweeping.members(
+    made = sweeps.members(
         "demo", "d", 2, ("train.learning_rate=0.1,0.25", "aggregation.strategy=fedavg, fedadam")
     )
 
@@ -33,7 +34,7 @@ def test_each_value_is_combined_with_each_other_one() -> None:
 
 
 def test_a_value_may_be_a_list() -> None:
-    made = sweeping.members("demo", "d", 1, ("train.learning_rate=[[1, 0.5], [3, 0.1]],0.2",))
+    made = sweeps.members("demo", "d", 1, ("train.learning_rate=[[1, 0.5], [3, 0.1]],0.2",))
 
     assert [member.config.learning_rate(3) for member in made] == [0.1, 0.2]
 
@@ -58,10 +59,10 @@ def test_what_cannot_be_is_refused_before_anything_begins(
 
 
 def test_a_run_of_that_name_must_have_that_config(store: Store) -> None:
-    one, two = sweeping.members("demo", "d", 2, ())
+    one, two = sweeps.members("demo", "d", 2, ())
     runs.start_run(store, one.name, one.config, 3)
-    sweeping.check(store, [one, two])
+    sweeps.check(store, [one, two])
     runs.start_run(store, two.name, one.config, 3)
 
     with pytest.raises(ConfigError, match=r"run\.seed: is another in run d-s1"):
-        sweeping.check(store, [one, two])
+        sweeps.check(store, [one, two])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.catalog import flower_client, own_code
-from fl_queue.config import RunConfig
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import flower_client, own_code
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.loading import load_task
 
@@ -56,7 +56,7 @@ def test_without_the_package_the_extra_is_named(
     for module in ("flwr", "flwr.app"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "fl_queue.tasks.flower", raising=False)
-    monkeypatch.delitem(sys.modules, "fl_queue.tasks.flower_app", raising=False)
+    monkeypatch.delitem(sys.modules, "fl_queue.tasks.flower_adapter", raising=False)
     config = config_of()
 
     with pytest.raises(ConfigError, match=r'pip install "\S+\[flower\]"') as caught:

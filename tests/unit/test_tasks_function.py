@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from fl_queue import sgd
-from fl_queue.config import RunConfig, load
+from fl_queue.client.local_update import Arrays, initial_model, train_update
+from fl_queue.config.run_config import RunConfig, load
 from fl_queue.errors import ConfigError
-from fl_queue.records import Manifest
-from fl_queue.tasks import ClientContext, Task, code_digest
+from fl_queue.protocol.records import Manifest
+from fl_queue.tasks.base import ClientContext, Task, code_digest
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import Arrays, initial_model, train_update
+from fl_queue.training import sgd
 
 HEADER = """
 import torch

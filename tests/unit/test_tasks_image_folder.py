@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fl_queue.catalog import TASKS
-from fl_queue.config import RunConfig
+from fl_queue.client.local_update import evaluate_version, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import evaluate_version, initial_model, train_update
 
 
 def config_of(partition="site", batch_size=8, epochs=1, **options):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fl_queue.config import RunConfig, load
+from fl_queue.client.local_update import evaluate_version, initial_model, train_update
+from fl_queue.config.run_config import RunConfig, load
+from fl_queue.data.idx import encode_idx, read_idx
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.idx import encode_idx, read_idx
 from fl_queue.metrics import finish
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import evaluate_version, initial_model, train_update
 
 
 def context_of(config, **values):

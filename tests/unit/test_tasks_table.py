@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fl_queue.config import RunConfig
+from fl_queue.client.local_update import evaluate_version, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks import ClientContext
+from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
-from fl_queue.training import evaluate_version, initial_model, train_update
 
 FEATURES = ("age", "marker", "constant")
 

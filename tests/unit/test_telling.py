@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fl_queue._version import __version__
-from fl_queue.config import RunConfig
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
-from fl_queue.tasks.telling import facts_of
+from fl_queue.tasks.site_facts import facts_of
 from tests.unit.test_tasks_image_folder import save
 
 CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue import errors
-from fl_queue.config import RunConfig
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     BlobError,
     ConfigError,
@@ -19,8 +19,8 @@ from fl_queue.errors import (
     StoreUnavailable,
     Trouble,
 )
-from fl_queue.header_fields import mapping
-from fl_queue.told import FULL, class_name, told, words_of
+from fl_queue.protocol.header_schema import mapping
+from fl_queue.tasks.error_disclosure import FULL, class_name, told, words_of
 
 SECRET = "Erika Musterfrau"
 OWN = f"""

@@ -7,9 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fl_queue import codec, config, topk
+from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
-from fl_queue.records import Manifest, TensorSpec
+from fl_queue.protocol.codecs import codec, topk
+from fl_queue.protocol.records import Manifest, TensorSpec
 
 ODD = 3 * 100_000 + 7
 
@@ -151,8 +152,8 @@ def _lengths(size: int) -> list[int]:
 
 
 def test_settings_that_cannot_work_are_refused_with_the_fix() -> None:
-    def load(*overrides: str) -> config.RunConfig:
-        return config.load(None, overrides, environ={})
+    def load(*overrides: str) -> run_config.RunConfig:
+        return run_config.load(None, overrides, environ={})
 
     assert load("update.codec=topk", "update.error_feedback=true").update["fraction"] == 0.01
     with pytest.raises(ConfigError, match=r"update.error_feedback.*float32 leaves nothing out"):

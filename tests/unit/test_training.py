@@ -13,17 +13,18 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, random_split
 
-from fl_queue import blob, sgd
-from fl_queue.config import RunConfig
+from fl_queue.client.local_update import evaluate_version, initial_model, train_update
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.header import Header
 from fl_queue.metrics import MAX_CLASSES, check, finish
-from fl_queue.records import Manifest, TensorSpec
-from fl_queue.reproducible import environment
-from fl_queue.tasks import ClientContext, ClientData, Task, code_digest
+from fl_queue.protocol import message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
-from fl_queue.tensors import arrays_of, load_arrays, manifest_of
-from fl_queue.training import evaluate_version, initial_model, train_update
+from fl_queue.training import sgd
+from fl_queue.training.determinism import environment
+from fl_queue.training.model_tensors import arrays_of, load_arrays, manifest_of
 
 
 class Everything(nn.Module):
@@ -431,7 +432,7 @@ def test_metrics_of_many_classes_fit_into_a_header(classes):
     assert ("confusion" in sums) == (classes == MAX_CLASSES)
     check(sums)
     header = Header(kind="evaluation", run="r-1", round=1, client="a", metrics=sums)
-    assert blob.unpack(blob.pack(header, None), max_body_bytes=0)[0].metrics == sums
+    assert message.unpack(message.pack(header, None), max_body_bytes=0)[0].metrics == sums
 
 
 def test_the_documented_example_works(tmp_path, monkeypatch):
@@ -562,7 +563,7 @@ def test_the_config_says_how_a_task_steps(task):
 
 
 def test_importing_tasks_does_not_load_torchvision():
-    code = "import sys, fl_queue.training; sys.exit('torchvision' in sys.modules)"
+    code = "import sys, fl_queue.client.local_update; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue import urls
+from fl_queue.common import redis_url
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ from fl_queue import urls
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert urls.mask(url) == shown
-    assert urls.mask(shown) == shown
+    assert redis_url.mask(url) == shown
+    assert redis_url.mask(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -50,25 +50,25 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     [("redis://:pw@host", True), ("redis://host/0?password=pw", True), ("redis://u@host", False)],
 )
 def test_whether_a_url_has_a_password(url: str, has: bool) -> None:
-    assert urls.has_password(url) == has
+    assert redis_url.has_password(url) == has
 
 
 def test_a_login_is_taken_out_and_put_in() -> None:
     whole = "rediss://old:pw@host:1/0?ssl_ca_certs=/mine&db=2&password=x&username=y"
 
-    bare = urls.without_login(whole)
+    bare = redis_url.without_login(whole)
     assert bare == "rediss://host:1/0?db=2"
-    made = urls.with_login(bare, "us er", "p@/w", {"ssl_ca_certs": "/a b"})
+    made = redis_url.with_login(bare, "us er", "p@/w", {"ssl_ca_certs": "/a b"})
     assert made == "rediss://us%20er:p%40%2Fw@host:1/0?db=2&ssl_ca_certs=%2Fa+b"
-    assert urls.without_login(made) == bare
+    assert redis_url.without_login(made) == bare
 
 
 def test_the_login_to_sentinels_is_not_handed_on_but_a_site_keeps_its_own() -> None:
     whole = "redis+sentinel://me:pw@a:1,b:2/name/0?sentinel_password=theirs"
 
-    bare = urls.without_login(whole)
+    bare = redis_url.without_login(whole)
     assert bare == "redis+sentinel://a:1,b:2/name/0"
-    kept = urls.without_login(whole, for_site=True)
+    kept = redis_url.without_login(whole, for_site=True)
     assert kept == "redis+sentinel://a:1,b:2/name/0?sentinel_password=theirs"
-    made = urls.with_login(kept, "us", "er", {})
+    made = redis_url.with_login(kept, "us", "er", {})
     assert made == "redis+sentinel://us:er@a:1,b:2/name/0?sentinel_password=theirs"

@@ -20,10 +20,10 @@ import uvicorn
 from click.testing import CliRunner
 from starlette.datastructures import Headers
 
-from fl_queue.cli.serving import web as command
+from fl_queue.cli.web import web as command
 from fl_queue.errors import ConfigError
 from fl_queue.store import Store
-from fl_queue.web import limits, serve
+from fl_queue.web import limits, server
 from fl_queue.web.access import Access
 from fl_queue.web.connection import Connection
 from fl_queue.web.launch import Configs
@@ -86,7 +86,7 @@ def page(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) ->
     ended(store, run, record(1, 0))
     connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
     access = Access(TOKEN, frozenset({"fl.example.org"}), READ)
-    made = Served(serve.build(connection, Configs(None), access))
+    made = Served(server.build(connection, Configs(None), access))
     yield made
     made.close()
 
@@ -204,7 +204,7 @@ def test_another_sites_page_has_nothing_exported_or_streamed(
 ) -> None:
     """With the cookie of who looks at it, or where none is needed: `<img src=http://127.0.0.1:5000/...>`."""
     connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
-    page = Served(serve.build(connection, Configs(None), Access(token)))
+    page = Served(server.build(connection, Configs(None), Access(token)))
     try:
         sent = headers | HTML | (page.login(TOKEN) if token else {})
         for path in ("runs/a/model.safetensors", "runs/a/history.csv", "stream", "runs"):
@@ -398,10 +398,10 @@ def test_the_command_prints_two_links_once_and_serves_a_unix_socket(tmp_path: Pa
 def test_a_file_in_the_way_of_a_socket_stays(tmp_path: Path) -> None:
     kept = tmp_path / "notes"
     kept.write_text("mine")
-    living = serve._bound_to_path(tmp_path / "living", 0o600)
+    living = server._bound_to_path(tmp_path / "living", 0o600)
     for path in (kept, tmp_path / "living"):
         with pytest.raises(ConfigError, match="--uds"):
-            serve._bound_to_path(path, 0o600)
+            server._bound_to_path(path, 0o600)
     assert kept.read_text() == "mine"
     assert stat.S_IMODE((tmp_path / "living").stat().st_mode) == 0o600
     living.close()
@@ -425,7 +425,7 @@ def test_a_socket_is_born_with_its_mode(tmp_path: Path) -> None:
     path.victim = secret
     umask = os.umask(0o077)
     try:
-        with serve._bound(serve.Place(uds=path, uds_mode=0o660)):
+        with server._bound(server.Place(uds=path, uds_mode=0o660)):
             assert stat.S_IMODE(path.lstat().st_mode) == 0o660
             path.unlink()
             path.write_text("somebody else's by now")

@@ -14,12 +14,12 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from fl_queue.sections import SECTIONS
+from fl_queue.config.schema import SECTIONS
 from fl_queue.store import Store
 from fl_queue.web.connection import Connection
-from fl_queue.web.guard import Access
 from fl_queue.web.launch import Configs
-from fl_queue.web.serve import build
+from fl_queue.web.security import Access
+from fl_queue.web.server import build
 from tests.integration.conftest import run
 from tests.integration.test_exporters import ended, score
 from tests.unit.test_report import abandoned, record

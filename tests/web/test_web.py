@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue import names
+from fl_queue.store import keyspace
 from tests.federation import Federation, kill, wait_for
 
 CLIENTS = 2
@@ -229,7 +229,7 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         chromium.close()
     assert problems == []
     federation.start("site-2")
-    wait_for("site-2", lambda: federation.store.control.lease(names.client_holder("site-2")))
+    wait_for("site-2", lambda: federation.store.control.lease(keyspace.client_holder("site-2")))
 
 
 def test_a_page_is_told_everything_at_once(web: Web) -> None:

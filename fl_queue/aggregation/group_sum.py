@@ -1,0 +1,169 @@
+"""
+Updates of several virtual clients as one element: their exact sum, with what a receipt of each needs.
+
+The pool makes it (``GroupSum``), judging each update as the aggregator would have; the aggregator
+adds the sum to its own. Integers add up to the same bits in any grouping. No Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Protocol
+
+from fl_queue import metrics
+from fl_queue.aggregation.merge import Added, Merge, RoundSections
+from fl_queue.errors import BlobError
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.header import Header, Member
+from fl_queue.protocol.message import Bytes
+from fl_queue.protocol.records import Manifest, Verdict
+from fl_queue.protocol.state import RoundState
+from fl_queue.strategies import get_strategy, weight_of
+from fl_queue.strategies.base import check_scalars
+
+_SHARED = (
+    "client", "token", "num_examples", "scalars", "metrics", "train_metrics", "environment", "train_s",
+    "body_bytes", "body_digest",
+)  # fmt: skip
+
+
+class GroupSections(RoundSections, Protocol):
+    """What a check of a group needs of a round's config; a ``RunConfig`` has it."""
+
+    @property
+    def is_simulation(self) -> bool:
+        """True if the clients are virtual."""
+
+    @property
+    def premerges(self) -> bool:
+        """True if a group's updates may travel as their sum."""
+
+
+class GroupSum:
+    """
+    The sum of a group's updates as they are made.
+
+    Args:
+        manifest: The model's.
+        config: The round's.
+        current: The round.
+    """
+
+    def __init__(self, manifest: Manifest, config: RoundSections, current: RoundState) -> None:
+        self._merge = Merge.of_round(manifest, config, current.scales, current.w_max)
+        self._members: list[Member] = []
+
+    @property
+    def count(self) -> int:
+        """Updates in the sum."""
+        return self._merge.count
+
+    def take(self, header: Header, body: Bytes) -> None:
+        """Add one client's answer to its round: an update, or why there is none."""
+        status, reason, added = "received", "", Added(0)
+        if header.kind == "failure":
+            status, reason = "failed", header.reason
+        else:
+            try:
+                added = self._merge.take(header, body)
+            except BlobError as exc:
+                status, reason = "invalid", exc.reason
+        said = {name: getattr(header, name) for name in _SHARED}
+        member = Member(
+            **said, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
+        )
+        self._members.append(member)
+
+    def element(self, header: Header) -> tuple[Header, memoryview]:
+        """
+        The element to push.
+
+        Args:
+            header: Of the round, by the group's name, under a token of its own.
+        """
+        body = b"".join(
+            map(message.as_bytes, map(message.little_endian, self._merge.total.pieces()))
+        )
+        whole = replace(
+            header,
+            kind="group",
+            members=tuple(self._members),
+            tensors=message.entries(self._merge.layout),
+            body_bytes=len(body),
+            body_digest=message.body_digest(body),
+        )
+        return whole, memoryview(body)
+
+
+def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
+    """
+    The clients' own headers behind an element, with verdict and reason as its sender has them.
+
+    An element that is no group is its client's own.
+    """
+    if header.kind != "group":
+        yield header, "received", ""
+        return
+    for member in header.members:
+        said = {name: getattr(member, name) for name in _SHARED}
+        own = replace(header, kind="update", members=(), tensors=(), chunk_bytes=0, **said)
+        yield own, member.status, member.reason  # type: ignore[misc]
+
+
+def check(header: Header, current: RoundState, config: GroupSections) -> None:
+    """
+    Refuse an element that no pool of this round may send.
+
+    Raises:
+        BlobError: The round has no groups, these are not the clients of one of its groups, or a
+            member's weight is not that of its examples.
+    """
+    # Groups carry no signatures: whoever can write ``groups`` must not speak for clients that sign.
+    is_ours = current.groups and config.is_simulation
+    number = virtual_clients.group_number(header.client) if is_ours else None
+    if number is None or number >= current.groups:
+        raise BlobError(f"round {current.number} has no group {header.client}")
+    members = list(virtual_clients.members(current.cohort, current.groups, number))
+    if [member.client for member in header.members] != members:
+        raise BlobError(f"the members of {header.client} are others")
+    if not config.premerges:
+        raise BlobError("this run wants the updates one by one")
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    for member in header.members:
+        metrics.check(member.metrics)
+        metrics.check(member.train_metrics)
+        is_in = member.status == "received"
+        weight = weight_of(config.aggregation, member.num_examples) if is_in else 0
+        if is_in:
+            check_scalars(strategy, member.scalars)
+        if member.weight != weight:
+            raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
+
+
+def check_layout(header: Header, merge: Merge) -> None:
+    """
+    Refuse a group whose body, which need not be here yet, has another layout than the round's.
+
+    Raises:
+        BlobError: Names the first tensor that differs.
+    """
+    message.check_tensors(header, merge.layout)
+
+
+def add(header: Header, body: Bytes, merge: Merge) -> None:
+    """
+    Add a group's sum that ``check_layout`` let pass to a round's, or nothing of it.
+
+    Raises:
+        BlobError: It is damaged, or beyond a limit; the sum is as it was.
+    """
+    message.check_body(header, body)
+    inside = [member for member in header.members if member.status == "received"]
+    weight = sum(member.weight for member in inside)
+    merge.total.add_sum(message.views(merge.layout, body), weight, len(inside))
+    for member in inside:
+        merge.total.add_scalars(
+            {name: member.weight * Fraction(value) for name, value in member.scalars.items()}
+        )

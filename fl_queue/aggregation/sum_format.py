@@ -1,0 +1,64 @@
+"""
+The number format of a round's exact sum: the largest weight, and a scale for each quantity.
+
+Computed when a round is opened, and before that when a config is read: one that leaves no room for the sum
+is refused before anything is begun. No Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fl_queue.aggregation import staleness
+from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
+from fl_queue.aggregation.staleness import Discount
+from fl_queue.protocol.records import dumps
+from fl_queue.strategies import get_strategy, largest_weight
+
+
+class SumFormat(NamedTuple):
+    """Args: ``w_max``: largest weight; ``discount``: of asynchronous rounds, else None."""
+
+    w_max: int
+    scales: dict[str, Scale]
+    discount: Discount | None = None
+
+    def fields(self) -> dict[str, str]:
+        """As a round's hash has it."""
+        return {
+            "w_max": str(self.w_max),
+            "scales": dumps({kind: scale.to_list() for kind, scale in self.scales.items()}),
+            "discount": dumps(self.discount.to_dict() if self.discount else {}),
+        }
+
+
+def sum_format(
+    aggregation: Mapping[str, Any],
+    options: Mapping[str, Any],
+    updates: int,
+    asynchronous: Mapping[str, Any] | None = None,
+) -> SumFormat:
+    """
+    The format of a round's sum.
+
+    Args:
+        aggregation, options: The config's ``[aggregation]`` and ``[strategy]``.
+        updates: How many the round may merge, 1 or more.
+        asynchronous: The config's ``[round]``, of an asynchronous round.
+
+    Raises:
+        ConfigError: There is no room for so many updates; names the limit to lower.
+    """
+    w_max = largest_weight(aggregation)
+    ranges = get_strategy(aggregation["strategy"], options).ranges(aggregation)
+    buffers = ranges.pop("float_buffer").limit
+    limits = {name: span.limit for name, span in ranges.items()}
+    finest = {name: span.finest for name, span in ranges.items()}
+    discount = None
+    if asynchronous is not None:
+        discount = staleness.discount(asynchronous, updates, w_max, limits, finest)
+        w_max = discount.full(w_max)
+    scales = choose_scales(updates, w_max, limits, finest)
+    scales["float_buffer"] = exact_scale(updates, w_max, buffers)
+    return SumFormat(w_max, scales, discount)

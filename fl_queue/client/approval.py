@@ -1,0 +1,175 @@
+"""
+Answers that leave a site only when somebody there says so: ``fl-queue worker client --approve``.
+
+Beside such an answer in the outbox, ``<client>_<run>_<round>.update``, lie
+
+    .waiting     JSON: the job that left it there and has ended, and since when
+    .decision    JSON: the token of the answer it is about, whether it may leave, and why not
+
+A job that finds no decision ends: it holds no worker, and nothing on Redis. Its worker says on the
+control server what waits, and that it is decided; then the healer issues the next attempt, which finds
+the answer and the decision, and pushes. Whoever may write to Redis can ask, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_queue.client import outbox
+from fl_queue.client.site import Site
+from fl_queue.common import files
+from fl_queue.common.safe_json import printable
+from fl_queue.common.spelling import nearest
+from fl_queue.errors import ConfigError
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Awaited, dumps
+
+#: What is made of a site's data; a failure is not, and version 0 is not.
+_OF_DATA = ("update", "evaluation")
+DECLINED = "declined by its site"
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What somebody at the site has said. Args: ``reason``: why it stays, for those who wait."""
+
+    approved: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """
+    An answer that waits.
+
+    Args:
+        name: What it is called in commands: ``<client>_<run id>_<round>``.
+        path: Its file in the outbox.
+        since: Unix time, seconds.
+        header, body: The answer itself, the body still on disk.
+    """
+
+    name: str
+    path: Path
+    since: float
+    header: Header
+    body: memoryview
+
+
+def needed(header: Header) -> bool:
+    """Whether an answer is one that somebody has to look at."""
+    return header.kind in _OF_DATA
+
+
+# The worker's side
+
+
+def decision(path: Path, header: Header) -> Decision | None:
+    """What was said of an answer; None: nothing yet. What was said of another one is removed."""
+    file = path.with_suffix(outbox.DECISION)
+    raw = _read(file)
+    if raw.get("token") != header.token:
+        file.unlink(missing_ok=True)
+        return None
+    return Decision(raw.get("approved") is True, str(raw.get("reason", "")))
+
+
+def ask(path: Path, job: str) -> None:
+    """
+    Note that an answer waits, left by a job that is about to end.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    file = path.with_suffix(outbox.WAITING)
+    since = _since(_read(file)) or time.time()
+    files.write_private(file, dumps({"job": job, "since": since}).encode())
+
+
+def told(site: Site) -> str:
+    """What waits at a site, as its worker says it: JSON by run; empty when nothing does."""
+    found: dict[str, Awaited] = {}
+    for file in site.outbox.glob(f"{site.client}_*{outbox.WAITING}"):
+        path, raw, name = file.with_suffix(outbox.SUFFIX), _read(file), outbox.named(file)
+        if name is None:
+            continue
+        # An answer that is gone has to be made again, and without the option it may leave.
+        decided = bool(_read(path.with_suffix(outbox.DECISION))) or not path.exists()
+        note = Awaited(
+            name.number,
+            str(raw.get("job", "")),
+            _since(raw),
+            decided or not site.approve,
+        )
+        if name.run not in found or found[name.run].round < note.round:
+            found[name.run] = note
+    return dumps({run: note.to_dict() for run, note in found.items()}) if found else ""
+
+
+# The side of whoever decides
+
+
+def waiting(state_dir: Path) -> list[Waiting]:
+    """The answers in a state folder that nobody has decided on, by name."""
+    return list(_waiting(Site(state_dir=state_dir).outbox))
+
+
+def _waiting(folder: Path) -> Iterator[Waiting]:
+    for file in sorted(folder.glob(f"*{outbox.WAITING}")):
+        path = file.with_suffix(outbox.SUFFIX)
+        kept = outbox.read(path) if outbox.named(path) else None
+        if kept is None or _read(path.with_suffix(outbox.DECISION)).get("token") == kept[0].token:
+            continue
+        yield Waiting(path.stem, path, _since(_read(file)), *kept)
+
+
+def find(state_dir: Path, names: tuple[str, ...]) -> list[Waiting]:
+    """
+    Those of the answers that were named.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    there = {item.name: item for item in waiting(state_dir)}
+    for name in names:
+        if name not in there:
+            raise ConfigError(
+                "UPDATE",
+                f"{name} does not wait in {state_dir}: it is decided, or its round has ended; "
+                f"`fl-queue approve` lists those that do{nearest(name, there)}",
+            )
+    return [there[name] for name in names]
+
+
+def decide(item: Waiting, approved: bool, reason: str = "") -> None:
+    """
+    Say whether an answer may leave.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    why = printable(reason)[:LONGEST_REASON]
+    told = "" if approved else DECLINED + (f": {why}" if why else "")
+    file = item.path.with_suffix(outbox.DECISION)
+    files.write_private(
+        file, dumps({"token": item.header.token, "approved": approved, "reason": told}).encode()
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return raw if type(raw) is dict else {}
+
+
+def _since(raw: dict[str, Any]) -> float:
+    since = raw.get("since")
+    return since if type(since) is float else 0.0

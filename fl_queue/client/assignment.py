@@ -1,0 +1,245 @@
+"""
+What one job of a client is about: its round, and the model that it starts from.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from fl_queue.client.site import Site
+from fl_queue.common.files import Mapped
+from fl_queue.common.safe_json import printable
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import ChunksMissing, FLQueueError, ModelMismatch, StoreUnavailable
+from fl_queue.models import host_cache
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import DataWait, Manifest, dumps
+from fl_queue.store import (
+    DATA_WAIT,
+    REDIS_ERRORS,
+    RoundState,
+    RunState,
+    Store,
+    complaint,
+    queries,
+)
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import State, Strategy, state_manifest
+from fl_queue.tasks.base import ClientContext, Task
+from fl_queue.tasks.error_disclosure import told
+from fl_queue.tasks.loading import load_task
+
+MODEL_WAIT_S = 0.5
+_LONGEST_WHY = 300
+
+
+class Base(NamedTuple):
+    """
+    A round's model as this host has received it.
+
+    Args:
+        body: As it came, on disk.
+        encoding: Its codec; with any but ``float32`` what is trained from is not quite the version.
+        server: What the strategy has clients fetch besides.
+    """
+
+    manifest: Manifest
+    body: Mapped
+    encoding: str
+    server: State = MappingProxyType({})
+
+    def arrays(self) -> Mapping[str, Any]:
+        """Tensor name -> array: float32 or int64, decoded when asked for."""
+        return codec.Arrays(self.encoding, self.manifest, self.body.view)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """
+    What one job is about: which round of which run, on which site.
+
+    Args:
+        base: The model to start from, when it has been fetched already.
+        is_watched: Whether people are told how it goes; a virtual client is one of too many.
+        manifest: The run's, where it has been read and checked already.
+    """
+
+    store: Store
+    site: Site
+    who: str
+    state: RunState
+    round: RoundState
+    config: RunConfig
+    base: Base | None = None
+    is_watched: bool = True
+    manifest: Manifest | None = None
+
+    @property
+    def run(self) -> str:
+        return self.state.run_id
+
+    def ended(self) -> bool:
+        """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
+        control, number = self.store.control, self.round.number
+        if queries.has_ended(control, self.run, number, self.who):
+            return True
+        # Opened once more, from another version.
+        return control.base_digest(self.run, number) not in (None, self.round.base_digest)
+
+    def task(self) -> Task:
+        # Version 0 needs no data: a site that has none may make it.
+        folder = self.site.known_folder(self.config)
+        return load_task(self.config.run["task"], self.config, self.site.allow, folder)
+
+    def strategy(self) -> Strategy:
+        return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
+
+    def context(self) -> ClientContext:
+        """
+        What the task is told.
+
+        Raises:
+            ConfigError: This client has no share of the run's data, or only the config names its folder.
+        """
+        return ClientContext.of(
+            self.config,
+            client=self.who,
+            run=self.state.name,
+            round_number=max(self.round.number, 1),
+            share=virtual_clients.share_of(self.who, self.state.population),
+            shares=self.config.data["shares"] or self.state.shares or 1,
+            data_dir=self.site.data_folder(self.config),
+            device=self.site.device,
+            threads=self.site.threads,
+            max_examples=self.site.max_examples,
+            min_examples=self.site.min_examples,
+            min_batch=self.site.fewest_a_step,
+            loader_workers=self.site.loader_workers,
+        )
+
+    def header(self, kind: str) -> Header:
+        """A header of this round, under a new token."""
+        return Header(
+            kind=kind,
+            run=self.run,
+            round=self.round.number,
+            client=self.who,
+            base_version=self.round.base_version,
+            base_digest=self.round.base_digest,
+            token=secrets.token_hex(8),
+        )
+
+
+class RoundEnded(ModelMismatch):
+    """A job's round has ended while it waited: no answer is wanted any more."""
+
+
+class DataWaits:
+    """Writes where people look that a job waits for the data server. Args: ``job``: which."""
+
+    def __init__(self, job: Assignment) -> None:
+        self._job = job
+        self._since = 0.0
+        self._said = ""
+
+    def on(self, error: FLQueueError) -> None:
+        """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
+        job = self._job
+        complaint.say(error, f"run={job.run} client={job.who} waits for the data server: ")
+        why = printable(told(error))[:_LONGEST_WHY]
+        if not job.is_watched or why == self._said:
+            return
+        self._said, self._since = why, self._since or round(time.time(), 3)
+        wait = DataWait(os.environ.get("RQ_JOB_ID", ""), self._since, why)
+        self._write(dumps(asdict(wait)))
+
+    def over(self) -> None:
+        """It need not wait any more."""
+        if self._said:
+            self._said, self._since = "", 0.0
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._job.store.control.say(self._job.who, {DATA_WAIT: text})
+        except REDIS_ERRORS as exc:  # Only people read it.
+            complaint.say(exc)
+
+
+def manifest_of(job: Assignment) -> Manifest:
+    """
+    The model of the run.
+
+    Raises:
+        ModelMismatch: There is none.
+    """
+    manifest = job.manifest or job.store.control.manifest(job.run)
+    if manifest is None:
+        raise ModelMismatch(f"run {job.run} has no manifest", public=True)
+    return manifest
+
+
+def encoding_of(job: Assignment) -> str:
+    """Codec of the model that a job starts from, as it is fetched."""
+    return str(job.config.model["codec"]) if job.round.download else "float32"
+
+
+def fetch_base(job: Assignment) -> Base:
+    """
+    The model to start from; waited for while the data server is away or lacks it.
+
+    Raises:
+        RoundEnded: Nobody wants to know any more.
+    """
+    manifest = manifest_of(job)
+    encoding = encoding_of(job)
+    waiting = DataWaits(job)
+    while True:
+        try:
+            body = host_cache.fetch(
+                job.store,
+                job.site.cache,
+                job.run,
+                job.round.fetched,
+                codec.encoded_nbytes(encoding, manifest),
+                job.config.redis["chunk_bytes"],
+                beside=len(job.strategy().fetched),
+            )
+            base = Base(manifest, body, encoding, _fetch_state(job, manifest))
+            waiting.over()
+            return base
+        except (ChunksMissing, StoreUnavailable) as exc:
+            waiting.on(exc)
+        time.sleep(MODEL_WAIT_S)
+        if job.ended():
+            waiting.over()
+            raise RoundEnded(
+                f"round {job.round.number} ended before its model could be read", public=True
+            )
+
+
+def _fetch_state(job: Assignment, manifest: Manifest) -> State:
+    """What the strategy has clients fetch; what its server does not have yet is zero."""
+    layout, wanted = state_manifest(manifest), job.strategy().fetched
+    digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
+    fetched = {
+        name: host_cache.fetch(
+            job.store,
+            job.site.cache,
+            job.run,
+            digest,
+            layout.nbytes,
+            job.config.redis["chunk_bytes"],
+            beside=len(wanted),
+        )
+        for name, digest in digests.items()
+    }
+    return {name: message.views(layout, body.view) for name, body in fetched.items()}

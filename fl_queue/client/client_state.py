@@ -1,0 +1,227 @@
+"""
+What a client keeps from one round to the next, on its own disk: it never leaves the machine.
+
+    <state dir>/client-state/<run id>/<client>/<round>_<digest of the update>/<digest>.safetensors
+
+A state is written before its update is, and counts only once that very update has been accepted: the
+control server is asked, each time before the next use. So a round that was retried, came late or was
+abandoned advances nothing, and whatever kills the writer leaves the old state or both. The files are
+readable by their owner only. No Redis here: the caller asks.
+
+A run that is restored from a backup has a new run id, and goes on from the states that lie under the
+old one. So the state that belongs to the newest backup is kept beside the newest one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from fl_queue.common import files
+from fl_queue.common.paths import below
+from fl_queue.common.safe_json import is_count
+from fl_queue.errors import CheckpointError, DataError
+from fl_queue.models import checkpoint
+from fl_queue.protocol import identifiers, message
+from fl_queue.protocol.message import Tensor
+from fl_queue.protocol.records import Manifest
+
+log = logging.getLogger(__name__)
+
+#: A run that is unknown may still be restored from a backup; nobody waits longer.
+_FORGOTTEN_S = 7 * 24 * 3600.0
+_STATES = "*.safetensors"
+
+
+class Accepted(NamedTuple):
+    """The newest update of a client that was accepted: its round, and the digest of its body."""
+
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """
+    What a client starts from.
+
+    Args:
+        state: Name -> tensor name -> array; empty: there is none.
+        note: What the receipt says of it.
+        is_missing: Whether there should have been a state.
+        is_lost: Whether that is the strategy's, of which the server still has this client's share.
+    """
+
+    state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    note: str = ""
+    is_missing: bool = False
+    is_lost: bool = False
+
+
+def layout(states: Mapping[str, Manifest]) -> Manifest:
+    """The tensors of a file: ``<state>/<tensor>``. Args: ``states``: name -> its tensors."""
+    specs = [
+        replace(spec, name=f"{state}/{spec.name}")
+        for state, manifest in states.items()
+        for spec in manifest.tensors
+    ]
+    return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+
+def write(
+    folder: Path,
+    run: str,
+    client: str,
+    update: Accepted,
+    manifest: Manifest,
+    pieces: Iterable[Tensor],
+) -> None:
+    """
+    Keep a state, for the case that an update is accepted.
+
+    Args:
+        folder: Of this machine's client states.
+        update: The update's round and the digest of its body.
+        manifest: The state's, from ``layout``.
+        pieces: Its tensors in that order.
+
+    Raises:
+        DataError: It cannot be written (disk full, permissions).
+    """
+    place = below(_place(folder, run, client), _name(update))
+    metadata = {"run": run, "client": client, "round": str(update.round)}
+    try:
+        with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
+            draft.keep()
+    except CheckpointError as exc:
+        raise DataError(
+            str(place),
+            f"a client's state cannot be written: {exc.reason}",
+            public="a client's state cannot be written",
+        ) from exc
+
+
+def load(
+    folder: Path,
+    run: str,
+    client: str,
+    before: int,
+    accepted: Accepted | None,
+    manifest: Manifest,
+    start: str = "zero",
+    origins: Sequence[str] = (),
+    backed_up: Accepted | None = None,
+) -> Kept:
+    """
+    The state that belongs to the client's newest accepted update; others but the backup's are removed.
+
+    Args:
+        before: The round it is needed for; states of it may be about to be accepted and stay.
+        accepted: What the control server says; None: no update of this client has been.
+        manifest: The state's, from ``layout``.
+        start: What the client starts from without a state, in words.
+        origins: Run ids that the run was restored from, the newest first.
+        backed_up: The same as ``accepted``, in the run's newest backup.
+    """
+    place = _place(folder, run, client)
+    stay = {_name(update) for update in (accepted, backed_up) if update}
+    for old in place.iterdir() if place.is_dir() else ():
+        number = old.name.partition("_")[0]
+        # What is not ours has no such number.
+        if old.name not in stay and is_count(number) and int(number) < before:
+            shutil.rmtree(old, ignore_errors=True)
+    if accepted is None:
+        return Kept(note=f"none yet: starts from {start}")
+    wanted = below(place, _name(accepted))
+    sources = [below(_place(folder, origin, client), wanted.name) for origin in origins]
+    _adopt(wanted, sources)
+    try:
+        state = _read(wanted, manifest)
+    except CheckpointError as exc:
+        note = f"missing, that of round {accepted.round}: starts from {start}"
+        log.warning("run=%s client=%s %s", run, client, exc)
+        return Kept(note=f"{note} ({exc.public})", is_missing=True)
+    return Kept(state, f"of round {accepted.round}")
+
+
+def still_counts(
+    kept: Kept, accepted: Accepted | None, since: int, states: Collection[str], own: Collection[str]
+) -> Kept:
+    """
+    What is of use of a state.
+
+    Not the strategy's, where that has been set to zero in a later round, or in that of the state.
+
+    Args:
+        accepted: The client's newest accepted update, whose state it is.
+        since: The round in which it was; 0: never.
+        states: Names of what a client keeps.
+        own: Those of the strategy.
+    """
+    if accepted is None or not own:
+        return kept
+    if accepted.round > since:
+        return replace(kept, is_lost=kept.is_missing)
+    others = set(states) - set(own)
+    said = f"zero again since round {since}, where a client had lost its state"
+    return Kept(
+        {name: arrays for name, arrays in kept.state.items() if name in others},
+        f"{said}; else {kept.note}" if others else said,
+        kept.is_missing and bool(others),
+    )
+
+
+def _adopt(place: Path, sources: Iterable[Path]) -> None:
+    """Have a state that lies under the id of a run which this one was restored from, if it is not here."""
+    if any(place.glob(_STATES)):
+        return
+    for source in (file for folder in sources for file in folder.glob(_STATES)):
+        # What cannot be copied is missing, and said to be; a killed copy is made again.
+        with suppress(OSError):
+            with source.open("rb") as old, files.written_whole(place / source.name) as new:
+                shutil.copyfileobj(old, new)
+            return
+
+
+def _name(update: Accepted) -> str:
+    """The folder of the state that belongs to an update."""
+    return f"{update.round}_{update.digest}"
+
+
+def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    found_files = sorted(place.glob(_STATES))
+    if not found_files:
+        raise CheckpointError(str(place), "is missing", public=True)
+    body = checkpoint.open_body(place, found_files[0].stem, manifest)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in message.views(manifest, body.view).items():
+        state, _, inner = name.partition("/")
+        found.setdefault(state, {})[inner] = tensor
+    return found
+
+
+def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
+    """
+    Remove the states of runs that have been unknown for a week.
+
+    Args:
+        is_known: Run id -> whether there is such a run, or one that was restored from it.
+    """
+    for run in folder.iterdir() if folder.is_dir() else ():
+        if not identifiers.is_run_id(run.name):
+            continue  # Somebody else's.
+        if is_known(run.name):
+            os.utime(run)
+        elif time.time() - run.stat().st_mtime > _FORGOTTEN_S:
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def _place(folder: Path, run: str, client: str) -> Path:
+    return below(folder, run, client)

@@ -1,0 +1,396 @@
+"""
+What a client's job and the evaluator do with a task: arrays in, an update or metrics out.
+
+Between the model of a task (torch) and the arrays that travel (numpy). Imports torch, so only
+clients and the evaluator import this. No Redis here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fl_queue.client.personalization import Own, check_private, private_names
+from fl_queue.common.seeding import seed_for
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.protocol.message import little_endian
+from fl_queue.protocol.records import LOST, Manifest, Sums, TensorSpec
+from fl_queue.strategies.base import (
+    PERSONAL,
+    PRIVATE,
+    Answer,
+    Known,
+    State,
+    Strategy,
+    state_manifest,
+    update_manifest,
+)
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.training.data_loading import seed_everything
+from fl_queue.training.determinism import reproducible
+from fl_queue.training.model_tensors import (
+    Arrays,
+    check_frozen,
+    check_unchanged,
+    load_arrays,
+    manifest_of,
+    state_of,
+    views_of,
+)
+from fl_queue.training.sgd import LocalRule, Samples, size_of
+
+#: Elements copied or subtracted at a time: a large model is never in memory once more for that.
+_BLOCK = 1 << 20
+
+
+class Changes(Mapping[str, NDArray[Any]]):
+    """
+    Tensor name -> ``local - base`` (float32), or the local value of an integer buffer (int64).
+
+    Computed when asked for, so that a trained model and its update are not in memory together.
+
+    Args:
+        manifest: The run's model.
+        model: The trained model.
+        base: Arrays of the base version.
+
+    Raises:
+        ModelMismatch: The model has other tensors than the manifest; names one.
+    """
+
+    def __init__(
+        self, manifest: Manifest, model: nn.Module, base: Mapping[str, NDArray[Any]]
+    ) -> None:
+        self._specs = {spec.name: spec for spec in manifest.shared().tensors}
+        self._local = views_of(model, manifest)
+        self._base = base
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        spec = self._specs[name]
+        whole = np.concatenate([np.empty(0, spec.dtype), *self.blocks(spec)])
+        return whole.reshape(spec.shape)
+
+    def local(self, name: str) -> NDArray[Any]:
+        """A tensor of the trained model itself, whether it is shared or not."""
+        return self._local[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
+        """The update in the manifest's order: tensor, index of the first element, flat block of 2**20."""
+        for spec in self._specs.values():
+            for index, block in enumerate(self.blocks(spec)):
+                yield spec, index * _BLOCK, block
+
+    def blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        """One tensor's elements in order, flat, in blocks of 2**20."""
+        local = self._local[spec.name].reshape(-1)
+        base = self._base[spec.name].reshape(-1)
+        for start in range(0, spec.size, _BLOCK):
+            block = local[start : start + _BLOCK]
+            if spec.kind != "integer_buffer":
+                block = _difference(block, base[start : start + _BLOCK])
+            yield little_endian(block)
+
+
+def _difference(local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+    """``local - base``; 0 where both are the same infinity, as in the buffer of an attention mask."""
+    with np.errstate(invalid="ignore"):
+        changed: NDArray[Any] = local - base
+    if not np.isfinite(changed).all():
+        changed[local == base] = 0
+    return changed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    What one client made of one base version.
+
+    Args:
+        tensors: Its differences to the base.
+        num_examples: Training samples, counted once whatever the epochs.
+        metrics: Sums of the base version on the client's validation data, and of what is its own.
+        train_metrics: Sums of the training.
+        train_s: Seconds of training, without evaluation of the base and without reading the data.
+        sent: The tensors of its update: the shared ones, and what the strategy wants besides.
+        answer: What the strategy makes of the training.
+        manifest: The run's model.
+        own: The personal model, where the strategy has one.
+    """
+
+    tensors: Changes
+    num_examples: int
+    metrics: Sums
+    train_metrics: Sums
+    train_s: float
+    sent: Manifest
+    answer: Answer
+    manifest: Manifest
+    own: Arrays = field(default_factory=dict)
+
+    def kept(self, which: str, name: str) -> NDArray[Any]:
+        """A tensor of what the client keeps once its update is accepted, by ``client_layouts``."""
+        if which == PRIVATE:
+            return self.tensors.local(name)
+        if which == PERSONAL:
+            return self.own[name]
+        assert self.answer.keep is not None
+        return self.answer.keep(which, name)
+
+    def pieces(self) -> Iterator[tuple[TensorSpec, int, NDArray[Any]]]:
+        """The update in the order of ``sent``: tensor, index of the first element, flat block of 2**20."""
+        for spec in self.sent.tensors:
+            for index, block in enumerate(self._blocks(spec)):
+                yield spec, index * _BLOCK, block
+
+    def _blocks(self, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        if spec.kind == "extra":
+            assert self.answer.extra is not None
+            whole = self.answer.extra(spec.quantity, spec.name.partition("/")[2]).reshape(-1)
+            for start in range(0, spec.size, _BLOCK):
+                yield little_endian(whole[start : start + _BLOCK])
+            return
+        for block in self.tensors.blocks(spec):
+            if spec.kind == "parameter" and self.answer.factor != 1.0:
+                yield (block.astype(np.float64) * self.answer.factor).astype("<f4")
+            else:
+                yield block
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    A strategy's part in one client's round.
+
+    Args:
+        strategy: As the config names it.
+        server: What clients fetch of its state: name -> tensor name -> array.
+        kept: What the client keeps, of the newest round that accepted its update.
+        has_lost: Whether it has lost that, and has to say so.
+        exponent: Of the round.
+    """
+
+    strategy: Strategy = field(default_factory=Strategy)
+    server: State = field(default_factory=dict)
+    kept: State = field(default_factory=dict)
+    has_lost: bool = False
+    exponent: int = 0
+
+    def known(self, task: Task, manifest: Manifest, context: ClientContext) -> Known:
+        """What the strategy may know before training."""
+        return Known(
+            learning_rate=context.learning_rate,
+            momentum=task.config.train["momentum"],
+            server=self.server,
+            kept=self.kept,
+            parameters=[spec.name for spec in state_manifest(manifest).tensors],
+            exponent=self.exponent,
+        )
+
+
+def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
+    """
+    Version 0: the manifest and arrays of a freshly built model.
+
+    Args:
+        task: Builds the model.
+        seed: The run's seed; decides the weights.
+
+    Raises:
+        ModelMismatch: A tensor's dtype cannot travel.
+        ConfigError: ``model.private`` matches nothing, or everything; or all parameters are frozen.
+    """
+    seed_everything(seed_for(seed, "initialise"), "cpu")
+    model = calls.model(task)
+    manifest = manifest_of(model)
+    if manifest.frozen and len(manifest.frozen) == sum(
+        s.kind == "parameter" for s in manifest.tensors
+    ):
+        raise ConfigError(
+            "run.task",
+            "every parameter of its model is frozen (requires_grad = False), so there is nothing to "
+            "train; leave one out",
+            public=True,
+        )
+    private = private_names(model, manifest, task.config.model["private"])
+    manifest = replace(manifest, private=private)
+    return manifest, views_of(model, manifest)
+
+
+def train_update(
+    task: Task,
+    manifest: Manifest,
+    base: Mapping[str, NDArray[Any]],
+    context: ClientContext,
+    on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
+    on_loaded: Callable[[], None] = lambda: None,
+    plan: Plan | None = None,
+    data: ClientData | None = None,
+) -> Trained:
+    """
+    One client's part in one round: evaluate the base version, train from it, take the difference.
+
+    Then what is its own, where the run has that: a personal model's training, and fine-tuning, after
+    the update, so that it has the bits it has without them. Each begins with the seed of the round's training:
+    the same order of samples.
+    Equal arguments give equal bytes, on the same machine with the same software.
+
+    Args:
+        task: Its data, model and training.
+        manifest: The run's model.
+        base: Arrays of the base version; not modified.
+        context: Whose update, in which round; its ``logged``, if any, is what the training logs.
+        on_epoch: Called after each epoch with its number, their number, and finished validation
+            metrics.
+        on_loaded: Called when ``base`` will not be looked at until the update is computed.
+        plan: The strategy's part; FedAvg has none.
+        data: The client's, if they have been read already.
+
+    Raises:
+        ModelMismatch: The task builds another model than the run's.
+        DataError: No training data, or unreadable data.
+        ConfigError: The data cannot be split as configured, or the task trains in a way of its own
+            that the strategy cannot correct.
+    """
+    plan = plan or Plan()
+    logged, context = context.logged or Logged(), replace(context, logged=None)
+    with reproducible(context.seed_for("train"), context.device, context.threads):
+        data = data or calls.training_data(task, context)
+        model = _model(task, manifest, base, context.device)
+        _check_parts(task, model, manifest)
+        known = plan.known(task, manifest, context)
+        rule = _rule(plan.strategy, known, model, manifest, context.min_batch)
+        on_loaded()
+        own = Own(task, context, manifest, base, data, plan.strategy, plan.kept)
+        metrics = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
+        if plan.strategy.needs_base_loss:
+            known = replace(known, base_loss=_loss(task, model, data.train, context))
+        started = time.monotonic()
+        training = replace(context, rule=rule, logged=logged)
+        train_sums = calls.trained(task, model, data, training, on_epoch)
+        train_s = time.monotonic() - started
+        # Only now: a client of Flower's tells it by training.
+        num_examples = size_of(data.train)
+        train_metrics = logged.joined(train_sums, num_examples)
+    if plan.strategy.needs_local_sgd and not (rule.is_used and rule.steps):
+        raise ConfigError(
+            "aggregation.strategy",
+            "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
+            "context.rule to sgd.local_sgd, or use another strategy",
+            public=True,
+        )
+    check_unchanged(model, manifest, base)
+    model.zero_grad()  # Gradients are as large as the model.
+    with reproducible(context.seed_for("personal"), context.device, context.threads):
+        personal = own.personal_model()
+        metrics |= own.validate_personal(personal)
+        kept = own.train_personal(personal)
+        metrics |= own.finetune()
+    changes = Changes(manifest, model, base)
+    known = replace(known, steps=rule.steps, change=changes.__getitem__)
+    sent = update_manifest(plan.strategy, manifest)
+    answer = plan.strategy.answer(known)
+    if plan.has_lost:
+        answer = replace(answer, scalars={**answer.scalars, LOST: 1.0})
+    return Trained(
+        changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
+    )
+
+
+def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
+    """Whether a freshly built model shares and trains what the run's does."""
+    check_private(model, manifest, task.config.model["private"])
+    check_frozen(model, manifest)
+
+
+def _rule(
+    strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest, fewest: int
+) -> LocalRule:
+    """The strategy's correction, and the site's floor, as local SGD takes them."""
+    correction = strategy.correction(known)
+    state, anchors, offsets = state_of(model), {}, {}
+    for name in known.parameters:
+        parameter = state[name]
+        if not isinstance(parameter, nn.Parameter):
+            continue
+        if correction.proximal:
+            anchors[parameter] = parameter.detach().clone()
+        if correction.offset is not None:
+            offset = np.broadcast_to(correction.offset(name), tuple(parameter.shape))
+            offsets[parameter] = torch.tensor(offset.copy()).to(parameter)
+    return LocalRule(correction.proximal, anchors, offsets, fewest)
+
+
+def _loss(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> float:
+    """Mean loss of a model on a data set."""
+    sums = calls.evaluated(task, model, dataset, context)
+    if not sums.get("num_examples") or "loss_sum" not in sums:
+        raise DataError(
+            "training data", "the loss of the round's model on it is not finite", public=True
+        )
+    return float(sums["loss_sum"] / sums["num_examples"])
+
+
+def evaluate_version(
+    task: Task,
+    manifest: Manifest,
+    arrays: Mapping[str, NDArray[Any]],
+    dataset: Samples,
+    context: ClientContext,
+) -> Sums:
+    """
+    Metrics of one version on a data set (the evaluator's test data), as sums.
+
+    Raises:
+        ModelMismatch: The task builds another model than the run's.
+    """
+    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
+        model = _model(task, manifest, arrays, context.device)
+        return calls.evaluated(task, model, dataset, context)
+
+
+def evaluate_client(
+    task: Task,
+    manifest: Manifest,
+    arrays: Mapping[str, NDArray[Any]],
+    context: ClientContext,
+    plan: Plan | None = None,
+) -> Sums:
+    """
+    One client's validation of a version, and of what is its own, as sums; nothing is kept.
+
+    Raises:
+        ModelMismatch: The task builds another model than the run's.
+        DataError: Unreadable data.
+    """
+    plan = plan or Plan()
+    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
+        data = calls.given_data(task, context)
+        model = _model(task, manifest, arrays, context.device)
+        _check_parts(task, model, manifest)
+        own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)
+        sums = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
+        sums |= own.validate_personal(own.personal_model())
+        return {**sums, **own.finetune(model)}
+
+
+def _model(
+    task: Task, manifest: Manifest, arrays: Mapping[str, NDArray[Any]], device: str
+) -> nn.Module:
+    model = calls.model(task)
+    load_arrays(model, manifest, arrays)
+    return model.to(device)

@@ -1,0 +1,342 @@
+"""
+A client's finished updates on its own disk, until it learns that their rounds have ended.
+
+A file is written before anything is pushed, under the update's token, and is what a new attempt
+pushes instead of training again. The system writes it to disk when it sees fit: a process that is
+killed loses nothing, and a machine that loses power trains again, to the same bits. No training here.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from fl_queue.common import failpoints, files
+from fl_queue.common.paths import below
+from fl_queue.common.safe_json import is_count
+from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
+from fl_queue.protocol import identifiers, message
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.message import Bytes
+from fl_queue.store import ADMITTED_S, Store, keyspace
+from fl_queue.store.admission import permission
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".update"
+#: What lies beside an update that leaves only when somebody at the site says so; see ``approval``.
+WAITING, DECISION = ".waiting", ".decision"
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 5.0
+#: Chunks nobody removed expire by themselves; missing ones are asked for again.
+CHUNK_LIFETIME_S = 24 * 3600
+#: A line below this rate is said to be slow: it was too slow for a chunk of 4 MB within a server's timeout.
+_SLOW_BYTES_PER_S = 140_000
+#: Of less time nothing is said.
+_SLOW_AFTER_S = 20.0
+#: Chunks after which the permission to send is extended.
+_EXTEND_EVERY = 8
+
+
+def path_of(folder: Path, run: str, number: int, client: str) -> Path:
+    """File of one client's update of one round."""
+    return below(folder, f"{client}_{run}_{number}{SUFFIX}")
+
+
+class Named(NamedTuple):
+    """What the name of a file in an outbox says."""
+
+    client: str
+    run: str
+    number: int
+
+
+def named(path: Path) -> Named | None:
+    """
+    Whose file this is, and of which round, by its name; None: it is none of ours, and stays as it is.
+
+    Args:
+        path: A client's update, or what lies beside it.
+    """
+    parts = path.name.removesuffix(path.suffix).split("_")
+    if len(parts) == 3 and is_count(parts[2]):
+        client, run, number = parts[0], parts[1], int(parts[2])
+        if identifiers.is_name(client) and identifiers.is_run_id(run):
+            return Named(client, run, number)
+    _say_foreign(path)
+    return None
+
+
+@cache
+def _say_foreign(path: Path) -> None:
+    """Once a process."""
+    log.warning(
+        "%s has no name that fl-queue gives: it is left alone; remove it, or put it elsewhere", path
+    )
+
+
+def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
+    """
+    Keep an update: it is there whole, or not at all. Its body is never in memory whole.
+
+    Args:
+        header: Its body's digest is filled in here.
+        pieces: The body's ``body_bytes`` bytes, or arrays of them, in order.
+
+    Raises:
+        BlobError: The header cannot be packed, or the pieces are more or fewer bytes.
+        DataError: It cannot be written (disk full, permissions).
+    """
+    path = path_of(folder, header.run, header.round, header.client)
+    try:
+        with files.written_whole(path) as file:
+            file.write(message.pack_head(header))
+            digest, written = blake3(), 0
+            for piece in pieces:
+                view = message.as_bytes(piece)
+                digest.update(view)
+                written += file.write(view)
+            if written != header.body_bytes:
+                raise BlobError(f"body has {written} bytes, its header says {header.body_bytes}")
+            file.seek(0)
+            file.write(message.pack_head(replace(header, body_digest=digest.hexdigest())))
+    except OSError as exc:
+        raise DataError(
+            str(path),
+            f"cannot be written ({exc.strerror}); free space there, or use --state-dir",
+            public="an answer cannot be written to the outbox; check the disk",
+        ) from exc
+    return path
+
+
+def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
+    """
+    A kept update, its body still on disk; None when there is none.
+
+    One that the disk has damaged is removed.
+
+    Args:
+        check: Whether to compute the body's digest; not needed for what we have just written.
+    """
+    try:
+        element = files.Mapped(path).view
+    except FileNotFoundError:
+        return None
+    try:
+        header, body = message.unpack(element, max_body_bytes=len(element))
+        if check:
+            message.check_body(header, body)
+    except BlobError:
+        path.unlink(missing_ok=True)
+        return None
+    return header, body
+
+
+def push(
+    store: Store,
+    header: Header,
+    body: memoryview,
+    inline_bytes: int,
+    chunk_bytes: int,
+    ended: Callable[[], bool],
+    unmerged_bytes: int = 0,
+    seal: Callable[[bytes], bytes] = bytes,
+    rivals: Sequence[str] = (),
+    on_trouble: Callable[[StoreUnavailable], None] = lambda trouble: None,
+) -> bool:
+    """
+    Push an update, waiting out outages of the data server: chunks first, then the element.
+
+    Chunks that have arrived are not sent again. While the server is full, it waits, too.
+
+    Args:
+        inline_bytes: Bodies up to this size travel in the element itself.
+        ended: Whether its round has ended; asked before each attempt.
+        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
+        seal: Signs the element; the same bytes each time.
+        rivals: Who sends updates for this round, this one's client among them.
+        on_trouble: Called with why the data server could not be used, or that the line to it is slow.
+
+    Returns:
+        Whether it was pushed; False when its round ended first.
+    """
+    wait_s, again = FIRST_WAIT_S, False
+    while not _ended(ended):
+        try:
+            turn = _Turn(store, header, unmerged_bytes, rivals)
+            if turn.ask(ADMITTED_S):
+                line = _Line(store, len(body), on_trouble)
+                _push_once(turn, body, inline_bytes, chunk_bytes, again, seal, line)
+                return True
+        except StoreUnavailable as exc:
+            again = True
+            on_trouble(exc)
+        # Many may wait for the same server: not all at the same time again.
+        time.sleep(wait_s * random.uniform(0.5, 1.0))
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+    return False
+
+
+def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: int) -> bytes:
+    """
+    What is pushed of an update: its header, and its body unless that is large and travels in chunks.
+
+    Raises:
+        BlobError: A field of the header is out of range.
+    """
+    if len(body) > inline_bytes:
+        return message.pack(replace(header, chunk_bytes=chunk_bytes), None)
+    return message.pack(header, body if len(body) else None)
+
+
+class _Turn:
+    """When an update may be sent. Args: as of ``push``."""
+
+    def __init__(
+        self, store: Store, header: Header, unmerged_bytes: int, rivals: Sequence[str]
+    ) -> None:
+        self.store, self.header = store, header
+        self._others = [client for client in rivals if client != header.client]
+        self._most = 0
+        if unmerged_bytes and self._others:
+            most = store.data.room(unmerged_bytes)
+            # There is no need to ask where all of them would fit.
+            self._most = most if len(rivals) * header.body_bytes > most else 0
+
+    def ask(self, lifetime_s: int) -> bool:
+        """Whether it may be sent; asked again, the permission is extended."""
+        header = self.header
+        return not self._most or self.store.data.admit(
+            header.run,
+            header.client,
+            permission(header.token, header.body_bytes),
+            self._most,
+            self._others,
+            lifetime_s,
+            header.round,
+        )
+
+
+class _Line:
+    """Says so when a line is slow. Args: as of ``push``; ``nbytes``: of the update."""
+
+    def __init__(
+        self, store: Store, nbytes: int, on_slow: Callable[[StoreUnavailable], None]
+    ) -> None:
+        self._url, self._nbytes, self._on_slow = store.servers.blob_url, nbytes, on_slow
+        self._began_at = time.monotonic()
+
+    def look(self, arrived: int, coming: int) -> float:
+        """
+        How it goes.
+
+        Args:
+            arrived: Bytes of the update so far.
+            coming: Bytes that are sent next.
+
+        Returns:
+            Seconds that those will need, where the line is slow; else 0.
+        """
+        seconds = time.monotonic() - self._began_at
+        if not arrived or seconds < _SLOW_AFTER_S or arrived / seconds > _SLOW_BYTES_PER_S:
+            return 0.0
+        minutes = self._nbytes / (arrived / seconds) / 60
+        self._on_slow(
+            StoreUnavailable(
+                self._url,
+                f"the line is slow, {8 * arrived / seconds / 1000:.0f} kbit/s: an update of"
+                f" {self._nbytes / 1e6:.1f} MB takes about {minutes:.0f} minutes; see update.codec",
+                Trouble.silent,
+            )
+        )
+        return coming * seconds / arrived
+
+
+def _push_once(
+    turn: _Turn,
+    body: memoryview,
+    inline_bytes: int,
+    chunk_bytes: int,
+    again: bool,
+    seal: Callable[[bytes], bytes],
+    line: _Line,
+) -> None:
+    store, header = turn.store, turn.header
+
+    def pieces() -> Iterator[memoryview]:
+        for index, piece in enumerate(message.chunk_slices(len(body), chunk_bytes)):
+            # The last piece but one has arrived before another one is asked for.
+            slow_s = line.look(max(0, index - 1) * chunk_bytes, 2 * chunk_bytes)
+            if slow_s or index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
+                turn.ask(ADMITTED_S + int(slow_s))
+            yield body[piece]
+
+    sealed = seal(element(header, body, inline_bytes, chunk_bytes))
+    if len(body) <= inline_bytes:
+        turn.ask(CHUNK_LIFETIME_S)
+        store.data.push(header.run, sealed)
+        return
+    store.data.put_chunks(
+        keyspace.update_blob(header.client, header.run, header.body_digest),
+        pieces(),
+        CHUNK_LIFETIME_S,
+        skip_present=again,
+    )
+    failpoints.reach("chunks.pushed")
+    # Before the element is there: afterwards the aggregator may have ended it already.
+    turn.ask(CHUNK_LIFETIME_S)
+    store.data.push(header.run, sealed)
+
+
+def _ended(ended: Callable[[], bool]) -> bool:
+    try:
+        return ended()
+    except StoreUnavailable:
+        return False
+
+
+def remove_unfinished(folder: Path, client: str, age_s: float = 0.0) -> None:
+    """
+    Remove what a killed job of this client was writing; only its next job may call this.
+
+    Args:
+        client: Or a pattern of several; then it may be anybody's, of files of that age.
+        age_s: Seconds since such a file was last written to.
+    """
+    for path in folder.glob(f"{client}_*{files.UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= age_s:
+                path.unlink()
+
+
+def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool]) -> int:
+    """
+    Remove the updates that are not wanted any more.
+
+    Args:
+        client: Whose updates these are, or a pattern of several; others in the folder stay.
+        has_ended: ``(run id, round, client) -> bool``.
+
+    Returns:
+        How many are left.
+    """
+    left = 0
+    for path in sorted(folder.glob(f"{client}_*{SUFFIX}")):
+        found = named(path)
+        if found is None:
+            continue
+        if has_ended(found.run, found.number, found.client):
+            for suffix in (WAITING, DECISION, SUFFIX):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        else:
+            left += 1
+    return left

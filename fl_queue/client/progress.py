@@ -1,0 +1,99 @@
+"""
+What a client tells people while it trains: on its terminal, and in its events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from fl_queue.client.assignment import Assignment
+from fl_queue.client.site import Site
+from fl_queue.client.trust import Refused
+from fl_queue.common import escaping
+from fl_queue.store import REDIS_ERRORS, Store, complaint
+from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.logged_metrics import Logged
+
+log = logging.getLogger(__name__)
+
+TELL_S = 0.5
+
+
+def announce(job: Assignment, context: ClientContext) -> None:
+    """Tell that training begins."""
+    print(escaping.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
+    print(
+        f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
+        flush=True,
+    )
+    tell(
+        job,
+        {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
+    )
+
+
+class Progress:
+    """
+    Tells of epochs, but no more often than anybody looks: each event is a write to disk.
+
+    Args:
+        job: What is trained.
+        logged: What the task logs meanwhile; an epoch's event has the means so far.
+    """
+
+    def __init__(self, job: Assignment, logged: Logged) -> None:
+        self.job, self.logged = job, logged
+        self._told_at = -TELL_S
+
+    def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
+        """Print an epoch's accuracy, and add an event for those who watch; without numbers where they wait."""
+        if not self.job.is_watched:
+            return
+        if "accuracy" in finished:
+            accuracy = finished["accuracy"]
+            print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
+        now = time.monotonic()
+        if epoch < epochs and now - self._told_at < TELL_S:
+            return
+        self._told_at = now
+        event: dict[str, object] = {
+            "event": "epoch",
+            "run": self.job.run,
+            "round": self.job.round.number,
+            "epoch": epoch,
+            "epochs": epochs,
+        }
+        # With --approve nothing that was made of the data leaves before somebody says so.
+        tell(self.job, event if self.job.site.approve else event | self._made_of_data(finished))
+
+    def _made_of_data(self, finished: Mapping[str, float]) -> dict[str, object]:
+        found: dict[str, object] = {
+            key: finished[key] for key in ("accuracy", "loss") if key in finished
+        }
+        means = self.logged.means()
+        return found | ({"logged": means} if means else {})
+
+
+def tell(job: Assignment, event: Mapping[str, object]) -> None:
+    """Add an event to the client's stream."""
+    say(lambda: job.store.control.add_client_event(job.who, event))
+
+
+def refused(store: Store, site: Site, why: Refused) -> None:
+    """Say that this site does not do a job: in its log, and in its client's events."""
+    log.warning("client=%s refused: %s", site.client, why)
+    job = os.environ.get("RQ_JOB_ID", "")
+    event = {"event": "job_refused", "job": job, "reason": str(why), "by": site.worker}
+    if site.client:
+        say(lambda: store.control.add_client_event(site.client, event))
+
+
+def say(write: Callable[[], None]) -> None:
+    """Write what only people read; an outage of the control server is no reason to stop."""
+    try:
+        write()
+    except REDIS_ERRORS as exc:
+        complaint.say(exc)

@@ -1,0 +1,212 @@
+"""
+What a site believes of what Redis says: with the operator's public key in its credentials, only what the operator signed.
+
+Everything is checked before any of it is used: the round, the config, the model it starts from and who its
+clients are. The site also remembers, on its own disk, the newest round of each run that it took part in, and
+refuses older ones. Independent of signatures, ``--pin-config`` names the only configs that it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_queue.client.site import Site
+from fl_queue.common import files
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import FLQueueError
+from fl_queue.protocol import identifiers, statements
+from fl_queue.protocol.records import Manifest, Purpose, digest_of, dumps
+from fl_queue.protocol.statements import is_segment_signed
+from fl_queue.store import RoundState, RunState
+
+log = logging.getLogger(__name__)
+
+#: Runs that a site remembers; of more, those it took part in longest ago are forgotten.
+REMEMBERED = 4096
+
+
+#: What an operator has forgotten where nothing is signed.
+NEEDED = "operator.key is needed where runs are begun, and in the aggregator's state folder"
+
+
+class Refused(FLQueueError):
+    """
+    A site does not do what Redis asks of it.
+
+    Args:
+        reason: Of Redis' own words and the config's digest alone: all of it may leave the site.
+        lasts: Whether it would refuse the next round of the run, too.
+    """
+
+    def __init__(self, reason: str, lasts: bool = False) -> None:
+        super().__init__(reason)
+        self.public, self.lasts = reason, lasts
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    What a job of a site is about, as it has been read from Redis.
+
+    Args:
+        who: Client id, or ``evaluator``.
+        purpose: What the job's function does.
+        state: Read after ``round``: its population has everybody of the round's.
+        segments: The run's config, all segments.
+        manifest: The run's; None before version 0.
+    """
+
+    who: str
+    purpose: Purpose
+    state: RunState
+    round: RoundState
+    segments: Sequence[Mapping[str, Any]]
+    manifest: Manifest | None
+
+
+def round_config(site: Site, asked: Question) -> RunConfig:
+    """
+    The config of a round that this site may take part in; the round is remembered.
+
+    Raises:
+        Refused: It may not.
+    """
+    segment = _segment(asked.segments, asked.round.segment)
+    statement = _checked(site, asked, segment)
+    _check_pin(site, segment)
+    if statement is not None:
+        _remember(site, asked)
+    return RunConfig.from_dict(segment["config"])
+
+
+def segment_config(
+    site: Site, state: RunState, segments: Sequence[Mapping[str, Any]], number: int
+) -> RunConfig:
+    """
+    The config that a question outside of rounds is about.
+
+    Raises:
+        Refused: The operator has not signed it, or this site has not pinned it.
+    """
+    segment = _segment(segments, number)
+    public = operator_key(site)
+    if public and not is_segment_signed(state.run_id, state.name, number, segment, public):
+        raise Refused(
+            f"the config of run {state.run_id} is not signed with the operator's key, or was changed"
+        )
+    _check_pin(site, segment)
+    return RunConfig.from_dict(segment["config"])
+
+
+def operator_key(site: Site) -> str:
+    """Public half of the operator's key; empty: this site cannot check what it is sent."""
+    return site.secrets.operator_key if site.secrets is not None else ""
+
+
+def _segment(segments: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any]:
+    try:
+        found = segments[number]
+        if number >= 0 and isinstance(found["config"], dict):
+            return found
+    except (LookupError, TypeError):
+        pass
+    raise Refused(f"the run has no config of segment {number}")
+
+
+def _checked(
+    site: Site, asked: Question, segment: Mapping[str, Any]
+) -> statements.Statement | None:
+    """What the operator has signed of a round, which is what Redis says; None where no key is known."""
+    public, number = operator_key(site), asked.round.number
+    if not public:
+        return None
+    if not asked.round.signed:
+        raise Refused(f"round {number} is not signed by the operator; {NEEDED}")
+    statement = statements.opened(asked.round.signed, public)
+    if statement is None:
+        raise Refused(f"round {number} is signed with another key than the operator's, or changed")
+    config = digest_of(segment["config"])
+    if name := statements.differing(statement, asked.state, asked.round, config, asked.manifest):
+        raise Refused(f"{name} of round {number} is not what the operator signed")
+    if statement["purpose"] != asked.purpose:
+        raise Refused(f"round {number} is signed for another job: {statement['purpose']}")
+    if asked.who not in asked.round.cohort:
+        raise Refused(f"round {number} is signed for other clients")
+    if older := _older_than(site, asked):
+        raise Refused(f"round {number} is older than round {older}, which this site took part in")
+    return statement
+
+
+def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:
+    config = digest_of(segment["config"])
+    if site.pins and config not in site.pins:
+        raise Refused(
+            f"config {config} is none that this site has pinned (--pin-config); "
+            "its owner decides, and starts the worker again with it",
+            lasts=True,
+        )
+
+
+# What a site remembers
+
+
+def _file(site: Site, asked: Question) -> Path | None:
+    run = asked.state.run_id
+    if not (identifiers.is_run_id(run) and identifiers.is_name(asked.who)):
+        return None
+    return site.state_dir / "rounds" / asked.who / f"{run}.json"
+
+
+def _older_than(site: Site, asked: Question) -> int:
+    """The newest round that this site took part in, if a round is older; 0: it is not."""
+    newest, opened_at = _newest(site, asked)
+    # A control server that lost its last writes opens a round of a lower number again, later.
+    is_older = asked.round.number < newest and asked.round.opened_at < opened_at
+    return newest if is_older else 0
+
+
+def _newest(site: Site, asked: Question) -> tuple[int, float]:
+    path = _file(site, asked)
+    try:
+        raw = json.loads(path.read_bytes()) if path is not None else {}
+        return int(raw["round"]), float(raw["opened_at"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0, 0.0
+
+
+def _remember(site: Site, asked: Question) -> None:
+    """
+    Note that this site takes part in a round.
+
+    Raises:
+        Refused: It cannot be written: a site that forgets could be asked for an old round.
+    """
+    path = _file(site, asked)
+    newest, opened_at = _newest(site, asked)
+    now = max(newest, asked.round.number), max(opened_at, asked.round.opened_at)
+    if path is None or now == (newest, opened_at):
+        return
+    noted = dumps({"round": now[0], "opened_at": now[1]}).encode()
+    try:
+        is_new = not path.exists()
+        with files.written_whole(path) as file:
+            file.write(noted)
+        if is_new:
+            _forget_oldest(path.parent)
+    except OSError as exc:
+        raise Refused(
+            f"what this site takes part in cannot be noted: {exc.strerror or type(exc).__name__}"
+        ) from exc
+
+
+def _forget_oldest(folder: Path) -> None:
+    noted = list(folder.glob("*.json"))
+    if len(noted) > REMEMBERED:
+        noted.sort(key=lambda path: path.stat().st_mtime)
+        for path in noted[:-REMEMBERED]:
+            path.unlink(missing_ok=True)

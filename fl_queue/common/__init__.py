@@ -1,0 +1,1 @@
+"""Files, processes, logs, safe JSON and other plumbing that knows nothing of federated learning."""

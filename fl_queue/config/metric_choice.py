@@ -1,0 +1,123 @@
+"""
+Whether ``run.select`` and ``run.stop_when`` name metrics that a task reports. No Redis here.
+
+Of a built-in task that is known when a run begins. Of any other the first round whose clients
+validated something shows it: a run that could never have a best version, or never stop, ends there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from fl_queue import metrics
+from fl_queue.common.spelling import nearest
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import TASKS
+from fl_queue.errors import ConfigError
+from fl_queue.protocol.records import RoundRecord, Sums
+from fl_queue.strategies import get_strategy
+
+#: Metrics between 0 and 1, and which way each metric that the library computes is better.
+_SHARES = ("accuracy", "auc", "f1")
+_DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
+
+
+def of_config(config: RunConfig) -> frozenset[str] | None:
+    """The metrics that a run's clients can report; None where only the task's code says it."""
+    entry = TASKS.get(config.run["task"])
+    if entry is None:
+        return None
+    listed = [name for name in config.task.get("classes", "").split(",") if name.strip()]
+    count = entry.classes or len(listed)
+    names = {"loss", "accuracy"}
+    if count <= metrics.MAX_CLASSES:
+        names.add("f1")
+    found = names | ({"auc"} if count in (0, 2) else set())
+    beside = names if count <= metrics.BESIDE_CLASSES else names - {"f1"}
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    if strategy.personal or config.model["private"]:
+        found |= {f"personal_{name}" for name in beside}
+    if config.train["finetune_epochs"]:
+        found |= {f"finetuned_{name}" for name in beside}
+    return frozenset(found)
+
+
+def of_history(records: Iterable[RoundRecord]) -> frozenset[str] | None:
+    """The metrics that a run's clients have reported; None where they have reported none yet."""
+    return of_validations(record.validation for record in records)
+
+
+def of_validations(validations: Iterable[Sums]) -> frozenset[str] | None:
+    """The metrics of such validations; None where nothing was validated."""
+    names: set[str] = set()
+    for sums in validations:
+        # What is there of one class only has no AUC yet, and may have one.
+        names |= {*metrics.told_by(sums), *metrics.finish(sums)}
+    return frozenset(names) or None
+
+
+def check_config(config: RunConfig) -> None:
+    """
+    Refuse what can be seen in the config alone: a metric that its task does not report, the worst
+    version as the best one, and a bound that no value can pass.
+
+    Not a check of the fields themselves: a run that was started with such a config goes on.
+
+    Raises:
+        ConfigError: Names the field and what to write.
+    """
+    reported = of_config(config)
+    check(config, reported)
+    metric, _, direction = config.run["select"].partition(":")
+    right = _DIRECTIONS.get(_base(metric), direction)
+    if direction != right:
+        raise ConfigError(
+            "run.select",
+            f"{metric}:{direction} chooses the worst version; write {metric}:{right}",
+        )
+    # An own task may report per cent under the same name.
+    if reported is not None and (out := metrics.bound(config.run["stop_when"])):
+        metric, value = out
+        if _base(metric) in _SHARES and not 0 <= value <= 1:
+            raise ConfigError(
+                "run.stop_when",
+                f"{metric} is between 0 and 1, and never {value:g}; 97 % is written 0.97",
+            )
+
+
+def _base(metric: str) -> str:
+    """A metric without what says whose model it is of."""
+    return metric.removeprefix("personal_").removeprefix("finetuned_")
+
+
+def check(config: RunConfig, reported: Collection[str] | None) -> None:
+    """
+    Refuse a metric that is not reported.
+
+    Args:
+        reported: Of ``of_config`` or ``of_history``; None: not known yet.
+
+    Raises:
+        ConfigError: Names the field, and what the task reports.
+    """
+    if reported is None:
+        return
+    select, condition = config.run["select"], config.run["stop_when"]
+    for field, text in (("run.select", select), ("run.stop_when", condition)):
+        match = re.match(r"\w+", text)
+        if match and match[0] not in reported:
+            raise ConfigError(
+                field,
+                f"{match[0]} is not what the clients of {config.run['task']} report"
+                f"{nearest(match[0], sorted(reported))}; choose one of {', '.join(sorted(reported))}",
+            )
+
+
+def problem(config: RunConfig, reported: Collection[str] | None) -> str:
+    """The same as a reason; empty where there is none."""
+    try:
+        check(config, reported)
+    except ConfigError as exc:
+        return str(exc)
+    return ""

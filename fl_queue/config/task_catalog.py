@@ -1,0 +1,219 @@
+"""
+The built-in tasks: their names, where their class is, and the options they take.
+
+Kept apart from ``fl_queue.tasks`` so that a config can be checked without importing torch.
+A user's own task (``module:name``) is not here: its options are checked by the task itself,
+on the machine that has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fl_queue.common import data_folder
+from fl_queue.common.options import Field, unknown_key
+from fl_queue.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """
+    A built-in task.
+
+    Args:
+        target: ``module:Class``.
+        doc: One line for people.
+        options: What ``[task]`` may hold.
+        classes: How many classes there are; 0 when the options or the data say.
+        excerpt: Training images of it that are shipped; 0 for other data.
+        skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
+        decides: The option without which each site's data decide what the model is about.
+        parameters: Of its model; 0 when that depends on options or data.
+    """
+
+    target: str
+    doc: str
+    options: dict[str, Field]
+    classes: int = 0
+    excerpt: int = 0
+    skews: bool = False
+    decides: str = ""
+    parameters: int = 0
+
+
+_MODELS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "densenet121",
+)
+
+TASKS: dict[str, TaskEntry] = {
+    "mnist-3v7": TaskEntry(
+        "fl_queue.tasks.mnist:ThreesAndSevens",
+        "threes against sevens, one linear layer 784 -> 1",
+        {},
+        classes=2,
+        excerpt=2000,
+        skews=True,
+        parameters=785,
+    ),
+    "mnist-2nn": TaskEntry(
+        "fl_queue.tasks.mnist:TwoLayerPerceptron",
+        "ten digits, the perceptron 784-200-200-10 (199,210 parameters)",
+        {},
+        classes=10,
+        excerpt=10000,
+        skews=True,
+        parameters=199_210,
+    ),
+    "mnist-cnn": TaskEntry(
+        "fl_queue.tasks.mnist:ConvNet",
+        "ten digits, two 5x5 convolutions, 512 units (1,663,370 parameters)",
+        {},
+        classes=10,
+        excerpt=10000,
+        skews=True,
+        parameters=1_663_370,
+    ),
+    "image-folder": TaskEntry(
+        "fl_queue.tasks.image_folder:ImageFolderTask",
+        "any folder of class folders, with a torchvision model",
+        {
+            "model": Field(
+                "str",
+                "resnet18",
+                "torchvision model by name, trained from scratch",
+                choices=_MODELS,
+            ),
+            "classes": Field(
+                "str", "", "class folder names, comma separated, the same for all sites"
+            ),
+            "image_size": Field(
+                "int", 64, "side of the square the images are resized to, pixels", low=8, high=1024
+            ),
+            "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
+        },
+        skews=True,
+        decides="classes",
+    ),
+    "csv": TaskEntry(
+        "fl_queue.tasks.csv_table:CsvTask",
+        "a table with a label column: logistic regression or a small perceptron",
+        {
+            "file": Field(
+                "str", "train.csv", "file name in the data folder", check=data_folder.problem
+            ),
+            "test_file": Field(
+                "str",
+                "test.csv",
+                "the evaluator's file name in its data folder",
+                check=data_folder.problem,
+            ),
+            "label": Field("str", "label", "name of the label column"),
+            "features": Field(
+                "str", "", "feature columns, comma separated; the same for all sites"
+            ),
+            "owner": Field(
+                "str",
+                "",
+                "the column that names whose each row is, for the natural partition and for what is held out",
+            ),
+            "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
+            "means": Field(
+                "floats", (), "mean of each feature; empty: from the first round's clients"
+            ),
+            "stds": Field(
+                "floats", (), "standard deviation of each feature; empty: as means", above=0
+            ),
+            "hidden": Field("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
+        },
+        decides="features",
+    ),
+}
+
+
+#: A name for all tasks of MNIST, for who allows tasks.
+MNIST = "mnist"
+
+
+def built_in_family(name: str) -> str:
+    """The name under which a built-in task may be allowed together with its like; else its own."""
+    return MNIST if name.startswith(f"{MNIST}-") else name
+
+
+#: Begins the name of a task that is a Flower client.
+FLOWER = "flower:"
+#: The option of such a task that names what makes its model.
+FLOWER_MODEL = "flower_model"
+
+
+def flower_client(task: str) -> str:
+    """``module:attribute`` of a task that is a Flower client; empty for any other."""
+    code = task.removeprefix(FLOWER)
+    # A module of that name may exist: ``flower:Roses`` is a task like any other.
+    return code if code != task and ":" in code else ""
+
+
+def own_code(task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    What a worker must allow for a task, each as ``module:name``; nothing for a built-in one.
+
+    Args:
+        task: ``run.task``.
+        options: The ``[task]`` table.
+    """
+    client = flower_client(task)
+    if not client:
+        return (task,) if ":" in task else ()
+    return (client, str(options[FLOWER_MODEL])) if FLOWER_MODEL in options else (client,)
+
+
+def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """
+    The ``[task]`` table, complete and checked; as it is for a user's own task.
+
+    Raises:
+        ConfigError: Unknown task, unknown option, or a value that cannot be used.
+    """
+    if ":" in task:
+        for key, value in given.items():
+            _check_travels(f"task.{key}", value)
+        return dict(given)
+    entry = TASKS.get(task)
+    if entry is None:
+        known = Field("str", "", "", choices=tuple(TASKS))
+        known.parse("run.task", task)
+        raise AssertionError("unreachable: parse refuses a name that is not a choice")
+    for key in given:
+        if key not in entry.options:
+            raise unknown_key(f"task.{key}", [f"task.{name}" for name in entry.options])
+    return {
+        key: field.parse(f"task.{key}", given[key]) if key in given else field.default
+        for key, field in entry.options.items()
+    }
+
+
+def _check_travels(field: str, value: Any) -> None:
+    """Raises ConfigError: a config travels as JSON, which has no dates and no NaN."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            _check_travels(f"{field}.{key}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(field, f"{value} is no number that can be used; give a finite one")
+    elif not isinstance(value, str | int | float):
+        raise ConfigError(
+            field, f"a {type(value).__name__} does not travel; write it as text, in quotes"
+        )
+
+
+def may_differ(task: str, options: Mapping[str, Any]) -> bool:
+    """Whether sites may differ in what a task is about: the config does not say it for all of them."""
+    entry = TASKS.get(task)
+    return entry is None or bool(entry.decides and not options[entry.decides])

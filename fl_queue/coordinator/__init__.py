@@ -1,0 +1,1 @@
+"""The operator's side: opens rounds, merges updates, and operates runs. Never imports torch, tasks or the client."""

@@ -1,0 +1,226 @@
+"""
+The next version of a run: made of what was merged, on this machine's disk, and on the data server.
+
+It counts only once the commit script has named it; who calls that is ``collect``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_queue.aggregation import rebase
+from fl_queue.aggregation.merge import Merge
+from fl_queue.common import failpoints
+from fl_queue.common.files import Mapped
+from fl_queue.common.safe_json import printable
+from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import CheckpointError, ChunksMissing, FLQueueError
+from fl_queue.models import checkpoint, transfer
+from fl_queue.models.checkpoint import Body
+from fl_queue.protocol.message import Bytes, Tensor
+from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.store import RoundState, Store
+from fl_queue.strategies.base import Facts, Strategy, state_manifest
+
+#: Characters of an error in the reason of a round.
+_LONGEST_REASON = 300
+
+
+def why_not(exc: Exception, strategy: str) -> str:
+    """
+    Why a round could not be ended, for Redis and people.
+
+    Args:
+        strategy: Name of the round's. The message of an own one's error may quote what nobody should read.
+    """
+    if isinstance(exc, FLQueueError):
+        said = str(exc)
+    elif ":" in strategy:
+        said = f"{type(exc).__name__}; its message is in the aggregator's log"
+    else:
+        said = f"{type(exc).__name__}: {exc}"
+    return printable(said)[:_LONGEST_REASON]
+
+
+def _counted(pieces: Iterable[Tensor], beat: Callable[[], None]) -> Iterator[Tensor]:
+    for piece in pieces:
+        beat()
+        yield piece
+
+
+@dataclass(frozen=True)
+class Made:
+    """
+    A version that can be committed.
+
+    Args:
+        version: Its number.
+        digest: BLAKE3 of its body, hexadecimal.
+        download: Digest of the encoded body that clients fetch instead; empty: they fetch the version.
+        manifest: What its tensors are.
+        server_state: Name -> digest of what the strategy keeps with it.
+    """
+
+    version: int
+    digest: str
+    download: str
+    manifest: Manifest
+    server_state: dict[str, str]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its digests, by their names in the run's record of versions."""
+        return {
+            "digest": self.digest,
+            "download": self.download,
+            "server_state": self.server_state,
+        }
+
+
+class Maker:
+    """
+    Makes the version that a round ends with.
+
+    Args:
+        store: Both servers.
+        run: Run id.
+        current: The round.
+        config: Of the run.
+        state_dir: This machine's folder; checkpoints are below it.
+    """
+
+    def __init__(
+        self, store: Store, run: str, current: RoundState, config: RunConfig, state_dir: Path
+    ) -> None:
+        self.store, self.run, self.round = store, run, current
+        self.config, self.state_dir = config, state_dir
+        self.folder = transfer.checkpoint_folder(state_dir, run)
+        self._chunk_bytes = config.redis["chunk_bytes"]
+        self._base: Mapped | Body | None = None
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Fetch the round's base version now, while clients train; what is not there yet may be so later."""
+        with suppress(ChunksMissing, CheckpointError):
+            self._base = self._open_base(manifest)
+
+    def first(self, manifest: Manifest, body: Bytes) -> Made:
+        """
+        Version 0, as a client has sent it.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        with ExitStack() as stack:
+            return self._write(stack, 0, manifest, [body], {})
+
+    def next(
+        self,
+        merge: Merge,
+        strategy: Strategy | None,
+        beat: Callable[[], None] = lambda: None,
+        record: RoundRecord | None = None,
+    ) -> Made:
+        """
+        The version after the round's base.
+
+        Args:
+            beat: Called for each block of it.
+            record: Of the round, with who is accepted; None: nobody of an older version.
+
+        Raises:
+            CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
+            ChunksMissing: What it needs is not on the data server (any more).
+        """
+        current = self.round
+        version = current.base_version + 1
+        with ExitStack() as stack:
+            writers = self._state_writers(stack, version, merge.manifest, strategy)
+            base = self._base or self._open_base(merge.manifest)
+            facts = Facts(version, merge.count, current.population, current.base_population)
+            state = transfer.state_arrays(
+                self.store,
+                self.run,
+                current.server_state,
+                merge.manifest,
+                self._chunk_bytes,
+                self.state_dir,
+            )
+            sinks = {name: writer.write for name, writer in writers.items()}
+            stale = rebase.stale_weights(record, merge.manifest) if record else {}
+            bodies = {
+                version: transfer.body_of_version(
+                    self.store, self.run, version, merge.manifest, self._chunk_bytes, self.state_dir
+                )
+                for version in stale
+            }
+            older = {version: body.view for version, body in bodies.items()}
+            pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
+            return self._write(stack, version, merge.manifest, _counted(pieces, beat), writers)
+
+    def _open_base(self, manifest: Manifest) -> Mapped | Body:
+        digest = self.round.base_digest
+        return transfer.base_body(
+            self.store, self.run, digest, manifest, self._chunk_bytes, self.state_dir
+        )
+
+    def _metadata(self, version: int) -> dict[str, str]:
+        return {"run": self.run, "version": str(version), "round": str(self.round.number)}
+
+    def _state_writers(
+        self, stack: ExitStack, version: int, manifest: Manifest, strategy: Strategy | None
+    ) -> dict[str, checkpoint.Writer]:
+        """Writers of what the strategy keeps with the new version: it is made with that, block by block."""
+        if strategy is None:
+            return {}
+        layout, metadata = state_manifest(manifest), self._metadata(version)
+        return {
+            name: stack.enter_context(
+                checkpoint.writing(self.folder, layout, {**metadata, "state": name})
+            )
+            for name in strategy.server_state
+        }
+
+    def _write(
+        self,
+        stack: ExitStack,
+        version: int,
+        manifest: Manifest,
+        pieces: Iterable[Bytes | Tensor],
+        writers: Mapping[str, checkpoint.Writer],
+    ) -> Made:
+        """Have a version on disk and on the data server, with what the strategy keeps."""
+        metadata = self._metadata(version)
+        draft = stack.enter_context(checkpoint.drafted(self.folder, manifest, pieces, metadata))
+        state = {name: writer.finish() for name, writer in writers.items()}
+        download = self._publish(draft, manifest, state)
+        failpoints.reach("model.published")
+        for kept_with_it in state.values():
+            kept_with_it.keep()
+        draft.keep()
+        digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
+        return Made(version, draft.digest, download, manifest, digests)
+
+    def _publish(
+        self, draft: checkpoint.Draft, manifest: Manifest, state: Mapping[str, checkpoint.Draft]
+    ) -> str:
+        """
+        Send the new version to the data server while the disk takes it for good.
+
+        Returns:
+            Digest of the encoded body that clients fetch instead; empty when they fetch the version.
+        """
+        encoding, chunk_bytes = self.config.model["codec"], self._chunk_bytes
+        with ThreadPoolExecutor(1) as other:
+            syncing = other.submit(draft.sync)
+            for body in (draft, *state.values()):
+                transfer.publish(self.store, self.run, body.digest, body.view, chunk_bytes)
+            download = transfer.publish_encoded(
+                self.store, self.run, draft.view, manifest, encoding, chunk_bytes
+            )
+            syncing.result()
+        return download

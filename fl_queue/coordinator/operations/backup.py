@@ -1,0 +1,477 @@
+"""
+A whole run in one file, and a run made from such a file, which goes on where it was.
+
+The form of the file is ``archive.py``'s. It has no passwords and no URLs. Events, receipts and kept updates stay behind; the history has what
+decided each round. So does an open round: it is tried again under its number, with the numbers it
+drew, and the restored run has the bits of the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue._version import __version__
+from fl_queue.common.safe_json import loads
+from fl_queue.coordinator.operations.backup_file import (
+    FORMAT,
+    Document,
+    opened,
+    pack,
+    read_document,
+    read_model,
+    write_errors,
+)
+from fl_queue.coordinator.rounds import lifecycle, statement_signing
+from fl_queue.coordinator.rounds.runs import current_config, find_run
+from fl_queue.errors import (
+    CheckpointError,
+    ChunksMissing,
+    ConfigError,
+    DataError,
+    RunStateError,
+    UnknownRun,
+    UnknownVersion,
+)
+from fl_queue.models import checkpoint, retention, transfer
+from fl_queue.protocol import identifiers, job_origins, message, statements
+from fl_queue.protocol.records import Manifest, RoundRecord, digest_of, dumps
+from fl_queue.store import RunState, Store, as_text, keyspace
+from fl_queue.strategies.base import state_manifest
+
+
+@dataclass(frozen=True)
+class Backup:
+    """
+    What a backup holds.
+
+    Args:
+        path: Its file.
+        run: Name of the run.
+        version: The newest version, which is in it.
+        best: The best version, which is in it too; None when none has been evaluated.
+        rounds: Rounds in its history.
+        nbytes: Size of the file.
+        left_out: Why the best version is not in it; empty when it is, or there is none.
+    """
+
+    path: Path
+    run: str
+    version: int
+    best: int | None
+    rounds: int
+    nbytes: int
+    left_out: str
+
+
+# Writing
+
+
+def write(store: Store, name: str, path: Path, state_dir: Path) -> Backup:
+    """
+    Write a run to a file, also while it is training; an existing file is replaced.
+
+    Args:
+        name: Run name or id.
+        state_dir: Where this machine's checkpoints are.
+
+    Raises:
+        UnknownRun: There is no such run.
+        RunStateError: It has no version yet.
+        UnknownVersion, CheckpointError: Its newest model is nowhere to be found, or damaged.
+        DataError: The file cannot be written; an old one is as it was.
+    """
+    state = find_run(store, name)
+    if path.exists() and not path.is_file():
+        raise DataError(str(path), "is not a file; name a file to write to")
+    # Before the snapshot: then it is one of the snapshot's versions.
+    best = retention.best_version(store, state.run_id, current_config(store, state.run_id))
+    with (
+        write_errors(path),
+        tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=path.parent) as folder,
+    ):
+        writing = Path(folder)
+        document = _with_newest(store, state, state_dir, writing)
+        left_out = ""
+        if best is not None and best != document.version:
+            document, left_out = _with_best(store, document, best, state_dir, writing)
+        pack(document, writing, path)
+    return Backup(
+        path=path,
+        run=state.name,
+        version=document.version,
+        best=None if left_out else best,
+        rounds=len(document.history),
+        nbytes=path.stat().st_size,
+        left_out=left_out,
+    )
+
+
+def _with_newest(store: Store, state: RunState, state_dir: Path, writing: Path) -> Document:
+    """A snapshot and its newest model; of a run that trains, the model may be gone by then."""
+    while True:
+        document = _snapshot(store, state)
+        try:
+            _stage(store, document, document.version, state_dir, writing)
+        except (UnknownVersion, CheckpointError):
+            if max(store.control.versions(state.run_id), default=-1) <= document.version:
+                raise
+        else:
+            if _announced(store, document):
+                return document
+
+
+def _announced(store: Store, document: Document) -> bool:
+    """
+    Have clients keep what belongs to the versions of a backup, whatever they keep later.
+
+    Returns:
+        False when there is a newer version: for that, clients may have removed it.
+    """
+    run, version = document.run_id, document.state["version"].encode()
+    accepted = keyspace.accepted(run)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hget(keyspace.run(run), "version") != version:
+            return None
+        now = as_text(cast(dict[bytes, bytes], pipe.hgetall(accepted)))
+        kept = {keyspace.in_backup(key): now[key] for key in now if identifiers.is_name(key)}
+
+        def write() -> None:
+            if kept:
+                pipe.hset(accepted, mapping=cast(dict[Any, Any], kept))
+
+        return write
+
+    while not store.control.transact([keyspace.run(run)], body):
+        if store.control.redis.hget(keyspace.run(run), "version") != version:
+            return False
+    return True
+
+
+def _with_best(
+    store: Store, document: Document, best: int, state_dir: Path, writing: Path
+) -> tuple[Document, str]:
+    try:
+        _stage(store, document, best, state_dir, writing)
+    except (UnknownVersion, CheckpointError) as exc:
+        return document, str(exc)
+    return replace(document, models=[best, document.version]), ""
+
+
+def _stage(store: Store, document: Document, version: int, state_dir: Path, writing: Path) -> None:
+    run = document.run_id
+    manifest, body = transfer.load_version(store, run, version, document.chunk_bytes, state_dir)
+    digest = document.digest(version)
+    metadata = {"run": run, "version": str(version), "digest": digest}
+    try:
+        checkpoint.write(writing, digest, manifest, body, metadata)
+        if version == document.version:
+            _stage_state(store, document, manifest, state_dir, writing)
+    except CheckpointError as exc:
+        raise DataError(str(writing.parent), exc.reason) from exc
+
+
+def _stage_state(
+    store: Store, document: Document, manifest: Manifest, state_dir: Path, writing: Path
+) -> None:
+    """What the strategy keeps with the newest version."""
+    run, layout = document.run_id, state_manifest(manifest)
+    for name, digest in document.server_state.items():
+        try:
+            body = transfer.base_body(store, run, digest, layout, document.chunk_bytes, state_dir)
+        except (ChunksMissing, CheckpointError) as exc:
+            raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
+        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+        checkpoint.write(writing, digest, layout, body.view, metadata)
+
+
+def _snapshot(store: Store, state: RunState) -> Document:
+    """What the control server knows of a run, all of the same moment."""
+    run = state.run_id
+    with store.control.redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(keyspace.run(run))
+        pipe.get(keyspace.config(run))
+        pipe.get(keyspace.manifest(run))
+        pipe.hgetall(keyspace.versions(run))
+        pipe.lrange(keyspace.history(run), 0, -1)
+        pipe.hgetall(keyspace.evaluations(run))
+        raw, config, manifest, versions, history, evaluations = pipe.execute()
+    found = {key.decode(): value.decode() for key, value in raw.items()}
+    if "state" not in found:
+        raise UnknownRun(state.name, list(store.control.run_names()))
+    if not found.get("version"):
+        raise RunStateError(state.name, "has no version yet; wait for version 0")
+    verdicts = {key.decode(): loads(text, "an evaluation") for key, text in evaluations.items()}
+    document = Document(
+        format=FORMAT,
+        made_by=__version__,
+        made_at=round(store.control.now(), 3),
+        run_id=run,
+        state={field.name: found[field.name] for field in fields(RunState) if field.name in found},
+        config=loads(config or b"null", "a config"),
+        manifest=loads(manifest or b"null", "a manifest"),
+        versions={key.decode(): loads(text, "a version") for key, text in versions.items()},
+        history=[RoundRecord.from_json(text) for text in history],
+        late={},
+        # A ticket belongs to a worker of this federation.
+        evaluations={key: value for key, value in verdicts.items() if "job" not in value},
+        models=[int(found["version"])],
+    )
+    late = store.control.late(run)
+    return replace(
+        document, late={str(key): late[key] for key in sorted(late) if key <= document.round}
+    )
+
+
+# Restoring
+
+
+def restore(
+    store: Store, path: Path, state_dir: Path, name: str | None = None, unsigned: bool = False
+) -> RunState:
+    """
+    Make a new run from a backup. Nothing is trained: a run that had not ended is cancelled now.
+
+    The run appears in one transaction, when its models are on disk and on the data server already.
+    A restore that was killed leaves files and chunks that nothing names, and can be repeated.
+
+    Args:
+        path: The backup.
+        state_dir: Where this machine's checkpoints are.
+        name: Its name; None for the one it had. Training draws its numbers from the name, so a run
+            under another name goes on well, but not with the bits it would have had.
+        unsigned: Whether to take a file of which this machine's operator's key has not signed config and
+            newest version: restoring signs both, and sites train by them.
+
+    Raises:
+        ConfigError: The name is not allowed; or the file is not signed.
+        DataError: The file is not a backup, or damaged; nothing is changed.
+        RunStateError: There is a run of that name.
+        CheckpointError: The models cannot be written.
+    """
+    if name is not None and not identifiers.is_name(name):
+        raise ConfigError(
+            "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
+        )
+    with opened(path) as archive:
+        document, manifest = read_document(
+            archive,
+            path,
+            lambda found, model: None if unsigned else _check_signed(store, found, model),
+        )
+        chosen = name or document.state["name"]
+        _refuse_taken(chosen, store.control.run_names())
+        run = identifiers.new_run_id(chosen)
+        folder = transfer.checkpoint_folder(state_dir, run)
+        try:
+            # The newest last: it also goes to the data server, when all else is good.
+            for version in sorted(document.models):
+                _restore_model(store, archive, path, document, manifest, version, folder)
+            _restore_state(store, archive, path, document, manifest, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    try:
+        _create(store, document, run, chosen)
+    except RunStateError:
+        # Somebody was quicker.
+        shutil.rmtree(folder, ignore_errors=True)
+        count = message.chunk_count(manifest.nbytes, document.chunk_bytes)
+        for digest in (document.digest(document.version), *document.server_state.values()):
+            store.data.drop_chunks(keyspace.model_blob(run, digest), count)
+        raise
+    # Asks for the score of the newest version, if it has none.
+    lifecycle.advance(store, run)
+    return find_run(store, run)
+
+
+def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
+    """
+    See that what is about to be signed anew was signed: whoever can write to the file is not the operator.
+
+    Raises:
+        ConfigError: It was not, and this machine has the key.
+    """
+    entry, number = document.versions[str(document.version)], int(document.state.get("segment", 0))
+    if what := statement_signing.unsigned_in_backup(
+        store,
+        (document.run_id, document.state["name"]),
+        (number, document.config[number]),
+        (document.version, entry),
+        manifest,
+    ):
+        raise ConfigError(
+            "--unsigned",
+            f"the {what} in this backup is not signed with the operator's key of this machine: the file was changed, "
+            "or the run had no signatures; if you know that it is good, give --unsigned, which signs it as it is",
+        )
+
+
+def _refuse_taken(name: str, living: Mapping[str, str]) -> None:
+    if name in living:
+        raise RunStateError(
+            name,
+            f"there is a run of that name; restore under another one with `--run NAME`, or remove it with `fl-queue delete {name}`",
+        )
+
+
+def _restore_model(
+    store: Store,
+    archive: zipfile.ZipFile,
+    path: Path,
+    document: Document,
+    manifest: Manifest,
+    version: int,
+    folder: Path,
+) -> None:
+    run, digest = folder.name, document.digest(version)
+    body = read_model(archive, path, digest, manifest, folder)
+    entry = document.versions[str(version)]
+    metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
+    checkpoint.write(folder, digest, manifest, body, metadata)
+    if version == document.version:
+        transfer.publish(store, run, digest, body, document.chunk_bytes)
+
+
+def _restore_state(
+    store: Store,
+    archive: zipfile.ZipFile,
+    path: Path,
+    document: Document,
+    manifest: Manifest,
+    folder: Path,
+) -> None:
+    """What the strategy keeps with the newest version, on disk and on the data server."""
+    run, layout = folder.name, state_manifest(manifest)
+    for name, digest in document.server_state.items():
+        body = read_model(archive, path, digest, layout, folder)
+        metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
+        checkpoint.write(folder, digest, layout, body, metadata)
+        transfer.publish(store, run, digest, body, document.chunk_bytes)
+
+
+def _create(store: Store, document: Document, run: str, name: str) -> None:
+    """Write all keys of the run at once, unless the name has been taken meanwhile."""
+    state = _restored_state(document, name)
+    segments, made = _signed_anew(store, document, run, name)
+    evaluations = {key: dumps(value) for key, value in _verdicts(document).items()}
+    versions = {key: dumps(value) for key, value in made.items()}
+    accepted = _newest_accepted(document)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if pipe.hexists(keyspace.RUNS, name):
+            return None
+        # Clients ask here whether what they keep of a run is needed.
+        restored = {
+            origin: dumps([*json.loads(pipe.hget(keyspace.RESTORED, origin) or b"[]"), run])
+            for origin in _origins(document)
+        }
+
+        def write_all() -> None:
+            pipe.hset(keyspace.RUNS, name, run)
+            pipe.hset(keyspace.run(run), mapping=cast(dict[Any, Any], state))
+            pipe.set(keyspace.config(run), dumps(segments))
+            pipe.set(keyspace.manifest(run), dumps(document.manifest))
+            pipe.hset(keyspace.versions(run), mapping=cast(dict[Any, Any], versions))
+            if document.history:
+                pipe.rpush(
+                    keyspace.history(run), *[record.to_json() for record in document.history]
+                )
+            if document.late:
+                pipe.hset(keyspace.late(run), mapping=cast(dict[Any, Any], document.late))
+            if accepted:
+                kept = {keyspace.in_backup(client): text for client, text in accepted.items()}
+                pipe.hset(keyspace.accepted(run), mapping=cast(dict[Any, Any], accepted | kept))
+            if evaluations:
+                pipe.hset(keyspace.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
+            pipe.hset(keyspace.RESTORED, mapping=cast(dict[Any, Any], restored))
+            event = {"event": "run_restored", "version": document.version, "of": document.run_id}
+            store.control.add_event(run, event, pipe)
+
+        return write_all
+
+    while not store.control.transact([keyspace.RUNS, keyspace.RESTORED], body):
+        living = store.control.run_names()
+        if living.get(name) == run:
+            return  # It had been written, and the answer was lost.
+        _refuse_taken(name, living)
+
+
+def _signed_anew(
+    store: Store, document: Document, run: str, name: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """
+    Config segments and versions under the operator's signature: those in the file are of another run id.
+
+    Of the versions the newest alone: rounds start from that one.
+    """
+    # The run has a version: it starts from no initial model.
+    segments = [
+        statement_signing.segment(store, run, name, number, _without_signature(found), None)
+        for number, found in enumerate(document.config)
+    ]
+    made = {key: _without_signature(entry) for key, entry in document.versions.items()}
+    newest, manifest = str(document.version), Manifest.from_json(dumps(document.manifest))
+    if signature := statement_signing.restored(
+        store, run, document.version, made[newest], manifest
+    ):
+        made[newest] = {**made[newest], statements.SIGNATURE: signature}
+    return segments, made
+
+
+def _without_signature(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in found.items() if key not in statement_signing.SIGNED_FIELDS
+    }
+
+
+def _newest_accepted(document: Document) -> dict[str, str]:
+    """Client -> round of the job and digest of its newest accepted update, for clients that keep something."""
+    return {
+        client: dumps({"round": began, "digest": digest})
+        for record in document.history
+        if record.outcome == "committed"
+        for client, (began, digest) in job_origins.by_job_of(record).items()
+    }
+
+
+def _origins(document: Document) -> list[str]:
+    """Run ids under which clients keep what they have of the run, the newest first."""
+    restored = json.loads(document.state.get("restored_from", "[]"))
+    return list(dict.fromkeys([document.run_id, *restored]))
+
+
+def _restored_state(document: Document, name: str) -> dict[str, str]:
+    config = document.config[-1]["config"]
+    restored = {
+        **document.state,
+        "name": name,
+        "version": str(document.version),
+        "round": str(document.round),
+        "waited_s": "0",
+        "task": config["run"]["task"],
+        "config_digest": digest_of(config),
+        "restored_from": dumps(_origins(document)),
+    }
+    if document.state["state"] not in ("completed", "failed"):
+        restored |= {
+            "state": "cancelled",
+            "reason": f"restored from a backup; go on with `fl-queue resume {name}`",
+        }
+    return restored
+
+
+def _verdicts(document: Document) -> dict[str, dict[str, Any]]:
+    """Evaluations; an older version without one gets none any more, as its model may not be here."""
+    missed = {"state": "failed", "reason": "was not evaluated before the backup"}
+    older = (str(version) for version in range(document.version))
+    return dict.fromkeys(older, missed) | document.evaluations

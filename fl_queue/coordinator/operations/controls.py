@@ -1,0 +1,170 @@
+"""
+What an operator does to a run that exists: cancel it, resume it, try again what failed.
+
+Each is a compare-and-set against what the workers do at the same moment, and may be repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.coordinator.rounds import confirmed_changes, lifecycle
+from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
+from fl_queue.errors import RunStateError
+from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
+
+CANCELLED = "cancelled by an operator"
+#: States a run comes back from.
+RESUMABLE = ("failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed: whose, in which attempt, and why; ``answered`` when no attempt follows."""
+
+    who: str
+    attempt: int
+    reason: str
+    answered: bool = False
+
+
+def cancel(store: Store, name: str) -> RunState:
+    """
+    Stop a run: its open round ends as cancelled, clients stop training, the model stays.
+
+    Raises:
+        RunStateError: It is not training.
+    """
+    by = confirmed_changes.new_token()
+    while True:
+        state = find_run(store, name)
+        if not state.active:
+            if confirmed_changes.was_made(store, state.run_id, by):
+                return state
+            raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
+        current = store.control.open_round(state)
+        if current is None:
+            done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled", by)
+        else:
+            done = _cancel_round(store, state, current)
+        if done:
+            lifecycle.clean_up(store, state.run_id, state.round)
+            return find_run(store, name)
+
+
+def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
+    ending = Ending("cancelled", CANCELLED)
+    config = current_config(store, state.run_id, current.segment)
+    receipts = store.control.receipts(state.run_id, current.number)
+    record = replace(
+        lifecycle.base_record(current, ending, current.elapsed_s, config),
+        missing=[client for client in current.cohort if client not in receipts],
+        rejected={
+            client: f"{receipts[client].status}: the round was cancelled"
+            for client in current.cohort
+            if client in receipts
+        },
+    )
+    # Refused when an aggregator has ended the round, or another one has started on it, since we looked.
+    answer = lifecycle.end(store, state, current, ending, record, {}, config, current.fence)
+    return answer == "ok"
+
+
+def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str]]:
+    """
+    Have a run go on from its newest version, and publish what is missing at once.
+
+    Args:
+        state_dir: Where this machine's checkpoints are, if it has any.
+
+    Returns:
+        The run, and what was done, a line each.
+
+    Raises:
+        RunStateError: It is completed.
+    """
+    done = []
+    by = confirmed_changes.new_token()
+    while not (state := find_run(store, name)).active:
+        if state.state not in RESUMABLE:
+            raise RunStateError(
+                state.name,
+                f"is {state.state} {at_version(state.version)}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
+            )
+        if _reopen(store, state.run_id, by):
+            done.append(_goes_on(state))
+            break
+    healer = Healer(store, state_dir, hurry=True)
+    healer.heal(state.run_id)
+    return find_run(store, name), done + healer.done
+
+
+def _goes_on(state: RunState) -> str:
+    if state.version is None:
+        return f"was {state.state}: goes on with the making of version 0"
+    return f"was {state.state}: training goes on from version {state.version}"
+
+
+def _reopen(store: Store, run: str, by: str) -> bool:
+    """Have a run that failed or was cancelled train again; False when it is in another state by now."""
+    key = keyspace.run(run)
+
+    def body(pipe: Pipeline) -> confirmed_changes.Change | None:
+        found = cast(list["bytes | None"], pipe.hmget(key, ["state", "version"]))
+        state, version = ((raw or b"").decode() for raw in found)
+        if state not in RESUMABLE:
+            return None
+        fields = {"state": "training", "reason": "", "abandoned": "0", "waited_s": "0"}
+        return confirmed_changes.Change(
+            {"event": "run_resumed", "version": int(version) if version else None},
+            lambda: pipe.hset(key, mapping=cast(dict[Any, Any], fields)),
+        )
+
+    return confirmed_changes.decide(store, run, [key], body, by)
+
+
+def failures(store: Store, state: RunState) -> list[Failure]:
+    """The failed jobs of a run's newest round and of its evaluations, with their reasons."""
+    receipts = store.control.receipts(state.run_id, state.round)
+    found = [
+        Failure(client, 0, receipt.reason, answered=True)
+        for client, receipt in sorted(receipts.items())
+        if receipt.status == "failed"
+    ]
+    tickets = [
+        *dispatch.tickets(store, state.run_id, state.round).values(),
+        *dispatch.evaluation_tickets(store, state.run_id).values(),
+    ]
+    for ticket in tickets:
+        reason = dispatch.job_state(store, ticket)
+        if reason.startswith("failed"):
+            what = (
+                f"{ticket.who} (version {ticket.number})"
+                if ticket.function == rq_types.EVALUATE
+                else ticket.who
+            )
+            found.append(Failure(what, ticket.attempt, reason.removeprefix("failed: ")))
+    return found
+
+
+def redrive(store: Store, name: str, state_dir: Path) -> list[Failure]:
+    """
+    Try failed jobs again now, without the pause that the healer makes before a job that keeps failing.
+
+    A client that answered that it cannot train has answered its round; it is asked again in the next.
+
+    Returns:
+        What had failed.
+    """
+    state = find_run(store, name)
+    found = failures(store, state)
+    if any(not failure.answered for failure in found):
+        Healer(store, state_dir, hurry=True).heal(state.run_id)
+    return found

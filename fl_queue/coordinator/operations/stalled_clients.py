@@ -1,0 +1,107 @@
+"""
+Clients that ask for room on the data server and then send nothing: the others stop waiting for them.
+
+The operator's side decides it, by counted time: what a client says of itself ends when it likes. The
+healer looks once a second; what it remembers it can forget, and then it takes so much longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fl_queue.coordinator.rounds.deadlines import SLOWEST_BYTES_PER_S
+from fl_queue.protocol.records import Receipt
+from fl_queue.store import RoundState, Store, admission, size_of
+
+#: A client may hold room for so long, and for its update's size at the rate, before others go first.
+PATIENCE_S = 20.0
+#: Whatever it says its size is: models beside the parameters travel with some strategies.
+_MOST_MODELS = 2
+#: Of a longer time in which nobody looked nothing is known.
+_LONGEST_LOOK_S = 3.0
+
+
+@dataclass
+class _Seen:
+    """One run. Args: ``at_s``: counted time of the round at the last look; ``held_s``: by client."""
+
+    number: int
+    at_s: float
+    held_s: dict[str, float] = field(default_factory=dict)
+    #: Who was passed over in this round, and in the one before it.
+    passed: set[str] = field(default_factory=set)
+    before: set[str] = field(default_factory=set)
+
+
+class Stalled:
+    """Watches who holds room. Args: ``store``: both servers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._runs: dict[str, _Seen] = {}
+
+    def look(self, run: str, current: RoundState) -> dict[str, float]:
+        """
+        Have those pass who wait for a client that holds room for too long and has sent nothing.
+
+        Who did so in the round before has no time in this one.
+
+        Returns:
+            Client -> seconds it held room, of those that others go before from now on.
+        """
+        if current.purpose != "train" or current.groups:
+            return {}  # Pools are the operator's own.
+        seen = self._seen(run, current)
+        looked_s = min(current.elapsed_s - seen.at_s, _LONGEST_LOOK_S)
+        seen.at_s = current.elapsed_s
+        claims = self._store.data.claims(run, current.cohort)
+        if not claims or not self._is_at_work(run, current):
+            return {}
+        receipts = self._store.control.receipts(run, current.number)
+        passed: dict[str, float] = {}
+        for client, claim in claims.items():
+            if _has_sent(receipts, client, claim):
+                seen.before.discard(client)
+                continue
+            held_s = seen.held_s.get(client, 0.0) + looked_s
+            seen.held_s[client] = held_s
+            if client in seen.before or held_s > self._patience_s(run, claim):
+                self._store.data.pass_over(run, current.number, client)
+                passed[client] = held_s
+                seen.passed.add(client)
+                seen.before.discard(client)
+                seen.held_s[client] = 0.0
+        return passed
+
+    def forget(self, run: str) -> None:
+        """A run that is not training any more."""
+        self._runs.pop(run, None)
+
+    def _seen(self, run: str, current: RoundState) -> _Seen:
+        known = self._runs.get(run)
+        if known is None or known.number != current.number:
+            before = known.passed | known.before if known else set()
+            known = _Seen(current.number, current.elapsed_s, before=before)
+            self._runs[run] = known
+        return known
+
+    def _is_at_work(self, run: str, current: RoundState) -> bool:
+        """Whether updates that were sent are taken: else it is not the clients' fault."""
+        data = self._store.data
+        return not data.waiting(run) or data.owned(run, current.fence)
+
+    def _patience_s(self, run: str, claim: bytes) -> float:
+        manifest = self._store.control.manifest(run)
+        most = _MOST_MODELS * manifest.nbytes if manifest else 0
+        return PATIENCE_S + min(size_of(claim), most) / SLOWEST_BYTES_PER_S
+
+
+def _has_sent(receipts: Mapping[str, Receipt], client: str, claim: bytes) -> bool:
+    """Whether the update a client holds room for has come: that room is given back when it is merged."""
+    found = (receipts.get(client), receipts.get(f"{client}:duplicate"))
+    return any(
+        receipt is not None
+        and admission.permission(receipt.token, receipt.nbytes).encode() == claim
+        for receipt in found
+    )

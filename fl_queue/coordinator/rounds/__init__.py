@@ -1,0 +1,1 @@
+"""A round's life: who may take part, opened, closed, and the next one."""

@@ -1,0 +1,171 @@
+"""
+Who may be selected for the next round of a run, and who may not and why: decided in this one place.
+
+What is decided is recorded: with the round (``eligible`` and ``ineligible``), and with the run for as long
+as it holds (``left_out``), with an event whenever that changes. A cohort is a function of the seed, the
+round's number and the recorded list of eligible clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from redis.client import Pipeline
+
+from fl_queue.config import task_catalog
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import preflight
+from fl_queue.coordinator.rounds.runs import is_as_seen
+from fl_queue.protocol import virtual_clients
+from fl_queue.protocol.records import Purpose, dumps
+from fl_queue.store import RunState, Store, keyspace
+
+#: Clients with the same reason that a line names.
+_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """
+    Who may be selected for a round.
+
+    Args:
+        clients: Sorted.
+        out: Client that is alive -> why it may not be selected.
+        unable: Those of them that said that they cannot train; they may be able to make version 0.
+        untold: Those of them that have only not answered yet.
+        problem: Why nobody may be selected yet; empty when the round may be opened.
+    """
+
+    clients: list[str]
+    out: Mapping[str, str] = field(default_factory=dict)
+    unable: Sequence[str] = ()
+    untold: Sequence[str] = ()
+    problem: str = ""
+
+    def lasting(self) -> dict[str, str]:
+        """``out`` without those who are about to answer."""
+        return {client: why for client, why in self.out.items() if client not in self.untold}
+
+
+def decide(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> Eligible | None:
+    """
+    Who may be selected; None while it is not known who is alive.
+
+    A cohort of those who happened to be heard first after an outage would be another one.
+    """
+    if config.is_simulation:
+        return Eligible(virtual_clients.clients(config.clients["count"]))
+    store.control.hear()
+    if store.control.settling():
+        return None
+    alive = store.control.alive_clients(config.clients["active_s"])
+    out = barred(store, state, config, alive)
+    asked = [client for client in alive if client not in out]
+    admitted = preflight.admit(store, state, config, asked, purpose)
+    out = dict(sorted({**out, **admitted.out}.items()))
+    return Eligible(admitted.clients, out, admitted.unable, admitted.untold, admitted.problem)
+
+
+def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
+    """Clients that might be selected if their sites had not paused them -> why."""
+    if config.is_simulation:
+        return {}
+    found = store.control.paused_clients(config.clients["active_s"])
+    out = barred(store, state, config, list(found))
+    return {client: why for client, why in found.items() if client not in out}
+
+
+def barred(
+    store: Store, state: RunState, config: RunConfig, clients: Sequence[str]
+) -> dict[str, str]:
+    """Those of some clients who have no part in a run, whatever they would answer -> why."""
+    out = {**_not_named(config, clients), **not_admitted(store, state, config, clients)}
+    return out | _without_share(state, config, [c for c in clients if c not in out])
+
+
+def not_admitted(
+    store: Store, state: RunState, config: RunConfig, clients: Iterable[str]
+) -> dict[str, str]:
+    """
+    Those that were revoked, and those that are not enrolled if that is required -> why.
+
+    Where others are enrolled, nor those whose names cannot be.
+    """
+    known, out = store.control.enrolments(), {}
+    required = store.control.pins.required(state.run_id, config.security["require_enrolment"])
+    for client in clients:
+        if client in known and known[client].revoked_at:
+            out[client] = "it was revoked"
+        elif client not in known and required:
+            out[client] = "it is not enrolled (security.require_enrolment)"
+        elif client not in known and known and client.startswith(virtual_clients.SHARED):
+            out[client] = "it has a name of simulations, by which nobody can be enrolled"
+    return out
+
+
+def _not_named(config: RunConfig, clients: Sequence[str]) -> dict[str, str]:
+    """Those that ``clients.include`` and ``clients.exclude`` leave out -> why."""
+    out = {}
+    for client in clients:
+        if _fits(client, config.clients["exclude"]):
+            out[client] = "it is in clients.exclude"
+        elif config.clients["include"] and not _fits(client, config.clients["include"]):
+            out[client] = "it is not in clients.include"
+    return out
+
+
+def _fits(client: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(client, pattern) for pattern in patterns)
+
+
+def _without_share(state: RunState, config: RunConfig, clients: Sequence[str]) -> dict[str, str]:
+    """
+    Those for whom there is no share of a data set that was split when the run began -> why.
+
+    Only built-in tasks are known to take a share; in any other the site itself finds out.
+    """
+    shares = config.data["shares"] or state.shares
+    is_split = config.data["partition"] != "site" and config.run["task"] in task_catalog.TASKS
+    if not shares or not is_split:
+        return {}
+    places = {client: place for place, client in enumerate(state.population)}
+    newcomers = [client for client in sorted(clients) if client not in places]
+    places |= {client: place for place, client in enumerate(newcomers, len(state.population))}
+    why = f"there is no share of the data for it: they were split into {shares} (data.shares)"
+    return {client: why for client in clients if places[client] >= shares}
+
+
+def record(store: Store, state: RunState, found: Eligible) -> None:
+    """Note who is left out of a run and why, with an event, if it is not what was noted last."""
+    out = found.lasting()
+    if out == dict(state.left_out):
+        return
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+
+        def write() -> None:
+            pipe.hset(keyspace.run(state.run_id), "left_out", dumps(out))
+            event = {"event": "clients_left_out", "left_out": out}
+            store.control.add_event(state.run_id, event, pipe)
+
+        return write
+
+    store.control.transact([keyspace.run(state.run_id)], body)
+
+
+def lines(out: Mapping[str, str]) -> list[str]:
+    """Who is left out and why, a line for each reason: ``b, c: not in clients.include``."""
+    by_reason: dict[str, list[str]] = {}
+    for client, why in out.items():
+        by_reason.setdefault(why, []).append(client)
+    return [f"{_shortened(clients)}: {why}" for why, clients in by_reason.items()]
+
+
+def _shortened(clients: Sequence[str]) -> str:
+    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
+    return ", ".join(clients[:_NAMED]) + more

@@ -1,0 +1,394 @@
+"""
+``advance``: look at a run and publish what is missing.
+
+    open -> collect -> commit | abandon -> open -> ... -> completed | failed
+
+The coordinator is this function, not a process: ``start-round``, the aggregator after a commit, and
+the healer call it, race, and repeat it. Every transition is a compare-and-set. What an aggregator
+does with an open round is in ``collect.py``; who repairs what died, in ``heal.py``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from redis.client import Pipeline
+
+from fl_queue import metrics
+from fl_queue.config import metric_choice
+from fl_queue.config.run_config import RunConfig
+from fl_queue.coordinator.rounds import in_flight, initialisation
+from fl_queue.coordinator.rounds.opening import open_round, top_up
+from fl_queue.coordinator.rounds.runs import current_config, set_state
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Purpose, Receipt, RoundRecord
+from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+
+#: Without an aggregator, a round is abandoned only this long after its deadline.
+ORPHAN_GRACE_S = 5.0
+#: The keys of an ended round stay for so many rounds.
+ROUNDS_KEPT = 2
+
+#: Characters of a client's own words in the reason of a round.
+_CAUSE = 300
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a round ends: ``outcome`` and why."""
+
+    outcome: str
+    reason: str
+
+
+def advance(store: Store, run: str) -> None:
+    """
+    Do whatever a run needs next: open a round, abandon an orphaned one, publish evaluations, or end.
+
+    Idempotent; anybody may call it at any time.
+    """
+    state = store.control.run(run)
+    if state is None:
+        return
+    if not state.active:
+        _publish_evaluations(store, state, current_config(store, run))
+        return
+    current = store.control.open_round(state)
+    if current is not None:
+        if current.is_async:
+            top_up(store, state, current_config(store, run, current.segment), current)
+        elif current.purpose == "initialise":
+            initialisation.ask_next(
+                store, state, current_config(store, run, current.segment), current
+            )
+        _abandon_orphan(store, state, current)
+        return
+    config = current_config(store, run)
+    purpose = _next_purpose(store, state, config)
+    if purpose == "train" and (why := _not_reported(store, state, config)):
+        set_state(store, state, "failed", why, "run_failed")
+        return
+    # First of all: clients train while the rest is done.
+    if purpose is not None and open_round(store, state, config, purpose):
+        advance(store, run)
+        return
+    _publish_evaluations(store, state, config, is_last=purpose != "train")
+    if purpose is None:
+        set_state(store, state, "completed", state.not_evaluated, "run_completed")
+
+
+def closing_rule(
+    current: RoundState,
+    received: int,
+    pending: int,
+    elapsed_s: float,
+    quorum_at_s: float | None,
+    drained: bool,
+) -> Ending | None:
+    """
+    Whether a round ends now, and how.
+
+    All in; or the quorum is in and the grace or the deadline has passed; or the quorum cannot be
+    reached, or was not by the deadline with the results list drained. An asynchronous round ends with
+    its quorum, the size of its buffer.
+
+    Args:
+        received: Valid updates so far.
+        pending: Clients of the cohort of whom nothing has come.
+        elapsed_s: Counted time since the round opened.
+        quorum_at_s: The same when the quorum was reached.
+        drained: Nothing waits in the results list.
+    """
+    if current.purpose != "train":
+        return _closing_without_training(current, received, pending, elapsed_s, drained)
+    good = "committed"
+    size = len(current.cohort)
+    if received >= current.quorum:
+        if current.is_async:
+            return Ending(good, f"{received} updates in, the buffer is full")
+        if pending == 0:
+            return Ending(good, f"{received} of {size} updates in")
+        if elapsed_s >= current.deadline_s:
+            return Ending(good, f"quorum reached, deadline passed: {received} of {size} updates in")
+        if quorum_at_s is not None and elapsed_s - quorum_at_s >= current.grace_s:
+            return Ending(good, f"quorum reached, grace passed: {received} of {size} updates in")
+        return None
+    if received + pending < current.quorum:
+        return Ending(
+            "abandoned",
+            f"{received} of {size} updates in and {pending} pending, quorum {current.quorum} out of reach",
+        )
+    if elapsed_s >= current.deadline_s and drained:
+        return Ending(
+            "abandoned",
+            f"{received} of {size} updates in at the deadline of {current.deadline_s:g} s, quorum {current.quorum}",
+        )
+    return None
+
+
+def _closing_without_training(
+    current: RoundState, received: int, pending: int, elapsed_s: float, drained: bool
+) -> Ending | None:
+    """
+    The same of the making of version 0, which ends with the first answer that can be used or with nobody
+    left, and of the closing evaluation, which ends when nothing more is to come.
+    """
+    if current.purpose == "initialise":
+        if received:
+            return Ending("initialised", "version 0 is in")
+        return (
+            None if pending or not drained else Ending("abandoned", "nobody could make version 0")
+        )
+    size = len(current.cohort)
+    if pending == 0:
+        return Ending("evaluated", f"{received} of {size} answers in")
+    if elapsed_s >= current.deadline_s and drained:
+        late = f"{received} of {size} answers in at the deadline of {current.deadline_s:g} s"
+        return Ending("evaluated", late)
+    return None
+
+
+def with_cause(ending: Ending, receipts: Mapping[str, Receipt]) -> Ending:
+    """An ending with what was wrong with the first client's answer, if one was not as it should be."""
+    for client, receipt in sorted(receipts.items()):
+        if receipt.status != "received":
+            cause = receipt.reason[:_CAUSE]
+            return replace(ending, reason=f"{ending.reason}; {client}: {cause}")
+    return ending
+
+
+def base_record(
+    current: RoundState, ending: Ending, elapsed_s: float, config: RunConfig
+) -> RoundRecord:
+    """The record of a round without any update in it."""
+    return RoundRecord(
+        round=current.number,
+        purpose=current.purpose,
+        outcome=ending.outcome,  # type: ignore[arg-type]
+        reason=ending.reason,
+        base_version=current.base_version,
+        base_digest=current.base_digest,
+        cohort=list(current.cohort),
+        eligible=list(current.eligible),
+        quorum=current.quorum,
+        missing=[] if current.is_async else list(current.cohort),
+        scales=dict(current.scales),
+        strategy=config.aggregation["strategy"],
+        opened_at=current.opened_at,
+        elapsed_s=round(elapsed_s, 3),
+        config_segment=current.segment,
+        population=current.population,
+        base_population=current.base_population,
+        exponent=current.exponent,
+        base_server_state=dict(current.server_state),
+        mode=current.mode,
+        carried={client: dict(begun) for client, begun in current.carried.items()},
+        discount=dict(current.discount),
+        ineligible=dict(current.ineligible),
+    )
+
+
+def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRecord:
+    """The record of a round with what has come of it. Args: ``base``: from ``base_record``."""
+    good = {client: found for client, found in sorted(receipts.items()) if found.is_in}
+    bad = {client: found for client, found in sorted(receipts.items()) if not found.is_in}
+    is_async = base.mode == "async"
+    return replace(
+        base,
+        accepted={client: found.digest for client, found in good.items()},
+        weights={client: found.weight for client, found in good.items()},
+        norms={client: found.norm for client, found in good.items() if found.norm is not None},
+        clipped=[client for client, found in good.items() if found.clipped],
+        state_lost=[client for client, found in good.items() if found.state_lost],
+        staleness={client: found.staleness for client, found in good.items() if is_async},
+        counted={client: found.counted for client, found in good.items() if is_async},
+        rejected={client: f"{found.status}: {found.reason}" for client, found in bad.items()},
+        missing=[client for client in base.missing if client not in receipts],
+        client_validation={client: dict(found.metrics) for client, found in good.items()},
+        keys={client: found.key for client, found in good.items() if found.key},
+    )
+
+
+def count_time(store: Store, run: str, number: int) -> float | None:
+    """
+    Count time towards a round's deadline; None when it is not open.
+
+    Raises:
+        StoreUnavailable: A server is away, the data server too: its outages must not count either.
+    """
+    store.data.ping()
+    return store.control.tick_round(run, number)
+
+
+def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
+    if state.version is None:
+        return "initialise"
+    stop = config.run["stop_when"]
+    if state.version < state.rounds_wanted and not (stop and _stopped(store, state, stop)):
+        return "train"
+    return "evaluate" if state.evaluated_version != state.version and state.version > 0 else None
+
+
+def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
+    """
+    Why a run that has just made its first version goes no further: what it is to be judged by is never told.
+
+    Only then: of a run that is further on somebody may know better.
+    """
+    if state.version != 1:
+        return ""
+    return metric_choice.problem(
+        config, metric_choice.of_history(store.control.history(state.run_id))
+    )
+
+
+def _stopped(store: Store, state: RunState, condition: str) -> bool:
+    # Decided by what the clients reported in rounds that are committed, never by the evaluator:
+    # its result may come a round later or earlier, and the same config must stop at the same round.
+    committed = [
+        record
+        for record in store.control.history(state.run_id, last=10)
+        if record.outcome == "committed"
+    ]
+    return bool(committed) and metrics.stop_holds(
+        condition, metrics.finish(committed[-1].validation)
+    )
+
+
+# Ending
+
+
+def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
+    """
+    Abandon an overdue round that no aggregator works on and for which nothing has come.
+
+    With anything in the results list, a taken list or a partial sum it stays open.
+    """
+    if current.elapsed_s < current.deadline_s + ORPHAN_GRACE_S:
+        return
+    run = state.run_id
+    if (
+        store.data.owned(run, current.fence)
+        or store.data.waiting(run)
+        or store.data.held(run, current.fence)
+        or store.data.partial(run)
+    ):
+        return
+    config = current_config(store, run, current.segment)
+    outcome = "evaluated" if current.purpose == "evaluate" else "abandoned"
+    ending = Ending(
+        outcome,
+        f"no update at the deadline of {current.deadline_s:g} s, and no aggregator at work; start one with `fl-queue worker aggregator`",
+    )
+    end(
+        store,
+        state,
+        current,
+        ending,
+        base_record(current, ending, current.elapsed_s, config),
+        {},
+        config,
+        fence=current.fence,
+    )
+
+
+def end(
+    store: Store,
+    state: RunState,
+    current: RoundState,
+    ending: Ending,
+    record: RoundRecord,
+    receipts: Mapping[str, Receipt],
+    config: RunConfig,
+    fence: int,
+    incarnation: str = "",
+) -> str:
+    """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``end_round``."""
+    return store.control.end_round(
+        state.run_id,
+        current.number,
+        fence=fence,
+        token=secrets.token_hex(8),
+        outcome=ending.outcome,  # type: ignore[arg-type]
+        reason=ending.reason,
+        record=None if current.purpose == "initialise" else record,
+        receipts=receipts,
+        # Everybody was asked for version 0: what it needs is a task that can be built.
+        max_abandoned=1 if current.purpose == "initialise" else config.round["max_abandoned"],
+        incarnation=incarnation,
+    )
+
+
+def clean_up(store: Store, run: str, number: int) -> None:
+    """
+    Remove what an ended round no longer needs: its jobs now, its keys two rounds later.
+
+    In an asynchronous run, jobs that go on stay, and the keys of the rounds that they began in.
+    """
+    in_use = in_flight.tickets_in_use(store, run)
+    _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
+    # From where the last one got to: whoever cleaned up an earlier round may have been killed.
+    end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])
+    for old in range(store.control.cleaned(run), end):
+        _forget_jobs(store, run, old, in_use)
+        store.control.forget_round(run, old)
+
+
+def _forget_jobs(
+    store: Store, run: str, number: int, in_use: Collection[str], but: str = ""
+) -> None:
+    tickets = dispatch.tickets(store, run, number)
+    dispatch.forget_all(
+        store,
+        [ticket for who, ticket in tickets.items() if who != but and ticket.job not in in_use],
+    )
+
+
+# Evaluations
+
+
+def _publish_evaluations(
+    store: Store, state: RunState, config: RunConfig, is_last: bool = False
+) -> None:
+    """
+    Publish the evaluation of every version that is to be scored and has none.
+
+    Args:
+        is_last: No version follows the newest: it is scored whatever its number.
+    """
+    every = config.run["evaluate_every"]
+    if state.version is None or not every:
+        return
+    due = range(state.version - state.version % every, -1, -every)
+    last = [state.version] if is_last and state.version not in due else []
+    for version in (*last, *due):
+        ticket = Ticket(
+            identifiers.EVALUATOR,
+            rq_types.EVALUATE,
+            keyspace.EVALUATE_QUEUE,
+            state.run_id,
+            version,
+            3600,
+        )
+        body = partial(_evaluation, store, ticket)
+        if (
+            not store.control.transact([keyspace.evaluations(state.run_id)], body)
+            and version in due
+        ):
+            break  # It has been published, and so have those before it.
+
+
+def _evaluation(store: Store, ticket: Ticket, pipe: Pipeline) -> Callable[[], None] | None:
+    if pipe.hexists(keyspace.evaluations(ticket.run), str(ticket.number)):
+        return None
+
+    def write() -> None:
+        pipe.hset(keyspace.evaluations(ticket.run), str(ticket.number), ticket.to_json())
+        dispatch.publish(ticket, pipe, store.control.redis)
+
+    return write

@@ -1,0 +1,470 @@
+"""
+Opening a round: who may take part, who is selected, and the jobs, in one transaction.
+
+``rounds.advance`` decides that a round is wanted; whoever races it here writes the same or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue.aggregation.sum_format import sum_format
+from fl_queue.common import failpoints, seeding
+from fl_queue.config.run_config import (
+    RunConfig,
+    buffer_size,
+    cohort_size,
+    concurrency_size,
+    quorum_size,
+)
+from fl_queue.coordinator.rounds import (
+    deadlines,
+    eligibility,
+    exponent,
+    in_flight,
+    initialisation,
+    preflight,
+    statement_signing,
+    waiting,
+)
+from fl_queue.coordinator.rounds.eligibility import Eligible
+from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
+from fl_queue.errors import ConfigError
+from fl_queue.protocol import identifiers, job_origins, virtual_clients
+from fl_queue.protocol.records import Mode, Purpose, dumps
+from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs.dispatch import Ticket
+
+#: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
+NAMED = 9
+_ON_CLIENT: dict[Purpose, str] = {
+    "train": rq_types.TRAIN,
+    "evaluate": rq_types.CLIENT_EVALUATE,
+}
+_IN_POOL: dict[Purpose, str] = {
+    "train": rq_types.POOL_TRAIN,
+    "evaluate": rq_types.POOL_EVALUATE,
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """
+    A round that is about to be opened.
+
+    Args:
+        cohort: Who is selected, sorted.
+        eligible: From whom, as it is recorded.
+        shares: How many clients ``eligible`` stands for.
+        groups: Into how many jobs a simulation's cohort is cut; 0: a job for each.
+        mode: ``async``: of the cohort, those in ``carried`` are at work already.
+        buffer: Updates that an asynchronous round merges.
+        carried: Client -> the ticket of an earlier round that it is at, and where that began.
+        ineligible: Client that is alive -> why it cannot be selected.
+    """
+
+    number: int
+    purpose: Purpose
+    cohort: Sequence[str]
+    eligible: Sequence[str]
+    shares: int
+    groups: int = 0
+    mode: Mode = "sync"
+    buffer: int = 0
+    carried: Mapping[str, tuple[Ticket, job_origins.Begun]] = field(default_factory=dict)
+    ineligible: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> bool:
+    """
+    Open a run's next round, unless clients are missing or somebody else was faster.
+
+    Returns:
+        Whether it was decided instead that the run needs no such round: look at it again.
+    """
+    found = eligibility.decide(store, state, config, purpose)
+    if found is None:
+        return False
+    makers_left = (
+        initialisation.candidates(store, state, config, found) if purpose == "initialise" else []
+    )
+    if found.problem and makers_left[:1] != [identifiers.EVALUATOR]:
+        waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
+        return False
+    eligibility.record(store, state, found)
+    is_async = purpose == "train" and config.round["mode"] == "async"
+    if purpose == "initialise":
+        plan, wanted = _plan_first(state, makers_left, found), 1
+    else:
+        plan, wanted = (_plan_async if is_async else _plan_sync)(
+            store, state, config, purpose, found
+        )
+    if purpose == "evaluate" and not plan.cohort:
+        return waiting.go_without_evaluation(store, state, "; ".join(eligibility.lines(found.out)))
+    if purpose != "evaluate" and len(plan.cohort) < max(wanted, 1):
+        _wait_for_clients(store, state, config, plan, wanted, found)
+        return False
+    if purpose == "train" and not is_async and _is_refused(store, state, config, plan):
+        return False
+    try:
+        fields = _round_fields(store, state, config, plan)
+    except ConfigError as exc:  # So many clients were not foreseen when the config was read.
+        set_state(store, state, "failed", str(exc), "run_failed")
+        return False
+    if problem := statement_signing.why_not_here(store, state.run_id):
+        waiting.wait(store, state, config, problem, gives_up=False)
+        return False
+    shares = state.shares or (plan.shares if purpose == "train" else 0)
+    vouched = statement_signing.of_round(
+        store, state, plan.number, fields, _population(state, plan), shares
+    )
+    if vouched.is_refused:
+        waiting.wait(store, state, config, vouched.why_not)
+        return False
+    fields[statement_signing.SIGNED] = vouched.signed
+    tickets = _tickets(store, state, plan, config)
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+        return lambda: _write_round(store, pipe, state, plan, fields, tickets, vouched.why_not)
+
+    # What is taken over must be as it was seen: the healer may have replaced a ticket of it.
+    watched = [keyspace.run(state.run_id), keyspace.round_jobs(state.run_id, state.round)]
+    if store.control.transact(watched if is_async else watched[:1], body):
+        failpoints.reach("round.opened")
+    return False
+
+
+def _wait_for_clients(
+    store: Store, state: RunState, config: RunConfig, plan: _Plan, wanted: int, found: Eligible
+) -> None:
+    missing = max(wanted, 1) - len(plan.cohort)
+    left_out = "; ".join(eligibility.lines(found.out))
+    asked = _asked_by(plan, wanted)
+    reason = waiting.who_is_missing(config, asked, wanted, len(found.clients), left_out)
+    paused = eligibility.paused(store, state, config)
+    waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.untold))
+
+
+def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> bool:
+    """Whether a round of so many clients cannot be; the run waits for more of them, or has failed."""
+    problem = waiting.too_few(config, len(plan.cohort))
+    if problem:
+        waiting.wait(store, state, config, problem)
+        return True
+    problem = waiting.no_room(store, state, config, len(plan.cohort))
+    if problem:
+        set_state(store, state, "failed", problem, "run_failed")
+    return bool(problem)
+
+
+def _asked_by(plan: _Plan, wanted: int) -> str:
+    """The config's field that asks for so many clients."""
+    if plan.mode != "async":
+        return "round.cohort"
+    return "round.buffer" if wanted == plan.buffer else "round.concurrency"
+
+
+def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState) -> None:
+    """
+    Have clients that are idle begin in an open asynchronous round, as far as there is room for them.
+
+    In place of those that have answered, and clients that have come. Each trains once from a version.
+    """
+    run = state.run_id
+    found = eligibility.decide(store, state, config, "train")
+    if found is None or found.problem:
+        return
+    eligibility.record(store, state, found)
+    idle = [client for client in found.clients if client not in current.cohort]
+    if not idle:
+        return
+    working = len(in_flight.at_work(store, run, current))
+    free = min(max(0, concurrency_size(config, len(idle) + working) - working), len(idle))
+    chosen = seeding.select_cohort(config.run["seed"], current.number, idle, free)
+    if not chosen:
+        return
+    plan = _Plan(
+        current.number,
+        "train",
+        chosen,
+        sorted({*current.eligible, *idle}),
+        len(found.clients),
+        mode="async",
+        ineligible={**current.ineligible, **found.out},
+    )
+    tickets = [ticket for ticket in _tickets(store, state, plan, config) if ticket.who in chosen]
+    if statement_signing.why_not_here(store, run):
+        return
+    cohort = sorted((*current.cohort, *chosen))
+    vouched = statement_signing.with_cohort(store, run, current, cohort, _population(state, plan))
+    if vouched.why_not:
+        return  # Nor is it merged: see ``vouching.check_round``.
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        key = keyspace.round_(run, current.number)
+        state_now, known = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort"]))
+        if state_now != b"open" or tuple(json.loads(known or b"[]")) != current.cohort:
+            return None
+        if not is_as_seen(pipe, state):
+            return None
+        return lambda: _write_more(store, pipe, state, plan, cohort, tickets, vouched.signed)
+
+    store.control.transact([keyspace.run(run), keyspace.round_(run, current.number)], body)
+
+
+def _write_more(
+    store: Store,
+    pipe: Pipeline,
+    state: RunState,
+    plan: _Plan,
+    cohort: Sequence[str],
+    tickets: list[Ticket],
+    signed: str,
+) -> None:
+    run, number = state.run_id, plan.number
+    pipe.hset(keyspace.run(run), "population", dumps(_population(state, plan)))
+    fields = {
+        statement_signing.SIGNED: signed,
+        "cohort": dumps(cohort),
+        "eligible": dumps(plan.eligible),
+        "ineligible": dumps(plan.ineligible),
+    }
+    pipe.hset(keyspace.round_(run, number), mapping=cast(dict[Any, Any], fields))
+    for ticket in tickets:
+        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
+        dispatch.publish(ticket, pipe, store.control.redis)
+    event = {"event": "clients_joined", "round": number, "clients": list(plan.cohort)}
+    store.control.add_event(run, event, pipe)
+
+
+def _plan_first(state: RunState, candidates: Sequence[str], found: Eligible) -> _Plan:
+    """The making of version 0: the first who can be asked, and others after it (``makers``)."""
+    return _Plan(
+        state.round + 1,
+        "initialise",
+        candidates[:1],
+        candidates,
+        len(candidates),
+        ineligible=found.out,
+    )
+
+
+def _plan_sync(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
+) -> tuple[_Plan, int]:
+    """A synchronous round, and how many clients it needs."""
+    simulated, alive = config.is_simulation, found.clients
+    wanted = cohort_size(config, len(alive))
+    chosen = min(wanted, len(alive))
+    cohort = seeding.select_cohort(config.run["seed"], state.round + 1, alive, chosen)
+    plan = _Plan(
+        state.round + 1,
+        purpose,
+        cohort,
+        virtual_clients.compact(len(alive)) if simulated else alive,
+        len(alive),
+        _groups(cohort, config) if simulated else 0,
+        ineligible=found.out,
+    )
+    return plan, wanted
+
+
+def _plan_async(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
+) -> tuple[_Plan, int]:
+    """
+    An asynchronous round, and how many clients it needs at work.
+
+    Who is at work goes on; of those that are idle as many begin as there is room for.
+    """
+    last, tickets = in_flight.carried(store, state, config.round["max_staleness"])
+    carried = {
+        ticket.who: (ticket, job_origins.begun(last, ticket.who)) for ticket in tickets if last
+    }
+    idle = [client for client in found.clients if client not in carried]
+    limit = concurrency_size(config, len(idle) + len(carried))
+    free = min(max(0, limit - len(carried)), len(idle))
+    chosen = seeding.select_cohort(config.run["seed"], state.round + 1, idle, free)
+    buffer = buffer_size(config, limit)
+    plan = _Plan(
+        state.round + 1,
+        purpose,
+        sorted((*carried, *chosen)),
+        idle,
+        len(found.clients),
+        mode="async",
+        buffer=buffer,
+        carried=carried,
+        ineligible=found.out,
+    )
+    # The first one decides into how many parts the data is split: not before all are there.
+    return plan, buffer if state.shares else max(buffer, limit)
+
+
+def _groups(cohort: Sequence[str], config: RunConfig) -> int:
+    return virtual_clients.group_count(len(cohort), config.processes)
+
+
+def _quorum(config: RunConfig, plan: _Plan) -> int:
+    size = len(plan.cohort)
+    if plan.mode == "async":
+        return plan.buffer
+    if plan.purpose == "train":
+        return quorum_size(config, size)
+    # One client makes version 0; the closing evaluation takes all that comes.
+    return 1 if plan.purpose == "initialise" else size
+
+
+def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
+    now = f"{store.control.now():.6f}"
+    rounds = config.round if plan.mode == "async" else None
+    # Nothing is summed when version 0 is made, or a version is evaluated by however many.
+    updates = (plan.buffer or len(plan.cohort)) if plan.purpose == "train" else 1
+    format_ = sum_format(config.aggregation, config.strategy, updates, rounds)
+    return {
+        "state": "open",
+        "purpose": plan.purpose,
+        "cohort": dumps(plan.cohort),
+        "eligible": dumps(plan.eligible),
+        "ineligible": dumps(plan.ineligible),
+        "makers": dumps({who: 0.0 for who in plan.cohort if plan.purpose == "initialise"}),
+        "start": preflight.start_of(state),
+        "groups": str(plan.groups),
+        "mode": plan.mode,
+        "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
+        "quorum": str(_quorum(config, plan)),
+        "deadline_s": str(deadlines.deadline_s(store, state, config, plan.purpose)),
+        "grace_s": str(config.round["grace_s"]),
+        "opened_at": now,
+        "ticked_at": now,
+        "elapsed_s": "0",
+        "base_version": str(state.version or 0),
+        "base_digest": state.digest,
+        "server_state": dumps(state.server_state),
+        "population": str(_population_count(state, plan)),
+        "base_population": str(_base_population(store, state)),
+        "exponent": str(exponent.of_next_round(store, state, config)),
+        "download": state.download if config.model["codec"] != "float32" else "",
+        "fence": "0",
+        "data_server": store.data.identity(),
+        **format_.fields(),
+        "segment": str(state.segment),
+        "reason": "",
+    }
+
+
+def _newcomers(state: RunState, plan: _Plan) -> set[str]:
+    """Clients that the run has not seen before this round."""
+    return set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
+
+
+def _population(state: RunState, plan: _Plan) -> list[str]:
+    """
+    The clients that the run has seen, this round's included.
+
+    A client's place in this list is its share of a data set that is split over clients: it keeps the place
+    for the life of the run, and who comes later is appended.
+    """
+    return [*state.population, *sorted(_newcomers(state, plan))]
+
+
+def _population_count(state: RunState, plan: _Plan) -> int:
+    """How many clients the run has seen, this round's included: ``N`` of some strategies."""
+    if plan.groups:
+        return plan.shares  # A simulation's are all there, always.
+    return len(state.population) + len(_newcomers(state, plan))
+
+
+def _base_population(store: Store, state: RunState) -> int:
+    """The same when what the strategy keeps with the base version was made; 0: not known."""
+    if not state.server_state:
+        return 0
+    return int(store.control.version(state.run_id, state.version or 0).get("population", 0))
+
+
+def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> list[Ticket]:
+    """A new job for each client or group that has none, and the aggregator's."""
+    run, timeout_s = state.run_id, max(1, int(config.train["timeout_s"]))
+
+    def ticket(who: str) -> Ticket:
+        if plan.purpose == "initialise":
+            return initialisation.ticket(store, state, config, plan.number, who)
+        return Ticket(
+            who,
+            _ON_CLIENT[plan.purpose],
+            keyspace.client_queue(who),
+            run,
+            plan.number,
+            timeout_s,
+        )
+
+    def group_ticket(number: int) -> Ticket:
+        function, who = _IN_POOL[plan.purpose], virtual_clients.group(number)
+        # One after the other.
+        longest_s = timeout_s * len(virtual_clients.members(plan.cohort, plan.groups, number))
+        return Ticket(who, function, keyspace.POOL_QUEUE, run, plan.number, longest_s)
+
+    new = [client for client in plan.cohort if client not in plan.carried]
+    return [
+        *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, new)),
+        Ticket(
+            identifiers.AGGREGATOR,
+            rq_types.AGGREGATE,
+            keyspace.AGGREGATE_QUEUE,
+            run,
+            plan.number,
+            -1,
+        ),
+    ]
+
+
+def _write_round(
+    store: Store,
+    pipe: Pipeline,
+    state: RunState,
+    plan: _Plan,
+    fields: Mapping[str, str],
+    tickets: list[Ticket],
+    unsigned: str,
+) -> None:
+    run, number = state.run_id, plan.number
+    pipe.hset(
+        keyspace.run(run),
+        mapping={
+            "round": str(number),
+            "waited_s": "0",
+            "reason": "",
+            "not_evaluated": "",
+            "population": dumps(_population(state, plan)),
+        },
+    )
+    if plan.purpose == "train":
+        # How many parts the data has is decided once: who comes later must not move samples around.
+        pipe.hsetnx(keyspace.run(run), "shares", plan.shares)
+    pipe.hset(keyspace.round_(run, number), mapping=cast(dict[Any, Any], fields))
+    for ticket, _ in plan.carried.values():
+        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
+    for ticket in tickets:
+        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
+        dispatch.publish(ticket, pipe, store.control.redis)
+    event = {
+        "event": "round_opened",
+        "round": number,
+        "purpose": plan.purpose,
+        "clients": len(plan.cohort),
+        "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
+    }
+    if plan.mode == "async":
+        event["carried"] = sorted(plan.carried)
+    store.control.add_event(run, event, pipe)
+    if unsigned:
+        event = {"event": "round_unsigned", "round": number, "reason": unsigned}
+        store.control.add_event(run, event, pipe)

@@ -1,0 +1,149 @@
+"""
+Why the next round of a run cannot be opened yet, or never, and waiting for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis.client import Pipeline
+
+from fl_queue.config.run_config import RunConfig, quorum_size, too_few_for
+from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
+from fl_queue.protocol.codecs import codec
+from fl_queue.store import MEMORY_SHARE, RunState, Store, keyspace
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import update_manifest
+
+#: Paused clients that a reason names.
+_NAMED = 5
+
+
+def who_is_missing(
+    config: RunConfig, asked: str, wanted: int, alive: int, left_out: str = ""
+) -> str:
+    """
+    Why there are not enough clients for a round.
+
+    Args:
+        asked: The config's field that asks for them.
+        wanted: How many it asks for.
+        alive: How many there are.
+        left_out: Who of the living may not take part, and why.
+    """
+    if left_out:
+        return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; left out: {left_out}"
+    if alive == 0:
+        reason = "no client is alive; start one with `fl-queue worker client --client ID`"
+        if config.security["require_enrolment"]:
+            reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
+        return reason
+    return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
+
+
+def too_few(config: RunConfig, cohort: int) -> str:
+    """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
+    name = config.aggregation["strategy"]
+    problem = too_few_for(name, get_strategy(name, config.strategy), quorum_size(config, cohort))
+    return f"{problem}, or start more workers" if problem else ""
+
+
+def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
+    """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    manifest = store.control.manifest(state.run_id) if strategy.needs_all else None
+    if manifest is None:
+        return ""
+    sent = update_manifest(strategy, manifest)
+    needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
+    room = store.data.room(config.redis["unmerged_bytes"])
+    if needed <= room:
+        return ""
+    return (
+        f"{config.aggregation['strategy']} needs the {cohort} updates of a round at once, {needed} bytes,"
+        f" and {room} may lie on the data server; raise redis.unmerged_bytes to {needed} and the server's"
+        f" maxmemory, if it has one, to {MEMORY_SHARE * needed}, or lower round.cohort"
+    )
+
+
+def wait_for_clients(
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    reason: str,
+    missing: int,
+    paused: Mapping[str, str],
+    untold: int = 0,
+) -> None:
+    """
+    Wait until there are enough clients for a round, without an end for those that are paused or busy.
+
+    Args:
+        reason: From ``who_is_missing``.
+        missing: How many there are too few.
+        paused: Clients that might be selected if their sites had not paused them -> why.
+        untold: How many have only not answered the preflight's question yet.
+    """
+    told = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
+    # Who is paused comes back, and who trains for another run answers after that: no reason to give up.
+    wait(store, state, config, reason + told, gives_up=len(paused) + untold < missing)
+
+
+def wait(
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    reason: str,
+    gives_up: bool = True,
+    fails: bool = True,
+) -> None:
+    """
+    Nobody to train with, or too few: say so, count the time, and fail the run at the deadline.
+
+    Args:
+        gives_up: Whether the time is counted.
+        fails: Whether the run fails at the deadline.
+    """
+    waited_s = store.control.tick_waiting(state.run_id) if gives_up else None
+    deadline_s = config.round["deadline_s"]
+    given_up = fails and waited_s is not None and waited_s >= deadline_s
+    if given_up:
+        reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"
+    elif state.reason == reason:
+        return
+    set_state(
+        store,
+        state,
+        "failed" if given_up else "training",
+        reason,
+        "run_failed" if given_up else "waiting_for_clients",
+    )
+
+
+def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
+    """
+    Nobody is there for the closing evaluation: the run is complete without it, and says so.
+
+    Args:
+        left_out: Who of the living may not take part, and why.
+    """
+    reason = "no closing evaluation: no client is alive that may take part"
+    reason += f"; left out: {left_out}" if left_out else ""
+
+    def body(pipe: Pipeline) -> Callable[[], None] | None:
+        if not is_as_seen(pipe, state):
+            return None
+
+        def write() -> None:
+            fields: dict[Any, Any] = {
+                "evaluated_version": str(state.version),
+                "not_evaluated": reason,
+            }
+            pipe.hset(keyspace.run(state.run_id), mapping=fields)
+            event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
+            store.control.add_event(state.run_id, event, pipe)
+
+        return write
+
+    return store.control.transact([keyspace.run(state.run_id)], body)

@@ -1,0 +1,245 @@
+"""
+Training without a federation: every client alone, or one model on the data of all. Imports torch.
+
+The task, its shares of the data, version 0, local SGD and the evaluation are those of a run of the
+same config; what is left out is the exchange. A function of the config, on the same machine with the
+same software.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from fl_queue import metrics
+from fl_queue.client import local_update
+from fl_queue.common import seeding
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import own_code
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.models import checkpoint, transfer
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, Model
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.loading import load_task
+from fl_queue.training import determinism, sgd
+from fl_queue.training.model_tensors import load_arrays, views_of
+
+#: Called after each round of a model: its index, how many models there are, whose it is, the round, and
+#: finished metrics on the test set, empty where it was not tested.
+Tell = Callable[[int, int, str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    What this machine decides.
+
+    Args:
+        folders: Of data; with ``data.partition = "site"`` one for each client, which is called as its
+            folder is. None: ``data.dir``.
+        test: Folder of the test data; empty: the first of the others.
+        device, threads: As for ``fl-queue worker client``.
+    """
+
+    folders: Sequence[str] = ()
+    test: str = ""
+    device: str = "cpu"
+    threads: int = 1
+
+
+def train(
+    config: RunConfig,
+    kind: str,
+    name: str = "",
+    *,
+    clients: int = 0,
+    place: Place | None = None,
+    tell: Tell = lambda index, count, client, round_number, found: None,
+) -> Baseline:
+    """
+    Train a baseline: each model for ``run.rounds`` times ``train.epochs`` passes over its data.
+
+    Args:
+        config: Names the task, which is let in: whoever runs this has named it.
+        kind: ``local`` or ``centralised``.
+        name: Of the config, for tables.
+        clients: So many of them alone, drawn by the seed; 0: all.
+        place: Data, device, threads.
+
+    Raises:
+        ConfigError: It is not said how many clients there are, or as a client would answer.
+        DataError, ModelMismatch: As a client, or the evaluator, would answer.
+    """
+    started = time.monotonic()
+    work = _Work(config, place or Place(), kind)
+    chosen = work.chosen(clients)
+    if kind == LOCAL:
+        models = [
+            work.model(index, len(chosen), who, work.data(who), tell)
+            for index, who in enumerate(chosen)
+        ]
+    else:
+        every = [work.data(who) for who in chosen]
+        whole = ClientData(
+            sgd.joined([data.train for data in every]),
+            sgd.joined([data.validation for data in every]),
+        )
+        models = [work.model(0, 1, CENTRALISED, whole, tell)]
+    return Baseline(
+        kind="local" if kind == LOCAL else "centralised",
+        name=name,
+        config=config.record(),
+        rounds=config.run["rounds"],
+        clients=len(chosen),
+        seconds=round(time.monotonic() - started, 3),
+        environment=dict(
+            determinism.environment(work.place.device, code_digest(work.task), work.place.threads)
+        ),
+        models=models,
+    )
+
+
+class _Work:
+    """What all models of a baseline have in common."""
+
+    def __init__(self, config: RunConfig, place: Place, kind: str) -> None:
+        self.config, self.place, self.kind = config, place, kind
+        self.clients = _clients(config, place)
+        first = place.folders[0] if place.folders else ""
+        self.task = self._load(first)
+        self.manifest, self.base = local_update.initial_model(self.task, config.run["seed"])
+        # Building the next model may overwrite what these are views of.
+        self.base = {tensor: array.copy() for tensor, array in self.base.items()}
+        if config.model["initial"]:
+            found = checkpoint.read_tensors(Path(config.model["initial"]))
+            self.base = transfer.fitted(found, self.manifest, config.model["initial"])
+        self.test = None
+        if config.run["evaluate_every"]:
+            self.test = self._test_data(place.test or first)
+
+    def _load(self, folder: str) -> Task:
+        name = self.config.run["task"]
+        folder = folder or self.config.data["dir"]
+        return load_task(name, self.config, own_code(name, self.config.task), folder)
+
+    def _test_data(self, folder: str) -> sgd.Samples | None:
+        try:
+            return self._load(folder).test_data(folder or self.config.data["dir"])
+        except DataError as exc:
+            raise DataError(
+                exc.path,
+                f"{exc.reason}; these are the test data: name their folder with --test-data, or set "
+                "run.evaluate_every to 0 for what clients hold out",
+            ) from exc
+
+    def chosen(self, count: int) -> list[str]:
+        """The clients that are trained, in the order of their shares."""
+        if not count or count >= len(self.clients):
+            return list(self.clients)
+        return seeding.select_cohort(self.config.run["seed"], 0, list(self.clients), count)
+
+    def data(self, client: str) -> ClientData:
+        """A client's own, as in a run. Raises DataError."""
+        folder = self.clients[client]
+        task = self._load(folder) if folder else self.task
+        context = self.context(client, 1)
+        with determinism.reproducible(context.seed_for("data"), context.device, context.threads):
+            return calls.training_data(task, replace(context, data_dir=folder or context.data_dir))
+
+    def context(self, client: str, round_number: int) -> ClientContext:
+        """Of one round; only data are read as a share."""
+        names = list(self.clients)
+        return ClientContext.of(
+            self.config,
+            client=client,
+            run=f"baseline-{self.kind}",
+            round_number=round_number,
+            share=names.index(client) if client in names else 0,
+            shares=self.config.data["shares"] or len(names),
+            data_dir=(self.place.folders or [self.config.data["dir"]])[0],
+            device=self.place.device,
+            threads=self.place.threads,
+        )
+
+    def model(self, index: int, count: int, client: str, data: ClientData, tell: Tell) -> Model:
+        """Train one from version 0, and judge it."""
+        rounds, every = self.config.run["rounds"], self.config.run["evaluate_every"]
+        curve: dict[str, dict[str, float]] = {}
+        for number, model in self._trained(client, data, rounds):
+            tested: dict[str, float] = {}
+            # On the way only the one model: a test of each client's would cost more than training.
+            if number == rounds or (self.kind == CENTRALISED and every and number % every == 0):
+                tested = self._judge(model, client, self.test)
+            if tested:
+                curve[str(number)] = tested
+            tell(index, count, client, number, tested)
+        arrays = views_of(model, self.manifest)
+        return Model(
+            client=client,
+            num_examples=sgd.size_of(data.train),
+            digest=message.pieces_digest(arrays[spec.name] for spec in self.manifest.tensors),
+            test=curve.get(str(rounds), {}),
+            validation=self._judge(model, client, data.validation),
+            curve=curve if self.kind == CENTRALISED else {},
+        )
+
+    def _trained(
+        self, client: str, data: ClientData, rounds: int
+    ) -> Iterator[tuple[int, nn.Module]]:
+        """The model after each round, the same object each time."""
+        context = self.context(client, 1)
+        with determinism.reproducible(context.seed_for("build"), context.device, context.threads):
+            model = calls.model(self.task)
+            load_arrays(model, self.manifest, self.base)
+            model = model.to(context.device)
+        for number in range(1, rounds + 1):
+            context = self.context(client, number)
+            with determinism.reproducible(
+                context.seed_for("train"), context.device, context.threads
+            ):
+                calls.trained(self.task, model, data, context, lambda epoch, epochs, found: None)
+            yield number, model
+
+    def _judge(
+        self, model: nn.Module, client: str, dataset: sgd.Samples | None
+    ) -> dict[str, float]:
+        if dataset is None or not sgd.size_of(dataset):
+            return {}
+        context = self.context(client, self.config.run["rounds"])
+        with determinism.reproducible(
+            context.seed_for("evaluate"), context.device, context.threads
+        ):
+            return metrics.finish(calls.evaluated(self.task, model, dataset, context))
+
+
+def _clients(config: RunConfig, place: Place) -> dict[str, str]:
+    """Client -> its own folder (empty: that of all), in the order of shares."""
+    if config.data["partition"] == "site":
+        folders = place.folders or [config.data["dir"]]
+        named = {Path(folder).resolve().name: folder for folder in folders}
+        if len(named) < len(folders):
+            raise ConfigError(
+                "--data", "two of the folders have the same name, and clients too then"
+            )
+        return named
+    if len(place.folders) > 1:
+        raise ConfigError(
+            "--data",
+            f"one folder is split by data.partition = {config.data['partition']}; give one, or set "
+            "data.partition to site for a folder of each client",
+        )
+    cohort = config.round["cohort"]
+    if config.is_simulation:
+        return dict.fromkeys(virtual_clients.clients(config.clients["count"]), "")
+    count = config.data["shares"] or (cohort if isinstance(cohort, int) else 0)
+    if not count:
+        raise ConfigError(
+            "data.shares", "is 0, and the clients are not known yet; set it to their number"
+        )
+    return {f"site-{number}": "" for number in range(1, count + 1)}

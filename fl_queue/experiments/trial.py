@@ -1,0 +1,277 @@
+"""
+One local round of a config on this machine, without Redis: does it run, how long, how big is it.
+
+The same code as in a client's worker: the task is loaded, its data described, the model built, an update
+trained, written and packed; and as in the aggregator: the element is read back, judged and merged. Nothing
+is kept, and nothing leaves the machine. Imports torch.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_queue import metrics
+from fl_queue.aggregation.merge import Merge
+from fl_queue.client import disclosure, local_update, outbox, update_message
+from fl_queue.config import metric_choice
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import own_code
+from fl_queue.coordinator.aggregator.authentication import LARGEST_MODEL_BYTES
+from fl_queue.errors import BlobError, DataError
+from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.header import Header
+from fl_queue.protocol.records import Manifest
+from fl_queue.strategies import get_strategy
+from fl_queue.tasks import calls
+from fl_queue.tasks.base import ClientContext, Task, code_digest
+from fl_queue.tasks.loading import load_task
+from fl_queue.tasks.site_facts import facts_of
+from fl_queue.training import determinism
+
+CLIENT = "site-1"
+RUN = "try-task"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    What one client's part in one round came to.
+
+    Args:
+        client: Whose data was used.
+        parameters: Numbers in the model, buffers included.
+        frozen: How many of them nobody trains; they are not sent.
+        model_bytes: The model, as float32.
+        update_bytes: The update's body, as ``update.codec`` has it.
+        num_examples, num_validation: Samples.
+        unused: What lies in the data folder and is not read: what it is -> how many.
+        base: Finished validation metrics before the training; empty without validation data.
+        trained: The same after it.
+        logged: What the training logged, and else reported beside its loss.
+        data_s: Seconds of loading the task, the model and the data, until the training began.
+        train_s: Seconds of the training itself.
+        peak_bytes: The most memory this process has had, torch itself included.
+        largest: Largest magnitude in the update's parameters.
+        limit: What ``aggregation.limit`` allows.
+        problem: Why the aggregator would not merge it, or the run would end after its first round;
+            empty when neither is so.
+        leaves: Everything that would leave the site, see ``leaving``; empty where it was not asked for.
+    """
+
+    client: str
+    parameters: int
+    frozen: int
+    model_bytes: int
+    update_bytes: int
+    num_examples: int
+    num_validation: int
+    unused: Mapping[str, int]
+    base: Mapping[str, float]
+    trained: Mapping[str, float]
+    logged: Mapping[str, float]
+    data_s: float
+    train_s: float
+    peak_bytes: int
+    largest: float
+    limit: float
+    problem: str
+    leaves: Mapping[str, Any]
+
+
+def try_task(
+    config: RunConfig,
+    data_dir: str = "",
+    device: str = "cpu",
+    threads: int = 1,
+    on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda number, count, found: None,
+    max_examples: int = 0,
+    show: bool = False,
+) -> Trial:
+    """
+    Train round 1 as the first client would.
+
+    Args:
+        config: Names the task, which is let in: whoever runs this has named it.
+        data_dir: This machine's data; wins over ``data.dir``.
+        device, threads: As for ``fl-queue worker client``.
+        on_epoch: Called after each epoch: its number, how many there are, validation metrics.
+        max_examples: As for ``fl-queue worker client``.
+        show: Whether to list what would leave the site.
+
+    Raises:
+        ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
+    """
+    name = config.run["task"]
+    data_dir = data_dir or config.data["dir"]
+    task = load_task(name, config, own_code(name, config.task), data_dir)
+    context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
+    started = time.monotonic()
+    with determinism.reproducible(context.seed_for("train"), context.device, context.threads):
+        data = calls.training_data(task, context)
+    facts_of(task, data)
+    manifest, arrays = local_update.initial_model(task, config.run["seed"])
+    base = {name: array.copy() for name, array in arrays.items()}
+    _check_initial(config, task, context, manifest)
+    last: dict[str, float] = {}
+
+    def report(number: int, count: int, found: Mapping[str, float]) -> None:
+        last.clear()
+        last.update(found)
+        on_epoch(number, count, found)
+
+    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    plan = local_update.Plan(strategy)
+    done = local_update.train_update(task, manifest, base, context, report, plan=plan, data=data)
+    whole_s = time.monotonic() - started
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = _largest(done.tensors)
+    limit = float(config.aggregation["limit"])
+    leaves, refusal = _sent(config, task, context, done, show)
+    problem = _problem(largest, limit, refusal) or _not_reported(config, done)
+    return Trial(
+        client=context.client,
+        parameters=sum(spec.size for spec in manifest.tensors),
+        frozen=sum(spec.size for spec in manifest.tensors if spec.name in manifest.frozen),
+        model_bytes=manifest.nbytes,
+        update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
+        num_examples=done.num_examples,
+        num_validation=int(done.metrics.get("num_examples", 0)),
+        unused=dict(data.unused),
+        base=metrics.finish(done.metrics),
+        trained=last,
+        logged={
+            name: mean
+            for name, mean in metrics.finish(done.train_metrics).items()
+            if name != "loss"
+        },
+        data_s=whole_s - done.train_s,
+        train_s=done.train_s,
+        peak_bytes=peak_bytes,
+        largest=largest,
+        limit=limit,
+        problem=problem,
+        leaves=leaves,
+    )
+
+
+def _check_initial(
+    config: RunConfig, task: Task, context: ClientContext, manifest: Manifest
+) -> None:
+    """Pack and read this model as version 0. Raises DataError if no run accepts it."""
+    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    header = update_message.initial_header(_blank("model", context), manifest, environment)
+    try:
+        element = message.pack(replace(header, chunk_bytes=config.redis["chunk_bytes"]), None)
+        header, _ = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+        message.initial_manifest(header, config.model["max_bytes"])
+    except BlobError as exc:
+        raise DataError("model", f"no run accepts it as version 0: {exc.reason}") from exc
+
+
+def _sent(
+    config: RunConfig, task: Task, context: ClientContext, made: local_update.Trained, show: bool
+) -> tuple[dict[str, Any], str]:
+    """
+    An update written and packed as a worker does, then read, judged and merged as the aggregator does.
+
+    Returns:
+        All that would leave, if it is to be shown; and why a run would refuse it, empty if it would not.
+    """
+    encoding = codec.encoding(config.update)
+    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    header = update_message.header_of(
+        _blank("update", context), made, encoding, environment, context
+    )
+    leaves: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fl-queue-") as name:
+        folder = Path(name)
+        try:
+            path = outbox.write(folder, header, update_message.body_of(made, encoding, context, {}))
+            kept = outbox.read(path)
+            assert kept is not None
+            leaves = disclosure.facts(*kept) if show else {}
+            _judge(config, made.manifest, kept, folder)
+        except BlobError as exc:
+            return leaves, exc.reason
+    return leaves, ""
+
+
+def _judge(
+    config: RunConfig, manifest: Manifest, kept: tuple[Header, memoryview], folder: Path
+) -> None:
+    """Raises BlobError if an aggregator would not merge what is pushed."""
+    header, body = kept
+    redis, format_ = config.redis, config.format_of_sum()
+    element = outbox.element(header, body, redis["inline_bytes"], redis["chunk_bytes"])
+    arrived, inline = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
+    discount = format_.discount.to_dict() if format_.discount else None
+    merge = Merge.of_round(manifest, config, format_.scales, format_.w_max, folder, discount)
+    merge.take(arrived, body if arrived.chunk_bytes else inline)
+
+
+def _blank(kind: str, context: ClientContext) -> Header:
+    return Header(kind=kind, run=RUN, round=context.round, client=context.client, token="0" * 16)
+
+
+def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:
+    cohort = config.round["cohort"]
+    if config.is_simulation:
+        shares = config.clients["count"]
+        client = virtual_clients.client(1, shares)
+    else:
+        # A fraction is of the clients that will be alive, which nobody knows yet.
+        client, shares = CLIENT, cohort if isinstance(cohort, int) else 1
+    return ClientContext.of(
+        config,
+        client=client,
+        run=RUN,
+        round_number=1,
+        share=0,
+        shares=config.data["shares"] or shares,
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+    )
+
+
+def _largest(changes: local_update.Changes) -> float:
+    """Largest magnitude of the parameters; NaN when one is not finite."""
+    most = 0.0
+    for spec, _, block in changes.pieces():
+        if spec.kind != "parameter" or not block.size:
+            continue
+        if not np.isfinite(block).all():
+            return float("nan")
+        most = max(most, float(np.abs(block).max()))
+    return most
+
+
+def _not_reported(config: RunConfig, made: local_update.Trained) -> str:
+    """Why a run would end after round 1: it is judged by a metric that this validation lacks."""
+    validated = metrics.merge_clients({CLIENT: made.metrics})
+    return metric_choice.problem(config, metric_choice.of_validations([validated]))
+
+
+def _problem(largest: float, limit: float, refusal: str) -> str:
+    """Args: ``refusal``: the aggregator's reason; empty: it would merge the update."""
+    if not refusal:
+        return ""
+    if np.isnan(largest):
+        what = "the update is not finite; lower train.learning_rate, or look at the data"
+    elif largest > limit:
+        what = (
+            f"the update has {largest:.3g}, more than aggregation.limit = {limit:g}; raise it, or lower "
+            "train.learning_rate"
+        )
+    else:
+        what = "the update would not be merged"
+    return f"{what}: {refusal}"

@@ -1,0 +1,331 @@
+"""
+Tensors <-> bytes: the wire format of updates, models, evaluations and failure reports.
+
+An element is a prefix, a msgpack header, and the raw tensor bytes when they travel inline:
+
+    b"FLQ1" | round, u32 LE | header bytes, u32 LE | header | body (empty when it is in chunks)
+
+What a header says is ``header``'s. A body is the manifest's tensors one after the other, without
+gaps, little-endian, C order: float32 values (model) or float32 differences ``local - base`` (update);
+int64 values in both, and in a group, which is an exact sum, throughout. Equal tensors give equal body
+bytes. An update's body may be encoded to fewer bytes (``codec.py``); its header then names the codec,
+and size and digest are of those bytes.
+
+Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
+the caps allow. NaN and Inf are not looked at here (``exact.py`` does), nothing is unpickled, and
+there is no Redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from fl_queue.errors import BlobError
+from fl_queue.protocol.header import MAX_HEADER_BYTES, Header, TensorEntry, packed, unpacked
+from fl_queue.protocol.header import chunk_count as chunk_count
+from fl_queue.protocol.records import Manifest, TensorSpec
+
+Bytes = bytes | bytearray | memoryview
+Tensor = npt.NDArray[Any]
+
+MAGIC = b"FLQ1"
+_PREFIX_BYTES = len(MAGIC) + 8
+_NUMPY: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+
+
+# --- bodies
+
+
+def entries(manifest: Manifest) -> tuple[TensorEntry, ...]:
+    """The layout of a body of this manifest, as a header carries it."""
+    return tuple(
+        TensorEntry(spec.name, spec.dtype, spec.shape, offset, spec.nbytes)
+        for spec, offset in manifest.offsets()
+    )
+
+
+def matching(spec: TensorSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    """
+    The tensor of that spec, once its dtype and shape are known to be the spec's.
+
+    Raises:
+        BlobError: It is missing, no array, or has another dtype or shape.
+    """
+    tensor = tensors.get(spec.name)
+    if tensor is None:
+        raise BlobError(f"tensor {spec.name!r} is missing")
+    if not isinstance(tensor, np.ndarray):
+        raise BlobError(f"tensor {spec.name!r} is a {type(tensor).__name__}, not a numpy array")
+    if tensor.dtype != _NUMPY[spec.dtype]:
+        raise BlobError(f"tensor {spec.name!r} is {tensor.dtype}, not {spec.dtype}")
+    if tensor.shape != spec.shape:
+        raise BlobError(f"tensor {spec.name!r} has shape {tensor.shape}, not {spec.shape}")
+    return tensor
+
+
+def little_endian(array: Tensor) -> Tensor:
+    """An array of float32 or int64 as it lies in a body; itself on most machines."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def encode_body(manifest: Manifest, tensors: Mapping[str, Tensor]) -> bytearray:
+    """
+    Lay the tensors out as a body.
+
+    Args:
+        manifest: Names, shapes and kinds they must have, exactly.
+        tensors: Arrays of float32 or int64, of any strides; copied.
+
+    Raises:
+        BlobError: A tensor is missing, unknown, or of another dtype or shape.
+    """
+    unknown = sorted(tensors.keys() - {spec.name for spec in manifest.tensors})
+    if unknown:
+        raise BlobError(f"tensor {unknown[0]!r} is not in the manifest")
+    found = [matching(spec, tensors) for spec in manifest.tensors]
+    body = bytearray(manifest.nbytes)
+    for (spec, offset), tensor in zip(manifest.offsets(), found, strict=True):
+        _view(spec, body, offset)[...] = tensor
+    return body
+
+
+def views(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
+    """
+    The tensors of a body as read-only views of it: no copy, and possibly unaligned.
+
+    Raises:
+        BlobError: The body is not of the manifest's size.
+    """
+    if len(body) != manifest.nbytes:
+        raise BlobError(f"body has {len(body)} bytes, the manifest's has {manifest.nbytes}")
+    buffer = memoryview(body).toreadonly()
+    return {spec.name: _view(spec, buffer, offset) for spec, offset in manifest.offsets()}
+
+
+def body_digest(body: Bytes) -> str:
+    """BLAKE3 of a body, hexadecimal; on one thread, as aggregators share their cores."""
+    return blake3(body).hexdigest()
+
+
+def pieces_digest(pieces: Iterable[Bytes | Tensor]) -> str:
+    """The same of a body that comes in pieces."""
+    digest = blake3()
+    for piece in pieces:
+        digest.update(as_bytes(piece))
+    return digest.hexdigest()
+
+
+class Hasher:
+    """The digest of a body whose pieces are given one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = blake3()
+
+    def update(self, piece: Bytes | Tensor) -> None:
+        """Add the next piece."""
+        self._digest.update(as_bytes(piece))
+
+    @property
+    def digest(self) -> str:
+        """Of all pieces so far, hexadecimal."""
+        return self._digest.hexdigest()
+
+
+def as_bytes(piece: Bytes | Tensor) -> memoryview:
+    """The bytes of a piece of a body, not copied."""
+    view = memoryview(cast(Any, piece))
+    # An array without elements cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def check_body(header: Header, body: Bytes) -> None:
+    """
+    Compare a body with the length and digest in its header.
+
+    Raises:
+        BlobError: Another length or digest.
+    """
+    if len(body) != header.body_bytes:
+        raise BlobError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+    if body_digest(body) != header.body_digest:
+        raise BlobError(f"body does not have the digest {header.body_digest} of its header")
+
+
+def check_tensors(header: Header, manifest: Manifest) -> None:
+    """
+    Compare a header's tensors with the manifest's, not encoded: names, dtypes, shapes and layout.
+
+    Raises:
+        BlobError: Names the first tensor that differs, or the codec.
+    """
+    check_layout(header, "float32", entries(manifest))
+
+
+def check_size(manifest: Manifest, most_bytes: int) -> None:
+    """
+    Refuse a model from elsewhere that is larger than the config allows.
+
+    Raises:
+        BlobError: It is larger; names the field.
+    """
+    if manifest.nbytes > most_bytes:
+        raise BlobError(
+            f"a model of {manifest.nbytes} bytes is more than {most_bytes}; raise model.max_bytes"
+        )
+
+
+def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) -> None:
+    """
+    Refuse a header that has another codec, or other tensors than these, one after the other.
+
+    Raises:
+        BlobError: Names the codec, or the first tensor that differs.
+    """
+    if header.codec != codec:
+        raise BlobError(f"codec {header.codec}, the run wants {codec}")
+    for mine, theirs in zip(expected, header.tensors, strict=False):
+        if mine != theirs:
+            raise BlobError(f"tensor {theirs.name!r} is {theirs[1:]}, the run has {mine}")
+    if len(expected) != len(header.tensors):
+        raise BlobError(f"{len(header.tensors)} tensors, the run has {len(expected)}")
+    nbytes = sum(entry.nbytes for entry in expected)
+    if header.body_bytes != nbytes:
+        raise BlobError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
+
+
+def chunk_slices(nbytes: int, chunk_bytes: int) -> Iterator[slice]:
+    """Where each chunk lies in the body, in order."""
+    for index in range(chunk_count(nbytes, chunk_bytes)):
+        yield slice(index * chunk_bytes, min((index + 1) * chunk_bytes, nbytes))
+
+
+def rechunked(pieces: Iterable[Bytes | Tensor], chunk_bytes: int) -> Iterator[memoryview]:
+    """A body that comes in pieces of any size, in chunks; each is memory of its own."""
+    chunk = bytearray()
+    for piece in pieces:
+        view = as_bytes(piece)
+        while len(view):
+            taken = view[: chunk_bytes - len(chunk)]
+            chunk += taken
+            view = view[len(taken) :]
+            if len(chunk) == chunk_bytes:
+                yield memoryview(chunk)
+                chunk = bytearray()
+    if chunk:
+        yield memoryview(chunk)
+
+
+def _view(spec: TensorSpec, buffer: bytearray | memoryview, offset: int) -> Tensor:
+    return np.ndarray(spec.shape, _NUMPY[spec.dtype], buffer=buffer, offset=offset)
+
+
+# --- elements
+
+
+def pack(header: Header, body: Bytes | None) -> bytes:
+    """
+    One element: what goes into the results list, or names a model.
+
+    Args:
+        header: Checked as ``unpack`` does, so that what is packed can be unpacked.
+        body: The inline body; None when there is none or it travels in chunks.
+
+    Raises:
+        BlobError: A header field is out of range, or the body is not the header's.
+    """
+    head = pack_head(header)
+    if (body is None) != (header.chunk_bytes > 0 or header.body_bytes == 0):
+        raise BlobError("a body goes with chunk_bytes = 0, and chunks go without")
+    if body is not None and len(body) != header.body_bytes:
+        raise BlobError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+    return head if body is None else b"".join((head, body))
+
+
+def pack_head(header: Header) -> bytes:
+    """
+    An element without its body: prefix and header. Headers that differ in digests are as long.
+
+    Raises:
+        BlobError: A header field is out of range.
+    """
+    head = packed(header)
+    prefix = MAGIC + header.round.to_bytes(4, "little") + len(head).to_bytes(4, "little")
+    return prefix + head
+
+
+def element_round(element: Bytes) -> int:
+    """
+    The round an element belongs to, from its prefix alone.
+
+    Raises:
+        BlobError: Not an element of this format.
+    """
+    if len(element) < _PREFIX_BYTES:
+        raise BlobError(f"{len(element)} bytes are too few for an element")
+    if bytes(element[: len(MAGIC)]) != MAGIC:
+        raise BlobError(f"does not begin with {MAGIC!r}: no element, or of another format version")
+    return int.from_bytes(element[4:8], "little")
+
+
+def unpack(
+    element: Bytes,
+    *,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+    max_body_bytes: int,
+    is_whole: bool = False,
+) -> tuple[Header, memoryview]:
+    """
+    Decode an element up to its body, whose digest and numbers are left to ``check_body`` and on.
+
+    Args:
+        element: Bytes from anywhere.
+        max_header_bytes: Cap of the header.
+        max_body_bytes: Cap of the body, inline or in chunks.
+        is_whole: The body follows the header, also of an element that travelled in chunks.
+
+    Returns:
+        The header, every field checked, and a view of the inline body (empty when there is none).
+
+    Raises:
+        BlobError: Anything is not as it must be; the message names the field.
+    """
+    number = element_round(element)
+    header_bytes = int.from_bytes(element[8:12], "little")
+    if header_bytes > max_header_bytes:
+        raise BlobError(f"header has {header_bytes} bytes, more than {max_header_bytes}")
+    whole = memoryview(element)
+    if len(whole) < _PREFIX_BYTES + header_bytes:
+        raise BlobError("header is cut off")
+    body = whole[_PREFIX_BYTES + header_bytes :].toreadonly()
+    if len(body) > max_body_bytes:
+        raise BlobError(f"body has {len(body)} bytes, more than {max_body_bytes}")
+    header = unpacked(whole[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes])
+    if header.round != number:
+        raise BlobError(f"header is of round {header.round}, its prefix of round {number}")
+    if header.body_bytes > max_body_bytes:
+        raise BlobError(f"body has {header.body_bytes} bytes, more than {max_body_bytes}")
+    inline_bytes = 0 if header.chunk_bytes and not is_whole else header.body_bytes
+    if len(body) != inline_bytes:
+        raise BlobError(f"{len(body)} bytes follow the header, not {inline_bytes}")
+    return header, body
+
+
+def initial_manifest(header: Header, most_bytes: int) -> Manifest:
+    """
+    The model of a version 0 that a client has made, once its header is what a run takes.
+
+    Args:
+        most_bytes: ``model.max_bytes``.
+
+    Raises:
+        BlobError: It is not; names the tensor or the field.
+    """
+    manifest = Manifest.from_json(header.manifest)
+    check_tensors(header, manifest)
+    check_size(manifest, most_bytes)
+    return manifest

@@ -1,0 +1,469 @@
+"""
+What crosses a process boundary as JSON: manifests, receipts, round records, events.
+
+Frozen values with ``to_json`` and ``from_json``; a person reads them with redis-cli, so names are
+plain and units are in the names. Blobs are in ``blob.py``. No Redis here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from blake3 import blake3
+
+from fl_queue.common import safe_json
+from fl_queue.errors import BlobError
+
+#: ``extra``: what clients send beside a parameter; in updates only, never in a model.
+Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
+KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer", "extra")
+#: Names of extra tensors begin with it, and those of no model's: ``~<extra>/<parameter>``.
+EXTRA = "~"
+#: As many as numpy takes.
+MAX_DIMENSIONS = 32
+#: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
+DTYPES: dict[str, str] = {
+    "parameter": "float32",
+    "float_buffer": "float32",
+    "integer_buffer": "int64",
+    "extra": "float32",
+}
+
+#: What is done with an update; ``received`` until its round ends, then final.
+#: ``failed``: the client reported that it could not train.
+#: ``forged``: in the client's name and not by it, so it says nothing about the client.
+Verdict = Literal[
+    "received", "accepted", "duplicate", "late", "stale", "invalid", "failed", "forged"
+]  # fmt: skip
+Purpose = Literal["initialise", "train", "evaluate"]
+Mode = Literal["sync", "async"]
+Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
+
+#: In ``model.private``: everything of a model's BatchNorm layers, whatever their names.
+BATCH_NORM = "@batch_norm"
+
+#: In the environment of a failed answer: what kind of error tells that another try would fail, too.
+CANNOT = "cannot"
+
+#: Scalar of an update, 1: its client has lost what it keeps for the strategy, so the server's state is set to zero.
+LOST = "lost"
+
+#: Metrics travel as sums that add up over clients; ``metrics.finish`` turns them into ratios.
+Sums = Mapping[str, Any]
+
+
+def dumps(value: Any) -> str:
+    """JSON as it is stored: sorted keys, so equal values are equal bytes; no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+
+
+def digest_of(value: Any) -> str:
+    """BLAKE3 of a value's JSON, hexadecimal: what a config is called by."""
+    return blake3(dumps(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One shared tensor of the model; ``kind`` decides its dtype and how it is merged."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.kind]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def quantity(self) -> str:
+        """What it is summed as: its kind, or the name of the extra."""
+        return self.name[len(EXTRA) :].partition("/")[0] if self.kind == "extra" else self.kind
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    The tensors of a run's model, sorted by name, and how they lie in a body.
+
+    Args:
+        tensors: Specs sorted by name, names unique.
+        aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
+        private: Names of the tensors whose values stay on each client; a version has those that
+            version 0 had.
+        frozen: Names of the parameters that nobody trains: those of version 0 in every version.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.tensors]
+        if names != sorted(set(names)):
+            raise BlobError("manifest: tensor names must be unique and sorted")
+        if any(spec.kind not in KINDS for spec in self.tensors):
+            raise BlobError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
+        if any(dimension < 0 for spec in self.tensors for dimension in spec.shape):
+            raise BlobError("manifest: a dimension is negative")
+        if not set(self.private) <= set(names):
+            raise BlobError("manifest: a private tensor is not there")
+        parameters = {spec.name for spec in self.tensors if spec.kind == "parameter"}
+        if not set(self.frozen) <= parameters:
+            raise BlobError("manifest: a frozen tensor is not there, or no parameter")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a body: the tensors one after the other, without gaps."""
+        return sum(spec.nbytes for spec in self.tensors)
+
+    def offsets(self) -> Iterable[tuple[TensorSpec, int]]:
+        """Each spec with its byte offset in a body."""
+        offset = 0
+        for spec in self.tensors:
+            yield spec, offset
+            offset += spec.nbytes
+
+    def shared(self) -> Manifest:
+        """The same without private and frozen tensors: what an update has of the model."""
+        left_out = {*self.private, *self.frozen}
+        if not left_out:
+            return self
+        return Manifest(tuple(spec for spec in self.tensors if spec.name not in left_out))
+
+    def to_json(self) -> str:
+        fields: dict[str, Any] = {
+            "tensors": [asdict(spec) for spec in self.tensors],
+            "aliases": dict(self.aliases),
+        }
+        parts = {"private": list(self.private), "frozen": list(self.frozen)}
+        return dumps(fields | {part: names for part, names in parts.items() if names})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """
+        Raises:
+            BlobError: Not a manifest.
+        """
+        raw = safe_json.record(_RawManifest, safe_json.loads(text, "a manifest"), "a manifest")
+        specs = [safe_json.record(_RawSpec, item, "a manifest") for item in raw.tensors]
+        if any(
+            len(spec.shape) > MAX_DIMENSIONS or max(spec.shape, default=0) >= 2**63
+            for spec in specs
+        ):
+            raise BlobError("manifest: a tensor has too many dimensions, or one that is too large")
+        made = cls(
+            tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
+            raw.aliases,
+            tuple(raw.private),
+            tuple(raw.frozen),
+        )
+        if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
+            raise BlobError(f"manifest: a model's tensor is extra, or its name begins with {EXTRA}")
+        return made
+
+
+@dataclass
+class _RawSpec:
+    name: str
+    shape: list[int]
+    kind: Kind
+
+
+@dataclass
+class _RawManifest:
+    tensors: list[dict[str, Any]]
+    aliases: dict[str, str]
+    private: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """
+    What became of one update; a person reads it with ``HGETALL flq:{run}:round:<n>:updates``.
+
+    Args:
+        status: The verdict.
+        reason: Why, for every verdict but ``received`` and ``accepted``.
+        token: The update's own random token (the same when it is pushed again).
+        digest: BLAKE3 of its body, hexadecimal.
+        num_examples: Examples used this round.
+        weight: Its integer weight in the sum; that of fewer examples than it claims, where those are capped.
+        norm: L2 norm of its parameters as they came; None where ``aggregation.clip_norm`` is 0.
+        clipped: Whether it was scaled down to ``aggregation.clip_norm``.
+        staleness: Versions made between the one it was trained from and the one it was merged with.
+        counted: What it counts in the divisor of the mean: its weight before it was discounted for staleness.
+        metrics: Finished metrics of the client's validation of the base version.
+        train_metrics: The same of its training.
+        environment: Versions, device, threads, instruction set, task code digest.
+        train_s: Seconds it trained, by its own clock.
+        nbytes: Bytes of the body.
+        key: Fingerprint of the key that signed it; empty: it was not signed.
+        state_lost: Whether its client says that it has lost what it keeps for the strategy.
+    """
+
+    status: Verdict
+    reason: str = ""
+    token: str = ""
+    digest: str = ""
+    num_examples: int = 0
+    weight: int = 0
+    norm: float | None = None
+    clipped: bool = False
+    staleness: int = 0
+    counted: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    train_metrics: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    train_s: float = 0.0
+    nbytes: int = 0
+    key: str = ""
+    state_lost: bool = False
+
+    @property
+    def is_in(self) -> bool:
+        """Whether the update is in: merged, or to be merged when its round is committed."""
+        return self.status in ("received", "accepted")
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is the client's answer, whoever else may push in its name."""
+        return self.is_in or self.status == "failed"
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        """Raises BlobError."""
+        return safe_json.record(cls, safe_json.loads(text, "a receipt"), "a receipt")
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """
+    What a round has refused of one sender.
+
+    Args:
+        count: Elements.
+        reason: Why the last one was refused.
+    """
+
+    count: int
+    reason: str
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """
+    A client's answer that stays at its site until somebody there has decided.
+
+    Args:
+        round: Of its run.
+        job: Id of the job that made it, or found it, and has ended.
+        since: Unix time of the site, seconds: for people.
+        decided: Whether the next attempt of the job will have something to send.
+    """
+
+    round: int
+    job: str
+    since: float
+    decided: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def all_from_json(cls, text: str | bytes) -> dict[str, Awaited]:
+        """Run id -> its answer. Raises BlobError."""
+        raw = safe_json.loads(text, "what a site has to decide")
+        if type(raw) is not dict:
+            raise BlobError("not what a site has to decide: no map")
+        return {
+            run: safe_json.record(cls, item, "what a site has to decide")
+            for run, item in raw.items()
+        }
+
+
+@dataclass(frozen=True)
+class DataWait:
+    """
+    That a client's job waits for the data server, as its worker says.
+
+    Args:
+        job: Its id.
+        since: Unix time of the site, seconds: for people.
+        why: What the matter is, seen from there.
+    """
+
+    job: str
+    since: float
+    why: str
+
+    @classmethod
+    def from_json(cls, text: str) -> DataWait:
+        """Raises BlobError."""
+        raw = safe_json.loads(text, "what a client waits for")
+        return safe_json.record(cls, raw, "what a client waits for")
+
+
+def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
+    """Of how many of a cohort the update is in."""
+    return sum(client in receipts and receipts[client].is_in for client in cohort)
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """
+    What the operator has registered of one client.
+
+    Args:
+        key: Its public Ed25519 key, base64.
+        max_examples: More examples in a round count as so many; 0: what the config allows.
+        enrolled_at: Unix time of the control server, seconds.
+        users: Server (``control``, ``data``) -> name of a Redis user -> the hash of its password; see
+            ``clientusers``.
+        revoked_at: When it was revoked; 0: it was not.
+        serial: Rises with each change, so that an older entry cannot be put back.
+        signature: The operator's, of all the rest and the client's id; see ``pins``.
+    """
+
+    key: str
+    max_examples: int = 0
+    enrolled_at: float = 0.0
+    users: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    revoked_at: float = 0.0
+    serial: int = 0
+    signature: str = ""
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Enrolment:
+        """Raises BlobError."""
+        return safe_json.record(cls, safe_json.loads(text, "an enrolment"), "an enrolment")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """
+    One ended round, as the history keeps it for ever: all that decided its outcome.
+
+    Args:
+        round: Number, from 1.
+        purpose: ``train``, or ``evaluate`` for the closing evaluation.
+        outcome: ``committed``, ``abandoned``, ``evaluated`` or ``cancelled``.
+        reason: Why it ended.
+        base_version, base_digest: The version that was trained from.
+        version, digest: The version it made; None when it made none.
+        cohort: Clients selected, sorted.
+        eligible: Clients they were selected from, sorted.
+        ineligible: Client that was alive and could not be selected -> why.
+        quorum: Accepted updates it needed.
+        accepted: Client -> digest of its update: the accepted set.
+        weights: Client -> integer weight.
+        norms: Client -> L2 norm of its update as it came; empty where ``aggregation.clip_norm`` is 0.
+        clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
+        capped: Clients that told more examples than their weight counts (``aggregation.max_examples``, or
+            what they are enrolled with), with ``aggregation.weighting = "examples"``, sorted.
+        rejected: Client -> verdict and reason, of updates that were not merged.
+        missing: Clients of the cohort of whom nothing valid came; none of an asynchronous round.
+        left_out: Clients whose update was accepted, and not let in by a robust rule that chooses.
+        validation: Merged sums of the clients' validation of the base version.
+        client_validation: Client -> its finished metrics on the base version.
+        train: Merged sums of training.
+        scales: Quantity -> [s, limit] of the exact sum.
+        strategy: Its name.
+        opened_at: Unix time, seconds, of the control server.
+        elapsed_s: Counted duration, seconds.
+        config_segment: Index of the config segment that was in force.
+        population: Clients the run had seen.
+        base_population: Clients it had seen when the base version's server state was made; 0: there is
+            none, or it was made before this was recorded.
+        base_server_state, server_state: Name -> digest of the strategy's state that belongs to the
+            base version and to the one it made.
+        mode: ``sync`` or ``async``; the rest is of asynchronous rounds. Their cohort are the clients at
+            work, ``eligible`` those that were idle, ``quorum`` the size of the buffer.
+        carried: Client -> ``round`` and ``version`` its job began with, of those at work since an
+            earlier round.
+        staleness: Client -> staleness of its accepted update.
+        counted: Client -> what its update counts in the divisor of the mean.
+        discount: What staleness does to weights, see ``staleness.Discount``.
+        keys: Client -> fingerprint of the key that signed its accepted update; none of unsigned ones.
+        exponent, next_exponent: Clients divide what they send by two to this power (q-FedAvg), in this round
+            and in the next one.
+        state_lost: Clients whose update is accepted and that had lost what they keep for the strategy,
+            sorted: its state is zero again from this round on, at the server and at all clients.
+    """
+
+    round: int
+    purpose: Purpose
+    outcome: Outcome
+    reason: str
+    base_version: int
+    base_digest: str
+    version: int | None = None
+    digest: str | None = None
+    cohort: list[str] = field(default_factory=list)
+    eligible: list[str] = field(default_factory=list)
+    quorum: int = 0
+    accepted: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    clipped: list[str] = field(default_factory=list)
+    capped: list[str] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    client_validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, list[float]] = field(default_factory=dict)
+    strategy: str = ""
+    opened_at: float = 0.0
+    elapsed_s: float = 0.0
+    config_segment: int = 0
+    population: int = 0
+    base_population: int = 0
+    base_server_state: dict[str, str] = field(default_factory=dict)
+    server_state: dict[str, str] = field(default_factory=dict)
+    mode: Mode = "sync"
+    carried: dict[str, dict[str, int]] = field(default_factory=dict)
+    staleness: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    exponent: int = 0
+    next_exponent: int = 0
+    discount: dict[str, Any] = field(default_factory=dict)
+    ineligible: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    state_lost: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RoundRecord:
+        """Raises BlobError."""
+        return safe_json.record(cls, safe_json.loads(text, "a round's record"), "a round's record")

@@ -1,0 +1,195 @@
+"""
+The fields of a hash on the control server -> values of checked types. No Redis here.
+
+Whatever was written there, ``BlobError`` is raised and nothing else: it names the hash and the field.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from fl_queue.common import safe_json
+from fl_queue.errors import BlobError
+from fl_queue.protocol import identifiers
+
+Value = TypeVar("Value")
+
+#: Of what a receipt's field says behind the client's id.
+_LONGEST_STATUS = 64
+#: No number of ours comes near it; Python would read one of a million digits.
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+
+
+class Fields:
+    """
+    Args:
+        what: Whose they are, for errors: ``run demo-3f2a9c: state``.
+        raw: Field -> its text.
+    """
+
+    def __init__(self, what: str, raw: Mapping[str, str]) -> None:
+        self._what, self._raw = what, raw
+
+    def _read(self, name: str, default: str | None, parse: Callable[[str], Value]) -> Value:
+        text = self._raw.get(name, default)
+        if text is None:
+            raise BlobError(f"{self._what}.{name} is missing")
+        try:
+            return parse(text)
+        except BlobError as exc:
+            raise BlobError(f"{self._what}.{name}: {exc.reason}") from exc
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Text that can be shown."""
+        return self._read(name, default, safe_json.printable)
+
+    def one_of(self, name: str, choices: tuple[str, ...], default: str | None = None) -> str:
+        """One of some words."""
+
+        def parse(text: str) -> str:
+            if text not in choices:
+                raise BlobError(f"{text[:64]!r} is not one of {', '.join(choices)}")
+            return text
+
+        return self._read(name, default, parse)
+
+    def name(self, name: str) -> str:
+        """A run's name or a client id."""
+        return self._read(name, None, lambda text: identifiers.parse_name(text, "name"))
+
+    def digest(self, name: str, default: str | None = None) -> str:
+        """A digest, or nothing."""
+        return self._read(name, default, lambda text: text and identifiers.parse_digest(text))
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number."""
+        return self._read(name, None if default is None else str(default), parse_whole)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        return self._read(name, None if default is None else str(default), _number)
+
+    def whole_or_none(self, name: str) -> int | None:
+        """A whole number; None where the field is empty or not there."""
+        return self._read(name, "", lambda text: parse_whole(text) if text else None)
+
+    def number_or_none(self, name: str) -> float | None:
+        """The same of any finite number."""
+        return self._read(name, "", lambda text: _number(text) if text else None)
+
+    def clients(self, name: str, default: str | None = None) -> tuple[str, ...]:
+        """Client ids, or the first and the last of many: ``sim-01..sim-40``."""
+
+        def parse(ids: list[str]) -> list[str]:
+            for each in ids:
+                first, _, last = each.partition("..")
+                identifiers.parse_name(first)
+                identifiers.parse_name(last or first)
+            return ids
+
+        return tuple(self.json(name, list[str], default, parse))
+
+    def runs(self, name: str, default: str) -> tuple[str, ...]:
+        """Run ids."""
+        ids = self.json(name, list[str], default, lambda ids: [*map(identifiers.parse_run_id, ids)])
+        return tuple(ids)
+
+    def digests(self, name: str) -> dict[str, str]:
+        """Names and digests."""
+
+        def parse(found: Mapping[str, str]) -> dict[str, str]:
+            return {name: identifiers.parse_digest(digest) for name, digest in found.items()}
+
+        return dict(self.json(name, dict[str, str], "{}", parse))
+
+    def of_clients(self, name: str, hint: Any) -> dict[str, Any]:
+        """What there is of some clients, by their ids. Args: ``hint``: what is said of each."""
+
+        def parse(found: Mapping[str, Any]) -> dict[str, Any]:
+            return {identifiers.parse_name(client): said for client, said in found.items()}
+
+        return dict(self.json(name, dict[str, hint], "{}", parse))
+
+    def json(
+        self,
+        name: str,
+        hint: Any,
+        default: str | None = None,
+        then: Callable[[Any], Any] = lambda found: found,
+    ) -> Any:
+        """
+        JSON of a type, its text such as can be shown.
+
+        Args:
+            hint: As the annotations of a record, see ``plain.record``.
+            then: Makes the value of it.
+        """
+
+        def parse(text: str) -> Any:
+            found = safe_json.clean(safe_json.loads(text, "JSON"), "JSON")
+            if not safe_json.fits(found, hint):
+                raise BlobError(f"{text[:64]!r} is not what is wanted there")
+            return then(found)
+
+        return self._read(name, default, parse)
+
+
+def parse_whole(raw: str | bytes) -> int:
+    """A whole number of at most 18 digits. Raises BlobError."""
+    text = (raw.decode(errors="replace") if isinstance(raw, bytes) else raw).strip()
+    if not _WHOLE.fullmatch(text):
+        raise BlobError(f"{text[:64]!r} is no whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        found = float(text) if len(text) <= 64 and text.isascii() else math.nan
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise BlobError(f"{text[:64]!r} is no finite number")
+    return found
+
+
+def parse_receiver(raw: bytes) -> str:
+    """A client id, or ``client:status`` of a further update."""
+    client, separator, status = raw.decode(errors="replace").partition(":")
+    return f"{identifiers.parse_name(client)}{separator}{safe_json.printable(status[:_LONGEST_STATUS])}"
+
+
+def parse_table(text: bytes) -> dict[str, Any]:
+    """A map. Raises BlobError, as the others."""
+    found = safe_json.clean(safe_json.loads(text, "an entry"), "an entry")
+    if type(found) is not dict:
+        raise BlobError(f"not an entry: a {type(found).__name__} instead of a map")
+    return found
+
+
+def parse_version(text: bytes) -> dict[str, Any]:
+    """A version's entry: its digests name files."""
+    found = parse_table(text)
+    identifiers.parse_digest(found.get("digest"))
+    if "download" in found:
+        identifiers.parse_digest(found["download"])
+    states = found.get("server_state", {})
+    if not safe_json.fits(states, dict[str, str]) or type(found.get("round", 0)) is not int:
+        raise BlobError(f"not a version: {str(found)[:64]!r}")
+    for digest in states.values():
+        identifiers.parse_digest(digest)
+    return found
+
+
+def parse_evaluation(text: bytes) -> dict[str, Any]:
+    """What became of a version's evaluation, or the ticket of its job."""
+    found = parse_table(text)
+    if "job" not in found and found.get("state") not in ("done", "failed"):
+        raise BlobError(f"not an evaluation: {str(found)[:64]!r}")
+    if found.get("state") == "done" and not safe_json.fits(
+        found.get("finished", {}), dict[str, float]
+    ):
+        raise BlobError("not an evaluation: its metrics are no numbers")
+    return found

@@ -1,0 +1,283 @@
+"""
+Why an open round is still open: who is missing since when, and what the closing rule waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fl_queue.coordinator.aggregator import rejections
+from fl_queue.coordinator.aggregator.round_end import capped, lost
+from fl_queue.coordinator.operations import enrolment
+from fl_queue.coordinator.rounds import eligibility, initialisation, preflight, runs
+from fl_queue.protocol import identifiers, virtual_clients
+from fl_queue.protocol.records import Awaited, DataWait, Receipt, Refusals
+from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs.dispatch import Ticket
+
+#: Ended rounds that are looked through for what a line is about.
+_LOOKED_AT = 50
+
+NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggregator`"
+
+
+@dataclass(frozen=True)
+class Around:
+    """
+    What is around all runs, and keeps them from going on.
+
+    Args:
+        has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
+        data_trouble: Why the data server cannot be used; empty: it can.
+        control_trouble: Why the control server takes no writes; empty: it does, or an aggregator is alive.
+        enrolments: What somebody has changed among the enrolments, a line each; nobody is kept by it.
+    """
+
+    has_aggregator: bool
+    data_trouble: str
+    control_trouble: str = ""
+    enrolments: list[str] = field(default_factory=list)
+
+    @classmethod
+    def look(cls, store: Store) -> Around:
+        """As it is now."""
+        alive = store.control.role_alive(identifiers.AGGREGATOR)
+        # While the server takes no writes every worker's lease runs out, of those that live too.
+        trouble = "" if alive else store.control_trouble()
+        return cls(alive, store.data_trouble(), trouble, _enrolments(store))
+
+    @property
+    def undecided(self) -> str:
+        """Why nothing is decided; empty: an aggregator is alive."""
+        if self.control_trouble:
+            return f"{self.control_trouble}; until then nobody can say which workers are alive"
+        return "" if self.has_aggregator else NO_AGGREGATOR
+
+    @property
+    def lines(self) -> list[str]:
+        """What is in the way, a line each."""
+        return [line for line in (self.undecided, self.data_trouble) if line]
+
+
+def _enrolments(store: Store) -> list[str]:
+    found = enrolment.troubles(store)
+    return [f"{keyspace.ENROLLED}: the entry of {client}: {why}" for client, why in found.items()]
+
+
+def why_open(store: Store, state: RunState, around: Around | None = None) -> list[str]:
+    """
+    What a training run waits for: what keeps all runs, then the closing rule and each missing client.
+
+    Args:
+        around: As it is now, if somebody has looked already.
+    """
+    if not state.active:
+        return []
+    around = around or Around.look(store)
+    current = store.control.open_round(state)
+    if current is None:
+        settling = store.control.settling()
+        why = ["after an outage: waiting until all clients have been heard again"]
+        stale = runs.reason_found(store, state).removeprefix(": ")
+        return [
+            *around.lines,
+            *([f"before that: {stale}"] if stale and not around.has_aggregator else []),
+            *(why if settling else []),
+            *_left_out(store, state),
+        ]
+    receipts = store.control.receipts(state.run_id, state.round)
+    received = sum(
+        receipts[client].status == "received" for client in current.cohort if client in receipts
+    )
+    lines = [*around.lines, closing(current, received), *_failing(current)]
+    if current.makers:
+        lines.append(initialisation.who_is_asked(current, receipts))
+    tickets = dispatch.tickets(store, state.run_id, state.round)
+    missing = _missing_groups if current.groups else _missing_clients
+    lines += missing(store, state, current, receipts, tickets)
+    lines += _left_out(store, state)
+    if not around.lines:
+        lines += _aggregator(store, state, tickets.get(identifiers.AGGREGATOR))
+    return lines
+
+
+def _left_out(store: Store, state: RunState) -> list[str]:
+    """What sites differ in, and who may not be selected."""
+    lines = preflight.lines(store, state, but=state.left_out)
+    return lines + [f"left out: {line}" for line in eligibility.lines(state.left_out)]
+
+
+def floods(store: Store, state: RunState) -> list[str]:
+    """A line for each sender of whom the newest rounds have refused more than can be an accident."""
+    return [
+        _flood(number, who, refusals)
+        for number in range(max(0, state.round - 1), state.round + 1)
+        for who, refusals in sorted(store.control.rejected(state.run_id, number).items())
+        if refusals.count >= rejections.FLOOD
+    ]
+
+
+def notices(store: Store, state: RunState) -> list[str]:
+    """What the newest round has decided otherwise than its clients meant, and since when all states are new."""
+    last = _LOOKED_AT if state.state_since else 2  # The closing evaluation's is one of them.
+    records = [r for r in store.control.history(state.run_id, last) if r.purpose == "train"]
+    lines = [f"round {record.round}: {capped(record)}" for record in records[-1:] if record.capped]
+    if not state.state_since:
+        return lines
+    found = [lost(record) for record in records if record.round == state.state_since]
+    said = found[0] if found else "a client had lost its state: all are zero again since"
+    return [*lines, f"round {state.state_since}: {said}"]
+
+
+def _flood(number: int, who: str, refusals: Refusals) -> str:
+    counted = f"flood: {refusals.count:,} elements were refused in round {number}"
+    client, claimed, _ = who.partition(rejections.CLAIMED)
+    if claimed:
+        whose = f"in the name of {client}, not signed: see who may write to Redis"
+    elif identifiers.is_name(who):
+        whose = f"signed by {client}; `fl-queue revoke {client}` ends it"
+    else:
+        whose = "of senders who do not say who they are: see who may write to Redis"
+    return f"{counted}, {whose}; last reason: {refusals.reason}"
+
+
+def _missing_clients(
+    store: Store,
+    state: RunState,
+    current: RoundState,
+    receipts: Mapping[str, Receipt],
+    tickets: Mapping[str, Ticket],
+) -> list[str]:
+    """A line for each client of which nothing has come, or nothing good."""
+    lines = []
+    ages = store.control.client_ids()
+    for client in current.cohort:
+        receipt, ticket = receipts.get(client), tickets.get(client)
+        if not dispatch.has_answered(store, receipt, ticket):
+            left = dispatch.awaited(store, ticket) if ticket else None
+            if left is not None:
+                lines.append(_undecided(store, client, left))
+                continue
+            lines.append(f"waiting for {client}: {_doing(store, state, client, ticket, ages)}")
+        elif receipt is not None and receipt.status != "received":
+            lines.append(f"{client} is out: {receipt.status}: {receipt.reason}")
+    return lines
+
+
+def _missing_groups(
+    store: Store,
+    state: RunState,
+    current: RoundState,
+    receipts: Mapping[str, Receipt],
+    tickets: Mapping[str, Ticket],
+) -> list[str]:
+    """The same of a simulation: a line for each job that has not answered for all its clients."""
+    lines = []
+    for who in map(virtual_clients.group, range(current.groups)):
+        behind = virtual_clients.answerable(who, current.cohort, current.groups)
+        left = [client for client in behind if client not in receipts]
+        ticket = tickets.get(who)
+        if left and ticket is not None:
+            doing = f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}"
+            lines.append(f"waiting for {who}: {len(left)} of {len(behind)} clients; {doing}")
+    lines += [
+        f"{client} is out: {receipt.status}: {receipt.reason}"
+        for client, receipt in receipts.items()
+        if receipt.status != "received"
+    ]
+    if lines and not store.control.role_alive(identifiers.POOL):
+        lines.append("no pool process is alive; start some with `fl-queue worker pool`")
+    return lines
+
+
+def closing(current: RoundState, received: int) -> str:
+    """What the closing rule waits for, in words."""
+    size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
+    if current.purpose == "initialise":
+        return f"version 0 is made by one after the other, until somebody has made it; {counted}"
+    if current.purpose == "evaluate":
+        return (
+            f"{received} of {size} answers in: the closing evaluation ends when all are in that are alive, "
+            f"at {current.deadline_s:g} s at the latest; {counted}"
+        )
+    deadline = f"at {current.deadline_s:g} s (round.deadline_s)"
+    if current.is_async:
+        return f"{current.progress(received)}; needs {current.quorum} (round.buffer), or is abandoned {deadline}; {counted}"
+    if received < current.quorum:
+        return f"{received} of {size} updates in; needs {current.quorum} (round.quorum), or is abandoned {deadline}; {counted}"
+    since = current.elapsed_s if current.quorum_at_s is None else current.quorum_at_s
+    return (
+        f"{received} of {size} updates in, quorum {current.quorum} reached: closes when all are in, "
+        f"at {since + current.grace_s:.0f} s (round.grace_s), or {deadline}; {counted}"
+    )
+
+
+def _failing(current: RoundState) -> list[str]:
+    """That the round cannot be ended, and why."""
+    if not current.failures:
+        return []
+    times = "once" if current.failures == 1 else f"{current.failures} times"
+    return [f"the next version could not be made, {times}: {current.failure}"]
+
+
+def _undecided(store: Store, client: str, left: Awaited) -> str:
+    """That a client's answer is made, and stays at its site until somebody lets it leave."""
+    if left.decided:
+        return f"waiting for {client}: its site has decided on its update; the next attempt tells"
+    since = max(0.0, store.control.now() - left.since)
+    return f"waiting for approval of {client}: its update is ready since {since:.0f} s; `fl-queue approve` at the site lets it leave"
+
+
+def _doing(
+    store: Store,
+    state: RunState,
+    client: str,
+    ticket: Ticket | None,
+    ages: dict[str, float],
+) -> str:
+    """What is known of a client that has not answered."""
+    parts = [store.control.paused([client]).get(client, "")]
+    wait = store.control.data_wait(client)
+    if wait is not None:
+        parts.append(_waiting(store, wait))
+    else:
+        parts.append(_activity(store, state, client, ticket.number if ticket else state.round))
+    if ticket is not None and ticket.number < state.round:
+        parts.append(f"on its job of round {ticket.number}")
+    if ticket is not None:
+        parts.append(f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}")
+    holder = store.control.lease(keyspace.client_holder(client))
+    seen = f"last seen {max(0.0, ages[client]):.0f} s ago" if client in ages else "never seen"
+    where = f" on {holder.get('host', '?')}, pid {holder.get('pid', '?')}" if holder else ""
+    parts.append(f"worker alive{where}" if holder else f"no worker alive, {seen}")
+    return "; ".join(part for part in parts if part)
+
+
+def _waiting(store: Store, wait: DataWait) -> str:
+    since = max(0.0, store.control.now() - wait.since)
+    return f"waits for the data server since {since:.0f} s: {wait.why}"
+
+
+def _activity(store: Store, state: RunState, client: str, number: int) -> str:
+    stream = keyspace.client_events(client)
+    event = store.control.last_event(stream)
+    if event is not None and event.get("run") not in (None, state.run_id):
+        return "its latest work was for another run"
+    if event is None or (event.get("run"), event.get("round")) != (state.run_id, number):
+        return "not started"
+    since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000
+    if event["event"] == "epoch":
+        done = f"epoch {event.get('epoch', '?')} of {event.get('epochs', '?')}"
+        return f"{done} done {since:.0f} s ago"
+    return f"training since {since:.0f} s"
+
+
+def _aggregator(store: Store, state: RunState, ticket: Ticket | None) -> list[str]:
+    if ticket is None:
+        return []
+    doing = dispatch.job_state(store, ticket)
+    return [
+        f"aggregator: {store.data.waiting(state.run_id)} updates to look at; job {doing}, attempt {ticket.attempt}"
+    ]

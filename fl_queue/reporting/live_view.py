@@ -1,0 +1,160 @@
+"""What a terminal shows of a run at one moment, drawn with rich. No Redis here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+
+from fl_queue import metrics
+from fl_queue.coordinator.rounds import eligibility, initialisation
+from fl_queue.protocol.records import Receipt, RoundRecord, updates_in
+from fl_queue.reporting import rich_console
+from fl_queue.reporting.rich_console import Table, Text
+from fl_queue.store import RoundState, RunState
+
+#: Lines of a live display that a big cohort may take.
+CLIENTS_SHOWN = 16
+ROUNDS_SHOWN = 5
+_STYLES = {"received": "cyan", "accepted": "green", "training": "", "waiting": "dim"}
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class Scene:
+    """
+    What is known of a run at one moment.
+
+    Args:
+        state: The run; None when it has been deleted.
+        round: Its newest round, while its keys live.
+        receipts: Of that round, by client.
+        progress: Client -> its newest event of that round (epoch, accuracy, ...).
+        evaluated: Version -> finished metrics on the test set.
+        ended: The last rounds' records.
+        trouble: Why Redis cannot be asked at the moment.
+    """
+
+    state: RunState | None
+    round: RoundState | None = None
+    receipts: Mapping[str, Receipt] = field(default_factory=dict)
+    progress: dict[str, Event] = field(default_factory=dict)
+    evaluated: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    ended: list[RoundRecord] = field(default_factory=list)
+    healed: str = ""
+    trouble: str = ""
+
+    @property
+    def received(self) -> int:
+        """Clients of the cohort whose update is in and not refused."""
+        cohort = self.round.cohort if self.round else ()
+        return updates_in(cohort, self.receipts)
+
+
+def render(scene: Scene) -> RenderableType:
+    """The scene for a terminal."""
+    if scene.state is None:
+        return rich_console.text("the run has been deleted")
+    parts: list[RenderableType] = [_header(scene, scene.state)]
+    if scene.state.active and scene.round is not None:
+        parts.append(_round_line(scene, scene.round))
+        if not scene.round.groups:
+            parts.append(_clients(scene, scene.round))
+        if scene.round.open and scene.round.makers:
+            parts.append(
+                rich_console.text(f"  {initialisation.who_is_asked(scene.round, scene.receipts)}")
+            )
+    if scene.state.active:
+        parts += [
+            rich_console.text(f"  left out: {line}")
+            for line in eligibility.lines(scene.state.left_out)
+        ]
+    if scene.ended:
+        parts.append(_recent(scene))
+    if scene.state.reason:
+        parts.append(rich_console.text(scene.state.reason, style="yellow"))
+    if scene.healed:
+        parts.append(rich_console.text(f"healed: {scene.healed}", style="yellow"))
+    if scene.trouble:
+        parts.append(rich_console.text(f"{scene.trouble}; trying on", style="red"))
+    return Group(*parts)
+
+
+def _header(scene: Scene, state: RunState) -> Text:
+    version = "-" if state.version is None else state.version
+    words = state.state
+    if state.active:
+        words = "between rounds"
+        if scene.round is not None and scene.round.open:
+            words = {
+                "initialise": "making version 0",
+                "train": f"round {scene.round.number}",
+                "evaluate": "closing evaluation",
+            }[scene.round.purpose]
+    head = rich_console.text("").append_text(rich_console.text(state.name, "bold"))
+    head.append_text(rich_console.text(f" ({state.run_id})  {words}"))
+    return head.append(f"  version {version} of {state.rounds_wanted}")
+
+
+def _round_line(scene: Scene, current: RoundState) -> Text:
+    words = f"{scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
+    line = rich_console.text(f"  {current.progress(scene.received) if current.is_async else words}")
+    return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
+
+
+def _clients(scene: Scene, current: RoundState) -> Table:
+    table = rich_console.grid(padding=(0, 2))
+    # What is still open first: in a big cohort that is what one looks for.
+    ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
+    for client in ordered[:CLIENTS_SHOWN]:
+        table.add_row(rich_console.text(f"  {client}"), *_client_cells(scene, client))
+    if len(ordered) > CLIENTS_SHOWN:
+        table.add_row(f"  and {len(ordered) - CLIENTS_SHOWN} more")
+    return table
+
+
+def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text]:
+    event, receipt = scene.progress.get(client, {}), scene.receipts.get(client)
+    epoch, epochs = max(0, event.get("epoch", 0)), max(1, event.get("epochs", 1))
+    bar = ProgressBar(total=epochs, completed=epochs if receipt else epoch, width=20)
+    accuracy = f"accuracy {event['accuracy']:.4f}" if "accuracy" in event else ""
+    if receipt is None:
+        words = f"epoch {epoch} of {epochs}" if event else "waiting"
+        return (
+            bar,
+            rich_console.text(words, style="" if event else "dim"),
+            rich_console.text(accuracy),
+        )
+    words = "update received" if receipt.status == "received" else receipt.status
+    tail = f": {receipt.reason}" if receipt.reason else ""
+    if receipt.is_in and receipt.staleness:
+        tail = f", {receipt.staleness} versions old"
+    return (
+        bar,
+        rich_console.text(words + tail, style=_STYLES.get(receipt.status, "red")),
+        rich_console.text(accuracy),
+    )
+
+
+def _recent(scene: Scene) -> Text:
+    judged = {
+        record.base_version: metrics.finish(record.validation)
+        for record in scene.ended
+        if record.validation
+    } | dict(scene.evaluated)
+    lines = []
+    for record in scene.ended[-ROUNDS_SHOWN:]:
+        if record.version is None:
+            lines.append(f"  round {record.round} {record.outcome}: {record.reason}")
+            continue
+        accuracy = judged.get(record.version, {}).get("accuracy")
+        words = "not judged yet" if accuracy is None else f"accuracy {accuracy:.4f}"
+        old = max(record.staleness.values(), default=0)
+        aged = f", up to {old} versions old" if old else ""
+        merged = f"{len(record.accepted)} merged{aged}, {record.elapsed_s:.1f} s"
+        lines.append(f"  round {record.round}  version {record.version}  {words}  ({merged})")
+    return rich_console.lines(lines, style="dim")

@@ -1,0 +1,269 @@
+"""
+What the reading commands and the web page tell of runs and clients: one record, whoever asks.
+
+Frozen values; ``--json`` and the JSON API write them alike. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from fl_queue.common.spelling import nearest
+from fl_queue.coordinator.rounds import runs
+from fl_queue.errors import BlobError, RunStateError
+from fl_queue.models import retention
+from fl_queue.protocol.records import Awaited, Enrolment, Receipt
+from fl_queue.reporting import diagnosis, rounds_table
+from fl_queue.reporting.diagnosis import Around
+from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait, keyspace
+
+_BETWEEN = "is training: between rounds"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """
+    What a run is doing.
+
+    Args:
+        name: The name people gave it.
+        run_id: Name and random uid.
+        state: ``training``, ``completed``, ``failed`` or ``cancelled``.
+        reason: Why it is in that state, or waits.
+        version: The newest version; None before version 0.
+        digest: BLAKE3 of that version, hexadecimal; empty before version 0.
+        round: The newest round's number; -1 before the first.
+        rounds_wanted: The version at which it is completed.
+        doing: The state in words.
+        waiting_for: Why its open round is still open, a line each.
+        floods: Who sends it garbage without end, a line each.
+        data_server: Why the data server cannot be used; empty: it can.
+        config_digest: Of the newest config, which sites may pin, as Redis has it.
+        enrolments: What somebody has changed among the enrolments, a line each.
+        notices: Whose weights the newest round has capped, and who had lost its state, a line each.
+    """
+
+    name: str
+    run_id: str
+    state: str
+    reason: str
+    version: int | None
+    digest: str
+    round: int
+    rounds_wanted: int
+    doing: str
+    waiting_for: list[str]
+    floods: list[str]
+    data_server: str
+    config_digest: str
+    enrolments: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """
+    What a client's worker said last.
+
+    Args:
+        client: Its id.
+        alive: Whether a worker holds its lease.
+        enrolled: ``yes``, ``no``, ``revoked``.
+        last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back; None: never.
+        num_examples: Examples it has; empty while it has not said.
+        host, pid, worker: Where its worker runs; empty when it has none.
+        doing: Its last event in words; or that it is paused, or waits for its site's approval.
+        paused: Why its site has paused it, with since when; empty: it is not.
+        left_out: Run that is training, by name -> why the client may not be selected for it.
+    """
+
+    client: str
+    alive: bool
+    enrolled: str
+    last_seen_s: float | None
+    num_examples: str
+    host: str
+    pid: str
+    worker: str
+    doing: str
+    paused: str
+    left_out: dict[str, str]
+
+
+def run_status(store: Store, state: RunState, around: Around | None = None) -> RunStatus:
+    """One run's. Args: ``around``: of all runs, if somebody has looked already."""
+    around = around or Around.look(store)
+    doing = runs.describe_state(store, state)
+    if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
+        # The reason is as old as the last look of an aggregator; it follows, with its age.
+        doing = f"{_BETWEEN}: {around.undecided}"
+    return RunStatus(
+        name=state.name,
+        run_id=state.run_id,
+        state=state.state,
+        reason=state.reason,
+        version=state.version,
+        digest=state.digest,
+        round=state.round,
+        rounds_wanted=state.rounds_wanted,
+        doing=doing,
+        waiting_for=diagnosis.why_open(store, state, around),
+        floods=diagnosis.floods(store, state),
+        data_server=around.data_trouble,
+        config_digest=state.config_digest,
+        enrolments=around.enrolments,
+        notices=diagnosis.notices(store, state),
+    )
+
+
+def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
+    """Of several runs."""
+    around = Around.look(store)
+    return [run_status(store, state, around) for state in states]
+
+
+def living_runs(store: Store) -> list[RunState]:
+    """Every living run, by name; one that is deleted meanwhile is left out."""
+    return store.control.living_runs()
+
+
+def clients(store: Store) -> list[ClientStatus]:
+    """Every client ever heard of or enrolled, by id."""
+    control = store.control
+    ages, enrolled = control.client_ids(), control.enrolments()
+    training = [state for state in living_runs(store) if state.active]
+    known = sorted(ages.keys() | enrolled.keys())
+    found = zip(
+        known,
+        control.leases(map(keyspace.client_holder, known)),
+        control.clients(known),
+        control.last_events(map(keyspace.client_events, known)),
+        strict=True,
+    )
+    return [
+        _client(client, _Said(holder, said, last), ages.get(client), enrolled.get(client), training)
+        for client, holder, said, last in found
+    ]
+
+
+class _Said(NamedTuple):
+    """What a client's worker says: its lease, its hash, its newest event."""
+
+    holder: dict[str, str]
+    fields: dict[str, str]
+    last: dict[str, Any] | None
+
+
+def _client(
+    client: str,
+    told: _Said,
+    age: float | None,
+    enrolment: Enrolment | None,
+    training: Sequence[RunState],
+) -> ClientStatus:
+    holder, said, last = told
+    wait = data_wait(said, holder)
+    left_out = {run.name: run.left_out[client] for run in training if client in run.left_out}
+    return ClientStatus(
+        client=client,
+        alive=bool(holder),
+        enrolled="no" if enrolment is None else "revoked" if enrolment.revoked_at else "yes",
+        last_seen_s=None if age is None else round(age, 1),
+        num_examples=said.get("num_examples", ""),
+        host=holder.get("host", ""),
+        pid=holder.get("pid", ""),
+        worker=holder.get("worker", ""),
+        doing=said.get(PAUSED)
+        or _waits(said.get(AWAITED, ""))
+        or (f"waits for the data server: {wait.why}" if wait is not None else "")
+        or _without(left_out)
+        or _doing(last),
+        paused=said.get(PAUSED, ""),
+        left_out=left_out,
+    )
+
+
+def _without(left_out: dict[str, str]) -> str:
+    return "; ".join(f"left out of run {run}: {why}" for run, why in left_out.items())
+
+
+def _waits(text: str) -> str:
+    """That answers are made, and stay at their site until somebody there lets them leave."""
+    try:
+        left = Awaited.all_from_json(text or "{}")
+    except BlobError:
+        return ""
+    found = [f"run {run} round {item.round}" for run, item in left.items() if not item.decided]
+    return f"waits for approval at its site: {', '.join(found)}" if found else ""
+
+
+def _doing(last: dict[str, Any] | None) -> str:
+    if not last:
+        return "-"
+    if "run" not in last or "round" not in last:
+        return str(last["event"])
+    done = f"epoch {last.get('epoch', '?')}/{last.get('epochs', '?')}"
+    what = done if last["event"] == "epoch" else last["event"]
+    return f"{what}, run {last['run']} round {last['round']}"
+
+
+def history(store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
+    """A run's rounds as rows (``rounds``), and the full records (``records``)."""
+    records = store.control.history(run)
+    rows = rounds_table.rows(records, retention.test_metrics(store, run), store.control.late(run))
+    return {"rounds": rounds_table.to_json(rows), "records": [asdict(record) for record in records]}
+
+
+def event_record(entry: str, event: dict[str, Any]) -> dict[str, Any]:
+    """An entry of an event stream, with its time: ``at``, Unix seconds."""
+    return {"at": int(entry.split("-")[0]) / 1000, **event}
+
+
+def receipts(store: Store, state: RunState, number: int, client: str) -> dict[str, dict[str, Any]]:
+    """
+    What became of a client's update in a round: its receipts, else what the history says.
+
+    Raises:
+        RunStateError: There is none, and why.
+    """
+    found = {
+        key: asdict(value)
+        for key, value in store.control.receipts(state.run_id, number).items()
+        if key.partition(":")[0] == client
+    }
+    return found or _from_history(store, state, number, client)
+
+
+def _from_history(
+    store: Store, state: RunState, number: int, client: str
+) -> dict[str, dict[str, Any]]:
+    for record in store.control.history(state.run_id):
+        if record.round != number:
+            continue
+        if client in record.accepted:
+            receipt = Receipt(
+                "accepted",
+                digest=record.accepted[client],
+                weight=record.weights[client],
+                norm=record.norms.get(client),
+                clipped=client in record.clipped,
+                staleness=record.staleness.get(client, 0),
+                metrics=record.client_validation.get(client, {}),
+                key=record.keys.get(client, ""),
+            )
+            return {client: asdict(receipt)}
+        if client in record.rejected:
+            return {client: {"status": "rejected", "reason": record.rejected[client]}}
+        what = "nothing came from it"
+        if client not in record.cohort:
+            what = f"it was not in the cohort{nearest(client, record.cohort)}"
+        raise RunStateError(
+            state.name,
+            f"round {number}, client {client}: {what} (cohort: {', '.join(record.cohort)})",
+        )
+    raise RunStateError(
+        state.name,
+        f"round {number}, client {client}: no receipt (the run is at round {state.round})",
+    )

@@ -1,0 +1,331 @@
+"""
+Runs from Python, for notebooks and scripts: ``from fl_queue import Run``.
+
+The same steps as the commands take, and no state of its own: a run that was started here may be
+attached to from anywhere, and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from fl_queue.client.site import Site
+from fl_queue.common import state_folder
+from fl_queue.config import run_config
+from fl_queue.coordinator.operations import controls
+from fl_queue.coordinator.rounds import runs
+from fl_queue.errors import ConfigError
+from fl_queue.experiments import launching
+from fl_queue.models import retention, transfer
+from fl_queue.reporting import exporters, progress, rich_console, rounds_table, run_status
+from fl_queue.reporting.rich_console import Console
+from fl_queue.store import PEOPLE, RunState, Store, keyspace
+from fl_queue.store.embedded import server_pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Run:
+    """
+    A run, made by ``Run.start`` or ``Run.attach``; a context manager.
+
+    A simulation needs nothing running, so this is complete::
+
+        from fl_queue import Run
+
+        simulation = {"clients.kind": "simulation", "clients.count": 20, "round.cohort": 5}
+        with Run.start("mnist-2nn", settings=simulation) as run:
+            run.wait()
+            run.plot("curve.png")
+            weights = run.model()
+    """
+
+    def __init__(self, store: Store, run_id: str, state_dir: Path, ours: ExitStack) -> None:
+        self.store, self.run_id, self._state_dir, self._ours = store, run_id, state_dir, ours
+        self._since = ""
+
+    @classmethod
+    def start(
+        cls,
+        source: str | Path,
+        *,
+        name: str = "",
+        rounds: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        redis_url: str = "",
+        blob_url: str = "",
+        state_dir: str | Path | None = None,
+        quiet: bool = False,
+    ) -> Run:
+        """
+        Start a run, or continue the one of that name by so many rounds.
+
+        Of a simulation, what it lacks is started as child processes (private servers, aggregator,
+        pool, evaluator) and ends with ``close``, or with this process. Any other run needs servers
+        and workers, and goes on without this process.
+
+        Args:
+            source: A TOML file, or the name of a shipped config (``demo``, ``mnist-2nn``, ...).
+            name: Of the run; default: that of the config.
+            rounds: Rounds to commit; default: ``run.rounds``.
+            settings: ``{"train.epochs": 2}``, over the file and the environment.
+            redis_url, blob_url: The two Redis roles; default: as the config and the environment
+                say, else the private servers of ``state_dir``.
+            state_dir: Default: that of this account, as for the commands.
+            quiet: Say nothing on standard error.
+
+        Raises:
+            ConfigError: A field that cannot be used, by name, with the fix.
+            RunStateError: The run is training already; ``attach`` to it.
+            StoreUnavailable: Redis is not reachable.
+        """
+        loaded = run_config.load(
+            str(source), tuple(_setting(*item) for item in (settings or {}).items())
+        )
+        site = Site(
+            redis_url or loaded.redis["url"],
+            blob_url or loaded.redis["blob_url"],
+            _folder(state_dir),
+        )
+        with ExitStack() as undo:
+            begun = launching.launch(
+                undo,
+                site,
+                name or launching.name_of(str(source)),
+                loaded,
+                rounds,
+                stays=True,
+                console=_console(quiet),
+            )
+            made = cls(begun.store, begun.run, site.state_dir, undo.pop_all())
+        made._since = begun.since
+        return made
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        redis_url: str = "",
+        blob_url: str = "",
+        state_dir: str | Path | None = None,
+    ) -> Run:
+        """
+        A run that is there already, whoever started it.
+
+        Args:
+            name: Its name or run id.
+            redis_url, blob_url, state_dir: As for ``start``.
+
+        Raises:
+            UnknownRun: There is none of that name; those there are are named.
+            StoreUnavailable: Redis is not reachable.
+        """
+        url = redis_url or os.environ.get("FLQ_REDIS_URL", "")
+        blobs = blob_url or os.environ.get("FLQ_REDIS_BLOB_URL", "")
+        site = Site(url, blobs, _folder(state_dir))
+        with ExitStack() as undo:
+            store = undo.enter_context(site.store(PEOPLE, needs_data=False))
+            return cls(store, runs.find_run(store, name).run_id, site.state_dir, undo.pop_all())
+
+    @property
+    def state(self) -> RunState:
+        """
+        What the run is at, read now: ``.state``, ``.version``, ``.round``, ``.reason``, ...
+
+        Raises:
+            UnknownRun: It was deleted meanwhile.
+        """
+        return runs.find_run(self.store, self.run_id)
+
+    def wait(self, timeout_s: float | None = None, *, quiet: bool = False) -> Self:
+        """
+        Wait until the run is completed and its versions are tested, with live progress.
+
+        Waiting also counts the round's time, as ``fl-queue watch`` does. Outages of Redis are
+        waited out.
+
+        Args:
+            timeout_s: Give up after so long, to a second; the run goes on.
+            quiet: Show nothing.
+
+        Raises:
+            RunFailed: It failed, or was cancelled; the reason is in the message.
+            TimeoutError: It was still training.
+            UnknownRun: It was deleted meanwhile.
+        """
+        console = _console(quiet)
+        progress.follow(self.store, self.run_id, console, since=self._since, timeout_s=timeout_s)
+        state = self.state
+        if state.active:
+            doing = runs.describe_state(self.store, state)
+            raise TimeoutError(f"after {timeout_s:g} s run {state.name} {doing}")
+        progress.await_evaluations(self.store, self.run_id, console)
+        runs.raise_unless_completed(state)
+        return self
+
+    def history(self) -> list[dict[str, Any]]:
+        """
+        A row for each training round, as ``fl-queue history --json``; ``pandas.DataFrame`` takes it.
+
+        Keys: round, outcome, accepted, late, rejected, version, loss, accuracy, source, seconds,
+        reason, digest, training, ...; see ``report.RoundRow``.
+        """
+        return rounds_table.to_json(exporters.numbers_of(self.store, self.run_id).rows)
+
+    def curves(self) -> list[dict[str, Any]]:
+        """
+        Every number as ``{"curve", "step", "value", "at"}``; see ``fl_queue.reporting.curves`` for the names.
+
+        ``pandas.DataFrame(run.curves()).pivot(index="step", columns="curve", values="value")``.
+        """
+        return [asdict(point) for point in exporters.numbers_of(self.store, self.run_id).points]
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, oldest first, as ``fl-queue events --json``; ``at`` is Unix time, seconds."""
+        found = self.store.control.read_events({keyspace.events(self.run_id): "0-0"}, None)
+        return [run_status.event_record(entry, event) for _, entry, event in found]
+
+    def model(self, version: int | None = None, *, best: bool = False) -> dict[str, Tensor]:
+        """
+        A version as a state dict, for ``load_state_dict``; the newest unless another is named.
+
+        Imports torch. The tensors are on the CPU, and the caller's own.
+
+        Args:
+            version: Its number.
+            best: The one that ``run.select`` names.
+
+        Raises:
+            ConfigError: Both were asked for.
+            RunStateError: There is none yet.
+            UnknownVersion: No such version, or its content is not to be had from here.
+        """
+        from fl_queue.reporting import model_export  # torch
+
+        manifest, body = transfer.load_version(
+            self.store,
+            self.run_id,
+            self._version(version, best),
+            self._chunk_bytes,
+            self._state_dir,
+        )
+        return model_export.state_dict(manifest, body)
+
+    def export(
+        self,
+        path: str | Path,
+        version: int | None = None,
+        *,
+        best: bool = False,
+        kind: str = "",
+        allow: Sequence[str] = (),
+    ) -> str:
+        """
+        Write a version as ``fl-queue export`` does; other arguments and errors as for ``model``.
+
+        Args:
+            kind: ``safetensors``, ``torch`` or ``onnx``; default: by the suffix.
+            allow: An own task (``module:name``), whose code is imported for onnx.
+
+        Returns:
+            Its digest.
+        """
+        path, chosen = Path(path), self._version(version, best)
+        kind = kind or transfer.format_of(path)
+        if kind == "safetensors":
+            return transfer.export_version(
+                self.store, self.state, chosen, self._chunk_bytes, self._state_dir, path
+            )
+        from fl_queue.reporting import model_export  # torch
+
+        loaded = runs.current_config(self.store, self.run_id)
+        return model_export.export_version(
+            self.store, self.state, loaded, chosen, self._state_dir, path, kind, allow
+        )
+
+    def plot(self, path: str | Path) -> None:
+        """
+        Draw accuracy and loss by version; the suffix is the format.
+
+        Raises:
+            ConfigError: matplotlib is not installed, or does not know the format.
+            DataError: There is nothing to plot, or the file cannot be written.
+        """
+        tested = retention.test_metrics(self.store, self.run_id)
+        rounds_table.plot(Path(path), self.store.control.history(self.run_id), tested)
+
+    def write_metrics(self, kind: str, folder: str | Path) -> int:
+        """
+        Write the run's numbers for another tool, as ``fl-queue metrics``; what is there stays.
+
+        Args:
+            kind: ``tensorboard``, ``mlflow``, ``csv`` or ``jsonl``.
+
+        Returns:
+            How many numbers were new.
+
+        Raises:
+            ConfigError: No such kind, or its package is not installed.
+            DataError: It cannot be written.
+        """
+        sink = exporters.open_sink(kind, Path(folder), self.run_id)
+        return exporters.export(self.store, self.state, sink)
+
+    def cancel(self) -> None:
+        """
+        Stop the run; its model and history stay.
+
+        Raises:
+            RunStateError: It is not training.
+        """
+        controls.cancel(self.store, self.run_id)
+
+    def resume(self) -> None:
+        """Have the run go on after a failure or a cancel, towards the rounds it was started with."""
+        controls.resume(self.store, self.run_id, self._state_dir)
+
+    def close(self) -> None:
+        """Close connections, and stop what ``start`` started; a run on other workers goes on."""
+        self._ours.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_id}>"
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return int(runs.current_config(self.store, self.run_id).redis["chunk_bytes"])
+
+    def _version(self, version: int | None, best: bool) -> int:
+        if best and version is not None:
+            raise ConfigError("best", "goes without a version")
+        loaded = runs.current_config(self.store, self.run_id)
+        return retention.chosen_version(self.store, self.state, loaded, version, best)
+
+
+def _setting(field: str, value: Any) -> str:
+    """As ``--set`` takes it: TOML, which JSON is for numbers, text, truth and lists of them."""
+    return f"{field}={json.dumps(value)}"
+
+
+def _folder(state_dir: str | Path | None) -> Path:
+    return state_folder.check(
+        Path(state_dir).absolute() if state_dir else server_pair.default_state_dir()
+    )
+
+
+def _console(quiet: bool) -> Console:
+    return rich_console.console(stderr=True, quiet=quiet, force_terminal=False if quiet else None)

@@ -1,0 +1,244 @@
+"""
+Who may do what on the Redis servers: users and their rules for Redis' access control. No Redis here.
+
+Redis 7 has selectors: one user is given several sets of commands, each with keys of its own. 6.2 has
+not, and there a union of all commands and all keys would let a client DEL, LTRIM or SET the results
+list. So there a client is several users, one for each purpose, and its worker sends each command as
+the one whose business it is (``store/split.py``). Nobody but the operator may use admin commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fl_queue.errors import ConfigError
+from fl_queue.protocol import identifiers
+from fl_queue.store import keyspace
+
+Role = Literal["client", "aggregator", "evaluator", "operator", "pool", "reader"]
+Purpose = Literal["all", "own", "read", "push"]
+#: Which of the two Redis roles a server has.
+Server = Literal["control", "data", "both"]
+
+ROLES: tuple[Role, ...] = ("client", "aggregator", "evaluator", "operator", "pool", "reader")
+#: What the users of a client are for on a server without selectors.
+SPLIT: tuple[Purpose, ...] = ("own", "read", "push")
+#: The first version with selectors.
+SELECTORS = (7, 0)
+
+_CONNECTION = ("auth", "hello", "ping", "select", "info", "client|setname", "client|info")
+_TRANSACTION = ("multi", "exec", "discard", "watch", "unwatch")
+_READ = (
+    *("exists", "type", "ttl", "pttl", "get", "mget", "getrange", "strlen"),
+    *("hget", "hmget", "hgetall", "hexists", "hlen", "hstrlen"),
+    *("llen", "lrange", "lindex", "lpos", "zcard", "zscore", "zrange", "zrangebyscore"),
+    *("smembers", "scard", "sismember", "xlen", "xrange", "xrevrange", "xread"),
+)
+#: What RQ and our leases need on keys of one's own.
+_OWN = (
+    *("set", "del", "unlink", "expire", "pexpire", "persist"),
+    *("hset", "hsetnx", "hdel", "hincrby", "hincrbyfloat"),
+    *("lpush", "rpush", "lrem", "lmove", "blmove", "zadd", "zrem", "zremrangebyscore"),
+    *("sadd", "srem", "xadd"),
+)
+
+
+@dataclass(frozen=True)
+class User:
+    """
+    One Redis user.
+
+    Args:
+        name: Its name.
+        purpose: What it is for; ``all`` where one user does everything.
+        rules: Arguments of ``ACL SETUSER`` after name, ``reset``, ``on`` and the password.
+    """
+
+    name: str
+    purpose: Purpose
+    rules: tuple[str, ...]
+
+    def line(self, secret: str) -> str:
+        """
+        The user's line of a ``users.acl`` file.
+
+        Args:
+            secret: ``#`` and the SHA-256 of its password in hexadecimal.
+        """
+        return " ".join(("user", self.name, "on", secret, *self.rules))
+
+    def setuser(self, secret: str) -> list[str]:
+        """Arguments of ``ACL SETUSER``, which forgets what the user could do before."""
+        return [self.name, "reset", "on", secret, *self.rules]
+
+
+def users(
+    role: Role, who: str = "", version: Sequence[int] = SELECTORS, server: Server = "both"
+) -> list[User]:
+    """
+    The Redis users of a role.
+
+    Args:
+        role: One of ``ROLES``.
+        who: Client id, for the role ``client``.
+        version: Of the server, ``(7, 0)``; of two servers the lower one, so that both have the same users.
+        server: What the server is used for.
+
+    Raises:
+        ConfigError: ``who`` is not a client id.
+    """
+    has_selectors = tuple(version[:2]) >= SELECTORS
+    if role == "client":
+        if not identifiers.is_name(who) or who in identifiers.RESERVED:
+            raise ConfigError("client", f"{who!r} is not a client id; use letters, digits, dashes")
+        return _client(who, has_selectors, server)
+    rules = _reader(has_selectors) if role == "reader" else _trusted(role, has_selectors)
+    if role == "operator":
+        rules += ("+keys", "+config|get", "+acl")
+    return [User(f"flq-{role}", "all", rules)]
+
+
+def purpose_of(command: str, key: str = "") -> Purpose:
+    """Which of a client's users sends a command, where there are several. Args: ``key``: its first argument."""
+    if command == "PUBLISH" or (command == "RPUSH" and key.startswith("flq:{")):
+        return "push"
+    is_read = key.startswith(("flq:{", "flq:chunk:", keyspace.DELETED)) and command.lower() in _READ
+    return "read" if is_read else "own"
+
+
+def client_user(client: str, purpose: Purpose = "all") -> str:
+    """Name of a client's user."""
+    return f"flq-client-{client}" + ("" if purpose == "all" else f"_{purpose}")
+
+
+def _client(client: str, has_selectors: bool, server: Server) -> list[User]:
+    # No pattern here is another client's: an id stands between separators that no id contains.
+    own, read, push = _own(client, server), _read(server, has_selectors), _push(server)
+    connection = ("resetchannels", *_with("+", _CONNECTION))
+    if has_selectors:
+        channel = push[2:]  # Channels need no selector: they have but one command.
+        selectors = [f"({' '.join(part)})" for part in (read, _writing(push[:2])) if part]
+        return [User(client_user(client), "all", (*connection, *own, *channel, *selectors))]
+    parts: dict[Purpose, tuple[str, ...]] = {"own": own, "read": read, "push": push}
+    return [
+        User(client_user(client, purpose), purpose, (*connection, *rules))
+        for purpose, rules in parts.items()
+    ]
+
+
+def _own(client: str, server: Server) -> tuple[str, ...]:
+    """The client's queue, jobs, workers, hash, events and leases; its chunks and its admission."""
+    keys: list[str] = []
+    if server != "data":
+        queue = keyspace.client_queue(client)
+        keys += [
+            keyspace.client(client),
+            keyspace.client_holder(client),
+            keyspace.client_events(client),
+        ]
+        keys += [keyspace.client_told(client, "*")]
+        keys += [
+            keyspace.worker(f"{client}_*"),
+            f"rq:queue:{queue}",
+            f"rq:queue:{queue}:intermediate",
+        ]
+        keys += [f"rq:{registry}:{queue}" for registry in ("wip", "finished", "failed")]
+        # "job:" makes two colons: that is how RQ names a job's dependencies.
+        for kind in ("job", "job:", "results", "executions", "execution", "worker"):
+            keys.append(f"rq:{kind}:{client}_*")
+    if server != "control":
+        keys += [
+            keyspace.chunk(keyspace.update_blob(client, "*", "*"), "*"),
+            keyspace.admitted("*", client),
+        ]
+    return (*_with("~", keys), *_with("+", (*_TRANSACTION, *_READ, *_OWN)))
+
+
+def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
+    """Runs and rounds as far as a client needs them, models, and what is admitted."""
+    keys: list[str] = []
+    if server != "data":
+        keys += [
+            keyspace.run("*"),
+            keyspace.config("*"),
+            keyspace.manifest("*"),
+            keyspace.round_jobs("*", "*"),
+        ]
+        # Which of its updates was accepted last, for a client that keeps something.
+        keys.append(keyspace.accepted("*"))
+        # Whether a run that is not there was deleted: else what a site has of it stays.
+        keys.append(keyspace.DELETED)
+        # Not ``*``: receipts lie below a round's key.
+        keys += [keyspace.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
+    if server != "control":
+        keys += [keyspace.chunk(keyspace.model_blob("*", "*"), "*"), keyspace.admitted("*", "*")]
+        keys.append(keyspace.turns("*", "*"))
+    return (*_with("%R~" if has_selectors else "~", keys), *_with("+", _READ))
+
+
+def _push(server: Server) -> tuple[str, ...]:
+    """Append to results lists, and say so; the control server has none."""
+    if server == "control":
+        return ()
+    return (f"~{keyspace.results('*')}", "+rpush", f"&{keyspace.ARRIVALS}", "+publish")
+
+
+def _writing(rules: Sequence[str]) -> tuple[str, ...]:
+    """The same rules, but reading."""
+    return tuple(rule.replace("~", "%W~", 1) if rule[0] == "~" else rule for rule in rules)
+
+
+def _trusted(role: Role, has_selectors: bool) -> tuple[str, ...]:
+    """
+    The operator's side: everything that is ours and RQ's, and no administration.
+
+    Who is enrolled only the operator writes. Aggregators read it; without selectors Redis cannot give them
+    that alone.
+    """
+    ours = ["~flq:*"]
+    if role != "operator" and (has_selectors or role != "aggregator"):
+        # No rule takes a key out of a pattern; no other key of ours begins so.
+        ours = ["~flq:[^e]*", *([f"%R~{keyspace.ENROLLED}"] if has_selectors else [])]
+    keys = (*ours, "~rq:*", f"&{keyspace.ARRIVALS}")
+    commands = ("+@all", "-@admin", "-@dangerous", *_with("+", _CONNECTION))
+    return ("resetchannels", *keys, *commands)
+
+
+def _reader(has_selectors: bool) -> tuple[str, ...]:
+    """
+    Status, history and events; nothing is written. No updates are read, and no models.
+
+    Without selectors, whoever may ask how long a results list is may read it, too.
+    """
+    commands = _with("+", (*_READ, *_CONNECTION, "time", "scan"))
+    if not has_selectors:
+        return ("resetchannels", "~flq:*", "~rq:*", *commands)
+    keys = [
+        keyspace.RUNS,
+        keyspace.CLIENTS,
+        keyspace.HEALER,
+        keyspace.CLOCK,
+        keyspace.DELETED,
+        keyspace.run("*"),
+    ]
+    keys += [keyspace.ENROLLED]  # Public keys.
+    keys += [keyspace.client("*"), keyspace.worker("*"), "rq:*", f"{keyspace.run('*')}:round:*"]
+    parts = (keyspace.config, keyspace.manifest, keyspace.versions, keyspace.history, keyspace.late)
+    keys += [
+        part("*")
+        for part in (
+            *parts,
+            keyspace.evaluations,
+            keyspace.events,
+            keyspace.partial,
+            keyspace.sites,
+        )
+    ]
+    lists = f"(%R~{keyspace.results('*')} %R~{keyspace.taken('*', '*')} +llen)"
+    return ("resetchannels", *_with("%R~", keys), *commands, lists)
+
+
+def _with(mark: str, items: Sequence[str]) -> tuple[str, ...]:
+    return tuple(mark + item for item in items)

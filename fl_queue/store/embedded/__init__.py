@@ -1,0 +1,1 @@
+"""The private Redis servers of a machine that was given none."""

@@ -1,0 +1,1 @@
+"""The jobs of RQ: published, looked at, and removed."""

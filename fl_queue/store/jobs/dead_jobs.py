@@ -1,0 +1,135 @@
+"""
+Which jobs are dead: told from RQ's keys and the leases of workers, without RQ's registries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fl_queue.store import LEASE_S, UNNAMED, Store, ask_many
+from fl_queue.store.jobs.dispatch import Status, Ticket, failures, queued, statuses
+from fl_queue.store.jobs.rq_types import queue
+
+#: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
+START_GRACE_S = 3.0
+#: A lease has been written anew by its worker, or has run out, within this time.
+LEASE_GRACE_S = LEASE_S + 2.0
+
+
+class Verdicts(NamedTuple):
+    """Job id -> why it is dead, of those that are; and the tickets of those that have finished."""
+
+    dead: dict[str, str]
+    finished: list[Ticket]
+
+
+@dataclass
+class Watch:
+    """
+    Tells dead jobs from living ones, without RQ's registries.
+
+    A job is dead when RQ failed it or lost it, when its worker is dead, or when its worker's lease does
+    not name it. What may be between two states is given some time on this process's monotonic clock.
+
+    Args:
+        start_s: For a job to be started once it has left its queue.
+        lease_s: For a lease to name the job that is started.
+    """
+
+    store: Store
+    start_s: float = START_GRACE_S
+    lease_s: float = LEASE_GRACE_S
+    _suspected: dict[str, float] = field(default_factory=dict)
+
+    def verdict(self, ticket: Ticket) -> str | None:
+        """
+        Why a job is dead, or None while it lives or has finished.
+
+        Returns:
+            A reason for people: ``its worker is dead``, ``failed: ...``, ``lost``.
+        """
+        return self.look([ticket]).dead.get(ticket.job)
+
+    def look(self, tickets: Iterable[Ticket]) -> Verdicts:
+        """The same of many jobs, in a few round trips."""
+        asked = list(tickets)
+        found = statuses(self.store, asked)
+        suspects = self._suspects(asked, found)
+        dead = {}
+        for ticket in asked:
+            if ticket.job not in suspects:
+                self._suspected.pop(ticket.job, None)
+                continue
+            reason, grace_s = suspects[ticket.job]
+            first_seen = self._suspected.setdefault(ticket.job, time.monotonic())
+            if not grace_s or time.monotonic() - first_seen >= grace_s:
+                self._suspected.pop(ticket.job, None)
+                dead[ticket.job] = reason
+        return Verdicts(dead, [each for each in asked if found[each.job].name == "finished"])
+
+    def _suspects(
+        self, asked: Sequence[Ticket], found: Mapping[str, Status]
+    ) -> dict[str, tuple[str, float]]:
+        """Job id -> why it looks dead, and for how long it may look so, seconds; of those that do."""
+        by_name: dict[str, list[Ticket]] = {}
+        for ticket in asked:
+            by_name.setdefault(found[ticket.job].name, []).append(ticket)
+        suspects = self._look_started(by_name.pop("started", []), found)
+        # Popped and not started: its worker was killed in between, or is about to start it.
+        for ticket in _not_in_queue(self.store, by_name.pop("queued", [])):
+            suspects[ticket.job] = ("lost between queue and worker", self.start_s)
+        failed = by_name.pop("failed", [])
+        for ticket, reason in zip(failed, failures(self.store, failed), strict=True):
+            suspects[ticket.job] = (f"failed: {reason}", 0.0)
+        by_name.pop("finished", None)
+        for name, tickets in by_name.items():
+            grace_s = 0.0 if name else self.start_s
+            suspects |= {ticket.job: (name or "lost", grace_s) for ticket in tickets}
+        return suspects
+
+    def _look_started(
+        self, started: Sequence[Ticket], found: Mapping[str, Status]
+    ) -> dict[str, tuple[str, float]]:
+        control = self.store.control
+        jobs = control.all_at_work(found[ticket.job].worker for ticket in started)
+        at_work = {ticket.job: jobs[found[ticket.job].worker] for ticket in started}
+        doubtful = [
+            ticket for ticket in started if at_work[ticket.job] not in (ticket.job, UNNAMED)
+        ]
+        if not doubtful or control.settling():
+            return {}  # After an outage all leases have run out, of the living, too.
+        again = statuses(self.store, doubtful)
+        suspects: dict[str, tuple[str, float]] = {}
+        for ticket in doubtful:
+            job = at_work[ticket.job]
+            if job is None:
+                suspects[ticket.job] = ("its worker is dead", 0.0)
+            elif again[ticket.job] == found[ticket.job]:  # Else it ended while we looked.
+                # What RQ wrote of its end is lost: in an outage, or by a server that lost its last writes.
+                what = f"lost: its worker is at {f'job {job}' if job else 'no job'}"
+                suspects[ticket.job] = (what, self.lease_s)
+        return suspects
+
+
+def _not_in_queue(store: Store, tickets: Sequence[Ticket]) -> list[Ticket]:
+    """Those that are not in the queue that RQ says they are in."""
+    connection = store.control.redis
+    many = {
+        name for name, count in Counter(ticket.queue for ticket in tickets).items() if count > 1
+    }
+    single = [ticket for ticket in tickets if ticket.queue not in many]
+    places = ask_many(
+        connection,
+        single,
+        lambda pipe, ticket: pipe.lpos(queue(ticket.queue, connection).key, ticket.job),
+    )
+    gone = [ticket for ticket, place in zip(single, places, strict=True) if place is None]
+    for name in sorted(many):
+        # Looking for each of them alone goes through all of the queue each time.
+        there = set(queued(store, name))
+        gone += [ticket for ticket in tickets if ticket.queue == name and ticket.job not in there]
+    return gone

@@ -1,0 +1,384 @@
+"""
+The RQ boundary: how a job is published and replaced, and what became of it. Whether it is dead: ``watching``.
+
+RQ's own retries, callbacks, maintenance and pickling are not used: a job is a whitelisted function
+with a run id and a number, published once under an id that is never used again, and replaced by a
+new attempt when its worker is dead. ``rq info`` is not for this system either: it cleans registries.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, cast
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import ResponseError
+from rq.intermediate_queue import IntermediateQueue
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.results import Result
+
+from fl_queue.common import failpoints, safe_json
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Awaited, Receipt, dumps
+from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
+from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
+
+#: Of what a job's keys say, in characters: whoever may use its queue could have written it.
+_LONGEST_WORD = 128
+_LONGEST_REASON = 1000
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """
+    One published job, as the round's ``jobs`` hash keeps it.
+
+    Args:
+        who: Client id, group of a simulation, ``aggregator`` or ``evaluator``.
+        function: One of those of its queue; see ``jobs``.
+        queue: RQ queue.
+        run: Run id.
+        number: Round, or version for an evaluation.
+        timeout_s: RQ ends the job after this time; -1: never.
+        job: Job id; fresh for each ticket.
+        attempt: From 1.
+    """
+
+    who: str
+    function: str
+    queue: str
+    run: str
+    number: int
+    timeout_s: int
+    attempt: int = 1
+    job: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.job:
+            object.__setattr__(self, "job", identifiers.new_job_id(self.who, self.run, self.number))
+
+    def next_attempt(self, counts: bool = True) -> Ticket:
+        """The same work under a new job id. Args: ``counts``: the last one came to nothing."""
+        return Ticket(
+            self.who,
+            self.function,
+            self.queue,
+            self.run,
+            self.number,
+            self.timeout_s,
+            self.attempt + counts,
+        )
+
+    def to_json(self) -> str:
+        return dumps(asdict(self))
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Ticket:
+        """A ticket from a map that has its fields, perhaps among others. Raises BlobError."""
+        wanted = {item.name for item in fields(cls)}
+        said = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
+        return safe_json.record(cls, said, "a ticket")
+
+
+def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
+    """Client, group or ``aggregator`` -> its newest ticket of a round."""
+    jobs = store.control.jobs(run, number)
+    return store.control.unreadable.each(
+        keyspace.round_jobs(run, number),
+        jobs.items(),
+        lambda who, raw: (str(who), Ticket.from_dict(raw)),
+    )
+
+
+def evaluation_tickets(store: Store, run: str) -> dict[int, Ticket]:
+    """Version -> the ticket of its evaluation, of those that are not done."""
+    waiting = [(k, raw) for k, raw in store.control.evaluations(run).items() if "job" in raw]
+    return store.control.unreadable.each(
+        keyspace.evaluations(run),
+        waiting,
+        lambda version, raw: (int(version), Ticket.from_dict(raw)),
+    )
+
+
+def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = False) -> None:
+    """
+    Put a ticket's job into its queue as part of a transaction that has begun (``multi``).
+
+    Args:
+        again: It takes the place of another one.
+    """
+    queue(ticket.queue, connection).enqueue_call(
+        ticket.function,
+        args=[ticket.run, ticket.number],
+        job_id=ticket.job,
+        timeout=ticket.timeout_s,
+        # What an evaluation leaves is its record; RQ removes the job at once.
+        result_ttl=0 if ticket.function == EVALUATE else RESULT_TTL_S,
+        failure_ttl=RESULT_TTL_S,
+        description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
+        # A run that has just committed goes on where its worker is; see ``turns`` for the others.
+        at_front=ticket.function == AGGREGATE and not again,
+        pipeline=pipe,
+    )
+
+
+def replace(
+    store: Store, key: str, field_name: str, old: Ticket, counts: bool = True
+) -> Ticket | None:
+    """
+    Publish the next attempt in place of ``old``, if ``old`` is still the newest.
+
+    Args:
+        key, field_name: The hash field that holds the newest ticket (a round's jobs, say).
+        counts: Whether ``old`` came to nothing; one that made way for another round did not.
+
+    Returns:
+        The new ticket; None when somebody else was faster.
+
+    Raises:
+        StoreUnavailable: It may be replaced, or not; look again.
+    """
+    return replace_all(store, key, {field_name: old}, counts).get(field_name)
+
+
+def replace_all(
+    store: Store, key: str, old: Mapping[str, Ticket], counts: bool = True
+) -> dict[str, Ticket]:
+    """
+    Publish the next attempt in place of each of some jobs that is still the newest.
+
+    Args:
+        key: Of the hash that holds the newest tickets.
+        old: Its field -> the ticket to replace.
+        counts: As of ``replace``.
+
+    Returns:
+        Field -> the new ticket, of those that were replaced; of the others somebody was faster.
+
+    Raises:
+        StoreUnavailable: Some may be replaced, and some not; look again.
+    """
+    new = {name: ticket.next_attempt(counts) for name, ticket in old.items()}
+    wanted = [
+        Replacement(
+            name, ticket.job, new[name].job, new[name].to_json(), _replacing(store, ticket, new[name])
+        )
+        for name, ticket in old.items()
+    ]  # fmt: skip
+    done = store.control.replace_jobs(key, wanted)
+    replaced = {item.field: new[item.field] for item, was in zip(wanted, done, strict=True) if was}
+    if replaced:
+        failpoints.reach("heal.replaced")
+        forget_all(store, [old[name] for name in replaced])
+    return replaced
+
+
+def _replacing(store: Store, old: Ticket, new: Ticket) -> list[list[Any]]:
+    """The commands that publish a job in place of another one."""
+    with store.control.redis.pipeline() as pipe:
+        pipe.multi()
+        publish(new, pipe, store.control.redis, again=True)
+        # Should we be killed before we forget it, or the reply be lost.
+        pipe.expire(FLJob.key_for(old.job), RESULT_TTL_S)
+        return [list(words) for words, _ in pipe.command_stack]
+
+
+def forget(store: Store, ticket: Ticket) -> None:
+    """Remove every trace of a job from RQ's keys: we run no RQ maintenance that would."""
+    forget_all(store, [ticket])
+
+
+def forget_all(store: Store, tickets: Iterable[Ticket]) -> None:
+    """The same of several jobs, by the batch."""
+    connection = store.control.redis
+    for batch in batches(tickets):
+        started = {
+            ticket.queue: StartedJobRegistry(queue=queue(ticket.queue, connection)).key
+            for ticket in batch
+        }
+        found = ask_many(connection, started.values(), lambda pipe, key: pipe.zrange(key, 0, -1))
+        executions: dict[str, list[tuple[str, bytes]]] = {}
+        for key, members in zip(started.values(), found, strict=True):
+            for member in members:
+                job = member.partition(b":")[0].decode(errors="replace")
+                executions.setdefault(job, []).append((key, member))
+        with connection.pipeline(transaction=False) as pipe:
+            for ticket in batch:
+                _forget(pipe, ticket, executions.get(ticket.job, ()), connection)
+            # A key of another type stops nothing: the others are removed, and ``tidying`` removes that one.
+            pipe.execute(raise_on_error=False)
+
+
+def _forget(
+    pipe: Pipeline, ticket: Ticket, executions: Iterable[tuple[str, bytes]], connection: Redis
+) -> None:
+    rq_queue = queue(ticket.queue, connection)
+    pipe.lrem(rq_queue.key, 0, ticket.job)
+    pipe.lrem(IntermediateQueue.get_intermediate_queue_key(rq_queue.key), 0, ticket.job)
+    for key, member in executions:
+        pipe.zrem(key, member)
+        pipe.delete(b"rq:execution:" + member)
+    pipe.zrem(FinishedJobRegistry(queue=rq_queue).key, ticket.job)
+    pipe.zrem(FailedJobRegistry(queue=rq_queue).key, ticket.job)
+    pipe.delete(
+        FLJob.key_for(ticket.job), Result.get_key(ticket.job), f"rq:executions:{ticket.job}"
+    )
+
+
+def failure(store: Store, ticket: Ticket) -> str:
+    """Why RQ has a job as failed: the last line of its error."""
+    return failures(store, [ticket])[0]
+
+
+def failures(store: Store, tickets: Iterable[Ticket]) -> list[str]:
+    """The same of several jobs."""
+    found = ask_many(
+        store.control.redis,
+        tickets,
+        lambda pipe, ticket: pipe.xrevrange(Result.get_key(ticket.job), count=1),
+    )
+    return [_last_line(newest) for newest in found]
+
+
+def _last_line(newest: Sequence[Any]) -> str:
+    if not newest:
+        return "no reason recorded"
+    packed = newest[0][1].get(b"exc_string", b"")
+    try:
+        # No more than a megabyte: anybody who may use the queue could have written it.
+        text = zlib.decompressobj().decompress(base64.b64decode(packed), 1 << 20).decode()
+    except (ValueError, zlib.error):
+        return "no readable reason recorded"
+    return (
+        safe_json.printable(text.strip().rpartition("\n")[2][:_LONGEST_REASON]).strip().rstrip(";")
+    )
+
+
+def job_state(store: Store, ticket: Ticket) -> str:
+    """What RQ's keys say of a job, in words: ``queued``, ``started by <worker>``, ``failed: ...``."""
+    status, worker = _status(store, ticket)
+    if status == "failed":
+        return f"failed: {failure(store, ticket)}"
+    if status == "started":
+        return f"started by {worker}"
+    return status or "gone"
+
+
+def finished(store: Store, ticket: Ticket) -> bool:
+    """Whether RQ has a job as finished."""
+    return _status(store, ticket)[0] == "finished"
+
+
+def is_queued(store: Store, ticket: Ticket) -> bool:
+    """Whether nobody has begun with a job yet."""
+    return _status(store, ticket)[0] == "queued"
+
+
+def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -> bool:
+    """
+    Whether a client's answer to a round is in, and nothing more is to come.
+
+    A bad element may be anybody's while the client's job is at work.
+    """
+    return have_answered(store, [(receipt, ticket)])[0]
+
+
+def have_answered(
+    store: Store, asked: Sequence[tuple[Receipt | None, Ticket | None]]
+) -> list[bool]:
+    """The same of several clients, by the batch."""
+    # A group's job stands for many clients.
+    doubtful = {
+        ticket.job: ticket
+        for receipt, ticket in asked
+        if receipt is not None and not receipt.answers and ticket is not None
+    }
+    found = statuses(store, doubtful.values())
+    ended = [ticket for ticket in doubtful.values() if found[ticket.job].name == "finished"]
+    left = all_awaited(store, ended)
+    over = {ticket.job for ticket in ended if left[ticket.job] is None}
+    return [
+        receipt is not None and (receipt.answers or ticket is None or ticket.job in over)
+        for receipt, ticket in asked
+    ]
+
+
+def awaited(store: Store, ticket: Ticket) -> Awaited | None:
+    """What a job left at its site, to be decided there; None when it left nothing, or is not the newest."""
+    return all_awaited(store, [ticket])[ticket.job]
+
+
+def all_awaited(store: Store, tickets: Iterable[Ticket]) -> dict[str, Awaited | None]:
+    """Job id -> the same of it. Args: ``tickets``: of one run."""
+    asked = list(tickets)
+    if not asked:
+        return {}
+    found = store.control.all_awaited({ticket.who for ticket in asked}, asked[0].run)
+
+    def of(ticket: Ticket) -> Awaited | None:
+        left = found[ticket.who]
+        return left if left is not None and left.job == ticket.job else None
+
+    return {ticket.job: of(ticket) for ticket in asked}
+
+
+class Status(NamedTuple):
+    """RQ's status of a job and the worker that has it; empty where there is none."""
+
+    name: str = ""
+    worker: str = ""
+
+
+def statuses(store: Store, tickets: Iterable[Ticket]) -> dict[str, Status]:
+    """Job id -> its status, by the batch."""
+    jobs = [ticket.job for ticket in tickets]
+    found = ask_many(
+        store.control.redis,
+        jobs,
+        lambda pipe, job: pipe.hmget(FLJob.key_for(job), "status", "worker_name"),
+    )
+    return {job: _status_of(raw) for job, raw in zip(jobs, found, strict=True)}
+
+
+def _status_of(raw: Sequence[bytes | None]) -> Status:
+    return Status(
+        *(
+            safe_json.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
+            for value in raw
+        )
+    )
+
+
+def _status(store: Store, ticket: Ticket) -> Status:
+    return statuses(store, [ticket])[ticket.job]
+
+
+def queued(store: Store, queue_name: str) -> list[str]:
+    """Ids of the jobs waiting in a queue, the next one first."""
+    key = queue(queue_name, store.control.redis).key
+    try:
+        waiting = cast(list[bytes], store.control.redis.lrange(key, 0, -1))
+    except ResponseError:  # No list: its worker removes it.
+        return []
+    return [job.decode(errors="replace") for job in waiting]
+
+
+def lengths(store: Store, queue_names: Iterable[str]) -> list[int]:
+    """How many jobs wait in each queue."""
+    connection = store.control.redis
+    keys = [queue(name, connection).key for name in queue_names]
+    return ask_many(connection, keys, lambda pipe, key: pipe.llen(key))
+
+
+def to_front(store: Store, queue_name: str, job: str) -> None:
+    """Have a waiting job be the next one; no effect when it does not wait any more."""
+    store.control.move_to_front(queue(queue_name, store.control.redis).key, job)
+
+
+def to_back(store: Store, queue_name: str, job: str) -> None:
+    """Have a waiting job be the last one; no effect when it does not wait any more."""
+    store.control.move_to_back(queue(queue_name, store.control.redis).key, job)

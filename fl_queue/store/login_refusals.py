@@ -1,0 +1,53 @@
+"""
+How long a server has refused our login: a while when it has lost its users, for good when they were removed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fl_queue.errors import StoreUnavailable
+from fl_queue.store.error_translation import code_of
+
+#: A healer makes users that a server has lost again within half a minute.
+FOR_GOOD_S = 40.0
+
+
+def is_login_refused(error: BaseException) -> bool:
+    """Whether a server did not let us in; no, when it only forbids a command (NOPERM)."""
+    if isinstance(error, StoreUnavailable):
+        return error.__cause__ is not None and is_login_refused(error.__cause__)
+    return code_of(error) in ("WRONGPASS", "NOAUTH")
+
+
+class Login:
+    """Does something, once, when the login has been refused for so long that nobody mends it by itself."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._act: Callable[[], None] | None = None
+
+    def when_refused_for_good(self, act: Callable[[], None]) -> None:
+        """Without this, it is waited for like all else. Args: ``act``: may raise."""
+        self._act = act
+
+    def failed(self, error: Exception) -> None:
+        """A command has failed, of whatever."""
+        if not is_login_refused(error):
+            self._since = None
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        act = self._act
+        if act is not None and now - self._since >= FOR_GOOD_S:
+            self._act = None
+            act()
+
+    def accepted(self) -> None:
+        """A command was carried out."""
+        self._since = None
+
+
+own_login = Login()

@@ -1,0 +1,41 @@
+"""
+A client's users on a server without selectors: each command is sent as the one whose business it is.
+
+On such a server one user that may do all that a client needs could also destroy what others sent (see
+``acl.py``). Pipelines are always the client's own: nothing else needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+from redis.connection import ConnectionPool
+
+from fl_queue.store import acl
+
+
+class SplitClient(redis.Redis):
+    """A client as its first user; ``others``: purpose -> a client as another user of the same server."""
+
+    others: Mapping[acl.Purpose, redis.Redis] = {}
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        other = self.others.get(acl.purpose_of(*_text(args[:2]))) if self.others else None
+        if other is not None:
+            return other.execute_command(*args, **options)
+        return super().execute_command(*args, **options)
+
+    def pool_of(self, command: str, key: str) -> ConnectionPool:
+        """The connections that a command is sent on."""
+        return self.others.get(acl.purpose_of(command, key), self).connection_pool
+
+    def close(self) -> None:
+        for client in self.others.values():
+            client.close()
+        super().close()
+
+
+def _text(args: tuple[Any, ...]) -> list[str]:
+    return [arg.decode(errors="replace") if isinstance(arg, bytes) else str(arg) for arg in args]

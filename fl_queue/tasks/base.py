@@ -1,0 +1,409 @@
+"""
+What is trained: the ``Task`` base class.
+
+Imports torch, so only clients and the evaluator import this. One file per built-in task; ``loading``
+finds one by its name, ``function`` is that of a function, ``flower`` that of a Flower client. No Redis here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl_queue.common.seeding import seed_for
+from fl_queue.config.run_config import RunConfig
+from fl_queue.data import partition
+from fl_queue.errors import ConfigError
+from fl_queue.metrics import finish
+from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.records import Sums
+from fl_queue.tasks.feature_skew import Skew
+from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.training import sgd
+from fl_queue.training.data_loading import Collate
+from fl_queue.training.sgd import LocalRule, Loss, Samples
+
+#: Called after each epoch: its number from 1, how many there are, finished validation metrics
+#: (empty without validation data).
+OnEpoch = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientContext:
+    """
+    Everything a task may know about where and when it works; read-only.
+
+    Args:
+        client: Client id.
+        run: Name of the run (not its id: a run made again draws the same numbers).
+        round: Round number, from 1.
+        seed: The run's seed.
+        share: Index of the client's share of a data set that is split over clients, from 0.
+        shares: How many shares there are.
+        data_dir: Folder of this machine's data, the worker's ``--data``; may be empty.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        threads: CPU threads torch may use; 0 leaves them as they are.
+        max_examples: Most training samples that the site gives; 0: all. The training data that a task
+            is handed is cut to so many already.
+        min_examples: Fewest examples that the site trains with, or tells metrics of: no task is handed
+            a smaller training part, and a smaller validation part is handed over empty.
+        min_batch: Fewest examples of which the site makes a step and an update; ``rule`` has it, too.
+        learning_rate: Of this round.
+        epochs, batch_size: As the config has them.
+        rule: What the strategy adds to local SGD; a task with a training of its own hands it to
+            ``sgd.local_sgd``, or cannot be used with such a strategy.
+        loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
+        logged: What ``log`` has taken; None: it is no training that counts, and nothing is kept.
+    """
+
+    client: str
+    run: str
+    round: int
+    seed: int
+    share: int
+    shares: int
+    data_dir: str
+    device: str
+    threads: int
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    rule: LocalRule | None = None
+    max_examples: int = 0
+    min_examples: int = 1
+    min_batch: int = 1
+    logged: Logged | None = None
+    loader_workers: int = 0
+
+    def seed_for(self, purpose: str) -> int:
+        """Seed of what is random about this client's job in this round, for one purpose."""
+        return seed_for(self.seed, self.run, self.round, self.client, purpose)
+
+    def log(
+        self, name: str | None = None, value: Any = None, /, *, examples: int = 1, **values: Any
+    ) -> None:
+        """
+        Note a number of this training: ``log("gap", value)`` or ``log(gap=value)``.
+
+        The mean of a round's calls goes with the update, and is merged over the clients as every
+        metric is: curve ``train/gap``. Outside a round's training, in a validation say, it is
+        checked and forgotten. It changes nothing of the model. On an accelerator, a tensor is waited for.
+
+        Args:
+            name, value: A lower-case name, and a finite number or a tensor of one.
+            examples: How many examples it is the mean over, its weight in the mean; such as ``len(target)``.
+            **values: The same, by name.
+
+        Raises:
+            ConfigError: A name or a value that cannot be used, or more than 24 names.
+        """
+        if name is None and not values:
+            raise ConfigError("context.log", "nothing is named; give log(name, value)", public=True)
+        given = values if name is None else {name: value, **values}
+        (Logged() if self.logged is None else self.logged).add(given, examples)
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        *,
+        client: str,
+        run: str,
+        round_number: int,
+        share: int = 0,
+        shares: int = 1,
+        data_dir: str = "",
+        device: str = "cpu",
+        threads: int = 1,
+        max_examples: int = 0,
+        min_examples: int = 1,
+        min_batch: int = 1,
+        loader_workers: int = 0,
+    ) -> ClientContext:
+        """The context of one job; what is not an argument comes from the config."""
+        return cls(
+            client=client,
+            run=run,
+            round=round_number,
+            seed=config.run["seed"],
+            share=share,
+            shares=shares,
+            data_dir=data_dir,
+            device=device,
+            threads=threads,
+            learning_rate=config.learning_rate(round_number),
+            epochs=config.train["epochs"],
+            batch_size=config.train["batch_size"],
+            max_examples=max_examples,
+            min_examples=min_examples,
+            min_batch=min_batch,
+            loader_workers=loader_workers,
+        )
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """
+    A client's own data: data sets of pairs (input, target). ``validation`` may be empty.
+
+    What samples may be besides, ``sgd.local_sgd`` says.
+
+    Args:
+        unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
+            site alone, by ``fl-queue try-task`` and in the log of its worker.
+    """
+
+    train: Samples
+    validation: Samples
+    unused: Mapping[str, int] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """
+    What is trained, on which data. Subclass it for a task of your own.
+
+    Two methods are needed; ``test_data``, ``loss``, ``train`` and ``evaluate`` have defaults for
+    classification. A model and two data sets need no class; see ``function``. This is a complete task, in a file ``beans.py``::
+
+        from pathlib import Path
+        import numpy as np
+        import torch
+        from torch import nn
+        from torch.utils.data import TensorDataset
+        from fl_queue.tasks import ClientContext, ClientData, Task
+
+        class Beans(Task):
+            def build_model(self) -> nn.Module:
+                return nn.Sequential(nn.Linear(7, 32), nn.ReLU(), nn.Linear(32, 3))
+
+            def client_data(self, context: ClientContext) -> ClientData:
+                table = np.load(Path(context.data_dir) / "beans.npy")  # (N, 7 features + class)
+                x, y = torch.tensor(table[:, :7]).float(), torch.tensor(table[:, 7]).long()
+                train, validation = self.split(y.numpy(), context)
+                return ClientData(
+                    TensorDataset(x[train], y[train]),
+                    TensorDataset(x[validation], y[validation]),
+                )
+
+    A config names it with ``run.task = "beans:Beans"``; each client's worker must allow it with
+    ``--task-allow beans:Beans``.
+
+    Args:
+        config: The run's config; ``[task]`` is at hand as ``self.options``, and ``data["dir"]`` is
+            this machine's data folder.
+    """
+
+    #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
+    skews: ClassVar[bool] = False
+    #: Makes (inputs, targets) of a list of samples, of unequal lengths, say: ``def collate(self, samples)``;
+    #: None: they are stacked, as torch's ``DataLoader`` does.
+    collate: Collate | None = None
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.options = config.task
+
+    @property
+    def code(self) -> Callable[..., Any] | ModuleType:
+        """Whose source file ``code_digest`` names."""
+        return type(self)
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model with fresh weights; its shapes must be the same on every machine."""
+
+    @abstractmethod
+    def client_data(self, context: ClientContext) -> ClientData:
+        """
+        The data of one client.
+
+        Raises:
+            DataError: It is missing or unreadable.
+        """
+
+    def test_data(self, data_dir: str) -> Samples | None:
+        """The central test set, read by the evaluator; None when there is none."""
+        return None
+
+    def describe(self, data: ClientData) -> Mapping[str, str | Sequence[str]]:
+        """
+        What must be the same at all sites, by name: lists of names, or a line of text.
+
+        Compared before round 1 (``run.preflight``). Words that the run's ``[task]`` table has leave the
+        site; any other is counted, and a check number stands for it. By default the attributes
+        ``classes`` and ``columns`` of the data set, as those of torchvision have them.
+
+        Args:
+            data: This site's.
+        """
+        found: dict[str, list[str]] = {}
+        dataset: Any = data.train
+        while dataset is not None:
+            for name in ("classes", "columns"):
+                names = getattr(dataset, name, None)
+                # Unlike names, the classes of all samples would repeat.
+                if isinstance(names, (list, tuple)) and len({*map(str, names)}) == len(names):
+                    found.setdefault(name, [str(one) for one in names])
+            dataset = getattr(dataset, "dataset", None)  # That of which a ``Subset`` is a part.
+        return found
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """
+        Mean loss of a batch; cross entropy of class scores (B, C) unless overridden.
+
+        One that has an argument ``context`` is given it: ``loss(self, output, target, context=None)``.
+        """
+        return functional.cross_entropy(output, target)
+
+    def loss_in(self, context: ClientContext) -> Loss:
+        """``loss`` as the loops take it, of outputs and targets."""
+        return with_context(self.loss, context)
+
+    def train(
+        self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
+    ) -> Sums:
+        """
+        Train ``model`` in place; local SGD unless overridden.
+
+        Draw randomness from torch's global generator, which is seeded, or from
+        ``seed_for(context.seed, ...)``, so that a job done again gives the same bytes.
+
+        Returns:
+            Sums of the training, such as ``loss_sum``.
+        """
+
+        def report(epoch: int) -> None:
+            from fl_queue.tasks import calls
+
+            validation = calls.evaluated(
+                self, model, data.validation, replace(context, logged=None)
+            )
+            on_epoch(epoch, context.epochs, finish(validation))
+
+        return sgd.local_sgd(
+            model,
+            data.train,
+            self.loss_in(context),
+            seed=context.seed_for("train"),
+            epochs=context.epochs,
+            batch_size=context.batch_size,
+            learning_rate=context.learning_rate,
+            momentum=self.config.train["momentum"],
+            weight_decay=self.config.train["weight_decay"],
+            accumulate=self.config.train["accumulate"],
+            clip_norm=self.config.train["clip_norm"],
+            precision=self.config.train["precision"],
+            device=context.device,
+            loader_workers=context.loader_workers,
+            collate=self.collate,
+            after_epoch=report,
+            rule=context.rule,
+        )
+
+    def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
+        """Metrics of ``model`` on ``dataset`` as sums, by keys as in ``fl_queue.metrics``."""
+        return sgd.evaluate(
+            model,
+            dataset,
+            self.loss_in(context),
+            context.device,
+            context.loader_workers,
+            context.batch_size,
+            self.collate,
+        )
+
+    def usage(self) -> Usage:
+        """
+        How the model is used elsewhere, for ``fl-queue export``; override it for labels and units.
+
+        Raises:
+            ConfigError, DataError: It depends on data that are not here.
+        """
+        return Usage(
+            "a batch of what the task's data sets have first, as float32; (B, ...)",
+            "what the task's model returns",
+        )
+
+    def example_input(self) -> Tensor | None:
+        """
+        An input of the model, (1, ...), to export it with; None: a sample of the data is taken.
+
+        Raises:
+            ConfigError, DataError: It depends on data that are not here.
+        """
+        return None
+
+    def skew(self, context: ClientContext) -> Skew:
+        """
+        How this client's images differ from the data set's (``data.noise``, ``data.rotation``).
+
+        A task that calls its ``apply`` on what it trains and validates with says so by
+        ``skews = True``.
+        """
+        return Skew.of(
+            self.config.data,
+            seed=context.seed,
+            client=context.client,
+            share=context.share,
+            shares=context.shares,
+        )
+
+    def split(
+        self,
+        labels: NDArray[np.int64],
+        context: ClientContext,
+        owners: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """
+        The client's training and validation samples, as the ``[data]`` section says.
+
+        Args:
+            labels: (N,) classes of the samples on this machine.
+            context: Whose samples.
+            owners: (N,) whose each of them is, a name or a number; for the partition ``natural``.
+
+        Returns:
+            Sorted, disjoint index arrays.
+
+        Raises:
+            ConfigError: There is no such share, or the split is impossible.
+        """
+        return partition.client_split(
+            labels,
+            self.config.data,
+            seed=context.seed,
+            client=context.client,
+            share=context.share,
+            shares=context.shares,
+            owners=owners,
+        )
+
+
+def with_context(loss: Callable[..., Tensor], context: ClientContext) -> Loss:
+    """A loss that is given the context, if it has an argument of that name."""
+    try:
+        takes_it = "context" in inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # One without a signature, written in C.
+        return loss
+    return partial(loss, context=context) if takes_it else loss
+
+
+def code_digest(task: Task) -> str:
+    """BLAKE3 (hex) of the source file of the task's code; empty when it has none (a REPL)."""
+    try:
+        source = inspect.getsourcefile(task.code)
+    except TypeError:
+        return ""
+    return blake3(Path(source).read_bytes()).hexdigest() if source else ""

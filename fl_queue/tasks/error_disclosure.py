@@ -1,0 +1,98 @@
+"""
+What of an error, or of names that were read, leaves a site: decided in this one place.
+
+A message may quote anything: a cell, a column's header, a file name, a path, what a library or a task's own
+code says. So nothing of it leaves but an error's ``public`` text, which is made of the config's own words and
+of numbers. Of every other error its class is told, the field of the config that it names, and the line of the
+task's own code where it was raised. The whole message belongs into the log of the worker, where the site
+looks. The evaluator, pools and Flower clients follow the same rule: many people may read the control server.
+No Redis and no torch here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.task_catalog import own_code
+from fl_queue.errors import ConfigError, FLQueueError
+
+#: Ends what is told of an error whose message says more.
+FULL = "the full message is in the log of its worker"
+_CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def told(error: BaseException, config: RunConfig | None = None) -> str:
+    """
+    An error as others may read it, in one line.
+
+    Args:
+        config: Of the run that it is about: names its fields, and the task's own code.
+    """
+    public = error.public if isinstance(error, FLQueueError) else ""
+    if not public:
+        where = ", ".join([*_field(error, config), *_own_line(error, config)])
+        return f"{class_name(type(error))}{f' ({where})' if where else ''}; {FULL}"
+    if isinstance(error, ConfigError):
+        text, is_all = f"{error.field}: {public}", public == error.reason
+    else:
+        text, is_all = f"{class_name(type(error))}: {public}", public == str(error)
+    return text if is_all else f"{text}; {FULL}"
+
+
+def class_name(kind: type) -> str:
+    """
+    What a class is called, or the first of its bases that a module defines.
+
+    One that was made while a program ran may be called after anything, a label say.
+    """
+    for one in kind.__mro__:
+        name = one.__name__
+        if _CLASS.fullmatch(name) and getattr(sys.modules.get(one.__module__), name, None) is one:
+            return name
+    return object.__name__
+
+
+def words_of(config: RunConfig) -> frozenset[str]:
+    """The words that a run's ``[task]`` table holds: names of columns and classes that are known to all."""
+    return frozenset(_words(config.task))
+
+
+def _words(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _words(item)
+    elif isinstance(value, str):
+        yield value
+        yield from (part.strip() for part in value.split(","))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _words(item)
+    else:
+        yield str(value)
+
+
+def _field(error: BaseException, config: RunConfig | None) -> list[str]:
+    """The config's field that an error names, if the config has it."""
+    if config is None or not isinstance(error, ConfigError):
+        return []
+    section, _, key = error.field.partition(".")
+    return [error.field] if key in config.to_dict().get(section, ()) else []
+
+
+def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
+    """Where in the task's own code an error comes from; the config names its modules."""
+    codes = own_code(config.run["task"], config.task) if config is not None else ()
+    own = {code.partition(":")[0] for code in codes}
+    frames = list(traceback.walk_tb(error.__traceback__))
+    lines = [
+        f"line {line} of {name}"
+        for frame, line in frames
+        if (name := frame.f_globals.get("__name__")) in own
+    ]
+    return lines[-1:]

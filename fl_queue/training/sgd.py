@@ -1,0 +1,428 @@
+"""
+The two loops over a data set: local SGD and evaluation. They know no task, run or round.
+
+The order of samples comes from an explicit generator, and a ``TensorDataset`` is indexed as a whole
+batch at a time: a ``DataLoader`` would collate it sample by sample, which costs more than the
+training step of a small model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from fl_queue import metrics
+from fl_queue.errors import ConfigError, DataError
+from fl_queue.training.classification import Scoring, loss_sums
+from fl_queue.training.data_loading import Collate, Reading, call, load, moved, pair, seed_torch
+from fl_queue.training.mixed_precision import Precision
+from fl_queue.training.row_floor import Parts, check_batch, check_pull
+
+Samples = Dataset[Any]
+#: Mean loss of a batch of what the model returns, and of targets.
+Loss = Callable[[Any, Any], Tensor]
+
+#: Most samples at a time when evaluating.
+EVALUATION_BATCH = 256
+#: So many times a training's batch fit where that fits, as no gradients are kept.
+_AS_LARGE = 4
+#: Marks a module that stays in evaluation mode while its model is trained.
+_STAYS = "_flq_stays_in_evaluation"
+#: What torch's clipping adds to a norm before it divides.
+_TINY = 1e-6
+_log = logging.getLogger(__name__)
+
+
+def size_of(dataset: Samples) -> int:
+    """Number of samples; torch's ``Dataset`` itself declares no length."""
+    return len(cast(Sized, dataset))
+
+
+def part_of(dataset: Samples, most: int, seed: int) -> Samples:
+    """
+    At most so many samples of a data set, drawn by a seed, in their order.
+
+    Args:
+        most: 1 or more; a data set that is no larger is returned as it is.
+        seed: The same draws the same samples.
+    """
+    count = size_of(dataset)
+    if count <= most:
+        return dataset
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(count)[:most]
+    return _whole(Subset(dataset, np.sort(drawn).tolist()))
+
+
+def local_sgd(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
+    precision: str = "float32",
+    device: str = "cpu",
+    loader_workers: int = 0,
+    collate: Collate | None = None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    rule: LocalRule | None = None,
+) -> dict[str, Any]:
+    """
+    Train ``model`` in place with minibatch SGD, each epoch in a new random order.
+
+    With BatchNorm a last batch of one sample joins the batch before it, since its statistics
+    cannot be computed; so does one, and a last step, of fewer samples than the site allows.
+
+    Args:
+        model: On ``device``; left in training mode, but for the modules that ``as_built`` has marked.
+        dataset: Pairs (input, target); or (input, ..., target), for a model of several arguments. An input
+            may be a map of names, for a model that takes them as arguments.
+        loss: Mean loss of a batch of outputs and targets.
+        seed: Decides the order of samples, dropout, and everything else torch draws.
+        epochs, batch_size: 1 or more.
+        learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
+        accumulate: So many batches make one step, whose gradient is the mean over their samples.
+        clip_norm: Largest L2 norm of a step's gradient, before weight decay, momentum and rule; 0: any.
+        precision: Of forward passes: ``float32``, ``bfloat16`` or, on a CUDA device, ``float16``;
+            parameters and steps are float32.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        loader_workers: Processes that read samples beside the training, which changes no bit; not used
+            for a ``TensorDataset``.
+        collate: Makes (inputs, targets) of a list of samples, which may be of unequal shapes, say; None:
+            they are stacked, as torch's ``DataLoader`` does.
+        after_epoch: Called with the number of the epoch just done, from 1.
+        rule: What the strategy adds to each gradient, and how few samples the site allows.
+
+    Returns:
+        Sums of the last epoch, each loss as it was before its step: ``num_examples``, and
+        ``loss_sum`` unless it is not finite.
+
+    Raises:
+        ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm; or float16 without a GPU;
+            or what was trained is made of fewer samples than the site allows.
+        DataError: A single sample, and the model has BatchNorm.
+
+    Source:
+        McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate). Clipping: Pascanu et al.
+        2013, arXiv 1211.5063, Algorithm 1.
+    """
+    dataset = _whole(dataset)
+    seed_torch(seed, device)
+    order = torch.Generator().manual_seed(seed)
+    count = size_of(dataset)
+    fewest = 1 if rule is None else rule.fewest
+    cuts = _training_cuts(model, count, batch_size, accumulate, fewest)
+    optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule, clip_norm)
+    groups = _groups(cuts, accumulate, fewest)
+    if fewest > 1:
+        optimizer.watch(count, epochs * len(groups), device)
+    cast_to = Precision(precision, device)
+    if rule is not None:
+        rule.is_used = True
+    loss_sum = math.nan
+    for epoch in range(1, epochs + 1):
+        into_training(model)
+        drawn = torch.randperm(count, generator=order)
+        reading = Reading(seed, epoch, loader_workers, collate)
+        batches = _batches(dataset, drawn, cuts, device, reading)
+        rows = iter(drawn.tensor_split(cuts[:-1]))
+        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, rows)
+        after_epoch(epoch)
+    if optimizer.parts is not None:
+        optimizer.parts.check(fewest)
+    if cast_to.skipped:
+        _log.warning(
+            "float16: %d steps were skipped, as their gradients overflowed", cast_to.skipped
+        )
+    return loss_sums(count, loss_sum)
+
+
+def as_built(model: nn.Module) -> nn.Module:
+    """
+    Remember which modules of a freshly built model are in evaluation mode, such as a frozen BatchNorm.
+
+    A model that is in that mode as a whole was only loaded so, as pretrained ones are.
+    """
+    if model.training:
+        for module in model.modules():
+            if not module.training:
+                setattr(module, _STAYS, True)
+    return model
+
+
+def into_training(model: nn.Module) -> None:
+    """Put a model into training mode, all but the modules that were built in evaluation mode."""
+    model.train()
+    for module in model.modules():
+        if getattr(module, _STAYS, False):
+            module.eval()
+
+
+class LocalRule:
+    """
+    What is not the config's in local SGD: the strategy's addition to each gradient, the site's floor.
+
+    ``gradient + proximal * (w - anchor) + offset``, before momentum; with neither no bit changes.
+
+    Args:
+        proximal: Pull towards the anchors.
+        anchors, offsets: By parameter, on its device; a parameter that is not there gets nothing.
+        fewest: Samples of which the site makes a step and an update, see ``rows``; 1: any.
+    """
+
+    def __init__(
+        self,
+        proximal: float = 0.0,
+        anchors: Mapping[nn.Parameter, Tensor] | None = None,
+        offsets: Mapping[nn.Parameter, Tensor] | None = None,
+        fewest: int = 1,
+    ) -> None:
+        self.fewest = fewest
+        self.proximal, self.anchors, self.offsets = proximal, anchors or {}, offsets or {}
+        #: Whether local SGD knew of it: a task may train in another way.
+        self.is_used = False
+        self.steps = 0
+
+    def corrected(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """The gradient with what is added."""
+        if parameter in self.anchors:
+            gradient = gradient.add(parameter - self.anchors[parameter], alpha=self.proximal)
+        if parameter in self.offsets:
+            gradient = gradient.add(self.offsets[parameter])
+        return gradient
+
+
+class _SGD:
+    """
+    The step of ``torch.optim.SGD``, with the same bits.
+
+    That one imports torch's compiler on its first use: nine hundred modules, two seconds between the
+    start of a killed worker and its training again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+        rule: LocalRule | None = None,
+        clip_norm: float = 0.0,
+    ) -> None:
+        self.rule, self.clip_norm = rule, clip_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
+        self.velocity: dict[int, Tensor] = {}
+        #: Where the site has a floor.
+        self.parts: Parts | None = None
+
+    def watch(self, count: int, steps: int, device: str) -> None:
+        """
+        Follow how large a part each of ``count`` rows has in what is trained.
+
+        Raises:
+            ConfigError: A step would forget those before it.
+        """
+        proximal = self.rule.proximal if self.rule is not None else 0.0
+        check_pull(self.learning_rate, self.weight_decay, proximal)
+        pull = self.weight_decay + proximal
+        self.parts = Parts(count, steps, self.learning_rate, self.momentum, pull, device)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        if self.rule is not None:
+            self.rule.steps += 1
+        factor: Tensor | float = 1.0
+        if self.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            factor = (self.clip_norm / (norm + _TINY)).clamp(max=1.0)
+        if self.parts is not None:
+            self.parts.stepped(factor)
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            change = parameter.grad
+            if self.weight_decay:
+                change = change.add(parameter, alpha=self.weight_decay)
+            if self.rule is not None:
+                change = self.rule.corrected(parameter, change)
+            if self.momentum:
+                change = self._with_momentum(index, change)
+            parameter.add_(change, alpha=-self.learning_rate)
+
+    def _with_momentum(self, index: int, change: Tensor) -> Tensor:
+        if index in self.velocity:
+            self.velocity[index].mul_(self.momentum).add_(change)
+        else:
+            self.velocity[index] = change.clone()
+        return self.velocity[index]
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    device: str = "cpu",
+    loader_workers: int = 0,
+    batch_size: int = EVALUATION_BATCH,
+    collate: Collate | None = None,
+) -> dict[str, Any]:
+    """
+    Metrics of ``model`` on ``dataset`` as sums; the model is left in evaluation mode.
+
+    Whole-number targets (B,) or (B, 1) are classes where they fit: outputs (B, C) are scores of C
+    classes, and outputs (B,) or (B, 1) the log-odds of class 1 (or its probabilities, see
+    ``scoring``), of which targets may be 0.0 and 1.0, too. Then there is a ``confusion``, and with
+    two classes ``logit_histograms``. With more than ``metrics.MAX_CLASSES`` classes there is
+    ``accuracy_sum`` instead. Samples whose target is -100 are passed over. For everything else
+    (a regression, say) there is the loss alone.
+
+    Args:
+        model: On ``device``.
+        dataset: As for ``local_sgd``; it may be empty.
+        loss: Mean loss of a batch of outputs and targets.
+        device: Where the batches go.
+        loader_workers: As in ``local_sgd``.
+        batch_size: Of the training: four times as many samples are evaluated at a time, 256 at most.
+        collate: As in ``local_sgd``.
+    """
+    model.eval()
+    dataset = _whole(dataset)
+    count = size_of(dataset)
+    cuts = _cuts(count, min(EVALUATION_BATCH, _AS_LARGE * batch_size))
+    parts, scoring = [], Scoring()
+    with torch.no_grad():
+        reading = Reading(workers=loader_workers, collate=collate)
+        sizes = [end - start for start, end in pairwise([0, *cuts])]
+        batches = _batches(dataset, torch.arange(count), cuts, device, reading)
+        for size, (inputs, target) in zip(sizes, batches, strict=True):
+            output = call(model, inputs)
+            parts.append(scoring.sums(output, target, float(loss(output, target)), size))
+    return metrics.merge(parts)
+
+
+def _one_epoch(
+    model: nn.Module,
+    batches: Iterator[tuple[Any, Any]],
+    groups: list[list[int]],
+    loss: Loss,
+    optimizer: _SGD,
+    cast_to: Precision,
+    rows: Iterator[Tensor],
+) -> float:
+    """
+    An epoch's sum of losses.
+
+    Args:
+        groups: Of each step, the sizes of its batches.
+        rows: Of each batch, the indices of its samples.
+    """
+    losses: list[Tensor] = []
+    for sizes in groups:
+        model.zero_grad()
+        for size in sizes:
+            inputs, target = next(batches)
+            with cast_to.forward():
+                output = call(model, inputs)
+                if optimizer.parts is not None:
+                    optimizer.parts.watch(output, next(rows))
+                value = loss(output, target)
+            cast_to.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
+            losses.append(value.detach())
+        skipped = cast_to.skipped
+        cast_to.step(optimizer)
+        if optimizer.parts is not None and cast_to.skipped > skipped:
+            optimizer.parts.skipped()
+    loss_sum = 0.0
+    # Read at the end: reading one makes the processor wait for the accelerator, in every step.
+    for value, size in zip(losses, [size for sizes in groups for size in sizes], strict=True):
+        loss_sum += value.item() * size
+    return loss_sum
+
+
+def _training_cuts(
+    model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
+) -> list[int]:
+    """Where batches end, after checking that BatchNorm gets two samples in each, and steps what the site wants."""
+    normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
+    # Statistics of BatchNorm are of a batch, and not of a step.
+    check_batch(fewest, batch_size, 1 if normalised else accumulate)
+    cuts = _cuts(count, batch_size)
+    if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
+        del cuts[-2]
+    if not normalised:
+        return cuts
+    if batch_size == 1:
+        raise ConfigError(
+            "train.batch_size", "1 cannot train a model with BatchNorm; use 2 or more", public=True
+        )
+    if count == 1:
+        raise DataError(
+            "training data", "a single sample cannot train a model with BatchNorm", public=True
+        )
+    if len(cuts) > 1 and cuts[-1] - cuts[-2] == 1:
+        del cuts[-2]
+    return cuts
+
+
+def _groups(cuts: list[int], accumulate: int, fewest: int) -> list[list[int]]:
+    """Of each step, the sizes of its batches; a last step of too few samples joins the one before it."""
+    sizes = [end - start for start, end in pairwise([0, *cuts])]
+    groups = [sizes[first : first + accumulate] for first in range(0, len(sizes), accumulate)]
+    if len(groups) > 1 and sum(groups[-1]) < fewest:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return groups
+
+
+def _cuts(count: int, batch_size: int) -> list[int]:
+    return [*range(batch_size, count, batch_size), count] if count else []
+
+
+def _batches(
+    dataset: Samples, order: Tensor, cuts: list[int], device: str, reading: Reading
+) -> Iterator[tuple[Any, Any]]:
+    """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
+    chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
+    # A subclass may give other samples than its tensors hold: normalised, or turned.
+    if type(dataset) is TensorDataset and len(dataset.tensors) > 1 and reading.collate is None:
+        tensors = [tensor.to(device) for tensor in dataset.tensors]
+        for chunk in chunks:
+            chosen = chunk.to(device)
+            yield pair([tensor[chosen] for tensor in tensors])
+        return
+    for batch in load(dataset, [chunk.tolist() for chunk in chunks], reading):
+        inputs, target = pair(batch)
+        yield moved(inputs, device), moved(target, device)
+
+
+def joined(datasets: Sequence[Samples]) -> Samples:
+    """The samples of all data sets as one, in their order; a ``TensorDataset`` where all are such."""
+    wholes = [_whole(dataset) for dataset in datasets]
+    found = [whole.tensors for whole in wholes if type(whole) is TensorDataset]
+    if len(found) == len(wholes) and wholes:
+        return TensorDataset(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return ConcatDataset(wholes)
+
+
+def _whole(dataset: Samples) -> Samples:
+    """A part of a ``TensorDataset`` (of ``random_split``, say) as one of its own, for speed."""
+    if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
+        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
+    return dataset

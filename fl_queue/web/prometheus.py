@@ -1,0 +1,68 @@
+"""
+``/metrics`` of the page's server: what ``fl-queue prometheus`` answers, without a process of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse, Response
+
+from fl_queue.common.extras import how_to_install
+from fl_queue.errors import StoreUnavailable
+from fl_queue.store import Store
+from fl_queue.web.connection import Connection
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_MISSING = f"needs prometheus-client; {how_to_install('prometheus')}\n"
+_DOWN = b"# TYPE flq_up gauge\nflq_up 0.0\n"
+
+
+class Scrapes:
+    """
+    Args:
+        connection: What is counted.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._lock = threading.Lock()
+        self._kept: tuple[Store, CollectorRegistry] | None = None
+
+    def text(self) -> bytes:
+        """
+        The metrics now; only that it is down while Redis is.
+
+        Raises:
+            ModuleNotFoundError: The extra is missing.
+        """
+        from fl_queue.reporting.exporters import prometheus
+
+        try:
+            with self.connection.store() as store, self._lock:
+                store.control.run_names()  # The collector would not say that the store is to be opened anew.
+                if self._kept is None or self._kept[0] is not store:
+                    self._kept = store, prometheus.registry(store)
+                return prometheus.text(self._kept[1])
+        except StoreUnavailable:
+            return _DOWN
+
+
+def router(connection: Connection) -> APIRouter:
+    """``GET /metrics``."""
+    made, scrapes = APIRouter(include_in_schema=False), Scrapes(connection)
+
+    @made.get("/metrics")
+    def metrics() -> Response:
+        try:
+            text = scrapes.text()
+        except ModuleNotFoundError:
+            return PlainTextResponse(_MISSING, 501)
+        # That of the exporter, which may not be there to be imported.
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return made

@@ -1,0 +1,168 @@
+"""
+What the page shows, as JSON by part. Reads only; every word of it is made from what is in Redis.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fl_queue.coordinator.rounds import runs
+from fl_queue.models import retention
+from fl_queue.protocol import job_origins
+from fl_queue.protocol.records import Receipt, updates_in
+from fl_queue.reporting import progress, rounds_table, run_status
+from fl_queue.store import RoundState, RunState, Store, keyspace
+
+#: Rows of the rounds table on the page; the CSV has them all.
+ROWS_SHOWN = 200
+EVENTS_SHOWN = 200
+_PURPOSES = {"initialise": "making version 0", "evaluate": "closing evaluation"}
+_BY_STATE = {
+    "completed": "Idle. Run {name} is completed {where}.",
+    "failed": "Run {name} has failed {where}.",
+    "cancelled": "Run {name} is cancelled {where}.",
+}
+
+
+def selected(states: list[RunState], name: str) -> RunState | None:
+    """The run to show: the one of that name, else the newest that trains, else the newest."""
+    if name:
+        return next((state for state in states if name in (state.name, state.run_id)), None)
+    return max(states, key=lambda state: (state.active, state.created_at), default=None)
+
+
+def overall(states: list[RunState]) -> str:
+    """The status word of the whole server."""
+    return "TRAINING" if any(state.active for state in states) else "IDLE"
+
+
+def parts(store: Store, name: str) -> dict[str, Any]:
+    """
+    Everything but the history and the log: ``status``, ``runs``, ``clients``.
+
+    Args:
+        name: The run to show; empty: the one that trains, or the newest.
+    """
+    states = run_status.living_runs(store)
+    state = selected(states, name)
+    found = run_status.statuses(store, states)
+    shown = next((one for one, each in zip(found, states, strict=True) if each is state), None)
+    return {
+        "status": _status(store, states, state, shown, name),
+        "runs": [{**asdict(one), "shown": one is shown} for one in found],
+        "clients": _clients(store, state),
+    }
+
+
+def _status(
+    store: Store,
+    states: list[RunState],
+    state: RunState | None,
+    status: run_status.RunStatus | None,
+    name: str,
+) -> dict[str, Any]:
+    current = store.control.open_round(state) if state is not None and state.active else None
+    return {
+        "overall": overall(states),
+        "headline": headline(store, state, current, name),
+        "run": state.name if state else "",
+        "run_id": state.run_id if state else "",
+        "state": state.state if state else "",
+        "reason": state.reason if state else "",
+        "version": state.version if state else None,
+        "waiting_for": [*status.waiting_for, *status.floods, *status.notices] if status else [],
+        "left_s": max(0, round(current.deadline_s - current.elapsed_s)) if current else None,
+    }
+
+
+def headline(store: Store, state: RunState | None, current: RoundState | None, name: str) -> str:
+    """What the run does, in a sentence; the time left is beside it, as it changes all the time."""
+    if state is None:
+        return f"There is no run {name}." if name else "Idle. No run has been started yet."
+    if not state.active:
+        where = runs.at_version(state.version)
+        return _BY_STATE[state.state].format(name=state.name, where=where)
+    if current is None:
+        return (
+            f"Run {state.name} is training, between rounds{runs.reason_found(store, state) or '.'}"
+        )
+    receipts = store.control.receipts(state.run_id, current.number)
+    received = updates_in(current.cohort, receipts)
+    wanted = (state.version or 0) + 1
+    of = f"of {state.rounds_wanted}"
+    if current.number != wanted:
+        of = f"(for version {wanted} {of})"
+    what = _PURPOSES.get(current.purpose, f"round {current.number} {of}")
+    return f"Training, {what}: {current.progress(received)}"
+
+
+def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
+    number = state.round if state else -1
+    newest = store.control.receipts(state.run_id, number) if state and number >= 0 else {}
+    before = store.control.receipts(state.run_id, number - 1) if state and number >= 1 else {}
+    current = store.control.round(state.run_id, number) if state else None
+    found = []
+    clients = run_status.clients(store)
+    events = store.control.last_events(keyspace.client_events(entry.client) for entry in clients)
+    for client, last in zip(clients, events, strict=True):
+        event = last or {}
+        began = job_origins.begun(current, client.client).round if current else number
+        ours = state is not None and (event.get("run"), event.get("round")) == (
+            state.run_id,
+            began,
+        )
+        receipt = newest.get(client.client) or before.get(client.client)
+        done = client.client in newest
+        found.append(
+            {
+                **asdict(client),
+                "last_seen_s": None
+                if client.last_seen_s is None
+                else max(0, round(client.last_seen_s)),
+                "epoch": event.get("epoch", 0) if ours else 0,
+                "epochs": event.get("epochs", 0) if ours else 0,
+                "answer": _answer(newest[client.client]) if done else "",
+                "update_bytes": receipt.nbytes if receipt else 0,
+            }
+        )
+    return found
+
+
+def _answer(receipt: Receipt) -> str:
+    """What became of an update, and how old it was if it was."""
+    age = receipt.staleness if receipt.is_in else 0
+    return f"{receipt.status}, {age} version{'s' if age > 1 else ''} old" if age else receipt.status
+
+
+def history(store: Store, run: str) -> dict[str, Any]:
+    """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
+    records = store.control.history(run)
+    tested = retention.test_metrics(store, run)
+    rows = rounds_table.rows(records, tested, store.control.late(run))
+    return {
+        "rounds": rounds_table.to_json(rows)[: -ROWS_SHOWN - 1 : -1],
+        "left_out": max(0, len(rows) - ROWS_SHOWN),
+        "test": tested,
+        "validation": rounds_table.validation(records),
+        "clients": rounds_table.client_validation(records),
+        "training": rounds_table.training(records),
+    }
+
+
+def log(store: Store, run: str, cursor: str) -> list[tuple[str, str]]:
+    """(entry id, line) of the run's events after ``cursor``; empty cursor: the newest ones."""
+    stream = keyspace.events(run)
+    if cursor:
+        entries = [
+            (entry, event) for _, entry, event in store.control.read_events({stream: cursor}, None)
+        ][-EVENTS_SHOWN:]
+    else:
+        entries = store.control.newest_events(stream, EVENTS_SHOWN)
+    return [(entry, _line(entry, event)) for entry, event in entries]
+
+
+def _line(entry: str, event: dict[str, Any]) -> str:
+    stamp = time.strftime("%H:%M:%S", time.localtime(run_status.event_record(entry, event)["at"]))
+    return f"{stamp} {progress.describe(event) or event['event'].replace('_', ' ')}"

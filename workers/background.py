@@ -1,0 +1,71 @@
+"""
+What a supervisor does beside its worker, once a second: the healer, or the outbox of its client.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from fl_queue.client import outbox, unknown_runs
+from fl_queue.client.site import Site
+from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.protocol import identifiers
+
+SWEEP_S = 5.0
+
+
+class Chores:
+    """
+    Nothing to do: the evaluator's. The supervisor logs what is raised, and calls again.
+
+    Args:
+        site: Options of this machine.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def tick(self) -> None:
+        """Called every second."""
+
+    def end(self) -> None:
+        """Called when the supervisor stops."""
+
+
+class Healing(Chores):
+    """The aggregator's supervisor heals."""
+
+    healer: Healer | None = None
+
+    def tick(self) -> None:
+        if self.healer is None:
+            self.healer = Healer(self.site.store(), self.site.state_dir)
+        self.healer.tick()
+
+    def end(self) -> None:
+        if self.healer is not None:
+            self.healer.leave()
+
+
+class Sweeping(Chores):
+    """A client's supervisor, or a pool's, removes updates whose rounds have ended from the outbox."""
+
+    swept_at = 0.0
+
+    def tick(self) -> None:
+        if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
+            return
+        self.swept_at = time.monotonic()
+        # A short-lived connection: supervisors are idle for hours between two uses.
+        # With the credentials as they are now: an operator may have enrolled the site again.
+        with replace(self.site).store() as store:
+            # A pool's is everybody's.
+            whose = self.site.client or f"{identifiers.VIRTUAL}*"
+            may_go = unknown_runs.may_go(store.control, self.site.state_dir)
+            outbox.sweep(self.site.outbox, whose, may_go)
+
+
+def chores_of(role: str, site: Site) -> Chores:
+    """The chores of a role."""
+    return {"aggregator": Healing, "client": Sweeping, "pool": Sweeping}.get(role, Chores)(site)

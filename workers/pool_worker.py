@@ -1,0 +1,113 @@
+"""
+The RQ worker of a pool process: jobs run in the process itself, without a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rq import Worker
+from rq.timeouts import JobTimeoutException
+from rq.utils import now
+from rq.worker import WorkerStatus
+
+from fl_queue.common import failpoints
+from fl_queue.store import complaint, hurried
+from workers.offspring import Offspring, helpers
+from workers.rq_worker import HEARTBEAT_S, HORSE_NICENESS, FLWorker
+
+log = logging.getLogger(__name__)
+
+
+class GivenUp(JobTimeoutException):  # type: ignore[misc,unused-ignore]
+    """Raised in a pool process's job whose round has ended, wherever it is in its training."""
+
+
+class PoolWorker(FLWorker):
+    """
+    Runs jobs in its own process, without a fork: what one job has loaded, the next one finds.
+
+    A thread extends the leases and looks after the job meanwhile.
+    """
+
+    def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(queues, *args, **kwargs)
+        self._job: Any = None
+        self._ended = threading.Event()
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        # Like the work-horses of clients: training gives way to leases, merging and restarts.
+        os.nice(HORSE_NICENESS)
+        signal.signal(signal.SIGUSR1, _give_up)
+        threading.Thread(target=self._look_after, name="leases", daemon=True).start()
+        try:
+            return bool(super().work(*args, **kwargs))
+        finally:
+            self._ended.set()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        # RQ beats several times a job, each a write to disk; the thread does it now and then.
+        if pipeline is not None:
+            Worker.heartbeat(self, timeout, pipeline)
+            self._name_job(pipeline)
+
+    def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
+        job.ended_at = now()
+
+    def execute_job(self, job: Any, queue: Any) -> None:
+        failpoints.reach("job.popped")
+        os.environ["RQ_JOB_ID"] = self._at_work = job.id
+        offspring = Offspring()
+        try:
+            execution = self.prepare_execution(job)
+            self._timeout_s, self._forked_at = float(job.timeout), time.monotonic()
+            self._job = job
+            self.perform_job(job, queue, execution)
+        finally:
+            self._job, self._at_work = None, ""
+            offspring.end(helpers())
+        # In this process alone: nobody asks Redis for it, and each write is one to disk.
+        self._state = WorkerStatus.IDLE
+
+    def _look_after(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            job = self._job
+            if job is not None and self._is_overdue():
+                log.error("job %s did not end at its timeout: ending with it", job.id)
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                with hurried():
+                    Worker.heartbeat(self)
+                    self._extend()
+                    if job is not None and self._is_pointless(job):
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            # Without this thread the worker would be taken for dead.
+            except Exception as exc:  # noqa: BLE001
+                complaint.say(exc)
+
+
+_may_give_up = False
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """Within this block of a pool process's job, GivenUp is raised once its round has ended."""
+    global _may_give_up
+    _may_give_up = True
+    try:
+        yield
+    finally:
+        _may_give_up = False
+
+
+def _give_up(signum: int, frame: FrameType | None) -> None:
+    if _may_give_up:
+        raise GivenUp("the round has ended")

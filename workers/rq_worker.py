@@ -1,0 +1,420 @@
+"""
+The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no repairs.
+
+Each job runs in a fork, but for those of the pool (``poolworker``).
+
+``fl-queue worker`` runs it; a plain ``rq worker`` with this class works, too: docs/rq.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import mmap
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from fl_queue.client import approval, pausing
+from fl_queue.client.site import Site
+from fl_queue.common import failpoints, processes, state_folder
+from fl_queue.errors import FLQueueError, RunStateError
+from fl_queue.protocol import identifiers, signing
+from fl_queue.store import (
+    AWAITED,
+    LEASE_S,
+    PAUSED,
+    REDIS_ERRORS,
+    Control,
+    classify,
+    complaint,
+    hurried,
+    keyspace,
+    outlast,
+    plain_client,
+    queries,
+    stop_waiting,
+)
+from fl_queue.store.jobs import rq_types
+from fl_queue.store.jobs.rq_types import FLJob, FLQueue
+from fl_queue.tasks.error_disclosure import told
+from workers.horse import HorseWorker
+from workers.process import EXIT_REFUSED, log_to_console
+from workers.revoked import end_when_revoked, warn_if_unchecked
+
+log = logging.getLogger(__name__)
+
+#: The worker wakes this often, busy or idle, to extend its leases.
+HEARTBEAT_S = 2
+#: A worker that takes over waits this long for a dead predecessor's lease to run out.
+TAKE_OVER_S = 8.0
+LOOK_AGAIN_S = 0.2
+HORSE_NICENESS = 10
+#: What ``torch.optim`` and ``torch.compile`` import on first use: nine hundred modules, two seconds.
+COMPILER = "torch._dynamo"
+#: A horse ends itself at its job's timeout; after so much more it is killed.
+OVERDUE_S = 60.0
+#: Pauses between attempts to write how a job ended; after the last one the process ends.
+OUTCOME_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+
+
+class FLWorker(HorseWorker):
+    """
+    RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
+
+    Raises:
+        RunStateError: On start, when another worker serves the client already.
+    """
+
+    max_connection_wait_time = 2.0
+
+    def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
+        self.site = Site.from_environ()
+        state_folder.enter(self.site.state_dir)  # A plain `rq worker` has no supervisor that did.
+        options = {
+            **kwargs,
+            "job_class": FLJob,
+            "queue_class": FLQueue,
+            "serializer": JSONSerializer,
+            "log_job_description": False,
+        }
+        options["name"] = options.get("name") or self.site.worker
+        options["job_monitoring_interval"] = HEARTBEAT_S
+        super().__init__(queues, *args, **options)
+        self._control = Control(self.connection)
+        for queue in cast("list[FLQueue]", self.queues):
+            queue.on_refused = self._tell_refused
+        self._said: dict[str, str] = {PAUSED: "", AWAITED: ""}
+        #: Id of the job at work, which the lease names; empty when idle.
+        self._at_work = ""
+        self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return HEARTBEAT_S
+
+    def register_birth(self) -> None:
+        waited_s = 0.0  # An outage of the control server in between is no waiting.
+        while not self._extend():
+            if waited_s > TAKE_OVER_S:
+                raise RunStateError(
+                    f"client {self.site.client}",
+                    f"is served by another worker ({self._holder()}); stop that one first",
+                )
+            time.sleep(LOOK_AGAIN_S)
+            waited_s += LOOK_AGAIN_S
+        if self.site.client:
+            pausing.arrive(self.site)
+            self._said = self._site_says()
+            self._control.arrive(self.site.client, self._said)
+        # RQ's sets of all workers are written by none of ours: a client could remove others from them.
+        self.birth_date = self.last_heartbeat = now()
+        with self.connection.pipeline() as pipe:
+            pipe.delete(self.key)
+            pipe.hset(self.key, mapping=self.serialize())
+            pipe.expire(self.key, self.worker_ttl + 60)
+            pipe.execute()
+
+    def register_death(self) -> None:
+        self.connection.delete(self.key, self.executions_key)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        # One key that suspends all workers is nothing a client may have.
+        return None
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        if self._compiler_wanted[0] and not self.is_horse and not self.horse_pid:
+            importlib.import_module(COMPILER)
+            self._compiler_wanted[0] = 0
+        if self.is_horse:
+            if pipeline is not None:
+                self._name_job(pipeline)
+            return
+        if self._extend():
+            self._tell_site()
+            return
+        # We were asleep for longer than a lease, and another worker serves our client now.
+        log.error(
+            "client %s is served by another worker (%s): ending", self.site.client, self._holder()
+        )
+        if self.horse_pid:
+            self.kill_horse()
+        sys.exit(EXIT_REFUSED)
+
+    def execute_job(self, job: Any, queue: Any) -> Any:
+        failpoints.reach("job.popped")
+        self._at_work = job.id
+        try:
+            return super().execute_job(job, queue)
+        finally:
+            self._at_work = ""
+
+    def handle_job_failure(self, job: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Write that a job failed, and make sure of it; of its error no more than may leave a site.
+
+        RQ would write the traceback, and where it could not write it would log that and go on: the job
+        would be ``started`` for ever.
+
+        Raises:
+            RedisConnectionError: It could not be written in time; the process ends, and that is noticed.
+        """
+        kwargs["exc_string"] = self._outcome(job, str(kwargs.get("exc_string", "")))
+        for pause_s in (*OUTCOME_PAUSES_S, 0.0):
+            super().handle_job_failure(job, *args, **kwargs)
+            if self._is_settled(job):
+                return
+            log.warning("how job %s ended is not written; trying again", job.id)
+            time.sleep(pause_s)
+        raise RedisConnectionError(f"how job {job.id} ended could not be written")
+
+    def _outcome(self, job: Any, text: str) -> str:
+        """What Redis gets of why a job failed. Args: ``text``: RQ's; a traceback, or a line without data."""
+        error = sys.exc_info()[1]
+        if isinstance(error, rq_types.TimedOut):
+            return f"it exceeded its timeout of {job.timeout} s"
+        if error is not None and _role(job.origin) != identifiers.AGGREGATOR:
+            return told(error)
+        return text
+
+    def _is_settled(self, job: Any) -> bool:
+        """Whether Redis has a job as ended, or does not have it any more."""
+        try:
+            return self.connection.hget(job.key, "status") not in (b"started", b"queued")
+        except ResponseError:  # No hash: no job.
+            return True
+        except RedisError:
+            return False
+
+    def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
+        # RQ measures a job's time by the wall clock: a jump of an hour would kill a healthy one.
+        self._timeout_s = float(job.timeout)
+        self._forked_at = time.monotonic()
+        job.timeout = -1
+        super().monitor_work_horse(job, queue, execution)
+
+    def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        if self._is_overdue():
+            log.error("job %s did not end at its timeout: killing it", job.id)
+            self.kill_horse()
+        try:
+            with hurried():
+                super().maintain_heartbeats(job, execution)
+                is_pointless = self._is_pointless(job)
+        except REDIS_ERRORS as exc:
+            if classify(exc) is None:
+                raise
+            # RQ's own worker would end here, and its training with it.
+            complaint.say(exc, f"job {job.id} goes on: ")
+            return
+        except SystemExit:
+            self.kill_horse()
+            raise
+        if is_pointless:
+            log.info("the round of job %s has ended: stopping it", job.id)
+            self.kill_horse()
+
+    def main_work_horse(self, job: Any, queue: Any) -> None:
+        processes.die_with_parent(self.pid or 0)
+        if _role(queue.name) != "aggregator":
+            # On a machine that several share, training gives way to leases, merging and restarts.
+            os.nice(HORSE_NICENESS)
+        super().main_work_horse(job, queue)
+
+    def perform_job(self, job: Any, queue: Any, execution: Any = None) -> bool:
+        known = COMPILER in sys.modules
+        done: bool = super().perform_job(job, queue, execution)
+        # A task with its own optimiser or a compiled model: later horses find it loaded.
+        self._compiler_wanted[0] = COMPILER in sys.modules and not known
+        return done
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        return False
+
+    def prepare_execution(self, job: Any) -> Any:
+        try:
+            return super().prepare_execution(job)
+        except ResponseError as exc:
+            if classify(exc) is not None:
+                raise
+            # A key of another type where RQ counts what is at work: it would stop every later job.
+            own = f"rq:executions:{job.id}"
+            if self.connection.type(own) not in (b"zset", b"none"):
+                self.connection.delete(own)
+            rq_types.mend(self.connection, job.origin)
+            return super().prepare_execution(job)
+
+    def subscribe(self) -> None:
+        # RQ's command channel lets anybody stop a worker; we have signals and leases instead.
+        return None
+
+    def unsubscribe(self) -> None:
+        return None
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        stop_waiting()
+        super().request_stop(signum, frame)
+
+    def set_shutdown_requested_date(self) -> None:
+        with _if_redis_can():
+            super().set_shutdown_requested_date()
+
+    def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        if classify(exc_info[1]) is None:
+            super().handle_exception(job, *exc_info)
+        else:
+            complaint.say(exc_info[1], f"job {job.id}: ")
+
+    def teardown(self) -> None:
+        with _if_redis_can():
+            if not self.is_horse:
+                self._control.release(keyspace.worker(self.name), self.site.token)
+                if self.site.client:
+                    self._control.release(
+                        keyspace.client_holder(self.site.client), self.site.token, self.site.client
+                    )
+            super().teardown()
+
+    def _is_overdue(self) -> bool:
+        """Whether the horse has outlived the timeout that it should have seen itself."""
+        longest_s = self._timeout_s + OVERDUE_S
+        return self._timeout_s > 0 and time.monotonic() - self._forked_at > longest_s
+
+    def _is_pointless(self, job: Any) -> bool:
+        """Whether nobody wants a client's job any more: its round has ended, say."""
+        if job.func_name not in rq_types.OF_A_ROUND:
+            return False
+        run, number = job.call()
+        return queries.has_ended(self._control, run, number, job.id.partition("_")[0])
+
+    def _tell_refused(self, job: str, reason: str) -> None:
+        """Say where people look that an entry of our queue was refused."""
+        log.warning("%s", reason)
+        event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
+        try:
+            with hurried():
+                if self.site.client:
+                    self._control.add_client_event(self.site.client, event)
+                    return
+                self._control.add_event(f"{job}__".split("_")[1], event)
+        except REDIS_ERRORS as exc:  # Another type, say: the log has it.
+            log.warning("no event of job %s: %s", job, exc)
+
+    def _site_says(self) -> dict[str, str]:
+        """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
+        return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.told(self.site)}
+
+    def _tell_site(self) -> None:
+        """Say it again once it has changed: each time is a write to disk."""
+        if self.site.client and (said := self._site_says()) != self._said:
+            if said[PAUSED] != self._said[PAUSED]:
+                log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused any more")
+            self._control.say(self.site.client, said)
+            self._said = said
+
+    def _extend(self) -> bool:
+        fields = {
+            "process": processes.identity(),
+            "role": _role(self.queues[0].name),
+            "host": self.hostname,
+            "pid": self.pid,
+            "client": self.site.client,
+            "job": self._at_work,
+        }
+        client = self.site.client
+        if client and not self._control.hold(
+            keyspace.client_holder(client),
+            self.site.token,
+            LEASE_S,
+            {**fields, "worker": self.name},
+        ):
+            return False
+        return self._control.hold(keyspace.worker(self.name), self.site.token, LEASE_S, fields)
+
+    def _name_job(self, pipeline: Any) -> None:
+        """
+        Have the lease name the job in the transaction that makes it ``started``.
+
+        So a started job that its worker's lease does not name has been lost; see ``watching.Watch``.
+        """
+        if self._at_work:
+            self._control.name_job(pipeline, self.name, self.site.token, self._at_work)
+
+    def _holder(self) -> str:
+        lease = self._control.lease(keyspace.client_holder(self.site.client))
+        return (
+            f"{lease.get('worker', '?')} on {lease.get('host', '?')}, pid {lease.get('pid', '?')}"
+        )
+
+
+@contextmanager
+def _if_redis_can() -> Iterator[None]:
+    """For what a worker that stops says of itself: it does not wait for a server that cannot be used."""
+    try:
+        with hurried():
+            yield
+    except REDIS_ERRORS as exc:
+        if classify(exc) is None:
+            raise
+        complaint.say(exc)
+
+
+def _role(queue: str) -> str:
+    return {
+        keyspace.AGGREGATE_QUEUE: identifiers.AGGREGATOR,
+        keyspace.EVALUATE_QUEUE: identifiers.EVALUATOR,
+        keyspace.POOL_QUEUE: identifiers.POOL,
+    }.get(queue, "client")
+
+
+def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
+    """
+    Serve one queue until stopped; what ``python -m workers.<role>`` does.
+
+    Args:
+        kind: How jobs are run: each in a fork, or in this process.
+
+    Returns:
+        Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up;
+        77 (SystemExit) when the login of an enrolled site is refused for good.
+    """
+    log_to_console()
+    supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
+    if supervisor:
+        processes.die_with_parent(int(supervisor))
+    site = Site.from_environ()
+    if site.credentials or queue == keyspace.AGGREGATE_QUEUE:
+        signing.preload()
+    if site.credentials:
+        end_when_revoked(site)
+        warn_if_unchecked(site)
+    try:
+        url, _ = site.urls()
+        connection: Redis = plain_client(url, HEARTBEAT_S + 10, site.other_users())
+        worker = outlast(lambda: _made(kind, queue, connection))
+        # What is here now stays: a collection in a work-horse would copy every page it looks at.
+        gc.freeze()
+        worker.work(logging_level="WARNING")
+    except FLQueueError as exc:
+        log.error("%s", exc)
+        return exc.exit_code
+    # RQ returns normally from trouble it has logged; the supervisor starts us again.
+    return 0 if worker._shutdown_requested_date else 70
+
+
+def _made(kind: type[FLWorker], queue: str, connection: Redis) -> FLWorker:
+    with hurried():  # RQ asks the server who we are, and can do without the answer.
+        return kind([queue], connection=connection)
