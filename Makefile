@@ -76,10 +76,11 @@ reproduce-quick: $(VENV)/.installed ## the same in about three minutes: a part, 
 screenshots: $(VENV)/.installed-test ## take the pictures of the web page again; needs chromium
 	$(BIN)/python -m scripts.screenshots
 
-lint: $(VENV)/.installed-test ## check format, style and types
+lint: $(VENV)/.installed-test ## check format, style, types, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
 	$(BIN)/ruff format .

@@ -1,21 +1,35 @@
-"""Federated learning as a message-queue pipeline over Redis."""
+"""
+Federated learning as a message-queue pipeline over Redis.
+
+What is public: the names below, and the modules ``tasks``, ``strategies``, ``errors`` and ``metrics``.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fl_queue._version import __version__
 
 if TYPE_CHECKING:
+    from fl_queue.config.run_config import load as load_config
+    from fl_queue.experiments.baseline_training import train as train_baseline
+    from fl_queue.experiments.trial import try_task
     from fl_queue.run import Run
 
-__all__ = ["Run", "__version__"]
+__all__ = ["Run", "__version__", "load_config", "train_baseline", "try_task"]
+
+_LAZY = {
+    "Run": ("fl_queue.run", "Run"),
+    "load_config": ("fl_queue.config.run_config", "load"),
+    "train_baseline": ("fl_queue.experiments.baseline_training", "train"),
+    "try_task": ("fl_queue.experiments.trial", "try_task"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Every process of ours imports this package, and a restarted worker is in a hurry.
-    if name == "Run":
-        from fl_queue.run import Run
-
-        return Run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Lazy: every process imports this package, and importing Run would slow down worker restarts.
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -21,7 +21,7 @@ and its exit code. ``OwnershipLost`` is internal: an aggregator incarnation that
 replaced ends itself with it.
 
 A message may quote data: a cell, a path, what somebody else's code says. What of an error may leave a
-client's machine is its ``public`` text; ``told`` decides, and everything without one is named by its class.
+client's machine is its ``public`` text; ``error_disclosure`` decides, and everything without one is named by its class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fl_queue.common.spelling import nearest
 
 
 class Trouble(StrEnum):
-    """What is the matter with a Redis server that cannot be used; ``store/failing.py`` decides it."""
+    """What is the matter with a Redis server that cannot be used; ``store/error_translation.py`` decides it."""
 
     #: Nobody answers there: connection refused, closed or reset.
     gone = "gone"

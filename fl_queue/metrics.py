@@ -10,7 +10,7 @@ sums and counts, and only a reader divides. Keys of a ``Sums`` mapping:
                         their log-odds of class 1, in the 1,000 bins that ``BIN_EDGES`` separate
     score_histograms    the same in 1,000 equal bins over the probability: what earlier versions sent
     <name>_sum          a number; ``finish`` gives its mean as <name> (``loss_sum``: ``loss``), see
-                        ``names.is_metric``
+                        ``identifiers.is_metric``
     personal_<key>      the same of the model that is the client's own (``beside``)
     finetuned_<key>     the same of the version, fine-tuned on the client's training data
     over                {key: [clients, examples]}: in the sums of several clients alone, how many
@@ -49,7 +49,7 @@ _GIVES = {
     "score_histograms": ("auc",),
     "logit_histograms": ("auc",),
 }
-#: Classes up to which there is a confusion matrix: a header takes ``header_fields.MAX_MAP_ITEMS`` values.
+#: Classes up to which there is a confusion matrix: a header takes ``header_schema.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
 MAX_KEY_LENGTH = 100

@@ -176,7 +176,7 @@ class Run:
         A row for each training round, as ``fl-queue history --json``; ``pandas.DataFrame`` takes it.
 
         Keys: round, outcome, accepted, late, rejected, version, loss, accuracy, source, seconds,
-        reason, digest, training, ...; see ``report.RoundRow``.
+        reason, digest, training, ...; see ``rounds_table.RoundRow``.
         """
         return rounds_table.to_json(exporters.numbers_of(self.store, self.run_id).rows)
 
@@ -208,7 +208,7 @@ class Run:
             RunStateError: There is none yet.
             UnknownVersion: No such version, or its content is not to be had from here.
         """
-        from fl_queue.reporting import model_export  # torch
+        from fl_queue.tasks import export  # torch
 
         manifest, body = transfer.load_version(
             self.store,
@@ -217,7 +217,7 @@ class Run:
             self._chunk_bytes,
             self._state_dir,
         )
-        return model_export.state_dict(manifest, body)
+        return export.state_dict(manifest, body)
 
     def export(
         self,

@@ -81,7 +81,7 @@ class Federation:
             )
 
     def arm(self, point: str, action: str, whose: str = "") -> Path:
-        """Have the next such worker that reaches a fault point do something; see ``faults``."""
+        """Have the next such worker that reaches a fault point do something; see ``failpoints``."""
         fired = self.faults / f"{point}.fired"
         fired.unlink(missing_ok=True)
         armed = self.faults / f"{point}.arming"

@@ -1,7 +1,7 @@
 """
 The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no repairs.
 
-Each job runs in a fork, but for those of the pool (``poolworker``).
+Each job runs in a fork, but for those of the pool (``pool_worker``).
 
 ``fl-queue worker`` runs it; a plain ``rq worker`` with this class works, too: docs/rq.md.
 """
@@ -348,7 +348,7 @@ class FLWorker(HorseWorker):
         """
         Have the lease name the job in the transaction that makes it ``started``.
 
-        So a started job that its worker's lease does not name has been lost; see ``watching.Watch``.
+        So a started job that its worker's lease does not name has been lost; see ``dead_jobs.Watch``.
         """
         if self._at_work:
             self._control.name_job(pipeline, self.name, self.site.token, self._at_work)

@@ -83,7 +83,7 @@ class ExactSum:
         Add one update, or nothing of it.
 
         Args:
-            tensors: Name -> float32 difference or int64 value, such as ``blob.views`` gives; not
+            tensors: Name -> float32 difference or int64 value, such as ``message.views`` gives; not
                 modified.
             weight: 1 to ``w_max``.
 

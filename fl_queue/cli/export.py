@@ -84,16 +84,17 @@ def export(
             store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output
         )
     else:
-        from fl_queue.reporting import model_export  # torch
+        from fl_queue.reporting import model_export
+        from fl_queue.tasks import export  # torch
 
         digest = model_export.export_version(
             store, state, loaded, chosen, where.state_dir, output, kind, allow, folder
         )
     say(f"{output}: version {chosen}, digest {digest}")
     if card is not None:
-        from fl_queue.reporting import model_export  # torch
+        from fl_queue.tasks import export  # torch
 
-        usage = model_export.usage_of(loaded, allow, folder)
+        usage = export.usage_of(loaded, allow, folder)
         cards.write(card, cards.gather(store, state, loaded, chosen, usage), output.name, kind)
         say(f"{card}: its model card")
 

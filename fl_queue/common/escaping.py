@@ -4,7 +4,7 @@ Makes text that somebody else wrote safe to show: one function for each place wh
 Names of runs, clients and metrics, reasons and events come from Redis or from a client, so they may
 hold anything. On a terminal that would be escape sequences, in a table markup, in Markdown HTML, in
 a plot a formula, in a spreadsheet a function. What is shown says what was written, character by
-character. No rich here (see ``screen``), so that logging can use it at no cost.
+character. No rich here (see ``rich_console``), so that logging can use it at no cost.
 """
 
 from __future__ import annotations

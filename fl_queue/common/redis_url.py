@@ -104,5 +104,5 @@ def _masked_option(option: str) -> str:
 
 
 def _is_ours(option: str) -> bool:
-    # Certificates of a credentials file are open files of this process; see ``credentials.py``.
+    # Certificates of a credentials file are open files of this process; see ``store/credentials.py``.
     return option.startswith("ssl_") and "%2Fproc%2Fself" in option

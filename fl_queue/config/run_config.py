@@ -1,7 +1,7 @@
 """
 TOML -> frozen ``RunConfig``: what a run does, checked field by field. No Redis here.
 
-Precedence: the defaults in ``sections`` < the file < ``FLQ_<SECTION>_<KEY>`` environment variables <
+Precedence: the defaults in ``schema`` < the file < ``FLQ_<SECTION>_<KEY>`` environment variables <
 ``--set section.key=value``.
 
 What concerns a site (device, threads, its data folder) is an option of its worker instead, and

@@ -16,7 +16,7 @@ from fl_queue.protocol.records import BATCH_NORM
 from fl_queue.strategies import STRATEGIES
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")
-#: A client id (``names.is_name``) with the wildcards of a shell.
+#: A client id (``identifiers.is_name``) with the wildcards of a shell.
 _CLIENTS = re.compile(r"[A-Za-z0-9\-*?!\[\]]{1,200}")
 _STOP = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 

@@ -48,7 +48,7 @@ def name_of(config: str) -> str:
 
 def begin(store: Store, name: str, config: RunConfig, count: int | None = None) -> str:
     """
-    Create the run, or continue it from its newest version; ``rounds.advance`` opens its round.
+    Create the run, or continue it from its newest version; ``lifecycle.advance`` opens its round.
 
     Args:
         count: Rounds to commit from here on; None: ``run.rounds``.

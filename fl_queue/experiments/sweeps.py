@@ -56,7 +56,7 @@ def members(
     The runs of a sweep, seeds last: ``NAME-s0``, ``NAME-learning-rate-0-1-s0``, ...
 
     Args:
-        source: As for ``config.load``.
+        source: As for ``run_config.load``.
         name: What the names of all begin with.
         seeds: So many, from ``run.seed`` on.
         each: ``section.key=a,b``: a run for each of these values, and for each combination.

@@ -64,7 +64,7 @@ class Trial:
         limit: What ``aggregation.limit`` allows.
         problem: Why the aggregator would not merge it, or the run would end after its first round;
             empty when neither is so.
-        leaves: Everything that would leave the site, see ``leaving``; empty where it was not asked for.
+        leaves: Everything that would leave the site, see ``disclosure``; empty where it was not asked for.
     """
 
     client: str

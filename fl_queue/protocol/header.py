@@ -21,7 +21,7 @@ from fl_queue.protocol import header_schema as parsers
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.records import MAX_DIMENSIONS, Sums
 
-#: How parameters may lie in a body, besides ``topk:<fraction>``; see ``codec.py``.
+#: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
 HEADER_KINDS = ("update", "evaluation", "failure", "model", "group")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -92,7 +92,7 @@ class Header:
         metrics, train_metrics: Sums of validation and of training.
         environment: Versions, device, threads; finite numbers only.
         train_s: Seconds it trained.
-        reason: Why a ``failure`` failed, at most ``header_fields.MAX_TEXT`` characters.
+        reason: Why a ``failure`` failed, at most ``header_schema.MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
         codec: How the body is encoded, as ``is_codec`` knows it; any but ``float32`` in an ``update`` only.

@@ -8,11 +8,11 @@ An element is a prefix, a msgpack header, and the raw tensor bytes when they tra
 What a header says is ``header``'s. A body is the manifest's tensors one after the other, without
 gaps, little-endian, C order: float32 values (model) or float32 differences ``local - base`` (update);
 int64 values in both, and in a group, which is an exact sum, throughout. Equal tensors give equal body
-bytes. An update's body may be encoded to fewer bytes (``codec.py``); its header then names the codec,
+bytes. An update's body may be encoded to fewer bytes (``protocol/codecs/codec.py``); its header then names the codec,
 and size and digest are of those bytes.
 
 Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
-the caps allow. NaN and Inf are not looked at here (``exact.py`` does), nothing is unpickled, and
+the caps allow. NaN and Inf are not looked at here (``aggregation/exact_sum.py`` does), nothing is unpickled, and
 there is no Redis here.
 """
 

@@ -2,7 +2,7 @@
 What crosses a process boundary as JSON: manifests, receipts, round records, events.
 
 Frozen values with ``to_json`` and ``from_json``; a person reads them with redis-cli, so names are
-plain and units are in the names. Blobs are in ``blob.py``. No Redis here.
+plain and units are in the names. Blobs are in ``protocol/message.py``. No Redis here.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ class Enrolment:
             ``clientusers``.
         revoked_at: When it was revoked; 0: it was not.
         serial: Rises with each change, so that an older entry cannot be put back.
-        signature: The operator's, of all the rest and the client's id; see ``pins``.
+        signature: The operator's, of all the rest and the client's id; see ``enrolment_pins``.
     """
 
     key: str

@@ -1,7 +1,7 @@
 """
 Ed25519 signatures: of elements, outside of what they sign, and of plain bytes. The only user of ``cryptography``.
 
-A signed element is an envelope around an element as ``blob.py`` makes it:
+A signed element is an envelope around an element as ``protocol/message.py`` makes it:
 
     b"FLQS" | signer bytes, u8 | signer | signature, 64 bytes | element
 

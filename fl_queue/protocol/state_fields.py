@@ -124,7 +124,7 @@ class Fields:
         JSON of a type, its text such as can be shown.
 
         Args:
-            hint: As the annotations of a record, see ``plain.record``.
+            hint: As the annotations of a record, see ``safe_json.record``.
             then: Makes the value of it.
         """
 

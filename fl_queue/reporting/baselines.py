@@ -1,7 +1,7 @@
 """
 What a federated run is compared with: clients that train alone, and one model on all their data.
 
-Here is what such a training came to, and its file; ``alone`` trains. No torch and no Redis here.
+Here is what such a training came to, and its file; ``baseline_training`` trains. No torch and no Redis here.
 """
 
 from __future__ import annotations

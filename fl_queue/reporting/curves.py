@@ -7,7 +7,7 @@ A run's numbers as points of named curves, for tools that draw them. No Redis he
     train/<metric>                  by version that came of it: training, merged
     round/<what>                    by round: seconds, accepted, rejected, missing, committed
 
-What the tables of ``report`` say of a version, these say too: both choose the same records.
+What the tables of ``rounds_table`` say of a version, these say too: both choose the same records.
 """
 
 from __future__ import annotations

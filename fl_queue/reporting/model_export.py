@@ -1,43 +1,18 @@
 """
-A version as a file that other tools read: a torch state dict, an ONNX graph. Imports torch.
+A run's version as a file that other tools read: a torch state dict, an ONNX graph.
 
-safetensors is ``models.export_version``, which needs no torch.
+safetensors is ``transfer.export_version``, which needs no torch.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from fl_queue.common import files
-from fl_queue.common.extras import how_to_install
 from fl_queue.config.run_config import RunConfig
-from fl_queue.config.task_catalog import TASKS, own_code
-from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import transfer
-from fl_queue.protocol import message
-from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.model_usage import Usage
-from fl_queue.protocol.records import Manifest
 from fl_queue.store import RunState, Store
-from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, Task
-from fl_queue.tasks.loading import barred, load_task
-from fl_queue.training import sgd
-from fl_queue.training.model_tensors import load_arrays
-
-if TYPE_CHECKING:
-    import onnx
-
-#: Of a file, by protobuf.
-_ONNX_BYTES = 2**31 - 2**24
-_OPSET = 20
+from fl_queue.tasks import export
 
 
 def export_version(
@@ -61,198 +36,16 @@ def export_version(
         allow, data_dir: As for ``load``; for onnx.
 
     Raises:
-        UnknownVersion: As ``models.load_version``.
-        ConfigError, DataError, ModelMismatch: As ``write_torch`` and ``write_onnx``.
+        UnknownVersion: As ``transfer.load_version``.
+        ConfigError, DataError, ModelMismatch: As ``export.write_torch`` and ``export.write_onnx``.
     """
     chunk_bytes = config.redis["chunk_bytes"]
     manifest, body = transfer.load_version(store, state.run_id, version, chunk_bytes, state_dir)
     digest = str(store.control.versions(state.run_id)[version]["digest"])
     if kind == "torch":
-        write_torch(path, manifest, body)
+        export.write_torch(path, manifest, body)
     else:
-        task = load(config, allow, data_dir)
+        task = export.load(config, allow, data_dir)
         said = {"run": state.name, "version": str(version), "task": config.run["task"]}
-        write_onnx(path, task, manifest, body, {**said, "digest": digest}, data_dir)
+        export.write_onnx(path, task, manifest, body, {**said, "digest": digest}, data_dir)
     return digest
-
-
-def load(config: RunConfig, allow: Sequence[str], data_dir: str) -> Task:
-    """
-    The task of a run.
-
-    Args:
-        allow: Own tasks that may be imported: the name comes from Redis.
-        data_dir: This machine's data folder, where the model depends on it.
-
-    Raises:
-        ConfigError: It is not let in, or cannot be loaded.
-    """
-    if code := _barred(config, allow):
-        raise ConfigError(
-            "--task-allow",
-            f"{code} is own code, and runs here only if you trust it: add --task-allow {code}",
-        )
-    # Built-in ones are forbidden to train on a site's data; here somebody asks for a model.
-    return load_task(config.run["task"], config, (*allow, *TASKS), data_dir)
-
-
-def _barred(config: RunConfig, allow: Sequence[str]) -> str:
-    return barred(own_code(config.run["task"], config.task), allow)
-
-
-def state_dict(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
-    """A version as ``load_state_dict`` takes it; tied tensors share their storage."""
-    tensors = {
-        name: torch.from_numpy(array.copy())
-        for name, array in message.views(manifest, body).items()
-    }
-    return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
-
-
-def write_torch(path: Path, manifest: Manifest, body: Bytes) -> None:
-    """
-    Write a plain state dict, for ``torch.load(path, weights_only=True)``.
-
-    Raises:
-        DataError: It cannot be written.
-    """
-    made = io.BytesIO()
-    torch.save(state_dict(manifest, body), made)
-    files.write(path, made.getbuffer())
-
-
-def write_onnx(
-    path: Path,
-    task: Task,
-    manifest: Manifest,
-    body: Bytes,
-    properties: Mapping[str, str],
-    data_dir: str = "",
-) -> None:
-    """
-    Write the model as a graph with ``input`` and ``output``, their first dimension of any size.
-
-    The graph is the task's model in evaluation mode, so what the model does to its input is in it;
-    what the task does before is in words among the properties.
-
-    Args:
-        properties: The file's metadata, beside what the task says of its use.
-        data_dir: Where an input is looked for, if the task has no ``example_input``.
-
-    Raises:
-        ConfigError: The packages are missing, or torch cannot turn this model into a graph.
-        DataError: No input was found, or the file cannot be written.
-        ModelMismatch: The task builds another model than the run's.
-    """
-    _check_packages()
-    if manifest.nbytes > _ONNX_BYTES:
-        raise ConfigError(
-            "--format",
-            "onnx files end at 2 GiB, and this model is larger; use safetensors or torch",
-        )
-    model = calls.model(task)
-    load_arrays(model, manifest, message.views(manifest, body))
-    graph = _graph(model.eval(), _example(task, data_dir))
-    usage = task.usage()
-    said = {
-        **properties,
-        "input": usage.input,
-        "output": usage.output,
-        "labels": json.dumps(usage.labels, ensure_ascii=False),
-        "details": json.dumps(dict(usage.details), ensure_ascii=False, sort_keys=True),
-    }
-    _describe(graph, said)
-    files.write(path, graph.SerializeToString(deterministic=True))
-
-
-def _check_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as exc:
-        reason = f"onnx needs {exc.name}; {how_to_install('onnx')}"
-        raise ConfigError("--format", reason) from exc
-
-
-def _graph(model: nn.Module, example: Tensor) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch")
-    try:
-        program = torch.onnx.export(
-            model,
-            # Of two: torch takes what is 1 for a constant.
-            (example.expand(2, *example.shape[1:]).contiguous(),),
-            input_names=["input"],
-            output_names=["output"],
-            opset_version=_OPSET,
-            dynamic_shapes=({0: batch},),
-            dynamo=True,
-            verbose=False,
-        )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as exc:
-        first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ConfigError(
-            "--format",
-            f"torch cannot turn this model into an ONNX graph ({first}); use safetensors or torch",
-        ) from exc
-    assert program is not None
-    made: onnx.ModelProto = program.model_proto
-    return made
-
-
-def _example(task: Task, data_dir: str) -> Tensor:
-    """One input, (1, ...): of the task, else the first of its test data, else of a client's."""
-    found = task.example_input()
-    if found is not None:
-        return found
-    folder = data_dir or task.config.data["dir"]
-    dataset = task.test_data(folder)
-    if dataset is None or not sgd.size_of(dataset):
-        context = ClientContext.of(
-            task.config, client="export", run="export", round_number=1, data_dir=folder
-        )
-        dataset = calls.data(task, context).train
-    if not sgd.size_of(dataset):
-        raise DataError(folder or "data", "has no sample to export the model with; see --data")
-    first = dataset[0][0]
-    if not isinstance(first, Tensor):
-        raise ConfigError(
-            "--format",
-            f"onnx needs a model of one tensor, and an input of the task is a "
-            f"{type(first).__name__}; use safetensors or torch",
-        )
-    return first.unsqueeze(0)
-
-
-def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
-    import onnx
-
-    # The exporter notes where in which file each node came from: nobody's business.
-    places: list[Any] = [graph.graph, *graph.functions]
-    for place in places:
-        for node in place.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-        for value in (
-            *place.value_info,
-            *getattr(place, "input", ()),
-            *getattr(place, "output", ()),
-        ):
-            if not isinstance(value, str):
-                del value.metadata_props[:]
-        del place.metadata_props[:]
-    for tensor in graph.graph.initializer:
-        del tensor.metadata_props[:]
-    del graph.metadata_props[:]
-    onnx.helper.set_model_props(graph, dict(properties))
-
-
-def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> Usage | None:
-    """
-    What the task says of its model; None for an own one that may not be imported here.
-
-    Raises:
-        ConfigError, DataError: The task cannot say it here.
-    """
-    if _barred(config, allow):
-        return None
-    return load(config, allow, data_dir).usage()

@@ -4,7 +4,7 @@ Who may do what on the Redis servers: users and their rules for Redis' access co
 Redis 7 has selectors: one user is given several sets of commands, each with keys of its own. 6.2 has
 not, and there a union of all commands and all keys would let a client DEL, LTRIM or SET the results
 list. So there a client is several users, one for each purpose, and its worker sends each command as
-the one whose business it is (``store/split.py``). Nobody but the operator may use admin commands.
+the one whose business it is (``store/split_users.py``). Nobody but the operator may use admin commands.
 """
 
 from __future__ import annotations

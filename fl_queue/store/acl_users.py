@@ -1,7 +1,7 @@
 """
 Redis users on both servers: made, ended, and made again where a server has forgotten them.
 
-What they may do is ``acl.py``'s. A server with an ``aclfile`` keeps its users itself (ACL SAVE).
+What they may do is ``store/acl.py``'s. A server with an ``aclfile`` keeps its users itself (ACL SAVE).
 """
 
 from __future__ import annotations

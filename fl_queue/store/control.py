@@ -2,7 +2,7 @@
 The control server: runs, rounds, receipts, history, clients and workers.
 
 Reads return frozen values; writes that decide something are Lua scripts or WATCH transactions,
-so callers may race and repeat. What RQ stores is ``dispatch.py``'s.
+so callers may race and repeat. What RQ stores is ``store/jobs/dispatch.py``'s.
 """
 
 from __future__ import annotations
@@ -461,7 +461,7 @@ class Control(Events):
         Round of the job and digest of a client's newest accepted update, where clients keep something.
 
         Args:
-            client: Or ``names.in_backup`` of one.
+            client: Or ``keyspace.in_backup`` of one.
         """
         text = cast("bytes | None", self.redis.hget(keyspace.accepted(run), client))
         found = parse_table(text) if text else None

@@ -246,7 +246,7 @@ class Data(Admission):
         Store a blob's chunks; repeating it is harmless.
 
         Args:
-            name: Of the blob: ``names.model_blob``, ``update_blob`` or ``partial_blob``.
+            name: Of the blob: ``keyspace.model_blob``, ``update_blob`` or ``partial_blob``.
             pieces: Each must stay as it is until the second one after it is asked for; with
                 ``skip_present``, until the end.
             lifetime_s: They expire after this time; None: never (models are removed when superseded).

@@ -383,7 +383,7 @@ class Presence:
     # Enrolment
 
     def enrolment(self, client: str) -> Enrolment | None:
-        """What counts of a client, see ``pins``; None when it is not enrolled. Raises ConfigError."""
+        """What counts of a client, see ``enrolment_pins``; None when it is not enrolled. Raises ConfigError."""
         text = cast("bytes | None", self.redis.hget(keyspace.ENROLLED, client))
         return self.pins.decide(client, text).enrolment
 

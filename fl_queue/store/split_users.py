@@ -2,7 +2,7 @@
 A client's users on a server without selectors: each command is sent as the one whose business it is.
 
 On such a server one user that may do all that a client needs could also destroy what others sent (see
-``acl.py``). Pipelines are always the client's own: nothing else needs one.
+``store/acl.py``). Pipelines are always the client's own: nothing else needs one.
 """
 
 from __future__ import annotations

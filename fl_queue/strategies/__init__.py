@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fl_queue.common.options import Field
 from fl_queue.common.own_modules import defines, import_own
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import BlobError, ConfigError
@@ -31,6 +32,8 @@ from fl_queue.strategies.multi_krum import MultiKrum
 from fl_queue.strategies.qfedavg import QFedAvg
 from fl_queue.strategies.scaffold import Scaffold
 from fl_queue.strategies.trimmed_mean import TrimmedMean
+
+__all__ = ["STRATEGIES", "Field", "Strategy", "get_strategy", "load_strategy"]
 
 #: Name -> class of the built-in strategies.
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -113,7 +116,7 @@ def load_strategy(
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigError(
             "aggregation.strategy",
-            f"{module} has no class {class_name} derived from fl_queue.strategies.base.Strategy",
+            f"{module} has no class {class_name} derived from fl_queue.strategies.Strategy",
         )
     if name not in allow and not defines(own, found):
         raise ConfigError(

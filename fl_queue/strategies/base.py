@@ -2,7 +2,7 @@
 What a strategy is: what clients add to their updates, what is summed, and how that becomes the next model.
 
 A strategy says so in class attributes and three methods; everything around it (blocks, buffers, the
-exact sum, state on disk) is done once, here and in ``merge.py``. After the sum everything is
+exact sum, state on disk) is done once, here and in ``aggregation/merge.py``. After the sum everything is
 ``+ - * / sqrt`` in float64, elementwise, in a fixed order, so that machines agree on every bit. No
 Redis and no torch here.
 """

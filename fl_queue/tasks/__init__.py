@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fl_queue.common.data_folder import inside
     from fl_queue.protocol.model_usage import Usage
     from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task, with_context
     from fl_queue.tasks.loading import load_task
@@ -22,6 +23,7 @@ __all__ = [
     "Task",
     "Usage",
     "evaluate",
+    "inside",
     "load_task",
     "local_sgd",
     "with_context",
@@ -34,6 +36,7 @@ _MODULES = {
     "Task": "fl_queue.tasks.base",
     "Usage": "fl_queue.protocol.model_usage",
     "evaluate": "fl_queue.training.sgd",
+    "inside": "fl_queue.common.data_folder",
     "load_task": "fl_queue.tasks.loading",
     "local_sgd": "fl_queue.training.sgd",
     "with_context": "fl_queue.tasks.base",

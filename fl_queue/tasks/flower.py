@@ -336,6 +336,6 @@ def _sums(reply: Reply) -> Sums:
 
 
 def _named(name: str) -> str:
-    """A metric's name as fl-queue has them, see ``names.is_metric``."""
+    """A metric's name as fl-queue has them, see ``identifiers.is_metric``."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:64]
     return plain if identifiers.is_metric(plain) else f"m_{plain}"[:64]

@@ -97,7 +97,7 @@ def _own(name: str, config: RunConfig, allow: Sequence[str]) -> Task:
 
 
 def barred(codes: Sequence[str], allow: Sequence[str]) -> str:
-    """The first of the codes (``catalog.own_code``) that may not be loaded; empty: all may."""
+    """The first of the codes (``task_catalog.own_code``) that may not be loaded; empty: all may."""
     allowed = _codes(allow)
     return next(
         (code for code in codes if allowed.isdisjoint((code, f"{code.partition(':')[0]}:*"))), ""

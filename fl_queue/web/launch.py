@@ -41,7 +41,7 @@ class Configs:
 
     def source(self, name: str) -> str:
         """
-        What ``config.load`` takes.
+        What ``run_config.load`` takes.
 
         Raises:
             ConfigError: There is none of that name; a path is no name.

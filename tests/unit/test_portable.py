@@ -17,7 +17,7 @@ from fl_queue.client import local_update
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.protocol.records import Manifest
-from fl_queue.reporting import model_export
+from fl_queue.tasks import export
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.model_tensors import load_arrays
@@ -78,7 +78,7 @@ def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
     task = load_task(name, run_config.load(name, overrides, {}))
     model, manifest, body = version(task)
 
-    model_export.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
+    export.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
 
     assert differ(tmp_path / "m.onnx", model, shape) < 1e-5
 
@@ -88,7 +88,7 @@ def test_its_metadata_say_how_it_is_used_and_not_where_it_was_made(tmp_path: Pat
     model, manifest, body = version(task)
     path = tmp_path / "m.onnx"
 
-    model_export.write_onnx(path, task, manifest, body, SAID)
+    export.write_onnx(path, task, manifest, body, SAID)
 
     assert differ(path, model, (784,)) < 1e-5
     said = {item.key: item.value for item in onnx.load(path).metadata_props}
@@ -141,22 +141,22 @@ def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
     model, manifest, body = version(own(Tied))
     assert manifest.aliases == {"1.weight": "0.weight"}
 
-    model_export.write_torch(tmp_path / "m.pt", manifest, body)
+    export.write_torch(tmp_path / "m.pt", manifest, body)
 
     found = torch.load(tmp_path / "m.pt", weights_only=True)
     own(Tied).build_model().load_state_dict(found, strict=True)
     assert torch.equal(found["0.weight"], model.state_dict()["0.weight"])
     assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
     with pytest.raises(DataError, match="is not a file"):
-        model_export.write_torch(Path("/dev/null"), manifest, body)
+        export.write_torch(Path("/dev/null"), manifest, body)
     with pytest.raises(DataError, match="cannot be written"):
-        model_export.write_torch(tmp_path / "m.pt" / "x", manifest, body)
+        export.write_torch(tmp_path / "m.pt" / "x", manifest, body)
 
 
 def test_a_task_without_an_example_gives_a_sample_of_its_data(tmp_path: Path) -> None:
     model, manifest, body = version(own(Tied))
 
-    model_export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+    export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
 
     assert differ(tmp_path / "m.onnx", model, (3,)) < 1e-5
 
@@ -169,7 +169,7 @@ def test_what_is_no_graph_is_said(kind: type[Task], reason: str, tmp_path: Path)
     _, manifest, body = version(own(kind))
 
     with pytest.raises(ConfigError, match=f"--format: .*{reason}.*; use safetensors or torch"):
-        model_export.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,17 +178,17 @@ def test_another_model_than_the_run_s_and_a_missing_package_are_named(
 ) -> None:
     _, manifest, body = version(own(Tied))
     with pytest.raises(ModelMismatch):
-        model_export.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript; run `pip install .*\[onnx\]\"`"):
-        model_export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
 
 
 def test_an_own_task_is_imported_only_if_it_is_let_in() -> None:
     settings = run_config.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
 
-    assert model_export.usage_of(settings, (), "") is None
+    assert export.usage_of(settings, (), "") is None
     with pytest.raises(ConfigError, match="--task-allow"):
-        model_export.load(settings, (), "")
+        export.load(settings, (), "")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        model_export.usage_of(settings, ("nothing.here:Task",), "")
+        export.usage_of(settings, ("nothing.here:Task",), "")

@@ -218,7 +218,7 @@ ELSEWHERE = {
     "fl_queue/exporters/__init__.py": "the folder that --output names",
     "fl_queue/reporting/exporters/tensorboard.py": "the folder that --output names",
     "fl_queue/starter/__init__.py": "a project of the user's own",
-    "fl_queue/tasks/partition_labels.py": "in a temporary folder, 0700, that mix.py has made",
+    "fl_queue/tasks/partition_labels.py": "in a temporary folder, 0700, that experiments/partition_preview.py has made",
     "fl_queue/models/checkpoint.py": "export, in a temporary folder, 0700",
 }
 MAKE = {"mkdir", "makedirs", "write_text", "write_bytes", "touch", "mkstemp", "copy", "copy2"}

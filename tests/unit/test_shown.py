@@ -178,11 +178,11 @@ def test_old_history_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nobody_writes_to_a_terminal_by_another_way() -> None:
-    """rich's classes are made in ``screen`` alone, and commands write by what ``cli/common.py`` has."""
+    """rich's classes are made in ``rich_console`` alone, and commands write by what ``cli/options.py`` has."""
     found = []
     for path in [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]:
         text = path.read_text("utf-8")
-        if path.name != "screen.py" and re.search(r"(?<![\w.])(Console|Table|Text)\(", text):
+        if path.name != "rich_console.py" and re.search(r"(?<![\w.])(Console|Table|Text)\(", text):
             found.append(f"{path}: makes one of rich's; ask screen")
         if path.parent.name == "cli" and path.name not in ("common.py", "completing.py"):
             calls = re.findall(r"(?:click\.echo|click\.secho|(?<![\w.])print)\(.*", text)

@@ -12,9 +12,9 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
-from fl_queue.reporting import model_export
 from fl_queue.strategies import load_strategy
 from fl_queue.strategies.fedavg import FedAvg
+from fl_queue.tasks import export
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
 
@@ -144,4 +144,4 @@ def test_own_commands_train_built_in_tasks_beside_own_ones() -> None:
     own, built_in = config_of("beans:Beans"), config_of("csv")
     assert launching.allowed([built_in]) == ()
     assert set(launching.allowed([own, built_in])) == {"beans:Beans", *TASKS}
-    assert model_export.load(config_of("mnist-3v7"), ["beans:Beans"], "")
+    assert export.load(config_of("mnist-3v7"), ["beans:Beans"], "")

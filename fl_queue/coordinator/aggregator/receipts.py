@@ -61,7 +61,7 @@ class Books:
         Write what became of an element of our round.
 
         Args:
-            who: As whose it is counted when it is refused; see ``rejected.sender``.
+            who: As whose it is counted when it is refused; see ``rejections.sender``.
             is_first: Nothing of this client has been answered yet.
         """
         has_one = client in self._people

@@ -1,7 +1,7 @@
 """
 The next version of a run: made of what was merged, on this machine's disk, and on the data server.
 
-It counts only once the commit script has named it; who calls that is ``collect``.
+It counts only once the commit script has named it; who calls that is ``collector``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 A whole run in one file, and a run made from such a file, which goes on where it was.
 
-The form of the file is ``archive.py``'s. It has no passwords and no URLs. Events, receipts and kept updates stay behind; the history has what
+The form of the file is ``coordinator/operations/backup_file.py``'s. It has no passwords and no URLs. Events, receipts and kept updates stay behind; the history has what
 decided each round. So does an open round: it is tried again under its number, with the numbers it
 drew, and the restored run has the bits of the undisturbed one.
 """

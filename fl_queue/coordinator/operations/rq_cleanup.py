@@ -57,7 +57,7 @@ def sweep_queues(store: Store, queue_names: Iterable[str]) -> None:
         kinds |= dict.fromkeys(lists, b"list") | dict.fromkeys(registries, b"zset")
         keys_of[lists[0]] = [*lists, *registries]
     _mend(connection, kinds)
-    # The jobs in a queue itself are somebody's to come; see ``watching``.
+    # The jobs in a queue itself are somebody's to come; see ``dead_jobs``.
     looked_at = [(key, kind) for key, kind in kinds.items() if key not in keys_of]
     _forget_jobs(connection, looked_at)
     store.control.forget_idle_queues(_QUEUES, keys_of)

@@ -5,7 +5,7 @@
 
 The coordinator is this function, not a process: ``start-round``, the aggregator after a commit, and
 the healer call it, race, and repeat it. Every transition is a compare-and-set. What an aggregator
-does with an open round is in ``collect.py``; who repairs what died, in ``heal.py``.
+does with an open round is in ``coordinator/aggregator/collector.py``; who repairs what died, in ``coordinator/operations/healer.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 Opening a round: who may take part, who is selected, and the jobs, in one transaction.
 
-``rounds.advance`` decides that a round is wanted; whoever races it here writes the same or nothing.
+``lifecycle.advance`` decides that a round is wanted; whoever races it here writes the same or nothing.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     cohort = sorted((*current.cohort, *chosen))
     vouched = statement_signing.with_cohort(store, run, current, cohort, _population(state, plan))
     if vouched.why_not:
-        return  # Nor is it merged: see ``vouching.check_round``.
+        return  # Nor is it merged: see ``statement_signing.check_round``.
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         key = keyspace.round_(run, current.number)
@@ -246,7 +246,7 @@ def _write_more(
 
 
 def _plan_first(state: RunState, candidates: Sequence[str], found: Eligible) -> _Plan:
-    """The making of version 0: the first who can be asked, and others after it (``makers``)."""
+    """The making of version 0: the first who can be asked, and others after it (``initialisation``)."""
     return _Plan(
         state.round + 1,
         "initialise",

@@ -1,5 +1,5 @@
 """
-Starting and continuing runs. No rounds here: ``rounds.advance`` opens them.
+Starting and continuing runs. No rounds here: ``lifecycle.advance`` opens them.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def set_state(
     Change a training run's state, if it is still as it was seen; returns whether it was.
 
     Args:
-        by: Token of the command that does it, which has to know whether it did; see ``decisions``.
+        by: Token of the command that does it, which has to know whether it did; see ``confirmed_changes``.
     """
 
     found_at = f"{store.control.now():.3f}"

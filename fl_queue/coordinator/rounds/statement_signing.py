@@ -4,7 +4,7 @@ The operator's side signs: configs when a run is begun, versions when they are c
 Redis is not believed here either: a round is signed only if its config and its model carry the operator's
 signature, and a version only if it was made from the model that its round was signed with. A run that is
 signed has no other rounds: none is opened without a signature, and none is merged whose signature is not
-there or is of something else. That a run is signed this machine remembers on its own disk (``pins``).
+there or is of something else. That a run is signed this machine remembers on its own disk (``enrolment_pins``).
 
 A run that is older than the operator's key goes on without signatures, with the reason in its events, and
 sites that hold the key refuse its rounds. A machine without the key opens no round of a run that is signed.

@@ -1,7 +1,7 @@
 """
 Codecs: bodies in fewer bytes on the wire, and back. Lossy, and still the same bits everywhere.
 
-A body is the manifest's tensors one after the other (``blob.py``); an encoded body is the same
+A body is the manifest's tensors one after the other (``protocol/message.py``); an encoded body is the same
 tensors in the same order, without gaps, each as its wire dtype has it (all little-endian):
 
     codec      parameters   one parameter of n elements is
@@ -10,13 +10,13 @@ tensors in the same order, without gaps, each as its wire dtype has it (all litt
     int8       int8x256     n + 4 * ceil(n / 256) bytes: for each block of 256 elements (the last
                             may have fewer) its scale as float32, then one int8 an element
     topk:F     topk:F       8 * ceil(F n) bytes: of each block of 2**20 elements the part F that is
-                            largest, as indices and values (``topk.py``); the rest is zero
+                            largest, as indices and values (``protocol/codecs/topk.py``); the rest is zero
 
 Buffers stay as they are in every codec. Integer buffers are counters, of which the maximum counts;
 float buffers are statistics such as BatchNorm's: a rounded variance is an error in every later
 forward pass that no training corrects, and they are too few to save anything.
 
-int8 rounds at random (``int8.py``): the random number of an element is a function of the seed, the
+int8 rounds at random (``protocol/codecs/int8.py``): the random number of an element is a function of the seed, the
 tensor's name and the element's index, so any machine, with or without numba, in pieces or at once,
 makes the same bytes.
 
@@ -83,7 +83,7 @@ def wire_dtype(codec: str, spec: TensorSpec) -> str:
 
 def entries(codec: str, manifest: Manifest) -> tuple[TensorEntry, ...]:
     """
-    The layout of an encoded body, as a header carries it; with float32 that of ``blob.entries``.
+    The layout of an encoded body, as a header carries it; with float32 that of ``message.entries``.
 
     Raises:
         BlobError: No such codec.
@@ -152,7 +152,7 @@ def encode(codec: str, manifest: Manifest, body: Bytes, seed: int) -> bytearray:
     Args:
         codec: One of ``CODECS``.
         manifest: The body's tensors.
-        body: As ``blob.encode_body`` lays it out; not modified.
+        body: As ``message.encode_body`` lays it out; not modified.
         seed: Decides how int8 rounds; one for each update, and the same when it is made again.
 
     Raises:

@@ -44,7 +44,7 @@ class Server:
 
     Args:
         role: Decides what it keeps on disk.
-        binary: As ``serverbinary.find_server`` finds it.
+        binary: As ``server_binary.find_server`` finds it.
         folder: Of its config, users, log and append-only file.
         socket: Unix socket it listens on.
         port: On loopback, besides; 0: none.

@@ -1,5 +1,5 @@
 """
-The RQ boundary: how a job is published and replaced, and what became of it. Whether it is dead: ``watching``.
+The RQ boundary: how a job is published and replaced, and what became of it. Whether it is dead: ``dead_jobs``.
 
 RQ's own retries, callbacks, maintenance and pickling are not used: a job is a whitelisted function
 with a run id and a number, published once under an id that is never used again, and replaced by a
@@ -39,7 +39,7 @@ class Ticket:
 
     Args:
         who: Client id, group of a simulation, ``aggregator`` or ``evaluator``.
-        function: One of those of its queue; see ``jobs``.
+        function: One of those of its queue; see ``rq_types``.
         queue: RQ queue.
         run: Run id.
         number: Round, or version for an evaluation.
@@ -120,7 +120,7 @@ def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = Fal
         result_ttl=0 if ticket.function == EVALUATE else RESULT_TTL_S,
         failure_ttl=RESULT_TTL_S,
         description=f"{ticket.function.rsplit('.', 1)[-1]} {ticket.run} {ticket.number}",
-        # A run that has just committed goes on where its worker is; see ``turns`` for the others.
+        # A run that has just committed goes on where its worker is; see ``scheduling`` for the others.
         at_front=ticket.function == AGGREGATE and not again,
         pipeline=pipe,
     )
@@ -209,7 +209,7 @@ def forget_all(store: Store, tickets: Iterable[Ticket]) -> None:
         with connection.pipeline(transaction=False) as pipe:
             for ticket in batch:
                 _forget(pipe, ticket, executions.get(ticket.job, ()), connection)
-            # A key of another type stops nothing: the others are removed, and ``tidying`` removes that one.
+            # A key of another type stops nothing: the others are removed, and ``rq_cleanup`` removes that one.
             pipe.execute(raise_on_error=False)
 
 
