@@ -27,12 +27,12 @@ RUN = "demo-abc123"
 FETCH = """
 import sys
 from pathlib import Path
-from fl_queue import cache
+from fl_queue.models import host_cache
 from fl_queue.store import Store
 url, blob_url, folder, run, digest, nbytes, chunk = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-body = cache.fetch(Store(url, blob_url), Path(folder), run, digest, int(nbytes), int(chunk))
+body = host_cache.fetch(Store(url, blob_url), Path(folder), run, digest, int(nbytes), int(chunk))
 print(len(body.view))
 """
 

@@ -128,8 +128,9 @@ def test_a_body_of_another_size_is_not_written(tmp_path: Path) -> None:
 WRITE_WITH_LITTLE_ROOM = """
 import resource, sys
 from pathlib import Path
-from fl_queue import blob, checkpoint, models
 from fl_queue.errors import CheckpointError
+from fl_queue.models import checkpoint
+from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 manifest = Manifest((TensorSpec("w", (250_000,), "parameter"),))
 body = bytes(manifest.nbytes)
@@ -138,7 +139,7 @@ folder = Path(sys.argv[1])
 def export():
     checkpoint.export(body, manifest, folder / "old.safetensors", {})
 def write():
-    checkpoint.write(folder, blob.body_digest(body), manifest, body, {})
+    checkpoint.write(folder, message.body_digest(body), manifest, body, {})
 for act in (write, export):
     try:
         act()

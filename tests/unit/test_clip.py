@@ -194,8 +194,8 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
         added.append(alone.add(header, body))
     common = Header(kind="group", run="many-3f2a9c", round=1, client="group-0")
     header, body = made.element(common)
-    groups.group.check(header, groups.ROUND, changed)
-    groups.group.add(header, body, together)
+    groups.group_sum.check(header, groups.ROUND, changed)
+    groups.group_sum.add(header, body, together)
 
     assert groups.bits(together) == groups.bits(alone)
     assert [alone.added(m.weight, m.norm) for m in header.members] == added

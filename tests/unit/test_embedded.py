@@ -174,8 +174,8 @@ def test_servers_die_with_a_killed_starter_and_the_folder_is_free_at_once(
     tmp_path: Path, server: Path
 ) -> None:
     code = (
-        "import sys, pathlib; from fl_queue import embedded, redisserver\n"
-        "s = embedded.start(pathlib.Path(sys.argv[1]), server=pathlib.Path(sys.argv[2]))\n"
+        "import sys, pathlib; from fl_queue.store.embedded import server_pair\n"
+        "s = server_pair.start(pathlib.Path(sys.argv[1]), server=pathlib.Path(sys.argv[2]))\n"
         "print(*s.pids.values(), flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(server)]
@@ -451,11 +451,11 @@ def test_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPa
 def test_ordinary_user_can_start_them(tmp_path: Path, server: Path) -> None:
     # pytest's folders are root's alone, so the other user gets one of its own.
     code = (
-        "import os, sys, tempfile, pathlib; from fl_queue import embedded, redisserver\n"
+        "import os, sys, tempfile, pathlib; from fl_queue.store.embedded import redis_server, server_pair\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
-        "    with embedded.start(pathlib.Path(folder), server=pathlib.Path(sys.argv[1])) as s:\n"
-        "        print(os.stat(f'/proc/{s.pids[\"data\"]}').st_uid, redisserver.answers(s.url))\n"
+        "    with server_pair.start(pathlib.Path(folder), server=pathlib.Path(sys.argv[1])) as s:\n"
+        "        print(os.stat(f'/proc/{s.pids[\"data\"]}').st_uid, redis_server.answers(s.url))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(server)], capture_output=True, text=True, check=False

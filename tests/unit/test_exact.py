@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fl_queue
 from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales
@@ -316,9 +317,9 @@ def test_without_a_folder_to_cache_in_the_kernels_are_compiled(tmp_path: Path) -
     # A file in the place of every cache folder: nobody can write there, root included.
     package = tmp_path / "fl_queue"
     shutil.copytree(
-        Path(exact_sum.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*")
+        Path(fl_queue.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*")
     )
-    (package / "__pycache__").write_text("")
+    (package / "aggregation/__pycache__").write_text("")
     (tmp_path / "no-folder").write_text("")
     nowhere = str(tmp_path / "no-folder")
     found, log = sum_in_a_process(

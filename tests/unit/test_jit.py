@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fl_queue.protocol.codecs import int8
+import fl_queue
 
 QUANTISE_IN_A_PROCESS = """
 import sys, logging
@@ -17,7 +17,7 @@ if "without numba" in sys.argv:
     sys.modules["numba"] = None
 import hashlib
 import numpy as np
-from fl_queue import int8
+from fl_queue.protocol.codecs import int8
 assert "numba.core" not in sys.modules
 int8.warm_up()
 values = np.random.default_rng(3).standard_normal(99999).astype(np.float32)
@@ -54,8 +54,10 @@ def test_without_numba_the_bits_are_the_same() -> None:
 def test_without_a_folder_to_cache_in_the_loops_are_compiled(tmp_path: Path) -> None:
     # A file in the place of every cache folder: nobody can write there, root included.
     package = tmp_path / "fl_queue"
-    shutil.copytree(Path(int8.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
-    (package / "__pycache__").write_text("")
+    shutil.copytree(
+        Path(fl_queue.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*")
+    )
+    (package / "protocol/codecs/__pycache__").write_text("")
     (tmp_path / "no-folder").write_text("")
     nowhere = str(tmp_path / "no-folder")
     found, log = in_a_process(

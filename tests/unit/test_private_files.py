@@ -120,11 +120,12 @@ def test_a_neighbour_cannot_open_credentials_while_they_are_written(
 
 
 def open_to_all(folder: Path) -> Path:
-    """A folder in which every account may look around."""
+    """A folder in which every account may look around and write, as /tmp: files of others stay theirs."""
     for each in (folder, folder.parent, folder.parent.parent):
         each.chmod(0o755)
     made = folder / "shared"
-    made.mkdir(0o777)
+    made.mkdir()
+    made.chmod(0o1777)
     return made
 
 
@@ -215,9 +216,9 @@ ELSEWHERE = {
     "fl_queue/common/files.py": "is what all others call",
     "fl_queue/common/failpoints.py": "for tests alone",
     "fl_queue/experiments/demo.py": "the folder that --output names",
-    "fl_queue/exporters/__init__.py": "the folder that --output names",
+    "fl_queue/reporting/exporters/__init__.py": "the folder that --output names",
     "fl_queue/reporting/exporters/tensorboard.py": "the folder that --output names",
-    "fl_queue/starter/__init__.py": "a project of the user's own",
+    "fl_queue/cli/starter/__init__.py": "a project of the user's own",
     "fl_queue/tasks/partition_labels.py": "in a temporary folder, 0700, that experiments/partition_preview.py has made",
     "fl_queue/models/checkpoint.py": "export, in a temporary folder, 0700",
 }

@@ -77,7 +77,7 @@ def test_what_is_no_key_is_known(text: str) -> None:
 
 def test_what_signs_is_loaded_when_a_worker_says_so_and_no_sooner() -> None:
     code = (
-        "import sys; from fl_queue import signing; before = 'cryptography' in sys.modules;"
+        "import sys; from fl_queue.protocol import signing; before = 'cryptography' in sys.modules;"
         "signing.preload(); loaded = set(sys.modules); signing.new_key();"
         "print(before, [name for name in set(sys.modules) - loaded if 'cryptography' in name])"
     )

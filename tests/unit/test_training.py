@@ -597,8 +597,8 @@ def test_local_sgd_does_not_import_the_compiler():
 import sys
 from torch import nn, tensor
 from torch.utils.data import TensorDataset
-from fl_queue import reproducible, sgd
-reproducible.preload()
+from fl_queue.training import determinism, sgd
+determinism.preload()
 data = TensorDataset(tensor([[1.0], [2.0]]), tensor([[1.0], [2.0]]))
 sgd.local_sgd(nn.Linear(1, 1), data, nn.functional.mse_loss, seed=1, epochs=1, batch_size=1, learning_rate=0.1)
 assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor."))]
