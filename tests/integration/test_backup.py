@@ -321,7 +321,7 @@ def test_a_backup_that_cannot_be_written_says_so(
 def rewritten(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change ``run.json`` of a backup; what is returned, if anything, takes its place."""
     with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in backup_file.namelist()}
+        entries = {name: archive.read(name) for name in archive.namelist()}
     raw = json.loads(entries["run.json"])
     text = change(raw)
     entries["run.json"] = text if isinstance(text, bytes) else json.dumps(raw).encode()
@@ -462,7 +462,7 @@ def test_an_entry_that_claims_more_than_the_file_has_is_refused(store: Store, fi
 
 def test_a_model_of_another_digest_is_refused(store: Store, file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in backup_file.namelist()}
+        entries = {name: archive.read(name) for name in archive.namelist()}
     first, second = (f"{DIGESTS[version]}.safetensors" for version in (BEST, NEWEST))
     entries[second] = entries[first]
     with zipfile.ZipFile(file, "w") as archive:

@@ -198,7 +198,7 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
     control = store.control.redis
     manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
     control.set(keyspace.manifest(run), manifest.to_json())
-    newest = healer.scores.WAITING_KEPT
+    newest = healer.retention.WAITING_KEPT
     for version in range(newest + 1):
         control.hset(
             keyspace.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
