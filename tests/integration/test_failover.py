@@ -83,7 +83,8 @@ def go_through(
         way(watched, pair)
     os.kill(pid, signal.SIGCONT)
 
-    assert federation.finish(run, 200).state == "completed"
+    state = federation.finish(run, 200)
+    assert (state.state, state.reason, state.left_out) == ("completed", "", {})
     committed = federation.committed(run)
     assert [sorted(record.accepted) for record in committed] == [["site-1", "site-2"]] * 2
     assert federation.free(run) == calm
@@ -157,6 +158,7 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
     ):  # Its worker may have ended it: there is no round 2 any more.
         os.kill(pid, signal.SIGCONT)
 
-    assert federation.finish(run, 200).state == "completed"
+    state = federation.finish(run, 200)
+    assert (state.state, state.reason, state.left_out) == ("completed", "", {})
     assert [record.round for record in federation.committed(run)] == [1, 2]
     assert federation.free(run) == calm
