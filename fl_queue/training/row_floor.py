@@ -21,7 +21,7 @@ COUNTS = 1e-3
 
 def check_batch(fewest: int, batch_size: int, accumulate: int) -> None:
     """
-    Whether the steps that a config asks for are of enough rows.
+    Refuse a config whose steps are of too few rows.
 
     Args:
         fewest: What the site allows; 1: anything.
@@ -40,7 +40,7 @@ def check_batch(fewest: int, batch_size: int, accumulate: int) -> None:
 
 def check_pull(learning_rate: float, weight_decay: float, proximal: float) -> None:
     """
-    Whether the steps that a config asks for keep something of the steps before them.
+    Refuse a config whose steps forget those before them.
 
     Raises:
         ConfigError: One step replaces the model.
@@ -124,7 +124,7 @@ class Parts:
 
     def check(self, fewest: int) -> None:
         """
-        Whether the update shows as many rows as the site wants.
+        Refuse to send an update that shows fewer rows than the site wants.
 
         Raises:
             UpdateWithheld: It shows fewer. The next round's update may show enough, so nothing lasting is said.
