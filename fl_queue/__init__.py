@@ -6,10 +6,10 @@ What is public: the names below, and the modules ``tasks``, ``strategies``, ``er
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fl_queue._version import __version__
+from fl_queue.common.lazy import lazy
 
 if TYPE_CHECKING:
     from fl_queue.config.run_config import load as load_config
@@ -19,17 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "load_config", "train_baseline", "try_task"]
 
-_LAZY = {
-    "Run": ("fl_queue.run", "Run"),
-    "load_config": ("fl_queue.config.run_config", "load"),
-    "train_baseline": ("fl_queue.experiments.baseline_training", "train"),
-    "try_task": ("fl_queue.experiments.trial", "try_task"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy: every process imports this package, and importing Run would slow down worker restarts.
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _LAZY[name]
-    return getattr(importlib.import_module(module), attribute)
+# Lazy: every process imports this package, and importing Run would slow down worker restarts.
+__getattr__ = lazy(
+    __name__,
+    {
+        "Run": "fl_queue.run:Run",
+        "load_config": "fl_queue.config.run_config:load",
+        "train_baseline": "fl_queue.experiments.baseline_training:train",
+        "try_task": "fl_queue.experiments.trial:try_task",
+    },
+)

@@ -91,6 +91,25 @@ def test_every_module_says_what_it_is() -> None:
     assert silent == []
 
 
+def test_what_begins_with_whether_answers() -> None:
+    """A function that raises instead says so: Refuse ..., Raise ..."""
+    files = [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
+    functions = [
+        (path.name, node)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and (ast.get_docstring(node) or "").startswith("Whether")
+    ]
+
+    assert len(functions) > 50
+    assert [
+        (name, node.name)
+        for name, node in functions
+        if ast.unparse(node.returns or ast.Constant(None)) == "None"
+    ] == []
+
+
 def test_links_in_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
+from fl_queue.protocol.arrays import Float32s, Float64s, Int64s
 
 #: Fractional bits of the smallest float32.
 _LAST = 149
@@ -40,7 +39,7 @@ def count(s: int, digit: int) -> int:
     return -(-(_LAST - s) // digit) if digit else 0
 
 
-def add(totals: Int64s, values: npt.NDArray[np.float32], weight: int, s: int, digit: int) -> None:
+def add(totals: Int64s, values: Float32s, weight: int, s: int, digit: int) -> None:
     """
     Add an update's digits.
 
@@ -63,7 +62,7 @@ def add(totals: Int64s, values: npt.NDArray[np.float32], weight: int, s: int, di
         total += whole.astype(np.int64) * weight
 
 
-def mean(totals: Int64s, divisor: int, s: int, digit: int) -> npt.NDArray[np.float64]:
+def mean(totals: Int64s, divisor: int, s: int, digit: int) -> Float64s:
     """What the digits add to a mean. Args: as of ``add``."""
     found = np.zeros(totals.shape[1])
     # The smallest first, one rounding each, so that every machine gets the same bits.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fl_queue import metrics
 from fl_queue.aggregation import clipping, rebase
-from fl_queue.aggregation.exact_sum import ExactSum, sum_manifest
+from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.staleness import Discount
 from fl_queue.aggregation.update_matrix import Gathered
@@ -125,8 +125,8 @@ class Merge:
 
     @property
     def layout(self) -> Manifest:
-        """The tensors of a sum of such updates."""
-        return sum_manifest(self.sent, self.total.scales)
+        """The tensors of the sum's body, where there is a sum."""
+        return self.total.layout
 
     @property
     def is_resumable(self) -> bool:

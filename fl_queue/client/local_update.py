@@ -312,7 +312,7 @@ def train_update(
 
 
 def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
-    """Whether a freshly built model shares and trains what the run's does."""
+    """Raises ModelMismatch if a freshly built model shares or trains other tensors than the run's."""
     check_private(model, manifest, task.config.model["private"])
     check_frozen(model, manifest)
 

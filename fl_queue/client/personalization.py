@@ -82,7 +82,7 @@ def private_names(model: nn.Module, manifest: Manifest, patterns: Sequence[str])
 
 def check_private(model: nn.Module, manifest: Manifest, patterns: Sequence[str]) -> None:
     """
-    Whether a run shares only what this client's config lets it share.
+    Refuse a run that shares other tensors than this client's config lets it share.
 
     Raises:
         ModelMismatch: The run's record and the config disagree; names a tensor.

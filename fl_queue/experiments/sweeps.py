@@ -113,7 +113,7 @@ def _label(setting: str) -> str:
 
 def check(store: Store, wanted: Sequence[Member]) -> None:
     """
-    Whether runs of these names, where there are some, are those of the sweep.
+    Refuse a sweep of which a run's name belongs to a run with another config.
 
     Raises:
         ConfigError: One has another config; names the field.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.protocol.message import Tensor
 from fl_queue.protocol.records import TensorSpec
 
+#: Of any type.
+Tensor = npt.NDArray[Any]
+Octets = npt.NDArray[np.uint8]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]

@@ -22,16 +22,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
 from fl_queue.errors import BlobError
+from fl_queue.protocol.arrays import Tensor as Tensor
 from fl_queue.protocol.header import MAX_HEADER_BYTES, Header, TensorEntry, packed, unpacked
 from fl_queue.protocol.header import chunk_count as chunk_count
 from fl_queue.protocol.records import Manifest, TensorSpec
 
 Bytes = bytes | bytearray | memoryview
-Tensor = npt.NDArray[Any]
 
 MAGIC = b"FLQ1"
 _PREFIX_BYTES = len(MAGIC) + 8

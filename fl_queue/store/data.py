@@ -290,7 +290,7 @@ class Data(Admission):
 
     def check_chunks(self, name: str, nbytes: int, chunk_bytes: int) -> None:
         """
-        Whether a blob of ``nbytes`` is there, by the lengths of its chunks; none is read.
+        Raise unless a blob of ``nbytes`` is there, by the lengths of its chunks; none is read.
 
         Raises:
             ChunksMissing: A chunk is not there, or has another length than it should.

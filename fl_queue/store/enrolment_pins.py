@@ -125,7 +125,7 @@ class Pins:
         found = _parsed(raw) if raw is not None else None
         if pinned is None and not self.are_kept:
             return Ruling(found, "" if found or raw is None else "it cannot be read")
-        is_signed = found is not None and self._is_signed(client, found)
+        is_signed = found is not None and self.is_signed(client, found)
         if pinned is None:
             return Ruling(found) if is_signed or raw is None else Ruling(None, _refused(found))
         pin = self._parsed_pin(client, pinned)
@@ -150,14 +150,14 @@ class Pins:
 
     def is_signed(self, client: str, enrolment: Enrolment) -> bool:
         """Whether the operator has signed an enrolment, now or earlier. Raises ConfigError."""
-        return self._is_signed(client, enrolment)
+        return self.key is not None and _verified(client, enrolment.to_json(), self.key.public)
 
     def unsigned(self, client: str, raw: bytes) -> Enrolment | None:
         """An entry that is neither pinned nor signed with the key of this machine; None of others, and of garbage."""
         found = _parsed(raw)
         if found is None or self._read(client) is not None:
             return None
-        return None if not self.lacks_key and self._is_signed(client, found) else found
+        return None if not self.lacks_key and self.is_signed(client, found) else found
 
     # Writing
 
@@ -315,9 +315,6 @@ class Pins:
                 f"{self._path(client)} is damaged; put back a copy of it, or enrol {client} anew",
             )
         return found
-
-    def _is_signed(self, client: str, enrolment: Enrolment) -> bool:
-        return self.key is not None and _verified(client, enrolment.to_json(), self.key.public)
 
 
 def _refused(found: Enrolment | None) -> str:

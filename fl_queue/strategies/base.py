@@ -483,7 +483,7 @@ def client_layouts(
 
 def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:
     """
-    Whether an update has the numbers that the strategy wants, and no other.
+    Refuse an update that has other numbers than the strategy wants.
 
     Raises:
         BlobError: Names the scalar.

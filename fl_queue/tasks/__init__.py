@@ -6,8 +6,9 @@ Tasks import torch, so the names below are imported when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fl_queue.common.lazy import lazy
 
 if TYPE_CHECKING:
     from fl_queue.common.data_folder import inside
@@ -29,21 +30,18 @@ __all__ = [
     "with_context",
 ]
 
-_MODULES = {
-    "ClientContext": "fl_queue.tasks.base",
-    "ClientData": "fl_queue.tasks.base",
-    "OnEpoch": "fl_queue.tasks.base",
-    "Task": "fl_queue.tasks.base",
-    "Usage": "fl_queue.protocol.model_usage",
-    "evaluate": "fl_queue.training.sgd",
-    "inside": "fl_queue.common.data_folder",
-    "load_task": "fl_queue.tasks.loading",
-    "local_sgd": "fl_queue.training.sgd",
-    "with_context": "fl_queue.tasks.base",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "ClientContext": "fl_queue.tasks.base:ClientContext",
+        "ClientData": "fl_queue.tasks.base:ClientData",
+        "OnEpoch": "fl_queue.tasks.base:OnEpoch",
+        "Task": "fl_queue.tasks.base:Task",
+        "Usage": "fl_queue.protocol.model_usage:Usage",
+        "evaluate": "fl_queue.training.sgd:evaluate",
+        "inside": "fl_queue.common.data_folder:inside",
+        "load_task": "fl_queue.tasks.loading:load_task",
+        "local_sgd": "fl_queue.training.sgd:local_sgd",
+        "with_context": "fl_queue.tasks.base:with_context",
+    },
+)

@@ -110,7 +110,7 @@ def _codes(allow: Sequence[str]) -> set[str]:
 
 
 def _check_defined(code: str, module: ModuleType, found: Any, allow: Sequence[str]) -> None:
-    """Whether what a module has of a name is what is allowed: ``module:*`` means what it defines."""
+    """Raises ConfigError if a module only imported what it has of a name: ``module:*`` means what it defines."""
     if code not in _codes(allow) and not defines(module, found):
         raise ConfigError(
             "run.task",

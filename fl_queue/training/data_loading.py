@@ -119,14 +119,14 @@ def pair(batch: Any) -> tuple[Any, Any]:
     return inputs[0] if len(inputs) == 1 else tuple(inputs), target
 
 
-def moved(value: Any, device: str) -> Any:
+def to_device(value: Any, device: str) -> Any:
     """The same on a device: tensors in maps, lists and tuples, too; what has no ``to`` as it is."""
     if callable(getattr(value, "to", None)):  # A tensor, a packed sequence, what a tokenizer gives.
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: moved(one, device) for key, one in value.items()}
+        return {key: to_device(one, device) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return tuple(moved(one, device) for one in value)
+        return tuple(to_device(one, device) for one in value)
     return value
 
 

@@ -53,7 +53,7 @@ def manifest_of(model: nn.Module) -> Manifest:
 
 def check_frozen(model: nn.Module, manifest: Manifest) -> None:
     """
-    Whether a freshly built model trains what the run's trains.
+    Refuse a freshly built model that trains other parameters than the run's.
 
     Raises:
         ModelMismatch: It does not; names a parameter.
@@ -69,7 +69,7 @@ def check_frozen(model: nn.Module, manifest: Manifest) -> None:
 
 def check_unchanged(model: nn.Module, manifest: Manifest, base: Mapping[str, NDArray[Any]]) -> None:
     """
-    Whether training has left alone what is frozen; what it did there would be lost, as nothing of it is sent.
+    Refuse a training that changed what is frozen: that would be lost, as nothing of it is sent.
 
     Args:
         base: Arrays the model was loaded with.

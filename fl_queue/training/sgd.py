@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.training.classification import Scoring, loss_sums
-from fl_queue.training.data_loading import Collate, Reading, call, load, moved, pair, seed_torch
+from fl_queue.training.data_loading import Collate, Reading, call, load, pair, seed_torch, to_device
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.row_floor import Parts, check_batch, check_pull
 
@@ -139,9 +139,9 @@ def local_sgd(
         into_training(model)
         drawn = torch.randperm(count, generator=order)
         reading = Reading(seed, epoch, loader_workers, collate)
-        batches = _batches(dataset, drawn, cuts, device, reading)
-        rows = iter(drawn.tensor_split(cuts[:-1]))
-        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, rows)
+        chunks = _cut(drawn, cuts)
+        batches = _batches(dataset, chunks, device, reading)
+        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, iter(chunks))
         after_epoch(epoch)
     if optimizer.parts is not None:
         optimizer.parts.check(fewest)
@@ -248,12 +248,12 @@ class _SGD:
         """Update every parameter that has a gradient."""
         if self.rule is not None:
             self.rule.steps += 1
-        factor: Tensor | float = 1.0
+        norm = None
         if self.clip_norm:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-            factor = (self.clip_norm / (norm + _TINY)).clamp(max=1.0)
         if self.parts is not None:
-            self.parts.stepped(factor)
+            clipped = 1.0 if norm is None else (self.clip_norm / (norm + _TINY)).clamp(max=1.0)
+            self.parts.stepped(clipped)
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
@@ -310,7 +310,7 @@ def evaluate(
     with torch.no_grad():
         reading = Reading(workers=loader_workers, collate=collate)
         sizes = [end - start for start, end in pairwise([0, *cuts])]
-        batches = _batches(dataset, torch.arange(count), cuts, device, reading)
+        batches = _batches(dataset, _cut(torch.arange(count), cuts), device, reading)
         for size, (inputs, target) in zip(sizes, batches, strict=True):
             output = call(model, inputs)
             parts.append(scoring.sums(output, target, float(loss(output, target)), size))
@@ -394,11 +394,15 @@ def _cuts(count: int, batch_size: int) -> list[int]:
     return [*range(batch_size, count, batch_size), count] if count else []
 
 
+def _cut(order: Tensor, cuts: list[int]) -> list[Tensor]:
+    """The indices of each batch: ``order`` (N,), cut where ``cuts`` says."""
+    return [order[start:end] for start, end in pairwise([0, *cuts])]
+
+
 def _batches(
-    dataset: Samples, order: Tensor, cuts: list[int], device: str, reading: Reading
+    dataset: Samples, chunks: Sequence[Tensor], device: str, reading: Reading
 ) -> Iterator[tuple[Any, Any]]:
-    """Batches of the samples in ``order`` (N,), cut where ``cuts`` says, on ``device``."""
-    chunks = [order[start:end] for start, end in pairwise([0, *cuts])]
+    """Batches of the samples whose indices each chunk has, on ``device``."""
     # A subclass may give other samples than its tensors hold: normalised, or turned.
     if type(dataset) is TensorDataset and len(dataset.tensors) > 1 and reading.collate is None:
         tensors = [tensor.to(device) for tensor in dataset.tensors]
@@ -408,7 +412,7 @@ def _batches(
         return
     for batch in load(dataset, [chunk.tolist() for chunk in chunks], reading):
         inputs, target = pair(batch)
-        yield moved(inputs, device), moved(target, device)
+        yield to_device(inputs, device), to_device(target, device)
 
 
 def joined(datasets: Sequence[Samples]) -> Samples:

@@ -32,11 +32,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import BlobError
 from fl_queue.protocol import message
+from fl_queue.protocol.arrays import Octets
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.header import CODECS, Header, TensorEntry, is_codec, wire_nbytes
 from fl_queue.protocol.message import Bytes, Tensor
@@ -45,7 +45,6 @@ from fl_queue.protocol.records import DTYPES, Manifest, TensorSpec
 #: A piece that is decoded alone begins at a multiple of it, whatever the codec.
 BLOCK = int8.BLOCK
 
-_Octets = npt.NDArray[np.uint8]
 
 #: Codec -> wire dtype of a parameter.
 _WIRE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8x256"}
@@ -324,14 +323,14 @@ def decode_tensor(
     _DECODERS[dtype](np.ndarray((end - first,), np.uint8, encoded, first), out)
 
 
-def _encode_into(dtype: str, values: Tensor, out: _Octets, start: int, key: int) -> None:
+def _encode_into(dtype: str, values: Tensor, out: Octets, start: int, key: int) -> None:
     if topk.is_name(dtype):
         topk.encode(dtype, values, out)
     else:
         _ENCODERS[dtype](values, out, start, key)
 
 
-def _octets(encoded: Bytes) -> _Octets:
+def _octets(encoded: Bytes) -> Octets:
     return np.frombuffer(encoded, np.uint8)
 
 
@@ -361,15 +360,15 @@ def _numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
 # --- as it is, and bfloat16
 
 
-def _plain_encode(values: Tensor, out: _Octets, start: int, key: int) -> None:
+def _plain_encode(values: Tensor, out: Octets, start: int, key: int) -> None:
     out[...] = values.view(np.uint8)
 
 
-def _plain_decode(encoded: _Octets, out: Tensor) -> None:
+def _plain_decode(encoded: Octets, out: Tensor) -> None:
     out.view(np.uint8)[...] = encoded
 
 
-def _bfloat16_encode(values: Tensor, out: _Octets, start: int, key: int) -> None:
+def _bfloat16_encode(values: Tensor, out: Octets, start: int, key: int) -> None:
     bits, halves = values.view(np.uint32), out.view(np.uint16)
     for at in range(0, bits.size, _NUMPY_ELEMENTS):
         block = bits[at : at + _NUMPY_ELEMENTS]
@@ -386,7 +385,7 @@ def _bfloat16_encode(values: Tensor, out: _Octets, start: int, key: int) -> None
         halves[at : at + _NUMPY_ELEMENTS] = rounded
 
 
-def _bfloat16_decode(encoded: _Octets, out: Tensor) -> None:
+def _bfloat16_decode(encoded: Octets, out: Tensor) -> None:
     bits, halves = out.view(np.uint32), encoded.view(np.uint16)
     for at in range(0, bits.size, _NUMPY_ELEMENTS):
         block = bits[at : at + _NUMPY_ELEMENTS]
@@ -394,13 +393,13 @@ def _bfloat16_decode(encoded: _Octets, out: Tensor) -> None:
         block <<= 16
 
 
-_ENCODERS: dict[str, Callable[[Tensor, _Octets, int, int], None]] = {
+_ENCODERS: dict[str, Callable[[Tensor, Octets, int, int], None]] = {
     "float32": _plain_encode,
     "int64": _plain_encode,
     "bfloat16": _bfloat16_encode,
     "int8x256": int8.quantise,
 }
-_DECODERS: dict[str, Callable[[_Octets, Tensor], None]] = {
+_DECODERS: dict[str, Callable[[Octets, Tensor], None]] = {
     "float32": _plain_decode,
     "int64": _plain_decode,
     "bfloat16": _bfloat16_decode,

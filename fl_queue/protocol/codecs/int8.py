@@ -21,17 +21,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fl_queue.common import jit
+from fl_queue.protocol.arrays import Float32s, Octets
 
 #: Elements that share a scale.
 BLOCK = 256
 #: With fewer elements a process is done before it has imported numba.
 WORTH_COMPILING = 8_000_000
 
-Float32s = npt.NDArray[np.float32]
-Octets = npt.NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
 

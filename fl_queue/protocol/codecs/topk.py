@@ -25,14 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_queue.errors import BlobError
+from fl_queue.protocol.arrays import Float32s, Octets
 
 #: Elements that are looked at together; a piece that is encoded alone begins at a multiple of it.
 BLOCK = 1 << 20
 #: The smallest fraction that a name can hold.
 LEAST = 1e-6
 
-Float32s = npt.NDArray[np.float32]
-Octets = npt.NDArray[np.uint8]
 
 _NAME = re.compile(r"topk:(1|0\.[0-9]{0,5}[1-9])")
 _ENTRY_BYTES = 8
@@ -88,7 +87,7 @@ def largest(values: Float32s, count: int) -> npt.NDArray[np.int64]:
 
 def check(name: str, size: int, encoded: Octets) -> None:
     """
-    Whether the indices of a whole tensor are those of its blocks.
+    Refuse a tensor whose indices are not those of its blocks.
 
     Args:
         name: The codec.
