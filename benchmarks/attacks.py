@@ -31,7 +31,7 @@ from benchmarks.attackers import ATTACKS, CLIENTS, HOSTILE, SENT, Arrays, Round
 from benchmarks.federation import ROOT
 from benchmarks.table import markdown
 from fl_queue import metrics
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client import local_update
 from fl_queue.config import run_config
@@ -171,7 +171,7 @@ def merged(
     """The next version, as an aggregator makes it: what is beyond the limits is rejected."""
     limits = {"parameter": loaded.aggregation["limit"]}
     scales: Mapping[str, Sequence[float]] = choose_scales(len(updates), 1, limits)
-    merge = Merge.of_round(manifest, loaded, scales, 1)
+    merge = UpdateMerger.of_round(manifest, loaded, scales, 1)
     for index, update in enumerate(updates):
         body = message.encode_body(manifest, update)
         header = Header(

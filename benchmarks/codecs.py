@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from benchmarks.federation import ROOT, Federation, servers
 from benchmarks.table import markdown, spread
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common.own_modules import python_command
 from fl_queue.models import retention
 from fl_queue.store import Store
@@ -133,7 +133,7 @@ class Linked(Federation):
             return
         link = self.links[name] = Link(self.redis.url, BYTES_PER_S).__enter__()
         folder = self.redis.state_dir / name
-        site = Site(
+        site = WorkerSettings(
             link.url, "", folder, name, allow=("benchmarks.trivial:*", "mnist"), min_examples=1
         )
         command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from benchmarks.table import markdown, median
 from fl_queue.aggregation import exact_sum
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config.run_config import load
 from fl_queue.protocol import message
@@ -39,7 +39,7 @@ class Subject:
         specs = (TensorSpec(f"w{i}", (size // TENSORS,), "parameter") for i in range(TENSORS))
         manifest = Manifest(tuple(specs))
         scales = choose_scales(UPDATES, W_MAX, {"parameter": 64.0, "float_buffer": 64.0})
-        self.merge = Merge(manifest, load(None, environ={}).aggregation, scales, W_MAX)
+        self.merge = UpdateMerger(manifest, load(None, environ={}).aggregation, scales, W_MAX)
         self.update = np.random.default_rng(1).normal(0, 0.01, size).astype(np.float32)
         self.body = self.update.data.cast("B")
         self.tensors = message.views(manifest, self.body)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common.own_modules import python_command
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -101,8 +101,10 @@ class Federation:
     def _stop_servers(self) -> None:
         self.redis.stop()
 
-    def _site(self, client: str, folder: Path) -> Site:
-        return Site(self.url, self.blob_url, folder, client, allow=ALLOWED, min_examples=1)
+    def _site(self, client: str, folder: Path) -> WorkerSettings:
+        return WorkerSettings(
+            self.url, self.blob_url, folder, client, allow=ALLOWED, min_examples=1
+        )
 
     def _start(self, name: str, role: str) -> None:
         client = name if role == "client" else ""

@@ -174,7 +174,7 @@ class Flower:
     ) -> None:
         # Flower's processes start others, in sessions of their own; all of them are ended by id.
         started = [pid for process in self._processes for pid in (process.pid, *below(process.pid))]
-        identities = {pid: processes.identity(pid) for pid in started}
+        identities = {pid: processes.process_identity(pid) for pid in started}
         for process in self._processes:
             process.terminate()
         until = time.monotonic() + 10

@@ -20,10 +20,10 @@ import redis
 
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median, spread
-from fl_queue.client.site import Site
-from fl_queue.coordinator.aggregator.authentication import Gate
+from fl_queue.client.site import WorkerSettings
+from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.operations import enrolment
-from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store, credentials
@@ -57,7 +57,9 @@ class Secured(Federation):
         own = authority.issue(client)
         parts = {"ca": authority.cert, "certificate": own.cert, "key": own.key}
         tls = {part: path.read_text() for part, path in parts.items()}
-        made = enrolment.enroll(store, client, Place(self.url, self.blob_url, tls), 0, use_acl=True)
+        made = enrolment.enroll(
+            store, client, RedisEndpoints(self.url, self.blob_url, tls), 0, use_acl=True
+        )
         credentials.write(self._file(client), made.credentials)
 
     def _file(self, client: str) -> Path:
@@ -66,7 +68,7 @@ class Secured(Federation):
     def _stop_servers(self) -> None:
         self._running.__exit__(None, None, None)
 
-    def _site(self, client: str, folder: Path) -> Site:
+    def _site(self, client: str, folder: Path) -> WorkerSettings:
         plain = super()._site(client, folder)
         if not client:
             return plain
@@ -180,7 +182,7 @@ def _signature_rows(count: int) -> list[list[str]]:
     with signed_run(10) as hand:
         element = element_of(hand, "a")
         sealed = hand.seal("a", element)
-        gate = Gate(hand.store.control, hand.run, required=True)
+        gate = MessageAuthenticator(hand.store.control, hand.run, required=True)
         rows.append(["sign", f"{milliseconds(lambda: hand.seal('a', element), count)} ms"])
         rows.append(
             ["verify, the key asked for", f"{milliseconds(lambda: gate.open(sealed), count)} ms"]

@@ -28,7 +28,7 @@ import blake3
 from benchmarks.federation import Federation, servers
 from benchmarks.table import markdown, median
 from fl_queue.aggregation import exact_sum
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.models import transfer
@@ -36,7 +36,7 @@ from fl_queue.protocol import identifiers
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.training import determinism
 
 CLIENTS = 4
@@ -255,10 +255,10 @@ class Walk:
             folder = self.folder / identifiers.AGGREGATOR
             transfer.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
 
-    def _call(self, ticket: Ticket) -> Costs:
+    def _call(self, ticket: JobTicket) -> Costs:
         """Do a job as its worker would."""
         is_client = ticket.who in self.clients
-        site = Site(
+        site = WorkerSettings(
             self.redis.url,
             self.redis.blob_url,
             self.folder / ticket.who,

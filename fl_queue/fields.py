@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from fl_queue.common.moved import moved
 
-__getattr__ = moved("fl_queue.fields", "fl_queue.strategies")
+__getattr__ = moved("fl_queue.fields", "fl_queue.strategies", renamed={"Field": "Option"})

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import controls
@@ -89,7 +89,7 @@ class Run:
         loaded = run_config.load(
             str(source), tuple(_setting(*item) for item in (settings or {}).items())
         )
-        site = Site(
+        site = WorkerSettings(
             redis_url or loaded.redis["url"],
             blob_url or loaded.redis["blob_url"],
             _folder(state_dir),
@@ -98,7 +98,7 @@ class Run:
             begun = launching.launch(
                 undo,
                 site,
-                name or launching.name_of(str(source)),
+                name or launching.default_run_name(str(source)),
                 loaded,
                 rounds,
                 stays=True,
@@ -130,7 +130,7 @@ class Run:
         """
         url = redis_url or os.environ.get("FLQ_REDIS_URL", "")
         blobs = blob_url or os.environ.get("FLQ_REDIS_BLOB_URL", "")
-        site = Site(url, blobs, _folder(state_dir))
+        site = WorkerSettings(url, blobs, _folder(state_dir))
         with ExitStack() as undo:
             store = undo.enter_context(site.store(PEOPLE, needs_data=False))
             return cls(store, runs.find_run(store, name).run_id, site.state_dir, undo.pop_all())

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from fl_queue.common.moved import moved
 
-__getattr__ = moved("fl_queue.usage", "fl_queue.tasks")
+__getattr__ = moved("fl_queue.usage", "fl_queue.tasks", renamed={"Usage": "ModelUsage"})

@@ -11,8 +11,8 @@ import numpy as np
 
 from fl_queue.client import outbox
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.collector import TAKEN_AT_ONCE, Collector
-from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.aggregator.collector import TAKEN_AT_ONCE, RoundAggregator
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
@@ -146,18 +146,20 @@ class ByHand:
         job: str = self.store.control.jobs(self.run, self.round.number)["aggregator"]["job"]
         return job
 
-    def intake(self) -> Intake:
+    def intake(self) -> UpdateIntake:
         """A new incarnation, which owns the round from now on."""
         token = f"incarnation-{secrets.token_hex(4)}"
         fence = self.store.control.claim(self.run, self.round.number, self.job(), token)
         self.store.data.own(self.run, fence, token)
         # However slow this machine is: nobody extends it here.
         self.store.data.redis.expire(keyspace.owner(self.run, fence), 60)
-        made = Intake(self.store, self.run, self.round, self.config, fence, token, self.folder)
+        made = UpdateIntake(
+            self.store, self.run, self.round, self.config, fence, token, self.folder
+        )
         made.resume()
         return made
 
-    def take(self, intake: Intake, count: int) -> None:
+    def take(self, intake: UpdateIntake, count: int) -> None:
         """Take so many elements and look at them."""
         while count:
             elements = self.store.data.take(
@@ -173,7 +175,7 @@ class ByHand:
     def work(self) -> str:
         """An aggregator's job, until it ends."""
         number = self.round.number
-        answer = Collector(self.store, self.run, number, self.job(), self.folder).work()
+        answer = RoundAggregator(self.store, self.run, number, self.job(), self.folder).work()
         self.advance()
         return answer
 

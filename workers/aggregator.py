@@ -10,8 +10,8 @@ import os
 import sys
 
 from fl_queue.aggregation import exact_sum
-from fl_queue.client.site import Site
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.client.site import WorkerSettings
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import OwnershipLost
 from fl_queue.store import keyspace
@@ -29,13 +29,13 @@ def aggregate(run: str, number: int) -> str:
         CheckpointError: The round stays open; the healer issues a new attempt.
         ConfigError: The run is signed, and this machine cannot sign; another one's aggregator may take the job.
     """
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     store = site.connect()
     statement_signing.check_key(store, run)
     # Each incarnation takes a fence, and only so many fences back are looked for what they hold.
     store.data.probe()
     try:
-        return Collector(
+        return RoundAggregator(
             store,
             run,
             number,

@@ -8,14 +8,14 @@ import time
 from dataclasses import replace
 
 from fl_queue.client import outbox, unknown_runs
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.protocol import identifiers
 
 SWEEP_S = 5.0
 
 
-class Chores:
+class BackgroundTask:
     """
     Nothing to do: the evaluator's. The supervisor logs what is raised, and calls again.
 
@@ -23,7 +23,7 @@ class Chores:
         site: Options of this machine.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: WorkerSettings) -> None:
         self.site = site
 
     def tick(self) -> None:
@@ -33,7 +33,7 @@ class Chores:
         """Called when the supervisor stops."""
 
 
-class Healing(Chores):
+class HealerTask(BackgroundTask):
     """The aggregator's supervisor heals."""
 
     healer: Healer | None = None
@@ -48,7 +48,7 @@ class Healing(Chores):
             self.healer.leave()
 
 
-class Sweeping(Chores):
+class OutboxCleanup(BackgroundTask):
     """A client's supervisor, or a pool's, removes updates whose rounds have ended from the outbox."""
 
     swept_at = 0.0
@@ -66,6 +66,8 @@ class Sweeping(Chores):
             outbox.sweep(self.site.outbox, whose, may_go)
 
 
-def chores_of(role: str, site: Site) -> Chores:
+def chores_of(role: str, site: WorkerSettings) -> BackgroundTask:
     """The chores of a role."""
-    return {"aggregator": Healing, "client": Sweeping, "pool": Sweeping}.get(role, Chores)(site)
+    return {"aggregator": HealerTask, "client": OutboxCleanup, "pool": OutboxCleanup}.get(
+        role, BackgroundTask
+    )(site)

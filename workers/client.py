@@ -30,10 +30,10 @@ from fl_queue.client import (
     unknown_runs,
     update_message,
 )
-from fl_queue.client.assignment import Assignment, DataWaits, RoundEnded, fetch_base
-from fl_queue.client.client_state import Kept
+from fl_queue.client.assignment import ClientJob, DataWaits, RoundEnded, fetch_base
+from fl_queue.client.client_state import StoredClientState
 from fl_queue.client.progress import Progress, announce, refused, say
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
@@ -55,7 +55,7 @@ from fl_queue.strategies.base import (
 )
 from fl_queue.tasks.base import code_digest
 from fl_queue.tasks.error_disclosure import class_name, told
-from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training import data_loading, determinism
 from workers import keeping, rq_worker
 
@@ -66,7 +66,7 @@ LASTING = (ConfigError, DataError, ImportError, FileNotFoundError, PermissionErr
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClientResponse:
     """
     What a client answers with.
 
@@ -79,22 +79,22 @@ class Answer:
     pieces: Iterable[Any] = ()
 
 
-Make = Callable[[Assignment], Answer]
+Make = Callable[[ClientJob], ClientResponse]
 
 
 def train(run: str, number: int) -> str:
     """RQ job: train on this site's data for a round, or push what was trained already."""
-    return respond(run, number, Site.from_environ().client, make_update)
+    return respond(run, number, WorkerSettings.from_environ().client, make_update)
 
 
 def evaluate(run: str, number: int) -> str:
     """RQ job: evaluate the newest version on this site's validation data (closing evaluation)."""
-    return respond(run, number, Site.from_environ().client, make_evaluation)
+    return respond(run, number, WorkerSettings.from_environ().client, make_evaluation)
 
 
 def initialise(run: str, number: int) -> str:
     """RQ job: make version 0."""
-    return respond(run, number, Site.from_environ().client, make_initial)
+    return respond(run, number, WorkerSettings.from_environ().client, make_initial)
 
 
 def tell_facts(run: str, segment: int) -> str:
@@ -116,7 +116,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     Raises:
         StoreUnavailable: The control server cannot be used; the job is begun again when it can.
     """
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     store = site.connect()
     tidy(store, site, who)
     current = store.control.round(run, number)
@@ -134,7 +134,7 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     job, untrusted = _trusted(store, site, who, state, current, make)
     why = pausing.why_paused(site)
     if untrusted is not None:
-        make = _declining(str(untrusted), trust.Refused.__name__ if untrusted.lasts else "")
+        make = _declining(str(untrusted), trust.RoundRefused.__name__ if untrusted.lasts else "")
     # Version 0 takes nothing of a site's data, and a run ends without it.
     elif why and make is not make_initial:
         make = _declining(why)
@@ -146,14 +146,14 @@ def respond(run: str, number: int, who: str, make: Make) -> str:
     if allowed is None:
         return "waits for somebody at its site"
     pushed = push(job, *allowed)
-    failpoints.reach("update.pushed")
+    failpoints.failpoint("update.pushed")
     if pushed and site.approve:
         _tell_examples(job, allowed[0])
     outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
     return "pushed" if pushed else "the round ended before it could be pushed"
 
 
-def _allowed(job: Assignment, header: Header, body: memoryview) -> tuple[Header, memoryview] | None:
+def _allowed(job: ClientJob, header: Header, body: memoryview) -> tuple[Header, memoryview] | None:
     """
     What may leave of an answer, as somebody at the site has decided; None: nobody has yet.
 
@@ -164,9 +164,9 @@ def _allowed(job: Assignment, header: Header, body: memoryview) -> tuple[Header,
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     found = approval.decision(path, header)
     if found is None:
-        approval.ask(path, os.environ["RQ_JOB_ID"])
+        approval.mark_pending(path, os.environ["RQ_JOB_ID"])
         log.warning("run=%s client=%s update waits: `fl-queue approve`", job.run, job.who)
-        say(lambda: job.store.control.say(job.who, {AWAITED: approval.told(job.site)}))
+        say(lambda: job.store.control.say(job.who, {AWAITED: approval.pending_as_json(job.site)}))
         return None
     if found.approved:
         return header, body
@@ -174,7 +174,7 @@ def _allowed(job: Assignment, header: Header, body: memoryview) -> tuple[Header,
     return _reread(path)
 
 
-def push(job: Assignment, header: Header, body: memoryview) -> bool:
+def push(job: ClientJob, header: Header, body: memoryview) -> bool:
     """Push an answer from the outbox; False when its round ended before it could be."""
     redis, current = job.config.redis, job.round
     rivals = [*current.cohort, *(virtual_clients.group(number) for number in range(current.groups))]
@@ -200,7 +200,7 @@ def push(job: Assignment, header: Header, body: memoryview) -> bool:
     return pushed
 
 
-def tidy(store: Store, site: Site, who: str) -> None:
+def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     """Remove from this host what no round or run needs any more."""
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
@@ -208,7 +208,7 @@ def tidy(store: Store, site: Site, who: str) -> None:
     client_state.sweep(site.client_states, store.control.is_needed)
 
 
-def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
+def find_or_make(job: ClientJob, make: Make) -> tuple[Header, memoryview]:
     """
     An answer from the outbox: the one that is there, else the one that is made now.
 
@@ -228,11 +228,11 @@ def find_or_make(job: Assignment, make: Make) -> tuple[Header, memoryview]:
     if kept is None:
         _keep(job, make)
         kept = _reread(path)
-        failpoints.reach("outbox.written")
+        failpoints.failpoint("outbox.written")
     return kept
 
 
-def _is_of(job: Assignment, header: Header) -> bool:
+def _is_of(job: ClientJob, header: Header) -> bool:
     """
     Whether an answer starts from what the round starts from.
 
@@ -251,11 +251,11 @@ def _reread(path: Path) -> tuple[Header, memoryview]:
     return kept
 
 
-def _keep(job: Assignment, make: Make) -> None:
+def _keep(job: ClientJob, make: Make) -> None:
     """Make the answer and put it into the outbox; metrics no header can hold make it a failure."""
-    failpoints.reach("client.started")
+    failpoints.failpoint("client.started")
     answer = _made(job, make)
-    failpoints.reach("client.trained")
+    failpoints.failpoint("client.trained")
     try:
         outbox.write(job.site.outbox, answer.header, answer.pieces)
     except BlobError as exc:
@@ -266,14 +266,14 @@ def _keep(job: Assignment, make: Make) -> None:
         _tell_examples(job, answer.header)
 
 
-def _tell_examples(job: Assignment, header: Header) -> None:
+def _tell_examples(job: ClientJob, header: Header) -> None:
     """Have people read how much a client trains on; a control server that is away costs nothing trained."""
     examples = header.num_examples
     if examples and job.is_watched:
         say(lambda: job.store.control.register_client(job.who, {"num_examples": examples}))
 
 
-def _failure(job: Assignment, reason: str, cannot: str = "") -> Header:
+def _failure(job: ClientJob, reason: str, cannot: str = "") -> Header:
     """Args: ``cannot``: the kind of error, where another try of this worker would find the same."""
     environment = {CANNOT: cannot} if cannot else {}
     return replace(job.header("failure"), reason=reason[:MAX_TEXT], environment=environment)
@@ -286,12 +286,12 @@ def _declining(why: str, cannot: str = "") -> Make:
     Args:
         cannot: As of ``_failure``.
     """
-    return lambda job: Answer(_failure(job, why, cannot))
+    return lambda job: ClientResponse(_failure(job, why, cannot))
 
 
 def _trusted(
-    store: Store, site: Site, who: str, state: RunState, current: RoundState, make: Make
-) -> tuple[Assignment, trust.Refused | None]:
+    store: Store, site: WorkerSettings, who: str, state: RunState, current: RoundState, make: Make
+) -> tuple[ClientJob, trust.RoundRefused | None]:
     """
     A job whose round, config and model this site believes; or why it refuses it.
 
@@ -305,11 +305,11 @@ def _trusted(
     asked = trust.Question(who, _purpose(make), state, current, segments, manifest)
     try:
         config = trust.round_config(site, asked)
-    except trust.Refused as exc:
+    except trust.RoundRefused as exc:
         refused(store, site, exc)
-        plain = Assignment(store, site, who, state, current, RunConfig.from_dict({}))
+        plain = ClientJob(store, site, who, state, current, RunConfig.from_dict({}))
         return plain, exc
-    return Assignment(store, site, who, state, current, config, manifest=manifest), None
+    return ClientJob(store, site, who, state, current, config, manifest=manifest), None
 
 
 def _purpose(make: Make) -> Purpose:
@@ -318,7 +318,7 @@ def _purpose(make: Make) -> Purpose:
     return "evaluate" if make is make_evaluation else "train"
 
 
-def _made(job: Assignment, make: Make) -> Answer:
+def _made(job: ClientJob, make: Make) -> ClientResponse:
     try:
         return make(job)
     except (JobTimeoutException, NoRoom, RoundEnded, *REDIS_ERRORS):
@@ -326,14 +326,14 @@ def _made(job: Assignment, make: Make) -> Answer:
     # The task is its owner's code and may raise anything. Tried again it would do the same, so it
     # is reported as this client's answer instead of being left to the deadline.
     except Exception as exc:
-        if data_loading.is_lost(exc):
+        if data_loading.is_dataloader_crash(exc):
             raise  # Somebody killed a process that read samples: as if this one had been.
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
         cannot = class_name(type(exc)) if isinstance(exc, LASTING) else ""
-        return Answer(_failure(job, told(exc, job.config), cannot))
+        return ClientResponse(_failure(job, told(exc, job.config), cannot))
 
 
-def make_update(job: Assignment) -> Answer:
+def make_update(job: ClientJob) -> ClientResponse:
     """
     Train from the round's base version.
 
@@ -341,7 +341,7 @@ def make_update(job: Assignment) -> Answer:
         NoRoom: What comes of it would not fit on the disk.
     """
     keeping.check_room(job)
-    task, context, logged = job.task(), job.context(), Logged()
+    task, context, logged = job.task(), job.context(), TrainingLog()
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     kept = keeping.kept(job, strategy, base.manifest)
@@ -355,31 +355,33 @@ def make_update(job: Assignment) -> Answer:
         replace(context, logged=logged),
         on_loaded=base.body.unload,
         on_epoch=Progress(job, logged).on_epoch,
-        plan=local_update.Plan(strategy, base.server, kept.state, kept.is_lost, job.round.exponent),
+        plan=local_update.ClientStrategy(
+            strategy, base.server, kept.state, kept.is_lost, job.round.exponent
+        ),
     )
     keeping.keep(job, strategy, made, context, residual)
     encoding = codec.encoding(job.config.update)
     environment = determinism.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
-    header = update_message.header_of(job.header("update"), made, encoding, environment, context)
-    return Answer(header, update_message.body_of(made, encoding, context, residual))
+    header = update_message.build_header(job.header("update"), made, encoding, environment, context)
+    return ClientResponse(header, update_message.iter_body(made, encoding, context, residual))
 
 
-def make_evaluation(job: Assignment) -> Answer:
+def make_evaluation(job: ClientJob) -> ClientResponse:
     """Evaluate the round's base version, and what is this client's own."""
     task, context = job.task(), job.context()
     base = job.base or fetch_base(job)
     strategy = job.strategy()
     is_own = strategy.personal or base.manifest.private
-    kept = keeping.kept(job, strategy, base.manifest) if is_own else Kept()
-    plan = local_update.Plan(strategy, kept=kept.state)
+    kept = keeping.kept(job, strategy, base.manifest) if is_own else StoredClientState()
+    plan = local_update.ClientStrategy(strategy, kept=kept.state)
     sums = local_update.evaluate_client(task, base.manifest, base.arrays(), context, plan)
     environment = determinism.environment(context.device, code_digest(task), context.threads)
     environment |= {"client_state": kept.note} if kept.note else {}
-    return Answer(replace(job.header("evaluation"), metrics=sums, environment=environment))
+    return ClientResponse(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
 
-def make_initial(job: Assignment) -> Answer:
+def make_initial(job: ClientJob) -> ClientResponse:
     """
     Version 0: built by the task from the run's seed, or the run's initial model.
 
@@ -392,7 +394,9 @@ def make_initial(job: Assignment) -> Answer:
         arrays = transfer.initial_arrays(job.store, job.run, job.state.initial, manifest)
     environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)
     header = update_message.initial_header(job.header("model"), manifest, environment)
-    return Answer(header, (message.little_endian(arrays[spec.name]) for spec in manifest.tensors))
+    return ClientResponse(
+        header, (message.little_endian(arrays[spec.name]) for spec in manifest.tensors)
+    )
 
 
 def main() -> int:
@@ -400,7 +404,7 @@ def main() -> int:
     determinism.preload()
     # Jobs name this module, and we run as ``__main__``: without it each would compile it once more.
     importlib.import_module("workers.client")
-    client = Site.from_environ().client
+    client = WorkerSettings.from_environ().client
     return rq_worker.run(keyspace.client_queue(client))
 
 

@@ -11,7 +11,7 @@ from rq.timeouts import JobTimeoutException
 
 from fl_queue import metrics
 from fl_queue.client import local_update, trust
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import find_run
@@ -43,7 +43,7 @@ def evaluate(run: str, version: int) -> str:
         StoreUnavailable: Redis cannot be used; the job is begun again when it can.
         ChunksMissing: The model is away; the healer tries again.
     """
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     store = site.connect()
     config = None
     try:
@@ -58,7 +58,7 @@ def evaluate(run: str, version: int) -> str:
         log.exception("run=%s version=%s could not be evaluated", run, version)
         store.control.set_evaluation(run, version, {"state": "failed", "reason": told(exc, config)})
         return "failed"
-    failpoints.reach("version.scored")
+    failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
     store.control.set_evaluation(
         run, version, {"state": "done", "metrics": sums, "finished": finished}
@@ -66,7 +66,9 @@ def evaluate(run: str, version: int) -> str:
     return f"evaluated: {finished}"
 
 
-def _sums(store: Store, site: Site, state: RunState, version: int, config: RunConfig) -> Sums:
+def _sums(
+    store: Store, site: WorkerSettings, state: RunState, version: int, config: RunConfig
+) -> Sums:
     run = state.run_id
     folder = site.data_folder(config)
     task = load_task(config.run["task"], config, site.allow, folder)
@@ -88,7 +90,7 @@ def _sums(store: Store, site: Site, state: RunState, version: int, config: RunCo
     )
 
 
-def _context(state: RunState, site: Site, config: RunConfig) -> ClientContext:
+def _context(state: RunState, site: WorkerSettings, config: RunConfig) -> ClientContext:
     return ClientContext.of(
         config,
         client=identifiers.EVALUATOR,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fl_queue.client import client_state, local_update, update_message
-from fl_queue.client.assignment import Assignment, encoding_of, manifest_of
-from fl_queue.client.client_state import Accepted, Kept
+from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
+from fl_queue.client.client_state import AcceptedUpdate, StoredClientState
 from fl_queue.client.progress import tell
 from fl_queue.common import disk_space
 from fl_queue.models import host_cache
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _HEAD_BYTES = 64 * 1024
 
 
-def check_room(job: Assignment) -> None:
+def check_room(job: ClientJob) -> None:
     """Before anything is fetched or trained: an update that cannot be kept would be made again and again."""
     manifest = job.base.manifest if job.base is not None else manifest_of(job)
     strategy = job.strategy()
@@ -50,13 +50,13 @@ def check_room(job: Assignment) -> None:
     disk_space.check(job.site.outbox, nbytes, what)
 
 
-def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
+def kept(job: ClientJob, strategy: Strategy, manifest: Manifest) -> StoredClientState:
     """What this client keeps: of its newest accepted update, of which the control server tells."""
     layouts = _layouts(job, strategy, manifest)
     if not layouts:
-        return Kept()
+        return StoredClientState()
     found = job.store.control.accepted(job.run, job.who)
-    accepted = Accepted(*found) if found else None
+    accepted = AcceptedUpdate(*found) if found else None
     backed_up = job.store.control.accepted(job.run, keyspace.in_backup(job.who))
     kept = client_state.load(
         job.site.client_states,
@@ -68,7 +68,7 @@ def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
         _starts_from(layouts),
         # They come from Redis, and name folders here.
         [origin for origin in job.state.restored_from if identifiers.is_run_id(origin)],
-        Accepted(*backed_up) if backed_up else None,
+        AcceptedUpdate(*backed_up) if backed_up else None,
     )
     since, own = job.state.state_since, strategy.client_state
     kept = client_state.still_counts(kept, accepted, since, layouts, own)
@@ -79,7 +79,7 @@ def kept(job: Assignment, strategy: Strategy, manifest: Manifest) -> Kept:
     return kept
 
 
-def _layouts(job: Assignment, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
+def _layouts(job: ClientJob, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
     return client_layouts(strategy, manifest, job.config.update["error_feedback"])
 
 
@@ -91,9 +91,9 @@ def _starts_from(layouts: Mapping[str, Manifest]) -> str:
 
 
 def keep(
-    job: Assignment,
+    job: ClientJob,
     strategy: Strategy,
-    made: local_update.Trained,
+    made: local_update.TrainingResult,
     context: ClientContext,
     residual: Mapping[str, Any],
 ) -> None:
@@ -103,16 +103,16 @@ def keep(
         return
     layout = client_state.layout(layouts)
     encoding = codec.encoding(job.config.update)
-    digest = message.pieces_digest(update_message.body_of(made, encoding, context, residual))
+    digest = message.pieces_digest(update_message.iter_body(made, encoding, context, residual))
     folder, number = job.site.client_states, job.round.number
     pieces = _kept_pieces(layout, encoding, made, context, residual)
-    client_state.write(folder, job.run, job.who, Accepted(number, digest), layout, pieces)
+    client_state.write(folder, job.run, job.who, AcceptedUpdate(number, digest), layout, pieces)
 
 
 def _kept_pieces(
     layout: Manifest,
     encoding: str,
-    made: local_update.Trained,
+    made: local_update.TrainingResult,
     context: ClientContext,
     residual: Mapping[str, Any],
 ) -> Iterator[Any]:
@@ -121,7 +121,7 @@ def _kept_pieces(
         if state == RESIDUAL:
             factor, seed = made.answer.factor, update_message.codec_seed(context)
             pieces = error_feedback.corrected(made.pieces(), residual, factor)
-            yield from error_feedback.unsent(encoding, pieces, seed, factor)
+            yield from error_feedback.next_residual(encoding, pieces, seed, factor)
         else:
             for spec in specs:
                 yield message.little_endian(made.kept(state, spec.name.partition("/")[2]))

@@ -20,8 +20,8 @@ from typing import Any
 
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.client import client_state, outbox, unknown_runs
-from fl_queue.client.assignment import Assignment, Base, fetch_base
-from fl_queue.client.site import Site
+from fl_queue.client.assignment import ClientJob, RoundModel, fetch_base
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
@@ -68,14 +68,14 @@ def initialise(run: str, number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Group:
+class VirtualClientJob:
     """A job's part of a round: what is the same for all its clients, who they are, which attempt."""
 
-    common: Assignment
+    common: ClientJob
     clients: Sequence[str]
     attempt: int
 
-    def assignments(self) -> Iterator[Assignment]:
+    def assignments(self) -> Iterator[ClientJob]:
         """One after the other, until the round has ended."""
         asked_at = time.monotonic()
         for client in self.clients:
@@ -108,13 +108,13 @@ def respond(run: str, number: int, make: Make) -> str:
         return group
     try:
         return _answer(group, make)
-    except pool_worker.GivenUp as exc:
+    except pool_worker.RoundGivenUp as exc:
         return str(exc)
     finally:
         _tidy(run, number)
 
 
-def _answer(group: Group, make: Make) -> str:
+def _answer(group: VirtualClientJob, make: Make) -> str:
     common, done = group.common, 0
     total = _sum(group)
     for job in group.assignments():
@@ -122,17 +122,17 @@ def _answer(group: Group, make: Make) -> str:
             kept = find_or_make(job, make)
         if total is None:
             done += push(job, *kept)
-            failpoints.reach("update.pushed")
+            failpoints.failpoint("update.pushed")
         else:
             total.take(*kept)
             done += 1
     if total is not None and done == len(group.clients):
         push(common, *total.element(common.header("group")))
-        failpoints.reach("update.pushed")
+        failpoints.failpoint("update.pushed")
     return f"pushed {done} of {len(group.clients)}"
 
 
-def _sum(group: Group) -> GroupSum | None:
+def _sum(group: VirtualClientJob) -> GroupSum | None:
     """
     What the group's updates are added to; None when each is pushed by itself.
 
@@ -150,7 +150,9 @@ def _sum(group: Group) -> GroupSum | None:
     return GroupSum(common.base.manifest, common.config, common.round)
 
 
-def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Group | str:
+def _group(
+    store: Store, site: WorkerSettings, run: str, number: int, job_id: str
+) -> VirtualClientJob | str:
     """The clients that a job is to answer for; a text when there is nothing to do."""
     who = job_id.partition("_")[0]
     state, current = store.control.run(run), store.control.round(run, number)
@@ -167,22 +169,22 @@ def _group(store: Store, site: Site, run: str, number: int, job_id: str) -> Grou
         for client in clients:
             outbox.remove_unfinished(site.outbox, client)
     config = _config(run, current.segment)
-    common = Assignment(store, site, who, state, current, config, is_watched=False)
+    common = ClientJob(store, site, who, state, current, config, is_watched=False)
     if current.purpose != "initialise":
         try:
             common = replace(common, base=_base(common))
         except ModelMismatch as exc:
             log.warning("run=%s round=%s %s", run, number, exc)
             return told(exc, config)
-    return Group(common, clients, newest["attempt"])
+    return VirtualClientJob(common, clients, newest["attempt"])
 
 
 # What is kept between jobs
 
 
 @functools.cache
-def _site() -> Site:
-    return Site.from_environ()
+def _site() -> WorkerSettings:
+    return WorkerSettings.from_environ()
 
 
 @functools.cache
@@ -195,10 +197,10 @@ def _config(run: str, segment: int) -> RunConfig:
     return current_config(_store(), run, segment)
 
 
-_bases: dict[tuple[Any, ...], Base] = {}
+_bases: dict[tuple[Any, ...], RoundModel] = {}
 
 
-def _base(job: Assignment) -> Base:
+def _base(job: ClientJob) -> RoundModel:
     """The round's model, fetched and looked through once for all its clients."""
     what = (job.round.fetched, *sorted(job.round.server_state.items()))
     if what not in _bases:

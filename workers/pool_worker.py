@@ -27,7 +27,7 @@ from workers.rq_worker import HEARTBEAT_S, HORSE_NICENESS, FLWorker
 log = logging.getLogger(__name__)
 
 
-class GivenUp(JobTimeoutException):  # type: ignore[misc,unused-ignore]
+class RoundGivenUp(JobTimeoutException):  # type: ignore[misc,unused-ignore]
     """Raised in a pool process's job whose round has ended, wherever it is in its training."""
 
 
@@ -63,7 +63,7 @@ class PoolWorker(FLWorker):
         job.ended_at = now()
 
     def execute_job(self, job: Any, queue: Any) -> None:
-        failpoints.reach("job.popped")
+        failpoints.failpoint("job.popped")
         os.environ["RQ_JOB_ID"] = self._at_work = job.id
         offspring = Offspring()
         try:
@@ -110,4 +110,4 @@ def giving_up() -> Iterator[None]:
 
 def _give_up(signum: int, frame: FrameType | None) -> None:
     if _may_give_up:
-        raise GivenUp("the round has ended")
+        raise RoundGivenUp("the round has ended")

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.identifiers import EVALUATOR
 from fl_queue.store import own_login
 from workers.process import EXIT_REVOKED
@@ -19,7 +19,7 @@ from workers.process import EXIT_REVOKED
 log = logging.getLogger(__name__)
 
 
-def sentence(site: Site) -> str:
+def sentence(site: WorkerSettings) -> str:
     """For the log."""
     return (
         f"{site.client or EVALUATOR} was revoked, or its password was changed: ask the operator"
@@ -27,7 +27,7 @@ def sentence(site: Site) -> str:
     )
 
 
-def warn_if_unchecked(site: Site) -> None:
+def warn_if_unchecked(site: WorkerSettings) -> None:
     """Credentials of before there was an operator's key: nothing that Redis says can be checked."""
     if site.secrets is not None and not site.secrets.operator_key:
         log.warning(
@@ -37,7 +37,7 @@ def warn_if_unchecked(site: Site) -> None:
         )
 
 
-def end_when_revoked(site: Site) -> None:
+def end_when_revoked(site: WorkerSettings) -> None:
     """End this process, which is to have credentials, once its login is refused for good."""
     own = os.getpid()
 

@@ -27,7 +27,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from fl_queue.client import approval, pausing
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints, processes, state_folder
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.protocol import identifiers, signing
@@ -80,7 +80,7 @@ class FLWorker(HorseWorker):
     max_connection_wait_time = 2.0
 
     def __init__(self, queues: Any, *args: Any, **kwargs: Any) -> None:
-        self.site = Site.from_environ()
+        self.site = WorkerSettings.from_environ()
         state_folder.enter(self.site.state_dir)  # A plain `rq worker` has no supervisor that did.
         options = {
             **kwargs,
@@ -115,7 +115,7 @@ class FLWorker(HorseWorker):
             time.sleep(LOOK_AGAIN_S)
             waited_s += LOOK_AGAIN_S
         if self.site.client:
-            pausing.arrive(self.site)
+            pausing.register_client(self.site)
             self._said = self._site_says()
             self._control.arrive(self.site.client, self._said)
         # RQ's sets of all workers are written by none of ours: a client could remove others from them.
@@ -154,7 +154,7 @@ class FLWorker(HorseWorker):
         sys.exit(EXIT_REFUSED)
 
     def execute_job(self, job: Any, queue: Any) -> Any:
-        failpoints.reach("job.popped")
+        failpoints.failpoint("job.popped")
         self._at_work = job.id
         try:
             return super().execute_job(job, queue)
@@ -315,7 +315,7 @@ class FLWorker(HorseWorker):
 
     def _site_says(self) -> dict[str, str]:
         """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
-        return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.told(self.site)}
+        return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.pending_as_json(self.site)}
 
     def _tell_site(self) -> None:
         """Say it again once it has changed: each time is a write to disk."""
@@ -327,7 +327,7 @@ class FLWorker(HorseWorker):
 
     def _extend(self) -> bool:
         fields = {
-            "process": processes.identity(),
+            "process": processes.process_identity(),
             "role": _role(self.queues[0].name),
             "host": self.hostname,
             "pid": self.pid,
@@ -395,7 +395,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
     if supervisor:
         processes.die_with_parent(int(supervisor))
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     if site.credentials or queue == keyspace.AGGREGATE_QUEUE:
         signing.preload()
     if site.credentials:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import processes, state_folder
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
@@ -32,7 +32,7 @@ from workers.process import EXIT_REFUSED, EXIT_REVOKED, log_to_console
 from workers.revoked import sentence
 
 if TYPE_CHECKING:
-    from workers.background import Chores
+    from workers.background import BackgroundTask
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ TICK_S = 1.0
 class _Place:
     """One worker process and what replaces it. Args: ``site``: passed on in its environment."""
 
-    def __init__(self, role: str, site: Site) -> None:
+    def __init__(self, role: str, site: WorkerSettings) -> None:
         self.role, self.site = role, site
         self.due_at = 0.0
         self.child: subprocess.Popen[bytes] | None = None
@@ -102,12 +102,12 @@ class Supervisor:
         count: Workers at a time.
     """
 
-    def __init__(self, role: str, site: Site, count: int = 1) -> None:
+    def __init__(self, role: str, site: WorkerSettings, count: int = 1) -> None:
         self.role = role
         self.site = replace(site, token=secrets.token_hex(8))
         self.stopping = 0
         self._places = [_Place(role, self.site) for _ in range(count)]
-        self._chores: Chores | None = None
+        self._chores: BackgroundTask | None = None
 
     def run(self) -> int:
         """
@@ -132,7 +132,7 @@ class Supervisor:
         return EXIT_REFUSED if refused else 0
 
     @property
-    def chores(self) -> Chores:
+    def chores(self) -> BackgroundTask:
         """Imported after the worker has been started: that one is in a hurry."""
         from workers.background import chores_of
 
@@ -206,7 +206,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.parent:
         processes.die_with_parent(arguments.parent)
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     try:
         state_folder.enter(site.state_dir)
         for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:

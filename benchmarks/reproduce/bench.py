@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.reproduce.jobs import Job, Measured
 from fl_queue import Run
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import deletion
@@ -70,7 +70,7 @@ class Bench:
     def __enter__(self) -> Self:
         with ExitStack() as undo:
             self.redis = undo.enter_context(server_pair.start(self._folder))
-            site = Site(self.redis.url, self.redis.blob_url, self._folder)
+            site = WorkerSettings(self.redis.url, self.redis.blob_url, self._folder)
             self.store: Store = undo.enter_context(site.store())
             wanted = local_workers.missing_workers(self.store, self._config(), site)
             logs = self._folder / "logs"

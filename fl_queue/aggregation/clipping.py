@@ -40,7 +40,7 @@ def l2_norm(manifest: Manifest, blocks: Blocks) -> float:
     return math.sqrt(math.fsum(part for spec in parameters for part in _squares(blocks(spec))))
 
 
-def factor(norm: float, most: float) -> float:
+def clip_factor(norm: float, most: float) -> float:
     """
     What the parameters of an update of this norm are multiplied with, 1 or less.
 

@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import Protocol
 
 from fl_queue import metrics
-from fl_queue.aggregation.merge import Added, Merge, RoundSections
+from fl_queue.aggregation.merge import MergedUpdate, RoundSections, UpdateMerger
 from fl_queue.errors import BlobError
 from fl_queue.protocol import message, virtual_clients
-from fl_queue.protocol.header import Header, Member
+from fl_queue.protocol.header import GroupMember, Header
 from fl_queue.protocol.message import Bytes
 from fl_queue.protocol.records import Manifest, Verdict
 from fl_queue.protocol.state import RoundState
@@ -52,8 +52,8 @@ class GroupSum:
     """
 
     def __init__(self, manifest: Manifest, config: RoundSections, current: RoundState) -> None:
-        self._merge = Merge.of_round(manifest, config, current.scales, current.w_max)
-        self._members: list[Member] = []
+        self._merge = UpdateMerger.of_round(manifest, config, current.scales, current.w_max)
+        self._members: list[GroupMember] = []
 
     @property
     def count(self) -> int:
@@ -62,7 +62,7 @@ class GroupSum:
 
     def take(self, header: Header, body: Bytes) -> None:
         """Add one client's answer to its round: an update, or why there is none."""
-        status, reason, added = "received", "", Added(0)
+        status, reason, added = "received", "", MergedUpdate(0)
         if header.kind == "failure":
             status, reason = "failed", header.reason
         else:
@@ -71,7 +71,7 @@ class GroupSum:
             except BlobError as exc:
                 status, reason = "invalid", exc.reason
         said = {name: getattr(header, name) for name in _SHARED}
-        member = Member(
+        member = GroupMember(
             **said, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
         )
         self._members.append(member)
@@ -142,7 +142,7 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
             raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
 
 
-def check_layout(header: Header, merge: Merge) -> None:
+def check_layout(header: Header, merge: UpdateMerger) -> None:
     """
     Refuse a group whose body, which need not be here yet, has another layout than the round's.
 
@@ -152,7 +152,7 @@ def check_layout(header: Header, merge: Merge) -> None:
     message.check_tensors(header, merge.layout)
 
 
-def add(header: Header, body: Bytes, merge: Merge) -> None:
+def add(header: Header, body: Bytes, merge: UpdateMerger) -> None:
     """
     Add a group's sum that ``check_layout`` let pass to a round's, or nothing of it.
 

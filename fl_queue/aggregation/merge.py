@@ -16,8 +16,8 @@ from fl_queue import metrics
 from fl_queue.aggregation import clipping, rebase
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
-from fl_queue.aggregation.staleness import Discount
-from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.aggregation.staleness import StalenessWeights
+from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header
@@ -25,7 +25,7 @@ from fl_queue.protocol.message import Bytes, Tensor
 from fl_queue.protocol.records import LOST, Manifest
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import (
-    Facts,
+    RoundInfo,
     State,
     Strategy,
     check_scalars,
@@ -50,7 +50,7 @@ class RoundSections(Protocol):
 
 
 @dataclass(frozen=True)
-class Added:
+class MergedUpdate:
     """
     An update in the sum.
 
@@ -67,7 +67,7 @@ class Added:
     counted: int = 0
 
 
-class Merge:
+class UpdateMerger:
     """
     Args:
         manifest: The model's.
@@ -90,7 +90,7 @@ class Merge:
         encoding: str = "float32",
         strategy: Strategy | None = None,
         folder: Path | None = None,
-        discount: Discount | None = None,
+        discount: StalenessWeights | None = None,
     ) -> None:
         self.manifest = manifest
         self.discount = discount
@@ -108,7 +108,7 @@ class Merge:
         #: The updates' sum; nothing is added where the strategy needs all of them.
         self.total = ExactSum(Manifest(()) if needs_all else self.sent, fixed, w_max)
         self._all = (
-            Gathered(self.sent, fixed, w_max, folder or Path(tempfile.gettempdir()))
+            UpdateMatrix(self.sent, fixed, w_max, folder or Path(tempfile.gettempdir()))
             if needs_all
             else None
         )
@@ -142,7 +142,7 @@ class Merge:
         w_max: int,
         folder: Path | None = None,
         discount: Mapping[str, Any] | None = None,
-    ) -> Merge:
+    ) -> UpdateMerger:
         """
         What merges the updates of a round that was opened with this config.
 
@@ -151,7 +151,7 @@ class Merge:
         """
         strategy = get_strategy(config.aggregation["strategy"], config.strategy)
         encoding = codec.encoding(config.update)
-        found = Discount.from_dict(discount or {})
+        found = StalenessWeights.from_dict(discount or {})
         return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder, found)
 
     def check(self, header: Header) -> None:
@@ -163,7 +163,7 @@ class Merge:
         """
         codec.check_tensors(self.encoding, header, self.sent)
 
-    def take(self, header: Header, body: Bytes) -> Added:
+    def take(self, header: Header, body: Bytes) -> MergedUpdate:
         """
         Judge one client's update as the aggregator does, and add it.
 
@@ -176,7 +176,9 @@ class Merge:
         self.check(header)
         return self.add(header, body)
 
-    def add(self, header: Header, body: Bytes, most_examples: int = 0, staleness: int = 0) -> Added:
+    def add(
+        self, header: Header, body: Bytes, most_examples: int = 0, staleness: int = 0
+    ) -> MergedUpdate:
         """
         Add one update that ``check`` let pass.
 
@@ -194,29 +196,29 @@ class Merge:
             weight = self.discount.discounted(weight, staleness)
         check_scalars(self.strategy, header.scalars)
         message.check_body(header, body)
-        blocks = codec.Blocks(self.encoding, self.sent, body)
+        blocks = codec.DecodedBlocks(self.encoding, self.sent, body)
         most = self.aggregation["clip_norm"]
         norm = clipping.l2_norm(self.sent, blocks) if most else None
-        factor = 1.0 if norm is None else clipping.factor(norm, most)
+        factor = 1.0 if norm is None else clipping.clip_factor(norm, most)
         if self._all is None:
             self.total.add_blocks(blocks, weight, header.scalars, factor, counted)
         else:
             self._all.add_blocks(header.client, blocks, weight, factor)
         return replace(self.added(weight, norm), counted=counted)
 
-    def added(self, weight: int, norm: float | None) -> Added:
+    def added(self, weight: int, norm: float | None) -> MergedUpdate:
         """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
         most = self.aggregation["clip_norm"]
         if norm is None or not most:
-            return Added(weight, counted=weight)
-        return Added(weight, norm, clipping.factor(norm, most) < 1.0, weight)
+            return MergedUpdate(weight, counted=weight)
+        return MergedUpdate(weight, norm, clipping.clip_factor(norm, most) < 1.0, weight)
 
     def next_model(
         self,
         base: Bytes,
         state: State | None = None,
         sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
-        facts: Facts | None = None,
+        facts: RoundInfo | None = None,
         strategy: Strategy | None = None,
         older: Mapping[int, Bytes] | None = None,
         stale: Mapping[int, int] | None = None,
@@ -235,7 +237,7 @@ class Merge:
             ValueError: There are too few updates for the strategy.
         """
         views, taken = message.views(self.manifest, base), strategy or self.strategy
-        facts = replace(facts or Facts(accepted=self.count), begins_anew=self.begins_anew)
+        facts = replace(facts or RoundInfo(accepted=self.count), begins_anew=self.begins_anew)
         merged = self.total if self._all is None else taken.merged(self._all)
         if stale:
             moved = rebase.shifts(self.manifest, base, older or {}, stale, self.total.divisor)

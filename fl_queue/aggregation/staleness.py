@@ -32,7 +32,7 @@ AS_VALUES = "values"
 
 
 @dataclass(frozen=True)
-class Discount:
+class StalenessWeights:
     """
     How a round weighs updates by their staleness.
 
@@ -69,7 +69,7 @@ class Discount:
         return asdict(self) | {"weights": list(self.weights), "buffers": AS_VALUES}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Discount | None:
+    def from_dict(cls, raw: Mapping[str, Any]) -> StalenessWeights | None:
         """The same read again; None for a synchronous round, which has none."""
         return cls(int(raw["unit"]), tuple(map(int, raw["weights"]))) if raw else None
 
@@ -97,7 +97,7 @@ def discount(
     w_max: int,
     limits: Mapping[str, float],
     finest: Mapping[str, int],
-) -> Discount:
+) -> StalenessWeights:
     """
     The discount of a round, its unit as large as the range of the sum has room for.
 
@@ -116,7 +116,7 @@ def discount(
         if _scales(updates, 2 * unit * w_max, limits, finest) != plain:
             break
         unit *= 2
-    return Discount(unit, made)
+    return StalenessWeights(unit, made)
 
 
 def _scales(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fl_queue.aggregation import staleness
 from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
-from fl_queue.aggregation.staleness import Discount
+from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.protocol.records import dumps
 from fl_queue.strategies import get_strategy, largest_weight
 
@@ -22,7 +22,7 @@ class SumFormat(NamedTuple):
 
     w_max: int
     scales: dict[str, Scale]
-    discount: Discount | None = None
+    discount: StalenessWeights | None = None
 
     def fields(self) -> dict[str, str]:
         """As a round's hash has it."""

@@ -32,7 +32,7 @@ from fl_queue.protocol.records import Manifest, TensorSpec
 _PIECE = 65536
 
 
-class Gathered:
+class UpdateMatrix:
     """
     The accepted updates of a round, in the order of their clients' ids whatever order they came in.
 

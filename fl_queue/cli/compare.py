@@ -67,7 +67,7 @@ def compare_command(
 
 
 def show_comparison(
-    rows: list[comparison.Compared], metric: str, as_json: bool, **more: Any
+    rows: list[comparison.ComparedRun], metric: str, as_json: bool, **more: Any
 ) -> None:
     """
     Write runs side by side on standard output.
@@ -106,7 +106,7 @@ def wide_console() -> Console:
     return console if console.is_terminal else rich_console.console(width=max(console.width, _WIDE))
 
 
-def _table(rows: list[comparison.Compared], metric: str) -> Table:
+def _table(rows: list[comparison.ComparedRun], metric: str) -> Table:
     fields = list(rows[0].settings)
     columns = ("State", "Version", metric, "Best", "At", "Abandoned", "Seconds", *fields)
     drawn = rich_console.table()
@@ -180,7 +180,7 @@ def try_task(
     else:
         for name, words in _told(asdict(done)).items():
             say(f"{name:12} {words}")
-        for line in disclosure.lines(done.leaves) if done.leaves else ():
+        for line in disclosure.format_update(done.leaves) if done.leaves else ():
             say(line)
     if done.problem:
         raise DataError("update", done.problem)

@@ -21,7 +21,7 @@ from fl_queue.cli.options import (
 )
 from fl_queue.common.redis_url import is_tls, without_login
 from fl_queue.coordinator.operations import enrolment
-from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol import operator_key
 from fl_queue.store import credentials, exposure, resolve_urls
@@ -110,7 +110,7 @@ def enroll(
     tls = _tls(url, tls_ca, tls_cert, tls_key)
     url, blob_url = without_login(url), without_login(blob_url)
     credentials.check_place(output, force)
-    place = Place(
+    place = RedisEndpoints(
         site_url or url, site_blob_url or (site_url if url == blob_url else "") or blob_url, tls
     )
     made = enrolment.enroll(where.open(), client, place, max_examples, not no_acl, open_server)

@@ -82,14 +82,16 @@ def sweep(
     At the end the runs are shown as `compare` shows them. A run that fails is said, the others go
     on, and the exit code is 4.
     """
-    wanted = sweeps.members(config, name or launching.name_of(config), seeds, each, overrides)
+    wanted = sweeps.members(
+        config, name or launching.default_run_name(config), seeds, each, overrides
+    )
     known = metric_choice.of_config(wanted[0].config)
     if metric and known is not None:
         comparison.check_metric(metric, sorted(known))
     where = where_of_run(where, wanted[0].config)
     interrupt_on_sigterm()
 
-    def tell(index: int, member: sweeps.Member, what: str) -> None:
+    def tell(index: int, member: sweeps.SweepRun, what: str) -> None:
         settings = " ".join(member.settings)
         say(f"{index + 1} of {len(wanted)}: {member.name} {what} ({settings})", err=True)
 
@@ -172,9 +174,9 @@ def baseline(
     made = baseline_training.train(
         loaded,
         kind,
-        launching.name_of(config),
+        launching.default_run_name(config),
         clients=clients,
-        place=baseline_training.Place(folders, test, device, threads),
+        place=baseline_training.BaselineMachine(folders, test, device, threads),
         tell=tell,
     )
     if output is not None:

@@ -61,7 +61,7 @@ def status(where: Where, run: str | None, as_json: bool) -> None:
                 say(f"  {line}")
             say(f"  config {entry.config_digest}")
     if found and not run:
-        around = diagnosis.Around.look(store)
+        around = diagnosis.DiagnosisContext.look(store)
         is_wanted = any(entry.state == "training" for entry in found)
         for line in around.lines if is_wanted else []:
             say(line)

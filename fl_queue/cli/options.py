@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import escaping, state_folder
 from fl_queue.common.redis_url import has_password
 from fl_queue.common.spelling import nearest
@@ -62,10 +62,10 @@ class Where:
             operator_key=self.operator_key,
         )
 
-    def site(self) -> Site:
+    def site(self) -> WorkerSettings:
         """For a process of this machine."""
         key = str(self.operator_key) if self.operator_key else ""
-        return Site(self.url, self.blob_url, self.state_dir, operator_key=key)
+        return WorkerSettings(self.url, self.blob_url, self.state_dir, operator_key=key)
 
 
 def _state_folder(given: Path | None) -> Path:

@@ -39,7 +39,9 @@ def partition_command(
 ) -> None:
     """Show what data.partition of CONFIG gives to each client: examples, labels, skew."""
     loaded = configs.load(config, overrides)
-    found = partition_preview.of(loaded, str(data.absolute()) if data else "", clients or 0)
+    found = partition_preview.preview_partition(
+        loaded, str(data.absolute()) if data else "", clients or 0
+    )
     if as_json:
         write_json(partition_preview.to_json(found))
     else:

@@ -58,15 +58,15 @@ def approve(
         say(f"{item.name} {what}: digest {item.header.body_digest[:16]}")
 
 
-def _show(chosen: list[approval.Waiting], as_json: bool) -> None:
-    told = [(item, disclosure.facts(item.header, item.body)) for item in chosen]
+def _show(chosen: list[approval.PendingUpdate], as_json: bool) -> None:
+    told = [(item, disclosure.describe_update(item.header, item.body)) for item in chosen]
     if as_json:
         write_json([{"update": item.name, "since": item.since, **facts} for item, facts in told])
         return
     for item, facts in told:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.since))
         say(f"{item.name}, waiting since {since}")
-        for line in disclosure.lines(facts):
+        for line in disclosure.format_update(facts):
             say(line)
     if not told:
         say("nothing waits for approval")
@@ -84,7 +84,7 @@ def pause(state_dir: Path, clients: tuple[str, ...], reason: str) -> None:
     update is sent. No round selects the client meanwhile; one that has already need not wait for it.
     It outlasts restarts of the worker and the machine.
     """
-    for client in pausing.chosen(state_dir, clients):
+    for client in pausing.select_clients(state_dir, clients):
         is_news = pausing.pause(state_dir, client, reason, datetime.now().astimezone())
         say(f"{client} is {'' if is_news else 'already '}paused")
 
@@ -98,6 +98,6 @@ def unpause(state_dir: Path, clients: tuple[str, ...]) -> None:
 
     Without CLIENT all of this machine's state folder. Quiet hours are options of the worker, and stay.
     """
-    for client in pausing.chosen(state_dir, clients):
+    for client in pausing.select_clients(state_dir, clients):
         was = pausing.unpause(state_dir, client)
         say(f"{client} {'takes part again' if was else 'was not paused'}")

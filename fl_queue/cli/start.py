@@ -114,7 +114,7 @@ def start_round(
     """
     loaded = configs.load(config, overrides)
     where = where_of_run(where, loaded)
-    name = name or launching.name_of(config)
+    name = name or launching.default_run_name(config)
     if loaded.is_simulation:
         interrupt_on_sigterm()
     with ExitStack() as ours:

@@ -89,12 +89,12 @@ def web(
         from fl_queue.web.access import Access
         from fl_queue.web.connection import Connection
         from fl_queue.web.launch import Configs
-        from fl_queue.web.server import Place, serve
+        from fl_queue.web.server import ServerSettings, serve
     except ModuleNotFoundError as exc:
         reason = f"needs {exc.name}; {how_to_install('web')}"
         raise ConfigError("web", reason) from exc
 
-    place = Place(host, port, uds, int(uds_mode, 8))
+    place = ServerSettings(host, port, uds, int(uds_mode, 8))
     token, read_token, printed = _tokens(token_file, read_token_file, no_token)
     if no_token and hosts:
         raise ConfigError("--no-token", "goes without --allow-host: a proxy lets others in")

@@ -24,7 +24,7 @@ from fl_queue.cli.options import (
     strategy_option,
 )
 from fl_queue.client import quiet_hours as hours
-from fl_queue.client.site import MIN_EXAMPLES, Site
+from fl_queue.client.site import MIN_EXAMPLES, WorkerSettings
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers
@@ -302,7 +302,7 @@ def _site(
     threads: int,
     client: str = "",
     file: Path | None = None,
-) -> Site:
+) -> WorkerSettings:
     if not _DEVICE.fullmatch(device):
         raise ConfigError("--device", f"{device!r} is not cpu, cuda or cuda:N")
     if threads < 1:
@@ -336,14 +336,14 @@ def idle_parts(device: str, threads: int, cores: int, has_gpu: bool) -> str:
     )
 
 
-def _say_idle(who: str, site: Site) -> None:
+def _say_idle(who: str, site: WorkerSettings) -> None:
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     line = idle_parts(site.device, site.threads, len(os.sched_getaffinity(0)), has_gpu)
     if line:
         say(f"{who} {line}", err=True)
 
 
-def _become_worker(role: str, site: Site, processes: int = 1) -> None:
+def _become_worker(role: str, site: WorkerSettings, processes: int = 1) -> None:
     # The supervisor takes this process's place, so that its pid is the one that was started.
     command = python_command("-m", "workers.supervisor", role, "--processes", str(processes))
     os.execve(sys.executable, command, {**os.environ, **site.to_environ()})

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.client import outbox
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.common.safe_json import printable
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Awaited, dumps
+from fl_queue.protocol.records import AwaitedUpdate, dumps
 
 #: What is made of a site's data; a failure is not, and version 0 is not.
 _OF_DATA = ("update", "evaluation")
@@ -44,7 +44,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingUpdate:
     """
     An answer that waits.
 
@@ -80,7 +80,7 @@ def decision(path: Path, header: Header) -> Decision | None:
     return Decision(raw.get("approved") is True, str(raw.get("reason", "")))
 
 
-def ask(path: Path, job: str) -> None:
+def mark_pending(path: Path, job: str) -> None:
     """
     Note that an answer waits, left by a job that is about to end.
 
@@ -92,16 +92,16 @@ def ask(path: Path, job: str) -> None:
     files.write_private(file, dumps({"job": job, "since": since}).encode())
 
 
-def told(site: Site) -> str:
+def pending_as_json(site: WorkerSettings) -> str:
     """What waits at a site, as its worker says it: JSON by run; empty when nothing does."""
-    found: dict[str, Awaited] = {}
+    found: dict[str, AwaitedUpdate] = {}
     for file in site.outbox.glob(f"{site.client}_*{outbox.WAITING}"):
         path, raw, name = file.with_suffix(outbox.SUFFIX), _read(file), outbox.named(file)
         if name is None:
             continue
         # An answer that is gone has to be made again, and without the option it may leave.
         decided = bool(_read(path.with_suffix(outbox.DECISION))) or not path.exists()
-        note = Awaited(
+        note = AwaitedUpdate(
             name.number,
             str(raw.get("job", "")),
             _since(raw),
@@ -115,21 +115,21 @@ def told(site: Site) -> str:
 # The side of whoever decides
 
 
-def waiting(state_dir: Path) -> list[Waiting]:
+def waiting(state_dir: Path) -> list[PendingUpdate]:
     """The answers in a state folder that nobody has decided on, by name."""
-    return list(_waiting(Site(state_dir=state_dir).outbox))
+    return list(_waiting(WorkerSettings(state_dir=state_dir).outbox))
 
 
-def _waiting(folder: Path) -> Iterator[Waiting]:
+def _waiting(folder: Path) -> Iterator[PendingUpdate]:
     for file in sorted(folder.glob(f"*{outbox.WAITING}")):
         path = file.with_suffix(outbox.SUFFIX)
         kept = outbox.read(path) if outbox.named(path) else None
         if kept is None or _read(path.with_suffix(outbox.DECISION)).get("token") == kept[0].token:
             continue
-        yield Waiting(path.stem, path, _since(_read(file)), *kept)
+        yield PendingUpdate(path.stem, path, _since(_read(file)), *kept)
 
 
-def find(state_dir: Path, names: tuple[str, ...]) -> list[Waiting]:
+def find(state_dir: Path, names: tuple[str, ...]) -> list[PendingUpdate]:
     """
     Those of the answers that were named.
 
@@ -147,7 +147,7 @@ def find(state_dir: Path, names: tuple[str, ...]) -> list[Waiting]:
     return [there[name] for name in names]
 
 
-def decide(item: Waiting, approved: bool, reason: str = "") -> None:
+def decide(item: PendingUpdate, approved: bool, reason: str = "") -> None:
     """
     Say whether an answer may leave.
 

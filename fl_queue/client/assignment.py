@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
 from fl_queue.config.run_config import RunConfig
@@ -41,7 +41,7 @@ MODEL_WAIT_S = 0.5
 _LONGEST_WHY = 300
 
 
-class Base(NamedTuple):
+class RoundModel(NamedTuple):
     """
     A round's model as this host has received it.
 
@@ -58,11 +58,11 @@ class Base(NamedTuple):
 
     def arrays(self) -> Mapping[str, Any]:
         """Tensor name -> array: float32 or int64, decoded when asked for."""
-        return codec.Arrays(self.encoding, self.manifest, self.body.view)
+        return codec.LazyDecodedTensors(self.encoding, self.manifest, self.body.view)
 
 
 @dataclass(frozen=True)
-class Assignment:
+class ClientJob:
     """
     What one job is about: which round of which run, on which site.
 
@@ -73,12 +73,12 @@ class Assignment:
     """
 
     store: Store
-    site: Site
+    site: WorkerSettings
     who: str
     state: RunState
     round: RoundState
     config: RunConfig
-    base: Base | None = None
+    base: RoundModel | None = None
     is_watched: bool = True
     manifest: Manifest | None = None
 
@@ -145,7 +145,7 @@ class RoundEnded(ModelMismatch):
 class DataWaits:
     """Writes where people look that a job waits for the data server. Args: ``job``: which."""
 
-    def __init__(self, job: Assignment) -> None:
+    def __init__(self, job: ClientJob) -> None:
         self._job = job
         self._since = 0.0
         self._said = ""
@@ -174,7 +174,7 @@ class DataWaits:
             complaint.say(exc)
 
 
-def manifest_of(job: Assignment) -> Manifest:
+def manifest_of(job: ClientJob) -> Manifest:
     """
     The model of the run.
 
@@ -187,12 +187,12 @@ def manifest_of(job: Assignment) -> Manifest:
     return manifest
 
 
-def encoding_of(job: Assignment) -> str:
+def encoding_of(job: ClientJob) -> str:
     """Codec of the model that a job starts from, as it is fetched."""
     return str(job.config.model["codec"]) if job.round.download else "float32"
 
 
-def fetch_base(job: Assignment) -> Base:
+def fetch_base(job: ClientJob) -> RoundModel:
     """
     The model to start from; waited for while the data server is away or lacks it.
 
@@ -213,7 +213,7 @@ def fetch_base(job: Assignment) -> Base:
                 job.config.redis["chunk_bytes"],
                 beside=len(job.strategy().fetched),
             )
-            base = Base(manifest, body, encoding, _fetch_state(job, manifest))
+            base = RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
             waiting.over()
             return base
         except (ChunksMissing, StoreUnavailable) as exc:
@@ -226,7 +226,7 @@ def fetch_base(job: Assignment) -> Base:
             )
 
 
-def _fetch_state(job: Assignment, manifest: Manifest) -> State:
+def _fetch_state(job: ClientJob, manifest: Manifest) -> State:
     """What the strategy has clients fetch; what its server does not have yet is zero."""
     layout, wanted = state_manifest(manifest), job.strategy().fetched
     digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}

@@ -40,7 +40,7 @@ _FORGOTTEN_S = 7 * 24 * 3600.0
 _STATES = "*.safetensors"
 
 
-class Accepted(NamedTuple):
+class AcceptedUpdate(NamedTuple):
     """The newest update of a client that was accepted: its round, and the digest of its body."""
 
     round: int
@@ -48,7 +48,7 @@ class Accepted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredClientState:
     """
     What a client starts from.
 
@@ -79,7 +79,7 @@ def write(
     folder: Path,
     run: str,
     client: str,
-    update: Accepted,
+    update: AcceptedUpdate,
     manifest: Manifest,
     pieces: Iterable[Tensor],
 ) -> None:
@@ -113,12 +113,12 @@ def load(
     run: str,
     client: str,
     before: int,
-    accepted: Accepted | None,
+    accepted: AcceptedUpdate | None,
     manifest: Manifest,
     start: str = "zero",
     origins: Sequence[str] = (),
-    backed_up: Accepted | None = None,
-) -> Kept:
+    backed_up: AcceptedUpdate | None = None,
+) -> StoredClientState:
     """
     The state that belongs to the client's newest accepted update; others but the backup's are removed.
 
@@ -138,7 +138,7 @@ def load(
         if old.name not in stay and is_count(number) and int(number) < before:
             shutil.rmtree(old, ignore_errors=True)
     if accepted is None:
-        return Kept(note=f"none yet: starts from {start}")
+        return StoredClientState(note=f"none yet: starts from {start}")
     wanted = below(place, _name(accepted))
     sources = [below(_place(folder, origin, client), wanted.name) for origin in origins]
     _adopt(wanted, sources)
@@ -147,13 +147,17 @@ def load(
     except CheckpointError as exc:
         note = f"missing, that of round {accepted.round}: starts from {start}"
         log.warning("run=%s client=%s %s", run, client, exc)
-        return Kept(note=f"{note} ({exc.public})", is_missing=True)
-    return Kept(state, f"of round {accepted.round}")
+        return StoredClientState(note=f"{note} ({exc.public})", is_missing=True)
+    return StoredClientState(state, f"of round {accepted.round}")
 
 
 def still_counts(
-    kept: Kept, accepted: Accepted | None, since: int, states: Collection[str], own: Collection[str]
-) -> Kept:
+    kept: StoredClientState,
+    accepted: AcceptedUpdate | None,
+    since: int,
+    states: Collection[str],
+    own: Collection[str],
+) -> StoredClientState:
     """
     What is of use of a state.
 
@@ -171,7 +175,7 @@ def still_counts(
         return replace(kept, is_lost=kept.is_missing)
     others = set(states) - set(own)
     said = f"zero again since round {since}, where a client had lost its state"
-    return Kept(
+    return StoredClientState(
         {name: arrays for name, arrays in kept.state.items() if name in others},
         f"{said}; else {kept.note}" if others else said,
         kept.is_missing and bool(others),
@@ -190,7 +194,7 @@ def _adopt(place: Path, sources: Iterable[Path]) -> None:
             return
 
 
-def _name(update: Accepted) -> str:
+def _name(update: AcceptedUpdate) -> str:
     """The folder of the state that belongs to an update."""
     return f"{update.round}_{update.digest}"
 

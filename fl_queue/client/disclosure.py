@@ -26,7 +26,7 @@ _SHOWN = 100
 _LEFT_OUT = ("tensors", "members", "manifest")
 
 
-def facts(header: Header, body: memoryview) -> dict[str, Any]:
+def describe_update(header: Header, body: memoryview) -> dict[str, Any]:
     """
     An answer as plain values: ``bytes`` of all that leaves (but for a signature), ``header``, ``tensors``, ``norm``.
 
@@ -50,7 +50,7 @@ def facts(header: Header, body: memoryview) -> dict[str, Any]:
     }
 
 
-def lines(told: Mapping[str, Any]) -> Iterable[str]:
+def format_update(told: Mapping[str, Any]) -> Iterable[str]:
     """The same for people, a line each; of a long table of counts, such as those of scores, how many there are."""
     said, tensors = told["header"], told["tensors"]
     yield f"{told['bytes']:,} bytes: {len(tensors)} tensors, L2 norm {told['norm']:.6g}, and the header"
@@ -86,7 +86,7 @@ def _numbers(value: Any) -> Iterable[Any]:
 
 def _tensors(header: Header, body: memoryview) -> list[dict[str, Any]]:
     specs = Manifest(tuple(_spec(header.codec, entry) for entry in header.tensors))
-    blocks = codec.Blocks(header.codec, specs, body)
+    blocks = codec.DecodedBlocks(header.codec, specs, body)
     found = []
     for spec, entry in zip(specs.tensors, header.tensors, strict=True):
         norm, largest = _size(blocks(spec))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_queue.client.personalization import Own, check_private, private_names
+from fl_queue.client.personalization import Personalization, check_private, private_names
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.message import little_endian
@@ -25,8 +25,8 @@ from fl_queue.protocol.records import LOST, Manifest, Sums, TensorSpec
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,
-    Answer,
-    Known,
+    ClientContribution,
+    ClientTrainingState,
     State,
     Strategy,
     state_manifest,
@@ -34,7 +34,7 @@ from fl_queue.strategies.base import (
 )
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
-from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.data_loading import seed_everything
 from fl_queue.training.determinism import reproducible
 from fl_queue.training.model_tensors import (
@@ -52,7 +52,7 @@ from fl_queue.training.sgd import LocalRule, Samples, size_of
 _BLOCK = 1 << 20
 
 
-class Changes(Mapping[str, NDArray[Any]]):
+class UpdateTensors(Mapping[str, NDArray[Any]]):
     """
     Tensor name -> ``local - base`` (float32), or the local value of an integer buffer (int64).
 
@@ -116,7 +116,7 @@ def _difference(local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """
     What one client made of one base version.
 
@@ -132,13 +132,13 @@ class Trained:
         own: The personal model, where the strategy has one.
     """
 
-    tensors: Changes
+    tensors: UpdateTensors
     num_examples: int
     metrics: Sums
     train_metrics: Sums
     train_s: float
     sent: Manifest
-    answer: Answer
+    answer: ClientContribution
     manifest: Manifest
     own: Arrays = field(default_factory=dict)
 
@@ -172,7 +172,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClientStrategy:
     """
     A strategy's part in one client's round.
 
@@ -190,9 +190,9 @@ class Plan:
     has_lost: bool = False
     exponent: int = 0
 
-    def known(self, task: Task, manifest: Manifest, context: ClientContext) -> Known:
+    def known(self, task: Task, manifest: Manifest, context: ClientContext) -> ClientTrainingState:
         """What the strategy may know before training."""
-        return Known(
+        return ClientTrainingState(
             learning_rate=context.learning_rate,
             momentum=task.config.train["momentum"],
             server=self.server,
@@ -238,9 +238,9 @@ def train_update(
     context: ClientContext,
     on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
     on_loaded: Callable[[], None] = lambda: None,
-    plan: Plan | None = None,
+    plan: ClientStrategy | None = None,
     data: ClientData | None = None,
-) -> Trained:
+) -> TrainingResult:
     """
     One client's part in one round: evaluate the base version, train from it, take the difference.
 
@@ -266,8 +266,8 @@ def train_update(
         ConfigError: The data cannot be split as configured, or the task trains in a way of its own
             that the strategy cannot correct.
     """
-    plan = plan or Plan()
-    logged, context = context.logged or Logged(), replace(context, logged=None)
+    plan = plan or ClientStrategy()
+    logged, context = context.logged or TrainingLog(), replace(context, logged=None)
     with reproducible(context.seed_for("train"), context.device, context.threads):
         data = data or calls.training_data(task, context)
         model = _model(task, manifest, base, context.device)
@@ -275,7 +275,7 @@ def train_update(
         known = plan.known(task, manifest, context)
         rule = _rule(plan.strategy, known, model, manifest, context.min_batch)
         on_loaded()
-        own = Own(task, context, manifest, base, data, plan.strategy, plan.kept)
+        own = Personalization(task, context, manifest, base, data, plan.strategy, plan.kept)
         metrics = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
         if plan.strategy.needs_base_loss:
             known = replace(known, base_loss=_loss(task, model, data.train, context))
@@ -300,13 +300,13 @@ def train_update(
         metrics |= own.validate_personal(personal)
         kept = own.train_personal(personal)
         metrics |= own.finetune()
-    changes = Changes(manifest, model, base)
+    changes = UpdateTensors(manifest, model, base)
     known = replace(known, steps=rule.steps, change=changes.__getitem__)
     sent = update_manifest(plan.strategy, manifest)
     answer = plan.strategy.answer(known)
     if plan.has_lost:
         answer = replace(answer, scalars={**answer.scalars, LOST: 1.0})
-    return Trained(
+    return TrainingResult(
         changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
     )
 
@@ -318,7 +318,11 @@ def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
 
 
 def _rule(
-    strategy: Strategy, known: Known, model: nn.Module, manifest: Manifest, fewest: int
+    strategy: Strategy,
+    known: ClientTrainingState,
+    model: nn.Module,
+    manifest: Manifest,
+    fewest: int,
 ) -> LocalRule:
     """The strategy's correction, and the site's floor, as local SGD takes them."""
     correction = strategy.correction(known)
@@ -368,7 +372,7 @@ def evaluate_client(
     manifest: Manifest,
     arrays: Mapping[str, NDArray[Any]],
     context: ClientContext,
-    plan: Plan | None = None,
+    plan: ClientStrategy | None = None,
 ) -> Sums:
     """
     One client's validation of a version, and of what is its own, as sums; nothing is kept.
@@ -377,12 +381,12 @@ def evaluate_client(
         ModelMismatch: The task builds another model than the run's.
         DataError: Unreadable data.
     """
-    plan = plan or Plan()
+    plan = plan or ClientStrategy()
     with reproducible(context.seed_for("evaluate"), context.device, context.threads):
         data = calls.given_data(task, context)
         model = _model(task, manifest, arrays, context.device)
         _check_parts(task, model, manifest)
-        own = Own(task, context, manifest, arrays, data, plan.strategy, plan.kept)
+        own = Personalization(task, context, manifest, arrays, data, plan.strategy, plan.kept)
         sums = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
         sums |= own.validate_personal(own.personal_model())
         return {**sums, **own.finetune(model)}

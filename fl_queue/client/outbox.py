@@ -172,7 +172,7 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            turn = _Turn(store, header, unmerged_bytes, rivals)
+            turn = _SendPermit(store, header, unmerged_bytes, rivals)
             if turn.ask(ADMITTED_S):
                 line = _Line(store, len(body), on_trouble)
                 _push_once(turn, body, inline_bytes, chunk_bytes, again, seal, line)
@@ -198,7 +198,7 @@ def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: in
     return message.pack(header, body if len(body) else None)
 
 
-class _Turn:
+class _SendPermit:
     """When an update may be sent. Args: as of ``push``."""
 
     def __init__(
@@ -262,7 +262,7 @@ class _Line:
 
 
 def _push_once(
-    turn: _Turn,
+    turn: _SendPermit,
     body: memoryview,
     inline_bytes: int,
     chunk_bytes: int,
@@ -291,7 +291,7 @@ def _push_once(
         CHUNK_LIFETIME_S,
         skip_present=again,
     )
-    failpoints.reach("chunks.pushed")
+    failpoints.failpoint("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
     turn.ask(CHUNK_LIFETIME_S)
     store.data.push(header.run, sealed)

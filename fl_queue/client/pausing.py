@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_queue.client import quiet_hours
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import printable
@@ -28,7 +28,7 @@ _PAUSED = "paused by its site"
 LONGEST_REASON = 200
 
 
-def arrive(site: Site) -> None:
+def register_client(site: WorkerSettings) -> None:
     """A client's worker uses this state folder from now on."""
     files.folder(_folder(site.state_dir, site.client))
 
@@ -38,7 +38,7 @@ def clients(state_dir: Path) -> list[str]:
     return sorted(path.name for path in state_dir.glob("sites/*") if path.is_dir())
 
 
-def chosen(state_dir: Path, named: tuple[str, ...]) -> list[str]:
+def select_clients(state_dir: Path, named: tuple[str, ...]) -> list[str]:
     """
     The clients that a command at the site is about: those named, else all of the state folder.
 
@@ -94,7 +94,7 @@ def unpause(state_dir: Path, client: str) -> bool:
     return True
 
 
-def why_paused(site: Site, now: datetime | None = None) -> str:
+def why_paused(site: WorkerSettings, now: datetime | None = None) -> str:
     """
     Why a client takes no work now, in words that stay the same while it does; empty when it does.
 

@@ -122,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Own:
+class Personalization:
     """
     A client's part that stays with it, in one round.
 

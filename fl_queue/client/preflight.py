@@ -11,7 +11,7 @@ from rq.timeouts import JobTimeoutException
 
 from fl_queue.client import trust
 from fl_queue.client.progress import refused
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol import site_facts
 from fl_queue.protocol.records import dumps
@@ -38,14 +38,14 @@ def tell(run: str, segment: int) -> str:
     Raises:
         StoreUnavailable: The control server cannot be used; the job is begun again when it can.
     """
-    site = Site.from_environ()
+    site = WorkerSettings.from_environ()
     store = site.connect()
     state = store.control.run(run)
     if state is None or not state.active or state.segment != segment:
         return "nobody wants to know any more"
     try:
         config = trust.segment_config(site, state, store.control.config_segments(run), segment)
-    except trust.Refused as exc:
+    except trust.RoundRefused as exc:
         refused(store, site, exc)
         found = {site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes"}
     else:
@@ -55,7 +55,7 @@ def tell(run: str, segment: int) -> str:
     return "told"
 
 
-def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
+def look(site: WorkerSettings, state: RunState, config: RunConfig) -> dict[str, str]:
     """What a site's task and data are like, or why that cannot be said."""
     cannot = {site_facts.CANNOT: "yes"}
     try:
@@ -74,7 +74,7 @@ def look(site: Site, state: RunState, config: RunConfig) -> dict[str, str]:
         return {site_facts.PROBLEM: site_facts.line(told(exc, config)), **cannot}
 
 
-def _context(site: Site, state: RunState, config: RunConfig) -> ClientContext:
+def _context(site: WorkerSettings, state: RunState, config: RunConfig) -> ClientContext:
     """
     What the task is told, as in a round's training, but for the share: it is the first of ``data.shares``.
 

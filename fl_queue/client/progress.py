@@ -9,20 +9,20 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from fl_queue.client.assignment import Assignment
-from fl_queue.client.site import Site
-from fl_queue.client.trust import Refused
+from fl_queue.client.assignment import ClientJob
+from fl_queue.client.site import WorkerSettings
+from fl_queue.client.trust import RoundRefused
 from fl_queue.common import escaping
 from fl_queue.store import REDIS_ERRORS, Store, complaint
 from fl_queue.tasks.base import ClientContext
-from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.tasks.logged_metrics import TrainingLog
 
 log = logging.getLogger(__name__)
 
 TELL_S = 0.5
 
 
-def announce(job: Assignment, context: ClientContext) -> None:
+def announce(job: ClientJob, context: ClientContext) -> None:
     """Tell that training begins."""
     print(escaping.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
     print(
@@ -44,7 +44,7 @@ class Progress:
         logged: What the task logs meanwhile; an epoch's event has the means so far.
     """
 
-    def __init__(self, job: Assignment, logged: Logged) -> None:
+    def __init__(self, job: ClientJob, logged: TrainingLog) -> None:
         self.job, self.logged = job, logged
         self._told_at = -TELL_S
 
@@ -77,12 +77,12 @@ class Progress:
         return found | ({"logged": means} if means else {})
 
 
-def tell(job: Assignment, event: Mapping[str, object]) -> None:
+def tell(job: ClientJob, event: Mapping[str, object]) -> None:
     """Add an event to the client's stream."""
     say(lambda: job.store.control.add_client_event(job.who, event))
 
 
-def refused(store: Store, site: Site, why: Refused) -> None:
+def refused(store: Store, site: WorkerSettings, why: RoundRefused) -> None:
     """Say that this site does not do a job: in its log, and in its client's events."""
     log.warning("client=%s refused: %s", site.client, why)
     job = os.environ.get("RQ_JOB_ID", "")

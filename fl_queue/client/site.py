@@ -26,7 +26,7 @@ MIN_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
-class Site:
+class WorkerSettings:
     """
     Options of one worker process.
 
@@ -77,7 +77,7 @@ class Site:
     operator_key: str = ""
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Site:
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         """The site of this process, as ``environ`` of the one that started it said."""
         state_dir = environ.get("FLQ_SITE_STATE_DIR")
         return cls(

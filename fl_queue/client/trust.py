@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import FLQueueError
@@ -34,7 +34,7 @@ REMEMBERED = 4096
 NEEDED = "operator.key is needed where runs are begun, and in the aggregator's state folder"
 
 
-class Refused(FLQueueError):
+class RoundRefused(FLQueueError):
     """
     A site does not do what Redis asks of it.
 
@@ -69,7 +69,7 @@ class Question:
     manifest: Manifest | None
 
 
-def round_config(site: Site, asked: Question) -> RunConfig:
+def round_config(site: WorkerSettings, asked: Question) -> RunConfig:
     """
     The config of a round that this site may take part in; the round is remembered.
 
@@ -85,7 +85,7 @@ def round_config(site: Site, asked: Question) -> RunConfig:
 
 
 def segment_config(
-    site: Site, state: RunState, segments: Sequence[Mapping[str, Any]], number: int
+    site: WorkerSettings, state: RunState, segments: Sequence[Mapping[str, Any]], number: int
 ) -> RunConfig:
     """
     The config that a question outside of rounds is about.
@@ -96,14 +96,14 @@ def segment_config(
     segment = _segment(segments, number)
     public = operator_key(site)
     if public and not is_segment_signed(state.run_id, state.name, number, segment, public):
-        raise Refused(
+        raise RoundRefused(
             f"the config of run {state.run_id} is not signed with the operator's key, or was changed"
         )
     _check_pin(site, segment)
     return RunConfig.from_dict(segment["config"])
 
 
-def operator_key(site: Site) -> str:
+def operator_key(site: WorkerSettings) -> str:
     """Public half of the operator's key; empty: this site cannot check what it is sent."""
     return site.secrets.operator_key if site.secrets is not None else ""
 
@@ -115,37 +115,41 @@ def _segment(segments: Sequence[Mapping[str, Any]], number: int) -> Mapping[str,
             return found
     except (LookupError, TypeError):
         pass
-    raise Refused(f"the run has no config of segment {number}")
+    raise RoundRefused(f"the run has no config of segment {number}")
 
 
 def _checked(
-    site: Site, asked: Question, segment: Mapping[str, Any]
+    site: WorkerSettings, asked: Question, segment: Mapping[str, Any]
 ) -> statements.Statement | None:
     """What the operator has signed of a round, which is what Redis says; None where no key is known."""
     public, number = operator_key(site), asked.round.number
     if not public:
         return None
     if not asked.round.signed:
-        raise Refused(f"round {number} is not signed by the operator; {NEEDED}")
+        raise RoundRefused(f"round {number} is not signed by the operator; {NEEDED}")
     statement = statements.opened(asked.round.signed, public)
     if statement is None:
-        raise Refused(f"round {number} is signed with another key than the operator's, or changed")
+        raise RoundRefused(
+            f"round {number} is signed with another key than the operator's, or changed"
+        )
     config = digest_of(segment["config"])
     if name := statements.differing(statement, asked.state, asked.round, config, asked.manifest):
-        raise Refused(f"{name} of round {number} is not what the operator signed")
+        raise RoundRefused(f"{name} of round {number} is not what the operator signed")
     if statement["purpose"] != asked.purpose:
-        raise Refused(f"round {number} is signed for another job: {statement['purpose']}")
+        raise RoundRefused(f"round {number} is signed for another job: {statement['purpose']}")
     if asked.who not in asked.round.cohort:
-        raise Refused(f"round {number} is signed for other clients")
+        raise RoundRefused(f"round {number} is signed for other clients")
     if older := _older_than(site, asked):
-        raise Refused(f"round {number} is older than round {older}, which this site took part in")
+        raise RoundRefused(
+            f"round {number} is older than round {older}, which this site took part in"
+        )
     return statement
 
 
-def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:
+def _check_pin(site: WorkerSettings, segment: Mapping[str, Any]) -> None:
     config = digest_of(segment["config"])
     if site.pins and config not in site.pins:
-        raise Refused(
+        raise RoundRefused(
             f"config {config} is none that this site has pinned (--pin-config); "
             "its owner decides, and starts the worker again with it",
             lasts=True,
@@ -155,14 +159,14 @@ def _check_pin(site: Site, segment: Mapping[str, Any]) -> None:
 # What a site remembers
 
 
-def _file(site: Site, asked: Question) -> Path | None:
+def _file(site: WorkerSettings, asked: Question) -> Path | None:
     run = asked.state.run_id
     if not (identifiers.is_run_id(run) and identifiers.is_name(asked.who)):
         return None
     return site.state_dir / "rounds" / asked.who / f"{run}.json"
 
 
-def _older_than(site: Site, asked: Question) -> int:
+def _older_than(site: WorkerSettings, asked: Question) -> int:
     """The newest round that this site took part in, if a round is older; 0: it is not."""
     newest, opened_at = _newest(site, asked)
     # A control server that lost its last writes opens a round of a lower number again, later.
@@ -170,7 +174,7 @@ def _older_than(site: Site, asked: Question) -> int:
     return newest if is_older else 0
 
 
-def _newest(site: Site, asked: Question) -> tuple[int, float]:
+def _newest(site: WorkerSettings, asked: Question) -> tuple[int, float]:
     path = _file(site, asked)
     try:
         raw = json.loads(path.read_bytes()) if path is not None else {}
@@ -179,7 +183,7 @@ def _newest(site: Site, asked: Question) -> tuple[int, float]:
         return 0, 0.0
 
 
-def _remember(site: Site, asked: Question) -> None:
+def _remember(site: WorkerSettings, asked: Question) -> None:
     """
     Note that this site takes part in a round.
 
@@ -199,7 +203,7 @@ def _remember(site: Site, asked: Question) -> None:
         if is_new:
             _forget_oldest(path.parent)
     except OSError as exc:
-        raise Refused(
+        raise RoundRefused(
             f"what this site takes part in cannot be noted: {exc.strerror or type(exc).__name__}"
         ) from exc
 

@@ -38,7 +38,7 @@ def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]
         control: The control server.
         state_dir: The site's folder.
     """
-    noted = Unknown(control, state_dir)
+    noted = UnknownRuns(control, state_dir)
 
     @cache
     def decide(run: str, number: int, who: str) -> bool:
@@ -51,7 +51,7 @@ def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]
     return decide
 
 
-class Unknown:
+class UnknownRuns:
     """
     Says whether runs are gone for good.
 

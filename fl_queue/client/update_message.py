@@ -17,7 +17,7 @@ from fl_queue.protocol.message import Bytes
 from fl_queue.protocol.records import Manifest
 
 if TYPE_CHECKING:
-    from fl_queue.client.local_update import Trained
+    from fl_queue.client.local_update import TrainingResult
     from fl_queue.tasks.base import ClientContext
 
 
@@ -32,9 +32,9 @@ def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, 
     )
 
 
-def header_of(
+def build_header(
     blank: Header,
-    made: Trained,
+    made: TrainingResult,
     encoding: str,
     environment: Mapping[str, Any],
     context: ClientContext,
@@ -64,8 +64,8 @@ def header_of(
     )
 
 
-def body_of(
-    made: Trained, encoding: str, context: ClientContext, residual: Mapping[str, Any]
+def iter_body(
+    made: TrainingResult, encoding: str, context: ClientContext, residual: Mapping[str, Any]
 ) -> Iterator[Bytes]:
     """
     An update's body, piece by piece; the same bytes when it is made again.

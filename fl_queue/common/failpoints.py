@@ -44,7 +44,7 @@ POINTS = {
 _FOLDER = os.environ.get("FLQ_FAULTS")
 
 
-def reach(point: str) -> None:
+def failpoint(point: str) -> None:
     """Do what a test armed this point with; nothing in production."""
     if _FOLDER is None:
         return

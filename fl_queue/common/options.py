@@ -18,7 +18,7 @@ Check = Callable[[Any], str | None]
 
 
 @dataclass(frozen=True)
-class Field:
+class Option:
     """
     What one config value may be.
 

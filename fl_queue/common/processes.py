@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def identity(pid: int | None = None) -> str:
+def process_identity(pid: int | None = None) -> str:
     """
     ``boot:namespace:pid:start`` of a process, which no other process ever has.
 

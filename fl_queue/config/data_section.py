@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 
@@ -22,48 +22,48 @@ PARTITIONS = (
 #: Feature skew: what a client's images have more of, the higher its share.
 SKEWS = ("noise", "rotation")
 
-DATA_FIELDS: dict[str, Field] = {
-    "source": Field(
+DATA_FIELDS: dict[str, Option] = {
+    "source": Option(
         "str",
         "excerpt",
         "MNIST: the shipped excerpt, or the full set",
         choices=("excerpt", "full"),
     ),
-    "dir": Field(
+    "dir": Option(
         "str",
         "",
         "folder of the data, for runs that this machine trains by itself; a site reads its worker's "
         "--data, and this with --data-from-config only",
     ),
-    "partition": Field(
+    "partition": Option(
         "str",
         "iid",
         "how one data set is split over the clients; site: every client uses all of its own folder",
         choices=(*PARTITIONS, "site"),
     ),
-    "alpha": Field(
+    "alpha": Option(
         "float",
         0.5,
         "concentration of the Dirichlet partitions; small is skewed; above 0",
         above=0,
     ),
-    "shards_per_client": Field(
+    "shards_per_client": Option(
         "int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1
     ),
-    "samples_per_client": Field(
+    "samples_per_client": Option(
         "int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1
     ),
-    "labels_per_client": Field(
+    "labels_per_client": Option(
         "int", 2, "label_count partition: classes each client has, 1 or more", low=1
     ),
-    "exponent": Field(
+    "exponent": Option(
         "float",
         1.0,
         "quantity_power partition: the r-th largest share is as r**-exponent; 0 equal, to 10",
         low=0.0,
         high=10.0,
     ),
-    "noise": Field(
+    "noise": Option(
         "float",
         0.0,
         "feature skew: share i of N has noise of standard deviation noise * i / N on its pixels in "
@@ -71,33 +71,33 @@ DATA_FIELDS: dict[str, Field] = {
         low=0.0,
         high=10.0,
     ),
-    "rotation": Field(
+    "rotation": Option(
         "float",
         0.0,
         "feature skew: share i of N has its images turned by rotation * i / N degrees; 0 none, to 360",
         low=0.0,
         high=360.0,
     ),
-    "shares": Field(
+    "shares": Option(
         "int",
         0,
         "parts the data is split into; 0: as many as there are clients at the first round",
         low=0,
     ),
-    "validation_fraction": Field(
+    "validation_fraction": Option(
         "float",
         0.1,
         "part of a client's share it holds out for validation, 0 to 0.9; by whole owners where they are known",
         low=0.0,
         high=0.9,
     ),
-    "train_per_class": Field(
+    "train_per_class": Option(
         "ints",
         (),
         "draw this range of training samples per class, such as [20, 30]; empty: all",
         low=1,
     ),
-    "validation_per_class": Field(
+    "validation_per_class": Option(
         "ints",
         (),
         "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction",

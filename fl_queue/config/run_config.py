@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.aggregation.sum_format import SumFormat, sum_format
-from fl_queue.common.options import Field, as_plain, toml_value, unknown_key
+from fl_queue.common.options import Option, as_plain, toml_value, unknown_key
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import check_data
 from fl_queue.config.schema import LOCAL, OF_MODE, SECTIONS, TABLES
@@ -414,7 +414,9 @@ def preset_names() -> list[str]:
     return sorted(file.stem for file in preset_folder().glob("*.toml") if file.stem != "default")
 
 
-def _section(section: str, fields: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str, Any]:
+def _section(
+    section: str, fields: Mapping[str, Option], given: Mapping[str, Any]
+) -> dict[str, Any]:
     for key in given:
         if key not in fields:
             raise unknown_key(f"{section}.{key}", [f"{section}.{name}" for name in fields])

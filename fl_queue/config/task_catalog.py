@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_queue.common import data_folder
-from fl_queue.common.options import Field, unknown_key
+from fl_queue.common.options import Option, unknown_key
 from fl_queue.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ class TaskEntry:
 
     target: str
     doc: str
-    options: dict[str, Field]
+    options: dict[str, Option]
     classes: int = 0
     excerpt: int = 0
     skews: bool = False
@@ -85,19 +85,19 @@ TASKS: dict[str, TaskEntry] = {
         "fl_queue.tasks.image_folder:ImageFolderTask",
         "any folder of class folders, with a torchvision model",
         {
-            "model": Field(
+            "model": Option(
                 "str",
                 "resnet18",
                 "torchvision model by name, trained from scratch",
                 choices=_MODELS,
             ),
-            "classes": Field(
+            "classes": Option(
                 "str", "", "class folder names, comma separated, the same for all sites"
             ),
-            "image_size": Field(
+            "image_size": Option(
                 "int", 64, "side of the square the images are resized to, pixels", low=8, high=1024
             ),
-            "channels": Field("int", 3, "1 grey, 3 colour", low=1, high=3),
+            "channels": Option("int", 3, "1 grey, 3 colour", low=1, high=3),
         },
         skews=True,
         decides="classes",
@@ -106,32 +106,34 @@ TASKS: dict[str, TaskEntry] = {
         "fl_queue.tasks.csv_table:CsvTask",
         "a table with a label column: logistic regression or a small perceptron",
         {
-            "file": Field(
+            "file": Option(
                 "str", "train.csv", "file name in the data folder", check=data_folder.problem
             ),
-            "test_file": Field(
+            "test_file": Option(
                 "str",
                 "test.csv",
                 "the evaluator's file name in its data folder",
                 check=data_folder.problem,
             ),
-            "label": Field("str", "label", "name of the label column"),
-            "features": Field(
+            "label": Option("str", "label", "name of the label column"),
+            "features": Option(
                 "str", "", "feature columns, comma separated; the same for all sites"
             ),
-            "owner": Field(
+            "owner": Option(
                 "str",
                 "",
                 "the column that names whose each row is, for the natural partition and for what is held out",
             ),
-            "classes": Field("str", "0,1", "label values, comma separated, the same for all sites"),
-            "means": Field(
+            "classes": Option(
+                "str", "0,1", "label values, comma separated, the same for all sites"
+            ),
+            "means": Option(
                 "floats", (), "mean of each feature; empty: from the first round's clients"
             ),
-            "stds": Field(
+            "stds": Option(
                 "floats", (), "standard deviation of each feature; empty: as means", above=0
             ),
-            "hidden": Field("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
+            "hidden": Option("ints", (), "hidden layer sizes; empty: logistic regression", low=1),
         },
         decides="features",
     ),
@@ -187,7 +189,7 @@ def task_options(task: str, given: dict[str, Any]) -> dict[str, Any]:
         return dict(given)
     entry = TASKS.get(task)
     if entry is None:
-        known = Field("str", "", "", choices=tuple(TASKS))
+        known = Option("str", "", "", choices=tuple(TASKS))
         known.parse("run.task", task)
         raise AssertionError("unreachable: parse refuses a name that is not a choice")
     for key in given:

@@ -22,7 +22,7 @@ from fl_queue.errors import ConfigError
 OPTIONS = ("alpha", "shards_per_client", "samples_per_client", "labels_per_client", "exponent")
 
 
-def split(
+def partition_indices(
     kind: str,
     labels: Labels,
     shares: int,
@@ -146,7 +146,9 @@ def _share(
         )
     options = tuple((name, data[name]) for name in OPTIONS)
     if labels.flags.writeable or owners is not None:
-        parts = split(data["partition"], labels, shares, seed, owners=owners, **dict(options))
+        parts = partition_indices(
+            data["partition"], labels, shares, seed, owners=owners, **dict(options)
+        )
     else:
         parts = _kept_split(data["partition"], _Same(labels), shares, seed, options)
     return parts[share]
@@ -170,7 +172,7 @@ def _kept_split(
     kind: str, labels: _Same, shares: int, seed: int, options: tuple[tuple[str, Any], ...]
 ) -> list[Indices]:
     """``split``, done once for all the clients that one process trains."""
-    return split(kind, labels.labels, shares, seed, **dict(options))
+    return partition_indices(kind, labels.labels, shares, seed, **dict(options))
 
 
 def _hold_out_owners(

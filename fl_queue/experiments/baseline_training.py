@@ -23,7 +23,7 @@ from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import checkpoint, transfer
 from fl_queue.protocol import message, virtual_clients
-from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, Model
+from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, BaselineModel
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
@@ -36,7 +36,7 @@ Tell = Callable[[int, int, str, int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class BaselineMachine:
     """
     What this machine decides.
 
@@ -59,7 +59,7 @@ def train(
     name: str = "",
     *,
     clients: int = 0,
-    place: Place | None = None,
+    place: BaselineMachine | None = None,
     tell: Tell = lambda index, count, client, round_number, found: None,
 ) -> Baseline:
     """
@@ -77,7 +77,7 @@ def train(
         DataError, ModelMismatch: As a client, or the evaluator, would answer.
     """
     started = time.monotonic()
-    work = _Work(config, place or Place(), kind)
+    work = _BaselineTrainer(config, place or BaselineMachine(), kind)
     chosen = work.chosen(clients)
     if kind == LOCAL:
         models = [
@@ -105,10 +105,10 @@ def train(
     )
 
 
-class _Work:
+class _BaselineTrainer:
     """What all models of a baseline have in common."""
 
-    def __init__(self, config: RunConfig, place: Place, kind: str) -> None:
+    def __init__(self, config: RunConfig, place: BaselineMachine, kind: str) -> None:
         self.config, self.place, self.kind = config, place, kind
         self.clients = _clients(config, place)
         first = place.folders[0] if place.folders else ""
@@ -167,7 +167,9 @@ class _Work:
             threads=self.place.threads,
         )
 
-    def model(self, index: int, count: int, client: str, data: ClientData, tell: Tell) -> Model:
+    def model(
+        self, index: int, count: int, client: str, data: ClientData, tell: Tell
+    ) -> BaselineModel:
         """Train one from version 0, and judge it."""
         rounds, every = self.config.run["rounds"], self.config.run["evaluate_every"]
         curve: dict[str, dict[str, float]] = {}
@@ -180,7 +182,7 @@ class _Work:
                 curve[str(number)] = tested
             tell(index, count, client, number, tested)
         arrays = views_of(model, self.manifest)
-        return Model(
+        return BaselineModel(
             client=client,
             num_examples=sgd.size_of(data.train),
             digest=message.pieces_digest(arrays[spec.name] for spec in self.manifest.tensors),
@@ -218,7 +220,7 @@ class _Work:
             return metrics.finish(calls.evaluated(self.task, model, dataset, context))
 
 
-def _clients(config: RunConfig, place: Place) -> dict[str, str]:
+def _clients(config: RunConfig, place: BaselineMachine) -> dict[str, str]:
     """Client -> its own folder (empty: that of all), in the order of shares."""
     if config.data["partition"] == "site":
         folders = place.folders or [config.data["dir"]]

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import escaping
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching, local_workers
-from fl_queue.experiments.local_workers import Worker
+from fl_queue.experiments.local_workers import LocalWorker
 from fl_queue.models import retention, transfer
 from fl_queue.protocol import identifiers
 from fl_queue.reporting import progress, rich_console, rounds_table
@@ -89,9 +89,11 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
 
 def _workers(
     redis: server_pair.EmbeddedRedis, clients: int, loaded: run_config.RunConfig
-) -> dict[str, Worker]:
+) -> dict[str, LocalWorker]:
     """What the demo starts, by name."""
-    base = launching.with_data(Site(redis.url, redis.blob_url, redis.state_dir), [loaded])
+    base = launching.with_data(WorkerSettings(redis.url, redis.blob_url, redis.state_dir), [loaded])
     sites = [f"site-{number}" for number in range(1, clients + 1)]
-    roles = {role: Worker(role, base) for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR)}
-    return roles | {site: Worker("client", replace(base, client=site)) for site in sites}
+    roles = {
+        role: LocalWorker(role, base) for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR)
+    }
+    return roles | {site: LocalWorker("client", replace(base, client=site)) for site in sites}

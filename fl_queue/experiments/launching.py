@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -24,7 +24,7 @@ from fl_queue.store.embedded import server_pair
 
 
 @dataclass(frozen=True)
-class Begun:
+class LaunchedRun:
     """
     A run that has been begun, or gone on with.
 
@@ -41,7 +41,7 @@ class Begun:
     is_alone: bool
 
 
-def name_of(config: str) -> str:
+def default_run_name(config: str) -> str:
     """The name of a run that was given none: that of its config, as a run may be called."""
     return re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
 
@@ -72,14 +72,14 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
 
 def launch(
     ours: ExitStack,
-    site: Site,
+    site: WorkerSettings,
     name: str,
     config: RunConfig,
     count: int | None,
     *,
     stays: bool,
     console: Console,
-) -> Begun:
+) -> LaunchedRun:
     """
     Begin or continue a run and open its round; start what a simulation lacks.
 
@@ -107,7 +107,7 @@ def launch(
     if stays and config.is_simulation:
         start_workers(ours, store, site, [config], console)
     lifecycle.advance(store, run)
-    return Begun(store, run, since, is_alone)
+    return LaunchedRun(store, run, since, is_alone)
 
 
 def _training(store: Store, name: str, config: RunConfig) -> str | None:
@@ -121,7 +121,7 @@ def _training(store: Store, name: str, config: RunConfig) -> str | None:
     return state.run_id
 
 
-def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -> bool:
+def start_servers(ours: ExitStack, site: WorkerSettings, config: RunConfig, stays: bool) -> bool:
     """
     Start private servers for a simulation that has none; returns whether that was needed.
 
@@ -140,7 +140,7 @@ def start_servers(ours: ExitStack, site: Site, config: RunConfig, stays: bool) -
     return True
 
 
-def with_data(site: Site, configs: Sequence[RunConfig]) -> Site:
+def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSettings:
     """
     A site of whoever begins these runs, which reads the folders that their configs name, of any size.
 
@@ -161,7 +161,11 @@ def allowed(configs: Sequence[RunConfig]) -> tuple[str, ...]:
 
 
 def start_workers(
-    ours: ExitStack, store: Store, site: Site, configs: Sequence[RunConfig], console: Console
+    ours: ExitStack,
+    store: Store,
+    site: WorkerSettings,
+    configs: Sequence[RunConfig],
+    console: Console,
 ) -> None:
     """
     Start the roles that simulations lack.
@@ -181,7 +185,7 @@ def start_workers(
         allow=allowed(configs),
         strategy_allow=tuple(sorted(name for name in strategies if ":" in name)),
     )
-    wanted: dict[str, local_workers.Worker] = {}
+    wanted: dict[str, local_workers.LocalWorker] = {}
     for config in configs:
         for role, worker in local_workers.missing_workers(store, config, site).items():
             if role not in wanted or wanted[role].processes < worker.processes:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.common.own_modules import python_command
 from fl_queue.config.run_config import RunConfig
@@ -35,7 +35,7 @@ class WorkerDied(FLQueueError):
 
 
 @dataclass(frozen=True)
-class Worker:
+class LocalWorker:
     """
     A supervisor to start.
 
@@ -46,13 +46,13 @@ class Worker:
     """
 
     role: str
-    site: Site
+    site: WorkerSettings
     processes: int = 1
 
 
 @contextmanager
 def workers(
-    store: Store, wanted: Mapping[str, Worker], logs: Path, console: Console
+    store: Store, wanted: Mapping[str, LocalWorker], logs: Path, console: Console
 ) -> Iterator[None]:
     """
     Start workers, wait until they are ready, and stop them at the end.
@@ -75,7 +75,9 @@ def workers(
         _stop(list(processes.values()))
 
 
-def missing_workers(store: Store, config: RunConfig, site: Site) -> dict[str, Worker]:
+def missing_workers(
+    store: Store, config: RunConfig, site: WorkerSettings
+) -> dict[str, LocalWorker]:
     """
     What a simulation needs and nobody runs yet, by name.
 
@@ -86,10 +88,12 @@ def missing_workers(store: Store, config: RunConfig, site: Site) -> dict[str, Wo
     if config.run["evaluate_every"]:
         wanted[identifiers.EVALUATOR] = 1
     there = {worker["role"] for worker in store.control.living_workers()}
-    return {role: Worker(role, site, count) for role, count in wanted.items() if role not in there}
+    return {
+        role: LocalWorker(role, site, count) for role, count in wanted.items() if role not in there
+    }
 
 
-def _start(worker: Worker, log: Path) -> subprocess.Popen[bytes]:
+def _start(worker: LocalWorker, log: Path) -> subprocess.Popen[bytes]:
     command = python_command("-m", "workers.supervisor", worker.role)
     command += ["--processes", str(worker.processes), "--parent", str(os.getpid())]
     # A log may quote data.
@@ -120,7 +124,7 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def _await(
     store: Store,
-    wanted: Mapping[str, Worker],
+    wanted: Mapping[str, LocalWorker],
     processes: Mapping[str, subprocess.Popen[bytes]],
     logs: Path,
     console: Console,

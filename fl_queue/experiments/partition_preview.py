@@ -36,7 +36,7 @@ _QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "most": 1.0}
 
 
 @dataclass(frozen=True)
-class Portion:
+class ClientShare:
     """
     One client's share.
 
@@ -61,7 +61,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Mix:
+class PartitionPreview:
     """
     A whole partition.
 
@@ -74,7 +74,7 @@ class Mix:
     partition: str
     classes: tuple[int, ...]
     counts: tuple[int, ...]
-    portions: tuple[Portion, ...]
+    portions: tuple[ClientShare, ...]
 
     @property
     def left_over(self) -> int:
@@ -82,7 +82,7 @@ class Mix:
         return sum(self.counts) - sum(portion.examples for portion in self.portions)
 
 
-def of(config: RunConfig, data_dir: str = "", clients: int = 0) -> Mix:
+def preview_partition(config: RunConfig, data_dir: str = "", clients: int = 0) -> PartitionPreview:
     """
     What the config's partition gives.
 
@@ -114,13 +114,13 @@ def of(config: RunConfig, data_dir: str = "", clients: int = 0) -> Mix:
     else:
         options = {name: config.data[name] for name in partition.OPTIONS}
         kind, seed = config.data["partition"], config.run["seed"]
-        parts = partition.split(kind, labels, shares, seed, owners=owners, **options)
+        parts = partition.partition_indices(kind, labels, shares, seed, owners=owners, **options)
     count = config.clients["count"]
     names = virtual_clients.clients(count) if count and not is_site else []
     return _mix(config.data["partition"], labels, parts, names)
 
 
-def summary(mix: Mix) -> dict[str, dict[str, float]]:
+def summary(mix: PartitionPreview) -> dict[str, dict[str, float]]:
     """Quantity -> its quantiles over the clients."""
     found = {}
     for name in ("examples", "labels", "entropy", "distance"):
@@ -131,7 +131,7 @@ def summary(mix: Mix) -> dict[str, dict[str, float]]:
     return found
 
 
-def to_json(mix: Mix) -> dict[str, Any]:
+def to_json(mix: PartitionPreview) -> dict[str, Any]:
     """Everything, as JSON has it."""
     return {
         "partition": mix.partition,
@@ -143,7 +143,7 @@ def to_json(mix: Mix) -> dict[str, Any]:
     }
 
 
-def table(mix: Mix) -> Table:
+def table(mix: PartitionPreview) -> Table:
     """The clients for a terminal, each with its numbers by class; of many the quantiles."""
     caption = (
         f"{mix.partition}: {sum(mix.counts)} samples of {len(mix.classes)} classes, "
@@ -179,7 +179,7 @@ def table(mix: Mix) -> Table:
     return drawn
 
 
-def plot(path: Path, mix: Mix, title: str) -> None:
+def plot(path: Path, mix: PartitionPreview, title: str) -> None:
     """
     Draw each client's examples, stacked by class; many clients are ordered by size.
 
@@ -189,7 +189,7 @@ def plot(path: Path, mix: Mix, title: str) -> None:
     """
     figure = plotting.new_figure(9.0, 4.5)
     axes = figure.subplots()
-    portions: Sequence[Portion] = mix.portions
+    portions: Sequence[ClientShare] = mix.portions
     few = len(portions) <= SHOWN
     if not few:
         portions = sorted(portions, key=lambda portion: -portion.examples)
@@ -236,7 +236,9 @@ def _read(config: RunConfig, data_dir: str) -> tuple[Labels, Owners | None]:
     raise {"config": ConfigError, "data": DataError}[error["kind"]](*error["about"])
 
 
-def _mix(kind: str, labels: Labels, parts: Sequence[Labels], names: Sequence[str]) -> Mix:
+def _mix(
+    kind: str, labels: Labels, parts: Sequence[Labels], names: Sequence[str]
+) -> PartitionPreview:
     classes, numbers = np.unique(labels, return_inverse=True)
     counts = np.bincount(numbers, minlength=len(classes))
     whole = counts / len(labels)
@@ -245,7 +247,7 @@ def _mix(kind: str, labels: Labels, parts: Sequence[Labels], names: Sequence[str
         own = np.bincount(numbers[part], minlength=len(classes))
         mine = own / max(1, len(part))
         portions.append(
-            Portion(
+            ClientShare(
                 share=share,
                 client=names[share] if share < len(names) else "",
                 examples=len(part),
@@ -255,7 +257,7 @@ def _mix(kind: str, labels: Labels, parts: Sequence[Labels], names: Sequence[str
                 distance=float(np.abs(mine - whole).sum() / 2),
             )
         )
-    return Mix(kind, tuple(classes.tolist()), tuple(counts.tolist()), tuple(portions))
+    return PartitionPreview(kind, tuple(classes.tolist()), tuple(counts.tolist()), tuple(portions))
 
 
 def _entropy(probabilities: NDArray[np.float64]) -> float:

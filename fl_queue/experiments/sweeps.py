@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common.options import toml_value
 from fl_queue.config import run_config as configs
 from fl_queue.config.run_config import RunConfig, changed_fields
@@ -34,7 +34,7 @@ _EACH = re.compile(r"([a-z]+\.[A-Za-z_0-9]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Member:
+class SweepRun:
     """
     One run of a sweep.
 
@@ -51,7 +51,7 @@ class Member:
 
 def members(
     source: str, name: str, seeds: int, each: Sequence[str], overrides: tuple[str, ...] = ()
-) -> list[Member]:
+) -> list[SweepRun]:
     """
     The runs of a sweep, seeds last: ``NAME-s0``, ``NAME-learning-rate-0-1-s0``, ...
 
@@ -67,12 +67,12 @@ def members(
     """
     first = configs.load(source, overrides).run["seed"]
     choices = [_choices(text) for text in each]
-    seen: dict[str, Member] = {}
+    seen: dict[str, SweepRun] = {}
     # Seeds last, so that those of one setting follow each other.
     chosen = itertools.product(itertools.product(*choices), range(first, first + seeds))
     for settings, seed in chosen:
         given = (*settings, f"run.seed={seed}")
-        made = Member(
+        made = SweepRun(
             "-".join([name, *map(_label, settings), f"s{seed}"]),
             given,
             configs.load(source, (*overrides, *given)),
@@ -111,7 +111,7 @@ def _label(setting: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-")
 
 
-def check(store: Store, wanted: Sequence[Member]) -> None:
+def check(store: Store, wanted: Sequence[SweepRun]) -> None:
     """
     Refuse a sweep of which a run's name belongs to a run with another config.
 
@@ -133,10 +133,10 @@ def check(store: Store, wanted: Sequence[Member]) -> None:
 
 def sweep(
     ours: ExitStack,
-    site: Site,
-    wanted: Sequence[Member],
+    site: WorkerSettings,
+    wanted: Sequence[SweepRun],
     console: Console,
-    tell: Callable[[int, Member, str], None],
+    tell: Callable[[int, SweepRun, str], None],
 ) -> tuple[Store, list[str]]:
     """
     Have every run done: begun, continued, waited for, or left as it is when it is completed.
@@ -172,14 +172,14 @@ def sweep(
     return store, failed
 
 
-def _is_completed(store: Store, member: Member) -> bool:
+def _is_completed(store: Store, member: SweepRun) -> bool:
     known = store.control.run_id(member.name)
     state = store.control.run(known) if known else None
     return state is not None and state.state == "completed"
 
 
 def _do(
-    store: Store, member: Member, state_dir: Path, console: Console, tell: Callable[[str], None]
+    store: Store, member: SweepRun, state_dir: Path, console: Console, tell: Callable[[str], None]
 ) -> None:
     """One run, until it is completed and tested. Raises RunFailed."""
     known = store.control.run_id(member.name)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fl_queue import metrics
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.client import disclosure, local_update, outbox, update_message
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
@@ -129,7 +129,7 @@ def try_task(
         on_epoch(number, count, found)
 
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    plan = local_update.Plan(strategy)
+    plan = local_update.ClientStrategy(strategy)
     done = local_update.train_update(task, manifest, base, context, report, plan=plan, data=data)
     whole_s = time.monotonic() - started
     peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -178,7 +178,11 @@ def _check_initial(
 
 
 def _sent(
-    config: RunConfig, task: Task, context: ClientContext, made: local_update.Trained, show: bool
+    config: RunConfig,
+    task: Task,
+    context: ClientContext,
+    made: local_update.TrainingResult,
+    show: bool,
 ) -> tuple[dict[str, Any], str]:
     """
     An update written and packed as a worker does, then read, judged and merged as the aggregator does.
@@ -188,17 +192,19 @@ def _sent(
     """
     encoding = codec.encoding(config.update)
     environment = determinism.environment(context.device, code_digest(task), context.threads)
-    header = update_message.header_of(
+    header = update_message.build_header(
         _blank("update", context), made, encoding, environment, context
     )
     leaves: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fl-queue-") as name:
         folder = Path(name)
         try:
-            path = outbox.write(folder, header, update_message.body_of(made, encoding, context, {}))
+            path = outbox.write(
+                folder, header, update_message.iter_body(made, encoding, context, {})
+            )
             kept = outbox.read(path)
             assert kept is not None
-            leaves = disclosure.facts(*kept) if show else {}
+            leaves = disclosure.describe_update(*kept) if show else {}
             _judge(config, made.manifest, kept, folder)
         except BlobError as exc:
             return leaves, exc.reason
@@ -214,7 +220,7 @@ def _judge(
     element = outbox.element(header, body, redis["inline_bytes"], redis["chunk_bytes"])
     arrived, inline = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
     discount = format_.discount.to_dict() if format_.discount else None
-    merge = Merge.of_round(manifest, config, format_.scales, format_.w_max, folder, discount)
+    merge = UpdateMerger.of_round(manifest, config, format_.scales, format_.w_max, folder, discount)
     merge.take(arrived, body if arrived.chunk_bytes else inline)
 
 
@@ -243,7 +249,7 @@ def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> Cli
     )
 
 
-def _largest(changes: local_update.Changes) -> float:
+def _largest(changes: local_update.UpdateTensors) -> float:
     """Largest magnitude of the parameters; NaN when one is not finite."""
     most = 0.0
     for spec, _, block in changes.pieces():
@@ -255,7 +261,7 @@ def _largest(changes: local_update.Changes) -> float:
     return most
 
 
-def _not_reported(config: RunConfig, made: local_update.Trained) -> str:
+def _not_reported(config: RunConfig, made: local_update.TrainingResult) -> str:
     """Why a run would end after round 1: it is judged by a metric that this validation lacks."""
     validated = metrics.merge_clients({CLIENT: made.metrics})
     return metric_choice.problem(config, metric_choice.of_validations([validated]))

@@ -45,7 +45,7 @@ def file_name(digest: str) -> str:
     return f"{digest}{_SUFFIX}"
 
 
-class Draft:
+class UncommittedCheckpoint:
     """A model that has been written and has no name yet; made by ``writing``."""
 
     def __init__(self, folder: Path, file: Path, digest: str, start: int) -> None:
@@ -100,7 +100,7 @@ class Writer:
             self._digest.update(view)
             self._written += self._out.write(view)
 
-    def finish(self) -> Draft:
+    def finish(self) -> UncommittedCheckpoint:
         """
         What has been written, whole.
 
@@ -115,7 +115,7 @@ class Writer:
         with _write_errors(self._folder), self._out as out:
             out.seek(0)
             out.write(_head(self._manifest, self._metadata, digest))
-        return Draft(self._folder, self._file, digest, self._start)
+        return UncommittedCheckpoint(self._folder, self._file, digest, self._start)
 
     def close(self) -> None:
         """Give up the file, if it is not finished."""
@@ -151,7 +151,7 @@ def writing(folder: Path, manifest: Manifest, metadata: Mapping[str, str]) -> It
 @contextmanager
 def drafted(
     folder: Path, manifest: Manifest, pieces: Iterable[Bytes | Tensor], metadata: Mapping[str, str]
-) -> Iterator[Draft]:
+) -> Iterator[UncommittedCheckpoint]:
     """
     Write a model from its pieces; arguments and errors are those of ``writing``.
 

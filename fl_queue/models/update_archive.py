@@ -27,7 +27,7 @@ from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.message import Bytes
 from fl_queue.protocol.records import Enrolment
-from fl_queue.protocol.signing import Sealed
+from fl_queue.protocol.signing import SignedMessage
 
 _SUFFIX = ".update"
 _SIGNED = b"FLQK"
@@ -44,11 +44,11 @@ class Proof(NamedTuple):
         enrolment: The client's, with whose key it is signed.
     """
 
-    sealed: Sealed
+    sealed: SignedMessage
     enrolment: Enrolment
 
 
-class Kept(NamedTuple):
+class ArchivedUpdate(NamedTuple):
     """A kept update. ``proof``: None: it was not signed, or kept before signatures were."""
 
     header: Header
@@ -84,7 +84,7 @@ def _pieces(header: Header, body: Bytes, proof: Proof | None) -> list[Bytes]:
     return [_SIGNED, size, enrolment, signing.head_of(proof.sealed), body]
 
 
-def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> Kept:
+def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> ArchivedUpdate:
     """
     A client's kept update, its digest checked; of its signature nothing, see ``verify``.
 
@@ -104,17 +104,17 @@ def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> Ke
     return found
 
 
-def _parsed(raw: memoryview) -> Kept:
+def _parsed(raw: memoryview) -> ArchivedUpdate:
     """Raises BlobError."""
     if bytes(raw[: len(_SIGNED)]) != _SIGNED:
-        return Kept(*message.unpack(raw, max_body_bytes=len(raw)), None)
+        return ArchivedUpdate(*message.unpack(raw, max_body_bytes=len(raw)), None)
     start = _PREFIX_BYTES + int.from_bytes(raw[len(_SIGNED) : _PREFIX_BYTES], "little")
     enrolment = Enrolment.from_json(bytes(raw[_PREFIX_BYTES:start]))
     sealed = signing.opened(raw[start:])
     if sealed is None:
         raise BlobError("its envelope is not there")
     header, body = message.unpack(sealed.element, max_body_bytes=len(raw), is_whole=True)
-    return Kept(header, body, Proof(sealed, enrolment))
+    return ArchivedUpdate(header, body, Proof(sealed, enrolment))
 
 
 def keep_only(state_dir: Path, run: str, number: int, accepted: Mapping[str, str]) -> None:

@@ -46,7 +46,7 @@ class TensorEntry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class GroupMember:
     """
     One client's part of a ``group``.
 
@@ -122,7 +122,7 @@ class Header:
     body_digest: str = _NO_BODY
     chunk_bytes: int = 0
     scalars: Mapping[str, float] = field(default_factory=dict)
-    members: tuple[Member, ...] = ()
+    members: tuple[GroupMember, ...] = ()
 
 
 # --- layout
@@ -238,8 +238,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         ordered = value if any(type(key) is not str for key in value) else sorted(value)
         return {key: _plain(value[key]) for key in ordered}
-    if isinstance(value, Member):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(Member)}
+    if isinstance(value, GroupMember):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(GroupMember)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
@@ -322,10 +322,10 @@ _MEMBER_PARSERS: dict[str, parsers.Parser] = {
     "weight": parsers.integer(2**63 - 1),
     "norm": parsers.positive,
     "scalars": parsers.scalars,
-} | {item.name: _PARSERS[item.name] for item in fields(Member) if item.name in _PARSERS}
+} | {item.name: _PARSERS[item.name] for item in fields(GroupMember) if item.name in _PARSERS}
 
 
-def _members(raw: Any) -> tuple[Member, ...]:
+def _members(raw: Any) -> tuple[GroupMember, ...]:
     if type(raw) is not list or not raw:
         raise parsers.fail("members", "is not a list of one or more")
     found = []
@@ -334,7 +334,7 @@ def _members(raw: Any) -> tuple[Member, ...]:
         if type(item) is not dict or item.keys() != _MEMBER_PARSERS.keys():
             raise parsers.fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
         values = {name: _MEMBER_PARSERS[name](f"{where}.{name}", item[name]) for name in item}
-        found.append(Member(**values))
+        found.append(GroupMember(**values))
     return tuple(found)
 
 

@@ -14,19 +14,19 @@ from fl_queue.protocol.records import Receipt, RoundRecord
 from fl_queue.protocol.state import RoundState
 
 
-class Begun(NamedTuple):
+class JobOrigin(NamedTuple):
     """Where a client's job began: its round, and the version that is trained from."""
 
     round: int
     version: int
 
 
-def begun(current: RoundState, client: str) -> Begun:
+def begun(current: RoundState, client: str) -> JobOrigin:
     """Where the job began that a client of a round is at."""
     found = current.carried.get(client)
     if found is None:
-        return Begun(current.number, current.base_version)
-    return Begun(found["round"], found["version"])
+        return JobOrigin(current.number, current.base_version)
+    return JobOrigin(found["round"], found["version"])
 
 
 def by_job(current: RoundState, accepted: Mapping[str, str]) -> dict[str, tuple[int, str]]:

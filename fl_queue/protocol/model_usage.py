@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Usage:
+class ModelUsage:
     """
     What a task says of its model, for a model card and for the metadata of an ONNX file.
 

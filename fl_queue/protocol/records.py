@@ -274,7 +274,7 @@ class Refusals:
 
 
 @dataclass(frozen=True)
-class Awaited:
+class AwaitedUpdate:
     """
     A client's answer that stays at its site until somebody there has decided.
 
@@ -295,7 +295,7 @@ class Awaited:
         return asdict(self)
 
     @classmethod
-    def all_from_json(cls, text: str | bytes) -> dict[str, Awaited]:
+    def all_from_json(cls, text: str | bytes) -> dict[str, AwaitedUpdate]:
         """Run id -> its answer. Raises BlobError."""
         raw = safe_json.loads(text, "what a site has to decide")
         if type(raw) is not dict:

@@ -29,7 +29,7 @@ _KEY_BYTES = 32
 _PREFIX_BYTES = 12
 
 
-class Sealed(NamedTuple):
+class SignedMessage(NamedTuple):
     """An envelope taken apart, nothing in it checked: who is said to have signed which element."""
 
     signer: str
@@ -109,7 +109,7 @@ def seal(element: bytes, signer: str, secret: str) -> bytes:
     return b"".join((SEALED, bytes([len(name)]), name, signature, element))
 
 
-def opened(element: bytes | memoryview) -> Sealed | None:
+def opened(element: bytes | memoryview) -> SignedMessage | None:
     """
     Take an envelope apart; None when it is none.
 
@@ -127,17 +127,17 @@ def opened(element: bytes | memoryview) -> Sealed | None:
     signer = bytes(whole[start : start + size]).decode(errors="replace")
     if not identifiers.is_name(signer):
         raise BlobError("signed by a name that no client can have")
-    return Sealed(signer, bytes(whole[start + size : end]), whole[end:])
+    return SignedMessage(signer, bytes(whole[start + size : end]), whole[end:])
 
 
-def head_of(sealed: Sealed) -> bytes:
+def head_of(sealed: SignedMessage) -> bytes:
     """An envelope and the header of its element, without the body: all that the signature is about."""
     name = sealed.signer.encode()
     header = sealed.element[: _head_bytes(sealed.element)]
     return b"".join((SEALED, bytes([len(name)]), name, sealed.signature, header))
 
 
-def is_signed_by(sealed: Sealed, public: str) -> bool:
+def is_signed_by(sealed: SignedMessage, public: str) -> bool:
     """Whether an envelope carries the signature of its signer, whose public key this is."""
     return _verified(public, sealed.signature, _signed(sealed.signer, sealed.element))
 

@@ -40,7 +40,7 @@ _LESS = frozenset(
 
 
 @dataclass(frozen=True)
-class Model:
+class BaselineModel:
     """
     One model that was trained.
 
@@ -72,7 +72,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Setting:
+class BaselineSetting:
     """
     What was trained, and how.
 
@@ -96,7 +96,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Setting):
+class Baseline(BaselineSetting):
     """
     A baseline of one config.
 
@@ -104,7 +104,7 @@ class Baseline(Setting):
         models: One of each client, or one; never empty.
     """
 
-    models: list[Model]
+    models: list[BaselineModel]
 
     def summary(self, metric: str, held_out: bool = False) -> Spread | None:
         """The metric over its models, as ``Model.value`` has it; None when none has it."""
@@ -188,9 +188,9 @@ def read(path: Path) -> Baseline:
         models = raw.pop("models", None) if type(raw) is dict else None
         if type(models) is not list or not models:
             raise BlobError("not a baseline: it has no models")
-        safe_json.record(Setting, raw, "a baseline")
+        safe_json.record(BaselineSetting, raw, "a baseline")
         return Baseline(
-            **raw, models=[safe_json.record(Model, one, "a baseline") for one in models]
+            **raw, models=[safe_json.record(BaselineModel, one, "a baseline") for one in models]
         )
     except OSError as exc:
         raise DataError(str(path), f"cannot be read: {exc.strerror or exc}") from exc
@@ -214,7 +214,7 @@ def table(baseline: Baseline) -> Table:
     return drawn
 
 
-def _cell(part: Model, name: str) -> str:
+def _cell(part: BaselineModel, name: str) -> str:
     value = part.value(name)
     star = "" if name in part.test else "*"
     return "-" if value is None else f"{value:.4f}{star}"

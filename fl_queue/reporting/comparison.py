@@ -26,7 +26,7 @@ _SEED = "run.seed"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """
     One run.
 
@@ -80,7 +80,7 @@ def compare(
     states: Sequence[RunState],
     metric: str,
     baselines: Sequence[Baseline] = (),
-) -> list[Compared]:
+) -> list[ComparedRun]:
     """
     The runs, in the order given, and after them the baselines.
 
@@ -130,9 +130,9 @@ def check_metric(wanted: str, there: Sequence[str]) -> None:
         )
 
 
-def sweeps(compared: Sequence[Compared]) -> list[Sweep]:
+def sweeps(compared: Sequence[ComparedRun]) -> list[Sweep]:
     """The groups of two or more runs with the metric that differ in their seed alone."""
-    groups: dict[str, list[Compared]] = {}
+    groups: dict[str, list[ComparedRun]] = {}
     for run in compared:
         rest = {field: value for field, value in run.settings.items() if field != _SEED}
         if run.run_id and run.value is not None and _SEED in run.settings:
@@ -150,7 +150,7 @@ def _field(record: Mapping[str, Any], field: str) -> Any:
     return record.get(section, {}).get(key)
 
 
-def _compared(store: Store, state: RunState, metric: str, settings: dict[str, Any]) -> Compared:
+def _compared(store: Store, state: RunState, metric: str, settings: dict[str, Any]) -> ComparedRun:
     judged = {
         version: finished
         for version, finished in retention.version_metrics(store, state.run_id).items()
@@ -163,7 +163,7 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
     known = {version: found for version, found in validated.items() if version in judged}
     best = retention.best_by(select, known, judged)
     rounds = store.control.history(state.run_id)
-    return Compared(
+    return ComparedRun(
         name=state.name,
         run_id=state.run_id,
         state=state.state,
@@ -177,13 +177,15 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
     )
 
 
-def _beside(baseline: Baseline, metric: str, settings: dict[str, Any], held_out: bool) -> Compared:
+def _beside(
+    baseline: Baseline, metric: str, settings: dict[str, Any], held_out: bool
+) -> ComparedRun:
     """A baseline as a run: its rounds are its versions."""
     spread = baseline.summary(metric, held_out)
     points = [] if held_out else baseline.curve(metric)
     curve = {at: {metric: value} for at, value in points}
     best = metrics.best_version(_select(metric), curve)
-    return Compared(
+    return ComparedRun(
         name=f"{baseline.kind} {baseline.name}",
         run_id="",
         state="baseline",
@@ -202,7 +204,7 @@ def _select(metric: str) -> str:
     return f"{metric}:min" if metric == "loss" else f"{metric}:max"
 
 
-def _sweep(group: Sequence[Compared]) -> Sweep:
+def _sweep(group: Sequence[ComparedRun]) -> Sweep:
     values = [run.value for run in group if run.value is not None]
     bests = [run.best for run in group if run.best is not None]
     common = {field: value for field, value in group[0].settings.items() if field != _SEED}

@@ -12,10 +12,10 @@ from fl_queue.coordinator.aggregator.round_end import capped, lost
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import eligibility, initialisation, preflight, runs
 from fl_queue.protocol import identifiers, virtual_clients
-from fl_queue.protocol.records import Awaited, DataWait, Receipt, Refusals
+from fl_queue.protocol.records import AwaitedUpdate, DataWait, Receipt, Refusals
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: Ended rounds that are looked through for what a line is about.
 _LOOKED_AT = 50
@@ -24,7 +24,7 @@ NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggrega
 
 
 @dataclass(frozen=True)
-class Around:
+class DiagnosisContext:
     """
     What is around all runs, and keeps them from going on.
 
@@ -41,7 +41,7 @@ class Around:
     enrolments: list[str] = field(default_factory=list)
 
     @classmethod
-    def look(cls, store: Store) -> Around:
+    def look(cls, store: Store) -> DiagnosisContext:
         """As it is now."""
         alive = store.control.role_alive(identifiers.AGGREGATOR)
         # While the server takes no writes every worker's lease runs out, of those that live too.
@@ -66,7 +66,7 @@ def _enrolments(store: Store) -> list[str]:
     return [f"{keyspace.ENROLLED}: the entry of {client}: {why}" for client, why in found.items()]
 
 
-def why_open(store: Store, state: RunState, around: Around | None = None) -> list[str]:
+def why_open(store: Store, state: RunState, around: DiagnosisContext | None = None) -> list[str]:
     """
     What a training run waits for: what keeps all runs, then the closing rule and each missing client.
 
@@ -75,7 +75,7 @@ def why_open(store: Store, state: RunState, around: Around | None = None) -> lis
     """
     if not state.active:
         return []
-    around = around or Around.look(store)
+    around = around or DiagnosisContext.look(store)
     current = store.control.open_round(state)
     if current is None:
         settling = store.control.settling()
@@ -148,7 +148,7 @@ def _missing_clients(
     state: RunState,
     current: RoundState,
     receipts: Mapping[str, Receipt],
-    tickets: Mapping[str, Ticket],
+    tickets: Mapping[str, JobTicket],
 ) -> list[str]:
     """A line for each client of which nothing has come, or nothing good."""
     lines = []
@@ -171,7 +171,7 @@ def _missing_groups(
     state: RunState,
     current: RoundState,
     receipts: Mapping[str, Receipt],
-    tickets: Mapping[str, Ticket],
+    tickets: Mapping[str, JobTicket],
 ) -> list[str]:
     """The same of a simulation: a line for each job that has not answered for all its clients."""
     lines = []
@@ -222,7 +222,7 @@ def _failing(current: RoundState) -> list[str]:
     return [f"the next version could not be made, {times}: {current.failure}"]
 
 
-def _undecided(store: Store, client: str, left: Awaited) -> str:
+def _undecided(store: Store, client: str, left: AwaitedUpdate) -> str:
     """That a client's answer is made, and stays at its site until somebody lets it leave."""
     if left.decided:
         return f"waiting for {client}: its site has decided on its update; the next attempt tells"
@@ -234,7 +234,7 @@ def _doing(
     store: Store,
     state: RunState,
     client: str,
-    ticket: Ticket | None,
+    ticket: JobTicket | None,
     ages: dict[str, float],
 ) -> str:
     """What is known of a client that has not answered."""
@@ -274,7 +274,7 @@ def _activity(store: Store, state: RunState, client: str, number: int) -> str:
     return f"training since {since:.0f} s"
 
 
-def _aggregator(store: Store, state: RunState, ticket: Ticket | None) -> list[str]:
+def _aggregator(store: Store, state: RunState, ticket: JobTicket | None) -> list[str]:
     if ticket is None:
         return []
     doing = dispatch.job_state(store, ticket)

@@ -62,7 +62,7 @@ class Finding:
     trouble: str = ""
 
 
-class Unfit(FLQueueError):
+class MachineUnfit(FLQueueError):
     """A check failed; what to do is in the findings."""
 
 
@@ -145,7 +145,7 @@ def raise_on_failure(findings: list[Finding]) -> None:
     if any(finding.trouble for finding in failed):
         raise StoreUnavailable("one of the URLs", "cannot be used; see above")
     if failed:
-        raise Unfit(f"{len(failed)} checks failed; see above")
+        raise MachineUnfit(f"{len(failed)} checks failed; see above")
 
 
 def _not_usable(what: str, error: StoreUnavailable) -> Finding:

@@ -25,7 +25,7 @@ Event = Mapping[str, Any]
 
 
 @dataclass
-class Scene:
+class RunSnapshot:
     """
     What is known of a run at one moment.
 
@@ -55,7 +55,7 @@ class Scene:
         return updates_in(cohort, self.receipts)
 
 
-def render(scene: Scene) -> RenderableType:
+def render(scene: RunSnapshot) -> RenderableType:
     """The scene for a terminal."""
     if scene.state is None:
         return rich_console.text("the run has been deleted")
@@ -84,7 +84,7 @@ def render(scene: Scene) -> RenderableType:
     return Group(*parts)
 
 
-def _header(scene: Scene, state: RunState) -> Text:
+def _header(scene: RunSnapshot, state: RunState) -> Text:
     version = "-" if state.version is None else state.version
     words = state.state
     if state.active:
@@ -100,13 +100,13 @@ def _header(scene: Scene, state: RunState) -> Text:
     return head.append(f"  version {version} of {state.rounds_wanted}")
 
 
-def _round_line(scene: Scene, current: RoundState) -> Text:
+def _round_line(scene: RunSnapshot, current: RoundState) -> Text:
     words = f"{scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
     line = rich_console.text(f"  {current.progress(scene.received) if current.is_async else words}")
     return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
 
 
-def _clients(scene: Scene, current: RoundState) -> Table:
+def _clients(scene: RunSnapshot, current: RoundState) -> Table:
     table = rich_console.grid(padding=(0, 2))
     # What is still open first: in a big cohort that is what one looks for.
     ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
@@ -117,7 +117,7 @@ def _clients(scene: Scene, current: RoundState) -> Table:
     return table
 
 
-def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text]:
+def _client_cells(scene: RunSnapshot, client: str) -> tuple[RenderableType, Text, Text]:
     event, receipt = scene.progress.get(client, {}), scene.receipts.get(client)
     epoch, epochs = max(0, event.get("epoch", 0)), max(1, event.get("epochs", 1))
     bar = ProgressBar(total=epochs, completed=epochs if receipt else epoch, width=20)
@@ -140,7 +140,7 @@ def _client_cells(scene: Scene, client: str) -> tuple[RenderableType, Text, Text
     )
 
 
-def _recent(scene: Scene) -> Text:
+def _recent(scene: RunSnapshot) -> Text:
     judged = {
         record.base_version: metrics.finish(record.validation)
         for record in scene.ended

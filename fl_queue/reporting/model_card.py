@@ -21,7 +21,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.models import retention
 from fl_queue.protocol.identifiers import VIRTUAL
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Manifest, RoundRecord
 from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
@@ -49,7 +49,7 @@ output = session.run(["output"], {{"input": batch}})[0]  # batch: a numpy array"
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardData:
     """
     What a card is made from.
 
@@ -75,7 +75,7 @@ class Facts:
     tested: Mapping[str, float]
     examples: Mapping[str, int]
     environments: Sequence[Mapping[str, Any]]
-    usage: Usage | None
+    usage: ModelUsage | None
 
 
 def gather(
@@ -83,8 +83,8 @@ def gather(
     state: RunState,
     config: RunConfig,
     version: int,
-    usage: Usage | None,
-) -> Facts:
+    usage: ModelUsage | None,
+) -> CardData:
     """
     What Redis knows of a version.
 
@@ -105,7 +105,7 @@ def gather(
         for receipt in store.control.receipts(state.run_id, number).values()
         if receipt.is_in and receipt.environment
     ]
-    return Facts(
+    return CardData(
         state=state,
         version=version,
         digest=str(store.control.versions(state.run_id)[version]["digest"]),
@@ -136,7 +136,7 @@ def _examples(
     return found
 
 
-def write(path: Path, facts: Facts, file: str, kind: str) -> None:
+def write(path: Path, facts: CardData, file: str, kind: str) -> None:
     """
     Write the card; see ``render``. An older card is replaced.
 
@@ -155,7 +155,7 @@ def _is_card(path: Path) -> bool:
         raise DataError(str(path), f"cannot be read: {exc.strerror or exc}") from exc
 
 
-def render(facts: Facts, file: str, kind: str) -> str:
+def render(facts: CardData, file: str, kind: str) -> str:
     """
     The card as Markdown.
 
@@ -179,7 +179,7 @@ def render(facts: Facts, file: str, kind: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(facts: Facts) -> str:
+def _front_matter(facts: CardData) -> str:
     lines = [_FIRST, "tags:", "- federated-learning", "- fl-queue"]
     results = [(name, facts.tested[name]) for name in _MAIN if name in facts.tested]
     if results:
@@ -192,7 +192,7 @@ def _front_matter(facts: Facts) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _use(facts: Facts, file: str, kind: str) -> str:
+def _use(facts: CardData, file: str, kind: str) -> str:
     lines = ["## Use", "", "```python", _LOADING[kind].format(file=file), "```"]
     usage = facts.usage
     if usage is None:
@@ -212,7 +212,7 @@ def _use(facts: Facts, file: str, kind: str) -> str:
     return "\n".join(lines)
 
 
-def _metrics(facts: Facts) -> str:
+def _metrics(facts: CardData) -> str:
     validated = rounds_table.validation(facts.records).get(facts.version, {})
     own = {
         client: versions[facts.version]
@@ -255,7 +255,7 @@ def _metrics(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: CardData) -> str:
     counts = {client: count for client, count in facts.examples.items() if count}
     lines = ["## Data", "", _partition(facts.config)]
     if not counts:
@@ -279,11 +279,11 @@ def _partition(config: RunConfig) -> str:
     return f'One data set, split over the clients for an experiment (`data.partition = "{kind}"`).'
 
 
-def _elements(facts: Facts, *kinds: str) -> int:
+def _elements(facts: CardData, *kinds: str) -> int:
     return sum(spec.size for spec in facts.manifest.tensors if spec.kind in kinds)
 
 
-def _training(facts: Facts) -> str:
+def _training(facts: CardData) -> str:
     config = facts.config
     committed = [r for r in facts.records if r.version is not None and r.version <= facts.version]
     abandoned = sum(record.outcome == "abandoned" for record in facts.records)
@@ -324,7 +324,7 @@ def _public(config: RunConfig) -> dict[str, dict[str, Any]]:
     return {name: fields for name, fields in sections.items() if fields}
 
 
-def _software(facts: Facts) -> str:
+def _software(facts: CardData) -> str:
     lines = ["## Software", "", f"Written by fl-queue {__version__}."]
     if not facts.environments:
         return "\n".join([*lines, "What the clients ran is no longer in Redis."])
@@ -336,7 +336,7 @@ def _software(facts: Facts) -> str:
     return "\n".join([*lines, "The clients' last updates came from:", "", _table(["", ""], rows)])
 
 
-def _limits(facts: Facts) -> str:
+def _limits(facts: CardData) -> str:
     config = facts.config
     limits = [
         "Metrics of clients are what they report; the operator has not seen the data they are of.",
@@ -355,7 +355,7 @@ def _limits(facts: Facts) -> str:
     return "\n".join(["## Limits", "", *(f"- {limit}" for limit in limits)])
 
 
-def _clients(facts: Facts) -> str:
+def _clients(facts: CardData) -> str:
     count = len(facts.examples)
     return "1 client" if count == 1 else f"{count} clients" if count else "clients"
 

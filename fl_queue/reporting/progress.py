@@ -22,7 +22,7 @@ from fl_queue.errors import StoreUnavailable
 from fl_queue.models import retention
 from fl_queue.protocol import identifiers, job_origins
 from fl_queue.reporting import rich_console, rounds_table
-from fl_queue.reporting.live_view import ROUNDS_SHOWN, Event, Scene, render
+from fl_queue.reporting.live_view import ROUNDS_SHOWN, Event, RunSnapshot, render
 from fl_queue.store import RunState, Store, keyspace
 
 BLOCK_MS = 1000
@@ -55,7 +55,7 @@ def follow(
         The run's last state; None when it was deleted meanwhile.
     """
     until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    follower = _Follower(store, run, console, tick, since)
+    follower = _EventFollower(store, run, console, tick, since)
     live = (
         Live(console=console, refresh_per_second=REFRESH_HZ, transient=False)
         if console.is_terminal
@@ -89,7 +89,7 @@ def await_evaluations(store: Store, run: str, console: Console, longest_s: float
     console.print("the evaluator is behind; `fl-queue history` will show its results later")
 
 
-class _Follower:
+class _EventFollower:
     """Reads events and state step by step; keeps the scene, and prints lines without a terminal."""
 
     def __init__(self, store: Store, run: str, console: Console, tick: bool, since: str) -> None:
@@ -97,7 +97,7 @@ class _Follower:
         self.run = run
         self.console = console
         self.tick = tick
-        self.scene = Scene(store.control.run(run))
+        self.scene = RunSnapshot(store.control.run(run))
         self._outages = Outages(self._say)
         self._ticked_at = -TICK_S
         self._looked_at = -TICK_S

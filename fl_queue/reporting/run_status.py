@@ -14,9 +14,9 @@ from fl_queue.common.spelling import nearest
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import BlobError, RunStateError
 from fl_queue.models import retention
-from fl_queue.protocol.records import Awaited, Enrolment, Receipt
+from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt
 from fl_queue.reporting import diagnosis, rounds_table
-from fl_queue.reporting.diagnosis import Around
+from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait, keyspace
 
 _BETWEEN = "is training: between rounds"
@@ -92,9 +92,9 @@ class ClientStatus:
     left_out: dict[str, str]
 
 
-def run_status(store: Store, state: RunState, around: Around | None = None) -> RunStatus:
+def run_status(store: Store, state: RunState, around: DiagnosisContext | None = None) -> RunStatus:
     """One run's. Args: ``around``: of all runs, if somebody has looked already."""
-    around = around or Around.look(store)
+    around = around or DiagnosisContext.look(store)
     doing = runs.describe_state(store, state)
     if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
         # The reason is as old as the last look of an aggregator; it follows, with its age.
@@ -120,7 +120,7 @@ def run_status(store: Store, state: RunState, around: Around | None = None) -> R
 
 def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
     """Of several runs."""
-    around = Around.look(store)
+    around = DiagnosisContext.look(store)
     return [run_status(store, state, around) for state in states]
 
 
@@ -192,7 +192,7 @@ def _without(left_out: dict[str, str]) -> str:
 def _waits(text: str) -> str:
     """That answers are made, and stay at their site until somebody there lets them leave."""
     try:
-        left = Awaited.all_from_json(text or "{}")
+        left = AwaitedUpdate.all_from_json(text or "{}")
     except BlobError:
         return ""
     found = [f"run {run} round {item.round}" for run, item in left.items() if not item.decided]

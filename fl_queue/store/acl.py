@@ -100,7 +100,7 @@ def users(
     return [User(f"flq-{role}", "all", rules)]
 
 
-def purpose_of(command: str, key: str = "") -> Purpose:
+def user_for_command(command: str, key: str = "") -> Purpose:
     """Which of a client's users sends a command, where there are several. Args: ``key``: its first argument."""
     if command == "PUBLISH" or (command == "RPUSH" and key.startswith("flq:{")):
         return "push"

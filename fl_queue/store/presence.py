@@ -16,7 +16,7 @@ from fl_queue.common import processes
 from fl_queue.common.safe_json import printable
 from fl_queue.errors import BlobError
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Awaited, DataWait, Enrolment, dumps
+from fl_queue.protocol.records import AwaitedUpdate, DataWait, Enrolment, dumps
 from fl_queue.store import keyspace
 from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import script
@@ -35,7 +35,7 @@ TOLD_S = 3600
 _LEFT = "left"
 #: Field of a client's hash: why its site has paused it; not there while it has not.
 PAUSED = "paused"
-#: Field of a client's hash: JSON run id -> ``Awaited``; not there while nothing waits.
+#: Field of a client's hash: JSON run id -> ``AwaitedUpdate``; not there while nothing waits.
 AWAITED = "awaited"
 #: Field of a client's hash: JSON ``DataWait``; not there while it can use the data server.
 DATA_WAIT = "data_wait"
@@ -361,11 +361,11 @@ class Presence:
             who: printable(raw[:_SAID_BYTES].decode(errors="replace")) for who, raw in said.items()
         }
 
-    def awaited(self, client: str, run: str) -> Awaited | None:
+    def awaited(self, client: str, run: str) -> AwaitedUpdate | None:
         """A client's answer of a run that somebody at its site has to decide on, if it says so."""
         return self.all_awaited([client], run)[client]
 
-    def all_awaited(self, clients: Iterable[str], run: str) -> dict[str, Awaited | None]:
+    def all_awaited(self, clients: Iterable[str], run: str) -> dict[str, AwaitedUpdate | None]:
         """Client -> the same of it."""
         asked = list(clients)
         found = ask_many(
@@ -440,9 +440,9 @@ def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | 
     return found if found.job and found.job == holder.get(JOB) else None
 
 
-def _awaited(raw: bytes | None, run: str) -> Awaited | None:
+def _awaited(raw: bytes | None, run: str) -> AwaitedUpdate | None:
     try:
-        return Awaited.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
+        return AwaitedUpdate.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
     except BlobError:
         return None
 

@@ -22,14 +22,14 @@ class SplitClient(redis.Redis):
     others: Mapping[acl.Purpose, redis.Redis] = {}
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        other = self.others.get(acl.purpose_of(*_text(args[:2]))) if self.others else None
+        other = self.others.get(acl.user_for_command(*_text(args[:2]))) if self.others else None
         if other is not None:
             return other.execute_command(*args, **options)
         return super().execute_command(*args, **options)
 
     def pool_of(self, command: str, key: str) -> ConnectionPool:
         """The connections that a command is sent on."""
-        return self.others.get(acl.purpose_of(command, key), self).connection_pool
+        return self.others.get(acl.user_for_command(command, key), self).connection_pool
 
     def close(self) -> None:
         for client in self.others.values():

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fl_queue.common.options import Field
+from fl_queue.common.lazy import lazy
+from fl_queue.common.options import Option
 from fl_queue.common.own_modules import defines, import_own
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import BlobError, ConfigError
@@ -33,7 +34,9 @@ from fl_queue.strategies.qfedavg import QFedAvg
 from fl_queue.strategies.scaffold import Scaffold
 from fl_queue.strategies.trimmed_mean import TrimmedMean
 
-__all__ = ["STRATEGIES", "Field", "Strategy", "get_strategy", "load_strategy"]
+__all__ = ["STRATEGIES", "Option", "Strategy", "get_strategy", "load_strategy"]
+
+__getattr__ = lazy(__name__, {}, renamed={"Field": "Option"})
 
 #: Name -> class of the built-in strategies.
 STRATEGIES: dict[str, type[Strategy]] = {

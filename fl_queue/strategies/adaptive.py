@@ -24,24 +24,26 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Block, Strategy
 
-_RATE = Field("float", 0.1, "eta, step of the server, above 0", above=0)
-_TAU = Field("float", 0.001, "tau, adaptivity: added to the root, above 0", above=0)
+_RATE = Option("float", 0.1, "eta, step of the server, above 0", above=0)
+_TAU = Option("float", 0.001, "tau, adaptivity: added to the root, above 0", above=0)
 
 
-def options(beta_1: float, beta_2: float | None) -> dict[str, Field]:
+def options(beta_1: float, beta_2: float | None) -> dict[str, Option]:
     """The options of one of the three with these defaults; no ``beta_2``: no decay of ``v``."""
     fields = {
         "server_learning_rate": _RATE,
         "tau": _TAU,
-        "beta_1": Field("float", beta_1, "decay of the mean, 0 to below 1", low=0.0, high=0.999999),
+        "beta_1": Option(
+            "float", beta_1, "decay of the mean, 0 to below 1", low=0.0, high=0.999999
+        ),
     }
     if beta_2 is not None:
         doc = "decay of the mean square, 0 to below 1"
-        fields["beta_2"] = Field("float", beta_2, doc, low=0.0, high=0.999999)
+        fields["beta_2"] = Option("float", beta_2, doc, low=0.0, high=0.999999)
     return fields
 
 

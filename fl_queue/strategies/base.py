@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from fl_queue.common.options import Field, unknown_key
+from fl_queue.common.options import Option, unknown_key
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
 from fl_queue.protocol.message import Tensor, matching
@@ -70,7 +70,7 @@ class Merged(Protocol):
 
 
 @dataclass(frozen=True)
-class Facts:
+class RoundInfo:
     """
     What a round is known to be, besides its sum.
 
@@ -113,7 +113,7 @@ class Block:
         self,
         x: Float64s,
         state: dict[str, Float64s],
-        facts: Facts,
+        facts: RoundInfo,
         total: Merged,
         name: str,
         start: int,
@@ -148,7 +148,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Known:
+class ClientTrainingState:
     """
     What a client has when it trains.
 
@@ -179,7 +179,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClientContribution:
     """
     What a client makes of its training.
 
@@ -237,7 +237,7 @@ class Strategy:
     """
 
     #: What ``[strategy]`` may hold.
-    OPTIONS: ClassVar[Mapping[str, Field]] = {}
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
     #: Which ``aggregation.weighting`` its equations allow.
     WEIGHTINGS: ClassVar[tuple[str, ...]] = ("examples", "capped", "uniform")
     #: Tensors like the parameters that belong to a version; zero at version 0.
@@ -304,13 +304,13 @@ class Strategy:
 
     # On the clients
 
-    def correction(self, known: Known) -> Correction:
+    def correction(self, known: ClientTrainingState) -> Correction:
         """What a client adds to its gradients."""
         return Correction()
 
-    def answer(self, known: Known) -> Answer:
+    def answer(self, known: ClientTrainingState) -> ClientContribution:
         """What a client sends and keeps, once it has trained."""
-        return Answer()
+        return ClientContribution()
 
     def pull(self) -> float:
         """How its own model is held near the round's: ``lambda`` of ``lambda/2 ||v - w||^2``."""
@@ -351,7 +351,7 @@ class Strategy:
         total: Merged,
         state: State | None = None,
         sinks: Mapping[str, Callable[[Tensor], object]] | None = None,
-        facts: Facts | None = None,
+        facts: RoundInfo | None = None,
     ) -> Iterator[Tensor]:
         """
         The next model's body, in blocks: a large model is never in memory for it.
@@ -378,7 +378,7 @@ class Strategy:
             BlobError: A tensor of ``base`` or ``state`` is not the manifest's.
             ValueError: Nothing was added to ``total``.
         """
-        facts = facts or Facts(accepted=total.count)
+        facts = facts or RoundInfo(accepted=total.count)
         shared = {spec.name for spec in total.manifest.tensors}
         for spec in manifest.tensors:
             old = np.ascontiguousarray(matching(spec, base)).reshape(-1)
@@ -401,7 +401,7 @@ class Strategy:
         total: Merged,
         state: State,
         sinks: Mapping[str, Callable[[Tensor], object]],
-        facts: Facts,
+        facts: RoundInfo,
     ) -> Iterator[Tensor]:
         beside = {
             name: np.ascontiguousarray(matching(spec, state[name])).reshape(-1)

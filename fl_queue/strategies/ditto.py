@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.strategies.base import Strategy
 
 
@@ -30,7 +30,7 @@ class Ditto(Strategy):
     """Sends what FedAvg sends; clients keep ``v_k``."""
 
     OPTIONS: ClassVar = {
-        "lambda": Field(
+        "lambda": Option(
             "float", 1.0, "pull of the personal model to the global one, 0 or more", low=0.0
         )
     }

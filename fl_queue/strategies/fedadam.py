@@ -11,7 +11,7 @@ Source:
 
 from __future__ import annotations
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.adaptive import Adaptive, options
 
@@ -20,7 +20,7 @@ class FedAdam(Adaptive):
     """Sends what FedAvg sends; the server keeps ``m`` and ``v``."""
 
     OPTIONS = options(0.9, 0.99) | {
-        "bias_correction": Field(
+        "bias_correction": Option(
             "bool", False, "Adam's bias correction, which the paper leaves out"
         )
     }

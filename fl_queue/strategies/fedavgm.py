@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Block, Strategy
 
@@ -30,9 +30,9 @@ class FedAvgM(Strategy):
     """Sends what FedAvg sends; the server keeps ``b``."""
 
     OPTIONS: ClassVar = {
-        "server_learning_rate": Field("float", 1.0, "eta, step of the server, above 0", above=0),
-        "momentum": Field("float", 0.9, "beta, momentum of the server, 0 to 1", low=0.0, high=1.0),
-        "nesterov": Field("bool", False, "Nesterov's momentum in place of the plain one"),
+        "server_learning_rate": Option("float", 1.0, "eta, step of the server, above 0", above=0),
+        "momentum": Option("float", 0.9, "beta, momentum of the server, 0 to 1", low=0.0, high=1.0),
+        "nesterov": Option("bool", False, "Nesterov's momentum in place of the plain one"),
     }
     server_state = ("b",)
     takes_stale = True

@@ -26,17 +26,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.protocol.message import Tensor
-from fl_queue.strategies.base import Answer, Block, Correction, Known, Strategy
+from fl_queue.strategies.base import (
+    Block,
+    ClientContribution,
+    ClientTrainingState,
+    Correction,
+    Strategy,
+)
 
 
 class FedDyn(Strategy):
     """Sends what FedAvg sends; the server keeps ``h``, and clients ``g``."""
 
     OPTIONS: ClassVar = {
-        "alpha": Field("float", 0.01, "weight of the regulariser, above 0", above=0)
+        "alpha": Option("float", 0.01, "weight of the regulariser, above 0", above=0)
     }
     WEIGHTINGS = ("uniform",)
     server_state = ("h",)
@@ -45,14 +51,16 @@ class FedDyn(Strategy):
     may_clip = False
     needs_local_sgd = True
 
-    def correction(self, known: Known) -> Correction:
+    def correction(self, known: ClientTrainingState) -> Correction:
         """``alpha (w - x) - g_k``."""
         return Correction(self.number("alpha"), lambda name: np.negative(_g(known, name)))
 
-    def answer(self, known: Known) -> Answer:
+    def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``g_k - alpha (y_k - x)``."""
         alpha = np.float32(self.number("alpha"))
-        return Answer(keep=lambda which, name: _g(known, name) - alpha * known.change(name))
+        return ClientContribution(
+            keep=lambda which, name: _g(known, name) - alpha * known.change(name)
+        )
 
     def step(self, block: Block) -> Float64s:
         """``h``, then ``x``."""
@@ -63,5 +71,5 @@ class FedDyn(Strategy):
         return block.x + mean - h / alpha
 
 
-def _g(known: Known, name: str) -> Tensor | np.float32:
+def _g(known: ClientTrainingState, name: str) -> Tensor | np.float32:
     return known.state_of(known.kept, "g", name)

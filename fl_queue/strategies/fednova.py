@@ -24,9 +24,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
-from fl_queue.strategies.base import Answer, Block, Correction, Known, Strategy
+from fl_queue.strategies.base import (
+    Block,
+    ClientContribution,
+    ClientTrainingState,
+    Correction,
+    Strategy,
+)
 
 
 def accumulated(steps: int, momentum: float = 0.0, pull: float = 0.0) -> float:
@@ -42,22 +48,22 @@ class FedNova(Strategy):
     """Sends its update over ``||a||_1``, and ``tau``; nobody keeps anything."""
 
     OPTIONS: ClassVar = {
-        "mu": Field("float", 0.0, "proximal term of local training, 0 or more", low=0.0)
+        "mu": Option("float", 0.0, "proximal term of local training, 0 or more", low=0.0)
     }
     scalars: ClassVar = {"tau": 1e12}
     may_clip = False
     needs_local_sgd = True
 
-    def correction(self, known: Known) -> Correction:
+    def correction(self, known: ClientTrainingState) -> Correction:
         """``mu (w - x)``."""
         return Correction(proximal=self.number("mu"))
 
-    def answer(self, known: Known) -> Answer:
+    def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``1 / ||a||_1`` and ``tau``."""
         mu = self.number("mu")
         norm = accumulated(known.steps, known.momentum, known.learning_rate * mu)
         tau = float(known.steps) if mu else norm
-        return Answer(factor=1.0 / norm, scalars={"tau": tau})
+        return ClientContribution(factor=1.0 / norm, scalars={"tau": tau})
 
     def step(self, block: Block) -> Float64s:
         """``x + tau_eff`` times the mean."""

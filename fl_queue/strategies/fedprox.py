@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.common.options import Field
-from fl_queue.strategies.base import Correction, Known, Strategy
+from fl_queue.common.options import Option
+from fl_queue.strategies.base import ClientTrainingState, Correction, Strategy
 
 
 class FedProx(Strategy):
@@ -24,10 +24,10 @@ class FedProx(Strategy):
     takes_stale = True
 
     OPTIONS: ClassVar = {
-        "mu": Field("float", 0.01, "pull towards the round's model, 0 or more", low=0.0)
+        "mu": Option("float", 0.01, "pull towards the round's model, 0 or more", low=0.0)
     }
     needs_local_sgd = True
 
-    def correction(self, known: Known) -> Correction:
+    def correction(self, known: ClientTrainingState) -> Correction:
         """``mu (w - x)``."""
         return Correction(proximal=self.number("mu"))

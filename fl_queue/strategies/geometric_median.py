@@ -44,7 +44,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.base import Updates
 from fl_queue.strategies.distances import squared_distances
@@ -58,10 +58,10 @@ class GeometricMedian(Robust):
     """A weighted mean of all updates, whose weights follow from the distances between them."""
 
     OPTIONS: ClassVar = {
-        "iterations": Field(
+        "iterations": Option(
             "int", 1000, "R, the most steps of Weiszfeld's algorithm, 1 or more", low=1
         ),
-        "smoothing": Field("float", 1e-5, "nu, smallest distance that counts, above 0", above=0),
+        "smoothing": Option("float", 1e-5, "nu, smallest distance that counts, above 0", above=0),
     }
     WEIGHTINGS = ("examples", "capped", "uniform")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.strategies.krum import Krum
 from fl_queue.strategies.robust import F
 
@@ -28,7 +28,7 @@ class MultiKrum(Krum):
 
     OPTIONS: ClassVar = {
         "f": F,
-        "m": Field("int", 0, "m, updates that are averaged; 0: n - f - 2", low=0),
+        "m": Option("int", 0, "m, updates that are averaged; 0: n - f - 2", low=0),
     }
     NEEDS = "n >= 2 f + 3, n >= m + f + 2"
 

@@ -28,9 +28,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
-from fl_queue.strategies.base import Answer, Block, Known, Merged, Range, Strategy
+from fl_queue.strategies.base import (
+    Block,
+    ClientContribution,
+    ClientTrainingState,
+    Merged,
+    Range,
+    Strategy,
+)
 
 #: Where nothing need be divided: with it runs at ordinary losses keep their bits.
 _PLAIN = 16
@@ -40,8 +47,8 @@ class QFedAvg(Strategy):
     """Sends its update times ``F^q``, and ``h``; nobody keeps anything."""
 
     OPTIONS: ClassVar = {
-        "q": Field("float", 1.0, "fairness, 0 (none) to 16", low=0.0, high=16.0),
-        "delta_limit": Field(
+        "q": Option("float", 1.0, "fairness, 0 (none) to 16", low=0.0, high=16.0),
+        "delta_limit": Option(
             "float", 65536.0, "an update with a larger `F^q (y - x)` is rejected, above 0", above=0
         ),
     }
@@ -55,13 +62,13 @@ class QFedAvg(Strategy):
         """Parameters as fine as it goes, within a limit of their own."""
         return super().ranges(aggregation) | {"parameter": Range(self.number("delta_limit"), 52)}
 
-    def answer(self, known: Known) -> Answer:
+    def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``F^q`` and ``eta h``, over the round's power of two."""
         q, loss = self.number("q"), known.base_loss + 1e-10
         squares = sum(_square(known.change(name)) for name in known.parameters)
         h = q * loss ** (q - 1.0) * squares / known.learning_rate + loss**q
         part = math.ldexp(1.0, -known.exponent)
-        return Answer(factor=loss**q * part, scalars={"h": h * part})
+        return ClientContribution(factor=loss**q * part, scalars={"h": h * part})
 
     def next_exponent(self, total: Merged, exponent: int) -> int:
         """

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s, Int64s
 from fl_queue.protocol.records import Manifest
 from fl_queue.strategies.base import Strategy, Updates
@@ -31,7 +31,7 @@ _MEMORY = 64 * 1024 * 1024
 _BYTES_EACH = 24
 
 #: The option of rules that have to know how many updates may be hostile.
-F = Field("int", 1, "f, hostile updates that are withstood, 0 or more", low=0)
+F = Option("int", 1, "f, hostile updates that are withstood, 0 or more", low=0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Robust(Strategy):
         """
         raise NotImplementedError
 
-    def merged(self, updates: Updates) -> Ruled:
+    def merged(self, updates: Updates) -> RobustAggregate:
         """
         The result of the rule, in the place of a mean.
 
@@ -81,10 +81,10 @@ class Robust(Strategy):
             raise ValueError(
                 f"{updates.count} updates, {type(self).__name__} needs {self.fewest()} ({self.NEEDS})"
             )
-        return Ruled(self, updates)
+        return RobustAggregate(self, updates)
 
 
-class Ruled:
+class RobustAggregate:
     """What a rule makes of all updates, block by block; see ``base.Merged``."""
 
     def __init__(self, rule: Robust, updates: Updates) -> None:

@@ -28,10 +28,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.protocol.message import Tensor
-from fl_queue.strategies.base import Answer, Block, Correction, Known, Range, Strategy
+from fl_queue.strategies.base import (
+    Block,
+    ClientContribution,
+    ClientTrainingState,
+    Correction,
+    Range,
+    Strategy,
+)
 from fl_queue.strategies.fednova import accumulated
 
 
@@ -39,8 +46,8 @@ class Scaffold(Strategy):
     """Sends ``dc`` besides its update; the server keeps ``c``, which clients fetch, and they ``c_i``."""
 
     OPTIONS: ClassVar = {
-        "server_learning_rate": Field("float", 1.0, "eta_g, step of the server, above 0", above=0),
-        "control_limit": Field(
+        "server_learning_rate": Option("float", 1.0, "eta_g, step of the server, above 0", above=0),
+        "control_limit": Option(
             "float",
             1024.0,
             "an update whose control variate changes by more is rejected, above 0",
@@ -59,11 +66,11 @@ class Scaffold(Strategy):
         """A control variate is a gradient: not in the range of an update."""
         return super().ranges(aggregation) | {"dc": Range(self.number("control_limit"))}
 
-    def correction(self, known: Known) -> Correction:
+    def correction(self, known: ClientTrainingState) -> Correction:
         """``c - c_i``."""
         return Correction(offset=lambda name: np.subtract(_c(known, name), _c_i(known, name)))
 
-    def answer(self, known: Known) -> Answer:
+    def answer(self, known: ClientTrainingState) -> ClientContribution:
         """``dc = (x - y) / (K eta_l) - c``, and ``c_i + dc``."""
         distance = known.learning_rate * accumulated(known.steps, known.momentum)
 
@@ -71,7 +78,7 @@ class Scaffold(Strategy):
             wide = known.change(name).astype(np.float64) / -distance
             return (wide - _c(known, name)).astype(np.float32)
 
-        return Answer(
+        return ClientContribution(
             extra=lambda extra, name: change(name),
             keep=lambda which, name: np.add(_c_i(known, name), change(name)),
         )
@@ -83,9 +90,9 @@ class Scaffold(Strategy):
         return block.x + self.number("server_learning_rate") * block.mean()
 
 
-def _c(known: Known, name: str) -> Tensor | np.float32:
+def _c(known: ClientTrainingState, name: str) -> Tensor | np.float32:
     return known.state_of(known.server, "c", name)
 
 
-def _c_i(known: Known, name: str) -> Tensor | np.float32:
+def _c_i(known: ClientTrainingState, name: str) -> Tensor | np.float32:
     return known.state_of(known.kept, "c", name)

@@ -22,7 +22,7 @@ import math
 from fractions import Fraction
 from typing import ClassVar
 
-from fl_queue.common.options import Field
+from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
 from fl_queue.strategies.robust import Robust, weighted_mean
 
@@ -35,14 +35,14 @@ class TrimmedMean(Robust):
     """All updates, coordinate by coordinate."""
 
     OPTIONS: ClassVar = {
-        "beta": Field(
+        "beta": Option(
             "float",
             0.2,
             "part of the updates cut off at each end, 0 to below 0.5",
             low=0.0,
             check=_below_half,
         ),
-        "f": Field("int", 0, "updates cut off at each end, if that is more, 0 or more", low=0),
+        "f": Option("int", 0, "updates cut off at each end, if that is more, 0 or more", low=0),
     }
     NEEDS = "n > 2 f, n >= 1 / beta"
 

@@ -12,7 +12,7 @@ from fl_queue.common.lazy import lazy
 
 if TYPE_CHECKING:
     from fl_queue.common.data_folder import inside
-    from fl_queue.protocol.model_usage import Usage
+    from fl_queue.protocol.model_usage import ModelUsage
     from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task, with_context
     from fl_queue.tasks.loading import load_task
     from fl_queue.training.sgd import evaluate, local_sgd
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ClientContext",
     "ClientData",
+    "ModelUsage",
     "OnEpoch",
     "Task",
-    "Usage",
     "evaluate",
     "inside",
     "load_task",
@@ -35,13 +35,14 @@ __getattr__ = lazy(
     {
         "ClientContext": "fl_queue.tasks.base:ClientContext",
         "ClientData": "fl_queue.tasks.base:ClientData",
+        "ModelUsage": "fl_queue.protocol.model_usage:ModelUsage",
         "OnEpoch": "fl_queue.tasks.base:OnEpoch",
         "Task": "fl_queue.tasks.base:Task",
-        "Usage": "fl_queue.protocol.model_usage:Usage",
         "evaluate": "fl_queue.training.sgd:evaluate",
         "inside": "fl_queue.common.data_folder:inside",
         "load_task": "fl_queue.tasks.loading:load_task",
         "local_sgd": "fl_queue.training.sgd:local_sgd",
         "with_context": "fl_queue.tasks.base:with_context",
     },
+    renamed={"Usage": "ModelUsage"},
 )

@@ -27,10 +27,10 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.data import partition
 from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks.feature_skew import Skew
-from fl_queue.tasks.logged_metrics import Logged
+from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training import sgd
 from fl_queue.training.data_loading import Collate
 from fl_queue.training.sgd import LocalRule, Loss, Samples
@@ -84,7 +84,7 @@ class ClientContext:
     max_examples: int = 0
     min_examples: int = 1
     min_batch: int = 1
-    logged: Logged | None = None
+    logged: TrainingLog | None = None
     loader_workers: int = 0
 
     def seed_for(self, purpose: str) -> int:
@@ -112,7 +112,7 @@ class ClientContext:
         if name is None and not values:
             raise ConfigError("context.log", "nothing is named; give log(name, value)", public=True)
         given = values if name is None else {name: value, **values}
-        (Logged() if self.logged is None else self.logged).add(given, examples)
+        (TrainingLog() if self.logged is None else self.logged).add(given, examples)
 
     @classmethod
     def of(
@@ -324,14 +324,14 @@ class Task(ABC):
             self.collate,
         )
 
-    def usage(self) -> Usage:
+    def usage(self) -> ModelUsage:
         """
         How the model is used elsewhere, for ``fl-queue export``; override it for labels and units.
 
         Raises:
             ConfigError, DataError: It depends on data that are not here.
         """
-        return Usage(
+        return ModelUsage(
             "a batch of what the task's data sets have first, as float32; (B, ...)",
             "what the task's model returns",
         )

@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.common import data_folder
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
 
@@ -112,10 +112,10 @@ class CsvTask(Task):
             self._check_statistics(model.adopt_statistics(rows), context.data_dir)
         return super().train(model, data, context, on_epoch)
 
-    def usage(self) -> Usage:
+    def usage(self) -> ModelUsage:
         """Raw columns in, a score for each class out."""
         fixed = {name: list(self.options[name]) for name in ("means", "stds") if self.options[name]}
-        return Usage(
+        return ModelUsage(
             "raw numbers of the columns (B, columns), float32; the model standardises them",
             "scores of the classes (B, classes); softmax gives probabilities",
             tuple(self._classes()),

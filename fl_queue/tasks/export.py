@@ -20,7 +20,7 @@ from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol import message
 from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, Task
@@ -206,7 +206,7 @@ def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
     onnx.helper.set_model_props(graph, dict(properties))
 
 
-def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> Usage | None:
+def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> ModelUsage | None:
     """
     What the task says of its model; None for an own one that may not be imported here.
 

@@ -26,7 +26,7 @@ from torchvision.models import get_model
 from fl_queue.common import data_folder
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.feature_skew import Skew
 
@@ -138,11 +138,11 @@ class ImageFolderTask(Task):
         """
         return self._dataset(self._items(data_dir, "test")[0]) if data_dir else None
 
-    def usage(self) -> Usage:
+    def usage(self) -> ModelUsage:
         """Pixels in, a score for each class out."""
         channels, side = self._channels(), self.options["image_size"]
         colours = "grey" if channels == 1 else "RGB"
-        return Usage(
+        return ModelUsage(
             f"{colours} pixels (B, {channels}, {side}, {side}), float32 in [0, 1]: byte / 255",
             "scores of the classes (B, classes); softmax gives probabilities",
             tuple(self._classes()),

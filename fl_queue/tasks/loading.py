@@ -44,7 +44,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
             defines; built-in tasks by their names, or ``mnist``. Empty: all built-in ones. The name
             comes from Redis, and importing a module runs its code.
         data_dir: This machine's data folder. What the config says of it (``data.dir``) is not looked
-            at: whether a machine follows that is ``Site.data_folder``'s to say.
+            at: whether a machine follows that is ``WorkerSettings.data_folder``'s to say.
 
     Raises:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.

@@ -35,7 +35,7 @@ _TAKEN = (
 _CALL = "context.log"
 
 
-class Logged:
+class TrainingLog:
     """The means of what one client logs in one round's training; constant memory for each name."""
 
     def __init__(self) -> None:

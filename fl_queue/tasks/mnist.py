@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.common import data_folder, files
 from fl_queue.data.idx import read_idx
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.training.sgd import Samples
 
@@ -72,10 +72,10 @@ class Digits(Task):
         images, labels = self._read(data_dir, "t10k")
         return self._dataset(_pixels(images), labels)
 
-    def usage(self) -> Usage:
+    def usage(self) -> ModelUsage:
         """Pixels in, a score for each digit out."""
         shape = ", ".join(map(str, self.example_input().shape[1:]))
-        return Usage(
+        return ModelUsage(
             f"grey pixels (B, {shape}), float32 in [0, 1]: byte / 255, white ink on black, row by row",
             f"scores (B, {len(self.digits)}); softmax gives probabilities",
             tuple(map(str, self.digits)),
@@ -124,7 +124,7 @@ class ThreesAndSevens(Digits):
         """785 parameters; the output (B, 1) is the log-odds of a three."""
         return nn.Linear(784, 1)
 
-    def usage(self) -> Usage:
+    def usage(self) -> ModelUsage:
         """Pixels in, the log-odds of a three out."""
         output = "log-odds (B, 1) of class 1; the sigmoid gives its probability"
         return replace(super().usage(), output=output, labels=("7", "3"))

@@ -33,7 +33,7 @@ Collate = Callable[[list[Any]], Any]
 _LOST = "DataLoader worker (pid"
 
 
-class Reading(NamedTuple):
+class LoaderSettings(NamedTuple):
     """
     How a data set is read.
 
@@ -69,7 +69,9 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
     random.seed(seed)
 
 
-def load(dataset: Dataset[Any], batches: Sequence[list[int]], reading: Reading) -> Iterator[Any]:
+def iterate_batches(
+    dataset: Dataset[Any], batches: Sequence[list[int]], reading: LoaderSettings
+) -> Iterator[Any]:
     """
     The batches of a data set, collated as torch does unless ``reading`` says otherwise.
 
@@ -155,7 +157,7 @@ def _takes(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any
     return True
 
 
-def is_lost(error: Exception) -> bool:
+def is_dataloader_crash(error: Exception) -> bool:
     """Whether an error says that a process of ``load`` was killed, which may come up anywhere in training."""
     return isinstance(error, RuntimeError) and str(error).startswith(_LOST)
 
@@ -163,7 +165,7 @@ def is_lost(error: Exception) -> bool:
 class _Seeded(Dataset[Any]):
     """A data set whose samples are read with random numbers of their own."""
 
-    def __init__(self, dataset: Dataset[Any], reading: Reading) -> None:
+    def __init__(self, dataset: Dataset[Any], reading: LoaderSettings) -> None:
         self._dataset, self._reading = dataset, reading
 
     def __getitems__(self, indices: list[int]) -> list[Any] | FLQueueError:

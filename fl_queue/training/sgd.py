@@ -23,7 +23,15 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.training.classification import Scoring, loss_sums
-from fl_queue.training.data_loading import Collate, Reading, call, load, pair, seed_torch, to_device
+from fl_queue.training.data_loading import (
+    Collate,
+    LoaderSettings,
+    call,
+    iterate_batches,
+    pair,
+    seed_torch,
+    to_device,
+)
 from fl_queue.training.mixed_precision import Precision
 from fl_queue.training.row_floor import Parts, check_batch, check_pull
 
@@ -138,7 +146,7 @@ def local_sgd(
     for epoch in range(1, epochs + 1):
         into_training(model)
         drawn = torch.randperm(count, generator=order)
-        reading = Reading(seed, epoch, loader_workers, collate)
+        reading = LoaderSettings(seed, epoch, loader_workers, collate)
         chunks = _cut(drawn, cuts)
         batches = _batches(dataset, chunks, device, reading)
         loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, iter(chunks))
@@ -308,7 +316,7 @@ def evaluate(
     cuts = _cuts(count, min(EVALUATION_BATCH, _AS_LARGE * batch_size))
     parts, scoring = [], Scoring()
     with torch.no_grad():
-        reading = Reading(workers=loader_workers, collate=collate)
+        reading = LoaderSettings(workers=loader_workers, collate=collate)
         sizes = [end - start for start, end in pairwise([0, *cuts])]
         batches = _batches(dataset, _cut(torch.arange(count), cuts), device, reading)
         for size, (inputs, target) in zip(sizes, batches, strict=True):
@@ -400,7 +408,7 @@ def _cut(order: Tensor, cuts: list[int]) -> list[Tensor]:
 
 
 def _batches(
-    dataset: Samples, chunks: Sequence[Tensor], device: str, reading: Reading
+    dataset: Samples, chunks: Sequence[Tensor], device: str, reading: LoaderSettings
 ) -> Iterator[tuple[Any, Any]]:
     """Batches of the samples whose indices each chunk has, on ``device``."""
     # A subclass may give other samples than its tensors hold: normalised, or turned.
@@ -410,7 +418,7 @@ def _batches(
             chosen = chunk.to(device)
             yield pair([tensor[chosen] for tensor in tensors])
         return
-    for batch in load(dataset, [chunk.tolist() for chunk in chunks], reading):
+    for batch in iterate_batches(dataset, [chunk.tolist() for chunk in chunks], reading):
         inputs, target = pair(batch)
         yield to_device(inputs, device), to_device(target, device)
 

@@ -78,7 +78,7 @@ def launch(
             raise ConfigError(field, "cannot be set from here; write it in a config of --configs")
     loaded = configs.load(offered.source(config), overrides)
     store.check()  # Both servers: without the data server no round is opened.
-    run = launching.begin(store, name or launching.name_of(config), loaded, count)
+    run = launching.begin(store, name or launching.default_run_name(config), loaded, count)
     lifecycle.advance(store, run)
     return run_status.run_status(store, runs.find_run(store, run))
 

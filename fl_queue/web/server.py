@@ -30,7 +30,7 @@ _STATIC = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerSettings:
     """
     Where the page is served.
 
@@ -73,7 +73,7 @@ def build(connection: Connection, offered: Configs, access: Access) -> ASGIApp:
 
 def serve(
     connection: Connection,
-    place: Place,
+    place: ServerSettings,
     offered: Configs,
     access: Access,
     printed: Sequence[str],
@@ -116,7 +116,7 @@ def _greeting(url: str, printed: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _bound(place: Place) -> Iterator[tuple[socket.socket, str]]:
+def _bound(place: ServerSettings) -> Iterator[tuple[socket.socket, str]]:
     """The listening socket, and what to show of it; a unix socket goes when it is closed."""
     if place.uds is None:
         yield _bound_to_address(place.host, place.port)

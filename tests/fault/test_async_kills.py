@@ -181,14 +181,14 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
             loaded, client=client, run=state.name, round_number=began["round"],
             share=virtual_clients.share_of(client, state.population), shares=state.shares or 1,
         )  # fmt: skip
-        plan = local_update.Plan(kept={PRIVATE: private} if private else {})
+        plan = local_update.ClientStrategy(kept={PRIVATE: private} if private else {})
         made = local_update.train_update(task, manifest, base, context, plan=plan)
         seed = seed_for(context.seed, context.run, context.round, client, "codec")
         whole = list(error_feedback.corrected(made.pieces(), owed))
         pieces = [codec.encode_piece(encoding, *piece, seed) for piece in whole]
         found.append((began["round"], message.pieces_digest(pieces)))
         private = {"bias": made.kept(PRIVATE, "bias").copy()}
-        left = error_feedback.unsent(encoding, whole, seed)
+        left = error_feedback.next_residual(encoding, whole, seed)
         owed = {spec.name: values.reshape(spec.shape) for (spec, _, _), values in zip(whole, left, strict=True)}  # fmt: skip
     return found
 

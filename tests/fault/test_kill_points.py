@@ -231,6 +231,6 @@ def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
 
 def test_points_do_nothing_unless_a_test_says_so(federation: Federation) -> None:
     federation.arm("run.created", "kill")
-    failpoints.reach("run.created")  # This process has no FLQ_FAULTS: it lives on.
+    failpoints.failpoint("run.created")  # This process has no FLQ_FAULTS: it lives on.
     (federation.faults / "run.created").unlink()
     assert federation.store.control.redis.exists(keyspace.RUNS) in (0, 1)

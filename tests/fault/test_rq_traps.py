@@ -24,7 +24,7 @@ from rq.job import JobStatus
 import fl_queue.store
 from fl_queue.client import outbox
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
@@ -36,7 +36,7 @@ from fl_queue.protocol.identifiers import AGGREGATOR
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.jobs import rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 from tests.fault.proxy import Loss, Proxy
 from tests.federation import Federation, child_of, kill, wait_for
@@ -381,7 +381,7 @@ def collect(store: Store, run: str, folder: Path) -> str:
     state = store.control.run(run)
     assert state is not None
     job = store.control.jobs(run, state.round)[AGGREGATOR]["job"]
-    return Collector(store, run, state.round, job, folder).work()
+    return RoundAggregator(store, run, state.round, job, folder).work()
 
 
 def first_training_round(store: Store, folder: Path) -> str:
@@ -405,14 +405,14 @@ def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
     for turn in range(20):
         run = new_run(store, f"trapped-{turn}", clients=1)
         lifecycle.advance(store, run)
-        dead = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        dead = [JobTicket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
         for ticket in dead:
             rq_types.queue(ticket.queue, store.control.redis).empty()
             started = {"status": "started", "worker_name": "killed"}
             store.control.redis.hset(FLJob.key_for(ticket.job), mapping=started)
         at_once(healer.tick for healer in healers)
 
-        living = [Ticket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        living = [JobTicket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
         assert [ticket.attempt for ticket in living] == [2, 2]
         for ticket in living:
             queue = rq_types.queue(ticket.queue, store.control.redis)

@@ -16,7 +16,13 @@ import torch
 pytest.importorskip("flwr", reason="needs the extra flower; make test-flower")
 
 from fl_queue import metrics
-from fl_queue.client.local_update import Plan, Trained, evaluate_client, initial_model, train_update
+from fl_queue.client.local_update import (
+    ClientStrategy,
+    TrainingResult,
+    evaluate_client,
+    initial_model,
+    train_update,
+)
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.experiments import baseline_training
@@ -58,12 +64,12 @@ def context_of(config: RunConfig, share: int = 0) -> ClientContext:
     )
 
 
-def trained(config: RunConfig, share: int = 0, **given: Any) -> Trained:
+def trained(config: RunConfig, share: int = 0, **given: Any) -> TrainingResult:
     task = task_of(config)
     return train_update(task, *begun(task), context_of(config, share), **given)
 
 
-def answered(answer: str) -> Trained:
+def answered(answer: str) -> TrainingResult:
     """One update of the client that answers so."""
     return trained(config_of("answers", answer=answer, flower_model=f"{APPS}:two_arrays"))
 
@@ -357,6 +363,6 @@ def test_a_strategy_that_needs_our_own_loops_is_refused(strategy: str) -> None:
     config = config_of("client_fn", strategy=strategy)
 
     with pytest.raises(ConfigError, match="use another") as caught:
-        trained(config, plan=Plan(get_strategy(strategy, config.strategy)))
+        trained(config, plan=ClientStrategy(get_strategy(strategy, config.strategy)))
 
     assert caught.value.field == "aggregation.strategy"

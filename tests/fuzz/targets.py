@@ -22,19 +22,19 @@ from rq.serializers import JSONSerializer
 from fl_queue import metrics
 from fl_queue.aggregation import exact_sum, group_sum, scales
 from fl_queue.aggregation.exact_sum import ExactSum
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.config.run_config import RunConfig, load
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.errors import BlobError
 from fl_queue.protocol import identifiers, message, signing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import event_of
-from fl_queue.protocol.header import Header, Member, packed, unpacked
+from fl_queue.protocol.header import GroupMember, Header, packed, unpacked
 from fl_queue.protocol.records import Enrolment, Manifest, Receipt, RoundRecord, TensorSpec
 from fl_queue.protocol.signing import new_key, seal
 from fl_queue.reporting import live_view, run_status
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import TRAIN, FLJob, JobRefused
 
 CAP = 1 << 16
@@ -148,7 +148,7 @@ def elements() -> list[bytes]:
 
 @cache
 def group_element() -> tuple[Header, bytes]:
-    total = Merge.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
+    total = UpdateMerger.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
     made = group_sum.GroupSum(MANIFEST, CONFIG, ROUND)
     for client in COHORT:
         made.take(replace(header(), client=client), body())
@@ -208,7 +208,7 @@ def decode_body(data: bytes) -> None:
     total = ExactSum(MANIFEST, SCALES, 1 << 20)
     before = [piece.tobytes() for piece in total.pieces()]
     try:
-        total.add_blocks(codec.Blocks(name, MANIFEST, content), 600, {})
+        total.add_blocks(codec.DecodedBlocks(name, MANIFEST, content), 600, {})
     except BlobError:
         assert [piece.tobytes() for piece in total.pieces()] == before
         raise
@@ -217,7 +217,7 @@ def decode_body(data: bytes) -> None:
 def decode_group_body(data: bytes) -> None:
     whole, content = group_element()
     given = (data + content[len(data) :])[: len(content)]
-    merge = Merge.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
+    merge = UpdateMerger.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
     group_sum.add(replace(whole, body_digest=message.body_digest(given)), given, merge)
 
 
@@ -243,8 +243,8 @@ def decode_record(data: bytes) -> None:
 def decode_ticket(data: bytes) -> None:
     from fl_queue.common.safe_json import loads
 
-    found = Ticket.from_dict(loads(data, "a ticket"))
-    assert Ticket.from_dict(asdict(found)) == found
+    found = JobTicket.from_dict(loads(data, "a ticket"))
+    assert JobTicket.from_dict(asdict(found)) == found
     found.next_attempt()
 
 
@@ -253,7 +253,7 @@ def decode_event(data: bytes) -> None:
     event = event_of({b"event": data})
     json.dumps(event, allow_nan=False).encode()
     run_status._doing(event)
-    scene = live_view.Scene(None, progress={"a": event})
+    scene = live_view.RunSnapshot(None, progress={"a": event})
     live_view._client_cells(scene, "a")
 
 
@@ -341,7 +341,7 @@ def _events() -> list[bytes]:
 
 
 def _tickets() -> list[bytes]:
-    ticket = Ticket("site-1", TRAIN, "flq-client-site-1", "demo-3f2a9c", 3, 60)
+    ticket = JobTicket("site-1", TRAIN, "flq-client-site-1", "demo-3f2a9c", 3, 60)
     return [ticket.to_json().encode()]
 
 
@@ -375,8 +375,8 @@ TARGETS: dict[str, Target] = {
 }
 #: Words of the formats, which a fuzzer would be long in finding.
 WORDS = sorted(
-    {*Header.__dataclass_fields__, *Member.__dataclass_fields__, *Receipt.__dataclass_fields__}
-    | {*RoundRecord.__dataclass_fields__, *Enrolment.__dataclass_fields__, *Ticket.__dataclass_fields__}
+    {*Header.__dataclass_fields__, *GroupMember.__dataclass_fields__, *Receipt.__dataclass_fields__}
+    | {*RoundRecord.__dataclass_fields__, *Enrolment.__dataclass_fields__, *JobTicket.__dataclass_fields__}
     | {"epoch", "epochs", "accuracy", "loss_sum", "confusion", "score_histograms", "int8x256", "bfloat16"}
     | {"1e999", "NaN", "null", "true", "-1", "99999999999999999999", "[[[[", r"\\ud800", r"\xc2\xb2"}
     | {"success_callback_name", "webhooks", "call", "FLQ1", "FLQS", "group-0", "update", "model", "failure"}

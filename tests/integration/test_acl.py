@@ -152,7 +152,9 @@ def test_what_a_client_may_and_may_not(server: tuple[EmbeddedRedis, tuple[int, i
     assert {command: whose for command, whose in may.items() if whose} == {}
     assert len(FORBIDDEN) > 100
     for command in ALLOWED:
-        purpose = acl.purpose_of(str(command[0]), str(command[1])) if len(users) > 1 else "all"
+        purpose = (
+            acl.user_for_command(str(command[0]), str(command[1])) if len(users) > 1 else "all"
+        )
         assert refusal(users[purpose], command) == "", command
     for user in users.values():
         user.close()

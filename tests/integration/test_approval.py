@@ -26,7 +26,7 @@ def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedPro
 def asked(federation: Federation, kind: str) -> str:
     """Name of the answer that waits, once there is one of that kind."""
 
-    def there() -> list[approval.Waiting]:
+    def there() -> list[approval.PendingUpdate]:
         found = approval.waiting(federation.redis.state_dir)
         return [item for item in found if item.header.kind == kind]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.operations.missed_updates import LOOKED_AT_S
@@ -175,7 +175,7 @@ def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_pat
 
 def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_path: Path) -> None:
     hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
-    collector = Collector(store, hand.run, 1, hand.job(), tmp_path)
+    collector = RoundAggregator(store, hand.run, 1, hand.job(), tmp_path)
     collector.fence = store.control.claim(hand.run, 1, hand.job())
     collector._load()
     collector.intake.receipts["a"] = collector.intake.receipts["b"] = Receipt("received")

@@ -37,7 +37,7 @@ class AsyncHand(ByHand):
         super().__init__(store, folder, clients, SIZE, *ASYNC, *overrides)
         store.control.redis.hset(keyspace.run(self.run), "rounds_wanted", 99)
 
-    def job_of(self, client: str) -> job_origins.Begun:
+    def job_of(self, client: str) -> job_origins.JobOrigin:
         return job_origins.begun(self.round, client)
 
     def made(self, client: str, token: str = "") -> tuple[Header, bytes]:

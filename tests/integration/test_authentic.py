@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.cli import cli, worker
 from fl_queue.client import preflight, trust
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.collector import Collector
-from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.operations import backup, deletion
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
@@ -34,7 +34,7 @@ from fl_queue.protocol.records import Enrolment, dumps
 from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from tests.integration.test_backup import rewritten
 from workers import client, revoked
 
@@ -107,12 +107,12 @@ class Hospital:
         """The aggregator's job, until the round has ended, and the next round is open."""
         assert self.store.state_dir is not None
         job = self.store.control.jobs(self.run, self.state.round)["aggregator"]["job"]
-        Collector(self.store, self.run, self.state.round, job, self.store.state_dir).work()
+        RoundAggregator(self.store, self.run, self.state.round, job, self.store.state_dir).work()
         self.advance(self.run)
 
-    def site(self, who: str, **changes: Any) -> Site:
+    def site(self, who: str, **changes: Any) -> WorkerSettings:
         file = str(self.folder / f"{who}.toml")
-        made = Site(state_dir=self.folder / who, client=who, credentials=file)
+        made = WorkerSettings(state_dir=self.folder / who, client=who, credentials=file)
         return replace(made, **changes)
 
     def work(
@@ -378,7 +378,7 @@ def test_a_round_of_another_run_is_refused(hospital: Hospital) -> None:
 
 def test_a_job_for_another_client_is_refused(hospital: Hospital) -> None:
     hospital.enroll("c", hospital.key.public)
-    ticket = Ticket("c", "workers.client.train", "flq-client-c", hospital.run, 1, 60)
+    ticket = JobTicket("c", "workers.client.train", "flq-client-c", hospital.run, 1, 60)
     hospital.store.control.redis.hset(keyspace.round_jobs(hospital.run, 1), "c", ticket.to_json())
     hospital.work("c")
     assert hospital.refused("c") == ["round 1 is signed for other clients"]
@@ -508,14 +508,14 @@ def test_a_pin_is_a_digest_or_the_config_that_has_it(
     shown = CliRunner().invoke(cli, ["config", "show", "mnist-3v7", "--digest"])
     digest = run_config.load("mnist-3v7", (), {}).digest
     assert shown.output == f"{digest}\n"
-    found: list[Site] = []
+    found: list[WorkerSettings] = []
     monkeypatch.setattr(worker, "_become_worker", lambda role, site: found.append(site))
     monkeypatch.setenv("FLQ_TRAIN_EPOCHS", "7")  # Of this machine, not of the operator's run.
     line = ["worker", "client", "--client", "a", "--state-dir", str(tmp_path)]
     pins = ["--pin-config", "mnist-3v7", "--pin-config", "0" * 64]
     assert CliRunner().invoke(cli, [*line, *pins]).exception is None
     assert found[0].pins == (digest, "0" * 64)
-    assert Site.from_environ(found[0].to_environ()).pins == found[0].pins
+    assert WorkerSettings.from_environ(found[0].to_environ()).pins == found[0].pins
     wrong = CliRunner().invoke(cli, [*line, "--pin-config", "abc"])
     assert isinstance(wrong.exception, ConfigError)
 
@@ -575,13 +575,13 @@ class Ghost:
         segments[0]["config"]["security"]["require_enrolment"] = False
         self.redis.set(keyspace.config(at.run), dumps(segments))
         at.write(cohort=dumps([*SITES, "ghost"]))
-        make = Collector._make
+        make = RoundAggregator._make
 
-        def made_meanwhile(collector: Collector, record: Any) -> Any:
+        def made_meanwhile(collector: RoundAggregator, record: Any) -> Any:
             self.restore()
             return make(collector, record)
 
-        monkeypatch.setattr(Collector, "_make", made_meanwhile)
+        monkeypatch.setattr(RoundAggregator, "_make", made_meanwhile)
 
     def restore(self) -> None:
         self.redis.set(keyspace.config(self.at.run), self.config)
@@ -668,13 +668,13 @@ def test_who_is_put_into_an_open_asynchronous_round_has_no_update_merged(
     overrides = ("round.mode=async", "round.cohort=1.0", "round.buffer=2", "data.shares=3")
     hospital = Hospital(store, tmp_path, monkeypatch, *overrides)
     hospital.work("a")
-    look_at = Intake.look_at
+    look_at = UpdateIntake.look_at
 
-    def joined(intake: Intake, element: bytes) -> bool:
+    def joined(intake: UpdateIntake, element: bytes) -> bool:
         hospital.write(cohort=dumps([*SITES, "c"]))
         return look_at(intake, element)
 
-    monkeypatch.setattr(Intake, "look_at", joined)
+    monkeypatch.setattr(UpdateIntake, "look_at", joined)
     hospital.work("b")
     with pytest.raises(MergeFailed, match="the cohort of round 1 is not what the operator signed"):
         hospital.collect()
@@ -898,10 +898,10 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     (segment,) = hospital.store.control.config_segments(run)
     assert statements.is_segment_signed(run, "n", 0, segment, public)
 
-    found: list[Site] = []
+    found: list[WorkerSettings] = []
     monkeypatch.setattr(worker, "_become_worker", lambda role, site: found.append(site))
     assert CliRunner().invoke(cli, ["worker", "aggregator", *named]).exception is None
-    again = Site.from_environ(found[0].to_environ())
+    again = WorkerSettings.from_environ(found[0].to_environ())
     assert again.operator_key == str(key)
     with again.connect() as store:
         assert store.control.pins.key == hospital.key

@@ -14,7 +14,7 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import identifiers
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 from tests.counting import Cost, counted
 
@@ -143,8 +143,8 @@ def test_a_long_look_is_no_silence_and_keeps_the_lease(
     assert store.control.redis.pttl(keyspace.HEALER) > 2000
 
 
-def queue_of(store: Store, client: str) -> Ticket:
-    ticket = Ticket(client, rq_types.TRAIN, keyspace.client_queue(client), "r-1a2b3c", 1, 60)
+def queue_of(store: Store, client: str) -> JobTicket:
+    ticket = JobTicket(client, rq_types.TRAIN, keyspace.client_queue(client), "r-1a2b3c", 1, 60)
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)

@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from fl_queue.client import outbox
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.operations import controls
 from fl_queue.reporting import diagnosis, run_status
-from fl_queue.reporting.diagnosis import Around
+from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import DATA_WAIT, Store, keyspace
 from tests.byhand import ByHand
 from tests.federation import wait_for
@@ -28,7 +28,7 @@ class Away:
         self.store, self.hand = store, ByHand(store, folder, "ab", 8)
         self.job = store.control.jobs(self.hand.run, 1)["b"]["job"]
         self.link = folder / "data.sock"
-        site = Site(store.servers.url, f"unix://{self.link}", folder / "site", "b")
+        site = WorkerSettings(store.servers.url, f"unix://{self.link}", folder / "site", "b")
         self.outbox = site.outbox
         for name, value in {**site.to_environ(), "RQ_JOB_ID": self.job}.items():
             monkeypatch.setenv(name, value)
@@ -51,7 +51,7 @@ class Away:
 
     def told(self) -> str:
         """What ``status`` says of the site."""
-        lines = diagnosis.why_open(self.store, self.hand.state, Around(True, ""))
+        lines = diagnosis.why_open(self.store, self.hand.state, DiagnosisContext(True, ""))
         return next((line for line in lines if line.startswith("waiting for b: ")), "")
 
     def doing(self) -> str:
@@ -121,7 +121,7 @@ def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_pat
     hand = ByHand(store, tmp_path, "ab", 10)
     store.control.add_client_event("b", {"event": "training", "run": "other-1", "round": 1})
 
-    lines = diagnosis.why_open(store, hand.state, Around(True, ""))
+    lines = diagnosis.why_open(store, hand.state, DiagnosisContext(True, ""))
 
     said = [line.partition(";")[0] for line in lines if line.startswith("waiting for")]
     assert said == [

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from fl_queue.client import outbox
-from fl_queue.client.assignment import Assignment
-from fl_queue.client.site import Site
+from fl_queue.client.assignment import ClientJob
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import disk_space
 from fl_queue.errors import NoRoom
 from fl_queue.store import Store
@@ -38,12 +38,12 @@ def test_nothing_is_trained_that_could_not_be_kept(
     store: Store, tmp_path: Path, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand = ByHand(store, tmp_path, "a", SIZE)
-    site = Site(state_dir=tmp_path / "site", client="a")
-    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    site = WorkerSettings(state_dir=tmp_path / "site", client="a")
+    job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     loaded: list[str] = []
-    task = Assignment.task
+    task = ClientJob.task
     monkeypatch.setattr(
-        Assignment, "task", lambda self: (loaded.append(self.who), task(self))[1], raising=True
+        ClientJob, "task", lambda self: (loaded.append(self.who), task(self))[1], raising=True
     )
 
     for lacking in (NEEDED, 1_000_001, 1):
@@ -70,8 +70,8 @@ def test_a_model_that_is_there_needs_no_room_again(
     store: Store, tmp_path: Path, free: dict[str, int]
 ) -> None:
     hand = ByHand(store, tmp_path, "a", SIZE)
-    site = Site(state_dir=tmp_path / "site", client="a")
-    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    site = WorkerSettings(state_dir=tmp_path / "site", client="a")
+    job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     model = site.cache / hand.run / job.round.fetched
     model.parent.mkdir(parents=True)
     model.touch()

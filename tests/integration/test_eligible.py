@@ -22,7 +22,7 @@ def alive(store: Store, clients: str) -> None:
         store.control.hold(keyspace.client_holder(client), "t", 600, {})
 
 
-def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligibility.Eligible:
+def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligibility.EligibleClients:
     """Who may be selected of a run that has just begun."""
     alive(store, clients)
     loaded = run_config.load("mnist-3v7", overrides, {})

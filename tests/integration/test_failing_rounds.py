@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.coordinator.aggregator import collector
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import healer
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import CheckpointError, MergeFailed
@@ -44,7 +44,9 @@ def attempt(hand: ByHand) -> str:
     """An aggregator's job, and the healer's next one when it fails."""
     number, job = hand.round.number, hand.job()
     try:
-        return Collector(hand.store, hand.run, number, job, hand.folder, ("badstrategy:*",)).work()
+        return RoundAggregator(
+            hand.store, hand.run, number, job, hand.folder, ("badstrategy:*",)
+        ).work()
     except (MergeFailed, CheckpointError) as exc:
         hand.store.control.redis.hset(FLJob.key_for(job), "status", "failed")
         hand.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
@@ -90,7 +92,7 @@ def test_what_an_own_strategys_error_says_stays_in_the_log(
     hand = ByHand(store, tmp_path, "ab", 100, *ONCE, bad)
     all_in(hand)
     with pytest.raises(MergeFailed) as caught:
-        Collector(store, hand.run, 1, hand.job(), tmp_path, ("badstrategy:*",)).work()
+        RoundAggregator(store, hand.run, 1, hand.job(), tmp_path, ("badstrategy:*",)).work()
 
     assert SECRET in caplog.text
     # That is what RQ writes to Redis.
@@ -110,7 +112,7 @@ def test_an_error_that_passes_ends_nothing(
         raise ArithmeticError(next(said))
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector.Maker, "next", broken)
+        patch.setattr(collector.VersionBuilder, "next", broken)
         assert [attempt(hand) for _ in range(3)] == [
             "ArithmeticError: one",
             "ArithmeticError: two",
@@ -148,7 +150,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_for_as_long_as_it_takes_an
         raise CheckpointError("/disk", "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector.Maker, "next", full)
+        patch.setattr(collector.VersionBuilder, "next", full)
         for _ in range(collector.SAME_FAILURES + 1):
             attempt(hand)
     assert hand.round.open

@@ -84,7 +84,7 @@ def read_everything(hand: ByHand) -> str:
     console = Console(
         file=out, force_terminal=True, width=200, color_system=None, legacy_windows=False
     )
-    follower = progress._Follower(store, hand.run, console, tick=True, since="0-0")
+    follower = progress._EventFollower(store, hand.run, console, tick=True, since="0-0")
     follower.step()
     console.print(live_view.render(follower.scene))
     shown.append(out.getvalue())
@@ -120,7 +120,7 @@ def commands(hand: ByHand) -> str:
     ):
         for form in ([], ["--json"]):
             done = CliRunner().invoke(cli, [*words, *form, *where], standalone_mode=False)
-            assert done.exception is None or isinstance(done.exception, (doctor.Unfit, click.ClickException)), done.exception  # fmt: skip
+            assert done.exception is None or isinstance(done.exception, (doctor.MachineUnfit, click.ClickException)), done.exception  # fmt: skip
             shown.append(done.output)
     return "\n".join(shown)
 
@@ -178,7 +178,7 @@ def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
         assert harmless(shown)
         if number % 6 == 5:
             assert harmless(commands(hand))
-    mine = processes.identity().rpartition(":pid:")[0]
+    mine = processes.process_identity().rpartition(":pid:")[0]
     redis.hset(key, "process", f"{mine}:pid:²:1")
     read_everything(hand)
     redis.hset(b"flq:worker:a_\xff", mapping={"role": "aggregator", "process": ""})

@@ -21,7 +21,7 @@ from fl_queue.protocol.records import Manifest, Receipt, TensorSpec
 from fl_queue.reporting import diagnosis
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 
 
@@ -41,7 +41,7 @@ def keys(store: Store, run: str) -> list[bytes]:
 
 def dead_process() -> str:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = processes.identity(child.pid)
+    identity = processes.process_identity(child.pid)
     child.kill()
     child.wait()
     return identity
@@ -53,7 +53,9 @@ def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store)
     control.hold(holder, "old", 60, fields)
     control.hold(keyspace.worker("old"), "old", 60, fields)
 
-    assert control.hold(holder, "new", 60, {"process": processes.identity(), "worker": "new"})
+    assert control.hold(
+        holder, "new", 60, {"process": processes.process_identity(), "worker": "new"}
+    )
     assert control.lease(keyspace.worker("old")) == {}
     assert not control.hold(holder, "third", 60, {})  # The new one lives.
 
@@ -72,11 +74,11 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     lifecycle.advance(store, run)
     assert (control.settling(), state_of(store, run).round) == (True, -1)
 
-    ticket = Ticket("a", rq_types.TRAIN, keyspace.client_queue("a"), run, 1, 60)
+    ticket = JobTicket("a", rq_types.TRAIN, keyspace.client_queue("a"), run, 1, 60)
     control.redis.hset(
         FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": "gone"}
     )
-    watch = dead_jobs.Watch(store, 0.0)
+    watch = dead_jobs.JobMonitor(store, 0.0)
     assert watch.verdict(ticket) is None
 
     control.redis.hset(keyspace.CLOCK, "settling_s", 0)
@@ -203,7 +205,9 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
         control.hset(
             keyspace.versions(run), str(version), f'{{"digest":"{version:064d}","round":{version}}}'
         )
-        ticket = Ticket("evaluator", rq_types.EVALUATE, keyspace.EVALUATE_QUEUE, run, version, 60)
+        ticket = JobTicket(
+            "evaluator", rq_types.EVALUATE, keyspace.EVALUATE_QUEUE, run, version, 60
+        )
         control.hset(keyspace.evaluations(run), str(version), ticket.to_json())
     control.hset(keyspace.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
     Healer(store, tmp_path, hurry=True).heal(run)
@@ -278,7 +282,7 @@ def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: s
 def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
     store: Store, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = Ticket.from_dict(store.control.jobs(run, 0)["a"])
+    old = JobTicket.from_dict(store.control.jobs(run, 0)["a"])
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "forget_all", lambda *arguments: None)
         new = dispatch.replace(store, keyspace.round_jobs(run, 0), "a", old)

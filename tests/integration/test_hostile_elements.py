@@ -14,7 +14,7 @@ import pytest
 
 from fl_queue.aggregation import exact_sum
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ChunksMissing
 from fl_queue.protocol import message
@@ -200,7 +200,7 @@ def peak_of(act: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def reason_of(hand: ByHand, intake: Intake) -> str:
+def reason_of(hand: ByHand, intake: UpdateIntake) -> str:
     """What is recorded of the next element: in its client's receipt, or in the counts of the refused."""
     before = intake.receipts.get("a")
     counted = hand.store.control.rejected(hand.run, hand.round.number)
@@ -237,7 +237,7 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
 # Declared sizes
 
 
-def opened(store: Store, folder: Path, *overrides: str) -> Intake:
+def opened(store: Store, folder: Path, *overrides: str) -> UpdateIntake:
     """An aggregator at a round that wants version 0 of ``a``."""
     store.control.hold(keyspace.client_holder("a"), "t", 60, {})
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
@@ -248,10 +248,10 @@ def opened(store: Store, folder: Path, *overrides: str) -> Intake:
     assert current is not None
     fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
     store.data.own(run, fence, "t")
-    return Intake(store, run, current, loaded, fence, "t", folder)
+    return UpdateIntake(store, run, current, loaded, fence, "t", folder)
 
 
-def first_version(intake: Intake, size: int) -> bytes:
+def first_version(intake: UpdateIntake, size: int) -> bytes:
     manifest = Manifest((TensorSpec("w", (size,), "parameter"),))
     header = Header(
         kind="model",

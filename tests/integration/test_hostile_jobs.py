@@ -13,7 +13,7 @@ from rq.exceptions import DequeueTimeout
 from fl_queue.coordinator.operations import rq_cleanup
 from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 JOB = "site-1_demo-3f2a9c_3_ab12"
 STAMP = "2026-01-01T00:00:00.000000Z"
@@ -170,7 +170,9 @@ def test_each_role_runs_its_own_functions_only(role: str) -> None:
 
 def test_keys_of_another_type_neither_stop_a_worker_nor_the_healer(store: Store) -> None:
     redis = store.control.redis
-    ticket = Ticket("site-1", rq_types.TRAIN, keyspace.client_queue("site-1"), "demo-3f2a9c", 3, 60)
+    ticket = JobTicket(
+        "site-1", rq_types.TRAIN, keyspace.client_queue("site-1"), "demo-3f2a9c", 3, 60
+    )
     key = f"rq:queue:{ticket.queue}"
     redis.set(f"rq:job:{ticket.job}", "x")
     redis.set(f"rq:results:{ticket.job}", "x")

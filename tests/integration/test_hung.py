@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.coordinator.aggregator import ownership
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
 
@@ -56,7 +56,7 @@ def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ByHand]:
 
     def work() -> None:
         own = Store(store.servers.url, store.servers.blob_url)
-        Collector(own, hand.run, 1, hand.job(), folder, ("slowstrategy:*",)).work()
+        RoundAggregator(own, hand.run, 1, hand.job(), folder, ("slowstrategy:*",)).work()
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()

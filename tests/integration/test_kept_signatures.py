@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from fl_queue.cli import cli
 from fl_queue.coordinator.operations import enrolment, verification
-from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.operations.verification import Verdict
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunFailed
@@ -39,7 +39,7 @@ MINE = signing.new_key()
 
 def enrolled(store: Store, client: str) -> str:
     """A client that is enrolled from this machine; its secret key."""
-    place = Place(store.servers.url, store.servers.blob_url)
+    place = RedisEndpoints(store.servers.url, store.servers.blob_url)
     return enrolment.enroll(store, client, place, 600, use_acl=False).credentials.signing_key
 
 
@@ -146,7 +146,7 @@ def with_old_signature(hand: ByHand) -> None:
     exchanged(hand, seal)
 
 
-def sealed_with(secret: str, signer: str, element: bytes) -> signing.Sealed:
+def sealed_with(secret: str, signer: str, element: bytes) -> signing.SignedMessage:
     found = signing.opened(signing.seal(element, signer, secret))
     assert found is not None
     return found

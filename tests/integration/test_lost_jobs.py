@@ -14,7 +14,7 @@ from fl_queue.coordinator.operations import controls, healer
 from fl_queue.store import LEASE_S, Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 from tests.byhand import ByHand
 from tests.federation import Federation, wait_for
@@ -25,7 +25,7 @@ CLIENTS = 1
 WORKER = "its-worker"
 
 
-def started(store: Store, ticket: Ticket, **lease: str) -> None:
+def started(store: Store, ticket: JobTicket, **lease: str) -> None:
     """Have RQ know a job as started by a living worker whose lease says this."""
     redis = store.control.redis
     redis.lrem(f"rq:queue:{ticket.queue}", 0, ticket.job)
@@ -34,8 +34,8 @@ def started(store: Store, ticket: Ticket, **lease: str) -> None:
     store.control.hold(keyspace.worker(WORKER), "t", 60, {"role": "pool", "process": "", **lease})
 
 
-def ticket_of(client: str = "a") -> Ticket:
-    return Ticket(client, rq_types.TRAIN, keyspace.client_queue(client), "run-1", 1, 60)
+def ticket_of(client: str = "a") -> JobTicket:
+    return JobTicket(client, rq_types.TRAIN, keyspace.client_queue(client), "run-1", 1, 60)
 
 
 # What a lease says
@@ -51,15 +51,17 @@ def test_a_started_job_that_its_workers_lease_does_not_name_is_lost(
     ticket = ticket_of()
     started(store, ticket, job=at)
 
-    assert dead_jobs.Watch(store).verdict(ticket) is None  # The lease may be about to be written.
-    assert dead_jobs.Watch(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
+    assert (
+        dead_jobs.JobMonitor(store).verdict(ticket) is None
+    )  # The lease may be about to be written.
+    assert dead_jobs.JobMonitor(store, lease_s=0.0).verdict(ticket) == f"lost: {reason}"
 
 
 def test_a_started_job_lives_while_its_workers_lease_names_it(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket, job=ticket.job)
 
-    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
@@ -67,9 +69,9 @@ def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
     ticket = ticket_of()
     started(store, ticket)
 
-    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) is None
     store.control.release(keyspace.worker(WORKER), "t")
-    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
+    assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
 
 
 def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store: Store) -> None:
@@ -77,7 +79,7 @@ def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store
     started(store, ticket, job="")
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 5)
 
-    assert dead_jobs.Watch(store, 0.0, 0.0).verdict(ticket) is None
+    assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) is None
 
 
 def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def worker(private_redis: EmbeddedRedis) -> Iterator[FLWorker]:
 
 def begun(worker: FLWorker, store: Store) -> Any:
     """A job that a worker has in its hands."""
-    ticket = Ticket("group-0", rq_types.POOL_TRAIN, keyspace.POOL_QUEUE, "run-1", 1, 60)
+    ticket = JobTicket("group-0", rq_types.POOL_TRAIN, keyspace.POOL_QUEUE, "run-1", 1, 60)
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
         dispatch.publish(ticket, pipe, store.control.redis)

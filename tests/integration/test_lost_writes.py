@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from fl_queue.client import outbox
-from fl_queue.client.assignment import Assignment, RoundEnded
-from fl_queue.client.site import Site
+from fl_queue.client.assignment import ClientJob, RoundEnded
+from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator import partial_sum
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import current_config
@@ -170,7 +170,7 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
         hand.update(who)
     job = hand.job()
     before = remember(store.control.redis)
-    Collector(store, hand.run, 1, job, hand.folder).work()
+    RoundAggregator(store, hand.run, 1, job, hand.folder).work()
     assert hand.state.version == 1
     set_back(store.control.redis, before)
     assert hand.state.version == 0
@@ -186,9 +186,9 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
 # A client's outbox
 
 
-def answer(job: Assignment) -> client.Answer:
+def answer(job: ClientJob) -> client.ClientResponse:
     made.append(job.round.base_digest)
-    return client.Answer(job.header("failure"))
+    return client.ClientResponse(job.header("failure"))
 
 
 made: list[str] = []
@@ -198,8 +198,8 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
     hand: ByHand, store: Store, tmp_path: Path
 ) -> None:
     made.clear()
-    site = Site(state_dir=tmp_path / "site", client="a")
-    job = Assignment(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
+    site = WorkerSettings(state_dir=tmp_path / "site", client="a")
+    job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     lost: Header = replace(job.header("failure"), base_digest="0" * 64)
     outbox.write(site.outbox, lost)
 
@@ -214,11 +214,11 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
 # What a client is at when its round is lost
 
 
-def ghost(hand: ByHand, store: Store, folder: Path, number: int, base: str) -> Assignment:
+def ghost(hand: ByHand, store: Store, folder: Path, number: int, base: str) -> ClientJob:
     """A client's job of a round whose opening is lost, which waits for a model that is nowhere."""
-    site = Site(state_dir=folder / "site", client="a")
+    site = WorkerSettings(state_dir=folder / "site", client="a")
     current = replace(hand.round, number=number, base_digest=base, download="")
-    return Assignment(store, site, "a", hand.state, current, hand.config, is_watched=False)
+    return ClientJob(store, site, "a", hand.state, current, hand.config, is_watched=False)
 
 
 @pytest.mark.timeout(60)

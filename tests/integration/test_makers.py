@@ -11,7 +11,7 @@ import pytest
 
 from fl_queue.common import seeding
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import initialisation, lifecycle, runs
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.header import Header
@@ -94,7 +94,7 @@ def calm(store: Store) -> Iterator[None]:
 def test_the_next_one_is_asked_when_one_could_not(first: First) -> None:
     assert first.asked() == first.order[:1]
     first.refuse(first.order[0], "run.task: no module", "ConfigError")
-    collector = Collector(first.store, first.run, 0, first.job(), first.folder)
+    collector = RoundAggregator(first.store, first.run, 0, first.job(), first.folder)
     thread = threading.Thread(target=collector.work)
     thread.start()
     wait_for("the second", lambda: first.asked() == first.order[:2])
@@ -110,7 +110,7 @@ def test_the_next_one_is_asked_when_one_could_not(first: First) -> None:
 
 
 def test_the_run_fails_when_all_have_refused_with_the_reason_of_each(first: First) -> None:
-    collector = Collector(first.store, first.run, 0, first.job(), first.folder)
+    collector = RoundAggregator(first.store, first.run, 0, first.job(), first.folder)
     thread = threading.Thread(target=collector.work)
     thread.start()
     for place, client in enumerate(first.order):
@@ -231,7 +231,7 @@ def test_who_said_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) ->
     bad, second, third = first.order
     first.refuse(bad, "run.task: no module", "ConfigError")
     first.count(1)
-    collector = Collector(first.store, first.run, 0, first.job(), first.folder)
+    collector = RoundAggregator(first.store, first.run, 0, first.job(), first.folder)
     thread = threading.Thread(target=collector.work)
     thread.start()
     wait_for("the second", lambda: first.asked() == [bad, second])
@@ -304,7 +304,7 @@ def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
     last.send(evaluation(last, "a"), b"")
     key = keyspace.round_(last.run, last.round.number)
     last.store.control.redis.hset(key, "elapsed_s", "50")  # Later than any grace.
-    collector = Collector(last.store, last.run, last.round.number, last.job(), last.folder)
+    collector = RoundAggregator(last.store, last.run, last.round.number, last.job(), last.folder)
     thread = threading.Thread(target=collector.work)
     thread.start()
     number = last.round.number

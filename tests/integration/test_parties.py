@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from fl_queue.cli import cli
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import enrolment
-from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.protocol import operator_key
@@ -62,7 +62,7 @@ class Parties:
             own = authority.issue(site)
             parts = {"ca": authority.cert, "certificate": own.cert, "key": own.key}
             tls = {part: path.read_text() for part, path in parts.items()}
-            place = Place(self.url, self.blob_url, tls)
+            place = RedisEndpoints(self.url, self.blob_url, tls)
             made = enrolment.enroll(self.store, site, place, 0, use_acl=True)
             assert made.notes == ()
             handed = replace(made.credentials, operator_key=self.key.public)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fl_queue.config.run_config import RunConfig
-from fl_queue.data.partition import split
+from fl_queue.data.partition import partition_indices
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.experiments import partition_preview
 from fl_queue.tasks.base import ClientContext
@@ -84,9 +84,9 @@ def test_numbers_of_a_portion() -> None:
 
 def test_many_clients_are_summarised_and_drawn(tmp_path: Path) -> None:
     labels = np.arange(6000) % 30
-    many = partition_preview._mix("iid", labels, split("iid", labels, 1000, 0), [])
+    many = partition_preview._mix("iid", labels, partition_indices("iid", labels, 1000, 0), [])
     assert partition_preview.table(many).row_count == 4
-    few = partition_preview._mix("iid", labels, split("iid", labels, 40, 0), [])
+    few = partition_preview._mix("iid", labels, partition_indices("iid", labels, 40, 0), [])
     assert partition_preview.table(few).row_count == 40
     partition_preview.plot(tmp_path / "many.png", many, "many")
     assert (tmp_path / "many.png").stat().st_size > 1000
@@ -98,11 +98,11 @@ def test_an_own_task_is_read_with_its_owners_or_says_why_not(
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
 
-    def found(how: str) -> partition_preview.Mix:
+    def found(how: str) -> partition_preview.PartitionPreview:
         config = config_of(
             run={"task": "own:Own"}, data={"partition": "natural", "shares": 10}, task={"how": how}
         )
-        return partition_preview.of(config)
+        return partition_preview.preview_partition(config)
 
     assert [portion.examples for portion in found("natural").portions] == [6] * 10
     with pytest.raises(FLQueueError, match="no such disk"):
@@ -113,8 +113,8 @@ def test_an_own_task_is_read_with_its_owners_or_says_why_not(
 
 def test_how_many_clients_is_said_once() -> None:
     with pytest.raises(ConfigError, match="--clients") as caught:
-        partition_preview.of(config_of())
+        partition_preview.preview_partition(config_of())
     assert caught.value.field == "data.shares"
     with pytest.raises(ConfigError, match="leave it out") as caught:
-        partition_preview.of(config_of(data={"shares": 4}), clients=5)
+        partition_preview.preview_partition(config_of(data={"shares": 4}), clients=5)
     assert caught.value.field == "--clients"

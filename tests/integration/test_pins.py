@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fl_queue.cli import cli
-from fl_queue.coordinator.aggregator.authentication import Forged, Gate
+from fl_queue.coordinator.aggregator.authentication import ForgedMessage, MessageAuthenticator
 from fl_queue.coordinator.operations import enrolment
-from fl_queue.coordinator.operations.enrolment import Place
+from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs
 from fl_queue.coordinator.rounds.runs import current_config
@@ -31,7 +31,7 @@ A = "hospital-a"
 
 def enrolled(store: Store, client: str = A) -> credentials.Credentials:
     """A client that is enrolled from this machine."""
-    place = Place(store.servers.url, store.servers.blob_url)
+    place = RedisEndpoints(store.servers.url, store.servers.blob_url)
     return enrolment.enroll(store, client, place, 600, use_acl=False).credentials
 
 
@@ -47,8 +47,8 @@ def element(client: str = A, run: str = RUN) -> bytes:
 
 def is_let_in(store: Store, sealed: bytes, required: bool = True) -> bool:
     try:
-        Gate(store.control, RUN, required).open(sealed)
-    except Forged:
+        MessageAuthenticator(store.control, RUN, required).open(sealed)
+    except ForgedMessage:
         return False
     return True
 

@@ -215,7 +215,7 @@ def test_a_site_worker_trains_no_virtual_clients(
     run = pool.begin("misled", *VIRTUAL, "run.rounds=1")
     pool.finish(run)
     store: Store = pool.store
-    ticket = dispatch.Ticket(
+    ticket = dispatch.JobTicket(
         "group-0", rq_types.POOL_TRAIN, keyspace.client_queue("sim-1"), run, 1, 60
     )
     with store.control.redis.pipeline() as pipe:

@@ -111,7 +111,7 @@ def test_the_closing_evaluation_sums_nothing_and_has_room_for_all(
     store: Store, tmp_path: Path
 ) -> None:
     hand = Table(store, tmp_path, CLIENTS[:2], SIZE, *TOO_MUCH)
-    plan = opening._Plan(3, "evaluate", CLIENTS, CLIENTS, len(CLIENTS))
+    plan = opening._RoundPlan(3, "evaluate", CLIENTS, CLIENTS, len(CLIENTS))
     fields = opening._round_fields(store, hand.state, hand.config, plan)
 
     assert fields["purpose"] == "evaluate"

@@ -15,7 +15,7 @@ import redis
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import logs
 from fl_queue.errors import FLQueueError
 from fl_queue.store import Store, plain_client
@@ -113,7 +113,7 @@ def test_no_command_tells_the_password(kind: str, command: str, tmp_path: Path) 
 @pytest.mark.parametrize("form", logs.FORMATS)
 def test_no_worker_logs_the_password(form: str, tmp_path: Path) -> None:
     """As RQ's own command starts it, which checks nothing before."""
-    site = Site(URLS["a slash"], URLS["a slash"], tmp_path)
+    site = WorkerSettings(URLS["a slash"], URLS["a slash"], tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "workers.aggregator"],
         env={**os.environ, **site.to_environ(), logs.VARIABLE: form},

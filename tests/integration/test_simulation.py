@@ -16,7 +16,7 @@ from fl_queue.common import seeding
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import late_updates
-from fl_queue.coordinator.aggregator.intake import Intake
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.protocol import identifiers, message, virtual_clients
@@ -127,9 +127,9 @@ class Arrivals:
         self.round, self.manifest = current, manifest
         self.config = runs.current_config(store, self.run)
         fence = store.control.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
-        self.intake = Intake(store, self.run, current, self.config, fence, "t", folder)
+        self.intake = UpdateIntake(store, self.run, current, self.config, fence, "t", folder)
 
-    def ticket(self, who: str) -> dispatch.Ticket:
+    def ticket(self, who: str) -> dispatch.JobTicket:
         return dispatch.tickets(self.store, self.run, 1)[who]
 
     def members(self, number: int) -> Sequence[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import pausing
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol.records import Enrolment, RoundRecord
@@ -112,8 +112,10 @@ def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
 def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ByHand:
     """A run whose jobs of client b this process answers, at a site that lacks its data."""
     run = ByHand(store, tmp_path, ["a", "b"], 8, "data.source=full")
-    site = Site(state_dir=tmp_path, client="b", data_dir=str(tmp_path / "Smith"), approve=True)
-    pausing.arrive(site)
+    site = WorkerSettings(
+        state_dir=tmp_path, client="b", data_dir=str(tmp_path / "Smith"), approve=True
+    )
+    pausing.register_client(site)
     urls = {"url": store.servers.url, "blob_url": store.servers.blob_url}
     for name, value in replace(site, **urls).to_environ().items():
         monkeypatch.setenv(name, value)

@@ -9,7 +9,7 @@ import pytest
 
 from fl_queue.coordinator.operations import stalled_clients
 from fl_queue.coordinator.operations.healer import Healer
-from fl_queue.coordinator.operations.stalled_clients import Stalled
+from fl_queue.coordinator.operations.stalled_clients import StallDetector
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.store import Store, keyspace
 from tests.byhand import ByHand
@@ -33,7 +33,7 @@ def claim(hand: ByHand, client: str, what: str = CLAIM) -> None:
     hand.store.data.redis.set(keyspace.admitted(hand.run, client), what)
 
 
-def look(hand: ByHand, watch: Stalled, seconds: float) -> list[str]:
+def look(hand: ByHand, watch: StallDetector, seconds: float) -> list[str]:
     """Look every two counted seconds; who was passed over."""
     passed = list(watch.look(hand.run, hand.round))
     for _ in range(int(seconds / 2)):
@@ -76,7 +76,7 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
     senders = [threading.Thread(target=hand.update, args=(who, "", UPDATE)) for who in "bc"]
     for sender in senders:
         sender.start()
-    watch = Stalled(store)
+    watch = StallDetector(store)
 
     assert look(hand, watch, stalled_clients.PATIENCE_S) == []
     assert store.data.waiting(hand.run) == 0
@@ -100,14 +100,14 @@ def test_time_in_which_nobody_takes_what_was_sent_is_no_clients_fault(
 ) -> None:
     hand.update("b", bound=UPDATE)
 
-    assert look(hand, Stalled(store), 60) == []
+    assert look(hand, StallDetector(store), 60) == []
 
 
 def test_who_has_sent_holds_its_room_until_its_update_is_merged(hand: ByHand, store: Store) -> None:
     hand.update("b", bound=UPDATE)
     intake = hand.intake()
     hand.take(intake, 1)
-    watch = Stalled(store)
+    watch = StallDetector(store)
 
     assert look(hand, watch, 60) == []
     assert turns(hand) == {}
@@ -125,7 +125,7 @@ def test_a_big_update_has_more_time_but_not_what_its_client_claims(
     hand = ByHand(store, tmp_path, "abc", 1_000_000, *ROOM_FOR_ONE)
     claim(hand, "a", f"honest:{hand.manifest.nbytes}")
     claim(hand, "b", f"liar:{10**17}")
-    watch = Stalled(store)
+    watch = StallDetector(store)
 
     assert look(hand, watch, stalled_clients.PATIENCE_S + 2) == []
     assert look(hand, watch, 4) == ["a"]

@@ -29,10 +29,10 @@ from fastapi import FastAPI
 
 from fl_queue.cli import cli
 from fl_queue.client import preflight
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.tasks.error_disclosure import FULL
 from fl_queue.web import api
 from fl_queue.web.connection import Connection
@@ -133,9 +133,9 @@ class Secret:
         return self.folder / f"{self.stem}-data"
 
     @property
-    def site(self) -> Site:
+    def site(self) -> WorkerSettings:
         servers = self.store.servers
-        return Site(
+        return WorkerSettings(
             servers.url,
             servers.blob_url,
             self.folder / f"{self.stem}-state",
@@ -146,7 +146,7 @@ class Secret:
             token="t",
         )
 
-    def begin(self, *overrides: str, site: Site | None = None) -> ByHand:
+    def begin(self, *overrides: str, site: WorkerSettings | None = None) -> ByHand:
         """A run of client b alone, whose job this process is about to do."""
         run = ByHand(self.store, self.folder, ["b"], 8, "run.preflight=off", *overrides)
         for name, value in (site or self.site).to_environ().items():
@@ -154,8 +154,8 @@ class Secret:
         self.monkeypatch.setenv("RQ_JOB_ID", self.ticket(run).job)
         return run
 
-    def ticket(self, run: ByHand) -> Ticket:
-        return Ticket.from_dict(self.store.control.jobs(run.run, run.round.number)["b"])
+    def ticket(self, run: ByHand) -> JobTicket:
+        return JobTicket.from_dict(self.store.control.jobs(run.run, run.round.number)["b"])
 
     def everything(self) -> bytes:
         """All that both servers hold, and what was ever written to the control server."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.coordinator.aggregator import collector, scheduling
-from fl_queue.coordinator.aggregator.collector import Collector
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import controls, healer
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
@@ -216,7 +216,7 @@ def work_off(store: Store, folder: Path, runs: dict[str, ByHand], jobs: int) -> 
         assert job is not None, "every round has its job"
         _, run, number, _ = job.decode().split("_")
         version = runs[run].state.version
-        Collector(store, run, int(number), job.decode(), folder).work()
+        RoundAggregator(store, run, int(number), job.decode(), folder).work()
         runs[run].advance()
         done.append(run)
         if runs[run].state.version != version and runs[run].state.active:

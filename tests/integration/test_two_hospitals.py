@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.store import credentials, keyspace
 from tests.cluster import free_port
 from tests.federation import end_processes, wait_for
@@ -113,7 +113,7 @@ def test_a_hospital_comes_alive_with_its_file_alone(
 ) -> None:
     (command,) = re.findall(r"<!-- step: stays -->\n```\n(.*?)\n```", TEXT, re.DOTALL)
     (operator.folder / "data").mkdir()
-    site = Site(credentials=str(operator.folder / "hospital-a.toml"))
+    site = WorkerSettings(credentials=str(operator.folder / "hospital-a.toml"))
     assert credentials.read(operator.folder / "hospital-a.toml").client == "hospital-a"
     alone = {name: value for name, value in operator.environ.items() if "REDIS" not in name}
     program = [sys.executable, "-P", "-m", "fl_queue", *shlex.split(command)[1:]]

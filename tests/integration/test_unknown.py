@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from fl_queue.client import outbox, unknown_runs
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.protocol.header import Header
 from fl_queue.store import Store, keyspace, queries
-from workers.background import Sweeping
+from workers.background import OutboxCleanup
 
 CLIENT = "a"
 
@@ -22,14 +22,14 @@ CLIENT = "a"
 def kept(store: Store, run: str, tmp_path: Path) -> Path:
     """A finished update of the run's open round, with an answer that waits for its site beside it."""
     header = Header(kind="failure", run=run, round=0, client=CLIENT, token="t", reason="x")
-    path = outbox.write(Site(state_dir=tmp_path).outbox, header)
+    path = outbox.write(WorkerSettings(state_dir=tmp_path).outbox, header)
     path.with_suffix(outbox.WAITING).write_text("{}")
     return path
 
 
 def sweep(store: Store, folder: Path) -> int:
     return outbox.sweep(
-        Site(state_dir=folder).outbox, CLIENT, unknown_runs.may_go(store.control, folder)
+        WorkerSettings(state_dir=folder).outbox, CLIENT, unknown_runs.may_go(store.control, folder)
     )
 
 
@@ -41,8 +41,8 @@ def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def test_an_empty_control_server_removes_no_finished_update(
     store: Store, kept: Path, tmp_path: Path, embedded: Any
 ) -> None:
-    chores = Sweeping(
-        Site(
+    chores = OutboxCleanup(
+        WorkerSettings(
             url=store.servers.url,
             blob_url=store.servers.blob_url,
             state_dir=tmp_path,

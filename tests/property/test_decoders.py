@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.header import Member, packed
+from fl_queue.protocol.header import GroupMember, packed
 from tests.fuzz import targets
 from tests.fuzz.targets import TARGETS
 
@@ -95,7 +95,7 @@ def test_every_field_of_a_member_is_among_the_places() -> None:
 
     assert {
         path[2] for path in places(raw) if path[:2] == ("members", 0) and len(path) == 3
-    } == set(Member.__dataclass_fields__)
+    } == set(GroupMember.__dataclass_fields__)
 
 
 @settings(max_examples=60)

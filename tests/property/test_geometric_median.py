@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_queue.aggregation.exact_sum import Scale
-from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.robust import Robust
@@ -32,7 +32,7 @@ def result(u: np.ndarray, weights: np.ndarray, folder: Path) -> np.ndarray:
     rule = get_strategy("geometric_median")
     assert isinstance(rule, Robust)
     manifest = Manifest((TensorSpec("w", (u.shape[1],), "parameter"),))
-    updates = Gathered(manifest, {"parameter": Scale(31, LIMIT)}, int(weights.max()), folder)
+    updates = UpdateMatrix(manifest, {"parameter": Scale(31, LIMIT)}, int(weights.max()), folder)
     for index, row in enumerate(u):
         updates.add_blocks(f"c{index:03}", lambda spec, row=row: [row], int(weights[index]))
     return rule.merged(updates).mean_block("w", 0, u.shape[1])

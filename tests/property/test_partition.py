@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_queue.config.data_section import PARTITIONS
-from fl_queue.data.partition import client_split, split
+from fl_queue.data.partition import client_split, partition_indices
 from fl_queue.data.partitioners import LEAST_SAMPLES, dirichlet_hsu
 from fl_queue.errors import ConfigError
 
@@ -40,7 +40,7 @@ def test_every_sample_is_in_exactly_one_share(kind, labels, seed, alpha, data):
         "exponent": data.draw(st.floats(0.0, 10.0)),
         "owners": np.arange(len(labels)) % data.draw(st.integers(shares, len(labels))),
     }
-    parts = split(kind, labels, shares, seed, **options)
+    parts = partition_indices(kind, labels, shares, seed, **options)
     assert len(parts) == shares
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
@@ -64,10 +64,10 @@ def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(la
     classes = len(np.unique(labels))
     if wanted > classes:
         with pytest.raises(ConfigError, match=r"data\.labels_per_client"):
-            split("label_count", labels, shares, seed, labels_per_client=wanted)
+            partition_indices("label_count", labels, shares, seed, labels_per_client=wanted)
         return
     try:
-        parts = split("label_count", labels, shares, seed, labels_per_client=wanted)
+        parts = partition_indices("label_count", labels, shares, seed, labels_per_client=wanted)
     except ConfigError as error:
         refused = error.field
         parts = []
@@ -86,11 +86,15 @@ def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(la
 def test_no_share_has_too_few(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
     for kind in ("quantity_dirichlet", "quantity_power"):
-        sizes = [len(p) for p in split(kind, labels, shares, seed, alpha=0.01, exponent=10.0)]
+        sizes = [
+            len(p) for p in partition_indices(kind, labels, shares, seed, alpha=0.01, exponent=10.0)
+        ]
         assert min(sizes) >= max(1, min(LEAST_SAMPLES, len(labels) // (2 * shares)))
-    sizes = [len(part) for part in split("iid", labels, shares, seed)]
+    sizes = [len(part) for part in partition_indices("iid", labels, shares, seed)]
     assert max(sizes) - min(sizes) <= 1
-    sizes = [len(part) for part in split("dirichlet_label", labels, shares, seed, alpha=0.01)]
+    sizes = [
+        len(part) for part in partition_indices("dirichlet_label", labels, shares, seed, alpha=0.01)
+    ]
     assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
 
 
@@ -103,8 +107,8 @@ def test_equal_arguments_give_equal_shares(labels, seed, kind):
         "labels_per_client": 1,
         "owners": np.arange(len(labels)),
     }
-    first = split(kind, labels, 1, seed, **options)
-    again = split(kind, labels, 1, seed, **options)
+    first = partition_indices(kind, labels, 1, seed, **options)
+    again = partition_indices(kind, labels, 1, seed, **options)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -126,7 +130,7 @@ def test_training_and_validation_are_disjoint_and_inside_the_share(
         "validation_per_class": held_span,
         "validation_fraction": fraction,
     }
-    parts = split("iid", labels, shares, seed)
+    parts = partition_indices("iid", labels, shares, seed)
     for share, part in enumerate(parts):
         train, held = client_split(
             labels, config, seed=seed, client="a", share=share, shares=shares
@@ -140,7 +144,7 @@ def test_training_and_validation_are_disjoint_and_inside_the_share(
 @given(labels=LABELS, extra=st.integers(1, 5))
 def test_more_shares_than_samples_names_the_field(labels, extra):
     with pytest.raises(ConfigError) as caught:
-        split("iid", labels, len(labels) + extra, 0)
+        partition_indices("iid", labels, len(labels) + extra, 0)
     assert caught.value.field == "data.shares"
 
 

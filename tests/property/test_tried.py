@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl_queue import metrics
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.client import local_update, outbox, update_message
 from fl_queue.config import run_config
@@ -155,21 +155,23 @@ def run_through(task: Task) -> Header:
     facts_of(task, task.client_data(context))
     manifest, arrays = local_update.initial_model(task, config.run["seed"])
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = local_update.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
+    plan = local_update.ClientStrategy(
+        get_strategy(config.aggregation["strategy"], config.strategy)
+    )
     made = local_update.train_update(task, manifest, base, context, plan=plan)
     blank = Header(kind="update", run="run-00", round=1, client="site-1", token="0")
     encoding = codec.encoding(config.update)
-    header = update_message.header_of(blank, made, encoding, {}, context)
+    header = update_message.build_header(blank, made, encoding, {}, context)
     with tempfile.TemporaryDirectory() as folder:
         path = outbox.write(
-            Path(folder), header, update_message.body_of(made, encoding, context, {})
+            Path(folder), header, update_message.iter_body(made, encoding, context, {})
         )
         kept = outbox.read(path)
         assert kept is not None
         metrics.check(kept[0].metrics)
         metrics.check(kept[0].train_metrics)
         w_max, scales, _ = sum_format(config.aggregation, config.strategy, 2)
-        merge = Merge.of_round(manifest, config, scales, w_max, Path(folder))
+        merge = UpdateMerger.of_round(manifest, config, scales, w_max, Path(folder))
         merge.check(kept[0])
         merge.add(*kept)
     return kept[0]

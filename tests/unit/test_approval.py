@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fl_queue.client import approval, disclosure, outbox
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Awaited, Manifest, TensorSpec
+from fl_queue.protocol.records import AwaitedUpdate, Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -35,11 +35,11 @@ HEADER = Header(
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(state_dir=tmp_path, client="hospital-a", approve=True)
+def site(tmp_path: Path) -> WorkerSettings:
+    return WorkerSettings(state_dir=tmp_path, client="hospital-a", approve=True)
 
 
-def written(site: Site, encoding: str = "float32", token: str = "token-1") -> Path:
+def written(site: WorkerSettings, encoding: str = "float32", token: str = "token-1") -> Path:
     """An update in the outbox, as a client's job writes it."""
     draw = np.random.default_rng(7)
     body = np.array([12], "<i8").tobytes()
@@ -54,24 +54,24 @@ def written(site: Site, encoding: str = "float32", token: str = "token-1") -> Pa
     return outbox.write(site.outbox, header, [codec.encode(encoding, MANIFEST, body, 5)])
 
 
-def told(site: Site) -> Awaited | None:
-    return Awaited.all_from_json(approval.told(site) or "{}").get("demo-3f2a9c")
+def told(site: WorkerSettings) -> AwaitedUpdate | None:
+    return AwaitedUpdate.all_from_json(approval.pending_as_json(site) or "{}").get("demo-3f2a9c")
 
 
 def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_one(
-    site: Site,
+    site: WorkerSettings,
 ) -> None:
     path = written(site)
     kept = outbox.read(path)
     assert kept is not None
     assert approval.decision(path, kept[0]) is None
-    assert (approval.told(site), approval.waiting(site.state_dir)) == ("", [])
+    assert (approval.pending_as_json(site), approval.waiting(site.state_dir)) == ("", [])
 
-    approval.ask(path, "job-1")
+    approval.mark_pending(path, "job-1")
     first = told(site)
     assert first is not None
     assert (first.round, first.job, first.decided) == (3, "job-1", False)
-    approval.ask(path, "job-2")
+    approval.mark_pending(path, "job-2")
     assert told(site) == replace(first, job="job-2")
 
     [item] = approval.find(site.state_dir, ("hospital-a_demo-3f2a9c_3",))
@@ -93,9 +93,9 @@ def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_o
     assert [item.header.token for item in approval.waiting(site.state_dir)] == ["token-2"]
 
 
-def test_what_is_gone_or_need_not_be_asked_about_any_more_is_decided(site: Site) -> None:
+def test_what_is_gone_or_need_not_be_asked_about_any_more_is_decided(site: WorkerSettings) -> None:
     path = written(site)
-    approval.ask(path, "job-1")
+    approval.mark_pending(path, "job-1")
 
     without = told(replace(site, approve=False))
     assert without is not None
@@ -106,9 +106,9 @@ def test_what_is_gone_or_need_not_be_asked_about_any_more_is_decided(site: Site)
     assert gone.decided
 
 
-def test_the_sweep_leaves_nothing_of_an_ended_round(site: Site) -> None:
+def test_the_sweep_leaves_nothing_of_an_ended_round(site: WorkerSettings) -> None:
     path = written(site)
-    approval.ask(path, "job-1")
+    approval.mark_pending(path, "job-1")
     approval.decide(approval.waiting(site.state_dir)[0], approved=True)
 
     assert outbox.sweep(site.outbox, "hospital-a", lambda run, number, who: False) == 1
@@ -124,12 +124,12 @@ def test_a_failure_and_version_0_need_nobody() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "topk:0.1"])
-def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -> None:
+def test_what_would_leave_is_shown_as_it_is_decoded(site: WorkerSettings, encoding: str) -> None:
     kept = outbox.read(written(site, encoding))
     assert kept is not None
-    facts = disclosure.facts(*kept)
+    facts = disclosure.describe_update(*kept)
 
-    numbers = codec.Arrays(encoding, MANIFEST, kept[1])
+    numbers = codec.LazyDecodedTensors(encoding, MANIFEST, kept[1])
     norms = {name: float(np.linalg.norm(array.astype(float))) for name, array in numbers.items()}
     shown = {tensor["name"]: tensor for tensor in facts["tensors"]}
     assert {name: tensor["norm"] for name, tensor in shown.items()} == pytest.approx(norms)
@@ -138,23 +138,23 @@ def test_what_would_leave_is_shown_as_it_is_decoded(site: Site, encoding: str) -
     assert shown["weight"]["dtype"] == codec.wire_dtype(encoding, MANIFEST.tensors[2])
     [file] = site.outbox.iterdir()
     assert facts["bytes"] == file.stat().st_size
-    text = "\n".join(disclosure.lines(facts))
+    text = "\n".join(disclosure.format_update(facts))
     assert '  metrics        {"correct":40,"num_examples":50}' in text
     assert "  num_examples   600" in text
     assert f"  body_digest    {kept[0].body_digest}" in text
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_a_long_table_is_counted_for_people_and_whole_in_json(site: Site) -> None:
+def test_a_long_table_is_counted_for_people_and_whole_in_json(site: WorkerSettings) -> None:
     kept = outbox.read(written(site))
     assert kept is not None
     table = [[0] * 999 + [3], [1] + [0] * 999]
     header = replace(kept[0], metrics={"num_examples": 4, "logit_histograms": table})
-    facts = disclosure.facts(header, kept[1])
+    facts = disclosure.describe_update(header, kept[1])
 
-    text = "\n".join(disclosure.lines(facts))
+    text = "\n".join(disclosure.format_update(facts))
     assert '"logit_histograms":"2000 numbers, 2 of them not 0 (--json shows them)"' in text
     assert '"num_examples":4' in text
     assert facts["header"]["metrics"]["logit_histograms"] == table
     few = {**facts, "header": {"metrics": {"confusion": [[2, 1], [0, 1]]}}}
-    assert '{"confusion":[[2,1],[0,1]]}' in "\n".join(disclosure.lines(few))
+    assert '{"confusion":[[2,1],[0,1]]}' in "\n".join(disclosure.format_update(few))

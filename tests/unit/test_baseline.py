@@ -161,7 +161,7 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
         {},
     )
     folders = (str(tmp_path / "north"), str(tmp_path / "south"))
-    place = baseline_training.Place(folders, test=str(tmp_path))
+    place = baseline_training.BaselineMachine(folders, test=str(tmp_path))
 
     made = baseline_training.train(settings, "local", place=place)
     whole = baseline_training.train(settings, "centralised", place=place)
@@ -170,12 +170,12 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
     assert whole.models[0].num_examples == 400
     assert whole.models[0].test["accuracy"] > 0.9
     with pytest.raises(DataError, match=r"north/test\.csv: .*name their folder with --test-data"):
-        baseline_training.train(settings, "local", place=baseline_training.Place(folders))
+        baseline_training.train(settings, "local", place=baseline_training.BaselineMachine(folders))
     with pytest.raises(ConfigError, match="--data: one folder is split"):
         baseline_training.train(loaded(), "local", place=place)
     with pytest.raises(ConfigError, match="--data: two of the folders have the same name"):
         baseline_training.train(
-            settings, "local", place=baseline_training.Place((folders[0], folders[0]))
+            settings, "local", place=baseline_training.BaselineMachine((folders[0], folders[0]))
         )
 
 

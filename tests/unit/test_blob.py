@@ -13,7 +13,7 @@ import pytest
 
 from fl_queue.errors import BlobError
 from fl_queue.protocol import message
-from fl_queue.protocol.header import MAX_HEADER_BYTES, Header, Member
+from fl_queue.protocol.header import MAX_HEADER_BYTES, GroupMember, Header
 from fl_queue.protocol.header_schema import MAX_TEXT
 from fl_queue.protocol.records import Manifest, TensorSpec
 
@@ -70,7 +70,7 @@ def raw_header(**changes: Any) -> dict[str, Any]:
     return raw | changes
 
 
-def member(**changes: Any) -> Member:
+def member(**changes: Any) -> GroupMember:
     said = {
         "client": "sim-1",
         "token": "t",
@@ -86,7 +86,7 @@ def member(**changes: Any) -> Member:
         "weight": 5,
         "norm": 1.5,
     }
-    return Member(**(said | changes))
+    return GroupMember(**(said | changes))
 
 
 def reason_of(element: bytes) -> str:

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 
 from fl_queue.common import escaping
 from fl_queue.config import run_config
-from fl_queue.protocol.model_usage import Usage
+from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.reporting import model_card
-from fl_queue.reporting.model_card import Facts
+from fl_queue.reporting.model_card import CardData
 from fl_queue.store import Store, keyspace
 from tests.integration.test_compare import begun
 from tests.unit.test_report import record
@@ -25,7 +25,7 @@ ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 
 
 @pytest.fixture
-def facts(store: Store) -> Facts:
+def facts(store: Store) -> CardData:
     """Of a tested run of three versions, whose clients told 10 and 20 examples."""
     state = begun(store, "pilot", [0.5, 0.9])
     manifest = Manifest(
@@ -35,7 +35,7 @@ def facts(store: Store) -> Facts:
             TensorSpec("w", (3,), "parameter"),
         )
     )
-    return Facts(
+    return CardData(
         state=state,
         version=2,
         digest="d" * 64,
@@ -45,18 +45,18 @@ def facts(store: Store) -> Facts:
         tested={"accuracy": 0.75, "loss": 0.5},
         examples={"hospital-a": 10, "hospital-b": 20},
         environments=[ENVIRONMENT],
-        usage=Usage("raw", "scores", ("no", "yes"), {"columns": ["a", "b"]}),
+        usage=ModelUsage("raw", "scores", ("no", "yes"), {"columns": ["a", "b"]}),
     )
 
 
-def test_the_front_matter_has_the_results_of_the_central_test(facts: Facts) -> None:
+def test_the_front_matter_has_the_results_of_the_central_test(facts: CardData) -> None:
     head = model_card.render(facts, "m.pt", "torch").split("---")[1]
 
     assert 'model-index:\n- name: "pilot"' in head
     assert "    - type: accuracy\n      value: 0.75" in head
 
 
-def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
+def test_it_says_use_metrics_data_and_training(facts: CardData) -> None:
     text = model_card.render(facts, "m.pt", "torch")
 
     assert 'torch.load("m.pt", weights_only=True)' in text
@@ -70,7 +70,7 @@ def test_it_says_use_metrics_data_and_training(facts: Facts) -> None:
     assert "no central test" not in text
 
 
-def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
+def test_what_clients_wrote_stays_in_its_cell(facts: CardData) -> None:
     text = model_card.render(facts, "m.pt", "torch")
 
     assert "| device | &lt;script>\\|x # y |" in text
@@ -81,7 +81,7 @@ def test_what_clients_wrote_stays_in_its_cell(facts: Facts) -> None:
     ("said", "count"), [("12", 12), ("\N{SUPERSCRIPT TWO}", 0), ("٣", 0), ("9" * 5000, 0)]
 )
 def test_how_many_examples_a_client_has_is_a_number_or_not_known(
-    store: Store, facts: Facts, said: str, count: int
+    store: Store, facts: CardData, said: str, count: int
 ) -> None:
     uniform = run_config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset(keyspace.client("a"), "num_examples", said)
@@ -90,9 +90,9 @@ def test_how_many_examples_a_client_has_is_a_number_or_not_known(
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_no_name_is_markup(facts: Facts, evil: str) -> None:
+def test_no_name_is_markup(facts: CardData, evil: str) -> None:
     """Of a task, its classes, metrics, clients and environments; and the config in its block."""
-    usage = Usage(evil, evil, (evil,), {evil: [evil]})
+    usage = ModelUsage(evil, evil, (evil,), {evil: [evil]})
     config = replace(facts.config, task={"note": "```\n" + evil})
     records = [record(3, 2, client_validation={evil: {evil: 0.5}, "a": {"accuracy": 0.5}})]
     hostile = replace(
@@ -133,7 +133,7 @@ def flat(tokens: Iterable[Any]) -> Iterator[Any]:
         yield from flat(token.children or [])
 
 
-def test_many_clients_are_summed_up(facts: Facts) -> None:
+def test_many_clients_are_summed_up(facts: CardData) -> None:
     own = {f"sim-{number:03d}": {"accuracy": number / 200} for number in range(1, 101)}
     many = replace(
         facts,
@@ -151,7 +151,7 @@ def test_many_clients_are_summed_up(facts: Facts) -> None:
     assert "model-index" not in text
 
 
-def test_what_is_not_known_is_said(facts: Facts) -> None:
+def test_what_is_not_known_is_said(facts: CardData) -> None:
     private = replace(facts.manifest, private=("bn.weight",))
     bare = replace(
         facts, usage=None, manifest=private, examples={}, environments=[], records=[], tested={}

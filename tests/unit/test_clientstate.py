@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fl_queue.client import client_state
-from fl_queue.client.client_state import Accepted
+from fl_queue.client.client_state import AcceptedUpdate
 from fl_queue.errors import DataError
 from fl_queue.protocol.records import Manifest, TensorSpec
 
@@ -22,10 +22,10 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def write(folder: Path, number: int, update: str, value: float, run: str = "run-1") -> None:
     pieces = [np.full(spec.shape, value, np.float32) for spec in LAYOUT.tensors]
-    client_state.write(folder, run, "a", Accepted(number, update), LAYOUT, pieces)
+    client_state.write(folder, run, "a", AcceptedUpdate(number, update), LAYOUT, pieces)
 
 
-def value(folder: Path, before: int, accepted: Accepted | None) -> float | None:
+def value(folder: Path, before: int, accepted: AcceptedUpdate | None) -> float | None:
     kept = client_state.load(folder, "run-1", "a", before, accepted, LAYOUT)
     assert bool(kept.state) == (kept.note == f"of round {accepted.round}" if accepted else False)
     return float(kept.state["c"]["w"][0]) if kept.state else None
@@ -37,15 +37,15 @@ def left(folder: Path) -> list[str]:
 
 def test_a_retried_late_or_abandoned_round_advances_nothing(tmp_path: Path) -> None:
     write(tmp_path, 1, ONE, 1.0)
-    assert value(tmp_path, 2, Accepted(1, ONE)) == 1.0
+    assert value(tmp_path, 2, AcceptedUpdate(1, ONE)) == 1.0
     write(tmp_path, 2, ONE, 2.0)  # An attempt whose update never got there,
     write(tmp_path, 2, TWO, 2.5)  # and another one, of a round that is abandoned.
-    assert value(tmp_path, 2, Accepted(1, ONE)) == 1.0
-    assert value(tmp_path, 3, Accepted(1, ONE)) == 1.0
+    assert value(tmp_path, 2, AcceptedUpdate(1, ONE)) == 1.0
+    assert value(tmp_path, 3, AcceptedUpdate(1, ONE)) == 1.0
     assert left(tmp_path) == ["1_11"]
     write(tmp_path, 3, ONE, 3.0)
     write(tmp_path, 3, TWO, 3.5)
-    assert value(tmp_path, 4, Accepted(3, TWO)) == 3.5
+    assert value(tmp_path, 4, AcceptedUpdate(3, TWO)) == 3.5
     assert left(tmp_path) == ["3_22"]
 
 
@@ -63,7 +63,7 @@ def test_a_state_that_is_lost_or_damaged_is_missing_and_said_to_be(tmp_path: Pat
     damaged[-1] ^= 1
     file.chmod(0o600)
     file.write_bytes(damaged)
-    for accepted in (Accepted(1, ONE), Accepted(2, TWO)):
+    for accepted in (AcceptedUpdate(1, ONE), AcceptedUpdate(2, TWO)):
         kept = client_state.load(tmp_path, "run-1", "a", 3, accepted, LAYOUT)
         assert (kept.state, kept.is_missing) == ({}, True)
         assert f"missing, that of round {accepted.round}: starts from zero" in kept.note
@@ -101,7 +101,7 @@ def test_what_belongs_to_the_newest_backup_stays_beside_the_newest_state(tmp_pat
     for number, update in ((1, ONE), (2, TWO), (3, ONE), (4, TWO)):
         write(tmp_path, number, update, number)
     kept = client_state.load(
-        tmp_path, "run-1", "a", 5, Accepted(4, TWO), LAYOUT, backed_up=Accepted(2, TWO)
+        tmp_path, "run-1", "a", 5, AcceptedUpdate(4, TWO), LAYOUT, backed_up=AcceptedUpdate(2, TWO)
     )
     assert kept.note == "of round 4"
     assert left(tmp_path) == ["2_22", "4_22"]
@@ -111,14 +111,14 @@ def test_a_restored_run_finds_what_lies_under_the_ids_of_those_before_it(tmp_pat
     write(tmp_path, 1, ONE, 1.0, "oldest")
     write(tmp_path, 2, TWO, 2.0, "old")
     origins = ("old", "oldest")
-    for update, expected in ((Accepted(1, ONE), 1.0), (Accepted(2, TWO), 2.0)):
+    for update, expected in ((AcceptedUpdate(1, ONE), 1.0), (AcceptedUpdate(2, TWO), 2.0)):
         kept = client_state.load(tmp_path, "run-1", "a", 3, update, LAYOUT, origins=origins)
         assert float(kept.state["c"]["w"][0]) == expected
     # Its own from now on, and readable by the owner only; the others go when nobody needs them.
     (file,) = (tmp_path / "run-1").rglob("*.safetensors")
     assert file.stat().st_mode & 0o777 == 0o600
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
-    assert value(tmp_path, 4, Accepted(2, TWO)) == 2.0
+    assert value(tmp_path, 4, AcceptedUpdate(2, TWO)) == 2.0
 
 
 def test_names_that_are_not_ours_stay(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_names_that_are_not_ours_stay(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / "run-1/a" / name).mkdir()
         os.utime(tmp_path / name, (0, 0))
-    assert value(tmp_path, 3, Accepted(1, ONE)) == 1.0
+    assert value(tmp_path, 3, AcceptedUpdate(1, ONE)) == 1.0
     client_state.sweep(tmp_path, lambda run: run == "run-1")
     assert len(list(tmp_path.iterdir())) == 4
     assert len(list((tmp_path / "run-1/a").iterdir())) == 4

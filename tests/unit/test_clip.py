@@ -13,7 +13,7 @@ import pytest
 
 from fl_queue.aggregation import clipping
 from fl_queue.aggregation.exact_sum import ExactSum
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale
 from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
@@ -70,9 +70,9 @@ def update(values: dict[str, np.ndarray], encoding: str = "float32") -> tuple[He
     return header, body
 
 
-def merge(encoding: str = "float32", **changes: Any) -> Merge:
+def merge(encoding: str = "float32", **changes: Any) -> UpdateMerger:
     scales = {kind: list(scale) for kind, scale in SCALES.items()}
-    return Merge(MANIFEST, AGGREGATION | changes, scales, 1000, encoding)
+    return UpdateMerger(MANIFEST, AGGREGATION | changes, scales, 1000, encoding)
 
 
 def bits(total: ExactSum) -> list[bytes]:
@@ -117,7 +117,7 @@ def test_a_long_update_counts_as_one_of_the_largest_norm(encoding: str) -> None:
     added = total.add(header, body)
 
     # What was received: rounded by the codec, and so of another norm than what was sent.
-    received = codec.Arrays(encoding, MANIFEST, body)
+    received = codec.LazyDecodedTensors(encoding, MANIFEST, body)
     assert added.norm == clipping.l2_norm(MANIFEST, cut(dict(received), SIZE))
     assert added.clipped
     factor = AGGREGATION["clip_norm"] / added.norm
@@ -143,7 +143,7 @@ def test_a_rule_that_needs_all_updates_gets_them_scaled(tmp_path: Path) -> None:
     scales = {kind: list(scale) for kind, scale in SCALES.items()}
     strategy = get_strategy("median")
     aggregation = AGGREGATION | {"weighting": "uniform"}
-    total = Merge(MANIFEST, aggregation, scales, 1, "float32", strategy, tmp_path)
+    total = UpdateMerger(MANIFEST, aggregation, scales, 1, "float32", strategy, tmp_path)
     values = tensors()
     added = total.add(*update(values))
     base = bytes(MANIFEST.nbytes)
@@ -184,7 +184,7 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
     changed = run_config.load("mnist-3v7", changes, {})
     made = groups.GroupSum(groups.MANIFEST, changed, groups.ROUND)
     alone, together = (
-        Merge(groups.MANIFEST, changed.aggregation, groups.ROUND.scales, groups.ROUND.w_max)
+        UpdateMerger(groups.MANIFEST, changed.aggregation, groups.ROUND.scales, groups.ROUND.w_max)
         for _ in range(2)
     )
     added = []

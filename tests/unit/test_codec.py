@@ -170,7 +170,10 @@ def test_a_body_is_encoded_and_decoded_without_being_whole(
     assert encoded == codec.encode(name, MANIFEST, body, 3)
     assert len(pieces) == 5  # Two of ``w``, one of each other tensor that has elements.
     whole = message.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
-    blocks, arrays = codec.Blocks(name, MANIFEST, encoded), codec.Arrays(name, MANIFEST, encoded)
+    blocks, arrays = (
+        codec.DecodedBlocks(name, MANIFEST, encoded),
+        codec.LazyDecodedTensors(name, MANIFEST, encoded),
+    )
     assert list(arrays) == [spec.name for spec in MANIFEST.tensors]
     for spec in MANIFEST.tensors:
         found = [block.copy() for block in blocks(spec)]
@@ -188,10 +191,10 @@ def test_what_is_not_encoded_is_not_copied() -> None:
     body = mixed_body()
     spec = MANIFEST.tensors[3]
     view = message.views(MANIFEST, body)["w"]
-    array = codec.Arrays("float32", MANIFEST, body)["w"]
+    array = codec.LazyDecodedTensors("float32", MANIFEST, body)["w"]
     assert np.shares_memory(array, view)
     assert not array.flags.writeable
-    assert np.shares_memory(next(codec.Blocks("float32", MANIFEST, body)(spec)), view)
+    assert np.shares_memory(next(codec.DecodedBlocks("float32", MANIFEST, body)(spec)), view)
     piece = codec.encode_piece("float32", spec, 0, view.reshape(-1), 0)
     assert np.shares_memory(np.frombuffer(piece, np.float32), view)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fl_queue.client import local_update
-from fl_queue.client.local_update import Changes
+from fl_queue.client.local_update import UpdateTensors
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.records import Manifest
@@ -238,7 +238,7 @@ def test_what_becomes_infinite_is_still_told() -> None:
     base = {"weight": np.array([[1.0]], np.float32)}
     with torch.no_grad():
         model.weight[:] = torch.inf
-    assert np.isinf(Changes(manifest, model, base)["weight"]).all()
+    assert np.isinf(UpdateTensors(manifest, model, base)["weight"]).all()
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 4), (8, 32), (64, 256), (600, 256)])

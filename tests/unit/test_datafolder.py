@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fl_queue.client import preflight
-from fl_queue.client.assignment import Assignment
-from fl_queue.client.site import Site
+from fl_queue.client.assignment import ClientJob
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
 from fl_queue.experiments import launching
@@ -166,11 +166,11 @@ def test_files_of_mnist_are_the_sites(data: Path, tmp_path: Path) -> None:
 # The folder itself
 
 
-def assigned(config: RunConfig, site: Site) -> Assignment:
+def assigned(config: RunConfig, site: WorkerSettings) -> ClientJob:
     """A training job of a client's worker."""
     store: Any = None
     number: Any = SimpleNamespace(number=1)
-    return Assignment(store, site, "a", STATE, number, config)
+    return ClientJob(store, site, "a", STATE, number, config)
 
 
 @pytest.mark.parametrize("task", ["csv", "image-folder", "mnist-2nn"])
@@ -178,11 +178,11 @@ def test_a_config_chooses_no_folder_of_a_site(data: Path, task: str) -> None:
     options = {"features": "age,weight"} if task == "csv" else {}
     options = {"classes": "a,b"} if task == "image-folder" else options
     config = config_of(task, data={"dir": str(data), "source": "full"}, task=options)
-    job = assigned(config, Site())
+    job = assigned(config, WorkerSettings())
     assert job.task().config.data["dir"] == ""
     with pytest.raises(ConfigError, match=r"data\.dir.*--data-from-config"):
         job.context()
-    found = preflight.look(Site(), STATE, config)
+    found = preflight.look(WorkerSettings(), STATE, config)
     assert "--data-from-config" in found["problem"]
     assert found["cannot"] == "yes"
 
@@ -191,30 +191,34 @@ def test_the_evaluator_takes_no_folder_of_a_config_either(data: Path) -> None:
     config = config_of(data={"dir": str(data)})
     store: Any = None
     with pytest.raises(ConfigError, match="--data-from-config"):
-        evaluator._sums(store, Site(), STATE, 0, config)
+        evaluator._sums(store, WorkerSettings(), STATE, 0, config)
 
 
 def test_a_site_may_leave_the_folder_to_the_config(data: Path) -> None:
     config = config_of(data={"dir": str(data)})
-    job = assigned(config, Site(data_from_config=True))
+    job = assigned(config, WorkerSettings(data_from_config=True))
     assert job.context().data_dir == str(data)
     assert job.task().client_data(job.context())
-    both = assigned(config, Site(data_from_config=True, data_dir=str(data / "below")))
+    both = assigned(config, WorkerSettings(data_from_config=True, data_dir=str(data / "below")))
     assert both.context().data_dir == both.task().config.data["dir"] == str(data / "below")
 
 
 def test_the_option_reaches_the_worker() -> None:
     for chosen in (True, False):
-        site = Site(data_from_config=chosen)
-        assert Site.from_environ(site.to_environ()).data_from_config is chosen
-    assert Site.from_environ({}).data_from_config is False
+        site = WorkerSettings(data_from_config=chosen)
+        assert WorkerSettings.from_environ(site.to_environ()).data_from_config is chosen
+    assert WorkerSettings.from_environ({}).data_from_config is False
 
 
 def test_a_run_of_ones_own_takes_the_folder_of_its_config(data: Path) -> None:
     one, other = config_of(data={"dir": str(data)}), config_of(data={"dir": "/other"})
-    assert launching.with_data(Site(), [one, one]) == Site(data_dir=str(data), min_examples=1)
-    assert launching.with_data(Site(), [config_of()]) == Site(min_examples=1)
-    assert launching.with_data(Site(), [one, other]) == Site(data_from_config=True, min_examples=1)
+    assert launching.with_data(WorkerSettings(), [one, one]) == WorkerSettings(
+        data_dir=str(data), min_examples=1
+    )
+    assert launching.with_data(WorkerSettings(), [config_of()]) == WorkerSettings(min_examples=1)
+    assert launching.with_data(WorkerSettings(), [one, other]) == WorkerSettings(
+        data_from_config=True, min_examples=1
+    )
 
 
 def test_doctor_counts_what_leads_out_of_a_data_folder(data: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fl_queue.aggregation.exact_sum import Scale
-from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import distances, robust
 
@@ -24,7 +24,7 @@ SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(31, 65536.0)}
 
 def gathered(
     folder: Path, count: int, order: list[int] | None = None
-) -> tuple[Gathered, np.ndarray]:
+) -> tuple[UpdateMatrix, np.ndarray]:
     """Updates of random sizes, two of them equal, and their parameters, a row for each."""
     rng = np.random.default_rng(count)
     sizes = {spec.name: spec.size for spec in MANIFEST.tensors}
@@ -36,7 +36,7 @@ def gathered(
         for i in range(count)
     ]
     sent[-1] = sent[0]
-    updates = Gathered(MANIFEST, SCALES, 1, folder)
+    updates = UpdateMatrix(MANIFEST, SCALES, 1, folder)
     for index in order or range(count):
         updates.add_blocks(f"c{index:02}", lambda spec, t=sent[index]: [t[spec.name]], 1)
     rows = np.concatenate([updates.block(s.name, 0, s.size) for s in updates.parameters()], axis=1)
@@ -91,7 +91,7 @@ def test_updates_that_came_in_another_order_have_the_same_distances(tmp_path: Pa
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_updates_have_distances_too(count: int, tmp_path: Path) -> None:
     manifest = Manifest((TensorSpec("none", (0,), "parameter"), TensorSpec("w", (3,), "parameter")))
-    updates = Gathered(manifest, SCALES, 1, tmp_path)
+    updates = UpdateMatrix(manifest, SCALES, 1, tmp_path)
     for index in range(count):
         updates.add_blocks(f"c{index}", lambda s, i=index: [np.full(s.size, i, np.float32)], 1)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fl_queue.coordinator.aggregator import drain
-from fl_queue.coordinator.aggregator.drain import Drain
+from fl_queue.coordinator.aggregator.drain import QueueDrain
 
 
 @pytest.mark.parametrize("has_quorum", [False, True])
 def test_what_waited_when_the_round_was_due_is_looked_at_and_no_more(has_quorum: bool) -> None:
-    made = Drain()
+    made = QueueDrain()
     assert not made.is_over(has_quorum)
     made.begin(100)
     made.looked_at(64, 0.1)
@@ -20,7 +20,7 @@ def test_what_waited_when_the_round_was_due_is_looked_at_and_no_more(has_quorum:
 
 
 def test_garbage_takes_no_longer_than_a_bound_once_the_quorum_is_in() -> None:
-    made = Drain()
+    made = QueueDrain()
     made.begin(10**6)
     made.looked_at(64, drain.LONGEST_S + 0.1)
 
@@ -33,7 +33,7 @@ def test_garbage_takes_no_longer_than_a_bound_once_the_quorum_is_in() -> None:
 
 def test_nothing_is_asked_while_it_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drain, "ASKED_S", 0.0)
-    made = Drain()
+    made = QueueDrain()
     assert made.is_to_begin()
     made.begin(5)
 

@@ -222,12 +222,12 @@ def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
         whole, blockwise = (ExactSum(manifest, SCALES, w_max=9) for _ in range(2))
         encoded = codec.encode(name, manifest, good, 1)
         whole.add(message.views(manifest, codec.decode(name, manifest, encoded)), 7)
-        blockwise.add_blocks(codec.Blocks(name, manifest, encoded), 7)
+        blockwise.add_blocks(codec.DecodedBlocks(name, manifest, encoded), 7)
         expected = [piece.tobytes() for piece in whole.pieces()]
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
         encoded = codec.encode(name, manifest, bad, 1)
         with pytest.raises(BlobError, match=r"'b' holds (99\.9|100)"):
-            blockwise.add_blocks(codec.Blocks(name, manifest, encoded), 9)
+            blockwise.add_blocks(codec.DecodedBlocks(name, manifest, encoded), 9)
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
         assert (blockwise.total_weight, blockwise.count) == (7, 1)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl_queue.client import client_state
-from fl_queue.client.client_state import Accepted
+from fl_queue.client.client_state import AcceptedUpdate
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.codecs.error_feedback import Piece
@@ -47,9 +47,9 @@ class Client:
 
     def __init__(self, folder: Path, encoding: str) -> None:
         self.folder, self.encoding = folder, encoding
-        self.accepted: Accepted | None = None
+        self.accepted: AcceptedUpdate | None = None
 
-    def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[Accepted, bytes]:
+    def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[AcceptedUpdate, bytes]:
         """Keep the state, and make the body of an update; nothing is accepted yet."""
         kept = client_state.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
         residual = kept.state.get(RESIDUAL, {})
@@ -58,8 +58,8 @@ class Client:
             bytes(codec.encode_piece(self.encoding, spec, start, values, SEED))
             for spec, start, values in corrected
         )
-        made = Accepted(number, message.body_digest(body))
-        owed = error_feedback.unsent(self.encoding, corrected, SEED)
+        made = AcceptedUpdate(number, message.body_digest(body))
+        owed = error_feedback.next_residual(self.encoding, corrected, SEED)
         client_state.write(self.folder, "run-1", "a", made, LAYOUT, owed)
         return made, body
 
@@ -169,7 +169,7 @@ def test_what_is_owed_does_not_depend_on_the_factor_of_its_round(encoding: str) 
             bytes(codec.encode_piece(encoding, spec, start, values, SEED))
             for spec, start, values in corrected
         )
-        left = list(error_feedback.unsent(encoding, corrected, SEED, factor))
+        left = list(error_feedback.next_residual(encoding, corrected, SEED, factor))
         owed = dict(zip(("a", "b"), left, strict=True))
         for name, values in sent(encoding, body).items():
             if name in arrived:
@@ -181,5 +181,5 @@ def test_what_is_owed_does_not_depend_on_the_factor_of_its_round(encoding: str) 
 
 def test_an_update_that_counts_nothing_leaves_nothing_owed() -> None:
     zeros = [(spec, 0, values * 0) for spec, _, values in pieces(update(1))]
-    left = list(error_feedback.unsent("int8", zeros, SEED, 0.0))
+    left = list(error_feedback.next_residual("int8", zeros, SEED, 0.0))
     assert not any(values.any() for values in left)

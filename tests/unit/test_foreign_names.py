@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import approval, outbox
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.models import host_cache, update_archive
 from fl_queue.protocol.header import Header
 
@@ -27,18 +27,18 @@ FOREIGN = (
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> WorkerSettings:
     """One whose outbox has an update of round 2 that waits, and files of other names."""
-    made = Site(state_dir=tmp_path, client="a", approve=True)
+    made = WorkerSettings(state_dir=tmp_path, client="a", approve=True)
     header = Header(kind="evaluation", run=RUN, round=2, client="a", token="t" * 16)
     path = outbox.write(made.outbox, header)
-    approval.ask(path, "a_demo-3f2a9c_2_0")
+    approval.mark_pending(path, "a_demo-3f2a9c_2_0")
     for name in FOREIGN:
         (made.outbox / name).write_text("{}")
     return made
 
 
-def test_an_outbox(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outbox(site: WorkerSettings, caplog: pytest.LogCaptureFixture) -> None:
     asked = []
 
     def has_ended(run: str, number: int, client: str) -> bool:
@@ -54,12 +54,12 @@ def test_an_outbox(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == sum(name.endswith(".update") for name in FOREIGN)
 
 
-def test_updates_that_wait_for_a_decision(site: Site) -> None:
-    assert f'"{RUN}"' in approval.told(site)
+def test_updates_that_wait_for_a_decision(site: WorkerSettings) -> None:
+    assert f'"{RUN}"' in approval.pending_as_json(site)
     assert [item.name for item in approval.waiting(site.state_dir)] == [f"a_{RUN}_2"]
     (site.outbox / f"a_{RUN}_2.waiting").write_text('{"since": "yesterday", "job": 3}')
     assert approval.waiting(site.state_dir)[0].since == 0.0
-    assert '"since":0.0' in approval.told(site)
+    assert '"since":0.0' in approval.pending_as_json(site)
 
 
 def test_fetched_models(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
-from fl_queue.client.local_update import Plan, Trained, initial_model, train_update
+from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import BlobError, ConfigError, ModelMismatch
 from fl_queue.protocol.codecs import codec
@@ -70,11 +70,11 @@ def task_of(kind: type[Tuned] = Tuned, strategy: str = "fedavg", **sections: Any
     return kind(RunConfig.from_dict(raw))
 
 
-def trained(task: Task, model: tuple[Manifest, Any] | None = None) -> Trained:
+def trained(task: Task, model: tuple[Manifest, Any] | None = None) -> TrainingResult:
     manifest, base = model or initial_model(task, 1)
     context = ClientContext.of(task.config, client="a", run="demo", round_number=1)
     strategy = get_strategy(task.config.aggregation["strategy"])
-    return train_update(task, manifest, base, context, plan=Plan(strategy))
+    return train_update(task, manifest, base, context, plan=ClientStrategy(strategy))
 
 
 def test_a_manifest_names_what_is_frozen_and_survives_json() -> None:

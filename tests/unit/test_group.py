@@ -10,7 +10,7 @@ import pytest
 
 from fl_queue.aggregation import group_sum
 from fl_queue.aggregation.group_sum import GroupSum
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
@@ -105,11 +105,11 @@ def element(number: int, *answers: tuple[Header, bytes | bytearray]) -> tuple[He
     return total.element(common)
 
 
-def merge() -> Merge:
-    return Merge(MANIFEST, CONFIG.aggregation, ROUND.scales, ROUND.w_max)
+def merge() -> UpdateMerger:
+    return UpdateMerger(MANIFEST, CONFIG.aggregation, ROUND.scales, ROUND.w_max)
 
 
-def bits(total: Merge) -> tuple[bytes, int, int]:
+def bits(total: UpdateMerger) -> tuple[bytes, int, int]:
     return (
         b"".join(piece.tobytes() for piece in total.total.pieces()),
         total.total.total_weight,

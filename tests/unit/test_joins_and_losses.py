@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
-from fl_queue.client.client_state import Accepted, Kept, still_counts
+from fl_queue.client.client_state import AcceptedUpdate, StoredClientState, still_counts
 from fl_queue.errors import BlobError
 from fl_queue.protocol.records import LOST, Manifest, TensorSpec
 from fl_queue.strategies import base, get_strategy
@@ -38,26 +38,28 @@ class Federation:
         #: Client -> round of its newest accepted update.
         self.accepted: dict[int, int] = {}
 
-    def state_of(self, client: int) -> Kept:
+    def state_of(self, client: int) -> StoredClientState:
         """What a client finds on its disk, as far as it counts."""
         if client not in self.accepted:
-            return Kept()
-        found = Kept(self.kept.get(client, {}), is_missing=client not in self.kept)
+            return StoredClientState()
+        found = StoredClientState(self.kept.get(client, {}), is_missing=client not in self.kept)
         own = self.strategy.client_state
-        return still_counts(found, Accepted(self.accepted[client], ""), self.since, own, own)
+        return still_counts(found, AcceptedUpdate(self.accepted[client], ""), self.since, own, own)
 
-    def train(self, client: int, merge: Merge) -> None:
+    def train(self, client: int, merge: UpdateMerger) -> None:
         found = self.state_of(client)
         have: dict[str, Any] = {"server": self.server, "kept": found.state}
         have |= {"learning_rate": RATE, "parameters": ["w"]}
-        correction = self.strategy.correction(base.Known(**have))
+        correction = self.strategy.correction(base.ClientTrainingState(**have))
         offset = np.asarray(correction.offset("w") if correction.offset else 0.0)
         y = self.x.astype(np.float64)
         for _ in range(STEPS):
             gradient = CURVATURES[client] * (y - OPTIMA[client])
             y = y - RATE * (gradient + correction.proximal * (y - self.x) + offset)
         change = (y - self.x).astype(np.float32)
-        answer = self.strategy.answer(base.Known(**have, steps=STEPS, change=lambda name: change))
+        answer = self.strategy.answer(
+            base.ClientTrainingState(**have, steps=STEPS, change=lambda name: change)
+        )
         sent = {"w": change}
         for extra in self.strategy.extras:
             assert answer.extra is not None
@@ -77,12 +79,12 @@ class Federation:
         ranges = self.strategy.ranges({"limit": 64.0, "buffer_limit": 65536.0})
         scales = choose_scales(len(cohort), 1, {key: span.limit for key, span in ranges.items()})
         fixed = {key: (scale.s, scale.limit) for key, scale in scales.items()}
-        merge = Merge(MANIFEST, {}, fixed, 1, strategy=self.strategy)
+        merge = UpdateMerger(MANIFEST, {}, fixed, 1, strategy=self.strategy)
         for client in cohort:
             self.train(client, merge)
         self.version += 1
         self.accepted |= dict.fromkeys(cohort, self.version)
-        facts = base.Facts(self.version, len(cohort), len(self.seen), self.base_population)
+        facts = base.RoundInfo(self.version, len(cohort), len(self.seen), self.base_population)
         out: dict[str, list[np.ndarray]] = {state: [] for state in self.strategy.server_state}
         sinks = {state: blocks.append for state, blocks in out.items()}
         made = merge.next_model(self.x.tobytes(), self.server, sinks, facts)
@@ -132,9 +134,9 @@ def test_who_joins_late_does_not_move_the_point_of_convergence(
 
 def test_with_nobody_new_and_where_it_is_not_recorded_no_bit_changes() -> None:
     values = np.random.default_rng(1).normal(0, 1e-3, 1000)
-    for facts in (base.Facts(3, 2, 7, 7), base.Facts(3, 2, 7)):
+    for facts in (base.RoundInfo(3, 2, 7, 7), base.RoundInfo(3, 2, 7)):
         assert facts.over_population(values).tobytes() == values.tobytes()
-    assert (base.Facts(3, 2, 8, 4).over_population(values) == values / 2).all()
+    assert (base.RoundInfo(3, 2, 8, 4).over_population(values) == values / 2).all()
 
 
 @pytest.mark.parametrize(("name", "options"), STRATEGIES)
@@ -189,16 +191,16 @@ def test_only_a_client_that_keeps_something_may_say_that_it_is_lost() -> None:
 
 
 def test_of_a_state_from_before_only_what_is_not_the_strategys_counts() -> None:
-    both = Kept({"c": {}, "private": {}}, "of round 3")
-    found = still_counts(both, Accepted(3, ""), 3, ("c", "private"), ("c",))
+    both = StoredClientState({"c": {}, "private": {}}, "of round 3")
+    found = still_counts(both, AcceptedUpdate(3, ""), 3, ("c", "private"), ("c",))
     assert (set(found.state), found.is_missing, found.is_lost) == ({"private"}, False, False)
-    assert still_counts(both, Accepted(4, ""), 3, ("c", "private"), ("c",)) == both
+    assert still_counts(both, AcceptedUpdate(4, ""), 3, ("c", "private"), ("c",)) == both
 
-    missing = Kept(note="missing", is_missing=True)
-    assert still_counts(missing, Accepted(4, ""), 3, ("c",), ("c",)).is_lost
-    old = still_counts(missing, Accepted(3, ""), 3, ("c",), ("c",))
+    missing = StoredClientState(note="missing", is_missing=True)
+    assert still_counts(missing, AcceptedUpdate(4, ""), 3, ("c",), ("c",)).is_lost
+    old = still_counts(missing, AcceptedUpdate(3, ""), 3, ("c",), ("c",))
     assert (old.is_missing, old.is_lost) == (False, False)
-    old = still_counts(missing, Accepted(3, ""), 3, ("c", "private"), ("c",))
+    old = still_counts(missing, AcceptedUpdate(3, ""), 3, ("c", "private"), ("c",))
     assert (old.is_missing, old.is_lost) == (True, False)
     # No strategy's state: private tensors alone are lost for their client only.
-    assert not still_counts(missing, Accepted(4, ""), 0, ("private",), ()).is_lost
+    assert not still_counts(missing, AcceptedUpdate(4, ""), 0, ("private",), ()).is_lost

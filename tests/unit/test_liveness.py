@@ -13,13 +13,13 @@ from fl_queue.common import processes
 
 
 def test_a_living_process_is_not_dead() -> None:
-    assert not processes.is_dead(processes.identity())
-    assert not processes.is_dead(processes.identity(os.getppid()))
+    assert not processes.is_dead(processes.process_identity())
+    assert not processes.is_dead(processes.process_identity(os.getppid()))
 
 
 def test_an_ended_process_is_dead_and_so_is_a_zombie() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = processes.identity(child.pid)
+    identity = processes.process_identity(child.pid)
     assert not processes.is_dead(identity)
     child.kill()
     while not processes.is_dead(identity):  # A zombie now: nobody has waited for it.
@@ -30,14 +30,14 @@ def test_an_ended_process_is_dead_and_so_is_a_zombie() -> None:
 
 
 def test_another_process_under_the_same_pid_is_another() -> None:
-    machine, started = processes.identity().rsplit(":", 1)
+    machine, started = processes.process_identity().rsplit(":", 1)
 
     assert processes.is_dead(f"{machine}:{int(started) - 1}")
 
 
 @pytest.mark.parametrize("change", ["boot", "namespace"])
 def test_of_another_machine_or_container_nothing_is_known(change: str) -> None:
-    boot, namespace, *rest = processes.identity().split(":")
+    boot, namespace, *rest = processes.process_identity().split(":")
     rest[-1] = "1"
     other = ["x", namespace] if change == "boot" else [boot, "1"]
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from fl_queue.errors import DataError
 from fl_queue.tasks.error_disclosure import FULL, told
 from fl_queue.training import data_loading, sgd
-from fl_queue.training.data_loading import Reading, load
+from fl_queue.training.data_loading import LoaderSettings, iterate_batches
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -78,7 +78,7 @@ def test_any_number_of_processes_makes_the_same_bits_also_of_augmentation_and_dr
 
 def test_what_a_sample_draws_is_of_seed_epoch_and_index_and_takes_nothing_from_others() -> None:
     def read(batches: list[list[int]], *reading: int) -> dict[int, float]:
-        pairs = load(Noisy(), batches, Reading(*reading))
+        pairs = iterate_batches(Noisy(), batches, LoaderSettings(*reading))
         order = [index for batch in batches for index in batch]
         noise = [float(row[0]) for rows, _ in pairs for row in rows]
         return dict(zip(order, noise, strict=True))
@@ -100,10 +100,10 @@ def test_what_a_sample_draws_is_of_seed_epoch_and_index_and_takes_nothing_from_o
 def test_a_killed_process_is_told_from_an_error_of_the_data() -> None:
     with pytest.raises(RuntimeError) as caught:
         trained(2, Noisy(kill=7))
-    assert data_loading.is_lost(caught.value)
+    assert data_loading.is_dataloader_crash(caught.value)
     with pytest.raises(ValueError, match="of the data") as other:
         trained(2, Broken())
-    assert not data_loading.is_lost(other.value)
+    assert not data_loading.is_dataloader_crash(other.value)
     # Their tracebacks hold the iterators: torch would raise once more about the killed process, in any test.
     del caught, other
     gc.collect()

@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl_queue import metrics
-from fl_queue.client.local_update import Trained, initial_model, train_update
+from fl_queue.client.local_update import TrainingResult, initial_model, train_update
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.events import event_of
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task
-from fl_queue.tasks.logged_metrics import MOST, Logged
+from fl_queue.tasks.logged_metrics import MOST, TrainingLog
 
 
 class Quiet(Task):
@@ -60,7 +60,7 @@ def context_of(config: RunConfig) -> ClientContext:
     return ClientContext.of(config, client="a", run="demo", round_number=1)
 
 
-def trained_by(task: Task, **changes: Any) -> Trained:
+def trained_by(task: Task, **changes: Any) -> TrainingResult:
     manifest, arrays = initial_model(task, 0)
     context = replace(context_of(task.config), **changes)
     return train_update(task, manifest, {name: a.copy() for name, a in arrays.items()}, context)
@@ -96,7 +96,7 @@ def test_finetuning_is_not_counted() -> None:
 def test_clients_are_merged_by_their_examples() -> None:
     sums = []
     for examples, value in ((10, 1.0), (30, 2.0)):
-        logged = Logged()
+        logged = TrainingLog()
         logged.add({"gap": value}, 1)
         sums.append(logged.joined({}, examples))
     assert metrics.finish(metrics.merge(sums)) == {"gap": 1.75}
@@ -110,7 +110,7 @@ def test_a_training_of_ones_own_logs_and_may_return_nothing() -> None:
             context.log(norm=5.0)
             return {}
 
-    logged, seen = Logged(), []
+    logged, seen = TrainingLog(), []
     task = Own(config_of())
     manifest, arrays = initial_model(task, 0)
     context = replace(context_of(task.config), logged=logged)
@@ -167,7 +167,7 @@ def test_what_cannot_be_logged_is_an_error_of_the_author(
     values: dict[Any, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        Logged().add(values, 1)
+        TrainingLog().add(values, 1)
     assert error.value.field == "context.log"
     assert words in error.value.reason
 
@@ -184,7 +184,7 @@ def test_calls_without_a_name_and_wrong_weights_are_refused() -> None:
 
 
 def test_so_many_names_and_no_more_and_none_that_train_returns() -> None:
-    logged = Logged()
+    logged = TrainingLog()
     for number in range(MOST):
         logged.add({f"step_{number}": 1.0}, 1)
     logged.add({"step_0": 3.0}, 1)

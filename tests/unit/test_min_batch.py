@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 
 from fl_queue.cli.worker import worker
 from fl_queue.client import local_update, preflight
-from fl_queue.client.assignment import Assignment
-from fl_queue.client.site import Site
+from fl_queue.client.assignment import ClientJob
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, UpdateWithheld
 from fl_queue.experiments import launching
@@ -54,14 +54,18 @@ def config_of(task: dict[str, Any] | None = None, strategy: Any = None, **train:
     )
 
 
-def trained(config: RunConfig, site: Site, rounds: int = 1) -> local_update.Trained:
+def trained(
+    config: RunConfig, site: WorkerSettings, rounds: int = 1
+) -> local_update.TrainingResult:
     """What a client's job makes in the last of some rounds, each from what it made in the one before."""
     store: Any = None
     number: Any = SimpleNamespace(number=1)
-    job = Assignment(store, site, "a", STATE, number, config)
+    job = ClientJob(store, site, "a", STATE, number, config)
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = local_update.Plan(get_strategy(config.aggregation["strategy"], config.strategy))
+    plan = local_update.ClientStrategy(
+        get_strategy(config.aggregation["strategy"], config.strategy)
+    )
     for _ in range(rounds):
         before = {name: array.copy() for name, array in base.items()}
         found = local_update.train_update(job.task(), manifest, before, job.context(), plan=plan)
@@ -71,7 +75,7 @@ def trained(config: RunConfig, site: Site, rounds: int = 1) -> local_update.Trai
 
 
 def row_of(
-    update: local_update.Trained, base_is_gone: bool, config: RunConfig
+    update: local_update.TrainingResult, base_is_gone: bool, config: RunConfig
 ) -> tuple[float, ...]:
     """The row that an update of a linear model is made of, as its receiver computes it: gradient by gradient."""
     weights = update.tensors.local("layers.0.weight") if base_is_gone else update.tensors["layers.0.weight"]  # fmt: skip
@@ -112,18 +116,18 @@ OLD = {
 def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: str) -> None:
     config, rounds, is_gone = OLD[attack]
     is_refused_for_good = rounds == 1
-    any_batch = Site(data_dir=str(data), client="a", min_batch=1)
+    any_batch = WorkerSettings(data_dir=str(data), client="a", min_batch=1)
     print(attack, row_of(trained(config, any_batch, rounds), is_gone, config))
     assert is_a_row(row_of(trained(config, any_batch, rounds), is_gone, config))  # As it was.
     with pytest.raises((ConfigError, UpdateWithheld), match="--min-batch") as caught:
-        trained(config, Site(data_dir=str(data), client="a"), rounds)
+        trained(config, WorkerSettings(data_dir=str(data), client="a"), rounds)
     assert caught.value.public == caught.value.reason
     # A later round's update may show enough rows: nothing keeps the client from being selected for it.
     assert isinstance(caught.value, client.LASTING) == is_refused_for_good
 
 
 def test_the_question_before_round_1_says_so(data: Path) -> None:
-    site = Site(data_dir=str(data), client="a")
+    site = WorkerSettings(data_dir=str(data), client="a")
     for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
         found = preflight.look(site, STATE, OLD[attack][0])
         assert found["problem"].startswith(f"{field}: ")
@@ -132,7 +136,7 @@ def test_the_question_before_round_1_says_so(data: Path) -> None:
 
 
 def test_ordinary_training_goes_on_until_it_is_certain(data: Path) -> None:
-    site = Site(data_dir=str(data), client="a")
+    site = WorkerSettings(data_dir=str(data), client="a")
     for config in (
         config_of(),
         config_of(batch_size=5, accumulate=2, momentum=0.9, weight_decay=0.01),
@@ -215,8 +219,8 @@ def test_an_output_without_rows_is_not_judged() -> None:
 
 
 def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launching.with_data(Site(), [config_of()]).fewest_a_step == 1
-    assert Site().fewest_a_step == 10
+    assert launching.with_data(WorkerSettings(), [config_of()]).fewest_a_step == 1
+    assert WorkerSettings().fewest_a_step == 10
     started: list[Any] = []
     monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
     client = ["client", "--client", "a"]
@@ -228,6 +232,6 @@ def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -
         ["pool"],
     ):
         worker(run, standalone_mode=False)
-    assert [Site.from_environ(one).fewest_a_step for one in started] == [10, 10, 3, 4, 1]
+    assert [WorkerSettings.from_environ(one).fewest_a_step for one in started] == [10, 10, 3, 4, 1]
     with pytest.raises(ConfigError, match=r"--min-batch: .*--min-examples"):
         worker([*client, "--min-batch", "11"], standalone_mode=False)

@@ -12,8 +12,8 @@ import pytest
 
 from fl_queue.cli.worker import idle_parts, worker
 from fl_queue.client import local_update, preflight
-from fl_queue.client.assignment import Assignment
-from fl_queue.client.site import MIN_EXAMPLES, Site
+from fl_queue.client.assignment import ClientJob
+from fl_queue.client.site import MIN_EXAMPLES, WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import eligibility
 from fl_queue.errors import ConfigError
@@ -46,14 +46,14 @@ def config_of(**data: Any) -> RunConfig:
     return RunConfig.from_dict({"run": {"task": "csv"}, "data": {"partition": "site"} | data})
 
 
-def job_of(config: RunConfig, site: Site) -> Assignment:
+def job_of(config: RunConfig, site: WorkerSettings) -> ClientJob:
     """A training job of a client's worker."""
     store: Any = None
     number: Any = SimpleNamespace(number=1)
-    return Assignment(store, site, "a", STATE, number, config)
+    return ClientJob(store, site, "a", STATE, number, config)
 
 
-def trained(job: Assignment, on_epoch: Any = lambda *told: None) -> local_update.Trained:
+def trained(job: ClientJob, on_epoch: Any = lambda *told: None) -> local_update.TrainingResult:
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
     return local_update.train_update(job.task(), manifest, base, job.context(), on_epoch)
@@ -61,7 +61,7 @@ def trained(job: Assignment, on_epoch: Any = lambda *told: None) -> local_update
 
 @pytest.mark.parametrize("aimed", AIMED)
 def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[str, Any]) -> None:
-    config, site = config_of(**aimed), Site(data_dir=str(data), client="a")
+    config, site = config_of(**aimed), WorkerSettings(data_dir=str(data), client="a")
     with pytest.raises(ConfigError, match="10 examples") as caught:
         trained(job_of(config, site))
     assert (caught.value.field, caught.value.public) == ("--min-examples", caught.value.reason)
@@ -73,7 +73,9 @@ def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[
 
 
 def test_what_it_would_have_got_is_a_row(data: Path) -> None:
-    found = trained(job_of(config_of(**AIMED[0]), Site(data_dir=str(data), min_examples=1)))
+    found = trained(
+        job_of(config_of(**AIMED[0]), WorkerSettings(data_dir=str(data), min_examples=1))
+    )
     assert found.num_examples == 1
     age, weight = found.tensors["feature_mean"].tolist()
     assert f"{age:g},{weight:g}," in TABLE
@@ -81,9 +83,13 @@ def test_what_it_would_have_got_is_a_row(data: Path) -> None:
 
 def test_ten_rows_are_enough(data: Path) -> None:
     config = config_of(partition="iid", shares=4, validation_fraction=0.0)
-    assert trained(job_of(config, Site(data_dir=str(data)))).num_examples == MIN_EXAMPLES == 10
+    assert (
+        trained(job_of(config, WorkerSettings(data_dir=str(data)))).num_examples
+        == MIN_EXAMPLES
+        == 10
+    )
     with pytest.raises(ConfigError, match="11 examples"):
-        trained(job_of(config, Site(data_dir=str(data), min_examples=11)))
+        trained(job_of(config, WorkerSettings(data_dir=str(data), min_examples=11)))
 
 
 def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
@@ -91,7 +97,7 @@ def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
 
     def metrics_of(held: float) -> Mapping[str, float]:
         told.clear()
-        job = job_of(config_of(validation_fraction=held), Site(data_dir=str(data)))
+        job = job_of(config_of(validation_fraction=held), WorkerSettings(data_dir=str(data)))
         found = trained(job, lambda number, count, finished: told.append(finished))
         manifest, arrays = local_update.initial_model(job.task(), 0)
         base = {name: array.copy() for name, array in arrays.items()}
@@ -110,13 +116,17 @@ def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
 def test_a_personal_models_metrics_stay_too(data: Path) -> None:
     config = config_of(validation_fraction=0.2)
     config = replace(config, train={**config.train, "finetune_epochs": 1})
-    found = trained(job_of(config, Site(data_dir=str(data)))).metrics
+    found = trained(job_of(config, WorkerSettings(data_dir=str(data)))).metrics
     assert {key: value for key, value in found.items() if value} == {}
 
 
 def test_who_trains_its_own_data_may_take_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launching.with_data(Site(), [config_of()]).min_examples == 1
-    assert Site().min_examples == Site.from_environ({}).min_examples == MIN_EXAMPLES
+    assert launching.with_data(WorkerSettings(), [config_of()]).min_examples == 1
+    assert (
+        WorkerSettings().min_examples
+        == WorkerSettings.from_environ({}).min_examples
+        == MIN_EXAMPLES
+    )
     started: list[Any] = []
     monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
     for run in (
@@ -126,7 +136,7 @@ def test_who_trains_its_own_data_may_take_any_number(monkeypatch: pytest.MonkeyP
     ):
         worker(run, standalone_mode=False)
     assert [one["FLQ_SITE_MIN_EXAMPLES"] for one in started] == ["10", "50", "1"]
-    assert Site.from_environ(started[1]).min_examples == 50
+    assert WorkerSettings.from_environ(started[1]).min_examples == 50
     with pytest.raises(ConfigError, match=r"--max-examples: .*--min-examples"):
         worker(["client", "--client", "a", "--max-examples", "9"], standalone_mode=False)
 
@@ -135,7 +145,7 @@ def test_the_client_is_left_out_of_the_run_with_the_reason(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ByHand(store, tmp_path, ["a", "b"], 8, "data.train_per_class=[1,2]")
-    site = Site(store.servers.url, store.servers.blob_url, tmp_path / "site", "b")
+    site = WorkerSettings(store.servers.url, store.servers.blob_url, tmp_path / "site", "b")
     for name, value in site.to_environ().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RQ_JOB_ID", store.control.jobs(run.run, run.round.number)["b"]["job"])

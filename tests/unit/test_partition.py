@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fl_queue.config.run_config import RunConfig, changed_fields
-from fl_queue.data.partition import _kept_split, client_split, split
+from fl_queue.data.partition import _kept_split, client_split, partition_indices
 from fl_queue.data.partitioners import (
     dirichlet_hsu,
     dirichlet_label,
@@ -85,7 +85,7 @@ def test_dirichlet_hsu_uses_other_classes_when_one_runs_out():
 )
 def test_an_impossible_split_names_the_field(kind, options, field):
     with pytest.raises(ConfigError) as caught:
-        split(kind, TEN_CLASSES[:60], seed=0, **options)
+        partition_indices(kind, TEN_CLASSES[:60], seed=0, **options)
     assert caught.value.field == field
 
 

@@ -13,7 +13,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fl_queue import metrics
-from fl_queue.client.local_update import Plan, Trained, evaluate_client, initial_model, train_update
+from fl_queue.client.local_update import (
+    ClientStrategy,
+    TrainingResult,
+    evaluate_client,
+    initial_model,
+    train_update,
+)
 from fl_queue.client.personalization import private_names
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
@@ -71,17 +77,17 @@ def context_of(task: Task, share: int = 0, number: int = 1) -> ClientContext:
     )
 
 
-def plan_of(task: Task, kept: Mapping[str, Any] | None = None) -> Plan:
+def plan_of(task: Task, kept: Mapping[str, Any] | None = None) -> ClientStrategy:
     name = task.config.aggregation["strategy"]
-    return Plan(get_strategy(name, task.config.strategy), kept=kept or {})
+    return ClientStrategy(get_strategy(name, task.config.strategy), kept=kept or {})
 
 
-def trained(task: Task, kept: Mapping[str, Any] | None = None, **where: int) -> Trained:
+def trained(task: Task, kept: Mapping[str, Any] | None = None, **where: int) -> TrainingResult:
     manifest, arrays = initial_model(task, 1)
     return train_update(task, manifest, arrays, context_of(task, **where), plan=plan_of(task, kept))
 
 
-def kept_of(task: Task, made: Trained) -> dict[str, dict[str, np.ndarray]]:
+def kept_of(task: Task, made: TrainingResult) -> dict[str, dict[str, np.ndarray]]:
     layouts = client_layouts(plan_of(task).strategy, made.manifest)
     return {
         which: {s.name: made.kept(which, s.name).copy() for s in layout.tensors}
@@ -89,7 +95,7 @@ def kept_of(task: Task, made: Trained) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def body_of(made: Trained) -> bytes:
+def body_of(made: TrainingResult) -> bytes:
     return b"".join(block.tobytes() for _, _, block in made.pieces())
 
 

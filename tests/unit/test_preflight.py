@@ -15,7 +15,7 @@ from fl_queue.errors import BlobError
 from fl_queue.protocol import site_facts
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import CLIENT_TELL, FLJob
 
 AB, BA = {"classes": "2: a, b"}, {"classes": "2: b, a"}
@@ -43,8 +43,8 @@ class Sites:
     def admit(self, *alive: str) -> preflight.Admitted:
         return preflight.admit(self.store, self.state, self.config, sorted(alive))
 
-    def ticket(self, client: str) -> Ticket:
-        return Ticket.from_dict(json.loads(self.store.control.sites(self.run)[client])["ticket"])
+    def ticket(self, client: str) -> JobTicket:
+        return JobTicket.from_dict(json.loads(self.store.control.sites(self.run)[client])["ticket"])
 
     def tell(self, **told: Mapping[str, Any]) -> None:
         for client, said in told.items():

@@ -17,8 +17,8 @@ import pytest
 from blake3 import blake3
 
 from fl_queue.client import client_state, outbox, pausing
-from fl_queue.client.client_state import Accepted
-from fl_queue.client.site import Site
+from fl_queue.client.client_state import AcceptedUpdate
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.models import checkpoint, update_archive
 from fl_queue.protocol import signing
@@ -71,14 +71,16 @@ def modes(folder: Path) -> dict[str, str]:
 
 def test_everything_in_a_state_folder_is_its_owners_alone(no_umask: None, tmp_path: Path) -> None:
     state = tmp_path / "made" / "fl-queue"
-    site = Site(state_dir=state, client="hospital-a")
+    site = WorkerSettings(state_dir=state, client="hospital-a")
     digest = blake3(BODY).hexdigest()
-    pausing.arrive(site)
+    pausing.register_client(site)
     pausing.pause(state, "hospital-a", "a scan", datetime.now(UTC))
     outbox.write(site.outbox, header(), [BODY])
     update_archive.write(state, replace(header(), body_digest=digest), BODY, 1)
     checkpoint.write(state / "checkpoints" / RUN, digest, MANIFEST, BODY, {})
-    client_state.write(site.client_states, RUN, "hospital-a", Accepted(1, digest), MANIFEST, [BODY])
+    client_state.write(
+        site.client_states, RUN, "hospital-a", AcceptedUpdate(1, digest), MANIFEST, [BODY]
+    )
     with files.locked(site.cache / RUN / ".lock"), files.appended(site.cache / RUN / "x.part"):
         pass
     with files.fresh(state / "worker.log"):

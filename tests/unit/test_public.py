@@ -56,9 +56,11 @@ def test_every_public_name_is_there(module: str) -> None:
 @pytest.mark.parametrize(
     ("old", "name", "new"),
     [
-        ("fl_queue.fields", "Field", strategies.Field),
+        ("fl_queue.fields", "Field", strategies.Option),
+        ("fl_queue.strategies", "Field", strategies.Option),
+        ("fl_queue.tasks", "Usage", tasks.ModelUsage),
         ("fl_queue.sgd", "local_sgd", tasks.local_sgd),
-        ("fl_queue.usage", "Usage", tasks.Usage),
+        ("fl_queue.usage", "Usage", tasks.ModelUsage),
         ("fl_queue.jobs", "FLJob", rq_types.FLJob),
         ("fl_queue.jobs", "FLQueue", rq_types.FLQueue),
         ("fl_queue.config", "load", fl_queue.load_config),

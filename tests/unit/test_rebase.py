@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from fl_queue import metrics
 from fl_queue.aggregation import rebase
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.aggregation.staleness import discount
 from fl_queue.config import run_config
@@ -64,7 +64,7 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
     bodies = [bytes(message.encode_body(manifest, arrays_of(_model(), manifest)))]
     began = [0] * CLIENTS
     for version in range(count):
-        merge = Merge(manifest, loaded.aggregation, scales, w_max, discount=found)
+        merge = UpdateMerger(manifest, loaded.aggregation, scales, w_max, discount=found)
         record = RoundRecord(
             version, "train", "committed", "", version, "", discount=found.to_dict(), mode="async"
         )

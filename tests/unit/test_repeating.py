@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
 from fl_queue.store import hurried, outlast, plain_client
 from fl_queue.store.connection import connect
@@ -124,7 +124,7 @@ def test_a_supervisor_survives_whatever_a_chore_raises(
         def end(self) -> None:
             raise error
 
-    supervisor = Supervisor("evaluator", Site(state_dir=tmp_path))
+    supervisor = Supervisor("evaluator", WorkerSettings(state_dir=tmp_path))
     supervisor._chores = Broken()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

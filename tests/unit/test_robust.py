@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_queue.aggregation.scales import Scale
-from fl_queue.aggregation.update_matrix import Gathered
+from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.config import run_config
 from fl_queue.errors import BlobError, CheckpointError, ConfigError
 from fl_queue.protocol import message
@@ -53,9 +53,9 @@ UPDATES = [update(seed) for seed in range(N)]
 
 def gathered(
     folder: Path, updates: Sequence[Update], weights: Sequence[int] = (), order: Any = None
-) -> Gathered:
+) -> UpdateMatrix:
     """The updates of ``c00``, ``c01``, ..., as they came in that order."""
-    found = Gathered(MANIFEST, SCALES, 100, folder)
+    found = UpdateMatrix(MANIFEST, SCALES, 100, folder)
     for index in order or range(len(updates)):
         tensors = updates[index]
         weight = weights[index] if weights else 1
@@ -63,13 +63,13 @@ def gathered(
     return found
 
 
-def model_bytes(rule: Robust, updates: Gathered, value: float = 1.0) -> bytes:
+def model_bytes(rule: Robust, updates: UpdateMatrix, value: float = 1.0) -> bytes:
     base = {spec.name: np.full(spec.shape, value, spec.dtype) for spec in MANIFEST.tensors}
     blocks = rule.next_model(MANIFEST, base, rule.merged(updates))
     return b"".join(block.tobytes() for block in blocks)
 
 
-def model(rule: Robust, updates: Gathered) -> Update:
+def model(rule: Robust, updates: UpdateMatrix) -> Update:
     return message.views(MANIFEST, model_bytes(rule, updates))
 
 
@@ -198,7 +198,7 @@ def test_coordinate_rules_of_any_shape(
     # Few different values: ties everywhere.
     u = rng.integers(-3, 4, (count, size)).astype(np.float32)
     f = min(cut, (count - 1) // 2)
-    updates = Gathered(manifest, SCALES, 1, tmp_path_factory.getbasetemp())
+    updates = UpdateMatrix(manifest, SCALES, 1, tmp_path_factory.getbasetemp())
     for index in rng.permutation(count):
         updates.add_blocks(f"c{index:02}", lambda spec, row=u[index]: [row], 1)
 
@@ -252,7 +252,7 @@ def test_ties_go_to_the_first_client(tmp_path: Path) -> None:
     corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
     manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
     for order in itertools.permutations(range(4)):
-        updates = Gathered(manifest, SCALES, 1, tmp_path)
+        updates = UpdateMatrix(manifest, SCALES, 1, tmp_path)
         for index in order:
             row = np.array(corners[index], np.float32)
             updates.add_blocks(f"c{index}", lambda spec, row=row: [row], 1)
@@ -354,7 +354,7 @@ def test_a_gathered_update_beyond_a_limit_leaves_nothing(bad: float, tmp_path: P
 
 
 def test_a_full_disk_is_said_to_be_full() -> None:
-    updates = Gathered(MANIFEST, SCALES, 1, Path("/dev/null/gathered"))
+    updates = UpdateMatrix(MANIFEST, SCALES, 1, Path("/dev/null/gathered"))
     with pytest.raises(CheckpointError, match="free space there for all updates of a round"):
         updates.add_blocks("c00", lambda spec: [UPDATES[0][spec.name].ravel()], 1)
 
@@ -367,7 +367,7 @@ def test_memory_holds_a_block_of_all_updates_and_not_all(
     manifest = Manifest((TensorSpec("w", (size,), "parameter"),))
     values = np.linspace(-1, 1, size, dtype=np.float32)
     tracemalloc.start()
-    updates = Gathered(manifest, SCALES, 1, tmp_path)
+    updates = UpdateMatrix(manifest, SCALES, 1, tmp_path)
     for index in range(many):
         updates.add_blocks(f"c{index}", lambda spec, t=values + index: [t], 1)
     for name, options, _ in RULES:

@@ -84,7 +84,7 @@ def drawn(renderable: Any, console: Any = None) -> str:
 @pytest.mark.parametrize("console", [rich_console.console, Console])
 @pytest.mark.parametrize("evil", EVIL)
 def test_tables(evil: str, console: Any) -> None:
-    row = comparison.Compared(evil, "r", evil, 1, 0.5, 0.5, 1, 0, 1.0, {evil: evil})
+    row = comparison.ComparedRun(evil, "r", evil, 1, 0.5, 0.5, 1, 0, 1.0, {evil: evil})
     for table in (rounds_table.table(rows(evil)), _table([row], evil)):
         text = drawn(table, console)
         assert not any(sequence in text for sequence in OBEYED)
@@ -97,7 +97,7 @@ def test_live_progress(evil: str) -> None:
         evil, evil, "training", evil, 0, "", 1, 2, 0, None, 0.0, 0, (), 0, None, 0.0,
         left_out={evil: evil},
     )  # fmt: skip
-    scene = live_view.Scene(state, ended=[record(evil)], healed=evil, trouble=evil)
+    scene = live_view.RunSnapshot(state, ended=[record(evil)], healed=evil, trouble=evil)
     text = drawn(live_view.render(scene))
     assert not any(sequence in text for sequence in OBEYED)
     assert text.count(escaping.line(evil)) >= 4

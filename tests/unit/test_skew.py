@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
@@ -22,7 +22,7 @@ from fl_queue.protocol import virtual_clients
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.feature_skew import Skew, rotated
 from fl_queue.tasks.loading import load_task
-from workers.client import Assignment
+from workers.client import ClientJob
 
 SKEWED = {"noise": 0.3, "rotation": 90.0, "shares": 4, "validation_per_class": [3, 3]}
 
@@ -174,7 +174,9 @@ def context_in_a_worker(client, population):
     """What a worker tells the task, of one job."""
     config = config_of(train_per_class=[5, 5], **SKEWED)
     state = SimpleNamespace(population=population, shares=4, name="run")
-    job = Assignment(None, Site(threads=1), client, state, SimpleNamespace(number=2), config)
+    job = ClientJob(
+        None, WorkerSettings(threads=1), client, state, SimpleNamespace(number=2), config
+    )
     return config, job.context()
 
 

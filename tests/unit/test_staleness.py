@@ -10,7 +10,7 @@ import pytest
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales
-from fl_queue.aggregation.staleness import ONE, Discount, discount, weights
+from fl_queue.aggregation.staleness import ONE, StalenessWeights, discount, weights
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.message import little_endian
@@ -44,7 +44,7 @@ def test_other_exponents_agree_with_floating_point(exponent: float) -> None:
 def test_constant_weights_do_not_change_and_need_no_room() -> None:
     settings = {**SETTINGS, "staleness": "constant"}
     made = discount(settings, 8, 1 << 20, LIMITS, {})
-    assert made == Discount(1, (ONE,) * 11)
+    assert made == StalenessWeights(1, (ONE,) * 11)
     assert [made.discounted(7, tau) for tau in (0, 10)] == [7, 7]
 
 
@@ -60,14 +60,14 @@ def test_the_unit_is_what_the_range_has_room_for(updates: int, w_max: int) -> No
 
 
 def test_a_discounted_weight_is_within_half_a_unit_and_never_nothing() -> None:
-    made = Discount(4, weights("polynomial", 0.5, 10))
+    made = StalenessWeights(4, weights("polynomial", 0.5, 10))
     for examples in (1, 7, 600, 1 << 20):
         for tau in range(11):
             exact = 4 * examples / math.sqrt(1 + tau)
             assert abs(made.discounted(examples, tau) - exact) <= 0.51 + 1e-6 * exact
-    assert Discount(1, weights("polynomial", 10.0, 10)).discounted(1, 10) == 1
-    assert Discount.from_dict(made.to_dict()) == made
-    assert Discount.from_dict({}) is None
+    assert StalenessWeights(1, weights("polynomial", 10.0, 10)).discounted(1, 10) == 1
+    assert StalenessWeights.from_dict(made.to_dict()) == made
+    assert StalenessWeights.from_dict({}) is None
 
 
 def test_the_mean_is_divided_by_what_updates_count_undiscounted() -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from fl_queue.cli import cli
 from fl_queue.client import pausing
-from fl_queue.client.site import Site
+from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
 from fl_queue.errors import ConfigError
 
@@ -119,7 +119,7 @@ def visited(tmp_path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         state = Path(folder) / "state"
-        pausing.arrive(Site(state_dir=state, client="hospital-a"))
+        pausing.register_client(WorkerSettings(state_dir=state, client="hospital-a"))
         for path in (state, *state.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         yield state

@@ -15,7 +15,7 @@ from fl_queue.errors import BlobError, ConfigError
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
-from fl_queue.strategies.base import Facts, Strategy
+from fl_queue.strategies.base import RoundInfo, Strategy
 
 #: Two parameters, of which one takes more than a block, and a buffer that no optimiser may touch.
 MANIFEST = Manifest(
@@ -53,7 +53,7 @@ def server(
             name: lambda block, into=into: into.append(block.tobytes())
             for name, into in pieces.items()
         }
-        facts = Facts(version, len(sent), n)
+        facts = RoundInfo(version, len(sent), n)
         blocks = strategy.next_model(MANIFEST, model, total, state, sinks, facts)
         body = b"".join(block.tobytes() for block in blocks)
         model = message.views(MANIFEST, body)

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.aggregation.sum_format import sum_format
-from fl_queue.client.local_update import Plan, Trained, initial_model, train_update
+from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
 from fl_queue.config import run_config
 from fl_queue.errors import BlobError, ConfigError
 from fl_queue.protocol import message
@@ -74,8 +74,14 @@ def loaded(
 
 
 def train(
-    task: Task, manifest: Manifest, model: Arrays, client: int, steps: int, plan: Plan, n: int
-) -> Trained:
+    task: Task,
+    manifest: Manifest,
+    model: Arrays,
+    client: int,
+    steps: int,
+    plan: ClientStrategy,
+    n: int,
+) -> TrainingResult:
     context = ClientContext.of(task.config, client=str(client), run="line", round_number=n)
     object.__setattr__(context, "epochs", steps)
     return train_update(task, manifest, model, context, plan=plan)
@@ -103,7 +109,7 @@ def federate(
         total = ExactSum(base.update_manifest(strategy, manifest), scales, 14)
         fetched = {key: state[key] for key in strategy.fetched if key in state}
         for client in cohort:
-            plan = Plan(strategy, fetched, kept.get(client, {}))
+            plan = ClientStrategy(strategy, fetched, kept.get(client, {}))
             made = train(task, manifest, models[-1], client, steps[client], plan, version)
             sent = {spec.name: values for spec, _, values in made.pieces()}
             weight = SIZES[client] if strategy.WEIGHTINGS[0] == "examples" else 1
@@ -118,7 +124,7 @@ def federate(
             key: lambda block, into=into: into.append(block.tobytes())
             for key, into in pieces.items()
         }
-        facts = base.Facts(version, len(cohort), len(SIZES))
+        facts = base.RoundInfo(version, len(cohort), len(SIZES))
         blocks = strategy.next_model(manifest, models[-1], total, state, sinks, facts)
         models.append(message.views(manifest, b"".join(block.tobytes() for block in blocks)))
         state = {k: message.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
@@ -340,7 +346,7 @@ def test_a_task_that_trains_in_a_way_of_its_own_is_refused_where_that_matters() 
         settings = loaded(name, {})
         task = Skipping(settings)
         manifest, model = initial_model(task, 1)
-        plan = Plan(get_strategy(name, settings.strategy))
+        plan = ClientStrategy(get_strategy(name, settings.strategy))
         if name == "fedavg":
             assert train(task, manifest, model, 0, 1, plan, 1).num_examples == SIZES[0]
             continue
@@ -382,7 +388,7 @@ def test_qfedavg_does_not_stand_still_at_a_small_loss(q: float, level: float) ->
         total = ExactSum(base.update_manifest(strategy, manifest), found.scales, found.w_max)
         refused = 0
         for f, change in zip(losses, changes, strict=True):
-            known = base.Known(
+            known = base.ClientTrainingState(
                 learning_rate=RATE, base_loss=float(f), change=lambda name, c=change: c,
                 parameters=["w"], exponent=exponent,
             )  # fmt: skip

@@ -85,7 +85,7 @@ def test_blocks_of_a_large_tensor_are_each_their_own_and_pieces_are_the_whole() 
     halves = [reference(values[: topk.BLOCK], 1049), reference(values[topk.BLOCK :], 1)]
     expected = np.concatenate(halves)
     assert decoded("topk:0.001", values).tobytes() == expected.tobytes()
-    blocks = codec.Blocks("topk:0.001", manifest, encoded)
+    blocks = codec.DecodedBlocks("topk:0.001", manifest, encoded)
     assert b"".join(block.tobytes() for block in blocks(spec)) == expected.tobytes()
     with pytest.raises(ValueError, match="inside a block of 1048576"):
         codec.encode_piece("topk:0.001", spec, 256, values[256:], 0)
@@ -112,7 +112,7 @@ def test_indices_that_do_not_ascend_or_are_beyond_the_tensor_are_refused(
     indices: list[int],
 ) -> None:
     manifest, bad = vector(100), hostile(indices)
-    for read in (codec.Blocks, codec.Arrays, codec.decode, codec.split):
+    for read in (codec.DecodedBlocks, codec.LazyDecodedTensors, codec.decode, codec.split):
         with pytest.raises(BlobError, match=r"codec topk:0\.02: indices do not ascend below 100"):
             read("topk:0.02", manifest, bad)
     # Even what was not checked writes nowhere else.
@@ -127,7 +127,7 @@ def test_indices_that_do_not_ascend_or_are_beyond_the_tensor_are_refused(
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_more_or_fewer_entries_than_the_run_wants_are_refused(count: int) -> None:
     with pytest.raises(BlobError, match=f"body has {8 * count} bytes, not 16"):
-        codec.Blocks("topk:0.02", vector(100), hostile(list(range(count))))
+        codec.DecodedBlocks("topk:0.02", vector(100), hostile(list(range(count))))
 
 
 def test_a_few_bytes_never_become_more_than_a_block_of_the_tensor() -> None:
@@ -138,7 +138,9 @@ def test_a_few_bytes_never_become_more_than_a_block_of_the_tensor() -> None:
     try:
         total = sum(
             block.size
-            for block in codec.Blocks("topk:0.000001", manifest, encoded)(manifest.tensors[0])
+            for block in codec.DecodedBlocks("topk:0.000001", manifest, encoded)(
+                manifest.tensors[0]
+            )
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:

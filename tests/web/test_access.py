@@ -425,7 +425,7 @@ def test_a_socket_is_born_with_its_mode(tmp_path: Path) -> None:
     path.victim = secret
     umask = os.umask(0o077)
     try:
-        with server._bound(server.Place(uds=path, uds_mode=0o660)):
+        with server._bound(server.ServerSettings(uds=path, uds_mode=0o660)):
             assert stat.S_IMODE(path.lstat().st_mode) == 0o660
             path.unlink()
             path.write_text("somebody else's by now")

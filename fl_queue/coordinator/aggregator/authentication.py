@@ -2,7 +2,7 @@
 Who an element is from: its signature is checked before anything else of it is believed.
 
 The key of an enrolled client is on the control server, where only the operator's side writes. An
-element that is not what it claims raises ``Forged``: it says nothing about the client it names.
+element that is not what it claims raises ``ForgedMessage``: it says nothing about the client it names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fl_queue.errors import BlobError
 from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.header import MAX_HEADER_BYTES, Header
 from fl_queue.protocol.records import Enrolment
-from fl_queue.protocol.signing import Sealed
+from fl_queue.protocol.signing import SignedMessage
 from fl_queue.store import Control
 
 LARGEST_MODEL_BYTES = 64 * 1024**3
@@ -21,7 +21,7 @@ LARGEST_MODEL_BYTES = 64 * 1024**3
 _GLANCE_BYTES = 64 * 1024
 
 
-class Forged(BlobError):
+class ForgedMessage(BlobError):
     """
     An element that is not of the client it claims to be from, or not of this run.
 
@@ -35,7 +35,7 @@ class Forged(BlobError):
         self.claimed, self.signer = claimed, signer
 
 
-class Opened(NamedTuple):
+class AuthenticatedMessage(NamedTuple):
     """
     An element whose sender is who it says.
 
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
     header: Header
     body: memoryview
     enrolment: Enrolment | None
-    sealed: Sealed | None = None
+    sealed: SignedMessage | None = None
 
     @property
     def key(self) -> str:
@@ -55,7 +55,7 @@ class Opened(NamedTuple):
         return operator_key.fingerprint(self.enrolment.key) if self.enrolment is not None else ""
 
 
-class Gate:
+class MessageAuthenticator:
     """
     Opens elements of a run.
 
@@ -79,7 +79,7 @@ class Gate:
             self._enrolled[client] = self._control.enrolment(client)
         return self._enrolled[client]
 
-    def open(self, element: bytes) -> Opened:
+    def open(self, element: bytes) -> AuthenticatedMessage:
         """
         Decode an element up to its body, from whoever may have sent it.
 
@@ -94,22 +94,22 @@ class Gate:
         enrolment = self._enrolment(signer)
         if enrolment is None or enrolment.revoked_at:
             why = "is not enrolled" if enrolment is None else "is not enrolled any more"
-            raise Forged(signer, f"{signer} {why}")
+            raise ForgedMessage(signer, f"{signer} {why}")
         if not signing.is_signed_by(sealed, enrolment.key):
-            raise Forged(signer, f"not signed with the key of {signer}")
+            raise ForgedMessage(signer, f"not signed with the key of {signer}")
         header, body = message.unpack(sealed.element, max_body_bytes=LARGEST_MODEL_BYTES)
         if header.client != signer:
             reason = f"signed by {signer}, in the name of {header.client}"
-            raise Forged(header.client, reason, signer)
+            raise ForgedMessage(header.client, reason, signer)
         if header.run != self._run:
-            raise Forged(signer, f"it is of run {header.run}", signer)
-        return Opened(header, body, enrolment, sealed)
+            raise ForgedMessage(signer, f"it is of run {header.run}", signer)
+        return AuthenticatedMessage(header, body, enrolment, sealed)
 
-    def _unsigned(self, element: bytes) -> Opened:
+    def _unsigned(self, element: bytes) -> AuthenticatedMessage:
         longest = _GLANCE_BYTES if self._required else MAX_HEADER_BYTES
         header, body = message.unpack(
             element, max_header_bytes=longest, max_body_bytes=LARGEST_MODEL_BYTES
         )
         if self._required or self._enrolment(header.client) is not None:
-            raise Forged(header.client, f"not signed, in the name of {header.client}")
-        return Opened(header, body, None)
+            raise ForgedMessage(header.client, f"not signed, in the name of {header.client}")
+        return AuthenticatedMessage(header, body, None)

@@ -1,7 +1,7 @@
 """
 An aggregator's work on one open round: take what arrives, close the round, commit.
 
-One ``Collector`` is one incarnation: it holds a fence on the control server and a taken list on the
+One ``RoundAggregator`` is one incarnation: it holds a fence on the control server and a taken list on the
 data server, and everything it does is refused once another one has replaced it. What it has merged
 is not removed before the round has ended.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig, too_few_for
 from fl_queue.coordinator.aggregator import answered_clients, round_end, scheduling
-from fl_queue.coordinator.aggregator.drain import Drain
-from fl_queue.coordinator.aggregator.intake import Intake
-from fl_queue.coordinator.aggregator.ownership import Lease, take_over
-from fl_queue.coordinator.aggregator.version_builder import Made, Maker, why_not
+from fl_queue.coordinator.aggregator.drain import QueueDrain
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.ownership import OwnershipLease, take_over
+from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder, why_not
 from fl_queue.coordinator.rounds import (
     deadlines,
     initialisation,
@@ -57,7 +57,7 @@ TAKEN_AT_ONCE = 64
 SAME_FAILURES = 3
 
 
-class Collector:
+class RoundAggregator:
     """
     One incarnation on one round.
 
@@ -104,7 +104,9 @@ class Collector:
         if not self.fence:
             lifecycle.advance(self.store, self.run)
             return "nothing to do"
-        with Lease(self.store, self.run, self.number, self.fence, self.token) as self.lease:
+        with OwnershipLease(
+            self.store, self.run, self.number, self.fence, self.token
+        ) as self.lease:
             try:
                 self._load()
                 ending = self._collect()
@@ -132,15 +134,15 @@ class Collector:
         self.config, self.config_digest = RunConfig.from_dict(recorded), digest_of(recorded)
         statement_signing.check_round(self.store, self.run, current, self.config_digest)
         self.quorum_at_s = current.quorum_at_s
-        self.drain = Drain()
-        self.intake = Intake(
+        self.drain = QueueDrain()
+        self.intake = UpdateIntake(
             self.store, self.run, current, self.config, self.fence, self.token, self.state_dir
         )
         began = time.monotonic()
         self.intake.resume()
         self.turn = scheduling.Turn(self.store, self.run, time.monotonic() - began)
         self._is_loaded = True
-        self.maker = Maker(self.store, self.run, current, self.config, self.state_dir)
+        self.maker = VersionBuilder(self.store, self.run, current, self.config, self.state_dir)
         if self.intake.merge is not None:
             self._load_strategy()
             self.maker.prepare(self.intake.merge.manifest)
@@ -194,13 +196,13 @@ class Collector:
     def _look_at(self, elements: Sequence[bytes]) -> None:
         wasted_s = 0.0
         for element in elements:
-            failpoints.reach("update.taken")
+            failpoints.failpoint("update.taken")
             self.lease.pulse.beat()
             self._follow()
             began = time.monotonic()
             if not self.intake.look_at(element):
                 wasted_s += time.monotonic() - began
-            failpoints.reach("update.received")
+            failpoints.failpoint("update.received")
             if self.round.is_async and self.intake.received() < self.round.quorum:
                 self._top_up()
             if self.intake.is_full():
@@ -326,7 +328,7 @@ class Collector:
 
     def _close(self, ending: Ending) -> str:
         self.intake.books.rejected.close()
-        failpoints.reach("round.decided")
+        failpoints.failpoint("round.decided")
         self._follow()
         if self.round.is_async and ending.outcome == "committed":
             most = self.config.round["max_staleness"]
@@ -350,12 +352,12 @@ class Collector:
                 f"run {self.run}: round {self.number} was not ended by us: {answer}"
             )
         log.info("run=%s round=%s %s: %s", self.run, self.number, ending.outcome, ending.reason)
-        failpoints.reach("round.committed")
+        failpoints.failpoint("round.committed")
         for event in round_end.events(record, self.config):
             self.store.control.add_event(self.run, event)
         # The next round is opened first: its clients train while this one is cleaned up.
         lifecycle.advance(self.store, self.run)
-        failpoints.reach("round.advanced")
+        failpoints.failpoint("round.advanced")
         self._clean_up(record)
         scheduling.end(self.store, self.run)
         return f"{ending.outcome}: {ending.reason}"
@@ -407,7 +409,7 @@ class Collector:
         signature = statement_signing.version(
             self.store, self.run, self.round, made.entry, made.manifest, self.config_digest
         )
-        failpoints.reach("checkpoint.written")
+        failpoints.failpoint("checkpoint.written")
         self.lease.check()
         whole = replace(
             record,
@@ -440,7 +442,7 @@ class Collector:
             begins_anew=self.intake.merge is not None and self.intake.merge.begins_anew,
         )
 
-    def _make(self, record: RoundRecord) -> Made:
+    def _make(self, record: RoundRecord) -> BuiltVersion:
         if self.intake.initial is not None:
             return self.maker.first(*self.intake.initial)
         assert self.intake.merge is not None
@@ -449,7 +451,7 @@ class Collector:
     def _clean_up(self, record: RoundRecord) -> None:
         """The round has ended: what was taken for it goes, and what newer rounds superseded."""
         self.intake.clean_up()
-        failpoints.reach("round.discarded")
+        failpoints.failpoint("round.discarded")
         update_archive.keep_only(self.state_dir, self.run, self.number, record.accepted)
         lifecycle.clean_up(self.store, self.run, self.number)
         retention.prune_versions(self.store, self.run, self.config, self.state_dir)

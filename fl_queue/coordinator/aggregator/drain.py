@@ -15,7 +15,7 @@ ASKED_S = 0.5
 LONGEST_S = 3.0
 
 
-class Drain:
+class QueueDrain:
     """Counts down the elements that waited when a round was due."""
 
     def __init__(self) -> None:

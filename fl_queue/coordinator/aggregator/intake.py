@@ -14,14 +14,18 @@ from pathlib import Path
 
 from fl_queue import metrics
 from fl_queue.aggregation import group_sum
-from fl_queue.aggregation.merge import Added, Merge
+from fl_queue.aggregation.merge import MergedUpdate, UpdateMerger
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import partial_sum, rejections
-from fl_queue.coordinator.aggregator.authentication import Forged, Gate, Opened
+from fl_queue.coordinator.aggregator.authentication import (
+    AuthenticatedMessage,
+    ForgedMessage,
+    MessageAuthenticator,
+)
 from fl_queue.coordinator.aggregator.late_updates import receipt_of
-from fl_queue.coordinator.aggregator.partial_sum import Progress
-from fl_queue.coordinator.aggregator.receipts import Books
-from fl_queue.coordinator.aggregator.taken_list import Taken
+from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
+from fl_queue.coordinator.aggregator.receipts import ReceiptLog
+from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
 from fl_queue.models import update_archive
 from fl_queue.protocol import identifiers, job_origins, message, virtual_clients
@@ -35,7 +39,7 @@ from fl_queue.store.jobs import dispatch
 _WANTED = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
 
 
-class Intake:
+class UpdateIntake:
     """
     Args:
         store: Both servers.
@@ -58,18 +62,18 @@ class Intake:
     ) -> None:
         self.store, self.run, self.round, self.config = store, run, current, config
         self.fence, self.token, self.state_dir = fence, token, state_dir
-        self.progress = Progress()
+        self.progress = PartialRoundState()
         self.initial: tuple[Manifest, Bytes] | None = None
-        self.taken = Taken(store, run, fence, token)
-        self.books = Books(store, run, current, fence)
+        self.taken = TakenList(store, run, fence, token)
+        self.books = ReceiptLog(store, run, current, fence)
         self._room = store.data.room(config.redis["unmerged_bytes"])
         required = store.control.pins.required(run, config.security["require_enrolment"])
-        self._gate = Gate(store.control, run, required)
+        self._gate = MessageAuthenticator(store.control, run, required)
         self._whole = bytearray()  # The update being looked at; the same memory for each.
         self.manifest = store.control.manifest(run)
-        self.merge: Merge | None = None
+        self.merge: UpdateMerger | None = None
         if self.manifest is not None and current.purpose == "train":
-            self.merge = Merge.of_round(
+            self.merge = UpdateMerger.of_round(
                 self.manifest,
                 config,
                 current.scales,
@@ -108,7 +112,7 @@ class Intake:
         """Decide on the next element: write its receipt, and add it to the sum if it is good."""
         try:
             opened = self._gate.open(element)
-        except Forged as exc:
+        except ForgedMessage as exc:
             self.books.write_forged(exc)
             self.taken.refuse(None)
             return False
@@ -143,7 +147,7 @@ class Intake:
         self.books.rejected.flush()
         self._gate.forget()
 
-    def _decide(self, opened: Opened, who: str) -> bool:
+    def _decide(self, opened: AuthenticatedMessage, who: str) -> bool:
         """The same of an element of our round that is from whom it says."""
         header = opened.header
         try:
@@ -162,7 +166,7 @@ class Intake:
             self.taken.refuse(header)
         return is_in
 
-    def _look_at_one(self, opened: Opened, who: str) -> bool:
+    def _look_at_one(self, opened: AuthenticatedMessage, who: str) -> bool:
         header = opened.header
         receipt = replace(self._judge(opened), key=opened.key)
         is_first = header.client not in self.receipts
@@ -189,7 +193,7 @@ class Intake:
         else:
             self.books.write_late(header, who, key)
 
-    def _look_at_group(self, opened: Opened, who: str) -> bool:
+    def _look_at_group(self, opened: AuthenticatedMessage, who: str) -> bool:
         """Decide on the updates of several virtual clients, which came as their sum: all or none."""
         header = opened.header
         try:
@@ -279,7 +283,7 @@ class Intake:
         if known is None or (not known.is_in and (receipt.answers or not known.answers)):
             self.receipts[client] = receipt
 
-    def _judge(self, opened: Opened) -> Receipt:
+    def _judge(self, opened: AuthenticatedMessage) -> Receipt:
         """The receipt of an element of this round; ChunksMissing when its chunks are not there."""
         header = opened.header
         known = self.receipts.get(header.client)
@@ -305,14 +309,14 @@ class Intake:
         except BlobError as exc:
             return receipt_of(header, "invalid", exc.reason)
 
-    def _accept(self, opened: Opened) -> Receipt:
+    def _accept(self, opened: AuthenticatedMessage) -> Receipt:
         header = opened.header
         wanted = _WANTED[self.round.purpose]
         if header.kind != wanted:
             raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
-        added = Added(0)
+        added = MergedUpdate(0)
         if header.kind == "update":
             added = self._add(opened)
         elif header.kind == "model":
@@ -324,7 +328,7 @@ class Intake:
         staleness = self.round.base_version - header.base_version
         return replace(_with(receipt_of(header, "received", ""), added), staleness=staleness)
 
-    def _add(self, opened: Opened) -> Added:
+    def _add(self, opened: AuthenticatedMessage) -> MergedUpdate:
         """Validate an update and add it to the exact sum."""
         assert self.merge is not None
         header, enrolment = opened.header, opened.enrolment
@@ -382,7 +386,7 @@ class Intake:
 
     def _resume_sum(self, saved: Mapping[str, str]) -> None:
         assert self.merge is not None
-        found = Progress.from_json(saved["progress"])
+        found = PartialRoundState.from_json(saved["progress"])
         # Before the sum is read: meanwhile the healer would have everybody asked again.
         self.store.control.write_receipts(self.run, self.number, found.written)
         try:
@@ -399,7 +403,7 @@ class Intake:
         self.store.control.forget_receipts(self.run, self.number)
         self._ask_all_again()
 
-    def _forget_merged(self, found: Progress) -> None:
+    def _forget_merged(self, found: PartialRoundState) -> None:
         """Remove what is left of updates in the sum, should its writer have been killed before it did."""
         redis = self.config.redis
         merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
@@ -463,7 +467,7 @@ class Intake:
         self.taken.discard()
 
 
-def _with(receipt: Receipt, added: Added) -> Receipt:
+def _with(receipt: Receipt, added: MergedUpdate) -> Receipt:
     return replace(
         receipt, weight=added.weight, norm=added.norm, clipped=added.clipped, counted=added.counted
     )

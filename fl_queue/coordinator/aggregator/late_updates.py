@@ -12,7 +12,7 @@ from fl_queue import metrics
 from fl_queue.aggregation import group_sum
 from fl_queue.common.safe_json import printable
 from fl_queue.coordinator.aggregator import rejections
-from fl_queue.coordinator.aggregator.authentication import Gate
+from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import BlobError
 from fl_queue.protocol import message
@@ -84,7 +84,7 @@ def drain(store: Store, state: RunState) -> int:
         How many elements were removed.
     """
     removed, refused, reason = 0, 0, ""
-    gate: Gate | None = None
+    gate: MessageAuthenticator | None = None
     until = time.monotonic() + _AT_ONCE_S
     while time.monotonic() < until and (element := store.data.peek(state.run_id)) is not None:
         try:
@@ -92,7 +92,7 @@ def drain(store: Store, state: RunState) -> int:
                 security = current_config(store, state.run_id).security
                 said = security["require_enrolment"]
                 required = store.control.pins.required(state.run_id, said)
-                gate = Gate(store.control, state.run_id, required)
+                gate = MessageAuthenticator(store.control, state.run_id, required)
             gate.forget()
             opened = gate.open(element)
             header = opened.header

@@ -38,7 +38,7 @@ def take_over(store: Store, run: str, number: int, job: str, token: str) -> int:
     """
     used = 0
     while fence := store.control.claim(run, number, job, token, used):
-        failpoints.reach("aggregator.claimed")
+        failpoints.failpoint("aggregator.claimed")
         used = store.data.own(run, fence, token)
         if not used:
             return fence
@@ -50,7 +50,7 @@ def take_over(store: Store, run: str, number: int, job: str, token: str) -> int:
     return 0
 
 
-class Lease:
+class OwnershipLease:
     """
     Extends an incarnation's lease from a thread, so that a long merge does not lose it.
 
@@ -66,7 +66,7 @@ class Lease:
         self._outage: Exception | None = None
         self._thread = threading.Thread(target=self._keep, name=f"lease-{run}-{fence}", daemon=True)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> OwnershipLease:
         self._thread.start()
         return self
 

@@ -29,7 +29,7 @@ _PURPOSE = "partial v1"
 
 
 @dataclass
-class Progress:
+class PartialRoundState:
     """
     What is known of the updates of an open round, besides their sum.
 
@@ -48,7 +48,7 @@ class Progress:
         return dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Progress:
+    def from_json(cls, text: str) -> PartialRoundState:
         raw = json.loads(text)
         receipts, written = (
             {who: Receipt(**values) for who, values in raw[key].items()}
@@ -65,7 +65,7 @@ def save(
     token: str,
     looked_at: int,
     total: ExactSum,
-    progress: Progress,
+    progress: PartialRoundState,
     chunk_bytes: int,
     opening: str = "",
     key: OperatorKey | None = None,
@@ -87,7 +87,7 @@ def save(
     nbytes = total.layout.nbytes
     pieces = message.rechunked(total.pieces(), chunk_bytes)
     store.data.put_chunks(keyspace.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
-    failpoints.reach("partial.stored")
+    failpoints.failpoint("partial.stored")
     fields = {
         "nonce": secrets.token_hex(8),
         "round": number,
@@ -110,7 +110,7 @@ def save(
         if old:
             _keep_chunks(store, run, old, None)  # It is somebody else's by now.
         return False
-    failpoints.reach("partial.saved")
+    failpoints.failpoint("partial.saved")
     _keep_chunks(store, run, {key: str(value) for key, value in fields.items()}, None)
     if old and old["digest"] != digest:
         _drop_chunks(store, run, old)

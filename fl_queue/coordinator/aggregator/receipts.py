@@ -12,9 +12,9 @@ from collections.abc import Collection
 
 from fl_queue.aggregation import group_sum
 from fl_queue.coordinator.aggregator import rejections
-from fl_queue.coordinator.aggregator.authentication import Forged
+from fl_queue.coordinator.aggregator.authentication import ForgedMessage
 from fl_queue.coordinator.aggregator.late_updates import receipt_of, was_merged
-from fl_queue.coordinator.aggregator.rejections import Rejected
+from fl_queue.coordinator.aggregator.rejections import RejectionCounter
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt, Verdict
 from fl_queue.store import RoundState, Store
@@ -23,7 +23,7 @@ from fl_queue.store import RoundState, Store
 _FIELDS = 2
 
 
-class Books:
+class ReceiptLog:
     """
     Those of one incarnation in its round.
 
@@ -33,7 +33,7 @@ class Books:
 
     def __init__(self, store: Store, run: str, current: RoundState, fence: int) -> None:
         self._store, self._run, self._number, self._fence = store, run, current.number, fence
-        self.rejected = Rejected(store, run, current.number, fence)
+        self.rejected = RejectionCounter(store, run, current.number, fence)
         self.cohort = frozenset(current.cohort)
         state = store.control.run(run)
         self._people = {*current.cohort, *(state.population if state is not None else ())}
@@ -100,7 +100,7 @@ class Books:
                     self._store.control.write_receipt(self._run, number, own.client, receipt, None)
         self.rejected.count(who, reason, "" if told else status, number)
 
-    def write_forged(self, forged: Forged) -> None:
+    def write_forged(self, forged: ForgedMessage) -> None:
         """The same of what came in a client's name and not from it; the client itself is waited for."""
         claimed, reason = forged.claimed, forged.reason
         has_one = claimed in self.cohort

@@ -67,7 +67,7 @@ def sum_event(number: int, who: str, refusals: Refusals) -> dict[str, Any]:
     }
 
 
-class Rejected:
+class RejectionCounter:
     """
     Counts what one incarnation refuses in its round.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fl_queue import metrics
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.aggregator.partial_sum import Progress
+from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.protocol import job_origins
@@ -24,7 +24,7 @@ def record_of(
     ending: Ending,
     elapsed_s: float,
     config: RunConfig,
-    progress: Progress,
+    progress: PartialRoundState,
 ) -> RoundRecord:
     """The record of a round with what has come of it. Args: ``progress``: what was taken."""
     base = lifecycle.base_record(current, ending, elapsed_s, config)

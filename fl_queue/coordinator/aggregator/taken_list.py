@@ -14,7 +14,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.store import Store, admission
 
 
-class Taken:
+class TakenList:
     """
     Args:
         fence, token: The incarnation's.
@@ -57,11 +57,11 @@ class Taken:
             return
         # Elements last: killed before that, whoever gets them next finds what else to remove.
         self._drop_leaving()
-        failpoints.reach("update.refused")
+        failpoints.failpoint("update.refused")
         places = self._refused
         if not self._store.data.refuse(self._run, self._fence, self._token, self.count, places):
             raise OwnershipLost(f"run {self._run}: incarnation {self._fence} was replaced")
-        failpoints.reach("refused.removed")
+        failpoints.failpoint("refused.removed")
         self.count -= len(places)
         self._refused = []
 

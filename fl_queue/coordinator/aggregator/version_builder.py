@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.aggregation import rebase
-from fl_queue.aggregation.merge import Merge
+from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
@@ -25,7 +25,7 @@ from fl_queue.models.checkpoint import Body
 from fl_queue.protocol.message import Bytes, Tensor
 from fl_queue.protocol.records import Manifest, RoundRecord
 from fl_queue.store import RoundState, Store
-from fl_queue.strategies.base import Facts, Strategy, state_manifest
+from fl_queue.strategies.base import RoundInfo, Strategy, state_manifest
 
 #: Characters of an error in the reason of a round.
 _LONGEST_REASON = 300
@@ -54,7 +54,7 @@ def _counted(pieces: Iterable[Tensor], beat: Callable[[], None]) -> Iterator[Ten
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltVersion:
     """
     A version that can be committed.
 
@@ -82,7 +82,7 @@ class Made:
         }
 
 
-class Maker:
+class VersionBuilder:
     """
     Makes the version that a round ends with.
 
@@ -108,7 +108,7 @@ class Maker:
         with suppress(ChunksMissing, CheckpointError):
             self._base = self._open_base(manifest)
 
-    def first(self, manifest: Manifest, body: Bytes) -> Made:
+    def first(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
         """
         Version 0, as a client has sent it.
 
@@ -120,11 +120,11 @@ class Maker:
 
     def next(
         self,
-        merge: Merge,
+        merge: UpdateMerger,
         strategy: Strategy | None,
         beat: Callable[[], None] = lambda: None,
         record: RoundRecord | None = None,
-    ) -> Made:
+    ) -> BuiltVersion:
         """
         The version after the round's base.
 
@@ -141,7 +141,7 @@ class Maker:
         with ExitStack() as stack:
             writers = self._state_writers(stack, version, merge.manifest, strategy)
             base = self._base or self._open_base(merge.manifest)
-            facts = Facts(version, merge.count, current.population, current.base_population)
+            facts = RoundInfo(version, merge.count, current.population, current.base_population)
             state = transfer.state_arrays(
                 self.store,
                 self.run,
@@ -192,21 +192,24 @@ class Maker:
         manifest: Manifest,
         pieces: Iterable[Bytes | Tensor],
         writers: Mapping[str, checkpoint.Writer],
-    ) -> Made:
+    ) -> BuiltVersion:
         """Have a version on disk and on the data server, with what the strategy keeps."""
         metadata = self._metadata(version)
         draft = stack.enter_context(checkpoint.drafted(self.folder, manifest, pieces, metadata))
         state = {name: writer.finish() for name, writer in writers.items()}
         download = self._publish(draft, manifest, state)
-        failpoints.reach("model.published")
+        failpoints.failpoint("model.published")
         for kept_with_it in state.values():
             kept_with_it.keep()
         draft.keep()
         digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
-        return Made(version, draft.digest, download, manifest, digests)
+        return BuiltVersion(version, draft.digest, download, manifest, digests)
 
     def _publish(
-        self, draft: checkpoint.Draft, manifest: Manifest, state: Mapping[str, checkpoint.Draft]
+        self,
+        draft: checkpoint.UncommittedCheckpoint,
+        manifest: Manifest,
+        state: Mapping[str, checkpoint.UncommittedCheckpoint],
     ) -> str:
         """
         Send the new version to the data server while the disk takes it for good.

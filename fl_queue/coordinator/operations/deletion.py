@@ -25,7 +25,7 @@ from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import dumps
 from fl_queue.store import RunState, Store, ask_many, keys_like, keyspace, queries, unlink_all
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: How long a tombstone is kept, and for how long everything is looked through again.
 TOMBSTONE_S = 24 * 3600.0
@@ -164,14 +164,14 @@ def forget_here(state_dir: Path, run: str) -> None:
     update_archive.forget(state_dir, run)
 
 
-def _tickets(store: Store, runs: Sequence[str], keys: Sequence[bytes]) -> list[Ticket]:
+def _tickets(store: Store, runs: Sequence[str], keys: Sequence[bytes]) -> list[JobTicket]:
     """The newest jobs of some runs. Args: ``keys``: theirs on the control server."""
     of_rounds = [key for key in keys if re.fullmatch(rb"flq:\{[^}]*\}:round:\d+:jobs", key)]
     found = ask_many(store.control.redis, of_rounds, lambda pipe, key: pipe.hgetall(key))
     tickets = []
     for raw in (raw for jobs in found for raw in jobs.values()):
         with suppress(BlobError):  # What is no ticket names no job.
-            tickets.append(Ticket.from_dict(safe_json.loads(raw, "a ticket")))
+            tickets.append(JobTicket.from_dict(safe_json.loads(raw, "a ticket")))
     for run in runs:
         tickets += dispatch.evaluation_tickets(store, run).values()
     return tickets

@@ -33,7 +33,7 @@ _KEY_ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class Place:
+class RedisEndpoints:
     """
     How a site reaches Redis.
 
@@ -66,7 +66,7 @@ class Enrolled:
 def enroll(
     store: Store,
     client: str,
-    place: Place,
+    place: RedisEndpoints,
     max_examples: int,
     use_acl: bool,
     open_server: bool = False,
@@ -250,7 +250,7 @@ def _strange_users(client: str, known: Enrolment | None) -> str:
     return ""
 
 
-class Watch:
+class EnrolmentMonitor:
     """
     A machine's look at the enrolments on the control server.
 

@@ -34,7 +34,7 @@ from fl_queue.models import retention, transfer
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import OUT_OF_MEMORY
 from fl_queue.strategies.base import state_manifest
 
@@ -71,16 +71,16 @@ class Healer:
         self.hurry = hurry
         self.done: list[str] = []
         self.token = secrets.token_hex(8)
-        self.watch = dead_jobs.Watch(store, 0.0, 0.0) if hurry else dead_jobs.Watch(store)
-        self._stalled = stalled_clients.Stalled(store)
-        self._missed = missed_updates.Missed(store)
+        self.watch = dead_jobs.JobMonitor(store, 0.0, 0.0) if hurry else dead_jobs.JobMonitor(store)
+        self._stalled = stalled_clients.StallDetector(store)
+        self._missed = missed_updates.MissedUpdates(store)
         self._dead_since: dict[str, float] = {}
-        self._resting = resting_runs.Resting(store)
+        self._resting = resting_runs.RestingRuns(store)
         #: Run -> when its evaluations were looked at.
         self._evaluations_at: dict[str, float] = {}
         self._swept_at = self._tidied_at = 0.0
         self._may_restore = True
-        self._enrolments = enrolment.Watch(store)
+        self._enrolments = enrolment.EnrolmentMonitor(store)
         #: Whether the lease is held, and when that was written last.
         self._is_ours = False
         self._held_at = 0.0
@@ -147,7 +147,7 @@ class Healer:
 
     def _hold(self) -> bool:
         """Take or extend the lease, and note who is there; False when another healer is at work."""
-        process = {"process": processes.identity(), "pid": os.getpid()}
+        process = {"process": processes.process_identity(), "pid": os.getpid()}
         self._is_ours = self.store.control.hold(keyspace.HEALER, self.token, LEASE_S, process)
         if self._is_ours:
             self.store.control.hear()
@@ -218,7 +218,7 @@ class Healer:
         if current is not None:
             lifecycle.count_time(self.store, run, current.number)
             self._give_back(run, current)
-            failpoints.reach("heal.given-back")
+            failpoints.failpoint("heal.given-back")
             self._restore_model(run, current.base_digest, current.segment, current.download)
             for digest in current.server_state.values():
                 self._restore_model(run, digest, current.segment, is_state=True)
@@ -229,7 +229,7 @@ class Healer:
             self._follow_data_server(run, current)
             self._heal_jobs(run, current)
             self._pass_over(run, current)
-            failpoints.reach("heal.healed")
+            failpoints.failpoint("heal.healed")
         lifecycle.advance(self.store, run)
 
     def _give_back(self, run: str, current: RoundState) -> None:
@@ -304,7 +304,7 @@ class Healer:
             ),
         )
 
-    def _unanswered(self, run: str, current: RoundState) -> dict[str, Ticket]:
+    def _unanswered(self, run: str, current: RoundState) -> dict[str, JobTicket]:
         """The newest jobs of those who still have to answer, by whose they are."""
         receipts = self.store.control.receipts(run, current.number)
         tickets = dispatch.tickets(self.store, run, current.number)
@@ -324,7 +324,7 @@ class Healer:
         }
 
     def _why_again(
-        self, run: str, current: RoundState, finished: Sequence[Ticket]
+        self, run: str, current: RoundState, finished: Sequence[JobTicket]
     ) -> dict[str, str]:
         """Job id -> why it is wanted again, of those that have ended though their round is open."""
         left = dispatch.all_awaited(self.store, finished)
@@ -359,7 +359,9 @@ class Healer:
                 self._heal_evaluation(state, version, ticket, reason or "")
         return bool(waiting)
 
-    def _heal_evaluation(self, state: RunState, version: int, ticket: Ticket, reason: str) -> None:
+    def _heal_evaluation(
+        self, state: RunState, version: int, ticket: JobTicket, reason: str
+    ) -> None:
         run = state.run_id
         entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
         if self._restore_model(run, entry.get("digest", ""), state.segment):
@@ -369,7 +371,7 @@ class Healer:
             self.store.control.set_evaluation(run, version, {"state": "failed", "reason": PRUNED})
             dispatch.forget(self.store, ticket)
 
-    def _is_due(self, ticket: Ticket, reason: str | None) -> bool:
+    def _is_due(self, ticket: JobTicket, reason: str | None) -> bool:
         """Whether a dead job is to be tried again now: at once, but slower when it keeps failing."""
         if reason is None:
             self._dead_since.pop(ticket.job, None)
@@ -381,9 +383,9 @@ class Healer:
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
         return self.hurry or time.monotonic() - since >= pause_s
 
-    def _replace(self, key: str, due: Mapping[str, Ticket]) -> dict[str, Ticket]:
+    def _replace(self, key: str, due: Mapping[str, JobTicket]) -> dict[str, JobTicket]:
         """Publish new attempts; returns field -> new ticket, of those that were."""
-        replaced: dict[str, Ticket] = {}
+        replaced: dict[str, JobTicket] = {}
         for some in batches(due.items()):
             replaced |= dispatch.replace_all(self.store, key, dict(some))
             self._go_on()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fl_queue.protocol import virtual_clients
 from fl_queue.store import RoundState, Store
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: An aggregator that has taken elements and written no receipt for so long (counted time of the round)
 #: has looked at all of them. If it was only slow, the answer comes twice and counts once.
@@ -30,14 +30,14 @@ class _Seen:
     since_s: float
 
 
-class Missed:
+class MissedUpdates:
     """Args: ``store``: both servers."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._runs: dict[str, _Seen] = {}
 
-    def look(self, run: str, current: RoundState, finished: Sequence[Ticket]) -> set[str]:
+    def look(self, run: str, current: RoundState, finished: Sequence[JobTicket]) -> set[str]:
         """
         The ids of those jobs whose clients have to be asked again.
 

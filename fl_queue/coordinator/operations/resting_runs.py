@@ -22,7 +22,7 @@ EVALUATIONS_S = 5.0
 
 
 @dataclass
-class Resting:
+class RestingRuns:
     """
     Which runs are at rest. What it forgets is looked at once more.
 

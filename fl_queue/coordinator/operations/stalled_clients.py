@@ -34,7 +34,7 @@ class _Seen:
     before: set[str] = field(default_factory=set)
 
 
-class Stalled:
+class StallDetector:
     """Watches who holds room. Args: ``store``: both servers."""
 
     def __init__(self, store: Store) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 from fl_queue.aggregation import rebase
-from fl_queue.aggregation.merge import Merge
-from fl_queue.aggregation.staleness import Discount
+from fl_queue.aggregation.merge import UpdateMerger
+from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, RunStateError
 from fl_queue.models import transfer, update_archive
-from fl_queue.models.update_archive import Kept
+from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import largest_weight, load_strategy
-from fl_queue.strategies.base import Facts
+from fl_queue.strategies.base import RoundInfo
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Signatures:
         self.unproven: dict[str, str] = {}
         self.forged: dict[str, str] = {}
 
-    def check(self, client: str, found: Kept) -> None:
+    def check(self, client: str, found: ArchivedUpdate) -> None:
         """Look at one kept update. Raises ConfigError: the operator's key, or a pin, cannot be used."""
         recorded = self._record.keys.get(client, "")
         if found.proof is None:
@@ -214,11 +214,11 @@ def recompute(
     if manifest is None:
         raise DataError(run, "the run has no manifest")
     w_max = largest_weight(config.aggregation)
-    found = Discount.from_dict(record.discount)
+    found = StalenessWeights.from_dict(record.discount)
     if found is not None:
         w_max = found.full(w_max)
     folder = state_dir / "gathered"
-    merge = Merge.of_round(manifest, config, record.scales, w_max, folder, record.discount)
+    merge = UpdateMerger.of_round(manifest, config, record.scales, w_max, folder, record.discount)
     for client, digest in sorted(record.accepted.items()):
         update = update_archive.read(state_dir, run, record.round, client, digest)
         signatures.check(client, update)
@@ -245,7 +245,7 @@ def recompute(
     )
     hashers = {name: message.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
-    facts = Facts((record.version or 0), merge.count, record.population, record.base_population)
+    facts = RoundInfo((record.version or 0), merge.count, record.population, record.base_population)
     stale = rebase.stale_weights(record, manifest)
     bodies = {
         version: transfer.body_of_version(store, run, version, manifest, chunk_bytes, state_dir)

@@ -15,7 +15,7 @@ from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 SLOWEST_BYTES_PER_S = 1_000_000
 #: No such round is closed earlier, however short the rounds of training are; seconds.
@@ -57,7 +57,7 @@ def is_there(store: Store, config: RunConfig, who: str) -> bool:
     return bool(store.control.lease(keyspace.client_holder(who)))
 
 
-def is_at_work(store: Store, ticket: Ticket | None) -> bool:
+def is_at_work(store: Store, ticket: JobTicket | None) -> bool:
     """Whether a living worker is at a job."""
     state = dispatch.job_state(store, ticket) if ticket is not None else ""
     worker = state.removeprefix("started by ")
@@ -68,7 +68,7 @@ def expected(
     store: Store,
     config: RunConfig,
     silent: list[str],
-    tickets: Mapping[str, Ticket],
+    tickets: Mapping[str, JobTicket],
     elapsed_s: float,
 ) -> list[str]:
     """

@@ -27,7 +27,7 @@ _NAMED = 8
 
 
 @dataclass(frozen=True)
-class Eligible:
+class EligibleClients:
     """
     Who may be selected for a round.
 
@@ -50,14 +50,16 @@ class Eligible:
         return {client: why for client, why in self.out.items() if client not in self.untold}
 
 
-def decide(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> Eligible | None:
+def decide(
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose
+) -> EligibleClients | None:
     """
     Who may be selected; None while it is not known who is alive.
 
     A cohort of those who happened to be heard first after an outage would be another one.
     """
     if config.is_simulation:
-        return Eligible(virtual_clients.clients(config.clients["count"]))
+        return EligibleClients(virtual_clients.clients(config.clients["count"]))
     store.control.hear()
     if store.control.settling():
         return None
@@ -66,7 +68,9 @@ def decide(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -
     asked = [client for client in alive if client not in out]
     admitted = preflight.admit(store, state, config, asked, purpose)
     out = dict(sorted({**out, **admitted.out}.items()))
-    return Eligible(admitted.clients, out, admitted.unable, admitted.untold, admitted.problem)
+    return EligibleClients(
+        admitted.clients, out, admitted.unable, admitted.untold, admitted.problem
+    )
 
 
 def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
@@ -138,7 +142,7 @@ def _without_share(state: RunState, config: RunConfig, clients: Sequence[str]) -
     return {client: why for client in clients if places[client] >= shares}
 
 
-def record(store: Store, state: RunState, found: Eligible) -> None:
+def record(store: Store, state: RunState, found: EligibleClients) -> None:
     """Note who is left out of a run and why, with an event, if it is not what was noted last."""
     out = found.lasting()
     if out == dict(state.left_out):

@@ -6,10 +6,10 @@ from fl_queue.protocol import identifiers
 from fl_queue.protocol.job_origins import is_given_up
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.store.jobs import dispatch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 
-def at_work(store: Store, run: str, current: RoundState) -> dict[str, Ticket]:
+def at_work(store: Store, run: str, current: RoundState) -> dict[str, JobTicket]:
     """Client -> its ticket, of those of a round that have not answered and are not revoked."""
     tickets = dispatch.tickets(store, run, current.number)
     receipts = store.control.receipts(run, current.number)
@@ -25,7 +25,7 @@ def at_work(store: Store, run: str, current: RoundState) -> dict[str, Ticket]:
 
 def carried(
     store: Store, state: RunState, max_staleness: int
-) -> tuple[RoundState | None, list[Ticket]]:
+) -> tuple[RoundState | None, list[JobTicket]]:
     """
     What the next asynchronous round takes over from the run's newest one, which has ended.
 
@@ -45,7 +45,7 @@ def carried(
     ]
 
 
-def tickets_in_use(store: Store, run: str) -> dict[str, Ticket]:
+def tickets_in_use(store: Store, run: str) -> dict[str, JobTicket]:
     """Job id -> ticket, of the clients of a run's newest round; empty when it is not asynchronous."""
     state = store.control.run(run)
     if state is None or not state.active or state.round < 0:

@@ -18,13 +18,13 @@ from redis.client import Pipeline
 from fl_queue.common import seeding
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import deadlines, eligibility, statement_signing
-from fl_queue.coordinator.rounds.eligibility import Eligible
+from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.coordinator.rounds.runs import is_as_seen
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Receipt, dumps
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: A worker that has not begun after this time is busy with something else: the next one is asked, too.
 BUSY_S = 15.0
@@ -32,7 +32,9 @@ BUSY_S = 15.0
 _CAUSE = 300
 
 
-def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible) -> list[str]:
+def candidates(
+    store: Store, state: RunState, config: RunConfig, found: EligibleClients
+) -> list[str]:
     """Who can be asked for version 0, the first one first."""
     seed, there = config.run["seed"], store.control.role_alive(identifiers.EVALUATOR)
     may = not eligibility.not_admitted(store, state, config, [identifiers.EVALUATOR])
@@ -44,7 +46,7 @@ def candidates(store: Store, state: RunState, config: RunConfig, found: Eligible
     return [*first, *fit, *seeding.in_order(seed, 0, found.unable, len(found.unable))]
 
 
-def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: str) -> Ticket:
+def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: str) -> JobTicket:
     """The job of somebody who is asked."""
     function, queue = rq_types.CLIENT_INITIALISE, keyspace.client_queue(who)
     if who == identifiers.EVALUATOR:
@@ -52,7 +54,7 @@ def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: s
     elif config.is_simulation:
         function, queue = rq_types.POOL_INITIALISE, keyspace.POOL_QUEUE
     longest_s = int(deadlines.longest_job_s(store, state, config, "initialise"))
-    return Ticket(who, function, queue, state.run_id, number, max(1, longest_s))
+    return JobTicket(who, function, queue, state.run_id, number, max(1, longest_s))
 
 
 def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundState) -> bool:

@@ -27,7 +27,7 @@ from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Purpose, Receipt, RoundRecord
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
@@ -367,7 +367,7 @@ def _publish_evaluations(
     due = range(state.version - state.version % every, -1, -every)
     last = [state.version] if is_last and state.version not in due else []
     for version in (*last, *due):
-        ticket = Ticket(
+        ticket = JobTicket(
             identifiers.EVALUATOR,
             rq_types.EVALUATE,
             keyspace.EVALUATE_QUEUE,
@@ -383,7 +383,7 @@ def _publish_evaluations(
             break  # It has been published, and so have those before it.
 
 
-def _evaluation(store: Store, ticket: Ticket, pipe: Pipeline) -> Callable[[], None] | None:
+def _evaluation(store: Store, ticket: JobTicket, pipe: Pipeline) -> Callable[[], None] | None:
     if pipe.hexists(keyspace.evaluations(ticket.run), str(ticket.number)):
         return None
 

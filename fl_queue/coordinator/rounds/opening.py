@@ -32,14 +32,14 @@ from fl_queue.coordinator.rounds import (
     statement_signing,
     waiting,
 )
-from fl_queue.coordinator.rounds.eligibility import Eligible
+from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.protocol.records import Mode, Purpose, dumps
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
@@ -54,7 +54,7 @@ _IN_POOL: dict[Purpose, str] = {
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RoundPlan:
     """
     A round that is about to be opened.
 
@@ -77,7 +77,7 @@ class _Plan:
     groups: int = 0
     mode: Mode = "sync"
     buffer: int = 0
-    carried: Mapping[str, tuple[Ticket, job_origins.Begun]] = field(default_factory=dict)
+    carried: Mapping[str, tuple[JobTicket, job_origins.JobOrigin]] = field(default_factory=dict)
     ineligible: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -138,12 +138,17 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     # What is taken over must be as it was seen: the healer may have replaced a ticket of it.
     watched = [keyspace.run(state.run_id), keyspace.round_jobs(state.run_id, state.round)]
     if store.control.transact(watched if is_async else watched[:1], body):
-        failpoints.reach("round.opened")
+        failpoints.failpoint("round.opened")
     return False
 
 
 def _wait_for_clients(
-    store: Store, state: RunState, config: RunConfig, plan: _Plan, wanted: int, found: Eligible
+    store: Store,
+    state: RunState,
+    config: RunConfig,
+    plan: _RoundPlan,
+    wanted: int,
+    found: EligibleClients,
 ) -> None:
     missing = max(wanted, 1) - len(plan.cohort)
     left_out = "; ".join(eligibility.lines(found.out))
@@ -153,7 +158,7 @@ def _wait_for_clients(
     waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.untold))
 
 
-def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> bool:
+def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> bool:
     """Whether a round of so many clients cannot be; the run waits for more of them, or has failed."""
     problem = waiting.too_few(config, len(plan.cohort))
     if problem:
@@ -165,7 +170,7 @@ def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _Plan) -
     return bool(problem)
 
 
-def _asked_by(plan: _Plan, wanted: int) -> str:
+def _asked_by(plan: _RoundPlan, wanted: int) -> str:
     """The config's field that asks for so many clients."""
     if plan.mode != "async":
         return "round.cohort"
@@ -191,7 +196,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     chosen = seeding.select_cohort(config.run["seed"], current.number, idle, free)
     if not chosen:
         return
-    plan = _Plan(
+    plan = _RoundPlan(
         current.number,
         "train",
         chosen,
@@ -224,9 +229,9 @@ def _write_more(
     store: Store,
     pipe: Pipeline,
     state: RunState,
-    plan: _Plan,
+    plan: _RoundPlan,
     cohort: Sequence[str],
-    tickets: list[Ticket],
+    tickets: list[JobTicket],
     signed: str,
 ) -> None:
     run, number = state.run_id, plan.number
@@ -245,9 +250,9 @@ def _write_more(
     store.control.add_event(run, event, pipe)
 
 
-def _plan_first(state: RunState, candidates: Sequence[str], found: Eligible) -> _Plan:
+def _plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> _RoundPlan:
     """The making of version 0: the first who can be asked, and others after it (``initialisation``)."""
-    return _Plan(
+    return _RoundPlan(
         state.round + 1,
         "initialise",
         candidates[:1],
@@ -258,14 +263,14 @@ def _plan_first(state: RunState, candidates: Sequence[str], found: Eligible) -> 
 
 
 def _plan_sync(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
-) -> tuple[_Plan, int]:
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: EligibleClients
+) -> tuple[_RoundPlan, int]:
     """A synchronous round, and how many clients it needs."""
     simulated, alive = config.is_simulation, found.clients
     wanted = cohort_size(config, len(alive))
     chosen = min(wanted, len(alive))
     cohort = seeding.select_cohort(config.run["seed"], state.round + 1, alive, chosen)
-    plan = _Plan(
+    plan = _RoundPlan(
         state.round + 1,
         purpose,
         cohort,
@@ -278,8 +283,8 @@ def _plan_sync(
 
 
 def _plan_async(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: Eligible
-) -> tuple[_Plan, int]:
+    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: EligibleClients
+) -> tuple[_RoundPlan, int]:
     """
     An asynchronous round, and how many clients it needs at work.
 
@@ -294,7 +299,7 @@ def _plan_async(
     free = min(max(0, limit - len(carried)), len(idle))
     chosen = seeding.select_cohort(config.run["seed"], state.round + 1, idle, free)
     buffer = buffer_size(config, limit)
-    plan = _Plan(
+    plan = _RoundPlan(
         state.round + 1,
         purpose,
         sorted((*carried, *chosen)),
@@ -313,7 +318,7 @@ def _groups(cohort: Sequence[str], config: RunConfig) -> int:
     return virtual_clients.group_count(len(cohort), config.processes)
 
 
-def _quorum(config: RunConfig, plan: _Plan) -> int:
+def _quorum(config: RunConfig, plan: _RoundPlan) -> int:
     size = len(plan.cohort)
     if plan.mode == "async":
         return plan.buffer
@@ -323,7 +328,9 @@ def _quorum(config: RunConfig, plan: _Plan) -> int:
     return 1 if plan.purpose == "initialise" else size
 
 
-def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan) -> dict[str, Any]:
+def _round_fields(
+    store: Store, state: RunState, config: RunConfig, plan: _RoundPlan
+) -> dict[str, Any]:
     now = f"{store.control.now():.6f}"
     rounds = config.round if plan.mode == "async" else None
     # Nothing is summed when version 0 is made, or a version is evaluated by however many.
@@ -361,12 +368,12 @@ def _round_fields(store: Store, state: RunState, config: RunConfig, plan: _Plan)
     }
 
 
-def _newcomers(state: RunState, plan: _Plan) -> set[str]:
+def _newcomers(state: RunState, plan: _RoundPlan) -> set[str]:
     """Clients that the run has not seen before this round."""
     return set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
 
 
-def _population(state: RunState, plan: _Plan) -> list[str]:
+def _population(state: RunState, plan: _RoundPlan) -> list[str]:
     """
     The clients that the run has seen, this round's included.
 
@@ -376,7 +383,7 @@ def _population(state: RunState, plan: _Plan) -> list[str]:
     return [*state.population, *sorted(_newcomers(state, plan))]
 
 
-def _population_count(state: RunState, plan: _Plan) -> int:
+def _population_count(state: RunState, plan: _RoundPlan) -> int:
     """How many clients the run has seen, this round's included: ``N`` of some strategies."""
     if plan.groups:
         return plan.shares  # A simulation's are all there, always.
@@ -390,14 +397,14 @@ def _base_population(store: Store, state: RunState) -> int:
     return int(store.control.version(state.run_id, state.version or 0).get("population", 0))
 
 
-def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> list[Ticket]:
+def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig) -> list[JobTicket]:
     """A new job for each client or group that has none, and the aggregator's."""
     run, timeout_s = state.run_id, max(1, int(config.train["timeout_s"]))
 
-    def ticket(who: str) -> Ticket:
+    def ticket(who: str) -> JobTicket:
         if plan.purpose == "initialise":
             return initialisation.ticket(store, state, config, plan.number, who)
-        return Ticket(
+        return JobTicket(
             who,
             _ON_CLIENT[plan.purpose],
             keyspace.client_queue(who),
@@ -406,16 +413,16 @@ def _tickets(store: Store, state: RunState, plan: _Plan, config: RunConfig) -> l
             timeout_s,
         )
 
-    def group_ticket(number: int) -> Ticket:
+    def group_ticket(number: int) -> JobTicket:
         function, who = _IN_POOL[plan.purpose], virtual_clients.group(number)
         # One after the other.
         longest_s = timeout_s * len(virtual_clients.members(plan.cohort, plan.groups, number))
-        return Ticket(who, function, keyspace.POOL_QUEUE, run, plan.number, longest_s)
+        return JobTicket(who, function, keyspace.POOL_QUEUE, run, plan.number, longest_s)
 
     new = [client for client in plan.cohort if client not in plan.carried]
     return [
         *(map(group_ticket, range(plan.groups)) if plan.groups else map(ticket, new)),
-        Ticket(
+        JobTicket(
             identifiers.AGGREGATOR,
             rq_types.AGGREGATE,
             keyspace.AGGREGATE_QUEUE,
@@ -430,9 +437,9 @@ def _write_round(
     store: Store,
     pipe: Pipeline,
     state: RunState,
-    plan: _Plan,
+    plan: _RoundPlan,
     fields: Mapping[str, str],
-    tickets: list[Ticket],
+    tickets: list[JobTicket],
     unsigned: str,
 ) -> None:
     run, number = state.run_id, plan.number

@@ -27,8 +27,8 @@ from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.records import CANNOT, Purpose, dumps
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.dead_jobs import Watch
-from fl_queue.store.jobs.dispatch import Ticket
+from fl_queue.store.jobs.dead_jobs import JobMonitor
+from fl_queue.store.jobs.dispatch import JobTicket
 
 #: Counted time for which the first round waits for sites that tell nothing: a worker may be busy.
 LONGEST_WAIT_S = 60.0
@@ -41,11 +41,11 @@ FIRST_PAUSE_S = 60.0
 LONGEST_PAUSE_S = 3600.0
 #: Field of the run's sites that holds what most of them have; no client is called so.
 _REFERENCE = ":most"
-_watches: WeakKeyDictionary[Store, Watch] = WeakKeyDictionary()
+_watches: WeakKeyDictionary[Store, JobMonitor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteReport:
     """
     What is recorded of one client, or of what most have.
 
@@ -139,9 +139,9 @@ def _compared(
     state: RunState,
     config: RunConfig,
     asked: Sequence[str],
-    sites: Mapping[str, Site],
+    sites: Mapping[str, SiteReport],
     told: Mapping[str, site_facts.Facts],
-    reference: Site | None,
+    reference: SiteReport | None,
     purpose: Purpose,
 ) -> Admitted:
     """Who may train of those that can, where sites may differ."""
@@ -154,7 +154,7 @@ def _compared(
         split = site_facts.undecided(told)
         if split and mode == "refuse":
             return Admitted([], problem=_advice(split))
-        reference = Site(start_of(state), told=site_facts.agreed(told, always=mode == "warn"))
+        reference = SiteReport(start_of(state), told=site_facts.agreed(told, always=mode == "warn"))
         if told and not _write(store, state, _REFERENCE, None, reference):
             return Admitted([], problem=WAITING)  # Somebody else was faster: look again.
     most = reference.told or {}
@@ -204,7 +204,7 @@ def _advice(split: str) -> str:
     )
 
 
-def _why_unable(site: Site) -> str:
+def _why_unable(site: SiteReport) -> str:
     return (
         f"{site.unable}; left out until its worker is started again, "
         f"and asked again after {site.pause_s:g} s"
@@ -217,18 +217,21 @@ def _why_out(told: site_facts.Facts | None, most: site_facts.Facts) -> str:
     return ", ".join(site_facts.differences(told, most, set(most) - set(site_facts.NOTED)))
 
 
-def _read(store: Store, state: RunState) -> dict[str, Site]:
+def _read(store: Store, state: RunState) -> dict[str, SiteReport]:
     """What is recorded since the run was begun, or gone on with, last."""
     raw = store.control.sites(state.run_id)
     found = store.control.unreadable.each(
         keyspace.sites(state.run_id),
         raw.items(),
-        lambda who, text: (who, safe_json.record(Site, safe_json.loads(text, "a site"), "a site")),
+        lambda who, text: (
+            who,
+            safe_json.record(SiteReport, safe_json.loads(text, "a site"), "a site"),
+        ),
     )
     return {client: site for client, site in found.items() if site.start == start_of(state)}
 
 
-def _learn(store: Store, state: RunState, sites: dict[str, Site]) -> None:
+def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
     """Note who answered the newest round that it cannot train."""
     receipts = store.control.receipts(state.run_id, state.round) if state.round >= 0 else {}
     for client, receipt in receipts.items():
@@ -242,7 +245,7 @@ def _learn(store: Store, state: RunState, sites: dict[str, Site]) -> None:
         if opened is None or opened.start != start_of(state):
             continue  # The run has been gone on with since: sites may have been mended.
         worker = store.control.lease(keyspace.client_holder(client)).get("worker", "")
-        before = site or Site(start_of(state), worker, told={})
+        before = site or SiteReport(start_of(state), worker, told={})
         new = replace(
             before,
             unable=site_facts.line(f"its answer to round {state.round} was a {kind}"),
@@ -259,9 +262,9 @@ def _follow(
     state: RunState,
     config: RunConfig,
     client: str,
-    site: Site | None,
-    reference: Site | None,
-) -> Site:
+    site: SiteReport | None,
+    reference: SiteReport | None,
+) -> SiteReport:
     """A client's record, after asking it if that is due and reading what it has told."""
     compared = is_compared(config)
     if site is not None and _is_settled(site, reference, compared):
@@ -270,7 +273,7 @@ def _follow(
     is_new = site is None or bool(worker and worker != site.worker)
     if not is_asked(config) or not (worker or compared):
         # Nobody asks, or there is no process that could answer: it is taken as it is.
-        old = site or Site(start_of(state), worker, told={})
+        old = site or SiteReport(start_of(state), worker, told={})
         if not old.unable or not (is_new or _is_pause_over(store, old)):
             return old
         new = replace(old, worker=worker, unable="", tries=0 if is_new else old.tries)
@@ -283,9 +286,11 @@ def _follow(
     return _read_answer(store, state, client, site, worker)
 
 
-def _read_answer(store: Store, state: RunState, client: str, site: Site, worker: str) -> Site:
+def _read_answer(
+    store: Store, state: RunState, client: str, site: SiteReport, worker: str
+) -> SiteReport:
     """The record of a client that has been asked, with its answer if there is one."""
-    ticket = Ticket.from_dict(dict(site.ticket))
+    ticket = JobTicket.from_dict(dict(site.ticket))
     told = _heard(store, state, client, ticket)
     if told is None and _is_over(store, ticket):
         if ticket.attempt < ATTEMPTS:
@@ -301,11 +306,11 @@ def _read_answer(store: Store, state: RunState, client: str, site: Site, worker:
     return new if _write(store, state, client, site, new) else site
 
 
-def _is_pause_over(store: Store, site: Site) -> bool:
+def _is_pause_over(store: Store, site: SiteReport) -> bool:
     return store.control.now() - site.since >= site.pause_s
 
 
-def _is_settled(site: Site, reference: Site | None, compared: bool) -> bool:
+def _is_settled(site: SiteReport, reference: SiteReport | None, compared: bool) -> bool:
     """Whether a client is as most are: it need not be asked again, whoever serves it."""
     if site.told is None or site.unable or site_facts.PROBLEM in site.told:
         return False
@@ -314,7 +319,7 @@ def _is_settled(site: Site, reference: Site | None, compared: bool) -> bool:
     return reference is not None and site_facts.is_fit(site.told, reference.told or {})
 
 
-def _is_over(store: Store, ticket: Ticket) -> bool:
+def _is_over(store: Store, ticket: JobTicket) -> bool:
     """Whether nothing will come of a job any more; a dead worker is another one soon, or not alive."""
     if dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone"):
         return True
@@ -322,14 +327,14 @@ def _is_over(store: Store, ticket: Ticket) -> bool:
     return (_watch(store).verdict(ticket) or "").startswith("lost")
 
 
-def _watch(store: Store) -> Watch:
+def _watch(store: Store) -> JobMonitor:
     """This process's, as it takes some looks to tell that a job is lost."""
     if store not in _watches:
-        _watches[store] = Watch(store)
+        _watches[store] = JobMonitor(store)
     return _watches[store]
 
 
-def _heard(store: Store, state: RunState, client: str, ticket: Ticket) -> dict[str, str] | None:
+def _heard(store: Store, state: RunState, client: str, ticket: JobTicket) -> dict[str, str] | None:
     text = store.control.told(client, state.run_id, 2 * site_facts.LONGEST_BYTES)
     if text is None:
         return None
@@ -343,14 +348,14 @@ def _heard(store: Store, state: RunState, client: str, ticket: Ticket) -> dict[s
 
 
 def _ask(
-    store: Store, state: RunState, client: str, old: Site | None, worker: str, attempt: int
-) -> Site:
+    store: Store, state: RunState, client: str, old: SiteReport | None, worker: str, attempt: int
+) -> SiteReport:
     """Publish a client's job, in place of an older one; unless somebody else was faster."""
     queue = keyspace.client_queue(client)
-    ticket = Ticket(
+    ticket = JobTicket(
         client, rq_types.CLIENT_TELL, queue, state.run_id, state.segment, TIMEOUT_S, attempt
     )
-    new = Site(start_of(state), worker, asdict(ticket))
+    new = SiteReport(start_of(state), worker, asdict(ticket))
     if old is not None:
         # What it said last holds until it says something else; another worker begins anew.
         tries = old.tries if old.worker == worker else 0
@@ -363,7 +368,7 @@ def _ask(
     if not _write(store, state, client, old, new, publish):
         return old or new
     if old is not None and old.ticket:
-        dispatch.forget(store, Ticket.from_dict(dict(old.ticket)))
+        dispatch.forget(store, JobTicket.from_dict(dict(old.ticket)))
     return new
 
 
@@ -371,8 +376,8 @@ def _write(
     store: Store,
     state: RunState,
     client: str,
-    old: Site | None,
-    new: Site,
+    old: SiteReport | None,
+    new: SiteReport,
     also: Callable[[Pipeline], None] = lambda pipe: None,
 ) -> bool:
     """Record a site, if its record is still the old one, or of an earlier start where there was none."""
@@ -380,7 +385,9 @@ def _write(
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         raw = pipe.hget(key, client)
-        now = safe_json.record(Site, safe_json.loads(raw, "a site"), "a site") if raw else None
+        now = (
+            safe_json.record(SiteReport, safe_json.loads(raw, "a site"), "a site") if raw else None
+        )
         if now is not None and now.start != start_of(state):
             now = None
         if now != old or pipe.hget(keyspace.run(run), "state") != b"training":
@@ -396,7 +403,7 @@ def _write(
 
 
 def _name(
-    store: Store, state: RunState, client: str, site: Site, most: site_facts.Facts, mode: str
+    store: Store, state: RunState, client: str, site: SiteReport, most: site_facts.Facts, mode: str
 ) -> None:
     """Tell of a site that differs, or could not tell: once."""
     told = site.told or {}

@@ -106,7 +106,7 @@ def start_run(
         else:
             done = _continue(store, existing, config, rounds, initial, by)
         if done:
-            failpoints.reach("run.created")
+            failpoints.failpoint("run.created")
             state = find_run(store, name)
             store.control.pins.require(state.run_id, config.security["require_enrolment"])
             return state

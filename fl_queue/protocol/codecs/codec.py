@@ -232,7 +232,7 @@ def encoded_pieces(codec: str, manifest: Manifest, body: Bytes, seed: int = 0) -
             yield encode_piece(codec, spec, start, flat[start : start + _PIECE], seed)
 
 
-class Blocks:
+class DecodedBlocks:
     """
     An encoded body as the exact sum takes it: block by block, so that it is never decoded whole.
 
@@ -262,12 +262,12 @@ class Blocks:
             yield out
 
 
-class Arrays(Mapping[str, Tensor]):
+class LazyDecodedTensors(Mapping[str, Tensor]):
     """
     The tensors of an encoded body by name, each decoded when it is asked for, and not kept.
 
     Args:
-        codec, manifest, encoded: As for ``Blocks``.
+        codec, manifest, encoded: As for ``DecodedBlocks``.
 
     Raises:
         BlobError: The body is not of the size that codec and manifest give, or no such codec.

@@ -47,7 +47,7 @@ def corrected(
             yield spec, start, values + _times(part, factor)
 
 
-def unsent(
+def next_residual(
     encoding: str, pieces: Iterable[Piece], seed: int, factor: float = 1.0
 ) -> Iterator[Tensor]:
     """

@@ -55,7 +55,7 @@ class Numbers:
     points: list[Point]
 
 
-class Sink(Protocol):
+class Exporter(Protocol):
     """Where a run's numbers go. What is there already is not written again."""
 
     def write(self, state: RunState, numbers: Numbers) -> int:
@@ -67,7 +67,7 @@ class Sink(Protocol):
         """
 
 
-def open_sink(kind: str, folder: Path, run: str) -> Sink:
+def open_sink(kind: str, folder: Path, run: str) -> Exporter:
     """
     A place for one run's numbers below ``folder``, which is made.
 
@@ -107,7 +107,7 @@ def numbers_of(store: Store, run: str) -> Numbers:
     return Numbers(rows, curves.points(records, tested))
 
 
-def export(store: Store, state: RunState, sink: Sink) -> int:
+def export(store: Store, state: RunState, sink: Exporter) -> int:
     """
     Write what a run has to tell now; returns how many numbers were new.
 
@@ -119,7 +119,7 @@ def export(store: Store, state: RunState, sink: Sink) -> int:
 
 
 def follow(
-    store: Store, state: RunState, sink: Sink, say: Callable[[str], None] = log.warning
+    store: Store, state: RunState, sink: Exporter, say: Callable[[str], None] = log.warning
 ) -> Iterator[int]:
     """
     Write what a run has to tell, and go on as it has more, until it has ended and been evaluated.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fl_queue.store import LEASE_S, UNNAMED, Store, ask_many
-from fl_queue.store.jobs.dispatch import Status, Ticket, failures, queued, statuses
+from fl_queue.store.jobs.dispatch import JobStatus, JobTicket, failures, queued, statuses
 from fl_queue.store.jobs.rq_types import queue
 
 #: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
@@ -24,11 +24,11 @@ class Verdicts(NamedTuple):
     """Job id -> why it is dead, of those that are; and the tickets of those that have finished."""
 
     dead: dict[str, str]
-    finished: list[Ticket]
+    finished: list[JobTicket]
 
 
 @dataclass
-class Watch:
+class JobMonitor:
     """
     Tells dead jobs from living ones, without RQ's registries.
 
@@ -45,7 +45,7 @@ class Watch:
     lease_s: float = LEASE_GRACE_S
     _suspected: dict[str, float] = field(default_factory=dict)
 
-    def verdict(self, ticket: Ticket) -> str | None:
+    def verdict(self, ticket: JobTicket) -> str | None:
         """
         Why a job is dead, or None while it lives or has finished.
 
@@ -54,7 +54,7 @@ class Watch:
         """
         return self.look([ticket]).dead.get(ticket.job)
 
-    def look(self, tickets: Iterable[Ticket]) -> Verdicts:
+    def look(self, tickets: Iterable[JobTicket]) -> Verdicts:
         """The same of many jobs, in a few round trips."""
         asked = list(tickets)
         found = statuses(self.store, asked)
@@ -72,10 +72,10 @@ class Watch:
         return Verdicts(dead, [each for each in asked if found[each.job].name == "finished"])
 
     def _suspects(
-        self, asked: Sequence[Ticket], found: Mapping[str, Status]
+        self, asked: Sequence[JobTicket], found: Mapping[str, JobStatus]
     ) -> dict[str, tuple[str, float]]:
         """Job id -> why it looks dead, and for how long it may look so, seconds; of those that do."""
-        by_name: dict[str, list[Ticket]] = {}
+        by_name: dict[str, list[JobTicket]] = {}
         for ticket in asked:
             by_name.setdefault(found[ticket.job].name, []).append(ticket)
         suspects = self._look_started(by_name.pop("started", []), found)
@@ -92,7 +92,7 @@ class Watch:
         return suspects
 
     def _look_started(
-        self, started: Sequence[Ticket], found: Mapping[str, Status]
+        self, started: Sequence[JobTicket], found: Mapping[str, JobStatus]
     ) -> dict[str, tuple[str, float]]:
         control = self.store.control
         jobs = control.all_at_work(found[ticket.job].worker for ticket in started)
@@ -115,7 +115,7 @@ class Watch:
         return suspects
 
 
-def _not_in_queue(store: Store, tickets: Sequence[Ticket]) -> list[Ticket]:
+def _not_in_queue(store: Store, tickets: Sequence[JobTicket]) -> list[JobTicket]:
     """Those that are not in the queue that RQ says they are in."""
     connection = store.control.redis
     many = {

@@ -23,7 +23,7 @@ from rq.results import Result
 
 from fl_queue.common import failpoints, safe_json
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Awaited, Receipt, dumps
+from fl_queue.protocol.records import AwaitedUpdate, Receipt, dumps
 from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
 from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 
@@ -33,7 +33,7 @@ _LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True)
-class Ticket:
+class JobTicket:
     """
     One published job, as the round's ``jobs`` hash keeps it.
 
@@ -61,9 +61,9 @@ class Ticket:
         if not self.job:
             object.__setattr__(self, "job", identifiers.new_job_id(self.who, self.run, self.number))
 
-    def next_attempt(self, counts: bool = True) -> Ticket:
+    def next_attempt(self, counts: bool = True) -> JobTicket:
         """The same work under a new job id. Args: ``counts``: the last one came to nothing."""
-        return Ticket(
+        return JobTicket(
             self.who,
             self.function,
             self.queue,
@@ -77,34 +77,34 @@ class Ticket:
         return dumps(asdict(self))
 
     @classmethod
-    def from_dict(cls, raw: Any) -> Ticket:
+    def from_dict(cls, raw: Any) -> JobTicket:
         """A ticket from a map that has its fields, perhaps among others. Raises BlobError."""
         wanted = {item.name for item in fields(cls)}
         said = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
         return safe_json.record(cls, said, "a ticket")
 
 
-def tickets(store: Store, run: str, number: int) -> dict[str, Ticket]:
+def tickets(store: Store, run: str, number: int) -> dict[str, JobTicket]:
     """Client, group or ``aggregator`` -> its newest ticket of a round."""
     jobs = store.control.jobs(run, number)
     return store.control.unreadable.each(
         keyspace.round_jobs(run, number),
         jobs.items(),
-        lambda who, raw: (str(who), Ticket.from_dict(raw)),
+        lambda who, raw: (str(who), JobTicket.from_dict(raw)),
     )
 
 
-def evaluation_tickets(store: Store, run: str) -> dict[int, Ticket]:
+def evaluation_tickets(store: Store, run: str) -> dict[int, JobTicket]:
     """Version -> the ticket of its evaluation, of those that are not done."""
     waiting = [(k, raw) for k, raw in store.control.evaluations(run).items() if "job" in raw]
     return store.control.unreadable.each(
         keyspace.evaluations(run),
         waiting,
-        lambda version, raw: (int(version), Ticket.from_dict(raw)),
+        lambda version, raw: (int(version), JobTicket.from_dict(raw)),
     )
 
 
-def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = False) -> None:
+def publish(ticket: JobTicket, pipe: Pipeline, connection: Redis, again: bool = False) -> None:
     """
     Put a ticket's job into its queue as part of a transaction that has begun (``multi``).
 
@@ -127,8 +127,8 @@ def publish(ticket: Ticket, pipe: Pipeline, connection: Redis, again: bool = Fal
 
 
 def replace(
-    store: Store, key: str, field_name: str, old: Ticket, counts: bool = True
-) -> Ticket | None:
+    store: Store, key: str, field_name: str, old: JobTicket, counts: bool = True
+) -> JobTicket | None:
     """
     Publish the next attempt in place of ``old``, if ``old`` is still the newest.
 
@@ -146,8 +146,8 @@ def replace(
 
 
 def replace_all(
-    store: Store, key: str, old: Mapping[str, Ticket], counts: bool = True
-) -> dict[str, Ticket]:
+    store: Store, key: str, old: Mapping[str, JobTicket], counts: bool = True
+) -> dict[str, JobTicket]:
     """
     Publish the next attempt in place of each of some jobs that is still the newest.
 
@@ -172,12 +172,12 @@ def replace_all(
     done = store.control.replace_jobs(key, wanted)
     replaced = {item.field: new[item.field] for item, was in zip(wanted, done, strict=True) if was}
     if replaced:
-        failpoints.reach("heal.replaced")
+        failpoints.failpoint("heal.replaced")
         forget_all(store, [old[name] for name in replaced])
     return replaced
 
 
-def _replacing(store: Store, old: Ticket, new: Ticket) -> list[list[Any]]:
+def _replacing(store: Store, old: JobTicket, new: JobTicket) -> list[list[Any]]:
     """The commands that publish a job in place of another one."""
     with store.control.redis.pipeline() as pipe:
         pipe.multi()
@@ -187,12 +187,12 @@ def _replacing(store: Store, old: Ticket, new: Ticket) -> list[list[Any]]:
         return [list(words) for words, _ in pipe.command_stack]
 
 
-def forget(store: Store, ticket: Ticket) -> None:
+def forget(store: Store, ticket: JobTicket) -> None:
     """Remove every trace of a job from RQ's keys: we run no RQ maintenance that would."""
     forget_all(store, [ticket])
 
 
-def forget_all(store: Store, tickets: Iterable[Ticket]) -> None:
+def forget_all(store: Store, tickets: Iterable[JobTicket]) -> None:
     """The same of several jobs, by the batch."""
     connection = store.control.redis
     for batch in batches(tickets):
@@ -214,7 +214,7 @@ def forget_all(store: Store, tickets: Iterable[Ticket]) -> None:
 
 
 def _forget(
-    pipe: Pipeline, ticket: Ticket, executions: Iterable[tuple[str, bytes]], connection: Redis
+    pipe: Pipeline, ticket: JobTicket, executions: Iterable[tuple[str, bytes]], connection: Redis
 ) -> None:
     rq_queue = queue(ticket.queue, connection)
     pipe.lrem(rq_queue.key, 0, ticket.job)
@@ -229,12 +229,12 @@ def _forget(
     )
 
 
-def failure(store: Store, ticket: Ticket) -> str:
+def failure(store: Store, ticket: JobTicket) -> str:
     """Why RQ has a job as failed: the last line of its error."""
     return failures(store, [ticket])[0]
 
 
-def failures(store: Store, tickets: Iterable[Ticket]) -> list[str]:
+def failures(store: Store, tickets: Iterable[JobTicket]) -> list[str]:
     """The same of several jobs."""
     found = ask_many(
         store.control.redis,
@@ -258,7 +258,7 @@ def _last_line(newest: Sequence[Any]) -> str:
     )
 
 
-def job_state(store: Store, ticket: Ticket) -> str:
+def job_state(store: Store, ticket: JobTicket) -> str:
     """What RQ's keys say of a job, in words: ``queued``, ``started by <worker>``, ``failed: ...``."""
     status, worker = _status(store, ticket)
     if status == "failed":
@@ -268,17 +268,17 @@ def job_state(store: Store, ticket: Ticket) -> str:
     return status or "gone"
 
 
-def finished(store: Store, ticket: Ticket) -> bool:
+def finished(store: Store, ticket: JobTicket) -> bool:
     """Whether RQ has a job as finished."""
     return _status(store, ticket)[0] == "finished"
 
 
-def is_queued(store: Store, ticket: Ticket) -> bool:
+def is_queued(store: Store, ticket: JobTicket) -> bool:
     """Whether nobody has begun with a job yet."""
     return _status(store, ticket)[0] == "queued"
 
 
-def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -> bool:
+def has_answered(store: Store, receipt: Receipt | None, ticket: JobTicket | None) -> bool:
     """
     Whether a client's answer to a round is in, and nothing more is to come.
 
@@ -288,7 +288,7 @@ def has_answered(store: Store, receipt: Receipt | None, ticket: Ticket | None) -
 
 
 def have_answered(
-    store: Store, asked: Sequence[tuple[Receipt | None, Ticket | None]]
+    store: Store, asked: Sequence[tuple[Receipt | None, JobTicket | None]]
 ) -> list[bool]:
     """The same of several clients, by the batch."""
     # A group's job stands for many clients.
@@ -307,33 +307,33 @@ def have_answered(
     ]
 
 
-def awaited(store: Store, ticket: Ticket) -> Awaited | None:
+def awaited(store: Store, ticket: JobTicket) -> AwaitedUpdate | None:
     """What a job left at its site, to be decided there; None when it left nothing, or is not the newest."""
     return all_awaited(store, [ticket])[ticket.job]
 
 
-def all_awaited(store: Store, tickets: Iterable[Ticket]) -> dict[str, Awaited | None]:
+def all_awaited(store: Store, tickets: Iterable[JobTicket]) -> dict[str, AwaitedUpdate | None]:
     """Job id -> the same of it. Args: ``tickets``: of one run."""
     asked = list(tickets)
     if not asked:
         return {}
     found = store.control.all_awaited({ticket.who for ticket in asked}, asked[0].run)
 
-    def of(ticket: Ticket) -> Awaited | None:
+    def of(ticket: JobTicket) -> AwaitedUpdate | None:
         left = found[ticket.who]
         return left if left is not None and left.job == ticket.job else None
 
     return {ticket.job: of(ticket) for ticket in asked}
 
 
-class Status(NamedTuple):
+class JobStatus(NamedTuple):
     """RQ's status of a job and the worker that has it; empty where there is none."""
 
     name: str = ""
     worker: str = ""
 
 
-def statuses(store: Store, tickets: Iterable[Ticket]) -> dict[str, Status]:
+def statuses(store: Store, tickets: Iterable[JobTicket]) -> dict[str, JobStatus]:
     """Job id -> its status, by the batch."""
     jobs = [ticket.job for ticket in tickets]
     found = ask_many(
@@ -344,8 +344,8 @@ def statuses(store: Store, tickets: Iterable[Ticket]) -> dict[str, Status]:
     return {job: _status_of(raw) for job, raw in zip(jobs, found, strict=True)}
 
 
-def _status_of(raw: Sequence[bytes | None]) -> Status:
-    return Status(
+def _status_of(raw: Sequence[bytes | None]) -> JobStatus:
+    return JobStatus(
         *(
             safe_json.printable(value[:_LONGEST_WORD].decode(errors="replace")) if value else ""
             for value in raw
@@ -353,7 +353,7 @@ def _status_of(raw: Sequence[bytes | None]) -> Status:
     )
 
 
-def _status(store: Store, ticket: Ticket) -> Status:
+def _status(store: Store, ticket: JobTicket) -> JobStatus:
     return statuses(store, [ticket])[ticket.job]
 
 
