@@ -159,7 +159,7 @@ def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_re
     class Killed(BaseException):
         pass
 
-    def reach(point: str) -> None:
+    def failpoint(point: str) -> None:
         if point == "partial.saved":
             raise Killed
 
@@ -170,7 +170,7 @@ def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_re
     intake.checkpoint()
     older = hand.partial_keys() - {keyspace.partial(hand.run)}
     hand.take(intake, 1)
-    monkeypatch.setattr("fl_queue.common.failpoints.reach", reach)
+    monkeypatch.setattr("fl_queue.common.failpoints.failpoint", failpoint)
     with pytest.raises(Killed):
         intake.checkpoint()
 

@@ -20,11 +20,10 @@ CLIENTS = 2
 COHORT = ("round.cohort=2", "run.evaluate_every=0")
 ADAM = (*COHORT, "aggregation.strategy=fedadam", "strategy.server_learning_rate=0.01")
 OWN = """
-from fl_queue.common.options import Field
-from fl_queue.strategies.base import Strategy
+from fl_queue.strategies import Option, Strategy
 
 class Half(Strategy):
-    OPTIONS = {"share": Field("float", 0.5, "part of the mean that is added", above=0)}
+    OPTIONS = {"share": Option("float", 0.5, "part of the mean that is added", above=0)}
     server_state = ("last",)
 
     def step(self, block):

@@ -125,7 +125,7 @@ def test_a_killed_training_leaves_no_process_that_reads(tmp_path: Path) -> None:
     code = f"""
 import os, time
 from fl_queue.errors import DataError
-from fl_queue.training.data_loading import Reading, load
+from fl_queue.training.data_loading import LoaderSettings, iterate_batches
 from fl_queue.tasks.error_disclosure import FULL, told
 
 class Slow:
@@ -134,7 +134,7 @@ class Slow:
         open(f"{tmp_path}/{{os.getpid()}}", "w").close()
         time.sleep(60)
 
-next(load(Slow(), [[0], [1], [2]], Reading(workers=2)))
+next(iterate_batches(Slow(), [[0], [1], [2]], LoaderSettings(workers=2)))
 """
     training = subprocess.Popen([sys.executable, "-c", code])
     try:
