@@ -61,13 +61,13 @@ recovery: $(VENV)/.installed-test ## measure how long each role takes to recover
 fuzz: $(VENV)/.installed-fuzz ## fuzz what decodes foreign bytes for MINUTES (10), guided by coverage (ARGS="--only header")
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
 
-bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes docs/benchmarks.md (ARGS="--quick")
+bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes docs/results/benchmarks.md (ARGS="--quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-reproduce: $(VENV)/.installed ## measure published results again, about an hour, resumable; writes docs/reproduction.md (ARGS="--data FOLDER")
+reproduce: $(VENV)/.installed ## measure published results again, about an hour, resumable; writes docs/results/reproduction.md (ARGS="--data FOLDER")
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)
 
 reproduce-quick: $(VENV)/.installed ## the same in about three minutes: a part, printed
@@ -86,7 +86,7 @@ format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed ## render config/default.toml and docs/config.md again
+docs: $(VENV)/.installed ## render config/default.toml and docs/reference/config.md again
 	$(BIN)/python scripts/render_docs.py
 
 clean: ## remove caches and build outputs (.venv stays: rm -rf .venv)

@@ -1,5 +1,5 @@
 """
-All benchmarks, printed and written to ``docs/benchmarks.md``: ``make bench``, about twenty minutes.
+All benchmarks, printed and written to ``docs/results/benchmarks.md``: ``make bench``, about twenty minutes.
 
     python -m benchmarks [--quick] [--only NAME ...] [--data FOLDER] [--output FILE]
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything work?")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", default=names)
     parser.add_argument("--data", type=Path, help="folder of MNIST; default: the excerpt")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "benchmarks.md")
     arguments = parser.parse_args()
     outcomes = []
     for benchmark in report.BENCHMARKS:

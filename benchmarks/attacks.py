@@ -2,7 +2,7 @@
 Robust rules under attack: ``python -m benchmarks.attacks --splits SPLIT ... --seeds SEED ... --data FOLDER``.
 
 Accuracy on MNIST's test set of the perceptron 2NN after some rounds of eleven clients, two or four of them
-hostile, for each rule and attack; written to ``docs/attacks.md``. Clients train and updates are merged by
+hostile, for each rule and attack; written to ``docs/results/attacks.md``. Clients train and updates are merged by
 the code of the workers, in this process and without Redis. A hostile client is one whose update is
 replaced before it is pushed, or whose labels are.
 
@@ -355,7 +355,7 @@ _READ = """\
   points from all but Krum; by four it leaves Krum and multi-Krum at chance and the other robust rules below 30 %, where the
   plain mean keeps 49: under ALIE, IPM and min-max by four of eleven the mean ends above every rule. The geometric
   median's promise, a distance of a few times that of the furthest honest update, does not say that the model still learns.
-  On such data no rule replaces knowing who may send updates (docs/security.md); it helps against broken and crude ones.
+  On such data no rule replaces knowing who may send updates (docs/guides/security.md); it helps against broken and crude ones.
 - Without attack the geometric median costs nothing here; Krum, which takes one update of eleven, costs 11 points on data
   split at random and 28 by label."""
 
@@ -384,7 +384,7 @@ A rule that is poor without attack has little to lose: the tables below have the
 {read}
 
 {tables}
-docs/strategies.md says what each rule is.
+docs/reference/strategies.md says what each rule is.
 
 ## Machine
 
@@ -405,7 +405,7 @@ def main() -> None:
     parser.add_argument(
         "--hostile", nargs="+", type=int, choices=HOSTILE, default=HOSTILE, help="clients; both"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attacks.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "attacks.md")
     parser.add_argument(
         "--results", type=Path, help="runs that are done; attacks.jsonl beside OUTPUT"
     )

@@ -2,7 +2,7 @@
 A config for rq-dashboard, ``rq-dashboard -c workers.dashboard``: it unpickles nothing.
 
 rq-dashboard reads some pages with RQ's default serializer, which is pickle, whatever its options say,
-and clients write job hashes. Importing this makes JSON of it, for the whole process. See docs/rq.md.
+and clients write job hashes. Importing this makes JSON of it, for the whole process. See docs/reference/rq.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ The RQ worker of all roles: one queue, JSON, whitelisted functions, leases, no r
 
 Each job runs in a fork, but for those of the pool (``pool_worker``).
 
-``fl-queue worker`` runs it; a plain ``rq worker`` with this class works, too: docs/rq.md.
+``fl-queue worker`` runs it; a plain ``rq worker`` with this class works, too: docs/reference/rq.md.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from benchmarks.reproduce.plan import QUICK_TARGET, TARGETS, all_jobs
 from fl_queue.errors import FLQueueError
 
 WORK = ROOT / "benchmarks" / ".reproduce"
-DOCUMENT = ROOT / "docs" / "reproduction.md"
+DOCUMENT = ROOT / "docs" / "results" / "reproduction.md"
 
 
 def next_job(results: Results, quick: bool, more: bool = False) -> Job | None:

@@ -104,7 +104,7 @@ def web(
     if not place.is_private:
         complain(
             "Note: this is plain HTTP, so whoever is on the network between can read the token; "
-            "docs/web.md shows a proxy with TLS."
+            "docs/reference/web.md shows a proxy with TLS."
         )
 
     # uvicorn sends itself the signal again when it has ended; a socket file must go before this does.

@@ -26,12 +26,16 @@ def render_defaults() -> str:
         for key, field in fields.items():
             lines += [f"# {field.doc}", f"{key} = {toml_value(field.default)}"]
     for table in OPEN:
-        lines += ["", f"# Options of the {table} itself; see docs/config.md.", f"[{table}]"]
+        lines += [
+            "",
+            f"# Options of the {table} itself; see docs/reference/config.md.",
+            f"[{table}]",
+        ]
     return "\n".join(lines) + "\n"
 
 
 def render_reference() -> str:
-    """The text of ``docs/config.md``: the same fields, with their environment variables."""
+    """The text of ``docs/reference/config.md``: the same fields, with their environment variables."""
     lines = [
         "# Config",
         "",
@@ -61,7 +65,9 @@ def render_reference() -> str:
             lines += ["", "| option | default | meaning |", "|---|---|---|"]
         for key, field in entry.options.items():
             lines.append(f"| `task.{key}` | `{toml_value(field.default)}` | {field.doc} |")
-    doc = "Options of the strategy itself (`aggregation.strategy`; see docs/strategies.md)."
+    doc = (
+        "Options of the strategy itself (`aggregation.strategy`; see docs/reference/strategies.md)."
+    )
     lines += ["", "## [strategy]", "", doc, "", "| strategy | option | default | meaning |"]
     lines += ["|---|---|---|---|"]
     for name, strategy in sorted(STRATEGIES.items()):

@@ -1,7 +1,7 @@
 """
 Every field of a config: its section, type, range, default and meaning. One table, nothing that reads it.
 
-``config/default.toml`` and ``docs/config.md`` are rendered from it; tests hold them equal.
+``config/default.toml`` and ``docs/reference/config.md`` are rendered from it; tests hold them equal.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Option]]] = {
         },
     ),
     "round": (
-        "When a round opens and when it closes; docs/async.md explains asynchronous rounds.",
+        "When a round opens and when it closes; docs/guides/async.md explains asynchronous rounds.",
         {
             "mode": Option(
                 "str",

@@ -2,7 +2,7 @@
 The ways to split one data set over clients: label arrays in, one index array for each share out.
 
 No torch and no files here. ``partition`` picks one and finds a client's share in it; the formulas
-are in docs/partitions.md. Everything is drawn from the run's seed: equal arguments, equal shares.
+are in docs/guides/partitions.md. Everything is drawn from the run's seed: equal arguments, equal shares.
 
 The two Dirichlet partitions are different data sets: ``dirichlet_label`` splits each class over
 the clients (shares of unequal size), ``dirichlet_hsu`` draws each client's own mix of classes

@@ -46,7 +46,7 @@ def of_url(url: str) -> list[Risk]:
         found.append(
             Risk(
                 f"{where}: the password and all updates cross the network readable, without TLS",
-                "give the server a certificate and write rediss://; see docs/redis.md",
+                "give the server a certificate and write rediss://; see docs/reference/redis.md",
             )
         )
     if is_tls(url) and (option := unchecked(url)):

@@ -1,7 +1,7 @@
 """
 Every key and queue name, written once. No Redis here.
 
-``docs/redis.md`` documents the schema as a public contract; a test compares the two.
+``docs/reference/redis.md`` documents the schema as a public contract; a test compares the two.
 ``run`` is always a run id (``demo-3f2a9c``), never the name people give.
 
 control server

@@ -1,5 +1,5 @@
 """
-A Flower client as a task (``run.task = "flower:module:attribute"``); docs/flower.md teaches it.
+A Flower client as a task (``run.task = "flower:module:attribute"``); docs/guides/flower.md teaches it.
 
 The client trains and evaluates by itself, and its parameters are the model's tensors: those of the
 torch model that ``task.flower_model`` names, else numbered arrays. Needs the extra ``flower``.

@@ -2,7 +2,7 @@
 A task without a class: a function that returns a model and its data sets.
 
 For whoever has a plain ``torch.nn.Module`` and two data sets; everything else is the defaults of
-``Task``. docs/your-own-task.md teaches it.
+``Task``. docs/guides/your-own-task.md teaches it.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def test_try_task_runs_it() -> None:
 
 
 def test_the_documented_client_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs/flower.md").read_text()
+    text = (ROOT / "docs/guides/flower.md").read_text()
     code = re.search(r"```python\n# ridge.py\n(.*?)```", text, re.DOTALL)
     table = re.search(r"```toml\n# ridge.toml\n(.*?)```", text, re.DOTALL)
     assert code is not None

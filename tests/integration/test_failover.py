@@ -57,7 +57,7 @@ def trainings(federation: Federation, name: str) -> int:
 
 @pytest.fixture
 def guarded(watched: Sentinels) -> Iterator[None]:
-    """A control server that takes no writes while it has no replica, as docs/redis.md advises."""
+    """A control server that takes no writes while it has no replica, as docs/reference/redis.md advises."""
     watched.restore(watched.control)
     watched.control.configure("min-replicas-max-lag", 2)
     watched.control.configure("min-replicas-to-write", 1)

@@ -275,7 +275,7 @@ def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list
     environment = {"PATH": os.environ["PATH"]}
     environment["CONTROL"] = cli_line(federation.redis.url)
     environment["DATA"] = cli_line(federation.redis.blob_url)
-    text = (Path(__file__).parents[2] / "docs/cookbook.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/guides/cookbook.md").read_text()
     for stands_for, name in (("demo-3f2a9c", run), ("demo", "cooked"), ("hospital-a", "site-1")):
         text = text.replace(stands_for, name)
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)

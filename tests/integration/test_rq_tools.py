@@ -1,4 +1,4 @@
-"""RQ's own tools as docs/rq.md says: a plain `rq worker` serves a client, rq-dashboard unpickles nothing."""
+"""RQ's own tools as docs/reference/rq.md says: a plain `rq worker` serves a client, rq-dashboard unpickles nothing."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PASSWORD = "only-to-read"
 
 
 def documented(program: str) -> str:
-    """The command of docs/rq.md that begins so."""
-    found = re.search(rf"^{program}.*$", (ROOT / "docs/rq.md").read_text(), re.MULTILINE)
+    """The command of docs/reference/rq.md that begins so."""
+    found = re.search(rf"^{program}.*$", (ROOT / "docs/reference/rq.md").read_text(), re.MULTILINE)
     assert found is not None
     return found[0]
 

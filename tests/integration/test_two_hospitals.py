@@ -1,4 +1,4 @@
-"""The commands of docs/two-hospitals.md make a federation: certificates, servers with TLS and users, enrolment."""
+"""The commands of docs/getting-started/two-hospitals.md make a federation: certificates, servers with TLS and users, enrolment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.federation import end_processes, wait_for
 from tests.servers import with_tls
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/two-hospitals.md").read_text()
+TEXT = (ROOT / "docs/getting-started/two-hospitals.md").read_text()
 STEPS = re.findall(r"<!-- step -->\n```\n(.*?)```", TEXT, re.DOTALL)
 
 

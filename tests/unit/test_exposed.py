@@ -113,7 +113,7 @@ def test_a_mended_release_and_one_newer_than_the_table_are_not(version: str) -> 
 
 
 def test_the_table_of_releases_is_in_the_document() -> None:
-    text = (ROOT / "docs/security.md").read_text()
+    text = (ROOT / "docs/guides/security.md").read_text()
     (redis,) = re.findall(r"^\| Redis \| (.*?), and later", text, re.MULTILINE)
     (valkey,) = re.findall(r"^\| Valkey \| (.*?), and later", text, re.MULTILINE)
     said = {"Redis": redis.split(", "), "Valkey": valkey.split(", ")}

@@ -173,5 +173,5 @@ def test_top_k_counts_only_what_is_trained() -> None:
 
 def test_the_documents_adapter_is_the_examples() -> None:
     root = Path(__file__).parents[2]
-    shown = (root / "docs/your-own-task.md").read_text().split("```python\nclass LowRank")[1]
+    shown = (root / "docs/guides/your-own-task.md").read_text().split("```python\nclass LowRank")[1]
     assert "class LowRank" + shown.split("```")[0] in (root / "examples/lora.py").read_text()

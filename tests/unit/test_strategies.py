@@ -175,7 +175,10 @@ def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
     )
 
     assert set(loaded.strategy) == set(strategy.OPTIONS)
-    assert f"`{name}`" in (run_config.preset_folder().parent / "docs/strategies.md").read_text()
+    assert (
+        f"`{name}`"
+        in (run_config.preset_folder().parent / "docs/reference/strategies.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ calls = []
 
 
 def documented(start: str) -> str:
-    """The Python of docs/your-own-task.md that begins with that line."""
-    text = (Path(__file__).parents[2] / "docs/your-own-task.md").read_text()
+    """The Python of docs/guides/your-own-task.md that begins with that line."""
+    text = (Path(__file__).parents[2] / "docs/guides/your-own-task.md").read_text()
     return next(
         code
         for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
