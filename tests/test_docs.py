@@ -57,7 +57,7 @@ def test_every_key_is_in_the_schema() -> None:
 
 def test_the_table_of_packages_has_a_row_for_each() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    table = text.split("## Packages")[1].split("| where do I add")[0]
+    table = text.split("## Packages")[1].split("## Where do I add")[0]
     firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     rows = [name for first in firsts for name in re.findall("`([^`]+)/`", first)]
     there = [init.parent.name for init in (ROOT / "fl_queue").glob("*/__init__.py")]
@@ -71,7 +71,7 @@ def test_files_that_the_architecture_names_exist() -> None:
     inside = {
         f"{folder}/{name}" for folder, names in rows for name in re.findall(r"`([^`]+\.py)`", names)
     }
-    others = text.split("## Packages")[0] + text.split("| where do I add")[1]
+    others = text.split("## Packages")[0] + text.split("## Where do I add")[1]
     named = inside | set(re.findall(r"`([a-z_/]+\.(?:py|lua))`", others))
     missing = [
         name
