@@ -86,8 +86,8 @@ format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed ## render config/default.toml and docs/reference/config.md again
-	$(BIN)/python scripts/render_docs.py
+docs: $(VENV)/.installed ## render config/default.toml, docs/reference/config.md and docs/reference/python.md again
+	$(BIN)/python -m scripts.render_docs
 
 clean: ## remove caches and build outputs (.venv stays: rm -rf .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

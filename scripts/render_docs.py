@@ -1,13 +1,16 @@
-"""Write config/default.toml and docs/reference/config.md from the table of fields in fl_queue/config/schema.py."""
+"""Write config/default.toml, docs/reference/config.md and docs/reference/python.md from the code."""
 
 from pathlib import Path
 
 from fl_queue.config import rendering
+from scripts import python_reference
 
 ROOT = Path(__file__).parent.parent
 
 if __name__ == "__main__":
-    (ROOT / "config" / "default.toml").write_text(rendering.render_defaults(), encoding="utf-8")
-    (ROOT / "docs" / "reference" / "config.md").write_text(
-        rendering.render_reference(), encoding="utf-8"
-    )
+    for name, text in {
+        "config/default.toml": rendering.render_defaults(),
+        "docs/reference/config.md": rendering.render_reference(),
+        "docs/reference/python.md": python_reference.render(),
+    }.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
