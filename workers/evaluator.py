@@ -1,106 +1,24 @@
-"""
-The evaluator worker: scores versions on the task's test set, and makes version 0.
-"""
+"""The evaluator worker: RQ jobs that score versions on the task's test set, and build version 0."""
 
 from __future__ import annotations
 
-import logging
 import sys
 
-from rq.timeouts import JobTimeoutException
-
-from fl_queue import metrics
-from fl_queue.client import local_update, trust
-from fl_queue.client.site import WorkerSettings
-from fl_queue.common import failpoints
-from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds.runs import find_run
-from fl_queue.errors import ChunksMissing, DataError
-from fl_queue.models import transfer
-from fl_queue.protocol import identifiers, message
-from fl_queue.protocol.records import Sums
-from fl_queue.store import REDIS_ERRORS, RunState, Store, keyspace
-from fl_queue.tasks.base import ClientContext
-from fl_queue.tasks.error_disclosure import told
-from fl_queue.tasks.loading import load_task
+from fl_queue.client import round_job, scoring_job
+from fl_queue.protocol import identifiers
+from fl_queue.store import keyspace
 from fl_queue.training import determinism
 from workers import rq_worker
-from workers.client import make_initial, respond
-
-log = logging.getLogger(__name__)
 
 
 def initialise(run: str, number: int) -> str:
-    """RQ job: make version 0."""
-    return respond(run, number, identifiers.EVALUATOR, make_initial)
+    """RQ job: build version 0."""
+    return round_job.respond(run, number, identifiers.EVALUATOR, "initialise")
 
 
 def evaluate(run: str, version: int) -> str:
-    """
-    RQ job: score a version on the test set, and record the result.
-
-    Raises:
-        StoreUnavailable: Redis cannot be used; the job is begun again when it can.
-        ChunksMissing: The model is away; the healer tries again.
-    """
-    site = WorkerSettings.from_environ()
-    store = site.connect()
-    config = None
-    try:
-        state = find_run(store, run)
-        segments = store.control.config_segments(run)
-        config = trust.segment_config(site, state, segments, state.segment)
-        sums = _sums(store, site, state, version, config)
-    except (JobTimeoutException, ChunksMissing, *REDIS_ERRORS):
-        raise
-    # The task is its owner's code and may raise anything; it is recorded, and holds up no round.
-    except Exception as exc:
-        log.exception("run=%s version=%s could not be evaluated", run, version)
-        store.control.set_evaluation(run, version, {"state": "failed", "reason": told(exc, config)})
-        return "failed"
-    failpoints.failpoint("version.scored")
-    finished = metrics.finish(sums)
-    store.control.set_evaluation(
-        run, version, {"state": "done", "metrics": sums, "finished": finished}
-    )
-    return f"evaluated: {finished}"
-
-
-def _sums(
-    store: Store, site: WorkerSettings, state: RunState, version: int, config: RunConfig
-) -> Sums:
-    run = state.run_id
-    folder = site.data_folder(config)
-    task = load_task(config.run["task"], config, site.allow, folder)
-    data = task.test_data(folder)
-    if data is None:
-        raise DataError(
-            "test data",
-            "the task has none; override Task.test_data, or stop the evaluator",
-            public=True,
-        )
-    manifest = store.control.manifest(run)
-    entry = store.control.versions(run)[version]
-    if manifest is None:
-        raise ChunksMissing(entry["digest"], 0)
-    body = transfer.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
-    context = _context(state, site, config)
-    return local_update.evaluate_version(
-        task, manifest, message.views(manifest, body), data, context
-    )
-
-
-def _context(state: RunState, site: WorkerSettings, config: RunConfig) -> ClientContext:
-    return ClientContext.of(
-        config,
-        client=identifiers.EVALUATOR,
-        run=state.name,
-        round_number=1,
-        data_dir=site.data_folder(config),
-        device=site.device,
-        threads=site.threads,
-        loader_workers=site.loader_workers,
-    )
+    """RQ job: score a version on the test set, and record the result."""
+    return scoring_job.score(run, version)
 
 
 def main() -> int:

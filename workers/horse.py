@@ -10,8 +10,8 @@ from typing import Any
 from redis.exceptions import RedisError
 from rq import Worker
 
-from workers import memory
-from workers.offspring import Offspring
+from fl_queue.common import oom_kills
+from fl_queue.common.offspring import Offspring
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class HorseWorker(Worker):
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
         self._horse_status, self._killed_by_us = None, False
-        self._oom_kills = memory.oom_kills()
+        self._oom_kills = oom_kills.counts()
         self._offspring = Offspring()
         super().fork_work_horse(job, queue)
 
@@ -65,7 +65,7 @@ class HorseWorker(Worker):
     def _why_ended(self) -> str:
         if self._killed_by_us:
             return "it was stopped by its worker"
-        return memory.why(self._horse_status or 0, self._oom_kills, memory.oom_kills())
+        return oom_kills.cause_of_end(self._horse_status or 0, self._oom_kills, oom_kills.counts())
 
     def _end_offspring(self, job: Any) -> None:
         """End what the job's process has started; the process itself, if an error left it."""

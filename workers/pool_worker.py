@@ -9,26 +9,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from rq import Worker
-from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
+from fl_queue.client import interruption
 from fl_queue.common import failpoints
+from fl_queue.common.offspring import Offspring, helpers
 from fl_queue.store import complaint, hurried
-from workers.offspring import Offspring, helpers
 from workers.rq_worker import HEARTBEAT_S, HORSE_NICENESS, FLWorker
 
 log = logging.getLogger(__name__)
-
-
-class RoundGivenUp(JobTimeoutException):  # type: ignore[misc,unused-ignore]
-    """Raised in a pool process's job whose round has ended, wherever it is in its training."""
 
 
 class PoolWorker(FLWorker):
@@ -46,7 +39,7 @@ class PoolWorker(FLWorker):
     def work(self, *args: Any, **kwargs: Any) -> bool:
         # Like the work-horses of clients: training gives way to leases, merging and restarts.
         os.nice(HORSE_NICENESS)
-        signal.signal(signal.SIGUSR1, _give_up)
+        signal.signal(signal.SIGUSR1, interruption.on_signal)
         threading.Thread(target=self._look_after, name="leases", daemon=True).start()
         try:
             return bool(super().work(*args, **kwargs))
@@ -92,22 +85,3 @@ class PoolWorker(FLWorker):
             # Without this thread the worker would be taken for dead.
             except Exception as exc:  # noqa: BLE001
                 complaint.say(exc)
-
-
-_may_give_up = False
-
-
-@contextmanager
-def giving_up() -> Iterator[None]:
-    """Within this block of a pool process's job, GivenUp is raised once its round has ended."""
-    global _may_give_up
-    _may_give_up = True
-    try:
-        yield
-    finally:
-        _may_give_up = False
-
-
-def _give_up(signum: int, frame: FrameType | None) -> None:
-    if _may_give_up:
-        raise RoundGivenUp("the round has ended")

@@ -27,8 +27,9 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from fl_queue.client import approval, pausing
+from fl_queue.client.revocation import end_when_revoked, warn_if_unchecked
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common import failpoints, processes, state_folder
+from fl_queue.common import failpoints, logs, processes, state_folder
 from fl_queue.errors import FLQueueError, RunStateError
 from fl_queue.protocol import identifiers, signing
 from fl_queue.store import (
@@ -48,10 +49,9 @@ from fl_queue.store import (
 )
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.rq_types import FLJob, FLQueue
-from fl_queue.tasks.error_disclosure import told
+from fl_queue.tasks.error_disclosure import disclosed
+from workers import EXIT_REFUSED
 from workers.horse import HorseWorker
-from workers.process import EXIT_REFUSED, log_to_console
-from workers.revoked import end_when_revoked, warn_if_unchecked
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class FLWorker(HorseWorker):
         if isinstance(error, rq_types.TimedOut):
             return f"it exceeded its timeout of {job.timeout} s"
         if error is not None and _role(job.origin) != identifiers.AGGREGATOR:
-            return told(error)
+            return disclosed(error)
         return text
 
     def _is_settled(self, job: Any) -> bool:
@@ -391,7 +391,7 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
         Exit status: 0 after a warm stop, 2 when another worker serves the client, 70 when RQ gave up;
         77 (SystemExit) when the login of an enrolled site is refused for good.
     """
-    log_to_console()
+    logs.set_up_worker()
     supervisor = os.environ.get("FLQ_SITE_SUPERVISOR")
     if supervisor:
         processes.die_with_parent(int(supervisor))

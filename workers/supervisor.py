@@ -22,14 +22,14 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fl_queue.client.revocation import EXIT_REVOKED, sentence
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common import processes, state_folder
+from fl_queue.common import logs, processes, state_folder
+from fl_queue.common.offspring import Offspring
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
 from fl_queue.store import PEOPLE, complaint, exposure, is_login_refused, keyspace
-from workers.offspring import Offspring
-from workers.process import EXIT_REFUSED, EXIT_REVOKED, log_to_console
-from workers.revoked import sentence
+from workers import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from workers.background import BackgroundTask
@@ -198,7 +198,7 @@ class Supervisor:
 
 def main() -> int:
     """``python -m workers.supervisor ROLE``, with the site in ``FLQ_SITE_*``."""
-    log_to_console()
+    logs.set_up_worker()
     parser = argparse.ArgumentParser(prog="workers.supervisor", description=__doc__)
     parser.add_argument("role", choices=ROLES)
     parser.add_argument("--processes", type=int, default=1, help="workers to keep running")

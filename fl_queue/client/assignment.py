@@ -34,7 +34,7 @@ from fl_queue.store import (
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import State, Strategy, state_manifest
 from fl_queue.tasks.base import ClientContext, Task
-from fl_queue.tasks.error_disclosure import told
+from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
 
 MODEL_WAIT_S = 0.5
@@ -154,7 +154,7 @@ class DataWaits:
         """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
         job = self._job
         complaint.say(error, f"run={job.run} client={job.who} waits for the data server: ")
-        why = printable(told(error))[:_LONGEST_WHY]
+        why = printable(disclosed(error))[:_LONGEST_WHY]
         if not job.is_watched or why == self._said:
             return
         self._said, self._since = why, self._since or round(time.time(), 3)

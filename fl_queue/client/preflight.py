@@ -1,13 +1,9 @@
-"""
-A client's answer to the question before round 1: whether it can load its data, and what they are like.
-"""
+"""A client's report before round 1: whether it can load its data, and the facts of them."""
 
 from __future__ import annotations
 
 import logging
 import os
-
-from rq.timeouts import JobTimeoutException
 
 from fl_queue.client import trust
 from fl_queue.client.progress import refused
@@ -16,24 +12,25 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.protocol import site_facts
 from fl_queue.protocol.records import dumps
 from fl_queue.store import REDIS_ERRORS, RunState
+from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.calls import training_data
-from fl_queue.tasks.error_disclosure import told
+from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
 
 log = logging.getLogger(__name__)
 
 
-def tell(run: str, segment: int) -> str:
+def report_facts(run: str, segment: int) -> str:
     """
-    Look at this site's task and data, and write what they are like; nothing of the data itself.
+    Load this site's task and data, and write the facts of them; nothing of the data itself.
 
     Args:
-        segment: Of the run's config, that was asked about.
+        segment: Of the run's config, that the question is about.
 
     Returns:
-        What happened, for the log.
+        The outcome, for the log.
 
     Raises:
         StoreUnavailable: The control server cannot be used; the job is begun again when it can.
@@ -42,44 +39,42 @@ def tell(run: str, segment: int) -> str:
     store = site.connect()
     state = store.control.run(run)
     if state is None or not state.active or state.segment != segment:
-        return "nobody wants to know any more"
+        return "the run does not need the facts any more"
     try:
         config = trust.segment_config(site, state, store.control.config_segments(run), segment)
     except trust.RoundRefused as exc:
         refused(store, site, exc)
         found = {site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes"}
     else:
-        found = look(site, state, config)
+        found = read_facts(site, state, config)
     answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
     store.control.tell(site.client, run, dumps(answer))
-    return "told"
+    return "reported"
 
 
-def look(site: WorkerSettings, state: RunState, config: RunConfig) -> dict[str, str]:
-    """What a site's task and data are like, or why that cannot be said."""
+def read_facts(site: WorkerSettings, state: RunState, config: RunConfig) -> dict[str, str]:
+    """Facts of a site's task and data, or the reason why they cannot be read."""
     cannot = {site_facts.CANNOT: "yes"}
     try:
         context = _context(site, state, config)
         task = load_task(config.run["task"], config, site.allow, context.data_dir)
         data = training_data(task, context)
-        cannot = {}  # What is left to do is for the comparison only.
+        cannot = {}  # The data can be loaded; what follows is for the comparison only.
         return facts_of(task, data)
-    except (JobTimeoutException, *REDIS_ERRORS):
+    except (TimedOut, *REDIS_ERRORS):
         raise
-    # The task is its owner's code and may raise anything; that is what this site has to tell.
+    # The task is its owner's code and may raise anything; the error is this site's report.
     except Exception as exc:
-        log.exception(
-            "run=%s client=%s cannot tell what it would train on", state.name, site.client
-        )
-        return {site_facts.PROBLEM: site_facts.line(told(exc, config)), **cannot}
+        log.exception("run=%s client=%s cannot report its facts", state.name, site.client)
+        return {site_facts.PROBLEM: site_facts.line(disclosed(exc, config)), **cannot}
 
 
 def _context(site: WorkerSettings, state: RunState, config: RunConfig) -> ClientContext:
     """
-    What the task is told, as in a round's training, but for the share: it is the first of ``data.shares``.
+    The context of a round's training, but for the share: the first of ``data.shares``.
 
-    The config is signed. Which share is a client's, and of how many, Redis says, and nobody has signed it
-    before there is a round: whoever chose these could ask how many examples a site has.
+    The config is signed. A client's share, and the number of shares, come from Redis unsigned until there is
+    a round: an attacker who chose them could find out how many examples a site has.
     """
     return ClientContext.of(
         config,

@@ -1,6 +1,4 @@
-"""
-What a client tells people while it trains: on its terminal, and in its events.
-"""
+"""Progress of a client's training: on its terminal, and in its events."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ from fl_queue.tasks.logged_metrics import TrainingLog
 
 log = logging.getLogger(__name__)
 
-TELL_S = 0.5
+MIN_PAUSE_S = 0.5
 
 
 def announce(job: ClientJob, context: ClientContext) -> None:
-    """Tell that training begins."""
+    """Print and record that training begins."""
     print(escaping.line(f"run {job.state.name}, round {job.round.number}, client {job.who}"))
     print(
         f"Learning rate {context.learning_rate:g}, epochs {context.epochs}, batch size {context.batch_size}",
         flush=True,
     )
-    tell(
+    add_event(
         job,
         {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
     )
@@ -37,28 +35,28 @@ def announce(job: ClientJob, context: ClientContext) -> None:
 
 class Progress:
     """
-    Tells of epochs, but no more often than anybody looks: each event is a write to disk.
+    Reports epochs, twice a second at most: each event is a write to disk.
 
     Args:
-        job: What is trained.
-        logged: What the task logs meanwhile; an epoch's event has the means so far.
+        job: The job that trains.
+        logged: Numbers that the task logs meanwhile; an epoch's event has the means so far.
     """
 
     def __init__(self, job: ClientJob, logged: TrainingLog) -> None:
         self.job, self.logged = job, logged
-        self._told_at = -TELL_S
+        self._written_at = -MIN_PAUSE_S
 
     def on_epoch(self, epoch: int, epochs: int, finished: Mapping[str, float]) -> None:
-        """Print an epoch's accuracy, and add an event for those who watch; without numbers where they wait."""
+        """Print an epoch's accuracy, and add an event; without numbers where the site approves updates."""
         if not self.job.is_watched:
             return
         if "accuracy" in finished:
             accuracy = finished["accuracy"]
             print(f"Accuracy of model trained at epoch {epoch} : {accuracy:.4f}", flush=True)
         now = time.monotonic()
-        if epoch < epochs and now - self._told_at < TELL_S:
+        if epoch < epochs and now - self._written_at < MIN_PAUSE_S:
             return
-        self._told_at = now
+        self._written_at = now
         event: dict[str, object] = {
             "event": "epoch",
             "run": self.job.run,
@@ -66,10 +64,10 @@ class Progress:
             "epoch": epoch,
             "epochs": epochs,
         }
-        # With --approve nothing that was made of the data leaves before somebody says so.
-        tell(self.job, event if self.job.site.approve else event | self._made_of_data(finished))
+        # With --approve nothing that depends on the data leaves before the site's decision.
+        add_event(self.job, event if self.job.site.approve else event | self._metrics(finished))
 
-    def _made_of_data(self, finished: Mapping[str, float]) -> dict[str, object]:
+    def _metrics(self, finished: Mapping[str, float]) -> dict[str, object]:
         found: dict[str, object] = {
             key: finished[key] for key in ("accuracy", "loss") if key in finished
         }
@@ -77,22 +75,22 @@ class Progress:
         return found | ({"logged": means} if means else {})
 
 
-def tell(job: ClientJob, event: Mapping[str, object]) -> None:
+def add_event(job: ClientJob, event: Mapping[str, object]) -> None:
     """Add an event to the client's stream."""
-    say(lambda: job.store.control.add_client_event(job.who, event))
+    write_best_effort(lambda: job.store.control.add_client_event(job.who, event))
 
 
 def refused(store: Store, site: WorkerSettings, why: RoundRefused) -> None:
-    """Say that this site does not do a job: in its log, and in its client's events."""
+    """Record that this site refuses a job: in its log, and in its client's events."""
     log.warning("client=%s refused: %s", site.client, why)
     job = os.environ.get("RQ_JOB_ID", "")
     event = {"event": "job_refused", "job": job, "reason": str(why), "by": site.worker}
     if site.client:
-        say(lambda: store.control.add_client_event(site.client, event))
+        write_best_effort(lambda: store.control.add_client_event(site.client, event))
 
 
-def say(write: Callable[[], None]) -> None:
-    """Write what only people read; an outage of the control server is no reason to stop."""
+def write_best_effort(write: Callable[[], None]) -> None:
+    """Write a value that is only shown; an outage of the control server does not stop the training."""
     try:
         write()
     except REDIS_ERRORS as exc:

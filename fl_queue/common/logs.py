@@ -43,6 +43,12 @@ def set_up(level: int, text_format: str) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
+def set_up_worker() -> None:
+    """Log a worker process to standard error, one line for each message, without RQ's lines about jobs."""
+    set_up(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+
+
 class TextFormatter(logging.Formatter):
     """Lines for people: what a terminal would obey is written out, and a message is one line."""
 

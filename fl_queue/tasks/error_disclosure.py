@@ -26,7 +26,7 @@ FULL = "the full message is in the log of its worker"
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
-def told(error: BaseException, config: RunConfig | None = None) -> str:
+def disclosed(error: BaseException, config: RunConfig | None = None) -> str:
     """
     An error as others may read it, in one line.
 

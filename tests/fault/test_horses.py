@@ -182,7 +182,7 @@ def test_other_children_of_a_worker_stay(federation: Federation, tmp_path: Path)
     script = f"""
 import os, subprocess, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from workers.offspring import Offspring
+from fl_queue.common.offspring import Offspring
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 before = subprocess.Popen(sleep)
 offspring = Offspring()

@@ -30,7 +30,7 @@ from fl_queue.experiments.trial import try_task
 from fl_queue.protocol.records import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks.base import ClientContext, Task, code_digest
-from fl_queue.tasks.error_disclosure import FULL, told
+from fl_queue.tasks.error_disclosure import FULL, disclosed
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.model_tensors import Arrays
 from tests.flower import apps
@@ -355,7 +355,7 @@ def test_what_a_client_says_of_its_data_stays_at_the_site(attribute: str, expect
     with pytest.raises(Exception, match=r"Erika Musterfrau|mine") as caught:
         trained(config)
 
-    assert re.fullmatch(expected, told(caught.value, config))
+    assert re.fullmatch(expected, disclosed(caught.value, config))
 
 
 @pytest.mark.parametrize("strategy", ["fedprox", "ditto", "qfedavg"])

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.cli import cli, worker
-from fl_queue.client import preflight, trust
+from fl_queue.client import preflight, revocation, trust
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
@@ -36,7 +36,7 @@ from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
 from tests.integration.test_backup import rewritten
-from workers import client, revoked
+from workers import client
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
 SITES = ("a", "b")
@@ -397,7 +397,7 @@ def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospi
         return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
 
     def ask(run: str, number: int) -> str:
-        return preflight.tell(run, 0)
+        return preflight.report_facts(run, 0)
 
     hospital.work("a", ask)
     assert "cannot" not in told()
@@ -419,7 +419,7 @@ def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
     """Else whether a share has enough examples tells how many rows a site has, one question after the other."""
 
     def told() -> dict[str, str]:
-        hospital.work("a", lambda run, number: preflight.tell(run, 0))
+        hospital.work("a", lambda run, number: preflight.report_facts(run, 0))
         return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
 
     honest = told()
@@ -495,7 +495,7 @@ def test_credentials_without_the_operator_s_key_are_warned_of_once(
     hospital: Hospital, caplog: pytest.LogCaptureFixture, names_key: bool
 ) -> None:
     hospital.enroll("a", hospital.key.public if names_key else "")
-    revoked.warn_if_unchecked(hospital.site("a"))
+    revocation.warn_if_unchecked(hospital.site("a"))
     assert ("a.toml has no operator_key" in caplog.text) != names_key
 
 

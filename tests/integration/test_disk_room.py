@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fl_queue.client import outbox
+from fl_queue.client import outbox, round_job
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import disk_space
 from fl_queue.errors import NoRoom
 from fl_queue.store import Store
 from tests.byhand import ByHand
-from workers import client
 
 SIZE = 500_000
 #: The model, the update, and more than a header.
@@ -49,7 +48,7 @@ def test_nothing_is_trained_that_could_not_be_kept(
     for lacking in (NEEDED, 1_000_001, 1):
         free["bytes"] = NEEDED - lacking
         with pytest.raises(NoRoom) as caught:
-            client.find_or_make(job, client.make_update)
+            round_job.find_or_make(job, round_job.make_update)
         wanted = -(-lacking // 1_000_000)
         assert str(caught.value) == (
             f"{site.outbox}: no room on the disk for the model and the update ({NEEDED:,} bytes);"
@@ -59,7 +58,7 @@ def test_nothing_is_trained_that_could_not_be_kept(
     assert loaded == []
 
     free["bytes"] = NEEDED
-    header, _ = client.find_or_make(job, client.make_update)
+    header, _ = round_job.find_or_make(job, round_job.make_update)
     assert loaded == ["a"]
     # The task builds another model than this run's: it was asked to train.
     assert header.reason.startswith("ModelMismatch: a tensor that the run does not have")
@@ -77,7 +76,7 @@ def test_a_model_that_is_there_needs_no_room_again(
     model.touch()
 
     with pytest.raises(NoRoom, match=r"for the update \(2,065,544 bytes\); free 3 MB there"):
-        client.find_or_make(job, client.make_update)
+        round_job.find_or_make(job, round_job.make_update)
 
 
 def test_a_file_system_that_does_not_say_its_size_is_believed(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue.client import outbox
+from fl_queue.client import outbox, round_job
 from fl_queue.client.assignment import ClientJob, RoundEnded
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator import partial_sum
@@ -22,7 +22,6 @@ from fl_queue.errors import OwnershipLost
 from fl_queue.protocol.header import Header
 from fl_queue.store import Store, keyspace, queries
 from tests.byhand import ByHand
-from workers import client
 
 Kept = Mapping[bytes, tuple[bytes, int]]
 
@@ -186,9 +185,9 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
 # A client's outbox
 
 
-def answer(job: ClientJob) -> client.ClientResponse:
+def answer(job: ClientJob) -> round_job.ClientResponse:
     made.append(job.round.base_digest)
-    return client.ClientResponse(job.header("failure"))
+    return round_job.ClientResponse(job.header("failure"))
 
 
 made: list[str] = []
@@ -203,8 +202,8 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
     lost: Header = replace(job.header("failure"), base_digest="0" * 64)
     outbox.write(site.outbox, lost)
 
-    header, _ = client.find_or_make(job, answer)
-    again, _ = client.find_or_make(job, answer)
+    header, _ = round_job.find_or_make(job, answer)
+    again, _ = round_job.find_or_make(job, answer)
 
     assert header.base_digest == hand.round.base_digest
     assert made == [hand.round.base_digest]  # Once.
@@ -229,7 +228,7 @@ def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
     job = ghost(hand, store, tmp_path, 1 + ahead, "0" * 64)
 
     with pytest.raises(RoundEnded):
-        client.find_or_make(job, client.make_update)
+        round_job.find_or_make(job, round_job.make_update)
 
     # No failure of its own is sent when the round is opened.
     assert not list(job.site.outbox.glob("*.update"))
@@ -252,12 +251,12 @@ def test_an_update_of_a_round_that_is_not_open_yet_is_refused_and_sent_again_whe
         hand.update(who)
 
     assert hand.work() == "committed: 2 of 2 updates in"
-    client.tidy(store, job.site, "a")
+    round_job.tidy(store, job.site, "a")
 
     assert store.data.waiting(hand.run) == 0
     [event] = events(store, hand.run, "update_rejected")
     assert event["reason"] == "a: round 2 has not been opened"
     assert (hand.round.number, hand.round.base_digest) == (2, digest)
     again = replace(job, state=hand.state, round=hand.round)
-    assert client.find_or_make(again, answer)[0] == early
+    assert round_job.find_or_make(again, answer)[0] == early
     assert made == []

@@ -337,7 +337,7 @@ def test_what_fails_before_round_1_stays_at_the_site(
     case, expected = FAILING[what]
     run = secret.begin(*overrides_of(secret, case))
 
-    assert preflight.tell(run.run, run.state.segment) == "told"
+    assert preflight.report_facts(run.run, run.state.segment) == "reported"
 
     facts = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert facts["problem"].startswith(expected)
@@ -364,7 +364,7 @@ def test_names_that_the_config_does_not_have_are_counted(
     save(folder / f"{secret.stem}-cat" / f"{secret.stem}-1.png", (180, 20, 20))
     run = secret.begin(*overrides_of(secret, case))
 
-    preflight.tell(run.run, run.state.segment)
+    preflight.report_facts(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert "problem" not in found
@@ -375,7 +375,7 @@ def test_names_that_the_config_does_not_have_are_counted(
 def test_a_damaged_image_is_no_file_name(secret: Secret, caplog: pytest.LogCaptureFixture) -> None:
     run = secret.begin(*IMAGES, 'task.classes="cat,dog"')
 
-    preflight.tell(run.run, run.state.segment)
+    preflight.report_facts(run.run, run.state.segment)
 
     found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
     assert found["problem"] == (f"DataError: an image is not readable; repair or remove it; {FULL}")
@@ -483,7 +483,7 @@ def test_nothing_made_of_data_is_in_events_before_somebody_approves_it(
     (epoch,) = [event for event in events if event["event"] == "epoch"]
     steps = {"event", "at", "run", "round", "epoch", "epochs"}
     if approve:
-        assert said == "waits for somebody at its site"
+        assert said == "waits for a decision at its site"
         assert set(epoch) <= steps
         assert gap.encode() not in secret.everything()
         assert "num_examples" not in secret.store.control.client("b")

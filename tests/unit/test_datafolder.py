@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue.client import preflight
+from fl_queue.client import preflight, scoring_job
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
@@ -21,7 +21,6 @@ from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.sgd import size_of
 from tests.unit.test_tasks_image_folder import save
-from workers import evaluator
 
 SECRET = "TOP-SECRET-LINE"
 TABLE = "age,weight,label\n" + "".join(f"{40 + i},{60 + i}.5,{i % 2}\n" for i in range(24))
@@ -182,7 +181,7 @@ def test_a_config_chooses_no_folder_of_a_site(data: Path, task: str) -> None:
     assert job.task().config.data["dir"] == ""
     with pytest.raises(ConfigError, match=r"data\.dir.*--data-from-config"):
         job.context()
-    found = preflight.look(WorkerSettings(), STATE, config)
+    found = preflight.read_facts(WorkerSettings(), STATE, config)
     assert "--data-from-config" in found["problem"]
     assert found["cannot"] == "yes"
 
@@ -191,7 +190,7 @@ def test_the_evaluator_takes_no_folder_of_a_config_either(data: Path) -> None:
     config = config_of(data={"dir": str(data)})
     store: Any = None
     with pytest.raises(ConfigError, match="--data-from-config"):
-        evaluator._sums(store, WorkerSettings(), STATE, 0, config)
+        scoring_job._sums(store, WorkerSettings(), STATE, 0, config)
 
 
 def test_a_site_may_leave_the_folder_to_the_config(data: Path) -> None:

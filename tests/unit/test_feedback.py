@@ -43,7 +43,7 @@ def pieces(tensors: dict[str, np.ndarray]) -> Iterator[Piece]:
 
 
 class Client:
-    """What ``workers.client`` does with an update, and the folder where it keeps what it owes."""
+    """What ``client.round_job`` does with an update, and the folder where it keeps what it owes."""
 
     def __init__(self, folder: Path, encoding: str) -> None:
         self.folder, self.encoding = folder, encoding

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fl_queue.errors import DataError
-from fl_queue.tasks.error_disclosure import FULL, told
+from fl_queue.tasks.error_disclosure import FULL, disclosed
 from fl_queue.training import data_loading, sgd
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
 
@@ -116,7 +116,7 @@ def test_an_error_of_ours_stays_what_it_is_whoever_reads(workers: int) -> None:
 
     error = caught.value
     assert (error.path, error.reason) == ("folder/7.png", "is no image of Smith")
-    assert told(error) == f"DataError: an image is damaged; {FULL}"
+    assert disclosed(error) == f"DataError: an image is damaged; {FULL}"
     # The log has where it was raised.
     assert "in __getitem__" in "".join(traceback.format_exception(error))
 
@@ -126,7 +126,7 @@ def test_a_killed_training_leaves_no_process_that_reads(tmp_path: Path) -> None:
 import os, time
 from fl_queue.errors import DataError
 from fl_queue.training.data_loading import LoaderSettings, iterate_batches
-from fl_queue.tasks.error_disclosure import FULL, told
+from fl_queue.tasks.error_disclosure import FULL, disclosed
 
 class Slow:
     def __len__(self): return 8

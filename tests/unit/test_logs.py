@@ -59,7 +59,7 @@ def test_an_error_of_a_command_is_a_document(
 
 def test_workers_log_as_they_are_told() -> None:
     code = (
-        "import logging; from workers.process import log_to_console; log_to_console();"
+        "import logging; from fl_queue.common.logs import set_up_worker; set_up_worker();"
         "logging.getLogger('fl_queue').info('run=%s round=%s trained', 'r-1', 2)"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import memory
+from fl_queue.common import oom_kills
 
 CGROUP, MACHINE = "/sys/fs/cgroup/x/memory.events", "/proc/vmstat"
 
@@ -28,13 +28,13 @@ CGROUP, MACHINE = "/sys/fs/cgroup/x/memory.events", "/proc/vmstat"
 def test_memory_is_named_as_far_as_it_is_known(
     before: dict[str, int], after: dict[str, int], words: str
 ) -> None:
-    assert words in memory.why(signal.SIGKILL, before, after)
+    assert words in oom_kills.cause_of_end(signal.SIGKILL, before, after)
 
 
 def test_other_ends_have_their_own_words() -> None:
-    assert memory.why(3 << 8, {}, {}).endswith("exit status 3")
-    assert "signal 11 (SIGSEGV)" in memory.why(signal.SIGSEGV, {}, {})
-    assert "signal 63 (unknown)" in memory.why(63, {}, {})
+    assert oom_kills.cause_of_end(3 << 8, {}, {}).endswith("exit status 3")
+    assert "signal 11 (SIGSEGV)" in oom_kills.cause_of_end(signal.SIGSEGV, {}, {})
+    assert "signal 63 (unknown)" in oom_kills.cause_of_end(63, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def test_the_counter_of_the_own_cgroup_is_found(
     (tmp_path / "cgroup").write_text(lines)
     (tmp_path / where).mkdir(parents=True, exist_ok=True)
     (tmp_path / where / counter).write_text("low 0\noom 1\noom_kill 7\noom_group_kill 0\n")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_MACHINE", tmp_path / "nothing")
-    assert memory.oom_kills() == {str(tmp_path / where / counter): 7}
+    monkeypatch.setattr(oom_kills, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(oom_kills, "_OWN", tmp_path / "cgroup")
+    monkeypatch.setattr(oom_kills, "_MACHINE", tmp_path / "nothing")
+    assert oom_kills.counts() == {str(tmp_path / where / counter): 7}
 
 
 def test_a_machine_that_tells_nothing_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_OWN", "_MACHINE", "_CGROUPS"):
-        monkeypatch.setattr(memory, name, tmp_path / "nothing")
-    assert memory.oom_kills() == {}
+        monkeypatch.setattr(oom_kills, name, tmp_path / "nothing")
+    assert oom_kills.counts() == {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fl_queue.cli.worker import worker
-from fl_queue.client import local_update, preflight
+from fl_queue.client import local_update, preflight, round_job
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
@@ -21,7 +21,6 @@ from fl_queue.errors import ConfigError, UpdateWithheld
 from fl_queue.experiments import launching
 from fl_queue.strategies import get_strategy
 from fl_queue.training import row_floor, sgd
-from workers import client
 
 ROWS = 43
 STATE: Any = SimpleNamespace(population=["a"], shares=1, name="run", run_id="run-abc123")
@@ -123,16 +122,16 @@ def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: 
         trained(config, WorkerSettings(data_dir=str(data), client="a"), rounds)
     assert caught.value.public == caught.value.reason
     # A later round's update may show enough rows: nothing keeps the client from being selected for it.
-    assert isinstance(caught.value, client.LASTING) == is_refused_for_good
+    assert isinstance(caught.value, round_job.LASTING) == is_refused_for_good
 
 
 def test_the_question_before_round_1_says_so(data: Path) -> None:
     site = WorkerSettings(data_dir=str(data), client="a")
     for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
-        found = preflight.look(site, STATE, OLD[attack][0])
+        found = preflight.read_facts(site, STATE, OLD[attack][0])
         assert found["problem"].startswith(f"{field}: ")
         assert found["cannot"] == "yes"
-    assert "problem" not in preflight.look(site, STATE, config_of())
+    assert "problem" not in preflight.read_facts(site, STATE, config_of())
 
 
 def test_ordinary_training_goes_on_until_it_is_certain(data: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_config_that_aims_at_single_rows_gets_nothing(data: Path, aimed: dict[
     with pytest.raises(ConfigError, match="10 examples") as caught:
         trained(job_of(config, site))
     assert (caught.value.field, caught.value.public) == ("--min-examples", caught.value.reason)
-    found = preflight.look(site, STATE, config)
+    found = preflight.read_facts(site, STATE, config)
     assert "--min-examples" in found["problem"]
     assert found["cannot"] == "yes"
     with pytest.raises(ConfigError, match="10 examples"):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
@@ -22,7 +23,6 @@ from fl_queue.protocol import virtual_clients
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.feature_skew import Skew, rotated
 from fl_queue.tasks.loading import load_task
-from workers.client import ClientJob
 
 SKEWED = {"noise": 0.3, "rotation": 90.0, "shares": 4, "validation_per_class": [3, 3]}
 

@@ -20,7 +20,7 @@ from fl_queue.errors import (
     Trouble,
 )
 from fl_queue.protocol.header_schema import mapping
-from fl_queue.tasks.error_disclosure import FULL, class_name, told, words_of
+from fl_queue.tasks.error_disclosure import FULL, class_name, disclosed, words_of
 
 SECRET = "Erika Musterfrau"
 OWN = f"""
@@ -63,8 +63,8 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
     with pytest.raises(Exception) as caught:  # noqa: PT011
         getattr(own, what)()
 
-    assert told(caught.value, config) == expected
-    assert "told_own" not in told(caught.value)  # Without a config nobody knows that name.
+    assert disclosed(caught.value, config) == expected
+    assert "told_own" not in disclosed(caught.value)  # Without a config nobody knows that name.
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
     ],
 )
 def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected: str) -> None:
-    assert told(error, RunConfig.from_dict({})) == expected
+    assert disclosed(error, RunConfig.from_dict({})) == expected
     assert SECRET not in expected
 
 
@@ -105,7 +105,7 @@ def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected
     with pytest.raises(BlobError) as caught:
         mapping(finite=True)("metrics", value)
 
-    assert told(caught.value).startswith(f"BlobError: header field metrics: {expected}; ")
+    assert disclosed(caught.value).startswith(f"BlobError: header field metrics: {expected}; ")
 
 
 def test_every_kind_of_error_is_private_unless_it_says_so() -> None:
@@ -117,7 +117,7 @@ def test_every_kind_of_error_is_private_unless_it_says_so() -> None:
     assert len(kinds) > 10
     for kind in kinds:
         made = kind.__new__(kind)
-        assert told(made) == f"{kind.__name__}; {FULL}"
+        assert disclosed(made) == f"{kind.__name__}; {FULL}"
 
 
 def test_a_class_made_at_run_time_is_called_as_the_first_that_a_module_defines() -> None:

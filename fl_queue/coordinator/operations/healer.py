@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.common import failpoints, processes
+from fl_queue.common.oom_kills import OUT_OF_MEMORY
 from fl_queue.coordinator.aggregator import late_updates, partial_sum
 from fl_queue.coordinator.operations import (
     deletion,
@@ -35,7 +36,6 @@ from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
-from fl_queue.store.jobs.rq_types import OUT_OF_MEMORY
 from fl_queue.strategies.base import state_manifest
 
 log = logging.getLogger(__name__)

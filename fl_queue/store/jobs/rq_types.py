@@ -55,8 +55,6 @@ _OF_QUEUES = {
 OF_A_ROUND = (_OF_CLIENTS | _OF_QUEUES[keyspace.POOL_QUEUE] | {INITIALISE}) - {CLIENT_TELL}
 
 RESULT_TTL_S = 600
-#: In the reason of a job that failed for want of memory, or may have.
-OUT_OF_MEMORY = "out of memory"
 #: Longest that a field of ours is, in bytes; a hash's other fields are not read.
 _LONGEST = {
     "data": 1024,

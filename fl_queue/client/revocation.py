@@ -1,5 +1,5 @@
 """
-What an enrolled worker does when its server does not let it in any more.
+End an enrolled worker whose login is refused for good.
 
 Its job ends, and the process. The supervisor starts another one a minute later: an operator may have
 enrolled the site again, under a file of the same name.
@@ -14,13 +14,15 @@ import sys
 from fl_queue.client.site import WorkerSettings
 from fl_queue.protocol.identifiers import EVALUATOR
 from fl_queue.store import own_login
-from workers.process import EXIT_REVOKED
 
 log = logging.getLogger(__name__)
 
+#: Exit status of a worker whose login is refused for good; its supervisor goes on.
+EXIT_REVOKED = 77
+
 
 def sentence(site: WorkerSettings) -> str:
-    """For the log."""
+    """The reason, for the log."""
     return (
         f"{site.client or EVALUATOR} was revoked, or its password was changed: ask the operator"
         f" (Redis refuses the login of {site.credentials})"
@@ -28,7 +30,7 @@ def sentence(site: WorkerSettings) -> str:
 
 
 def warn_if_unchecked(site: WorkerSettings) -> None:
-    """Credentials of before there was an operator's key: nothing that Redis says can be checked."""
+    """Warn of credentials without an operator's key: nothing that comes from Redis can be checked."""
     if site.secrets is not None and not site.secrets.operator_key:
         log.warning(
             "%s has no operator_key: what comes from Redis is not checked; have the operator enrol %s again",
@@ -42,7 +44,7 @@ def end_when_revoked(site: WorkerSettings) -> None:
     own = os.getpid()
 
     def end() -> None:
-        # A work-horse is ended by its worker, which finds out at the same time.
+        # A work-horse is ended by its worker, which is refused at the same time.
         if os.getpid() == own:
             log.error("%s", sentence(site))
             sys.exit(EXIT_REVOKED)

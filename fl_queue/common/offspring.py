@@ -1,9 +1,9 @@
 """
-What the processes of a job leave behind: found by descent, and ended with the job.
+Processes that a job has started: found by descent, and ended with the job.
 
-A process group is not enough: whoever calls ``setsid`` (``start_new_session=True``, torchrun, a daemon) leaves
-it. But this process adopts orphans, so below it there is nothing that does not become its child once
-those above have ended. It needs no privileges.
+A process group is not enough: a process that calls ``setsid`` (``start_new_session=True``, torchrun, a daemon)
+leaves it. This process adopts orphans, so each process below it becomes its child once its parents have ended.
+It needs no privileges.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fl_queue.common import processes
 log = logging.getLogger(__name__)
 
 #: Processes that start others as fast as they are ended are left alone after so long, with a line in the log.
-LONGEST_S = 10.0
+MAX_END_S = 10.0
 _PAUSE_S = 0.01
-#: Who compiles for ``torch.compile``: started once, used by later jobs of the same process.
+#: The process that compiles for ``torch.compile``: started once, used by later jobs of the same process.
 _COMPILER = b"torch._inductor.compile_worker"
 #: Module -> where it has the pid of a process that serves all others.
 _OF_PYTHON = {
@@ -38,7 +38,7 @@ class Offspring:
     """
     The processes that are started below this one from now on.
 
-    Children that are there already are somebody else's business (the scheduler of a plain ``rq worker``).
+    Children that are there already are left alone (the scheduler of a plain ``rq worker``).
     """
 
     def __init__(self) -> None:
@@ -46,16 +46,16 @@ class Offspring:
         self._before = processes.children()
 
     def reap(self, spare: Iterable[int] = ()) -> None:
-        """Forget those that have ended by themselves. Args: ``spare``: pids that others wait for."""
+        """Forget processes that have ended by themselves. Args: ``spare``: pids that other code waits for."""
         for pid in self._there(spare):
             _wait(pid)
 
     def end(self, spare: Iterable[int] = ()) -> int:
         """
-        End them all, and what they have started.
+        End all of them, and the processes that they have started.
 
-        Only children are ended: their pids cannot be used again before we have waited for them. Their own children
-        become ours by that, and are ended in the next round.
+        Only children are ended: their pids cannot be used again before they have been waited for. Their own children
+        become children of this process then, and are ended in the next round.
 
         Args:
             spare: Pids of children that stay.
@@ -64,7 +64,7 @@ class Offspring:
             How many were ended that had not ended by themselves.
         """
         spared, ended = set(spare), 0
-        until = time.monotonic() + LONGEST_S
+        until = time.monotonic() + MAX_END_S
         while left := self._there(spared):
             for pid in left:
                 if _wait(pid):
@@ -100,4 +100,4 @@ def _wait(pid: int) -> bool:
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        return True  # Somebody else in this process has waited for it.
+        return True  # Other code in this process has waited for it.

@@ -1,8 +1,8 @@
 """
-Whether the kernel ended a process for want of memory: its counters, read before and after.
+Processes that the kernel ended for lack of memory: its counters, read before and after.
 
-Nobody tells the parent of a process that was killed why. Privileges are not needed; a cgroup that hides its
-counters (or a machine without cgroups) leaves the counter of the whole machine.
+The parent of a killed process gets a signal's number and no reason. Privileges are not needed; without readable
+counters of the cgroup there is the counter of the whole machine.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fl_queue.store.jobs.rq_types import OUT_OF_MEMORY
-
+#: Part of the reason of a failed job; the healer looks for it.
+OUT_OF_MEMORY = "out of memory"
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _MACHINE = Path("/proc/vmstat")
 _MORE = "give it more memory, or train with smaller batches"
 
 
-def oom_kills() -> dict[str, int]:
-    """Counter file -> processes that the kernel has ended for memory: of our cgroup and of the machine."""
+def counts() -> dict[str, int]:
+    """Counter file -> processes that the kernel has ended for memory: in this cgroup and on the machine."""
     return {
         str(path): count for path in [*_counters(), _MACHINE] if (count := _count(path)) is not None
     }
 
 
-def why(status: int, before: Mapping[str, int], after: Mapping[str, int]) -> str:
+def cause_of_end(status: int, before: Mapping[str, int], after: Mapping[str, int]) -> str:
     """
-    Why a process ended that should have answered.
+    Why a process ended without a response.
 
     Args:
         status: As ``os.wait4`` returns it.
-        before, after: ``oom_kills`` when it was started, and now.
+        before, after: ``counts`` when it was started, and now.
     """
     number = status & 0x7F
     if not number:
@@ -51,7 +51,7 @@ def why(status: int, before: Mapping[str, int], after: Mapping[str, int]) -> str
 
 
 def _counters() -> Iterator[Path]:
-    """Where the counter of our cgroup may be: version 2, version 1, and what a container sees of both."""
+    """Candidate files of this cgroup's counter: version 2, version 1, and their paths in a container."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:
