@@ -36,7 +36,7 @@ from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client import local_update
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest
@@ -187,7 +187,7 @@ def merged(
         try:
             merge.check(header)
             merge.add(header, body)
-        except BlobError:
+        except MessageError:
             continue
     if merge.count < merge.strategy.fewest():
         return base  # The round is abandoned.

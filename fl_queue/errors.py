@@ -1,27 +1,11 @@
 """
-Every error a user can meet, with its exit code.
+All errors that a command or a job can end with, and their exit codes.
 
-    FLQueueError                                              exit code
-      ConfigError        a config field or CLI argument           2
-      RunStateError      the run cannot do that now               2
-      UnknownRun         no run of that name                      2
-      BlobError          a blob that is not what it says          3
-      DataError          a data file or folder                    3
-      NoRoom             no room on this machine's disk           3
-      ModelMismatch      a client's model differs from the run's  3
-      UpdateWithheld     an update of too few rows, kept at home  3
-      UnknownVersion     no such model version                    3
-      CheckpointError    a checkpoint cannot be written or read   3
-      MergeFailed        the next version cannot be made          3
-      RunFailed          a round abandoned, a run failed          4
-      StoreUnavailable   Redis not reachable or not fit           5
+Library code raises, and never prints or exits: ``cli.main`` turns an error into one line and its class's
+``exit_code``. ``docs/cli.md`` has the table of exit codes; a test compares it with the classes here.
 
-Library code raises, and never prints or exits; ``cli.main`` turns an error into one line
-and its exit code. ``OwnershipLost`` is internal: an aggregator incarnation that has been
-replaced ends itself with it.
-
-A message may quote data: a cell, a path, what somebody else's code says. What of an error may leave a
-client's machine is its ``public`` text; ``error_disclosure`` decides, and everything without one is named by its class.
+The text of an error may quote data (a cell, a path, a message of a task's code). Only its ``public`` text
+leaves a client's machine, see ``tasks/error_disclosure.py``; an error without one is named by its class.
 """
 
 from __future__ import annotations
@@ -29,22 +13,25 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from fl_queue.common.lazy import lazy
 from fl_queue.common.redis_url import mask
 from fl_queue.common.spelling import nearest
 
+__getattr__ = lazy(__name__, {}, renamed={"BlobError": "MessageError"})
+
 
 class Trouble(StrEnum):
-    """What is the matter with a Redis server that cannot be used; ``store/error_translation.py`` decides it."""
+    """Kinds of failure of a Redis server, as ``store/error_translation.py`` classifies them."""
 
-    #: Nobody answers there: connection refused, closed or reset.
+    #: Connection refused, closed or reset.
     gone = "gone"
-    #: It is reached and does not answer in time.
+    #: Connected, and no reply in time.
     silent = "silent"
-    #: It answers that it cannot serve: full, a replica, loading, without its disk, ... It passes.
+    #: Replies that it cannot serve for the time being: full, a replica, loading, its disk is missing.
     not_now = "not_now"
-    #: It is not the kind of server that was asked for: a Sentinel, a node of a cluster, too old.
+    #: Another kind of server than was asked for: a Sentinel, a node of a cluster, too old.
     wrong_mode = "wrong_mode"
-    #: It refuses user, password or command.
+    #: Refuses user, password or command.
     not_allowed = "not_allowed"
 
 
@@ -58,39 +45,87 @@ _TROUBLE = {
 
 
 class FLQueueError(Exception):
-    """Base of all errors; ``exit_code`` is the CLI's exit status."""
+    """Base of all errors of fl-queue."""
 
+    #: Exit status of a command that ends with the error.
     exit_code = 1
-    #: What may leave the machine it happened on: words of the run's config, and numbers; empty: its class.
+    #: Text that may leave the machine: words of the run's config, and numbers; empty: only the class's name may.
     public: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by what it is, as the classes take different arguments."""
-        return _remade, (type(self), self.args, self.__dict__)
+        """Pickle by attributes, as the constructors take different arguments."""
+        return _restored, (type(self), self.args, self.__dict__)
 
     def _publish(self, public: bool | str, reason: str) -> None:
-        """Args: ``public``: the text; True: the whole reason is made of such words."""
+        """Set the public text. Args: ``public``: the text; True: the whole reason may be published."""
         self.public = reason if public is True else public or ""
 
 
-def _remade(kind: type[FLQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> FLQueueError:
-    made = kind.__new__(kind, *args)
-    made.args = args
-    made.__dict__.update(state)
-    return made
+def _restored(
+    kind: type[FLQueueError], args: tuple[Any, ...], state: dict[str, Any]
+) -> FLQueueError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
-class ConfigError(FLQueueError):
+class _WithReason(FLQueueError):
+    """An error whose whole text is its reason. Args: ``public``: as of ``FLQueueError``; True: all of it."""
+
+    def __init__(self, reason: str, *, public: bool | str = False) -> None:
+        super().__init__(reason)
+        self._publish(public, reason)
+        self.reason = reason
+
+
+class _OfPath(FLQueueError):
     """
-    A config field or argument that cannot be used.
+    An error of a file or folder.
+
+    Args:
+        path: The file or folder; never part of the public text.
+        reason: The cause, ending with the fix; it may quote data.
+        public: Public part of the reason (a line, a column's number, a field of the config); True: all of it.
+    """
+
+    #: Put before the path.
+    _kind = ""
+
+    def __init__(self, path: str, reason: str, *, public: bool | str = False) -> None:
+        super().__init__(f"{self._kind}{path}: {reason}")
+        self._publish(public, reason)
+        self.path = path
+        self.reason = reason
+
+
+class _OfRun(FLQueueError):
+    """An error of one run. Args: ``run``: its name or id."""
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(f"run {run}: {reason}")
+        self.run = run
+        self.reason = reason
+
+
+# What the user, or the machine's owner, has to mend
+
+
+class ConfigurationError(FLQueueError):
+    """A config, a data folder or a machine that cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ConfigError(ConfigurationError):
+    """
+    A config field or an argument of a command that cannot be used.
 
     Args:
         field: Dotted name, such as ``round.quorum``.
-        reason: What is wrong, ending with the fix.
-        public: What of the reason may leave a site; True: all of it.
+        reason: The cause, ending with the fix.
+        public: Public part of the reason; True: all of it.
     """
-
-    exit_code = 2
 
     def __init__(self, field: str, reason: str, *, public: bool | str = False) -> None:
         super().__init__(f"{field}: {reason}")
@@ -99,21 +134,29 @@ class ConfigError(FLQueueError):
         self.reason = reason
 
 
-class RunStateError(FLQueueError):
-    """The run exists, and its state does not allow what was asked."""
+class DataError(_OfPath, ConfigurationError):
+    """A data file or folder that is missing, empty or unreadable."""
+
+    exit_code = 3
+
+
+class MachineUnfit(ConfigurationError):
+    """A check of ``fl-queue doctor`` failed; the findings name the fix."""
+
+    exit_code = 1
+
+
+# Runs
+
+
+class RunError(FLQueueError):
+    """A run that does not exist, cannot do what was asked, or failed."""
 
     exit_code = 2
 
-    def __init__(self, run: str, reason: str) -> None:
-        super().__init__(f"run {run}: {reason}")
-        self.run = run
-        self.reason = reason
 
-
-class UnknownRun(FLQueueError):
-    """No run of that name; ``known`` are the names there are."""
-
-    exit_code = 2
+class UnknownRun(RunError):
+    """No run has that name. Args: ``known``: the names that exist."""
 
     def __init__(self, run: str, known: list[str]) -> None:
         there = (
@@ -124,78 +167,8 @@ class UnknownRun(FLQueueError):
         self.known = known
 
 
-class BlobError(FLQueueError):
-    """Bytes that are not a well-formed blob, or not the blob they claim to be."""
-
-    exit_code = 3
-
-    def __init__(self, reason: str, *, public: bool | str = False) -> None:
-        super().__init__(reason)
-        self._publish(public, reason)
-        self.reason = reason
-
-
-class UpdateWithheld(FLQueueError):
-    """
-    An update that its site does not send, in this round: it would show too few of the site's rows.
-
-    Args:
-        reason: Why, ending with the fix; words of the run's config, and the site's own numbers.
-    """
-
-    exit_code = 3
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self._publish(True, reason)
-        self.reason = reason
-
-
-class ChunksMissing(BlobError):
-    """A chunk is not on the data server (yet, or any more): ask again, it is no verdict."""
-
-    def __init__(self, digest: str, index: int) -> None:
-        super().__init__(f"chunk {index} of {digest} is not on the data server", public=True)
-        self.digest = digest
-        self.index = index
-
-
-class DataError(FLQueueError):
-    """
-    A data file or folder that is missing, empty or unreadable.
-
-    Args:
-        path: Where; it never leaves the machine.
-        reason: What is wrong, ending with the fix; it may quote the data.
-        public: What of the reason may leave a site (a line, a column's number, a field of the config);
-            True: all of it.
-    """
-
-    exit_code = 3
-
-    def __init__(self, path: str, reason: str, *, public: bool | str = False) -> None:
-        super().__init__(f"{path}: {reason}")
-        self._publish(public, reason)
-        self.path = path
-        self.reason = reason
-
-
-class NoRoom(DataError):
-    """A disk of this machine is too full for what is to be written; that passes once it is freed."""
-
-
-class ModelMismatch(FLQueueError):
-    """A client's model has other tensors than the run's manifest."""
-
-    exit_code = 3
-
-    def __init__(self, reason: str, *, public: bool | str = False) -> None:
-        super().__init__(reason)
-        self._publish(public, reason)
-
-
-class UnknownVersion(FLQueueError):
-    """The run has no such model version, or its content is nowhere to be found."""
+class UnknownVersion(RunError):
+    """The run has no such model version, or its content is neither on disk nor on the data server."""
 
     exit_code = 3
 
@@ -206,33 +179,133 @@ class UnknownVersion(FLQueueError):
         self.reason = reason
 
 
-class CheckpointError(FLQueueError):
-    """A checkpoint cannot be written (disk full, say) or does not match its digest."""
+class RunStateError(_OfRun, RunError):
+    """The run exists, and its state does not allow the operation."""
 
-    exit_code = 3
-
-    def __init__(self, path: str, reason: str, *, public: bool | str = False) -> None:
-        super().__init__(f"checkpoint {path}: {reason}")
-        self._publish(public, reason)
-        self.path = path
-        self.reason = reason
+    exit_code = 2
 
 
-class MergeFailed(FLQueueError):
-    """The next version could not be made of a round's updates: it is tried again until the deadline."""
-
-    exit_code = 3
-
-
-class RunFailed(FLQueueError):
-    """The run ended as failed, or the round that was waited for was abandoned."""
+class RunFailed(_OfRun, RunError):
+    """The run ended as failed, or the round that a command waited for was abandoned."""
 
     exit_code = 4
 
-    def __init__(self, run: str, reason: str) -> None:
-        super().__init__(f"run {run}: {reason}")
-        self.run = run
-        self.reason = reason
+
+class MergeFailed(RunError):
+    """The next version could not be built from a round's updates; the round is retried until its deadline."""
+
+    exit_code = 3
+
+
+# What another process sent
+
+
+class ProtocolError(FLQueueError):
+    """Bytes, a job or a model of another process that the receiver does not accept."""
+
+    exit_code = 3
+
+
+class MessageError(_WithReason, ProtocolError):
+    """A message or record that is malformed, or not what it claims to be."""
+
+    exit_code = 3
+
+
+class HeaderError(MessageError):
+    """A message header with a missing, unknown, mistyped or out-of-range field."""
+
+
+class ForgedMessage(MessageError):
+    """
+    A message that was not sent by the client it claims to be from, or not for this run.
+
+    Args:
+        claimed: The client it names; any process may have sent it.
+        signer: The client whose key signed it; empty: none.
+    """
+
+    def __init__(self, claimed: str, reason: str, signer: str = "") -> None:
+        super().__init__(reason)
+        self.claimed, self.signer = claimed, signer
+
+
+class JobRefused(ProtocolError):
+    """A job hash that is not a call of one of the functions its worker runs."""
+
+
+class RoundRefused(ProtocolError):
+    """
+    A round that a site does not take part in, as it is not what the operator signed.
+
+    Args:
+        reason: Of names in Redis and the config's digest only, so all of it may leave the site.
+        lasts: Whether the site would refuse the next round of the run, too.
+    """
+
+    def __init__(self, reason: str, lasts: bool = False) -> None:
+        super().__init__(reason)
+        self._publish(True, reason)
+        self.lasts = lasts
+
+
+class ModelMismatch(_WithReason, ProtocolError):
+    """A model with other tensors than the run's manifest."""
+
+    exit_code = 3
+
+
+# What is stored
+
+
+class StorageError(FLQueueError):
+    """Content that cannot be written, or that is missing or damaged where it was stored."""
+
+    exit_code = 3
+
+
+class CheckpointError(_OfPath, StorageError):
+    """A checkpoint that cannot be written (disk full, for example) or does not match its digest."""
+
+    exit_code = 3
+    _kind = "checkpoint "
+
+
+class LocalStorageError(_OfPath, StorageError):
+    """A file of fl-queue that this machine's disk does not take, or does not return as it was written."""
+
+    exit_code = 3
+
+
+class NoRoom(LocalStorageError):
+    """This machine's disk has no room for what is to be written; it is tried again once space is freed."""
+
+
+class ContentMissing(_WithReason, StorageError):
+    """Content that is not on the data server at the moment; its reader asks for it again."""
+
+    exit_code = 3
+
+
+class ChunksMissing(ContentMissing):
+    """A chunk, or the manifest it belongs to, is not on the data server. Args: ``index``: None: the manifest."""
+
+    def __init__(self, digest: str, index: int | None) -> None:
+        what = "the manifest" if index is None else f"chunk {index}"
+        super().__init__(f"{what} of {digest} is not on the data server", public=True)
+        self.digest = digest
+        self.index = index
+
+
+class DigestMismatch(ContentMissing):
+    """Chunks on the data server are not those that their digest names."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the chunks of {digest} have another digest", public=True)
+        self.digest = digest
+
+
+# Servers
 
 
 class StoreUnavailable(FLQueueError):
@@ -240,9 +313,9 @@ class StoreUnavailable(FLQueueError):
     Redis cannot be reached, or is not fit for use; the URL's password is masked.
 
     Args:
-        url: Where; masked here.
-        reason: What is wrong, ending with the fix.
-        trouble: Which kind of trouble; callers that wait or give up decide by it.
+        url: URL of the server.
+        reason: The cause, ending with the fix.
+        trouble: Kind of failure; callers decide by it between waiting and giving up.
         public: Whether the reason names no address or file of this machine.
     """
 
@@ -258,5 +331,55 @@ class StoreUnavailable(FLQueueError):
         self.trouble = trouble
 
 
-class OwnershipLost(FLQueueError):
-    """This aggregator incarnation has been replaced; it must change nothing any more."""
+class ServerStartError(_OfPath):
+    """A private redis-server that cannot be started, or ended. Args: ``path``: its state folder."""
+
+    exit_code = 5
+
+
+# Workers
+
+
+class WorkerError(FLQueueError):
+    """A worker that cannot do its work, or must stop."""
+
+
+class WorkerDied(WorkerError):
+    """A worker process ended before the run began; the message has its last lines of log."""
+
+
+class ClientNameTaken(WorkerError):
+    """Another worker process serves the client already. Args: ``holder``: the process that does."""
+
+    exit_code = 2
+
+    def __init__(self, client: str, holder: str) -> None:
+        super().__init__(
+            f"client {client}: is served by another worker ({holder}); stop that one first"
+        )
+        self.client = client
+        self.holder = holder
+
+
+class UpdateWithheld(WorkerError):
+    """
+    An update that its site does not send in this round, as it would disclose too few of the site's rows.
+
+    Args:
+        reason: The cause, ending with the fix; of the run's config and the site's own numbers.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self._publish(True, reason)
+        self.reason = reason
+
+
+class RoundEnded(_WithReason, WorkerError):
+    """A job's round ended while the job waited: its answer is not wanted any more."""
+
+
+class OwnershipLost(WorkerError):
+    """Another aggregator incarnation has taken over; this one must change nothing more."""

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_queue.common.safe_json import printable
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 
@@ -95,7 +95,7 @@ def merge(parts: Sequence[Sums]) -> dict[str, Any]:
     sum would be divided by the examples of those that did not report it.
 
     Raises:
-        BlobError: A key has another shape in another part.
+        MessageError: A key has another shape in another part.
     """
     parts = [part for part in parts if part.get("num_examples", 0) > 0]
     merged: dict[str, Any] = {"num_examples": sum(part["num_examples"] for part in parts)}
@@ -111,15 +111,15 @@ def check(sums: Any) -> None:
     Validate sums that came from outside.
 
     Raises:
-        BlobError: Names the key, and what it may be.
+        MessageError: Names the key, and what it may be.
     """
     if not isinstance(sums, Mapping):
-        raise BlobError("metrics: not a table of sums")
+        raise MessageError("metrics: not a table of sums")
     if len(sums) > MAX_KEYS:
-        raise BlobError(f"metrics: {len(sums)} keys; at most {MAX_KEYS} are allowed")
+        raise MessageError(f"metrics: {len(sums)} keys; at most {MAX_KEYS} are allowed")
     for key, value in sums.items():
         if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH:
-            raise BlobError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
+            raise MessageError(f"metrics: a key is not text of at most {MAX_KEY_LENGTH} characters")
         kind = _kind(key)
         if kind == "num_examples":
             _check(key, _is_count(value), "a count")
@@ -265,7 +265,7 @@ def _add(key: str, values: list[Any]) -> Any:
     if isinstance(values[0], list):
         tables = [np.array(value, dtype=np.int64) for value in values]
         if any(table.shape != tables[0].shape for table in tables):
-            raise BlobError(f"metrics.{key}: its shape differs between clients")
+            raise MessageError(f"metrics.{key}: its shape differs between clients")
         return sum(tables[1:], start=tables[0]).tolist()
     if all(isinstance(value, int) for value in values):
         return sum(values)
@@ -280,7 +280,7 @@ def _kind(key: str) -> str:
 
 def _check(key: str, holds: bool, wanted: str) -> None:
     if not holds:
-        raise BlobError(f"metrics.{printable(key)}: is not {wanted}")
+        raise MessageError(f"metrics.{printable(key)}: is not {wanted}")
 
 
 def _is_count(value: Any) -> bool:

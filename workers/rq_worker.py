@@ -30,7 +30,7 @@ from fl_queue.client import approval, pausing
 from fl_queue.client.revocation import end_when_revoked, warn_if_unchecked
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints, logs, processes, state_folder
-from fl_queue.errors import FLQueueError, RunStateError
+from fl_queue.errors import ClientNameTaken, FLQueueError
 from fl_queue.protocol import identifiers, signing
 from fl_queue.store import (
     AWAITED,
@@ -74,7 +74,7 @@ class FLWorker(HorseWorker):
     RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
 
     Raises:
-        RunStateError: On start, when another worker serves the client already.
+        ClientNameTaken: On start, when another worker serves the client already.
     """
 
     max_connection_wait_time = 2.0
@@ -108,10 +108,7 @@ class FLWorker(HorseWorker):
         waited_s = 0.0  # An outage of the control server in between is no waiting.
         while not self._extend():
             if waited_s > TAKE_OVER_S:
-                raise RunStateError(
-                    f"client {self.site.client}",
-                    f"is served by another worker ({self._holder()}); stop that one first",
-                )
+                raise ClientNameTaken(self.site.client, self._holder())
             time.sleep(LOOK_AGAIN_S)
             waited_s += LOOK_AGAIN_S
         if self.site.client:

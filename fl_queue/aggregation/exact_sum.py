@@ -24,7 +24,7 @@ import numpy as np
 from fl_queue.aggregation import digits
 from fl_queue.aggregation.scales import LIMIT_FIELDS, Scale
 from fl_queue.common import jit
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Blocks, Float32s, Float64s, Int64s
 from fl_queue.protocol.message import Tensor, matching
 from fl_queue.protocol.records import EXTRA, Manifest, TensorSpec
@@ -88,7 +88,7 @@ class ExactSum:
             weight: 1 to ``w_max``.
 
         Raises:
-            BlobError: The weight is out of range, a tensor is not the manifest's, or a value is not
+            MessageError: The weight is out of range, a tensor is not the manifest's, or a value is not
                 within its limit (NaN and Inf are not): names the tensor, the value and the limit.
         """
         self.add_blocks(_whole(self.manifest, tensors), weight)
@@ -114,7 +114,7 @@ class ExactSum:
             counted: What it counts in the divisor of means; by default its weight.
 
         Raises:
-            BlobError: The weight is out of range, or a value is not within its limit.
+            MessageError: The weight is out of range, or a value is not within its limit.
         """
         self._check_weight(weight)
         self._accumulate(blocks, weight, factor)
@@ -136,7 +136,7 @@ class ExactSum:
         Take an update out again that was added with this weight; the bits are as if it never was.
 
         Raises:
-            BlobError: As ``add``.
+            MessageError: As ``add``.
             ValueError: The manifest has integer buffers: a maximum cannot be taken back, so the
                 sum has to be built anew.
         """
@@ -237,22 +237,22 @@ class ExactSum:
             counted: What they count in the divisor of means; by default their weight.
 
         Raises:
-            BlobError: A tensor is not the manifest's, or a total is larger than ``weight`` allows.
+            MessageError: A tensor is not the manifest's, or a total is larger than ``weight`` allows.
         """
         for spec in self.layout.tensors:
             matching(spec, tensors)
         if not count <= weight <= count * self.w_max:
-            raise BlobError(
+            raise MessageError(
                 f"weight {weight} of {count} updates is not {count} to w_max times that"
             )
         for name, spec in self._floats.items():
             scale = self.scales[spec.quantity]
             most = weight * math.ceil(Fraction(scale.limit) * Fraction(2) ** scale.s)
             if not _is_within(tensors[name], most):
-                raise BlobError(f"tensor {name!r} holds a sum outside ±{most}")
+                raise MessageError(f"tensor {name!r} holds a sum outside ±{most}")
             most = weight << max(scale.digit - 1, 0)
             if name in self._below and not _is_within(tensors[_digits_name(name)], most):
-                raise BlobError(f"tensor {name!r} holds digits outside ±{most}")
+                raise MessageError(f"tensor {name!r} holds digits outside ±{most}")
         for name, total in self._totals.items():
             total += tensors[name].reshape(-1)
         for name, below in self._below.items():
@@ -301,7 +301,7 @@ class ExactSum:
 
     def _check_weight(self, weight: int) -> None:
         if not 1 <= weight <= self.w_max:
-            raise BlobError(f"weight {weight} is not 1 to {self.w_max}")
+            raise MessageError(f"weight {weight} is not 1 to {self.w_max}")
 
     def _check_not_empty(self) -> None:
         if self.total_weight == 0:
@@ -343,7 +343,7 @@ def _is_within(values: Tensor, most: int) -> bool:
 
 
 def _whole(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Blocks:
-    """Tensors that are there whole, as one block each: the manifest's, or a BlobError."""
+    """Tensors that are there whole, as one block each: the manifest's, or a MessageError."""
     # A view of a body is contiguous and is not copied.
     flat = {
         spec.name: np.ascontiguousarray(matching(spec, tensors)).reshape(-1)
@@ -362,10 +362,10 @@ def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, T
         start += part.size
 
 
-def out_of_range(spec: TensorSpec, value: np.float32, scale: Scale) -> BlobError:
+def out_of_range(spec: TensorSpec, value: np.float32, scale: Scale) -> MessageError:
     """The error for a value of an update that is beyond its limit, or no number."""
     field = LIMIT_FIELDS.get(spec.kind, "the limit of its strategy")
-    return BlobError(f"tensor {spec.name!r} holds {value!s}, {OUTSIDE}{scale.limit} ({field})")
+    return MessageError(f"tensor {spec.name!r} holds {value!s}, {OUTSIDE}{scale.limit} ({field})")
 
 
 def first_outside(values: Float32s, limit: float) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fl_queue import metrics
 from fl_queue.aggregation.merge import MergedUpdate, RoundSections, UpdateMerger
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.header import GroupMember, Header
 from fl_queue.protocol.message import Bytes
@@ -68,7 +68,7 @@ class GroupSum:
         else:
             try:
                 added = self._merge.take(header, body)
-            except BlobError as exc:
+            except MessageError as exc:
                 status, reason = "invalid", exc.reason
         said = {name: getattr(header, name) for name in _SHARED}
         member = GroupMember(
@@ -117,19 +117,19 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
     Refuse an element that no pool of this round may send.
 
     Raises:
-        BlobError: The round has no groups, these are not the clients of one of its groups, or a
+        MessageError: The round has no groups, these are not the clients of one of its groups, or a
             member's weight is not that of its examples.
     """
     # Groups carry no signatures: whoever can write ``groups`` must not speak for clients that sign.
     is_ours = current.groups and config.is_simulation
     number = virtual_clients.group_number(header.client) if is_ours else None
     if number is None or number >= current.groups:
-        raise BlobError(f"round {current.number} has no group {header.client}")
+        raise MessageError(f"round {current.number} has no group {header.client}")
     members = list(virtual_clients.members(current.cohort, current.groups, number))
     if [member.client for member in header.members] != members:
-        raise BlobError(f"the members of {header.client} are others")
+        raise MessageError(f"the members of {header.client} are others")
     if not config.premerges:
-        raise BlobError("this run wants the updates one by one")
+        raise MessageError("this run wants the updates one by one")
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
     for member in header.members:
         metrics.check(member.metrics)
@@ -139,7 +139,7 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
         if is_in:
             check_scalars(strategy, member.scalars)
         if member.weight != weight:
-            raise BlobError(f"{member.client}: weight {member.weight} is not {weight}")
+            raise MessageError(f"{member.client}: weight {member.weight} is not {weight}")
 
 
 def check_layout(header: Header, merge: UpdateMerger) -> None:
@@ -147,7 +147,7 @@ def check_layout(header: Header, merge: UpdateMerger) -> None:
     Refuse a group whose body, which need not be here yet, has another layout than the round's.
 
     Raises:
-        BlobError: Names the first tensor that differs.
+        MessageError: Names the first tensor that differs.
     """
     message.check_tensors(header, merge.layout)
 
@@ -157,7 +157,7 @@ def add(header: Header, body: Bytes, merge: UpdateMerger) -> None:
     Add a group's sum that ``check_layout`` let pass to a round's, or nothing of it.
 
     Raises:
-        BlobError: It is damaged, or beyond a limit; the sum is as it was.
+        MessageError: It is damaged, or beyond a limit; the sum is as it was.
     """
     message.check_body(header, body)
     inside = [member for member in header.members if member.status == "received"]

@@ -159,7 +159,7 @@ class UpdateMerger:
         Refuse an update whose body, which need not be here yet, has another codec or layout than the run's.
 
         Raises:
-            BlobError: Names the codec, or the first tensor that differs.
+            MessageError: Names the codec, or the first tensor that differs.
         """
         codec.check_tensors(self.encoding, header, self.sent)
 
@@ -168,7 +168,7 @@ class UpdateMerger:
         Judge one client's update as the aggregator does, and add it.
 
         Raises:
-            BlobError: It would not be accepted; nothing was added.
+            MessageError: It would not be accepted; nothing was added.
             CheckpointError: As ``add``.
         """
         metrics.check(header.metrics)
@@ -187,7 +187,7 @@ class UpdateMerger:
             staleness: Versions that were made while it was; 0 in a synchronous round.
 
         Raises:
-            BlobError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
+            MessageError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
             CheckpointError: There is no room on disk for all updates of the round.
         """
         weight = counted = weight_of(self.aggregation, header.num_examples, most_examples)

@@ -23,7 +23,7 @@ import numpy as np
 from fl_queue.aggregation.exact_sum import first_outside, out_of_range
 from fl_queue.aggregation.scales import Scale
 from fl_queue.common import files
-from fl_queue.errors import BlobError, CheckpointError
+from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol.arrays import Blocks, Float64s
 from fl_queue.protocol.message import Tensor, as_bytes
 from fl_queue.protocol.records import Manifest, TensorSpec
@@ -82,14 +82,14 @@ class UpdateMatrix:
             factor: Its parameters count times this, 0 to 1, as in ``ExactSum.add_blocks``.
 
         Raises:
-            BlobError: The weight is out of range, or a value is not within its limit.
+            MessageError: The weight is out of range, or a value is not within its limit.
             CheckpointError: The disk is full, or the folder cannot be written.
             ValueError: That client's is here already.
         """
         if client in self._bodies:
             raise ValueError(f"two updates of {client}")
         if not 1 <= weight <= self.w_max:
-            raise BlobError(f"weight {weight} is not 1 to {self.w_max}")
+            raise MessageError(f"weight {weight} is not 1 to {self.w_max}")
         place = len(self._bodies)
         try:
             file = self._open()

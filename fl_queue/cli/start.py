@@ -29,7 +29,7 @@ from fl_queue.common import outages
 from fl_queue.config import run_config as configs
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import StoreUnavailable
+from fl_queue.errors import ServerStartError
 from fl_queue.experiments import demo as demos
 from fl_queue.experiments import launching
 from fl_queue.reporting import progress, rich_console
@@ -57,7 +57,8 @@ def redis_command(where: Where, tcp: bool) -> None:
                 # A second, longer question: one that is busy is not dead.
                 if not (redis_server.answers(url) or redis_server.answers(url, timeout_s=10.0)):
                     log = where.state_dir / role / "redis.log"
-                    raise StoreUnavailable(url, f"the private {role} server ended; see {log}")
+                    reason = f"the private {role} server ended; see {log}"
+                    raise ServerStartError(str(where.state_dir), reason)
 
 
 def interrupt_on_sigterm() -> None:

@@ -85,7 +85,7 @@ def mark_pending(path: Path, job: str) -> None:
     Note that an answer waits, left by a job that is about to end.
 
     Raises:
-        DataError: The file cannot be written.
+        LocalStorageError: The file cannot be written.
     """
     file = path.with_suffix(outbox.WAITING)
     since = _since(_read(file)) or time.time()
@@ -152,7 +152,7 @@ def decide(item: PendingUpdate, approved: bool, reason: str = "") -> None:
     Say whether an answer may leave.
 
     Raises:
-        DataError: The file cannot be written.
+        LocalStorageError: The file cannot be written.
     """
     why = printable(reason)[:LONGEST_REASON]
     told = "" if approved else DECLINED + (f": {why}" if why else "")

@@ -16,7 +16,13 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ChunksMissing, FLQueueError, ModelMismatch, StoreUnavailable
+from fl_queue.errors import (
+    ContentMissing,
+    FLQueueError,
+    ModelMismatch,
+    RoundEnded,
+    StoreUnavailable,
+)
 from fl_queue.models import host_cache
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
@@ -138,10 +144,6 @@ class ClientJob:
         )
 
 
-class RoundEnded(ModelMismatch):
-    """A job's round has ended while it waited: no answer is wanted any more."""
-
-
 class DataWaits:
     """Writes where people look that a job waits for the data server. Args: ``job``: which."""
 
@@ -216,7 +218,7 @@ def fetch_base(job: ClientJob) -> RoundModel:
             base = RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
             waiting.over()
             return base
-        except (ChunksMissing, StoreUnavailable) as exc:
+        except (ContentMissing, StoreUnavailable) as exc:
             waiting.on(exc)
         time.sleep(MODEL_WAIT_S)
         if job.ended():

@@ -34,7 +34,7 @@ def describe_update(header: Header, body: memoryview) -> dict[str, Any]:
         body: As it travels, encoded. A tensor's numbers are those that it decodes to.
 
     Raises:
-        BlobError: The body is not what the header says.
+        MessageError: The body is not what the header says.
     """
     tensors = _tensors(header, body)
     said = {

@@ -23,7 +23,7 @@ from blake3 import blake3
 from fl_queue.common import failpoints, files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import is_count
-from fl_queue.errors import BlobError, DataError, StoreUnavailable, Trouble
+from fl_queue.errors import DataError, MessageError, StoreUnavailable, Trouble
 from fl_queue.protocol import identifiers, message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.message import Bytes
@@ -93,7 +93,7 @@ def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> P
         pieces: The body's ``body_bytes`` bytes, or arrays of them, in order.
 
     Raises:
-        BlobError: The header cannot be packed, or the pieces are more or fewer bytes.
+        MessageError: The header cannot be packed, or the pieces are more or fewer bytes.
         DataError: It cannot be written (disk full, permissions).
     """
     path = path_of(folder, header.run, header.round, header.client)
@@ -106,7 +106,7 @@ def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> P
                 digest.update(view)
                 written += file.write(view)
             if written != header.body_bytes:
-                raise BlobError(f"body has {written} bytes, its header says {header.body_bytes}")
+                raise MessageError(f"body has {written} bytes, its header says {header.body_bytes}")
             file.seek(0)
             file.write(message.pack_head(replace(header, body_digest=digest.hexdigest())))
     except OSError as exc:
@@ -135,7 +135,7 @@ def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
         header, body = message.unpack(element, max_body_bytes=len(element))
         if check:
             message.check_body(header, body)
-    except BlobError:
+    except MessageError:
         path.unlink(missing_ok=True)
         return None
     return header, body
@@ -191,7 +191,7 @@ def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: in
     What is pushed of an update: its header, and its body unless that is large and travels in chunks.
 
     Raises:
-        BlobError: A field of the header is out of range.
+        MessageError: A field of the header is out of range.
     """
     if len(body) > inline_bytes:
         return message.pack(replace(header, chunk_bytes=chunk_bytes), None)

@@ -19,7 +19,7 @@ from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import printable
 from fl_queue.common.spelling import nearest
-from fl_queue.errors import ConfigError, DataError
+from fl_queue.errors import ConfigError, LocalStorageError
 from fl_queue.protocol.records import dumps
 
 _FILE = "paused"
@@ -66,7 +66,7 @@ def pause(state_dir: Path, client: str, reason: str, now: datetime) -> bool:
     Pause a client until it is told otherwise; whether it was news.
 
     Raises:
-        DataError: The file cannot be written.
+        LocalStorageError: The file cannot be written.
     """
     path = _folder(state_dir, client) / _FILE
     if path.exists():
@@ -82,7 +82,7 @@ def unpause(state_dir: Path, client: str) -> bool:
     Let a client take part again; whether it was paused.
 
     Raises:
-        DataError: The file cannot be removed.
+        LocalStorageError: The file cannot be removed.
     """
     path = _folder(state_dir, client) / _FILE
     try:
@@ -90,7 +90,7 @@ def unpause(state_dir: Path, client: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as exc:
-        raise DataError(str(path), f"cannot be removed ({exc.strerror})") from exc
+        raise LocalStorageError(str(path), f"cannot be removed ({exc.strerror})") from exc
     return True
 
 

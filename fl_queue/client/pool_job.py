@@ -23,12 +23,11 @@ from fl_queue.client.round_job import MAKERS, find_or_make, push
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ModelMismatch
+from fl_queue.errors import JobRefused, ModelMismatch, RoundEnded
 from fl_queue.models import host_cache
 from fl_queue.protocol import identifiers, virtual_clients
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import RunState, Store, queries
-from fl_queue.store.jobs.rq_types import JobRefused
 from fl_queue.tasks.error_disclosure import disclosed
 
 log = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ def _group(
     if current.purpose != "initialise":
         try:
             common = replace(common, base=_base(common))
-        except ModelMismatch as exc:
+        except (ModelMismatch, RoundEnded) as exc:
             log.warning("run=%s round=%s %s", run, number, exc)
             return disclosed(exc, config)
     return VirtualClientJob(common, clients, newest["attempt"])

@@ -9,6 +9,7 @@ from fl_queue.client import trust
 from fl_queue.client.progress import refused
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config.run_config import RunConfig
+from fl_queue.errors import RoundRefused
 from fl_queue.protocol import site_facts
 from fl_queue.protocol.records import dumps
 from fl_queue.store import REDIS_ERRORS, RunState
@@ -42,7 +43,7 @@ def report_facts(run: str, segment: int) -> str:
         return "the run does not need the facts any more"
     try:
         config = trust.segment_config(site, state, store.control.config_segments(run), segment)
-    except trust.RoundRefused as exc:
+    except RoundRefused as exc:
         refused(store, site, exc)
         found = {site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes"}
     else:

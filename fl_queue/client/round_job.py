@@ -26,17 +26,20 @@ from fl_queue.client import (
     unknown_runs,
     update_message,
 )
-from fl_queue.client.assignment import ClientJob, DataWaits, RoundEnded, fetch_base
+from fl_queue.client.assignment import ClientJob, DataWaits, fetch_base
 from fl_queue.client.client_state import StoredClientState
 from fl_queue.client.progress import Progress, announce, refused, write_best_effort
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
-    BlobError,
     ConfigError,
     DataError,
+    LocalStorageError,
+    MessageError,
     NoRoom,
+    RoundEnded,
+    RoundRefused,
     UnknownRun,
 )
 from fl_queue.models import host_cache, transfer
@@ -56,7 +59,14 @@ from fl_queue.training import data_loading, determinism
 log = logging.getLogger(__name__)
 
 #: Errors that last until the site's config, data or code is mended.
-LASTING = (ConfigError, DataError, ImportError, FileNotFoundError, PermissionError)
+LASTING = (
+    ConfigError,
+    DataError,
+    LocalStorageError,
+    ImportError,
+    FileNotFoundError,
+    PermissionError,
+)
 
 
 @dataclass(frozen=True)
@@ -136,11 +146,11 @@ def _accepted_job(
     make = MAKERS[purpose]
     try:
         job = _trusted_job(store, site, who, state, current, purpose)
-    except trust.RoundRefused as exc:
+    except RoundRefused as exc:
         refused(store, site, exc)
         # Nothing of a refused config is used: the refusal is sent with the default options.
         job = ClientJob(store, site, who, state, current, RunConfig.from_dict({}))
-        return job, _declining(str(exc), trust.RoundRefused.__name__ if exc.lasts else "")
+        return job, _declining(str(exc), RoundRefused.__name__ if exc.lasts else "")
     why = pausing.why_paused(site)
     # Version 0 takes nothing of a site's data, and a run without version 0 fails.
     if why and purpose != "initialise":
@@ -258,7 +268,7 @@ def find_or_make(job: ClientJob, make: MakeResponse) -> tuple[Header, memoryview
     A response from the outbox: the one that an earlier attempt left there, else a new one.
 
     Raises:
-        DataError: The outbox does not keep the file that was written to it.
+        LocalStorageError: The outbox does not keep the file that was written to it.
     """
     path = outbox.path_of(job.site.outbox, job.run, job.round.number, job.who)
     found = outbox.read(path)
@@ -292,7 +302,9 @@ def _reread(path: Path) -> tuple[Header, memoryview]:
     """The response that has just been written to the outbox."""
     found = outbox.read(path, check=False)
     if found is None:
-        raise DataError(str(path), "the outbox does not keep what is written; check the disk")
+        raise LocalStorageError(
+            str(path), "the outbox does not keep what is written; check the disk"
+        )
     return found
 
 
@@ -303,7 +315,7 @@ def _make_and_write(job: ClientJob, make: MakeResponse) -> None:
     failpoints.failpoint("client.trained")
     try:
         outbox.write(job.site.outbox, response.header, response.pieces)
-    except BlobError as exc:
+    except MessageError as exc:
         log.exception("run=%s round=%s client=%s failed", job.run, job.round.number, job.who)
         outbox.write(job.site.outbox, _failure(job, disclosed(exc, job.config)))
     # The number of examples is data of the site: with --approve it waits for the decision, too.

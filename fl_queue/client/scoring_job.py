@@ -9,7 +9,7 @@ from fl_queue.client import local_update, trust
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import ChunksMissing, DataError, UnknownRun
+from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
 from fl_queue.models import transfer
 from fl_queue.protocol import identifiers, message
 from fl_queue.protocol.records import Sums
@@ -31,7 +31,7 @@ def score(run: str, version: int) -> str:
 
     Raises:
         StoreUnavailable: Redis cannot be used; the job is begun again when it can.
-        ChunksMissing: The model is not on the data server; the healer tries again.
+        ContentMissing: The model is not on the data server; the healer tries again.
     """
     site = WorkerSettings.from_environ()
     store = site.connect()
@@ -43,7 +43,7 @@ def score(run: str, version: int) -> str:
         segments = store.control.config_segments(run)
         config = trust.segment_config(site, state, segments, state.segment)
         sums = _sums(store, site, state, version, config)
-    except (TimedOut, ChunksMissing, *REDIS_ERRORS):
+    except (TimedOut, ContentMissing, *REDIS_ERRORS):
         raise
     # The task is its owner's code and may raise anything; a failure is recorded, and holds up no round.
     except Exception as exc:
@@ -76,7 +76,7 @@ def _sums(
     manifest = store.control.manifest(run)
     entry = store.control.versions(run)[version]
     if manifest is None:
-        raise ChunksMissing(entry["digest"], 0)
+        raise ChunksMissing(entry["digest"], None)
     body = transfer.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
     context = _context(state, site, config)
     return local_update.evaluate_version(

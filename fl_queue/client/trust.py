@@ -18,7 +18,7 @@ from typing import Any
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import FLQueueError
+from fl_queue.errors import RoundRefused
 from fl_queue.protocol import identifiers, statements
 from fl_queue.protocol.records import Manifest, Purpose, digest_of, dumps
 from fl_queue.protocol.statements import is_segment_signed
@@ -32,20 +32,6 @@ REMEMBERED = 4096
 
 #: What an operator has forgotten where nothing is signed.
 NEEDED = "operator.key is needed where runs are begun, and in the aggregator's state folder"
-
-
-class RoundRefused(FLQueueError):
-    """
-    A site does not do what Redis asks of it.
-
-    Args:
-        reason: Of Redis' own words and the config's digest alone: all of it may leave the site.
-        lasts: Whether it would refuse the next round of the run, too.
-    """
-
-    def __init__(self, reason: str, lasts: bool = False) -> None:
-        super().__init__(reason)
-        self.public, self.lasts = reason, lasts
 
 
 @dataclass(frozen=True)

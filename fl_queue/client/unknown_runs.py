@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.common import files
-from fl_queue.errors import DataError, StoreUnavailable, Trouble
+from fl_queue.errors import LocalStorageError, StoreUnavailable, Trouble
 from fl_queue.protocol.records import dumps
 from fl_queue.store import Control, queries
 
@@ -110,7 +110,7 @@ class UnknownRuns:
 
     def _write(self, noted: dict[str, dict[str, Any]]) -> None:
         # What cannot be written is not counted: the run stays that much longer.
-        with suppress(DataError, OSError):
+        with suppress(LocalStorageError, OSError):
             if noted:
                 files.write_private(self._file, dumps(noted).encode())
             else:

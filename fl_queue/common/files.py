@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from fl_queue.errors import DataError
+from fl_queue.errors import DataError, LocalStorageError
 
 UNFINISHED = ".tmp"
 #: Modes of what is fl-queue's own.
@@ -160,7 +160,7 @@ def _unfinished(path: Path) -> Path:
 
 def write(path: Path, content: bytes | memoryview) -> None:
     """
-    Write a file whole for people, with the mode of their umask; an existing one is replaced.
+    Write a file that a user asked for, with the mode of their umask; an existing one is replaced.
 
     Raises:
         DataError: It cannot be written, or is no file; nothing is left behind.
@@ -168,27 +168,25 @@ def write(path: Path, content: bytes | memoryview) -> None:
     # A rename would put a file in the place of a device such as /dev/stdout.
     if path.exists() and not path.is_file():
         raise DataError(str(path), "is not a file; name a file to write to")
-    with _as_data_error(path), written_whole(path, is_private=False) as file:
-        file.write(content)
+    try:
+        with written_whole(path, is_private=False) as file:
+            file.write(content)
+    except OSError as exc:
+        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
 
 
 def write_private(path: Path, content: bytes) -> None:
     """
-    Write a file whole for this account's processes alone; an existing one is replaced.
+    Write a file for this account's processes alone; an existing one is replaced.
 
     Raises:
-        DataError: It cannot be written; nothing is left behind.
+        LocalStorageError: It cannot be written; nothing is left behind.
     """
-    with _as_data_error(path), written_whole(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def _as_data_error(path: Path) -> Iterator[None]:
     try:
-        yield
+        with written_whole(path) as file:
+            file.write(content)
     except OSError as exc:
-        raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
+        raise LocalStorageError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
 
 
 class Mapped:

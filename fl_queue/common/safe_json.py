@@ -1,7 +1,7 @@
 """
 JSON that anybody may have written -> plain values and records of checked types. No Redis here.
 
-Whatever the text is, ``BlobError`` is raised and nothing else.
+Whatever the text is, ``MessageError`` is raised and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 Record = TypeVar("Record")
 #: Whether a value is of a type.
@@ -26,7 +26,7 @@ def loads(text: str | bytes, what: str) -> Any:
     JSON as plain values. Args: ``what``: of what it is, for the error.
 
     Raises:
-        BlobError: It is no JSON, holds NaN, Infinity or half a character, or is nested too deep.
+        MessageError: It is no JSON, holds NaN, Infinity or half a character, or is nested too deep.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
@@ -35,7 +35,7 @@ def loads(text: str | bytes, what: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as exc:
-        raise BlobError(f"not {what}: {str(exc)[:200] or type(exc).__name__}") from exc
+        raise MessageError(f"not {what}: {str(exc)[:200] or type(exc).__name__}") from exc
 
 
 def record(kind: type[Record], raw: Any, what: str) -> Record:
@@ -48,19 +48,19 @@ def record(kind: type[Record], raw: Any, what: str) -> Record:
         raw: Exactly its fields, those with a default may be missing.
 
     Raises:
-        BlobError: A field is missing, unknown, or of another type; names it.
+        MessageError: A field is missing, unknown, or of another type; names it.
     """
     if type(raw) is not dict:
-        raise BlobError(f"not {what}: a {type(raw).__name__} instead of a map")
+        raise MessageError(f"not {what}: a {type(raw).__name__} instead of a map")
     checks, needed = _checks(cast(Hashable, kind))
     for name in raw:
         if name not in checks:
-            raise BlobError(f"not {what}: field {name[:64]!r} is unknown")
+            raise MessageError(f"not {what}: field {name[:64]!r} is unknown")
         if not checks[name](raw[name]):
-            raise BlobError(f"not {what}: field {name} is {str(raw[name])[:64]!r}")
+            raise MessageError(f"not {what}: field {name} is {str(raw[name])[:64]!r}")
     for name in needed:
         if name not in raw:
-            raise BlobError(f"not {what}: field {name} is missing")
+            raise MessageError(f"not {what}: field {name} is missing")
     return kind(**raw)
 
 
@@ -74,16 +74,16 @@ def clean(value: Any, what: str, nesting: int = 8) -> Any:
     The same plain value, with text that can be stored and shown.
 
     Raises:
-        BlobError: It is nested deeper than ``nesting`` levels, or holds an integer of more than 64 bits.
+        MessageError: It is nested deeper than ``nesting`` levels, or holds an integer of more than 64 bits.
     """
     if type(value) is str:
         return printable(value)
     if type(value) is int and not -(2**63) <= value < 2**64:
-        raise BlobError(f"not {what}: it holds a number of more than 64 bits")
+        raise MessageError(f"not {what}: it holds a number of more than 64 bits")
     if type(value) not in (dict, list):
         return value
     if nesting == 0:
-        raise BlobError(f"not {what}: it is nested too deep")
+        raise MessageError(f"not {what}: it is nested too deep")
     if type(value) is list:
         return [clean(item, what, nesting - 1) for item in value]
     return {printable(key): clean(item, what, nesting - 1) for key, item in value.items()}

@@ -20,7 +20,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.common.own_modules import python_command
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import FLQueueError
+from fl_queue.errors import WorkerDied
 from fl_queue.protocol import identifiers
 from fl_queue.store import Store
 
@@ -28,10 +28,6 @@ READY_S = 120.0
 STOP_S = 20.0
 #: Time between the two signals that stop a worker cold: a process merges signals it has not seen.
 COLD_STOP_S = 0.3
-
-
-class WorkerDied(FLQueueError):
-    """A worker ended before the run began; the message has its last lines."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.coordinator.aggregator.authentication import LARGEST_MODEL_BYTES
-from fl_queue.errors import BlobError, DataError
+from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -173,7 +173,7 @@ def _check_initial(
         element = message.pack(replace(header, chunk_bytes=config.redis["chunk_bytes"]), None)
         header, _ = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
         message.initial_manifest(header, config.model["max_bytes"])
-    except BlobError as exc:
+    except MessageError as exc:
         raise DataError("model", f"no run accepts it as version 0: {exc.reason}") from exc
 
 
@@ -206,7 +206,7 @@ def _sent(
             assert kept is not None
             leaves = disclosure.describe_update(*kept) if show else {}
             _judge(config, made.manifest, kept, folder)
-        except BlobError as exc:
+        except MessageError as exc:
             return leaves, exc.reason
     return leaves, ""
 
@@ -214,7 +214,7 @@ def _sent(
 def _judge(
     config: RunConfig, manifest: Manifest, kept: tuple[Header, memoryview], folder: Path
 ) -> None:
-    """Raises BlobError if an aggregator would not merge what is pushed."""
+    """Raises MessageError if an aggregator would not merge what is pushed."""
     header, body = kept
     redis, format_ = config.redis, config.format_of_sum()
     element = outbox.element(header, body, redis["inline_bytes"], redis["chunk_bytes"])

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
-from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue.errors import CheckpointError, DataError, MessageError
 from fl_queue.protocol import identifiers, message
 from fl_queue.protocol.message import Bytes, Tensor
 from fl_queue.protocol.records import Manifest, dumps
@@ -106,11 +106,11 @@ class Writer:
 
         Raises:
             CheckpointError: It cannot be written.
-            BlobError: The body is not of the manifest's size.
+            MessageError: The body is not of the manifest's size.
         """
         nbytes = self._manifest.nbytes
         if self._written != nbytes:
-            raise BlobError(f"body has {self._written} bytes, the manifest's has {nbytes}")
+            raise MessageError(f"body has {self._written} bytes, the manifest's has {nbytes}")
         digest = self._digest.hexdigest()
         with _write_errors(self._folder), self._out as out:
             out.seek(0)
@@ -156,7 +156,7 @@ def drafted(
     Write a model from its pieces; arguments and errors are those of ``writing``.
 
     Raises:
-        BlobError: The body is not of the manifest's size.
+        MessageError: The body is not of the manifest's size.
     """
     with writing(folder, manifest, metadata) as writer:
         for piece in pieces:
@@ -211,7 +211,7 @@ def write(
     Raises:
         CheckpointError: It cannot be written (disk full, permissions), or ``digest`` is not that of
             the body; nothing is left behind.
-        BlobError: The body is not of the manifest's size.
+        MessageError: The body is not of the manifest's size.
     """
     path = _path(folder, digest)
     if _is_complete(path, manifest):
@@ -301,7 +301,7 @@ def named_tensors(body: Bytes, manifest: Manifest) -> dict[str, Tensor]:
     A model's arrays by name, aliases among them: what ``load_state_dict`` wants; views of the body.
 
     Raises:
-        BlobError: The body is not of the manifest's size.
+        MessageError: The body is not of the manifest's size.
     """
     tensors = message.views(manifest, body)
     return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
@@ -315,7 +315,7 @@ def export(body: Bytes, manifest: Manifest, path: Path, metadata: Mapping[str, s
 
     Raises:
         CheckpointError: It cannot be written; the old file, if any, is as it was.
-        BlobError: The body is not of the manifest's size.
+        MessageError: The body is not of the manifest's size.
     """
     tensors = named_tensors(body, manifest)
     # A rename would put a file in the place of a device such as /dev/stdout.

@@ -17,7 +17,7 @@ from blake3 import blake3
 from fl_queue.common import files
 from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
-from fl_queue.errors import ChunksMissing, DataError
+from fl_queue.errors import DataError, DigestMismatch, LocalStorageError
 from fl_queue.protocol import identifiers, message
 from fl_queue.store import Store, keyspace
 
@@ -45,7 +45,7 @@ def fetch(
         beside: How many others belong to a version; they are kept as long.
 
     Raises:
-        ChunksMissing: The data server does not have it (any more).
+        ContentMissing: The data server does not have it (any more).
         DataError: The folder cannot be written, or this is no digest.
         StoreUnavailable: The connection broke; called again it goes on from there.
     """
@@ -66,7 +66,7 @@ def fetch(
         return body
     except OSError as exc:
         reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
-        raise DataError(
+        raise LocalStorageError(
             str(path), reason, public="a model cannot be written to the cache; check the disk"
         ) from exc
 
@@ -111,7 +111,7 @@ def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int)
             file.write(piece)
     if hasher.hexdigest() != digest:
         part.unlink()
-        raise ChunksMissing(digest, 0)
+        raise DigestMismatch(digest)
     os.replace(part, path)
 
 

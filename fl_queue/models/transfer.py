@@ -17,8 +17,9 @@ from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
 from fl_queue.errors import (
     CheckpointError,
-    ChunksMissing,
+    ContentMissing,
     DataError,
+    DigestMismatch,
     ModelMismatch,
     UnknownVersion,
 )
@@ -90,11 +91,11 @@ def fetch(store: Store, run: str, digest: str, manifest: Manifest, chunk_bytes: 
     A model's body from the data server, its digest checked.
 
     Raises:
-        ChunksMissing: It is not there (any more).
+        ContentMissing: It is not there (any more).
     """
     body = store.data.get_chunks(keyspace.model_blob(run, digest), manifest.nbytes, chunk_bytes)
     if message.body_digest(body) != digest:
-        raise ChunksMissing(digest, 0)
+        raise DigestMismatch(digest)
     return body
 
 
@@ -145,7 +146,7 @@ def base_body(
     A version's body for the aggregator, on disk: its checkpoint, else fetched from the data server.
 
     Raises:
-        ChunksMissing, CheckpointError: It is in neither.
+        ContentMissing, CheckpointError: It is in neither.
     """
     try:
         return checkpoint.open_body(checkpoint_folder(state_dir, run), digest, manifest)
@@ -162,7 +163,7 @@ def body_of_version(
     The same of a version by its number.
 
     Raises:
-        ChunksMissing, CheckpointError: It is in neither.
+        ContentMissing, CheckpointError: It is in neither.
     """
     digest = store.control.version(run, version).get("digest", "")
     if not digest:
@@ -186,7 +187,7 @@ def state_arrays(
         manifest: The model's.
 
     Raises:
-        ChunksMissing, CheckpointError: Neither a checkpoint nor the data server has it.
+        ContentMissing, CheckpointError: Neither a checkpoint nor the data server has it.
     """
     layout = state_manifest(manifest)
     return {
@@ -217,7 +218,7 @@ def load_version(
         return manifest, checkpoint.read(folder, digest, manifest)
     try:
         return manifest, fetch(store, run, digest, manifest, chunk_bytes)
-    except ChunksMissing as exc:
+    except ContentMissing as exc:
         raise UnknownVersion(
             run,
             version,
@@ -275,13 +276,13 @@ def initial_arrays(
 
     Raises:
         ModelMismatch: A tensor is missing, of another shape, or not in the task's model.
-        ChunksMissing: It is not on the data server (any more).
+        ContentMissing: It is not on the data server (any more).
     """
     body = store.data.get_chunks(
         keyspace.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
     )
     if message.body_digest(body) != initial["digest"]:
-        raise ChunksMissing(initial["digest"], 0)
+        raise DigestMismatch(initial["digest"])
     arrays, offset = {}, 0
     for name, dtype, shape in initial["tensors"]:
         array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import is_count
-from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue.errors import CheckpointError, DataError, MessageError
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.message import Bytes
@@ -97,7 +97,7 @@ def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> Ar
         message.check_body(found.header, found.body)
     except FileNotFoundError as exc:
         raise DataError(str(path), "no such kept update") from exc
-    except (OSError, BlobError) as exc:
+    except (OSError, MessageError) as exc:
         raise DataError(str(path), f"the kept update is damaged: {exc}") from exc
     if (found.header.client, found.header.body_digest) != (client, digest):
         raise DataError(str(path), "holds another update than its name says")
@@ -105,14 +105,14 @@ def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> Ar
 
 
 def _parsed(raw: memoryview) -> ArchivedUpdate:
-    """Raises BlobError."""
+    """Raises MessageError."""
     if bytes(raw[: len(_SIGNED)]) != _SIGNED:
         return ArchivedUpdate(*message.unpack(raw, max_body_bytes=len(raw)), None)
     start = _PREFIX_BYTES + int.from_bytes(raw[len(_SIGNED) : _PREFIX_BYTES], "little")
     enrolment = Enrolment.from_json(bytes(raw[_PREFIX_BYTES:start]))
     sealed = signing.opened(raw[start:])
     if sealed is None:
-        raise BlobError("its envelope is not there")
+        raise MessageError("its envelope is not there")
     header, body = message.unpack(sealed.element, max_body_bytes=len(raw), is_whole=True)
     return ArchivedUpdate(header, body, Proof(sealed, enrolment))
 

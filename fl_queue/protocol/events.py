@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_queue.common.safe_json import clean, loads
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 #: No entry of ours comes near it, but a cohort's.
 LONGEST_BYTES = 1 << 20
@@ -32,21 +32,21 @@ def event_of(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """
     try:
         return _checked(fields.get(b"event"))
-    except BlobError as exc:
+    except MessageError as exc:
         return {"event": "unreadable", "reason": exc.reason}
 
 
 def _checked(text: bytes | None) -> dict[str, Any]:
     if text is None:
-        raise BlobError("not an event: it has no field event")
+        raise MessageError("not an event: it has no field event")
     if len(text) > LONGEST_BYTES:
-        raise BlobError(f"not an event: {len(text)} bytes")
+        raise MessageError(f"not an event: {len(text)} bytes")
     event = clean(loads(text, "an event"), "an event")
     if type(event) is not dict or "event" not in event:
-        raise BlobError("not an event: no map with an event")
+        raise MessageError("not an event: no map with an event")
     for name, value in event.items():
         if not _fits(name, value):
-            raise BlobError(f"not an event: field {name[:64]} is {str(value)[:64]!r}")
+            raise MessageError(f"not an event: field {name[:64]} is {str(value)[:64]!r}")
     return event
 
 

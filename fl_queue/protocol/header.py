@@ -2,7 +2,7 @@
 What an element says of itself: the fields of a header, their types and ranges, header <-> msgpack.
 
 A header is a map of exactly the fields of ``Header``; ``members`` in a group's only, ``scalars`` where
-there are some. Whatever the bytes are, reading one raises ``BlobError`` and nothing else, and makes no more than the caps allow.
+there are some. Whatever the bytes are, reading one raises ``HeaderError`` and nothing else, and makes no more than the caps allow.
 The bytes around a header, and bodies, are ``blob``'s.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 from blake3 import blake3
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import HeaderError
 from fl_queue.protocol import header_schema as parsers
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.records import MAX_DIMENSIONS, Sums
@@ -138,14 +138,14 @@ def wire_nbytes(dtype: str, size: int) -> int:
     Bytes of a tensor of ``size`` elements on the wire.
 
     Raises:
-        BlobError: No such wire dtype.
+        HeaderError: No such wire dtype.
     """
     if dtype == "int8x256":
         return int8.nbytes(size)
     if topk.is_name(dtype):
         return topk.nbytes(dtype, size)
     if dtype not in _ITEM_BYTES:
-        raise BlobError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
+        raise HeaderError(f"wire dtype {dtype!r} is not one of {', '.join(_WIRE_DTYPES)}")
     return size * _ITEM_BYTES[dtype]
 
 
@@ -162,7 +162,7 @@ def packed(header: Header) -> bytes:
     A header as msgpack. Headers that differ in digests are as long.
 
     Raises:
-        BlobError: A field is out of range: what is packed can be unpacked.
+        HeaderError: A field is out of range: what is packed can be unpacked.
     """
     raw = {item.name: _plain(getattr(header, item.name)) for item in fields(Header)}
     for optional in _OPTIONAL:
@@ -172,9 +172,9 @@ def packed(header: Header) -> bytes:
     try:
         found: bytes = msgpack.packb(raw)
     except UnicodeEncodeError as exc:
-        raise BlobError(f"header text is not Unicode: {exc}") from exc
+        raise HeaderError(f"header text is not Unicode: {exc}") from exc
     if len(found) > MAX_HEADER_BYTES:
-        raise BlobError(f"header has {len(found)} bytes, more than {MAX_HEADER_BYTES}")
+        raise HeaderError(f"header has {len(found)} bytes, more than {MAX_HEADER_BYTES}")
     return found
 
 
@@ -183,7 +183,7 @@ def unpacked(packed: memoryview) -> Header:
     A header from bytes from anywhere, which are no more than the caller's cap.
 
     Raises:
-        BlobError: They are not msgpack, or a field is missing, unknown, of another type, or out of
+        HeaderError: They are not msgpack, or a field is missing, unknown, of another type, or out of
             range; the message names it.
     """
     return _parse(_unpack(packed))
@@ -202,14 +202,14 @@ class _Budget:
     def items(self, items: list[Any]) -> list[Any]:
         self._left -= len(items) + 1
         if self._left < 0:
-            raise BlobError(f"header holds more than {MAX_HEADER_ITEMS} values")
+            raise HeaderError(f"header holds more than {MAX_HEADER_ITEMS} values")
         return items
 
     def pairs(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
         self.items(pairs)
         made = dict(pairs)
         if len(made) != len(pairs):
-            raise BlobError("header has a map with a duplicate key")
+            raise HeaderError("header has a map with a duplicate key")
         return made
 
 
@@ -230,7 +230,7 @@ def _unpack(packed: memoryview) -> Any:
             max_map_len=1024,
         )
     except ValueError as exc:  # msgpack's exceptions and UnicodeDecodeError derive from it
-        raise BlobError(f"header is not msgpack: {exc or type(exc).__name__}") from exc
+        raise HeaderError(f"header is not msgpack: {exc or type(exc).__name__}") from exc
 
 
 def _plain(value: Any) -> Any:
@@ -341,13 +341,13 @@ def _members(raw: Any) -> tuple[GroupMember, ...]:
 def _parse(raw: Any) -> Header:
     """
     Raises:
-        BlobError: A field is missing, unknown, of another type, or out of range.
+        HeaderError: A field is missing, unknown, of another type, or out of range.
     """
     if type(raw) is not dict:
-        raise BlobError(f"header is a {type(raw).__name__}, not a map")
+        raise HeaderError(f"header is a {type(raw).__name__}, not a map")
     for name in raw:
         if name not in _PARSERS and name not in _OPTIONAL:
-            raise BlobError(f"header field {str(name)[:64]!r} is unknown")
+            raise HeaderError(f"header field {str(name)[:64]!r} is unknown")
     for name in _PARSERS:
         if name not in raw:
             raise parsers.fail(name, "is missing")

@@ -1,5 +1,5 @@
 """
-Types and ranges of a header's fields: each parser takes a field's name and value, or raises ``BlobError``.
+Types and ranges of a header's fields: each parser takes a field's name and value, or raises ``HeaderError``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import HeaderError
 
 #: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
 MAX_TEXT = 4096
@@ -21,10 +21,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 Parser = Callable[[str, Any], Any]
 
 
-def fail(name: str, reason: str, public: str = "") -> BlobError:
+def fail(name: str, reason: str, public: str = "") -> HeaderError:
     """An error of a field, to raise. Args: ``public``: the reason, where it quotes what the field holds."""
     field = name.partition(",")[0]
-    return BlobError(
+    return HeaderError(
         f"header field {name}: {reason}", public=f"header field {field}: {public or reason}"
     )
 

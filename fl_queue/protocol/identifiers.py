@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 EVALUATOR = "evaluator"
 AGGREGATOR = "aggregator"
@@ -58,7 +58,7 @@ def parse_name(raw: object, what: str = "client id") -> str:
         what: What it should be, for the error.
 
     Raises:
-        BlobError: It is none; so for the others.
+        MessageError: It is none; so for the others.
     """
     return _parsed(_NAME, raw, what)
 
@@ -76,7 +76,7 @@ def parse_digest(raw: object) -> str:
 def _parsed(form: re.Pattern[str], raw: object, what: str) -> str:
     text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
     if type(text) is not str or form.fullmatch(text) is None:
-        raise BlobError(f"{str(text)[:80]!r} is no {what}")
+        raise MessageError(f"{str(text)[:80]!r} is no {what}")
     return text
 
 

@@ -11,7 +11,7 @@ int64 values in both, and in a group, which is an exact sum, throughout. Equal t
 bytes. An update's body may be encoded to fewer bytes (``protocol/codecs/codec.py``); its header then names the codec,
 and size and digest are of those bytes.
 
-Whatever the bytes are, decoding raises ``BlobError`` and nothing else, and allocates no more than
+Whatever the bytes are, decoding raises ``MessageError`` and nothing else, and allocates no more than
 the caps allow. NaN and Inf are not looked at here (``aggregation/exact_sum.py`` does), nothing is unpickled, and
 there is no Redis here.
 """
@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 from blake3 import blake3
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Tensor as Tensor
 from fl_queue.protocol.header import MAX_HEADER_BYTES, Header, TensorEntry, packed, unpacked
 from fl_queue.protocol.header import chunk_count as chunk_count
@@ -53,17 +53,17 @@ def matching(spec: TensorSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     The tensor of that spec, once its dtype and shape are known to be the spec's.
 
     Raises:
-        BlobError: It is missing, no array, or has another dtype or shape.
+        MessageError: It is missing, no array, or has another dtype or shape.
     """
     tensor = tensors.get(spec.name)
     if tensor is None:
-        raise BlobError(f"tensor {spec.name!r} is missing")
+        raise MessageError(f"tensor {spec.name!r} is missing")
     if not isinstance(tensor, np.ndarray):
-        raise BlobError(f"tensor {spec.name!r} is a {type(tensor).__name__}, not a numpy array")
+        raise MessageError(f"tensor {spec.name!r} is a {type(tensor).__name__}, not a numpy array")
     if tensor.dtype != _NUMPY[spec.dtype]:
-        raise BlobError(f"tensor {spec.name!r} is {tensor.dtype}, not {spec.dtype}")
+        raise MessageError(f"tensor {spec.name!r} is {tensor.dtype}, not {spec.dtype}")
     if tensor.shape != spec.shape:
-        raise BlobError(f"tensor {spec.name!r} has shape {tensor.shape}, not {spec.shape}")
+        raise MessageError(f"tensor {spec.name!r} has shape {tensor.shape}, not {spec.shape}")
     return tensor
 
 
@@ -81,11 +81,11 @@ def encode_body(manifest: Manifest, tensors: Mapping[str, Tensor]) -> bytearray:
         tensors: Arrays of float32 or int64, of any strides; copied.
 
     Raises:
-        BlobError: A tensor is missing, unknown, or of another dtype or shape.
+        MessageError: A tensor is missing, unknown, or of another dtype or shape.
     """
     unknown = sorted(tensors.keys() - {spec.name for spec in manifest.tensors})
     if unknown:
-        raise BlobError(f"tensor {unknown[0]!r} is not in the manifest")
+        raise MessageError(f"tensor {unknown[0]!r} is not in the manifest")
     found = [matching(spec, tensors) for spec in manifest.tensors]
     body = bytearray(manifest.nbytes)
     for (spec, offset), tensor in zip(manifest.offsets(), found, strict=True):
@@ -98,10 +98,10 @@ def views(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
     The tensors of a body as read-only views of it: no copy, and possibly unaligned.
 
     Raises:
-        BlobError: The body is not of the manifest's size.
+        MessageError: The body is not of the manifest's size.
     """
     if len(body) != manifest.nbytes:
-        raise BlobError(f"body has {len(body)} bytes, the manifest's has {manifest.nbytes}")
+        raise MessageError(f"body has {len(body)} bytes, the manifest's has {manifest.nbytes}")
     buffer = memoryview(body).toreadonly()
     return {spec.name: _view(spec, buffer, offset) for spec, offset in manifest.offsets()}
 
@@ -147,12 +147,12 @@ def check_body(header: Header, body: Bytes) -> None:
     Compare a body with the length and digest in its header.
 
     Raises:
-        BlobError: Another length or digest.
+        MessageError: Another length or digest.
     """
     if len(body) != header.body_bytes:
-        raise BlobError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+        raise MessageError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
     if body_digest(body) != header.body_digest:
-        raise BlobError(f"body does not have the digest {header.body_digest} of its header")
+        raise MessageError(f"body does not have the digest {header.body_digest} of its header")
 
 
 def check_tensors(header: Header, manifest: Manifest) -> None:
@@ -160,7 +160,7 @@ def check_tensors(header: Header, manifest: Manifest) -> None:
     Compare a header's tensors with the manifest's, not encoded: names, dtypes, shapes and layout.
 
     Raises:
-        BlobError: Names the first tensor that differs, or the codec.
+        MessageError: Names the first tensor that differs, or the codec.
     """
     check_layout(header, "float32", entries(manifest))
 
@@ -170,10 +170,10 @@ def check_size(manifest: Manifest, most_bytes: int) -> None:
     Refuse a model from elsewhere that is larger than the config allows.
 
     Raises:
-        BlobError: It is larger; names the field.
+        MessageError: It is larger; names the field.
     """
     if manifest.nbytes > most_bytes:
-        raise BlobError(
+        raise MessageError(
             f"a model of {manifest.nbytes} bytes is more than {most_bytes}; raise model.max_bytes"
         )
 
@@ -183,18 +183,18 @@ def check_layout(header: Header, codec: str, expected: Sequence[TensorEntry]) ->
     Refuse a header that has another codec, or other tensors than these, one after the other.
 
     Raises:
-        BlobError: Names the codec, or the first tensor that differs.
+        MessageError: Names the codec, or the first tensor that differs.
     """
     if header.codec != codec:
-        raise BlobError(f"codec {header.codec}, the run wants {codec}")
+        raise MessageError(f"codec {header.codec}, the run wants {codec}")
     for mine, theirs in zip(expected, header.tensors, strict=False):
         if mine != theirs:
-            raise BlobError(f"tensor {theirs.name!r} is {theirs[1:]}, the run has {mine}")
+            raise MessageError(f"tensor {theirs.name!r} is {theirs[1:]}, the run has {mine}")
     if len(expected) != len(header.tensors):
-        raise BlobError(f"{len(header.tensors)} tensors, the run has {len(expected)}")
+        raise MessageError(f"{len(header.tensors)} tensors, the run has {len(expected)}")
     nbytes = sum(entry.nbytes for entry in expected)
     if header.body_bytes != nbytes:
-        raise BlobError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
+        raise MessageError(f"body of {header.body_bytes} bytes, the run's has {nbytes}")
 
 
 def chunk_slices(nbytes: int, chunk_bytes: int) -> Iterator[slice]:
@@ -235,13 +235,13 @@ def pack(header: Header, body: Bytes | None) -> bytes:
         body: The inline body; None when there is none or it travels in chunks.
 
     Raises:
-        BlobError: A header field is out of range, or the body is not the header's.
+        MessageError: A header field is out of range, or the body is not the header's.
     """
     head = pack_head(header)
     if (body is None) != (header.chunk_bytes > 0 or header.body_bytes == 0):
-        raise BlobError("a body goes with chunk_bytes = 0, and chunks go without")
+        raise MessageError("a body goes with chunk_bytes = 0, and chunks go without")
     if body is not None and len(body) != header.body_bytes:
-        raise BlobError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+        raise MessageError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
     return head if body is None else b"".join((head, body))
 
 
@@ -250,7 +250,7 @@ def pack_head(header: Header) -> bytes:
     An element without its body: prefix and header. Headers that differ in digests are as long.
 
     Raises:
-        BlobError: A header field is out of range.
+        MessageError: A header field is out of range.
     """
     head = packed(header)
     prefix = MAGIC + header.round.to_bytes(4, "little") + len(head).to_bytes(4, "little")
@@ -262,12 +262,14 @@ def element_round(element: Bytes) -> int:
     The round an element belongs to, from its prefix alone.
 
     Raises:
-        BlobError: Not an element of this format.
+        MessageError: Not an element of this format.
     """
     if len(element) < _PREFIX_BYTES:
-        raise BlobError(f"{len(element)} bytes are too few for an element")
+        raise MessageError(f"{len(element)} bytes are too few for an element")
     if bytes(element[: len(MAGIC)]) != MAGIC:
-        raise BlobError(f"does not begin with {MAGIC!r}: no element, or of another format version")
+        raise MessageError(
+            f"does not begin with {MAGIC!r}: no element, or of another format version"
+        )
     return int.from_bytes(element[4:8], "little")
 
 
@@ -291,26 +293,26 @@ def unpack(
         The header, every field checked, and a view of the inline body (empty when there is none).
 
     Raises:
-        BlobError: Anything is not as it must be; the message names the field.
+        MessageError: Anything is not as it must be; the message names the field.
     """
     number = element_round(element)
     header_bytes = int.from_bytes(element[8:12], "little")
     if header_bytes > max_header_bytes:
-        raise BlobError(f"header has {header_bytes} bytes, more than {max_header_bytes}")
+        raise MessageError(f"header has {header_bytes} bytes, more than {max_header_bytes}")
     whole = memoryview(element)
     if len(whole) < _PREFIX_BYTES + header_bytes:
-        raise BlobError("header is cut off")
+        raise MessageError("header is cut off")
     body = whole[_PREFIX_BYTES + header_bytes :].toreadonly()
     if len(body) > max_body_bytes:
-        raise BlobError(f"body has {len(body)} bytes, more than {max_body_bytes}")
+        raise MessageError(f"body has {len(body)} bytes, more than {max_body_bytes}")
     header = unpacked(whole[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes])
     if header.round != number:
-        raise BlobError(f"header is of round {header.round}, its prefix of round {number}")
+        raise MessageError(f"header is of round {header.round}, its prefix of round {number}")
     if header.body_bytes > max_body_bytes:
-        raise BlobError(f"body has {header.body_bytes} bytes, more than {max_body_bytes}")
+        raise MessageError(f"body has {header.body_bytes} bytes, more than {max_body_bytes}")
     inline_bytes = 0 if header.chunk_bytes and not is_whole else header.body_bytes
     if len(body) != inline_bytes:
-        raise BlobError(f"{len(body)} bytes follow the header, not {inline_bytes}")
+        raise MessageError(f"{len(body)} bytes follow the header, not {inline_bytes}")
     return header, body
 
 
@@ -322,7 +324,7 @@ def initial_manifest(header: Header, most_bytes: int) -> Manifest:
         most_bytes: ``model.max_bytes``.
 
     Raises:
-        BlobError: It is not; names the tensor or the field.
+        MessageError: It is not; names the tensor or the field.
     """
     manifest = Manifest.from_json(header.manifest)
     check_tensors(header, manifest)

@@ -17,7 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from fl_queue.common import safe_json
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 #: ``extra``: what clients send beside a parameter; in updates only, never in a model.
 Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
@@ -117,16 +117,16 @@ class Manifest:
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
         if names != sorted(set(names)):
-            raise BlobError("manifest: tensor names must be unique and sorted")
+            raise MessageError("manifest: tensor names must be unique and sorted")
         if any(spec.kind not in KINDS for spec in self.tensors):
-            raise BlobError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
+            raise MessageError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
         if any(dimension < 0 for spec in self.tensors for dimension in spec.shape):
-            raise BlobError("manifest: a dimension is negative")
+            raise MessageError("manifest: a dimension is negative")
         if not set(self.private) <= set(names):
-            raise BlobError("manifest: a private tensor is not there")
+            raise MessageError("manifest: a private tensor is not there")
         parameters = {spec.name for spec in self.tensors if spec.kind == "parameter"}
         if not set(self.frozen) <= parameters:
-            raise BlobError("manifest: a frozen tensor is not there, or no parameter")
+            raise MessageError("manifest: a frozen tensor is not there, or no parameter")
 
     @property
     def nbytes(self) -> int:
@@ -159,7 +159,7 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """
         Raises:
-            BlobError: Not a manifest.
+            MessageError: Not a manifest.
         """
         raw = safe_json.record(_RawManifest, safe_json.loads(text, "a manifest"), "a manifest")
         specs = [safe_json.record(_RawSpec, item, "a manifest") for item in raw.tensors]
@@ -167,7 +167,9 @@ class Manifest:
             len(spec.shape) > MAX_DIMENSIONS or max(spec.shape, default=0) >= 2**63
             for spec in specs
         ):
-            raise BlobError("manifest: a tensor has too many dimensions, or one that is too large")
+            raise MessageError(
+                "manifest: a tensor has too many dimensions, or one that is too large"
+            )
         made = cls(
             tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
             raw.aliases,
@@ -175,7 +177,9 @@ class Manifest:
             tuple(raw.frozen),
         )
         if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
-            raise BlobError(f"manifest: a model's tensor is extra, or its name begins with {EXTRA}")
+            raise MessageError(
+                f"manifest: a model's tensor is extra, or its name begins with {EXTRA}"
+            )
         return made
 
 
@@ -252,7 +256,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
-        """Raises BlobError."""
+        """Raises MessageError."""
         return safe_json.record(cls, safe_json.loads(text, "a receipt"), "a receipt")
 
 
@@ -296,10 +300,10 @@ class AwaitedUpdate:
 
     @classmethod
     def all_from_json(cls, text: str | bytes) -> dict[str, AwaitedUpdate]:
-        """Run id -> its answer. Raises BlobError."""
+        """Run id -> its answer. Raises MessageError."""
         raw = safe_json.loads(text, "what a site has to decide")
         if type(raw) is not dict:
-            raise BlobError("not what a site has to decide: no map")
+            raise MessageError("not what a site has to decide: no map")
         return {
             run: safe_json.record(cls, item, "what a site has to decide")
             for run, item in raw.items()
@@ -323,7 +327,7 @@ class DataWait:
 
     @classmethod
     def from_json(cls, text: str) -> DataWait:
-        """Raises BlobError."""
+        """Raises MessageError."""
         raw = safe_json.loads(text, "what a client waits for")
         return safe_json.record(cls, raw, "what a client waits for")
 
@@ -362,7 +366,7 @@ class Enrolment:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Enrolment:
-        """Raises BlobError."""
+        """Raises MessageError."""
         return safe_json.record(cls, safe_json.loads(text, "an enrolment"), "an enrolment")
 
 
@@ -465,5 +469,5 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RoundRecord:
-        """Raises BlobError."""
+        """Raises MessageError."""
         return safe_json.record(cls, safe_json.loads(text, "a round's record"), "a round's record")

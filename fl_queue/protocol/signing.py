@@ -17,7 +17,7 @@ import base64
 import binascii
 from typing import NamedTuple
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 
 SEALED = b"FLQS"
@@ -114,7 +114,7 @@ def opened(element: bytes | memoryview) -> SignedMessage | None:
     Take an envelope apart; None when it is none.
 
     Raises:
-        BlobError: It is cut off, or its signer has no name that a client can have.
+        MessageError: It is cut off, or its signer has no name that a client can have.
     """
     whole = memoryview(element).toreadonly()
     if bytes(whole[: len(SEALED)]) != SEALED:
@@ -123,10 +123,10 @@ def opened(element: bytes | memoryview) -> SignedMessage | None:
     size = whole[start - 1] if len(whole) >= start else 0
     end = start + size + _SIGNATURE_BYTES
     if len(whole) < end:
-        raise BlobError("signed element is cut off")
+        raise MessageError("signed element is cut off")
     signer = bytes(whole[start : start + size]).decode(errors="replace")
     if not identifiers.is_name(signer):
-        raise BlobError("signed by a name that no client can have")
+        raise MessageError("signed by a name that no client can have")
     return SignedMessage(signer, bytes(whole[start + size : end]), whole[end:])
 
 

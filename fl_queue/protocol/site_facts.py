@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from fl_queue.common.safe_json import clean, loads, printable
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 #: Fact -> its line.
 Facts = Mapping[str, str]
@@ -80,20 +80,20 @@ def parse(text: bytes) -> dict[str, str]:
     Facts that anybody may have written.
 
     Raises:
-        BlobError: They are no facts, or too many.
+        MessageError: They are no facts, or too many.
     """
     if len(text) > LONGEST_BYTES:
-        raise BlobError(f"no facts: more than {LONGEST_BYTES} bytes")
+        raise MessageError(f"no facts: more than {LONGEST_BYTES} bytes")
     return check(clean(loads(text, "facts"), "facts"))
 
 
 def check(raw: Any) -> dict[str, str]:
-    """The same of what has been read as JSON. Raises BlobError."""
+    """The same of what has been read as JSON. Raises MessageError."""
     if type(raw) is not dict or len(raw) > MOST:
-        raise BlobError(f"no facts: not a map of at most {MOST}")
+        raise MessageError(f"no facts: not a map of at most {MOST}")
     for key, value in raw.items():
         if not _KEY.fullmatch(key) or type(value) is not str or len(value) > LONGEST:
-            raise BlobError(f"no facts: {key[:64]!r} is no name, or not a line of text")
+            raise MessageError(f"no facts: {key[:64]!r} is no name, or not a line of text")
     return raw
 
 

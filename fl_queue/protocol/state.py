@@ -166,7 +166,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
     A run's state from the fields of its hash, as text.
 
     Raises:
-        BlobError: Somebody has written something else there; names the field.
+        MessageError: Somebody has written something else there; names the field.
     """
     fields = Fields(f"run {run[:80]!r}: state", raw)
     return RunState(
@@ -198,7 +198,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
 
 
 def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
-    """The state of a run's round from the fields of its hash, as text. Raises BlobError."""
+    """The state of a run's round from the fields of its hash, as text. Raises MessageError."""
     fields = Fields(f"round {number}: state", raw)
     cohort = fields.clients("cohort")
     return RoundState(

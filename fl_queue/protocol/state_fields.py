@@ -1,7 +1,7 @@
 """
 The fields of a hash on the control server -> values of checked types. No Redis here.
 
-Whatever was written there, ``BlobError`` is raised and nothing else: it names the hash and the field.
+Whatever was written there, ``MessageError`` is raised and nothing else: it names the hash and the field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fl_queue.common import safe_json
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 
 Value = TypeVar("Value")
@@ -36,11 +36,11 @@ class Fields:
     def _read(self, name: str, default: str | None, parse: Callable[[str], Value]) -> Value:
         text = self._raw.get(name, default)
         if text is None:
-            raise BlobError(f"{self._what}.{name} is missing")
+            raise MessageError(f"{self._what}.{name} is missing")
         try:
             return parse(text)
-        except BlobError as exc:
-            raise BlobError(f"{self._what}.{name}: {exc.reason}") from exc
+        except MessageError as exc:
+            raise MessageError(f"{self._what}.{name}: {exc.reason}") from exc
 
     def text(self, name: str, default: str | None = None) -> str:
         """Text that can be shown."""
@@ -51,7 +51,7 @@ class Fields:
 
         def parse(text: str) -> str:
             if text not in choices:
-                raise BlobError(f"{text[:64]!r} is not one of {', '.join(choices)}")
+                raise MessageError(f"{text[:64]!r} is not one of {', '.join(choices)}")
             return text
 
         return self._read(name, default, parse)
@@ -131,17 +131,17 @@ class Fields:
         def parse(text: str) -> Any:
             found = safe_json.clean(safe_json.loads(text, "JSON"), "JSON")
             if not safe_json.fits(found, hint):
-                raise BlobError(f"{text[:64]!r} is not what is wanted there")
+                raise MessageError(f"{text[:64]!r} is not what is wanted there")
             return then(found)
 
         return self._read(name, default, parse)
 
 
 def parse_whole(raw: str | bytes) -> int:
-    """A whole number of at most 18 digits. Raises BlobError."""
+    """A whole number of at most 18 digits. Raises MessageError."""
     text = (raw.decode(errors="replace") if isinstance(raw, bytes) else raw).strip()
     if not _WHOLE.fullmatch(text):
-        raise BlobError(f"{text[:64]!r} is no whole number")
+        raise MessageError(f"{text[:64]!r} is no whole number")
     return int(text)
 
 
@@ -151,7 +151,7 @@ def _number(text: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise BlobError(f"{text[:64]!r} is no finite number")
+        raise MessageError(f"{text[:64]!r} is no finite number")
     return found
 
 
@@ -162,10 +162,10 @@ def parse_receiver(raw: bytes) -> str:
 
 
 def parse_table(text: bytes) -> dict[str, Any]:
-    """A map. Raises BlobError, as the others."""
+    """A map. Raises MessageError, as the others."""
     found = safe_json.clean(safe_json.loads(text, "an entry"), "an entry")
     if type(found) is not dict:
-        raise BlobError(f"not an entry: a {type(found).__name__} instead of a map")
+        raise MessageError(f"not an entry: a {type(found).__name__} instead of a map")
     return found
 
 
@@ -177,7 +177,7 @@ def parse_version(text: bytes) -> dict[str, Any]:
         identifiers.parse_digest(found["download"])
     states = found.get("server_state", {})
     if not safe_json.fits(states, dict[str, str]) or type(found.get("round", 0)) is not int:
-        raise BlobError(f"not a version: {str(found)[:64]!r}")
+        raise MessageError(f"not a version: {str(found)[:64]!r}")
     for digest in states.values():
         identifiers.parse_digest(digest)
     return found
@@ -187,9 +187,9 @@ def parse_evaluation(text: bytes) -> dict[str, Any]:
     """What became of a version's evaluation, or the ticket of its job."""
     found = parse_table(text)
     if "job" not in found and found.get("state") not in ("done", "failed"):
-        raise BlobError(f"not an evaluation: {str(found)[:64]!r}")
+        raise MessageError(f"not an evaluation: {str(found)[:64]!r}")
     if found.get("state") == "done" and not safe_json.fits(
         found.get("finished", {}), dict[str, float]
     ):
-        raise BlobError("not an evaluation: its metrics are no numbers")
+        raise MessageError("not an evaluation: its metrics are no numbers")
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fl_queue.common import files, safe_json
-from fl_queue.errors import BlobError, DataError
+from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol.records import dumps
 from fl_queue.reporting import rich_console
 from fl_queue.reporting.rich_console import Table
@@ -187,14 +187,14 @@ def read(path: Path) -> Baseline:
         raw = safe_json.loads(path.read_bytes(), "a baseline")
         models = raw.pop("models", None) if type(raw) is dict else None
         if type(models) is not list or not models:
-            raise BlobError("not a baseline: it has no models")
+            raise MessageError("not a baseline: it has no models")
         safe_json.record(BaselineSetting, raw, "a baseline")
         return Baseline(
             **raw, models=[safe_json.record(BaselineModel, one, "a baseline") for one in models]
         )
     except OSError as exc:
         raise DataError(str(path), f"cannot be read: {exc.strerror or exc}") from exc
-    except BlobError as exc:
+    except MessageError as exc:
         reason = f"{exc.reason}; name a file that `fl-queue baseline -o` wrote"
         raise DataError(str(path), reason) from exc
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from fl_queue.common import data_folder
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import statement_signing
-from fl_queue.errors import ConfigError, FLQueueError, StoreUnavailable, Trouble
+from fl_queue.errors import ConfigError, MachineUnfit, StoreUnavailable, Trouble
 from fl_queue.protocol import operator_key
 from fl_queue.reporting import run_status
 from fl_queue.store import (
@@ -60,10 +60,6 @@ class Finding:
     what: str
     fix: str = ""
     trouble: str = ""
-
-
-class MachineUnfit(FLQueueError):
-    """A check failed; what to do is in the findings."""
 
 
 def examine(
@@ -139,7 +135,7 @@ def raise_on_failure(findings: list[Finding]) -> None:
     """
     Raises:
         StoreUnavailable: A Redis role cannot be used.
-        Unfit: Anything else failed.
+        MachineUnfit: Anything else failed.
     """
     failed = [finding for finding in findings if finding.level == "FAIL"]
     if any(finding.trouble for finding in failed):

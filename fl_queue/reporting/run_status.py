@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fl_queue.common.spelling import nearest
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import BlobError, RunStateError
+from fl_queue.errors import MessageError, RunStateError
 from fl_queue.models import retention
 from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt
 from fl_queue.reporting import diagnosis, rounds_table
@@ -193,7 +193,7 @@ def _waits(text: str) -> str:
     """That answers are made, and stay at their site until somebody there lets them leave."""
     try:
         left = AwaitedUpdate.all_from_json(text or "{}")
-    except BlobError:
+    except MessageError:
         return ""
     found = [f"run {run} round {item.round}" for run, item in left.items() if not item.decided]
     return f"waits for approval at its site: {', '.join(found)}" if found else ""

@@ -14,7 +14,7 @@ import redis
 from redis.client import Pipeline
 
 from fl_queue.common.safe_json import fits, loads
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Manifest, Outcome, Receipt, RoundRecord, dumps
 from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state, parse_run_state
@@ -77,7 +77,7 @@ class Control(Events):
         State of a run by run id; None when there is no such run.
 
         Raises:
-            BlobError: It cannot be read. It is no reason to think that the run is gone.
+            MessageError: It cannot be read. It is no reason to think that the run is gone.
         """
         raw = as_text(self._hash(keyspace.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
@@ -88,7 +88,7 @@ class Control(Events):
         for name, run in sorted(self.run_names().items()):
             try:
                 state = self.run(run)
-            except BlobError as exc:
+            except MessageError as exc:
                 self.unreadable.note(keyspace.run(run), name, exc)
             else:
                 found += [] if state is None else [state]
@@ -127,7 +127,7 @@ class Control(Events):
         """The recorded config segments: ``{"from_round": n, "config": {...}}``, oldest first."""
         found = loads(self._get(keyspace.config(run)) or b"[]", f"the config of run {run}")
         if not fits(found, list[dict[str, Any]]) or any("config" not in each for each in found):
-            raise BlobError(f"not the config of run {run}: no list of segments")
+            raise MessageError(f"not the config of run {run}: no list of segments")
         return cast(list[dict[str, Any]], found)
 
     def manifest(self, run: str) -> Manifest | None:
@@ -468,7 +468,7 @@ class Control(Events):
         if found is None:
             return None
         if type(found.get("round")) is not int:
-            raise BlobError(f"not an accepted update of {client}: {str(found)[:64]!r}")
+            raise MessageError(f"not an accepted update of {client}: {str(found)[:64]!r}")
         return found["round"], identifiers.parse_digest(found.get("digest"))
 
     def fence(self, run: str) -> int:

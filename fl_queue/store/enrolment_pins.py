@@ -27,7 +27,7 @@ from pathlib import Path
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
-from fl_queue.errors import BlobError, CheckpointError, ConfigError
+from fl_queue.errors import CheckpointError, ConfigError, MessageError
 from fl_queue.protocol import identifiers, operator_key
 from fl_queue.protocol.operator_key import OperatorKey
 from fl_queue.protocol.records import Enrolment, dumps
@@ -330,7 +330,7 @@ def _content(client: str, enrolment: Enrolment) -> bytes:
 def _parsed(raw: bytes) -> Enrolment | None:
     try:
         return Enrolment.from_json(raw) if len(raw) <= _LONGEST_BYTES else None
-    except BlobError:
+    except MessageError:
         return None
 
 

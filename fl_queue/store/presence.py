@@ -14,7 +14,7 @@ from redis.client import Pipeline
 
 from fl_queue.common import processes
 from fl_queue.common.safe_json import printable
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import AwaitedUpdate, DataWait, Enrolment, dumps
 from fl_queue.store import keyspace
@@ -435,7 +435,7 @@ def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | 
     """Args: ``said``: a client's hash; ``holder``: its lease. What an earlier job has said does not count."""
     try:
         found = DataWait.from_json(said.get(DATA_WAIT, ""))
-    except BlobError:
+    except MessageError:
         return None
     return found if found.job and found.job == holder.get(JOB) else None
 
@@ -443,7 +443,7 @@ def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | 
 def _awaited(raw: bytes | None, run: str) -> AwaitedUpdate | None:
     try:
         return AwaitedUpdate.all_from_json((raw or b"{}")[:_SAID_BYTES]).get(run)
-    except BlobError:
+    except MessageError:
         return None
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Unreadable:
         self.found: dict[Entry, str] = {}
         self._unreported: list[Entry] = []
 
-    def note(self, key: str, entry: object, why: BlobError) -> None:
+    def note(self, key: str, entry: object, why: MessageError) -> None:
         """An entry is left out. Args: ``entry``: its field, member or place."""
         text = entry.decode(errors="replace") if isinstance(entry, bytes) else str(entry)
         named = Entry(key[:200], ascii(text[:80])[1:-1])
@@ -63,13 +63,13 @@ class Unreadable:
 
         Args:
             entries: As Redis returns them: field and value.
-            parse: Makes an entry of them, or raises ``BlobError``.
+            parse: Makes an entry of them, or raises ``MessageError``.
         """
         read: dict[Key, Value] = {}
         for field, value in entries:
             try:
                 name, found = parse(field, value)
-            except BlobError as exc:
+            except MessageError as exc:
                 self.note(key, field, exc)
             else:
                 read[name] = found

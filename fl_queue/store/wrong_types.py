@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import redis
 
-from fl_queue.errors import BlobError, StoreUnavailable
+from fl_queue.errors import MessageError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _TYPES = [
 ]
 
 
-class WrongType(BlobError, redis.ResponseError):
+class WrongType(MessageError, redis.ResponseError):
     """A key of the operator's side, which nobody removes, holds something else than it should."""
 
 

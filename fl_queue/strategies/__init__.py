@@ -14,7 +14,7 @@ from fl_queue.common.lazy import lazy
 from fl_queue.common.options import Option
 from fl_queue.common.own_modules import defines, import_own
 from fl_queue.common.spelling import nearest
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.ditto import Ditto
@@ -167,13 +167,13 @@ def weight_of(aggregation: Mapping[str, Any], num_examples: int, most_examples: 
         most_examples: The same cap for this client alone; 0: none.
 
     Raises:
-        BlobError: The claim is less than 1, whatever the weighting.
+        MessageError: The claim is less than 1, whatever the weighting.
 
     Source:
         McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (weights n_k / n).
     """
     if num_examples < 1:
-        raise BlobError(f"num_examples is {num_examples}, not 1 or more")
+        raise MessageError(f"num_examples is {num_examples}, not 1 or more")
     most = int(aggregation["max_examples"])
     return _weight(aggregation, min(num_examples, most, most_examples or most))
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from fl_queue.common.options import Option, unknown_key
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
 from fl_queue.protocol.message import Tensor, matching
 from fl_queue.protocol.records import EXTRA, LOST, Manifest, TensorSpec
@@ -375,7 +375,7 @@ class Strategy:
             float32, or int64 for integer buffers.
 
         Raises:
-            BlobError: A tensor of ``base`` or ``state`` is not the manifest's.
+            MessageError: A tensor of ``base`` or ``state`` is not the manifest's.
             ValueError: Nothing was added to ``total``.
         """
         facts = facts or RoundInfo(accepted=total.count)
@@ -486,15 +486,15 @@ def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:
     Refuse an update that has other numbers than the strategy wants.
 
     Raises:
-        BlobError: Names the scalar.
+        MessageError: Names the scalar.
     """
     may_have = {LOST} if strategy.client_state else set()
     if scalars.keys() - may_have != strategy.scalars.keys():
-        raise BlobError(
+        raise MessageError(
             f"scalars {sorted(scalars)}, the run's strategy wants {sorted(strategy.scalars)}"
         )
     if scalars.get(LOST, 1.0) != 1.0:
-        raise BlobError(f"scalar {LOST!r} is {scalars[LOST]!r}, not 1")
+        raise MessageError(f"scalar {LOST!r} is {scalars[LOST]!r}, not 1")
     for name, limit in strategy.scalars.items():
         if not abs(scalars[name]) <= limit:
-            raise BlobError(f"scalar {name!r} is {scalars[name]!r}, outside ±{limit:g}")
+            raise MessageError(f"scalar {name!r} is {scalars[name]!r}, outside ±{limit:g}")

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from fl_queue import metrics
 from fl_queue.common.seeding import seed_for
-from fl_queue.errors import BlobError, ConfigError, DataError
+from fl_queue.errors import ConfigError, DataError, MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
@@ -189,7 +189,7 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
         plain[name] = number
     try:
         metrics.check(plain)
-    except BlobError as exc:
+    except MessageError as exc:
         what = f"{method}() of {task.config.run['task']} returned"
         rule = "the keys are listed in fl_queue/metrics.py"
         raise ConfigError(

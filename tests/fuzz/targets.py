@@ -25,7 +25,7 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.config.run_config import RunConfig, load
 from fl_queue.coordinator.aggregator import late_updates
-from fl_queue.errors import BlobError
+from fl_queue.errors import JobRefused, MessageError
 from fl_queue.protocol import identifiers, message, signing
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import event_of
@@ -35,7 +35,7 @@ from fl_queue.protocol.signing import new_key, seal
 from fl_queue.reporting import live_view, run_status
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
 from fl_queue.store.jobs.dispatch import JobTicket
-from fl_queue.store.jobs.rq_types import TRAIN, FLJob, JobRefused
+from fl_queue.store.jobs.rq_types import TRAIN, FLJob
 
 CAP = 1 << 16
 #: Of tensors of 300 and fewer elements: more than a block of int8.
@@ -74,7 +74,7 @@ class Target:
 
     decode: Callable[[bytes], object]
     seeds: Callable[[], list[bytes]]
-    refusals: tuple[type[Exception], ...] = (BlobError,)
+    refusals: tuple[type[Exception], ...] = (MessageError,)
 
     def __call__(self, data: bytes) -> bool:
         """Whether the bytes were accepted; any error but a documented one comes through."""
@@ -209,7 +209,7 @@ def decode_body(data: bytes) -> None:
     before = [piece.tobytes() for piece in total.pieces()]
     try:
         total.add_blocks(codec.DecodedBlocks(name, MANIFEST, content), 600, {})
-    except BlobError:
+    except MessageError:
         assert [piece.tobytes() for piece in total.pieces()] == before
         raise
 

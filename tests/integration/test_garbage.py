@@ -16,6 +16,7 @@ from rich.console import Console
 from fl_queue.cli import cli
 from fl_queue.common import processes
 from fl_queue.coordinator.operations.healer import Healer
+from fl_queue.errors import MachineUnfit
 from fl_queue.protocol import identifiers
 from fl_queue.reporting import doctor, live_view, progress, run_status
 from fl_queue.reporting.exporters import prometheus
@@ -120,7 +121,7 @@ def commands(hand: ByHand) -> str:
     ):
         for form in ([], ["--json"]):
             done = CliRunner().invoke(cli, [*words, *form, *where], standalone_mode=False)
-            assert done.exception is None or isinstance(done.exception, (doctor.MachineUnfit, click.ClickException)), done.exception  # fmt: skip
+            assert done.exception is None or isinstance(done.exception, (MachineUnfit, click.ClickException)), done.exception  # fmt: skip
             shown.append(done.output)
     return "\n".join(shown)
 

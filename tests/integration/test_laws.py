@@ -16,13 +16,13 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
-from fl_queue.errors import ConfigError, OwnershipLost, RunStateError
+from fl_queue.errors import ConfigError, JobRefused, OwnershipLost, RunStateError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt
 from fl_queue.store import Store, keyspace, queries
 from fl_queue.store.jobs import dispatch, rq_types
-from fl_queue.store.jobs.rq_types import FLJob, JobRefused
+from fl_queue.store.jobs.rq_types import FLJob
 
 
 def claim(store: Store, run: str) -> int:

@@ -11,14 +11,14 @@ import pytest
 import redis
 
 from fl_queue.client import outbox, round_job
-from fl_queue.client.assignment import ClientJob, RoundEnded
+from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator import partial_sum
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import OwnershipLost
+from fl_queue.errors import OwnershipLost, RoundEnded
 from fl_queue.protocol.header import Header
 from fl_queue.store import Store, keyspace, queries
 from tests.byhand import ByHand

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fl_queue.cli import cli
-from fl_queue.coordinator.aggregator.authentication import ForgedMessage, MessageAuthenticator
+from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import ConfigError
+from fl_queue.errors import ConfigError, ForgedMessage
 from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Enrolment

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import DTYPES, Manifest, TensorSpec
@@ -49,14 +49,14 @@ def element_of(manifest: Manifest, body: bytes, **changes: Any) -> bytes:
 
 
 def decode(element: bytes, manifest: Manifest) -> dict[str, np.ndarray] | None:
-    """Decode as the aggregator does; None for a BlobError. Any other exception fails the test."""
+    """Decode as the aggregator does; None for a MessageError. Any other exception fails the test."""
     try:
         message.element_round(element)
         header, body = message.unpack(element, max_header_bytes=CAP, max_body_bytes=CAP)
         message.check_tensors(header, manifest)
         message.check_body(header, body)
         return message.views(manifest, body)
-    except BlobError:
+    except MessageError:
         return None
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.records import Manifest, TensorSpec
@@ -112,7 +112,7 @@ def test_any_bytes_decode_or_are_a_blob_error(name: str, encoded: bytes, size: i
     )
     try:
         body = codec.decode(name, manifest, encoded)
-    except BlobError:
+    except MessageError:
         assert len(encoded) != codec.encoded_nbytes(name, manifest)
     else:
         assert len(body) == manifest.nbytes

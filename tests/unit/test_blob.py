@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import MAX_HEADER_BYTES, GroupMember, Header
 from fl_queue.protocol.header_schema import MAX_TEXT
@@ -90,7 +90,7 @@ def member(**changes: Any) -> GroupMember:
 
 
 def reason_of(element: bytes) -> str:
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         message.unpack(element, max_body_bytes=CAP)
     return caught.value.reason
 
@@ -138,14 +138,14 @@ def test_strides_and_dictionary_order_do_not_change_the_body() -> None:
     ],
 )
 def test_tensors_other_than_the_manifests_are_refused(changes: dict[str, Any], word: str) -> None:
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         message.encode_body(MANIFEST, TENSORS | changes)
     assert word in caught.value.reason
     assert repr(next(iter(changes))) in caught.value.reason
 
 
 def test_views_refuse_a_body_of_another_size() -> None:
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         message.views(MANIFEST, bytes(MANIFEST.nbytes - 1))
     assert "27 bytes" in caught.value.reason
 
@@ -153,10 +153,10 @@ def test_views_refuse_a_body_of_another_size() -> None:
 def test_check_body_finds_a_changed_byte_and_a_missing_one() -> None:
     header, body = update()
     message.check_body(header, body)
-    with pytest.raises(BlobError, match="bytes"):
+    with pytest.raises(MessageError, match="bytes"):
         message.check_body(header, body[:-1])
     body[5] ^= 1
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         message.check_body(header, body)
     assert header.body_digest in caught.value.reason
 
@@ -173,12 +173,12 @@ def test_check_body_finds_a_changed_byte_and_a_missing_one() -> None:
 def test_tensors_of_another_model_are_refused(specs: tuple[TensorSpec, ...]) -> None:
     header, _ = update()
     message.check_tensors(header, MANIFEST)
-    with pytest.raises(BlobError, match="the run"):
+    with pytest.raises(MessageError, match="the run"):
         message.check_tensors(header, Manifest(specs))
 
 
 def test_bytes_that_belong_to_no_tensor_are_refused() -> None:
-    with pytest.raises(BlobError, match="body of 29 bytes"):
+    with pytest.raises(MessageError, match="body of 29 bytes"):
         message.check_tensors(replace(update()[0], body_bytes=29), MANIFEST)
 
 
@@ -235,9 +235,9 @@ def test_equal_headers_pack_to_equal_bytes() -> None:
 def test_pack_refuses_a_body_that_is_not_the_headers() -> None:
     header, body = update()
     for other in (body[:-1], None):
-        with pytest.raises(BlobError, match="body"):
+        with pytest.raises(MessageError, match="body"):
             message.pack(header, other)
-    with pytest.raises(BlobError, match="chunk"):
+    with pytest.raises(MessageError, match="chunk"):
         message.pack(replace(header, chunk_bytes=10), body)
 
 
@@ -250,9 +250,9 @@ def test_pack_refuses_a_field_that_unpack_would() -> None:
         ({"metrics": {1: 1.0, "a": 2.0}}, "metrics"),
         ({"metrics": {"n": 2**64}}, "metrics"),
     ]:
-        with pytest.raises(BlobError, match=f"header field {name}"):
+        with pytest.raises(MessageError, match=f"header field {name}"):
             message.pack(*update(**changes))
-    with pytest.raises(BlobError, match="cannot be shown"):
+    with pytest.raises(MessageError, match="cannot be shown"):
         message.pack(*update(token="\ud800"))
 
 
@@ -262,12 +262,12 @@ def test_pack_refuses_a_field_that_unpack_would() -> None:
 def test_the_size_caps_come_first() -> None:
     header, body = update()
     element = message.pack(header, body)
-    with pytest.raises(BlobError, match="more than 27"):
+    with pytest.raises(MessageError, match="more than 27"):
         message.unpack(element, max_body_bytes=27)
-    with pytest.raises(BlobError, match="more than 100"):
+    with pytest.raises(MessageError, match="more than 100"):
         message.unpack(element, max_header_bytes=100, max_body_bytes=CAP)
     chunked = message.pack(replace(header, chunk_bytes=10), None)
-    with pytest.raises(BlobError, match="more than 27"):
+    with pytest.raises(MessageError, match="more than 27"):
         message.unpack(chunked, max_body_bytes=27)
 
 
@@ -289,9 +289,9 @@ def test_a_prefix_of_another_round_is_refused() -> None:
 
 
 def test_another_magic_is_refused_by_its_round_already() -> None:
-    with pytest.raises(BlobError, match="FLQ1"):
+    with pytest.raises(MessageError, match="FLQ1"):
         message.element_round(b"FLQ2" + bytes(20))
-    with pytest.raises(BlobError, match="11 bytes"):
+    with pytest.raises(MessageError, match="11 bytes"):
         message.element_round(b"FLQ1" + bytes(7))
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.errors import ChunksMissing, DataError, StoreUnavailable
+from fl_queue.errors import (
+    ChunksMissing,
+    DataError,
+    DigestMismatch,
+    LocalStorageError,
+    StoreUnavailable,
+)
 from fl_queue.models import host_cache
 from fl_queue.protocol import message
 from fl_queue.store import Store, keyspace
@@ -197,7 +203,7 @@ def test_a_damaged_part_is_not_gone_on_with_for_ever(store: Store, tmp_path: Pat
     part = part_of(tmp_path, digest)
     part.parent.mkdir()
     part.write_bytes(bytes(2 * CHUNK))
-    with pytest.raises(ChunksMissing) as caught:
+    with pytest.raises(DigestMismatch) as caught:
         fetch(store, tmp_path, digest, body)
 
     assert caught.value.digest == digest
@@ -209,7 +215,7 @@ def test_content_that_is_not_what_its_digest_says_is_refused(store: Store, tmp_p
     store.data.redis.setrange(
         keyspace.chunk(keyspace.model_blob(RUN, digest), 1), 5, bytes([body[CHUNK + 5] ^ 1])
     )
-    with pytest.raises(ChunksMissing) as caught:
+    with pytest.raises(DigestMismatch) as caught:
         fetch(store, tmp_path, digest, body)
 
     assert caught.value.digest == digest
@@ -274,7 +280,7 @@ def test_models_of_runs_that_are_over_are_removed(store: Store, tmp_path: Path) 
 def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
     digest, body = publish(store, 2)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(LocalStorageError) as caught:
         fetch(store, tmp_path / "file", digest, body)
 
     assert digest in str(caught.value)

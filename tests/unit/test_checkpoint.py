@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fl_queue.errors import BlobError, CheckpointError, DataError, ModelMismatch
+from fl_queue.errors import CheckpointError, DataError, MessageError, ModelMismatch
 from fl_queue.models import checkpoint, transfer
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
@@ -120,7 +120,7 @@ def test_a_digest_that_is_a_path_names_no_file(tmp_path: Path) -> None:
 
 
 def test_a_body_of_another_size_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(BlobError, match="27 bytes"):
+    with pytest.raises(MessageError, match="27 bytes"):
         checkpoint.write(tmp_path, DIGEST, MANIFEST, BODY[:-1], {})
     assert list(tmp_path.iterdir()) == []
 

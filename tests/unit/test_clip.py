@@ -16,7 +16,7 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale
 from fl_queue.config import run_config
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -169,7 +169,7 @@ def test_a_value_that_is_refused_takes_the_scaled_ones_out_again(bad: float) -> 
     before = bits(total.total)
     values = tensors()
     values["w"][-1] = bad
-    with pytest.raises(BlobError, match="'w' holds"):
+    with pytest.raises(MessageError, match="'w' holds"):
         total.add(*update(values))
 
     assert bits(total.total) == before

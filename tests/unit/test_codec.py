@@ -9,7 +9,7 @@ import pytest
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header, TensorEntry
@@ -114,7 +114,7 @@ def test_the_exact_sum_still_rejects_what_is_not_finite(name: str, value: float)
     total = ExactSum(VECTOR, choose_scales(2, 9, {"parameter": 64.0}), 9)
     total.add({"w": decoded(name, values)}, 1)
     values[400] = value
-    with pytest.raises(BlobError, match="'w' holds"):
+    with pytest.raises(MessageError, match="'w' holds"):
         total.add({"w": decoded(name, values)}, 1)
     assert total.count == 1
 
@@ -126,21 +126,23 @@ def test_another_length_is_a_blob_error_that_names_the_codec(name: str) -> None:
     part = codec.split(name, MANIFEST, encoded)["w"]
     out = np.zeros(600, np.float32)
     for wrong in (encoded[:-1], encoded + b"\0", b""):
-        with pytest.raises(BlobError, match=f"codec {name}: body has {len(wrong)} bytes"):
+        with pytest.raises(MessageError, match=f"codec {name}: body has {len(wrong)} bytes"):
             codec.decode(name, MANIFEST, wrong)
     for short in (part[:-1], b""):
-        with pytest.raises(BlobError, match=f"codec {name}: tensor 'w' has {len(short)} bytes"):
+        with pytest.raises(MessageError, match=f"codec {name}: tensor 'w' has {len(short)} bytes"):
             codec.decode_tensor(name, spec, short, out)
-    with pytest.raises(BlobError, match="body has 1 bytes"):
+    with pytest.raises(MessageError, match="body has 1 bytes"):
         codec.encode(name, MANIFEST, b"x", 0)
     assert not out.any()
 
 
 def test_unknown_codecs_and_dtypes_are_refused() -> None:
     for ask in (codec.entries, codec.encoded_nbytes):
-        with pytest.raises(BlobError, match=r"codec 'int4' is not one of float32, bfloat16, int8"):
+        with pytest.raises(
+            MessageError, match=r"codec 'int4' is not one of float32, bfloat16, int8"
+        ):
             ask("int4", MANIFEST)
-    with pytest.raises(BlobError, match="wire dtype 'int8' is not one of"):
+    with pytest.raises(MessageError, match="wire dtype 'int8' is not one of"):
         codec.wire_nbytes("int8", 1)
 
 
@@ -216,14 +218,14 @@ def test_a_header_has_the_layout_of_its_codec_and_the_codec_of_the_run(name: str
     codec.check_tensors(name, found, MANIFEST)
     for other in ALL:
         if other != name:
-            with pytest.raises(BlobError, match=f"codec {name}, the run wants {other}"):
+            with pytest.raises(MessageError, match=f"codec {name}, the run wants {other}"):
                 codec.check_tensors(other, header, MANIFEST)
-            with pytest.raises(BlobError, match=r"tensor 'empty'|tensor 'w'"):
+            with pytest.raises(MessageError, match=r"tensor 'empty'|tensor 'w'"):
                 codec.check_tensors(other, replace(header, codec=other), MANIFEST)
-    with pytest.raises(BlobError, match="bytes, the run's has"):
+    with pytest.raises(MessageError, match="bytes, the run's has"):
         codec.check_tensors(name, replace(header, body_bytes=header.body_bytes + 1), MANIFEST)
     if name != "float32":
-        with pytest.raises(BlobError, match="the run wants float32"):
+        with pytest.raises(MessageError, match="the run wants float32"):
             message.check_tensors(header, MANIFEST)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.errors import ConfigError, ServerStartError
 from fl_queue.store import Store, server_facts
 from fl_queue.store.embedded import redis_server, server_binary, server_pair
 from fl_queue.store.embedded.server_binary import build_of
@@ -163,10 +163,10 @@ def test_running_takes_a_broken_file_for_none(tmp_path: Path, text: str) -> None
 
 
 def test_second_start_is_refused_and_harms_nothing(servers: server_pair.EmbeddedRedis) -> None:
-    with pytest.raises(StoreUnavailable, match="run in this folder already") as caught:
+    with pytest.raises(ServerStartError, match="run in this folder already") as caught:
         server_pair.start(servers.state_dir)
 
-    assert caught.value.url == str(servers.state_dir)
+    assert caught.value.path == str(servers.state_dir)
     assert server_pair.running(servers.state_dir) == (servers.url, servers.blob_url)
 
 
@@ -250,7 +250,7 @@ def test_tcp_wants_the_password(tmp_path: Path, server: Path) -> None:
 def test_server_that_dies_is_reported_with_its_last_words(tmp_path: Path) -> None:
     broken = fake_server(tmp_path / "bin", "v=7.0", then="echo 'no room for data' >&2; exit 1")
 
-    with pytest.raises(StoreUnavailable, match="died; its log ends: no room for data") as caught:
+    with pytest.raises(ServerStartError, match="died; its log ends: no room for data") as caught:
         server_pair.start(tmp_path / "state", server=broken)
 
     assert caught.value.exit_code == 5
@@ -264,7 +264,7 @@ def test_server_that_never_answers_is_given_up_and_ended(
     mute = fake_server(tmp_path / "bin", "v=7.0", then="echo $$ >> pids; exec sleep 60")
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(StoreUnavailable, match="did not answer"):
+    with pytest.raises(ServerStartError, match="did not answer"):
         server_pair.start(tmp_path / "state", server=mute)
 
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
@@ -275,17 +275,17 @@ def test_server_that_never_answers_is_given_up_and_ended(
 def test_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, server: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(StoreUnavailable, match="cannot start") as caught:
+    with pytest.raises(ServerStartError, match="cannot start") as caught:
         server_pair.start(tmp_path / "file" / "state", server=server)
 
-    assert caught.value.url == str(tmp_path / "file" / "state")
+    assert caught.value.path == str(tmp_path / "file" / "state")
 
 
 def test_stopped_servers_do_not_restart(tmp_path: Path, server: Path) -> None:
     servers = server_pair.start(tmp_path, server=server)
     servers.stop()
 
-    with pytest.raises(StoreUnavailable, match="were stopped"):
+    with pytest.raises(ServerStartError, match="were stopped"):
         servers.restart("control")
 
 
@@ -328,7 +328,7 @@ def test_no_server_at_all_names_both_fixes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(StoreUnavailable) as caught:
+    with pytest.raises(ServerStartError) as caught:
         server_binary.find_server()
 
     assert f"{old} is Redis 5.0" in caught.value.reason
@@ -367,7 +367,7 @@ def test_a_state_folder_is_opened_by_what_can_read_it_and_by_nothing_else(
         with server_pair.start(tmp_path / "state") as second:
             assert value(second.url) == b"kept to the end"
         return
-    with pytest.raises(StoreUnavailable, match="reads what the last server wrote there") as caught:
+    with pytest.raises(ServerStartError, match="reads what the last server wrote there") as caught:
         server_pair.start(tmp_path / "state")
     assert "put one on PATH, or choose another state folder" in str(caught.value)
     assert str(build_of(binary(reader))) in str(caught.value)

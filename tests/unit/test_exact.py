@@ -15,7 +15,7 @@ import fl_queue
 from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.records import Manifest, TensorSpec
@@ -95,7 +95,7 @@ def test_a_value_outside_the_limit_rejects_the_whole_update(value: float) -> Non
     before = total.mean("running_mean").tobytes() + total.maximum("n").tobytes()
     bad = update(5.0, count=9)
     bad["w"][1, 1] = value  # the last tensor: those before it must not have been added
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         total.add(bad, 2)
     assert "'w'" in caught.value.reason
     assert str(np.float32(value)) in caught.value.reason
@@ -114,9 +114,9 @@ def test_a_value_at_the_limit_is_accepted() -> None:
 @pytest.mark.parametrize("weight", [0, -1, 10])
 def test_a_weight_out_of_range_is_rejected(weight: int) -> None:
     total = ExactSum(FLOATS, SCALES, w_max=9)
-    with pytest.raises(BlobError, match=f"weight {weight} is not 1 to 9"):
+    with pytest.raises(MessageError, match=f"weight {weight} is not 1 to 9"):
         total.add(update(1.0), weight)
-    with pytest.raises(BlobError, match="weight"):
+    with pytest.raises(MessageError, match="weight"):
         total.subtract(update(1.0), weight)
     assert total.count == 0
 
@@ -126,7 +126,7 @@ def test_a_tensor_of_another_shape_never_reaches_the_kernel(name: str) -> None:
     total = ExactSum(MANIFEST, SCALES, w_max=9)
     bad = update(1.0)
     bad[name] = bad[name].reshape(-1)[:1]
-    with pytest.raises(BlobError, match="shape"):
+    with pytest.raises(MessageError, match="shape"):
         total.add(bad, 1)
     assert total.count == 0
 
@@ -199,7 +199,7 @@ def test_a_bad_value_far_in_takes_out_again_what_was_added() -> None:
     bad = {**good, "b": good["b"].copy()}
     bad["b"][250_000] = np.nan
     for change in (total.add, total.subtract):
-        with pytest.raises(BlobError, match="'b' holds nan"):
+        with pytest.raises(MessageError, match="'b' holds nan"):
             change(bad, 9)
         assert [piece.tobytes() for piece in total.pieces()] == before
     assert (total.total_weight, total.count) == (2, 1)
@@ -226,7 +226,7 @@ def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
         expected = [piece.tobytes() for piece in whole.pieces()]
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
         encoded = codec.encode(name, manifest, bad, 1)
-        with pytest.raises(BlobError, match=r"'b' holds (99\.9|100)"):
+        with pytest.raises(MessageError, match=r"'b' holds (99\.9|100)"):
             blockwise.add_blocks(codec.DecodedBlocks(name, manifest, encoded), 9)
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
         assert (blockwise.total_weight, blockwise.count) == (7, 1)
@@ -254,7 +254,7 @@ def test_a_sum_no_updates_could_have_is_refused(
     total = ExactSum(MANIFEST, SCALES, w_max=9)
     tensors = {s.name: np.zeros(s.shape, np.int64) for s in MANIFEST.tensors}
     tensors["w"][1, 0] = -value
-    with pytest.raises(BlobError, match=word):
+    with pytest.raises(MessageError, match=word):
         total.add_sum(tensors, weight, count)
     assert total.count == 0
     assert not any(piece.any() for piece in list(total.pieces())[1:])

@@ -7,7 +7,7 @@ import pytest
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import base as strategy_base
@@ -93,7 +93,7 @@ def test_blocks_give_the_bits_of_the_formula() -> None:
 
 def test_a_base_of_another_model_is_refused() -> None:
     base = model(1.0, 0) | {"w": np.zeros((3, 2), np.float32)}
-    with pytest.raises(BlobError, match="'w' has shape"):
+    with pytest.raises(MessageError, match="'w' has shape"):
         next_model(base, (1.0, 0, 1))
 
 
@@ -125,7 +125,7 @@ def test_weights(weighting: str, examples: int, weight: int, largest: int) -> No
 @pytest.mark.parametrize("weighting", ["examples", "capped", "uniform"])
 @pytest.mark.parametrize("examples", [-1, 0])
 def test_a_claim_of_no_examples_is_rejected(weighting: str, examples: int) -> None:
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         weight_of(AGGREGATION | {"weighting": weighting}, examples)
     assert f"num_examples is {examples}" in caught.value.reason
 

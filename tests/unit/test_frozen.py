@@ -17,7 +17,7 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError, ConfigError, ModelMismatch
+from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
@@ -82,9 +82,9 @@ def test_a_manifest_names_what_is_frozen_and_survives_json() -> None:
     assert manifest.frozen == FROZEN
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert '"frozen":' not in initial_model(task_of(Unfrozen), 1)[0].to_json()
-    with pytest.raises(BlobError, match="frozen tensor is not there"):
+    with pytest.raises(MessageError, match="frozen tensor is not there"):
         replace(manifest, frozen=("2.weight",))
-    with pytest.raises(BlobError, match="or no parameter"):
+    with pytest.raises(MessageError, match="or no parameter"):
         Manifest((TensorSpec("steps", (), "integer_buffer"),), frozen=("steps",))
 
 

@@ -14,7 +14,7 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest, TensorSpec
@@ -177,9 +177,9 @@ def test_a_group_the_round_does_not_have_is_refused(
     header, _ = element(0, *map(update, FIRST))
     group_sum.check(header, ROUND, CONFIG)
 
-    with pytest.raises(BlobError, match=word):
+    with pytest.raises(MessageError, match=word):
         group_sum.check(replace(header, **change), ROUND, config)
-    with pytest.raises(BlobError, match="no group"):
+    with pytest.raises(MessageError, match="no group"):
         group_sum.check(header, replace(ROUND, groups=0), CONFIG)
 
 
@@ -191,7 +191,7 @@ def test_a_member_that_claims_what_cannot_be_is_refused(change: dict[str, Any]) 
     header, _ = element(0, *map(update, FIRST))
     first, *rest = header.members
 
-    with pytest.raises(BlobError):
+    with pytest.raises(MessageError):
         group_sum.check(replace(header, members=(replace(first, **change), *rest)), ROUND, CONFIG)
 
 
@@ -201,8 +201,8 @@ def test_a_sum_beyond_what_its_members_may_weigh_is_refused_and_changes_nothing(
     forged[8:16] = np.int64(2**62).tobytes()
     total = merge()
 
-    with pytest.raises(BlobError, match="digest"):
+    with pytest.raises(MessageError, match="digest"):
         group_sum.add(header, forged, total)
-    with pytest.raises(BlobError, match="outside"):
+    with pytest.raises(MessageError, match="outside"):
         group_sum.add(replace(header, body_digest=message.body_digest(forged)), forged, total)
     assert bits(total) == bits(merge())

@@ -12,7 +12,7 @@ import pytest
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client.client_state import AcceptedUpdate, StoredClientState, still_counts
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol.records import LOST, Manifest, TensorSpec
 from fl_queue.strategies import base, get_strategy
 
@@ -186,7 +186,7 @@ def test_only_a_client_that_keeps_something_may_say_that_it_is_lost() -> None:
     base.check_scalars(scaffold, {LOST: 1.0})
     base.check_scalars(scaffold, {})
     for strategy, value in ((fedavg, 1.0), (scaffold, -1.0), (scaffold, 0.0)):
-        with pytest.raises(BlobError, match=LOST):
+        with pytest.raises(MessageError, match=LOST):
             base.check_scalars(strategy, {LOST: value})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fl_queue import metrics
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.metrics import (
     best_version,
     check,
@@ -49,7 +49,7 @@ def test_merge_passes_over_parts_without_examples_and_keys_not_everyone_has():
 
 
 def test_merge_of_different_shapes_names_the_key():
-    with pytest.raises(BlobError, match="confusion"):
+    with pytest.raises(MessageError, match="confusion"):
         merge([part(1, 0.0, [[1, 0], [0, 0]]), part(1, 0.0, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])])
 
 
@@ -92,7 +92,7 @@ def test_merge_of_different_shapes_names_the_key():
     ],
 )
 def test_check_names_what_is_wrong(bad, key):
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         check(bad)
     assert key in caught.value.reason
     assert caught.value.reason.isprintable()

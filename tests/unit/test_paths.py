@@ -8,7 +8,7 @@ import pytest
 
 from fl_queue.client import client_state, outbox, pausing
 from fl_queue.common.paths import below
-from fl_queue.errors import BlobError, CheckpointError, DataError
+from fl_queue.errors import CheckpointError, DataError, MessageError
 from fl_queue.models import host_cache, transfer, update_archive
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.header import Header
@@ -90,7 +90,7 @@ def test_so_are_names_that_are_made_of_them(part: str, tmp_path: Path) -> None:
 )
 def test_parsers_take_ids_whole_or_not_at_all(raw: object) -> None:
     for parse in (identifiers.parse_name, identifiers.parse_run_id, identifiers.parse_digest):
-        with pytest.raises(BlobError) as caught:
+        with pytest.raises(MessageError) as caught:
             parse(raw)
         assert caught.value.reason.isprintable()
         assert len(caught.value.reason) < 400

@@ -23,7 +23,7 @@ from fl_queue.client.local_update import (
 from fl_queue.client.personalization import private_names
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError, ConfigError, ModelMismatch
+from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, update_manifest
 from fl_queue.tasks.base import ClientContext, ClientData, Task
@@ -316,5 +316,5 @@ def test_of_many_classes_beside_the_version_only_the_hits_are_sent() -> None:
     "bad", [{"personal_confusion": [[1, 2]]}, {"finetuned_num_examples": -1}, {"personal_x": 1}]
 )
 def test_what_comes_from_outside_beside_the_version_is_checked(bad: dict[str, Any]) -> None:
-    with pytest.raises(BlobError, match=next(iter(bad))):
+    with pytest.raises(MessageError, match=next(iter(bad))):
         metrics.check({"num_examples": 1, **bad})

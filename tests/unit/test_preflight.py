@@ -11,7 +11,7 @@ import pytest
 from fl_queue.config import run_config, task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import preflight, runs
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import site_facts
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
@@ -261,7 +261,7 @@ def test_long_lists_differ_by_their_digest() -> None:
     assert site_facts.listed(["a\nb"], known) != site_facts.listed(["a b"], known)
     assert site_facts.listed(one, one[1:]).startswith("1000: ?, class-1")
     assert len(site_facts.listed(one, one[1:])) <= site_facts.LONGEST
-    with pytest.raises(BlobError):
+    with pytest.raises(MessageError):
         site_facts.check({f"n{number}": "x" for number in range(site_facts.MOST + 1)})
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.config import run_config
-from fl_queue.errors import BlobError, CheckpointError, ConfigError
+from fl_queue.errors import CheckpointError, ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy, load_strategy, robust
@@ -341,13 +341,13 @@ def test_a_gathered_update_beyond_a_limit_leaves_nothing(bad: float, tmp_path: P
     wrong = {name: values.copy() for name, values in UPDATES[2].items()}
     wrong["w.1"][65537] = bad
     with pytest.raises(
-        BlobError, match=r"tensor 'w.1' holds .*, outside ±64.0 \(aggregation.limit"
+        MessageError, match=r"tensor 'w.1' holds .*, outside ±64.0 \(aggregation.limit"
     ):
         updates.add_blocks("c02", lambda spec: [wrong[spec.name].ravel()], 1)
 
     updates.add_blocks("c02", lambda spec: [UPDATES[2][spec.name].ravel()], 1)
     assert model_bytes(Median(), updates) == model_bytes(Median(), gathered(tmp_path, UPDATES[:3]))
-    with pytest.raises(BlobError, match="weight 101"):
+    with pytest.raises(MessageError, match="weight 101"):
         updates.add_blocks("c03", lambda spec: [], 101)
     with pytest.raises(ValueError, match="two updates of c02"):
         updates.add_blocks("c02", lambda spec: [], 1)

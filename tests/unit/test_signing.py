@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
 
@@ -34,7 +34,7 @@ def test_no_bit_of_signer_signature_or_header_can_be_changed() -> None:
             touched[place] ^= bit
             try:
                 sealed = signing.opened(touched)
-            except BlobError:
+            except MessageError:
                 continue
             assert sealed is not None
             assert not signing.is_signed_by(sealed, PUBLIC)
@@ -47,18 +47,18 @@ def test_the_body_is_signed_by_its_digest() -> None:
     assert signing.is_signed_by(
         sealed, PUBLIC
     )  # unpack() refuses it, and check_body() another one.
-    with pytest.raises(BlobError, match="4 bytes follow the header"):
+    with pytest.raises(MessageError, match="4 bytes follow the header"):
         message.unpack(sealed.element, max_body_bytes=10)
 
 
 @pytest.mark.parametrize("size", range(4, 4 + 1 + 1 + 64))
 def test_a_cut_envelope_is_refused(size: int) -> None:
-    with pytest.raises(BlobError, match="cut off"):
+    with pytest.raises(MessageError, match="cut off"):
         signing.opened(signing.seal(ELEMENT, "a", SECRET)[:size])
 
 
 def test_a_signer_is_a_client_id() -> None:
-    with pytest.raises(BlobError, match="no client can have"):
+    with pytest.raises(MessageError, match="no client can have"):
         signing.opened(signing.seal(ELEMENT, "a/b", SECRET))
 
 

@@ -11,7 +11,7 @@ import pytest
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config import run_config
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
@@ -244,6 +244,6 @@ def test_an_own_strategy_that_cannot_be_is_refused(name: str, said: str) -> None
 
 def test_scalars_are_those_of_the_strategy_and_finite() -> None:
     for scalars in ({}, {"more": 2.0}, {"more": float("nan")}, {"more": 0.0, "other": 0.0}):
-        with pytest.raises(BlobError, match="scalar"):
+        with pytest.raises(MessageError, match="scalar"):
             base.check_scalars(Greedy(), scalars)
     base.check_scalars(Greedy(), {"more": -1.0})

@@ -16,7 +16,7 @@ from fl_queue.aggregation.scales import choose_scales
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
 from fl_queue.config import run_config
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import base, fednova, get_strategy
@@ -396,7 +396,7 @@ def test_qfedavg_does_not_stand_still_at_a_small_loss(q: float, level: float) ->
             sent = (change.astype(np.float64) * answer.factor).astype("<f4")
             try:
                 total.add_blocks(lambda spec, sent=sent: [sent], 1, answer.scalars)
-            except BlobError:  # Beyond the limit.
+            except MessageError:  # Beyond the limit.
                 refused += 1
         if refused:
             exponent += 16  # As after a round that is abandoned for it.

@@ -12,9 +12,9 @@ import pytest
 from fl_queue import errors
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
-    BlobError,
     ConfigError,
     DataError,
+    MessageError,
     ModelMismatch,
     StoreUnavailable,
     Trouble,
@@ -80,7 +80,7 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
         (ConfigError(SECRET, "is empty"), f"ConfigError; {FULL}"),
         (ModelMismatch(f"tensor {SECRET}"), f"ModelMismatch; {FULL}"),
         (ModelMismatch("tensor w: missing", public=True), "ModelMismatch: tensor w: missing"),
-        (BlobError(SECRET), f"BlobError; {FULL}"),
+        (MessageError(SECRET), f"MessageError; {FULL}"),
         (FileNotFoundError(2, "No such file", SECRET), f"FileNotFoundError; {FULL}"),
         (
             StoreUnavailable(f"unix:///{SECRET}", f"not reachable ({SECRET})", Trouble.silent),
@@ -102,10 +102,10 @@ def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected:
     ],
 )
 def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected: str) -> None:
-    with pytest.raises(BlobError) as caught:
+    with pytest.raises(MessageError) as caught:
         mapping(finite=True)("metrics", value)
 
-    assert disclosed(caught.value).startswith(f"BlobError: header field metrics: {expected}; ")
+    assert disclosed(caught.value).startswith(f"HeaderError: header field metrics: {expected}; ")
 
 
 def test_every_kind_of_error_is_private_unless_it_says_so() -> None:

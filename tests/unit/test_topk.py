@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fl_queue.config import run_config
-from fl_queue.errors import BlobError, ConfigError
+from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.codecs import codec, topk
 from fl_queue.protocol.records import Manifest, TensorSpec
 
@@ -49,7 +49,7 @@ def test_a_fraction_has_one_name(fraction: float, name: str) -> None:
 )  # fmt: skip
 def test_other_names_are_none(name: str) -> None:
     assert not topk.is_name(name)
-    with pytest.raises(BlobError):
+    with pytest.raises(MessageError):
         codec.encoded_nbytes(name, vector(5))
 
 
@@ -113,20 +113,22 @@ def test_indices_that_do_not_ascend_or_are_beyond_the_tensor_are_refused(
 ) -> None:
     manifest, bad = vector(100), hostile(indices)
     for read in (codec.DecodedBlocks, codec.LazyDecodedTensors, codec.decode, codec.split):
-        with pytest.raises(BlobError, match=r"codec topk:0\.02: indices do not ascend below 100"):
+        with pytest.raises(
+            MessageError, match=r"codec topk:0\.02: indices do not ascend below 100"
+        ):
             read("topk:0.02", manifest, bad)
     # Even what was not checked writes nowhere else.
     out = np.zeros(100, np.float32)
     try:
         codec.decode_tensor("topk:0.02", manifest.tensors[0], bad, out)
-    except BlobError as exc:
+    except MessageError as exc:
         assert "do not ascend" in exc.reason  # noqa: PT017
     assert np.count_nonzero(out) <= 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_more_or_fewer_entries_than_the_run_wants_are_refused(count: int) -> None:
-    with pytest.raises(BlobError, match=f"body has {8 * count} bytes, not 16"):
+    with pytest.raises(MessageError, match=f"body has {8 * count} bytes, not 16"):
         codec.DecodedBlocks("topk:0.02", vector(100), hostile(list(range(count))))
 
 

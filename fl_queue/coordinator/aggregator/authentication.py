@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import ForgedMessage
 from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.header import MAX_HEADER_BYTES, Header
 from fl_queue.protocol.records import Enrolment
@@ -19,20 +19,6 @@ from fl_queue.store import Control
 LARGEST_MODEL_BYTES = 64 * 1024**3
 #: Of an element that is refused anyway, no larger header is read for the name in it.
 _GLANCE_BYTES = 64 * 1024
-
-
-class ForgedMessage(BlobError):
-    """
-    An element that is not of the client it claims to be from, or not of this run.
-
-    Args:
-        claimed: The client it names; anybody may have sent it.
-        signer: Who has signed it, with the right key; empty: nobody.
-    """
-
-    def __init__(self, claimed: str, reason: str, signer: str = "") -> None:
-        super().__init__(reason)
-        self.claimed, self.signer = claimed, signer
 
 
 class AuthenticatedMessage(NamedTuple):
@@ -85,7 +71,7 @@ class MessageAuthenticator:
 
         Raises:
             Forged: Its sender is not who it says.
-            BlobError: It is malformed, and does not tell whose it is.
+            MessageError: It is malformed, and does not tell whose it is.
         """
         sealed = signing.opened(element)
         if sealed is None:

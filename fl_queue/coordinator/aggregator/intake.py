@@ -19,14 +19,13 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import partial_sum, rejections
 from fl_queue.coordinator.aggregator.authentication import (
     AuthenticatedMessage,
-    ForgedMessage,
     MessageAuthenticator,
 )
 from fl_queue.coordinator.aggregator.late_updates import receipt_of
 from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
 from fl_queue.coordinator.aggregator.taken_list import TakenList
-from fl_queue.errors import BlobError, ChunksMissing, OwnershipLost
+from fl_queue.errors import ContentMissing, ForgedMessage, MessageError, OwnershipLost
 from fl_queue.models import update_archive
 from fl_queue.protocol import identifiers, job_origins, message, virtual_clients
 from fl_queue.protocol.header import Header
@@ -116,7 +115,7 @@ class UpdateIntake:
             self.books.write_forged(exc)
             self.taken.refuse(None)
             return False
-        except BlobError as exc:
+        except MessageError as exc:
             self.books.rejected.count(rejections.UNKNOWN, exc.reason, "invalid")
             self.taken.refuse(None)
             return False
@@ -153,7 +152,7 @@ class UpdateIntake:
         try:
             look = self._look_at_group if header.kind == "group" else self._look_at_one
             is_in = look(opened, who)
-        except ChunksMissing as exc:
+        except ContentMissing as exc:
             # A new attempt of the client's job pushes them again; one that has not begun will, anyway.
             self.ask_again(header.client, unless_queued=True)
             reason = f"{header.client}: {exc.reason}; asked again"
@@ -200,9 +199,7 @@ class UpdateIntake:
             self._check_group(header)
             again = self._again(header)
             receipts = again or self._add_group(header, opened.body)
-        except ChunksMissing:
-            raise
-        except BlobError as exc:
+        except MessageError as exc:
             self.books.rejected.count(who, f"{header.client}: {exc.reason}", "invalid")
             return False
         if again:
@@ -222,14 +219,14 @@ class UpdateIntake:
 
     def _check_group(self, header: Header) -> None:
         if header.run != self.run:
-            raise BlobError(f"it is of run {header.run}")
+            raise MessageError(f"it is of run {header.run}")
         if (header.base_version, header.base_digest) != (
             self.round.base_version,
             self.round.base_digest,
         ):
-            raise BlobError(f"made from version {header.base_version}")
+            raise MessageError(f"made from version {header.base_version}")
         if self.round.purpose != "train":
-            raise BlobError("a group came where the round wants none")
+            raise MessageError("a group came where the round wants none")
         group_sum.check(header, self.round, self.config)
 
     def _again(self, header: Header) -> dict[str, Receipt]:
@@ -284,7 +281,7 @@ class UpdateIntake:
             self.receipts[client] = receipt
 
     def _judge(self, opened: AuthenticatedMessage) -> Receipt:
-        """The receipt of an element of this round; ChunksMissing when its chunks are not there."""
+        """The receipt of an element of this round; ContentMissing when its chunks are not there."""
         header = opened.header
         known = self.receipts.get(header.client)
         if header.run != self.run:
@@ -304,16 +301,14 @@ class UpdateIntake:
             return receipt_of(header, "failed", header.reason)
         try:
             return self._accept(opened)
-        except ChunksMissing:
-            raise
-        except BlobError as exc:
+        except MessageError as exc:
             return receipt_of(header, "invalid", exc.reason)
 
     def _accept(self, opened: AuthenticatedMessage) -> Receipt:
         header = opened.header
         wanted = _WANTED[self.round.purpose]
         if header.kind != wanted:
-            raise BlobError(f"a {header.kind} came where the round wants a {wanted}")
+            raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
         metrics.check(header.metrics)
         metrics.check(header.train_metrics)
         added = MergedUpdate(0)
@@ -321,7 +316,7 @@ class UpdateIntake:
             added = self._add(opened)
         elif header.kind == "model":
             if self.initial is not None:
-                raise BlobError("another one of those who were asked has made version 0 already")
+                raise MessageError("another one of those who were asked has made version 0 already")
             self._take_initial(header, opened.body)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
@@ -391,7 +386,7 @@ class UpdateIntake:
         self.store.control.write_receipts(self.run, self.number, found.written)
         try:
             partial_sum.load(self.store, self.run, saved, self.merge.total)
-        except BlobError:
+        except (ContentMissing, MessageError):
             # The data server has lost it. Outboxes have the updates.
             partial_sum.drop(self.store, self.run, self.number)
             self._begin_anew()

@@ -14,7 +14,7 @@ from fl_queue.common.safe_json import printable
 from fl_queue.coordinator.aggregator import rejections
 from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import LOST, Receipt, Refusals, Verdict
@@ -100,12 +100,12 @@ def drain(store: Store, state: RunState) -> int:
                 again = store.control.run(state.run_id)
                 if again is None or again.active:
                     break  # Somebody has started the run again since we looked.
-                raise BlobError(f"{header.client}: round {header.round} has not been opened")
+                raise MessageError(f"{header.client}: round {header.round} has not been opened")
             record(store, state.run_id, header, opened.key)
             drop_chunks(store, state.run_id, header)
             sent = admission.permission(header.token, header.body_bytes)
             store.data.dismiss(state.run_id, [(header.client, sent)])
-        except BlobError as exc:
+        except MessageError as exc:
             refused, reason = refused + 1, exc.reason
             if refused <= rejections.TOLD:
                 told = rejections.event(state.round, rejections.UNKNOWN, "invalid", reason)

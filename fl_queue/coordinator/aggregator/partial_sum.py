@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.common import failpoints
-from fl_queue.errors import ChunksMissing
+from fl_queue.errors import DigestMismatch
 from fl_queue.protocol import message, operator_key
 from fl_queue.protocol.operator_key import OperatorKey
 from fl_queue.protocol.records import Receipt, Sums, dumps
@@ -161,14 +161,14 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     Add the checkpointed sum of a record to ``total``, which is empty.
 
     Raises:
-        ChunksMissing, BlobError: It is not there any more: its clients have to be asked again.
+        ContentMissing, MessageError: It is not there any more: its clients have to be asked again.
     """
     nbytes, chunk_bytes = int(saved["nbytes"]), int(saved["chunk_bytes"])
     # Should its writer have been killed before it did so.
     _keep_chunks(store, run, saved, None)
     body = store.data.get_chunks(keyspace.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
     if message.body_digest(body) != saved["digest"]:
-        raise ChunksMissing(saved["digest"], 0)
+        raise DigestMismatch(saved["digest"])
     tensors = message.views(total.layout, body)
     if int(saved["count"]):
         total.add_sum(

@@ -12,9 +12,9 @@ from collections.abc import Collection
 
 from fl_queue.aggregation import group_sum
 from fl_queue.coordinator.aggregator import rejections
-from fl_queue.coordinator.aggregator.authentication import ForgedMessage
 from fl_queue.coordinator.aggregator.late_updates import receipt_of, was_merged
 from fl_queue.coordinator.aggregator.rejections import RejectionCounter
+from fl_queue.errors import ForgedMessage
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt, Verdict
 from fl_queue.store import RoundState, Store

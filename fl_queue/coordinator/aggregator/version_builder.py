@@ -19,7 +19,7 @@ from fl_queue.common import failpoints
 from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import CheckpointError, ChunksMissing, FLQueueError
+from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError
 from fl_queue.models import checkpoint, transfer
 from fl_queue.models.checkpoint import Body
 from fl_queue.protocol.message import Bytes, Tensor
@@ -105,7 +105,7 @@ class VersionBuilder:
 
     def prepare(self, manifest: Manifest) -> None:
         """Fetch the round's base version now, while clients train; what is not there yet may be so later."""
-        with suppress(ChunksMissing, CheckpointError):
+        with suppress(ContentMissing, CheckpointError):
             self._base = self._open_base(manifest)
 
     def first(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
@@ -134,7 +134,7 @@ class VersionBuilder:
 
         Raises:
             CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
-            ChunksMissing: What it needs is not on the data server (any more).
+            ContentMissing: What it needs is not on the data server (any more).
         """
         current = self.round
         version = current.base_version + 1

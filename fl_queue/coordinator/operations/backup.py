@@ -34,8 +34,8 @@ from fl_queue.coordinator.rounds import lifecycle, statement_signing
 from fl_queue.coordinator.rounds.runs import current_config, find_run
 from fl_queue.errors import (
     CheckpointError,
-    ChunksMissing,
     ConfigError,
+    ContentMissing,
     DataError,
     RunStateError,
     UnknownRun,
@@ -188,7 +188,7 @@ def _stage_state(
     for name, digest in document.server_state.items():
         try:
             body = transfer.base_body(store, run, digest, layout, document.chunk_bytes, state_dir)
-        except (ChunksMissing, CheckpointError) as exc:
+        except (ContentMissing, CheckpointError) as exc:
             raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
         metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
         checkpoint.write(writing, digest, layout, body.view, metadata)

@@ -27,7 +27,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from fl_queue.common import files
 from fl_queue.common.paths import below
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError
+from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError
 from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Manifest, RoundRecord, dumps
@@ -193,8 +193,8 @@ def read_document(
             **{**raw, "history": [RoundRecord(**record) for record in raw["history"]]}
         )
         checked = _checked(document)
-    except (ValueError, KeyError, TypeError, AttributeError, BlobError, ConfigError) as exc:
-        reason = exc if isinstance(exc, ValueError | BlobError | ConfigError) else repr(exc)
+    except (ValueError, KeyError, TypeError, AttributeError, MessageError, ConfigError) as exc:
+        reason = exc if isinstance(exc, ValueError | MessageError | ConfigError) else repr(exc)
         raise DataError(str(path), f"{_RECORD} is not that of a run: {reason}") from exc
     check(document, checked[1])
     return checked
@@ -230,7 +230,7 @@ def _checked(document: Document) -> tuple[Document, Manifest]:
     See that the parts of a document fit together, by the code that will read them from Redis.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, BlobError, ConfigError: They do not.
+        ValueError, KeyError, TypeError, AttributeError, MessageError, ConfigError: They do not.
     """
     known = {field.name for field in fields(RunState)}
     _demand(set(document.state) <= known, "state has a field that no run has")

@@ -19,7 +19,7 @@ from redis.client import Pipeline
 
 from fl_queue.common import safe_json
 from fl_queue.common.paths import below
-from fl_queue.errors import BlobError, RunStateError
+from fl_queue.errors import MessageError, RunStateError
 from fl_queue.models import host_cache, transfer, update_archive
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import dumps
@@ -76,10 +76,10 @@ def refuse_training(name: str, training: bool) -> None:
 
 
 def _heirs(raw: str | bytes) -> list[str]:
-    """The runs that were restored from one. Raises BlobError."""
+    """The runs that were restored from one. Raises MessageError."""
     found = safe_json.loads(raw, "the runs restored from one")
     if not safe_json.fits(found, list[str]):
-        raise BlobError("not the runs restored from one: no list of run ids")
+        raise MessageError("not the runs restored from one: no list of run ids")
     return [identifiers.parse_run_id(run) for run in found]
 
 
@@ -110,7 +110,7 @@ def _tombs(store: Store) -> dict[str, float]:
     def parse(raw: bytes, at: float) -> tuple[str, float]:
         run = identifiers.parse_run_id(raw)
         if run in living:
-            raise BlobError(f"run {run} is there, and was not deleted")
+            raise MessageError(f"run {run} is there, and was not deleted")
         return run, at
 
     return store.control.unreadable.each(keyspace.DELETED, found, parse)
@@ -170,7 +170,7 @@ def _tickets(store: Store, runs: Sequence[str], keys: Sequence[bytes]) -> list[J
     found = ask_many(store.control.redis, of_rounds, lambda pipe, key: pipe.hgetall(key))
     tickets = []
     for raw in (raw for jobs in found for raw in jobs.values()):
-        with suppress(BlobError):  # What is no ticket names no job.
+        with suppress(MessageError):  # What is no ticket names no job.
             tickets.append(JobTicket.from_dict(safe_json.loads(raw, "a ticket")))
     for run in runs:
         tickets += dispatch.evaluation_tickets(store, run).values()

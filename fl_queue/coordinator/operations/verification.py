@@ -16,7 +16,7 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.errors import BlobError, CheckpointError, ConfigError, DataError, RunStateError
+from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError, RunStateError
 from fl_queue.models import transfer, update_archive
 from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import message, operator_key, signing
@@ -162,7 +162,7 @@ def _verify(
         )
     except (CheckpointError, DataError, ConfigError) as exc:
         found = replace(found, result="unknown", reason=str(exc))
-    except BlobError as exc:
+    except MessageError as exc:
         found = replace(found, result="different", reason=exc.reason)
     else:
         found = replace(found, recomputed=recomputed)
@@ -208,7 +208,7 @@ def recompute(
         CheckpointError: The base is not there any more.
         ConfigError: The strategy may not be loaded.
         DataError: An update is not there, or damaged.
-        BlobError: An update is not one that could have been accepted.
+        MessageError: An update is not one that could have been accepted.
     """
     manifest = store.control.manifest(run)
     if manifest is None:
@@ -227,14 +227,14 @@ def recompute(
         recorded, staleness = record.weights[client], record.base_version - header.base_version
         if staleness != record.staleness.get(client, 0):
             reason = f"made from version {header.base_version}, recorded otherwise"
-            raise BlobError(f"{client}: {reason}")
+            raise MessageError(f"{client}: {reason}")
         # What it was enrolled with then is not recorded; a weight below its claim says that it was less.
         most = recorded if found is None else record.counted[client] // found.unit
         added = merge.add(header, body, most, staleness)
         if added.weight != recorded:
-            raise BlobError(f"{client}: weight {added.weight}, recorded {recorded}")
+            raise MessageError(f"{client}: weight {added.weight}, recorded {recorded}")
         if added.norm != record.norms.get(client):
-            raise BlobError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
+            raise MessageError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
     base = transfer.base_body(
         store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
     )
@@ -256,5 +256,5 @@ def recompute(
     digest = message.pieces_digest(pieces)
     for name, hasher in hashers.items():
         if hasher.digest != record.server_state.get(name):
-            raise BlobError(f"the strategy's state {name!r} comes out as another one")
+            raise MessageError(f"the strategy's state {name!r} comes out as another one")
     return digest

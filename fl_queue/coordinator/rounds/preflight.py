@@ -22,7 +22,7 @@ from redis.client import Pipeline
 from fl_queue.common import safe_json
 from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers, site_facts
 from fl_queue.protocol.records import CANNOT, Purpose, dumps
 from fl_queue.store import RunState, Store, keyspace
@@ -343,7 +343,7 @@ def _heard(store: Store, state: RunState, client: str, ticket: JobTicket) -> dic
         if type(answer) is not dict or answer.get("job") != ticket.job:
             return None  # Of an earlier question.
         return site_facts.parse(dumps(answer.get("facts")).encode())
-    except BlobError as exc:
+    except MessageError as exc:
         return {site_facts.PROBLEM: site_facts.line(exc.reason)}
 
 

@@ -16,7 +16,7 @@ from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import FIXED
 from fl_queue.coordinator.rounds import confirmed_changes, statement_signing
-from fl_queue.errors import BlobError, ConfigError, RunFailed, RunStateError, UnknownRun
+from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import identifiers, statements
 from fl_queue.protocol.records import digest_of, dumps, updates_in
 from fl_queue.store import RunState, Store, as_text, keyspace, parse_run_state
@@ -47,14 +47,14 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
 
     Raises:
         UnknownRun: The run is gone.
-        BlobError, ConfigError: Somebody has changed the config.
+        MessageError, ConfigError: Somebody has changed the config.
     """
     found = recorded_config(store, run, segment)
     try:
         return RunConfig.from_dict(found)
     except (LookupError, TypeError, ValueError, AttributeError) as exc:
         why = printable(str(exc))[:200]
-        raise BlobError(f"run {run}: its config is unreadable: {why}") from exc
+        raise MessageError(f"run {run}: its config is unreadable: {why}") from exc
 
 
 def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[
     if not segments:
         raise UnknownRun(run, list(store.control.run_names()))
     if segment is not None and not 0 <= segment < len(segments):
-        raise BlobError(f"run {run}: its config has no segment {segment}")
+        raise MessageError(f"run {run}: its config has no segment {segment}")
     found: dict[str, Any] = segments[-1 if segment is None else segment]["config"]
     return found
 

@@ -20,7 +20,7 @@ int8 rounds at random (``protocol/codecs/int8.py``): the random number of an ele
 tensor's name and the element's index, so any machine, with or without numba, in pieces or at once,
 makes the same bytes.
 
-Encoded bytes from elsewhere may hold anything: a wrong length is a ``BlobError``, and all else
+Encoded bytes from elsewhere may hold anything: a wrong length is a ``MessageError``, and all else
 decodes to some float32, which the exact sum's range check accepts or not; top-k's
 indices are checked before. int8 makes a block with
 NaN or Inf all NaN, so that a broken update is still seen to be broken. No Redis here.
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from fl_queue.common.seeding import seed_for
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol import message
 from fl_queue.protocol.arrays import Octets
 from fl_queue.protocol.codecs import int8, topk
@@ -72,10 +72,10 @@ def wire_dtype(codec: str, spec: TensorSpec) -> str:
     The wire dtype of a tensor: its codec's for a parameter, its own for a buffer.
 
     Raises:
-        BlobError: No such codec.
+        MessageError: No such codec.
     """
     if not is_codec(codec):
-        raise BlobError(f"codec {codec!r} is not one of {', '.join(CODECS)}, topk:0.01")
+        raise MessageError(f"codec {codec!r} is not one of {', '.join(CODECS)}, topk:0.01")
     # Top-k's layout depends on its fraction, which its name has: it is the wire dtype, too.
     return _WIRE.get(codec, codec) if spec.kind == "parameter" else DTYPES[spec.kind]
 
@@ -85,7 +85,7 @@ def entries(codec: str, manifest: Manifest) -> tuple[TensorEntry, ...]:
     The layout of an encoded body, as a header carries it; with float32 that of ``message.entries``.
 
     Raises:
-        BlobError: No such codec.
+        MessageError: No such codec.
     """
     found: list[TensorEntry] = []
     offset = 0
@@ -102,7 +102,7 @@ def encoded_nbytes(codec: str, manifest: Manifest) -> int:
     Bytes of an encoded body.
 
     Raises:
-        BlobError: No such codec.
+        MessageError: No such codec.
     """
     return sum(entry.nbytes for entry in entries(codec, manifest))
 
@@ -112,7 +112,7 @@ def check_tensors(codec: str, header: Header, manifest: Manifest) -> None:
     Refuse an update's header that has another codec, or other tensors than the codec makes of the manifest's.
 
     Raises:
-        BlobError: Names the codec, or the first tensor that differs.
+        MessageError: Names the codec, or the first tensor that differs.
     """
     message.check_layout(header, codec, entries(codec, manifest))
 
@@ -122,7 +122,7 @@ def split(codec: str, manifest: Manifest, encoded: Bytes) -> dict[str, memoryvie
     Tensor name -> its bytes in an encoded body, for ``decode_tensor``; read-only, not copied.
 
     Raises:
-        BlobError: The body is not of the size that codec and manifest give, top-k's indices are
+        MessageError: The body is not of the size that codec and manifest give, top-k's indices are
             none, or no such codec.
     """
     layout = entries(codec, manifest)
@@ -155,7 +155,7 @@ def encode(codec: str, manifest: Manifest, body: Bytes, seed: int) -> bytearray:
         seed: Decides how int8 rounds; one for each update, and the same when it is made again.
 
     Raises:
-        BlobError: The body is not of the manifest's size, or no such codec.
+        MessageError: The body is not of the manifest's size, or no such codec.
     """
     parts = split("float32", manifest, body)
     encoded = bytearray(encoded_nbytes(codec, manifest))
@@ -171,7 +171,7 @@ def decode(codec: str, manifest: Manifest, encoded: Bytes) -> bytearray:
     The body that an encoded body stands for.
 
     Raises:
-        BlobError: It is not of the size that codec and manifest give, or no such codec.
+        MessageError: It is not of the size that codec and manifest give, or no such codec.
     """
     parts = split(codec, manifest, encoded)
     body = bytearray(manifest.nbytes)
@@ -201,7 +201,7 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
         The bytes; of a tensor that the codec leaves as it is those of ``values``, not copied.
 
     Raises:
-        BlobError: No such codec.
+        MessageError: No such codec.
         ValueError: A range or dtype that is not as described.
     """
     dtype = wire_dtype(codec, spec)
@@ -224,7 +224,7 @@ def encoded_pieces(codec: str, manifest: Manifest, body: Bytes, seed: int = 0) -
     ``encode``'s bytes piece by piece: neither they nor the body need be in memory.
 
     Raises:
-        BlobError: The body is not of the manifest's size, or no such codec.
+        MessageError: The body is not of the manifest's size, or no such codec.
     """
     for spec, tensor in zip(manifest.tensors, message.views(manifest, body).values(), strict=True):
         flat = tensor.reshape(-1)
@@ -242,7 +242,7 @@ class DecodedBlocks:
         encoded: The body.
 
     Raises:
-        BlobError: It is not of the size that codec and manifest give, or no such codec.
+        MessageError: It is not of the size that codec and manifest give, or no such codec.
     """
 
     def __init__(self, codec: str, manifest: Manifest, encoded: Bytes) -> None:
@@ -270,7 +270,7 @@ class LazyDecodedTensors(Mapping[str, Tensor]):
         codec, manifest, encoded: As for ``DecodedBlocks``.
 
     Raises:
-        BlobError: The body is not of the size that codec and manifest give, or no such codec.
+        MessageError: The body is not of the size that codec and manifest give, or no such codec.
     """
 
     def __init__(self, codec: str, manifest: Manifest, encoded: Bytes) -> None:
@@ -308,7 +308,7 @@ def decode_tensor(
         start: Index of the first element (C order), a multiple of ``BLOCK``.
 
     Raises:
-        BlobError: The bytes are not as many as the tensor has, or no such codec.
+        MessageError: The bytes are not as many as the tensor has, or no such codec.
         ValueError: A range or dtype that is not as described.
     """
     dtype = wire_dtype(codec, spec)
@@ -340,7 +340,7 @@ def _key(seed: int, spec: TensorSpec) -> int:
 
 def _check_nbytes(codec: str, what: str, found: int, expected: int) -> None:
     if found != expected:
-        raise BlobError(f"codec {codec}: {what} has {found} bytes, not {expected}")
+        raise MessageError(f"codec {codec}: {what} has {found} bytes, not {expected}")
 
 
 def _check_piece(spec: TensorSpec, start: int, values: Tensor) -> None:

