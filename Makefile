@@ -32,7 +32,7 @@ test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS 
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/flower -n $(JOBS) --dist loadfile $(ARGS)
 
 # The parts of the suite in which the server matters; the others never start one, or ask it for a list.
-ON_SERVERS := tests/unit/test_embedded.py tests/unit/test_store_chunks.py tests/integration tests/fault
+ON_SERVERS := tests/unit/store/embedded/test_server_pair.py tests/unit/store/test_bulk_transfer.py tests/integration tests/fault
 test-servers: $(VENV)/.installed-test ## run the parts of the suite that need Redis on each server of this machine: on PATH, and the bundled one
 	$(BIN)/python -m scripts.each_server -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ON_SERVERS) $(ARGS)
 
@@ -42,11 +42,11 @@ test-slow: $(VENV)/.installed-test ## run the tests the suite leaves out
 # Its pins would hold the other packages back, so it has an environment of its own.
 test-flower: ## run the tests of Flower clients with the real flwr, in .venv-flower
 	@$(MAKE) --no-print-directory VENV=.venv-flower .venv-flower/.installed-flower
-	.venv-flower/bin/python -m pytest tests/flower tests/unit/test_tasks_flower.py $(ARGS)
+	.venv-flower/bin/python -m pytest tests/flower tests/unit/tasks/test_flower.py $(ARGS)
 
 # In an environment of its own, with exactly the lower bounds of setup.cfg: a demo, then what uses each of those packages.
 OLD_EXTRAS := web plot prometheus embedded
-ON_OLDEST := tests/unit tests/property tests/golden tests/integration/test_rounds.py tests/integration/test_cli.py tests/integration/test_prometheus.py
+ON_OLDEST := tests/unit tests/integration/rounds/test_rounds.py tests/integration/cli/test_bad_input.py tests/integration/operations/test_prometheus.py
 test-oldest: ## run a demo and a part of the suite on the oldest packages that setup.cfg allows, in .venv-oldest
 	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.installed-oldest
 	.venv-oldest/bin/fl-queue demo --clients 2 --rounds 2

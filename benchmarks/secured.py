@@ -28,8 +28,8 @@ from fl_queue.protocol import message, signing
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store, credentials
 from fl_queue.store.bulk_transfer import read_values, write_values
-from tests.byhand import ByHand
-from tests.tls import Authority, TLSServer, tls_servers, url
+from tests.support.manual_run import ManualRun
+from tests.support.tls_servers import Authority, TLSServer, tls_servers, url
 
 CLIENTS = 4
 SIZES = (200_000, 1_660_000, 25_000_000)
@@ -194,7 +194,7 @@ def _signature_rows(count: int) -> list[list[str]]:
 
 
 @contextmanager
-def signed_run(size: int) -> Iterator[ByHand]:
+def signed_run(size: int) -> Iterator[ManualRun]:
     """A run of two enrolled clients, round 1 open, that the caller works on step by step."""
     pairs = {client: signing.new_key() for client in "ab"}
     keys = {client: secret for client, (secret, _) in pairs.items()}
@@ -206,16 +206,16 @@ def signed_run(size: int) -> Iterator[ByHand]:
         for client, (_, public) in pairs.items():
             store.control.write_enrolment(client, Enrolment(public))
         required = "security.require_enrolment=true"
-        yield ByHand(store, Path(folder), "ab", size, required, keys=keys)
+        yield ManualRun(store, Path(folder), "ab", size, required, keys=keys)
 
 
-def element_of(hand: ByHand, client: str, /, **changes: object) -> bytes:
+def element_of(hand: ManualRun, client: str, /, **changes: object) -> bytes:
     """An update as it travels in one element, not signed."""
     body = hand.body(client)
     return message.pack(replace(hand.header("update", client, body), **changes), body)  # type: ignore[arg-type]
 
 
-def refused(hand: ByHand) -> dict[str, bytes]:
+def refused(hand: ManualRun) -> dict[str, bytes]:
     """What is no update of a, in a's name; and one that is, for comparison."""
     plain = element_of(hand, "a")
     return {

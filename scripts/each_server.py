@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 
-from tests.servers import bundled, on_path
+from tests.support.server_binaries import bundled, on_path
 
 
 def main() -> int:

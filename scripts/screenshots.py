@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from fl_queue.store.embedded.server_pair import start
-from tests.federation import Federation
+from tests.support.federation import Federation
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 

@@ -1,7 +1,7 @@
 """
 The suite's real redis-servers, and the check that it leaves no process behind.
 
-Redis is never faked. Which binary serves: see ``tests.servers``.
+Redis is never faked. Which binary serves: see ``tests.support.server_binaries``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hypothesis import settings
 
 from fl_queue.store import Store
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests import skips
-from tests.federation import Federation
-from tests.servers import chosen_server, put_chosen_on_path
+from tests.support import skips
+from tests.support.federation import Federation
+from tests.support.server_binaries import chosen_server, put_chosen_on_path
 
 # Hooks; pytest finds them by their names here.
 pytest_sessionfinish = skips.pytest_sessionfinish

@@ -3,7 +3,7 @@ Where rich draws: consoles, tables and texts that take what others wrote as plai
 
 rich reads ``[red]`` in a string as markup, ends with a MarkupError at ``[/]``, and hands escape
 sequences on to the terminal. So nobody else makes a Console, a Table or a Text of rich
-(``tests/unit/test_shown.py``).
+(``tests/unit/common/test_escaping.py``).
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ from fl_queue.config import run_config
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec, dumps
 from fl_queue.store import Store, keyspace
-
-ROOT = Path(__file__).parent.parent
+from tests.support.checkout import ROOT
 
 
 def test_floor_moves_thirteen_models_with_four_clients() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs/architecture/decisions"
+from tests.support.checkout import ROOT
+
+FOLDER = ROOT / "docs/architecture/decisions"
 RECORDS = sorted(FOLDER.glob("[0-9]*.md"))
 
 

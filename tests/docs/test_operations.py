@@ -16,8 +16,8 @@ import pytest
 
 from fl_queue.protocol.records import Outcome, Verdict
 from fl_queue.store import exposure
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parent.parent
 OURS = [
     ROOT / f"docs/{name}.md"
     for name in (

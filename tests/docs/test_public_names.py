@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,9 @@ import fl_queue
 from fl_queue import strategies, tasks
 from fl_queue.store.jobs import rq_types
 from fl_queue.strategies.base import Strategy
+from tests.support.checkout import ROOT
 from workers.rq_worker import FLWorker
 
-ROOT = Path(__file__).parents[2]
 PUBLIC = (
     "fl_queue",
     "fl_queue.tasks",

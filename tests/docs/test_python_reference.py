@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import pytest
 
 from scripts import python_reference
+from tests.support.checkout import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs/reference/python.md"
+PAGE = ROOT / "docs/reference/python.md"
 
 
 def test_the_page_is_fresh() -> None:

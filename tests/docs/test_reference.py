@@ -7,7 +7,6 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -16,8 +15,7 @@ from fl_queue import errors
 from fl_queue.cli import COMMANDS, cli
 from fl_queue.config import rendering, run_config
 from fl_queue.store import keyspace
-
-ROOT = Path(__file__).parent.parent
+from tests.support.checkout import ROOT
 
 
 def test_rendered_files_are_fresh() -> None:

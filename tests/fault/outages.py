@@ -31,9 +31,10 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store.embedded.redis_server import Role
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.fault.answering import Answering
-from tests.federation import Federation, wait_for
-from tests.servers import chosen_server
+from tests.support.answering_proxy import Answering
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, wait_for
+from tests.support.server_binaries import chosen_server
 
 Kind = Literal["sites", "pool"]
 Moment = Literal["training", "push", "commit", "idle"]
@@ -239,7 +240,7 @@ class Fleet:
         for role in urls:
             self.introduce_operator(role)
         environment = {
-            "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}",
+            "PYTHONPATH": f"{folder}:{ROOT}",
             "GATES": str(folder),
             "FLQ_REDIS_URL": self.proxies["control"].url,
             "FLQ_REDIS_BLOB_URL": self.proxies["data"].url,

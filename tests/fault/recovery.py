@@ -29,7 +29,7 @@ from fl_queue.coordinator.operations import controls
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
 from fl_queue.store.embedded.server_pair import start
-from tests.federation import Federation, children_of, kill, wait_for
+from tests.support.federation import Federation, children_of, kill, wait_for
 
 ENDLESS = ("train.epochs=1000000", "round.cohort=3", "round.deadline_s=3600")
 BUSY = ("run.rounds=100000", "round.cohort=3", "round.deadline_s=3600")

@@ -20,7 +20,7 @@ from fl_queue.store import RunState
 from fl_queue.strategies.base import PRIVATE
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.mnist import ThreesAndSevens
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 #: One client takes its time; real training is some milliseconds.
 TASK = """

@@ -16,11 +16,11 @@ import redis
 from fl_queue.coordinator.operations.verification import Verdict
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import keyspace
-from tests.fault import chaos_checks as checks
-from tests.fault.chaos import run_chaos, tell
-from tests.fault.chaos_hits import Hit
-from tests.fault.chaos_plan import SENT, WEIGHTS, steps
-from tests.fault.chaos_watch import Sign, Training
+from tests.fault.chaos import checks
+from tests.fault.chaos.hits import Hit
+from tests.fault.chaos.plan import SENT, WEIGHTS, steps
+from tests.fault.chaos.run import run_chaos, tell
+from tests.fault.chaos.watch import Sign, Training
 
 CLIENTS = ["site-1", "site-2"]
 

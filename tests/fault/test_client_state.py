@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 pytestmark = pytest.mark.slow(reason="rounds that wait for their deadline")
 

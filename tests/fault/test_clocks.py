@@ -12,7 +12,7 @@ import pytest
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
-from tests.federation import Federation, children_of, kill, wait_for
+from tests.support.federation import Federation, children_of, kill, wait_for
 
 #: A cohort of all that are alive: it must not shrink to those who are heard first.
 ALL = ("run.rounds=4", "round.cohort=1.0", "train.epochs=3", "round.deadline_s=20")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation import Federation, kill, wait_for
+from tests.support.federation import Federation, kill, wait_for
 
 ROUNDS = ("run.rounds=3", "round.cohort=2")
 

@@ -14,7 +14,8 @@ from fl_queue.coordinator.operations import controls
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.conftest import chosen_server
-from tests.federation import Federation, child_of, children_of, kill, wait_for
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, child_of, children_of, kill, wait_for
 
 #: A task that does what the files in its folder say: each name is a deed, done by whoever removes the file.
 TASK = """
@@ -181,7 +182,7 @@ def test_other_children_of_a_worker_stay(federation: Federation, tmp_path: Path)
     """As ``rq worker --with-scheduler`` has one."""
     script = f"""
 import os, subprocess, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(ROOT)!r})
 from fl_queue.common.offspring import Offspring
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 before = subprocess.Popen(sleep)

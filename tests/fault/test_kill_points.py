@@ -15,8 +15,8 @@ import pytest
 from fl_queue.common import failpoints
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
-from tests.fault.chaos_checks import data_leftovers
-from tests.federation import Federation, wait_for
+from tests.fault.chaos.checks import data_leftovers
+from tests.support.federation import Federation, wait_for
 
 ROUND = ("run.rounds=1", "round.cohort=2", "train.epochs=1")
 #: What a client's job and its worker pass, in order.

@@ -11,7 +11,7 @@ from redis import Redis
 from fl_queue.coordinator.operations import rq_cleanup
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 #: Grow by a small record each round, as documented; events are capped.
 RECORDS = (keyspace.history, keyspace.events, keyspace.versions, keyspace.evaluations)

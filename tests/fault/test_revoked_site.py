@@ -14,8 +14,9 @@ from fl_queue.cli import cli
 from fl_queue.store.embedded import server_pair
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.fault.outages import ONE_EACH, TASK
-from tests.federation import Federation, children_of, wait_for
-from tests.servers import chosen_server
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, children_of, wait_for
+from tests.support.server_binaries import chosen_server
 
 SENTENCE = "hospital-a was revoked, or its password was changed: ask the operator"
 
@@ -41,7 +42,7 @@ def test_a_revoked_site_ends_its_training_and_says_why(
     (tmp_path / "gated.py").write_text(TASK)
     file = tmp_path / "hospital-a.toml"
     operator(servers, "enroll", "hospital-a", "-o", str(file))
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "GATES": str(tmp_path)}
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "GATES": str(tmp_path)}
     federation = Federation(servers, tmp_path, 0, environment, "gated:Gated")
     try:
         federation.start("hospital-a", "--credentials", str(file))

@@ -38,8 +38,8 @@ from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.fault.proxy import Loss, Proxy
-from tests.federation import Federation, child_of, kill, wait_for
+from tests.support.federation import Federation, child_of, kill, wait_for
+from tests.support.proxy import Loss, Proxy
 
 #: Two rounds, each of a second (an epoch takes about a millisecond), to be disturbed in the middle.
 EPOCHS = 1000

@@ -13,7 +13,7 @@ from fl_queue.client import outbox
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import PEOPLE, Store, keyspace
 from fl_queue.store.pace import SLOWEST_BYTES_PER_S, pace
-from tests.fault.proxy import Proxy
+from tests.support.proxy import Proxy
 
 #: Both are scaled down: the line needs five times as long for a value as a socket waits.
 TIMEOUT_S = 0.5

@@ -34,9 +34,9 @@ from fl_queue.tasks.error_disclosure import FULL, disclosed
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.model_tensors import Arrays
 from tests.flower import apps
+from tests.support.checkout import ROOT
 
 APPS = "tests.flower.apps"
-ROOT = Path(__file__).parents[2]
 
 
 def config_of(attribute: str, *, strategy: str = "fedavg", **options: object) -> RunConfig:

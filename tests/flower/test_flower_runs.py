@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="needs the extra flower; make test-flower")
 
 from fl_queue import metrics
 from fl_queue.reporting import rounds_table
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 pytestmark = pytest.mark.slow  # Whole runs of real workers, for an extra that the suite lacks.
 

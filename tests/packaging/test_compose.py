@@ -11,7 +11,8 @@ import click
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.support.checkout import ROOT
+
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 REDIS = ("redis-control", "redis-data")

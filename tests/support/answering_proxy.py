@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault.proxy import Proxy, _Link
+from tests.support.proxy import Proxy, _Link
 
 _PIECE_BYTES = 64 * 1024
 

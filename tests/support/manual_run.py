@@ -18,12 +18,12 @@ from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec
 from fl_queue.store import RoundState, RunState, Store, keyspace
-from tests.fault.chaos_checks import data_leftovers
+from tests.fault.chaos.checks import data_leftovers
 
 NAME = "by-hand"
 
 
-class ByHand:
+class ManualRun:
     """
     A run with version 0, and round 1 open.
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 import redis
 from redis.crc import key_slot
 
-from tests.federation import wait_for
-from tests.servers import chosen_server
+from tests.support.federation import wait_for
+from tests.support.server_binaries import chosen_server
 
 _SLOTS = 16384
 #: A node listens for the others on its port and so much.

@@ -11,9 +11,9 @@ from typing import Any, Self
 import redis
 
 from fl_queue.store.embedded import redis_server
-from tests.cluster import free_port
 from tests.conftest import chosen_server
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.redis_cluster import free_port
 
 #: A server that is silent for so long is taken to be away; short, and yet no hiccup of a loaded machine.
 _DOWN_AFTER_MS = 1500

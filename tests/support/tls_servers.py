@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.cluster import free_port
-from tests.federation import wait_for
-from tests.servers import with_tls
+from tests.support.federation import wait_for
+from tests.support.redis_cluster import free_port
+from tests.support.server_binaries import with_tls
 
 
 @dataclass(frozen=True)

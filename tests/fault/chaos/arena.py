@@ -13,9 +13,9 @@ from pathlib import Path
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.fault import chaos_checks
-from tests.fault.chaos_hits import children, open_child
-from tests.federation import Federation, wait_for
+from tests.fault.chaos import checks
+from tests.fault.chaos.hits import children, open_child
+from tests.support.federation import Federation, wait_for
 
 AGGREGATORS = ("aggregator", "aggregator-2")
 #: Guards, not expectations: other work may have the machine.
@@ -75,4 +75,4 @@ class Arena(Federation):
     def leftovers(self, run: str) -> list[str]:
         """Of a run on the data server."""
         versions = self.store.control.versions(run)
-        return chaos_checks.data_leftovers(self.store.data.redis, run, versions)
+        return checks.data_leftovers(self.store.data.redis, run, versions)

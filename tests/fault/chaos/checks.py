@@ -19,7 +19,7 @@ import redis
 from fl_queue.coordinator.operations.verification import Verdict
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import keyspace
-from tests.fault.chaos_watch import Training
+from tests.fault.chaos.watch import Training
 
 #: Kept for ever by design, and only where there were late updates.
 _ALLOWED = frozenset({keyspace.late("RUN")})

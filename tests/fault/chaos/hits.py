@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tests.fault.chaos_watch import Sign
+from tests.fault.chaos.watch import Sign
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Hit:
     One hit that found its victim.
 
     Args:
-        role, part, action: As in the step (``chaos_plan``).
+        role, part, action: As in the step (``plan``).
         name: Process, as the arena calls it.
         who: By whose signs its recovery is seen.
         moment: What it interrupted.

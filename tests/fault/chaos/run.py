@@ -3,10 +3,10 @@ A long run while a seeded walk kills and stops every kind of process, and what m
 
     python -m tests.fault.chaos --minutes 3 --seed 1 [--clients 3] [--mode async]
 
-A federation of real processes trains round after round; the walk (``chaos_plan``, ``chaos_walk``)
+A federation of real processes trains round after round; the walk (``plan``, ``walk``)
 hits its parts and pushes duplicate, late, stale and malformed elements. When the time is up
 everything is mended, the run must end by itself, and an undisturbed run of the same name and number
-of rounds is made to compare with (``chaos_checks``). The exit status is 1 when a check fails; the
+of rounds is made to compare with (``checks``). The exit status is 1 when a check fails; the
 folder with all logs is kept then.
 
 Which updates meet in an asynchronous round depends on when they come, so ``--mode async`` compares no bits
@@ -18,12 +18,8 @@ A walk is a function of its seed; how it meets the run is not.
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
-import shutil
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,11 +33,11 @@ from fl_queue.coordinator.operations import verification
 from fl_queue.protocol.records import dumps
 from fl_queue.store import RunState, keyspace
 from fl_queue.store.embedded.server_pair import start
-from tests.fault import chaos_checks as checks
-from tests.fault.chaos_arena import SETTLE_S, Arena
-from tests.fault.chaos_hits import table
-from tests.fault.chaos_walk import NAME, ROUNDS_A_START, Outcome, Walk, say
-from tests.federation import QUICK
+from tests.fault.chaos import checks
+from tests.fault.chaos.arena import SETTLE_S, Arena
+from tests.fault.chaos.hits import table
+from tests.fault.chaos.walk import NAME, ROUNDS_A_START, Outcome, Walk, say
+from tests.support.federation import QUICK
 
 CONFIG = "mnist-3v7"
 WARM = "warm"
@@ -224,23 +220,3 @@ def tell(outcome: Outcome) -> None:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     for line in outcome.failures:
         console.print(f"FAILED (seed {outcome.seed}): {line}", markup=False, soft_wrap=True)
-
-
-def main() -> int:
-    """Exit status: 0 when every check holds, else 1."""
-    parser = argparse.ArgumentParser(prog="tests.fault.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0, help="of the walk alone")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--clients", type=int, default=3)
-    parser.add_argument("--mode", choices=("sync", "async"), default="sync", help="round.mode")
-    given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="flq-chaos-"))
-    outcome = run_chaos(given.minutes, given.seed, folder, given.clients, given.mode)
-    tell(outcome)
-    if not outcome.failures:
-        shutil.rmtree(folder)
-    return 1 if outcome.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from typing import cast
 
 from fl_queue.protocol import message
 from fl_queue.store import RunState, keyspace
-from tests.fault.chaos_plan import Step
-from tests.fault.chaos_watch import Watcher
+from tests.fault.chaos.plan import Step
+from tests.fault.chaos.watch import Watcher
 
 
 def elements(step: Step, watch: Watcher, state: RunState) -> list[bytes]:

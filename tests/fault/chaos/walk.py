@@ -2,7 +2,7 @@
 The walk itself: a federation, and a run that is hit step by step, mended, and led to its end.
 
 Nothing but what this process has started is signalled. What must hold afterwards is in
-``chaos_checks``.
+``checks``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fl_queue.coordinator.rounds.runs import describe_state
 from fl_queue.store import keyspace
 from fl_queue.store.embedded import redis_server
 from fl_queue.store.embedded.redis_server import Role
-from tests.fault import chaos_hits
-from tests.fault.chaos_arena import AGGREGATORS, END_S, SETTLE_S, Arena
-from tests.fault.chaos_hits import Hit
-from tests.fault.chaos_plan import Step, start_kills, steps
-from tests.fault.chaos_send import elements
-from tests.fault.chaos_watch import AWAY, Watcher
-from tests.federation import wait_for
+from tests.fault.chaos import hits
+from tests.fault.chaos.arena import AGGREGATORS, END_S, SETTLE_S, Arena
+from tests.fault.chaos.hits import Hit
+from tests.fault.chaos.plan import Step, start_kills, steps
+from tests.fault.chaos.send import elements
+from tests.fault.chaos.watch import AWAY, Watcher
+from tests.support.federation import wait_for
 
 NAME = "chaos"
 #: Rounds of each ``start-round``.
@@ -222,10 +222,10 @@ class Walk:
         hit = Hit(step.role, step.part, step.action, name, who, moment, pid=worker)
         self._note(hit)
         if step.action == "stop":
-            chaos_hits.send(opened, signal.SIGSTOP)
+            hits.send(opened, signal.SIGSTOP)
             self._later(step.pause_s, lambda: self._wake(hit, opened))
             return
-        chaos_hits.send(opened, signal.SIGKILL)
+        hits.send(opened, signal.SIGKILL)
         hit.over_at = time.time()
         _close(opened)
         if step.part == "supervisor":
@@ -234,7 +234,7 @@ class Walk:
 
     def _wake(self, hit: Hit, opened: list[int]) -> None:
         hit.over_at = time.time()
-        chaos_hits.send(opened, signal.SIGCONT)
+        hits.send(opened, signal.SIGCONT)
         _close(opened)
 
     def _strike_server(self, step: Step) -> None:
@@ -250,14 +250,14 @@ class Walk:
             self._later(step.pause_s, lambda: self._restore(hit, role, None))
             return
         descriptor = os.pidfd_open(self.arena.redis.pids[role])
-        chaos_hits.send([descriptor], signal.SIGSTOP)
+        hits.send([descriptor], signal.SIGSTOP)
         self._later(step.pause_s, lambda: self._restore(hit, role, descriptor))
 
     def _restore(self, hit: Hit, role: Role, descriptor: int | None) -> None:
         if descriptor is None:
             self.arena.redis.restart(role)
         else:
-            chaos_hits.send([descriptor], signal.SIGCONT)
+            hits.send([descriptor], signal.SIGCONT)
             os.close(descriptor)
         url = self.arena.redis.url if role == "control" else self.arena.redis.blob_url
         wait_for(f"the {role} server", lambda: redis_server.answers(url))

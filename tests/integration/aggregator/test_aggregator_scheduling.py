@@ -11,8 +11,8 @@ from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import controls, healer
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
 
 CLIENTS = 1
 RUNS = 10
@@ -106,18 +106,18 @@ def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, "ab", 100)
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, "ab", 100)
 
 
-def test_a_round_with_nothing_to_do_is_not_given_a_worker(hand: ByHand, store: Store) -> None:
+def test_a_round_with_nothing_to_do_is_not_given_a_worker(hand: ManualRun, store: Store) -> None:
     assert waits(store, keyspace.AGGREGATE_QUEUE, hand.run)
 
     assert not scheduling.wanted(store, "another")
     assert not scheduling.wanted(store, hand.run)
 
 
-def test_an_element_makes_a_round_the_next_one(hand: ByHand, store: Store) -> None:
+def test_an_element_makes_a_round_the_next_one(hand: ManualRun, store: Store) -> None:
     store.control.redis.lpush(QUEUE, "aggregator_mine_1_aaaa")
     hand.update("a")
 
@@ -132,7 +132,7 @@ def test_an_element_makes_a_round_the_next_one(hand: ByHand, store: Store) -> No
 
 @pytest.mark.parametrize(("field", "by_s"), [("deadline_s", 0.0), ("quorum_at_s", 100.0)])
 def test_a_round_that_is_due_gets_a_worker(
-    hand: ByHand, store: Store, field: str, by_s: float
+    hand: ManualRun, store: Store, field: str, by_s: float
 ) -> None:
     key = keyspace.round_(hand.run, 1)
     store.control.redis.hset(key, mapping={"elapsed_s": 200, field: by_s, "grace_s": 100})
@@ -142,7 +142,9 @@ def test_a_round_that_is_due_gets_a_worker(
     assert scheduling.wanted(store, "another") == (field == "deadline_s")
 
 
-def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(hand: ByHand, store: Store) -> None:
+def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(
+    hand: ManualRun, store: Store
+) -> None:
     job = hand.job()
     controls.cancel(store, hand.state.name)
     store.control.redis.delete(QUEUE)
@@ -151,7 +153,7 @@ def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(hand: ByHand, sto
     assert scheduling.wanted(store, "another")
 
 
-def test_only_a_job_that_waits_is_moved_to_the_front(hand: ByHand, store: Store) -> None:
+def test_only_a_job_that_waits_is_moved_to_the_front(hand: ManualRun, store: Store) -> None:
     job = hand.job()
     store.control.redis.delete(QUEUE)
     dispatch.to_front(store, keyspace.AGGREGATE_QUEUE, job)
@@ -159,7 +161,7 @@ def test_only_a_job_that_waits_is_moved_to_the_front(hand: ByHand, store: Store)
     assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE) == []
 
 
-def test_an_arriving_element_rings_for_its_run(hand: ByHand, store: Store) -> None:
+def test_an_arriving_element_rings_for_its_run(hand: ManualRun, store: Store) -> None:
     with store.data.doorbell() as bell:
         assert bell.wait(0.01) is None
         hand.update("a")
@@ -168,7 +170,7 @@ def test_an_arriving_element_rings_for_its_run(hand: ByHand, store: Store) -> No
 
 
 def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
-    hand: ByHand, store: Store, tmp_path: Path
+    hand: ManualRun, store: Store, tmp_path: Path
 ) -> None:
     hand.update("a")
     store.control.redis.delete(QUEUE)
@@ -192,9 +194,9 @@ def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
 # One worker, and rounds so short that there is always something to do
 
 
-def many(store: Store, folder: Path, count: int, rounds: int = 1000) -> dict[str, ByHand]:
+def many(store: Store, folder: Path, count: int, rounds: int = 1000) -> dict[str, ManualRun]:
     """Run id -> a run whose updates of the open round are all there."""
-    runs = [ByHand(store, folder, "ab", 100, name=f"run-{number}") for number in range(count)]
+    runs = [ManualRun(store, folder, "ab", 100, name=f"run-{number}") for number in range(count)]
     for hand in runs:
         store.control.redis.hset(keyspace.run(hand.run), "rounds_wanted", rounds)
         answer(hand)
@@ -203,12 +205,12 @@ def many(store: Store, folder: Path, count: int, rounds: int = 1000) -> dict[str
     return {hand.run: hand for hand in runs}
 
 
-def answer(hand: ByHand) -> None:
+def answer(hand: ManualRun) -> None:
     for client in hand.round.cohort:
         hand.update(client, token=f"{client}-{hand.round.number}")
 
 
-def work_off(store: Store, folder: Path, runs: dict[str, ByHand], jobs: int) -> list[str]:
+def work_off(store: Store, folder: Path, runs: dict[str, ManualRun], jobs: int) -> list[str]:
     """Do so many aggregator jobs as a worker does, with clients that answer at once; the runs they were of."""
     done = []
     while len(done) < jobs:
@@ -240,7 +242,7 @@ def test_a_run_that_has_just_been_started_gets_its_turn_among_busy_ones(
     store: Store, tmp_path: Path
 ) -> None:
     runs = many(store, tmp_path, 2)
-    new = ByHand(store, tmp_path, "ab", 100, name="new", ready=False)
+    new = ManualRun(store, tmp_path, "ab", 100, name="new", ready=False)
     store.control.move_to_back(QUEUE, new.job())
     work_off(store, tmp_path, runs | {new.run: new}, 4)
 
@@ -250,7 +252,7 @@ def test_a_run_that_has_just_been_started_gets_its_turn_among_busy_ones(
 def test_idle_rounds_are_passed_over_by_those_that_share_a_worker(
     store: Store, tmp_path: Path
 ) -> None:
-    idle = [ByHand(store, tmp_path, "ab", 100, name=f"idle-{number}") for number in range(3)]
+    idle = [ManualRun(store, tmp_path, "ab", 100, name=f"idle-{number}") for number in range(3)]
     runs = many(store, tmp_path, 2)
     store.control.redis.delete(QUEUE)
     store.control.redis.rpush(QUEUE, *(hand.job() for hand in (*runs.values(), *idle)))
@@ -260,7 +262,7 @@ def test_idle_rounds_are_passed_over_by_those_that_share_a_worker(
 
 
 def test_a_lone_runs_next_round_goes_on_where_its_worker_is(store: Store, tmp_path: Path) -> None:
-    idle = ByHand(store, tmp_path, "ab", 100, name="idle")
+    idle = ManualRun(store, tmp_path, "ab", 100, name="idle")
     (run, hand), *_ = many(store, tmp_path, 1).items()
     store.control.redis.rpush(QUEUE, idle.job())
 
@@ -270,9 +272,9 @@ def test_a_lone_runs_next_round_goes_on_where_its_worker_is(store: Store, tmp_pa
 
 @pytest.mark.timeout(60)
 def test_what_came_before_a_round_listened_makes_it_give_way_at_once(
-    hand: ByHand, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hand: ManualRun, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = ByHand(store, tmp_path, "ab", 100, name="other")
+    other = ManualRun(store, tmp_path, "ab", 100, name="other")
     answer(other)
     monkeypatch.setattr(collector, "WAIT_S", 600.0)  # Nothing rings for it any more.
 
@@ -281,7 +283,7 @@ def test_what_came_before_a_round_listened_makes_it_give_way_at_once(
 
 
 def test_a_round_that_holds_a_sum_stays_for_longer_than_handing_it_over_takes(
-    hand: ByHand, store: Store, tmp_path: Path
+    hand: ManualRun, store: Store, tmp_path: Path
 ) -> None:
     answer(hand)
     turn = scheduling.Turn(store, "mine", cost_s=600.0)

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 #: More than Redis keeps for a subscriber (client-output-buffer-limit pubsub 32mb).
 TOO_MUCH = 34 << 20
@@ -60,7 +60,7 @@ def test_a_doorbell_that_is_lost_is_heard_again(
 def test_an_aggregator_that_is_cut_off_from_it_goes_on(
     store: Store, tmp_path: Path, cut: Callable[[redis.Redis], None]
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10, "round.quorum=2")
+    hand = ManualRun(store, tmp_path, "ab", 10, "round.quorum=2")
     hand.update("a")
 
     def attack() -> None:
@@ -82,7 +82,7 @@ def test_an_aggregator_that_is_cut_off_from_it_goes_on(
 def test_an_aggregator_that_may_not_listen_at_all_looks_once_a_second(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "a", 10)
+    hand = ManualRun(store, tmp_path, "a", 10)
     store.data.redis.execute_command("ACL", "SETUSER", "default", "resetchannels")
     try:
         with store.data.doorbell() as bell:

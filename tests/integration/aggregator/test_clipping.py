@@ -13,7 +13,7 @@ from fl_queue.errors import RunStateError
 from fl_queue.reporting import run_status
 from fl_queue.reporting.rounds_table import rows
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 CLIENTS = ("a", "b")
 
@@ -23,7 +23,7 @@ def test_norms_are_recorded_and_verified(
     store: Store, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     bound = ("aggregation.clip_norm=3", "model.keep_updates=true", *overrides)
-    hand = ByHand(store, tmp_path, CLIENTS, 20, *bound)
+    hand = ManualRun(store, tmp_path, CLIENTS, 20, *bound)
     hand.update("a")  # 20 values of a normal distribution: about 4.5.
     short = bytearray(hand.body("b"))
     short[8:] = bytes(len(short) - 8)
@@ -56,7 +56,7 @@ def test_norms_are_recorded_and_verified(
 
 
 def test_without_a_bound_no_norm_is_computed(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, CLIENTS, 20)
+    hand = ManualRun(store, tmp_path, CLIENTS, 20)
     for client in CLIENTS:
         hand.update(client)
     hand.work()

@@ -13,8 +13,8 @@ import pytest
 from fl_queue.protocol import message
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -89,7 +89,7 @@ def test_twelve_clients_keep_a_bound_of_two_updates(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path
 ) -> None:
     bound = 2 * UPDATE
-    hand = ByHand(store, tmp_path, CLIENTS, SIZE, CHUNKS, f"redis.unmerged_bytes={bound}")
+    hand = ManualRun(store, tmp_path, CLIENTS, SIZE, CHUNKS, f"redis.unmerged_bytes={bound}")
     digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
     with Watch(redis_urls) as watch, all_at_once(lambda client: hand.update(client, bound=bound)):
         done = hand.work()
@@ -106,7 +106,7 @@ def test_a_server_with_little_memory_is_never_full_of_updates(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path
 ) -> None:
     # What is being sent or read lies in the server's buffers as well: a chunk for each connection.
-    hand = ByHand(store, tmp_path, CLIENTS, SIZE, CHUNKS, "redis.chunk_bytes=65536")
+    hand = ManualRun(store, tmp_path, CLIENTS, SIZE, CHUNKS, "redis.chunk_bytes=65536")
     digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
     used = int(store.data.redis.info("memory")["used_memory"])
     store.data.redis.config_set("maxmemory", used + 10 * UPDATE)
@@ -124,7 +124,7 @@ def test_a_server_with_little_memory_is_never_full_of_updates(
 def test_while_a_server_is_full_clients_wait_and_an_aggregator_can_take_and_give_back(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "abcd", 1000, CHUNKS)
+    hand = ManualRun(store, tmp_path, "abcd", 1000, CHUNKS)
     for client in "abc":
         hand.update(client)
     store.data.redis.config_set("maxmemory", 1)

@@ -11,7 +11,7 @@ import pytest
 from fl_queue.coordinator.aggregator import ownership
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 SLOW = """
 import time
@@ -48,9 +48,9 @@ def soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "EXTEND_S", 0.2)
 
 
-def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ByHand]:
+def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ManualRun]:
     """Exit status of an aggregator's process that merges a round by a strategy."""
-    hand = ByHand(store, folder, "ab", 100, f"aggregation.strategy=slowstrategy:{strategy}")
+    hand = ManualRun(store, folder, "ab", 100, f"aggregation.strategy=slowstrategy:{strategy}")
     for client in hand.clients:
         hand.update(client)
 

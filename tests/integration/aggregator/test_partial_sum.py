@@ -16,9 +16,9 @@ from fl_queue.errors import OwnershipLost
 from fl_queue.protocol import operator_key
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import Store, keyspace
-from tests.byhand import NAME, ByHand
-from tests.fault.proxy import Proxy
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.manual_run import NAME, ManualRun
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -29,14 +29,14 @@ CONFIG = ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, CLIENTS, SIZE, *CONFIG)
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, CLIENTS, SIZE, *CONFIG)
 
 
 @pytest.fixture
 def calm(store: Store, tmp_path: Path) -> RoundRecord:
     """Record of a round 1 that had nothing to checkpoint."""
-    hand = ByHand(store, tmp_path / "calm", CLIENTS, SIZE, "redis.inline_bytes=0")
+    hand = ManualRun(store, tmp_path / "calm", CLIENTS, SIZE, "redis.inline_bytes=0")
     for client in CLIENTS:
         hand.update(client)
     hand.work()
@@ -51,7 +51,7 @@ def saves(store: Store) -> int:
     return int(store.data.redis.info("commandstats").get("cmdstat_hset", {"calls": 0})["calls"])
 
 
-def but_for_the_lease(hand: ByHand) -> dict[str, int]:
+def but_for_the_lease(hand: ManualRun) -> dict[str, int]:
     """Nor for who had a turn, which is there as long as the round."""
     passing = (":owner:", ":turns:")
     return {
@@ -65,7 +65,7 @@ def but_for_the_lease(hand: ByHand) -> dict[str, int]:
 
 
 def test_a_sum_checkpointed_after_every_update_makes_the_same_record(
-    calm: RoundRecord, hand: ByHand, store: Store
+    calm: RoundRecord, hand: ManualRun, store: Store
 ) -> None:
     before = saves(store)
     for client in CLIENTS:
@@ -81,7 +81,7 @@ def test_nothing_is_checkpointed_while_all_that_is_to_come_fits(
     store: Store, tmp_path: Path
 ) -> None:
     bound = 4 * (4 * SIZE + 8)
-    hand = ByHand(store, tmp_path, CLIENTS, SIZE, f"redis.unmerged_bytes={bound}")
+    hand = ManualRun(store, tmp_path, CLIENTS, SIZE, f"redis.unmerged_bytes={bound}")
     before = saves(store)
     for client in CLIENTS:
         hand.update(client)
@@ -91,7 +91,7 @@ def test_nothing_is_checkpointed_while_all_that_is_to_come_fits(
 
 
 def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     intake = hand.intake()
     for client in "ab":
@@ -105,7 +105,7 @@ def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
     assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
 
 
-def test_a_newer_sum_replaces_the_older_one(hand: ByHand) -> None:
+def test_a_newer_sum_replaces_the_older_one(hand: ManualRun) -> None:
     intake = hand.intake()
     for client in CLIENTS[:3]:
         hand.update(client)
@@ -116,7 +116,7 @@ def test_a_newer_sum_replaces_the_older_one(hand: ByHand) -> None:
 
 
 def test_an_incarnation_that_goes_on_counts_nothing_twice(
-    calm: RoundRecord, hand: ByHand, store: Store
+    calm: RoundRecord, hand: ManualRun, store: Store
 ) -> None:
     first = hand.intake()
     for client in "abc":
@@ -136,7 +136,7 @@ def test_an_incarnation_that_goes_on_counts_nothing_twice(
 
 
 def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     intake = hand.intake()
     for client in "ab":
@@ -154,7 +154,7 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
 
 
 def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_removed_it(
-    hand: ByHand, store: Store, monkeypatch: pytest.MonkeyPatch
+    hand: ManualRun, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -180,7 +180,7 @@ def test_an_older_sum_goes_by_itself_when_its_aggregator_was_killed_before_it_re
 
 
 def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
-    calm: RoundRecord, hand: ByHand, store: Store
+    calm: RoundRecord, hand: ManualRun, store: Store
 ) -> None:
     old = hand.intake()
     for client in "abc":
@@ -203,7 +203,7 @@ def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
     assert hand.record == calm
 
 
-def test_a_checkpoint_sent_again_removes_nothing_more(hand: ByHand, store: Store) -> None:
+def test_a_checkpoint_sent_again_removes_nothing_more(hand: ManualRun, store: Store) -> None:
     intake = hand.intake()
     for client in "abc":
         hand.update(client)
@@ -215,7 +215,9 @@ def test_a_checkpoint_sent_again_removes_nothing_more(hand: ByHand, store: Store
     assert store.data.held(hand.run, intake.fence) == 2
 
 
-def test_all_receipts_outlive_the_incarnation_that_wrote_them(hand: ByHand, store: Store) -> None:
+def test_all_receipts_outlive_the_incarnation_that_wrote_them(
+    hand: ManualRun, store: Store
+) -> None:
     first = hand.intake()
     hand.update("a")
     hand.update("a", token="again")
@@ -241,7 +243,7 @@ def test_all_receipts_outlive_the_incarnation_that_wrote_them(hand: ByHand, stor
 
 
 def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
-    calm: RoundRecord, hand: ByHand, store: Store
+    calm: RoundRecord, hand: ManualRun, store: Store
 ) -> None:
     first = hand.intake()
     for client in "ab":
@@ -264,7 +266,7 @@ def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
     assert hand.record == calm
 
 
-def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store: Store) -> None:
+def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ManualRun, store: Store) -> None:
     first = hand.intake()
     hand.update("a")
     hand.take(first, 1)
@@ -277,7 +279,7 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ByHand, store:
 
 @pytest.mark.parametrize("forged", [{"weight": "1"}, {"digest": "0" * 64}, {"signature": ""}])
 def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
-    calm: RoundRecord, hand: ByHand, store: Store, forged: dict[str, str]
+    calm: RoundRecord, hand: ManualRun, store: Store, forged: dict[str, str]
 ) -> None:
     """Its updates are gone, and their signatures: whoever may write there would make the model."""
     store.state_dir = hand.folder
@@ -301,7 +303,7 @@ def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
 
 
 def test_receipts_are_there_before_the_sum_is_read(
-    hand: ByHand, store: Store, redis_urls: tuple[str, str]
+    hand: ManualRun, store: Store, redis_urls: tuple[str, str]
 ) -> None:
     # Without them the healer has everybody asked again while a large sum is being read.
     first = hand.intake()
@@ -325,7 +327,7 @@ def test_receipts_are_there_before_the_sum_is_read(
 # What is left
 
 
-def test_a_sum_is_removed_under_its_own_name_only(hand: ByHand, store: Store) -> None:
+def test_a_sum_is_removed_under_its_own_name_only(hand: ManualRun, store: Store) -> None:
     intake = hand.intake()
     hand.update("a")
     hand.take(intake, 1)
@@ -342,7 +344,7 @@ def test_a_sum_is_removed_under_its_own_name_only(hand: ByHand, store: Store) ->
 def test_nothing_is_left_of_a_round_that_has_ended(
     store: Store, tmp_path: Path, bound: int
 ) -> None:
-    hand = ByHand(
+    hand = ManualRun(
         store, tmp_path, CLIENTS, SIZE, "redis.inline_bytes=0", f"redis.unmerged_bytes={bound}"
     )
     for client in CLIENTS:
@@ -352,7 +354,7 @@ def test_nothing_is_left_of_a_round_that_has_ended(
     assert hand.leftovers() == {}
 
 
-def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ByHand, store: Store) -> None:
+def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ManualRun, store: Store) -> None:
     intake = hand.intake()
     hand.update("a")
     hand.take(intake, 1)
@@ -366,7 +368,7 @@ def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ByHand, store: Store)
     assert hand.leftovers() == {}
 
 
-def test_nothing_is_left_of_a_run_that_was_deleted(hand: ByHand, store: Store) -> None:
+def test_nothing_is_left_of_a_run_that_was_deleted(hand: ManualRun, store: Store) -> None:
     intake = hand.intake()
     hand.update("a")
     hand.take(intake, 1)
@@ -378,7 +380,7 @@ def test_nothing_is_left_of_a_run_that_was_deleted(hand: ByHand, store: Store) -
     assert list(store.data.redis.scan_iter(match=f"*{hand.run}*")) == []
 
 
-def test_cleaning_up_a_round_leaves_the_sum_of_the_next_one(hand: ByHand, store: Store) -> None:
+def test_cleaning_up_a_round_leaves_the_sum_of_the_next_one(hand: ManualRun, store: Store) -> None:
     slow = hand.intake()
     for client in CLIENTS:
         hand.update(client)
@@ -395,7 +397,7 @@ def test_cleaning_up_a_round_leaves_the_sum_of_the_next_one(hand: ByHand, store:
 
 
 def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     intake = hand.intake()
     hand.update("a")
@@ -477,7 +479,7 @@ def test_a_permission_that_is_not_extended_ends(store: Store) -> None:
 
 
 def test_clients_wait_for_room_and_go_when_their_round_has_ended(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     body = bytes(hand.manifest.nbytes)
     assert store.data.admit(hand.run, "b", "somebody:1000000", 1, "a")
@@ -492,14 +494,14 @@ def test_clients_wait_for_room_and_go_when_their_round_has_ended(
 
 
 def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     hand.update("a", bound=1)
 
     assert store.data.redis.ttl(keyspace.admitted(hand.run, "a")) > 20 * 3600
 
 
-def test_nobody_asks_where_there_is_room_for_all(hand: ByHand, store: Store) -> None:
+def test_nobody_asks_where_there_is_room_for_all(hand: ManualRun, store: Store) -> None:
     hand.update("a", bound=len(CLIENTS) * hand.manifest.nbytes)
 
     assert not store.data.redis.exists(keyspace.admitted(hand.run, "a"))

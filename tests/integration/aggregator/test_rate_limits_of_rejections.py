@@ -23,8 +23,8 @@ from fl_queue.protocol.records import Enrolment
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.byhand import ByHand
-from tests.federation import Federation
+from tests.support.federation import Federation
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -54,18 +54,18 @@ def keys(store: Store) -> dict[str, str]:
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ByHand:
-    return ByHand(store, tmp_path, CLIENTS, 10, *QUICK, keys=keys)
+def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ManualRun:
+    return ManualRun(store, tmp_path, CLIENTS, 10, *QUICK, keys=keys)
 
 
-def stale(hand: ByHand, client: str) -> bytes:
+def stale(hand: ManualRun, client: str) -> bytes:
     """A signed element of a client that is no good."""
     body = hand.body(client)
     header = replace(hand.header("update", client, body), base_digest="0" * 64)
     return hand.seal(client, message.pack(header, body))
 
 
-def push_many(hand: ByHand, elements: list[bytes]) -> None:
+def push_many(hand: ManualRun, elements: list[bytes]) -> None:
     with hand.store.data.redis.pipeline(transaction=False) as pipe:
         for element in elements:
             pipe.rpush(keyspace.results(hand.run), element)
@@ -80,7 +80,7 @@ def written(store: Store) -> int:
     )
 
 
-def told(hand: ByHand, kind: str) -> list[dict[str, object]]:
+def told(hand: ManualRun, kind: str) -> list[dict[str, object]]:
     found = hand.store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
@@ -104,7 +104,7 @@ def flooding(run: str, folder: Path, url: str, element: bytes) -> Iterator[None]
 # What is refused goes
 
 
-def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ByHand) -> None:
+def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ManualRun) -> None:
     pieces = [
         b"rubbish",
         b"",
@@ -135,7 +135,7 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: ByHa
     assert {event["client"]: event["count"] for event in told(hand, "updates_refused")}["?"] == 9000
 
 
-def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: ByHand) -> None:
+def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: ManualRun) -> None:
     intake = hand.intake()
     hand.update("a")
     (own,) = hand.store.data.redis.lrange(keyspace.results(hand.run), 0, -1)
@@ -155,7 +155,7 @@ def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: 
     assert line.startswith("flood: 1,000 elements were refused in round 1, signed by a; `fl-queue")
 
 
-def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ByHand) -> None:
+def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ManualRun) -> None:
     intake = hand.intake()
     hand.update("a")
     push_many(hand, [b"one", stale(hand, "c"), b"two"])
@@ -171,7 +171,7 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ByHand) 
     assert intake.taken.count == 2
 
 
-def test_elements_are_refused_once_and_by_the_owner_only(hand: ByHand) -> None:
+def test_elements_are_refused_once_and_by_the_owner_only(hand: ManualRun) -> None:
     old = hand.intake()
     push_many(hand, [b"one", b"two", b"three"])
     hand.store.data.take(hand.run, old.fence, old.token, 3)
@@ -193,7 +193,7 @@ def test_elements_are_refused_once_and_by_the_owner_only(hand: ByHand) -> None:
 def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
     store: Store, tmp_path: Path, keys: dict[str, str]
 ) -> None:
-    hand = ByHand(store, tmp_path, CLIENTS, 1000, "redis.inline_bytes=0", keys=keys)
+    hand = ManualRun(store, tmp_path, CLIENTS, 1000, "redis.inline_bytes=0", keys=keys)
     intake = hand.intake()
     hand.update("a")
     hand.update("a")  # The same one again: it shares chunks with the first.
@@ -209,7 +209,7 @@ def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
     assert intake.received() == 2
 
 
-def test_receipts_of_what_was_refused_outlive_the_incarnation(hand: ByHand) -> None:
+def test_receipts_of_what_was_refused_outlive_the_incarnation(hand: ManualRun) -> None:
     first = hand.intake()
     push_many(hand, [stale(hand, "c")])
     body = hand.header("failure", "b", b"")
@@ -226,7 +226,7 @@ def test_receipts_of_what_was_refused_outlive_the_incarnation(hand: ByHand) -> N
     assert hand.store.control.rejected(hand.run, 1)["c"].count == 1
 
 
-def test_replays_of_rounds_long_gone_are_late_by_number(hand: ByHand) -> None:
+def test_replays_of_rounds_long_gone_are_late_by_number(hand: ManualRun) -> None:
     hand.update("a")
     hand.update("b")
     (old, _) = hand.store.data.redis.lrange(keyspace.results(hand.run), 0, -1)
@@ -244,7 +244,7 @@ def test_replays_of_rounds_long_gone_are_late_by_number(hand: ByHand) -> None:
 def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
     store: Store, tmp_path: Path, keys: dict[str, str]
 ) -> None:
-    hand = ByHand(store, tmp_path, CLIENTS, 1000, "redis.inline_bytes=0", keys=keys)
+    hand = ManualRun(store, tmp_path, CLIENTS, 1000, "redis.inline_bytes=0", keys=keys)
     intake = hand.intake()
     body = hand.body("a")
     header = replace(hand.header("update", "a", body), chunk_bytes=65536)
@@ -261,7 +261,7 @@ def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
 
 
 def test_a_round_closes_in_time_while_a_client_pushes_without_end(
-    hand: ByHand, redis_urls: tuple[str, str]
+    hand: ManualRun, redis_urls: tuple[str, str]
 ) -> None:
     hand.update("a")
     hand.update("b")
@@ -286,7 +286,7 @@ def test_a_round_closes_in_time_while_a_client_pushes_without_end(
 
 
 def test_a_data_server_that_somebody_keeps_full_still_gets_its_round_closed(
-    hand: ByHand, store: Store, redis_urls: tuple[str, str]
+    hand: ManualRun, store: Store, redis_urls: tuple[str, str]
 ) -> None:
     hand.update("a")
     hand.update("b")

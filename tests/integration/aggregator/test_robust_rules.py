@@ -12,7 +12,7 @@ from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import message
 from fl_queue.store import Store, keyspace
-from tests.byhand import NAME, ByHand
+from tests.support.manual_run import NAME, ManualRun
 
 SIZE = 40_000
 UNIFORM = ("aggregation.weighting=uniform", "run.evaluate_every=0")
@@ -24,8 +24,8 @@ MEDIAN = (
 )
 
 
-def by_hand(store: Store, folder: Path, *overrides: str) -> ByHand:
-    return ByHand(store, folder, "abcd", SIZE, *MEDIAN, *overrides)
+def by_hand(store: Store, folder: Path, *overrides: str) -> ManualRun:
+    return ManualRun(store, folder, "abcd", SIZE, *MEDIAN, *overrides)
 
 
 def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     assert hand.leftovers() == {}
 
 
-def hand_body(hand: ByHand, client: str) -> bytes:
+def hand_body(hand: ManualRun, client: str) -> bytes:
     """What a client sent in round 1."""
     draw = np.random.default_rng([ord(client), 1])
     return bytes(8) + draw.standard_normal(hand.size, "<f4").tobytes()
@@ -142,7 +142,7 @@ def test_a_round_waits_for_as_many_clients_as_the_rule_needs(store: Store) -> No
 def test_a_round_whose_quorum_was_lowered_behind_our_back_is_abandoned(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(
+    hand = ManualRun(
         store, tmp_path, "abcde", 4, *UNIFORM, "aggregation.strategy=krum", "round.max_abandoned=1"
     )
     store.control.redis.hset(keyspace.round_(hand.run, 1), "quorum", "4")

@@ -12,8 +12,8 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.operations.stalled_clients import StallDetector
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,15 +25,15 @@ ROOM_FOR_ONE = (f"redis.unmerged_bytes={UPDATE}", "round.quorum=2", "round.grace
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, "abc", SIZE, *ROOM_FOR_ONE)
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, "abc", SIZE, *ROOM_FOR_ONE)
 
 
-def claim(hand: ByHand, client: str, what: str = CLAIM) -> None:
+def claim(hand: ManualRun, client: str, what: str = CLAIM) -> None:
     hand.store.data.redis.set(keyspace.admitted(hand.run, client), what)
 
 
-def look(hand: ByHand, watch: StallDetector, seconds: float) -> list[str]:
+def look(hand: ManualRun, watch: StallDetector, seconds: float) -> list[str]:
     """Look every two counted seconds; who was passed over."""
     passed = list(watch.look(hand.run, hand.round))
     for _ in range(int(seconds / 2)):
@@ -43,7 +43,7 @@ def look(hand: ByHand, watch: StallDetector, seconds: float) -> list[str]:
     return passed
 
 
-def turns(hand: ByHand) -> dict[str, int]:
+def turns(hand: ManualRun) -> dict[str, int]:
     found = hand.store.data.redis.hgetall(keyspace.turns(hand.run, hand.round.number))
     return {client.decode(): int(count) for client, count in found.items()}
 
@@ -70,7 +70,7 @@ def test_who_had_a_turn_is_behind_those_who_had_none(store: Store) -> None:
 
 
 def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     claim(hand, "a")
     senders = [threading.Thread(target=hand.update, args=(who, "", UPDATE)) for who in "bc"]
@@ -96,14 +96,16 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
 
 
 def test_time_in_which_nobody_takes_what_was_sent_is_no_clients_fault(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     hand.update("b", bound=UPDATE)
 
     assert look(hand, StallDetector(store), 60) == []
 
 
-def test_who_has_sent_holds_its_room_until_its_update_is_merged(hand: ByHand, store: Store) -> None:
+def test_who_has_sent_holds_its_room_until_its_update_is_merged(
+    hand: ManualRun, store: Store
+) -> None:
     hand.update("b", bound=UPDATE)
     intake = hand.intake()
     hand.take(intake, 1)
@@ -122,7 +124,7 @@ def test_who_has_sent_holds_its_room_until_its_update_is_merged(hand: ByHand, st
 def test_a_big_update_has_more_time_but_not_what_its_client_claims(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "abc", 1_000_000, *ROOM_FOR_ONE)
+    hand = ManualRun(store, tmp_path, "abc", 1_000_000, *ROOM_FOR_ONE)
     claim(hand, "a", f"honest:{hand.manifest.nbytes}")
     claim(hand, "b", f"liar:{10**17}")
     watch = StallDetector(store)
@@ -133,7 +135,7 @@ def test_a_big_update_has_more_time_but_not_what_its_client_claims(
 
 
 def test_the_healer_looks_and_says_so(
-    hand: ByHand, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hand: ManualRun, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalled_clients, "PATIENCE_S", 0.0)
     claim(hand, "a")

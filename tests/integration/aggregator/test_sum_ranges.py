@@ -18,7 +18,7 @@ from fl_queue.protocol import statements
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import TensorSpec
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -30,7 +30,7 @@ CHECKPOINTS = ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
 TOO_MUCH = ("round.cohort=1.0", "aggregation.limit=1.5e10", "aggregation.buffer_limit=1e30")
 
 
-class Table(ByHand):
+class Table(ManualRun):
     """A model with the mean squares of a table's columns."""
 
     buffers = (TensorSpec("a_squares", (3,), "float_buffer"),)
@@ -44,7 +44,7 @@ class Table(ByHand):
         return self.squares(client).tobytes() + super().body(client)
 
 
-class Fair(ByHand):
+class Fair(ManualRun):
     """Clients of q-FedAvg, on whose data the loss is small."""
 
     h = 1e-9

@@ -22,7 +22,7 @@ from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.conftest import chosen_server
-from tests.federation import wait_for
+from tests.support.federation import wait_for
 
 #: What needs both servers.
 BOTH = (

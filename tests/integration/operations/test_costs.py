@@ -16,7 +16,7 @@ from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.counting import Cost, counted
+from tests.support.command_counts import Cost, counted
 
 MANIFEST = '{"aliases":{},"tensors":[{"kind":"parameter","name":"w","shape":[10]}]}'
 FEW, MANY = 20, 120

@@ -17,7 +17,7 @@ from fl_queue.reporting.doctor import Finding
 from fl_queue.store import Store, exposure, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.conftest import chosen_server
-from tests.federation import wait_for
+from tests.support.federation import wait_for
 
 
 @pytest.fixture

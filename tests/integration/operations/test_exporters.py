@@ -25,7 +25,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import curves, exporters
 from fl_queue.store import RunState, Store, keyspace
-from tests.unit.test_report import abandoned, closing, record
+from tests.unit.reporting.test_rounds_table import abandoned, closing, record
 
 
 def ended(store: Store, run: str, *records: RoundRecord) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.federation import Federation, wait_for
-from tests.sentinel import Pair, Sentinels
+from tests.support.federation import Federation, wait_for
+from tests.support.redis_sentinel import Pair, Sentinels
 
 CLIENTS = ("run.rounds=2", "round.cohort=2")
 

@@ -16,8 +16,8 @@ from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
 from workers.pool_worker import PoolWorker
 from workers.rq_worker import FLWorker
 
@@ -84,7 +84,7 @@ def test_after_an_outage_no_job_is_lost_before_all_leases_are_written_anew(store
 
 def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: Path) -> None:
     # A client's, an aggregator's and an evaluation: their worker went on to something else.
-    hand = ByHand(store, tmp_path, "ab", 100)
+    hand = ManualRun(store, tmp_path, "ab", 100)
     evaluation = dispatch.evaluation_tickets(store, hand.run)[0]
     tickets = dispatch.tickets(store, hand.run, 1)
     for ticket in (*tickets.values(), evaluation):

@@ -21,7 +21,7 @@ from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import OwnershipLost, RoundEnded
 from fl_queue.protocol.header import Header
 from fl_queue.store import Store, keyspace, queries
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 Kept = Mapping[bytes, tuple[bytes, int]]
 
@@ -40,14 +40,14 @@ def set_back(control: redis.Redis, kept: Kept) -> None:
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, "ab", 1000)
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, "ab", 1000)
 
 
 @pytest.fixture
 def digest(store: Store, tmp_path: Path) -> str:
     """Of version 1 of a run that nothing befalls."""
-    hand = ByHand(store, tmp_path / "calm", "ab", 1000)
+    hand = ManualRun(store, tmp_path / "calm", "ab", 1000)
     for who in "ab":
         hand.update(who)
     hand.work()
@@ -63,7 +63,7 @@ def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
 
 
 def test_what_two_incarnations_of_one_fence_took_is_merged_once(
-    digest: str, hand: ByHand, store: Store
+    digest: str, hand: ManualRun, store: Store
 ) -> None:
     data, run = store.data, hand.run
     before = remember(store.control.redis)
@@ -91,7 +91,7 @@ def test_what_two_incarnations_of_one_fence_took_is_merged_once(
 
 
 def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
-    digest: str, hand: ByHand, store: Store
+    digest: str, hand: ManualRun, store: Store
 ) -> None:
     before = remember(store.control.redis)
     for who in "ab":
@@ -109,7 +109,7 @@ def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
     assert store.control.version(hand.run, 1)["digest"] == digest
 
 
-def test_a_calm_run_sees_no_lost_writes(hand: ByHand, store: Store) -> None:
+def test_a_calm_run_sees_no_lost_writes(hand: ManualRun, store: Store) -> None:
     for who in "ab":
         hand.update(who)
     hand.take(hand.intake(), 1)
@@ -120,7 +120,7 @@ def test_a_calm_run_sees_no_lost_writes(hand: ByHand, store: Store) -> None:
 
 
 def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     before = remember(store.control.redis)
     old = hand.intake()
@@ -141,7 +141,7 @@ def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
 
 
 def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
-    hand: ByHand, store: Store
+    hand: ManualRun, store: Store
 ) -> None:
     intake = hand.intake()
     hand.update("a")
@@ -163,7 +163,7 @@ def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
 
 
 def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
-    digest: str, hand: ByHand, store: Store
+    digest: str, hand: ManualRun, store: Store
 ) -> None:
     for who in "ab":
         hand.update(who)
@@ -194,7 +194,7 @@ made: list[str] = []
 
 
 def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
-    hand: ByHand, store: Store, tmp_path: Path
+    hand: ManualRun, store: Store, tmp_path: Path
 ) -> None:
     made.clear()
     site = WorkerSettings(state_dir=tmp_path / "site", client="a")
@@ -213,7 +213,7 @@ def test_an_update_of_a_round_that_never_was_is_not_sent_to_its_successor(
 # What a client is at when its round is lost
 
 
-def ghost(hand: ByHand, store: Store, folder: Path, number: int, base: str) -> ClientJob:
+def ghost(hand: ManualRun, store: Store, folder: Path, number: int, base: str) -> ClientJob:
     """A client's job of a round whose opening is lost, which waits for a model that is nowhere."""
     site = WorkerSettings(state_dir=folder / "site", client="a")
     current = replace(hand.round, number=number, base_digest=base, download="")
@@ -223,7 +223,7 @@ def ghost(hand: ByHand, store: Store, folder: Path, number: int, base: str) -> C
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
-    hand: ByHand, store: Store, tmp_path: Path, ahead: int
+    hand: ManualRun, store: Store, tmp_path: Path, ahead: int
 ) -> None:
     job = ghost(hand, store, tmp_path, 1 + ahead, "0" * 64)
 
@@ -234,13 +234,13 @@ def test_a_client_does_not_wait_for_the_model_of_a_round_that_never_was(
     assert not list(job.site.outbox.glob("*.update"))
 
 
-def test_the_worker_ends_such_a_job(hand: ByHand, store: Store) -> None:
+def test_the_worker_ends_such_a_job(hand: ManualRun, store: Store) -> None:
     assert queries.has_ended(store.control, hand.run, 2, "a")
     assert not queries.has_ended(store.control, hand.run, 1, "a")
 
 
 def test_an_update_of_a_round_that_is_not_open_yet_is_refused_and_sent_again_when_it_is(
-    digest: str, hand: ByHand, store: Store, tmp_path: Path
+    digest: str, hand: ManualRun, store: Store, tmp_path: Path
 ) -> None:
     made.clear()
     job = ghost(hand, store, tmp_path, 2, digest)

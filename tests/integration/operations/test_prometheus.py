@@ -22,10 +22,11 @@ from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.integration.test_exporters import ended, score
-from tests.unit.test_report import abandoned, record
+from tests.integration.operations.test_exporters import ended, score
+from tests.support.checkout import ROOT
+from tests.unit.reporting.test_rounds_table import abandoned, record
 
-DASHBOARD = Path(__file__).parents[2] / "config/grafana/fl-queue.json"
+DASHBOARD = ROOT / "config/grafana/fl-queue.json"
 MANIFEST = Manifest((TensorSpec("weight", (10, 3), "parameter"),))
 
 

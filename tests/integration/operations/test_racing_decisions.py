@@ -18,8 +18,8 @@ from fl_queue.errors import RunStateError
 from fl_queue.reporting import progress
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.web import view_model
-from tests.byhand import NAME, ByHand
-from tests.fault.proxy import Loss, Proxy
+from tests.support.manual_run import NAME, ManualRun
+from tests.support.proxy import Loss, Proxy
 
 #: What the stream says of a run's state -> that state.
 STATES = {
@@ -38,7 +38,7 @@ def told(store: Store, run: str) -> list[str]:
     return [event["event"] for _, _, event in events if event["event"] in STATES]
 
 
-def end_round(hand: ByHand) -> None:
+def end_round(hand: ManualRun) -> None:
     """As while a run waits for clients: it trains, and no round is open."""
     hand.store.control.redis.hset(keyspace.round_(hand.run, hand.state.round), "state", "abandoned")
 
@@ -47,7 +47,7 @@ def end_round(hand: ByHand) -> None:
 def test_a_command_whose_reply_is_lost_knows_that_it_was_done(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path, loss: Loss
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     with (
         Proxy(redis_urls[0]) as proxy,
         Store(f"{proxy.url}?socket_timeout=1", redis_urls[1]) as lossy,
@@ -76,7 +76,7 @@ def test_a_command_whose_reply_is_lost_knows_that_it_was_done(
 def test_a_run_that_goes_on_with_other_settings_names_them(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     controls.cancel(store, NAME)
     settings = ("round.cohort=2", "train.epochs=7", "train.learning_rate=0.5")
     runs.start_run(store, NAME, run_config.load("mnist-3v7", settings, {}), 2)
@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_with_other_settings_names_them(
 def test_who_is_overtaken_after_a_lost_reply_does_not_decide_twice(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     end_round(hand)
     resumed = threading.Event()
     with Proxy(redis_urls[0]) as proxy, Store(proxy.url, redis_urls[1]) as lossy:
@@ -115,7 +115,7 @@ def test_the_last_of_cancel_resume_and_start_wins_and_each_answer_is_true(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path, loses: bool
 ) -> None:
     """Args: ``loses``: whether the reply to every change of the run's state is lost at first."""
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     before = len(told(store, hand.run))
     answers: list[str] = []
 
@@ -165,7 +165,7 @@ def test_the_last_of_cancel_resume_and_start_wins_and_each_answer_is_true(
 def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
     store: Store, redis_urls: tuple[str, str], tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     controls.cancel(store, NAME)
 
     def other(epochs: int) -> RunConfig:
@@ -190,7 +190,7 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
 def test_a_caller_that_slept_does_not_overwrite_the_population(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     seen = hand.state
     store.control.redis.hset(keyspace.run(hand.run), "population", '["a", "b", "c"]')
     assert not runs.set_state(store, seen, "completed", "", "run_completed")

@@ -11,7 +11,7 @@ from fl_queue.coordinator.operations import backup, controls
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.conftest import chosen_server
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 #: What clients keep; but for personal models, the versions depend on it.
 KINDS = {

@@ -20,9 +20,9 @@ from typing import Any
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, acl, keyspace
-from tests.federation import end_processes, wait_for
+from tests.support.checkout import ROOT
+from tests.support.federation import end_processes, wait_for
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD = "only-to-read"
 

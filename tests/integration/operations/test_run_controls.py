@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.store import keyspace
-from tests.federation import Federation, children_of, wait_for
+from tests.support.federation import Federation, children_of, wait_for
 
 #: Trains until somebody stops it.
 ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")

@@ -13,8 +13,8 @@ from fl_queue.errors import StoreUnavailable
 from fl_queue.reporting import doctor
 from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.sentinel import sentinel_facts
-from tests.federation import wait_for
-from tests.sentinel import Process, Sentinels
+from tests.support.federation import wait_for
+from tests.support.redis_sentinel import Process, Sentinels
 
 RUN = "run-1"
 SECRET, OWN_SECRET = "open-sesame-4711", "sesame-sentinel-0815"

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from fl_queue.store.embedded import server_pair
+from tests.support.checkout import ROOT
 
-BACKUP = Path(__file__).parents[1] / "fixtures/run-before-packages.zip"
+BACKUP = ROOT / "tests/fixtures/run-before-packages.zip"
 VERSIONS = {
     1: "72dff813444dd42c840bd955630387a6c76f80e1cf8d2872e2a3108ce6744949",
     2: "c179f22c26786370544d5b4e1e19a0537af64a04f5aa586c5c166d9d5b0614a4",

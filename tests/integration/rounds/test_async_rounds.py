@@ -22,7 +22,7 @@ from fl_queue.protocol.records import RoundRecord, TensorSpec, dumps
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace, queries
 from fl_queue.store.jobs import dispatch
-from tests.byhand import NAME, ByHand
+from tests.support.manual_run import NAME, ManualRun
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -30,7 +30,7 @@ SIZE = 1000
 ASYNC = ("round.mode=async", "round.cohort=1.0", "model.keep_updates=true")
 
 
-class AsyncHand(ByHand):
+class AsyncHand(ManualRun):
     """Updates of whatever job a client is at."""
 
     def __init__(self, store: Store, folder: Path, clients: str, *overrides: str) -> None:
@@ -162,9 +162,9 @@ def test_with_a_buffer_of_the_cohort_it_is_fedavg_bit_for_bit(
     for mode in (("round.buffer=4", f"round.staleness={staleness}"), ()):
         folder = tmp_path / str(len(mode))
         if mode:
-            hand: ByHand = AsyncHand(store, folder, "abcd", *mode)
+            hand: ManualRun = AsyncHand(store, folder, "abcd", *mode)
         else:
-            hand = ByHand(store, folder, "abcd", SIZE)
+            hand = ManualRun(store, folder, "abcd", SIZE)
         for client in "abcd":
             hand.update(client)
         assert hand.work().startswith("committed")

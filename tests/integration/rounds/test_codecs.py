@@ -20,9 +20,9 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest, Receipt
 from fl_queue.store import RoundState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
-from tests.servers import chosen_server
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
+from tests.support.server_binaries import chosen_server
 
 COUNT = 3
 VIRTUAL = ("clients.kind=simulation", f"clients.count={COUNT}", "clients.processes=1")
@@ -257,5 +257,5 @@ def test_a_changed_model_codec_counts_from_the_next_version_on(mixed: Federation
 
 
 def test_who_makes_version_0_has_no_residual_to_lose(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 8, *TOPK)
+    hand = ManualRun(store, tmp_path, "ab", 8, *TOPK)
     assert [store.control.accepted(hand.run, client) for client in "ab"] == [None, None]

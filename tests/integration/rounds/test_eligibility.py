@@ -14,7 +14,7 @@ from fl_queue.coordinator.rounds import eligibility, lifecycle, preflight, runs
 from fl_queue.errors import ConfigError
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.store import RunState, Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 
 def alive(store: Store, clients: str) -> None:
@@ -67,7 +67,9 @@ def test_the_other_studys_sites_are_not_asked_what_they_would_train_on(store: St
 
 def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> None:
     alive(store, "cd")
-    hand = ByHand(store, tmp_path, "ab", 2, "round.cohort=1.0", 'clients.include=["a", "b", "x"]')
+    hand = ManualRun(
+        store, tmp_path, "ab", 2, "round.cohort=1.0", 'clients.include=["a", "b", "x"]'
+    )
     assert hand.round.cohort == ("a", "b")
     seed, listed = hand.config.run["seed"], hand.round.eligible
     assert hand.round.cohort == tuple(seeding.select_cohort(seed, 1, listed, 2))
@@ -87,7 +89,7 @@ def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> No
 
 
 def test_a_late_joiner_without_a_share_is_in_no_cohort(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 2, "round.cohort=1.0")
+    hand = ManualRun(store, tmp_path, "ab", 2, "round.cohort=1.0")
     alive(store, "c")
     for client in "ab":
         hand.update(client)
@@ -102,7 +104,7 @@ def test_data_that_are_each_sites_own_have_a_share_for_everybody(
     store: Store, tmp_path: Path
 ) -> None:
     own = ("data.partition=site", "run.task=csv", "task.features=x", "round.cohort=1.0")
-    hand = ByHand(store, tmp_path, "ab", 2, *own)
+    hand = ManualRun(store, tmp_path, "ab", 2, *own)
     alive(store, "c")
     for client in "ab":
         hand.update(client)
@@ -111,7 +113,7 @@ def test_data_that_are_each_sites_own_have_a_share_for_everybody(
 
 
 def test_who_joins_gets_what_shares_are_left(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 2, "round.cohort=1.0", "data.shares=3")
+    hand = ManualRun(store, tmp_path, "ab", 2, "round.cohort=1.0", "data.shares=3")
     alive(store, "cd")
     for client in "ab":
         hand.update(client)

@@ -18,7 +18,7 @@ from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 SECRET = "patient 4711"
 BAD = f"""
@@ -40,7 +40,7 @@ def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "aggregation.strategy=badstrategy:Bad"
 
 
-def attempt(hand: ByHand) -> str:
+def attempt(hand: ManualRun) -> str:
     """An aggregator's job, and the healer's next one when it fails."""
     number, job = hand.round.number, hand.job()
     try:
@@ -54,19 +54,19 @@ def attempt(hand: ByHand) -> str:
         return str(exc)
 
 
-def all_in(hand: ByHand) -> None:
+def all_in(hand: ManualRun) -> None:
     for client in hand.clients:
         hand.update(client)
 
 
-def pass_deadline(hand: ByHand) -> None:
+def pass_deadline(hand: ManualRun) -> None:
     hand.store.control.redis.hset(keyspace.round_(hand.run, 1), "elapsed_s", 601)
 
 
 def test_an_own_strategys_error_ends_its_round_after_the_deadline(
     store: Store, tmp_path: Path, bad: str
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, *ONCE, bad)
+    hand = ManualRun(store, tmp_path, "ab", 100, *ONCE, bad)
     all_in(hand)
     said = [attempt(hand) for _ in range(collector.SAME_FAILURES + 1)]
     why = "ZeroDivisionError; its message is in the aggregator's log"
@@ -89,7 +89,7 @@ def test_an_own_strategys_error_ends_its_round_after_the_deadline(
 def test_what_an_own_strategys_error_says_stays_in_the_log(
     store: Store, tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, *ONCE, bad)
+    hand = ManualRun(store, tmp_path, "ab", 100, *ONCE, bad)
     all_in(hand)
     with pytest.raises(MergeFailed) as caught:
         RoundAggregator(store, hand.run, 1, hand.job(), tmp_path, ("badstrategy:*",)).work()
@@ -103,7 +103,7 @@ def test_what_an_own_strategys_error_says_stays_in_the_log(
 def test_an_error_that_passes_ends_nothing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, *ONCE)
+    hand = ManualRun(store, tmp_path, "ab", 100, *ONCE)
     all_in(hand)
     pass_deadline(hand)
     said = iter(("one", "two", "one"))
@@ -122,7 +122,7 @@ def test_an_error_that_passes_ends_nothing(
 
 
 def test_a_base_that_is_nowhere_any_more_ends_its_round(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, *ONCE)
+    hand = ManualRun(store, tmp_path, "ab", 100, *ONCE)
     all_in(hand)
     pass_deadline(hand)
     base = hand.round.base_digest
@@ -142,7 +142,7 @@ def test_a_base_that_is_nowhere_any_more_ends_its_round(store: Store, tmp_path: 
 def test_a_checkpoint_that_cannot_be_written_is_tried_for_as_long_as_it_takes_and_named(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, *ONCE)
+    hand = ManualRun(store, tmp_path, "ab", 100, *ONCE)
     all_in(hand)
     pass_deadline(hand)
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_for_as_long_as_it_takes_an
 def test_a_client_whose_answers_are_never_taken_is_asked_less_and_less_often(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100)
+    hand = ManualRun(store, tmp_path, "ab", 100)
     for _ in range(30):
         ticket = healer.dispatch.tickets(store, hand.run, 1)["a"]
         store.control.redis.hset(FLJob.key_for(ticket.job), "status", "finished")
@@ -181,8 +181,8 @@ def test_making_way_for_others_is_no_attempt_that_came_to_nothing(
     store: Store, tmp_path: Path
 ) -> None:
     # Else the next one after an accident would be made to wait.
-    hand = ByHand(store, tmp_path, "ab", 100)
-    other = ByHand(store, tmp_path, "ab", 100, name="other")
+    hand = ManualRun(store, tmp_path, "ab", 100)
+    other = ManualRun(store, tmp_path, "ab", 100, name="other")
     other.update("a")
     for _ in range(3):
         assert hand.work() == "made way for another round"

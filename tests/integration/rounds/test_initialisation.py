@@ -20,13 +20,13 @@ from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.byhand import ByHand
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.manual_run import ManualRun
 
 CLIENTS = ("a", "b", "c")
 
 
-class First(ByHand):
+class First(ManualRun):
     """A run that has no version yet, and whose clients are leases only."""
 
     def __init__(self, store: Store, folder: Path, *overrides: str, clients: str = "abc") -> None:
@@ -261,27 +261,27 @@ def test_status_says_who_makes_version_0_and_since_when(first: First) -> None:
 
 
 @pytest.fixture
-def last(store: Store, tmp_path: Path) -> ByHand:
+def last(store: Store, tmp_path: Path) -> ManualRun:
     """A run whose only round is committed and whose closing evaluation is about to be opened."""
-    hand = ByHand(store, tmp_path, "ab", 2, "round.quorum=1", "round.deadline_s=30")
+    hand = ManualRun(store, tmp_path, "ab", 2, "round.quorum=1", "round.deadline_s=30")
     run = {"version": 1, "rounds_wanted": 1, "digest": hand.state.digest}
     store.control.redis.hset(keyspace.run(hand.run), mapping=run)
     store.control.redis.hset(keyspace.round_(hand.run, 1), "state", "committed")
     return hand
 
 
-def forget(hand: ByHand, client: str) -> None:
+def forget(hand: ManualRun, client: str) -> None:
     hand.store.control.redis.delete(keyspace.client_holder(client))
     hand.store.control.redis.zrem(keyspace.CLIENTS, client)
 
 
-def test_the_closing_evaluation_takes_whoever_is_alive(last: ByHand) -> None:
+def test_the_closing_evaluation_takes_whoever_is_alive(last: ManualRun) -> None:
     forget(last, "b")
     last.advance()
     assert (last.round.purpose, last.round.cohort) == ("evaluate", ("a",))
 
 
-def test_without_anybody_the_run_completes_and_says_so(last: ByHand) -> None:
+def test_without_anybody_the_run_completes_and_says_so(last: ManualRun) -> None:
     forget(last, "a")
     forget(last, "b")
     last.advance()
@@ -292,12 +292,12 @@ def test_without_anybody_the_run_completes_and_says_so(last: ByHand) -> None:
     assert "evaluation_skipped" in [found["event"] for _, _, found in event]
 
 
-def evaluation(hand: ByHand, client: str) -> Header:
+def evaluation(hand: ManualRun, client: str) -> Header:
     return replace(hand.header("evaluation", client, b""), tensors=())
 
 
 def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
-    last: ByHand,
+    last: ManualRun,
 ) -> None:
     last.advance()
     assert last.round.deadline_s >= last.config.train["timeout_s"]
@@ -318,7 +318,7 @@ def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
     assert sorted(record.client_validation) == ["a", "b"]
 
 
-def test_a_site_that_vanishes_in_the_closing_evaluation_is_not_waited_for(last: ByHand) -> None:
+def test_a_site_that_vanishes_in_the_closing_evaluation_is_not_waited_for(last: ManualRun) -> None:
     last.advance()
     last.send(evaluation(last, "a"), b"")
     forget(last, "b")
@@ -330,7 +330,7 @@ def test_a_site_that_vanishes_in_the_closing_evaluation_is_not_waited_for(last: 
     assert (list(record.client_validation), record.reason) == (["a"], "1 of 2 answers in")
 
 
-def test_one_failed_answer_ends_no_closing_evaluation(last: ByHand) -> None:
+def test_one_failed_answer_ends_no_closing_evaluation(last: ManualRun) -> None:
     last.advance()
     failure = replace(last.header("failure", "a", b""), tensors=(), reason="no")
     last.send(failure, b"")

@@ -19,26 +19,26 @@ from fl_queue.store import Store, keyspace
 from fl_queue.store.control import PUSH_AGAIN_S
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.rq_types import FLJob
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 
-def attempts(hand: ByHand) -> dict[str, int]:
+def attempts(hand: ManualRun) -> dict[str, int]:
     tickets = dispatch.tickets(hand.store, hand.run, hand.round.number)
     return {who: ticket.attempt for who, ticket in tickets.items()}
 
 
-def finish(hand: ByHand, *clients: str) -> None:
+def finish(hand: ManualRun, *clients: str) -> None:
     """RQ has the jobs of these clients as finished."""
     tickets = dispatch.tickets(hand.store, hand.run, hand.round.number)
     for client in clients:
         hand.store.control.redis.hset(FLJob.key_for(tickets[client].job), "status", "finished")
 
 
-def cut_connections(server: redis.Redis, hand: ByHand) -> None:
+def cut_connections(server: redis.Redis, hand: ManualRun) -> None:
     server.client_kill_filter(_type="normal", skipme=True)
 
 
-def replace_another(server: redis.Redis, hand: ByHand) -> None:
+def replace_another(server: redis.Redis, hand: ManualRun) -> None:
     key = keyspace.round_jobs(hand.run, 1)
     ticket = dispatch.tickets(hand.store, hand.run, 1)["b"]
     server.hset(key, "b", ticket.next_attempt().to_json())
@@ -49,9 +49,9 @@ def test_a_job_is_replaced_though_connections_break_or_another_client_gets_a_new
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    meanwhile: Callable[[redis.Redis, ByHand], None],
+    meanwhile: Callable[[redis.Redis, ManualRun], None],
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100)
+    hand = ManualRun(store, tmp_path, "ab", 100)
     aside = redis.Redis(connection_pool=redis.ConnectionPool(**_options(store.control.redis)))
     old, publish = dispatch.tickets(store, hand.run, 1)["a"], dispatch.publish
 
@@ -79,7 +79,7 @@ def _options(client: redis.Redis) -> dict[str, Any]:
 
 
 def test_a_reply_that_is_lost_publishes_no_second_attempt(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100)
+    hand = ManualRun(store, tmp_path, "ab", 100)
     old = dispatch.tickets(store, hand.run, 1)["a"]
     wanted: list[Any] = []
     once = store.control.replace_jobs
@@ -97,7 +97,7 @@ def test_a_reply_that_is_lost_publishes_no_second_attempt(store: Store, tmp_path
 
 
 def test_who_is_lost_is_asked_again_though_others_are_in(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "abc", 100)
+    hand = ManualRun(store, tmp_path, "abc", 100)
     intake = hand.intake()
     hand.update("a")
     hand.take(intake, 1)
@@ -115,7 +115,7 @@ def test_who_is_lost_is_asked_again_though_others_are_in(store: Store, tmp_path:
 def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100)
+    hand = ManualRun(store, tmp_path, "ab", 100)
     intake = hand.intake()
     hand.store.control.redis.hdel(keyspace.round_jobs(hand.run, 1), "aggregator")
     finish(hand, "a", "b")
@@ -138,7 +138,7 @@ def test_a_machine_without_the_checkpoint_leaves_healing_to_the_one_that_has_it(
 ) -> None:
     without, having = Healer(store, tmp_path / "one"), Healer(store, tmp_path / "two")
     without.tick()
-    hand = ByHand(store, tmp_path / "two", "ab", 100)
+    hand = ManualRun(store, tmp_path / "two", "ab", 100)
     model = keyspace.model_blob(hand.run, hand.state.digest)
     store.data.redis.flushall()
     having.tick()
@@ -149,7 +149,7 @@ def test_a_machine_without_the_checkpoint_leaves_healing_to_the_one_that_has_it(
 
 
 def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path / "one", "ab", 100)
+    hand = ManualRun(store, tmp_path / "one", "ab", 100)
     hand.folder = tmp_path / "two"  # The next round is merged on a machine without the checkpoint.
     hand.update("a")
     hand.update("b")
@@ -165,7 +165,7 @@ def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_pat
 
 
 def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
+    hand = ManualRun(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
     store.control.set_quorum_at(hand.run, 1, 1.0)
     store.control.redis.hset(keyspace.round_(hand.run, 1), "data_server", "another")
     Healer(store, tmp_path).heal(hand.run)
@@ -174,7 +174,7 @@ def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_pat
 
 
 def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
+    hand = ManualRun(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
     collector = RoundAggregator(store, hand.run, 1, hand.job(), tmp_path)
     collector.fence = store.control.claim(hand.run, 1, hand.job())
     collector._load()
@@ -192,7 +192,7 @@ def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_pa
 
 
 def test_versions_that_are_never_scored_leave_the_data_server(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 100, "run.evaluate_every=0")
+    hand = ManualRun(store, tmp_path, "ab", 100, "run.evaluate_every=0")
     store.control.redis.hset(keyspace.run(hand.run), "rounds_wanted", 5)
     for _ in range(5):
         hand.update("a")

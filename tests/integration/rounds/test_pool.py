@@ -15,9 +15,9 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from fl_queue.store.jobs import dispatch, rq_types
-from tests.federation import Federation, children_of, kill, wait_for
-from tests.servers import chosen_server
-from tests.unit.test_tasks_function import documented, tables
+from tests.support.federation import Federation, children_of, kill, wait_for
+from tests.support.server_binaries import chosen_server
+from tests.unit.tasks.test_function import documented, tables
 
 COUNT = 4
 #: A task that leaves a line for each training.

@@ -10,7 +10,8 @@ from fl_queue import metrics
 from fl_queue.coordinator.rounds import runs
 from fl_queue.reporting import rounds_table
 from fl_queue.store import keyspace
-from tests.federation import Federation, child_of, kill, wait_for
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, child_of, kill, wait_for
 
 CLIENTS = 3
 ALLOW = "sites:Sites"
@@ -51,7 +52,7 @@ OTHERS = {"classes": ["seven", "three"]}
 
 def environment(folder: Path) -> dict[str, str]:
     (folder / "sites.py").write_text(TASK)
-    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}", "SITES": str(folder)}
+    return {"PYTHONPATH": f"{folder}:{ROOT}", "SITES": str(folder)}
 
 
 def sites_are(federation: Federation, **sites: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.federation import Federation, kill, wait_for
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, kill, wait_for
 
 CLIENTS = 3
 
@@ -275,7 +276,7 @@ def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list
     environment = {"PATH": os.environ["PATH"]}
     environment["CONTROL"] = cli_line(federation.redis.url)
     environment["DATA"] = cli_line(federation.redis.blob_url)
-    text = (Path(__file__).parents[2] / "docs/guides/cookbook.md").read_text()
+    text = (ROOT / "docs/guides/cookbook.md").read_text()
     for stands_for, name in (("demo-3f2a9c", run), ("demo", "cooked"), ("hospital-a", "site-1")):
         text = text.replace(stands_for, name)
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)

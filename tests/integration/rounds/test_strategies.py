@@ -14,7 +14,7 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import diagnosis
 from fl_queue.store import keyspace
 from fl_queue.strategies.base import state_manifest
-from tests.federation import Federation, wait_for
+from tests.support.federation import Federation, wait_for
 
 CLIENTS = 2
 COHORT = ("round.cohort=2", "run.evaluate_every=0")

@@ -16,9 +16,9 @@ from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models import retention
 from fl_queue.reporting import comparison, diagnosis
 from fl_queue.store import RunState, Store, keyspace
-from tests.byhand import ByHand
-from tests.integration.test_exporters import ended, score
-from tests.unit.test_report import record, sums
+from tests.integration.operations.test_exporters import ended, score
+from tests.support.manual_run import ManualRun
+from tests.unit.reporting.test_rounds_table import record, sums
 
 
 def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:
@@ -138,7 +138,7 @@ def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store:
 def test_a_run_ends_after_one_round_when_nobody_reports_its_metric(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 3, "run.select=accuracy:max")
+    hand = ManualRun(store, tmp_path, "ab", 3, "run.select=accuracy:max")
     for client in hand.clients:
         hand.update(client)
     hand.work()
@@ -185,7 +185,7 @@ def test_what_built_in_tasks_report_is_known(overrides: Any, reported: str) -> N
 def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     # Clients tell the number of their letter: 97 and 98 examples.
     bounds = ("aggregation.weighting=examples", "aggregation.max_examples=97")
-    hand = ByHand(store, tmp_path, "ab", 3, *bounds)
+    hand = ManualRun(store, tmp_path, "ab", 3, *bounds)
     for client in hand.clients:
         hand.update(client)
     hand.work()

@@ -18,8 +18,8 @@ from fl_queue.common import redis_url
 from fl_queue.store import acl, credentials, keyspace
 from fl_queue.store.embedded.server_binary import build_of
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.federation import Federation
-from tests.servers import before_7, chosen_server
+from tests.support.federation import Federation
+from tests.support.server_binaries import before_7, chosen_server
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -23,7 +23,7 @@ from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.records import Enrolment, RoundRecord, dumps
 from fl_queue.reporting import run_status
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 CLIENTS = ("a", "b")
 CONFIG = (
@@ -44,14 +44,14 @@ def enrolled(store: Store, client: str) -> str:
 
 
 @pytest.fixture
-def hand(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> ByHand:
+def hand(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> ManualRun:
     """Round 1 is committed, of two signed updates of enrolled clients."""
     keys = {client: enrolled(store, client) for client in CLIENTS}
     size = getattr(request, "param", INLINE)
-    return committed(ByHand(store, tmp_path, CLIENTS, size, *CONFIG, keys=keys))
+    return committed(ManualRun(store, tmp_path, CLIENTS, size, *CONFIG, keys=keys))
 
 
-def committed(made: ByHand) -> ByHand:
+def committed(made: ManualRun) -> ManualRun:
     for client in CLIENTS:
         made.update(client)
     made.work()
@@ -59,21 +59,21 @@ def committed(made: ByHand) -> ByHand:
     return made
 
 
-def fingerprint(hand: ByHand, client: str) -> str:
+def fingerprint(hand: ManualRun, client: str) -> str:
     return operator_key.fingerprint(signing.public_half(hand.keys[client]))
 
 
-def verified(hand: ByHand) -> Verdict:
+def verified(hand: ManualRun) -> Verdict:
     (verdict,) = verification.verify(hand.store, hand.state, hand.folder, 1)
     return verdict
 
 
-def file_of(hand: ByHand, client: str = "a") -> Path:
+def file_of(hand: ManualRun, client: str = "a") -> Path:
     (found,) = (hand.folder / "updates" / hand.run / "1").glob(f"{client}_*")
     return found
 
 
-def rewrite(hand: ByHand, **changes: Any) -> None:
+def rewrite(hand: ManualRun, **changes: Any) -> None:
     """Somebody changes round 1's record in Redis."""
     key = keyspace.history(hand.run)
     raw = json.loads(hand.store.control.redis.lindex(key, 0))
@@ -81,7 +81,7 @@ def rewrite(hand: ByHand, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("hand", [INLINE, CHUNKED], indirect=True, ids=["inline", "chunked"])
-def test_receipts_and_history_name_the_key_and_the_archive_proves_it(hand: ByHand) -> None:
+def test_receipts_and_history_name_the_key_and_the_archive_proves_it(hand: ManualRun) -> None:
     keys = {client: fingerprint(hand, client) for client in CLIENTS}
     receipts = hand.store.control.receipts(hand.run, 1)
     assert {client: receipts[client].key for client in CLIENTS} == keys
@@ -99,7 +99,7 @@ def test_receipts_and_history_name_the_key_and_the_archive_proves_it(hand: ByHan
     assert verdict.signatures == "2 signatures hold"
 
 
-def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ByHand) -> None:
+def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ManualRun) -> None:
     body = hand.body("a")
     late = replace(hand.header("update", "a", body), round=1, token="late")
     failed = replace(hand.header("failure", "b", b""), tensors=(), body_bytes=0, reason="cannot")
@@ -120,7 +120,7 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ByHand) ->
 # Somebody has exchanged what a kept update says, and history and digest with it
 
 
-def exchanged(hand: ByHand, seal: Callable[[bytes], tuple[bytes, Proof | None]]) -> None:
+def exchanged(hand: ManualRun, seal: Callable[[bytes], tuple[bytes, Proof | None]]) -> None:
     """Exchange a's update for another one, and the history so that it makes the version it names."""
     old = file_of(hand)
     header, _, _ = update_archive.read(hand.folder, hand.run, 1, "a", hand.record.accepted["a"])
@@ -133,7 +133,7 @@ def exchanged(hand: ByHand, seal: Callable[[bytes], tuple[bytes, Proof | None]])
     rewrite(hand, digest=verified(hand).recomputed)
 
 
-def with_old_signature(hand: ByHand) -> None:
+def with_old_signature(hand: ManualRun) -> None:
     """The header is another one, and the signature the old one."""
     digest = hand.record.accepted["a"]
     proof = update_archive.read(hand.folder, hand.run, 1, "a", digest).proof
@@ -152,11 +152,11 @@ def sealed_with(secret: str, signer: str, element: bytes) -> signing.SignedMessa
     return found
 
 
-def with_my_key(hand: ByHand) -> None:
+def with_my_key(hand: ManualRun) -> None:
     exchanged(hand, lambda it: (it, Proof(sealed_with(MINE[0], "a", it), Enrolment(MINE[1]))))
 
 
-def with_my_key_and_history(hand: ByHand) -> None:
+def with_my_key_and_history(hand: ManualRun) -> None:
     """The same, and the history names my key; the enrolment looks as if the operator had signed it."""
     known = hand.store.control.enrolment("a")
     assert known is not None
@@ -165,18 +165,18 @@ def with_my_key_and_history(hand: ByHand) -> None:
     exchanged(hand, lambda it: (it, Proof(sealed_with(MINE[0], "a", it), mine)))
 
 
-def with_the_key_of_b(hand: ByHand) -> None:
+def with_the_key_of_b(hand: ManualRun) -> None:
     known = hand.store.control.enrolment("b")
     assert known is not None
     rewrite(hand, keys={**hand.record.keys, "a": fingerprint(hand, "b")})
     exchanged(hand, lambda it: (it, Proof(sealed_with(hand.keys["b"], "b", it), known)))
 
 
-def without(hand: ByHand) -> None:
+def without(hand: ManualRun) -> None:
     exchanged(hand, lambda it: (it, None))
 
 
-FORGERIES: dict[str, tuple[Callable[[ByHand], None], str]] = {
+FORGERIES: dict[str, tuple[Callable[[ManualRun], None], str]] = {
     "old signature": (with_old_signature, "it is not signed with key"),
     "my key": (with_my_key, "is in the history"),
     "my key, in the history too": (with_my_key_and_history, "the operator has not enrolled it"),
@@ -186,7 +186,7 @@ FORGERIES: dict[str, tuple[Callable[[ByHand], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
-def test_verify_says_whose_signature_does_not_hold(hand: ByHand, kind: str) -> None:
+def test_verify_says_whose_signature_does_not_hold(hand: ManualRun, kind: str) -> None:
     attack, why = FORGERIES[kind]
     attack(hand)
 
@@ -199,7 +199,7 @@ def test_verify_says_whose_signature_does_not_hold(hand: ByHand, kind: str) -> N
     assert verdict.reason == f"a: {verdict.forged['a']}"
 
 
-def test_the_command_names_the_client_and_ends_with_4(hand: ByHand) -> None:
+def test_the_command_names_the_client_and_ends_with_4(hand: ManualRun) -> None:
     url, blob_url = hand.store.servers.url, hand.store.servers.blob_url
     line = ["verify", hand.state.name, "1", "--state-dir", str(hand.folder)]
     line += ["--redis-url", url, "--blob-url", blob_url]
@@ -217,7 +217,7 @@ def test_the_command_names_the_client_and_ends_with_4(hand: ByHand) -> None:
 
 
 def test_the_signature_of_a_client_that_was_enrolled_anew_or_revoked_still_holds(
-    hand: ByHand,
+    hand: ManualRun,
 ) -> None:
     enrolled(hand.store, "a")
     enrolment.revoke(hand.store, "b", use_acl=False)
@@ -225,7 +225,7 @@ def test_the_signature_of_a_client_that_was_enrolled_anew_or_revoked_still_holds
 
 
 def test_an_archive_of_an_earlier_release_is_verified_and_said_to_have_no_signatures(
-    hand: ByHand,
+    hand: ManualRun,
 ) -> None:
     for client in CLIENTS:
         header, body, _ = update_archive.read(
@@ -248,7 +248,7 @@ def test_a_federation_without_an_operator_s_key(store: Store, tmp_path: Path) ->
     for client, (_, public) in made.items():
         store.control.write_enrolment(client, Enrolment(public))
     keys = {client: secret for client, (secret, _) in made.items()}
-    hand = committed(ByHand(store, tmp_path, CLIENTS, INLINE, *CONFIG, keys=keys))
+    hand = committed(ManualRun(store, tmp_path, CLIENTS, INLINE, *CONFIG, keys=keys))
     assert (verified(hand).result, verified(hand).signed) == ("same", list(CLIENTS))
 
     store.control.write_enrolment("a", Enrolment(signing.new_key()[1]))
@@ -257,7 +257,7 @@ def test_a_federation_without_an_operator_s_key(store: Store, tmp_path: Path) ->
 
 
 def test_a_plain_federation_is_verified_as_ever(store: Store, tmp_path: Path) -> None:
-    hand = committed(ByHand(store, tmp_path, CLIENTS, INLINE, "model.keep_updates=true"))
+    hand = committed(ManualRun(store, tmp_path, CLIENTS, INLINE, "model.keep_updates=true"))
     assert hand.record.keys == {}
     assert file_of(hand).read_bytes().startswith(message.MAGIC)
     verdict = verified(hand)

@@ -35,7 +35,7 @@ from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
-from tests.integration.test_backup import rewritten
+from tests.integration.operations.test_backup import rewritten
 from workers import client
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")

@@ -23,7 +23,7 @@ from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, acl, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.web import view_model
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -72,7 +72,7 @@ def spoken(value: bytes) -> dict[Any, Any]:
     return dict.fromkeys(FIELDS, value)
 
 
-def read_everything(hand: ByHand) -> str:
+def read_everything(hand: ManualRun) -> str:
     """All that readers and repairers do, once; what a person saw of it."""
     store = hand.store
     state = hand.state
@@ -101,7 +101,7 @@ def vars_of(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def commands(hand: ByHand) -> str:
+def commands(hand: ManualRun) -> str:
     """What the reading commands print."""
     servers, shown = hand.store.servers, []
     where = [
@@ -132,11 +132,11 @@ def harmless(shown: str) -> bool:
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, "ab", 1000, "round.quorum=1")
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, "ab", 1000, "round.quorum=1")
 
 
-def as_client(hand: ByHand) -> None:
+def as_client(hand: ManualRun) -> None:
     """See that these keys are what a client's Redis user may write."""
     allowed = " ".join(acl.users("client", "a")[0].rules)
     for key in (
@@ -148,7 +148,7 @@ def as_client(hand: ByHand) -> None:
         assert f"~{key} " in allowed
 
 
-def test_garbage_in_events_stops_nobody(hand: ByHand) -> None:
+def test_garbage_in_events_stops_nobody(hand: ManualRun) -> None:
     as_client(hand)
     redis = hand.store.control.redis
     for entry in told(hand.run):
@@ -170,7 +170,7 @@ def test_garbage_in_events_stops_nobody(hand: ByHand) -> None:
 @pytest.mark.parametrize(
     "key", [keyspace.client("a"), keyspace.client_holder("a"), keyspace.worker("a_00")]
 )
-def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
+def test_garbage_in_a_hash_stops_nobody(hand: ManualRun, key: str) -> None:
     redis = hand.store.control.redis
     for number, value in enumerate(BYTES):
         redis.delete(key)
@@ -186,7 +186,7 @@ def test_garbage_in_a_hash_stops_nobody(hand: ByHand, key: str) -> None:
     read_everything(hand)
 
 
-def test_a_clients_lease_is_no_aggregators(hand: ByHand) -> None:
+def test_a_clients_lease_is_no_aggregators(hand: ManualRun) -> None:
     control = hand.store.control
     control.redis.hset(
         keyspace.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
@@ -201,7 +201,7 @@ def test_a_clients_lease_is_no_aggregators(hand: ByHand) -> None:
     "part", ["rq:job", "rq:results", "rq:queue", "admitted", "chunk", "rq:executions"]
 )
 def test_garbage_in_jobs_results_admissions_and_chunks_stops_nobody(
-    hand: ByHand, part: str
+    hand: ManualRun, part: str
 ) -> None:
     control, data = hand.store.control.redis, hand.store.data.redis
     ticket = dispatch.tickets(hand.store, hand.run, 1)["a"]

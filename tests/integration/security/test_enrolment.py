@@ -27,7 +27,7 @@ from fl_queue.store.acl_users import Users
 from fl_queue.store.credentials import Credentials, Login
 from fl_queue.store.embedded import server_pair
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.servers import before_7, chosen_server
+from tests.support.server_binaries import before_7, chosen_server
 
 FILE = "hospital-a.toml"
 

@@ -23,7 +23,7 @@ from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store, credentials, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 RUN = "pilot-000001"
 A = "hospital-a"
@@ -195,7 +195,7 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
     store: Store, tmp_path: Path
 ) -> None:
     keys = {client: enrolled(store, client).signing_key for client in ("a", "b")}
-    hand = ByHand(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
+    hand = ManualRun(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
     store.control.redis.hset(
         keyspace.ENROLLED, "a", json.dumps(entry(store, "a") | {"key": MINE[1]})
     )
@@ -223,7 +223,7 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
 
 def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path: Path) -> None:
     keys = {client: enrolled(store, client).signing_key for client in ("a", "b")}
-    hand = ByHand(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
+    hand = ManualRun(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
     segments = store.control.config_segments(hand.run)
     segments[-1]["config"]["security"]["require_enrolment"] = False
     store.control.redis.set(keyspace.config(hand.run), json.dumps(segments))

@@ -37,14 +37,14 @@ from fl_queue.tasks.error_disclosure import FULL
 from fl_queue.web import api
 from fl_queue.web.connection import Connection
 from fl_queue.web.event_feed import Feed
-from tests.byhand import ByHand
-from tests.federation import wait_for
-from tests.unit.test_tasks_image_folder import save
+from tests.support.checkout import ROOT
+from tests.support.federation import wait_for
+from tests.support.manual_run import ManualRun
+from tests.unit.tasks.test_image_folder import save
 from workers import client as worker
 from workers import evaluator
 
-ROOT = Path(__file__).parents[2]
-#: A task of the site's own, which trains the model of ``ByHand`` or fails in some way.
+#: A task of the site's own, which trains the model of ``ManualRun`` or fails in some way.
 OWN = """
 import logging, os, sys
 from pathlib import Path
@@ -146,15 +146,15 @@ class Secret:
             token="t",
         )
 
-    def begin(self, *overrides: str, site: WorkerSettings | None = None) -> ByHand:
+    def begin(self, *overrides: str, site: WorkerSettings | None = None) -> ManualRun:
         """A run of client b alone, whose job this process is about to do."""
-        run = ByHand(self.store, self.folder, ["b"], 8, "run.preflight=off", *overrides)
+        run = ManualRun(self.store, self.folder, ["b"], 8, "run.preflight=off", *overrides)
         for name, value in (site or self.site).to_environ().items():
             self.monkeypatch.setenv(name, value)
         self.monkeypatch.setenv("RQ_JOB_ID", self.ticket(run).job)
         return run
 
-    def ticket(self, run: ByHand) -> JobTicket:
+    def ticket(self, run: ManualRun) -> JobTicket:
         return JobTicket.from_dict(self.store.control.jobs(run.run, run.round.number)["b"])
 
     def everything(self) -> bytes:

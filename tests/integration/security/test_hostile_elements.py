@@ -21,7 +21,7 @@ from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -31,8 +31,8 @@ CHUNK = 64 * 1024
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path) -> ByHand:
-    return ByHand(store, tmp_path, "ab", SIZE)
+def hand(store: Store, tmp_path: Path) -> ManualRun:
+    return ManualRun(store, tmp_path, "ab", SIZE)
 
 
 def raw(packed: bytes, number: int = 1) -> bytes:
@@ -40,11 +40,11 @@ def raw(packed: bytes, number: int = 1) -> bytes:
     return message.MAGIC + number.to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed
 
 
-def honest(hand: ByHand) -> Header:
+def honest(hand: ManualRun) -> Header:
     return hand.header("update", "a", hand.body("a"))
 
 
-def fields(hand: ByHand, **changes: Any) -> bytes:
+def fields(hand: ManualRun, **changes: Any) -> bytes:
     """An element whose header ``pack`` would refuse."""
     said = asdict(honest(hand)) | changes
     said["tensors"] = [list(entry) for entry in said["tensors"]]
@@ -52,29 +52,29 @@ def fields(hand: ByHand, **changes: Any) -> bytes:
     return raw(msgpack.packb(said))
 
 
-def with_body(hand: ByHand, change: Callable[[np.ndarray], None]) -> bytes:
+def with_body(hand: ManualRun, change: Callable[[np.ndarray], None]) -> bytes:
     body = bytearray(hand.body("a"))
     change(np.frombuffer(body, "<f4", offset=8))
     header = replace(honest(hand), body_digest=message.body_digest(body))
     return message.pack(header, body)
 
 
-def valued(value: float) -> Callable[[ByHand], bytes]:
+def valued(value: float) -> Callable[[ManualRun], bytes]:
     def change(values: np.ndarray) -> None:
         values[7] = value
 
     return lambda hand: with_body(hand, change)
 
 
-def tensors(hand: ByHand, *entries: tuple[Any, ...]) -> bytes:
+def tensors(hand: ManualRun, *entries: tuple[Any, ...]) -> bytes:
     return fields(hand, tensors=entries)
 
 
-def chunked(hand: ByHand, **changes: Any) -> bytes:
+def chunked(hand: ManualRun, **changes: Any) -> bytes:
     return message.pack(replace(honest(hand), chunk_bytes=CHUNK, **changes), None)
 
 
-def stored(hand: ByHand, content: bytes) -> bytes:
+def stored(hand: ManualRun, content: bytes) -> bytes:
     """An element whose only chunk is something else than it says."""
     header = honest(hand)
     name = keyspace.update_blob("a", hand.run, header.body_digest)
@@ -82,14 +82,14 @@ def stored(hand: ByHand, content: bytes) -> bytes:
     return chunked(hand)
 
 
-def elsewhere(hand: ByHand) -> bytes:
+def elsewhere(hand: ManualRun) -> bytes:
     return message.pack(replace(honest(hand), body_digest="0a" * 32), hand.body("a"))
 
 
 W = ("w", "float32", [SIZE], 8, 4 * SIZE)
 N = ("n", "int64", [1], 0, 8)
 #: What is sent -> a word of the reason.
-ATTACKS: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
+ATTACKS: dict[str, tuple[Callable[[ManualRun], bytes], str]] = {
     "header of arrays": (lambda hand: raw(b"\x93" * (1 << 20)), "not msgpack"),
     "header of nothings": (lambda hand: raw(b"\xdc\x40\x00" + b"\xc0" * 16384), "not a map"),
     "header of lists": (
@@ -164,14 +164,14 @@ def _entry(raw: tuple[Any, ...]) -> message.TensorEntry:
     return message.TensorEntry(name, dtype, tuple(shape), offset, nbytes)
 
 
-def failure(hand: ByHand, reason: str) -> bytes:
+def failure(hand: ManualRun, reason: str) -> bytes:
     return message.pack(
         replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=message.body_digest(b"")),
         None,
     )  # fmt: skip
 
 
-def huge(hand: ByHand) -> bytes:
+def huge(hand: ManualRun) -> bytes:
     """One that consists with itself."""
     size = 2**33
     entry = message.TensorEntry("w", "float32", (size,), 0, 4 * size)
@@ -180,7 +180,7 @@ def huge(hand: ByHand) -> bytes:
     )
 
 
-def lying_group(hand: ByHand) -> bytes:
+def lying_group(hand: ManualRun) -> bytes:
     said = asdict(replace(honest(hand), kind="group", client="group-²", tensors=()))
     member = {name: said[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
     member |= {"client": "a", "status": "received", "reason": "", "weight": 1, "norm": 0.0}
@@ -200,7 +200,7 @@ def peak_of(act: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def reason_of(hand: ByHand, intake: UpdateIntake) -> str:
+def reason_of(hand: ManualRun, intake: UpdateIntake) -> str:
     """What is recorded of the next element: in its client's receipt, or in the counts of the refused."""
     before = intake.receipts.get("a")
     counted = hand.store.control.rejected(hand.run, hand.round.number)
@@ -215,7 +215,7 @@ def reason_of(hand: ByHand, intake: UpdateIntake) -> str:
 
 
 def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
-    hand: ByHand,
+    hand: ManualRun,
 ) -> None:
     intake = hand.intake()
     exact_sum.warm_up()  # What numba takes once is none of theirs.

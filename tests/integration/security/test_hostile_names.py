@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from fl_queue.cli import cli
 from fl_queue.store import Store, keyspace
 from tests.integration.conftest import run
-from tests.integration.test_exporters import ended, score
-from tests.unit.test_report import record
-from tests.unit.test_shown import EVIL, OBEYED
+from tests.integration.operations.test_exporters import ended, score
+from tests.unit.common.test_escaping import EVIL, OBEYED
+from tests.unit.reporting.test_rounds_table import record
 
 __all__ = ["run"]  # A fixture.
 

@@ -20,12 +20,12 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.protocol import identifiers
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from tests.byhand import ByHand
-from tests.federation import Federation, wait_for
-from tests.integration.test_hostile_jobs import HASHES, STAMP, call
+from tests.integration.security.test_hostile_jobs import HASHES, STAMP, call
+from tests.support.checkout import ROOT
+from tests.support.federation import Federation, wait_for
+from tests.support.manual_run import ManualRun
 
 CLIENTS = 1
-ROOT = Path(__file__).parent.parent.parent
 OWNED = "flq_owned.run"
 #: Role -> (name in its jobs' ids, queue, function).
 ROLES = {
@@ -38,7 +38,7 @@ ROLES = {
 
 def environment(folder: Path) -> dict[str, str]:
     """Every process of the federation is under the hook."""
-    path = f"{ROOT / 'tests' / 'audit'}{os.pathsep}{ROOT}"
+    path = f"{ROOT / 'tests/support/audit'}{os.pathsep}{ROOT}"
     return {"PYTHONPATH": path, "FLQ_AUDIT": str(folder / "audit")}
 
 
@@ -216,7 +216,7 @@ def refusals(federation: Federation, run: str, role: str) -> list[str]:
 def test_hostile_hashes_in_place_of_a_rounds_jobs_stop_neither_healer_nor_commands(
     store: Store, tmp_path: Path
 ) -> None:
-    hand = ByHand(store, tmp_path, "ab", 10)
+    hand = ManualRun(store, tmp_path, "ab", 10)
     where = ["--redis-url", store.servers.url, "--blob-url", store.servers.blob_url, "--state-dir", str(tmp_path)]  # fmt: skip
     healer = Healer(store, tmp_path, hurry=True)
 

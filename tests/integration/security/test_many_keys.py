@@ -15,7 +15,7 @@ from fl_queue.protocol.records import Enrolment
 from fl_queue.protocol.signing import new_key
 from fl_queue.reporting import doctor, run_status
 from fl_queue.store import Store, count_keys, keyspace, presence
-from tests.counting import counted
+from tests.support.command_counts import counted
 
 MANY = 3_000
 

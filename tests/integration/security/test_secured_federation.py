@@ -25,8 +25,8 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.protocol import operator_key
 from fl_queue.store import Store, credentials
-from tests.federation import QUICK, end_processes, wait_for
-from tests.tls import Authority, Pair, TLSServer, tls_servers, url
+from tests.support.federation import QUICK, end_processes, wait_for
+from tests.support.tls_servers import Authority, Pair, TLSServer, tls_servers, url
 
 #: Recognisable wherever it turns up.
 PASSWORD = "open-sesame-4711"

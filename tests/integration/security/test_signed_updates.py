@@ -14,7 +14,7 @@ from fl_queue.coordinator.operations import verification
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 CLIENTS = ("a", "b")
 REQUIRED = "security.require_enrolment=true"
@@ -30,51 +30,51 @@ def keys(store: Store) -> dict[str, str]:
 
 
 @pytest.fixture
-def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ByHand:
-    return ByHand(store, tmp_path, CLIENTS, 10, REQUIRED, "round.quorum=1", keys=keys)
+def hand(store: Store, tmp_path: Path, keys: dict[str, str]) -> ManualRun:
+    return ManualRun(store, tmp_path, CLIENTS, 10, REQUIRED, "round.quorum=1", keys=keys)
 
 
-def element_of(hand: ByHand, client: str, /, **changes: Any) -> bytes:
+def element_of(hand: ManualRun, client: str, /, **changes: Any) -> bytes:
     """An update as it travels, not signed."""
     body = hand.body(client)
     return message.pack(replace(hand.header("update", client, body), **changes), body)
 
 
-def unsigned(hand: ByHand) -> bytes:
+def unsigned(hand: ManualRun) -> bytes:
     return element_of(hand, "a")
 
 
-def signed_by_another(hand: ByHand) -> bytes:
+def signed_by_another(hand: ManualRun) -> bytes:
     return signing.seal(element_of(hand, "a"), "b", hand.keys["b"])
 
 
-def signed_with_another_key(hand: ByHand) -> bytes:
+def signed_with_another_key(hand: ManualRun) -> bytes:
     return signing.seal(element_of(hand, "a"), "a", hand.keys["b"])
 
 
-def signed_with_a_new_key(hand: ByHand) -> bytes:
+def signed_with_a_new_key(hand: ManualRun) -> bytes:
     return signing.seal(element_of(hand, "a"), "a", signing.new_key()[0])
 
 
-def changed_header(hand: ByHand) -> bytes:
+def changed_header(hand: ManualRun) -> bytes:
     honest = element_of(hand, "a")
     envelope = hand.seal("a", honest)[: -len(honest)]
     return envelope + element_of(hand, "a", num_examples=999)
 
 
-def of_another_run(hand: ByHand) -> bytes:
+def of_another_run(hand: ManualRun) -> bytes:
     return hand.seal("a", element_of(hand, "a", run="other-123456"))
 
 
-def of_a_stranger(hand: ByHand) -> bytes:
+def of_a_stranger(hand: ManualRun) -> bytes:
     return signing.seal(element_of(hand, "a", client="z"), "z", signing.new_key()[0])
 
 
-def in_the_name_of_the_evaluator(hand: ByHand) -> bytes:
+def in_the_name_of_the_evaluator(hand: ManualRun) -> bytes:
     return element_of(hand, "a", client="evaluator")
 
 
-FORGERIES: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
+FORGERIES: dict[str, tuple[Callable[[ManualRun], bytes], str]] = {
     "unsigned": (unsigned, "not signed, in the name of a"),
     "by another": (signed_by_another, "signed by b, in the name of a"),
     "another's key": (signed_with_another_key, "not signed with the key of a"),
@@ -86,14 +86,16 @@ FORGERIES: dict[str, tuple[Callable[[ByHand], bytes], str]] = {
 }
 
 
-def rejections(hand: ByHand) -> list[dict[str, Any]]:
+def rejections(hand: ManualRun) -> list[dict[str, Any]]:
     streams = {f"flq:{{{hand.run}}}:events": "0-0"}
     found = hand.store.control.read_events(streams, None)
     return [event for _, _, event in found if event["event"] == "update_rejected"]
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
-def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(hand: ByHand, kind: str) -> None:
+def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(
+    hand: ManualRun, kind: str
+) -> None:
     make, reason = FORGERIES[kind]
     intake = hand.intake()
     for _ in range(2):
@@ -118,7 +120,7 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(hand: ByHand,
     assert receipts["a"].digest == message.body_digest(hand.body("a"))
 
 
-def test_forgeries_after_the_real_one_change_nothing(hand: ByHand) -> None:
+def test_forgeries_after_the_real_one_change_nothing(hand: ManualRun) -> None:
     intake = hand.intake()
     hand.update("a")
     hand.take(intake, 1)
@@ -131,7 +133,7 @@ def test_forgeries_after_the_real_one_change_nothing(hand: ByHand) -> None:
     assert hand.store.control.receipts(hand.run, hand.round.number)["a"] == before
 
 
-def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: ByHand) -> None:
+def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: ManualRun) -> None:
     first = hand.seal("a", element_of(hand, "a"))
     for client in CLIENTS:
         hand.update(client)
@@ -150,7 +152,7 @@ def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: 
     assert "not signed, in the name of b" in [event["reason"] for event in rejections(hand)]
 
 
-def test_forgeries_of_an_ended_run_are_removed(hand: ByHand) -> None:
+def test_forgeries_of_an_ended_run_are_removed(hand: ManualRun) -> None:
     for client in CLIENTS:
         hand.update(client)
     element = element_of(hand, "a")
@@ -167,7 +169,7 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
     secret, public = signing.new_key()
     store.control.write_enrolment("a", Enrolment(public, max_examples=5))
     config = ("model.keep_updates=true", "aggregation.max_examples=50")
-    hand = ByHand(store, tmp_path, CLIENTS, 10, *config, keys={"a": secret})
+    hand = ManualRun(store, tmp_path, CLIENTS, 10, *config, keys={"a": secret})
     hand.update("a")  # It claims 97, and b 98.
     hand.update("b")  # Nobody requires enrolment of the others.
     hand.work()
@@ -181,7 +183,7 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
     assert verdict.result == "same"
 
 
-def test_nobody_waits_for_a_client_that_was_revoked(hand: ByHand) -> None:
+def test_nobody_waits_for_a_client_that_was_revoked(hand: ManualRun) -> None:
     hand.update("b")
     known = hand.store.control.enrolment("a")
     assert known is not None
@@ -204,13 +206,13 @@ def test_only_the_enrolled_are_selected(store: Store, tmp_path: Path) -> None:
     secret, public = signing.new_key()
     store.control.write_enrolment("b", Enrolment(public))
 
-    hand = ByHand(store, tmp_path, CLIENTS, 10, REQUIRED, "round.cohort=1.0", keys={"b": secret})
+    hand = ManualRun(store, tmp_path, CLIENTS, 10, REQUIRED, "round.cohort=1.0", keys={"b": secret})
 
     assert hand.round.cohort == ("b",)
 
 
 def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
-    hand: ByHand,
+    hand: ManualRun,
 ) -> None:
     intake = hand.intake()
     jobs = hand.store.control.jobs(hand.run, hand.round.number)
@@ -224,7 +226,7 @@ def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
     assert intake.taken.headers == []
 
 
-def test_the_same_update_sealed_again_is_the_same_element(hand: ByHand) -> None:
+def test_the_same_update_sealed_again_is_the_same_element(hand: ManualRun) -> None:
     hand.update("a")
     hand.update("a")
 

@@ -16,11 +16,11 @@ import pytest
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.store import credentials, keyspace
-from tests.cluster import free_port
-from tests.federation import end_processes, wait_for
-from tests.servers import with_tls
+from tests.support.checkout import ROOT
+from tests.support.federation import end_processes, wait_for
+from tests.support.redis_cluster import free_port
+from tests.support.server_binaries import with_tls
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/getting-started/two-hospitals.md").read_text()
 STEPS = re.findall(r"<!-- step -->\n```\n(.*?)```", TEXT, re.DOTALL)
 

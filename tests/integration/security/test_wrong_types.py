@@ -13,7 +13,7 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -85,7 +85,7 @@ def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_p
 
 
 def test_lists_and_sums_of_a_wrong_type_hold_up_nobody(store: Store, tmp_path: Path) -> None:
-    hand = ByHand(store, tmp_path, "ab", 1000, "redis.unmerged_bytes=5000")
+    hand = ManualRun(store, tmp_path, "ab", 1000, "redis.unmerged_bytes=5000")
     keys = [
         keyspace.results(hand.run),
         keyspace.partial(hand.run),

@@ -27,10 +27,10 @@ from fl_queue.web import limits, server
 from fl_queue.web.access import Access
 from fl_queue.web.connection import Connection
 from fl_queue.web.launch import Configs
-from tests.federation import wait_for
 from tests.integration.conftest import run
-from tests.integration.test_exporters import ended
-from tests.unit.test_report import record
+from tests.integration.operations.test_exporters import ended
+from tests.support.federation import wait_for
+from tests.unit.reporting.test_rounds_table import record
 
 __all__ = ["run"]  # A fixture.
 

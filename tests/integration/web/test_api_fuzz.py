@@ -21,8 +21,8 @@ from fl_queue.web.launch import Configs
 from fl_queue.web.security import Access
 from fl_queue.web.server import build
 from tests.integration.conftest import run
-from tests.integration.test_exporters import ended, score
-from tests.unit.test_report import abandoned, record
+from tests.integration.operations.test_exporters import ended, score
+from tests.unit.reporting.test_rounds_table import abandoned, record
 
 __all__ = ["run"]  # A fixture.
 

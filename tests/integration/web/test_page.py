@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fl_queue.store import keyspace
-from tests.federation import Federation, kill, wait_for
+from tests.support.federation import Federation, kill, wait_for
 
 CLIENTS = 2
 

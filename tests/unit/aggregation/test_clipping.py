@@ -22,7 +22,7 @@ from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy
-from tests.unit import test_group as groups
+from tests.unit.aggregation import test_group_sum as groups
 
 SIZE = 2 * clipping.BLOCK + 777
 MANIFEST = Manifest(

@@ -21,7 +21,7 @@ from fl_queue.experiments import launching
 from fl_queue.metrics import finish
 from fl_queue.store import Store
 from fl_queue.tasks import calls
-from tests.byhand import ByHand
+from tests.support.manual_run import ManualRun
 from workers import client as worker_client
 
 ROWS = 40
@@ -144,7 +144,7 @@ def test_who_trains_its_own_data_may_take_any_number(monkeypatch: pytest.MonkeyP
 def test_the_client_is_left_out_of_the_run_with_the_reason(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = ByHand(store, tmp_path, ["a", "b"], 8, "data.train_per_class=[1,2]")
+    run = ManualRun(store, tmp_path, ["a", "b"], 8, "data.train_per_class=[1,2]")
     site = WorkerSettings(store.servers.url, store.servers.blob_url, tmp_path / "site", "b")
     for name, value in site.to_environ().items():
         monkeypatch.setenv(name, value)

@@ -20,7 +20,7 @@ from fl_queue.reporting import doctor
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.sgd import size_of
-from tests.unit.test_tasks_image_folder import save
+from tests.unit.tasks.test_image_folder import save
 
 SECRET = "TOP-SECRET-LINE"
 TABLE = "age,weight,label\n" + "".join(f"{40 + i},{60 + i}.5,{i % 2}\n" for i in range(24))

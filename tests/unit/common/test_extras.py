@@ -13,8 +13,7 @@ import pytest
 
 from fl_queue.common import extras
 from scripts import oldest
-
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import ROOT
 
 
 def came_from(monkeypatch: pytest.MonkeyPatch, noted: str | None) -> None:

@@ -27,8 +27,8 @@ from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.store import credentials
 from fl_queue.store.credentials import Credentials, Login
 from fl_queue.store.embedded import server_pair
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 RUN = "r-000001"
 BODY = b"\0" * 8
 MANIFEST = Manifest((TensorSpec("w", (2,), "parameter"),))

@@ -25,8 +25,8 @@ from fl_queue.store import Store
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
-from tests.integration.test_compare import begun
-from tests.unit.test_report import record
+from tests.integration.cli.test_compare import begun
+from tests.unit.reporting.test_rounds_table import record
 
 SIMULATED = (
     "clients.kind=simulation", "clients.count=3", "run.rounds=2", "train.epochs=2",

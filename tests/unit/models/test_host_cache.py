@@ -22,8 +22,8 @@ from fl_queue.models import host_cache
 from fl_queue.protocol import message
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.fault.proxy import Proxy
-from tests.federation import wait_for
+from tests.support.federation import wait_for
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -17,9 +17,9 @@ from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.reporting import model_card
 from fl_queue.reporting.model_card import CardData
 from fl_queue.store import Store, keyspace
-from tests.integration.test_compare import begun
-from tests.unit.test_report import record
-from tests.unit.test_shown import EVIL
+from tests.integration.cli.test_compare import begun
+from tests.unit.common.test_escaping import EVIL
+from tests.unit.reporting.test_rounds_table import record
 
 ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 

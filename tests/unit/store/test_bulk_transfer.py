@@ -17,7 +17,7 @@ from fl_queue.errors import ChunksMissing, StoreUnavailable
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded import server_pair
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.servers import chosen_server
+from tests.support.server_binaries import chosen_server
 
 pytestmark = pytest.mark.timeout(60)
 

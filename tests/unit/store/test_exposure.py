@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.store import exposure
-
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import ROOT
 
 
 @pytest.mark.parametrize(

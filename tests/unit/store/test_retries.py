@@ -15,8 +15,8 @@ from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
 from fl_queue.store import hurried, outlast, plain_client
 from fl_queue.store.connection import connect
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
-from tests.fault.proxy import Proxy
-from tests.servers import chosen_server
+from tests.support.proxy import Proxy
+from tests.support.server_binaries import chosen_server
 from workers.supervisor import Supervisor
 
 

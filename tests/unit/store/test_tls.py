@@ -10,7 +10,7 @@ import pytest
 
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store, plain_client
-from tests.tls import Authority, TLSServer, url
+from tests.support.tls_servers import Authority, TLSServer, url
 
 PASSWORD = "open-sesame-4711"
 

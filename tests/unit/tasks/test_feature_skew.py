@@ -190,7 +190,7 @@ def digest_of(client, population):
 def test_a_pool_process_and_a_site_read_the_same_bytes():
     pool = [digest_of(client, virtual_clients.compact(4)) for client in virtual_clients.clients(4)]
     code = (
-        "from tests.unit.test_skew import digest_of\n"
+        "from tests.unit.tasks.test_feature_skew import digest_of\n"
         "print(digest_of('sim-3', ['sim-1', 'sim-2', 'sim-3', 'sim-4']))"
     )
     site = subprocess.run(

@@ -19,6 +19,7 @@ from fl_queue.protocol.records import Manifest
 from fl_queue.tasks.base import ClientContext, Task, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
+from tests.support.checkout import ROOT
 
 HEADER = """
 import torch
@@ -32,7 +33,7 @@ calls = []
 
 def documented(start: str) -> str:
     """The Python of docs/guides/your-own-task.md that begins with that line."""
-    text = (Path(__file__).parents[2] / "docs/guides/your-own-task.md").read_text()
+    text = (ROOT / "docs/guides/your-own-task.md").read_text()
     return next(
         code
         for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -17,7 +17,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
-from tests.unit.test_tasks_image_folder import save
+from tests.unit.tasks.test_image_folder import save
 
 CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, state_manifest, update_manifest
 from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
 from fl_queue.training.model_tensors import manifest_of
+from tests.support.checkout import ROOT
 
 FROZEN = ("0.bias", "0.weight")
 
@@ -172,6 +172,6 @@ def test_top_k_counts_only_what_is_trained() -> None:
 
 
 def test_the_documents_adapter_is_the_examples() -> None:
-    root = Path(__file__).parents[2]
-    shown = (root / "docs/guides/your-own-task.md").read_text().split("```python\nclass LowRank")[1]
-    assert "class LowRank" + shown.split("```")[0] in (root / "examples/lora.py").read_text()
+
+    shown = (ROOT / "docs/guides/your-own-task.md").read_text().split("```python\nclass LowRank")[1]
+    assert "class LowRank" + shown.split("```")[0] in (ROOT / "examples/lora.py").read_text()

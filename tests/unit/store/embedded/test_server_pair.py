@@ -21,7 +21,7 @@ from fl_queue.errors import ConfigError, ServerStartError
 from fl_queue.store import Store, server_facts
 from fl_queue.store.embedded import redis_server, server_binary, server_pair
 from fl_queue.store.embedded.server_binary import build_of
-from tests.servers import before_7, bundled, on_path
+from tests.support.server_binaries import before_7, bundled, on_path
 
 pytestmark = pytest.mark.timeout(60)
 
