@@ -62,7 +62,7 @@ class Subject:
         return {
             "numpy.copyto of the totals": lambda: np.copyto(self.copy, self.totals),
             "ExactSum.add": lambda: self.merge.total.add(self.tensors, 1),
-            "with BLAKE3 and all checks (Merge.add)": lambda: self.merge.add(
+            "with BLAKE3 and all checks (UpdateMerger.add)": lambda: self.merge.add(
                 self.header, self.body
             ),
             "without numba": lambda: exact_sum._add_numpy(
