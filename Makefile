@@ -65,7 +65,7 @@ bench: $(VENV)/.installed ## measure everything, about twenty minutes; writes do
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: $(VENV)/.installed ## measure Flower beside fl-queue; installs it under benchmarks/.peers
-	$(BIN)/python -m benchmarks.peers $(ARGS)
+	$(BIN)/python -m benchmarks.cases.flower_comparison $(ARGS)
 
 reproduce: $(VENV)/.installed ## measure published results again, about an hour, resumable; writes docs/results/reproduction.md (ARGS="--data FOLDER")
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)

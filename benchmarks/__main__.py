@@ -12,13 +12,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.federation import ROOT
+from benchmarks.harness import document
+from benchmarks.harness.federation import ROOT
 
 
 def main() -> int:
     """Run them and write the document; returns the exit status."""
-    names = [benchmark.name for benchmark in report.BENCHMARKS]
+    names = [benchmark.name for benchmark in document.BENCHMARKS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks.")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything work?")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", default=names)
@@ -26,15 +26,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "benchmarks.md")
     arguments = parser.parse_args()
     outcomes = []
-    for benchmark in report.BENCHMARKS:
+    for benchmark in document.BENCHMARKS:
         if benchmark.name not in arguments.only:
             continue
         print(f"{benchmark.heading} ...", file=sys.stderr, flush=True)
-        outcome = report.execute(benchmark, arguments.quick, arguments.data)
-        print(f"\n{report.section(outcome)}", flush=True)
+        outcome = document.execute(benchmark, arguments.quick, arguments.data)
+        print(f"\n{document.section(outcome)}", flush=True)
         outcomes.append(outcome)
         # After each: what is interrupted has been worth something.
-        arguments.output.write_text(report.document(outcomes, arguments.quick))
+        arguments.output.write_text(document.document(outcomes, arguments.quick))
     failed = [outcome.benchmark.name for outcome in outcomes if not outcome.is_good]
     print(f"{arguments.output}: {len(outcomes)} benchmarks, failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0

@@ -1,5 +1,5 @@
 """
-Asynchronous rounds beside synchronous ones: ``python -m benchmarks.async_rounds --data FOLDER``.
+Asynchronous rounds beside synchronous ones: ``python -m benchmarks.cases.async_rounds --data FOLDER``.
 
 MNIST 2NN on eight client workers, of which two take five times as long as the
 others: their jobs sleep, so that neither this machine's speed nor its load is what is compared. Each
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.federation import Federation
-from benchmarks.table import markdown
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown
 from fl_queue.coordinator.operations import controls
 from fl_queue.models import retention
 from fl_queue.protocol.records import RoundRecord

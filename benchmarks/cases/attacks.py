@@ -1,5 +1,5 @@
 """
-Robust rules under attack: ``python -m benchmarks.attacks --splits SPLIT ... --seeds SEED ... --data FOLDER``.
+Robust rules under attack: ``python -m benchmarks.cases.attacks --splits SPLIT ... --seeds SEED ... --data FOLDER``.
 
 Accuracy on MNIST's test set of the perceptron 2NN after some rounds of eleven clients, two or four of them
 hostile, for each rule and attack; written to ``docs/results/attacks.md``. Clients train and updates are merged by
@@ -26,10 +26,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import machine
-from benchmarks.attackers import ATTACKS, CLIENTS, HOSTILE, SENT, Arrays, Round
-from benchmarks.federation import ROOT
-from benchmarks.table import markdown
+from benchmarks.harness import environment
+from benchmarks.harness.attackers import ATTACKS, CLIENTS, HOSTILE, SENT, Arrays, Round
+from benchmarks.harness.federation import ROOT
+from benchmarks.harness.table import markdown
 from fl_queue import metrics
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
@@ -332,7 +332,7 @@ def document(
     return _HEAD.format(
         attacks=sent, given=given, read=_READ,
         clients=CLIENTS, rounds=rounds, shares=SHARES, tables="\n".join(parts), lost=lost(results, splits, hostiles, attacks),
-        points=LOST, splits=" ".join(splits), machine=machine.table(),
+        points=LOST, splits=" ".join(splits), machine=environment.table(),
         said=said, seeds=" ".join(map(str, seeds)),
     )  # fmt: skip
 
@@ -367,7 +367,7 @@ Accuracy in percent on MNIST's test set after {rounds} rounds of {clients} clien
 perceptron 2NN, each with a part in {shares} of the training set, one epoch a round, batches of 50, learning
 rate 0.3, weights uniform. {said} Small on purpose, so that all of it runs on one core within the hour: a
 model that trains for longer gives an attacker more rounds.
-Written by `python -m benchmarks.attacks --data FOLDER --splits {splits} --seeds {seeds} --attacks {given}`,
+Written by `python -m benchmarks.cases.attacks --data FOLDER --splits {splits} --seeds {seeds} --attacks {given}`,
 which goes on where it was interrupted.
 
 Trimmed mean, Krum, multi-Krum and Bulyan are given the true number of hostile clients as `f`; Bulyan is not

@@ -1,5 +1,5 @@
 """
-Codecs: ``python -m benchmarks.codecs [--quick] [--data FOLDER]``.
+Codecs: ``python -m benchmarks.cases.codecs [--quick] [--data FOLDER]``.
 
 Accuracy after 20 rounds of MNIST 2NN, ten of a hundred virtual clients, for each pair of codecs. And two
 clients, each behind a link of its own of 20 Mbit/s in either direction: bytes that really pass, and seconds
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from benchmarks.federation import ROOT, Federation, servers
-from benchmarks.table import markdown, spread
+from benchmarks.harness.federation import ROOT, Federation, servers
+from benchmarks.harness.table import markdown, spread
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.own_modules import python_command
 from fl_queue.models import retention
@@ -134,7 +134,12 @@ class Linked(Federation):
         link = self.links[name] = Link(self.redis.url, BYTES_PER_S).__enter__()
         folder = self.redis.state_dir / name
         site = WorkerSettings(
-            link.url, "", folder, name, allow=("benchmarks.trivial:*", "mnist"), min_examples=1
+            link.url,
+            "",
+            folder,
+            name,
+            allow=("benchmarks.harness.noop_tasks:*", "mnist"),
+            min_examples=1,
         )
         command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
         self.processes[name] = subprocess.Popen(

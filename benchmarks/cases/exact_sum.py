@@ -1,5 +1,5 @@
 """
-The exact sum beside a plain copy: ``python -m benchmarks.exact_sum [--quick]``.
+The exact sum beside a plain copy: ``python -m benchmarks.cases.exact_sum [--quick]``.
 
 One thread. A total has 8 bytes an element; copying an array of such totals is the measure of what
 the memory gives, and is timed in turns with the rest.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from blake3 import blake3
 
-from benchmarks.table import markdown, median
+from benchmarks.harness.table import markdown, median
 from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales

@@ -1,5 +1,5 @@
 """
-The Flower app that ``benchmarks.peers`` copies into an app folder: a server and a client.
+The Flower app that ``benchmarks.cases.flower_comparison`` copies into an app folder: a server and a client.
 
 It is run by the Python of an environment that has Flower, and imports nothing of this project. The
 run config says what is trained: ``constant`` adds 0.001 to one flat float32 array, ``digits`` is one

@@ -1,5 +1,5 @@
 """
-Flower beside fl-queue, in one run: ``python -m benchmarks.peers [--quick] [--data FOLDER]``.
+Flower beside fl-queue, in one run: ``python -m benchmarks.cases.flower_comparison [--quick] [--data FOLDER]``.
 
 Flower is installed in an environment of its own under ``benchmarks/.peers``; pip picks the version.
 Training of the first table adds a constant to float32 parameters, nothing is evaluated, everything
@@ -29,9 +29,9 @@ from typing import Self
 
 import numpy as np
 
-from benchmarks import bare, floor, simulation
-from benchmarks.federation import ROOT, Federation, children
-from benchmarks.table import markdown, median, spread
+from benchmarks.cases import pytorch_fedavg, simulation, transfer_lower_bound
+from benchmarks.harness.federation import ROOT, Federation, children
+from benchmarks.harness.table import markdown, median, spread
 from fl_queue.common import processes
 from fl_queue.data.idx import encode_idx, read_idx
 
@@ -192,7 +192,7 @@ class Flower:
         Seconds of each of ``count`` rounds, after one that warms up.
 
         Args:
-            values: Of the app's run config, see ``benchmarks.flower_app``.
+            values: Of the app's run config, see ``benchmarks.cases.flower_app``.
             federation: Options of a simulation, as ``flwr run`` takes them.
 
         Raises:
@@ -201,7 +201,7 @@ class Flower:
         result = self._folder / "result.json"
         app = self._folder / "app"
         app.mkdir()
-        shutil.copy(ROOT / "benchmarks" / "flower_app.py", app)
+        shutil.copy(ROOT / "benchmarks/cases/flower_app.py", app)
         fixed: dict[str, Value] = {
             "rounds": count + 1,
             "timeout": float(RUN_S),
@@ -288,12 +288,12 @@ def ours(size: int, count: int) -> tuple[list[float], list[float]]:
     bare_count = max(2, count // 2)
     with Federation(CLIENTS, tcp=True) as federation:
         url = federation.redis.blob_url
-        bare = floor.measure(url, 4 * size, CLIENTS, bare_count)
+        bare = transfer_lower_bound.measure(url, 4 * size, CLIENTS, bare_count)
         federation.store.data.redis.flushall()
         run = federation.begin("bench", 2 * count + 1, f"task.parameters={size}")
         found = [timing.period for timing in federation.finish(run)]
         federation.store.data.redis.flushall()
-        bare += floor.measure(url, 4 * size, CLIENTS, bare_count)
+        bare += transfer_lower_bound.measure(url, 4 * size, CLIENTS, bare_count)
     return found, bare
 
 
@@ -374,11 +374,11 @@ def simulations(data: Path, count: int = ROUNDS) -> str:
         count: Rounds that count.
     """
     half = count // 2
-    loop = bare.measure(data, SIMULATED, COHORT, half, PROCESSES)
+    loop = pytorch_fedavg.measure(data, SIMULATED, COHORT, half, PROCESSES)
     source = ("data.source=full", f"data.dir={data}")
     mine = [timing.period for timing in simulation.simulate(count, simulation.CONFIG, *source)]
     theirs = simulated(data, count)
-    loop += bare.measure(data, SIMULATED, COHORT, half, PROCESSES)
+    loop += pytorch_fedavg.measure(data, SIMULATED, COHORT, half, PROCESSES)
     head = ("bare PyTorch s", "fl-queue s", "Flower s", "ours / bare", "Flower / bare",
             "Flower / ours")  # fmt: skip
     row = [

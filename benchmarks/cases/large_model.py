@@ -1,5 +1,5 @@
 """
-A model of 1.2 GB: ``python -m benchmarks.big [--quick]``.
+A model of 1.2 GB: ``python -m benchmarks.cases.large_model [--quick]``.
 
 300 M float32 parameters, two clients; training adds a constant. Redis is looked at meanwhile for
 the largest value it holds: 512 MB is what it takes at most.
@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import threading
 
-from benchmarks.federation import Federation
-from benchmarks.table import markdown
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import Store
 

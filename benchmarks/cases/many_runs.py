@@ -1,5 +1,5 @@
 """
-Many runs on two aggregator workers: ``python -m benchmarks.many_runs [--quick]``.
+Many runs on two aggregator workers: ``python -m benchmarks.cases.many_runs [--quick]``.
 
 Ten runs train at once with the same four clients; then one run alone, beside nine idle ones, and
 alone again. An idle run has an open round that waits for clients who never answer.
@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import time
 
-from benchmarks.fake import OVERRIDES, Fakes
-from benchmarks.federation import Federation
-from benchmarks.table import markdown, spread
+from benchmarks.harness.fake_clients import OVERRIDES, Fakes
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown, spread
 from fl_queue.coordinator.operations import controls
 
 RUNS = 10

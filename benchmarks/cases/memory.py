@@ -1,5 +1,5 @@
 """
-Memory against clients: ``python -m benchmarks.memory [--quick]``.
+Memory against clients: ``python -m benchmarks.cases.memory [--quick]``.
 
 The aggregator is real; the clients are one process that pushes an update for each, waiting where a
 client would wait. Redis may hold 64 MiB of unmerged updates.
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.fake import OVERRIDES, Fakes
-from benchmarks.federation import Federation
-from benchmarks.table import markdown, median
+from benchmarks.harness.fake_clients import OVERRIDES, Fakes
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown, median
 
 PARAMETERS = 1_660_000
 UNMERGED_MIB = 64

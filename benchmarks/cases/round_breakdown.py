@@ -1,5 +1,5 @@
 """
-Where a round's time goes: ``python -m benchmarks.where [--quick]``.
+Where a round's time goes: ``python -m benchmarks.cases.round_breakdown [--quick]``.
 
 The jobs of a round are called one after the other in this process, without RQ and with nothing
 beside them, on private servers; a stopwatch stands around the functions of each step. What RQ, forking
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import blake3
 
-from benchmarks.federation import Federation, servers
-from benchmarks.table import markdown, median
+from benchmarks.harness.federation import Federation, servers
+from benchmarks.harness.table import markdown, median
 from fl_queue.aggregation import exact_sum
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
@@ -40,7 +40,7 @@ from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.training import determinism
 
 CLIENTS = 4
-ALLOW = ("benchmarks.trivial:*",)
+ALLOW = ("benchmarks.harness.noop_tasks:*",)
 #: Nobody extends the leases of clients that are not there.
 LEASE_S = 3600.0
 #: Parameters of a model that costs nothing to move: what is left is the cost of any round.
@@ -54,7 +54,7 @@ STEPS = (
     ("read chunks", "fl_queue.store.data:Data.read_chunks_into"),
     ("write the model to the cache", "fl_queue.models.host_cache:fetch"),
     ("build the model, load the base", "fl_queue.client.local_update:_model"),
-    ("train", "benchmarks.trivial:AddConstant.train"),
+    ("train", "benchmarks.harness.noop_tasks:AddConstant.train"),
     ("describe the environment", "fl_queue.training.determinism:environment"),
     ("difference, encode", "fl_queue.client.local_update:UpdateTensors.pieces"),
     ("difference, encode", "fl_queue.protocol.codecs.codec:encode_piece"),
@@ -216,7 +216,7 @@ class Walk:
         loaded = run_config.load(
             None,
             (
-                "run.task=benchmarks.trivial:AddConstant",
+                "run.task=benchmarks.harness.noop_tasks:AddConstant",
                 "run.preflight=off",  # Jobs are answered by hand here.
                 f"task.parameters={parameters}",
                 f"round.cohort={clients}",

@@ -1,5 +1,5 @@
 """
-The hand-over between rounds, and what waiting costs: ``python -m benchmarks.handover [--quick]``.
+The hand-over between rounds, and what waiting costs: ``python -m benchmarks.cases.round_handover [--quick]``.
 
 From the last update in the results list to the next round's job coming out of a client's queue, as
 a client's worker would get it: a real aggregator in between, and fake clients. Then the processor
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import time
 
-from benchmarks.fake import OVERRIDES, Fakes
-from benchmarks.federation import Federation, children, cpu_s
-from benchmarks.table import markdown, median, percentile
+from benchmarks.harness.fake_clients import OVERRIDES, Fakes
+from benchmarks.harness.federation import Federation, children, cpu_s
+from benchmarks.harness.table import markdown, median, percentile
 from fl_queue.store import Store, keyspace
 
 PARAMETERS = 200_000

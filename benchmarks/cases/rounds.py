@@ -1,5 +1,5 @@
 """
-Whole rounds beside the floor: ``python -m benchmarks.rounds [--quick]``.
+Whole rounds beside the floor: ``python -m benchmarks.cases.rounds [--quick]``.
 
 Training adds a constant, nothing is evaluated; the floor is measured before and after the run.
 """
@@ -10,9 +10,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from benchmarks import floor
-from benchmarks.federation import Federation
-from benchmarks.table import markdown, median, spread
+from benchmarks.cases import transfer_lower_bound
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown, median, spread
 
 SIZES = (200_000, 1_660_000, 25_000_000, 125_000_000)
 HEAD = (
@@ -29,12 +29,12 @@ def row(
     with Federation(clients, tcp=tcp, one_server=one_server) as federation:
         # The floor is of the data plane: its server keeps no append-only file.
         url = federation.redis.blob_url
-        before = floor.measure(url, 4 * size, clients, max(2, count // 2))
+        before = transfer_lower_bound.measure(url, 4 * size, clients, max(2, count // 2))
         federation.store.data.redis.flushall()
         run = federation.begin("bench", count + 1, f"task.parameters={size}", task=task)
         ours = [timing.period for timing in federation.finish(run)]
         federation.store.data.redis.flushall()
-        after = floor.measure(url, 4 * size, clients, max(2, count // 2))
+        after = transfer_lower_bound.measure(url, 4 * size, clients, max(2, count // 2))
         peak = federation.peak
     bare = before + after
     worst = max(value for name, value in peak.items() if name.startswith("site"))

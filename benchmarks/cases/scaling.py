@@ -1,5 +1,5 @@
 """
-Round time against clients and against parameters: ``python -m benchmarks.growth [--quick]``.
+Round time against clients and against parameters: ``python -m benchmarks.cases.scaling [--quick]``.
 
 Against clients, these are fake: one process pushes their updates one after the other, so what grows
 is the servers', the aggregator's and that process's work. Against parameters, two real clients. The
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks.fake import OVERRIDES, Fakes
-from benchmarks.federation import Federation
-from benchmarks.table import markdown, median, spread
+from benchmarks.harness.fake_clients import OVERRIDES, Fakes
+from benchmarks.harness.federation import Federation
+from benchmarks.harness.table import markdown, median, spread
 
 PARAMETERS = 100_000
 COHORTS = (4, 16, 64, 256, 1024)

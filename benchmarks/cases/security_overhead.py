@@ -1,5 +1,5 @@
 """
-What distrust costs: ``python -m benchmarks.secured [--quick]``.
+What distrust costs: ``python -m benchmarks.cases.security_overhead [--quick]``.
 
 Two federations at a time, with the same kind of servers on TCP loopback: one plain, and one with
 mutual TLS, a Redis user for each client, signed updates and enrolment required. They take turns, a
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import redis
 
-from benchmarks.federation import Federation, servers
-from benchmarks.table import markdown, median, spread
+from benchmarks.harness.federation import Federation, servers
+from benchmarks.harness.table import markdown, median, spread
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.operations import enrolment

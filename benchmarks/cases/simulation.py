@@ -1,5 +1,5 @@
 """
-Simulations: ``python -m benchmarks.simulation [--quick] [--data FOLDER]``.
+Simulations: ``python -m benchmarks.cases.simulation [--quick] [--data FOLDER]``.
 
 MNIST 2NN with ten of a hundred clients, beside a bare PyTorch loop with as many processes, before and
 after. Then 10,000 virtual clients whose training costs nothing, and how long a round of 100,000
@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import bare
-from benchmarks.federation import ROOT, Timing, servers, timings
-from benchmarks.table import markdown, median, spread
+from benchmarks.cases import pytorch_fedavg
+from benchmarks.harness.federation import ROOT, Timing, servers, timings
+from benchmarks.harness.table import markdown, median, spread
 from fl_queue.coordinator.rounds import runs
 from fl_queue.store import Store
 
@@ -51,9 +51,9 @@ def beside_bare(data: Path | None, count: int) -> str:
     """MNIST 2NN, ours and bare."""
     source = ["data.source=full", f"data.dir={data}"] if data else ["data.source=excerpt"]
     half = max(1, count // 2)
-    loop = bare.measure(data or EXCERPT, CLIENTS, COHORT, half, PROCESSES)
+    loop = pytorch_fedavg.measure(data or EXCERPT, CLIENTS, COHORT, half, PROCESSES)
     ours = [timing.period for timing in simulate(count, CONFIG, *source)]
-    loop += bare.measure(data or EXCERPT, CLIENTS, COHORT, half, PROCESSES)
+    loop += pytorch_fedavg.measure(data or EXCERPT, CLIENTS, COHORT, half, PROCESSES)
     images = "600 images" if data else "100 images (the excerpt)"
     rows = [
         ["bare PyTorch", spread(loop), ""],
@@ -68,7 +68,7 @@ def trivial(clients: int, cohort: int, parameters: int, count: int) -> list[Timi
     return simulate(
         count,
         ROOT / "config" / "default.toml",
-        "run.task=benchmarks.trivial:AddConstant",
+        "run.task=benchmarks.harness.noop_tasks:AddConstant",
         f"task.parameters={parameters}",
         "clients.kind=simulation",
         f"clients.count={clients}",

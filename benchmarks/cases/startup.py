@@ -1,5 +1,5 @@
 """
-How long commands and workers take to start: ``python -m benchmarks.startup [--quick]``.
+How long commands and workers take to start: ``python -m benchmarks.cases.startup [--quick]``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.federation import servers
-from benchmarks.table import markdown, spread
+from benchmarks.harness.federation import servers
+from benchmarks.harness.table import markdown, spread
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 

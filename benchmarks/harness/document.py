@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.federation import ROOT
+from benchmarks.harness import environment
+from benchmarks.harness.federation import ROOT
 
 #: A benchmark that takes longer hangs.
 PATIENCE_S = 900
@@ -36,16 +36,16 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("rounds", "Whole rounds beside the floor"),
-    Benchmark("where", "Where a round's time goes"),
-    Benchmark("handover", "From one round to the next, and idling"),
+    Benchmark("round_breakdown", "Where a round's time goes"),
+    Benchmark("round_handover", "From one round to the next, and idling"),
     Benchmark("exact_sum", "The exact sum"),
     Benchmark("memory", "Memory against clients"),
-    Benchmark("big", "A model of 1.2 GB"),
+    Benchmark("large_model", "A model of 1.2 GB"),
     Benchmark("many_runs", "Many runs"),
     Benchmark("simulation", "Simulations", takes_data=True),
-    Benchmark("growth", "Growth"),
+    Benchmark("scaling", "Growth"),
     Benchmark("codecs", "Fewer bytes", takes_data=True),
-    Benchmark("secured", "TLS, ACL and signatures"),
+    Benchmark("security_overhead", "TLS, ACL and signatures"),
     Benchmark("startup", "Start-up"),
 )
 
@@ -82,7 +82,7 @@ def execute(
     options = shown = ["--quick"] if quick else []
     if benchmark.takes_data and data is not None:
         options, shown = [*options, "--data", str(data.absolute())], [*shown, "--data FOLDER"]
-    module = f"benchmarks.{benchmark.name}"
+    module = f"benchmarks.cases.{benchmark.name}"
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", module, *options],
@@ -121,7 +121,7 @@ def _failure(status: int, errors: str) -> str:
 
 def document(outcomes: Sequence[Outcome], quick: bool) -> str:
     """The whole document, Markdown."""
-    parts = ["# Benchmarks\n", _introduction(quick), machine.table(), *map(section, outcomes)]
+    parts = ["# Benchmarks\n", _introduction(quick), environment.table(), *map(section, outcomes)]
     return "\n".join(parts)
 
 

@@ -9,8 +9,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.federation import ROOT
-from benchmarks.table import markdown
+from benchmarks.harness.federation import ROOT
+from benchmarks.harness.table import markdown
 from fl_queue.store.embedded import server_binary
 
 PACKAGES = ("redis", "hiredis", "rq", "torch", "numpy", "numba")

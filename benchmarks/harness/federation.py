@@ -23,9 +23,9 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded import server_pair
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 #: Own tasks that workers may load.
-ALLOWED = ("benchmarks.trivial:*", "benchmarks.paced:*")
+ALLOWED = ("benchmarks.harness.noop_tasks:*", "benchmarks.harness.timed_task:*")
 READY_S = 180.0
 SAMPLE_S = 0.02
 
@@ -129,8 +129,9 @@ class Federation:
 
     def begin(self, name: str, count: int, *overrides: str, task: str = "AddConstant") -> str:
         """Start a run of ``count`` rounds; returns its run id."""
+        module = "timed_task" if task == "Paced" else "noop_tasks"
         fixed = (
-            f"run.task=benchmarks.{'paced' if task == 'Paced' else 'trivial'}:{task}",
+            f"run.task=benchmarks.harness.{module}:{task}",
             "run.preflight=off",  # What is measured is rounds.
             f"round.cohort={self.clients}",
             "round.deadline_s=900",

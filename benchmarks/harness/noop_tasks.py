@@ -1,7 +1,7 @@
 """
 Tasks whose training costs next to nothing, so that a round shows what everything else costs.
 
-A worker must allow them: ``--task-allow benchmarks.trivial:*``.
+A worker must allow them: ``--task-allow benchmarks.harness.noop_tasks:*``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 A task whose clients take a given time: a real machine's speed is not what is compared.
 
-A worker must allow it: ``--task-allow benchmarks.paced:*``.
+A worker must allow it: ``--task-allow benchmarks.harness.timed_task:*``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.federation import ROOT
+from benchmarks.harness.federation import ROOT
 from benchmarks.reproduce import document
 from benchmarks.reproduce.bench import Bench, check_data
 from benchmarks.reproduce.jobs import Job, Results

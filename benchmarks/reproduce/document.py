@@ -6,7 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from benchmarks import machine
+from benchmarks.harness import environment
+from benchmarks.harness.table import markdown
 from benchmarks.reproduce.jobs import Job, Measured, Results
 from benchmarks.reproduce.plan import (
     ALGORITHMS,
@@ -18,7 +19,6 @@ from benchmarks.reproduce.plan import (
     Comparison,
     Target,
 )
-from benchmarks.table import markdown
 
 _WAITS = "not measured yet"
 
@@ -72,7 +72,7 @@ def render(results: Results, quick: bool = False) -> str:
     targets = (QUICK_TARGET,) if quick else TARGETS
     parts = [_HEAD, _TARGETS, targets_table(results, targets), compared(results, comparison)]
     if not quick:
-        parts += ["## Measured on\n", machine.table()]
+        parts += ["## Measured on\n", environment.table()]
     return "\n".join(parts)
 
 

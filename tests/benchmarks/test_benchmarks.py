@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attackers, attacks, floor, growth, report, table
-from benchmarks.federation import Timing, timings
+from benchmarks.cases import attacks, scaling, transfer_lower_bound
+from benchmarks.harness import attackers, document, table
+from benchmarks.harness.federation import Timing, timings
 from fl_queue.config import run_config
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec, dumps
@@ -19,12 +20,12 @@ from tests.support.checkout import ROOT
 
 
 def test_floor_moves_thirteen_models_with_four_clients() -> None:
-    assert floor.bytes_moved(1000, 4) == 13_000
-    assert floor.bytes_moved(1000, 1) == 4000
+    assert transfer_lower_bound.bytes_moved(1000, 4) == 13_000
+    assert transfer_lower_bound.bytes_moved(1000, 1) == 4000
 
 
 def test_floor_measures_rounds_that_move_bytes(redis_urls: tuple[str, str]) -> None:
-    found = floor.measure(redis_urls[1], 2 * floor.INLINE, 2, 2)
+    found = transfer_lower_bound.measure(redis_urls[1], 2 * transfer_lower_bound.INLINE, 2, 2)
 
     assert len(found) == 2
     assert all(0 < seconds < 60 for seconds in found)
@@ -51,7 +52,7 @@ def test_spread_is_median_least_most() -> None:
 def test_exponent_of_a_power_is_found() -> None:
     sizes = [1.0, 10.0, 100.0]
 
-    fitted, last = growth.exponents(sizes, [2 * size**1.5 for size in sizes])
+    fitted, last = scaling.exponents(sizes, [2 * size**1.5 for size in sizes])
 
     assert fitted == pytest.approx(1.5)
     assert last == pytest.approx(1.5)
@@ -96,7 +97,7 @@ def test_a_round_that_did_not_commit_has_no_timing(store: Store) -> None:
 @pytest.mark.parametrize("name", ["exact_sum", "startup"])
 def test_benchmark_prints_a_table(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick"],
+        [sys.executable, "-m", f"benchmarks.cases.{name}", "--quick"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -113,7 +114,7 @@ def test_benchmark_prints_a_table(name: str) -> None:
 def test_every_benchmark_exists() -> None:
     missing = [
         benchmark.name
-        for benchmark in report.BENCHMARKS
+        for benchmark in document.BENCHMARKS
         if not (ROOT / "benchmarks" / f"{benchmark.name}.py").is_file()
     ]
 
@@ -121,10 +122,10 @@ def test_every_benchmark_exists() -> None:
 
 
 def test_a_failing_benchmark_is_reported_in_its_place() -> None:
-    good = report.Outcome(report.BENCHMARKS[0], "python -m a", "| 1 |", 2.0, True)
-    bad = report.execute(report.Benchmark("nothing", "No such thing"), quick=True, data=None)
+    good = document.Outcome(document.BENCHMARKS[0], "python -m a", "| 1 |", 2.0, True)
+    bad = document.execute(document.Benchmark("nothing", "No such thing"), quick=True, data=None)
 
-    text = report.document([bad, good], quick=False)
+    text = document.document([bad, good], quick=False)
 
     assert not bad.is_good
     assert "No module named" in text
@@ -132,7 +133,7 @@ def test_a_failing_benchmark_is_reported_in_its_place() -> None:
 
 
 def test_a_benchmark_that_hangs_is_ended() -> None:
-    outcome = report.execute(report.Benchmark("exact_sum", ""), True, None, patience_s=0.05)
+    outcome = document.execute(document.Benchmark("exact_sum", ""), True, None, patience_s=0.05)
 
     assert not outcome.is_good
     assert "ended after 0.05 s" in outcome.text
@@ -238,7 +239,7 @@ def test_hostile_labels_are_turned_round() -> None:
 @pytest.mark.slow  # A minute of training on a busy machine.
 def test_the_table_of_attacks_is_written(tmp_path: Path) -> None:
     output = tmp_path / "attacks.md"
-    command = [sys.executable, "-m", "benchmarks.attacks", "--rounds", "1"]
+    command = [sys.executable, "-m", "benchmarks.cases.attacks", "--rounds", "1"]
     command += ["--seeds", "0", "1", "--attacks", "at the limit", "--hostile", "2"]
     subprocess.run([*command, "--output", str(output)], cwd=ROOT, check=True, timeout=300)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks import where
-from benchmarks.where import Cost, Stopwatch
+from benchmarks.cases import round_breakdown
+from benchmarks.cases.round_breakdown import Cost, Stopwatch
 
 
 class Clock:
@@ -72,8 +72,11 @@ def test_entering_is_counted_and_not_the_block() -> None:
 
 
 def test_every_step_is_met_in_a_round() -> None:
-    found = where.walked(300_000, clients=2, count=1)
+    found = round_breakdown.walked(300_000, clients=2, count=1)
 
     met = {label for costs in found.values() for label in costs}
-    assert met == {label for label, _ in where.STEPS} | {where.HASH, where.REST}
-    assert where.steps_table(found, 1_200_000, 2).count("\n") == len(met) + 4
+    assert met == {label for label, _ in round_breakdown.STEPS} | {
+        round_breakdown.HASH,
+        round_breakdown.REST,
+    }
+    assert round_breakdown.steps_table(found, 1_200_000, 2).count("\n") == len(met) + 4

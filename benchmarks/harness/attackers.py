@@ -1,5 +1,5 @@
 """
-What hostile clients send in ``benchmarks.attacks``: attacks of the papers, as functions of what they know.
+What hostile clients send in ``benchmarks.cases.attacks``: attacks of the papers, as functions of what they know.
 
 They act together, and the strong ones know all honest updates, but not the rule.
 """

@@ -1,0 +1,1 @@
+"""What benchmarks are made of: federations, fake clients, tasks without work, tables and the document."""
