@@ -115,7 +115,7 @@ def test_every_benchmark_exists() -> None:
     missing = [
         benchmark.name
         for benchmark in document.BENCHMARKS
-        if not (ROOT / "benchmarks" / f"{benchmark.name}.py").is_file()
+        if not (ROOT / "benchmarks/cases" / f"{benchmark.name}.py").is_file()
     ]
 
     assert missing == []
