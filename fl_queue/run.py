@@ -22,8 +22,16 @@ from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
-from fl_queue.models import retention, transfer
-from fl_queue.reporting import exporters, progress, rich_console, rounds_table, run_status
+from fl_queue.models import selection
+from fl_queue.models.model_store import ModelStore
+from fl_queue.reporting import (
+    exporters,
+    model_export,
+    progress,
+    rich_console,
+    rounds_table,
+    run_status,
+)
 from fl_queue.reporting.rich_console import Console
 from fl_queue.store import PEOPLE, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
@@ -210,13 +218,7 @@ class Run:
         """
         from fl_queue.tasks import export  # torch
 
-        manifest, body = transfer.load_version(
-            self.store,
-            self.run_id,
-            self._version(version, best),
-            self._chunk_bytes,
-            self._state_dir,
-        )
+        manifest, body = self._models.load_version(self._version(version, best))
         return export.state_dict(manifest, body)
 
     def export(
@@ -239,16 +241,10 @@ class Run:
             Its digest.
         """
         path, chosen = Path(path), self._version(version, best)
-        kind = kind or transfer.format_of(path)
-        if kind == "safetensors":
-            return transfer.export_version(
-                self.store, self.state, chosen, self._chunk_bytes, self._state_dir, path
-            )
-        from fl_queue.reporting import model_export  # torch
-
+        kind = kind or model_export.format_of(path)
         loaded = runs.current_config(self.store, self.run_id)
         return model_export.export_version(
-            self.store, self.state, loaded, chosen, self._state_dir, path, kind, allow
+            self._models, self.state, loaded, chosen, path, kind, allow
         )
 
     def plot(self, path: str | Path) -> None:
@@ -259,7 +255,7 @@ class Run:
             ConfigError: matplotlib is not installed, or does not know the format.
             DataError: There is nothing to plot, or the file cannot be written.
         """
-        tested = retention.test_metrics(self.store, self.run_id)
+        tested = selection.test_metrics(self.store, self.run_id)
         rounds_table.plot(Path(path), self.store.control.history(self.run_id), tested)
 
     def write_metrics(self, kind: str, folder: str | Path) -> int:
@@ -306,14 +302,15 @@ class Run:
         return f"<Run {self.run_id}>"
 
     @property
-    def _chunk_bytes(self) -> int:
-        return int(runs.current_config(self.store, self.run_id).redis["chunk_bytes"])
+    def _models(self) -> ModelStore:
+        config = runs.current_config(self.store, self.run_id)
+        return ModelStore(self.store, self.run_id, config.redis["chunk_bytes"], self._state_dir)
 
     def _version(self, version: int | None, best: bool) -> int:
         if best and version is not None:
             raise ConfigError("best", "goes without a version")
         loaded = runs.current_config(self.store, self.run_id)
-        return retention.chosen_version(self.store, self.state, loaded, version, best)
+        return selection.chosen_version(self.store, self.state, loaded, version, best)
 
 
 def _setting(field: str, value: Any) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.harness.federation import Federation
 from benchmarks.harness.table import markdown
 from fl_queue.coordinator.operations import controls
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import keyspace
 
@@ -73,7 +73,7 @@ def measure(
     while True:
         tested = {
             version: found["accuracy"]
-            for version, found in retention.test_metrics(federation.store, run).items()
+            for version, found in selection.test_metrics(federation.store, run).items()
         }
         good = [version for version, accuracy in tested.items() if accuracy >= TARGET]
         if good or time.monotonic() > until:

@@ -24,7 +24,7 @@ from benchmarks.harness.federation import ROOT, Federation, servers
 from benchmarks.harness.table import markdown, spread
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.own_modules import python_command
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.store import Store
 
 CONFIG = ROOT / "config" / "mnist-2nn-100.toml"
@@ -203,7 +203,7 @@ def accuracy(pair: tuple[str, str], rounds: int, data: Path | None) -> float:
             check=False,
             timeout=PATIENCE_S,
         )
-        tested = retention.test_metrics(store, store.control.run_names().get("bench", ""))
+        tested = selection.test_metrics(store, store.control.run_names().get("bench", ""))
         if done.returncode or rounds not in tested:
             raise RuntimeError(f"start-round ended with {done.returncode}: {done.stderr[-500:]}")
         return tested[rounds]["accuracy"]

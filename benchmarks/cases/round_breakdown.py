@@ -31,7 +31,7 @@ from fl_queue.aggregation import exact_sum
 from fl_queue.client.site import WorkerSettings
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.models import transfer
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
@@ -52,7 +52,7 @@ BESIDE = "fsync of the checkpoint (beside the chunks)"
 STEPS = (
     ("read chunks", "fl_queue.store.data:Data.iter_chunks"),
     ("read chunks", "fl_queue.store.data:Data.read_chunks_into"),
-    ("write the model to the cache", "fl_queue.models.host_cache:fetch"),
+    ("write the model to the cache", "fl_queue.models.host_cache:HostCache.fetch"),
     ("build the model, load the base", "fl_queue.client.local_update:_model"),
     ("train", "benchmarks.harness.noop_tasks:AddConstant.train"),
     ("describe the environment", "fl_queue.training.determinism:environment"),
@@ -253,7 +253,7 @@ class Walk:
         if manifest is not None:
             chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
             folder = self.folder / identifiers.AGGREGATOR
-            transfer.restore(self.store, self.run, state.digest, manifest, chunk_bytes, folder)
+            ModelStore(self.store, self.run, chunk_bytes, folder).restore(state.digest, manifest)
 
     def _call(self, ticket: JobTicket) -> Costs:
         """Do a job as its worker would."""

@@ -24,7 +24,7 @@ from fl_queue.coordinator.operations import deletion
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunFailed, RunStateError, UnknownRun
 from fl_queue.experiments import local_workers
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
 from fl_queue.store.embedded import server_pair
@@ -155,7 +155,7 @@ class Bench:
         )
 
     def _accuracy(self, run: str) -> dict[int, float]:
-        tested = retention.test_metrics(self.store, run)
+        tested = selection.test_metrics(self.store, run)
         return {version: finished["accuracy"] for version, finished in tested.items()}
 
     def _measured(self, run: str, load: float | None) -> Measured:

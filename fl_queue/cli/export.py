@@ -23,8 +23,9 @@ from fl_queue.cli.start import interrupt_on_sigterm
 from fl_queue.common.extras import how_to_install
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
-from fl_queue.models import retention, transfer
-from fl_queue.reporting import exporters
+from fl_queue.models import selection
+from fl_queue.models.model_store import ModelStore
+from fl_queue.reporting import exporters, model_export
 from fl_queue.reporting import model_card as cards
 
 
@@ -36,7 +37,7 @@ from fl_queue.reporting import model_card as cards
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(transfer.FORMATS),
+    type=click.Choice(model_export.FORMATS),
     help="Default: by the suffix, .onnx or .pt; else safetensors. onnx is an extra.",
 )
 @click.option(
@@ -77,19 +78,10 @@ def export(
     loaded = runs.current_config(store, state.run_id)
     if best and version is not None:
         raise ConfigError("--best", "goes without --version")
-    chosen = retention.chosen_version(store, state, loaded, version, best)
-    kind = kind or transfer.format_of(output)
-    if kind == "safetensors":
-        digest = transfer.export_version(
-            store, state, chosen, loaded.redis["chunk_bytes"], where.state_dir, output
-        )
-    else:
-        from fl_queue.reporting import model_export
-        from fl_queue.tasks import export  # torch
-
-        digest = model_export.export_version(
-            store, state, loaded, chosen, where.state_dir, output, kind, allow, folder
-        )
+    chosen = selection.chosen_version(store, state, loaded, version, best)
+    kind = kind or model_export.format_of(output)
+    models = ModelStore(store, state.run_id, loaded.redis["chunk_bytes"], where.state_dir)
+    digest = model_export.export_version(models, state, loaded, chosen, output, kind, allow, folder)
     say(f"{output}: version {chosen}, digest {digest}")
     if card is not None:
         from fl_queue.tasks import export  # torch

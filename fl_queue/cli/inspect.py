@@ -32,7 +32,7 @@ from fl_queue.config import metric_choice, rendering
 from fl_queue.config import run_config as configs
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol.records import dumps
 from fl_queue.reporting import baselines as baselines
 from fl_queue.reporting import diagnosis, doctor, progress, rich_console, rounds_table, run_status
@@ -93,7 +93,7 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
         return
     rows = rounds_table.rows(
         store.control.history(run_id),
-        retention.test_metrics(store, run_id),
+        selection.test_metrics(store, run_id),
         store.control.late(run_id),
     )
     if as_csv:
@@ -173,7 +173,7 @@ def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> No
     store = where.open_control()
     run_id = runs.find_run(store, run).run_id
     rounds_table.plot(
-        output, store.control.history(run_id), retention.test_metrics(store, run_id), beside
+        output, store.control.history(run_id), selection.test_metrics(store, run_id), beside
     )
     say(str(output))
 

@@ -23,7 +23,7 @@ from fl_queue.errors import (
     RoundEnded,
     StoreUnavailable,
 )
-from fl_queue.models import host_cache
+from fl_queue.models.host_cache import HostCache
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -91,6 +91,11 @@ class ClientJob:
     @property
     def run(self) -> str:
         return self.state.run_id
+
+    @property
+    def cache(self) -> HostCache:
+        """Models of the run that this host has fetched."""
+        return HostCache(self.store, self.site.cache, self.run, self.config.redis["chunk_bytes"])
 
     def ended(self) -> bool:
         """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
@@ -206,13 +211,9 @@ def fetch_base(job: ClientJob) -> RoundModel:
     waiting = DataWaits(job)
     while True:
         try:
-            body = host_cache.fetch(
-                job.store,
-                job.site.cache,
-                job.run,
+            body = job.cache.fetch(
                 job.round.fetched,
                 codec.encoded_nbytes(encoding, manifest),
-                job.config.redis["chunk_bytes"],
                 beside=len(job.strategy().fetched),
             )
             base = RoundModel(manifest, body, encoding, _fetch_state(job, manifest))
@@ -233,15 +234,7 @@ def _fetch_state(job: ClientJob, manifest: Manifest) -> State:
     layout, wanted = state_manifest(manifest), job.strategy().fetched
     digests = {name: digest for name, digest in job.round.server_state.items() if name in wanted}
     fetched = {
-        name: host_cache.fetch(
-            job.store,
-            job.site.cache,
-            job.run,
-            digest,
-            layout.nbytes,
-            job.config.redis["chunk_bytes"],
-            beside=len(wanted),
-        )
+        name: job.cache.fetch(digest, layout.nbytes, beside=len(wanted))
         for name, digest in digests.items()
     }
     return {name: message.views(layout, body.view) for name, body in fetched.items()}

@@ -14,7 +14,6 @@ from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
 from fl_queue.client.client_state import AcceptedUpdate, StoredClientState
 from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
-from fl_queue.models import host_cache
 from fl_queue.protocol import identifiers, message
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.records import Manifest
@@ -51,7 +50,7 @@ def check_room(job: ClientJob) -> None:
     nbytes = _HEAD_BYTES + codec.encoded_nbytes(codec.encoding(job.config.update), sent)
     nbytes += client_state.layout(layouts).nbytes if layouts else 0
     what = "the update"
-    if job.base is None and not host_cache.has(job.site.cache, job.run, job.round.fetched):
+    if job.base is None and not job.cache.has(job.round.fetched):
         nbytes += codec.encoded_nbytes(encoding_of(job), manifest)
         what = "the model and the update"
     disk_space.check(job.site.outbox, nbytes, what)

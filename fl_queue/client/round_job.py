@@ -42,7 +42,8 @@ from fl_queue.errors import (
     RoundRefused,
     UnknownRun,
 )
-from fl_queue.models import host_cache, transfer
+from fl_queue.models import host_cache
+from fl_queue.models.initial import initial_arrays
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -411,7 +412,7 @@ def make_initial(job: ClientJob) -> ClientResponse:
     task = job.task()
     manifest, arrays = local_update.initial_model(task, job.config.run["seed"])
     if job.state.initial:
-        arrays = transfer.initial_arrays(job.store, job.run, job.state.initial, manifest)
+        arrays = initial_arrays(job.store, job.run, job.state.initial, manifest)
     environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)
     header = update_message.initial_header(job.header("model"), manifest, environment)
     return ClientResponse(

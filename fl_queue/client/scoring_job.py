@@ -10,7 +10,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
-from fl_queue.models import transfer
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, message
 from fl_queue.protocol.records import Sums
 from fl_queue.store import REDIS_ERRORS, RunState, Store
@@ -77,7 +77,8 @@ def _sums(
     entry = store.control.versions(run)[version]
     if manifest is None:
         raise ChunksMissing(entry["digest"], None)
-    body = transfer.fetch(store, run, entry["digest"], manifest, config.redis["chunk_bytes"])
+    models = ModelStore(store, run, config.redis["chunk_bytes"], site.state_dir)
+    body = models.fetch(entry["digest"], manifest)
     context = _context(state, site, config)
     return local_update.evaluate_version(
         task, manifest, message.views(manifest, body), data, context

@@ -18,9 +18,10 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching, local_workers
 from fl_queue.experiments.local_workers import LocalWorker
-from fl_queue.models import retention, transfer
+from fl_queue.models import selection
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers
-from fl_queue.reporting import progress, rich_console, rounds_table
+from fl_queue.reporting import model_export, progress, rich_console, rounds_table
 from fl_queue.store import Store
 from fl_queue.store.embedded import server_pair
 
@@ -73,14 +74,15 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
     state = runs.find_run(store, run_id)
     if state.state == "failed" or state.version is None:
         raise RunFailed(state.name, f"failed: {state.reason}")
-    chunk_bytes = runs.current_config(store, run_id).redis["chunk_bytes"]
+    config = runs.current_config(store, run_id)
+    models = ModelStore(store, run_id, config.redis["chunk_bytes"], state_dir)
     model = output / "model.safetensors"
-    transfer.export_version(store, state, state.version, chunk_bytes, state_dir, model)
+    model_export.export_version(models, state, config, state.version, model)
     print(f"model: {model}")
     try:
         curve = output / "curve.png"
         rounds_table.plot(
-            curve, store.control.history(run_id), retention.test_metrics(store, run_id)
+            curve, store.control.history(run_id), selection.test_metrics(store, run_id)
         )
         print(f"plot:  {curve}")
     except ConfigError as exc:

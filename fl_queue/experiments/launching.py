@@ -18,7 +18,7 @@ from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import local_workers
-from fl_queue.models import transfer
+from fl_queue.models.initial import publish_initial
 from fl_queue.store import PEOPLE, UPLOADS, Store, keyspace
 from fl_queue.store.embedded import server_pair
 
@@ -64,7 +64,7 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
     initial = None
     if config.model["initial"]:
         with store.with_timeouts(UPLOADS) as slow:
-            initial = transfer.publish_initial(
+            initial = publish_initial(
                 slow, Path(config.model["initial"]), config.redis["chunk_bytes"]
             )
     return runs.start_run(store, name, config, count or config.run["rounds"], initial).run_id

@@ -40,6 +40,11 @@ _ABANDONED_S = 3600.0
 _DTYPES = {"float32": "F32", "int64": "I64"}
 
 
+def checkpoint_folder(state_dir: Path, run: str) -> Path:
+    """Folder of a run's checkpoints, below a machine's state folder."""
+    return below(state_dir / "checkpoints", run)
+
+
 def file_name(digest: str) -> str:
     """Name of the file of a model with that digest."""
     return f"{digest}{_SUFFIX}"
@@ -289,7 +294,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as exc:
         raise DataError(str(path), f"is not a readable safetensors file: {exc}") from exc
     for name, array in found.items():
-        # A package that somebody has imported may have taught numpy bfloat16.
+        # An imported package may have added bfloat16 to numpy.
         if array.dtype.kind not in "fiub":
             reason = f"tensor {name!r} has dtype {array.dtype}; convert its tensors to float32"
             raise DataError(str(path), reason)

@@ -1,15 +1,15 @@
 """
-Models a host has fetched: one download for all its clients, and none for a version it has.
+Models that a host has fetched: one download for all its clients, and none for a version it has.
 
-A file is named by the digest of what it holds and appears whole. Downloads of a run take turns; one
+A file is named by the digest of its content and appears whole. Downloads of a run take turns; one
 that was cut off goes on where it stopped. Files are used while they are there, and safe to remove.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -27,65 +27,95 @@ _LOCK = ".lock"
 _KEPT = 2
 
 
-def fetch(
-    store: Store,
-    folder: Path,
-    run: str,
-    digest: str,
-    nbytes: int,
-    chunk_bytes: int,
-    beside: int = 0,
-) -> Mapped:
+def cache_folder(state_dir: Path) -> Path:
+    """Folder of the models that a machine has fetched, by run."""
+    return state_dir / "cache"
+
+
+@dataclass(frozen=True)
+class HostCache:
     """
-    A model's body as a file of this host, its digest checked.
+    Models of one run that this host has fetched.
 
     Args:
+        store: Connections to both servers.
         folder: This host's cache.
-        nbytes: Size of the body.
-        beside: How many others belong to a version; they are kept as long.
-
-    Raises:
-        ContentMissing: The data server does not have it (any more).
-        DataError: The folder cannot be written, or this is no digest.
-        StoreUnavailable: The connection broke; called again it goes on from there.
+        run: Run id.
+        chunk_bytes: Size of a chunk on the data server.
     """
-    if not identifiers.is_digest(digest):
-        # It comes from Redis: one such as ../../x must not name a file.
-        raise DataError(str(folder), f"{digest[:80]!r} is not a digest")
-    path = below(folder, run, digest)
-    try:
-        body = _open(path, digest, nbytes)
-        if body is not None:
-            return body
-        with files.locked(path.parent / _LOCK):
+
+    store: Store
+    folder: Path
+    run: str
+    chunk_bytes: int
+
+    def fetch(self, digest: str, nbytes: int, beside: int = 0) -> Mapped:
+        """
+        A model's body as a file of this host, its digest checked.
+
+        Args:
+            nbytes: Size of the body.
+            beside: How many other bodies belong to a version; they are kept as long.
+
+        Raises:
+            ContentMissing: The data server does not have it (any more).
+            DataError: The folder cannot be written, or this is no digest.
+            StoreUnavailable: The connection broke; called again it goes on from there.
+        """
+        if not identifiers.is_digest(digest):
+            # It comes from Redis: one such as ../../x must not name a file.
+            raise DataError(str(self.folder), f"{digest[:80]!r} is not a digest")
+        path = below(self.folder, self.run, digest)
+        try:
             body = _open(path, digest, nbytes)
-            if body is None:
-                _download(store, run, path, nbytes, chunk_bytes)
-                body = Mapped(path)
-            _keep_newest(path.parent, digest, _KEPT * (1 + beside))
-        return body
-    except OSError as exc:
-        reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
-        raise LocalStorageError(
-            str(path), reason, public="a model cannot be written to the cache; check the disk"
-        ) from exc
+            if body is not None:
+                return body
+            with files.locked(path.parent / _LOCK):
+                body = _open(path, digest, nbytes)
+                if body is None:
+                    self._download(path, nbytes)
+                    body = Mapped(path)
+                _keep_newest(path.parent, digest, _KEPT * (1 + beside))
+            return body
+        except OSError as exc:
+            reason = f"cannot be written ({exc.strerror}); free space there, or use --state-dir"
+            raise LocalStorageError(
+                str(path), reason, public="a model cannot be written to the cache; check the disk"
+            ) from exc
 
+    def has(self, digest: str) -> bool:
+        """Whether this host has a model."""
+        return identifiers.is_digest(digest) and below(self.folder, self.run, digest).exists()
 
-def has(folder: Path, run: str, digest: str) -> bool:
-    """Whether this host has a model. Args: as of ``fetch``."""
-    return identifiers.is_digest(digest) and below(folder, run, digest).exists()
+    def _download(self, path: Path, nbytes: int) -> None:
+        digest, part = path.name, path.with_name(path.name + _PART)
+        name = keyspace.model_blob(self.run, digest)
+        hasher = blake3()
+        with files.appended(part) as file:
+            done = min(file.tell(), nbytes) // self.chunk_bytes
+            file.truncate(done * self.chunk_bytes)
+            file.seek(0)
+            for _ in range(done):
+                hasher.update(file.read(self.chunk_bytes))
+            for piece in self.store.data.iter_chunks(name, nbytes, self.chunk_bytes, first=done):
+                hasher.update(piece)
+                file.write(piece)
+        if hasher.hexdigest() != digest:
+            part.unlink()
+            raise DigestMismatch(digest)
+        part.replace(path)
 
 
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
     """Remove the models of runs that are over. Args: ``is_over``: run id -> bool."""
     for run in folder.iterdir() if folder.is_dir() else ():
-        # Of other names it is somebody else's.
+        # Folders of other names are not fl-queue's.
         if identifiers.is_run_id(run.name) and is_over(run.name):
             shutil.rmtree(run, ignore_errors=True)
 
 
 def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
-    """The file, if it holds what its name says: a machine that lost power may have damaged it."""
+    """The file, if its content has the digest of its name: a machine that lost power may have damaged it."""
     try:
         body = Mapped(path)
     except FileNotFoundError:
@@ -96,33 +126,14 @@ def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
     return None
 
 
-def _download(store: Store, run: str, path: Path, nbytes: int, chunk_bytes: int) -> None:
-    digest, part = path.name, path.with_name(path.name + _PART)
-    name = keyspace.model_blob(run, digest)
-    hasher = blake3()
-    with files.appended(part) as file:
-        done = min(file.tell(), nbytes) // chunk_bytes
-        file.truncate(done * chunk_bytes)
-        file.seek(0)
-        for _ in range(done):
-            hasher.update(file.read(chunk_bytes))
-        for piece in store.data.iter_chunks(name, nbytes, chunk_bytes, first=done):
-            hasher.update(piece)
-            file.write(piece)
-    if hasher.hexdigest() != digest:
-        part.unlink()
-        raise DigestMismatch(digest)
-    os.replace(part, path)
-
-
 def _keep_newest(folder: Path, digest: str, count: int) -> None:
-    # Half of a model that nobody has gone on with counts as well: it is our turn, so nobody writes.
+    # Partial downloads count too: this process holds the lock, so no download is in progress.
     there = [
         file
         for file in folder.iterdir()
         if file.suffix == _PART or identifiers.is_digest(file.name)
     ]
-    # The clock of a file system is coarse: ours may seem as old as another one.
+    # The clock of a file system is coarse: the new file may seem as old as another one.
     there.sort(key=lambda file: (file.name == digest, file.stat().st_mtime_ns))
     # Readers that have an old one open go on reading it.
     for old in there[:-count]:

@@ -16,7 +16,7 @@ from fl_queue.common.spelling import nearest
 from fl_queue.config.run_config import changed_fields
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import RunState, Store
 
@@ -94,7 +94,7 @@ def compare(
         return {field: _field(record, field) for field in differing}
 
     # Side by side is what was judged alike.
-    held_out = not any(retention.test_metrics(store, state.run_id) for state in states)
+    held_out = not any(selection.test_metrics(store, state.run_id) for state in states)
     return [
         *(
             _compared(store, state, metric, settings(record))
@@ -114,7 +114,7 @@ def metric_of(store: Store, states: Sequence[RunState], wanted: str) -> str:
     Raises:
         ConfigError: The runs have metrics, and none of that name.
     """
-    judged = (retention.version_metrics(store, state.run_id) for state in states)
+    judged = (selection.version_metrics(store, state.run_id) for state in states)
     there = sorted({name for versions in judged for found in versions.values() for name in found})
     if not wanted:
         return "loss" if there and "accuracy" not in there else "accuracy"
@@ -153,15 +153,15 @@ def _field(record: Mapping[str, Any], field: str) -> Any:
 def _compared(store: Store, state: RunState, metric: str, settings: dict[str, Any]) -> ComparedRun:
     judged = {
         version: finished
-        for version, finished in retention.version_metrics(store, state.run_id).items()
+        for version, finished in selection.version_metrics(store, state.run_id).items()
         if metric in finished
     }
     selected = runs.current_config(store, state.run_id).run["select"]
     select = selected if selected.partition(":")[0] == metric else _select(metric)
-    validated = retention.validation_metrics(store, state.run_id)
+    validated = selection.validation_metrics(store, state.run_id)
     # Of the versions that have a value to be shown: the test set may have judged every fifth.
     known = {version: found for version, found in validated.items() if version in judged}
-    best = retention.best_by(select, known, judged)
+    best = selection.best_by(select, known, judged)
     rounds = store.control.history(state.run_id)
     return ComparedRun(
         name=state.name,

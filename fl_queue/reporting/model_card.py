@@ -19,7 +19,7 @@ from fl_queue.common import escaping, files, safe_json
 from fl_queue.config import rendering
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol.identifiers import VIRTUAL
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Manifest, RoundRecord
@@ -112,7 +112,7 @@ def gather(
         config=config,
         manifest=manifest,
         records=records,
-        tested=retention.test_metrics(store, state.run_id).get(version, {}),
+        tested=selection.test_metrics(store, state.run_id).get(version, {}),
         examples=_examples(store, config, records, version),
         environments=[receipt.environment for receipt in receipts],
         usage=usage,

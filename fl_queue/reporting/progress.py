@@ -19,7 +19,7 @@ from fl_queue import metrics
 from fl_queue.common.outages import Outages
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs
 from fl_queue.errors import StoreUnavailable
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol import identifiers, job_origins
 from fl_queue.reporting import rich_console, rounds_table
 from fl_queue.reporting.live_view import ROUNDS_SHOWN, Event, RunSnapshot, render
@@ -171,7 +171,7 @@ class _EventFollower:
                 for record in control.history(self.run, last=ROUNDS_SHOWN + 1)
                 if record.purpose == "train"
             ]
-            scene.evaluated = retention.test_metrics(self.store, self.run)
+            scene.evaluated = selection.test_metrics(self.store, self.run)
 
     def _is_due(self) -> bool:
         """Whether what a terminal shows is read again: rounds may be faster than it is drawn."""
@@ -230,7 +230,7 @@ class _EventFollower:
                 return f" ({count} of {current.quorum} in the buffer{old})"
             return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
         if event["event"] == "version_evaluated":
-            return f": {describe_metrics(retention.test_metrics(self.store, self.run).get(event['version'], {}))}"
+            return f": {describe_metrics(selection.test_metrics(self.store, self.run).get(event['version'], {}))}"
         for record in control.history(self.run, last=ROUNDS_SHOWN):
             if record.round == event["round"] and record.validation:
                 finished = metrics.finish(record.validation)
@@ -330,7 +330,7 @@ def _stream_id(unix_s: float) -> str:
 
 def print_table(store: Store, run: str) -> None:
     """The table of a run's rounds, on standard output."""
-    tested = retention.test_metrics(store, run)
+    tested = selection.test_metrics(store, run)
     rows = rounds_table.rows(store.control.history(run), tested, store.control.late(run))
     rich_console.console().print(rounds_table.table(rows))
 

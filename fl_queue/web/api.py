@@ -32,9 +32,10 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
-from fl_queue.models import retention, transfer
+from fl_queue.models import selection
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.records import RoundRecord
-from fl_queue.reporting import rounds_table, run_status
+from fl_queue.reporting import model_export, rounds_table, run_status
 from fl_queue.reporting.rounds_table import RoundRow
 from fl_queue.reporting.run_status import ClientStatus, RunStatus
 from fl_queue.store import keyspace
@@ -289,7 +290,7 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
             state = runs.find_run(store, run)
             rows = rounds_table.rows(
                 store.control.history(state.run_id),
-                retention.test_metrics(store, state.run_id),
+                selection.test_metrics(store, state.run_id),
                 store.control.late(state.run_id),
             )
         attached = {
@@ -331,11 +332,10 @@ def _export(
 ) -> Path:
     state = runs.find_run(store, run)
     config = runs.current_config(store, state.run_id)
-    chosen = retention.chosen_version(store, state, config, version, best)
+    chosen = selection.chosen_version(store, state, config, version, best)
     path = below(folder, f"{state.name}-{chosen}.safetensors")
-    transfer.export_version(
-        store, state, chosen, config.redis["chunk_bytes"], connection.state_dir, path
-    )
+    models = ModelStore(store, state.run_id, config.redis["chunk_bytes"], connection.state_dir)
+    model_export.export_version(models, state, config, chosen, path)
     return path
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fl_queue.coordinator.rounds import runs
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Receipt, updates_in
 from fl_queue.reporting import progress, rounds_table, run_status
@@ -139,7 +139,7 @@ def _answer(receipt: Receipt) -> str:
 def history(store: Store, run: str) -> dict[str, Any]:
     """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
     records = store.control.history(run)
-    tested = retention.test_metrics(store, run)
+    tested = selection.test_metrics(store, run)
     rows = rounds_table.rows(records, tested, store.control.late(run))
     return {
         "rounds": rounds_table.to_json(rows)[: -ROWS_SHOWN - 1 : -1],

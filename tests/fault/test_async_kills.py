@@ -12,7 +12,7 @@ from fl_queue.client import local_update
 from fl_queue.common.seeding import seed_for
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.models import checkpoint, transfer, update_archive
+from fl_queue.models import checkpoint, update_archive
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.records import RoundRecord
@@ -167,7 +167,7 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
     assert manifest is not None
     loaded = current_config(federation.store, run)
     encoding, task = codec.encoding(loaded.update), ThreesAndSevens(loaded)
-    folder = transfer.checkpoint_folder(federation.redis.state_dir, run)
+    folder = checkpoint.checkpoint_folder(federation.redis.state_dir, run)
     private: dict[str, np.ndarray] = {}
     owed: dict[str, np.ndarray] = {}
     found = []

@@ -29,7 +29,7 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.errors import StoreUnavailable
-from fl_queue.models import transfer
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.identifiers import AGGREGATOR
@@ -583,7 +583,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
     )
     model = os.urandom(manifest.nbytes)
     digest = message.body_digest(model)
-    transfer.publish(store, run, digest, model, loaded["chunk_bytes"])
+    ModelStore(store, run, loaded["chunk_bytes"], Path()).publish(digest, model)
     fetched: list[bytearray] = []
     given_up = time.monotonic() + 60
     with behind_proxy(store, "data") as (proxy, remote):
@@ -600,7 +600,9 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
             )
 
         def fetch() -> None:
-            fetched.append(transfer.fetch(remote, run, digest, manifest, loaded["chunk_bytes"]))
+            fetched.append(
+                ModelStore(remote, run, loaded["chunk_bytes"], Path()).fetch(digest, manifest)
+            )
 
         started = time.monotonic()
         at_once([upload, fetch])

@@ -454,7 +454,7 @@ class RoundAggregator:
         failpoints.failpoint("round.discarded")
         update_archive.keep_only(self.state_dir, self.run, self.number, record.accepted)
         lifecycle.clean_up(self.store, self.run, self.number)
-        retention.prune_versions(self.store, self.run, self.config, self.state_dir)
+        retention.prune_versions(self.maker.models, self.config)
 
     def _leave(self) -> None:
         """Give up ownership; anything still on our taken list goes back to the results list."""

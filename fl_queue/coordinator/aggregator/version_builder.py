@@ -20,8 +20,9 @@ from fl_queue.common.files import Mapped
 from fl_queue.common.safe_json import printable
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError
-from fl_queue.models import checkpoint, transfer
+from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.message import Bytes, Tensor
 from fl_queue.protocol.records import Manifest, RoundRecord
 from fl_queue.store import RoundState, Store
@@ -99,8 +100,7 @@ class VersionBuilder:
     ) -> None:
         self.store, self.run, self.round = store, run, current
         self.config, self.state_dir = config, state_dir
-        self.folder = transfer.checkpoint_folder(state_dir, run)
-        self._chunk_bytes = config.redis["chunk_bytes"]
+        self.models = ModelStore(store, run, config.redis["chunk_bytes"], state_dir)
         self._base: Mapped | Body | None = None
 
     def prepare(self, manifest: Manifest) -> None:
@@ -142,31 +142,18 @@ class VersionBuilder:
             writers = self._state_writers(stack, version, merge.manifest, strategy)
             base = self._base or self._open_base(merge.manifest)
             facts = RoundInfo(version, merge.count, current.population, current.base_population)
-            state = transfer.state_arrays(
-                self.store,
-                self.run,
-                current.server_state,
-                merge.manifest,
-                self._chunk_bytes,
-                self.state_dir,
-            )
+            state = self.models.state_arrays(current.server_state, merge.manifest)
             sinks = {name: writer.write for name, writer in writers.items()}
             stale = rebase.stale_weights(record, merge.manifest) if record else {}
             bodies = {
-                version: transfer.body_of_version(
-                    self.store, self.run, version, merge.manifest, self._chunk_bytes, self.state_dir
-                )
-                for version in stale
+                version: self.models.open_version(version, merge.manifest) for version in stale
             }
             older = {version: body.view for version, body in bodies.items()}
             pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
             return self._write(stack, version, merge.manifest, _counted(pieces, beat), writers)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
-        digest = self.round.base_digest
-        return transfer.base_body(
-            self.store, self.run, digest, manifest, self._chunk_bytes, self.state_dir
-        )
+        return self.models.open_body(self.round.base_digest, manifest)
 
     def _metadata(self, version: int) -> dict[str, str]:
         return {"run": self.run, "version": str(version), "round": str(self.round.number)}
@@ -180,7 +167,7 @@ class VersionBuilder:
         layout, metadata = state_manifest(manifest), self._metadata(version)
         return {
             name: stack.enter_context(
-                checkpoint.writing(self.folder, layout, {**metadata, "state": name})
+                checkpoint.writing(self.models.folder, layout, {**metadata, "state": name})
             )
             for name in strategy.server_state
         }
@@ -195,7 +182,9 @@ class VersionBuilder:
     ) -> BuiltVersion:
         """Have a version on disk and on the data server, with what the strategy keeps."""
         metadata = self._metadata(version)
-        draft = stack.enter_context(checkpoint.drafted(self.folder, manifest, pieces, metadata))
+        draft = stack.enter_context(
+            checkpoint.drafted(self.models.folder, manifest, pieces, metadata)
+        )
         state = {name: writer.finish() for name, writer in writers.items()}
         download = self._publish(draft, manifest, state)
         failpoints.failpoint("model.published")
@@ -217,13 +206,11 @@ class VersionBuilder:
         Returns:
             Digest of the encoded body that clients fetch instead; empty when they fetch the version.
         """
-        encoding, chunk_bytes = self.config.model["codec"], self._chunk_bytes
+        encoding = self.config.model["codec"]
         with ThreadPoolExecutor(1) as other:
             syncing = other.submit(draft.sync)
             for body in (draft, *state.values()):
-                transfer.publish(self.store, self.run, body.digest, body.view, chunk_bytes)
-            download = transfer.publish_encoded(
-                self.store, self.run, draft.view, manifest, encoding, chunk_bytes
-            )
+                self.models.publish(body.digest, body.view)
+            download = self.models.publish_encoded(draft.view, manifest, encoding)
             syncing.result()
         return download

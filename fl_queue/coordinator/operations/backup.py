@@ -41,8 +41,9 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
-from fl_queue.models import checkpoint, retention, transfer
-from fl_queue.protocol import identifiers, job_origins, message, statements
+from fl_queue.models import checkpoint, selection
+from fl_queue.models.model_store import ModelStore
+from fl_queue.protocol import identifiers, job_origins, statements
 from fl_queue.protocol.records import Manifest, RoundRecord, digest_of, dumps
 from fl_queue.store import RunState, Store, as_text, keyspace
 from fl_queue.strategies.base import state_manifest
@@ -93,7 +94,7 @@ def write(store: Store, name: str, path: Path, state_dir: Path) -> Backup:
     if path.exists() and not path.is_file():
         raise DataError(str(path), "is not a file; name a file to write to")
     # Before the snapshot: then it is one of the snapshot's versions.
-    best = retention.best_version(store, state.run_id, current_config(store, state.run_id))
+    best = selection.best_version(store, state.run_id, current_config(store, state.run_id))
     with (
         write_errors(path),
         tempfile.TemporaryDirectory(prefix=checkpoint.WRITING, dir=path.parent) as folder,
@@ -169,25 +170,24 @@ def _with_best(
 
 def _stage(store: Store, document: Document, version: int, state_dir: Path, writing: Path) -> None:
     run = document.run_id
-    manifest, body = transfer.load_version(store, run, version, document.chunk_bytes, state_dir)
+    models = ModelStore(store, run, document.chunk_bytes, state_dir)
+    manifest, body = models.load_version(version)
     digest = document.digest(version)
     metadata = {"run": run, "version": str(version), "digest": digest}
     try:
         checkpoint.write(writing, digest, manifest, body, metadata)
         if version == document.version:
-            _stage_state(store, document, manifest, state_dir, writing)
+            _stage_state(models, document, manifest, writing)
     except CheckpointError as exc:
         raise DataError(str(writing.parent), exc.reason) from exc
 
 
-def _stage_state(
-    store: Store, document: Document, manifest: Manifest, state_dir: Path, writing: Path
-) -> None:
+def _stage_state(models: ModelStore, document: Document, manifest: Manifest, writing: Path) -> None:
     """What the strategy keeps with the newest version."""
     run, layout = document.run_id, state_manifest(manifest)
     for name, digest in document.server_state.items():
         try:
-            body = transfer.base_body(store, run, digest, layout, document.chunk_bytes, state_dir)
+            body = models.open_body(digest, layout)
         except (ContentMissing, CheckpointError) as exc:
             raise UnknownVersion(run, document.version, f"lacks its state {name!r}: {exc}") from exc
         metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
@@ -271,12 +271,13 @@ def restore(
         chosen = name or document.state["name"]
         _refuse_taken(chosen, store.control.run_names())
         run = identifiers.new_run_id(chosen)
-        folder = transfer.checkpoint_folder(state_dir, run)
+        models = ModelStore(store, run, document.chunk_bytes, state_dir)
+        folder = models.folder
         try:
             # The newest last: it also goes to the data server, when all else is good.
             for version in sorted(document.models):
-                _restore_model(store, archive, path, document, manifest, version, folder)
-            _restore_state(store, archive, path, document, manifest, folder)
+                _restore_model(models, archive, path, document, manifest, version)
+            _restore_state(models, archive, path, document, manifest)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -285,9 +286,8 @@ def restore(
     except RunStateError:
         # Somebody was quicker.
         shutil.rmtree(folder, ignore_errors=True)
-        count = message.chunk_count(manifest.nbytes, document.chunk_bytes)
         for digest in (document.digest(document.version), *document.server_state.values()):
-            store.data.drop_chunks(keyspace.model_blob(run, digest), count)
+            models.drop(digest, manifest.nbytes)
         raise
     # Asks for the score of the newest version, if it has none.
     lifecycle.advance(store, run)
@@ -325,38 +325,36 @@ def _refuse_taken(name: str, living: Mapping[str, str]) -> None:
 
 
 def _restore_model(
-    store: Store,
+    models: ModelStore,
     archive: zipfile.ZipFile,
     path: Path,
     document: Document,
     manifest: Manifest,
     version: int,
-    folder: Path,
 ) -> None:
-    run, digest = folder.name, document.digest(version)
+    run, folder, digest = models.run, models.folder, document.digest(version)
     body = read_model(archive, path, digest, manifest, folder)
     entry = document.versions[str(version)]
     metadata = {"run": run, "version": str(version), "round": str(entry["round"]), "digest": digest}
     checkpoint.write(folder, digest, manifest, body, metadata)
     if version == document.version:
-        transfer.publish(store, run, digest, body, document.chunk_bytes)
+        models.publish(digest, body)
 
 
 def _restore_state(
-    store: Store,
+    models: ModelStore,
     archive: zipfile.ZipFile,
     path: Path,
     document: Document,
     manifest: Manifest,
-    folder: Path,
 ) -> None:
     """What the strategy keeps with the newest version, on disk and on the data server."""
-    run, layout = folder.name, state_manifest(manifest)
+    run, folder, layout = models.run, models.folder, state_manifest(manifest)
     for name, digest in document.server_state.items():
         body = read_model(archive, path, digest, layout, folder)
         metadata = {"run": run, "version": str(document.version), "state": name, "digest": digest}
         checkpoint.write(folder, digest, layout, body, metadata)
-        transfer.publish(store, run, digest, body, document.chunk_bytes)
+        models.publish(digest, body)
 
 
 def _create(store: Store, document: Document, run: str, name: str) -> None:

@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from fl_queue.common import safe_json
 from fl_queue.common.paths import below
 from fl_queue.errors import MessageError, RunStateError
-from fl_queue.models import host_cache, transfer, update_archive
+from fl_queue.models import checkpoint, host_cache, update_archive
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import dumps
 from fl_queue.store import RunState, Store, ask_many, keys_like, keyspace, queries, unlink_all
@@ -121,7 +121,7 @@ def sweep_here(store: Store, state_dir: Path) -> None:
     for run in _tombs(store):
         forget_here(state_dir, run)
     # Of an unknown run, too: what is missing is fetched once more.
-    host_cache.sweep(transfer.cache_folder(state_dir), partial(queries.is_over, store.control))
+    host_cache.sweep(host_cache.cache_folder(state_dir), partial(queries.is_over, store.control))
 
 
 def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
@@ -157,8 +157,8 @@ def _remove(store: Store, runs: Sequence[str], state_dir: Path) -> None:
 def forget_here(state_dir: Path, run: str) -> None:
     """Remove what this machine keeps of a run: checkpoints, accepted updates, fetched models."""
     for folder in (
-        transfer.checkpoint_folder(state_dir, run),
-        below(transfer.cache_folder(state_dir), run),
+        checkpoint.checkpoint_folder(state_dir, run),
+        below(host_cache.cache_folder(state_dir), run),
     ):
         shutil.rmtree(folder, ignore_errors=True)
     update_archive.forget(state_dir, run)

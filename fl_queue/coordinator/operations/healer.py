@@ -31,7 +31,8 @@ from fl_queue.coordinator.operations import (
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import CheckpointError, ConfigError
-from fl_queue.models import retention, transfer
+from fl_queue.models import retention
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch
@@ -246,16 +247,9 @@ class Healer:
             return False
         config = current_config(self.store, run, segment)
         try:
-            if transfer.restore(
-                self.store,
-                run,
-                digest,
-                state_manifest(manifest) if is_state else manifest,
-                config.redis["chunk_bytes"],
-                self.state_dir,
-                download,
-                config.model["codec"],
-            ):
+            models = ModelStore(self.store, run, config.redis["chunk_bytes"], self.state_dir)
+            layout = state_manifest(manifest) if is_state else manifest
+            if models.restore(digest, layout, download, config.model["codec"]):
                 log.warning(
                     "run=%s model %s was not on the data server: restored from its checkpoint",
                     run,

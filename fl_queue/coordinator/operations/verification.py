@@ -17,7 +17,8 @@ from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError, RunStateError
-from fl_queue.models import transfer, update_archive
+from fl_queue.models import update_archive
+from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import message, operator_key, signing
 from fl_queue.protocol.records import Enrolment, RoundRecord
@@ -235,22 +236,16 @@ def recompute(
             raise MessageError(f"{client}: weight {added.weight}, recorded {recorded}")
         if added.norm != record.norms.get(client):
             raise MessageError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
-    base = transfer.base_body(
-        store, run, record.base_digest, manifest, config.redis["chunk_bytes"], state_dir
-    )
-    chunk_bytes, strategy = config.redis["chunk_bytes"], config.aggregation["strategy"]
+    models = ModelStore(store, run, config.redis["chunk_bytes"], state_dir)
+    base = models.open_body(record.base_digest, manifest)
+    strategy = config.aggregation["strategy"]
     loaded = load_strategy(strategy, config.strategy, strategy_allow)
-    state = transfer.state_arrays(
-        store, run, record.base_server_state, manifest, chunk_bytes, state_dir
-    )
+    state = models.state_arrays(record.base_server_state, manifest)
     hashers = {name: message.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
     facts = RoundInfo((record.version or 0), merge.count, record.population, record.base_population)
     stale = rebase.stale_weights(record, manifest)
-    bodies = {
-        version: transfer.body_of_version(store, run, version, manifest, chunk_bytes, state_dir)
-        for version in stale
-    }
+    bodies = {version: models.open_version(version, manifest) for version in stale}
     older = {version: body.view for version, body in bodies.items()}
     pieces = merge.next_model(base.view, state, sinks, facts, loaded, older, stale)
     digest = message.pieces_digest(pieces)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch, RunStateError
-from fl_queue.models import checkpoint, transfer
+from fl_queue.models import checkpoint
 from fl_queue.protocol import operator_key, statements
 from fl_queue.protocol.operator_key import OperatorKey
 from fl_queue.protocol.records import Manifest, digest_of
@@ -256,7 +256,10 @@ def adopted(
         )
     if entry.get("download"):
         return None  # What clients fetch is not on disk: it is the next version that is signed.
-    folder, layout = transfer.checkpoint_folder(store.state_dir, state.run_id), state_manifest(made)
+    folder, layout = (
+        checkpoint.checkpoint_folder(store.state_dir, state.run_id),
+        state_manifest(made),
+    )
     try:
         checkpoint.open_body(folder, entry["digest"], made)
         for kept_with_it in entry.get("server_state", {}).values():

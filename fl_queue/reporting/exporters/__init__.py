@@ -19,7 +19,7 @@ from fl_queue.common.extras import how_to_install
 from fl_queue.common.outages import Outages
 from fl_queue.common.paths import below
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol import identifiers
 from fl_queue.reporting import curves, rounds_table
 from fl_queue.reporting.curves import Point
@@ -102,7 +102,7 @@ def open_sink(kind: str, folder: Path, run: str) -> Exporter:
 
 def numbers_of(store: Store, run: str) -> Numbers:
     """What a run has to tell now."""
-    records, tested = store.control.history(run), retention.test_metrics(store, run)
+    records, tested = store.control.history(run), selection.test_metrics(store, run)
     rows = rounds_table.rows(records, tested, store.control.late(run))
     return Numbers(rows, curves.points(records, tested))
 

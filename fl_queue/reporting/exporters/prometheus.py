@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from fl_queue.common import escaping
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import StoreUnavailable, UnknownRun
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.records import Manifest, RoundRecord, Verdict
@@ -155,7 +155,7 @@ class RunsCollector(Collector):
             "flq_results_waiting", "Updates in the results list.", labels=["run"]
         )
         for state in living:
-            tested = retention.test_metrics(self.store, state.run_id)
+            tested = selection.test_metrics(self.store, state.run_id)
             for name, value in (tested[max(tested)] if tested else {}).items():
                 judged.add_metric([escaping.line(state.name), escaping.curve_part(name)], value)
             waiting.add_metric([escaping.line(state.name)], self.store.data.waiting(state.run_id))

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import opening
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.models import transfer
+from fl_queue.models.initial import publish_initial
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import statements
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import TensorSpec
@@ -88,7 +89,7 @@ def test_small_and_large_columns_are_exact_after_a_kill_and_can_be_verified(
     record = hand.record
     assert record.outcome == "committed"
     assert len(record.scales["float_buffer"]) == 3
-    body = transfer.body_of_version(store, hand.run, 1, hand.manifest, 1 << 20, tmp_path)
+    body = ModelStore(store, hand.run, 1 << 20, tmp_path).open_version(1, hand.manifest)
     found = np.frombuffer(bytes(body.view[:12]), "<f4")
     weights = np.array([record.weights[client] for client in CLIENTS], np.float64)
     squares = np.array([hand.squares(client) for client in CLIENTS], np.float64)
@@ -163,5 +164,5 @@ def test_an_initial_model_with_nan_is_refused_before_it_is_sent(
     path = tmp_path / "initial.safetensors"
     save_file({"mask": np.array([-np.inf], np.float32), "w": np.array([1.0, np.nan])}, path)
     with pytest.raises(DataError, match="tensor 'w' holds NaN"):
-        transfer.publish_initial(store, path, 1 << 20)
+        publish_initial(store, path, 1 << 20)
     assert store.data.redis.dbsize() == 0

@@ -12,11 +12,13 @@ from rich.console import Console
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import runs
+from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import ConfigError
-from fl_queue.models import retention, transfer
+from fl_queue.models import selection
 from fl_queue.models.checkpoint import read_tensors
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.records import RoundRecord
-from fl_queue.reporting import comparison, curves, rounds_table
+from fl_queue.reporting import comparison, curves, model_export, rounds_table
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.support.checkout import ROOT
@@ -227,7 +229,8 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     folder = both.redis.state_dir / "checkpoints" / run
     versions = store.control.versions(run)
     first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
-    transfer.export_version(store, state, 2, 1 << 22, both.redis.state_dir, path)
+    models = ModelStore(store, run, 1 << 22, both.redis.state_dir)
+    model_export.export_version(models, state, current_config(store, run), 2, path)
     last = read_tensors(path)
     assert first.keys() == last.keys()
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
@@ -258,7 +261,7 @@ def test_processes_that_read_samples_change_no_bit_and_may_be_killed(both: Feder
 
 def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:
     store, records = both.store, both.store.control.history(calm)
-    tested = retention.test_metrics(store, calm)
+    tested = selection.test_metrics(store, calm)
     rows = rounds_table.rows(records, tested, {})
     assert {row.source for row in rows} == {"test"}
     assert all(row.personal_accuracy and row.finetuned_accuracy for row in rows)

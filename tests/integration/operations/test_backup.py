@@ -19,7 +19,8 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.operations import backup, backup_file, controls, deletion
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
-from fl_queue.models import checkpoint, transfer
+from fl_queue.models import checkpoint
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec, dumps
 from fl_queue.store import RunState, Store, keyspace
@@ -64,7 +65,7 @@ def run(store: Store, tmp_path: Path) -> str:
 def add_version(store: Store, run: str, version: int, state_dir: Path) -> None:
     digest, redis = DIGESTS[version], store.control.redis
     checkpoint.write(
-        transfer.checkpoint_folder(state_dir, run), digest, MANIFEST, BODIES[version], {}
+        checkpoint.checkpoint_folder(state_dir, run), digest, MANIFEST, BODIES[version], {}
     )
     redis.set(keyspace.manifest(run), MANIFEST.to_json())
     redis.hset(keyspace.versions(run), str(version), dumps({"digest": digest, "round": version}))
@@ -116,8 +117,11 @@ def test_a_restored_run_has_everything_but_the_open_round(
     assert {key: getattr(state, key) for key in kept} == {key: getattr(old, key) for key in kept}
     digest = DIGESTS[NEWEST]
     chunk_bytes = runs.current_config(store, state.run_id).redis["chunk_bytes"]
-    assert transfer.fetch(store, state.run_id, digest, MANIFEST, chunk_bytes) == BODIES[NEWEST]
-    folder = transfer.checkpoint_folder(other, state.run_id)
+    assert (
+        ModelStore(store, state.run_id, chunk_bytes, other).fetch(digest, MANIFEST)
+        == BODIES[NEWEST]
+    )
+    folder = checkpoint.checkpoint_folder(other, state.run_id)
     assert {path.stem for path in folder.iterdir()} == {digest, DIGESTS[BEST]}
 
 
@@ -221,13 +225,13 @@ def test_a_name_that_is_taken_meanwhile_leaves_nothing_behind(
 ) -> None:
     backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     forget(store, "pilot")
-    publish = transfer.publish
+    publish = ModelStore.publish
 
     def taken(*args: Any) -> None:
         publish(*args)
         store.control.redis.hset(keyspace.RUNS, "pilot", "pilot-abcdef")
 
-    monkeypatch.setattr(transfer, "publish", taken)
+    monkeypatch.setattr(ModelStore, "publish", taken)
     with pytest.raises(RunStateError):
         backup.restore(store, tmp_path / "a.zip", tmp_path / "other")
 
@@ -272,15 +276,15 @@ def test_a_version_that_is_superseded_while_it_is_read_is_left_for_the_newer_one
 ) -> None:
     store.control.redis.hdel(keyspace.versions(run), str(NEWEST))
     store.control.redis.hset(keyspace.run(run), mapping={"version": 2, "digest": DIGESTS[2]})
-    load = transfer.load_version
+    load = ModelStore.load_version
 
-    def pruned(store: Store, run: str, version: int, *args: Any) -> Any:
+    def pruned(models: ModelStore, version: int) -> Any:
         if version == 2:
             add_version(store, run, NEWEST, tmp_path)
             raise UnknownVersion(run, version, "has been pruned")
-        return load(store, run, version, *args)
+        return load(models, version)
 
-    monkeypatch.setattr(transfer, "load_version", pruned)
+    monkeypatch.setattr(ModelStore, "load_version", pruned)
 
     assert backup.write(store, "pilot", tmp_path / "a.zip", tmp_path).version == NEWEST
 
@@ -288,7 +292,7 @@ def test_a_version_that_is_superseded_while_it_is_read_is_left_for_the_newer_one
 def test_a_best_version_that_is_nowhere_is_left_out_and_a_newest_one_is_an_error(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    folder = transfer.checkpoint_folder(tmp_path, run)
+    folder = checkpoint.checkpoint_folder(tmp_path, run)
     (folder / f"{DIGESTS[BEST]}.safetensors").unlink()
     made = backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     (folder / f"{DIGESTS[NEWEST]}.safetensors").unlink()

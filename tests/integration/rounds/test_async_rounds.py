@@ -14,7 +14,7 @@ from fl_queue.aggregation.staleness import ONE
 from fl_queue.common import seeding
 from fl_queue.coordinator.operations import controls, deletion, verification
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.models import checkpoint, transfer
+from fl_queue.models import checkpoint
 from fl_queue.protocol import job_origins, message
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -74,7 +74,7 @@ class AsyncHand(ManualRun):
     def parameters(self, version: int) -> np.ndarray:
         """Of a version, from its checkpoint."""
         digest = self.store.control.version(self.run, version)["digest"]
-        folder = transfer.checkpoint_folder(self.folder, self.run)
+        folder = checkpoint.checkpoint_folder(self.folder, self.run)
         body = checkpoint.read(folder, digest, self.manifest)
         return np.array(message.views(self.manifest, body)["w"], np.float64)
 
@@ -355,7 +355,7 @@ class BufferHand(AsyncHand):
     def statistic(self, version: int) -> np.ndarray:
         digest = self.store.control.version(self.run, version)["digest"]
         body = checkpoint.read(
-            transfer.checkpoint_folder(self.folder, self.run), digest, self.manifest
+            checkpoint.checkpoint_folder(self.folder, self.run), digest, self.manifest
         )
         return np.array(message.views(self.manifest, body)["a_mean"], np.float64)
 

@@ -13,7 +13,8 @@ import pytest
 from fl_queue import metrics
 from fl_queue.coordinator.operations import controls, verification
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.models import retention
+from fl_queue.models import retention, selection
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
@@ -224,11 +225,11 @@ def test_superseded_downloads_are_removed_with_their_versions(mixed: Federation)
     run = mixed.begin("pruned", *BOTH_WAYS)
     mixed.finish(run)
     versions = mixed.store.control.versions(run)
-    wait_for("scores", lambda: len(retention.test_metrics(mixed.store, run)) == len(versions))
+    wait_for("scores", lambda: len(selection.test_metrics(mixed.store, run)) == len(versions))
     # The evaluator may have been the last to finish.
-    retention.prune_versions(
-        mixed.store, run, current_config(mixed.store, run), mixed.redis.state_dir
-    )
+    config = current_config(mixed.store, run)
+    models = ModelStore(mixed.store, run, config.redis["chunk_bytes"], mixed.redis.state_dir)
+    retention.prune_versions(models, config)
 
     def on_server() -> set[str]:
         keys = mixed.store.data.redis.keys(keyspace.chunk(keyspace.model_blob(run, "*"), 0))

@@ -12,7 +12,7 @@ from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import healer
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import CheckpointError, MergeFailed
-from fl_queue.models import transfer
+from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
@@ -130,7 +130,7 @@ def test_a_base_that_is_nowhere_any_more_ends_its_round(store: Store, tmp_path: 
         match=keyspace.chunk(keyspace.model_blob(hand.run, base), "*")
     ):
         store.data.redis.delete(key)
-    for file in transfer.checkpoint_folder(tmp_path, hand.run).iterdir():
+    for file in checkpoint.checkpoint_folder(tmp_path, hand.run).iterdir():
         file.unlink()
     said = [attempt(hand) for _ in range(collector.SAME_FAILURES)]
 

@@ -15,7 +15,7 @@ import pytest
 
 from fl_queue.cli.start import cli_line
 from fl_queue.coordinator.operations import controls, verification
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
 from fl_queue.store import keyspace
@@ -57,7 +57,7 @@ def test_the_evaluator_scores_every_version(federation: Federation, calm: list[s
     federation.finish(run)
 
     def scored() -> dict[int, dict[str, float]]:
-        found = retention.test_metrics(federation.store, run)
+        found = selection.test_metrics(federation.store, run)
         return found if sorted(found) == [0, 1, 2, 3] else {}
 
     found = wait_for("evaluations", scored)
@@ -272,7 +272,7 @@ def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list
         pytest.skip("no redis-cli on PATH")
     run = federation.begin("cooked")
     federation.finish(run)
-    wait_for("version 0", lambda: 0 in retention.test_metrics(federation.store, run))
+    wait_for("version 0", lambda: 0 in selection.test_metrics(federation.store, run))
     environment = {"PATH": os.environ["PATH"]}
     environment["CONTROL"] = cli_line(federation.redis.url)
     environment["DATA"] = cli_line(federation.redis.blob_url)

@@ -13,7 +13,7 @@ from fl_queue.cli import cli
 from fl_queue.config import metric_choice, run_config
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, RunStateError
-from fl_queue.models import retention
+from fl_queue.models import selection
 from fl_queue.reporting import comparison, diagnosis
 from fl_queue.store import RunState, Store, keyspace
 from tests.integration.operations.test_exporters import ended, score
@@ -26,7 +26,7 @@ def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:
 
 
 def best(store: Store, state: RunState) -> int | None:
-    return retention.best_version(store, state.run_id, runs.current_config(store, state.run_id))
+    return selection.best_version(store, state.run_id, runs.current_config(store, state.run_id))
 
 
 def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: Store) -> None:
@@ -66,7 +66,7 @@ def test_a_version_that_is_not_there_is_told_with_what_is(store: Store) -> None:
     state = begun(store, "run.select=auc:max")
     ended(store, state.run_id, record(1, 0))
     with pytest.raises(RunStateError, match="auc:max; there is accuracy, f1, loss;"):
-        retention.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
+        selection.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
 
 
 @pytest.mark.parametrize(

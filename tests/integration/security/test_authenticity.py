@@ -27,7 +27,7 @@ from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.operations import backup, deletion
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
-from fl_queue.models import transfer
+from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import message, operator_key, signing, statements, virtual_clients
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Enrolment, dumps
@@ -166,7 +166,7 @@ def another_model(at: Hospital) -> None:
     manifest = at.store.control.manifest(at.run)
     assert manifest is not None
     body = bytes(manifest.nbytes)
-    transfer.publish(at.store, at.run, message.body_digest(body), body, 1 << 20)
+    ModelStore(at.store, at.run, 1 << 20, Path()).publish(message.body_digest(body), body)
     at.write(base_digest=message.body_digest(body))
 
 

@@ -13,7 +13,7 @@ from fl_queue.coordinator.operations import deletion
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import UnknownRun
-from fl_queue.models import transfer, update_archive
+from fl_queue.models import checkpoint, update_archive
 from fl_queue.reporting import exporters
 from fl_queue.store import RunState, Store, keyspace
 
@@ -65,7 +65,7 @@ def test_a_tombstone_is_no_path(store: Store, canary: Path, tmp_path: Path) -> N
 
 def test_a_tombstone_is_no_pattern_and_no_living_run(store: Store, tmp_path: Path) -> None:
     state = start(store)
-    folder = transfer.checkpoint_folder(tmp_path, state.run_id)
+    folder = checkpoint.checkpoint_folder(tmp_path, state.run_id)
     folder.mkdir(parents=True)
     store.control.redis.zadd(keyspace.DELETED, {"*": store.control.now(), state.run_id: 1e300})
 

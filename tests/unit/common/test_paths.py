@@ -9,7 +9,8 @@ import pytest
 from fl_queue.client import client_state, outbox, pausing
 from fl_queue.common.paths import below
 from fl_queue.errors import CheckpointError, DataError, MessageError
-from fl_queue.models import host_cache, transfer, update_archive
+from fl_queue.models import checkpoint, update_archive
+from fl_queue.models.host_cache import HostCache
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.header import Header
 from fl_queue.reporting.exporters import open_sink
@@ -57,8 +58,8 @@ def test_a_link_may_stay_below_and_may_not_leave(tmp_path: Path) -> None:
 def test_every_folder_of_ours_is_joined_so(part: str, tmp_path: Path) -> None:
     header = Header(kind="update", run=part, round=1, client="a", base_digest=DIGEST, token="t")
     for join in (
-        lambda: transfer.checkpoint_folder(tmp_path, part),
-        lambda: host_cache.has(tmp_path, part, DIGEST),
+        lambda: checkpoint.checkpoint_folder(tmp_path, part),
+        lambda: HostCache(None, tmp_path, part, 1).has(DIGEST),  # type: ignore[arg-type]
         lambda: update_archive.forget(tmp_path, part),
         lambda: update_archive.prune(tmp_path, part, ()),
         lambda: update_archive.read(tmp_path, part, 1, "a", DIGEST),

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fl_queue.errors import CheckpointError, DataError, MessageError, ModelMismatch
-from fl_queue.models import checkpoint, transfer
+from fl_queue.models import checkpoint, initial
 from fl_queue.protocol import message
 from fl_queue.protocol.records import Manifest, TensorSpec
 
@@ -257,10 +257,10 @@ def test_an_initial_model_that_is_not_finite_is_refused() -> None:
     found = {"mask": np.array([-np.inf], np.float32), "w": np.array([1.0], np.float64)}
     mask = TensorSpec("mask", (1,), "float_buffer")
     manifest = Manifest((mask, TensorSpec("w", (1,), "parameter")))
-    transfer.fitted(found, manifest, "a file")
+    initial.fitted(found, manifest, "a file")
     for value in (np.inf, np.nan, 1e39):
         with pytest.raises(ModelMismatch, match="tensor 'w' is not finite in float32"):
-            transfer.fitted(found | {"w": np.array([value])}, manifest, "a file")
+            initial.fitted(found | {"w": np.array([value])}, manifest, "a file")
 
 
 def test_bfloat16_is_refused_also_where_numpy_knows_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fl_queue.errors import (
     StoreUnavailable,
 )
 from fl_queue.models import host_cache
+from fl_queue.models.host_cache import HostCache
 from fl_queue.protocol import message
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
@@ -33,12 +34,12 @@ RUN = "demo-abc123"
 FETCH = """
 import sys
 from pathlib import Path
-from fl_queue.models import host_cache
+from fl_queue.models.host_cache import HostCache
 from fl_queue.store import Store
 url, blob_url, folder, run, digest, nbytes, chunk = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-body = host_cache.fetch(Store(url, blob_url), Path(folder), run, digest, int(nbytes), int(chunk))
+body = HostCache(Store(url, blob_url), Path(folder), run, int(chunk)).fetch(digest, int(nbytes))
 print(len(body.view))
 """
 
@@ -57,7 +58,7 @@ def put(store: Store, digest: str, body: bytes) -> None:
 
 
 def fetch(store: Store, folder: Path, digest: str, body: bytes) -> bytes:
-    return bytes(host_cache.fetch(store, folder, RUN, digest, len(body), CHUNK).view)
+    return bytes(HostCache(store, folder, RUN, CHUNK).fetch(digest, len(body)).view)
 
 
 def reads(store: Store) -> int:
@@ -241,7 +242,7 @@ def test_the_newest_two_are_kept_and_who_reads_an_older_one_goes_on(
     store: Store, tmp_path: Path
 ) -> None:
     first, body = publish(store, 2)
-    reading = host_cache.fetch(store, tmp_path, RUN, first, len(body), CHUNK)
+    reading = HostCache(store, tmp_path, RUN, CHUNK).fetch(first, len(body))
     forgotten = part_of(tmp_path, "of-a-version-nobody-wants-any-more")
     forgotten.write_bytes(bytes(9))
     os.utime(tmp_path / RUN / first, (1, 1))

@@ -1,0 +1,201 @@
+"""
+One run's model versions: chunks on the data server, checkpoints and a cache on this machine.
+
+A version is named by the digest of its content and written once; it has the same bytes in all three places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fl_queue.common.files import Mapped
+from fl_queue.errors import CheckpointError, ContentMissing, DigestMismatch, UnknownVersion
+from fl_queue.models import checkpoint
+from fl_queue.models.checkpoint import Body, checkpoint_folder
+from fl_queue.models.host_cache import HostCache, cache_folder
+from fl_queue.protocol import message
+from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.records import Manifest
+from fl_queue.store import Store, keyspace
+from fl_queue.strategies.base import state_manifest
+
+
+@dataclass(frozen=True)
+class ModelStore:
+    """
+    Model versions of one run, as one machine reaches them.
+
+    Args:
+        store: Connections to both servers.
+        run: Run id.
+        chunk_bytes: Size of a chunk on the data server, from the run's config.
+        state_dir: This machine's state folder; its checkpoints and its cache are below it.
+    """
+
+    store: Store
+    run: str
+    chunk_bytes: int
+    state_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run's checkpoints on this machine."""
+        return checkpoint_folder(self.state_dir, self.run)
+
+    @property
+    def cache(self) -> HostCache:
+        """Models of the run that this machine has fetched."""
+        return HostCache(self.store, cache_folder(self.state_dir), self.run, self.chunk_bytes)
+
+    # Chunks on the data server
+
+    def publish(self, digest: str, body: message.Bytes) -> None:
+        """Store a model's chunks on the data server; they stay until they are dropped."""
+        view = memoryview(body)
+        self.store.data.put_chunks(
+            keyspace.model_blob(self.run, digest),
+            (view[piece] for piece in message.chunk_slices(len(body), self.chunk_bytes)),
+            None,
+            insist=True,
+        )
+
+    def publish_encoded(self, body: message.Bytes, manifest: Manifest, encoding: str) -> str:
+        """
+        Store the encoded body that clients fetch in place of a version; it is encoded while it is sent.
+
+        The encoded body is a function of the version, so any machine with the version can make it again.
+
+        Returns:
+            Digest of the encoded body; empty, and nothing is stored, when the codec changes nothing.
+        """
+        if encoding == "float32":
+            return ""
+        # Encoded twice, for the digest that names the chunks and for the chunks: it is never in memory whole.
+        digest = message.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
+        pieces = codec.encoded_pieces(encoding, manifest, body)
+        chunks = message.rechunked(pieces, self.chunk_bytes)
+        self.store.data.put_chunks(keyspace.model_blob(self.run, digest), chunks, None, insist=True)
+        return digest
+
+    def fetch(self, digest: str, manifest: Manifest) -> bytearray:
+        """
+        A model's body from the data server into memory, its digest checked.
+
+        Raises:
+            ContentMissing: The data server does not have it (any more).
+        """
+        name = keyspace.model_blob(self.run, digest)
+        body = self.store.data.get_chunks(name, manifest.nbytes, self.chunk_bytes)
+        if message.body_digest(body) != digest:
+            raise DigestMismatch(digest)
+        return body
+
+    def drop(self, digest: str, nbytes: int) -> None:
+        """Remove a model's chunks from the data server."""
+        count = message.chunk_count(nbytes, self.chunk_bytes)
+        self.store.data.drop_chunks(keyspace.model_blob(self.run, digest), count)
+
+    def restore(
+        self, digest: str, manifest: Manifest, download: str = "", encoding: str = "float32"
+    ) -> bool:
+        """
+        Bring a model back to the data server from its checkpoint, if its chunks are not there.
+
+        Args:
+            download: Digest of its encoded body, which is brought back too; empty: there is none.
+            encoding: The codec of that body.
+
+        Returns:
+            Whether anything was missing.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, or its content does not have the digest.
+        """
+        is_model_lost = self._is_lost(digest, manifest.nbytes)
+        encoded_nbytes = codec.encoded_nbytes(encoding, manifest)
+        is_download_lost = bool(download) and self._is_lost(download, encoded_nbytes)
+        if not (is_model_lost or is_download_lost):
+            return False
+        body = checkpoint.open_body(self.folder, digest, manifest)
+        if is_model_lost:
+            self.publish(digest, body.view)
+        if is_download_lost:
+            self.publish_encoded(body.view, manifest, encoding)
+        return True
+
+    def _is_lost(self, digest: str, nbytes: int) -> bool:
+        count = message.chunk_count(nbytes, self.chunk_bytes)
+        return bool(self.store.data.missing_chunks(keyspace.model_blob(self.run, digest), count))
+
+    # On this machine's disk
+
+    def open_body(self, digest: str, manifest: Manifest) -> Mapped | Body:
+        """
+        A model's body as a file of this machine: its checkpoint, else fetched from the data server.
+
+        Raises:
+            ContentMissing, CheckpointError: Neither place has it.
+        """
+        try:
+            return checkpoint.open_body(self.folder, digest, manifest)
+        except CheckpointError:
+            return self.cache.fetch(digest, manifest.nbytes)
+
+    def open_version(self, version: int, manifest: Manifest) -> Mapped | Body:
+        """
+        The body of a version, by its number.
+
+        Raises:
+            ContentMissing, CheckpointError: Neither place has it.
+        """
+        digest = self.store.control.version(self.run, version).get("digest", "")
+        if not digest:
+            raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
+        return self.open_body(digest, manifest)
+
+    def state_arrays(
+        self, digests: Mapping[str, str], manifest: Manifest
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """
+        A strategy's server state that belongs to a version, as views of files.
+
+        Args:
+            digests: Name -> digest.
+            manifest: The model's.
+
+        Raises:
+            ContentMissing, CheckpointError: Neither place has it.
+        """
+        layout = state_manifest(manifest)
+        return {
+            name: message.views(layout, self.open_body(digest, layout).view)
+            for name, digest in digests.items()
+        }
+
+    def load_version(self, version: int) -> tuple[Manifest, bytearray]:
+        """
+        A version's manifest and body in memory, from this machine's checkpoint or the data server.
+
+        Raises:
+            UnknownVersion: There is no such version, or neither place has its content.
+        """
+        versions = self.store.control.versions(self.run)
+        manifest = self.store.control.manifest(self.run)
+        if version not in versions or manifest is None:
+            there = f"0 to {max(versions)}" if versions else "none yet"
+            raise UnknownVersion(self.run, version, f"does not exist (versions: {there})")
+        digest = versions[version]["digest"]
+        if (self.folder / checkpoint.file_name(digest)).exists():
+            return manifest, checkpoint.read(self.folder, digest, manifest)
+        try:
+            return manifest, self.fetch(digest, manifest)
+        except ContentMissing as exc:
+            raise UnknownVersion(
+                self.run,
+                version,
+                "has been pruned, or its checkpoint is on another machine (use --state-dir, or raise model.keep_versions)",
+            ) from exc
