@@ -198,7 +198,7 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, oldest first, as ``fl-queue events --json``; ``at`` is Unix time, seconds."""
-        found = self.store.control.read_events({keyspace.events(self.run_id): "0-0"}, None)
+        found = self.store.control.events.read({keyspace.events(self.run_id): "0-0"}, None)
         return [run_status.event_record(entry, event) for _, entry, event in found]
 
     def model(self, version: int | None = None, *, best: bool = False) -> dict[str, Tensor]:
@@ -256,7 +256,7 @@ class Run:
             DataError: There is nothing to plot, or the file cannot be written.
         """
         tested = selection.test_metrics(self.store, self.run_id)
-        rounds_table.plot(Path(path), self.store.control.history(self.run_id), tested)
+        rounds_table.plot(Path(path), self.store.control.history.records(self.run_id), tested)
 
     def write_metrics(self, kind: str, folder: str | Path) -> int:
         """

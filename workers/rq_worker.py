@@ -114,7 +114,7 @@ class FLWorker(HorseWorker):
         if self.site.client:
             pausing.register_client(self.site)
             self._said = self._site_says()
-            self._control.arrive(self.site.client, self._said)
+            self._control.clients.register_worker(self.site.client, self._said)
         # RQ's sets of all workers are written by none of ours: a client could remove others from them.
         self.birth_date = self.last_heartbeat = now()
         with self.connection.pipeline() as pipe:
@@ -278,9 +278,9 @@ class FLWorker(HorseWorker):
     def teardown(self) -> None:
         with _if_redis_can():
             if not self.is_horse:
-                self._control.release(keyspace.worker(self.name), self.site.token)
+                self._control.leases.release(keyspace.worker(self.name), self.site.token)
                 if self.site.client:
-                    self._control.release(
+                    self._control.leases.release(
                         keyspace.client_holder(self.site.client), self.site.token, self.site.client
                     )
             super().teardown()
@@ -304,9 +304,9 @@ class FLWorker(HorseWorker):
         try:
             with hurried():
                 if self.site.client:
-                    self._control.add_client_event(self.site.client, event)
+                    self._control.events.add_of_client(self.site.client, event)
                     return
-                self._control.add_event(f"{job}__".split("_")[1], event)
+                self._control.events.add(f"{job}__".split("_")[1], event)
         except REDIS_ERRORS as exc:  # Another type, say: the log has it.
             log.warning("no event of job %s: %s", job, exc)
 
@@ -319,7 +319,7 @@ class FLWorker(HorseWorker):
         if self.site.client and (said := self._site_says()) != self._said:
             if said[PAUSED] != self._said[PAUSED]:
                 log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused any more")
-            self._control.say(self.site.client, said)
+            self._control.clients.set_status(self.site.client, said)
             self._said = said
 
     def _extend(self) -> bool:
@@ -332,14 +332,16 @@ class FLWorker(HorseWorker):
             "job": self._at_work,
         }
         client = self.site.client
-        if client and not self._control.hold(
+        if client and not self._control.leases.hold(
             keyspace.client_holder(client),
             self.site.token,
             LEASE_S,
             {**fields, "worker": self.name},
         ):
             return False
-        return self._control.hold(keyspace.worker(self.name), self.site.token, LEASE_S, fields)
+        return self._control.leases.hold(
+            keyspace.worker(self.name), self.site.token, LEASE_S, fields
+        )
 
     def _name_job(self, pipeline: Any) -> None:
         """
@@ -348,10 +350,10 @@ class FLWorker(HorseWorker):
         So a started job that its worker's lease does not name has been lost; see ``dead_jobs.Watch``.
         """
         if self._at_work:
-            self._control.name_job(pipeline, self.name, self.site.token, self._at_work)
+            self._control.workers.set_job(pipeline, self.name, self.site.token, self._at_work)
 
     def _holder(self) -> str:
-        lease = self._control.lease(keyspace.client_holder(self.site.client))
+        lease = self._control.leases.get(keyspace.client_holder(self.site.client))
         return (
             f"{lease.get('worker', '?')} on {lease.get('host', '?')}, pid {lease.get('pid', '?')}"
         )

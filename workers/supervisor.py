@@ -191,7 +191,7 @@ class Supervisor:
 
         def release() -> None:
             with replace(self.site).store() as store:  # Of the credentials as they are now.
-                store.control.release(keyspace.worker(place.site.worker), self.site.token)
+                store.control.leases.release(keyspace.worker(place.site.worker), self.site.token)
 
         self._try(release)
 

@@ -80,7 +80,7 @@ def measure(
             break
         time.sleep(0.2)
     controls.cancel(federation.store, name)
-    history = [record for record in control.history(run) if record.outcome == "committed"]
+    history = [record for record in control.history.records(run) if record.outcome == "committed"]
     if not good:
         return Reached(None, max(tested.values(), default=0.0), history)
     first, stamps = min(good), _stamps(federation, run)
@@ -94,7 +94,7 @@ def _stamps(federation: Federation, run: str) -> dict[tuple[str, int], float]:
     streams = {keyspace.events(run): "0-0"}
     return {
         (event["event"], event["round"]): int(entry.partition("-")[0]) / 1000
-        for _, entry, event in federation.store.control.read_events(streams, None)
+        for _, entry, event in federation.store.control.events.read(streams, None)
         if "round" in event
     }
 

@@ -203,7 +203,7 @@ def accuracy(pair: tuple[str, str], rounds: int, data: Path | None) -> float:
             check=False,
             timeout=PATIENCE_S,
         )
-        tested = selection.test_metrics(store, store.control.run_names().get("bench", ""))
+        tested = selection.test_metrics(store, store.control.runs.names().get("bench", ""))
         if done.returncode or rounds not in tested:
             raise RuntimeError(f"start-round ended with {done.returncode}: {done.stderr[-500:]}")
         return tested[rounds]["accuracy"]

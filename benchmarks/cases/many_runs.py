@@ -47,7 +47,7 @@ def idle_runs(federation: Federation, fakes: Fakes) -> list[str]:
     settings = (*SETTINGS, *OVERRIDES, f"round.cohort={everybody}")
     runs = [federation.begin(f"idle-{number}", 1, *settings) for number in range(RUNS - 1)]
     until = time.monotonic() + PATIENCE_S
-    while any(len(federation.store.control.receipts(run, 1)) < CLIENTS for run in runs):
+    while any(len(federation.store.control.receipts.of_round(run, 1)) < CLIENTS for run in runs):
         if time.monotonic() > until:
             raise TimeoutError(f"idle runs were not reached in {PATIENCE_S} s")
         time.sleep(0.1)

@@ -212,7 +212,7 @@ class Walk:
         self.store = Store.open(redis.url, redis.blob_url, folder)
         self.clients = [f"site-{number + 1}" for number in range(clients)]
         for client in self.clients:
-            self.store.control.hold(keyspace.client_holder(client), client, LEASE_S, {})
+            self.store.control.leases.hold(keyspace.client_holder(client), client, LEASE_S, {})
         loaded = run_config.load(
             None,
             (
@@ -235,7 +235,7 @@ class Walk:
         Returns:
             Of ``client``, one on average, and of ``aggregator``, the whole job.
         """
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         assert state is not None
         tickets = dispatch.tickets(self.store, self.run, state.round)
         aggregating = tickets.pop(identifiers.AGGREGATOR)
@@ -249,7 +249,7 @@ class Walk:
 
     def _restore(self, state: RunState) -> None:
         """Do what the healer would: see that the base is on the data server."""
-        manifest = self.store.control.manifest(self.run)
+        manifest = self.store.control.versions.manifest(self.run)
         if manifest is not None:
             chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
             folder = self.folder / identifiers.AGGREGATOR

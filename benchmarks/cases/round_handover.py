@@ -45,7 +45,7 @@ def await_receipts(store: Store, run: str, number: int, count: int) -> None:
         TimeoutError: They have not.
     """
     until = time.monotonic() + PATIENCE_S
-    while len(store.control.receipts(run, number)) < count:
+    while len(store.control.receipts.of_round(run, number)) < count:
         if time.monotonic() > until:
             raise TimeoutError(f"round {number} has not {count} updates after {PATIENCE_S} s")
         time.sleep(0.002)
@@ -70,8 +70,8 @@ def handovers(federation: Federation, count: int) -> tuple[list[float], list[flo
     for number in range(1, count + 6):
         fakes.answer(run, number, fakes.clients[:-1])
         await_receipts(store, run, number, CLIENTS - 1)
-        current = store.control.round(run, number)
-        manifest = store.control.manifest(run)
+        current = store.control.rounds.get(run, number)
+        manifest = store.control.versions.manifest(run)
         assert current is not None
         assert manifest is not None
         element = fakes.element(run, current, manifest, last)

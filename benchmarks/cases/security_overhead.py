@@ -204,7 +204,7 @@ def signed_run(size: int) -> Iterator[ManualRun]:
         Store.open(private.url, private.blob_url, Path(folder)) as store,
     ):
         for client, (_, public) in pairs.items():
-            store.control.write_enrolment(client, Enrolment(public))
+            store.control.enrolments.write(client, Enrolment(public))
         required = "security.require_enrolment=true"
         yield ManualRun(store, Path(folder), "ab", size, required, keys=keys)
 
@@ -240,9 +240,9 @@ def refusals_table(parameters: int, count: int) -> str:
         for name, element in elements.items():
             took, looked, busy = [], [], []
             for _ in range(count):
-                hand.store.data.push(hand.run, element)
+                hand.store.data.results.push(hand.run, element)
                 began = time.perf_counter()
-                [taken] = hand.store.data.take(hand.run, intake.fence, intake.token)
+                [taken] = hand.store.data.taken.take(hand.run, intake.fence, intake.token)
                 arrived = time.perf_counter()
                 before = time.thread_time()
                 intake.look_at(taken)

@@ -48,7 +48,7 @@ def client_ready(redis: EmbeddedRedis, store: Store, client: str) -> float:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not store.control.lease(keyspace.client_holder(client)):
+        while not store.control.leases.get(keyspace.client_holder(client)):
             if time.perf_counter() - began > PATIENCE_S:
                 raise TimeoutError(f"no lease of {client} after {PATIENCE_S} s")
             time.sleep(0.005)

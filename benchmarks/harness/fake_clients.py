@@ -48,13 +48,13 @@ class Fakes:
         """Take every client's lease."""
         for client in self.clients:
             lease = keyspace.client_holder(client)
-            if not self.store.control.hold(lease, self.token, LEASE_S, {}):
+            if not self.store.control.leases.hold(lease, self.token, LEASE_S, {}):
                 raise RuntimeError(f"somebody else serves {client}")
 
     def leave(self) -> None:
         """Give the leases back: later rounds do not have these clients."""
         for client in self.clients:
-            self.store.control.release(keyspace.client_holder(client), self.token, client)
+            self.store.control.leases.release(keyspace.client_holder(client), self.token, client)
 
     def answer(self, run: str, number: int, clients: Sequence[str] | None = None) -> None:
         """
@@ -63,8 +63,8 @@ class Fakes:
         Args:
             clients: Only for these.
         """
-        current = self.store.control.round(run, number)
-        manifest = self.store.control.manifest(run)
+        current = self.store.control.rounds.get(run, number)
+        manifest = self.store.control.versions.manifest(run)
         if current is None or manifest is None or current.purpose not in _KINDS:
             return  # Version 0 is the evaluator's work.
         for client in clients if clients is not None else current.cohort:
@@ -123,7 +123,7 @@ class Fakes:
     def _serve(self, run: str) -> None:
         stream, last = keyspace.events(run), "0-0"
         while not queries.is_over(self.store.control, run):
-            for _, stamp, event in self.store.control.read_events({stream: last}, _LISTEN_MS):
+            for _, stamp, event in self.store.control.events.read({stream: last}, _LISTEN_MS):
                 last = stamp
                 if event["event"] == "round_opened":
                     self.answer(run, event["round"])

@@ -122,7 +122,7 @@ class Federation:
 
     def _await_workers(self) -> None:
         until = time.monotonic() + READY_S
-        while len(self.store.control.living_workers()) < len(self.processes):
+        while len(self.store.control.workers.living()) < len(self.processes):
             if time.monotonic() > until:
                 raise TimeoutError(f"workers were not ready after {READY_S:g} s")
             time.sleep(0.1)
@@ -155,7 +155,7 @@ class Federation:
         """
         until = time.monotonic() + timeout_s
         while True:
-            state = self.store.control.run(run)
+            state = self.store.control.runs.get(run)
             if state is None or not state.active or time.monotonic() > until:
                 break
             time.sleep(0.1)
@@ -176,7 +176,7 @@ def timings(store: Store, run: str) -> list[Timing]:
     updated: dict[int, float] = {}
     committed: dict[int, float] = {}
     stamps = {"round_opened": opened, "update_received": updated, "round_committed": committed}
-    for _, stamp, event in store.control.read_events({keyspace.events(run): "0-0"}, None):
+    for _, stamp, event in store.control.events.read({keyspace.events(run): "0-0"}, None):
         if event["event"] in stamps:
             stamps[event["event"]][event["round"]] = int(stamp.split("-")[0]) / 1000
     return [

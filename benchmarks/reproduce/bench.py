@@ -159,7 +159,7 @@ class Bench:
         return {version: finished["accuracy"] for version, finished in tested.items()}
 
     def _measured(self, run: str, load: float | None) -> Measured:
-        history = self.store.control.history(run)
+        history = self.store.control.history.records(run)
         seconds: dict[int, float] = {}
         total = 0.0
         for record in history:

@@ -54,7 +54,7 @@ def _runs(context: click.Context, parameter: Parameter, begun: str) -> list[Comp
         store = Where.of(
             given.get("redis_url") or "", given.get("blob_url") or "", given.get("state_dir")
         ).open_control()
-        names = sorted(store.control.run_names())
+        names = sorted(store.control.runs.names())
         store.close()
     return _beginning_with(begun, names)
 

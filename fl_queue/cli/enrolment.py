@@ -142,7 +142,7 @@ def _sign_existing(where: Where, yes: bool) -> None:
         )
     for line in enrolment.sign_existing(store, found) or ["nothing was to be signed"]:
         say(line)
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is not None and found:
         say(f'Sites may add to their credentials files: operator_key = "{key.public}"')
 

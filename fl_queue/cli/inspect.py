@@ -92,9 +92,9 @@ def history(where: Where, run: str, as_csv: bool, as_json: bool) -> None:
         write_json(run_status.history(store, run_id))
         return
     rows = rounds_table.rows(
-        store.control.history(run_id),
+        store.control.history.records(run_id),
         selection.test_metrics(store, run_id),
-        store.control.late(run_id),
+        store.control.receipts.late_counts(run_id),
     )
     if as_csv:
         write(rounds_table.to_csv(rows))
@@ -142,7 +142,7 @@ def events(where: Where, run: str, follow: bool, as_json: bool) -> None:
     cursor = "0-0"
 
     def look() -> list[tuple[str, dict[str, Any]]]:
-        found = store.control.read_events({stream: cursor}, 1000 if follow else None)
+        found = store.control.events.read({stream: cursor}, 1000 if follow else None)
         return [(entry, event) for _, entry, event in found]
 
     while True:
@@ -173,7 +173,7 @@ def plot(where: Where, run: str, output: Path, baseline: tuple[Path, ...]) -> No
     store = where.open_control()
     run_id = runs.find_run(store, run).run_id
     rounds_table.plot(
-        output, store.control.history(run_id), selection.test_metrics(store, run_id), beside
+        output, store.control.history.records(run_id), selection.test_metrics(store, run_id), beside
     )
     say(str(output))
 

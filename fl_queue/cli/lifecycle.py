@@ -102,7 +102,7 @@ def delete(where: Where, run: str, yes: bool) -> None:
     store = where.open()
     state = runs.find_run(store, run)
     deletion.refuse_training(state.name, state.active)
-    versions = len(store.control.versions(state.run_id))
+    versions = len(store.control.versions.all(state.run_id))
     what = f"run {state.name} ({state.run_id}) with {versions} versions and its history"
     if not yes and not _confirmed(f"Delete {what}?"):
         say("nothing was deleted")

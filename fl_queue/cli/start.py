@@ -123,7 +123,7 @@ def start_round(
         begun = launching.launch(
             ours, site, name, loaded, count, stays=wait, console=rich_console.console(stderr=True)
         )
-        if begun.store.control.pins.key is not None:
+        if begun.store.control.enrolments.pins.key is not None:
             complain(f"Signed config {loaded.digest}")
         if wait:
             follow_to_end(where, begun.run, begun.since, goes_on=not begun.is_alone)

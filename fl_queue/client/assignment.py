@@ -103,7 +103,7 @@ class ClientJob:
         if queries.has_ended(control, self.run, number, self.who):
             return True
         # Opened once more, from another version.
-        return control.base_digest(self.run, number) not in (None, self.round.base_digest)
+        return control.rounds.base_digest(self.run, number) not in (None, self.round.base_digest)
 
     def task(self) -> Task:
         # Version 0 needs no data: a site that has none may make it.
@@ -176,7 +176,7 @@ class DataWaits:
 
     def _write(self, text: str) -> None:
         try:
-            self._job.store.control.say(self._job.who, {DATA_WAIT: text})
+            self._job.store.control.clients.set_status(self._job.who, {DATA_WAIT: text})
         except REDIS_ERRORS as exc:  # Only people read it.
             complaint.say(exc)
 
@@ -188,7 +188,7 @@ def manifest_of(job: ClientJob) -> Manifest:
     Raises:
         ModelMismatch: There is none.
     """
-    manifest = job.manifest or job.store.control.manifest(job.run)
+    manifest = job.manifest or job.store.control.versions.manifest(job.run)
     if manifest is None:
         raise ModelMismatch(f"run {job.run} has no manifest", public=True)
     return manifest

@@ -61,9 +61,9 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
     layouts = _layouts(job, strategy, manifest)
     if not layouts:
         return StoredClientState()
-    found = job.store.control.accepted(job.run, job.who)
+    found = job.store.control.receipts.accepted(job.run, job.who)
     accepted = AcceptedUpdate(*found) if found else None
-    backed_up = job.store.control.accepted(job.run, keyspace.in_backup(job.who))
+    backed_up = job.store.control.receipts.accepted(job.run, keyspace.in_backup(job.who))
     stored = client_state.load(
         job.site.client_states,
         job.run,

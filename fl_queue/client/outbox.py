@@ -208,14 +208,14 @@ class _SendPermit:
         self._others = [client for client in rivals if client != header.client]
         self._most = 0
         if unmerged_bytes and self._others:
-            most = store.data.room(unmerged_bytes)
+            most = store.data.admission.room(unmerged_bytes)
             # There is no need to ask where all of them would fit.
             self._most = most if len(rivals) * header.body_bytes > most else 0
 
     def ask(self, lifetime_s: int) -> bool:
         """Whether it may be sent; asked again, the permission is extended."""
         header = self.header
-        return not self._most or self.store.data.admit(
+        return not self._most or self.store.data.admission.admit(
             header.run,
             header.client,
             permission(header.token, header.body_bytes),
@@ -283,9 +283,9 @@ def _push_once(
     sealed = seal(element(header, body, inline_bytes, chunk_bytes))
     if len(body) <= inline_bytes:
         turn.ask(CHUNK_LIFETIME_S)
-        store.data.push(header.run, sealed)
+        store.data.results.push(header.run, sealed)
         return
-    store.data.put_chunks(
+    store.data.chunks.put(
         keyspace.update_blob(header.client, header.run, header.body_digest),
         pieces(),
         CHUNK_LIFETIME_S,
@@ -294,7 +294,7 @@ def _push_once(
     failpoints.failpoint("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
     turn.ask(CHUNK_LIFETIME_S)
-    store.data.push(header.run, sealed)
+    store.data.results.push(header.run, sealed)
 
 
 def _ended(ended: Callable[[], bool]) -> bool:

@@ -135,16 +135,16 @@ def _group(
 ) -> VirtualClientJob | str:
     """The clients that a job responds for; a text when there is nothing to do."""
     who = job_id.partition("_")[0]
-    state, current = store.control.run(run), store.control.round(run, number)
+    state, current = store.control.runs.get(run), store.control.rounds.get(run, number)
     if state is None or not state.active or current is None or not current.open:
         return "the round has ended"
-    newest = store.control.job(run, number, who)
+    newest = store.control.rounds.job(run, number, who)
     if newest.get("job") != job_id:
         return "superseded by a newer attempt"
     clients = virtual_clients.answerable(who, current.cohort, current.groups)
     if newest["attempt"] > 1:
         # Clients whose responses have been received are not asked again.
-        receipts = store.control.receipts(run, number)
+        receipts = store.control.receipts.of_round(run, number)
         clients = [c for c in clients if c not in receipts or not receipts[c].answers]
         for client in clients:
             outbox.remove_unfinished(site.outbox, client)
@@ -186,7 +186,7 @@ def _config(store: Store, site: WorkerSettings, state: RunState, segment: int) -
     """
     key = (state.run_id, segment)
     if key not in _configs:
-        segments = store.control.config_segments(state.run_id)
+        segments = store.control.runs.config_segments(state.run_id)
         found = trust.segment_config(site, state, segments, segment)
         if len(_configs) >= _MAX_CONFIGS:
             _configs.clear()
@@ -214,4 +214,4 @@ def _tidy(run: str, number: int) -> None:
     outbox.remove_unfinished(site.outbox, _ALL_VIRTUAL, UNFINISHED_S)
     outbox.sweep(site.outbox, _ALL_VIRTUAL, unknown_runs.may_go(control, site.state_dir))
     host_cache.sweep(site.cache, functools.partial(queries.is_over, control))
-    client_state.sweep(site.client_states, control.is_needed)
+    client_state.sweep(site.client_states, control.runs.is_needed)

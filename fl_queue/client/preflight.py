@@ -38,18 +38,18 @@ def report_facts(run: str, segment: int) -> str:
     """
     site = WorkerSettings.from_environ()
     store = site.connect()
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     if state is None or not state.active or state.segment != segment:
         return "the run does not need the facts any more"
     try:
-        config = trust.segment_config(site, state, store.control.config_segments(run), segment)
+        config = trust.segment_config(site, state, store.control.runs.config_segments(run), segment)
     except RoundRefused as exc:
         refused(store, site, exc)
         found = {site_facts.PROBLEM: site_facts.line(str(exc)), site_facts.CANNOT: "yes"}
     else:
         found = read_facts(site, state, config)
     answer = {"job": os.environ.get("RQ_JOB_ID", ""), "facts": found}
-    store.control.tell(site.client, run, dumps(answer))
+    store.control.clients.set_site_facts(site.client, run, dumps(answer))
     return "reported"
 
 

@@ -77,7 +77,7 @@ class Progress:
 
 def add_event(job: ClientJob, event: Mapping[str, object]) -> None:
     """Add an event to the client's stream."""
-    write_best_effort(lambda: job.store.control.add_client_event(job.who, event))
+    write_best_effort(lambda: job.store.control.events.add_of_client(job.who, event))
 
 
 def refused(store: Store, site: WorkerSettings, why: RoundRefused) -> None:
@@ -86,7 +86,7 @@ def refused(store: Store, site: WorkerSettings, why: RoundRefused) -> None:
     job = os.environ.get("RQ_JOB_ID", "")
     event = {"event": "job_refused", "job": job, "reason": str(why), "by": site.worker}
     if site.client:
-        write_best_effort(lambda: store.control.add_client_event(site.client, event))
+        write_best_effort(lambda: store.control.events.add_of_client(site.client, event))
 
 
 def write_best_effort(write: Callable[[], None]) -> None:

@@ -104,8 +104,8 @@ def respond(run: str, number: int, who: str, purpose: Purpose) -> str:
     site = WorkerSettings.from_environ()
     store = site.connect()
     tidy(store, site, who)
-    current = store.control.round(run, number)
-    state = store.control.run(run)
+    current = store.control.rounds.get(run, number)
+    state = store.control.runs.get(run)
     if (
         state is None
         or current is None
@@ -113,7 +113,7 @@ def respond(run: str, number: int, who: str, purpose: Purpose) -> str:
     ):
         return "the round has ended"
     # In an asynchronous run, a later round may have taken the job over.
-    newest = store.control.job(run, max(number, state.round), who)
+    newest = store.control.rounds.job(run, max(number, state.round), who)
     if newest.get("job") != os.environ.get("RQ_JOB_ID"):
         return "superseded by a newer attempt"
     job, make = _accepted_job(store, site, who, state, current, purpose)
@@ -174,11 +174,11 @@ def _trusted_job(
         RoundRefused: The site does not trust them.
         UnknownRun: The run is gone.
     """
-    segments, manifest = store.control.config_segments(state.run_id), None
+    segments, manifest = store.control.runs.config_segments(state.run_id), None
     if not segments:
-        raise UnknownRun(state.name, list(store.control.run_names()))
+        raise UnknownRun(state.name, list(store.control.runs.names()))
     if current.purpose != "initialise":
-        manifest = store.control.manifest(state.run_id)
+        manifest = store.control.versions.manifest(state.run_id)
     asked = trust.Question(who, purpose, state, current, segments, manifest)
     config = trust.round_config(site, asked)
     return ClientJob(store, site, who, state, current, config, manifest=manifest)
@@ -219,7 +219,7 @@ def _approved(job: ClientJob, header: Header, body: memoryview) -> tuple[Header,
         approval.mark_pending(path, os.environ["RQ_JOB_ID"])
         log.warning("run=%s client=%s update waits: `fl-queue approve`", job.run, job.who)
         pending = {AWAITED: approval.pending_as_json(job.site)}
-        write_best_effort(lambda: job.store.control.say(job.who, pending))
+        write_best_effort(lambda: job.store.control.clients.set_status(job.who, pending))
         return None
     if found.approved:
         return header, body
@@ -236,8 +236,8 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
     rivals = [*current.cohort, *(virtual_clients.group(number) for number in range(current.groups))]
     if current.is_async:
         # Rounds may have passed since: the clients of the newest one send, too.
-        state = job.store.control.run(job.run)
-        newest = job.store.control.round(job.run, state.round) if state else None
+        state = job.store.control.runs.get(job.run)
+        newest = job.store.control.rounds.get(job.run, state.round) if state else None
         rivals = sorted({*rivals, *(newest.cohort if newest else ())})
     waiting = DataWaits(job)
     pushed = outbox.push(
@@ -261,7 +261,7 @@ def tidy(store: Store, site: WorkerSettings, who: str) -> None:
     outbox.remove_unfinished(site.outbox, who)
     outbox.sweep(site.outbox, who, unknown_runs.may_go(store.control, site.state_dir))
     host_cache.sweep(site.cache, partial(queries.is_over, store.control))
-    client_state.sweep(site.client_states, store.control.is_needed)
+    client_state.sweep(site.client_states, store.control.runs.is_needed)
 
 
 def find_or_make(job: ClientJob, make: MakeResponse) -> tuple[Header, memoryview]:
@@ -328,7 +328,7 @@ def _register_examples(job: ClientJob, header: Header) -> None:
     """Record how many examples a client trains on, for ``status``; an outage loses only this number."""
     examples = header.num_examples
     if examples and job.is_watched:
-        register = job.store.control.register_client
+        register = job.store.control.clients.set_fields
         write_best_effort(lambda: register(job.who, {"num_examples": examples}))
 
 

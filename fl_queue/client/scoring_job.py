@@ -37,10 +37,10 @@ def score(run: str, version: int) -> str:
     store = site.connect()
     config = None
     try:
-        state = store.control.run(run)
+        state = store.control.runs.get(run)
         if state is None:
-            raise UnknownRun(run, list(store.control.run_names()))
-        segments = store.control.config_segments(run)
+            raise UnknownRun(run, list(store.control.runs.names()))
+        segments = store.control.runs.config_segments(run)
         config = trust.segment_config(site, state, segments, state.segment)
         sums = _sums(store, site, state, version, config)
     except (TimedOut, ContentMissing, *REDIS_ERRORS):
@@ -48,13 +48,13 @@ def score(run: str, version: int) -> str:
     # The task is its owner's code and may raise anything; a failure is recorded, and holds up no round.
     except Exception as exc:
         log.exception("run=%s version=%s could not be evaluated", run, version)
-        store.control.set_evaluation(
+        store.control.evaluations.set(
             run, version, {"state": "failed", "reason": disclosed(exc, config)}
         )
         return "failed"
     failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
-    store.control.set_evaluation(
+    store.control.evaluations.set(
         run, version, {"state": "done", "metrics": sums, "finished": finished}
     )
     return f"evaluated: {finished}"
@@ -73,8 +73,8 @@ def _sums(
             "the task has none; override Task.test_data, or stop the evaluator",
             public=True,
         )
-    manifest = store.control.manifest(run)
-    entry = store.control.versions(run)[version]
+    manifest = store.control.versions.manifest(run)
+    entry = store.control.versions.all(run)[version]
     if manifest is None:
         raise ChunksMissing(entry["digest"], None)
     models = ModelStore(store, run, config.redis["chunk_bytes"], site.state_dir)

@@ -66,7 +66,7 @@ class UnknownRuns:
 
     def is_gone(self, run: str) -> bool:
         """Whether a run was deleted, or has been unknown for a day; asked again, the time counts on."""
-        if self._control.is_needed(run):
+        if self._control.runs.is_needed(run):
             self.forget(run)
             return False
         if self._is_deleted(run) or self._count(run) >= GONE_AFTER_S:
@@ -76,7 +76,7 @@ class UnknownRuns:
 
     def _is_deleted(self, run: str) -> bool:
         try:
-            return self._control.is_deleted(run)
+            return self._control.runs.is_deleted(run)
         except StoreUnavailable as exc:
             if exc.trouble is not Trouble.not_allowed:
                 raise

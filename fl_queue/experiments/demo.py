@@ -82,7 +82,7 @@ def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
     try:
         curve = output / "curve.png"
         rounds_table.plot(
-            curve, store.control.history(run_id), selection.test_metrics(store, run_id)
+            curve, store.control.history.records(run_id), selection.test_metrics(store, run_id)
         )
         print(f"plot:  {curve}")
     except ConfigError as exc:

@@ -98,8 +98,8 @@ def launch(
     is_alone = start_servers(ours, site, config, stays)
     store = ours.enter_context(site.store(PEOPLE))
     since = "0-0"
-    if known := store.control.run_id(name):
-        since = store.control.last_event_id(keyspace.events(known))
+    if known := store.control.runs.id_of(name):
+        since = store.control.events.last_id(keyspace.events(known))
     run = _training(store, name, config)
     if run:
         console.print(f"Run {name} is training: going on with it.", highlight=False, soft_wrap=True)
@@ -112,8 +112,8 @@ def launch(
 
 def _training(store: Store, name: str, config: RunConfig) -> str | None:
     """A simulation that is training, because the one who began it was killed: its id."""
-    known = store.control.run_id(name)
-    state = store.control.run(known) if known else None
+    known = store.control.runs.id_of(name)
+    state = store.control.runs.get(known) if known else None
     if state is None or not state.active or not config.is_simulation:
         return None
     if not runs.current_config(store, state.run_id).is_simulation:

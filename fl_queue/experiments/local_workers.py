@@ -83,7 +83,7 @@ def missing_workers(
     wanted = {identifiers.AGGREGATOR: 1, identifiers.POOL: config.processes}
     if config.run["evaluate_every"]:
         wanted[identifiers.EVALUATOR] = 1
-    there = {worker["role"] for worker in store.control.living_workers()}
+    there = {worker["role"] for worker in store.control.workers.living()}
     return {
         role: LocalWorker(role, site, count) for role, count in wanted.items() if role not in there
     }
@@ -135,7 +135,7 @@ def _await(
                     raise WorkerDied(
                         f"worker {name} ended while starting: {_tail(logs / f'{name}.log')}"
                     )
-            ready = sum(worker["role"] in roles for worker in store.control.living_workers())
+            ready = sum(worker["role"] in roles for worker in store.control.workers.living())
             status.update(f"starting workers: {ready} of {count}")
             if ready >= count:
                 return

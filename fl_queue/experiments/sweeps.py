@@ -119,7 +119,7 @@ def check(store: Store, wanted: Sequence[SweepRun]) -> None:
         ConfigError: One has another config; names the field.
     """
     for member in wanted:
-        known = store.control.run_id(member.name)
+        known = store.control.runs.id_of(member.name)
         if known is None:
             continue
         recorded = runs.current_config(store, known).record()
@@ -173,8 +173,8 @@ def sweep(
 
 
 def _is_completed(store: Store, member: SweepRun) -> bool:
-    known = store.control.run_id(member.name)
-    state = store.control.run(known) if known else None
+    known = store.control.runs.id_of(member.name)
+    state = store.control.runs.get(known) if known else None
     return state is not None and state.state == "completed"
 
 
@@ -182,8 +182,8 @@ def _do(
     store: Store, member: SweepRun, state_dir: Path, console: Console, tell: Callable[[str], None]
 ) -> None:
     """One run, until it is completed and tested. Raises RunFailed."""
-    known = store.control.run_id(member.name)
-    state = store.control.run(known) if known else None
+    known = store.control.runs.id_of(member.name)
+    state = store.control.runs.get(known) if known else None
     if state is None:
         tell("begins")
         run = launching.begin(store, member.name, member.config)
@@ -197,7 +197,7 @@ def _do(
     else:
         tell("is training, goes on")
         run = state.run_id
-    since = store.control.last_event_id(keyspace.events(run)) if known else "0-0"
+    since = store.control.events.last_id(keyspace.events(run)) if known else "0-0"
     lifecycle.advance(store, run)
     progress.follow(store, run, console, since=since)
     progress.await_evaluations(store, run, console)

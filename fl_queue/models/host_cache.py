@@ -97,7 +97,7 @@ class HostCache:
             file.seek(0)
             for _ in range(done):
                 hasher.update(file.read(self.chunk_bytes))
-            for piece in self.store.data.iter_chunks(name, nbytes, self.chunk_bytes, first=done):
+            for piece in self.store.data.chunks.iterate(name, nbytes, self.chunk_bytes, first=done):
                 hasher.update(piece)
                 file.write(piece)
         if hasher.hexdigest() != digest:

@@ -41,7 +41,7 @@ def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, obj
     digest = message.body_digest(body)
     view = memoryview(body)
     pieces = (view[piece] for piece in message.chunk_slices(len(body), chunk_bytes))
-    store.data.put_chunks(keyspace.model_blob(INITIAL, digest), pieces, INITIAL_LIFETIME_S)
+    store.data.chunks.put(keyspace.model_blob(INITIAL, digest), pieces, INITIAL_LIFETIME_S)
     tensors = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     return {"digest": digest, "nbytes": len(body), "chunk_bytes": chunk_bytes, "tensors": tensors}
 
@@ -56,7 +56,7 @@ def initial_arrays(
         ModelMismatch: A tensor is missing, of another shape, or not in the task's model.
         ContentMissing: It is not on the data server (any more).
     """
-    body = store.data.get_chunks(
+    body = store.data.chunks.get(
         keyspace.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
     )
     if message.body_digest(body) != initial["digest"]:

@@ -56,7 +56,7 @@ class ModelStore:
     def publish(self, digest: str, body: message.Bytes) -> None:
         """Store a model's chunks on the data server; they stay until they are dropped."""
         view = memoryview(body)
-        self.store.data.put_chunks(
+        self.store.data.chunks.put(
             keyspace.model_blob(self.run, digest),
             (view[piece] for piece in message.chunk_slices(len(body), self.chunk_bytes)),
             None,
@@ -78,7 +78,7 @@ class ModelStore:
         digest = message.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
         pieces = codec.encoded_pieces(encoding, manifest, body)
         chunks = message.rechunked(pieces, self.chunk_bytes)
-        self.store.data.put_chunks(keyspace.model_blob(self.run, digest), chunks, None, insist=True)
+        self.store.data.chunks.put(keyspace.model_blob(self.run, digest), chunks, None, insist=True)
         return digest
 
     def fetch(self, digest: str, manifest: Manifest) -> bytearray:
@@ -89,7 +89,7 @@ class ModelStore:
             ContentMissing: The data server does not have it (any more).
         """
         name = keyspace.model_blob(self.run, digest)
-        body = self.store.data.get_chunks(name, manifest.nbytes, self.chunk_bytes)
+        body = self.store.data.chunks.get(name, manifest.nbytes, self.chunk_bytes)
         if message.body_digest(body) != digest:
             raise DigestMismatch(digest)
         return body
@@ -97,7 +97,7 @@ class ModelStore:
     def drop(self, digest: str, nbytes: int) -> None:
         """Remove a model's chunks from the data server."""
         count = message.chunk_count(nbytes, self.chunk_bytes)
-        self.store.data.drop_chunks(keyspace.model_blob(self.run, digest), count)
+        self.store.data.chunks.drop(keyspace.model_blob(self.run, digest), count)
 
     def restore(
         self, digest: str, manifest: Manifest, download: str = "", encoding: str = "float32"
@@ -129,7 +129,9 @@ class ModelStore:
 
     def _is_lost(self, digest: str, nbytes: int) -> bool:
         count = message.chunk_count(nbytes, self.chunk_bytes)
-        return bool(self.store.data.missing_chunks(keyspace.model_blob(self.run, digest), count))
+        return bool(
+            self.store.data.chunks.are_missing(keyspace.model_blob(self.run, digest), count)
+        )
 
     # On this machine's disk
 
@@ -152,7 +154,7 @@ class ModelStore:
         Raises:
             ContentMissing, CheckpointError: Neither place has it.
         """
-        digest = self.store.control.version(self.run, version).get("digest", "")
+        digest = self.store.control.versions.get(self.run, version).get("digest", "")
         if not digest:
             raise CheckpointError(f"version {version}", "is not recorded (any more)", public=True)
         return self.open_body(digest, manifest)
@@ -183,8 +185,8 @@ class ModelStore:
         Raises:
             UnknownVersion: There is no such version, or neither place has its content.
         """
-        versions = self.store.control.versions(self.run)
-        manifest = self.store.control.manifest(self.run)
+        versions = self.store.control.versions.all(self.run)
+        manifest = self.store.control.versions.manifest(self.run)
         if version not in versions or manifest is None:
             there = f"0 to {max(versions)}" if versions else "none yet"
             raise UnknownVersion(self.run, version, f"does not exist (versions: {there})")

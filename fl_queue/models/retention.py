@@ -28,12 +28,12 @@ def prune_versions(models: ModelStore, config: RunConfig) -> None:
         config: The run's.
     """
     store, run = models.store, models.run
-    versions = store.control.versions(run)
-    manifest = store.control.manifest(run)
+    versions = store.control.versions.all(run)
+    manifest = store.control.versions.manifest(run)
     if not versions or manifest is None:
         return
     newest = max(versions)
-    evaluations = store.control.evaluations(run)
+    evaluations = store.control.evaluations.all(run)
     # Only a version with a job waits for its score.
     waiting = {
         version
@@ -73,6 +73,6 @@ def _checkpoint_digests(version: Mapping[str, Any]) -> set[str]:
 
 def _in_training(store: Store, run: str) -> set[int]:
     """Older versions that clients are training from, in asynchronous rounds."""
-    state = store.control.run(run)
-    current = store.control.round(run, state.round) if state else None
+    state = store.control.runs.get(run)
+    current = store.control.rounds.get(run, state.round) if state else None
     return job_origins.versions(current) if current else set()

@@ -14,7 +14,7 @@ def test_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     """Version -> finished metrics on the test set, of the versions that have been evaluated."""
     return {
         version: value["finished"]
-        for version, value in sorted(store.control.evaluations(run).items())
+        for version, value in sorted(store.control.evaluations.all(run).items())
         if value.get("state") == "done"
     }
 
@@ -41,7 +41,7 @@ def validation_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     """Version -> finished metrics of the clients' validation."""
     return {
         record.base_version: metrics.finish(record.validation)
-        for record in store.control.history(run)
+        for record in store.control.history.records(run)
         if record.outcome in ("committed", "evaluated") and record.validation
     }
 

@@ -162,7 +162,7 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
     # Of the versions that have a value to be shown: the test set may have judged every fifth.
     known = {version: found for version, found in validated.items() if version in judged}
     best = selection.best_by(select, known, judged)
-    rounds = store.control.history(state.run_id)
+    rounds = store.control.history.records(state.run_id)
     return ComparedRun(
         name=state.name,
         run_id=state.run_id,

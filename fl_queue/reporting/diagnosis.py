@@ -43,7 +43,7 @@ class DiagnosisContext:
     @classmethod
     def look(cls, store: Store) -> DiagnosisContext:
         """As it is now."""
-        alive = store.control.role_alive(identifiers.AGGREGATOR)
+        alive = store.control.workers.is_role_alive(identifiers.AGGREGATOR)
         # While the server takes no writes every worker's lease runs out, of those that live too.
         trouble = "" if alive else store.control_trouble()
         return cls(alive, store.data_trouble(), trouble, _enrolments(store))
@@ -76,9 +76,9 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
     if not state.active:
         return []
     around = around or DiagnosisContext.look(store)
-    current = store.control.open_round(state)
+    current = store.control.rounds.newest_open(state)
     if current is None:
-        settling = store.control.settling()
+        settling = store.control.clients.is_settling()
         why = ["after an outage: waiting until all clients have been heard again"]
         stale = runs.reason_found(store, state).removeprefix(": ")
         return [
@@ -87,7 +87,7 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
             *(why if settling else []),
             *_left_out(store, state),
         ]
-    receipts = store.control.receipts(state.run_id, state.round)
+    receipts = store.control.receipts.of_round(state.run_id, state.round)
     received = sum(
         receipts[client].status == "received" for client in current.cohort if client in receipts
     )
@@ -114,7 +114,7 @@ def floods(store: Store, state: RunState) -> list[str]:
     return [
         _flood(number, who, refusals)
         for number in range(max(0, state.round - 1), state.round + 1)
-        for who, refusals in sorted(store.control.rejected(state.run_id, number).items())
+        for who, refusals in sorted(store.control.rejections.of_round(state.run_id, number).items())
         if refusals.count >= rejections.FLOOD
     ]
 
@@ -122,7 +122,7 @@ def floods(store: Store, state: RunState) -> list[str]:
 def notices(store: Store, state: RunState) -> list[str]:
     """What the newest round has decided otherwise than its clients meant, and since when all states are new."""
     last = _LOOKED_AT if state.state_since else 2  # The closing evaluation's is one of them.
-    records = [r for r in store.control.history(state.run_id, last) if r.purpose == "train"]
+    records = [r for r in store.control.history.records(state.run_id, last) if r.purpose == "train"]
     lines = [f"round {record.round}: {capped(record)}" for record in records[-1:] if record.capped]
     if not state.state_since:
         return lines
@@ -152,7 +152,7 @@ def _missing_clients(
 ) -> list[str]:
     """A line for each client of which nothing has come, or nothing good."""
     lines = []
-    ages = store.control.client_ids()
+    ages = store.control.clients.heartbeat_ages()
     for client in current.cohort:
         receipt, ticket = receipts.get(client), tickets.get(client)
         if not dispatch.has_answered(store, receipt, ticket):
@@ -187,7 +187,7 @@ def _missing_groups(
         for client, receipt in receipts.items()
         if receipt.status != "received"
     ]
-    if lines and not store.control.role_alive(identifiers.POOL):
+    if lines and not store.control.workers.is_role_alive(identifiers.POOL):
         lines.append("no pool process is alive; start some with `fl-queue worker pool`")
     return lines
 
@@ -238,8 +238,8 @@ def _doing(
     ages: dict[str, float],
 ) -> str:
     """What is known of a client that has not answered."""
-    parts = [store.control.paused([client]).get(client, "")]
-    wait = store.control.data_wait(client)
+    parts = [store.control.clients.paused([client]).get(client, "")]
+    wait = store.control.clients.data_wait(client)
     if wait is not None:
         parts.append(_waiting(store, wait))
     else:
@@ -248,7 +248,7 @@ def _doing(
         parts.append(f"on its job of round {ticket.number}")
     if ticket is not None:
         parts.append(f"job {dispatch.job_state(store, ticket)}, attempt {ticket.attempt}")
-    holder = store.control.lease(keyspace.client_holder(client))
+    holder = store.control.leases.get(keyspace.client_holder(client))
     seen = f"last seen {max(0.0, ages[client]):.0f} s ago" if client in ages else "never seen"
     where = f" on {holder.get('host', '?')}, pid {holder.get('pid', '?')}" if holder else ""
     parts.append(f"worker alive{where}" if holder else f"no worker alive, {seen}")
@@ -262,12 +262,12 @@ def _waiting(store: Store, wait: DataWait) -> str:
 
 def _activity(store: Store, state: RunState, client: str, number: int) -> str:
     stream = keyspace.client_events(client)
-    event = store.control.last_event(stream)
+    event = store.control.events.last(stream)
     if event is not None and event.get("run") not in (None, state.run_id):
         return "its latest work was for another run"
     if event is None or (event.get("run"), event.get("round")) != (state.run_id, number):
         return "not started"
-    since = store.control.now() - int(store.control.last_event_id(stream).partition("-")[0]) / 1000
+    since = store.control.now() - int(store.control.events.last_id(stream).partition("-")[0]) / 1000
     if event["event"] == "epoch":
         done = f"epoch {event.get('epoch', '?')} of {event.get('epochs', '?')}"
         return f"{done} done {since:.0f} s ago"
@@ -279,5 +279,5 @@ def _aggregator(store: Store, state: RunState, ticket: JobTicket | None) -> list
         return []
     doing = dispatch.job_state(store, ticket)
     return [
-        f"aggregator: {store.data.waiting(state.run_id)} updates to look at; job {doing}, attempt {ticket.attempt}"
+        f"aggregator: {store.data.results.count(state.run_id)} updates to look at; job {doing}, attempt {ticket.attempt}"
     ]

@@ -308,9 +308,9 @@ def _connections(name: str, facts: ServerFacts) -> list[Finding]:
 
 def _queues(store: Store) -> list[Finding]:
     """Clients with jobs that nobody takes."""
-    known = sorted(store.control.client_ids())
+    known = sorted(store.control.clients.heartbeat_ages())
     waiting = dispatch.lengths(store, map(keyspace.client_queue, known))
-    leases = store.control.leases(map(keyspace.client_holder, known))
+    leases = store.control.leases.get_many(map(keyspace.client_holder, known))
     found = zip(known, waiting, leases, strict=True)
     left = [client for client, jobs, lease in found if jobs and not lease]
     if not left:
@@ -355,7 +355,7 @@ def _operator_key(store: Store) -> list[Finding]:
     """Whether this machine can sign what the runs here need."""
     try:
         trouble, is_foreign = statement_signing.key_trouble(store)
-        key = store.control.pins.key
+        key = store.control.enrolments.pins.key
     except ConfigError:
         return []  # Said with the enrolments.
     if is_foreign:
@@ -371,10 +371,10 @@ def _enrolments(store: Store) -> list[Finding]:
     """Whether this machine can tell who is enrolled, and what somebody has changed on the server."""
     try:
         found = enrolment.troubles(store)
-        checked = store.control.pins.are_kept
+        checked = store.control.enrolments.pins.are_kept
     except ConfigError as exc:
         return [Finding("FAIL", f"the operator's key: {exc}", "")]
-    if not checked and store.control.enrolment_entries():
+    if not checked and store.control.enrolments.entries():
         what = f"who is enrolled is not checked: {store.state_dir} has no {operator_key.FILE}"
         fix = "copy it there from the machine where `fl-queue enroll` runs, or run `fl-queue enroll --sign-existing`"
         return [Finding("WARN", what, fix)]
@@ -398,7 +398,7 @@ def _persistence(name: str, facts: ServerFacts) -> Finding:
 
 
 def _workers(store: Store) -> list[Finding]:
-    roles = [entry.get("role") for entry in store.control.living_workers()]
+    roles = [entry.get("role") for entry in store.control.workers.living()]
     found = _room_for(store, roles.count("client"))
     for role, needed in (("aggregator", True), ("client", True), ("evaluator", False)):
         count = roles.count(role)
@@ -415,8 +415,8 @@ def _workers(store: Store) -> list[Finding]:
                     else f"versions are not scored; start one with `{how}`",
                 )
             )
-    known = sorted(store.control.client_ids())
-    leases = store.control.leases(map(keyspace.client_holder, known))
+    known = sorted(store.control.clients.heartbeat_ages())
+    leases = store.control.leases.get_many(map(keyspace.client_holder, known))
     gone = [client for client, lease in zip(known, leases, strict=True) if not lease]
     if gone:
         found.append(

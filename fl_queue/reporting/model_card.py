@@ -92,23 +92,23 @@ def gather(
         version: One there is.
         usage: Of the task, which is the caller's to ask.
     """
-    manifest = store.control.manifest(state.run_id)
+    manifest = store.control.versions.manifest(state.run_id)
     assert manifest is not None  # It came with version 0.
     records = [
         record
-        for record in store.control.history(state.run_id)
+        for record in store.control.history.records(state.run_id)
         if record.base_version < version or (record.base_version == version and record.validation)
     ]
     receipts = [
         receipt
         for number in range(max(0, state.round - 2), state.round + 1)
-        for receipt in store.control.receipts(state.run_id, number).values()
+        for receipt in store.control.receipts.of_round(state.run_id, number).values()
         if receipt.is_in and receipt.environment
     ]
     return CardData(
         state=state,
         version=version,
-        digest=str(store.control.versions(state.run_id)[version]["digest"]),
+        digest=str(store.control.versions.all(state.run_id)[version]["digest"]),
         config=config,
         manifest=manifest,
         records=records,
@@ -130,7 +130,7 @@ def _examples(
         for client, weight in record.weights.items():
             said = ""
             if config.aggregation["weighting"] != "examples" or record.mode == "async":
-                said = store.control.client(client).get("num_examples", "")
+                said = store.control.clients.get(client).get("num_examples", "")
                 weight = int(said) if safe_json.is_count(said) else 0
             found[client] = weight
     return found

@@ -49,7 +49,7 @@ def export_version(
         ConfigError, DataError, ModelMismatch: As ``export.write_torch`` and ``export.write_onnx``.
     """
     manifest, body = models.load_version(version)
-    digest = str(models.store.control.versions(state.run_id)[version]["digest"])
+    digest = str(models.store.control.versions.all(state.run_id)[version]["digest"])
     named = {"run": state.name, "version": str(version)}
     if kind == "safetensors":
         checkpoint.export(body, manifest, path, {**named, "digest": digest})

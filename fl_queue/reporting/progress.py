@@ -77,10 +77,10 @@ def await_evaluations(store: Store, run: str, console: Console, longest_s: float
     while time.monotonic() < deadline:
         waiting = [
             version
-            for version, value in store.control.evaluations(run).items()
+            for version, value in store.control.evaluations.all(run).items()
             if value.get("state") not in ("done", "failed")
         ]
-        if not waiting or not store.control.role_alive(identifiers.EVALUATOR):
+        if not waiting or not store.control.workers.is_role_alive(identifiers.EVALUATOR):
             return
         if not said and not console.is_terminal:
             console.print(f"waiting for the evaluation of {len(waiting)} versions")
@@ -97,7 +97,7 @@ class _EventFollower:
         self.run = run
         self.console = console
         self.tick = tick
-        self.scene = RunSnapshot(store.control.run(run))
+        self.scene = RunSnapshot(store.control.runs.get(run))
         self._outages = Outages(self._say)
         self._ticked_at = -TICK_S
         self._looked_at = -TICK_S
@@ -107,7 +107,7 @@ class _EventFollower:
     def _beginning(self) -> str:
         """Just before the open round was opened, else now."""
         state = self.scene.state
-        current = self.store.control.round(self.run, state.round) if state else None
+        current = self.store.control.rounds.get(self.run, state.round) if state else None
         if current is None or not current.open:
             return _stream_id(self.store.control.now())
         return _stream_id(current.opened_at - 0.001)
@@ -135,10 +135,10 @@ class _EventFollower:
             except StoreUnavailable as exc:
                 trouble = exc
         # Read before the events: when it says that the run has ended, all its events are there.
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         active = state is not None and state.active
         for stream, entry, event in list(
-            self.store.control.read_events(self._streams, BLOCK_MS if active else None)
+            self.store.control.events.read(self._streams, BLOCK_MS if active else None)
         ):
             self._streams[stream] = entry
             self._take(stream, event)
@@ -146,7 +146,7 @@ class _EventFollower:
         return active, trouble if active else None
 
     def _count_time(self) -> None:
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         if state is not None and state.active:
             if state.round >= 0:
                 lifecycle.count_time(self.store, self.run, state.round)
@@ -154,21 +154,21 @@ class _EventFollower:
 
     def _look(self) -> None:
         scene, control = self.scene, self.store.control
-        scene.state = control.run(self.run)
+        scene.state = control.runs.get(self.run)
         if scene.state is None or scene.state.round < 0:
             return
         number = scene.state.round
         if scene.round is None or scene.round.number != number:
             scene.progress.clear()
-            scene.round = control.round(self.run, number)
+            scene.round = control.rounds.get(self.run, number)
             self._listen_to_cohort()
         else:
-            scene.round = control.round(self.run, number) or scene.round
+            scene.round = control.rounds.get(self.run, number) or scene.round
         if self.console.is_terminal and self._is_due():
-            scene.receipts = control.receipts(self.run, number)
+            scene.receipts = control.receipts.of_round(self.run, number)
             scene.ended = [
                 record
-                for record in control.history(self.run, last=ROUNDS_SHOWN + 1)
+                for record in control.history.records(self.run, last=ROUNDS_SHOWN + 1)
                 if record.purpose == "train"
             ]
             scene.evaluated = selection.test_metrics(self.store, self.run)
@@ -219,7 +219,7 @@ class _EventFollower:
         """What the state says beyond the event: updates in, accuracy."""
         control = self.store.control
         if event["event"] == "update_received":
-            current = control.round(self.run, event["round"])
+            current = control.rounds.get(self.run, event["round"])
             if current is None:
                 return ""
             # Counted from the events: the receipts may be ahead of the one that is told.
@@ -231,7 +231,7 @@ class _EventFollower:
             return f" ({count} of {len(current.cohort)}, quorum {current.quorum})"
         if event["event"] == "version_evaluated":
             return f": {describe_metrics(selection.test_metrics(self.store, self.run).get(event['version'], {}))}"
-        for record in control.history(self.run, last=ROUNDS_SHOWN):
+        for record in control.history.records(self.run, last=ROUNDS_SHOWN):
             if record.round == event["round"] and record.validation:
                 finished = metrics.finish(record.validation)
                 return f"; clients' validation of version {record.base_version}: {describe_metrics(finished)}"
@@ -331,7 +331,9 @@ def _stream_id(unix_s: float) -> str:
 def print_table(store: Store, run: str) -> None:
     """The table of a run's rounds, on standard output."""
     tested = selection.test_metrics(store, run)
-    rows = rounds_table.rows(store.control.history(run), tested, store.control.late(run))
+    rows = rounds_table.rows(
+        store.control.history.records(run), tested, store.control.receipts.late_counts(run)
+    )
     rich_console.console().print(rounds_table.table(rows))
 
 

@@ -126,20 +126,20 @@ def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
 
 def living_runs(store: Store) -> list[RunState]:
     """Every living run, by name; one that is deleted meanwhile is left out."""
-    return store.control.living_runs()
+    return store.control.runs.living()
 
 
 def clients(store: Store) -> list[ClientStatus]:
     """Every client ever heard of or enrolled, by id."""
     control = store.control
-    ages, enrolled = control.client_ids(), control.enrolments()
+    ages, enrolled = control.clients.heartbeat_ages(), control.enrolments.all()
     training = [state for state in living_runs(store) if state.active]
     known = sorted(ages.keys() | enrolled.keys())
     found = zip(
         known,
-        control.leases(map(keyspace.client_holder, known)),
-        control.clients(known),
-        control.last_events(map(keyspace.client_events, known)),
+        control.leases.get_many(map(keyspace.client_holder, known)),
+        control.clients.get_many(known),
+        control.events.last_of_each(map(keyspace.client_events, known)),
         strict=True,
     )
     return [
@@ -211,8 +211,10 @@ def _doing(last: dict[str, Any] | None) -> str:
 
 def history(store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
     """A run's rounds as rows (``rounds``), and the full records (``records``)."""
-    records = store.control.history(run)
-    rows = rounds_table.rows(records, selection.test_metrics(store, run), store.control.late(run))
+    records = store.control.history.records(run)
+    rows = rounds_table.rows(
+        records, selection.test_metrics(store, run), store.control.receipts.late_counts(run)
+    )
     return {"rounds": rounds_table.to_json(rows), "records": [asdict(record) for record in records]}
 
 
@@ -230,7 +232,7 @@ def receipts(store: Store, state: RunState, number: int, client: str) -> dict[st
     """
     found = {
         key: asdict(value)
-        for key, value in store.control.receipts(state.run_id, number).items()
+        for key, value in store.control.receipts.of_round(state.run_id, number).items()
         if key.partition(":")[0] == client
     }
     return found or _from_history(store, state, number, client)
@@ -239,7 +241,7 @@ def receipts(store: Store, state: RunState, number: int, client: str) -> dict[st
 def _from_history(
     store: Store, state: RunState, number: int, client: str
 ) -> dict[str, dict[str, Any]]:
-    for record in store.control.history(state.run_id):
+    for record in store.control.history.records(state.run_id):
         if record.round != number:
             continue
         if client in record.accepted:

@@ -24,20 +24,15 @@ from fl_queue.store.connection import (
     resolve_urls,
 )
 from fl_queue.store.control import Control
+from fl_queue.store.control.clients import AWAITED, DATA_WAIT, PAUSED, data_wait
+from fl_queue.store.control.leases import LEASE_S
+from fl_queue.store.control.queues import Replacement
+from fl_queue.store.control.server import as_text
+from fl_queue.store.control.workers import UNNAMED
 from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.enrolment_pins import Pins
 from fl_queue.store.error_translation import REDIS_ERRORS, classify, in_words
 from fl_queue.store.login_refusals import is_login_refused, own_login
-from fl_queue.store.presence import (
-    AWAITED,
-    DATA_WAIT,
-    LEASE_S,
-    PAUSED,
-    UNNAMED,
-    as_text,
-    data_wait,
-)
-from fl_queue.store.queues import Replacement
 from fl_queue.store.retries import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
@@ -186,7 +181,7 @@ class Store:
         run = keyspace.run_of(key)
         if run is not None:
             event = {"event": "key_removed", "key": key, "reason": f"it had become a {kind}"}
-            self.control.add_event(run, event)
+            self.control.events.add(run, event)
 
     def __enter__(self) -> Self:
         return self

@@ -32,10 +32,15 @@ _ASKING = b"?"
 
 
 class Admission:
-    """Who may send. Args: ``client``: a retrying client of the data server."""
+    """
+    Permissions to push updates, by the bytes that lie on the data server unmerged.
+
+    Args:
+        client: A retrying client of the data server.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
-        self.redis = client
+        self._redis = client
         self._dismiss = script(client, "dismiss")
 
     def room(self, most_bytes: int) -> int:
@@ -44,9 +49,9 @@ class Admission:
 
         Sums and models need room, too: without it nothing could be merged, and nothing would get less.
         """
-        if isinstance(self.redis, ClusterClient):
+        if isinstance(self._redis, ClusterClient):
             return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
-        memory = int(self.redis.info("memory").get("maxmemory") or 0)
+        memory = int(self._redis.info("memory").get("maxmemory") or 0)
         return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
 
     def admit(
@@ -72,22 +77,22 @@ class Admission:
             number: Round.
         """
         key, size = keyspace.admitted(run, client), size_of(update.encode())
-        known = cast("bytes | None", self.redis.get(key))
+        known = cast("bytes | None", self._redis.get(key))
         if known != update.encode():
             others = self._before(run, number, client, others)
             if self._lying(run, others, size) > max(0, most_bytes - size):
                 return False
-            self.redis.set(key, _ASKING + update.encode(), ex=_ASKING_S)
+            self._redis.set(key, _ASKING + update.encode(), ex=_ASKING_S)
             # Again: somebody may have asked at the same time, and sees ours if we do not see theirs.
             if self._lying(run, others, size) > max(0, most_bytes - size):
-                self.redis.delete(key)
+                self._redis.delete(key)
                 return False
-        self.redis.set(key, update, ex=lifetime_s)
+        self._redis.set(key, update, ex=lifetime_s)
         return True
 
     def _before(self, run: str, number: int, client: str, others: Sequence[str]) -> Sequence[str]:
         """Those whom a client waits for: who has had no more turns in the round than itself."""
-        turns = cast(dict[bytes, bytes], self.redis.hgetall(keyspace.turns(run, number)))
+        turns = cast(dict[bytes, bytes], self._redis.hgetall(keyspace.turns(run, number)))
         if not turns:
             return others
         counts = {who.decode(errors="replace"): int(count) for who, count in turns.items()}
@@ -97,16 +102,16 @@ class Admission:
         if not others:
             return 0
         # What is no string reads as nothing.
-        found = self.redis.mget([keyspace.admitted(run, other) for other in others])
+        found = self._redis.mget([keyspace.admitted(run, other) for other in others])
         return sum(min(size_of(update), most) for update in cast(list[Any], found) if update)
 
     def claims(self, run: str, clients: Sequence[str]) -> dict[str, bytes]:
         """Client -> the update that it holds room for, or asks for."""
-        found = self.redis.mget([keyspace.admitted(run, client) for client in clients])
+        found = self._redis.mget([keyspace.admitted(run, client) for client in clients])
         updates = zip(clients, cast(list["bytes | None"], found), strict=True)
         return {client: update for client, update in updates if update and size_of(update)}
 
-    def dismiss(self, run: str, updates: Iterable[tuple[str, str]], number: int = 0) -> None:
+    def release(self, run: str, updates: Iterable[tuple[str, str]], number: int = 0) -> None:
         """
         Updates that do not lie on the server any more make room.
 
@@ -120,19 +125,19 @@ class Admission:
             lifetime_s = TURNS_LIFETIME_S if number else 0
             self._dismiss(keys=keys, args=[lifetime_s, *(word for pair in pairs for word in pair)])
 
-    def pass_over(self, run: str, number: int, client: str) -> None:
+    def skip(self, run: str, number: int, client: str) -> None:
         """Others need not wait any more for a client that holds room: it has had its turn."""
-        self.dismiss(run, [(client, "")], number)
+        self.release(run, [(client, "")], number)
 
     def forget_turns(self, run: str, number: int) -> None:
         """Remove who had a turn in a round that has ended, and in the one before, should that be left."""
-        self.redis.unlink(keyspace.turns(run, number), keyspace.turns(run, number - 1))
+        self._redis.unlink(keyspace.turns(run, number), keyspace.turns(run, number - 1))
 
-    def forget_admitted(self, run: str, clients: Iterable[str]) -> None:
+    def forget(self, run: str, clients: Iterable[str]) -> None:
         """Remove the permissions of a run that is not training: nothing more is sent."""
         keys = [keyspace.admitted(run, client) for client in clients]
         if keys:
-            self.redis.unlink(*keys)
+            self._redis.unlink(*keys)
 
 
 def size_of(update: bytes) -> int:

@@ -14,7 +14,7 @@ def has_ended(control: Control, run: str, number: int, who: str) -> bool:
     newest round has not taken the job over. Or its round has never been: a failover lost its opening,
     and while its client waited for that round's model it could not answer the one that is open.
     """
-    seen = control.glance(run, number)
+    seen = control.rounds.glance(run, number)
     return seen is None or seen.newest < number or _is_past(control, run, seen, number, who)
 
 
@@ -25,7 +25,7 @@ def ended(control: Control, run: str, number: int, who: str) -> bool | None:
     A round that is not there yet has not: after a failover that lost it, it is opened once more, most often
     from the same version, and finds the update.
     """
-    seen = control.glance(run, number)
+    seen = control.rounds.glance(run, number)
     return None if seen is None else _is_past(control, run, seen, number, who)
 
 
@@ -43,13 +43,13 @@ def _is_past(control: Control, run: str, seen: Glance, number: int, who: str) ->
         return True
     if seen.is_async:
         # Whether it goes on is decided when the next round is opened, with its tickets.
-        return control.job(run, seen.newest, who).get("number") != number
+        return control.rounds.job(run, seen.newest, who).get("number") != number
     return seen.newest > number or not seen.is_open
 
 
 def is_over(control: Control, run: str) -> bool:
     """Whether a run is not training (any more), or is gone."""
-    state = control.run(run)
+    state = control.runs.get(run)
     return state is None or not state.active
 
 
@@ -58,4 +58,4 @@ def base_of(store: Store, run: str, current: RoundState, client: str) -> tuple[i
     found = begun(current, client)
     if found.round == current.number:
         return current.base_version, current.base_digest
-    return found.version, store.control.version(run, found.version).get("digest", "")
+    return found.version, store.control.versions.get(run, found.version).get("digest", "")

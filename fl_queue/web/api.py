@@ -196,7 +196,7 @@ def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: C
         """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
         with connection.store() as store:
             stream = keyspace.events(runs.find_run(store, run).run_id)
-            found = store.control.newest_events(stream, last)
+            found = store.control.events.newest(stream, last)
         return _json([run_status.event_record(entry, event) for entry, event in found])
 
     @made.get(
@@ -289,9 +289,9 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
         with connection.store() as store:
             state = runs.find_run(store, run)
             rows = rounds_table.rows(
-                store.control.history(state.run_id),
+                store.control.history.records(state.run_id),
                 selection.test_metrics(store, state.run_id),
-                store.control.late(state.run_id),
+                store.control.receipts.late_counts(state.run_id),
             )
         attached = {
             "Content-Disposition": f'attachment; filename="{escaping.file_name(state.name)}-history.csv"'

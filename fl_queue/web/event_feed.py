@@ -132,7 +132,7 @@ class Feed:
 
     def history(self, store: Store, run: str) -> dict[str, Any]:
         """A run's history; everything in it comes with an event, so it is read again only after one."""
-        newest = store.control.last_event_id(keyspace.events(run))
+        newest = store.control.events.last_id(keyspace.events(run))
         kept = self._kept.get(run)
         if kept is None or kept[0] != newest:
             if len(self._kept) > 16:
@@ -146,14 +146,14 @@ def _wait(store: Store, cursors: dict[str, str]) -> dict[str, str]:
     streams = [
         keyspace.events(state.run_id) for state in run_status.living_runs(store) if state.active
     ]
-    streams += [keyspace.client_events(client) for client in store.control.client_ids()]
+    streams += [keyspace.client_events(client) for client in store.control.clients.heartbeat_ages()]
     after = {
-        stream: cursors.get(stream) or store.control.last_event_id(stream) for stream in streams
+        stream: cursors.get(stream) or store.control.events.last_id(stream) for stream in streams
     }
     if not after:
         threading.Event().wait(BLOCK_MS / 1000)
         return after
-    newer = {stream: entry for stream, entry, _ in store.control.read_events(after, BLOCK_MS)}
+    newer = {stream: entry for stream, entry, _ in store.control.events.read(after, BLOCK_MS)}
     return after | newer
 
 

@@ -44,7 +44,7 @@ class Scrapes:
 
         try:
             with self.connection.store() as store, self._lock:
-                store.control.run_names()  # The collector would not say that the store is to be opened anew.
+                store.control.runs.names()  # The collector would not say that the store is to be opened anew.
                 if self._kept is None or self._kept[0] is not store:
                     self._kept = store, prometheus.registry(store)
                 return prometheus.text(self._kept[1])

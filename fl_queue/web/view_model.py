@@ -63,7 +63,9 @@ def _status(
     status: run_status.RunStatus | None,
     name: str,
 ) -> dict[str, Any]:
-    current = store.control.open_round(state) if state is not None and state.active else None
+    current = (
+        store.control.rounds.newest_open(state) if state is not None and state.active else None
+    )
     return {
         "overall": overall(states),
         "headline": headline(store, state, current, name),
@@ -88,7 +90,7 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
         return (
             f"Run {state.name} is training, between rounds{runs.reason_found(store, state) or '.'}"
         )
-    receipts = store.control.receipts(state.run_id, current.number)
+    receipts = store.control.receipts.of_round(state.run_id, current.number)
     received = updates_in(current.cohort, receipts)
     wanted = (state.version or 0) + 1
     of = f"of {state.rounds_wanted}"
@@ -100,12 +102,16 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
 
 def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
     number = state.round if state else -1
-    newest = store.control.receipts(state.run_id, number) if state and number >= 0 else {}
-    before = store.control.receipts(state.run_id, number - 1) if state and number >= 1 else {}
-    current = store.control.round(state.run_id, number) if state else None
+    newest = store.control.receipts.of_round(state.run_id, number) if state and number >= 0 else {}
+    before = (
+        store.control.receipts.of_round(state.run_id, number - 1) if state and number >= 1 else {}
+    )
+    current = store.control.rounds.get(state.run_id, number) if state else None
     found = []
     clients = run_status.clients(store)
-    events = store.control.last_events(keyspace.client_events(entry.client) for entry in clients)
+    events = store.control.events.last_of_each(
+        keyspace.client_events(entry.client) for entry in clients
+    )
     for client, last in zip(clients, events, strict=True):
         event = last or {}
         began = job_origins.begun(current, client.client).round if current else number
@@ -138,9 +144,9 @@ def _answer(receipt: Receipt) -> str:
 
 def history(store: Store, run: str) -> dict[str, Any]:
     """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
-    records = store.control.history(run)
+    records = store.control.history.records(run)
     tested = selection.test_metrics(store, run)
-    rows = rounds_table.rows(records, tested, store.control.late(run))
+    rows = rounds_table.rows(records, tested, store.control.receipts.late_counts(run))
     return {
         "rounds": rounds_table.to_json(rows)[: -ROWS_SHOWN - 1 : -1],
         "left_out": max(0, len(rows) - ROWS_SHOWN),
@@ -156,10 +162,10 @@ def log(store: Store, run: str, cursor: str) -> list[tuple[str, str]]:
     stream = keyspace.events(run)
     if cursor:
         entries = [
-            (entry, event) for _, entry, event in store.control.read_events({stream: cursor}, None)
+            (entry, event) for _, entry, event in store.control.events.read({stream: cursor}, None)
         ][-EVENTS_SHOWN:]
     else:
-        entries = store.control.newest_events(stream, EVENTS_SHOWN)
+        entries = store.control.events.newest(stream, EVENTS_SHOWN)
     return [(entry, _line(entry, event)) for entry, event in entries]
 
 

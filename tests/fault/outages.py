@@ -251,7 +251,7 @@ class Fleet:
         if kind == "pool":
             self.federation.start("pool", "--processes", "1")
             wait_for(
-                "the pool", lambda: len(self.federation.store.control.living_workers()) == 3, 120
+                "the pool", lambda: len(self.federation.store.control.workers.living()) == 3, 120
             )
 
     def __enter__(self) -> Self:
@@ -360,7 +360,7 @@ class Walk:
                 os.kill(stopped, signal.SIGCONT)
             time.sleep(self.hold_s)
         fleet.open_gate(self.name, number)
-        return _seconds(lambda: number in fleet.federation.store.control.versions(run))
+        return _seconds(lambda: number in fleet.federation.store.control.versions.all(run))
 
     def _begun(self, number: int) -> bool:
         lines = [line.split() for line in self.fleet.trainings()]
@@ -373,7 +373,7 @@ class Walk:
             time.sleep(self.hold_s)
         began = time.monotonic()
         run = wait_for("the run to begin", lambda: _calmly(lambda: fleet.begin(name, 1)))
-        _seconds(lambda: 0 in fleet.federation.store.control.versions(run))
+        _seconds(lambda: 0 in fleet.federation.store.control.versions.all(run))
         seconds = time.monotonic() - began
         assert fleet.federation.finish(run, 120).state == "completed"
         return seconds

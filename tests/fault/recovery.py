@@ -65,10 +65,10 @@ def measure(federation: Federation, repeats: int) -> dict[str, list[float]]:
 def _until_training(federation: Federation, run: str, hit: Callable[[Federation], None]) -> float:
     time.sleep(1.0)
     stream = keyspace.client_events("site-1")
-    last = federation.store.control.last_event_id(stream)
+    last = federation.store.control.events.last_id(stream)
 
     def training() -> bool:
-        news = federation.store.control.read_events({stream: last}, None)
+        news = federation.store.control.events.read({stream: last}, None)
         return any((event["event"], event["run"]) == ("training", run) for _, _, event in news)
 
     return _seconds(lambda: hit(federation), training)
@@ -96,9 +96,9 @@ def _until_pushed(federation: Federation, run: str) -> float:
     number = federation.round_of(run)
 
     def received() -> bool:
-        return federation.round_of(run) > number or "site-1" in federation.store.control.receipts(
-            run, number
-        )
+        return federation.round_of(
+            run
+        ) > number or "site-1" in federation.store.control.receipts.of_round(run, number)
 
     return _seconds(lambda: None, received)
 
@@ -108,10 +108,10 @@ def _until_fence(federation: Federation, run: str) -> float:
     federation.arm("update.taken", "stop", "aggregator-")
     fired = federation.faults / "update.taken.fired"
     wait_for("an aggregator at work", fired.exists)
-    before = federation.store.control.fence(run)
+    before = federation.store.control.runs.fence(run)
     return _seconds(
         lambda: kill(federation.worker_pid("aggregator")),
-        lambda: federation.store.control.fence(run) > before,
+        lambda: federation.store.control.runs.fence(run) > before,
     )
 
 
@@ -119,7 +119,7 @@ def _until_evaluated(federation: Federation, run: str) -> float:
     time.sleep(1.0)
 
     def done() -> int:
-        values = federation.store.control.evaluations(run).values()
+        values = federation.store.control.evaluations.all(run).values()
         return sum(value.get("state") == "done" for value in values)
 
     before = done()
@@ -131,10 +131,10 @@ def _until_received(federation: Federation, run: str, role: Role) -> float:
     federation.redis.kill(role)
     time.sleep(2.0)
     federation.redis.restart(role)
-    last = federation.store.control.last_event_id(keyspace.events(run))
+    last = federation.store.control.events.last_id(keyspace.events(run))
 
     def received() -> bool:
-        news = federation.store.control.read_events({keyspace.events(run): last}, None)
+        news = federation.store.control.events.read({keyspace.events(run): last}, None)
         return any(event["event"] == "update_received" for _, _, event in news)
 
     return _seconds(lambda: None, received)

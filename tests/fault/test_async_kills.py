@@ -161,8 +161,8 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
     A client's accepted updates from the history alone: each trained from the version its job began
     with, and what the one before it left; round of the job and digest of the update.
     """
-    state = federation.store.control.run(run)
-    manifest = federation.store.control.manifest(run)
+    state = federation.store.control.runs.get(run)
+    manifest = federation.store.control.versions.manifest(run)
     assert state is not None
     assert manifest is not None
     loaded = current_config(federation.store, run)
@@ -175,7 +175,7 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
         if client not in record.accepted:
             continue
         began = record.carried.get(client, {"round": record.round, "version": record.base_version})
-        version = federation.store.control.version(run, began["version"])["digest"]
+        version = federation.store.control.versions.get(run, began["version"])["digest"]
         base = message.views(manifest, checkpoint.read(folder, version, manifest))
         context = ClientContext.of(
             loaded, client=client, run=state.name, round_number=began["round"],
@@ -222,6 +222,6 @@ def test_what_clients_keep_advances_with_their_accepted_updates_alone(
     assert any(record.staleness.get("site-3") for record in committed) or most == 2
     for client, updates in accepted.items():
         assert made_again(federation, run, client) == updates
-        assert not updates or federation.store.control.accepted(run, client) == updates[-1]
+        assert not updates or federation.store.control.receipts.accepted(run, client) == updates[-1]
         told = {event["event"] for event in federation.client_events(client) if event["run"] == run}
         assert "client_state_missing" not in told

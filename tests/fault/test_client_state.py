@@ -84,11 +84,11 @@ def what_was_made(federation: Federation, run: str) -> list[object]:
             r.digest,
             r.server_state,
         )
-        for r in federation.store.control.history(run)
+        for r in federation.store.control.history.records(run)
         if r.purpose == "train"
     ]
     for client in SITES:
-        found = federation.store.control.accepted(run, client)
+        found = federation.store.control.receipts.accepted(run, client)
         assert found is not None
         folder = federation.redis.state_dir / f"client-state/{run}/{client}/{found[0]}_{found[1]}"
         (path,) = folder.glob("*.safetensors")
@@ -123,7 +123,9 @@ def test_a_late_update_advances_no_state(federation: Federation, kind: tuple[str
     with held(federation, "chunks.pushed", *quorum) as run:
         federation.reach(run, 3)
     assert federation.finish(run).state == "completed"
-    wait_for("the late update", lambda: federation.store.control.late(run).get(2), 30)
+    wait_for(
+        "the late update", lambda: federation.store.control.receipts.late_counts(run).get(2), 30
+    )
     assert what_was_made(federation, run) == calm
     accepted = [set(item[2]) for item in calm[:3]]  # type: ignore[index]
     assert accepted == [set(SITES), {"site-2"}, set(SITES)]

@@ -50,7 +50,7 @@ def shift_workers(federation: Federation, seconds: float) -> None:
 def undisturbed(federation: Federation, run: str, calm: list[str]) -> None:
     """It ended with the calm bits, and every round had everybody."""
     state = federation.finish(run, 150)
-    history = federation.store.control.history(run)
+    history = federation.store.control.history.records(run)
 
     assert state.state == "completed"
     assert federation.free(run) == calm
@@ -60,12 +60,12 @@ def undisturbed(federation: Federation, run: str, calm: list[str]) -> None:
 
 def attempts(federation: Federation, run: str) -> list[int]:
     """The highest attempt of each client's jobs in the rounds whose keys are still there."""
-    state = federation.store.control.run(run)
+    state = federation.store.control.runs.get(run)
     assert state is not None
     return [
         job["attempt"]
         for number in range(state.round + 1)
-        for job in federation.store.control.jobs(run, number).values()
+        for job in federation.store.control.rounds.jobs(run, number).values()
     ]
 
 
@@ -84,7 +84,7 @@ def test_the_clock_of_the_workers_jumps_while_they_train(
     finally:
         shift_workers(federation, 0.0)
 
-    events = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     healed = [event for _, _, event in events if event["event"] == "healed"]
     assert set(attempts(federation, run)) == {1}, healed  # They say why a job was tried again.
     assert calm != slow  # Another name and other epochs: the check can fail.
@@ -113,7 +113,7 @@ def test_the_clock_of_the_control_server_jumps(
         kill(federation.worker_pid("aggregator"))  # Nobody opens a round until it is back.
         wait_for(
             "updates",
-            lambda: federation.store.data.waiting(run) == 2 or federation.round_of(run) > 1,
+            lambda: federation.store.data.results.count(run) == 2 or federation.round_of(run) > 1,
         )
     with control.pipeline() as pipe:
         for client in federation.clients:
@@ -185,7 +185,7 @@ def test_a_deleted_and_recreated_run_meets_no_ghost_of_the_old_one(federation: F
     # The whole machine of the client sleeps: its worker, too.
     _stop(federation.worker_pid("site-1"))
     controls.cancel(federation.store, "clocks")
-    state = federation.store.control.run(old)
+    state = federation.store.control.runs.get(old)
     assert state is not None
     deletion.delete(federation.store, state, federation.redis.state_dir)
     new = federation.begin("clocks", *ALL)
@@ -214,7 +214,7 @@ def test_a_client_whose_machine_vanishes_does_not_hold_up_its_round(federation: 
         assert "quorum reached, grace passed" in record.reason
     finally:
         federation.start("site-2")
-        wait_for("site-2", lambda: "site-2" in federation.store.control.alive_clients(15))
+        wait_for("site-2", lambda: "site-2" in federation.store.control.clients.alive(15))
 
 
 def _stop(pid: int) -> None:

@@ -18,14 +18,14 @@ ROUNDS = ("run.rounds=3", "round.cohort=2")
 @pytest.fixture(scope="module", name="federation")
 def two_aggregators(federation: Federation) -> Federation:
     federation.start("aggregator-2")
-    wait_for("two aggregators", lambda: len(federation.store.control.living_workers()) == 5)
+    wait_for("two aggregators", lambda: len(federation.store.control.workers.living()) == 5)
     return federation
 
 
 def committed_once(federation: Federation, run: str, calm: list[str]) -> None:
     assert federation.finish(run).state == "completed"
     assert federation.free(run) == calm
-    rounds = [record.round for record in federation.store.control.history(run)]
+    rounds = [record.round for record in federation.store.control.history.records(run)]
     assert rounds == sorted(set(rounds))
 
 
@@ -100,13 +100,13 @@ def test_two_start_rounds_at_once_make_one_run(federation: Federation) -> None:
         for _ in range(2)
     ]
     said = [process.communicate(timeout=60) for process in both]
-    run = federation.store.control.run_id("twice")
+    run = federation.store.control.runs.id_of("twice")
     assert run is not None
 
     assert sorted(process.returncode for process in both) == [0, 2]
     assert sum("is training" in error for _, error in said) == 1
     state = federation.finish(run)
-    assert (state.version, [record.outcome for record in federation.store.control.history(run)]) == (
+    assert (state.version, [record.outcome for record in federation.store.control.history.records(run)]) == (
         3, ["committed"] * 3 + ["evaluated"],
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_two_workers_of_a_new_client_at_once_are_one(federation: Federation) -> 
         assert "is served by another worker" in refused.stderr.read()
         serving = next(process for process in both if process is not refused)
         assert serving.poll() is None
-        assert "site-9" in federation.store.control.alive_clients(15)
+        assert "site-9" in federation.store.control.clients.alive(15)
     finally:
         for process in both:
             process.terminate()

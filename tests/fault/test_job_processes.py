@@ -72,7 +72,7 @@ def federation(
         made = Federation(redis, folder, 1, environment, "leaving:Leaving")
         try:
             made.start("pool", "--processes", "1")
-            wait_for("the pool", lambda: made.store.control.role_alive("pool"), 120)
+            wait_for("the pool", lambda: made.store.control.workers.is_role_alive("pool"), 120)
             yield made
         finally:
             made.close()
@@ -124,7 +124,7 @@ def all_gone(federation: Federation, pids: set[int]) -> bool:
 
 def healed(federation: Federation, run: str) -> str:
     """Why jobs of a run were published again, in one text."""
-    events = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     return "; ".join(event["what"] for _, _, event in events if event["event"] == "healed")
 
 

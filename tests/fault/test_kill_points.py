@@ -78,7 +78,7 @@ def with_slow(
 def ends_as_if_nothing_had_happened(federation: Federation, run: str) -> None:
     calm = federation.digests_of("points", *ROUND)
     state = federation.finish(run, 120)
-    history = federation.store.control.history(run)
+    history = federation.store.control.history.records(run)
 
     assert state.state == "completed"
     assert federation.free(run) == calm
@@ -91,7 +91,7 @@ def ends_as_if_nothing_had_happened(federation: Federation, run: str) -> None:
 def lasting(federation: Federation, run: str) -> list[str]:
     """Keys on the data server that are no model, and do not go by themselves soon."""
     data = federation.store.data.redis
-    left = data_leftovers(data, run, federation.store.control.versions(run))
+    left = data_leftovers(data, run, federation.store.control.versions.all(run))
     keys = [line.split()[2] for line in left]
     return [key for key in keys if not 0 <= data.ttl(key) <= LONGEST_LIFE_S]
 
@@ -129,7 +129,7 @@ def test_an_aggregator_killed_at(
     fired = federation.arm(point, action, "aggregator-")
     run = federation.begin("points", *ROUND, *NEEDED.get(point, ()))
     if point in GARBAGE:
-        federation.store.data.push(run, b"garbage")
+        federation.store.data.results.push(run, b"garbage")
     wait_for(point, fired.exists)
 
     ends_as_if_nothing_had_happened(federation, run)
@@ -154,7 +154,7 @@ def test_an_evaluator_killed_at(federation: Federation, calm: list[str], point: 
     wait_for(point, fired.exists)
 
     def scored() -> bool:
-        found = federation.store.control.evaluations(run)
+        found = federation.store.control.evaluations.all(run)
         return [found.get(version, {}).get("state") for version in (0, 1)] == ["done", "done"]
 
     wait_for("evaluations", scored)
@@ -194,7 +194,7 @@ def test_start_round_killed_at(federation: Federation, calm: list[str], point: s
     if done.returncode != -signal.SIGKILL:  # The healer was faster, and died instead.
         federation.processes["aggregator"].wait(10)
         federation.start("aggregator")
-    run = federation.store.control.run_id("points")
+    run = federation.store.control.runs.id_of("points")
     assert run is not None
 
     ends_as_if_nothing_had_happened(federation, run)

@@ -55,7 +55,7 @@ def at_rest(federation: Federation, run: str) -> dict[str, tuple[list[str], int]
 
     def settled() -> bool:
         """Everything is scored, and no job waits or runs."""
-        evaluations = control.evaluations(run).values()
+        evaluations = control.evaluations.all(run).values()
         jobs = [key for key in control.redis.scan_iter("rq:*") if JOBS.match(key.decode())]
         return not jobs and all(value.get("state") == "done" for value in evaluations)
 

@@ -46,7 +46,7 @@ def test_a_revoked_site_ends_its_training_and_says_why(
     federation = Federation(servers, tmp_path, 0, environment, "gated:Gated")
     try:
         federation.start("hospital-a", "--credentials", str(file))
-        wait_for("it", lambda: len(federation.store.control.living_workers()) == 3, 120)
+        wait_for("it", lambda: len(federation.store.control.workers.living()) == 3, 120)
         federation.begin("revoked", *ONE_EACH, "run.rounds=1")
         wait_for("its training", (tmp_path / "trainings").exists, 120)
         worker = federation.worker_pid("hospital-a")

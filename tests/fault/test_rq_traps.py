@@ -82,11 +82,11 @@ def begin(federation: Federation) -> Iterator[Begin]:
 
 
 def digests(federation: Federation, run: str) -> list[str]:
-    return [entry["digest"] for entry in federation.store.control.versions(run).values()]
+    return [entry["digest"] for entry in federation.store.control.versions.all(run).values()]
 
 
 def events(store: Store, stream: str) -> list[dict[str, Any]]:
-    return [event for _, _, event in store.control.read_events({stream: "0-0"}, None)]
+    return [event for _, _, event in store.control.events.read({stream: "0-0"}, None)]
 
 
 def healed(store: Store, run: str, who: str) -> bool:
@@ -102,7 +102,7 @@ def rq_name(federation: Federation, client: str) -> str:
     return next(
         (
             worker["name"]
-            for worker in federation.store.control.living_workers()
+            for worker in federation.store.control.workers.living()
             if worker.get("client") == client
         ),
         "",
@@ -144,7 +144,7 @@ def queued(federation: Federation, run: str, client: str, number: int = 1) -> st
     redis, key = federation.store.control.redis, queue_key(client)
 
     def waits() -> str:
-        job: str = federation.store.control.jobs(run, number).get(client, {}).get("job", "")
+        job: str = federation.store.control.rounds.jobs(run, number).get(client, {}).get("job", "")
         return job if job.encode() in redis.lrange(key, 0, -1) else ""
 
     return wait_for(f"the job of {client}", waits)
@@ -154,7 +154,7 @@ def training(federation: Federation, run: str, client: str) -> None:
     """Wait until a client is in the middle of training."""
 
     def trains() -> bool:
-        event = federation.store.control.last_event(keyspace.client_events(client)) or {}
+        event = federation.store.control.events.last(keyspace.client_events(client)) or {}
         return event.get("run") == run and 1 <= event.get("epoch", 0) < event["epochs"]
 
     wait_for(f"{client} to train", trains)
@@ -178,8 +178,8 @@ def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
     control = federation.store.control
     with asleep(federation, "site-2"):  # So that the round stays open.
         run = begin(SHORT)
-        wait_for("site-1's update", lambda: "site-1" in control.receipts(run, 1))
-        job = control.jobs(run, 1)["site-1"]["job"]
+        wait_for("site-1's update", lambda: "site-1" in control.receipts.of_round(run, 1))
+        job = control.rounds.jobs(run, 1)["site-1"]["job"]
 
         def status() -> bytes | None:
             return control.redis.hget(FLJob.key_for(job), "status")
@@ -192,7 +192,7 @@ def test_a_stale_intermediate_entry_does_not_fail_a_finished_job(
         restarted(federation, "site-1", old)
 
         assert status() == b"finished"
-        assert control.jobs(run, 1)["site-1"]["job"] == job
+        assert control.rounds.jobs(run, 1)["site-1"]["job"] == job
         assert control.redis.zscore("rq:failed:" + keyspace.client_queue("site-1"), job) is None
     assert federation.finish(run).state == "completed"
     assert digests(federation, run) == calm_short
@@ -351,14 +351,14 @@ def behind_proxy(store: Store, role: str, options: str = "") -> Iterator[tuple[P
 def new_run(store: Store, name: str, clients: int) -> str:
     """A run on clients a, b, ... that are alive by their leases, and nothing else."""
     for client in "ab"[:clients]:
-        store.control.hold(keyspace.client_holder(client), client, 60, {})
+        store.control.leases.hold(keyspace.client_holder(client), client, 60, {})
     loaded = run_config.load("mnist-3v7", (f"round.cohort={clients}",), {})
     return runs.start_run(store, name, loaded, 1).run_id
 
 
 def element(store: Store, run: str, client: str, kind: str) -> Header:
     """What a client answers a round with."""
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     return Header(
         kind=kind,
@@ -378,9 +378,9 @@ def element(store: Store, run: str, client: str, kind: str) -> Header:
 
 def collect(store: Store, run: str, folder: Path) -> str:
     """What the aggregator's job of the open round does."""
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
-    job = store.control.jobs(run, state.round)[AGGREGATOR]["job"]
+    job = store.control.rounds.jobs(run, state.round)[AGGREGATOR]["job"]
     return RoundAggregator(store, run, state.round, job, folder).work()
 
 
@@ -388,8 +388,8 @@ def first_training_round(store: Store, folder: Path) -> str:
     """A run whose round 1 is open on clients a and b."""
     run = new_run(store, "trapped", clients=2)
     lifecycle.advance(store, run)
-    (client,) = set(store.control.jobs(run, 0)) - {AGGREGATOR}
-    store.data.push(run, message.pack(element(store, run, client, "model"), BODY))
+    (client,) = set(store.control.rounds.jobs(run, 0)) - {AGGREGATOR}
+    store.data.results.push(run, message.pack(element(store, run, client, "model"), BODY))
     collect(store, run, folder)
     return run
 
@@ -405,14 +405,14 @@ def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
     for turn in range(20):
         run = new_run(store, f"trapped-{turn}", clients=1)
         lifecycle.advance(store, run)
-        dead = [JobTicket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        dead = [JobTicket.from_dict(raw) for raw in store.control.rounds.jobs(run, 0).values()]
         for ticket in dead:
             rq_types.queue(ticket.queue, store.control.redis).empty()
             started = {"status": "started", "worker_name": "killed"}
             store.control.redis.hset(FLJob.key_for(ticket.job), mapping=started)
         at_once(healer.tick for healer in healers)
 
-        living = [JobTicket.from_dict(raw) for raw in store.control.jobs(run, 0).values()]
+        living = [JobTicket.from_dict(raw) for raw in store.control.rounds.jobs(run, 0).values()]
         assert [ticket.attempt for ticket in living] == [2, 2]
         for ticket in living:
             queue = rq_types.queue(ticket.queue, store.control.redis)
@@ -455,22 +455,22 @@ def test_a_push_whose_reply_is_lost_is_made_once_and_merged_once(
     with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(b"RPUSH", loss)
         with pytest.raises(StoreUnavailable):
-            remote.data.push(run, message.pack(header, BODY))
-        assert (proxy.lost, store.data.waiting(run)) == (1, 1)
+            remote.data.results.push(run, message.pack(header, BODY))
+        assert (proxy.lost, store.data.results.count(run)) == (1, 1)
 
         # The client cannot know, and pushes again under the same token.
         assert outbox.push(remote, header, memoryview(BODY), 1000, 1000, lambda: False)
-        assert store.data.waiting(run) == 2
-    store.data.push(run, message.pack(element(store, run, "b", "update"), BODY))
+        assert store.data.results.count(run) == 2
+    store.data.results.push(run, message.pack(element(store, run, "b", "update"), BODY))
     collect(store, run, tmp_path)
 
-    receipts = store.control.receipts(run, 1)
+    receipts = store.control.receipts.of_round(run, 1)
     assert {who: receipt.status for who, receipt in receipts.items()} == {
         "a": "accepted",
         "a:duplicate": "duplicate",
         "b": "accepted",
     }
-    (record,) = store.control.history(run)
+    (record,) = store.control.history.records(run)
     assert (record.outcome, record.weights) == ("committed", {"a": 5, "b": 5})
 
 
@@ -483,10 +483,10 @@ def test_a_transaction_whose_reply_is_lost_opens_one_round(store: Store, loss: L
         assert proxy.lost == 1
         lifecycle.advance(remote, run)
 
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     assert state.round == 0
-    for who, ticket in store.control.jobs(run, 0).items():
+    for who, ticket in store.control.rounds.jobs(run, 0).items():
         queue = rq_types.queue(ticket["queue"], store.control.redis)
         assert queue.get_job_ids() == [ticket["job"]], who
     opened = [event["event"] for event in events(store, keyspace.events(run))]
@@ -499,7 +499,7 @@ def test_scripts_whose_replies_are_lost_decide_once(
 ) -> None:
     run = first_training_round(store, tmp_path)
     for client in "ab":
-        store.data.push(run, message.pack(element(store, run, client, "update"), BODY))
+        store.data.results.push(run, message.pack(element(store, run, client, "update"), BODY))
     with (
         behind_proxy(store, "control", "?socket_timeout=0.5") as (before_control, remote),
         behind_proxy(remote, "data", "?socket_timeout=0.5") as (before_data, remote),
@@ -511,18 +511,18 @@ def test_scripts_whose_replies_are_lost_decide_once(
         assert (before_control.lost >= 5, before_data.lost >= 3) == (True, True)
 
     assert answer == "committed: 2 of 2 updates in"
-    assert [record.outcome for record in store.control.history(run)] == ["committed"]
-    assert sorted(store.control.versions(run)) == [0, 1]
+    assert [record.outcome for record in store.control.history.records(run)] == ["committed"]
+    assert sorted(store.control.versions.all(run)) == [0, 1]
     seen = [event["event"] for event in events(store, keyspace.events(run))]
     assert (seen.count("round_committed"), seen.count("update_received")) == (1, 3)
-    assert store.data.waiting(run) + store.data.held(run, 9) == 0
+    assert store.data.results.count(run) + store.data.taken.count(run, 9) == 0
 
     # Abandoning is the same script.
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     assert abandon(store, run, loss) == "ok"
-    assert len(store.control.history(run)) == 2
-    again = store.control.run(run)
+    assert len(store.control.history.records(run)) == 2
+    again = store.control.runs.get(run)
     assert again is not None
     assert again.abandoned == state.abandoned + 1
 
@@ -533,14 +533,14 @@ def test_a_taken_element_whose_reply_is_lost_comes_back_to_the_next_incarnation(
 ) -> None:
     run = first_training_round(store, tmp_path)
     for client in "ab":
-        store.data.push(run, message.pack(element(store, run, client, "update"), BODY))
+        store.data.results.push(run, message.pack(element(store, run, client, "update"), BODY))
     with behind_proxy(store, "data", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(take_script(), loss)
         with pytest.raises(StoreUnavailable):
             collect(remote, run, tmp_path)
         assert proxy.lost == 1  # Sent again it would take the next one and leave this one behind.
 
-    assert store.data.waiting(run) + store.data.held(run, 9) == 2
+    assert store.data.results.count(run) + store.data.taken.count(run, 9) == 2
     assert collect(store, run, tmp_path) == "committed: 2 of 2 updates in"
 
 
@@ -552,9 +552,9 @@ def take_script() -> bytes:
 
 def abandon(store: Store, run: str, loss: Loss) -> str:
     """End the open round through a proxy that loses the answer."""
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
-    current = store.control.round(run, state.round)
+    current = store.control.rounds.get(run, state.round)
     assert current is not None
     ending, loaded = Ending("abandoned", "tried"), runs.current_config(store, run)
     record = lifecycle.base_record(current, ending, 0.0, loaded)
@@ -610,7 +610,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
 
     assert fetched == [model]
     name = keyspace.update_blob(header.client, run, header.body_digest)
-    assert store.data.get_chunks(name, len(body), loaded["chunk_bytes"]) == body
-    assert store.data.waiting(run) == 1
+    assert store.data.chunks.get(name, len(body), loaded["chunk_bytes"]) == body
+    assert store.data.results.count(run) == 1
     assert took_s > 5  # Or else nothing was tried.
     assert proxy.sent_bytes < 1.5 * len(body)  # Never from the start again.

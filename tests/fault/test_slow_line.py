@@ -36,12 +36,12 @@ def test_chunks_and_inline_bodies_arrive_over_a_slow_line(store: Store, body: by
     with Proxy(store.servers.blob_url) as proxy, behind(store, proxy) as remote:
         proxy.throttle(RATE)
 
-        remote.data.put_chunks(name, [memoryview(body), memoryview(body)], 60)
-        remote.data.push(RUN, body)
+        remote.data.chunks.put(name, [memoryview(body), memoryview(body)], 60)
+        remote.data.results.push(RUN, body)
 
         assert proxy.sent_bytes < 3.5 * NBYTES  # Each once.
-    assert store.data.get_chunks(name, 2 * NBYTES, NBYTES) == 2 * body
-    assert store.data.peek(RUN) == body
+    assert store.data.chunks.get(name, 2 * NBYTES, NBYTES) == 2 * body
+    assert store.data.results.peek(RUN) == body
 
 
 def test_a_person_is_not_kept_waiting(store: Store, body: bytes) -> None:
@@ -52,7 +52,7 @@ def test_a_person_is_not_kept_waiting(store: Store, body: bytes) -> None:
             Store(store.servers.url, url, timeouts=PEOPLE) as remote,
             pytest.raises(StoreUnavailable),
         ):
-            remote.data.push(RUN, body)
+            remote.data.results.push(RUN, body)
 
 
 def test_a_connection_waits_longer_only_while_something_big_is_under_way(

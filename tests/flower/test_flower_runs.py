@@ -34,7 +34,7 @@ def test_two_sites_learn_together(federation: Federation) -> None:
     records = federation.committed(run)
     assert [sorted(record.weights.values()) for record in records] == [[600, 600]] * 3
     assert metrics.finish(records[1].train) == {"round": 2.0}
-    validated = rounds_table.validation(federation.store.control.history(run))
+    validated = rounds_table.validation(federation.store.control.history.records(run))
     assert validated[3]["accuracy"] > 0.8 > 0.3 > validated[0]["accuracy"]
     assert validated[3]["loss"] < validated[0]["loss"]
 
@@ -56,12 +56,14 @@ def test_a_client_killed_while_it_trains_changes_no_bit(
 
 def test_an_app_with_messages_learns_in_a_pool(federation: Federation) -> None:
     federation.start("pool", "--processes", "1")
-    wait_for("the pool", lambda: len(federation.store.control.living_workers()) == 5, 60)
+    wait_for("the pool", lambda: len(federation.store.control.workers.living()) == 5, 60)
 
     run = federation.begin("pool", *settings("app", f"task.flower_model={APPS}:Net", *POOL))
 
     assert federation.finish(run).state == "completed"
-    assert rounds_table.validation(federation.store.control.history(run))[3]["accuracy"] > 0.7
+    assert (
+        rounds_table.validation(federation.store.control.history.records(run))[3]["accuracy"] > 0.7
+    )
     federation.stop("pool")
 
 
@@ -81,6 +83,6 @@ def test_a_wrong_answer_is_a_receipt_that_says_why(
     )
 
     assert federation.finish(run).state == "failed"
-    records = federation.store.control.history(run)
+    records = federation.store.control.history.records(run)
     told = [json.dumps(found) for record in records for found in record.rejected.values()]
     assert told == [found for found in told if words in found] != []

@@ -12,7 +12,7 @@ from fl_queue.store import Store, keyspace
 @pytest.fixture
 def run(store: Store) -> str:
     """A run with round 0 open on the only client there is."""
-    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
     loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
     state = runs.start_run(store, "lawful", loaded, 1)
     lifecycle.advance(store, state.run_id)

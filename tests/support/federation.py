@@ -61,7 +61,7 @@ class Federation:
         self.clients = [f"site-{number}" for number in range(1, clients + 1)]
         for name in ("aggregator", "evaluator", *self.clients):
             self.start(name)
-        wait_for("workers", lambda: len(self.store.control.living_workers()) == clients + 2, 120)
+        wait_for("workers", lambda: len(self.store.control.workers.living()) == clients + 2, 120)
 
     def start(self, name: str, *options: str) -> None:
         """Start a worker as a user would."""
@@ -106,7 +106,7 @@ class Federation:
         def ended() -> RunState | None:
             # After a failover a sentinel may name the old primary for seconds: ask again.
             with suppress(StoreUnavailable):
-                state = self.store.control.run(run)
+                state = self.store.control.runs.get(run)
                 return state if state is not None and not state.active else None
             return None
 
@@ -116,7 +116,7 @@ class Federation:
         """Wait until a run is at a round."""
 
         def there() -> bool:
-            state = self.store.control.run(run)
+            state = self.store.control.runs.get(run)
             return state is not None and state.round >= number
 
         wait_for(f"round {number}", there)
@@ -132,15 +132,15 @@ class Federation:
 
     def free(self, run: str) -> list[str]:
         """Digests of a run; its name is free from now on (seeds come from the name, not the run id)."""
-        state = self.store.control.run(run)
+        state = self.store.control.runs.get(run)
         assert state is not None
         self.store.control.redis.hdel(keyspace.RUNS, state.name)
-        return [entry["digest"] for entry in self.store.control.versions(run).values()]
+        return [entry["digest"] for entry in self.store.control.versions.all(run).values()]
 
     def client_events(self, client: str) -> list[dict[str, Any]]:
         """Everything a client's worker told, oldest first."""
         streams = {keyspace.client_events(client): "0-0"}
-        return [event for _, _, event in self.store.control.read_events(streams, None)]
+        return [event for _, _, event in self.store.control.events.read(streams, None)]
 
     def trained(self, run: str) -> int:
         """How often clients began to train for a run."""
@@ -167,14 +167,16 @@ class Federation:
 
     def round_of(self, run: str) -> int:
         """The round a run is at."""
-        state = self.store.control.run(run)
+        state = self.store.control.runs.get(run)
         assert state is not None
         return state.round
 
     def committed(self, run: str) -> list[RoundRecord]:
         """Records of the committed rounds."""
         return [
-            record for record in self.store.control.history(run) if record.outcome == "committed"
+            record
+            for record in self.store.control.history.records(run)
+            if record.outcome == "committed"
         ]
 
     def close(self) -> None:

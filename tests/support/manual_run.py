@@ -61,7 +61,7 @@ class ManualRun:
             )
         )
         for client in clients:
-            store.control.hold(keyspace.client_holder(client), "t", 60, {})
+            store.control.leases.hold(keyspace.client_holder(client), "t", 60, {})
         self.config = run_config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
         self.run = runs.start_run(store, name or NAME, self.config, 2).run_id
         self.advance()
@@ -73,20 +73,20 @@ class ManualRun:
 
     @property
     def state(self) -> RunState:
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         assert state is not None
         return state
 
     @property
     def round(self) -> RoundState:
-        current = self.store.control.round(self.run, self.state.round)
+        current = self.store.control.rounds.get(self.run, self.state.round)
         assert current is not None
         return current
 
     @property
     def record(self) -> RoundRecord:
         """Of round 1, without its times."""
-        history = self.store.control.history(self.run)
+        history = self.store.control.history.records(self.run)
         record = next(record for record in history if record.round == 1)
         return replace(record, opened_at=0.0, elapsed_s=0.0)
 
@@ -143,14 +143,14 @@ class ManualRun:
 
     def job(self) -> str:
         """Id of the round's newest aggregator job."""
-        job: str = self.store.control.jobs(self.run, self.round.number)["aggregator"]["job"]
+        job: str = self.store.control.rounds.jobs(self.run, self.round.number)["aggregator"]["job"]
         return job
 
     def intake(self) -> UpdateIntake:
         """A new incarnation, which owns the round from now on."""
         token = f"incarnation-{secrets.token_hex(4)}"
-        fence = self.store.control.claim(self.run, self.round.number, self.job(), token)
-        self.store.data.own(self.run, fence, token)
+        fence = self.store.control.rounds.claim(self.run, self.round.number, self.job(), token)
+        self.store.data.taken.own(self.run, fence, token)
         # However slow this machine is: nobody extends it here.
         self.store.data.redis.expire(keyspace.owner(self.run, fence), 60)
         made = UpdateIntake(
@@ -162,7 +162,7 @@ class ManualRun:
     def take(self, intake: UpdateIntake, count: int) -> None:
         """Take so many elements and look at them."""
         while count:
-            elements = self.store.data.take(
+            elements = self.store.data.taken.take(
                 self.run, intake.fence, intake.token, min(count, TAKEN_AT_ONCE)
             )
             assert elements
@@ -189,13 +189,13 @@ class ManualRun:
     def leftovers(self) -> dict[str, int]:
         """Keys on the data server but for models -> seconds they live; -1: for ever."""
         redis = self.store.data.redis
-        versions = self.store.control.versions(self.run)
+        versions = self.store.control.versions.all(self.run)
         keys = [line.split()[2] for line in data_leftovers(redis, self.run, versions)]
         return {key: redis.ttl(key) for key in keys}
 
     def partial_keys(self) -> set[str]:
         """What the checkpointed sum consists of."""
-        saved = self.store.data.partial(self.run)
+        saved = self.store.data.partial_sum.get(self.run)
         chunks = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
         return {
             keyspace.partial(self.run),

@@ -31,6 +31,6 @@ def silent(
     left = [client for client, has in zip(cohort, answers, strict=True) if not has]
     if drained and not groups and left:
         # Nobody waits for an answer of a client that was revoked meanwhile.
-        revoked = store.control.revoked(left)
+        revoked = store.control.enrolments.revoked(left)
         left = [client for client in left if client not in revoked]
     return left

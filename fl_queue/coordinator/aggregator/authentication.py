@@ -62,7 +62,7 @@ class MessageAuthenticator:
 
     def _enrolment(self, client: str) -> Enrolment | None:
         if client not in self._enrolled:
-            self._enrolled[client] = self._control.enrolment(client)
+            self._enrolled[client] = self._control.enrolments.get(client)
         return self._enrolled[client]
 
     def open(self, element: bytes) -> AuthenticatedMessage:

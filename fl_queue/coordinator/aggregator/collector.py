@@ -126,7 +126,7 @@ class RoundAggregator:
                 self._leave()
 
     def _load(self) -> None:
-        current = self.store.control.round(self.run, self.number)
+        current = self.store.control.rounds.get(self.run, self.number)
         if current is None:
             raise OwnershipLost(f"run {self.run}: round {self.number} is gone")
         self.round = current
@@ -161,7 +161,7 @@ class RoundAggregator:
 
     def _collect(self) -> Ending | None:
         """Take elements until the closing rule holds; None to make way for a waiting round."""
-        with self.store.data.doorbell() as bell:
+        with self.store.data.results.doorbell() as bell:
             while True:
                 self.lease.check()
                 is_over = self.drain.is_over(self.intake.received() >= self.round.quorum)
@@ -171,7 +171,7 @@ class RoundAggregator:
                     self.drain.stop()
                 # A buffer takes no more than it holds; what is left is for the next round.
                 most = 1 if self.round.is_async else TAKEN_AT_ONCE
-                if elements := self.store.data.take(self.run, self.fence, self.token, most):
+                if elements := self.store.data.taken.take(self.run, self.fence, self.token, most):
                     self._look_at(elements)
                     if self._can_make_way() and self.turn.is_up():
                         return None
@@ -210,12 +210,12 @@ class RoundAggregator:
         self.intake.settle()
         self.drain.looked_at(len(elements), wasted_s)
         if self.drain.is_to_begin() and self._ending(drained=True) is not None:
-            self.drain.begin(self.store.data.waiting(self.run))
+            self.drain.begin(self.store.data.results.count(self.run))
 
     def _follow(self) -> None:
         """See who has joined a round since it was opened: an asynchronous one, or the makers of version 0."""
         grows = self.round.is_async or self.round.purpose == "initialise"
-        current = self.store.control.round(self.run, self.number) if grows else None
+        current = self.store.control.rounds.get(self.run, self.number) if grows else None
         if current is not None and current.open:
             if current.cohort != self.round.cohort:
                 statement_signing.check_round(self.store, self.run, current, self.config_digest)
@@ -224,7 +224,7 @@ class RoundAggregator:
 
     def _top_up(self) -> None:
         """Have an idle client begin where another one has answered, and not wait for the version."""
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         # Where all train at a time only one that has just come is idle, and the healer sees to that.
         if state is not None and state.active and self.config.round["concurrency"] != 1.0:
             opening.top_up(self.store, state, self.config, self.round)
@@ -260,7 +260,7 @@ class RoundAggregator:
         elapsed_s = self._elapsed()
         if received >= self.round.quorum and self.quorum_at_s is None:
             self.quorum_at_s = elapsed_s
-            self.store.control.set_quorum_at(self.run, self.number, elapsed_s)
+            self.store.control.rounds.set_quorum_at(self.run, self.number, elapsed_s)
         return closing_rule(self.round, received, pending, elapsed_s, self.quorum_at_s, drained)
 
     def _ending_without_training(
@@ -277,7 +277,7 @@ class RoundAggregator:
         if is_first and self._ask_another():
             return None
         elapsed_s = self._elapsed()
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         if state is None:
             raise OwnershipLost(f"run {self.run} is gone")
         if is_first:
@@ -296,18 +296,18 @@ class RoundAggregator:
 
     def _ask_another(self) -> bool:
         """Whether somebody else is, or may be, asked for version 0."""
-        known, state = self.round.makers, self.store.control.run(self.run)
+        known, state = self.round.makers, self.store.control.runs.get(self.run)
         if state is not None and state.active:
             initialisation.ask_next(self.store, state, self.config, self.round)
         self._follow()
-        return self.round.makers != known or self.store.control.settling()
+        return self.round.makers != known or self.store.control.clients.is_settling()
 
     def _elapsed(self) -> float:
-        elapsed_s = self.store.control.tick_round(self.run, self.number)
+        elapsed_s = self.store.control.rounds.count_time(self.run, self.number)
         if elapsed_s is None:
             raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
         # Both are others once the data server has lost the updates that were in.
-        deadline_s, self.quorum_at_s = self.store.control.limits(self.run, self.number)
+        deadline_s, self.quorum_at_s = self.store.control.rounds.limits(self.run, self.number)
         if deadline_s != self.round.deadline_s:
             self.round = self.intake.round = replace(self.round, deadline_s=deadline_s)
         return elapsed_s
@@ -319,7 +319,7 @@ class RoundAggregator:
         if self.intake.received():
             self.intake.checkpoint()
         self.intake.books.rejected.flush(anyway=True)
-        self.store.data.disown(self.run, self.fence)
+        self.store.data.taken.disown(self.run, self.fence)
         ticket = dispatch.tickets(self.store, self.run, self.number).get(identifiers.AGGREGATOR)
         if ticket is not None:
             jobs = keyspace.round_jobs(self.run, self.number)
@@ -354,7 +354,7 @@ class RoundAggregator:
         log.info("run=%s round=%s %s: %s", self.run, self.number, ending.outcome, ending.reason)
         failpoints.failpoint("round.committed")
         for event in round_end.events(record, self.config):
-            self.store.control.add_event(self.run, event)
+            self.store.control.events.add(self.run, event)
         # The next round is opened first: its clients train while this one is cleaned up.
         lifecycle.advance(self.store, self.run)
         failpoints.failpoint("round.advanced")
@@ -364,7 +364,7 @@ class RoundAggregator:
 
     def _end(self, ending: Ending, record: RoundRecord, receipts: Mapping[str, Receipt]) -> str:
         """End the round without a new version; what the script said."""
-        state = self.store.control.run(self.run)
+        state = self.store.control.runs.get(self.run)
         if state is None:
             raise OwnershipLost(f"run {self.run} is gone")
         return lifecycle.end(
@@ -381,8 +381,8 @@ class RoundAggregator:
 
     def _tell_checkpoint(self, exc: CheckpointError) -> None:
         event = {"event": "checkpoint_failed", "round": self.number, "reason": str(exc)}
-        self.store.control.add_event(self.run, event)
-        self.store.control.note_failure(self.run, self.number, str(exc))
+        self.store.control.events.add(self.run, event)
+        self.store.control.rounds.note_failure(self.run, self.number, str(exc))
 
     def _fail(self, exc: Exception) -> str:
         """
@@ -392,7 +392,7 @@ class RoundAggregator:
             MergeFailed: It is to be tried again.
         """
         reason = why_not(exc, self.config.aggregation["strategy"])
-        count = self.store.control.note_failure(self.run, self.number, reason)
+        count = self.store.control.rounds.note_failure(self.run, self.number, reason)
         elapsed_s = self._elapsed()
         if count < SAME_FAILURES or elapsed_s < self.round.deadline_s:
             raise MergeFailed(reason) from None  # RQ writes the error, and all before it, to Redis.
@@ -419,7 +419,7 @@ class RoundAggregator:
             left_out=self.intake.left_out,
             next_exponent=self.intake.next_exponent,
         )
-        return self.store.control.end_round(
+        return self.store.control.rounds.end(
             self.run,
             self.number,
             fence=self.fence,
@@ -459,7 +459,7 @@ class RoundAggregator:
     def _leave(self) -> None:
         """Give up ownership; anything still on our taken list goes back to the results list."""
         try:
-            self.store.data.disown(self.run, self.fence)
+            self.store.data.taken.disown(self.run, self.fence)
         except StoreUnavailable as exc:
             # The lease runs out by itself and the healer moves the elements back.
             log.warning("run=%s round=%s cannot give back: %s", self.run, self.number, exc)

@@ -65,11 +65,11 @@ class UpdateIntake:
         self.initial: tuple[Manifest, Bytes] | None = None
         self.taken = TakenList(store, run, fence, token)
         self.books = ReceiptLog(store, run, current, fence)
-        self._room = store.data.room(config.redis["unmerged_bytes"])
-        required = store.control.pins.required(run, config.security["require_enrolment"])
+        self._room = store.data.admission.room(config.redis["unmerged_bytes"])
+        required = store.control.enrolments.pins.required(run, config.security["require_enrolment"])
         self._gate = MessageAuthenticator(store.control, run, required)
         self._whole = bytearray()  # The update being looked at; the same memory for each.
-        self.manifest = store.control.manifest(run)
+        self.manifest = store.control.versions.manifest(run)
         self.merge: UpdateMerger | None = None
         if self.manifest is not None and current.purpose == "train":
             self.merge = UpdateMerger.of_round(
@@ -212,7 +212,7 @@ class UpdateIntake:
         for client, receipt in receipts.items():
             self._remember(client, receipt)
         if receipts:
-            self.store.control.record_receipts(
+            self.store.control.receipts.add_many(
                 self.run, self.number, receipts, self.fence, header.client
             )
         return not again
@@ -265,12 +265,12 @@ class UpdateIntake:
     def _ask_all_again(self) -> None:
         """The same of everybody in the round but the aggregator."""
         tickets = dispatch.tickets(self.store, self.run, self.number)
-        out = self.store.control.revoked(tickets) | {identifiers.AGGREGATOR}
+        out = self.store.control.enrolments.revoked(tickets) | {identifiers.AGGREGATOR}
         asked = {who: ticket for who, ticket in tickets.items() if who not in out}
         dispatch.replace_all(self.store, keyspace.round_jobs(self.run, self.number), asked)
 
     def _check_open(self) -> None:
-        current = self.store.control.round(self.run, self.number)
+        current = self.store.control.rounds.get(self.run, self.number)
         if current is None or not current.open:
             raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
 
@@ -342,7 +342,7 @@ class UpdateIntake:
         manifest = message.initial_manifest(header, self.config.model["max_bytes"])
         if header.chunk_bytes:
             # No manifest of ours says how large it may be: no memory for what is not there.
-            self.store.data.check_chunks(
+            self.store.data.chunks.check(
                 keyspace.update_blob(header.client, self.run, header.body_digest),
                 header.body_bytes,
                 header.chunk_bytes,
@@ -357,7 +357,7 @@ class UpdateIntake:
         if len(self._whole) != header.body_bytes:
             self._whole = bytearray(header.body_bytes)
         whole = memoryview(self._whole)
-        self.store.data.read_chunks_into(
+        self.store.data.chunks.read_into(
             keyspace.update_blob(header.client, self.run, header.body_digest),
             header.body_bytes,
             header.chunk_bytes,
@@ -371,11 +371,13 @@ class UpdateIntake:
         """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
         opening = self.round.opening
         if self.merge and (saved := partial_sum.find(self.store, self.run, self.number, opening)):
-            if partial_sum.is_refused(self.store, self.run, saved, self.store.control.pins.key):
+            if partial_sum.is_refused(
+                self.store, self.run, saved, self.store.control.enrolments.pins.key
+            ):
                 self._begin_anew()
             else:
                 self._resume_sum(saved)
-        for client, receipt in self.store.control.receipts(self.run, self.number).items():
+        for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():
             if client in self.books.cohort and not receipt.is_in:
                 self._remember(client, receipt)
 
@@ -383,7 +385,7 @@ class UpdateIntake:
         assert self.merge is not None
         found = PartialRoundState.from_json(saved["progress"])
         # Before the sum is read: meanwhile the healer would have everybody asked again.
-        self.store.control.write_receipts(self.run, self.number, found.written)
+        self.store.control.receipts.restore(self.run, self.number, found.written)
         try:
             partial_sum.load(self.store, self.run, saved, self.merge.total)
         except (ContentMissing, MessageError):
@@ -395,7 +397,7 @@ class UpdateIntake:
         self._forget_merged(found)
 
     def _begin_anew(self) -> None:
-        self.store.control.forget_receipts(self.run, self.number)
+        self.store.control.receipts.forget(self.run, self.number)
         self._ask_all_again()
 
     def _forget_merged(self, found: PartialRoundState) -> None:
@@ -405,10 +407,10 @@ class UpdateIntake:
         for who, receipt in merged.items():
             if receipt.nbytes > redis["inline_bytes"]:
                 count = message.chunk_count(receipt.nbytes, redis["chunk_bytes"])
-                self.store.data.drop_chunks(
+                self.store.data.chunks.drop(
                     keyspace.update_blob(who, self.run, receipt.digest), count
                 )
-        self.store.data.dismiss(
+        self.store.data.admission.release(
             self.run,
             (
                 (who, admission.permission(receipt.token, receipt.nbytes))
@@ -436,7 +438,7 @@ class UpdateIntake:
         """
         if self.merge is None or not self.merge.is_resumable or not self.taken.count:
             return
-        self.progress.written = self.store.control.receipts(self.run, self.number)
+        self.progress.written = self.store.control.receipts.of_round(self.run, self.number)
         if not partial_sum.save(
             self.store,
             self.run,
@@ -448,7 +450,7 @@ class UpdateIntake:
             self.progress,
             self.config.redis["chunk_bytes"],
             self.round.opening,
-            self.store.control.pins.key,
+            self.store.control.enrolments.pins.key,
         ):
             raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
         self.taken.forget(self.number)
@@ -457,7 +459,7 @@ class UpdateIntake:
         """The round has ended: remove what was taken for it."""
         # Elements last: killed before that, whoever gets them next finds what else to remove.
         self.taken.drop_chunks()
-        self.store.data.forget_turns(self.run, self.number)
+        self.store.data.admission.forget_turns(self.run, self.number)
         partial_sum.drop(self.store, self.run, self.number)
         self.taken.discard()
 

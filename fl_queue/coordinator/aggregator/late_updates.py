@@ -52,22 +52,22 @@ def record(store: Store, run: str, header: Header, key: str = "") -> None:
     """
     if was_merged(store, run, header):
         return
-    current = store.control.round(run, header.round)
+    current = store.control.rounds.get(run, header.round)
     for own, _, _ in group_sum.headers(header):
         receipt = receipt_of(own, "late", f"round {header.round} had ended", key)
         if current is None:
-            store.control.count_late(run, header.round, own.client)
+            store.control.receipts.count_late(run, header.round, own.client)
         elif own.client in current.cohort:
-            store.control.write_receipt(run, header.round, own.client, receipt, None)
+            store.control.receipts.add(run, header.round, own.client, receipt, None)
 
 
 def was_merged(store: Store, run: str, header: Header) -> bool:
     """Whether a later asynchronous round has merged an update that is pushed once more."""
-    begun, state = store.control.round(run, header.round), store.control.run(run)
+    begun, state = store.control.rounds.get(run, header.round), store.control.runs.get(run)
     if begun is None or not begun.is_async or state is None:
         return False
     found = (
-        store.control.receipts(run, number).get(header.client)
+        store.control.receipts.of_round(run, number).get(header.client)
         for number in range(header.round + 1, state.round + 1)
     )
     return any(known is not None and known.is_in and known.token == header.token for known in found)
@@ -86,35 +86,37 @@ def drain(store: Store, state: RunState) -> int:
     removed, refused, reason = 0, 0, ""
     gate: MessageAuthenticator | None = None
     until = time.monotonic() + _AT_ONCE_S
-    while time.monotonic() < until and (element := store.data.peek(state.run_id)) is not None:
+    while (
+        time.monotonic() < until and (element := store.data.results.peek(state.run_id)) is not None
+    ):
         try:
             if gate is None:
                 security = current_config(store, state.run_id).security
                 said = security["require_enrolment"]
-                required = store.control.pins.required(state.run_id, said)
+                required = store.control.enrolments.pins.required(state.run_id, said)
                 gate = MessageAuthenticator(store.control, state.run_id, required)
             gate.forget()
             opened = gate.open(element)
             header = opened.header
             if header.round > state.round:
-                again = store.control.run(state.run_id)
+                again = store.control.runs.get(state.run_id)
                 if again is None or again.active:
                     break  # Somebody has started the run again since we looked.
                 raise MessageError(f"{header.client}: round {header.round} has not been opened")
             record(store, state.run_id, header, opened.key)
             drop_chunks(store, state.run_id, header)
             sent = admission.permission(header.token, header.body_bytes)
-            store.data.dismiss(state.run_id, [(header.client, sent)])
+            store.data.admission.release(state.run_id, [(header.client, sent)])
         except MessageError as exc:
             refused, reason = refused + 1, exc.reason
             if refused <= rejections.TOLD:
                 told = rejections.event(state.round, rejections.UNKNOWN, "invalid", reason)
-                store.control.add_event(state.run_id, told)
-        store.data.remove(state.run_id, element)
+                store.control.events.add(state.run_id, told)
+        store.data.results.remove(state.run_id, element)
         removed += 1
     if refused > rejections.TOLD:
         summed = rejections.sum_event(state.round, rejections.UNKNOWN, Refusals(refused, reason))
-        store.control.add_event(state.run_id, summed)
+        store.control.events.add(state.run_id, summed)
     return removed
 
 
@@ -124,4 +126,4 @@ def drop_chunks(store: Store, run: str, header: Header) -> None:
     if header.chunk_bytes:
         count = message.chunk_count(header.body_bytes, header.chunk_bytes)
         blob_name = keyspace.update_blob(header.client, run, header.body_digest)
-        store.data.drop_chunks(blob_name, count, all_of_them=False)
+        store.data.chunks.drop(blob_name, count, all_of_them=False)

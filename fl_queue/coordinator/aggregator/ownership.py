@@ -37,14 +37,14 @@ def take_over(store: Store, run: str, number: int, job: str, token: str) -> int:
         Its fence; 0: nothing to do.
     """
     used = 0
-    while fence := store.control.claim(run, number, job, token, used):
+    while fence := store.control.rounds.claim(run, number, job, token, used):
         failpoints.failpoint("aggregator.claimed")
-        used = store.data.own(run, fence, token)
+        used = store.data.taken.own(run, fence, token)
         if not used:
             return fence
         what = f"fence {fence} was given again, {used} was in use"
         log.error("run=%s the control server has lost its last writes: %s", run, what)
-        store.control.add_event(
+        store.control.events.add(
             run, {"event": "control_writes_lost", "round": number, "what": what}
         )
     return 0
@@ -98,7 +98,7 @@ class OwnershipLease:
 
     def _extend(self) -> None:
         try:
-            self._store.data.extend(self._run, self._fence, self._token)
+            self._store.data.taken.extend(self._run, self._fence, self._token)
         except OwnershipLost:
             self._lost.set()
         except REDIS_ERRORS as exc:
@@ -110,7 +110,7 @@ class OwnershipLease:
         log.error("run=%s hangs since %.0f s in %s: ending", self._run, still_s, where)
         event = {"event": "aggregator_hung", "round": self._number, "still_s": round(still_s)}
         try:
-            self._store.control.add_event(self._run, {**event, "where": where})
+            self._store.control.events.add(self._run, {**event, "where": where})
         except REDIS_ERRORS as exc:
             log.error("control server: %s", exc)
         os.kill(os.getpid(), signal.SIGKILL)

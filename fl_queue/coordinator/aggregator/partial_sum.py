@@ -86,7 +86,7 @@ def save(
     digest = message.pieces_digest(total.pieces())
     nbytes = total.layout.nbytes
     pieces = message.rechunked(total.pieces(), chunk_bytes)
-    store.data.put_chunks(keyspace.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
+    store.data.chunks.put(keyspace.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
     failpoints.failpoint("partial.stored")
     fields = {
         "nonce": secrets.token_hex(8),
@@ -106,7 +106,7 @@ def save(
     if old:
         # Should we be killed before we drop them. Whoever reads this sum once more makes them stay.
         _keep_chunks(store, run, old, _LIFETIME_S)
-    if not store.data.save_partial(run, fence, token, looked_at, fields):
+    if not store.data.partial_sum.save(run, fence, token, looked_at, fields):
         if old:
             _keep_chunks(store, run, old, None)  # It is somebody else's by now.
         return False
@@ -125,7 +125,7 @@ def find(store: Store, run: str, number: int | None = None, opening: str = "") -
         opening: The round's: of one that the control server has lost there may be a sum, too, made from
             another version or in other scales.
     """
-    saved = store.data.partial(run)
+    saved = store.data.partial_sum.get(run)
     if not saved or number not in (None, int(saved["round"])):
         return {}
     return saved if not opening or saved.get("opening") in (opening, "", None) else {}
@@ -146,8 +146,8 @@ def is_refused(store: Store, run: str, saved: Mapping[str, str], key: OperatorKe
         return False
     reason = "is not signed by the operator, or was changed: its clients are asked again"
     event = {"event": "sum_refused", "round": int(saved["round"]), "reason": reason}
-    store.control.add_event(run, event)
-    store.data.drop_partial(run, saved.get("nonce", ""))
+    store.control.events.add(run, event)
+    store.data.partial_sum.drop(run, saved.get("nonce", ""))
     return True
 
 
@@ -166,7 +166,7 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     nbytes, chunk_bytes = int(saved["nbytes"]), int(saved["chunk_bytes"])
     # Should its writer have been killed before it did so.
     _keep_chunks(store, run, saved, None)
-    body = store.data.get_chunks(keyspace.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
+    body = store.data.chunks.get(keyspace.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
     if message.body_digest(body) != saved["digest"]:
         raise DigestMismatch(saved["digest"])
     tensors = message.views(total.layout, body)
@@ -193,14 +193,14 @@ def drop(store: Store, run: str, number: int) -> None:
     if saved and int(saved["round"]) <= number:
         # The record last: killed before that, whoever cleans up next does all of it again.
         _drop_chunks(store, run, saved)
-        store.data.drop_partial(run, saved["nonce"])
+        store.data.partial_sum.drop(run, saved["nonce"])
 
 
 def _keep_chunks(store: Store, run: str, saved: Mapping[str, str], lifetime_s: int | None) -> None:
     count = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
-    store.data.keep_chunks(keyspace.partial_blob(run, saved["digest"]), count, lifetime_s)
+    store.data.chunks.set_lifetime(keyspace.partial_blob(run, saved["digest"]), count, lifetime_s)
 
 
 def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:
     count = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
-    store.data.drop_chunks(keyspace.partial_blob(run, saved["digest"]), count)
+    store.data.chunks.drop(keyspace.partial_blob(run, saved["digest"]), count)

@@ -35,7 +35,7 @@ class ReceiptLog:
         self._store, self._run, self._number, self._fence = store, run, current.number, fence
         self.rejected = RejectionCounter(store, run, current.number, fence)
         self.cohort = frozenset(current.cohort)
-        state = store.control.run(run)
+        state = store.control.runs.get(run)
         self._people = {*current.cohort, *(state.population if state is not None else ())}
         self._told: Counter[tuple[int, str, str]] = Counter()
         #: Ended round -> its cohort; None when its keys are gone.
@@ -68,7 +68,7 @@ class ReceiptLog:
         if not receipt.is_in and not (receipt.status == "failed" and is_first):
             self.rejected.count(who, receipt.reason, "" if has_one else receipt.status)
         if has_one and (receipt.is_in or self.is_news(client, receipt.status)):
-            self._store.control.write_receipt(self._run, self._number, client, receipt, self._fence)
+            self._store.control.receipts.add(self._run, self._number, client, receipt, self._fence)
 
     def write_late(
         self, header: Header, who: str, key: str, status: Verdict = "late", reason: str = ""
@@ -85,7 +85,7 @@ class ReceiptLog:
             return
         number = header.round
         if number not in self._ended:
-            ended = self._store.control.round(self._run, number)
+            ended = self._store.control.rounds.get(self._run, number)
             self._ended[number] = None if ended is None else ended.cohort
         cohort = self._ended[number]
         reason = reason or f"round {number} had ended"
@@ -97,7 +97,7 @@ class ReceiptLog:
                 told = True
                 if self.is_news(own.client, status, number):
                     receipt = receipt_of(own, status, reason, key)
-                    self._store.control.write_receipt(self._run, number, own.client, receipt, None)
+                    self._store.control.receipts.add(self._run, number, own.client, receipt, None)
         self.rejected.count(who, reason, "" if told else status, number)
 
     def write_forged(self, forged: ForgedMessage) -> None:
@@ -108,6 +108,4 @@ class ReceiptLog:
         self.rejected.count(who, reason, "" if has_one else "forged")
         if has_one and self.is_news(claimed, "forged"):
             receipt = Receipt("forged", reason)
-            self._store.control.write_receipt(
-                self._run, self._number, claimed, receipt, self._fence
-            )
+            self._store.control.receipts.add(self._run, self._number, claimed, receipt, self._fence)

@@ -77,7 +77,7 @@ class RejectionCounter:
 
     def __init__(self, store: Store, run: str, number: int, fence: int) -> None:
         self._store, self._run, self._number, self._fence = store, run, number, fence
-        self._known = store.control.rejected(run, number)
+        self._known = store.control.rejections.of_round(run, number)
         self._changed: set[str] = set()
         self._late: Counter[int] = Counter()
         self._events: list[Mapping[str, Any]] = []
@@ -115,7 +115,7 @@ class RejectionCounter:
         if not is_due or not (self._changed or self._late):
             return
         changed = {who: self._known[who] for who in sorted(self._changed)}
-        self._store.control.record_rejected(
+        self._store.control.rejections.record(
             self._run, self._number, self._fence, changed, self._late, self._events
         )
         self._changed.clear()

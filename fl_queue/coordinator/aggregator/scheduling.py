@@ -98,10 +98,12 @@ def _run_of(job: str) -> str:
 
 
 def _has_something_to_do(store: Store, run: str) -> bool:
-    if store.data.waiting(run):
+    if store.data.results.count(run):
         return True
-    state = store.control.run(run)
-    current = store.control.open_round(state) if state is not None and state.active else None
+    state = store.control.runs.get(run)
+    current = (
+        store.control.rounds.newest_open(state) if state is not None and state.active else None
+    )
     if current is None:
         return True  # It will find that out, and be gone.
     due_s = current.deadline_s

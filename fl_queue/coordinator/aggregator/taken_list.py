@@ -59,7 +59,9 @@ class TakenList:
         self._drop_leaving()
         failpoints.failpoint("update.refused")
         places = self._refused
-        if not self._store.data.refuse(self._run, self._fence, self._token, self.count, places):
+        if not self._store.data.taken.refuse(
+            self._run, self._fence, self._token, self.count, places
+        ):
             raise OwnershipLost(f"run {self._run}: incarnation {self._fence} was replaced")
         failpoints.failpoint("refused.removed")
         self.count -= len(places)
@@ -99,8 +101,8 @@ class TakenList:
 
     def discard(self) -> None:
         """The round has ended: remove the elements."""
-        self._store.data.discard(self._run, self._fence, self._token, self.count)
+        self._store.data.taken.discard(self._run, self._fence, self._token, self.count)
 
     def _dismiss(self, headers: list[Header], number: int = 0) -> None:
         permissions = [(h.client, admission.permission(h.token, h.body_bytes)) for h in headers]
-        self._store.data.dismiss(self._run, permissions, number)
+        self._store.data.admission.release(self._run, permissions, number)

@@ -123,7 +123,7 @@ def _with_newest(store: Store, state: RunState, state_dir: Path, writing: Path) 
         try:
             _stage(store, document, document.version, state_dir, writing)
         except (UnknownVersion, CheckpointError):
-            if max(store.control.versions(state.run_id), default=-1) <= document.version:
+            if max(store.control.versions.all(state.run_id), default=-1) <= document.version:
                 raise
         else:
             if _announced(store, document):
@@ -207,7 +207,7 @@ def _snapshot(store: Store, state: RunState) -> Document:
         raw, config, manifest, versions, history, evaluations = pipe.execute()
     found = {key.decode(): value.decode() for key, value in raw.items()}
     if "state" not in found:
-        raise UnknownRun(state.name, list(store.control.run_names()))
+        raise UnknownRun(state.name, list(store.control.runs.names()))
     if not found.get("version"):
         raise RunStateError(state.name, "has no version yet; wait for version 0")
     verdicts = {key.decode(): loads(text, "an evaluation") for key, text in evaluations.items()}
@@ -226,7 +226,7 @@ def _snapshot(store: Store, state: RunState) -> Document:
         evaluations={key: value for key, value in verdicts.items() if "job" not in value},
         models=[int(found["version"])],
     )
-    late = store.control.late(run)
+    late = store.control.receipts.late_counts(run)
     return replace(
         document, late={str(key): late[key] for key in sorted(late) if key <= document.round}
     )
@@ -269,7 +269,7 @@ def restore(
             lambda found, model: None if unsigned else _check_signed(store, found, model),
         )
         chosen = name or document.state["name"]
-        _refuse_taken(chosen, store.control.run_names())
+        _refuse_taken(chosen, store.control.runs.names())
         run = identifiers.new_run_id(chosen)
         models = ModelStore(store, run, document.chunk_bytes, state_dir)
         folder = models.folder
@@ -393,12 +393,12 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
                 pipe.hset(keyspace.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
             pipe.hset(keyspace.RESTORED, mapping=cast(dict[Any, Any], restored))
             event = {"event": "run_restored", "version": document.version, "of": document.run_id}
-            store.control.add_event(run, event, pipe)
+            store.control.events.add(run, event, pipe)
 
         return write_all
 
     while not store.control.transact([keyspace.RUNS, keyspace.RESTORED], body):
-        living = store.control.run_names()
+        living = store.control.runs.names()
         if living.get(name) == run:
             return  # It had been written, and the answer was lost.
         _refuse_taken(name, living)

@@ -49,7 +49,7 @@ def cancel(store: Store, name: str) -> RunState:
             if confirmed_changes.was_made(store, state.run_id, by):
                 return state
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
-        current = store.control.open_round(state)
+        current = store.control.rounds.newest_open(state)
         if current is None:
             done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled", by)
         else:
@@ -62,7 +62,7 @@ def cancel(store: Store, name: str) -> RunState:
 def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
     ending = Ending("cancelled", CANCELLED)
     config = current_config(store, state.run_id, current.segment)
-    receipts = store.control.receipts(state.run_id, current.number)
+    receipts = store.control.receipts.of_round(state.run_id, current.number)
     record = replace(
         lifecycle.base_record(current, ending, current.elapsed_s, config),
         missing=[client for client in current.cohort if client not in receipts],
@@ -132,7 +132,7 @@ def _reopen(store: Store, run: str, by: str) -> bool:
 
 def failures(store: Store, state: RunState) -> list[Failure]:
     """The failed jobs of a run's newest round and of its evaluations, with their reasons."""
-    receipts = store.control.receipts(state.run_id, state.round)
+    receipts = store.control.receipts.of_round(state.run_id, state.round)
     found = [
         Failure(client, 0, receipt.reason, answered=True)
         for client, receipt in sorted(receipts.items())

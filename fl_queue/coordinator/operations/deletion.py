@@ -66,7 +66,7 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
     while not store.control.transact(watched, body):
         pass
     _remove(store, [run], state_dir)
-    store.control.pins.forget(run)
+    store.control.enrolments.pins.forget(run)
 
 
 def refuse_training(name: str, training: bool) -> None:
@@ -93,7 +93,7 @@ def sweep(store: Store, state_dir: Path) -> None:
         state_dir,
     )
     for run, deleted_at in tombs.items():
-        store.data.forget_results(run)
+        store.data.results.forget(run)
         if now - deleted_at > TOMBSTONE_S:
             store.control.redis.zrem(keyspace.DELETED, run)
 
@@ -105,7 +105,7 @@ def _tombs(store: Store) -> dict[str, float]:
         store.control.redis.zrange(keyspace.DELETED, 0, -1, withscores=True),
     )
     # Its name goes in the transaction that writes the tombstone: what still has one was not deleted.
-    living = set(store.control.run_names().values())
+    living = set(store.control.runs.names().values())
 
     def parse(raw: bytes, at: float) -> tuple[str, float]:
         run = identifiers.parse_run_id(raw)

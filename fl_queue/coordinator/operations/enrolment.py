@@ -88,10 +88,10 @@ def enroll(
     if use_acl and not open_server:
         _check_closed(users)
     _check_key(store, client)
-    operator = store.control.pins.make_key()
+    operator = store.control.enrolments.pins.make_key()
     secret, public = signing.new_key()
     logins, rules, hashes = client_users.make(client, users.servers, users.version())
-    known = store.control.enrolment(client)
+    known = store.control.enrolments.get(client)
     notes: list[str] = []
     if use_acl:
         users.give(rules)
@@ -116,19 +116,23 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
     Raises:
         ConfigError: It is not enrolled, or not by the operator of this machine, or we may not change users.
     """
-    known = store.control.enrolment(client)
+    known = store.control.enrolments.get(client)
     if known is None:
         raise ConfigError(
             "CLIENT",
             f"{client} is not enrolled, so there is nothing to revoke; clients.exclude in a run's config "
-            f"leaves it out of that run, see also `fl-queue clients`{nearest(client, store.control.enrolments())}",
+            f"leaves it out of that run, see also `fl-queue clients`{nearest(client, store.control.enrolments.all())}",
         )
-    if known.signature and store.state_dir is not None and store.control.pins.key is None:
+    if (
+        known.signature
+        and store.state_dir is not None
+        and store.control.enrolments.pins.key is None
+    ):
         raise ConfigError("--operator-key", _KEY_ELSEWHERE)
     # This decides; all else is cleaning up, and repeated by repeating the command.
     if known.revoked_at:
-        store.control.pins.pin(client, known)
-        store.control.write_enrolment(client, known)  # An older one may have been put back there.
+        store.control.enrolments.pins.pin(client, known)
+        store.control.enrolments.write(client, known)  # An older one may have been put back there.
     else:
         known = _register(store, client, replace(known, revoked_at=_now(store)), known)
     done = [f"{client} is revoked: no update of it is accepted any more"]
@@ -156,7 +160,7 @@ def unsigned(store: Store) -> dict[str, Enrolment]:
     Raises:
         ConfigError: The key cannot be used.
     """
-    entries, pins = store.control.enrolment_entries(), store.control.pins
+    entries, pins = store.control.enrolments.entries(), store.control.enrolments.pins
     found = ((key.decode(errors="replace"), raw) for key, raw in entries.items())
     return {
         client: known
@@ -178,9 +182,9 @@ def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
     Raises:
         ConfigError: The key is on another machine, or cannot be made.
     """
-    if any(known.signature for known in found.values()) and store.control.pins.lacks_key:
+    if any(known.signature for known in found.values()) and store.control.enrolments.pins.lacks_key:
         raise ConfigError("--operator-key", _KEY_ELSEWHERE)
-    store.control.pins.make_key()
+    store.control.enrolments.pins.make_key()
     done = []
     for client, known in found.items():
         try:
@@ -190,9 +194,9 @@ def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
             done.append(f"{client}: {exc}: left out; enrol it anew")
         _register(store, client, replace(known, users=hashes), None)
         done.append(f"{client}: signed")
-    for client, ruling in store.control.enrolment_rulings().items():
+    for client, ruling in store.control.enrolments.rulings().items():
         if ruling.trouble and ruling.enrolment is not None:
-            store.control.write_enrolment(client, ruling.enrolment)
+            store.control.enrolments.write(client, ruling.enrolment)
             done.append(f"{client}: {ruling.trouble}; what is pinned here is written there again")
     return done
 
@@ -209,7 +213,7 @@ def restore_users(store: Store) -> list[str]:
     """
     living = {
         client: known
-        for client, known in store.control.enrolments().items()
+        for client, known in store.control.enrolments.all().items()
         if known.users and not known.revoked_at
     }
     if not living:
@@ -230,7 +234,7 @@ def troubles(store: Store) -> dict[str, str]:
     Raises:
         ConfigError: The operator's key, or a pin, cannot be used.
     """
-    return _troubles(store.control.enrolment_rulings())
+    return _troubles(store.control.enrolments.rulings())
 
 
 def _troubles(rulings: Mapping[str, Ruling]) -> dict[str, str]:
@@ -265,8 +269,8 @@ class EnrolmentMonitor:
     def look(self) -> None:
         """Look, and record what is new."""
         try:
-            rulings = self._store.control.enrolment_rulings()
-            self._store.control.pins.adopt(rulings)
+            rulings = self._store.control.enrolments.rulings()
+            self._store.control.enrolments.pins.adopt(rulings)
             found = _troubles(rulings)
         except ConfigError as exc:
             log.error("nobody can say who is enrolled: %s", exc)
@@ -275,14 +279,14 @@ class EnrolmentMonitor:
         self._said = found
         for client, why in news.items():
             log.warning("the entry of %s in %s: %s", client, keyspace.ENROLLED, why)
-        for state in self._store.control.living_runs() if news else ():
+        for state in self._store.control.runs.living() if news else ():
             if state.active:
                 run = state.run_id
                 events = [
                     {"event": "enrolment_changed", "client": client, "reason": why}
                     for client, why in news.items()
                 ]
-                self._store.control.add_events(run, events)
+                self._store.control.events.add_many(run, events)
 
 
 def _check_name(client: str) -> None:
@@ -307,7 +311,7 @@ def _check_closed(users: Users) -> None:
 
 def _check_key(store: Store, client: str) -> None:
     """Refuse to make an operator's key where there must be one already. Raises ConfigError."""
-    if store.state_dir is None or not store.control.pins.lacks_key:
+    if store.state_dir is None or not store.control.enrolments.pins.lacks_key:
         return
     others = {name: known for name, known in unsigned(store).items() if name != client}
     if any(known.signature for known in others.values()):
@@ -326,10 +330,10 @@ def _now(store: Store) -> float:
 
 def _register(store: Store, client: str, made: Enrolment, before: Enrolment | None) -> Enrolment:
     """Sign, pin and write an enrolment. Args: ``before``: what counted so far."""
-    signed = store.control.pins.signed(client, made, before)
+    signed = store.control.enrolments.pins.signed(client, made, before)
     # The pin first: from here on it counts on this machine, whatever becomes of the entry.
-    store.control.pins.pin(client, signed)
-    store.control.write_enrolment(client, signed)
+    store.control.enrolments.pins.pin(client, signed)
+    store.control.enrolments.write(client, signed)
     return signed
 
 
@@ -344,15 +348,15 @@ def _notes(users: Users) -> list[str]:
 
 def _drop_jobs(store: Store, client: str) -> list[str]:
     done = []
-    for state in store.control.living_runs():
+    for state in store.control.runs.living():
         name, run = state.name, state.run_id
-        current = store.control.open_round(state) if state.active else None
+        current = store.control.rounds.newest_open(state) if state.active else None
         if current is None or client not in current.cohort:
             continue
         ticket = dispatch.tickets(store, run, current.number).get(client)
         if ticket is not None:
             dispatch.forget(store, ticket)
-        store.control.add_event(
+        store.control.events.add(
             run, {"event": "client_revoked", "round": current.number, "client": client}
         )
         done.append(

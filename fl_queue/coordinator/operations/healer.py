@@ -99,7 +99,7 @@ class Healer:
         self._tidy_here()
         if time.monotonic() < self._back_at or not self._hold():
             return
-        for run in self._resting.awake(list(self.store.control.run_names().values())):
+        for run in self._resting.awake(list(self.store.control.runs.names().values())):
             try:
                 self.heal(run)
             except Exception as exc:
@@ -137,7 +137,7 @@ class Healer:
             run = keyspace.run_of(entry.key)
             if run is not None:
                 event = {"event": "entry_unreadable", "key": entry.key, "of": entry.entry}
-                self.store.control.add_event(run, event | {"reason": why})
+                self.store.control.events.add(run, event | {"reason": why})
 
     def _tidy_here(self) -> None:
         """Each machine's own disk, whoever heals."""
@@ -149,9 +149,11 @@ class Healer:
     def _hold(self) -> bool:
         """Take or extend the lease, and note who is there; False when another healer is at work."""
         process = {"process": processes.process_identity(), "pid": os.getpid()}
-        self._is_ours = self.store.control.hold(keyspace.HEALER, self.token, LEASE_S, process)
+        self._is_ours = self.store.control.leases.hold(
+            keyspace.HEALER, self.token, LEASE_S, process
+        )
         if self._is_ours:
-            self.store.control.hear()
+            self.store.control.clients.record_heartbeats()
             self._held_at = time.monotonic()
         return self._is_ours
 
@@ -189,25 +191,25 @@ class Healer:
 
     def leave(self) -> None:
         """Let another healer take over at once."""
-        self.store.control.release(keyspace.HEALER, self.token)
+        self.store.control.leases.release(keyspace.HEALER, self.token)
 
     def heal(self, run: str) -> None:
         """Repair one run, whoever holds the lease; ``done`` then has a line for each repair."""
         self.done.clear()
-        state = self.store.control.run(run)
+        state = self.store.control.runs.get(run)
         if state is None:
             return
         if not state.active:
             waiting = self._heal_evaluations(state)
             self._stalled.forget(run)
             self._missed.forget(run)
-            self.store.data.give_back(run, self.store.control.fence(run))
+            self.store.data.taken.give_back(run, self.store.control.runs.fence(run))
             late_updates.drain(self.store, state)
             partial_sum.drop(self.store, run, state.round)
-            self.store.data.forget_turns(run, state.round)
-            last = self.store.control.round(run, state.round)
-            self.store.data.forget_admitted(run, last.cohort if last else ())
-            if not self.store.data.waiting(run):
+            self.store.data.admission.forget_turns(run, state.round)
+            last = self.store.control.rounds.get(run, state.round)
+            self.store.data.admission.forget(run, last.cohort if last else ())
+            if not self.store.data.results.count(run):
                 self._resting.rest(
                     run, resting_runs.EVALUATIONS_S if waiting else resting_runs.LOOK_AT_ALL_S
                 )
@@ -215,7 +217,7 @@ class Healer:
         if time.monotonic() - self._evaluations_at.get(run, 0.0) >= resting_runs.EVALUATIONS_S:
             self._evaluations_at[run] = time.monotonic()
             self._heal_evaluations(state)
-        current = self.store.control.open_round(state)
+        current = self.store.control.rounds.newest_open(state)
         if current is not None:
             lifecycle.count_time(self.store, run, current.number)
             self._give_back(run, current)
@@ -224,7 +226,7 @@ class Healer:
             for digest in current.server_state.values():
                 self._restore_model(run, digest, current.segment, is_state=True)
             for version in job_origins.versions(current):
-                entry = self.store.control.version(run, version)
+                entry = self.store.control.versions.get(run, version)
                 download = entry.get("download", "")
                 self._restore_model(run, entry.get("digest", ""), current.segment, download)
             self._follow_data_server(run, current)
@@ -234,7 +236,7 @@ class Healer:
         lifecycle.advance(self.store, run)
 
     def _give_back(self, run: str, current: RoundState) -> None:
-        moved = self.store.data.give_back(run, current.fence)
+        moved = self.store.data.taken.give_back(run, current.fence)
         if moved:
             self._report(run, current, f"{moved} taken updates of a dead aggregator put back")
 
@@ -242,7 +244,7 @@ class Healer:
         self, run: str, digest: str, segment: int, download: str = "", is_state: bool = False
     ) -> bool:
         """Whether a model is on the data server, perhaps from now on."""
-        manifest = self.store.control.manifest(run)
+        manifest = self.store.control.versions.manifest(run)
         if manifest is None or not digest:
             return False
         config = current_config(self.store, run, segment)
@@ -268,7 +270,7 @@ class Healer:
         if identity == current.data_server:
             return
         tickets = dispatch.tickets(self.store, run, current.number)
-        revoked = self.store.control.revoked(tickets)
+        revoked = self.store.control.enrolments.revoked(tickets)
         asked = {
             who: ticket
             for who, ticket in tickets.items()
@@ -276,7 +278,7 @@ class Healer:
         }
         # It raises when it is not known of each that it was asked; then the next look asks again.
         self._replace(keyspace.round_jobs(run, current.number), asked)
-        self.store.control.set_data_server(run, current.number, identity)
+        self.store.control.rounds.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
 
     def _heal_jobs(self, run: str, current: RoundState) -> None:
@@ -300,10 +302,10 @@ class Healer:
 
     def _unanswered(self, run: str, current: RoundState) -> dict[str, JobTicket]:
         """The newest jobs of those who still have to answer, by whose they are."""
-        receipts = self.store.control.receipts(run, current.number)
+        receipts = self.store.control.receipts.of_round(run, current.number)
         tickets = dispatch.tickets(self.store, run, current.number)
         # The job of somebody who was revoked was dropped with it.
-        revoked = self.store.control.revoked(tickets)
+        revoked = self.store.control.enrolments.revoked(tickets)
         asked = [
             (who, receipts.get(client), ticket)
             for who, ticket in tickets.items()
@@ -341,7 +343,7 @@ class Healer:
         for client, held_s in self._stalled.look(run, current).items():
             event = {"event": "client_stalled", "round": current.number, "client": client}
             log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
-            self.store.control.add_event(run, {**event, "held_s": round(held_s, 1)})
+            self.store.control.events.add(run, {**event, "held_s": round(held_s, 1)})
 
     def _heal_evaluations(self, state: RunState) -> bool:
         """Whether versions of a run wait for their evaluation."""
@@ -357,12 +359,12 @@ class Healer:
         self, state: RunState, version: int, ticket: JobTicket, reason: str
     ) -> None:
         run = state.run_id
-        entry: dict[str, Any] = self.store.control.versions(run).get(version, {})
+        entry: dict[str, Any] = self.store.control.versions.all(run).get(version, {})
         if self._restore_model(run, entry.get("digest", ""), state.segment):
             self._replace(keyspace.evaluations(run), {str(version): ticket})
             self.done.append(f"evaluation of version {version}: {reason}")
         elif (state.version or 0) - version >= retention.WAITING_KEPT:
-            self.store.control.set_evaluation(run, version, {"state": "failed", "reason": PRUNED})
+            self.store.control.evaluations.set(run, version, {"state": "failed", "reason": PRUNED})
             dispatch.forget(self.store, ticket)
 
     def _is_due(self, ticket: JobTicket, reason: str | None) -> bool:
@@ -392,4 +394,4 @@ class Healer:
         for what in repairs:
             log.warning("run=%s round=%s healed: %s", run, current.number, what)
         told = [{"event": "healed", "round": current.number, "what": what} for what in repairs]
-        self.store.control.add_events(run, told)
+        self.store.control.events.add_many(run, told)

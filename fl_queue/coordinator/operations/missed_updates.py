@@ -48,9 +48,9 @@ class MissedUpdates:
         if not finished:
             return set()
         data = self._store.data
-        waiting, held = data.waiting(run), data.held(run, current.fence)
+        waiting, held = data.results.count(run), data.taken.count(run, current.fence)
         # Last: what was neither waiting nor held has its receipt by now, or is lost.
-        receipts = self._store.control.receipts(run, current.number)
+        receipts = self._store.control.receipts.of_round(run, current.number)
         seen = self._runs.get(run)
         now = _Seen(current.number, held, len(receipts), current.elapsed_s)
         if waiting or seen is None or (seen.number, seen.held, seen.receipts) != (

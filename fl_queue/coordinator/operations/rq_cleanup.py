@@ -60,7 +60,7 @@ def sweep_queues(store: Store, queue_names: Iterable[str]) -> None:
     # The jobs in a queue itself are somebody's to come; see ``dead_jobs``.
     looked_at = [(key, kind) for key, kind in kinds.items() if key not in keys_of]
     _forget_jobs(connection, looked_at)
-    store.control.forget_idle_queues(_QUEUES, keys_of)
+    store.control.queues.forget_idle_queues(_QUEUES, keys_of)
 
 
 def _keys(name: str, connection: Redis) -> tuple[list[str], list[str]]:

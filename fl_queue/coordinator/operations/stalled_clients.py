@@ -55,10 +55,10 @@ class StallDetector:
         seen = self._seen(run, current)
         looked_s = min(current.elapsed_s - seen.at_s, _LONGEST_LOOK_S)
         seen.at_s = current.elapsed_s
-        claims = self._store.data.claims(run, current.cohort)
+        claims = self._store.data.admission.claims(run, current.cohort)
         if not claims or not self._is_at_work(run, current):
             return {}
-        receipts = self._store.control.receipts(run, current.number)
+        receipts = self._store.control.receipts.of_round(run, current.number)
         passed: dict[str, float] = {}
         for client, claim in claims.items():
             if _has_sent(receipts, client, claim):
@@ -67,7 +67,7 @@ class StallDetector:
             held_s = seen.held_s.get(client, 0.0) + looked_s
             seen.held_s[client] = held_s
             if client in seen.before or held_s > self._patience_s(run, claim):
-                self._store.data.pass_over(run, current.number, client)
+                self._store.data.admission.skip(run, current.number, client)
                 passed[client] = held_s
                 seen.passed.add(client)
                 seen.before.discard(client)
@@ -89,10 +89,10 @@ class StallDetector:
     def _is_at_work(self, run: str, current: RoundState) -> bool:
         """Whether updates that were sent are taken: else it is not the clients' fault."""
         data = self._store.data
-        return not data.waiting(run) or data.owned(run, current.fence)
+        return not data.results.count(run) or data.taken.is_owned(run, current.fence)
 
     def _patience_s(self, run: str, claim: bytes) -> float:
-        manifest = self._store.control.manifest(run)
+        manifest = self._store.control.versions.manifest(run)
         most = _MOST_MODELS * manifest.nbytes if manifest else 0
         return PATIENCE_S + min(size_of(claim), most) / SLOWEST_BYTES_PER_S
 

@@ -109,10 +109,10 @@ class Signatures:
 
     def _is_of(self, client: str, enrolment: Enrolment) -> bool:
         """Whether a client is, or was once, enrolled with a key."""
-        known = self._control.enrolment(client)
+        known = self._control.enrolments.get(client)
         if known is not None and known.key == enrolment.key:
             return True
-        return self._control.pins.is_signed(client, enrolment)
+        return self._control.enrolments.pins.is_signed(client, enrolment)
 
 
 def verify(
@@ -134,7 +134,7 @@ def verify(
     """
     records = [
         record
-        for record in store.control.history(state.run_id)
+        for record in store.control.history.records(state.run_id)
         if record.outcome == "committed" and number in (None, record.round)
     ]
     if not records:
@@ -211,7 +211,7 @@ def recompute(
         DataError: An update is not there, or damaged.
         MessageError: An update is not one that could have been accepted.
     """
-    manifest = store.control.manifest(run)
+    manifest = store.control.versions.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
     w_max = largest_weight(config.aggregation)

@@ -62,7 +62,7 @@ def decide(
         def write() -> None:
             change.write()
             event = {**change.event, "by": by} if by else change.event
-            store.control.add_event(run, event, pipe)
+            store.control.events.add(run, event, pipe)
 
         return write
 
@@ -73,5 +73,5 @@ def was_made(store: Store, run: str, by: str) -> bool:
     """Whether the change of the command with this token has been made."""
     if not by:
         return False
-    newest = store.control.newest_events(keyspace.events(run), _LOOKED_AT)
+    newest = store.control.events.newest(keyspace.events(run), _LOOKED_AT)
     return any(event.get("by") == by for _, event in newest)

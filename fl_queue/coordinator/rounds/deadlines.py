@@ -30,7 +30,7 @@ def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         return float(config.round["deadline_s"])
     nbytes = 0
     if purpose == "evaluate":
-        manifest = store.control.manifest(state.run_id)
+        manifest = store.control.versions.manifest(state.run_id)
         nbytes = manifest.nbytes if manifest is not None else 0
     elif state.initial:
         nbytes = 2 * int(state.initial["nbytes"])  # Fetched, and sent back.
@@ -48,20 +48,22 @@ def longest_job_s(store: Store, state: RunState, config: RunConfig, purpose: Pur
 
 def is_there(store: Store, config: RunConfig, who: str) -> bool:
     """Whether there is a worker that can do somebody's job, as far as that is known."""
-    if store.control.settling():
+    if store.control.clients.is_settling():
         return True
     if who == identifiers.EVALUATOR:
-        return store.control.role_alive(identifiers.EVALUATOR)
+        return store.control.workers.is_role_alive(identifiers.EVALUATOR)
     if config.is_simulation:
-        return store.control.role_alive(identifiers.POOL)
-    return bool(store.control.lease(keyspace.client_holder(who)))
+        return store.control.workers.is_role_alive(identifiers.POOL)
+    return bool(store.control.leases.get(keyspace.client_holder(who)))
 
 
 def is_at_work(store: Store, ticket: JobTicket | None) -> bool:
     """Whether a living worker is at a job."""
     state = dispatch.job_state(store, ticket) if ticket is not None else ""
     worker = state.removeprefix("started by ")
-    return worker != state and (store.control.worker_alive(worker) or store.control.settling())
+    return worker != state and (
+        store.control.workers.is_alive(worker) or store.control.clients.is_settling()
+    )
 
 
 def expected(
@@ -80,11 +82,11 @@ def expected(
         elapsed_s: Counted since the round was opened.
     """
     active_s = config.clients["active_s"]
-    if elapsed_s < active_s or store.control.settling():
+    if elapsed_s < active_s or store.control.clients.is_settling():
         return silent
     if config.is_simulation:
-        return silent if store.control.role_alive(identifiers.POOL) else []
-    ages = store.control.client_ids()
+        return silent if store.control.workers.is_role_alive(identifiers.POOL) else []
+    ages = store.control.clients.heartbeat_ages()
     here = [client for client in silent if client in ages and ages[client] <= active_s]
     if elapsed_s < max(LEAST_EVALUATION_S, config.round["deadline_s"]):
         return here

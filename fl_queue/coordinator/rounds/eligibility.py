@@ -60,10 +60,10 @@ def decide(
     """
     if config.is_simulation:
         return EligibleClients(virtual_clients.clients(config.clients["count"]))
-    store.control.hear()
-    if store.control.settling():
+    store.control.clients.record_heartbeats()
+    if store.control.clients.is_settling():
         return None
-    alive = store.control.alive_clients(config.clients["active_s"])
+    alive = store.control.clients.alive(config.clients["active_s"])
     out = barred(store, state, config, alive)
     asked = [client for client in alive if client not in out]
     admitted = preflight.admit(store, state, config, asked, purpose)
@@ -77,7 +77,7 @@ def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
     """Clients that might be selected if their sites had not paused them -> why."""
     if config.is_simulation:
         return {}
-    found = store.control.paused_clients(config.clients["active_s"])
+    found = store.control.clients.alive_paused(config.clients["active_s"])
     out = barred(store, state, config, list(found))
     return {client: why for client, why in found.items() if client not in out}
 
@@ -98,8 +98,10 @@ def not_admitted(
 
     Where others are enrolled, nor those whose names cannot be.
     """
-    known, out = store.control.enrolments(), {}
-    required = store.control.pins.required(state.run_id, config.security["require_enrolment"])
+    known, out = store.control.enrolments.all(), {}
+    required = store.control.enrolments.pins.required(
+        state.run_id, config.security["require_enrolment"]
+    )
     for client in clients:
         if client in known and known[client].revoked_at:
             out[client] = "it was revoked"
@@ -155,7 +157,7 @@ def record(store: Store, state: RunState, found: EligibleClients) -> None:
         def write() -> None:
             pipe.hset(keyspace.run(state.run_id), "left_out", dumps(out))
             event = {"event": "clients_left_out", "left_out": out}
-            store.control.add_event(state.run_id, event, pipe)
+            store.control.events.add(state.run_id, event, pipe)
 
         return write
 

@@ -25,7 +25,7 @@ def of_next_round(store: Store, state: RunState, config: RunConfig) -> int:
     if not get_strategy(config.aggregation["strategy"], config.strategy).has_exponent:
         return 0
     more = 0
-    for record in reversed(store.control.history(state.run_id, last=_RECORDS)):
+    for record in reversed(store.control.history.records(state.run_id, last=_RECORDS)):
         if record.purpose != "train" or record.strategy != config.aggregation["strategy"]:
             continue
         if record.outcome == "committed":

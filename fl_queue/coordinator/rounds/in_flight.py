@@ -12,8 +12,8 @@ from fl_queue.store.jobs.dispatch import JobTicket
 def at_work(store: Store, run: str, current: RoundState) -> dict[str, JobTicket]:
     """Client -> its ticket, of those of a round that have not answered and are not revoked."""
     tickets = dispatch.tickets(store, run, current.number)
-    receipts = store.control.receipts(run, current.number)
-    revoked = store.control.revoked(current.cohort)
+    receipts = store.control.receipts.of_round(run, current.number)
+    revoked = store.control.enrolments.revoked(current.cohort)
     return {
         client: tickets[client]
         for client in current.cohort
@@ -32,7 +32,7 @@ def carried(
     Returns:
         That round, and the tickets that go on; None and none when there is nothing to take over.
     """
-    last = store.control.round(state.run_id, state.round) if state.round >= 1 else None
+    last = store.control.rounds.get(state.run_id, state.round) if state.round >= 1 else None
     if last is None or not last.is_async or last.state not in ("committed", "abandoned"):
         return None, []
     if last.segment != state.segment:
@@ -47,10 +47,10 @@ def carried(
 
 def tickets_in_use(store: Store, run: str) -> dict[str, JobTicket]:
     """Job id -> ticket, of the clients of a run's newest round; empty when it is not asynchronous."""
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     if state is None or not state.active or state.round < 0:
         return {}
-    current = store.control.round(run, state.round)
+    current = store.control.rounds.get(run, state.round)
     if current is None or not current.is_async:
         return {}
     found = (

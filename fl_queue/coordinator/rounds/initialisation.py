@@ -36,7 +36,7 @@ def candidates(
     store: Store, state: RunState, config: RunConfig, found: EligibleClients
 ) -> list[str]:
     """Who can be asked for version 0, the first one first."""
-    seed, there = config.run["seed"], store.control.role_alive(identifiers.EVALUATOR)
+    seed, there = config.run["seed"], store.control.workers.is_role_alive(identifiers.EVALUATOR)
     may = not eligibility.not_admitted(store, state, config, [identifiers.EVALUATOR])
     first = [identifiers.EVALUATOR] if there and may else []
     if config.is_simulation:
@@ -77,7 +77,7 @@ def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
 def why_next(store: Store, state: RunState, config: RunConfig, current: RoundState) -> str:
     """Why nothing is to be expected soon of who was asked last for version 0; empty: it is."""
     last = max(current.makers, key=lambda who: (current.makers[who], who))
-    receipt = store.control.receipts(state.run_id, current.number).get(last)
+    receipt = store.control.receipts.of_round(state.run_id, current.number).get(last)
     if receipt is not None:
         return "" if receipt.is_in else f"{last} could not make it"
     job = dispatch.tickets(store, state.run_id, current.number).get(last)
@@ -130,7 +130,7 @@ def _ask(
             pipe.hset(keyspace.round_jobs(run, number), who, new.to_json())
             dispatch.publish(new, pipe, store.control.redis)
             event = {"event": "maker_asked", "round": number, "client": who, "reason": why}
-            store.control.add_event(run, event, pipe)
+            store.control.events.add(run, event, pipe)
 
         return write
 

@@ -52,13 +52,13 @@ def advance(store: Store, run: str) -> None:
 
     Idempotent; anybody may call it at any time.
     """
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     if state is None:
         return
     if not state.active:
         _publish_evaluations(store, state, current_config(store, run))
         return
-    current = store.control.open_round(state)
+    current = store.control.rounds.newest_open(state)
     if current is not None:
         if current.is_async:
             top_up(store, state, current_config(store, run, current.segment), current)
@@ -222,7 +222,7 @@ def count_time(store: Store, run: str, number: int) -> float | None:
         StoreUnavailable: A server is away, the data server too: its outages must not count either.
     """
     store.data.ping()
-    return store.control.tick_round(run, number)
+    return store.control.rounds.count_time(run, number)
 
 
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
@@ -243,7 +243,7 @@ def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
     if state.version != 1:
         return ""
     return metric_choice.problem(
-        config, metric_choice.of_history(store.control.history(state.run_id))
+        config, metric_choice.of_history(store.control.history.records(state.run_id))
     )
 
 
@@ -252,7 +252,7 @@ def _stopped(store: Store, state: RunState, condition: str) -> bool:
     # its result may come a round later or earlier, and the same config must stop at the same round.
     committed = [
         record
-        for record in store.control.history(state.run_id, last=10)
+        for record in store.control.history.records(state.run_id, last=10)
         if record.outcome == "committed"
     ]
     return bool(committed) and metrics.stop_holds(
@@ -273,10 +273,10 @@ def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
         return
     run = state.run_id
     if (
-        store.data.owned(run, current.fence)
-        or store.data.waiting(run)
-        or store.data.held(run, current.fence)
-        or store.data.partial(run)
+        store.data.taken.is_owned(run, current.fence)
+        or store.data.results.count(run)
+        or store.data.taken.count(run, current.fence)
+        or store.data.partial_sum.get(run)
     ):
         return
     config = current_config(store, run, current.segment)
@@ -309,7 +309,7 @@ def end(
     incarnation: str = "",
 ) -> str:
     """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``end_round``."""
-    return store.control.end_round(
+    return store.control.rounds.end(
         state.run_id,
         current.number,
         fence=fence,
@@ -334,9 +334,9 @@ def clean_up(store: Store, run: str, number: int) -> None:
     _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
     # From where the last one got to: whoever cleaned up an earlier round may have been killed.
     end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])
-    for old in range(store.control.cleaned(run), end):
+    for old in range(store.control.runs.oldest_round(run), end):
         _forget_jobs(store, run, old, in_use)
-        store.control.forget_round(run, old)
+        store.control.rounds.forget(run, old)
 
 
 def _forget_jobs(

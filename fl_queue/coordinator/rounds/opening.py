@@ -247,7 +247,7 @@ def _write_more(
         pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
         dispatch.publish(ticket, pipe, store.control.redis)
     event = {"event": "clients_joined", "round": number, "clients": list(plan.cohort)}
-    store.control.add_event(run, event, pipe)
+    store.control.events.add(run, event, pipe)
 
 
 def _plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> _RoundPlan:
@@ -394,7 +394,7 @@ def _base_population(store: Store, state: RunState) -> int:
     """The same when what the strategy keeps with the base version was made; 0: not known."""
     if not state.server_state:
         return 0
-    return int(store.control.version(state.run_id, state.version or 0).get("population", 0))
+    return int(store.control.versions.get(state.run_id, state.version or 0).get("population", 0))
 
 
 def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig) -> list[JobTicket]:
@@ -471,7 +471,7 @@ def _write_round(
     }
     if plan.mode == "async":
         event["carried"] = sorted(plan.carried)
-    store.control.add_event(run, event, pipe)
+    store.control.events.add(run, event, pipe)
     if unsigned:
         event = {"event": "round_unsigned", "round": number, "reason": unsigned}
-        store.control.add_event(run, event, pipe)
+        store.control.events.add(run, event, pipe)

@@ -219,7 +219,7 @@ def _why_out(told: site_facts.Facts | None, most: site_facts.Facts) -> str:
 
 def _read(store: Store, state: RunState) -> dict[str, SiteReport]:
     """What is recorded since the run was begun, or gone on with, last."""
-    raw = store.control.sites(state.run_id)
+    raw = store.control.runs.site_reports(state.run_id)
     found = store.control.unreadable.each(
         keyspace.sites(state.run_id),
         raw.items(),
@@ -233,7 +233,9 @@ def _read(store: Store, state: RunState) -> dict[str, SiteReport]:
 
 def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
     """Note who answered the newest round that it cannot train."""
-    receipts = store.control.receipts(state.run_id, state.round) if state.round >= 0 else {}
+    receipts = (
+        store.control.receipts.of_round(state.run_id, state.round) if state.round >= 0 else {}
+    )
     for client, receipt in receipts.items():
         kind = receipt.environment.get(CANNOT)
         if receipt.status != "failed" or type(kind) is not str or not identifiers.is_name(client):
@@ -241,10 +243,10 @@ def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
         site = sites.get(client)
         if site is not None and site.failed_in >= state.round:
             continue
-        opened = store.control.round(state.run_id, state.round)
+        opened = store.control.rounds.get(state.run_id, state.round)
         if opened is None or opened.start != start_of(state):
             continue  # The run has been gone on with since: sites may have been mended.
-        worker = store.control.lease(keyspace.client_holder(client)).get("worker", "")
+        worker = store.control.leases.get(keyspace.client_holder(client)).get("worker", "")
         before = site or SiteReport(start_of(state), worker, told={})
         new = replace(
             before,
@@ -269,7 +271,7 @@ def _follow(
     compared = is_compared(config)
     if site is not None and _is_settled(site, reference, compared):
         return site
-    worker = store.control.lease(keyspace.client_holder(client)).get("worker", "")
+    worker = store.control.leases.get(keyspace.client_holder(client)).get("worker", "")
     is_new = site is None or bool(worker and worker != site.worker)
     if not is_asked(config) or not (worker or compared):
         # Nobody asks, or there is no process that could answer: it is taken as it is.
@@ -335,7 +337,7 @@ def _watch(store: Store) -> JobMonitor:
 
 
 def _heard(store: Store, state: RunState, client: str, ticket: JobTicket) -> dict[str, str] | None:
-    text = store.control.told(client, state.run_id, 2 * site_facts.LONGEST_BYTES)
+    text = store.control.clients.site_facts(client, state.run_id, 2 * site_facts.LONGEST_BYTES)
     if text is None:
         return None
     try:
@@ -419,6 +421,6 @@ def _name(
     event = {"event": "site_differs", "client": client, "what": what}
 
     def also(pipe: Pipeline) -> None:
-        store.control.add_event(state.run_id, event, pipe)
+        store.control.events.add(state.run_id, event, pipe)
 
     _write(store, state, client, site, replace(site, named=what), also)

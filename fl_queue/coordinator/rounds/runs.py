@@ -34,10 +34,10 @@ def find_run(store: Store, name: str) -> RunState:
     Raises:
         UnknownRun: There is none.
     """
-    run_id = store.control.run_id(name)
-    state = store.control.run(run_id) if run_id else None
+    run_id = store.control.runs.id_of(name)
+    state = store.control.runs.get(run_id) if run_id else None
     if state is None:
-        raise UnknownRun(name, list(store.control.run_names()))
+        raise UnknownRun(name, list(store.control.runs.names()))
     return state
 
 
@@ -59,9 +59,9 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
 
 def recorded_config(store: Store, run: str, segment: int | None = None) -> dict[str, Any]:
     """The same as Redis has it: its digest is what the operator signs. Raises UnknownRun."""
-    segments = store.control.config_segments(run)
+    segments = store.control.runs.config_segments(run)
     if not segments:
-        raise UnknownRun(run, list(store.control.run_names()))
+        raise UnknownRun(run, list(store.control.runs.names()))
     if segment is not None and not 0 <= segment < len(segments):
         raise MessageError(f"run {run}: its config has no segment {segment}")
     found: dict[str, Any] = segments[-1 if segment is None else segment]["config"]
@@ -97,9 +97,9 @@ def start_run(
     metric_choice.check_config(config)
     by = confirmed_changes.new_token()
     while True:
-        existing = store.control.run_id(name)
+        existing = store.control.runs.id_of(name)
         if existing is not None:
-            history = store.control.history(existing)
+            history = store.control.history.records(existing)
             metric_choice.check(config, metric_choice.of_history(history))
         if existing is None:
             done = _create(store, name, config, rounds, initial)
@@ -108,7 +108,9 @@ def start_run(
         if done:
             failpoints.failpoint("run.created")
             state = find_run(store, name)
-            store.control.pins.require(state.run_id, config.security["require_enrolment"])
+            store.control.enrolments.pins.require(
+                state.run_id, config.security["require_enrolment"]
+            )
             return state
 
 
@@ -127,14 +129,14 @@ def _create(
             pipe.hset(keyspace.RUNS, name, run)
             pipe.hset(keyspace.run(run), mapping=_first_state(store, name, config, rounds, initial))
             pipe.set(keyspace.config(run), dumps([first]))
-            store.control.add_event(run, {"event": "run_created", "rounds": rounds}, pipe)
+            store.control.events.add(run, {"event": "run_created", "rounds": rounds}, pipe)
 
         return write
 
     # A lost reply must not make our own run look like somebody else's.
-    is_ours = store.control.transact([keyspace.RUNS], body) or store.control.run_id(name) == run
+    is_ours = store.control.transact([keyspace.RUNS], body) or store.control.runs.id_of(name) == run
     if is_ours and statements.SIGNATURE in first:
-        store.control.pins.note_signed(run)
+        store.control.enrolments.pins.note_signed(run)
     return is_ours
 
 
@@ -257,7 +259,7 @@ def _adopted(store: Store, state: RunState, pipe: Pipeline) -> dict[str, Any] | 
     if raw is None:
         return None
     return statement_signing.adopted(
-        store, state, json.loads(raw), store.control.manifest(state.run_id)
+        store, state, json.loads(raw), store.control.versions.manifest(state.run_id)
     )
 
 
@@ -288,10 +290,10 @@ def describe_state(store: Store, state: RunState) -> str:
     if not state.active:
         tail = f" ({state.reason})" if state.reason else ""
         return f"is {state.state} {at_version(state.version)}{tail}"
-    current = store.control.open_round(state)
+    current = store.control.rounds.newest_open(state)
     if current is None:
         return f"is training: between rounds{reason_found(store, state)}"
-    receipts = store.control.receipts(state.run_id, state.round)
+    receipts = store.control.receipts.of_round(state.run_id, state.round)
     received = updates_in(current.cohort, receipts)
     what = {
         "initialise": f"making version 0 on {', '.join(current.cohort)}",

@@ -65,7 +65,7 @@ def segment(
         made: ``{"from_round": n, "config": {...}}``.
         initial: What the run records of its initial model.
     """
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is None:
         return dict(made)
     signing = {**made, "initial": statements.initial_digest(initial)}
@@ -80,9 +80,9 @@ def lacks_key(store: Store, run: str) -> str:
     Raises:
         ConfigError: The key is here, and cannot be used.
     """
-    if store.control.pins.key is not None:
+    if store.control.enrolments.pins.key is not None:
         return ""
-    if not any(SIGNATURE in found for found in store.control.config_segments(run)):
+    if not any(SIGNATURE in found for found in store.control.runs.config_segments(run)):
         return ""
     return (
         f"what this run sends to sites is signed, and there is no {operator_key.FILE} in {store.state_dir}; "
@@ -117,9 +117,9 @@ def key_trouble(store: Store) -> tuple[str, bool]:
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = store.control.pins.key
-    for state in store.control.living_runs():
-        segments = store.control.config_segments(state.run_id)
+    key = store.control.enrolments.pins.key
+    for state in store.control.runs.living():
+        segments = store.control.runs.config_segments(state.run_id)
         if not segments or SIGNATURE not in segments[-1]:
             continue
         if key is None:
@@ -150,7 +150,7 @@ def check_round(store: Store, run: str, current: RoundState, config: str) -> Non
         ConfigError: The key cannot be used.
         CheckpointError: That the run is signed cannot be noted.
     """
-    key, state = store.control.pins.key, store.control.run(run)
+    key, state = store.control.enrolments.pins.key, store.control.runs.get(run)
     if key is None or state is None:
         return
     statement = statements.opened(current.signed, key.public)
@@ -161,18 +161,18 @@ def check_round(store: Store, run: str, current: RoundState, config: str) -> Non
                 "somebody has changed it in Redis"
             )
         return
-    manifest = store.control.manifest(run)
+    manifest = store.control.versions.manifest(run)
     if name := statements.differing(statement, state, current, config, manifest):
         raise ModelMismatch(
             f"the {name} of round {current.number} is not what the operator signed; "
             "somebody has changed it in Redis"
         )
-    store.control.pins.note_signed(run)
+    store.control.enrolments.pins.note_signed(run)
 
 
 def _is_signed_run(store: Store, state: RunState, key: OperatorKey) -> bool:
     """Whether all of a run is signed, as this machine remembers, or as its newest version or its config shows."""
-    if store.control.pins.signed_version(state.run_id) is not None:
+    if store.control.enrolments.pins.signed_version(state.run_id) is not None:
         return True
     if state.version is None:
         # Begun with a key; the config of one that is older gets its signature when it is gone on with.
@@ -200,7 +200,7 @@ def version(
         ModelMismatch: It was made from another model than the operator has signed.
         CheckpointError: That it is signed cannot be noted.
     """
-    key, state = store.control.pins.key, store.control.run(run)
+    key, state = store.control.enrolments.pins.key, store.control.runs.get(run)
     if key is None or state is None:
         return ""
     signed = _signed_config(store, state, current.segment, key)
@@ -220,7 +220,7 @@ def _noted(
     store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest, key: OperatorKey
 ) -> str:
     """A version's signature, once this machine has noted what it signs."""
-    store.control.pins.note_signed(run, number, entry["digest"])
+    store.control.enrolments.pins.note_signed(run, number, entry["digest"])
     return _version_signature(run, number, entry, made, key)
 
 
@@ -243,10 +243,10 @@ def adopted(
         RunStateError: The run was signed, and somebody has taken its signatures away; what is newest in Redis
             may be an older version that was put back.
     """
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is None or store.state_dir is None or made is None or SIGNATURE in entry:
         return None
-    noted = store.control.pins.signed_version(state.run_id)
+    noted = store.control.enrolments.pins.signed_version(state.run_id)
     if noted is not None and noted != (state.version, entry["digest"]):
         raise RunStateError(
             state.name,
@@ -290,7 +290,7 @@ def unsigned_in_backup(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is None:
         return ""
     if not is_segment_signed(*run, *config, key.public):
@@ -301,7 +301,7 @@ def unsigned_in_backup(
 
 def restored(store: Store, run: str, number: int, entry: Mapping[str, Any], made: Manifest) -> str:
     """The operator's signature of a version out of a backup that an operator has named; empty without a key."""
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     return "" if key is None else _noted(store, run, number, entry, made, key)
 
 
@@ -328,7 +328,9 @@ class _Base:
 
     @classmethod
     def read(cls, store: Store, run: str, number: int) -> _Base:
-        return cls(number, store.control.version(run, number), store.control.manifest(run))
+        return cls(
+            number, store.control.versions.get(run, number), store.control.versions.manifest(run)
+        )
 
     def is_signed(self, run: str, key: OperatorKey) -> bool:
         if not self.entry or self.manifest is None:
@@ -350,7 +352,7 @@ def _signed_config(
     store: Store, state: RunState, number: int, key: OperatorKey
 ) -> dict[str, Any] | None:
     """A segment of the config, if the operator has signed it."""
-    segments = store.control.config_segments(state.run_id)
+    segments = store.control.runs.config_segments(state.run_id)
     if not 0 <= number < len(segments):
         return None
     found = segments[number]
@@ -390,7 +392,7 @@ def of_round(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is None:
         return Vouched()
     current, manifest = parse_round_state(number, fields), None
@@ -434,7 +436,7 @@ def with_cohort(
     Raises:
         ConfigError: The key cannot be used.
     """
-    key = store.control.pins.key
+    key = store.control.enrolments.pins.key
     if key is None or not current.signed:
         return Vouched()
     statement = statements.opened(current.signed, key.public)

@@ -52,12 +52,12 @@ def too_few(config: RunConfig, cohort: int) -> str:
 def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
     """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
     strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    manifest = store.control.manifest(state.run_id) if strategy.needs_all else None
+    manifest = store.control.versions.manifest(state.run_id) if strategy.needs_all else None
     if manifest is None:
         return ""
     sent = update_manifest(strategy, manifest)
     needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
-    room = store.data.room(config.redis["unmerged_bytes"])
+    room = store.data.admission.room(config.redis["unmerged_bytes"])
     if needed <= room:
         return ""
     return (
@@ -105,7 +105,7 @@ def wait(
         gives_up: Whether the time is counted.
         fails: Whether the run fails at the deadline.
     """
-    waited_s = store.control.tick_waiting(state.run_id) if gives_up else None
+    waited_s = store.control.runs.count_waiting(state.run_id) if gives_up else None
     deadline_s = config.round["deadline_s"]
     given_up = fails and waited_s is not None and waited_s >= deadline_s
     if given_up:
@@ -142,7 +142,7 @@ def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
             }
             pipe.hset(keyspace.run(state.run_id), mapping=fields)
             event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
-            store.control.add_event(state.run_id, event, pipe)
+            store.control.events.add(state.run_id, event, pipe)
 
         return write
 

@@ -102,8 +102,8 @@ def open_sink(kind: str, folder: Path, run: str) -> Exporter:
 
 def numbers_of(store: Store, run: str) -> Numbers:
     """What a run has to tell now."""
-    records, tested = store.control.history(run), selection.test_metrics(store, run)
-    rows = rounds_table.rows(records, tested, store.control.late(run))
+    records, tested = store.control.history.records(run), selection.test_metrics(store, run)
+    rows = rounds_table.rows(records, tested, store.control.receipts.late_counts(run))
     return Numbers(rows, curves.points(records, tested))
 
 
@@ -137,8 +137,8 @@ def follow(
     while True:
         try:
             # The id before the numbers: what happens in between is told twice, and written once.
-            cursor = cursor or store.control.last_event_id(keyspace.events(run))
-            current = store.control.run(run)
+            cursor = cursor or store.control.events.last_id(keyspace.events(run))
+            current = store.control.runs.get(run)
             if current is None:
                 return
             if is_news:
@@ -148,7 +148,7 @@ def follow(
                 yield export(store, current, sink)
                 return
             is_news = False
-            for _, entry, event in store.control.read_events(
+            for _, entry, event in store.control.events.read(
                 {keyspace.events(run): cursor}, BLOCK_MS
             ):
                 cursor = entry
@@ -162,9 +162,9 @@ def _is_awaited(store: Store, run: str) -> bool:
     """Whether an evaluator is at work on a version of the run."""
     waiting = any(
         value.get("state") not in ("done", "failed")
-        for value in store.control.evaluations(run).values()
+        for value in store.control.evaluations.all(run).values()
     )
-    return waiting and store.control.role_alive(identifiers.EVALUATOR)
+    return waiting and store.control.workers.is_role_alive(identifiers.EVALUATOR)
 
 
 @contextmanager

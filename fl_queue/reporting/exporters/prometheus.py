@@ -104,7 +104,7 @@ class RunsCollector(Collector):
 
     def _runs(self) -> list[Metric]:
         control = self.store.control
-        living = control.living_runs()
+        living = control.runs.living()
         self._ledgers = {
             state.run_id: self._counted(state, self._ledgers.get(state.run_id, _Ledger()))
             for state in living
@@ -114,15 +114,15 @@ class RunsCollector(Collector):
 
     def _counted(self, state: RunState, ledger: _Ledger) -> _Ledger:
         run = state.run_id
-        manifest, sizes = self.store.control.manifest(run), dict[int, int]()
-        records, seen = self.store.control.history_from(run, ledger.seen)
+        manifest, sizes = self.store.control.versions.manifest(run), dict[int, int]()
+        records, seen = self.store.control.history.records_from(run, ledger.seen)
         for record in records:
             segment = record.config_segment
             if segment not in sizes:
                 sizes[segment] = self._update_nbytes(run, segment, manifest)
             ledger.add(record, sizes[segment])
         ledger.seen = seen
-        for _, entry, event in self.store.control.read_events(
+        for _, entry, event in self.store.control.events.read(
             {keyspace.events(run): ledger.cursor}, None
         ):
             ledger.cursor = entry
@@ -143,7 +143,8 @@ class RunsCollector(Collector):
         )
         for state in living:
             late.add_metric(
-                [escaping.line(state.name)], sum(self.store.control.late(state.run_id).values())
+                [escaping.line(state.name)],
+                sum(self.store.control.receipts.late_counts(state.run_id).values()),
             )
         return late
 
@@ -158,26 +159,28 @@ class RunsCollector(Collector):
             tested = selection.test_metrics(self.store, state.run_id)
             for name, value in (tested[max(tested)] if tested else {}).items():
                 judged.add_metric([escaping.line(state.name), escaping.curve_part(name)], value)
-            waiting.add_metric([escaping.line(state.name)], self.store.data.waiting(state.run_id))
+            waiting.add_metric(
+                [escaping.line(state.name)], self.store.data.results.count(state.run_id)
+            )
         return [judged, waiting]
 
     # Who is there, what waits, how full
 
     def _who_is_there(self) -> list[Metric]:
         control = self.store.control
-        known = control.client_ids()
-        alive = sum(map(bool, control.leases(map(keyspace.client_holder, known))))
+        known = control.clients.heartbeat_ages()
+        alive = sum(map(bool, control.leases.get_many(map(keyspace.client_holder, known))))
         clients = GaugeMetricFamily(
             "flq_clients", "Clients ever heard of, by whether one serves them.", labels=["state"]
         )
         clients.add_metric(["alive"], alive)
         clients.add_metric(["gone"], len(known) - alive)
         workers = GaugeMetricFamily("flq_workers", "Living workers.", labels=["role"])
-        roles = Counter(worker["role"] for worker in control.living_workers())
+        roles = Counter(worker["role"] for worker in control.workers.living())
         for role in (identifiers.AGGREGATOR, identifiers.EVALUATOR, identifiers.POOL, "client"):
             workers.add_metric([role], roles[role])
         healer = GaugeMetricFamily("flq_healer_alive", "Whether a healer is at work.")
-        healer.add_metric([], int(bool(control.lease(keyspace.HEALER))))
+        healer.add_metric([], int(bool(control.leases.get(keyspace.HEALER))))
         return [clients, workers, healer]
 
     def _queues(self) -> list[Metric]:
@@ -185,7 +188,9 @@ class RunsCollector(Collector):
         shared = (keyspace.AGGREGATE_QUEUE, keyspace.EVALUATE_QUEUE, keyspace.POOL_QUEUE)
         for queue in shared:
             jobs.add_metric([queue], dispatch.lengths(self.store, [queue])[0])
-        clients = [keyspace.client_queue(client) for client in self.store.control.client_ids()]
+        clients = [
+            keyspace.client_queue(client) for client in self.store.control.clients.heartbeat_ages()
+        ]
         jobs.add_metric(["flq-client-*"], sum(dispatch.lengths(self.store, clients)))
         return [jobs]
 

@@ -95,12 +95,12 @@ class JobMonitor:
         self, started: Sequence[JobTicket], found: Mapping[str, JobStatus]
     ) -> dict[str, tuple[str, float]]:
         control = self.store.control
-        jobs = control.all_at_work(found[ticket.job].worker for ticket in started)
+        jobs = control.workers.jobs_of(found[ticket.job].worker for ticket in started)
         at_work = {ticket.job: jobs[found[ticket.job].worker] for ticket in started}
         doubtful = [
             ticket for ticket in started if at_work[ticket.job] not in (ticket.job, UNNAMED)
         ]
-        if not doubtful or control.settling():
+        if not doubtful or control.clients.is_settling():
             return {}  # After an outage all leases have run out, of the living, too.
         again = statuses(self.store, doubtful)
         suspects: dict[str, tuple[str, float]] = {}

@@ -86,7 +86,7 @@ class JobTicket:
 
 def tickets(store: Store, run: str, number: int) -> dict[str, JobTicket]:
     """Client, group or ``aggregator`` -> its newest ticket of a round."""
-    jobs = store.control.jobs(run, number)
+    jobs = store.control.rounds.jobs(run, number)
     return store.control.unreadable.each(
         keyspace.round_jobs(run, number),
         jobs.items(),
@@ -96,7 +96,7 @@ def tickets(store: Store, run: str, number: int) -> dict[str, JobTicket]:
 
 def evaluation_tickets(store: Store, run: str) -> dict[int, JobTicket]:
     """Version -> the ticket of its evaluation, of those that are not done."""
-    waiting = [(k, raw) for k, raw in store.control.evaluations(run).items() if "job" in raw]
+    waiting = [(k, raw) for k, raw in store.control.evaluations.all(run).items() if "job" in raw]
     return store.control.unreadable.each(
         keyspace.evaluations(run),
         waiting,
@@ -169,7 +169,7 @@ def replace_all(
         )
         for name, ticket in old.items()
     ]  # fmt: skip
-    done = store.control.replace_jobs(key, wanted)
+    done = store.control.queues.replace_jobs(key, wanted)
     replaced = {item.field: new[item.field] for item, was in zip(wanted, done, strict=True) if was}
     if replaced:
         failpoints.failpoint("heal.replaced")
@@ -317,7 +317,7 @@ def all_awaited(store: Store, tickets: Iterable[JobTicket]) -> dict[str, Awaited
     asked = list(tickets)
     if not asked:
         return {}
-    found = store.control.all_awaited({ticket.who for ticket in asked}, asked[0].run)
+    found = store.control.clients.awaited_updates({ticket.who for ticket in asked}, asked[0].run)
 
     def of(ticket: JobTicket) -> AwaitedUpdate | None:
         left = found[ticket.who]
@@ -376,9 +376,9 @@ def lengths(store: Store, queue_names: Iterable[str]) -> list[int]:
 
 def to_front(store: Store, queue_name: str, job: str) -> None:
     """Have a waiting job be the next one; no effect when it does not wait any more."""
-    store.control.move_to_front(queue(queue_name, store.control.redis).key, job)
+    store.control.queues.move_to_front(queue(queue_name, store.control.redis).key, job)
 
 
 def to_back(store: Store, queue_name: str, job: str) -> None:
     """Have a waiting job be the last one; no effect when it does not wait any more."""
-    store.control.move_to_back(queue(queue_name, store.control.redis).key, job)
+    store.control.queues.move_to_back(queue(queue_name, store.control.redis).key, job)

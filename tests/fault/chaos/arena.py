@@ -31,7 +31,7 @@ class Arena(Federation):
         super().__init__(redis, folder, clients)
         self.start(AGGREGATORS[1])
         living = clients + 1 + len(AGGREGATORS)
-        wait_for("workers", lambda: len(self.store.control.living_workers()) == living, START_S)
+        wait_for("workers", lambda: len(self.store.control.workers.living()) == living, START_S)
 
     def start(self, name: str) -> None:
         if name != AGGREGATORS[1]:
@@ -66,7 +66,7 @@ class Arena(Federation):
         """Wait until every version has been scored and nothing but models is on the data server."""
 
         def settled() -> bool:
-            scored = self.store.control.evaluations(run).values()
+            scored = self.store.control.evaluations.all(run).values()
             return all(value.get("state") == "done" for value in scored) and not self.leftovers(run)
 
         with suppress(AssertionError):
@@ -74,5 +74,5 @@ class Arena(Federation):
 
     def leftovers(self, run: str) -> list[str]:
         """Of a run on the data server."""
-        versions = self.store.control.versions(run)
+        versions = self.store.control.versions.all(run)
         return checks.data_leftovers(self.store.data.redis, run, versions)

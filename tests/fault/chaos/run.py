@@ -149,8 +149,8 @@ def _judge(
     say(f"calm: the same {state.version} rounds, undisturbed")
     calm = arena.repeat(NAME, loaded, ROUNDS_A_START, state.version // ROUNDS_A_START)
     opened = [event["round"] for _, event in walk.watch.events if event["event"] == "round_opened"]
-    history = control.history(run)
-    undisturbed = control.history(calm)
+    history = control.history.records(run)
+    undisturbed = control.history.records(calm)
     numbers = [number for number in opened if number]
     for lines in (
         checks.one_record_per_round(numbers, state.round, history),
@@ -168,7 +168,7 @@ def _judge(
 def _merged_as_it_should(arena: Arena, state: RunState, calm: str, mode: str) -> list[list[str]]:
     """What was merged, and into which versions: that of the calm run, or what the records say."""
     control, run = arena.store.control, state.run_id
-    history = control.history(run)
+    history = control.history.records(run)
     if mode == "async":
         verdicts = verification.verify(arena.store, state, arena.redis.state_dir)
         told = [event for client in arena.clients for event in arena.client_events(client)]
@@ -178,8 +178,8 @@ def _merged_as_it_should(arena: Arena, state: RunState, calm: str, mode: str) ->
             checks.no_state_missing(told, run),
         ]
     return [
-        checks.nothing_merged_twice(history, control.history(calm), arena.clients),
-        checks.same_bits(control.versions(run), control.versions(calm)),
+        checks.nothing_merged_twice(history, control.history.records(calm), arena.clients),
+        checks.same_bits(control.versions.all(run), control.versions.all(calm)),
     ]
 
 

@@ -175,11 +175,11 @@ class Watcher:
         return self.run.round if self.run else 0
 
     def _look_at_events(self, signs: list[Sign]) -> None:
-        run_id = self.run.run_id if self.run else self.control.run_id(self.name)
+        run_id = self.run.run_id if self.run else self.control.runs.id_of(self.name)
         if run_id is None:
             return
         self._streams.setdefault(keyspace.events(run_id), "0-0")
-        for stream, entry, event in self.control.read_events(self._streams, None):
+        for stream, entry, event in self.control.events.read(self._streams, None):
             self._streams[stream] = entry
             at_ms = int(entry.split("-")[0])
             if stream == keyspace.events(run_id):
@@ -188,10 +188,10 @@ class Watcher:
                 client = stream.split(":")[2]
                 self.trainings.append(Training(at_ms, client, event["round"]))
                 signs += [Sign(who, "work", at_ms / 1000) for who in (client, "control", "data")]
-        self.run = self.control.run(run_id)
+        self.run = self.control.runs.get(run_id)
         if self.run is not None and self.run.round >= 0:
-            self.round = self.control.round(run_id, self.run.round)
-            receipts = self.control.receipts(run_id, self.run.round)
+            self.round = self.control.rounds.get(run_id, self.run.round)
+            receipts = self.control.receipts.of_round(run_id, self.run.round)
             self.receipts = {client: receipt.status for client, receipt in receipts.items()}
 
     def _take_run_event(self, at_ms: int, event: dict[str, Any]) -> list[Sign]:
@@ -226,7 +226,7 @@ class Watcher:
             keyspace.HEALER,
         ]
         for key in (raw.decode() if isinstance(raw, bytes) else raw for raw in keys):
-            lease, left_ms = self.control.lease(key), cast(int, self.control.redis.pttl(key))
+            lease, left_ms = self.control.leases.get(key), cast(int, self.control.redis.pttl(key))
             if not lease:
                 continue
             pid = int(lease.get("pid", 0))

@@ -28,7 +28,7 @@ GHOST_S = 900.0
 def two(federation: Federation) -> Federation:
     """One client, two aggregator workers."""
     federation.start("aggregator-2")
-    wait_for("it", lambda: len(federation.store.control.living_workers()) == CLIENTS + 3, 120)
+    wait_for("it", lambda: len(federation.store.control.workers.living()) == CLIENTS + 3, 120)
     return federation
 
 
@@ -59,7 +59,7 @@ def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Fed
 
     assert {(state.state, state.version) for state in states} == {("completed", 2)}
     for run in runs:
-        outcomes = [record.outcome for record in store.control.history(run)]
+        outcomes = [record.outcome for record in store.control.history.records(run)]
         assert outcomes == ["committed"] * 2 + ["evaluated"]
         assert two.trained(run) == 2
     assert sorted(order[:RUNS]) == sorted(runs)  # Nobody twice before everybody once.
@@ -69,31 +69,31 @@ def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Fed
 
 
 def _has_received(store: Store, run: str) -> bool:
-    receipt = store.control.receipts(run, 1).get("site-1")
+    receipt = store.control.receipts.of_round(run, 1).get("site-1")
     return receipt is not None and receipt.status == "received"
 
 
 @pytest.mark.timeout(300)
 def test_a_busy_run_does_not_wait_for_nine_idle_rounds(two: Federation) -> None:
     store = two.store
-    store.control.hold(keyspace.client_holder("ghost"), "t", GHOST_S, {})
+    store.control.leases.hold(keyspace.client_holder("ghost"), "t", GHOST_S, {})
     idle = [
         two.begin(f"idle-{number}", *TINY, "round.cohort=2", "run.rounds=1")
         for number in range(RUNS - 1)
     ]
 
     def answered() -> bool:
-        return all("site-1" in store.control.receipts(run, 1) for run in idle)
+        return all("site-1" in store.control.receipts.of_round(run, 1) for run in idle)
 
     wait_for("the living client's answers", answered, 120)
-    store.control.release(keyspace.client_holder("ghost"), "t", "ghost")
+    store.control.leases.release(keyspace.client_holder("ghost"), "t", "ghost")
     busy = two.begin("busy", *TINY, "run.rounds=3")
     state = two.finish(busy, 60)
 
     assert (state.state, state.version) == ("completed", 3)
     assert len(two.committed(busy)) == 3
     for run in idle:
-        current = store.control.round(run, 1)
+        current = store.control.rounds.get(run, 1)
         assert current is not None
         assert current.open
         # An incarnation that has just taken over writes what the last one had received once more.
@@ -162,7 +162,7 @@ def test_only_a_job_that_waits_is_moved_to_the_front(hand: ManualRun, store: Sto
 
 
 def test_an_arriving_element_rings_for_its_run(hand: ManualRun, store: Store) -> None:
-    with store.data.doorbell() as bell:
+    with store.data.results.doorbell() as bell:
         assert bell.wait(0.01) is None
         hand.update("a")
         assert bell.wait(5.0) == hand.run
@@ -183,8 +183,8 @@ def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
         "aggregator_gone-123_1_aaaa",
         hand.job(),
     ]
-    assert store.data.partial(hand.run)["count"] == "1"
-    assert store.data.held(hand.run, store.control.fence(hand.run)) == 0
+    assert store.data.partial_sum.get(hand.run)["count"] == "1"
+    assert store.data.taken.count(hand.run, store.control.runs.fence(hand.run)) == 0
     healer.Healer(store, tmp_path).heal(hand.run)
     store.control.redis.lrem(QUEUE, 0, "aggregator_gone-123_1_aaaa")
     hand.update("b")
@@ -243,7 +243,7 @@ def test_a_run_that_has_just_been_started_gets_its_turn_among_busy_ones(
 ) -> None:
     runs = many(store, tmp_path, 2)
     new = ManualRun(store, tmp_path, "ab", 100, name="new", ready=False)
-    store.control.move_to_back(QUEUE, new.job())
+    store.control.queues.move_to_back(QUEUE, new.job())
     work_off(store, tmp_path, runs | {new.run: new}, 4)
 
     assert new.state.version == 0

@@ -42,7 +42,7 @@ def test_a_doorbell_that_is_lost_is_heard_again(
     store: Store, cut: Callable[[redis.Redis], None]
 ) -> None:
     other = store.data.redis
-    with store.data.doorbell() as bell:
+    with store.data.results.doorbell() as bell:
         before = subscribers(other)
         cut(other)
         until(lambda: not set(before) & set(subscribers(other)))
@@ -85,7 +85,7 @@ def test_an_aggregator_that_may_not_listen_at_all_looks_once_a_second(
     hand = ManualRun(store, tmp_path, "a", 10)
     store.data.redis.execute_command("ACL", "SETUSER", "default", "resetchannels")
     try:
-        with store.data.doorbell() as bell:
+        with store.data.results.doorbell() as bell:
             assert bell.wait(0.01) is None
         hand.update("a")
         assert hand.work().startswith("committed: ")

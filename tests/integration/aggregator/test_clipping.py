@@ -31,7 +31,7 @@ def test_norms_are_recorded_and_verified(
     hand.work()
 
     record = hand.record
-    receipts = store.control.receipts(hand.run, 1)
+    receipts = store.control.receipts.of_round(hand.run, 1)
     assert receipts["a"].norm is not None
     assert receipts["a"].norm > 3
     assert (receipts["a"].clipped, receipts["b"].clipped, receipts["b"].norm) == (True, False, 0.0)
@@ -62,5 +62,7 @@ def test_without_a_bound_no_norm_is_computed(store: Store, tmp_path: Path) -> No
     hand.work()
 
     assert hand.record.norms == {}
-    (text,) = {r.to_json() for who, r in store.control.receipts(hand.run, 1).items() if who == "a"}
+    (text,) = {
+        r.to_json() for who, r in store.control.receipts.of_round(hand.run, 1).items() if who == "a"
+    }
     assert json.loads(text)["norm"] is None

@@ -110,7 +110,7 @@ def test_a_server_with_little_memory_is_never_full_of_updates(
     digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
     used = int(store.data.redis.info("memory")["used_memory"])
     store.data.redis.config_set("maxmemory", used + 10 * UPDATE)
-    room = store.data.room(1 << 40)
+    room = store.data.admission.room(1 << 40)
     try:
         with Watch(redis_urls) as watch, all_at_once(hand.update):
             done = hand.work()
@@ -134,7 +134,7 @@ def test_while_a_server_is_full_clients_wait_and_an_aggregator_can_take_and_give
         intake = hand.intake()
         hand.take(intake, 3)
         received = intake.received()
-        store.data.disown(hand.run, intake.fence)
+        store.data.taken.disown(hand.run, intake.fence)
         last.join(1.0)
         was_waiting = last.is_alive()
     finally:
@@ -142,7 +142,7 @@ def test_while_a_server_is_full_clients_wait_and_an_aggregator_can_take_and_give
     last.join(20)
 
     assert (received, was_waiting) == (3, True)
-    assert store.data.waiting(hand.run) == 4
+    assert store.data.results.count(hand.run) == 4
     assert hand.work() == "committed: 4 of 4 updates in"
 
 

@@ -70,7 +70,7 @@ def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ManualRun
 @pytest.mark.timeout(180)
 def test_an_aggregator_that_hangs_ends_and_says_where(store: Store, tmp_path: Path) -> None:
     status, hand = aggregate(store, tmp_path, "Hanging")
-    events = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
+    events = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     (hung,) = [event for _, _, event in events if event["event"] == "aggregator_hung"]
 
     assert status == -signal.SIGKILL

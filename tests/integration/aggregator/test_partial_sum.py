@@ -101,7 +101,7 @@ def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
     assert store.data.redis.exists(*[keyspace.admitted(hand.run, client) for client in "ab"]) == 2
     intake.checkpoint()
 
-    assert store.data.held(hand.run, intake.fence) == 0
+    assert store.data.taken.count(hand.run, intake.fence) == 0
     assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
 
 
@@ -126,13 +126,13 @@ def test_an_incarnation_that_goes_on_counts_nothing_twice(
     hand.take(first, 1)  # Taken, merged, and lost with the incarnation.
     second = hand.intake()
     assert second.received() == 2
-    assert store.data.waiting(hand.run) == 1
+    assert store.data.results.count(hand.run) == 1
     hand.update("a")  # Pushed again by a client that does not know.
     hand.update("d")
 
     assert hand.work() == "committed: 4 of 4 updates in"
     assert hand.record == calm
-    assert store.control.receipts(hand.run, 1)["a:duplicate"].status == "duplicate"
+    assert store.control.receipts.of_round(hand.run, 1)["a:duplicate"].status == "duplicate"
 
 
 def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
@@ -190,13 +190,13 @@ def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
     hand.take(old, 1)
     new = hand.intake()
     hand.take(new, 2)
-    before = store.data.partial(hand.run)
+    before = store.data.partial_sum.get(hand.run)
     with pytest.raises(OwnershipLost):
         old.checkpoint()
 
-    assert store.data.partial(hand.run) == before
+    assert store.data.partial_sum.get(hand.run) == before
     assert {store.data.redis.ttl(key) for key in hand.partial_keys()} == {-1}
-    assert store.data.held(hand.run, new.fence) == 2
+    assert store.data.taken.count(hand.run, new.fence) == 2
     new.checkpoint()
     hand.update("d")
     assert hand.work() == "committed: 4 of 4 updates in"
@@ -210,9 +210,9 @@ def test_a_checkpoint_sent_again_removes_nothing_more(hand: ManualRun, store: St
     hand.take(intake, 3)
     fields = {"nonce": "n", "round": 1}
     for _ in range(2):
-        assert store.data.save_partial(hand.run, intake.fence, intake.token, 1, fields)
+        assert store.data.partial_sum.save(hand.run, intake.fence, intake.token, 1, fields)
 
-    assert store.data.held(hand.run, intake.fence) == 2
+    assert store.data.taken.count(hand.run, intake.fence) == 2
 
 
 def test_all_receipts_outlive_the_incarnation_that_wrote_them(
@@ -227,7 +227,7 @@ def test_all_receipts_outlive_the_incarnation_that_wrote_them(
     hand.send(replace(hand.header("failure", "d", b""), tensors=(), reason="no disk"), b"")
     store.data.redis.set(keyspace.chunk(keyspace.model_blob(hand.run, "0" * 64), 0), body, ex=60)
     hand.take(first, 5)
-    before = store.control.receipts(hand.run, 1)
+    before = store.control.receipts.of_round(hand.run, 1)
     statuses = {who: receipt.status for who, receipt in before.items()}
     first.checkpoint()
     second = hand.intake()
@@ -235,7 +235,7 @@ def test_all_receipts_outlive_the_incarnation_that_wrote_them(
     assert statuses == {
         "a": "received", "a:duplicate": "duplicate", "b": "stale", "c": "invalid", "d": "failed",
     }  # fmt: skip
-    assert store.control.receipts(hand.run, 1) == before
+    assert store.control.receipts.of_round(hand.run, 1) == before
     assert second.progress.validation == {"a": {"num_examples": 2, "loss_sum": ord("a") / 7}}
 
 
@@ -251,14 +251,16 @@ def test_a_sum_whose_chunks_are_lost_is_asked_for_again(
     hand.take(first, 2)
     first.checkpoint()
     store.data.redis.delete(
-        keyspace.chunk(keyspace.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
+        keyspace.chunk(
+            keyspace.partial_blob(hand.run, store.data.partial_sum.get(hand.run)["digest"]), 0
+        )
     )
     second = hand.intake()
-    attempts = {who: job["attempt"] for who, job in store.control.jobs(hand.run, 1).items()}
+    attempts = {who: job["attempt"] for who, job in store.control.rounds.jobs(hand.run, 1).items()}
 
     assert second.received() == 0
-    assert store.control.receipts(hand.run, 1) == {}
-    assert store.data.partial(hand.run) == {}
+    assert store.control.receipts.of_round(hand.run, 1) == {}
+    assert store.data.partial_sum.get(hand.run) == {}
     assert attempts == {**dict.fromkeys(CLIENTS, 2), "aggregator": 1}
     for client in CLIENTS:
         hand.update(client)
@@ -271,7 +273,9 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ManualRun, sto
     hand.update("a")
     hand.take(first, 1)
     first.checkpoint()
-    key = keyspace.chunk(keyspace.partial_blob(hand.run, store.data.partial(hand.run)["digest"]), 0)
+    key = keyspace.chunk(
+        keyspace.partial_blob(hand.run, store.data.partial_sum.get(hand.run)["digest"]), 0
+    )
     store.data.redis.setrange(key, 100, b"x")
 
     assert hand.intake().received() == 0
@@ -292,9 +296,9 @@ def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
     store.data.redis.hset(keyspace.partial(hand.run), mapping=forged)
 
     assert hand.intake().received() == 0
-    assert store.data.partial(hand.run) == {}
-    assert store.control.receipts(hand.run, 1) == {}
-    told = [event for _, event in store.control.newest_events(keyspace.events(hand.run), 9)]
+    assert store.data.partial_sum.get(hand.run) == {}
+    assert store.control.receipts.of_round(hand.run, 1) == {}
+    told = [event for _, event in store.control.events.newest(keyspace.events(hand.run), 9)]
     assert [event["event"] for event in told].count("sum_refused") == 1
     for client in CLIENTS:
         hand.update(client)
@@ -315,8 +319,8 @@ def test_receipts_are_there_before_the_sum_is_read(
         hand.store = slow
         reading = threading.Thread(target=hand.intake)
         reading.start()
-        wait_for("the claim", lambda: store.control.fence(hand.run) == first.fence + 1, 10)
-        receipts = wait_for("receipts", lambda: store.control.receipts(hand.run, 1), 10)
+        wait_for("the claim", lambda: store.control.runs.fence(hand.run) == first.fence + 1, 10)
+        receipts = wait_for("receipts", lambda: store.control.receipts.of_round(hand.run, 1), 10)
         is_reading = reading.is_alive()
         proxy.throttle(0)
         reading.join(10)
@@ -332,12 +336,12 @@ def test_a_sum_is_removed_under_its_own_name_only(hand: ManualRun, store: Store)
     hand.update("a")
     hand.take(intake, 1)
     intake.checkpoint()
-    before = store.data.partial(hand.run)
-    store.data.drop_partial(hand.run, "that-of-an-older-one")
+    before = store.data.partial_sum.get(hand.run)
+    store.data.partial_sum.drop(hand.run, "that-of-an-older-one")
 
-    assert store.data.partial(hand.run) == before
-    store.data.drop_partial(hand.run, before["nonce"])
-    assert store.data.partial(hand.run) == {}
+    assert store.data.partial_sum.get(hand.run) == before
+    store.data.partial_sum.drop(hand.run, before["nonce"])
+    assert store.data.partial_sum.get(hand.run) == {}
 
 
 @pytest.mark.parametrize("bound", [1, 1 << 30])
@@ -360,9 +364,9 @@ def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ManualRun, store: Sto
     hand.take(intake, 1)
     intake.checkpoint()
     hand.update("b")
-    store.data.admit(hand.run, "c", "never-sent:9", 1 << 30, "ab")
+    store.data.admission.admit(hand.run, "c", "never-sent:9", 1 << 30, "ab")
     controls.cancel(store, NAME)
-    store.data.disown(hand.run, intake.fence)
+    store.data.taken.disown(hand.run, intake.fence)
     Healer(store, hand.folder).heal(hand.run)
 
     assert hand.leftovers() == {}
@@ -403,14 +407,14 @@ def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
     hand.update("a")
     hand.take(intake, 1)
     intake.checkpoint()
-    saved = store.data.partial(hand.run)
+    saved = store.data.partial_sum.get(hand.run)
     for client in CLIENTS[1:]:
         hand.update(client)
     hand.work()
     store.data.redis.hset(keyspace.partial(hand.run), mapping=saved)  # Its cleaner was killed.
 
     assert hand.intake().received() == 0
-    assert {job["attempt"] for job in store.control.jobs(hand.run, 2).values()} == {1}
+    assert {job["attempt"] for job in store.control.rounds.jobs(hand.run, 2).values()} == {1}
 
 
 # Room for updates
@@ -419,14 +423,14 @@ def test_the_sum_of_a_round_that_has_ended_is_no_part_of_the_next_one(
 def ask(store: Store, client: str, size: int, bound: int, run: str = "r") -> bool:
     """As one of three clients."""
     others = [other for other in "abc" if other != client]
-    return store.data.admit(run, client, f"token-{client}:{size}", bound, others)
+    return store.data.admission.admit(run, client, f"token-{client}:{size}", bound, others)
 
 
 def test_no_more_is_admitted_than_the_bound_but_one_alone_always_is(store: Store) -> None:
     assert ask(store, "a", 1000, 10)
     assert not ask(store, "b", 1000, 10)
     assert ask(store, "a", 1000, 10)  # It has its permission.
-    store.data.dismiss("r", [("a", "token-a:1000"), ("b", "token-b:1000")])
+    store.data.admission.release("r", [("a", "token-a:1000"), ("b", "token-b:1000")])
     assert [ask(store, client, 4, 10) for client in "abc"] == [True, True, False]
     assert ask(store, "c", 4, 10, "other")  # Another run has its own bound.
 
@@ -438,7 +442,7 @@ def test_of_many_who_ask_at_the_same_time_no_more_are_admitted(redis_urls: tuple
         others = [other for other in clients if other != client]
         with Store(*redis_urls) as store:
             while len(admitted) < 2:
-                if store.data.admit("r", client, f"{client}:4", 8, others):
+                if store.data.admission.admit("r", client, f"{client}:4", 8, others):
                     admitted.append(client)
                     return
 
@@ -456,7 +460,7 @@ def test_what_a_client_says_counts_as_one_update_at_most(store: Store) -> None:
     store.data.redis.rpush(keyspace.admitted("r", "b"), "no string")
 
     assert ask(store, "c", 4, 8)
-    store.data.dismiss("r", [("a", "its update"), ("b", "its update")])
+    store.data.admission.release("r", [("a", "its update"), ("b", "its update")])
     assert [store.data.redis.exists(keyspace.admitted("r", client)) for client in "abc"] == [
         1,
         0,
@@ -482,14 +486,14 @@ def test_clients_wait_for_room_and_go_when_their_round_has_ended(
     hand: ManualRun, store: Store
 ) -> None:
     body = bytes(hand.manifest.nbytes)
-    assert store.data.admit(hand.run, "b", "somebody:1000000", 1, "a")
+    assert store.data.admission.admit(hand.run, "b", "somebody:1000000", 1, "a")
     asked = iter([False, False, True])
     pushed = outbox.push(
         store, hand.header("update", "a", body), memoryview(body), 0, 65536, lambda: next(asked), 1, rivals="ab"
     )  # fmt: skip
 
     assert not pushed
-    assert store.data.waiting(hand.run) == 0
+    assert store.data.results.count(hand.run) == 0
     assert list(hand.leftovers()) == [keyspace.admitted(hand.run, "b")]
 
 

@@ -49,7 +49,7 @@ def keys(store: Store) -> dict[str, str]:
     """Secret keys of all clients, which are enrolled."""
     made = {client: signing.new_key() for client in CLIENTS}
     for client, (_, public) in made.items():
-        store.control.write_enrolment(client, Enrolment(public))
+        store.control.enrolments.write(client, Enrolment(public))
     return {client: secret for client, (secret, _) in made.items()}
 
 
@@ -81,7 +81,7 @@ def written(store: Store) -> int:
 
 
 def told(hand: ManualRun, kind: str) -> list[dict[str, object]]:
-    found = hand.store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
+    found = hand.store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -125,13 +125,13 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: Manu
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert written(hand.store) - before < 800
     assert len(told(hand, "update_rejected")) <= rejections.TOLD * (rejections.SENDERS + 1)
-    counts = hand.store.control.rejected(hand.run, 1)
+    counts = hand.store.control.rejections.of_round(hand.run, 1)
     assert sum(refusals.count for refusals in counts.values()) == 10_000
     assert counts["?"].count == 9000
     assert len(counts) == rejections.SENDERS + 1
     # 1,000 made-up names are no keys: they are told apart up to a number.
     assert counts[rejections.OTHERS].count == 1000 - (rejections.SENDERS - 1)
-    assert sorted(hand.store.control.receipts(hand.run, 1)) == ["a", "b"]
+    assert sorted(hand.store.control.receipts.of_round(hand.run, 1)) == ["a", "b"]
     assert {event["client"]: event["count"] for event in told(hand, "updates_refused")}["?"] == 9000
 
 
@@ -145,12 +145,12 @@ def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: 
     hand.take(intake, 1000)
 
     assert written(hand.store) - before < 20
-    assert hand.store.data.held(hand.run, intake.fence) == 1
-    receipts = hand.store.control.receipts(hand.run, 1)
+    assert hand.store.data.taken.count(hand.run, intake.fence) == 1
+    receipts = hand.store.control.receipts.of_round(hand.run, 1)
     assert {who: receipt.status for who, receipt in receipts.items()} == {
         "a": "received", "a:duplicate": "duplicate",
     }  # fmt: skip
-    assert hand.store.control.rejected(hand.run, 1)["a"].count == 1000
+    assert hand.store.control.rejections.of_round(hand.run, 1)["a"].count == 1000
     (line,) = diagnosis.floods(hand.store, hand.state)
     assert line.startswith("flood: 1,000 elements were refused in round 1, signed by a; `fl-queue")
 
@@ -161,7 +161,7 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ManualRu
     push_many(hand, [b"one", stale(hand, "c"), b"two"])
     hand.update("b")
     push_many(hand, [b"three"])
-    elements = hand.store.data.take(hand.run, intake.fence, intake.token, 10)
+    elements = hand.store.data.taken.take(hand.run, intake.fence, intake.token, 10)
     for element in elements:
         intake.look_at(element)
     intake.taken.settle()
@@ -174,20 +174,20 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ManualRu
 def test_elements_are_refused_once_and_by_the_owner_only(hand: ManualRun) -> None:
     old = hand.intake()
     push_many(hand, [b"one", b"two", b"three"])
-    hand.store.data.take(hand.run, old.fence, old.token, 3)
+    hand.store.data.taken.take(hand.run, old.fence, old.token, 3)
     run, data = hand.run, hand.store.data
     for _ in range(2):  # Sent again after a timeout.
-        assert data.refuse(run, old.fence, old.token, 3, [0, 2])
+        assert data.taken.refuse(run, old.fence, old.token, 3, [0, 2])
     assert data.redis.lrange(keyspace.taken(run, old.fence), 0, -1) == [b"two"]
 
     new = hand.intake()
-    assert data.waiting(run) == 1
-    data.take(run, new.fence, new.token)
-    assert not data.refuse(run, new.fence, old.token, 1, [0])
+    assert data.results.count(run) == 1
+    data.taken.take(run, new.fence, new.token)
+    assert not data.taken.refuse(run, new.fence, old.token, 1, [0])
     old.look_at(b"two")
     with pytest.raises(OwnershipLost):
         old.taken.settle()
-    assert data.held(run, new.fence) == 1
+    assert data.taken.count(run, new.fence) == 1
 
 
 def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
@@ -216,14 +216,14 @@ def test_receipts_of_what_was_refused_outlive_the_incarnation(hand: ManualRun) -
     hand.send(replace(body, tensors=(), reason="no disk"), b"")
     hand.update("a")
     hand.take(first, 3)
-    before = hand.store.control.receipts(hand.run, 1)
+    before = hand.store.control.receipts.of_round(hand.run, 1)
     second = hand.intake()
 
-    assert hand.store.data.waiting(hand.run) == 1  # What was merged comes back.
+    assert hand.store.data.results.count(hand.run) == 1  # What was merged comes back.
     assert {who: r.status for who, r in second.receipts.items()} == {"b": "failed", "c": "stale"}
     hand.take(second, 1)
-    assert hand.store.control.receipts(hand.run, 1) == before
-    assert hand.store.control.rejected(hand.run, 1)["c"].count == 1
+    assert hand.store.control.receipts.of_round(hand.run, 1) == before
+    assert hand.store.control.rejections.of_round(hand.run, 1)["c"].count == 1
 
 
 def test_replays_of_rounds_long_gone_are_late_by_number(hand: ManualRun) -> None:
@@ -231,13 +231,13 @@ def test_replays_of_rounds_long_gone_are_late_by_number(hand: ManualRun) -> None
     hand.update("b")
     (old, _) = hand.store.data.redis.lrange(keyspace.results(hand.run), 0, -1)
     hand.work()
-    hand.store.control.forget_round(hand.run, 1)
+    hand.store.control.rounds.forget(hand.run, 1)
     intake = hand.intake()
     push_many(hand, [old] * 300)
     hand.take(intake, 300)
 
-    assert hand.store.control.late(hand.run) == {1: 300}
-    assert hand.store.control.rejected(hand.run, 2)["a"].count == 300
+    assert hand.store.control.receipts.late_counts(hand.run) == {1: 300}
+    assert hand.store.control.rejections.of_round(hand.run, 2)["a"].count == 300
     assert len(told(hand, "update_rejected")) == rejections.TOLD
 
 
@@ -249,12 +249,12 @@ def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
     body = hand.body("a")
     header = replace(hand.header("update", "a", body), chunk_bytes=65536)
     push_many(hand, [hand.seal("a", message.pack(header, None))] * 50)
-    job = hand.store.control.job(hand.run, 1, "a")["job"]
+    job = hand.store.control.rounds.job(hand.run, 1, "a")["job"]
     hand.store.control.redis.hset(f"rq:job:{job}", "status", "finished")
     hand.take(intake, 50)
 
-    assert hand.store.control.job(hand.run, 1, "a")["attempt"] == 2
-    assert hand.store.data.held(hand.run, intake.fence) == 0
+    assert hand.store.control.rounds.job(hand.run, 1, "a")["attempt"] == 2
+    assert hand.store.data.taken.count(hand.run, intake.fence) == 0
 
 
 # Somebody pushes without end
@@ -277,7 +277,7 @@ def test_a_round_closes_in_time_while_a_client_pushes_without_end(
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert hand.record.accepted.keys() == {"a", "b"}
     assert took_s < 15
-    refused = hand.store.control.rejected(hand.run, 1)["c"]
+    refused = hand.store.control.rejections.of_round(hand.run, 1)["c"]
     assert refused.count >= rejections.FLOOD
     assert "made from version 0" in refused.reason
     (line, *_) = json.loads(status.stdout)["floods"]
@@ -305,7 +305,7 @@ def test_a_data_server_that_somebody_keeps_full_still_gets_its_round_closed(
 
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert used < most + (1 << 20)
-    assert hand.store.control.rejected(hand.run, 1)["?"].count > 100
+    assert hand.store.control.rejections.of_round(hand.run, 1)["?"].count > 100
 
 
 @pytest.mark.slow  # Whole rounds of real workers, beside a process that takes a core.

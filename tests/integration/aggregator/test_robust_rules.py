@@ -46,24 +46,27 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     hand.take(first, 3)
     assert (first.received(), first.is_full()) == (3, False)
     first.checkpoint()
-    assert (store.data.held(hand.run, first.fence), store.data.partial(hand.run)) == (3, {})
+    assert (
+        store.data.taken.count(hand.run, first.fence),
+        store.data.partial_sum.get(hand.run),
+    ) == (3, {})
 
     hand.update("a")
     # A chunk that has vanished since: its client is asked again, and the others are not.
     body = hand.body("b")
-    store.data.drop_chunks(keyspace.update_blob("b", hand.run, message.body_digest(body)), 1)
-    before = store.control.jobs(hand.run, 1)
+    store.data.chunks.drop(keyspace.update_blob("b", hand.run, message.body_digest(body)), 1)
+    before = store.control.rounds.jobs(hand.run, 1)
     store.control.redis.hset(f"rq:job:{before['b']['job']}", "status", "started")
     second = hand.intake()
     hand.take(second, 4)
-    after = store.control.jobs(hand.run, 1)
+    after = store.control.rounds.jobs(hand.run, 1)
     assert second.received() == 3
     assert [who for who in "abcd" if before[who] != after[who]] == ["b"]
     hand.update("b")
 
     assert hand.work() == "committed: 4 of 4 updates in"
     assert hand.record == calm
-    digest = store.control.versions(hand.run)[1]["digest"]
+    digest = store.control.versions.all(hand.run)[1]["digest"]
     made = (tmp_path / "checkpoints" / hand.run / f"{digest}.safetensors").read_bytes()
     np.testing.assert_allclose(np.frombuffer(made[-4 * SIZE :], "<f4"), expected, atol=1e-6)
     assert hand.leftovers() == {}
@@ -84,7 +87,7 @@ def test_a_hostile_integer_buffer_does_not_become_the_models(store: Store, tmp_p
         assert hand.send(hand.header("update", client, body), body)
     hand.work()
 
-    digest = store.control.versions(hand.run)[1]["digest"]
+    digest = store.control.versions.all(hand.run)[1]["digest"]
     made = (tmp_path / "checkpoints" / hand.run / f"{digest}.safetensors").read_bytes()
     counts = np.frombuffer(made[-4 * SIZE - 8 : -4 * SIZE], "<i8")
     assert counts.tolist() == [ord("b")]
@@ -111,7 +114,7 @@ def test_a_run_whose_updates_have_no_room_together_fails_and_says_what_it_takes(
 def few(store: Store, clients: str) -> str:
     """A run with version 0, and that many clients, for a rule that needs five updates."""
     for client in clients:
-        store.control.hold(keyspace.client_holder(client), "t", 60, {})
+        store.control.leases.hold(keyspace.client_holder(client), "t", 60, {})
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
     loaded = run_config.load(
         "mnist-3v7",
@@ -127,14 +130,14 @@ def few(store: Store, clients: str) -> str:
 def test_a_round_waits_for_as_many_clients_as_the_rule_needs(store: Store) -> None:
     run = few(store, "abcd")
     lifecycle.advance(store, run)
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     assert state.round == 0
     assert "krum (f = 1; n >= 2 f + 3) needs 5 updates at least, the quorum is 4" in state.reason
 
-    store.control.hold(keyspace.client_holder("e"), "t", 60, {})
+    store.control.leases.hold(keyspace.client_holder("e"), "t", 60, {})
     lifecycle.advance(store, run)
-    current = store.control.round(run, 1)
+    current = store.control.rounds.get(run, 1)
     assert current is not None
     assert (len(current.cohort), current.quorum) == (5, 5)
 

@@ -50,20 +50,20 @@ def turns(hand: ManualRun) -> dict[str, int]:
 
 def ask(store: Store, client: str) -> bool:
     others = [other for other in "abc" if other != client]
-    return store.data.admit("r", client, f"{client}:4", 4, others, number=1)
+    return store.data.admission.admit("r", client, f"{client}:4", 4, others, number=1)
 
 
 def test_who_had_a_turn_is_behind_those_who_had_none(store: Store) -> None:
     assert ask(store, "a")
     assert not ask(store, "b")
-    store.data.pass_over("r", 1, "a")
+    store.data.admission.skip("r", 1, "a")
 
     assert ask(store, "a")  # What it sends is not interrupted,
     assert ask(store, "b")  # but nobody waits for it.
     assert not ask(store, "c")
-    store.data.dismiss("r", [("a", "a:4")], 1)
+    store.data.admission.release("r", [("a", "a:4")], 1)
     assert not ask(store, "a")  # It waits for those with fewer turns,
-    store.data.dismiss("r", [("b", "b:4")], 1)
+    store.data.admission.release("r", [("b", "b:4")], 1)
     assert ask(store, "a")  # and no longer.
     # Of two that had turns, the one with fewer does not wait.
     assert ask(store, "b")
@@ -79,14 +79,14 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
     watch = StallDetector(store)
 
     assert look(hand, watch, stalled_clients.PATIENCE_S) == []
-    assert store.data.waiting(hand.run) == 0
+    assert store.data.results.count(hand.run) == 0
     assert look(hand, watch, 4) == ["a"]
     assert "2 of 3 updates in" in hand.work()
     for sender in senders:
         sender.join()
 
     assert hand.record.accepted.keys() == {"b", "c"}
-    store.control.hear()
+    store.control.clients.record_heartbeats()
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)  # However slow this machine is.
     lifecycle.advance(store, hand.run)
     assert hand.round.number == 2
@@ -116,9 +116,9 @@ def test_who_has_sent_holds_its_room_until_its_update_is_merged(
     intake.checkpoint()
     assert turns(hand) == {"b": 1}
     # Its receipt does not entitle it to the room for ever.
-    sent = store.control.receipts(hand.run, hand.round.number)["b"]
+    sent = store.control.receipts.of_round(hand.run, hand.round.number)["b"]
     claim(hand, "b", f"{sent.token}:{sent.nbytes}")
-    assert hand.store.data.admit(hand.run, "c", f"c:{UPDATE}", UPDATE, "ab", number=1)
+    assert hand.store.data.admission.admit(hand.run, "c", f"c:{UPDATE}", UPDATE, "ab", number=1)
 
 
 def test_a_big_update_has_more_time_but_not_what_its_client_claims(
@@ -143,7 +143,7 @@ def test_the_healer_looks_and_says_so(
 
     def told() -> list[dict[str, object]]:
         healer.heal(hand.run)
-        events = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
+        events = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
         return [event for _, _, event in events if event["event"] == "client_stalled"]
 
     [event] = wait_for("an event", told, 10)

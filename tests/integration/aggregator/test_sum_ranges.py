@@ -135,7 +135,7 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
     key = keyspace.round_(hand.run, hand.round.number)
     store.control.redis.hset(key, "elapsed_s", hand.round.deadline_s)
     hand.all_answer()
-    record = store.control.history(hand.run)[-1]
+    record = store.control.history.records(hand.run)[-1]
     assert (record.outcome, record.exponent) == ("abandoned", -25)
     assert (hand.round.number, hand.round.exponent) == (3, -9)
 
@@ -151,7 +151,7 @@ def test_rounds_of_qfedavg_follow_the_loss_and_make_room_after_a_refusal(
     hand.take(killed, 2)
     killed.checkpoint()
     hand.work()
-    record = store.control.history(hand.run)[-1]
+    record = store.control.history.records(hand.run)[-1]
     assert (record.outcome, record.exponent, record.next_exponent) == ("committed", -9, -25)
     assert [verdict.result for verdict in verification.verify(store, hand.state, tmp_path)] == [
         "same"

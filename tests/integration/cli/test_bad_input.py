@@ -187,7 +187,7 @@ def test_updates_are_counted_from_the_events_not_from_later_receipts(
     )
     lifecycle.advance(store, state.run_id)
     for client in ("a", "b"):
-        store.control.write_receipt(state.run_id, 0, client, Receipt("received"), 0)
+        store.control.receipts.add(state.run_id, 0, client, Receipt("received"), 0)
     store.control.redis.hset(keyspace.run(state.run_id), "state", "completed")
     console = Console(file=io.StringIO(), width=200)
 

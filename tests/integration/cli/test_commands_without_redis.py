@@ -220,7 +220,7 @@ def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
             keyspace.run(run.run_id), mapping={"reason": reason, "reason_at": found_at}
         )
         without = ask_all(servers, tmp_path, [["status", "r"], ["status"]])
-        store.control.hold(
+        store.control.leases.hold(
             keyspace.worker("aggregator-1"), "t", 600, {"role": "aggregator", "process": ""}
         )
         _, having = ask(servers, tmp_path, ["status", "r"])

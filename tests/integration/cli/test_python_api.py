@@ -113,7 +113,7 @@ def test_the_model_goes_elsewhere_with_its_card(run: Run, folder: Path, tmp_path
     assert abs(computed - model(batch).detach().numpy()).max() < 1e-5
     text = card.read_text()
     row = run.history()[-1]
-    told = run.store.control.history(run.run_id)[0].weights
+    told = run.store.control.history.records(run.run_id)[0].weights
     for part in (
         "# book, version 2",
         'onnxruntime.InferenceSession("m.onnx")',

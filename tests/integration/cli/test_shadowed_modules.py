@@ -104,7 +104,9 @@ def test_a_client_and_what_reads_labels_import_nothing_from_there(
         process = subprocess.Popen(line, cwd=hostile, stdout=log, stderr=log)
     try:
         with Store(private_redis.url, private_redis.blob_url) as store:
-            wait_for("a worker", lambda: store.control.lease(keyspace.client_holder("site-9")), 120)
+            wait_for(
+                "a worker", lambda: store.control.leases.get(keyspace.client_holder("site-9")), 120
+            )
     finally:
         end_processes([process])
     done = subprocess.run(

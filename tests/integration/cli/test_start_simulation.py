@@ -41,8 +41,8 @@ def digests(folder: Path) -> list[str]:
         server_pair.start(folder / "state") as redis,
         Store.open(redis.url, redis.blob_url, folder) as store,
     ):
-        run = store.control.run_names()["many"]
-        return [entry["digest"] for entry in store.control.versions(run).values()]
+        run = store.control.runs.names()["many"]
+        return [entry["digest"] for entry in store.control.versions.all(run).values()]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_on_servers_that_run_already_it_starts_the_roles_that_are_missing(
     with server_pair.start(tmp_path / "state") as redis:
         done = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=120)
         with Store.open(redis.url, redis.blob_url, tmp_path) as store:
-            left = store.control.living_workers()
+            left = store.control.workers.living()
         logs = sorted(path.name for path in (tmp_path / "state" / "logs").iterdir())
 
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def asked(federation: Federation, kind: str) -> str:
 
 
 def job_of(federation: Federation, run: str) -> dict[str, Any]:
-    return federation.store.control.jobs(run, federation.round_of(run))["site-2"]
+    return federation.store.control.rounds.jobs(run, federation.round_of(run))["site-2"]
 
 
 def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_declined_ends_its_round(
@@ -44,24 +44,25 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     calm = federation.digests_of("approved", *RUN)
     federation.stop("site-2")
     federation.start("site-2", "--approve")
-    wait_for("site-2", lambda: control.alive_clients(15) == ["site-1", "site-2"])
+    wait_for("site-2", lambda: control.clients.alive(15) == ["site-1", "site-2"])
 
     # Killed when its update is in the outbox, and again while that waits.
     fired = federation.arm("outbox.written", "kill", "site-2")
     run = federation.begin("approved", *RUN)
     name = asked(federation, "update")
     assert fired.exists()
-    told = wait_for("the site to tell", lambda: control.awaited("site-2", run))
+    told = wait_for("the site to tell", lambda: control.clients.awaited_update("site-2", run))
     job = job_of(federation, run)
     assert (told.round, told.job, told.decided) == (1, job["job"], False)
     before = federation.worker_pid("site-2")
     kill(before)
     wait_for("another worker", lambda: federation.worker_pid("site-2") != before)
     wait_for(
-        "its lease", lambda: control.lease(keyspace.client_holder("site-2")).get("pid") != before
+        "its lease",
+        lambda: control.leases.get(keyspace.client_holder("site-2")).get("pid") != before,
     )
-    wait_for("site-1's update", lambda: "site-1" in control.receipts(run, 1))
-    state = control.run(run)
+    wait_for("site-1's update", lambda: "site-1" in control.receipts.of_round(run, 1))
+    state = control.runs.get(run)
     assert state is not None
     said = diagnosis.why_open(federation.store, state)
     assert any(line.startswith("waiting for approval of site-2: its update is") for line in said)
@@ -74,7 +75,7 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
 
     assert "may leave" in fl_queue(federation, "approve", name).stdout
     federation.reach(run, 2)
-    made = [entry["digest"] for entry in control.versions(run).values()]
+    made = [entry["digest"] for entry in control.versions.all(run).values()]
     assert made[:2] == calm[:2]
     assert federation.committed(run)[0].accepted["site-2"] == shown["header"]["body_digest"]
     assert federation.trained_in(run, 1) == 2
@@ -88,7 +89,7 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     assert (list(record.accepted), record.reason) == (["site-1"], "1 of 2 updates in")
     fl_queue(federation, "approve", "--all")
     assert federation.finish(run).state == "completed"
-    assert set(control.history(run)[-1].accepted) == {"site-1", "site-2"}
+    assert set(control.history.records(run)[-1].accepted) == {"site-1", "site-2"}
     outbox = federation.redis.state_dir / "outbox"
     wait_for("an empty outbox", lambda: not list(outbox.glob("site-2*")))
-    wait_for("nothing to tell", lambda: control.awaited("site-2", run) is None)
+    wait_for("nothing to tell", lambda: control.clients.awaited_update("site-2", run) is None)

@@ -26,13 +26,13 @@ class Away:
 
     def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self.hand = store, ManualRun(store, folder, "ab", 8)
-        self.job = store.control.jobs(self.hand.run, 1)["b"]["job"]
+        self.job = store.control.rounds.jobs(self.hand.run, 1)["b"]["job"]
         self.link = folder / "data.sock"
         site = WorkerSettings(store.servers.url, f"unix://{self.link}", folder / "site", "b")
         self.outbox = site.outbox
         for name, value in {**site.to_environ(), "RQ_JOB_ID": self.job}.items():
             monkeypatch.setenv(name, value)
-        store.control.hold(keyspace.client_holder("b"), "t", 600, {"job": self.job})
+        store.control.leases.hold(keyspace.client_holder("b"), "t", 600, {"job": self.job})
         self.answers: list[str] = []
         self._thread = threading.Thread(
             target=lambda: self.answers.append(worker.train(self.hand.run, 1))
@@ -80,15 +80,15 @@ def test_a_site_that_cannot_fetch_the_model_says_so_until_its_round_ends(
     assert "Redis is not reachable; the full message is in the log of its worker" in away.told()
     assert "data.sock" not in away.told()  # Where the server is at that site is its own matter.
     assert "not started" not in away.told()
-    away.store.control.hear()
+    away.store.control.clients.record_heartbeats()
     assert away.doing().startswith("waits for the data server: StoreUnavailable: Redis is not")
     # What an earlier job has said is not believed.
-    away.store.control.hold(keyspace.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
+    away.store.control.leases.hold(keyspace.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
     assert "not started" in away.told()
 
     controls.cancel(away.store, away.hand.run)
     assert away.finish() == "round 1 ended before its model could be read"
-    assert DATA_WAIT not in away.store.control.client("b")
+    assert DATA_WAIT not in away.store.control.clients.get("b")
     assert "Traceback" not in caplog.text
     said = [line for line in caplog.messages if "waits for the data server" in line]
     assert len(said) == len(set(said)) <= 2  # Once a minute.
@@ -104,7 +104,7 @@ def test_a_site_that_cannot_send_its_update_says_so_until_it_can(away: Away) -> 
     away.appear()
 
     assert away.finish() == "pushed"
-    assert DATA_WAIT not in away.store.control.client("b")
+    assert DATA_WAIT not in away.store.control.clients.get("b")
     hand.update("a")
     hand.work()
     assert sorted(hand.record.accepted) == ["a", "b"]
@@ -112,14 +112,14 @@ def test_a_site_that_cannot_send_its_update_says_so_until_it_can(away: Away) -> 
 
 def test_what_the_hash_says_may_be_anything(away: Away) -> None:
     for text in ("", "[]", "{", '{"job": 3}', '{"job": "", "since": 1.0, "why": "x"}'):
-        away.store.control.say("b", {DATA_WAIT: text or "x"})
+        away.store.control.clients.set_status("b", {DATA_WAIT: text or "x"})
         assert away.told().startswith("waiting for b: not started")
-        assert away.store.control.data_wait("b") is None
+        assert away.store.control.clients.data_wait("b") is None
 
 
 def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "ab", 10)
-    store.control.add_client_event("b", {"event": "training", "run": "other-1", "round": 1})
+    store.control.events.add_of_client("b", {"event": "training", "run": "other-1", "round": 1})
 
     lines = diagnosis.why_open(store, hand.state, DiagnosisContext(True, ""))
 

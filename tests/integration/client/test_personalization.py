@@ -90,7 +90,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
             made.start("pool", "--processes", "1")
             for client in CLIENTS:
                 made.start(client, "--loader-workers", "2")
-            wait_for("workers", lambda: len(made.store.control.living_workers()) == 5, 120)
+            wait_for("workers", lambda: len(made.store.control.workers.living()) == 5, 120)
             yield made
         finally:
             made.close()
@@ -114,7 +114,7 @@ def states(both: Federation, run: str) -> dict[str, str]:
     """Client -> digest of what it keeps, of its newest accepted update."""
     found = {}
     for client in CLIENTS:
-        number, update = both.store.control.accepted(run, client) or (0, "")
+        number, update = both.store.control.receipts.accepted(run, client) or (0, "")
         folder = both.redis.state_dir / f"client-state/{run}/{client}/{number}_{update}"
         (path,) = folder.glob("*.safetensors")
         found[client] = path.stem
@@ -153,7 +153,7 @@ def test_batch_norm_stays_with_the_client_that_has_it(both: Federation, calm: st
                 assert name.partition("/")[2].encode() not in body
                 assert len(values) < 16 or values not in body
     # And every version has those of version 0.
-    versions = both.store.control.versions(calm)
+    versions = both.store.control.versions.all(calm)
     folder = both.redis.state_dir / "checkpoints" / calm
     ends = [read_tensors(folder / f"{versions[number]['digest']}.safetensors") for number in (0, 2)]
     for name in ends[0]:
@@ -162,7 +162,7 @@ def test_batch_norm_stays_with_the_client_that_has_it(both: Federation, calm: st
 
 
 def test_a_pool_and_killed_clients_make_the_same_bits(both: Federation, calm: str) -> None:
-    records = both.store.control.history(calm)
+    records = both.store.control.history.records(calm)
     virtual = finished(both, "own", *FEDBN, *POOL)
     fired = [
         both.arm("client.trained", "kill", "sim-1"),
@@ -172,7 +172,7 @@ def test_a_pool_and_killed_clients_make_the_same_bits(both: Federation, calm: st
 
     assert [path.exists() for path in fired] == [True, True]
     for run in (virtual, killed):
-        assert what_was_made(both.store.control.history(run)) == what_was_made(records)
+        assert what_was_made(both.store.control.history.records(run)) == what_was_made(records)
         assert states(both, run) == states(both, calm)
 
 
@@ -182,15 +182,15 @@ def test_dittos_versions_are_those_of_fedavg_and_each_client_has_a_model_of_its_
     ditto = finished(both, "ditto", *DITTO)
     plain = finished(both, "ditto", *SKEWED)
     digests = [
-        [v["digest"] for v in both.store.control.versions(r).values()] for r in (ditto, plain)
+        [v["digest"] for v in both.store.control.versions.all(r).values()] for r in (ditto, plain)
     ]
     assert digests[0] == digests[1]
     assert len(set(states(both, ditto).values())) == 2
-    last = both.store.control.history(ditto)[-1]
+    last = both.store.control.history.records(ditto)[-1]
     assert last.purpose == "evaluate"
     for client, found in last.client_validation.items():
         assert found["personal_loss"] != found["loss"], client
-    receipts = both.store.control.receipts(ditto, last.round)
+    receipts = both.store.control.receipts.of_round(ditto, last.round)
     assert {r.environment["client_state"] for r in receipts.values()} == {"of round 2"}
 
 
@@ -201,11 +201,11 @@ def test_a_run_that_goes_on_goes_on_with_what_clients_keep(both: Federation) -> 
     with pytest.raises(ConfigError) as caught:
         both.begin("goes-on", *SKEWED)
     assert caught.value.field == "aggregation.strategy"
-    state = both.store.control.run(run)
+    state = both.store.control.runs.get(run)
     assert state is not None
     both.begin("goes-on", *one)
     both.finish(run)
-    receipts = both.store.control.receipts(run, both.committed(run)[-1].round)
+    receipts = both.store.control.receipts.of_round(run, both.committed(run)[-1].round)
     assert {r.environment["client_state"] for r in receipts.values()} == {"of round 1"}
     both.free(run)
 
@@ -213,21 +213,21 @@ def test_a_run_that_goes_on_goes_on_with_what_clients_keep(both: Federation) -> 
 def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Federation) -> None:
     run = finished(both, "lora", *LORA, "model.keep_updates=true")
 
-    store, state = both.store, both.store.control.run(run)
+    store, state = both.store, both.store.control.runs.get(run)
     assert state is not None
-    manifest = store.control.manifest(run)
+    manifest = store.control.versions.manifest(run)
     assert manifest is not None
     layers = ("hidden1", "hidden2", "output")
     assert set(manifest.frozen) == {f"{x}.base.{y}" for x in layers for y in ("weight", "bias")}
     # Twice, as SCAFFOLD has controls beside the changes: 6,376 numbers of 205,586.
     newest = both.committed(run)[-1].round  # Receipts live two rounds.
-    sizes = {r.nbytes for r in store.control.receipts(run, newest).values()}
+    sizes = {r.nbytes for r in store.control.receipts.of_round(run, newest).values()}
     assert sizes == {2 * 4 * 6376}
     verdicts = verification.verify(store, state, both.redis.state_dir)
     assert [verdict.result for verdict in verdicts] == ["same", "same"]
     path = both.folder / "lora.safetensors"
     folder = both.redis.state_dir / "checkpoints" / run
-    versions = store.control.versions(run)
+    versions = store.control.versions.all(run)
     first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
     models = ModelStore(store, run, 1 << 22, both.redis.state_dir)
     model_export.export_version(models, state, current_config(store, run), 2, path)
@@ -236,9 +236,9 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}
     assert changed == {f"{x}.{y}" for x in layers for y in "ab"}
 
-    records = store.control.history(run)
+    records = store.control.history.records(run)
     again = finished(both, "lora", *LORA, *POOL)
-    assert what_was_made(store.control.history(again)) == what_was_made(records)
+    assert what_was_made(store.control.history.records(again)) == what_was_made(records)
 
 
 def test_processes_that_read_samples_change_no_bit_and_may_be_killed(both: Federation) -> None:
@@ -255,12 +255,12 @@ def test_processes_that_read_samples_change_no_bit_and_may_be_killed(both: Feder
     beside = finished(both, "reading", *read)
 
     assert not flag.exists()
-    histories = [both.store.control.history(run) for run in (alone, beside)]
+    histories = [both.store.control.history.records(run) for run in (alone, beside)]
     assert what_was_made(histories[0]) == what_was_made(histories[1])
 
 
 def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) -> None:
-    store, records = both.store, both.store.control.history(calm)
+    store, records = both.store, both.store.control.history.records(calm)
     tested = selection.test_metrics(store, calm)
     rows = rounds_table.rows(records, tested, {})
     assert {row.source for row in rows} == {"test"}
@@ -276,7 +276,7 @@ def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) 
     named = {point.curve for point in curves.points(records, tested)}
     assert {"validation/personal_accuracy", "validation/finetuned_loss"} <= named
 
-    state = store.control.run(calm)
+    state = store.control.runs.get(calm)
     assert state is not None
     (found,) = comparison.compare(store, [state], "personal_accuracy")
     assert found.value == rows[-1].personal_accuracy
@@ -290,7 +290,7 @@ def test_a_pattern_that_matches_nothing_ends_the_run_and_says_what_is_near(
     run = both.begin("nothing", *SKEWED, 'model.private=["2.weight"]', "round.max_abandoned=1")
     state = both.finish(run)
     assert state.state == "failed"
-    events = both.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = both.store.control.events.read({keyspace.events(run): "0-0"}, None)
     # One or several were asked for version 0, each says the same.
     reasons = {e["reason"] for _, _, e in events if e["event"] == "update_rejected"}
     assert len(reasons) == 1
@@ -322,11 +322,11 @@ def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
             begin(*overrides)
         assert caught.value.field == field
     assert begin(first[0], "strategy.lambda=2.0", "train.finetune_epochs=3") == run
-    segments = store.control.config_segments(run)
+    segments = store.control.runs.config_segments(run)
     assert [segment["from_round"] for segment in segments] == [0, 2]
     assert [segment["config"]["strategy"]["lambda"] for segment in segments] == [0.5, 2.0]
     events = [
-        event for _, _, event in store.control.read_events({keyspace.events(run): "0-0"}, None)
+        event for _, _, event in store.control.events.read({keyspace.events(run): "0-0"}, None)
     ]
     assert events[-1]["changed"] == ["strategy.lambda", "train.finetune_epochs"]
 

@@ -54,10 +54,10 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
     control = federation.store.control
     said = fl_queue(federation, "pause", "site-2", "--reason", "new scanner")
     assert said == "site-2 is paused\n"
-    wait_for("the pause to be told", lambda: control.alive_clients(15) == ["site-1"], 10)
+    wait_for("the pause to be told", lambda: control.clients.alive(15) == ["site-1"], 10)
     federation.stop("site-2")
     federation.start("site-2", "--max-examples", "20")
-    wait_for("site-2", lambda: control.lease(keyspace.client_holder("site-2")))
+    wait_for("site-2", lambda: control.leases.get(keyspace.client_holder("site-2")))
 
     run = federation.begin("paused", *EVERYBODY)
     record = trained(federation, run)
@@ -68,22 +68,22 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
     assert told["doing"].endswith(" UTC: new scanner")
 
     assert fl_queue(federation, "unpause") == "site-1 was not paused\nsite-2 takes part again\n"
-    wait_for("site-2", lambda: control.alive_clients(15) == ["site-1", "site-2"], 10)
+    wait_for("site-2", lambda: control.clients.alive(15) == ["site-1", "site-2"], 10)
     record = one_more(federation, "paused", run)
     assert record.cohort == ["site-1", "site-2"]
     assert record.weights["site-2"] == 20 < record.weights["site-1"]
     assert federation.trained_in(run, record.round) == 2
-    receipt = control.receipts(run, record.round)["site-2"]
+    receipt = control.receipts.of_round(run, record.round)["site-2"]
     assert (receipt.num_examples, receipt.environment["max_examples"]) == (20, 20)
-    assert control.client("site-2")["num_examples"] == "20"
+    assert control.clients.get("site-2")["num_examples"] == "20"
 
 
 def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
     control = store.control
     for client in ("a", "b"):
-        control.hold(keyspace.client_holder(client), "t", 60, {})
-    control.say("b", {PAUSED: "paused by its site: why"})
-    control.hear()
+        control.leases.hold(keyspace.client_holder(client), "t", 60, {})
+    control.clients.set_status("b", {PAUSED: "paused by its site: why"})
+    control.clients.record_heartbeats()
     control.redis.hset(keyspace.CLOCK, "settling_s", 0)
     loaded = run_config.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
     run = runs.start_run(store, "waiting", loaded, 1).run_id
@@ -93,7 +93,7 @@ def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
     def waited() -> tuple[float, str]:
         for _ in range(3):
             lifecycle.advance(store, run)
-        state = control.run(run)
+        state = control.runs.get(run)
         assert state is not None
         return state.waited_s, state.reason
 
@@ -102,7 +102,7 @@ def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
     assert reason.endswith(
         "1 clients are alive; start more workers or lower round.cohort; b is paused by its site: why"
     )
-    control.write_enrolment("b", Enrolment("key", revoked_at=1.0))
+    control.enrolments.write("b", Enrolment("key", revoked_at=1.0))
     waited_s, reason = waited()
     assert waited_s > 0
     assert "paused" not in reason
@@ -119,7 +119,9 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> Ma
     urls = {"url": store.servers.url, "blob_url": store.servers.blob_url}
     for name, value in replace(site, **urls).to_environ().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("RQ_JOB_ID", store.control.jobs(run.run, run.round.number)["b"]["job"])
+    monkeypatch.setenv(
+        "RQ_JOB_ID", store.control.rounds.jobs(run.run, run.round.number)["b"]["job"]
+    )
     return run
 
 

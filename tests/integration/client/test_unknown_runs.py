@@ -105,7 +105,7 @@ def test_what_is_kept_of_a_deleted_run_goes_at_once(
     store: Store, run: str, kept: Path, tmp_path: Path
 ) -> None:
     controls.cancel(store, "lawful")
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     deletion.delete(store, state, tmp_path / "aggregator")
 

@@ -97,7 +97,7 @@ def test_a_restored_run_has_everything_but_the_open_round(
     made = backup.write(store, "pilot", file, tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600  # It holds models, and who took part.
     before = everything(store, run)
-    old = store.control.run(run)
+    old = store.control.runs.get(run)
     store.control.redis.flushall()
     store.data.redis.flushall()
     other = tmp_path / "other"
@@ -109,7 +109,7 @@ def test_a_restored_run_has_everything_but_the_open_round(
     assert list(file.parent.iterdir()) == [file]
     assert b"secret" not in file.read_bytes()
     assert everything(store, state.run_id) == before
-    assert store.control.run_names() == {"pilot": state.run_id}
+    assert store.control.runs.names() == {"pilot": state.run_id}
     assert state.run_id != run
     assert (state.state, state.round, state.version) == ("cancelled", 3, NEWEST)
     assert "fl-queue resume pilot" in state.reason
@@ -131,7 +131,7 @@ def test_the_newest_version_is_evaluated_again_when_its_verdict_was_missing(
     store.control.redis.hdel(keyspace.evaluations(run), "2")
     backup.write(store, "pilot", tmp_path / "a.zip", tmp_path)
     state = backup.restore(store, tmp_path / "a.zip", tmp_path, "other")
-    found = store.control.evaluations(state.run_id)
+    found = store.control.evaluations.all(state.run_id)
 
     assert found[BEST]["finished"] == {"accuracy": 0.9}
     assert found[2]["state"] == "failed"
@@ -146,18 +146,18 @@ def test_what_clients_keep_of_a_restored_run_is_needed_as_long_as_that_is_there(
         backup.restore(store, tmp_path / "a.zip", tmp_path, name)
     backup.write(store, "two", tmp_path / "b.zip", tmp_path)
     third = backup.restore(store, tmp_path / "b.zip", tmp_path, "three")
-    ids = store.control.run_names()
+    ids = store.control.runs.names()
     assert third.restored_from == (ids["two"], run)
 
     store.control.redis.delete(keyspace.evaluations(run))  # Its ticket is none.
     for name in ("pilot", "one", "two"):
-        state = store.control.run(ids[name])
+        state = store.control.runs.get(ids[name])
         assert state is not None
         store.control.redis.hset(keyspace.run(ids[name]), "state", "cancelled")
         deletion.delete(store, state, tmp_path)
-        assert store.control.is_needed(run)
-    assert store.control.is_needed(ids["two"])
-    assert not store.control.is_needed(ids["one"])
+        assert store.control.runs.is_needed(run)
+    assert store.control.runs.is_needed(ids["two"])
+    assert not store.control.runs.is_needed(ids["one"])
     deletion.delete(store, third, tmp_path)
     assert store.control.redis.hgetall(keyspace.RESTORED) == {}
 
@@ -173,8 +173,8 @@ def test_updates_of_asynchronous_rounds_keep_the_round_in_which_their_jobs_began
     backup.write(store, run, tmp_path / "a.zip", tmp_path)
     restored = backup.restore(store, tmp_path / "a.zip", tmp_path, "other").run_id
     for client, expected in (("a", (3, "1" * 64)), ("b", (1, "2" * 64))):
-        assert store.control.accepted(restored, client) == expected
-        assert store.control.accepted(restored, keyspace.in_backup(client)) == expected
+        assert store.control.receipts.accepted(restored, client) == expected
+        assert store.control.receipts.accepted(restored, keyspace.in_backup(client)) == expected
 
 
 @pytest.mark.parametrize("ended", ["completed", "failed"])
@@ -217,7 +217,7 @@ def test_a_taken_name_is_refused_and_another_one_taken(
     assert refused.value.field == "--run"
     assert (state.name, state.version) == ("copy", NEWEST)
     assert "fl-queue resume copy" in state.reason
-    assert store.control.run_names() == {"pilot": run, "copy": state.run_id}
+    assert store.control.runs.names() == {"pilot": run, "copy": state.run_id}
 
 
 def test_a_name_that_is_taken_meanwhile_leaves_nothing_behind(
@@ -253,7 +253,7 @@ def test_a_lost_answer_is_not_taken_for_a_taken_name(
     monkeypatch.setattr(store.control, "transact", deaf)
     state = backup.restore(store, tmp_path / "a.zip", tmp_path)
 
-    assert store.control.run_names() == {"pilot": state.run_id}
+    assert store.control.runs.names() == {"pilot": state.run_id}
 
 
 def test_an_interrupted_restore_can_be_repeated(
@@ -508,7 +508,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(store: Store, file: Path) -
             continue
         # A date of the zip, say.
         assert dumps(before["history"]) == dumps(
-            [json.loads(record.to_json()) for record in store.control.history(state.run_id)]
+            [json.loads(record.to_json()) for record in store.control.history.records(state.run_id)]
         )
         forget(store, "pilot")
 
@@ -555,11 +555,11 @@ ROUNDS = 4
 
 
 def digests(store: Store, run: str) -> list[str]:
-    return [entry["digest"] for entry in store.control.versions(run).values()]
+    return [entry["digest"] for entry in store.control.versions.all(run).values()]
 
 
 def newest_round(store: Store, run: str) -> int:
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     return -1 if state is None else state.round
 
 

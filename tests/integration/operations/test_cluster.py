@@ -54,12 +54,12 @@ def pieces(body: bytes) -> list[memoryview]:
 def body(store: Store) -> bytes:
     """A blob that is there, with chunks on every node."""
     body = secrets.token_bytes(CHUNK * COUNT - 7)
-    store.data.put_chunks(BLOB, pieces(body), 600)
+    store.data.chunks.put(BLOB, pieces(body), 600)
     return body
 
 
 def read(store: Store, body: bytes) -> bytearray:
-    return store.data.get_chunks(BLOB, len(body), CHUNK)
+    return store.data.chunks.get(BLOB, len(body), CHUNK)
 
 
 def usable_again(store: Store) -> None:
@@ -70,7 +70,7 @@ def usable_again(store: Store) -> None:
 def _works(store: Store) -> bool:
     try:
         with suppress(OwnershipLost):
-            store.data.take(RUN, 1, "nobody")
+            store.data.taken.take(RUN, 1, "nobody")
         return bool(store.data.identity())
     except StoreUnavailable:
         return False
@@ -91,28 +91,28 @@ def test_chunks_lie_on_all_nodes_and_are_read_in_order(
 ) -> None:
     assert all(node.client.dbsize() > 3 for node in cluster.nodes)
     assert read(store, body) == body
-    assert b"".join(map(bytes, store.data.iter_chunks(BLOB, len(body), CHUNK))) == body
+    assert b"".join(map(bytes, store.data.chunks.iterate(BLOB, len(body), CHUNK))) == body
 
 
 def test_each_chunk_moves_once(store: Store, cluster: Cluster, body: bytes) -> None:
     before = cluster.count("get"), cluster.count("set")
 
-    store.data.put_chunks(BLOB, pieces(body), 600)
+    store.data.chunks.put(BLOB, pieces(body), 600)
     read(store, body)
 
     assert (cluster.count("get") - before[0], cluster.count("set") - before[1]) == (COUNT, COUNT)
 
 
 def test_missing_chunks_are_noticed_on_any_node(store: Store, body: bytes) -> None:
-    assert not store.data.missing_chunks(BLOB, COUNT)
+    assert not store.data.chunks.are_missing(BLOB, COUNT)
 
     for index in (0, 11, COUNT - 1):
         store.data.redis.unlink(keyspace.chunk(BLOB, index))
-        assert store.data.missing_chunks(BLOB, COUNT)
+        assert store.data.chunks.are_missing(BLOB, COUNT)
         with pytest.raises(ChunksMissing) as caught:
             read(store, body)
         assert caught.value.index == index
-        store.data.put_chunks(BLOB, pieces(body), 600)
+        store.data.chunks.put(BLOB, pieces(body), 600)
 
 
 def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body: bytes) -> None:
@@ -120,7 +120,7 @@ def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body
     left = sum(node.client.dbsize() for node in cluster.nodes)
     before = cluster.count("set")
 
-    store.data.put_chunks(BLOB, pieces(body), 600, skip_present=True)
+    store.data.chunks.put(BLOB, pieces(body), 600, skip_present=True)
 
     assert cluster.count("set") - before == COUNT - left > 3
     assert read(store, body) == body
@@ -129,7 +129,7 @@ def test_an_upload_goes_on_where_it_stopped(store: Store, cluster: Cluster, body
 def test_dropped_chunks_are_gone_from_all_nodes(
     store: Store, cluster: Cluster, body: bytes
 ) -> None:
-    store.data.drop_chunks(BLOB, COUNT)
+    store.data.chunks.drop(BLOB, COUNT)
 
     assert [node.client.dbsize() for node in cluster.nodes] == [0, 0, 0]
 
@@ -146,34 +146,34 @@ def test_a_pattern_is_removed_from_all_nodes(store: Store, cluster: Cluster, bod
 def test_elements_go_through_the_lists_of_a_run(store: Store) -> None:
     data = store.data
     for element in (b"1", b"2", b"3"):
-        data.push(RUN, element)
-    data.own(RUN, 1, "one")
+        data.results.push(RUN, element)
+    data.taken.own(RUN, 1, "one")
 
-    assert (data.waiting(RUN), data.peek(RUN)) == (3, b"1")
-    assert [data.take(RUN, 1, "one"), data.take(RUN, 1, "one")] == [[b"1"], [b"2"]]
-    assert data.held(RUN, 1) == 2
-    data.extend(RUN, 1, "one")
-    data.discard(RUN, 1, "one", 2)
-    assert (data.held(RUN, 1), data.owned(RUN, 1)) == (0, True)
+    assert (data.results.count(RUN), data.results.peek(RUN)) == (3, b"1")
+    assert [data.taken.take(RUN, 1, "one"), data.taken.take(RUN, 1, "one")] == [[b"1"], [b"2"]]
+    assert data.taken.count(RUN, 1) == 2
+    data.taken.extend(RUN, 1, "one")
+    data.taken.discard(RUN, 1, "one", 2)
+    assert (data.taken.count(RUN, 1), data.taken.is_owned(RUN, 1)) == (0, True)
 
-    assert data.take(RUN, 1, "one") == [b"3"]
-    data.own(RUN, 2, "two")
-    assert (data.held(RUN, 2), data.waiting(RUN)) == (0, 1)
+    assert data.taken.take(RUN, 1, "one") == [b"3"]
+    data.taken.own(RUN, 2, "two")
+    assert (data.taken.count(RUN, 2), data.results.count(RUN)) == (0, 1)
     with pytest.raises(OwnershipLost):
-        data.extend(RUN, 1, "one")
+        data.taken.extend(RUN, 1, "one")
 
-    assert data.take(RUN, 2, "two") == [b"3"]
-    data.disown(RUN, 2)
-    assert (data.give_back(RUN, 2), data.waiting(RUN)) == (0, 1)
-    data.remove(RUN, b"3")
-    assert data.own(RUN, 3, "three") == 0
-    assert data.take(RUN, 3, "three") == []
+    assert data.taken.take(RUN, 2, "two") == [b"3"]
+    data.taken.disown(RUN, 2)
+    assert (data.taken.give_back(RUN, 2), data.results.count(RUN)) == (0, 1)
+    data.results.remove(RUN, b"3")
+    assert data.taken.own(RUN, 3, "three") == 0
+    assert data.taken.take(RUN, 3, "three") == []
 
 
 def test_an_arrival_is_heard_whichever_node_has_the_run(store: Store) -> None:
-    with store.data.doorbell() as bell:
+    with store.data.results.doorbell() as bell:
         for run in ("a-1", "b-1", "c-1", "d-1"):
-            store.data.push(run, b"element")
+            store.data.results.push(run, b"element")
             assert bell.wait(5.0) == run
 
 
@@ -213,14 +213,14 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
     node.kill()
     for use in (
         lambda: read(store, body),
-        lambda: data.put_chunks(BLOB, pieces(body), 600),
-        lambda: data.put_chunks(BLOB, pieces(body), 600, skip_present=True),
-        lambda: data.missing_chunks(BLOB, COUNT),
-        lambda: data.drop_chunks(BLOB, COUNT),
-        lambda: data.push(RUN, b"element"),
-        lambda: data.take(RUN, 1, "one"),
-        lambda: data.held(RUN, 5),
-        lambda: data.own(RUN, 1, "one"),
+        lambda: data.chunks.put(BLOB, pieces(body), 600),
+        lambda: data.chunks.put(BLOB, pieces(body), 600, skip_present=True),
+        lambda: data.chunks.are_missing(BLOB, COUNT),
+        lambda: data.chunks.drop(BLOB, COUNT),
+        lambda: data.results.push(RUN, b"element"),
+        lambda: data.taken.take(RUN, 1, "one"),
+        lambda: data.taken.count(RUN, 5),
+        lambda: data.taken.own(RUN, 1, "one"),
         lambda: data.identity(),
         lambda: data.ping(),
         lambda: unlink_all(data.redis, keys_like(data.redis, ["flq:*"])),
@@ -231,11 +231,11 @@ def test_a_node_that_is_away_is_unavailable_until_it_is_back(
     cluster.await_ok()
     usable_again(store)
 
-    data.put_chunks(BLOB, pieces(body), 600)
-    data.push(RUN, b"element")
-    data.own(RUN, 1, "one")
+    data.chunks.put(BLOB, pieces(body), 600)
+    data.results.push(RUN, b"element")
+    data.taken.own(RUN, 1, "one")
 
-    assert (read(store, body), data.take(RUN, 1, "one")) == (body, [b"element"])
+    assert (read(store, body), data.taken.take(RUN, 1, "one")) == (body, [b"element"])
 
 
 def test_chunks_are_read_and_written_while_their_slot_moves(
@@ -246,7 +246,7 @@ def test_chunks_are_read_and_written_while_their_slot_moves(
         Cluster(tmp_path / "cluster") as cluster,
         Store.open(embedded.url, cluster.url, tmp_path) as store,
     ):
-        store.data.put_chunks(BLOB, pieces(body), 600)
+        store.data.chunks.put(BLOB, pieces(body), 600)
         source = cluster.node_of(key)
         target = next(node for node in cluster.nodes if node is not source)
         slot = source.client.execute_command("CLUSTER KEYSLOT", key)
@@ -259,7 +259,7 @@ def test_chunks_are_read_and_written_while_their_slot_moves(
         for node in (target, source):
             node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id())
         assert read(store, body) == body  # It has MOVED.
-        store.data.put_chunks(BLOB, pieces(body), 600)
+        store.data.chunks.put(BLOB, pieces(body), 600)
         assert (read(store, body), target.client.exists(key)) == (body, 1)
 
 
@@ -268,12 +268,12 @@ def test_a_node_that_is_full_is_unavailable(store: Store, cluster: Cluster, body
     node.client.config_set("maxmemory", 1 << 20)
     try:
         for use in (
-            lambda: store.data.put_chunks(BLOB, pieces(body), 600),
-            lambda: store.data.push(RUN, b"element"),
+            lambda: store.data.chunks.put(BLOB, pieces(body), 600),
+            lambda: store.data.results.push(RUN, b"element"),
         ):
             with pytest.raises(StoreUnavailable, match="is full"):
                 use()
-        store.data.own(RUN, 1, "one")  # An aggregator can go on, and make room.
+        store.data.taken.own(RUN, 1, "one")  # An aggregator can go on, and make room.
     finally:
         node.client.config_set("maxmemory", 0)
 
@@ -292,10 +292,10 @@ def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
             usable_again(store)
 
             assert store.data.identity() != before
-            store.data.put_chunks(BLOB, pieces(body), 600)
-            store.data.push(RUN, b"element")
-            store.data.own(RUN, 1, "one")
-            assert (read(store, body), store.data.take(RUN, 1, "one")) == (body, [b"element"])
+            store.data.chunks.put(BLOB, pieces(body), 600)
+            store.data.results.push(RUN, b"element")
+            store.data.taken.own(RUN, 1, "one")
+            assert (read(store, body), store.data.taken.take(RUN, 1, "one")) == (body, [b"element"])
 
 
 # URLs, and the doctor
@@ -433,7 +433,7 @@ def test_a_node_that_comes_back_empty_changes_no_bit(
     held = clustered.arm("outbox.written", "stop", "site-1_")
     run = clustered.begin(name, *CHUNKED)
     wait_for("a client with its update", held.exists)
-    wait_for("two updates", lambda: clustered.store.data.held(run, 9) == 2)
+    wait_for("two updates", lambda: clustered.store.data.taken.count(run, 9) == 2)
     lists_of = cluster.node_of(keyspace.results(run))
     victim = lists_of if lists else cluster.nodes[cluster.nodes.index(lists_of) - 1]
     victim.kill()

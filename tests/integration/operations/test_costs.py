@@ -28,7 +28,7 @@ def training(store: Store, clients: int, *overrides: str) -> str:
     ids = [f"site-{number:04d}" for number in range(clients)]
     for client in ids:
         for lease in (keyspace.client_holder(client), keyspace.worker(f"{client}_w")):
-            store.control.hold(lease, client, 3600, {"role": "client"})
+            store.control.leases.hold(lease, client, 3600, {"role": "client"})
     settings = ("round.cohort=1.0", "run.evaluate_every=0", *overrides)
     run = runs.start_run(store, "many", run_config.load("mnist-3v7", settings, {}), 3).run_id
     store.control.redis.set(keyspace.manifest(run), MANIFEST)
@@ -106,18 +106,18 @@ def test_what_comes_of_a_run_at_rest_is_seen(
     first, second = ended(store, 2)
     healer = Healer(store, tmp_path)
     healer.tick()
-    store.data.push(first, b"late")
+    store.data.results.push(first, b"late")
     healer.tick()
-    assert store.data.waiting(first) == 1  # At rest.
+    assert store.data.results.count(first) == 1  # At rest.
     monkeypatch.setattr(resting_runs, "LOOK_S", 0.0)
     healer.tick()
-    assert store.data.waiting(first) == 0
+    assert store.data.results.count(first) == 0
 
     # Somebody goes on with the other one: it is looked at again at once.
     store.control.redis.hset(keyspace.run(second), mapping={"state": "training", "round": "-1"})
-    before = store.control.run(second)
+    before = store.control.runs.get(second)
     healer.tick()
-    assert store.control.run(second) != before
+    assert store.control.runs.get(second) != before
 
 
 def test_a_long_look_is_no_silence_and_keeps_the_lease(
@@ -138,7 +138,7 @@ def test_a_long_look_is_no_silence_and_keeps_the_lease(
     for _ in range(3):
         healer.tick()
         other.tick()
-        assert not store.control.settling()
+        assert not store.control.clients.is_settling()
     assert len(looked) == 3 * 4
     assert store.control.redis.pttl(keyspace.HEALER) > 2000
 

@@ -109,7 +109,7 @@ def test_save_points_are_warned_of_before_and_after_one_fails(servers: EmbeddedR
 def test_too_few_connections_for_the_clients_are_warned_of(servers: EmbeddedRedis) -> None:
     with Store(servers.url, servers.blob_url) as store:
         for client in "abcdefgh":
-            store.control.hold(keyspace.worker(f"{client}_1"), "t", 600, {"role": "client"})
+            store.control.leases.hold(keyspace.worker(f"{client}_1"), "t", 600, {"role": "client"})
         store.control.redis.config_set("maxclients", 32)
         found = examine(servers)
     said = of(found, "WARN", "is too few for 8 clients")

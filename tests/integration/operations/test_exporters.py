@@ -32,17 +32,17 @@ def ended(store: Store, run: str, *records: RoundRecord) -> None:
     """Rounds end as the commit script has them end: a record, then an event."""
     for one in records:
         store.control.redis.rpush(keyspace.history(run), one.to_json())
-        store.control.add_event(run, {"event": f"round_{one.outcome}", "round": one.round})
+        store.control.events.add(run, {"event": f"round_{one.outcome}", "round": one.round})
 
 
 def score(store: Store, run: str, version: int, accuracy: float) -> None:
     finished = {"accuracy": accuracy}
-    store.control.set_evaluation(run, version, {"state": "done", "finished": finished})
+    store.control.evaluations.set(run, version, {"state": "done", "finished": finished})
 
 
 def closed(store: Store, run: str) -> None:
     store.control.redis.hset(keyspace.run(run), "state", "completed")
-    store.control.add_event(run, {"event": "run_completed"})
+    store.control.events.add(run, {"event": "run_completed"})
 
 
 @pytest.fixture

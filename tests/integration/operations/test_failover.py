@@ -138,7 +138,7 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
     first = federation.arm("client.trained", "stop", "site-1_")
     run = federation.begin(name, *CLIENTS)
     wait_for("site-1 in round 1", first.exists)
-    receipts = federation.store.control.receipts
+    receipts = federation.store.control.receipts.of_round
     wait_for("site-2's update of round 1", lambda: "site-2" in receipts(run, 1))
     pid = int(wait_for("its pid", first.read_text))
     second = federation.arm("client.trained", "stop", "site-2_")

@@ -26,7 +26,7 @@ from fl_queue.store.jobs.rq_types import FLJob
 
 
 def state_of(store: Store, run: str) -> RunState:
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     return state
 
@@ -50,14 +50,14 @@ def dead_process() -> str:
 def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store) -> None:
     control, holder = store.control, keyspace.client_holder("b")
     fields = {"process": dead_process(), "worker": "old"}
-    control.hold(holder, "old", 60, fields)
-    control.hold(keyspace.worker("old"), "old", 60, fields)
+    control.leases.hold(holder, "old", 60, fields)
+    control.leases.hold(keyspace.worker("old"), "old", 60, fields)
 
-    assert control.hold(
+    assert control.leases.hold(
         holder, "new", 60, {"process": processes.process_identity(), "worker": "new"}
     )
-    assert control.lease(keyspace.worker("old")) == {}
-    assert not control.hold(holder, "third", 60, {})  # The new one lives.
+    assert control.leases.get(keyspace.worker("old")) == {}
+    assert not control.leases.hold(holder, "third", 60, {})  # The new one lives.
 
 
 @pytest.mark.parametrize("moved_s", [-60, 60])
@@ -65,14 +65,14 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     store: Store, moved_s: float
 ) -> None:
     control = store.control
-    control.hold(keyspace.client_holder("a"), "a", 60, {})
-    control.hear()
+    control.leases.hold(keyspace.client_holder("a"), "a", 60, {})
+    control.clients.record_heartbeats()
     loaded = run_config.load("mnist-3v7", ("round.cohort=1.0",), {})
     run = runs.start_run(store, "silent", loaded, 1).run_id
     control.redis.hincrbyfloat(keyspace.CLOCK, "ticked_at", moved_s)
-    control.hear()  # The first time since.
+    control.clients.record_heartbeats()  # The first time since.
     lifecycle.advance(store, run)
-    assert (control.settling(), state_of(store, run).round) == (True, -1)
+    assert (control.clients.is_settling(), state_of(store, run).round) == (True, -1)
 
     ticket = JobTicket("a", rq_types.TRAIN, keyspace.client_queue("a"), run, 1, 60)
     control.redis.hset(
@@ -90,25 +90,25 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
 def test_who_is_heard_is_told_by_leases_and_not_by_what_clients_write(store: Store) -> None:
     control = store.control
     for client, lifetime_s in (("a", 6), ("old", 2), ("left", 6), ("gone", 6), ("liar", 9999)):
-        control.hold(keyspace.client_holder(client), client, lifetime_s, {})
+        control.leases.hold(keyspace.client_holder(client), client, lifetime_s, {})
     control.redis.hset("flq:client:../x:holder", "token", "t")
-    control.hear()
-    control.release(keyspace.client_holder("left"), "left", "left")
-    control.release(keyspace.client_holder("gone"), "gone")
-    control.hear()
+    control.clients.record_heartbeats()
+    control.leases.release(keyspace.client_holder("left"), "left", "left")
+    control.leases.release(keyspace.client_holder("gone"), "gone")
+    control.clients.record_heartbeats()
 
-    ages = control.client_ids()
+    ages = control.clients.heartbeat_ages()
     assert sorted(ages) == ["a", "gone", "liar", "old"]
     assert ages["liar"] < 3 < ages["old"] < 9
-    control.arrive("left")
-    assert control.client("left") == {}
+    control.clients.register_worker("left")
+    assert control.clients.get("left") == {}
 
 
 def test_a_clock_that_was_set_back_keeps_no_dead_client_alive(store: Store) -> None:
     store.control.redis.zadd(keyspace.CLIENTS, {"gone": store.control.now() + 3600})
     store.control.redis.zadd(keyspace.CLIENTS, {"../../etc/x": store.control.now()})
 
-    assert store.control.alive_clients(15) == []
+    assert store.control.clients.alive(15) == []
 
 
 def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
@@ -121,12 +121,12 @@ def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
         message.pack(late, None),
         message.pack(replace(late, round=99), None),
     ):
-        store.data.push(run, element)
+        store.data.results.push(run, element)
     Healer(store, tmp_path).heal(run)
 
-    assert store.data.waiting(run) == 0
-    assert store.control.receipts(run, 0)["a"].status == "late"
-    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    assert store.data.results.count(run) == 0
+    assert store.control.receipts.of_round(run, 0)["a"].status == "late"
+    events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     rejected = [event["reason"] for _, _, event in events if event["event"] == "update_rejected"]
     assert len(rejected) == 3
 
@@ -134,46 +134,50 @@ def test_late_updates_of_a_run_that_has_ended_are_recorded_and_removed(
 def test_the_elements_of_a_cancelled_runs_aggregator_do_not_stay(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
-    store.data.push(
+    fence = store.control.rounds.claim(
+        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    )
+    store.data.results.push(
         run, message.pack(Header(kind="failure", run=run, round=0, client="a", token="t"), None)
     )
-    store.data.own(run, fence, "t")
-    store.data.take(run, fence, "t")
+    store.data.taken.own(run, fence, "t")
+    store.data.taken.take(run, fence, "t")
     store.data.redis.delete(keyspace.owner(run, fence))  # Its aggregator has died.
     controls.cancel(store, "lawful")
     Healer(store, tmp_path).heal(run)
 
-    assert store.data.held(run, fence) + store.data.waiting(run) == 0
+    assert store.data.taken.count(run, fence) + store.data.results.count(run) == 0
 
 
 def test_a_new_incarnation_forgets_receipts_whose_elements_come_back(
     store: Store, run: str
 ) -> None:
-    job = store.control.jobs(run, 0)["aggregator"]["job"]
-    fence = store.control.claim(run, 0, job)
+    job = store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    fence = store.control.rounds.claim(run, 0, job)
     refused = Receipt("failed", token="1", reason='no "status":"received"')
-    store.control.write_receipt(run, 0, "a", refused, fence)
-    store.control.write_receipt(run, 0, "b", Receipt("received", token="2"), fence)
-    store.control.claim(run, 0, job)
+    store.control.receipts.add(run, 0, "a", refused, fence)
+    store.control.receipts.add(run, 0, "b", Receipt("received", token="2"), fence)
+    store.control.rounds.claim(run, 0, job)
 
     # That of a refused one does not come back.
-    assert store.control.receipts(run, 0) == {"a": refused}
+    assert store.control.receipts.of_round(run, 0) == {"a": refused}
 
 
 def test_a_data_server_that_lost_everything_has_all_asked_again_with_time_to_answer(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    before = store.control.round(run, 0)
+    before = store.control.rounds.get(run, 0)
     assert before is not None
-    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
-    store.control.write_receipt(run, 0, "a", Receipt("failed", token="1", reason="no"), fence)
+    fence = store.control.rounds.claim(
+        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    )
+    store.control.receipts.add(run, 0, "a", Receipt("failed", token="1", reason="no"), fence)
     store.data.redis.flushall()
     Healer(store, tmp_path).heal(run)
-    after = store.control.round(run, 0)
+    after = store.control.rounds.get(run, 0)
     assert after is not None
 
-    assert store.control.jobs(run, 0)["a"]["attempt"] == 2
+    assert store.control.rounds.jobs(run, 0)["a"]["attempt"] == 2
     assert (after.data_server != before.data_server, after.deadline_s - before.deadline_s) == (
         True,
         30.0,
@@ -187,7 +191,7 @@ def test_time_does_not_count_while_the_data_server_is_away(
     store.control.redis.hincrbyfloat(keyspace.round_(run, 0), "ticked_at", -2)
     with pytest.raises(Exception, match="not reachable"):
         lifecycle.count_time(away, run, 0)
-    found = store.control.round(run, 0)
+    found = store.control.rounds.get(run, 0)
     away.close()
 
     assert found is not None
@@ -211,7 +215,7 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
         control.hset(keyspace.evaluations(run), str(version), ticket.to_json())
     control.hset(keyspace.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
     Healer(store, tmp_path, hurry=True).heal(run)
-    found = store.control.evaluations(run)
+    found = store.control.evaluations.all(run)
 
     assert found[0] == {"state": "failed", "reason": healer.PRUNED}
     assert "job" in found[1]  # Its checkpoint may be on another machine.
@@ -227,13 +231,13 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
     deletion.delete(store, state, tmp_path)
     assert keys(store, run) == []
 
-    store.control.add_event(run, {"event": "ghost"})
-    store.control.set_evaluation(run, 1, {"state": "done"})
-    store.control.set_quorum_at(run, 0, 1.0)
-    store.control.set_data_server(run, 0, "x")
+    store.control.events.add(run, {"event": "ghost"})
+    store.control.evaluations.set(run, 1, {"state": "done"})
+    store.control.rounds.set_quorum_at(run, 0, 1.0)
+    store.control.rounds.set_data_server(run, 0, "x")
     assert keys(store, run) == []
 
-    store.data.push(run, b"from a client that slept")
+    store.data.results.push(run, b"from a client that slept")
     assert keys(store, run) != []
     deletion.sweep(store, tmp_path)
     assert keys(store, run) == []
@@ -241,7 +245,7 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
 
     # Hours later there is no looking through all keys any more, but a sleeper may still push.
     store.control.redis.zincrby(keyspace.DELETED, -2 * deletion.LOOKED_AGAIN_S, run)
-    store.data.push(run, b"from a client that slept for hours")
+    store.data.results.push(run, b"from a client that slept for hours")
     deletion.sweep(store, tmp_path)
     assert keys(store, run) == []
 
@@ -258,7 +262,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_healer(
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "_remove", lambda *arguments: None)
         deletion.delete(store, state, tmp_path)
-    assert store.control.run_id("lawful") is None
+    assert store.control.runs.id_of("lawful") is None
     Healer(store, tmp_path).tick()
 
     assert keys(store, run) == []
@@ -266,7 +270,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_healer(
 
 def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: str) -> None:
     control, queue = store.control.redis, keyspace.client_queue("a")
-    living = store.control.jobs(run, 0)["a"]["job"]
+    living = store.control.rounds.jobs(run, 0)["a"]["job"]
     for registry in ("finished", "failed", "wip"):
         control.zadd(f"rq:{registry}:{queue}", {f"{living}:1": 1, "gone:1": 1})
     control.rpush(f"rq:queue:{queue}:intermediate", "gone", living)
@@ -282,7 +286,7 @@ def test_names_of_jobs_that_no_longer_exist_leave_rqs_lists(store: Store, run: s
 def test_a_replaced_job_leaves_nothing_even_if_the_healer_is_killed(
     store: Store, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = JobTicket.from_dict(store.control.jobs(run, 0)["a"])
+    old = JobTicket.from_dict(store.control.rounds.jobs(run, 0)["a"])
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "forget_all", lambda *arguments: None)
         new = dispatch.replace(store, keyspace.round_jobs(run, 0), "a", old)
@@ -296,13 +300,13 @@ def test_a_late_update_of_a_round_long_gone_is_counted(
     store: Store, run: str, tmp_path: Path
 ) -> None:
     controls.cancel(store, "lawful")
-    store.control.forget_round(run, 0)
+    store.control.rounds.forget(run, 0)
     late = Header(kind="failure", run=run, round=0, client="a", token="t", reason="slept")
-    store.data.push(run, message.pack(late, None))
+    store.data.results.push(run, message.pack(late, None))
     Healer(store, tmp_path).heal(run)
 
-    assert store.control.late(run) == {0: 1}
-    last = store.control.last_event(keyspace.events(run))
+    assert store.control.receipts.late_counts(run) == {0: 1}
+    last = store.control.events.last(keyspace.events(run))
     assert last is not None
     assert (last["status"], last["client"]) == ("late", "a")
 
@@ -329,18 +333,20 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
 def test_a_bad_element_in_a_clients_name_leaves_it_waited_for_and_its_job_watched(
     store: Store, run: str, tmp_path: Path
 ) -> None:
-    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
-    store.control.write_receipt(run, 0, "a", Receipt("stale", token="1", reason="old"), fence)
+    fence = store.control.rounds.claim(
+        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    )
+    store.control.receipts.add(run, 0, "a", Receipt("stale", token="1", reason="old"), fence)
     assert any(
         line.startswith("waiting for a: ")
         for line in diagnosis.why_open(store, state_of(store, run))
     )
 
-    job = store.control.jobs(run, 0)["a"]["job"]
+    job = store.control.rounds.jobs(run, 0)["a"]["job"]
     store.control.redis.hset(FLJob.key_for(job), mapping={"status": "started", "worker_name": "x"})
     healer = Healer(store, tmp_path)
     healer.heal(run)
-    assert store.control.jobs(run, 0)["a"]["attempt"] == 2
+    assert store.control.rounds.jobs(run, 0)["a"]["attempt"] == 2
     assert any("its worker is dead" in line for line in healer.done)
     healer.heal(run)
     assert healer.done == []  # What was done the last time, not all a healer ever did.

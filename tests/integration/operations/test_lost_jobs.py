@@ -31,7 +31,9 @@ def started(store: Store, ticket: JobTicket, **lease: str) -> None:
     redis.lrem(f"rq:queue:{ticket.queue}", 0, ticket.job)
     redis.hset(FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": WORKER})
     redis.hset(keyspace.CLOCK, "settling_s", 0)
-    store.control.hold(keyspace.worker(WORKER), "t", 60, {"role": "pool", "process": "", **lease})
+    store.control.leases.hold(
+        keyspace.worker(WORKER), "t", 60, {"role": "pool", "process": "", **lease}
+    )
 
 
 def ticket_of(client: str = "a") -> JobTicket:
@@ -70,7 +72,7 @@ def test_a_worker_of_an_earlier_release_is_believed(store: Store) -> None:
     started(store, ticket)
 
     assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) is None
-    store.control.release(keyspace.worker(WORKER), "t")
+    store.control.leases.release(keyspace.worker(WORKER), "t")
     assert dead_jobs.JobMonitor(store, 0.0, 0.0).verdict(ticket) == "its worker is dead"
 
 
@@ -126,11 +128,11 @@ def test_the_transaction_that_starts_a_job_names_it_in_the_lease(
         worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
 
         # However late the thread that extends the lease is; and a lease that ran out comes to an end.
-        assert store.control.at_work(worker.name) == job.id
+        assert store.control.workers.job_of(worker.name) == job.id
         assert 0 < store.control.redis.ttl(keyspace.worker(worker.name)) <= LEASE_S
         worker._at_work = ""
         worker._extend()
-        assert store.control.at_work(worker.name) == ""
+        assert store.control.workers.job_of(worker.name) == ""
 
 
 def test_a_failure_that_falls_into_an_outage_is_written_after_it(
@@ -165,10 +167,10 @@ def test_a_real_workers_lease_names_its_job_while_it_trains(federation: Federati
     federation.reach(run, 1)
 
     def lease() -> dict[str, str]:
-        living = control.living_workers()
+        living = control.workers.living()
         return next(found for found in living if found.get("client") == "site-1")
 
-    job = control.jobs(run, 1)["site-1"]["job"]
+    job = control.rounds.jobs(run, 1)["site-1"]["job"]
     wait_for("its lease to name the job", lambda: lease()["job"] == job)
     wait_for("it to train", lambda: federation.trained(run) == 1)
     controls.cancel(federation.store, "named")

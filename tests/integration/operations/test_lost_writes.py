@@ -58,7 +58,7 @@ def digest(store: Store, tmp_path: Path) -> str:
 
 
 def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
-    found = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    found = store.control.events.read({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -78,16 +78,16 @@ def test_what_two_incarnations_of_one_fence_took_is_merged_once(
 
     assert new.fence == old.fence
     assert data.redis.lrange(keyspace.results(run), 0, -1) == elements  # In one place, all of them.
-    assert data.held(run, new.fence + 20) == 0
+    assert data.taken.count(run, new.fence + 20) == 0
     with pytest.raises(OwnershipLost):
-        data.take(run, old.fence, old.token, 64)
+        data.taken.take(run, old.fence, old.token, 64)
     with pytest.raises(OwnershipLost):
-        data.extend(run, old.fence, old.token)
+        data.taken.extend(run, old.fence, old.token)
     with pytest.raises(OwnershipLost):
         old.checkpoint()
-    assert data.waiting(run) == 2
+    assert data.results.count(run) == 2
     assert hand.work() == "committed: 2 of 2 updates in"
-    assert store.control.version(run, 1)["digest"] == digest
+    assert store.control.versions.get(run, 1)["digest"] == digest
 
 
 def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
@@ -103,10 +103,10 @@ def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
 
     assert hand.work() == "committed: 2 of 2 updates in"
 
-    assert store.control.fence(hand.run) > last.fence
+    assert store.control.runs.fence(hand.run) > last.fence
     [event] = events(store, hand.run, "control_writes_lost")
     assert f"{last.fence} was in use" in event["what"]
-    assert store.control.version(hand.run, 1)["digest"] == digest
+    assert store.control.versions.get(hand.run, 1)["digest"] == digest
 
 
 def test_a_calm_run_sees_no_lost_writes(hand: ManualRun, store: Store) -> None:
@@ -159,7 +159,7 @@ def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
     for who in "ab":
         hand.update(who)
     assert hand.work() == "committed: 2 of 2 updates in"
-    assert not hand.store.data.partial(hand.run)
+    assert not hand.store.data.partial_sum.get(hand.run)
 
 
 def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
@@ -173,13 +173,13 @@ def test_a_commit_that_is_lost_is_made_again_with_the_same_bits(
     assert hand.state.version == 1
     set_back(store.control.redis, before)
     assert hand.state.version == 0
-    assert store.data.waiting(hand.run) == 0  # They were removed: their round had ended.
+    assert store.data.results.count(hand.run) == 0  # They were removed: their round had ended.
     for who in "ab":
         hand.update(who)  # Asked again.
 
     assert hand.work() == "committed: 2 of 2 updates in"
 
-    assert store.control.version(hand.run, 1)["digest"] == digest
+    assert store.control.versions.get(hand.run, 1)["digest"] == digest
 
 
 # A client's outbox
@@ -253,7 +253,7 @@ def test_an_update_of_a_round_that_is_not_open_yet_is_refused_and_sent_again_whe
     assert hand.work() == "committed: 2 of 2 updates in"
     round_job.tidy(store, job.site, "a")
 
-    assert store.data.waiting(hand.run) == 0
+    assert store.data.results.count(hand.run) == 0
     [event] = events(store, hand.run, "update_rejected")
     assert event["reason"] == "a: round 2 has not been opened"
     assert (hand.round.number, hand.round.base_digest) == (2, digest)

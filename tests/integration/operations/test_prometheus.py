@@ -50,9 +50,9 @@ def run(store: Store) -> str:
     store.control.redis.hset(keyspace.run(state.run_id), "version", "1")
     store.control.redis.set(keyspace.manifest(state.run_id), MANIFEST.to_json())
     for number in range(2):
-        store.control.add_event(state.run_id, {"event": "healed", "what": f"{number}"})
-    store.control.hold(keyspace.client_holder("here"), "t", 60, {})
-    store.control.hear()
+        store.control.events.add(state.run_id, {"event": "healed", "what": f"{number}"})
+    store.control.leases.hold(keyspace.client_holder("here"), "t", 60, {})
+    store.control.clients.record_heartbeats()
     store.control.redis.zadd(keyspace.CLIENTS, {"gone": 1.0})
     store.data.redis.rpush(keyspace.results(state.run_id), b"x")
     store.control.redis.rpush(f"rq:queue:{keyspace.client_queue('gone')}", "a-job")
@@ -93,7 +93,7 @@ def test_a_kept_registry_counts_what_is_new_and_nothing_twice(store: Store, run:
     }
 
     ended(store, run, record(3, 1))
-    store.control.add_event(run, {"event": "healed", "what": "again"})
+    store.control.events.add(run, {"event": "healed", "what": "again"})
 
     assert samples(prometheus.text(kept)) == pytest.approx(
         samples(prometheus.prometheus_text(store)), rel=0.2

@@ -34,7 +34,7 @@ TRIES = 30
 
 def told(store: Store, run: str) -> list[str]:
     """The events of a run that changed its state, oldest first."""
-    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     return [event["event"] for _, _, event in events if event["event"] in STATES]
 
 
@@ -182,7 +182,9 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
 
         slow.control.transact = late  # type: ignore[method-assign]
         runs.start_run(slow, NAME, other(9), 1)
-    found = [part["config"]["train"]["epochs"] for part in store.control.config_segments(hand.run)]
+    found = [
+        part["config"]["train"]["epochs"] for part in store.control.runs.config_segments(hand.run)
+    ]
     assert found == [hand.config.train["epochs"], 7, 9]
     assert hand.state.segment == 2
 
@@ -207,7 +209,7 @@ def test_a_run_without_a_version_is_never_at_version_none(store: Store, tmp_path
         runs.raise_unless_completed(cancelled)
     texts.append(str(failed.value))
     texts += controls.resume(store, NAME, tmp_path)[1]
-    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     texts += [progress.describe(event) for _, _, event in events]
     completed: RunState = replace(cancelled, state="completed")
     texts.append(runs.describe_state(store, completed))

@@ -47,10 +47,10 @@ def what_was_made(federation: Federation, run: str) -> list[object]:
     store = federation.store
     made: list[object] = [
         (entry["digest"], entry.get("server_state"))
-        for entry in store.control.versions(run).values()
+        for entry in store.control.versions.all(run).values()
     ]
     for client in SITES:
-        found = store.control.accepted(run, client)
+        found = store.control.receipts.accepted(run, client)
         assert found is not None
         folder = federation.redis.state_dir / f"client-state/{run}/{client}/{found[0]}_{found[1]}"
         (path,) = folder.glob("*.safetensors")
@@ -63,20 +63,20 @@ def backed_up(federation: Federation, run: str, version: int, file: Path) -> Non
     store = federation.store
     wait_for(
         f"version {version}",
-        lambda: (store.control.run(run).version or 0) >= version,  # type: ignore[union-attr]
+        lambda: (store.control.runs.get(run).version or 0) >= version,  # type: ignore[union-attr]
         120,
     )
     made = backup.write(store, run, file, federation.redis.state_dir)
     wait_for(
         "the run to go on",
         lambda: (
-            not (state := store.control.run(run))
+            not (state := store.control.runs.get(run))
             or not state.active
             or (state.version or 0) > made.version + 1
         ),
         120,
     )
-    if store.control.run(run).active:  # type: ignore[union-attr]
+    if store.control.runs.get(run).active:  # type: ignore[union-attr]
         controls.cancel(store, run)
     store.control.redis.flushall()
     store.data.redis.flushall()
@@ -111,10 +111,10 @@ def test_a_run_that_is_restored_twice_goes_on_with_what_clients_keep(
     assert federation.finish(run, 120).state == "completed"
 
     assert what_was_made(federation, run) == expected
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
     assert state is not None
     assert list(state.restored_from) == runs[::-1]
-    events = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     assert [e for _, _, e in events if e["event"] == "client_state_missing"] == []
     for client in SITES:
         told = federation.client_events(client)

@@ -60,12 +60,12 @@ def test_a_plain_rq_worker_serves_a_client(
     urls = {"FLQ_REDIS_URL": redis_urls[0], "FLQ_REDIS_BLOB_URL": redis_urls[1]}
     urls["RQ_REDIS_URL"] = redis_urls[0]
     with running(line, **site, **urls):
-        wait_for("its lease", lambda: store.control.lease(keyspace.client_holder("a")), 120)
+        wait_for("its lease", lambda: store.control.leases.get(keyspace.client_holder("a")), 120)
         loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
         run = runs.start_run(store, "plainly", loaded, 1).run_id
         lifecycle.advance(store, run)
         # Version 0, made by the client, as there is no evaluator.
-        wait_for("version 0 to be pushed", lambda: store.data.waiting(run), 120)
+        wait_for("version 0 to be pushed", lambda: store.data.results.count(run), 120)
 
 
 class Dashboard:

@@ -61,7 +61,7 @@ def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
     assert done.returncode == 0, done.stderr
     assert "cancelled at version 0" in done.stdout
     wait_for("the horses to end", lambda: not horses(federation), 10)
-    record = federation.store.control.history(run)[-1]
+    record = federation.store.control.history.records(run)[-1]
     assert (record.outcome, record.missing) == ("cancelled", federation.clients)
     assert "cancelled already" in fl_queue(federation, "cancel", "endless").stderr
     assert federation.store.control.redis.keys("rq:queue:flq-client-*") == []
@@ -79,7 +79,7 @@ def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
     )  # fmt: skip
     assert (asked.returncode, "nothing was deleted" in asked.stdout) == (0, True)
     assert "Delete run endless" in asked.stdout
-    assert federation.store.control.run_id("endless") == run
+    assert federation.store.control.runs.id_of("endless") == run
     assert fl_queue(federation, "delete", "endless", "--yes").returncode == 0
     wait_for("its last horses to end", lambda: not horses(federation), 10)
     wait_for("no key of it", lambda: not keys_of(federation, run), 45)
@@ -98,7 +98,7 @@ def test_a_failed_run_goes_on_after_resume(federation: Federation) -> None:
 
     federation.start("site-3")
     try:
-        wait_for("site-3", lambda: "site-3" in federation.store.control.alive_clients(15), 60)
+        wait_for("site-3", lambda: "site-3" in federation.store.control.clients.alive(15), 60)
         done = fl_queue(federation, "resume", "short-handed")
         assert "was failed: training goes on" in done.stdout
         assert federation.finish(run).state == "completed"
@@ -117,7 +117,7 @@ def test_redrive_shows_why_a_job_fails_and_tries_again(federation: Federation) -
         run = federation.begin("stuck", "run.rounds=1", "round.cohort=2")
 
         def failed() -> bool:
-            job = federation.store.control.jobs(run, 0).get("aggregator", {})
+            job = federation.store.control.rounds.jobs(run, 0).get("aggregator", {})
             return int(job.get("attempt", 1)) > 3
 
         wait_for("attempts", failed)

@@ -38,19 +38,19 @@ def store(watched: Sentinels, tmp_path: Path) -> Iterator[Store]:
 def use(store: Store, body: bytes) -> None:
     """One of each kind of command, on each kind of connection."""
     control, data = store.control, store.data
-    assert control.hold("lease", "token", 60, {})  # A transaction.
-    control.tick_waiting(RUN)  # A script.
+    assert control.leases.hold("lease", "token", 60, {})  # A transaction.
+    control.runs.count_waiting(RUN)  # A script.
     with control.redis.pipeline(transaction=False) as pipe:
         pipe.set("key", "value")
         pipe.get("key")
         assert pipe.execute() == [True, b"value"]
     name = keyspace.model_blob(RUN, "d1")
-    data.put_chunks(name, [memoryview(body)], 600)  # Without copies.
-    assert data.get_chunks(name, len(body), len(body)) == body
-    with data.doorbell() as bell:
-        data.push(RUN, b"element")
+    data.chunks.put(name, [memoryview(body)], 600)  # Without copies.
+    assert data.chunks.get(name, len(body), len(body)) == body
+    with data.results.doorbell() as bell:
+        data.results.push(RUN, b"element")
         assert bell.wait(5.0) == RUN
-    data.remove(RUN, b"element")
+    data.results.remove(RUN, b"element")
     assert data.identity()
 
 

@@ -46,7 +46,7 @@ class AsyncHand(ManualRun):
         draw = np.random.default_rng([ord(client), number])
         values = draw.standard_normal(self.size, "<f4")
         body = np.array([ord(client)], "<i8").tobytes() + values.tobytes()
-        base = self.store.control.version(self.run, version)["digest"]
+        base = self.store.control.versions.get(self.run, version)["digest"]
         header = self.header("update", client, body, token or f"token-{client}-{number}")
         return replace(header, round=number, base_version=version, base_digest=base), body
 
@@ -69,11 +69,11 @@ class AsyncHand(ManualRun):
 
     def past(self, number: int) -> RoundRecord:
         """Record of a round that has ended."""
-        return next(r for r in self.store.control.history(self.run) if r.round == number)
+        return next(r for r in self.store.control.history.records(self.run) if r.round == number)
 
     def parameters(self, version: int) -> np.ndarray:
         """Of a version, from its checkpoint."""
-        digest = self.store.control.version(self.run, version)["digest"]
+        digest = self.store.control.versions.get(self.run, version)["digest"]
         folder = checkpoint.checkpoint_folder(self.folder, self.run)
         body = checkpoint.read(folder, digest, self.manifest)
         return np.array(message.views(self.manifest, body)["w"], np.float64)
@@ -112,7 +112,7 @@ def test_a_stale_update_counts_for_less_and_the_round_can_be_verified(
 ) -> None:
     hand.commit("ab")
     record = hand.commit("ac")
-    receipt = store.control.receipts(hand.run, 2)["c"]
+    receipt = store.control.receipts.of_round(hand.run, 2)["c"]
 
     assert record.staleness == {"a": 0, "c": 1}
     factor, unit = record.discount["weights"][1] / ONE, record.discount["unit"]
@@ -168,7 +168,7 @@ def test_with_a_buffer_of_the_cohort_it_is_fedavg_bit_for_bit(
         for client in "abcd":
             hand.update(client)
         assert hand.work().startswith("committed")
-        made.append(store.control.version(hand.run, 1)["digest"])
+        made.append(store.control.versions.get(hand.run, 1)["digest"])
         controls.cancel(store, NAME)
         deletion.delete(store, hand.state, folder)
     assert made[0] == made[1]
@@ -209,13 +209,13 @@ def test_a_client_that_is_too_far_behind_is_given_up_and_begins_anew(
 
     reason = "stale: at work on version 0 when version 2 was made; round.max_staleness = 1"
     assert record.rejected == {"c": reason, "d": reason}
-    assert store.control.receipts(hand.run, 2)["c"].status == "stale"
+    assert store.control.receipts.of_round(hand.run, 2)["c"].status == "stale"
     assert hand.job_of("c") == (3, 2)
     assert queries.has_ended(store.control, hand.run, 1, "c")
     # What it sends all the same is recorded, and not merged.
     hand.push(slow)
     hand.take(hand.intake(), 1)
-    late = store.control.receipts(hand.run, 1)["c"]
+    late = store.control.receipts.of_round(hand.run, 1)["c"]
     assert (late.status, late.token) == ("stale", "token-c-1")
     assert late.reason == "made from version 0, 2 versions ago; round.max_staleness = 1"
     assert sorted(hand.commit("ac").accepted) == ["a", "c"]
@@ -227,7 +227,7 @@ def test_an_update_that_comes_again_is_counted_once(hand: AsyncHand, store: Stor
     hand.push(first)
     hand.push((replace(first[0], token="another"), first[1]))
     hand.commit("b")
-    assert store.control.receipts(hand.run, 1)["a:duplicate"].status == "duplicate"
+    assert store.control.receipts.of_round(hand.run, 1)["a:duplicate"].status == "duplicate"
     stale = hand.made("c")
     hand.push(stale)
     hand.commit("a")
@@ -236,7 +236,7 @@ def test_an_update_that_comes_again_is_counted_once(hand: AsyncHand, store: Stor
     hand.push(first)
     record = hand.commit("ab")
     assert sorted(record.accepted) == ["a", "b"]
-    assert sorted(store.control.receipts(hand.run, 1)) == ["a", "a:duplicate", "b"]
+    assert sorted(store.control.receipts.of_round(hand.run, 1)) == ["a", "a:duplicate", "b"]
 
 
 def test_a_client_learns_which_job_its_accepted_update_was_of(store: Store, tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_a_client_learns_which_job_its_accepted_update_was_of(store: Store, tmp_
         sent = {client: push(client) for client in clients}
         hand.commit("")
     # What they keep has the number of the round in which the job began, not of that which merged it.
-    assert store.control.accepted(hand.run, "c") == (1, sent["c"])
-    assert store.control.accepted(hand.run, "a") == (2, sent["a"])
-    assert store.control.accepted(hand.run, "d") is None
+    assert store.control.receipts.accepted(hand.run, "c") == (1, sent["c"])
+    assert store.control.receipts.accepted(hand.run, "a") == (2, sent["a"])
+    assert store.control.receipts.accepted(hand.run, "d") is None
 
 
 def test_another_incarnation_counts_nothing_twice_and_loses_nothing(hand: AsyncHand) -> None:
@@ -273,19 +273,19 @@ def test_another_incarnation_counts_nothing_twice_and_loses_nothing(hand: AsyncH
 
 
 def test_what_jobs_still_need_stays_and_then_goes(hand: AsyncHand, store: Store) -> None:
-    store.control.set_evaluation(hand.run, 0, {"state": "done", "finished": {}})
+    store.control.evaluations.set(hand.run, 0, {"state": "done", "finished": {}})
     for _ in range(4):
         hand.commit("ab")
-    digest = store.control.version(hand.run, 0)["digest"]
+    digest = store.control.versions.get(hand.run, 0)["digest"]
     chunk = keyspace.chunk(keyspace.model_blob(hand.run, digest), 0)
 
     assert hand.job_of("c") == (1, 0)
-    assert store.control.round(hand.run, 1) is not None
+    assert store.control.rounds.get(hand.run, 1) is not None
     assert store.data.redis.exists(chunk)
     hand.commit("cd")
     assert hand.past(5).staleness == {"c": 4, "d": 4}
     hand.commit("ab")
-    assert store.control.round(hand.run, 1) is None
+    assert store.control.rounds.get(hand.run, 1) is None
     assert not store.data.redis.exists(chunk)
 
 
@@ -353,7 +353,7 @@ class BufferHand(AsyncHand):
         return draw.normal(2.0, 0.1, 2).astype("<f4")
 
     def statistic(self, version: int) -> np.ndarray:
-        digest = self.store.control.version(self.run, version)["digest"]
+        digest = self.store.control.versions.get(self.run, version)["digest"]
         body = checkpoint.read(
             checkpoint.checkpoint_folder(self.folder, self.run), digest, self.manifest
         )

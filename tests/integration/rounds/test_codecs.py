@@ -48,7 +48,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
             for client in made.clients:
                 made.start(client)
             ready = 2 + 1 + COUNT
-            wait_for("workers", lambda: len(made.store.control.living_workers()) == ready, 120)
+            wait_for("workers", lambda: len(made.store.control.workers.living()) == ready, 120)
             yield made
         finally:
             made.close()
@@ -56,18 +56,18 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> It
 
 def accuracy_of(mixed: Federation, run: str) -> float:
     """Of the last version, on the clients' validation data."""
-    return metrics.finish(mixed.store.control.history(run)[-1].validation)["accuracy"]
+    return metrics.finish(mixed.store.control.history.records(run)[-1].validation)["accuracy"]
 
 
 def manifest_of(mixed: Federation, run: str) -> Manifest:
-    found = mixed.store.control.manifest(run)
+    found = mixed.store.control.versions.manifest(run)
     assert found is not None
     return found
 
 
 def open_round(mixed: Federation, run: str) -> RoundState:
     wait_for("training", lambda: mixed.trained(run) == COUNT)
-    current = mixed.store.control.round(run, 1)
+    current = mixed.store.control.rounds.get(run, 1)
     assert current is not None
     return current
 
@@ -92,7 +92,7 @@ def test_an_encoded_run_learns_and_has_the_same_bits_by_sites_and_by_a_pool(
     assert accuracy_of(mixed, first) > 0.8
     encoding = codec.encoding(current_config(mixed.store, first).update)
     size = codec.encoded_nbytes(encoding, manifest_of(mixed, first))
-    receipts = mixed.store.control.receipts(first, 3).values()
+    receipts = mixed.store.control.receipts.of_round(first, 3).values()
     assert {receipt.nbytes for receipt in receipts} == {size}
 
 
@@ -170,10 +170,10 @@ def test_malformed_encoded_updates_are_invalid_and_change_nothing(mixed: Federat
         bad_update(run, current, manifest, second, plain, codec="float32"),
         bad_update(run, current, manifest, third, bytes(size), body_digest="0" * 64),
     ):
-        mixed.store.data.push(run, element)
+        mixed.store.data.results.push(run, element)
 
     def judged() -> dict[str, Receipt]:
-        receipts = mixed.store.control.receipts(run, 1)
+        receipts = mixed.store.control.receipts.of_round(run, 1)
         return receipts if len(receipts) == COUNT else {}
 
     receipts = wait_for("receipts", judged)
@@ -192,7 +192,7 @@ def test_what_a_client_sends_is_the_difference_to_what_it_received(mixed: Federa
     # So small a step changes no parameter: only a difference to another base could be other than 0.
     run = mixed.begin("still", "model.codec=bfloat16", "train.learning_rate=1e-30")
     mixed.finish(run)
-    versions = mixed.store.control.versions(run)
+    versions = mixed.store.control.versions.all(run)
 
     assert len({entry["digest"] for entry in versions.values()}) == 1
     download = versions[0]["download"]
@@ -206,11 +206,12 @@ def test_the_download_comes_back_from_the_checkpoint(mixed: Federation) -> None:
     current, manifest = open_round(mixed, run), manifest_of(mixed, run)
     assert current.fetched == current.download != current.base_digest
     data = mixed.store.data
-    data.drop_chunks(keyspace.model_blob(run, current.download), 1)
+    data.chunks.drop(keyspace.model_blob(run, current.download), 1)
     wait_for(
-        "its chunk", lambda: not data.missing_chunks(keyspace.model_blob(run, current.download), 1)
+        "its chunk",
+        lambda: not data.chunks.are_missing(keyspace.model_blob(run, current.download), 1),
     )
-    body = data.get_chunks(
+    body = data.chunks.get(
         keyspace.model_blob(run, current.download),
         codec.encoded_nbytes("bfloat16", manifest),
         65536,
@@ -224,7 +225,7 @@ def test_the_download_comes_back_from_the_checkpoint(mixed: Federation) -> None:
 def test_superseded_downloads_are_removed_with_their_versions(mixed: Federation) -> None:
     run = mixed.begin("pruned", *BOTH_WAYS)
     mixed.finish(run)
-    versions = mixed.store.control.versions(run)
+    versions = mixed.store.control.versions.all(run)
     wait_for("scores", lambda: len(selection.test_metrics(mixed.store, run)) == len(versions))
     # The evaluator may have been the last to finish.
     config = current_config(mixed.store, run)
@@ -246,8 +247,10 @@ def test_a_changed_model_codec_counts_from_the_next_version_on(mixed: Federation
     mixed.finish(run)
     assert mixed.begin("changed", "run.rounds=2", "model.codec=bfloat16") == run
     state = mixed.finish(run)
-    rounds = {n: mixed.store.control.round(run, n) for n in range(state.round - 2, state.round + 1)}
-    versions = mixed.store.control.versions(run)
+    rounds = {
+        n: mixed.store.control.rounds.get(run, n) for n in range(state.round - 2, state.round + 1)
+    }
+    versions = mixed.store.control.versions.all(run)
 
     assert state.state == "completed"
     trained = [r for r in rounds.values() if r is not None]
@@ -259,4 +262,4 @@ def test_a_changed_model_codec_counts_from_the_next_version_on(mixed: Federation
 
 def test_who_makes_version_0_has_no_residual_to_lose(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "ab", 8, *TOPK)
-    assert [store.control.accepted(hand.run, client) for client in "ab"] == [None, None]
+    assert [store.control.receipts.accepted(hand.run, client) for client in "ab"] == [None, None]

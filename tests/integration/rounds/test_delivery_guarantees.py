@@ -26,14 +26,14 @@ from fl_queue.store.jobs.rq_types import FLJob
 
 
 def claim(store: Store, run: str) -> int:
-    job = store.control.jobs(run, 0)["aggregator"]["job"]
-    return store.control.claim(run, 0, job)
+    job = store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    return store.control.rounds.claim(run, 0, job)
 
 
 def test_racing_callers_of_advance_open_one_round(store: Store, run: str) -> None:
     lifecycle.advance(store, run)
     lifecycle.advance(store, run)
-    state = store.control.run(run)
+    state = store.control.runs.get(run)
 
     assert state is not None
     assert state.round == 0
@@ -42,28 +42,28 @@ def test_racing_callers_of_advance_open_one_round(store: Store, run: str) -> Non
 
 def test_a_replaced_incarnation_can_move_and_commit_nothing(store: Store, run: str) -> None:
     old = claim(store, run)
-    store.data.own(run, old, "old")
-    store.data.push(run, b"one")
-    store.data.push(run, b"two")
-    assert store.data.take(run, old, "old") == [b"one"]
+    store.data.taken.own(run, old, "old")
+    store.data.results.push(run, b"one")
+    store.data.results.push(run, b"two")
+    assert store.data.taken.take(run, old, "old") == [b"one"]
 
     new = claim(store, run)
-    store.data.own(run, new, "new")
+    store.data.taken.own(run, new, "new")
 
     with pytest.raises(OwnershipLost):
-        store.data.extend(run, old, "old")
+        store.data.taken.extend(run, old, "old")
     with pytest.raises(OwnershipLost):
-        store.data.take(run, old, "old", 64)
-    store.data.discard(run, old, "old", 1)
-    assert store.data.held(run, new) == 0
-    assert store.data.waiting(run) == 2
+        store.data.taken.take(run, old, "old", 64)
+    store.data.taken.discard(run, old, "old", 1)
+    assert store.data.taken.count(run, new) == 0
+    assert store.data.results.count(run) == 2
     assert end(store, run, old) == "another aggregator owns the round"
     assert end(store, run, new) == "ok"
     assert end(store, run, new) == "the run is not training"
 
 
 def end(store: Store, run: str, fence: int) -> str:
-    state, current = store.control.run(run), store.control.round(run, 0)
+    state, current = store.control.runs.get(run), store.control.rounds.get(run, 0)
     assert state is not None
     assert current is not None
     ending = Ending("abandoned", "tried")
@@ -74,24 +74,24 @@ def end(store: Store, run: str, fence: int) -> str:
 
 def test_a_command_sent_again_discards_nothing_more(store: Store, run: str) -> None:
     fence = claim(store, run)
-    store.data.own(run, fence, "t")
+    store.data.taken.own(run, fence, "t")
     for element in (b"one", b"two"):
-        store.data.push(run, element)
-        store.data.take(run, fence, "t")
-    store.data.discard(run, fence, "t", 2)
-    store.data.push(run, b"three")
-    store.data.take(run, fence, "t")
-    store.data.discard(run, fence, "t", 2)
+        store.data.results.push(run, element)
+        store.data.taken.take(run, fence, "t")
+    store.data.taken.discard(run, fence, "t", 2)
+    store.data.results.push(run, b"three")
+    store.data.taken.take(run, fence, "t")
+    store.data.taken.discard(run, fence, "t", 2)
 
-    assert store.data.held(run, fence) == 1
+    assert store.data.taken.count(run, fence) == 1
 
 
 def test_accepted_is_never_overwritten(store: Store, run: str) -> None:
     fence = claim(store, run)
-    assert store.control.write_receipt(run, 0, "a", Receipt("accepted", token="1"), fence)
-    assert store.control.write_receipt(run, 0, "a", Receipt("duplicate", token="2"), fence)
-    assert not store.control.write_receipt(run, 0, "a", Receipt("duplicate", token="3"), fence)
-    receipts = store.control.receipts(run, 0)
+    assert store.control.receipts.add(run, 0, "a", Receipt("accepted", token="1"), fence)
+    assert store.control.receipts.add(run, 0, "a", Receipt("duplicate", token="2"), fence)
+    assert not store.control.receipts.add(run, 0, "a", Receipt("duplicate", token="3"), fence)
+    receipts = store.control.receipts.of_round(run, 0)
 
     assert {key: receipt.status for key, receipt in receipts.items()} == {
         "a": "accepted",
@@ -100,14 +100,14 @@ def test_accepted_is_never_overwritten(store: Store, run: str) -> None:
 
 
 def test_nothing_is_written_to_a_round_that_does_not_exist(store: Store, run: str) -> None:
-    assert not store.control.write_receipt(run, 7, "a", Receipt("late", token="1"), None)
+    assert not store.control.receipts.add(run, 7, "a", Receipt("late", token="1"), None)
     assert store.control.redis.exists(keyspace.round_updates(run, 7)) == 0
 
 
 def test_time_is_counted_not_read(store: Store, run: str) -> None:
     # The last tick lies an hour back: an outage, or a clock that jumped.
     store.control.redis.hincrbyfloat(keyspace.round_(run, 0), "ticked_at", -3600)
-    elapsed_s = store.control.tick_round(run, 0)
+    elapsed_s = store.control.rounds.count_time(run, 0)
 
     assert elapsed_s is not None
     assert elapsed_s <= 2.5
@@ -193,7 +193,7 @@ def test_a_body_over_the_inline_limit_travels_in_chunks(store: Store, run: str) 
     assert (len(inline), len(element) < 1000) == (0, True)
     assert found == replace(header, chunk_bytes=65536)
     assert (
-        store.data.get_chunks(
+        store.data.chunks.get(
             keyspace.update_blob("a", run, found.body_digest), found.body_bytes, 65536
         )
         == body
@@ -220,10 +220,10 @@ def test_a_header_names_no_chunks_but_its_clients(store: Store, run: str, kind: 
         keyspace.update_blob("b", run, digest),
     )
     for name in (model, own, other):
-        store.data.put_chunks(name, [body], None)
+        store.data.chunks.put(name, [body], None)
     header = Header(
         kind=kind, run=run, round=0, client="a", body_bytes=100, body_digest=digest, chunk_bytes=100
     )
     late_updates.drop_chunks(store, run, header)
-    there = [not store.data.missing_chunks(name, 1) for name in (model, own, other)]
+    there = [not store.data.chunks.are_missing(name, 1) for name in (model, own, other)]
     assert there == [True, False, True]

@@ -19,15 +19,15 @@ from tests.support.manual_run import ManualRun
 
 def alive(store: Store, clients: str) -> None:
     for client in clients:
-        store.control.hold(keyspace.client_holder(client), "t", 600, {})
+        store.control.leases.hold(keyspace.client_holder(client), "t", 600, {})
 
 
 def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligibility.EligibleClients:
     """Who may be selected of a run that has just begun."""
     alive(store, clients)
     loaded = run_config.load("mnist-3v7", overrides, {})
-    state = runs.start_run(store, f"run-{len(store.control.run_names())}", loaded, 1)
-    store.control.hear()
+    state = runs.start_run(store, f"run-{len(store.control.runs.names())}", loaded, 1)
+    store.control.clients.record_heartbeats()
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
     found = eligibility.decide(store, state, loaded, "train")
     assert found is not None
@@ -59,7 +59,9 @@ def test_two_studies_share_a_fleet(
 
 def test_the_other_studys_sites_are_not_asked_what_they_would_train_on(store: Store) -> None:
     for client in "ab":
-        store.control.hold(keyspace.client_holder(client), "t", 600, {"worker": f"{client}_1"})
+        store.control.leases.hold(
+            keyspace.client_holder(client), "t", 600, {"worker": f"{client}_1"}
+        )
     found = decided(store, 'clients.include=["a"]', "run.task=own:Task", clients="")
     assert (found.problem, list(found.out)) == (preflight.WAITING, ["b"])
     assert store.control.redis.keys("rq:queue:flq-client-*") == [b"rq:queue:flq-client-a"]
@@ -81,7 +83,7 @@ def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> No
     (c,) = [entry for entry in run_status.clients(store) if entry.client == "c"]
     assert c.left_out == {hand.state.name: "it is not in clients.include"}
     assert "left out of run by-hand" in c.doing
-    found = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
+    found = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     told = [event["left_out"] for _, _, event in found if event["event"] == "clients_left_out"]
     assert told == [dict(hand.state.left_out)]
     record = lifecycle.base_record(hand.round, lifecycle.Ending("committed", ""), 0.0, hand.config)

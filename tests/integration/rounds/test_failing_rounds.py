@@ -170,7 +170,7 @@ def test_a_client_whose_answers_are_never_taken_is_asked_less_and_less_often(
         store.control.redis.hset(FLJob.key_for(ticket.job), "status", "finished")
         # Its element is refused as forged: of another key, say.
         receipt = Receipt("forged", token="t", reason="not signed by a")
-        store.control.write_receipt(hand.run, 1, "a", receipt, 0)
+        store.control.receipts.add(hand.run, 1, "a", receipt, 0)
         Healer(store, tmp_path).heal(hand.run)
 
     # Without a pause: once each time.
@@ -187,4 +187,4 @@ def test_making_way_for_others_is_no_attempt_that_came_to_nothing(
     for _ in range(3):
         assert hand.work() == "made way for another round"
 
-    assert store.control.jobs(hand.run, 1)[identifiers.AGGREGATOR]["attempt"] == 1
+    assert store.control.rounds.jobs(hand.run, 1)[identifiers.AGGREGATOR]["attempt"] == 1

@@ -34,7 +34,7 @@ class First(ManualRun):
         self.store, self.folder, self.clients, self.size = store, folder, clients, 2
         self.manifest = Manifest((TensorSpec("w", (2,), "parameter"),))
         for client in clients:
-            store.control.hold(keyspace.client_holder(client), "t", 600, {})
+            store.control.leases.hold(keyspace.client_holder(client), "t", 600, {})
         wanted = ("round.cohort=2", "round.quorum=1", *overrides)
         self.config = run_config.load("mnist-3v7", wanted, {})
         self.run = runs.start_run(store, "first", self.config, 1).run_id
@@ -61,12 +61,12 @@ class First(ManualRun):
         assert self.send(replace(header, manifest=self.manifest.to_json()), body)
 
     def asked(self) -> list[str]:
-        current = self.store.control.round(self.run, 0)
+        current = self.store.control.rounds.get(self.run, 0)
         assert current is not None
         return sorted(current.makers, key=lambda who: current.makers[who])
 
     def events(self, kind: str) -> list[dict[str, object]]:
-        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
+        found = self.store.control.events.read({keyspace.events(self.run): "0-0"}, None)
         return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -149,7 +149,7 @@ def test_a_second_answer_changes_nothing(first: First) -> None:
     first.make(first.order[0])
     first.work()
     assert first.state.version == 0
-    found = first.store.control.receipts(first.run, 0)
+    found = first.store.control.receipts.of_round(first.run, 0)
     assert found[first.order[1]].status == "accepted"
     assert found.get(first.order[0]) is None or not found[first.order[0]].is_in
 
@@ -159,8 +159,8 @@ def test_who_is_at_work_has_the_time_of_a_training_and_longer_for_a_large_model(
 ) -> None:
     first = First(store, tmp_path, "round.deadline_s=7200", "train.timeout_s=60", clients="a")
     assert first.round.deadline_s == 7200
-    job = first.store.control.jobs(first.run, 0)["a"]
-    store.control.hold(keyspace.worker("a_1"), "t", 600, {"role": "client"})
+    job = first.store.control.rounds.jobs(first.run, 0)["a"]
+    store.control.leases.hold(keyspace.worker("a_1"), "t", 600, {"role": "client"})
     fields = {"status": "started", "worker_name": "a_1"}
     store.control.redis.hset(FLJob.key_for(job["job"]), mapping=fields)
     assert job["timeout_s"] > 7200
@@ -172,7 +172,7 @@ def test_who_is_at_work_has_the_time_of_a_training_and_longer_for_a_large_model(
         assert left == ["a"]
         assert lifecycle.closing_rule(first.round, 0, 1, elapsed_s, None, True) is None
     # Somebody who has just come is asked, as the first has had its time.
-    store.control.hold(keyspace.client_holder("b"), "t", 600, {})
+    store.control.leases.hold(keyspace.client_holder("b"), "t", 600, {})
     first.advance()
     assert first.asked() == ["a", "b"]
 
@@ -182,7 +182,7 @@ def test_an_initial_model_adds_the_time_of_a_slow_line(store: Store, tmp_path: P
     initial = {"digest": "0" * 64, "nbytes": 10**9, "chunk_bytes": 1, "tensors": []}
     run = runs.start_run(store, "given", first.config, 1, initial).run_id
     lifecycle.advance(store, run)
-    current = store.control.round(run, 0)
+    current = store.control.rounds.get(run, 0)
     assert current is not None
     assert current.deadline_s == 7200 + 2000
 
@@ -201,7 +201,7 @@ def test_a_lone_maker_that_is_gone_ends_the_run_after_the_time_of_a_round(
 
 
 def test_the_evaluator_is_the_first_and_a_client_the_next(store: Store, tmp_path: Path) -> None:
-    store.control.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
+    store.control.leases.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
     first = First(store, tmp_path)
     assert first.asked() == [identifiers.EVALUATOR]
     store.control.redis.delete(keyspace.worker("e"))
@@ -213,8 +213,8 @@ def test_the_evaluator_is_the_first_and_a_client_the_next(store: Store, tmp_path
 
 
 def test_a_simulation_goes_from_the_evaluator_to_the_pool(store: Store, tmp_path: Path) -> None:
-    store.control.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
-    store.control.hold(keyspace.worker("p"), "t", 600, {"role": "pool"})
+    store.control.leases.hold(keyspace.worker("e"), "t", 600, {"role": "evaluator"})
+    store.control.leases.hold(keyspace.worker("p"), "t", 600, {"role": "pool"})
     overrides = ("clients.kind=simulation", "clients.count=5")
     first = First(store, tmp_path, *overrides, clients="")
     store.control.redis.delete(keyspace.worker("e"))
@@ -288,7 +288,7 @@ def test_without_anybody_the_run_completes_and_says_so(last: ManualRun) -> None:
     assert last.state.state == "completed"
     assert last.state.reason.startswith("no closing evaluation: no client is alive")
     assert "no closing evaluation" in runs.describe_state(last.store, last.state)
-    event = last.store.control.read_events({keyspace.events(last.run): "0-0"}, None)
+    event = last.store.control.events.read({keyspace.events(last.run): "0-0"}, None)
     assert "evaluation_skipped" in [found["event"] for _, _, found in event]
 
 
@@ -308,13 +308,13 @@ def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
     thread = threading.Thread(target=collector.work)
     thread.start()
     number = last.round.number
-    wait_for("a", lambda: "a" in last.store.control.receipts(last.run, number))
+    wait_for("a", lambda: "a" in last.store.control.receipts.of_round(last.run, number))
     assert last.state.active
     last.send(evaluation(last, "b"), b"")
     thread.join(60)
     last.advance()
     assert last.state.state == "completed"
-    record = last.store.control.history(last.run)[-1]
+    record = last.store.control.history.records(last.run)[-1]
     assert sorted(record.client_validation) == ["a", "b"]
 
 
@@ -326,7 +326,7 @@ def test_a_site_that_vanishes_in_the_closing_evaluation_is_not_waited_for(last: 
     last.store.control.redis.hset(key, "elapsed_s", "20")
     last.work()
     assert last.state.state == "completed"
-    record = last.store.control.history(last.run)[-1]
+    record = last.store.control.history.records(last.run)[-1]
     assert (list(record.client_validation), record.reason) == (["a"], "1 of 2 answers in")
 
 
@@ -336,5 +336,5 @@ def test_one_failed_answer_ends_no_closing_evaluation(last: ManualRun) -> None:
     last.send(failure, b"")
     last.send(evaluation(last, "b"), b"")
     last.work()
-    record = last.store.control.history(last.run)[-1]
+    record = last.store.control.history.records(last.run)[-1]
     assert (list(record.client_validation), record.outcome) == (["b"], "evaluated")

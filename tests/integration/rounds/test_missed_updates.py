@@ -82,14 +82,14 @@ def test_a_reply_that_is_lost_publishes_no_second_attempt(store: Store, tmp_path
     hand = ManualRun(store, tmp_path, "ab", 100)
     old = dispatch.tickets(store, hand.run, 1)["a"]
     wanted: list[Any] = []
-    once = store.control.replace_jobs
+    once = store.control.queues.replace_jobs
 
     def twice(key: str, replacements: Any) -> list[bool]:
         wanted.extend(replacements)
         once(key, wanted)
         return once(key, wanted)
 
-    store.control.replace_jobs = twice  # type: ignore[method-assign]
+    store.control.queues.replace_jobs = twice  # type: ignore[method-assign]
     new = dispatch.replace(store, keyspace.round_jobs(hand.run, 1), "a", old)
 
     assert new is not None
@@ -119,7 +119,7 @@ def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
     intake = hand.intake()
     hand.store.control.redis.hdel(keyspace.round_jobs(hand.run, 1), "aggregator")
     finish(hand, "a", "b")
-    waiting = store.data.waiting
+    waiting = store.data.results.count
 
     def taken_now(run: str) -> int:
         for client in "ab":
@@ -128,7 +128,7 @@ def test_an_answer_that_comes_while_the_healer_looks_is_not_asked_for_again(
         intake.taken.discard()
         return waiting(run)
 
-    monkeypatch.setattr(store.data, "waiting", taken_now)
+    monkeypatch.setattr(store.data.results, "count", taken_now)
     Healer(store, tmp_path)._heal_jobs(hand.run, hand.round)
     assert attempts(hand) == {"a": 1, "b": 1}
 
@@ -142,10 +142,10 @@ def test_a_machine_without_the_checkpoint_leaves_healing_to_the_one_that_has_it(
     model = keyspace.model_blob(hand.run, hand.state.digest)
     store.data.redis.flushall()
     having.tick()
-    assert store.data.missing_chunks(model, 1)  # The other one heals.
+    assert store.data.chunks.are_missing(model, 1)  # The other one heals.
     without.tick()
     having.tick()
-    assert not store.data.missing_chunks(model, 1)
+    assert not store.data.chunks.are_missing(model, 1)
 
 
 def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_pat
 
 def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
-    store.control.set_quorum_at(hand.run, 1, 1.0)
+    store.control.rounds.set_quorum_at(hand.run, 1, 1.0)
     store.control.redis.hset(keyspace.round_(hand.run, 1), "data_server", "another")
     Healer(store, tmp_path).heal(hand.run)
 
@@ -176,7 +176,7 @@ def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_pat
 def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
     collector = RoundAggregator(store, hand.run, 1, hand.job(), tmp_path)
-    collector.fence = store.control.claim(hand.run, 1, hand.job())
+    collector.fence = store.control.rounds.claim(hand.run, 1, hand.job())
     collector._load()
     collector.intake.receipts["a"] = collector.intake.receipts["b"] = Receipt("received")
     assert collector._ending(drained=True) is None
@@ -184,7 +184,7 @@ def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_pa
     assert hand.round.quorum_at_s is not None
     # The healer notes another data server; an hour has been counted meanwhile.
     store.control.redis.hincrbyfloat(keyspace.round_(hand.run, 1), "elapsed_s", before)
-    store.control.set_data_server(hand.run, 1, "another")
+    store.control.rounds.set_data_server(hand.run, 1, "another")
 
     assert collector._ending(drained=True) is None
     assert collector.round.deadline_s == before + PUSH_AGAIN_S
@@ -199,10 +199,10 @@ def test_versions_that_are_never_scored_leave_the_data_server(store: Store, tmp_
         hand.update("b")
         hand.work()
 
-    versions = store.control.versions(hand.run)
+    versions = store.control.versions.all(hand.run)
     there = [
         version
         for version, entry in versions.items()
-        if not store.data.missing_chunks(keyspace.model_blob(hand.run, entry["digest"]), 1)
+        if not store.data.chunks.are_missing(keyspace.model_blob(hand.run, entry["digest"]), 1)
     ]
     assert there == sorted(versions)[-retention.ON_DATA_SERVER :]

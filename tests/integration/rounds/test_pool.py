@@ -57,7 +57,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
             for client in virtual_clients.clients(COUNT):
                 made.start(client)
             ready = 2 + 2 + COUNT
-            wait_for("workers", lambda: len(made.store.control.living_workers()) == ready, 120)
+            wait_for("workers", lambda: len(made.store.control.workers.living()) == ready, 120)
             yield made
         finally:
             made.close()
@@ -94,7 +94,7 @@ def test_a_simulation_has_the_bits_and_records_of_one_site_worker_per_client(
     run = pool.begin("same", *VIRTUAL)
     state = pool.finish(run)
     found = pool.committed(run)
-    last = pool.store.control.receipts(run, 2)
+    last = pool.store.control.receipts.of_round(run, 2)
     trained = trainings(pool, "same")
 
     assert (state.state, pool.free(run)) == ("completed", digests)
@@ -103,7 +103,7 @@ def test_a_simulation_has_the_bits_and_records_of_one_site_worker_per_client(
     assert set(trained.values()) == {1}
     assert sorted(last) == found[-1].cohort
     assert {r.eligible[0] for r in found} == {"sim-1..sim-4"}
-    events = pool.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    events = pool.store.control.events.read({keyspace.events(run): "0-0"}, None)
     came = [event["client"] for _, _, event in events if event["event"] == "update_received"]
     assert "group-1" in came
 
@@ -225,7 +225,7 @@ def test_a_site_worker_trains_no_virtual_clients(
 
     def told() -> list[str]:
         stream = {keyspace.client_events("sim-1"): "0-0"}
-        events = [event for _, _, event in store.control.read_events(stream, None)]
+        events = [event for _, _, event in store.control.events.read(stream, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 
     (why,) = wait_for("a refusal", told)
@@ -252,8 +252,10 @@ def test_the_documented_function_is_trained(pool: Federation) -> None:
     where = ("run.rounds=2", "round.cohort=4", "train.learning_rate=0.3")
     run = pool.begin("beans", "run.task=beans:beans", "task.hidden=16", *where)
     state = pool.finish(run)
-    tested = wait_for("the test", lambda: pool.store.control.evaluations(run)[2].get("finished"))
-    first = pool.store.control.evaluations(run)[0]
+    tested = wait_for(
+        "the test", lambda: pool.store.control.evaluations.all(run)[2].get("finished")
+    )
+    first = pool.store.control.evaluations.all(run)[0]
 
     assert (state.state, [len(r.accepted) for r in pool.committed(run)]) == ("completed", [4, 4])
     assert first["metrics"]["num_examples"] == 60

@@ -63,12 +63,12 @@ def sites_are(federation: Federation, **sites: dict[str, Any]) -> None:
 
 
 def events(federation: Federation, run: str, kind: str) -> list[dict[str, Any]]:
-    found = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    found = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
 def cohorts(federation: Federation, run: str) -> list[list[str]]:
-    return [record.cohort for record in federation.store.control.history(run)]
+    return [record.cohort for record in federation.store.control.history.records(run)]
 
 
 def test_a_site_with_other_labels_is_named_and_left_out(federation: Federation) -> None:
@@ -96,7 +96,7 @@ def test_without_a_majority_the_run_waits_until_a_site_is_mended(federation: Fed
     run = federation.begin("nobody-knows", *ONE)
 
     def reason() -> str:
-        found = federation.store.control.run(run)
+        found = federation.store.control.runs.get(run)
         return found.reason if found and "neither side" in found.reason else ""
 
     said = wait_for("the reason", reason)
@@ -131,13 +131,13 @@ def test_a_worker_killed_while_it_looks_costs_nobody_their_place(federation: Fed
 
 
 def _asked(federation: Federation, run: str) -> int:
-    raw = federation.store.control.sites(run)["site-2"]
+    raw = federation.store.control.runs.site_reports(run)["site-2"]
     return int(json.loads(raw)["ticket"]["attempt"])
 
 
 def _horse(federation: Federation, client: str, run: str) -> int:
     """Pid of the process that answers the question, once it has begun."""
-    raw = federation.store.control.sites(run).get(client)
+    raw = federation.store.control.runs.site_reports(run).get(client)
     ticket = json.loads(raw)["ticket"] if raw else {}
     if federation.store.control.redis.hget(f"rq:job:{ticket.get('job')}", "status") != b"started":
         return 0

@@ -39,14 +39,15 @@ def test_a_run_commits_every_round_once_and_records_what_decided_it(
     state = federation.finish(run)
 
     assert (state.state, state.version) == ("completed", 3)
-    history = federation.store.control.history(run)
+    history = federation.store.control.history.records(run)
     assert [record.outcome for record in history] == ["committed"] * 3 + ["evaluated"]
     for record in history[:3]:
         assert sorted(record.accepted) == record.cohort == federation.clients
         assert (
-            record.digest == federation.store.control.versions(run)[record.version or 0]["digest"]
+            record.digest
+            == federation.store.control.versions.all(run)[record.version or 0]["digest"]
         )
-    receipts = federation.store.control.receipts(run, 3)
+    receipts = federation.store.control.receipts.of_round(run, 3)
     assert {receipt.status for receipt in receipts.values()} == {"accepted"}
     assert all(receipt.environment["torch"] for receipt in receipts.values())
     assert history[3].validation["num_examples"] > 0
@@ -113,7 +114,7 @@ def test_a_killed_process_changes_no_bit(
 
     assert state.state == "completed"
     assert digests == calm
-    history = federation.store.control.history(run)
+    history = federation.store.control.history.records(run)
     assert [record.round for record in history] == sorted({record.round for record in history})
 
 
@@ -139,7 +140,7 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
     run = federation.begin("same", "train.epochs=2")
     data = federation.store.data
     federation.reach(run, 1)
-    current = federation.store.control.round(run, 1)
+    current = federation.store.control.rounds.get(run, 1)
     assert current is not None
     stranger = Header(
         kind="update",
@@ -151,9 +152,11 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
         token="a" * 16,
         num_examples=5,
     )
-    data.push(run, b"rubbish")
-    data.push(run, message.pack(stranger, None))
-    data.push(run, message.pack(replace(stranger, client="site-1", base_digest="0" * 64), None))
+    data.results.push(run, b"rubbish")
+    data.results.push(run, message.pack(stranger, None))
+    data.results.push(
+        run, message.pack(replace(stranger, client="site-1", base_digest="0" * 64), None)
+    )
     state = federation.finish(run)
     digests = federation.free(run)
     record = federation.committed(run)[0]
@@ -163,7 +166,7 @@ def test_malformed_foreign_and_duplicate_updates_are_recorded_and_never_merged(
     assert "stranger" not in record.accepted
     events = [
         event
-        for _, _, event in federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
+        for _, _, event in federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     ]
     reasons = [event["reason"] for event in events if event["event"] == "update_rejected"]
     assert any("rubbish" in reason or "few" in reason or "begin" in reason for reason in reasons)
@@ -178,8 +181,8 @@ def test_a_bad_element_in_a_clients_name_does_not_end_its_round(
     run = federation.begin("slow", *slow)
     wait_for("training", lambda: federation.trained(run) == 3)
     stale = Header(kind="update", run=run, round=1, client="site-1", base_digest="0" * 64, token="a" * 16, num_examples=5)  # fmt: skip
-    federation.store.data.push(run, message.pack(stale, None))
-    wait_for("its receipt", lambda: federation.store.control.receipts(run, 1))
+    federation.store.data.results.push(run, message.pack(stale, None))
+    wait_for("its receipt", lambda: federation.store.control.receipts.of_round(run, 1))
     state = federation.finish(run)
 
     assert (state.state, federation.free(run)) == ("completed", digests)
@@ -198,7 +201,7 @@ def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
     assert state.reason.startswith("nobody could make version 0; evaluator: ")
     # Everybody was asked, and each one's own reason is there.
     assert state.reason.count("--task-allow nobody:Allows") == 1 + len(federation.clients)
-    receipts = federation.store.control.receipts(run, state.round)
+    receipts = federation.store.control.receipts.of_round(run, state.round)
     assert any("--task-allow nobody:Allows" in receipt.reason for receipt in receipts.values())
 
 

@@ -54,7 +54,7 @@ def test_a_round_has_the_cohort_of_sites_of_the_same_names_and_a_job_for_each_gr
     store: Store,
 ) -> None:
     state = begin(store, simulated())
-    current = store.control.round(state.run_id, 1)
+    current = store.control.rounds.get(state.run_id, 1)
 
     assert current is not None
     clients = virtual_clients.clients(40)
@@ -64,7 +64,7 @@ def test_a_round_has_the_cohort_of_sites_of_the_same_names_and_a_job_for_each_gr
     assert sorted(dispatch.tickets(store, state.run_id, 1)) == ["aggregator", "group-0", "group-1"]
     jobs = dispatch.queued(store, keyspace.POOL_QUEUE)
     assert [job.split("_")[0] for job in jobs] == ["group-0", "group-1"]
-    assert store.control.client_ids() == {}
+    assert store.control.clients.heartbeat_ages() == {}
 
 
 def state_seed(store: Store, state: RunState) -> int:
@@ -82,9 +82,9 @@ def test_without_an_evaluator_version_0_is_made_in_the_pool(store: Store) -> Non
 
 
 def test_an_evaluator_makes_version_0_of_a_simulation_too(store: Store) -> None:
-    store.control.hold(keyspace.worker("e"), "t", 60, {"role": "evaluator"})
+    store.control.leases.hold(keyspace.worker("e"), "t", 60, {"role": "evaluator"})
     state = begin(store, simulated(), version=None)
-    current = store.control.round(state.run_id, 0)
+    current = store.control.rounds.get(state.run_id, 0)
 
     assert current is not None
     assert (current.cohort, current.groups) == (("evaluator",), 0)
@@ -95,12 +95,12 @@ def test_a_group_is_replaced_until_all_its_members_have_answered(
 ) -> None:
     state = begin(store, simulated())
     run = state.run_id
-    current = store.control.round(run, 1)
+    current = store.control.rounds.get(run, 1)
     assert current is not None
     first, second = (virtual_clients.members(current.cohort, 2, number) for number in (0, 1))
-    fence = store.control.claim(run, 1, dispatch.tickets(store, run, 1)["aggregator"].job)
+    fence = store.control.rounds.claim(run, 1, dispatch.tickets(store, run, 1)["aggregator"].job)
     for client in (*first, *second[:-1]):
-        assert store.control.write_receipt(run, 1, client, Receipt("received"), fence)
+        assert store.control.receipts.add(run, 1, client, Receipt("received"), fence)
     for who in ("group-0", "group-1"):
         dispatch.forget(store, dispatch.tickets(store, run, 1)[who])  # Their process has died.
 
@@ -120,13 +120,13 @@ class Arrivals:
     def __init__(self, store: Store, folder: Path) -> None:
         self.store = store
         self.run = begin(store, simulated()).run_id
-        current = store.control.round(self.run, 1)
-        manifest = store.control.manifest(self.run)
+        current = store.control.rounds.get(self.run, 1)
+        manifest = store.control.versions.manifest(self.run)
         assert current is not None
         assert manifest is not None
         self.round, self.manifest = current, manifest
         self.config = runs.current_config(store, self.run)
-        fence = store.control.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
+        fence = store.control.rounds.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
         self.intake = UpdateIntake(store, self.run, current, self.config, fence, "t", folder)
 
     def ticket(self, who: str) -> dispatch.JobTicket:
@@ -177,11 +177,11 @@ class Arrivals:
         return b"".join(piece.tobytes() for piece in total.pieces()), total.count
 
     def statuses(self) -> dict[str, str]:
-        receipts = self.store.control.receipts(self.run, 1)
+        receipts = self.store.control.receipts.of_round(self.run, 1)
         return {client: receipt.status for client, receipt in receipts.items()}
 
     def events(self) -> list[dict[str, Any]]:
-        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
+        found = self.store.control.events.read({keyspace.events(self.run): "0-0"}, None)
         return [event for _, _, event in found]
 
 
@@ -194,7 +194,7 @@ def test_a_group_is_received_with_a_receipt_for_each_and_one_event(arrivals: Arr
     arrivals.look_at(*arrivals.element(0))
     arrivals.look_at(*arrivals.element(1))
 
-    receipts = arrivals.store.control.receipts(arrivals.run, 1)
+    receipts = arrivals.store.control.receipts.of_round(arrivals.run, 1)
     assert sorted(receipts) == list(arrivals.round.cohort)
     for client, receipt in receipts.items():
         header, _ = arrivals.update(client)

@@ -71,7 +71,7 @@ def test_a_killed_aggregator_changes_no_bit_of_what_the_server_keeps(
     assert what_was_made(records) == calm
     assert [r.base_server_state for r in records] == [{}, *(state for _, state in calm[:-1])]
     state_dir = federation.redis.state_dir
-    state = federation.store.control.run(killed)
+    state = federation.store.control.runs.get(killed)
     assert state is not None
     assert state.server_state == calm[-1][1]
     verdicts = list(verification.verify(federation.store, state, state_dir))
@@ -93,7 +93,7 @@ def test_a_backup_has_what_the_server_keeps(federation: Federation, tmp_path: Pa
     restored = backup.restore(federation.store, tmp_path / "saved.zip", federation.redis.state_dir)
     # The data server loses it all, and this machine has the checkpoints.
     for digest in restored.server_state.values():
-        federation.store.data.drop_chunks(keyspace.model_blob(restored.run_id, digest), 1)
+        federation.store.data.chunks.drop(keyspace.model_blob(restored.run_id, digest), 1)
     federation.begin("saved", *ADAM, "run.rounds=1")
     federation.finish(restored.run_id)
 
@@ -108,7 +108,7 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
     expected = what_was_made(federation.committed(calm))
     notes = [
         receipt.environment["client_state"]
-        for receipt in federation.store.control.receipts(calm, 6).values()
+        for receipt in federation.store.control.receipts.of_round(calm, 6).values()
     ]
     assert notes == ["of round 5"] * CLIENTS
     federation.free(calm)
@@ -124,7 +124,7 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
 
     assert [path.exists() for path in fired] == [True, True]
     assert what_was_made(federation.committed(run)) == expected
-    state = federation.store.control.run(run)
+    state = federation.store.control.runs.get(run)
     assert state is not None
     verdicts = verification.verify(federation.store, state, federation.redis.state_dir)
     assert {verdict.result for verdict in verdicts} == {"same"}
@@ -150,7 +150,7 @@ def test_a_client_that_lost_its_state_starts_from_what_it_says(
     federation.free(run)
 
     number = federation.committed(run)[-1].round
-    receipts = federation.store.control.receipts(run, number)
+    receipts = federation.store.control.receipts.of_round(run, number)
     said = {client: receipt.environment["client_state"] for client, receipt in receipts.items()}
     assert said["site-2"] == "of round 1"
     assert said["site-1"].startswith(f"missing, that of round 1: starts from {start} (")
@@ -184,16 +184,16 @@ def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Feder
         federation.free(run)
     assert made[0] == made[1]
 
-    manifest = federation.store.control.manifest(run)
+    manifest = federation.store.control.versions.manifest(run)
     assert manifest is not None
     zeros = message.body_digest(bytes(state_manifest(manifest).nbytes))
     assert [server == {"c": zeros} for _, server in made[0]] == [False, False, True, False]
-    receipts = federation.store.control.receipts(run, 5).values()
+    receipts = federation.store.control.receipts.of_round(run, 5).values()
     said = {receipt.environment["client_state"] for receipt in receipts}
     assert said == {"zero again since round 4, where a client had lost its state"}
     why = "site-1 had lost what it keeps for scaffold: the state of the strategy is zero again"
     assert diagnosis.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
-    found = federation.store.control.read_events({keyspace.events(run): "0-0"}, None)
+    found = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     told = [event for _, _, event in found if event["event"] == "client_state_lost"]
     assert [(e["round"], e["reason"][: len(why)]) for e in told] == [(4, why)]
 
@@ -219,7 +219,7 @@ def test_an_own_strategy_runs_where_it_is_allowed_and_says_so_where_not(
     federation.stop("aggregator")
     federation.start("aggregator", "--strategy-allow", "mine:Half")
     role = identifiers.AGGREGATOR
-    wait_for("the aggregator", lambda: federation.store.control.role_alive(role))
+    wait_for("the aggregator", lambda: federation.store.control.workers.is_role_alive(role))
     run = federation.begin("allowed", *own, "strategy.share=0.25")
     assert federation.finish(run).state == "completed"
     assert [set(record.server_state) for record in federation.committed(run)] == [{"last"}]

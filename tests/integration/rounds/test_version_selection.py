@@ -84,7 +84,7 @@ def test_a_metric_that_a_task_never_reports_is_refused_with_the_list(
         begun(store, f"{field}={value}")
     assert caught.value.field == field
     assert "choose one of accuracy, auc, f1, loss" in str(caught.value)
-    assert store.control.run_names() == {}
+    assert store.control.runs.names() == {}
 
 
 MISTAKES = [
@@ -191,7 +191,7 @@ def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     hand.work()
     assert hand.record.capped == ["b"]
     assert hand.record.weights == {"a": 97, "b": 97}
-    found = store.control.read_events({keyspace.events(hand.run): "0-0"}, None)
+    found = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     told = [event for _, _, event in found if event["event"] == "weights_capped"]
     assert [event["round"] for event in told] == [1]
     assert told[0]["reason"].startswith(

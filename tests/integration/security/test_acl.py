@@ -289,7 +289,9 @@ def test_a_whole_run_with_clients_under_their_users(
         notes = [
             receipt.environment.get("client_state", "")
             for record in versions_made
-            for receipt in federation.store.control.receipts(unhurried, record.round).values()
+            for receipt in federation.store.control.receipts.of_round(
+                unhurried, record.round
+            ).values()
         ]
         denied = {
             (entry["context"], entry["object"], entry["username"])

@@ -83,7 +83,7 @@ def rewrite(hand: ManualRun, **changes: Any) -> None:
 @pytest.mark.parametrize("hand", [INLINE, CHUNKED], indirect=True, ids=["inline", "chunked"])
 def test_receipts_and_history_name_the_key_and_the_archive_proves_it(hand: ManualRun) -> None:
     keys = {client: fingerprint(hand, client) for client in CLIENTS}
-    receipts = hand.store.control.receipts(hand.run, 1)
+    receipts = hand.store.control.receipts.of_round(hand.run, 1)
     assert {client: receipts[client].key for client in CLIENTS} == keys
     assert hand.record.keys == keys
     hand.store.control.redis.delete(keyspace.round_updates(hand.run, 1))
@@ -108,12 +108,12 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ManualRun)
     hand.store.control.redis.hdel(keyspace.round_updates(hand.run, 1), "a")
     for client, header, content in (("a", late, body), ("b", failed, b"")):
         element = message.pack(header, content or None)
-        hand.store.data.push(hand.run, hand.seal(client, element))
+        hand.store.data.results.push(hand.run, hand.seal(client, element))
     hand.take(intake, 2)
 
-    assert hand.store.control.receipts(hand.run, 1)["a"].status == "late"
-    assert hand.store.control.receipts(hand.run, 1)["a"].key == fingerprint(hand, "a")
-    receipt = hand.store.control.receipts(hand.run, 2)["b"]
+    assert hand.store.control.receipts.of_round(hand.run, 1)["a"].status == "late"
+    assert hand.store.control.receipts.of_round(hand.run, 1)["a"].key == fingerprint(hand, "a")
+    receipt = hand.store.control.receipts.of_round(hand.run, 2)["b"]
     assert (receipt.status, receipt.key) == ("failed", fingerprint(hand, "b"))
 
 
@@ -158,7 +158,7 @@ def with_my_key(hand: ManualRun) -> None:
 
 def with_my_key_and_history(hand: ManualRun) -> None:
     """The same, and the history names my key; the enrolment looks as if the operator had signed it."""
-    known = hand.store.control.enrolment("a")
+    known = hand.store.control.enrolments.get("a")
     assert known is not None
     mine = replace(known, key=MINE[1])
     rewrite(hand, keys={**hand.record.keys, "a": operator_key.fingerprint(MINE[1])})
@@ -166,7 +166,7 @@ def with_my_key_and_history(hand: ManualRun) -> None:
 
 
 def with_the_key_of_b(hand: ManualRun) -> None:
-    known = hand.store.control.enrolment("b")
+    known = hand.store.control.enrolments.get("b")
     assert known is not None
     rewrite(hand, keys={**hand.record.keys, "a": fingerprint(hand, "b")})
     exchanged(hand, lambda it: (it, Proof(sealed_with(hand.keys["b"], "b", it), known)))
@@ -246,12 +246,12 @@ def test_a_federation_without_an_operator_s_key(store: Store, tmp_path: Path) ->
     """Enrolled before there was one: a key that has been exchanged since proves nothing any more."""
     made = {client: signing.new_key() for client in CLIENTS}
     for client, (_, public) in made.items():
-        store.control.write_enrolment(client, Enrolment(public))
+        store.control.enrolments.write(client, Enrolment(public))
     keys = {client: secret for client, (secret, _) in made.items()}
     hand = committed(ManualRun(store, tmp_path, CLIENTS, INLINE, *CONFIG, keys=keys))
     assert (verified(hand).result, verified(hand).signed) == ("same", list(CLIENTS))
 
-    store.control.write_enrolment("a", Enrolment(signing.new_key()[1]))
+    store.control.enrolments.write("a", Enrolment(signing.new_key()[1]))
     verdict = verified(hand)
     assert (verdict.result, verdict.signed, list(verdict.unproven)) == ("same", ["b"], ["a"])
 

@@ -78,11 +78,11 @@ class Hospital:
 
     def enroll(self, site: str, operator: str) -> Path:
         secret, public = signing.new_key()
-        pins = self.store.control.pins
-        made = pins.signed(site, Enrolment(public), self.store.control.enrolment(site))
+        pins = self.store.control.enrolments.pins
+        made = pins.signed(site, Enrolment(public), self.store.control.enrolments.get(site))
         pins.pin(site, made)
-        self.store.control.write_enrolment(site, made)
-        self.store.control.hold(keyspace.client_holder(site), "t", 600, {})
+        self.store.control.enrolments.write(site, made)
+        self.store.control.leases.hold(keyspace.client_holder(site), "t", 600, {})
         path = self.folder / f"{site}.toml"
         control, data = self.store.servers.url, self.store.servers.blob_url
         handed = Credentials(site, secret, control, data, operator_key=operator)
@@ -95,7 +95,7 @@ class Hospital:
 
     @property
     def round(self) -> RoundState:
-        found = self.store.control.round(self.run, self.state.round)
+        found = self.store.control.rounds.get(self.run, self.state.round)
         assert found is not None
         return found
 
@@ -106,7 +106,7 @@ class Hospital:
     def collect(self) -> None:
         """The aggregator's job, until the round has ended, and the next round is open."""
         assert self.store.state_dir is not None
-        job = self.store.control.jobs(self.run, self.state.round)["aggregator"]["job"]
+        job = self.store.control.rounds.jobs(self.run, self.state.round)["aggregator"]["job"]
         RoundAggregator(self.store, self.run, self.state.round, job, self.store.state_dir).work()
         self.advance(self.run)
 
@@ -121,7 +121,7 @@ class Hospital:
         """A worker does the newest job that a site has of the round."""
         for name, value in self.site(who, **changes).to_environ().items():
             self.monkeypatch.setenv(name, value)
-        job = self.store.control.job(self.run, self.state.round, who).get("job", "")
+        job = self.store.control.rounds.job(self.run, self.state.round, who).get("job", "")
         self.monkeypatch.setenv("RQ_JOB_ID", job)
         return function(self.run, self.state.round)
 
@@ -139,13 +139,13 @@ class Hospital:
     def refused(self, who: str) -> list[str]:
         """Why a site has refused jobs, as its events say."""
         streams = {keyspace.client_events(who): "0-0"}
-        events = [event for _, _, event in self.store.control.read_events(streams, None)]
+        events = [event for _, _, event in self.store.control.events.read(streams, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 
     def unsigned(self) -> list[str]:
         """Why rounds were opened without a signature, as the run's events say."""
         streams = {keyspace.events(self.run): "0-0"}
-        events = [event for _, _, event in self.store.control.read_events(streams, None)]
+        events = [event for _, _, event in self.store.control.events.read(streams, None)]
         return [event["reason"] for event in events if event["event"] == "round_unsigned"]
 
     def write(self, **fields: Any) -> None:
@@ -163,7 +163,7 @@ def hospital(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
 
 
 def another_model(at: Hospital) -> None:
-    manifest = at.store.control.manifest(at.run)
+    manifest = at.store.control.versions.manifest(at.run)
     assert manifest is not None
     body = bytes(manifest.nbytes)
     ModelStore(at.store, at.run, 1 << 20, Path()).publish(message.body_digest(body), body)
@@ -171,13 +171,13 @@ def another_model(at: Hospital) -> None:
 
 
 def another_config(at: Hospital) -> None:
-    segments = at.store.control.config_segments(at.run)
+    segments = at.store.control.runs.config_segments(at.run)
     segments[0]["config"]["train"]["batch_size"] = 1
     at.store.control.redis.set(keyspace.config(at.run), dumps(segments))
 
 
 def another_segment(at: Hospital) -> None:
-    segments = at.store.control.config_segments(at.run)
+    segments = at.store.control.runs.config_segments(at.run)
     segments.append({"from_round": 1, "config": segments[0]["config"]})
     at.store.control.redis.set(keyspace.config(at.run), dumps(segments))
     at.write(segment="1")
@@ -284,7 +284,7 @@ def test_signatures_change_no_bit(
             hospital.collect()
         assert hospital.state.version == 3
         store.control.redis.hdel(keyspace.RUNS, hospital.state.name)
-        versions = store.control.versions(hospital.run).values()
+        versions = store.control.versions.all(hospital.run).values()
         assert all(bool(entry.get("signature")) == signed for entry in versions)
         return [entry["digest"] for entry in versions]
 
@@ -302,7 +302,7 @@ def test_a_refusal_ends_no_round_of_the_others(hospital: Hospital) -> None:
     hospital.work("a")
     hospital.write(signed=signed)
     hospital.collect()
-    record = hospital.store.control.history(hospital.run)[-1]
+    record = hospital.store.control.history.records(hospital.run)[-1]
     assert list(record.accepted) == ["b"]
     assert record.rejected == {
         "a": f"failed: round 1 is not signed by the operator; {trust.NEEDED}"
@@ -394,7 +394,9 @@ def test_another_kind_of_job_is_refused(
 
 def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospital) -> None:
     def told() -> dict[str, str]:
-        return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
+        return json.loads(
+            hospital.store.control.clients.site_facts("a", hospital.run, 1 << 16) or "{}"
+        )["facts"]
 
     def ask(run: str, number: int) -> str:
         return preflight.report_facts(run, 0)
@@ -420,7 +422,9 @@ def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
 
     def told() -> dict[str, str]:
         hospital.work("a", lambda run, number: preflight.report_facts(run, 0))
-        return json.loads(hospital.store.control.told("a", hospital.run, 1 << 16) or "{}")["facts"]
+        return json.loads(
+            hospital.store.control.clients.site_facts("a", hospital.run, 1 << 16) or "{}"
+        )["facts"]
 
     honest = told()
     assert "cannot" not in honest
@@ -429,7 +433,11 @@ def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
 
 
 def test_only_deleting_a_run_forgets_that_it_is_signed(hospital: Hospital) -> None:
-    redis, run, pins = hospital.store.control.redis, hospital.run, hospital.store.control.pins
+    redis, run, pins = (
+        hospital.store.control.redis,
+        hospital.run,
+        hospital.store.control.enrolments.pins,
+    )
     pins.require(run, True)
     assert hospital.store.state_dir is not None
     # Somebody has it look deleted to every machine of the operator.
@@ -597,21 +605,21 @@ def test_a_signed_round_is_merged_by_the_config_it_was_signed_with(
     hospital.write(cohort=dumps(SITES))
     with pytest.raises(MergeFailed, match="the config of round 1 is not what the operator signed"):
         hospital.collect()
-    assert (hospital.state.version, store.control.receipts(hospital.run, 1)) == (0, {})
+    assert (hospital.state.version, store.control.receipts.of_round(hospital.run, 1)) == (0, {})
     ghost.restore()
     hospital.collect()
-    assert set(store.control.history(hospital.run)[-1].accepted) == set(SITES)
+    assert set(store.control.history.records(hospital.run)[-1].accepted) == set(SITES)
 
 
 def stripped_everywhere(at: Hospital) -> None:
     """The run looks as if it were older than the operator's key."""
     redis, run = at.store.control.redis, at.run
-    segments = at.store.control.config_segments(run)
+    segments = at.store.control.runs.config_segments(run)
     redis.set(
         keyspace.config(run),
         dumps([{key: found[key] for key in ("from_round", "config")} for found in segments]),
     )
-    for number, entry in at.store.control.versions(run).items():
+    for number, entry in at.store.control.versions.all(run).items():
         entry.pop("signature", None)
         redis.hset(keyspace.versions(run), str(number), dumps(entry))
     redis.hdel(keyspace.round_(run, at.state.round), "signed")
@@ -628,20 +636,20 @@ def test_a_round_whose_signature_was_taken_away_is_not_merged(
         stripped_everywhere(hospital)
     else:  # Another machine of the operator, which the signed version 0 tells.
         stripped(hospital)
-        store.control.pins.forget(hospital.run)
+        store.control.enrolments.pins.forget(hospital.run)
     with pytest.raises(MergeFailed, match=r"round 1 is not signed with the operator's key .*, and"):
         hospital.collect()
-    assert (hospital.state.version, store.control.receipts(hospital.run, 1)) == (0, {})
+    assert (hospital.state.version, store.control.receipts.of_round(hospital.run, 1)) == (0, {})
     if not is_known:
         hospital.write(signed=signed, cohort=dumps(SITES))
         another_config_back(hospital)
         hospital.collect()
-        assert set(store.control.history(hospital.run)[-1].accepted) == set(SITES)
-        assert store.control.version(hospital.run, 1)["signature"]
+        assert set(store.control.history.records(hospital.run)[-1].accepted) == set(SITES)
+        assert store.control.versions.get(hospital.run, 1)["signature"]
 
 
 def another_config_back(hospital: Hospital) -> None:
-    segments = hospital.store.control.config_segments(hospital.run)
+    segments = hospital.store.control.runs.config_segments(hospital.run)
     segments[0]["config"]["security"]["require_enrolment"] = True
     hospital.store.control.redis.set(keyspace.config(hospital.run), dumps(segments))
 
@@ -654,9 +662,9 @@ def test_a_run_that_looks_older_than_the_key_to_a_machine_that_has_never_seen_it
     for site in SITES:
         hospital.work(site)
     stripped_everywhere(hospital)
-    store.control.pins.forget(hospital.run)
+    store.control.enrolments.pins.forget(hospital.run)
     hospital.collect()
-    assert "signature" not in store.control.version(hospital.run, 1)
+    assert "signature" not in store.control.versions.get(hospital.run, 1)
     assert hospital.unsigned()[0].startswith("segment 0 of the config is not signed")
     hospital.work("a")
     assert hospital.refused("a") == [f"round 2 is not signed by the operator; {trust.NEEDED}"]
@@ -684,7 +692,7 @@ def test_who_is_put_into_an_open_asynchronous_round_has_no_update_merged(
 def test_an_older_version_that_was_put_back_is_not_signed_anew(hospital: Hospital) -> None:
     not_opened_yet(hospital)
     redis, run = hospital.store.control.redis, hospital.run
-    zero = hospital.store.control.version(run, 0)
+    zero = hospital.store.control.versions.get(run, 0)
     stripped_everywhere(hospital)
     redis.hdel(keyspace.versions(run), "1")
     redis.hset(
@@ -693,7 +701,7 @@ def test_an_older_version_that_was_put_back_is_not_signed_anew(hospital: Hospita
     )
     with pytest.raises(RunStateError, match="the newest that was signed here is 1, digest "):
         runs.start_run(hospital.store, "authentic", hospital.config, 2)
-    assert "signature" not in hospital.store.control.version(run, 0)
+    assert "signature" not in hospital.store.control.versions.get(run, 0)
 
 
 @pytest.mark.parametrize("field", ["round", "cohort"])
@@ -710,7 +718,7 @@ def test_a_statement_of_something_else_is_not_signed_again(hospital: Hospital, f
 def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
     not_opened_yet(hospital)
     redis, run = hospital.store.control.redis, hospital.run
-    zero, one = (hospital.store.control.version(run, number) for number in (0, 1))
+    zero, one = (hospital.store.control.versions.get(run, number) for number in (0, 1))
     redis.hset(keyspace.run(run), "digest", zero["digest"])
     hospital.advance(run)
     assert (hospital.state.round, hospital.unsigned()) == (1, [])
@@ -728,7 +736,7 @@ def test_a_version_that_was_changed_in_redis_is_signed_for_no_round(hospital: Ho
 
 
 def test_no_version_is_made_from_a_model_that_was_changed_meanwhile(hospital: Hospital) -> None:
-    manifest = hospital.store.control.manifest(hospital.run)
+    manifest = hospital.store.control.versions.manifest(hospital.run)
     assert manifest is not None
     made = {"digest": "0" * 64, "download": "", "server_state": {}}
 
@@ -803,7 +811,7 @@ def test_a_backup_that_somebody_has_changed_is_not_signed_anew(
     rewritten(file, change)
     with pytest.raises(ConfigError, match=f"--unsigned: the {what} in this backup is not signed"):
         backup.restore(store, file, store.state_dir, "restored")
-    assert "restored" not in store.control.run_names()
+    assert "restored" not in store.control.runs.names()
     line = [
         "restore",
         str(file),
@@ -816,7 +824,7 @@ def test_a_backup_that_somebody_has_changed_is_not_signed_anew(
     line += ["--blob-url", store.servers.blob_url, "--state-dir", str(store.state_dir)]
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
-    assert "restored" in store.control.run_names()
+    assert "restored" in store.control.runs.names()
 
 
 def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
@@ -825,13 +833,13 @@ def test_a_run_older_than_the_key_is_signed_when_it_is_gone_on_with(
     hospital = Hospital(store, tmp_path, monkeypatch)
     run, redis = hospital.run, store.control.redis
     # As an earlier release would have left it.
-    store.control.pins.forget(run)
+    store.control.enrolments.pins.forget(run)
     segments = [
         {key: found[key] for key in ("from_round", "config")}
-        for found in store.control.config_segments(run)
+        for found in store.control.runs.config_segments(run)
     ]
     redis.set(keyspace.config(run), dumps(segments))
-    entry = store.control.version(run, 0)
+    entry = store.control.versions.get(run, 0)
     redis.hset(keyspace.versions(run), "0", dumps({key: entry[key] for key in ("digest", "round")}))
     redis.delete(keyspace.round_(run, 1), keyspace.round_jobs(run, 1))
     redis.hset(keyspace.run(run), mapping={"round": "0", "state": "cancelled"})
@@ -852,7 +860,7 @@ def test_a_sum_of_a_pool_speaks_for_no_site(hospital: Hospital) -> None:
     assert sealed is not None
     header, body = message.unpack(sealed.element, max_body_bytes=1 << 30)
     hospital.store.data.redis.delete(keyspace.results(hospital.run))
-    manifest = hospital.store.control.manifest(hospital.run)
+    manifest = hospital.store.control.versions.manifest(hospital.run)
     assert manifest is not None
     total = GroupSum(manifest, hospital.config, hospital.round)
     for site in hospital.round.cohort:
@@ -865,7 +873,7 @@ def test_a_sum_of_a_pool_speaks_for_no_site(hospital: Hospital) -> None:
         hospital.work(site)
     hospital.collect()
 
-    record = hospital.store.control.history(hospital.run)[-1]
+    record = hospital.store.control.history.records(hospital.run)[-1]
     assert record.accepted.keys() == {"a", "b"}
     assert record.accepted["a"] != record.accepted["b"]  # Both have trained themselves.
 
@@ -895,7 +903,7 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     begun = CliRunner().invoke(cli, ["start-round", "mnist-3v7", "--no-wait", "--run", "n", *named])
     assert begun.exception is None, begun.output
     run, public = begun.stdout.split()[0], hospital.key.public
-    (segment,) = hospital.store.control.config_segments(run)
+    (segment,) = hospital.store.control.runs.config_segments(run)
     assert statements.is_segment_signed(run, "n", 0, segment, public)
 
     found: list[WorkerSettings] = []
@@ -904,7 +912,7 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     again = WorkerSettings.from_environ(found[0].to_environ())
     assert again.operator_key == str(key)
     with again.connect() as store:
-        assert store.control.pins.key == hospital.key
+        assert store.control.enrolments.pins.key == hospital.key
     # Whoever calls a command in their own process has their environment as it was.
     assert operator_key.VARIABLE not in os.environ
 
@@ -939,11 +947,11 @@ def test_credentials_are_not_written_where_others_can_exchange_them(
     folder.mkdir()
     folder.chmod(0o777)
     command = ["enroll", "c", "--no-acl", "--open-server", "--operator-key", str(key), *options]
-    before = hospital.store.control.enrolment_entries()
+    before = hospital.store.control.enrolments.entries()
     refused = CliRunner().invoke(cli, [*command, "-o", str(folder / "c.toml")])
     assert isinstance(refused.exception, ConfigError)
     assert "others of this machine may write to" in str(refused.exception)
-    assert (list(folder.iterdir()), hospital.store.control.enrolment_entries()) == ([], before)
+    assert (list(folder.iterdir()), hospital.store.control.enrolments.entries()) == ([], before)
 
     folder.chmod(0o1777)  # As /tmp: each may replace their own files only.
     assert CliRunner().invoke(cli, [*command, "-o", str(folder / "c.toml")]).exception is None

@@ -92,7 +92,7 @@ def read_everything(hand: ManualRun) -> str:
     shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
     shown.append(prometheus.prometheus_text(store).decode())
     Healer(store, hand.folder).heal(hand.run)
-    store.control.hear()
+    store.control.clients.record_heartbeats()
     assert state.active
     return "\n".join(shown)
 
@@ -153,7 +153,7 @@ def test_garbage_in_events_stops_nobody(hand: ManualRun) -> None:
     redis = hand.store.control.redis
     for entry in told(hand.run):
         redis.xadd(keyspace.client_events("a"), entry)  # type: ignore[arg-type]
-        last = hand.store.control.last_event(keyspace.client_events("a"))
+        last = hand.store.control.events.last(keyspace.client_events("a"))
         assert last is not None
         shown = json.dumps(view_model.parts(hand.store, ""), allow_nan=False)
         assert harmless(shown + run_status._doing(last))
@@ -163,7 +163,7 @@ def test_garbage_in_events_stops_nobody(hand: ManualRun) -> None:
     assert harmless(commands(hand))
     redis.xadd(keyspace.client_events("a"), {"event": "{}"}, id=f"{2**64 - 1}-1")
     read_everything(hand)
-    events = hand.store.control.newest_events(keyspace.client_events("a"), 1000)
+    events = hand.store.control.events.newest(keyspace.client_events("a"), 1000)
     assert sum(event["event"] == "unreadable" for _, event in events) > 20
 
 
@@ -192,8 +192,8 @@ def test_a_clients_lease_is_no_aggregators(hand: ManualRun) -> None:
         keyspace.worker("a_00"), mapping={"role": "aggregator", "client": "b", "name": "x"}
     )
 
-    assert not control.role_alive(identifiers.AGGREGATOR)
-    (worker,) = control.living_workers()
+    assert not control.workers.is_role_alive(identifiers.AGGREGATOR)
+    (worker,) = control.workers.living()
     assert (worker["name"], worker["role"], worker["client"]) == ("a_00", "client", "a")
 
 

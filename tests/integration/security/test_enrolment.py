@@ -68,7 +68,7 @@ def test_the_file_has_all_a_site_needs_and_nobody_else_reads_it(
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = credentials.read(path)
-    known = Store(servers.url, servers.blob_url).control.enrolment("hospital-a")
+    known = Store(servers.url, servers.blob_url).control.enrolments.get("hospital-a")
     assert known is not None
     assert known.max_examples == 600
     sealed = signing.opened(signing.seal(b"FLQ1" + bytes(8), "hospital-a", read.signing_key))
@@ -199,7 +199,7 @@ def test_the_healer_takes_a_hash_from_an_entry_and_no_rule(
 ) -> None:
     path = handed(servers, "hospital-a", tmp_path)
     store = Store(servers.url, servers.blob_url)
-    known = store.control.enrolment("hospital-a")
+    known = store.control.enrolments.get("hospital-a")
     assert known is not None
     user = credentials.read(path).users["all"].name
     rules = store.servers.control.acl_getuser(user)
@@ -207,7 +207,7 @@ def test_the_healer_takes_a_hash_from_an_entry_and_no_rule(
         server: {name: [*items, "~*", "+@all"] for name, items in of_server.items()}
         for server, of_server in known.users.items()
     }
-    store.control.write_enrolment("hospital-a", replace(known, users=wider))
+    store.control.enrolments.write("hospital-a", replace(known, users=wider))
     for each in (store.servers.control, store.servers.data):
         each.acl_deluser(user)
 
@@ -220,13 +220,13 @@ def test_revoking_ends_no_user_but_the_clients_own(servers: EmbeddedRedis, tmp_p
     handed(servers, "hospital-a", tmp_path)
     handed(servers, "hospital-b", tmp_path)
     store = Store(servers.url, servers.blob_url)
-    known = store.control.enrolment("hospital-a")
+    known = store.control.enrolments.get("hospital-a")
     assert known is not None
     widened = {
         server: {**of_server, "flq-client-hospital-b": [HASH], "flq-reader": [HASH]}
         for server, of_server in known.users.items()
     }
-    store.control.write_enrolment("hospital-a", replace(known, users=widened))
+    store.control.enrolments.write("hospital-a", replace(known, users=widened))
     store.servers.control.acl_setuser("flq-reader", enabled=True)
     before = users_of(servers)
 

@@ -36,7 +36,7 @@ def enrolled(store: Store, client: str = A) -> credentials.Credentials:
 
 
 def entry(store: Store, client: str = A) -> dict[str, object]:
-    found = store.control.enrolment_entries()[client.encode()]
+    found = store.control.enrolments.entries()[client.encode()]
     return dict(json.loads(found))
 
 
@@ -54,7 +54,7 @@ def is_let_in(store: Store, sealed: bytes, required: bool = True) -> bool:
 
 
 def events(store: Store, run: str, kind: str) -> list[dict[str, Any]]:
-    found = store.control.read_events({keyspace.events(run): "0-0"}, None)
+    found = store.control.events.read({keyspace.events(run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
@@ -75,7 +75,9 @@ def with_my_key(store: Store) -> str:
 
 def signed_by_me(store: Store) -> str:
     known = replace(Enrolment.from_json(json.dumps(entry(store))), key=MINE[1], serial=2**60)
-    pins = Store(store.servers.url, store.servers.blob_url, state_dir=ELSEWHERE).control.pins
+    pins = Store(
+        store.servers.url, store.servers.blob_url, state_dir=ELSEWHERE
+    ).control.enrolments.pins
     return pins.signed(A, known, None).to_json()
 
 
@@ -114,16 +116,16 @@ def test_a_changed_entry_is_refused_and_told(
     enrolled(store, "hospital-b")
     monkeypatch.setitem(globals(), "ELSEWHERE", tmp_path / "attacker")
     operator_key.create(tmp_path / "attacker" / operator_key.FILE)
-    honest = store.control.enrolment(A)
+    honest = store.control.enrolments.get(A)
     make, said = CHANGES[change]
     store.control.redis.hset(keyspace.ENROLLED, A, make(store))
 
     forged = signing.seal(element(), A, MINE[0])
     assert not is_let_in(store, forged)
     assert is_let_in(store, signing.seal(element(), A, site.signing_key))
-    assert store.control.enrolment(A) == honest
-    assert store.control.enrolments()[A] == honest
-    assert store.control.revoked([A]) == set()
+    assert store.control.enrolments.get(A) == honest
+    assert store.control.enrolments.all()[A] == honest
+    assert store.control.enrolments.revoked([A]) == set()
     assert said in enrolment.troubles(store)[A]
     # A second machine of the operator has no pin yet: nobody counts as enrolled on the word of Redis.
     with other_machine(store, tmp_path / "other") as other:
@@ -146,14 +148,14 @@ def test_nobody_enrols_by_writing_to_redis(store: Store) -> None:
     store.control.redis.hset(keyspace.ENROLLED, b"\xff", b"\xff")
 
     assert not is_let_in(store, signing.seal(element("mallory"), "mallory", MINE[0]))
-    assert store.control.enrolments().keys() == {A}
-    assert store.control.enrolment("../../x") is None
+    assert store.control.enrolments.all().keys() == {A}
+    assert store.control.enrolments.get("../../x") is None
     assert enrolment.troubles(store).keys() == {"../../x", "mallory", "\ufffd"}
 
 
 def test_who_was_revoked_is_not_put_back(store: Store, tmp_path: Path) -> None:
     site = enrolled(store)
-    old = store.control.enrolment_entries()[A.encode()]
+    old = store.control.enrolments.entries()[A.encode()]
     other = other_machine(store, tmp_path / "other")
     Healer(other, tmp_path / "other").tick()
     enrolment.revoke(store, A, use_acl=False)
@@ -163,7 +165,7 @@ def test_who_was_revoked_is_not_put_back(store: Store, tmp_path: Path) -> None:
     store.control.redis.hset(keyspace.ENROLLED, A, old)
     for machine in (store, other):
         assert not is_let_in(machine, update)
-        assert machine.control.revoked([A]) == {A}
+        assert machine.control.enrolments.revoked([A]) == {A}
         assert enrolment.troubles(machine) == {A: "it is an older one that was put back"}
     # Revoking again writes it there again.
     enrolment.revoke(other, A, use_acl=False)
@@ -204,7 +206,7 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
     hand.update("a")
     hand.take(intake, 1)
 
-    found = store.control.receipts(hand.run, hand.round.number)
+    found = store.control.receipts.of_round(hand.run, hand.round.number)
     assert {who: receipt.status for who, receipt in found.items()} == {"a:forged": "forged"}
     for _ in range(2):
         Healer(store, tmp_path).tick()
@@ -224,7 +226,7 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
 def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path: Path) -> None:
     keys = {client: enrolled(store, client).signing_key for client in ("a", "b")}
     hand = ManualRun(store, tmp_path, ("a", "b"), 10, "security.require_enrolment=true", keys=keys)
-    segments = store.control.config_segments(hand.run)
+    segments = store.control.runs.config_segments(hand.run)
     segments[-1]["config"]["security"]["require_enrolment"] = False
     store.control.redis.set(keyspace.config(hand.run), json.dumps(segments))
 
@@ -235,7 +237,9 @@ def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path
     intake = hand.intake()
     for client in ("c", "b"):
         body = hand.body(client)
-        hand.store.data.push(hand.run, message.pack(hand.header("update", client, body), body))
+        hand.store.data.results.push(
+            hand.run, message.pack(hand.header("update", client, body), body)
+        )
     hand.take(intake, 2)
     assert intake.received() == 0
     reasons = [event["reason"] for event in events(store, hand.run, "update_rejected")]
@@ -264,8 +268,8 @@ def test_what_was_enrolled_before_there_was_a_key_goes_on_and_is_signed_when_ask
     store: Store, tmp_path: Path
 ) -> None:
     secret, public = signing.new_key()
-    store.control.write_enrolment(A, Enrolment(public, 5))
-    store.control.write_enrolment("hospital-b", Enrolment(public, revoked_at=1.0))
+    store.control.enrolments.write(A, Enrolment(public, 5))
+    store.control.enrolments.write("hospital-b", Enrolment(public, revoked_at=1.0))
     update = signing.seal(element(), A, secret)
 
     assert is_let_in(store, update)
@@ -285,9 +289,9 @@ def test_what_was_enrolled_before_there_was_a_key_goes_on_and_is_signed_when_ask
     assert operator_key.fingerprint(public) in done.output
     fresh = Store.open(store.servers.url, store.servers.blob_url, tmp_path)
     assert is_let_in(fresh, update)
-    assert fresh.control.revoked([A, "hospital-b"]) == {"hospital-b"}
+    assert fresh.control.enrolments.revoked([A, "hospital-b"]) == {"hospital-b"}
     assert enrolment.troubles(fresh) == {}
-    store.control.write_enrolment(A, Enrolment(MINE[1]))
+    store.control.enrolments.write(A, Enrolment(MINE[1]))
     assert not is_let_in(fresh, signing.seal(element(), A, MINE[0]))
 
     put_back = command(store, "enroll", "--sign-existing", "--yes")
@@ -318,7 +322,7 @@ def test_a_damaged_pin_stops_and_says_so(store: Store, tmp_path: Path) -> None:
     (tmp_path / "enrolled" / f"{A}.json").write_text("{")
 
     with pytest.raises(ConfigError, match="is damaged"):
-        store.control.enrolment(A)
+        store.control.enrolments.get(A)
 
 
 @pytest.mark.parametrize("client", ["sim-1", "sim-042", "group-0"])

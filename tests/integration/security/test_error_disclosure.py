@@ -155,7 +155,7 @@ class Secret:
         return run
 
     def ticket(self, run: ManualRun) -> JobTicket:
-        return JobTicket.from_dict(self.store.control.jobs(run.run, run.round.number)["b"])
+        return JobTicket.from_dict(self.store.control.rounds.jobs(run.run, run.round.number)["b"])
 
     def everything(self) -> bytes:
         """All that both servers hold, and what was ever written to the control server."""
@@ -339,7 +339,9 @@ def test_what_fails_before_round_1_stays_at_the_site(
 
     assert preflight.report_facts(run.run, run.state.segment) == "reported"
 
-    facts = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
+    facts = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
+        "facts"
+    ]
     assert facts["problem"].startswith(expected)
     assert facts["cannot"] == "yes"
     secret.assert_kept()
@@ -366,7 +368,9 @@ def test_names_that_the_config_does_not_have_are_counted(
 
     preflight.report_facts(run.run, run.state.segment)
 
-    found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
+    found = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
+        "facts"
+    ]
     assert "problem" not in found
     assert all("(check " in found[fact] for fact in facts)
     secret.assert_kept()
@@ -377,7 +381,9 @@ def test_a_damaged_image_is_no_file_name(secret: Secret, caplog: pytest.LogCaptu
 
     preflight.report_facts(run.run, run.state.segment)
 
-    found = json.loads(secret.store.control.told("b", run.run, 1 << 16) or "")["facts"]
+    found = json.loads(secret.store.control.clients.site_facts("b", run.run, 1 << 16) or "")[
+        "facts"
+    ]
     assert found["problem"] == (f"DataError: an image is not readable; repair or remove it; {FULL}")
     secret.assert_kept()
     assert f"{secret.stem}-1.png" in caplog.text
@@ -390,7 +396,7 @@ def test_an_evaluators_error_stays_with_it(
 
     assert evaluator.evaluate(run.run, 0) == "failed"
 
-    entry = secret.store.control.evaluations(run.run)[0]
+    entry = secret.store.control.evaluations.all(run.run)[0]
     assert entry["reason"] == f"ValueError ({at('{stem}-test')}); {FULL}"
     secret.assert_kept()
     assert f"{secret.stem}-test" in caplog.text
@@ -479,15 +485,15 @@ def test_nothing_made_of_data_is_in_events_before_somebody_approves_it(
     said = worker.train(run.run, run.round.number)
 
     streams = {keyspace.client_events("b"): "0-0"}
-    events = [event for _, _, event in secret.store.control.read_events(streams, None)]
+    events = [event for _, _, event in secret.store.control.events.read(streams, None)]
     (epoch,) = [event for event in events if event["event"] == "epoch"]
     steps = {"event", "at", "run", "round", "epoch", "epochs"}
     if approve:
         assert said == "waits for a decision at its site"
         assert set(epoch) <= steps
         assert gap.encode() not in secret.everything()
-        assert "num_examples" not in secret.store.control.client("b")
+        assert "num_examples" not in secret.store.control.clients.get("b")
     else:
         assert set(epoch) - steps == {"accuracy", "loss", "logged"}
         assert gap.encode() in secret.everything()
-        assert secret.store.control.client("b")["num_examples"] == "4"
+        assert secret.store.control.clients.get("b")["num_examples"] == "4"

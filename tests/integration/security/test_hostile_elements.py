@@ -78,7 +78,7 @@ def stored(hand: ManualRun, content: bytes) -> bytes:
     """An element whose only chunk is something else than it says."""
     header = honest(hand)
     name = keyspace.update_blob("a", hand.run, header.body_digest)
-    hand.store.data.put_chunks(name, [memoryview(content)], 60)
+    hand.store.data.chunks.put(name, [memoryview(content)], 60)
     return chunked(hand)
 
 
@@ -203,13 +203,13 @@ def peak_of(act: Callable[[], object]) -> int:
 def reason_of(hand: ManualRun, intake: UpdateIntake) -> str:
     """What is recorded of the next element: in its client's receipt, or in the counts of the refused."""
     before = intake.receipts.get("a")
-    counted = hand.store.control.rejected(hand.run, hand.round.number)
+    counted = hand.store.control.rejections.of_round(hand.run, hand.round.number)
     hand.take(intake, 1)
     receipt = intake.receipts.get("a")
     if receipt is not None and receipt is not before:
         assert not receipt.is_in
         return receipt.reason
-    now = hand.store.control.rejected(hand.run, hand.round.number)
+    now = hand.store.control.rejections.of_round(hand.run, hand.round.number)
     (changed,) = (who for who in now if now[who] != counted.get(who))
     return now[changed].reason
 
@@ -222,7 +222,7 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
     told: dict[str, str] = {}
     peaks: dict[str, int] = {}
     for name, (make, _) in ATTACKS.items():
-        hand.store.data.push(hand.run, make(hand))
+        hand.store.data.results.push(hand.run, make(hand))
         peaks[name] = peak_of(lambda name=name: told.update({name: reason_of(hand, intake)}))
 
     assert {name: told[name] for name, (_, word) in ATTACKS.items() if word not in told[name]} == {}
@@ -239,15 +239,17 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
 
 def opened(store: Store, folder: Path, *overrides: str) -> UpdateIntake:
     """An aggregator at a round that wants version 0 of ``a``."""
-    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
     loaded = run_config.load("mnist-3v7", ("round.cohort=1", *overrides), {})
     run = runs.start_run(store, "first", loaded, 1).run_id
     lifecycle.advance(store, run)
-    current = store.control.round(run, 0)
+    current = store.control.rounds.get(run, 0)
     assert current is not None
-    fence = store.control.claim(run, 0, store.control.jobs(run, 0)["aggregator"]["job"])
-    store.data.own(run, fence, "t")
+    fence = store.control.rounds.claim(
+        run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
+    )
+    store.data.taken.own(run, fence, "t")
     return UpdateIntake(store, run, current, loaded, fence, "t", folder)
 
 
@@ -270,13 +272,13 @@ def first_version(intake: UpdateIntake, size: int) -> bytes:
 
 def test_a_first_version_that_is_not_there_takes_no_memory(store: Store, tmp_path: Path) -> None:
     intake = opened(store, tmp_path)
-    job = store.control.job(intake.run, 0, "a")
+    job = store.control.rounds.job(intake.run, 0, "a")
     # One that waits in the queue would not be replaced: it pushes anyway.
     store.control.redis.hset(f"rq:job:{job['job']}", "status", "started")
 
     assert peak_of(lambda: intake.look_at(first_version(intake, 2**31))) < MOST
     assert intake.receipts == {}
-    assert store.control.job(intake.run, 0, "a")["attempt"] == job["attempt"] + 1
+    assert store.control.rounds.job(intake.run, 0, "a")["attempt"] == job["attempt"] + 1
 
 
 def test_a_first_version_larger_than_the_config_allows_is_refused(
@@ -293,13 +295,13 @@ def test_a_first_version_larger_than_the_config_allows_is_refused(
 @pytest.mark.parametrize("length", [1, 11, 32 << 20])
 def test_of_a_chunk_of_another_length_no_more_is_fetched(store: Store, length: int) -> None:
     name = keyspace.update_blob("a", "run-1", "d1")
-    store.data.put_chunks(name, [memoryview(bytes(length))], 60)
+    store.data.chunks.put(name, [memoryview(bytes(length))], 60)
 
     def fetch() -> None:
         with pytest.raises(ChunksMissing):
-            store.data.get_chunks(name, 10, CHUNK)
+            store.data.chunks.get(name, 10, CHUNK)
         with pytest.raises(ChunksMissing):
-            store.data.check_chunks(name, 10, CHUNK)
+            store.data.chunks.check(name, 10, CHUNK)
 
     assert peak_of(fetch) < 1 << 20
 

@@ -35,7 +35,7 @@ def hostile(run: str, store: Store) -> str:
             ),
         )  # fmt: skip
         score(store, run, number, 0.5)
-        store.control.set_evaluation(
+        store.control.evaluations.set(
             run, number, {"state": "done", "finished": {"loss": 0.5, evil: 0.5}}
         )
         for kind in ("healed", "update_rejected", "round_abandoned", "site_differs", evil):

@@ -101,7 +101,7 @@ class World:
             redis.hset(keyspace.RUNS, state.name, run)
             redis.hset(keyspace.run(run), mapping={"version": "1", "round": "1", "digest": D})
             redis.hset(keyspace.versions(run), "1", f'{{"digest":"{D}","round":1}}')
-        self.store.control.hold(keyspace.client_holder("a"), "t", 60, {"worker": "a_00"})
+        self.store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {"worker": "a_00"})
         self.store.control.unreadable = Unreadable()
 
     def readers(self) -> Iterator[Callable[[], object]]:

@@ -148,7 +148,7 @@ def test_hostile_jobs_of_every_role_are_told_and_nothing_of_them_is_done(
 ) -> None:
     federation.start("pool", "--processes", "1")
     control = federation.store.control
-    wait_for("the pool", lambda: len(control.living_workers()) == 4)
+    wait_for("the pool", lambda: len(control.workers.living()) == 4)
     pids = {name: federation.worker_pid(name) for name in federation.processes}
     run = federation.begin("honest", "round.cohort=1", "run.rounds=2", "train.epochs=20")
     thrown = {}
@@ -208,7 +208,7 @@ def refusals(federation: Federation, run: str, role: str) -> list[str]:
     """Reasons of the events that a role's worker wrote."""
     stream = keyspace.client_events("site-1") if role == "client" else keyspace.events(run)
     whose = "site-1_" if role == "client" else f"{role}-"
-    found = federation.store.control.read_events({stream: "0-0"}, None)
+    found = federation.store.control.events.read({stream: "0-0"}, None)
     refused = [event for _, _, event in found if event["event"] == "job_refused"]
     return [event["reason"] for event in refused if event["by"].startswith(whose)]
 

@@ -14,7 +14,8 @@ from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Enrolment
 from fl_queue.protocol.signing import new_key
 from fl_queue.reporting import doctor, run_status
-from fl_queue.store import Store, count_keys, keyspace, presence
+from fl_queue.store import Store, count_keys, keyspace
+from fl_queue.store.control import clients
 from tests.support.command_counts import counted
 
 MANY = 3_000
@@ -24,8 +25,8 @@ def arrive(store: Store, *clients: str) -> None:
     for client in clients:
         fields = {"role": "client", "worker": f"{client}_00", "job": ""}
         for lease in (keyspace.client_holder(client), keyspace.worker(f"{client}_00")):
-            store.control.hold(lease, client, 3600, fields)
-    store.control.hear()
+            store.control.leases.hold(lease, client, 3600, fields)
+    store.control.clients.record_heartbeats()
 
 
 def flood(store: Store, count: int = MANY) -> None:
@@ -48,11 +49,11 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
     runs.start_run(store, "demo", run_config.load("mnist-3v7", environ={}), 1)
     healer, control = Healer(store, tmp_path), store.control
     readers = {
-        "role_alive": lambda: control.role_alive(identifiers.AGGREGATOR),
-        "living_workers": control.living_workers,
+        "role_alive": lambda: control.workers.is_role_alive(identifiers.AGGREGATOR),
+        "living_workers": control.workers.living,
         "status": lambda: run_status.statuses(store, run_status.living_runs(store)),
         "clients": lambda: run_status.clients(store),
-        "hear": control.hear,
+        "hear": control.clients.record_heartbeats,
         "tick": healer.tick,
     }
 
@@ -71,18 +72,18 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
 
     # A few more SCAN, and a few leases of mallory's, each time that somebody asks for a role.
     assert {name for name in before if after[name] > before[name] + 50} == set()
-    assert len([w for w in control.living_workers() if w["client"] == "mallory"]) <= 4
+    assert len([w for w in control.workers.living() if w["client"] == "mallory"]) <= 4
 
 
 def test_no_more_than_known_fields_of_a_length_is_fetched(store: Store) -> None:
     arrive(store, "mallory")
     flood(store, 10)
     store.control.redis.hset(
-        keyspace.client("mallory"), mapping={"num_examples": "7", presence.PAUSED: "x" * 100_000}
+        keyspace.client("mallory"), mapping={"num_examples": "7", clients.PAUSED: "x" * 100_000}
     )
 
-    assert store.control.client("mallory") == {"num_examples": "7"}
-    assert set(store.control.lease(keyspace.client_holder("mallory"))) == {
+    assert store.control.clients.get("mallory") == {"num_examples": "7"}
+    assert set(store.control.leases.get(keyspace.client_holder("mallory"))) == {
         "token",
         "role",
         "worker",
@@ -92,29 +93,29 @@ def test_no_more_than_known_fields_of_a_length_is_fetched(store: Store) -> None:
 def test_a_look_at_a_part_of_the_keys_finds_everybody_in_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "_SCANNED", 50)
-    monkeypatch.setattr(presence, "_SCANS_A_LOOK", 2)
+    monkeypatch.setattr(clients, "SCANNED", 50)
+    monkeypatch.setattr(clients, "_SCANS_A_LOOK", 2)
     flood(store, 1_000)
     fields = {"role": "client"}
     for client in ("a", "b"):
-        store.control.hold(keyspace.client_holder(client), client, 3600, fields)
+        store.control.leases.hold(keyspace.client_holder(client), client, 3600, fields)
 
     for _ in range(1_000):
-        store.control.hear()
-        if {"a", "b", "mallory"} <= set(store.control.client_ids()):
+        store.control.clients.record_heartbeats()
+        if {"a", "b", "mallory"} <= set(store.control.clients.heartbeat_ages()):
             break
     # Whom we know is looked at each time.
-    store.control.release(keyspace.client_holder("a"), "a", "a")
-    store.control.hear()
+    store.control.leases.release(keyspace.client_holder("a"), "a", "a")
+    store.control.clients.record_heartbeats()
 
-    assert set(store.control.client_ids()) == {"b", "mallory"}
+    assert set(store.control.clients.heartbeat_ages()) == {"b", "mallory"}
 
 
 def test_the_doctor_names_whose_keys_they_are_and_revoke_removes_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "MANY_KEYS", 500)
-    store.control.write_enrolment("mallory", Enrolment(new_key()[1]))
+    store.control.enrolments.write("mallory", Enrolment(new_key()[1]))
     arrive(store, "mallory", "mallory-2")
     flood(store, 600)
     store.data.redis.set(keyspace.chunk(keyspace.update_blob("mallory", "r-1a2b3c", "0"), 0), "x")
@@ -138,11 +139,11 @@ def test_events_are_read_by_the_batch_and_no_further_than_they_went(store: Store
             pipe.xadd(stream, {"event": f'{{"event":"epoch","epoch":{number}}}'})
         pipe.execute()
     found = []
-    for entry in store.control.read_events({stream: "0-0"}, None):
+    for entry in store.control.events.read({stream: "0-0"}, None):
         found.append(entry)
         if len(found) < 4:  # Its writer goes on.
             store.control.redis.xadd(stream, {"event": '{"event":"late"}'})
 
     assert [event.get("epoch") for _, _, event in found[:2_500]] == list(range(2_500))
     assert len(found) < 2_600
-    assert list(store.control.read_events({stream: found[-1][1]}, 1)) == []
+    assert list(store.control.events.read({stream: found[-1][1]}, 1)) == []

@@ -68,7 +68,7 @@ class Parties:
             handed = replace(made.credentials, operator_key=self.key.public)
             credentials.write(self.file(site), handed)
             self.start(site, "--credentials", str(self.file(site)))
-        wait_for("workers", lambda: len(self.store.control.living_workers()) == 4, 120)
+        wait_for("workers", lambda: len(self.store.control.workers.living()) == 4, 120)
 
     def file(self, site: str) -> Path:
         return self.folder / f"{site}.toml"
@@ -90,7 +90,7 @@ class Parties:
 
     def finish(self, run: str) -> str:
         def ended() -> bool:
-            state = self.store.control.run(run)
+            state = self.store.control.runs.get(run)
             return state is not None and not state.active
 
         wait_for("the run to end", ended, 90)
@@ -102,7 +102,7 @@ class Parties:
         )
 
     def accepted(self, run: str) -> list[set[str]]:
-        history = self.store.control.history(run)
+        history = self.store.control.history.records(run)
         return [set(record.accepted) for record in history if record.outcome == "committed"]
 
     def command(self, *arguments: str) -> str:
@@ -174,7 +174,7 @@ def test_a_run_with_everything_on(parties: Parties) -> None:
     run = parties.begin("secured", "redis.inline_bytes=0", "redis.chunk_bytes=65536")
     parties.reach(run, 1)
     for _ in range(20):
-        parties.store.data.push(run, b"FLQS\x06site-1" + bytes(64) + b"FLQ1" + bytes(8))
+        parties.store.data.results.push(run, b"FLQS\x06site-1" + bytes(64) + b"FLQ1" + bytes(8))
     processes = [Path(f"/proc/{name}") for name in os.listdir("/proc") if name.isdigit()]
     seen = {f"{path}/cmdline": _read(path / "cmdline") for path in processes}
     parties.reach(run, 2)
@@ -183,7 +183,7 @@ def test_a_run_with_everything_on(parties: Parties) -> None:
 
     assert parties.finish(run) == "completed"
     assert parties.accepted(run) == [{"site-1", "site-2"}] * 3
-    assert wait_for("scores", lambda: parties.store.control.evaluations(run).get(3))
+    assert wait_for("scores", lambda: parties.store.control.evaluations.all(run).get(3))
     assert "not signed with the key of site-1" in parties.command("events", run)
     assert parties.secrets_in({**seen, **parties.traces(run)}) == []
     for site in SITES:

@@ -25,7 +25,7 @@ def keys(store: Store) -> dict[str, str]:
     """Secret keys of both clients, which are enrolled."""
     made = {client: signing.new_key() for client in CLIENTS}
     for client, (_, public) in made.items():
-        store.control.write_enrolment(client, Enrolment(public, max_examples=1000))
+        store.control.enrolments.write(client, Enrolment(public, max_examples=1000))
     return {client: secret for client, (secret, _) in made.items()}
 
 
@@ -88,7 +88,7 @@ FORGERIES: dict[str, tuple[Callable[[ManualRun], bytes], str]] = {
 
 def rejections(hand: ManualRun) -> list[dict[str, Any]]:
     streams = {f"flq:{{{hand.run}}}:events": "0-0"}
-    found = hand.store.control.read_events(streams, None)
+    found = hand.store.control.events.read(streams, None)
     return [event for _, _, event in found if event["event"] == "update_rejected"]
 
 
@@ -99,13 +99,13 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(
     make, reason = FORGERIES[kind]
     intake = hand.intake()
     for _ in range(2):
-        hand.store.data.push(hand.run, make(hand))
+        hand.store.data.results.push(hand.run, make(hand))
         hand.take(intake, 1)
 
     assert intake.received() == 0
     assert intake.receipts == {}  # It is no answer: the round waits for the client.
     told = [event["reason"] for event in rejections(hand)]
-    receipts = hand.store.control.receipts(hand.run, hand.round.number)
+    receipts = hand.store.control.receipts.of_round(hand.run, hand.round.number)
     assert told[0] == reason
     if kind not in ("a stranger", "the evaluator"):
         assert {who: receipt.status for who, receipt in receipts.items()} == {"a:forged": "forged"}
@@ -114,7 +114,7 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(
     hand.update("a")
     hand.take(intake, 1)
 
-    receipts = hand.store.control.receipts(hand.run, hand.round.number)
+    receipts = hand.store.control.receipts.of_round(hand.run, hand.round.number)
     assert intake.received() == 1
     assert receipts["a"].status == "received"
     assert receipts["a"].digest == message.body_digest(hand.body("a"))
@@ -126,11 +126,11 @@ def test_forgeries_after_the_real_one_change_nothing(hand: ManualRun) -> None:
     hand.take(intake, 1)
     before = intake.receipts["a"]
     for make, _ in FORGERIES.values():
-        hand.store.data.push(hand.run, make(hand))
+        hand.store.data.results.push(hand.run, make(hand))
         hand.take(intake, 1)
 
     assert intake.receipts == {"a": before}
-    assert hand.store.control.receipts(hand.run, hand.round.number)["a"] == before
+    assert hand.store.control.receipts.of_round(hand.run, hand.round.number)["a"] == before
 
 
 def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: ManualRun) -> None:
@@ -143,12 +143,12 @@ def test_an_element_of_an_earlier_round_is_late_and_its_own_receipt_stays(hand: 
 
     intake = hand.intake()
     for element in (first, forged):
-        hand.store.data.push(hand.run, element)
+        hand.store.data.results.push(hand.run, element)
         hand.take(intake, 1)
 
     assert intake.receipts == {}
-    assert hand.store.control.receipts(hand.run, 1)["a"].status == "accepted"
-    assert hand.store.control.receipts(hand.run, 1)["b"].status == "accepted"
+    assert hand.store.control.receipts.of_round(hand.run, 1)["a"].status == "accepted"
+    assert hand.store.control.receipts.of_round(hand.run, 1)["b"].status == "accepted"
     assert "not signed, in the name of b" in [event["reason"] for event in rejections(hand)]
 
 
@@ -158,23 +158,23 @@ def test_forgeries_of_an_ended_run_are_removed(hand: ManualRun) -> None:
     element = element_of(hand, "a")
     hand.store.control.redis.hset(f"flq:{{{hand.run}}}", "state", "cancelled")
     hand.store.data.redis.delete(f"flq:{{{hand.run}}}:results")
-    hand.store.data.push(hand.run, element)
+    hand.store.data.results.push(hand.run, element)
 
     assert late_updates.drain(hand.store, hand.state) == 1
-    assert hand.store.control.receipts(hand.run, 1) == {}
+    assert hand.store.control.receipts.of_round(hand.run, 1) == {}
     assert rejections(hand)[-1]["reason"] == "not signed, in the name of a"
 
 
 def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Path) -> None:
     secret, public = signing.new_key()
-    store.control.write_enrolment("a", Enrolment(public, max_examples=5))
+    store.control.enrolments.write("a", Enrolment(public, max_examples=5))
     config = ("model.keep_updates=true", "aggregation.max_examples=50")
     hand = ManualRun(store, tmp_path, CLIENTS, 10, *config, keys={"a": secret})
     hand.update("a")  # It claims 97, and b 98.
     hand.update("b")  # Nobody requires enrolment of the others.
     hand.work()
 
-    receipts = store.control.receipts(hand.run, 1)
+    receipts = store.control.receipts.of_round(hand.run, 1)
     assert {who: (r.num_examples, r.weight) for who, r in receipts.items()} == {
         "a": (97, 5), "b": (98, 50),
     }  # fmt: skip
@@ -185,9 +185,9 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
 
 def test_nobody_waits_for_a_client_that_was_revoked(hand: ManualRun) -> None:
     hand.update("b")
-    known = hand.store.control.enrolment("a")
+    known = hand.store.control.enrolments.get("a")
     assert known is not None
-    hand.store.control.write_enrolment("a", replace(known, revoked_at=1.0))
+    hand.store.control.enrolments.write("a", replace(known, revoked_at=1.0))
     hand.update("a")
 
     done = hand.work()
@@ -204,7 +204,7 @@ def test_nobody_waits_for_a_client_that_was_revoked(hand: ManualRun) -> None:
 
 def test_only_the_enrolled_are_selected(store: Store, tmp_path: Path) -> None:
     secret, public = signing.new_key()
-    store.control.write_enrolment("b", Enrolment(public))
+    store.control.enrolments.write("b", Enrolment(public))
 
     hand = ManualRun(store, tmp_path, CLIENTS, 10, REQUIRED, "round.cohort=1.0", keys={"b": secret})
 
@@ -215,14 +215,14 @@ def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
     hand: ManualRun,
 ) -> None:
     intake = hand.intake()
-    jobs = hand.store.control.jobs(hand.run, hand.round.number)
+    jobs = hand.store.control.rounds.jobs(hand.run, hand.round.number)
     header = replace(hand.header("update", "a", hand.body("a")), chunk_bytes=64)
     forged = signing.seal(message.pack(header, None), "a", hand.keys["b"])
-    hand.store.data.push(hand.run, forged)
+    hand.store.data.results.push(hand.run, forged)
     hand.take(intake, 1)
 
     # Its chunks are not there: had anybody looked, the client would have been asked again.
-    assert hand.store.control.jobs(hand.run, hand.round.number) == jobs
+    assert hand.store.control.rounds.jobs(hand.run, hand.round.number) == jobs
     assert intake.taken.headers == []
 
 

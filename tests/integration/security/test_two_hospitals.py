@@ -129,7 +129,7 @@ def test_a_hospital_comes_alive_with_its_file_alone(
     try:
         store = site.store()
         wait_for(
-            "its lease", lambda: store.control.lease(keyspace.client_holder("hospital-a")), 120
+            "its lease", lambda: store.control.leases.get(keyspace.client_holder("hospital-a")), 120
         )
     finally:
         end_processes([worker])

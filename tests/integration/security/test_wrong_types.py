@@ -31,7 +31,7 @@ def spoil(client: redis.Redis, *keys: str) -> None:
 def removed(store: Store, run: str) -> set[str]:
     """The keys whose removal the run's events tell."""
     streams = {keyspace.events(run): "0-0"}
-    events = [event for _, _, event in store.control.read_events(streams, None)]
+    events = [event for _, _, event in store.control.events.read(streams, None)]
     return {event["key"] for event in events if event["event"] == "key_removed"}
 
 
@@ -62,10 +62,10 @@ def test_whatever_a_client_makes_of_its_keys_the_healer_goes_on(
     healer.tick()
 
     # The queue was removed before the new attempt was put into it.
-    assert store.control.jobs(run, 0)["a"]["attempt"] == 2
-    assert store.control.living_workers() == []
-    assert store.control.client("a") == {}
-    assert store.control.last_event(keyspace.client_events("a")) is None
+    assert store.control.rounds.jobs(run, 0)["a"]["attempt"] == 2
+    assert store.control.workers.living() == []
+    assert store.control.clients.get("a") == {}
+    assert store.control.events.last(keyspace.client_events("a")) is None
     assert f"rq:job:{keys[0].removeprefix('rq:job:')}" in removed(store, run)
     assert not store.control.redis.exists(*own[3:])
     newest = dispatch.tickets(store, run, 0)["a"].job
@@ -73,11 +73,11 @@ def test_whatever_a_client_makes_of_its_keys_the_healer_goes_on(
 
 
 def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_path: Path) -> None:
-    store.control.hold(keyspace.client_holder("a"), "t", 60, {})
+    store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
     spoil(store.control.redis, f"rq:queue:{keyspace.client_queue('a')}")
     state = runs.start_run(store, "r", run_config.load("mnist-3v7", ("round.cohort=1",), {}), 1)
     lifecycle.advance(store, state.run_id)
-    assert store.control.round(state.run_id, 0) is not None
+    assert store.control.rounds.get(state.run_id, 0) is not None
     Healer(store, tmp_path, hurry=True).tick()
 
     newest = dispatch.tickets(store, state.run_id, 0)["a"].job
@@ -100,4 +100,4 @@ def test_lists_and_sums_of_a_wrong_type_hold_up_nobody(store: Store, tmp_path: P
     spoil(store.data.redis, *keys)
     controls.cancel(store, "by-hand")
     Healer(store, tmp_path).heal(hand.run)
-    assert store.data.waiting(hand.run) == 0
+    assert store.data.results.count(hand.run) == 0

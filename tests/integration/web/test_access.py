@@ -94,14 +94,14 @@ def page(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) ->
 def test_behind_a_proxy_nobody_comes_in_without_the_token(page: Served, store: Store) -> None:
     """What a proxy on this machine passes on for somebody on the internet."""
     proxied = {"Host": "fl.example.org", "X-Forwarded-For": "203.0.113.9"}
-    before = store.control.run_names()
+    before = store.control.runs.names()
 
     assert page.ask("GET", "/api/v1/runs", proxied)[0] == 401
     assert page.ask("GET", "/", proxied)[0] == 401
     assert page.ask("GET", "/metrics", proxied)[0] == 401
     form = "config=mnist-3v7&rounds=1&run=owned"
     assert page.ask("POST", "/training", proxied, form)[0] == 401
-    assert store.control.run_names() == before
+    assert store.control.runs.names() == before
     assert page.ask("GET", "/api/v1/runs", proxied | ALL)[0] == 200
 
 
@@ -152,7 +152,7 @@ def test_without_a_read_token_nobody_has_a_session_of_one() -> None:
 
 def test_a_read_token_reads_and_does_nothing(page: Served, store: Store, run: str) -> None:
     name = "lawful"
-    before = store.control.run_names()
+    before = store.control.runs.names()
     csrf = page.ask("GET", "/", HTML | ALL)[2].partition('name="csrf" content="')[2][:64]
     for headers in (READER, page.login(READ) | {"X-CSRF-Token": csrf}):
         for path in (
@@ -178,7 +178,7 @@ def test_a_read_token_reads_and_does_nothing(page: Served, store: Store, run: st
             )
             status, _, text = page.ask(method, path, sent, body)
             assert (status, "may only read" in text) == (403, True), (method, path, status, text)
-    assert store.control.run_names() == before
+    assert store.control.runs.names() == before
     assert 'name="may-change" content="no"' in page.ask("GET", "/", HTML | READER)[2]
     assert "may only read" not in page.ask("GET", f"/api/v1/runs/{name}/model.safetensors", ALL)[2]
 

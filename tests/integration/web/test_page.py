@@ -78,7 +78,7 @@ def test_a_plain_client_launches_and_reads_as_the_commands_do(
     status, _, text = web.ask("POST", "/training", form)
 
     assert status == 201, text
-    run = federation.store.control.run_id("plain")
+    run = federation.store.control.runs.id_of("plain")
     assert run is not None
     assert federation.finish(run).state == "completed"
     assert web.ask("POST", "/training", "config=mnist-3v7&epochs=none")[0] == 422
@@ -134,13 +134,13 @@ def test_another_site_changes_nothing(web: Web, headers: dict[str, str], status:
 
 
 def test_a_form_of_another_site_launches_nothing(web: Web, federation: Federation) -> None:
-    before = federation.store.control.run_names()
+    before = federation.store.control.runs.names()
 
     browser = {"Cookie": web.cookie}
     assert web.ask("POST", "/training", "config=demo", Accept="text/html", **browser)[0] == 403
     elsewhere = {"Origin": "http://evil.example", **browser}
     assert web.ask("POST", "/training", "config=demo", **elsewhere)[0] == 403
-    assert federation.store.control.run_names() == before
+    assert federation.store.control.runs.names() == before
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         supervisor.wait()
         kill(worker)
         page.wait_for_selector("#clients tr.bad:has-text('site-2')", timeout=30_000)
-        run = federation.store.control.run_id("seen") or ""
-        federation.store.control.add_event(run, {"event": "healed", "round": 1, "what": hostile})
+        run = federation.store.control.runs.id_of("seen") or ""
+        federation.store.control.events.add(run, {"event": "healed", "round": 1, "what": hostile})
         page.wait_for_selector(f"#log li:has-text('{hostile}')")
         page.click("#cancel")
         page.get_by_role("button", name="Yes").press("Enter")
@@ -229,7 +229,9 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         chromium.close()
     assert problems == []
     federation.start("site-2")
-    wait_for("site-2", lambda: federation.store.control.lease(keyspace.client_holder("site-2")))
+    wait_for(
+        "site-2", lambda: federation.store.control.leases.get(keyspace.client_holder("site-2"))
+    )
 
 
 def test_a_page_is_told_everything_at_once(web: Web) -> None:
@@ -276,7 +278,7 @@ def test_the_page_and_its_stream_outlive_a_restart_of_both_servers(
         federation.redis.restart(role)
 
     stream.until('data: {"text":""}')
-    federation.store.control.add_event(run, {"event": "healed", "round": 1, "what": "is back"})
+    federation.store.control.events.add(run, {"event": "healed", "round": 1, "what": "is back"})
     stream.until("is back")
     stream.connection.close()
     assert web.ask("GET", "/api/v1/runs/outlives")[0] == 200

@@ -148,7 +148,9 @@ def test_the_client_is_left_out_of_the_run_with_the_reason(
     site = WorkerSettings(store.servers.url, store.servers.blob_url, tmp_path / "site", "b")
     for name, value in site.to_environ().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("RQ_JOB_ID", store.control.jobs(run.run, run.round.number)["b"]["job"])
+    monkeypatch.setenv(
+        "RQ_JOB_ID", store.control.rounds.jobs(run.run, run.round.number)["b"]["job"]
+    )
 
     assert worker_client.train(run.run, run.round.number) == "pushed"
 

@@ -54,7 +54,7 @@ def publish(store: Store, chunks: int) -> tuple[str, bytes]:
 
 def put(store: Store, digest: str, body: bytes) -> None:
     pieces = [memoryview(body)[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
-    store.data.put_chunks(keyspace.model_blob(RUN, digest), pieces, None)
+    store.data.chunks.put(keyspace.model_blob(RUN, digest), pieces, None)
 
 
 def fetch(store: Store, folder: Path, digest: str, body: bytes) -> bytes:

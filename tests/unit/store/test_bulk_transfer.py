@@ -74,7 +74,7 @@ def pieces(body: bytes) -> list[memoryview]:
 
 
 def put(store: Store, body: bytes, **options: Any) -> None:
-    store.data.put_chunks(BLOB, pieces(body), 60, **options)
+    store.data.chunks.put(BLOB, pieces(body), 60, **options)
 
 
 def calls(store: Store, command: str) -> int:
@@ -99,8 +99,8 @@ def test_what_was_stored_is_read(either: Store, nbytes: int) -> None:
 
     put(either, body)
 
-    assert either.data.get_chunks(BLOB, nbytes, CHUNK) == body
-    read = b"".join(map(bytes, either.data.iter_chunks(BLOB, nbytes, CHUNK)))
+    assert either.data.chunks.get(BLOB, nbytes, CHUNK) == body
+    read = b"".join(map(bytes, either.data.chunks.iterate(BLOB, nbytes, CHUNK)))
     assert read == body
 
 
@@ -109,7 +109,7 @@ def test_what_was_stored_is_read_over_tcp(over_tcp: Store) -> None:
 
     put(over_tcp, body)
 
-    assert over_tcp.data.get_chunks(BLOB, len(body), CHUNK) == body
+    assert over_tcp.data.chunks.get(BLOB, len(body), CHUNK) == body
 
 
 def test_each_chunk_is_asked_for_once(store: Store) -> None:
@@ -117,7 +117,7 @@ def test_each_chunk_is_asked_for_once(store: Store) -> None:
     before = calls(store, "get"), calls(store, "set")
 
     put(store, bytes(7 * CHUNK))
-    store.data.get_chunks(BLOB, 7 * CHUNK, CHUNK)
+    store.data.chunks.get(BLOB, 7 * CHUNK, CHUNK)
 
     assert (calls(store, "get") - before[0], calls(store, "set") - before[1]) == (7, 7)
 
@@ -127,7 +127,7 @@ def test_a_redis_py_that_looks_different_is_asked_the_ordinary_way(store: Store)
     put(store, bytes(7 * CHUNK))
     before = calls(store, "getrange")
 
-    store.data.get_chunks(BLOB, 7 * CHUNK, CHUNK)
+    store.data.chunks.get(BLOB, 7 * CHUNK, CHUNK)
 
     assert calls(store, "getrange") - before == 7
 
@@ -137,13 +137,13 @@ def test_chunks_are_read_in_order_from_the_first_wanted(either: Store) -> None:
     put(either, body)
     view, seen = memoryview(bytearray(len(body))), []
 
-    either.data.read_chunks_into(
+    either.data.chunks.read_into(
         BLOB, len(body), CHUNK, view, 2, lambda index, piece: seen.append((index, piece))
     )
 
     assert seen == [(index, pieces(body)[index]) for index in (2, 3, 4)]
     assert view[: 2 * CHUNK] == bytes(2 * CHUNK)
-    read = [bytes(piece) for piece in either.data.iter_chunks(BLOB, len(body), CHUNK, 3)]
+    read = [bytes(piece) for piece in either.data.chunks.iterate(BLOB, len(body), CHUNK, 3)]
     assert read == pieces(body)[3:]
 
 
@@ -174,16 +174,16 @@ def test_a_chunk_that_is_not_as_it_should_be_is_missing(
     harm(either.data.redis, keyspace.chunk(BLOB, index))
 
     with pytest.raises(ChunksMissing) as caught:
-        either.data.get_chunks(BLOB, len(body), CHUNK)
+        either.data.chunks.get(BLOB, len(body), CHUNK)
 
     assert caught.value.index == index
     put(either, body)
-    assert either.data.get_chunks(BLOB, len(body), CHUNK) == body
+    assert either.data.chunks.get(BLOB, len(body), CHUNK) == body
 
 
 def test_a_reader_that_stops_leaves_no_reply_to_the_next_one(store: Store) -> None:
     put(store, bytes(5 * CHUNK))
-    chunks = store.data.iter_chunks(BLOB, 5 * CHUNK, CHUNK)
+    chunks = store.data.chunks.iterate(BLOB, 5 * CHUNK, CHUNK)
     next(chunks)
 
     with redis.Redis(unix_socket_path=socket_of(store)) as other:
@@ -199,7 +199,7 @@ def test_a_connection_that_breaks_is_replaced_while_reading(either: Store) -> No
     put(either, body)
     read = bytearray()
 
-    for piece in either.data.iter_chunks(BLOB, len(body), CHUNK):
+    for piece in either.data.chunks.iterate(BLOB, len(body), CHUNK):
         read += piece
         break_connections(either)
 
@@ -214,9 +214,9 @@ def test_a_connection_that_breaks_is_replaced_while_writing(either: Store) -> No
             yield piece
             break_connections(either)
 
-    either.data.put_chunks(BLOB, breaking(), 60)
+    either.data.chunks.put(BLOB, breaking(), 60)
 
-    assert either.data.get_chunks(BLOB, len(body), CHUNK) == body
+    assert either.data.chunks.get(BLOB, len(body), CHUNK) == body
 
 
 def test_two_alternating_buffers_are_enough_to_write(store: Store) -> None:
@@ -229,9 +229,9 @@ def test_two_alternating_buffers_are_enough_to_write(store: Store) -> None:
             yield memoryview(buffer)[: len(piece)]
             break_connections(store)  # What was sent has to be sent again.
 
-    store.data.put_chunks(BLOB, reusing(), 60)
+    store.data.chunks.put(BLOB, reusing(), 60)
 
-    assert store.data.get_chunks(BLOB, len(body), CHUNK) == body
+    assert store.data.chunks.get(BLOB, len(body), CHUNK) == body
 
 
 def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
@@ -242,10 +242,10 @@ def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
     make_a_list(store.data.redis, keyspace.chunk(BLOB, 4))
     before = calls(store, "set")
 
-    store.data.put_chunks(BLOB, pieces(body), 1000, skip_present=True)
+    store.data.chunks.put(BLOB, pieces(body), 1000, skip_present=True)
 
     assert calls(store, "set") - before == 3
-    assert store.data.get_chunks(BLOB, len(body), CHUNK) == body
+    assert store.data.chunks.get(BLOB, len(body), CHUNK) == body
     lives = [store.data.redis.ttl(keyspace.chunk(BLOB, index)) for index in range(5)]
     assert all(900 < life <= 1000 for life in lives)
 
@@ -253,7 +253,7 @@ def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
 def test_an_upload_that_goes_on_may_stay_for_ever(store: Store) -> None:
     put(store, bytes(2 * CHUNK))
 
-    store.data.put_chunks(BLOB, pieces(bytes(2 * CHUNK)), None, skip_present=True)
+    store.data.chunks.put(BLOB, pieces(bytes(2 * CHUNK)), None, skip_present=True)
 
     assert [store.data.redis.ttl(keyspace.chunk(BLOB, index)) for index in (0, 1)] == [-1, -1]
 
@@ -261,13 +261,13 @@ def test_an_upload_that_goes_on_may_stay_for_ever(store: Store) -> None:
 def test_a_server_that_is_gone_is_unavailable(private_redis: EmbeddedRedis, tmp_path: Path) -> None:
     with Store.open(private_redis.url, private_redis.blob_url, tmp_path) as store:
         put(store, bytes(3 * CHUNK))
-        chunks = store.data.iter_chunks(BLOB, 3 * CHUNK, CHUNK)
+        chunks = store.data.chunks.iterate(BLOB, 3 * CHUNK, CHUNK)
         next(chunks)
         private_redis.kill("data")
 
         for use in (
             lambda: list(chunks),
-            lambda: store.data.get_chunks(BLOB, 3 * CHUNK, CHUNK),
+            lambda: store.data.chunks.get(BLOB, 3 * CHUNK, CHUNK),
             lambda: put(store, bytes(3 * CHUNK)),
             lambda: put(store, bytes(3 * CHUNK), skip_present=True),
         ):
@@ -278,7 +278,7 @@ def test_a_server_that_is_gone_is_unavailable(private_redis: EmbeddedRedis, tmp_
 WRITES: dict[str, Callable[[Store], object]] = {
     "chunks": lambda store: put(store, bytes(3 * CHUNK)),
     "chunks, going on": lambda store: put(store, bytes(3 * CHUNK), skip_present=True),
-    "push": lambda store: store.data.push("run-1", bytes(CHUNK)),
+    "push": lambda store: store.data.results.push("run-1", bytes(CHUNK)),
     "identity": lambda store: store.data.identity(),
 }
 
@@ -286,7 +286,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
 @pytest.mark.parametrize("write", WRITES)
 def test_a_full_server_is_unavailable(store: Store, write: str) -> None:
     client = store.data.redis
-    store.data.push("run-1", b"element")
+    store.data.results.push("run-1", b"element")
     client.set("ballast", bytes(1 << 20))
     client.config_set("maxmemory", 1 << 20)
     try:

@@ -31,25 +31,27 @@ class Sites:
 
     @property
     def state(self) -> RunState:
-        found = self.store.control.run(self.run)
+        found = self.store.control.runs.get(self.run)
         assert found is not None
         return found
 
     def serve(self, client: str, worker: str = "1") -> None:
         """A worker begins to serve a client."""
         fields = {"worker": f"{client}_{worker}"}
-        assert self.store.control.hold(keyspace.client_holder(client), "token", 60, fields)
+        assert self.store.control.leases.hold(keyspace.client_holder(client), "token", 60, fields)
 
     def admit(self, *alive: str) -> preflight.Admitted:
         return preflight.admit(self.store, self.state, self.config, sorted(alive))
 
     def ticket(self, client: str) -> JobTicket:
-        return JobTicket.from_dict(json.loads(self.store.control.sites(self.run)[client])["ticket"])
+        return JobTicket.from_dict(
+            json.loads(self.store.control.runs.site_reports(self.run)[client])["ticket"]
+        )
 
     def tell(self, **told: Mapping[str, Any]) -> None:
         for client, said in told.items():
             answer = json.dumps({"job": self.ticket(client).job, "facts": said})
-            self.store.control.tell(client, self.run, answer)
+            self.store.control.clients.set_site_facts(client, self.run, answer)
 
     def wait(self) -> None:
         """As if the run had waited for as long as it does."""
@@ -57,7 +59,7 @@ class Sites:
         self.store.control.redis.hset(keyspace.run(self.run), "waited_s", longest)
 
     def named(self) -> dict[str, str]:
-        found = self.store.control.read_events({keyspace.events(self.run): "0-0"}, None)
+        found = self.store.control.events.read({keyspace.events(self.run): "0-0"}, None)
         return {e["client"]: e["what"] for _, _, e in found if e["event"] == "site_differs"}
 
 
@@ -108,7 +110,7 @@ def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> N
     assert "neither side" in problem
     assert "a: 2: a, b; b: 2: b, a" in problem
 
-    sites.store.control.release(keyspace.client_holder("b"), "token")
+    sites.store.control.leases.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").problem == preflight.WAITING
     sites.tell(b=AB)
@@ -153,14 +155,18 @@ def test_garbage_is_a_site_that_cannot_tell(sites: Sites, garbage: str) -> None:
     sites.admit("a", "b")
     sites.tell(b=AB)
     job = sites.ticket("a").job
-    sites.store.control.tell("a", sites.run, f'{{"job": "{job}", "facts": {garbage}}}')
+    sites.store.control.clients.set_site_facts(
+        "a", sites.run, f'{{"job": "{job}", "facts": {garbage}}}'
+    )
     assert sites.admit("a", "b").clients == ["a", "b"]
     assert "cannot tell" in sites.named()["a"]
 
 
 def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> None:
     sites.admit("a")
-    sites.store.control.tell("a", sites.run, json.dumps({"job": "old", "facts": AB}))
+    sites.store.control.clients.set_site_facts(
+        "a", sites.run, json.dumps({"job": "old", "facts": AB})
+    )
     assert sites.admit("a").problem == preflight.WAITING
     key = keyspace.client_told("a", sites.run)
     sites.store.control.redis.delete(key)
@@ -197,7 +203,7 @@ def test_everybody_is_asked_and_compared_where_the_config_does_not_say_all(store
         assert preflight.is_compared(RunConfig.from_dict(raw)) is compared
     off = Sites(store, "run.preflight=off")
     assert off.admit("a", "b").clients == ["a", "b"]
-    assert store.control.sites(off.run) == {}
+    assert store.control.runs.site_reports(off.run) == {}
     virtual = RunConfig.from_dict(
         {"run": {"task": "own:Task"}, "clients": {"kind": "simulation", "count": 3}}
     )
@@ -234,7 +240,7 @@ def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_gr
     for pause in ("60 s", "120 s", "240 s"):
         assert sites.admit("a", "b").out["b"].endswith(pause)
         asked = sites.ticket("b").job
-        site = json.loads(store.control.sites(sites.run)["b"])
+        site = json.loads(store.control.runs.site_reports(sites.run)["b"])
         store.control.redis.hset(
             keyspace.sites(sites.run), "b", json.dumps(site | {"since": site["since"] - 3600})
         )
@@ -243,7 +249,7 @@ def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_gr
         sites.tell(b=cannot)
     assert sites.admit("a", "b").out["b"].endswith("480 s")
 
-    store.control.release(keyspace.client_holder("b"), "token")
+    store.control.leases.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").clients == ["a"]
     sites.tell(b={})
@@ -287,7 +293,9 @@ def test_a_question_that_was_lost_is_asked_again_of_the_same_worker(
     if what == "its end not recorded":
         fields = {"status": "started", "worker_name": "a_1"}
         redis.hset(FLJob.key_for(lost.job), mapping=fields)
-        store.control.hold(keyspace.worker("a_1"), "token", 60, {"role": "client", "job": ""})
+        store.control.leases.hold(
+            keyspace.worker("a_1"), "token", 60, {"role": "client", "job": ""}
+        )
     sites.admit("a")
     assert sites.ticket("a") == lost  # It may be about to start.
 

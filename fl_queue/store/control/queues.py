@@ -1,6 +1,4 @@
-"""
-The control server: RQ's queues, where they have to change together with what we keep of their jobs.
-"""
+"""RQ's queues on the control server, where they change together with the tickets of their jobs."""
 
 from __future__ import annotations
 
@@ -8,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis
 from redis.client import Pipeline
 
 from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import script
-from fl_queue.store.rejections import Rejections
+from fl_queue.store.control.server import ControlServer
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Replacement:
         field: Of the hash of tickets.
         old, new: Ids of the two jobs.
         ticket: The new one's, JSON.
-        commands: What publishes it, each a list ``[name, key, ...]``.
+        commands: Commands that publish it, each a list ``[name, key, ...]``.
     """
 
     field: str
@@ -35,34 +32,39 @@ class Replacement:
     commands: Sequence[Sequence[Any]]
 
 
-class Queues(Rejections):
-    """Args: ``client``: a retrying client of the control server."""
+class Queues:
+    """
+    Writes of RQ's queues.
 
-    def __init__(self, client: redis.Redis) -> None:
-        super().__init__(client)
-        self._to_end = script(client, "to_end")
-        self._replace = script(client, "replace")
-        self._forget_idle = script(client, "forget_idle")
+    Args:
+        server: The control server.
+    """
+
+    def __init__(self, server: ControlServer) -> None:
+        self._redis = server.redis
+        self._to_end = script(server.redis, "to_end")
+        self._replace = script(server.redis, "replace")
+        self._forget_idle = script(server.redis, "forget_idle")
 
     def move_to_front(self, queue: str, job: str) -> None:
-        """Have a job be the next one of its queue, if it waits there."""
+        """Move a job to the front of its queue, if it waits there."""
         self._to_end(keys=[queue], args=[job, "LPUSH"])
 
     def move_to_back(self, queue: str, job: str) -> None:
-        """Have a job be the last one of its queue, if it waits there."""
+        """Move a job to the back of its queue, if it waits there."""
         self._to_end(keys=[queue], args=[job, "RPUSH"])
 
     def replace_jobs(self, tickets: str, wanted: Iterable[Replacement]) -> list[bool]:
         """
         Publish jobs in place of others, each if the other is still the newest of its field.
 
-        What becomes of one does not depend on the other fields. Repeating it is harmless.
+        Each is decided independently of the others. Repeating it is harmless.
 
         Args:
             tickets: Key of the hash that holds the newest tickets.
 
         Returns:
-            For each whether the new job is the newest now; False: somebody else was faster.
+            For each whether the new job is the newest now; False: another process was faster.
 
         Raises:
             StoreUnavailable: The connection broke, for some of them perhaps too late.
@@ -75,7 +77,7 @@ class Queues(Rejections):
             keys = [tickets, *(command[1] for command in item.commands)]
             self._replace(keys=keys, args=args, client=pipe)
 
-        return [bool(answer) for answer in ask_many(self.redis, wanted, ask)]
+        return [bool(answer) for answer in ask_many(self._redis, wanted, ask)]
 
     def forget_idle_queues(self, listed: str, keys_of: Mapping[str, Sequence[str]]) -> int:
         """
@@ -92,4 +94,4 @@ class Queues(Rejections):
         def ask(pipe: Pipeline, keys: Sequence[str]) -> None:
             self._forget_idle(keys=[listed, *keys], client=pipe)
 
-        return sum(ask_many(self.redis, keys_of.values(), ask))
+        return sum(ask_many(self._redis, keys_of.values(), ask))

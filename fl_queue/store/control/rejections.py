@@ -1,43 +1,45 @@
 """
-The control server: how many elements a round refused, and from whom.
+Counts of refused messages on the control server, by round and sender.
 
-One field a sender, few of them, and replaced at most once a second: whoever floods a run makes
-neither keys nor writes without end.
+One field for each sender, a limited number of them, replaced at most once a second: a flood of messages
+causes neither keys nor writes without end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-import redis
+from typing import Any
 
 from fl_queue.common import safe_json
 from fl_queue.protocol.records import Refusals, dumps
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
-from fl_queue.store.presence import Presence, as_text
+from fl_queue.store.control.events import EVENTS_KEPT
+from fl_queue.store.control.server import ControlServer, as_text
 
-EVENTS_KEPT = 10_000
 
+class Rejections:
+    """
+    Reads and writes of counts of refused messages.
 
-class Rejections(Presence):
-    """What was refused. Args: ``client``: a retrying client of the control server."""
+    Args:
+        server: The control server.
+    """
 
-    def __init__(self, client: redis.Redis) -> None:
-        super().__init__(client)
-        self._record_rejected = script(client, "rejected")
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+        self._record_rejected = script(server.redis, "rejected")
 
-    def rejected(self, run: str, number: int) -> dict[str, Refusals]:
-        """Who -> what of it a round has refused so far."""
-        found = cast(dict[bytes, bytes], self.redis.hgetall(keyspace.round_rejected(run, number)))
-        return self.unreadable.each(
-            keyspace.round_rejected(run, number),
-            as_text(found).items(),
+    def of_round(self, run: str, number: int) -> dict[str, Refusals]:
+        """Sender -> counts of its messages that a round has refused so far."""
+        key = keyspace.round_rejected(run, number)
+        return self._server.unreadable.each(
+            key,
+            as_text(self._server.hash(key)).items(),
             lambda who, text: (safe_json.printable(who[:100]), _refusals(text)),
         )
 
-    def record_rejected(
+    def record(
         self,
         run: str,
         number: int,
@@ -47,16 +49,16 @@ class Rejections(Presence):
         events: Sequence[Mapping[str, Any]],
     ) -> bool:
         """
-        Write down what an open round has refused.
+        Record the counts of an open round.
 
         Args:
             fence: The writer's.
-            rejected: Who -> all that was refused of it in this round; takes the place of what was known.
-            late: Round whose keys are gone -> further updates of it that came.
+            rejected: Sender -> counts of this round; they replace the recorded ones.
+            late: Round whose keys are gone -> further updates of it that arrived.
             events: For the run's stream.
 
         Returns:
-            False when the round is somebody else's, or gone.
+            False when another aggregator owns the round, or it is gone.
         """
         keys = [
             keyspace.round_(run, number),

@@ -1,0 +1,238 @@
+"""Rounds on the control server: opened, claimed by an aggregator, ended once by the commit script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from redis.client import Pipeline
+
+from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Manifest, Outcome, Receipt, RoundRecord, dumps
+from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state
+from fl_queue.protocol.state_fields import parse_table
+from fl_queue.store import keyspace
+from fl_queue.store.connection import script
+from fl_queue.store.control.events import EVENTS_KEPT
+from fl_queue.store.control.receipts import Receipts
+from fl_queue.store.control.runs import MAX_TICK_S
+from fl_queue.store.control.server import ControlServer, as_text, number_of
+
+#: A round whose data server lost its content gets this much more time: outboxes have the updates.
+PUSH_AGAIN_S = 30.0
+
+
+class Rounds:
+    """
+    Reads and writes of rounds.
+
+    Args:
+        server: The control server.
+        receipts: Its receipts.
+    """
+
+    def __init__(self, server: ControlServer, receipts: Receipts) -> None:
+        self._server, self._receipts = server, receipts
+        self._redis = server.redis
+        self._tick = script(server.redis, "tick")
+        self._claim = script(server.redis, "claim")
+        self._end_round = script(server.redis, "end_round")
+
+    def get(self, run: str, number: int) -> RoundState | None:
+        """State of a round; None when it never was, or its keys are gone."""
+        raw = as_text(self._server.hash(keyspace.round_(run, number)))
+        return parse_round_state(number, raw) if "state" in raw else None
+
+    def newest_open(self, state: RunState) -> RoundState | None:
+        """A run's newest round, while it is open."""
+        current = self.get(state.run_id, state.round) if state.round >= 0 else None
+        return current if current is not None and current.open else None
+
+    def glance(self, run: str, number: int) -> Glance | None:
+        """
+        What decides whether a job of a round is wanted still; None when there is no such run.
+
+        The hashes hold every client of the run: each worker asks this every two seconds.
+        """
+        state, newest = cast(
+            list["bytes | None"], self._redis.hmget(keyspace.run(run), "state", "round")
+        )
+        if state is None or newest is None:
+            return None
+        found, mode = cast(
+            list["bytes | None"], self._redis.hmget(keyspace.round_(run, number), "state", "mode")
+        )
+        return Glance(state == b"training", int(newest), mode == b"async", found in (None, b"open"))
+
+    def base_digest(self, run: str, number: int) -> str | None:
+        """Digest of the version that a round starts from; None when its keys are not there."""
+        raw = cast("bytes | None", self._redis.hget(keyspace.round_(run, number), "base_digest"))
+        return None if raw is None else raw.decode(errors="replace")
+
+    def jobs(self, run: str, number: int) -> dict[str, dict[str, Any]]:
+        """Client (or ``aggregator``) -> its newest job: ``{job, queue, function, attempt}``."""
+        key = keyspace.round_jobs(run, number)
+        return self._server.unreadable.each(
+            key,
+            self._server.hash(key).items(),
+            lambda who, text: (identifiers.parse_name(who), parse_table(text)),
+        )
+
+    def job(self, run: str, number: int, who: str) -> dict[str, Any]:
+        """The newest job of one of them; empty when it has none."""
+        text = cast("bytes | None", self._redis.hget(keyspace.round_jobs(run, number), who))
+        return parse_table(text) if text else {}
+
+    def count_time(self, run: str, number: int) -> float | None:
+        """Count time towards a round's ``elapsed_s``; None when it is not open."""
+        return number_of(
+            self._tick(keys=[keyspace.round_(run, number)], args=["elapsed_s", MAX_TICK_S])
+        )
+
+    def limits(self, run: str, number: int) -> tuple[float, float | None]:
+        """By counted time of a round: its deadline, and when its quorum was in, if it was."""
+        deadline, quorum_at = cast(
+            list["bytes | None"],
+            self._redis.hmget(keyspace.round_(run, number), "deadline_s", "quorum_at_s"),
+        )
+        return float(deadline or 0), number_of(quorum_at)
+
+    def claim(
+        self, run: str, number: int, job_id: str, incarnation: str = "", above: int = 0
+    ) -> int:
+        """
+        The next fence for the aggregator job that starts on a round; 0: nothing to do for it.
+
+        Args:
+            incarnation: Its token; then it alone can end the round.
+            above: A fence that is known to have been in use, should this server have lost it.
+        """
+        keys = [
+            keyspace.run(run),
+            keyspace.round_(run, number),
+            keyspace.round_updates(run, number),
+            keyspace.round_jobs(run, number),
+        ]
+        return int(self._claim(keys=keys, args=[number, job_id, incarnation, above]))
+
+    def set_quorum_at(self, run: str, number: int, elapsed_s: float) -> None:
+        """Note when the quorum was reached, the first time."""
+        key = keyspace.round_(run, number)
+        self._server.write_if(key, ["HSETNX", key, "quorum_at_s", f"{elapsed_s:.3f}"])
+
+    def note_failure(self, run: str, number: int, reason: str) -> int:
+        """Note why an open round could not be ended; how often running it was this, 0: it is not open."""
+        key, count = keyspace.round_(run, number), 0
+
+        def body(pipe: Pipeline) -> Callable[[], None] | None:
+            nonlocal count
+            raw = cast("list[bytes | None]", pipe.hmget(key, "state", "failure", "failures"))
+            if raw[0] != b"open":
+                return None
+            count = int(raw[2] or 0) + 1 if raw[1] == reason.encode() else 1
+            found: dict[Any, Any] = {"failure": reason, "failures": count}
+            return lambda: cast(None, pipe.hset(key, mapping=found))
+
+        return count if self._server.transact([key], body) else 0
+
+    def set_data_server(self, run: str, number: int, identity: str) -> None:
+        """Note which data server holds the round's blobs from now on, with time to push them again."""
+        key = keyspace.round_(run, number)
+        # Of the quorum that was in nothing is left: the grace begins when there is one again.
+        self._server.write_if(
+            key,
+            ["HDEL", key, "quorum_at_s"],
+            ["HSET", key, "data_server", identity],
+            ["HINCRBYFLOAT", key, "deadline_s", str(PUSH_AGAIN_S)],
+        )
+
+    def end(
+        self,
+        run: str,
+        number: int,
+        *,
+        fence: int,
+        token: str,
+        outcome: Outcome,
+        reason: str,
+        record: RoundRecord | None,
+        receipts: Mapping[str, Receipt],
+        max_abandoned: int,
+        version: int | None = None,
+        digest: str = "",
+        download: str = "",
+        manifest: Manifest | None = None,
+        server_state: Mapping[str, str] | None = None,
+        keeping: Mapping[str, tuple[int, str]] | None = None,
+        incarnation: str = "",
+        signature: str = "",
+        begins_anew: bool = False,
+    ) -> str:
+        """
+        Decide a round's outcome, once: the commit script.
+
+        Args:
+            download: Digest of the new version's encoded body, if clients fetch that.
+            server_state: Name -> digest of the strategy's state that belongs to the new version.
+            keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
+            incarnation: Token that the round was claimed with; empty: of no aggregator.
+            signature: The operator's, of the new version; empty: it has none.
+            begins_anew: Whether what the strategy keeps is zero again, with the new version.
+
+        Returns:
+            ``ok`` (also when this very call had come through before), else why it was refused.
+        """
+        event = {"event": f"round_{outcome}", "round": number, "reason": reason, "version": version}
+        keys = [
+            keyspace.run(run),
+            keyspace.round_(run, number),
+            keyspace.round_updates(run, number),
+            keyspace.history(run),
+        ]
+        keys += [
+            keyspace.events(run),
+            keyspace.versions(run),
+            keyspace.manifest(run),
+            keyspace.accepted(run),
+        ]
+        args: list[Any] = [
+            number,
+            fence,
+            token,
+            outcome,
+            reason,
+            "" if version is None else version,
+            digest,
+        ]
+        args += [
+            record.to_json() if record else "",
+            dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
+        ]
+        args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
+        kept = {
+            client: dumps({"round": began, "digest": update})
+            for client, (began, update) in (keeping or {}).items()
+        }
+        args += [download, dumps(server_state or {}), dumps(kept), incarnation, signature]
+        args += [int(begins_anew)]
+        answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
+        return "ok" if answer == "same" else answer
+
+    def forget(self, run: str, number: int) -> None:
+        """Remove the keys of a round whose history record is enough; its late count stays."""
+        late = self._receipts.count_of_late(run, number)
+        if late:
+            self._server.write_if(
+                keyspace.run(run), ["HSETNX", keyspace.late(run), str(number), str(late)]
+            )
+        with self._redis.pipeline() as pipe:
+            pipe.delete(
+                keyspace.round_(run, number),
+                keyspace.round_updates(run, number),
+                keyspace.round_rejected(run, number),
+                keyspace.round_jobs(run, number),
+            )
+            pipe.execute()
+        self._server.write_if(
+            keyspace.run(run), ["HSET", keyspace.run(run), "cleaned", str(number + 1)]
+        )

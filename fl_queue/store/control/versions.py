@@ -1,0 +1,74 @@
+"""Versions of a run's model on the control server, and their evaluations on the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_queue.protocol.records import Manifest, dumps
+from fl_queue.protocol.state_fields import parse_evaluation, parse_version, parse_whole
+from fl_queue.store import keyspace
+from fl_queue.store.control.events import event_command
+from fl_queue.store.control.server import ControlServer
+
+
+class Versions:
+    """
+    Reads of versions; the commit script writes them.
+
+    Args:
+        server: The control server.
+    """
+
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+
+    def manifest(self, run: str) -> Manifest | None:
+        """The run's manifest; None before version 0."""
+        text = self._server.string(keyspace.manifest(run))
+        return Manifest.from_json(text) if text else None
+
+    def all(self, run: str) -> dict[int, dict[str, Any]]:
+        """Version -> {digest, round}, rising."""
+        key = keyspace.versions(run)
+        found = self._server.unreadable.each(
+            key,
+            self._server.hash(key).items(),
+            lambda number, text: (parse_whole(number), parse_version(text)),
+        )
+        return {version: found[version] for version in sorted(found)}
+
+    def get(self, run: str, number: int) -> dict[str, Any]:
+        """One version; empty when there is none."""
+        text = self._server.field(keyspace.versions(run), str(number))
+        return parse_version(text) if text else {}
+
+
+class Evaluations:
+    """
+    Reads and writes of evaluations.
+
+    Args:
+        server: The control server.
+    """
+
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+
+    def all(self, run: str) -> dict[int, dict[str, Any]]:
+        """Version -> its ticket while it is queued, then ``{state: done | failed, metrics, reason}``."""
+        key = keyspace.evaluations(run)
+        return self._server.unreadable.each(
+            key,
+            self._server.hash(key).items(),
+            lambda number, text: (parse_whole(number), parse_evaluation(text)),
+        )
+
+    def set(self, run: str, version: int, value: Mapping[str, Any]) -> None:
+        """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
+        event = {"event": "version_evaluated", "version": version, "state": value["state"]}
+        self._server.write_if(
+            keyspace.run(run),
+            ["HSET", keyspace.evaluations(run), str(version), dumps(value)],
+            event_command(run, event),
+        )
