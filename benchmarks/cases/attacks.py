@@ -37,9 +37,9 @@ from fl_queue.client import local_update
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks.base import ClientContext, Task
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 from fl_queue.training import determinism
@@ -113,7 +113,7 @@ class Trainer:
         plain = run_config.load(None, self.settings, {})
         self.honest, self.hostile = TwoLayerPerceptron(plain), Flipped(plain)
         self.manifest, arrays = local_update.initial_model(self.honest, plain.run["seed"])
-        self.first = bytes(message.encode_body(self.manifest, arrays))
+        self.first = bytes(tensor_layout.encode_body(self.manifest, arrays))
         # All rules begin with the same version, and some rules make the same of two attacks.
         self.trained = lru_cache(maxsize=16 * CLIENTS)(self._trained)
 
@@ -133,7 +133,7 @@ class Trainer:
     def _trained(self, body: bytes, number: int, round_number: int, flipped: bool) -> Arrays:
         """The update of client ``number`` to a version."""
         task: Task = self.hostile if flipped else self.honest
-        base = message.views(self.manifest, body)
+        base = tensor_layout.views(self.manifest, body)
         made = local_update.train_update(
             task, self.manifest, base, self.context(number, round_number)
         )
@@ -143,7 +143,7 @@ class Trainer:
         """On the test set, in percent."""
         context = self.context(0, 0)
         dataset = self.honest.test_data(context.data_dir)
-        views = message.views(self.manifest, body)
+        views = tensor_layout.views(self.manifest, body)
         sums = local_update.evaluate_version(self.honest, self.manifest, views, dataset, context)
         return 100.0 * metrics.finish(sums)["accuracy"]
 
@@ -173,16 +173,16 @@ def merged(
     scales: Mapping[str, Sequence[float]] = choose_scales(len(updates), 1, limits)
     merge = UpdateMerger.of_round(manifest, loaded, scales, 1)
     for index, update in enumerate(updates):
-        body = message.encode_body(manifest, update)
+        body = tensor_layout.encode_body(manifest, update)
         header = Header(
             kind="update",
             run=RUN,
             round=number,
             client=f"site-{index:02}",
             num_examples=1,
-            tensors=message.entries(manifest),
+            tensors=tensor_layout.entries(manifest),
             body_bytes=len(body),
-            body_digest=message.body_digest(body),
+            body_digest=tensor_layout.body_digest(body),
         )
         try:
             merge.check(header)
@@ -191,7 +191,7 @@ def merged(
             continue
     if merge.count < merge.strategy.fewest():
         return base  # The round is abandoned.
-    return b"".join(message.as_bytes(piece) for piece in merge.next_model(base))
+    return b"".join(tensor_layout.as_bytes(piece) for piece in merge.next_model(base))
 
 
 class Run(NamedTuple):

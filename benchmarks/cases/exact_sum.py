@@ -20,9 +20,9 @@ from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config.run_config import load
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 REPEATS = 7
 UPDATES = 64
@@ -42,14 +42,14 @@ class Subject:
         self.merge = UpdateMerger(manifest, load(None, environ={}).aggregation, scales, W_MAX)
         self.update = np.random.default_rng(1).normal(0, 0.01, size).astype(np.float32)
         self.body = self.update.data.cast("B")
-        self.tensors = message.views(manifest, self.body)
+        self.tensors = tensor_layout.views(manifest, self.body)
         self.header = Header(
             kind="update",
             run="bench-000000",
             round=1,
             client="site-1",
             num_examples=4,
-            tensors=message.entries(manifest),
+            tensors=tensor_layout.entries(manifest),
             body_bytes=len(self.body),
             body_digest=blake3(self.body).hexdigest(),
         )

@@ -18,9 +18,9 @@ from blake3 import blake3
 
 from fl_queue.client import outbox
 from fl_queue.coordinator.rounds.runs import current_config
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import RoundState, Store, keyspace, queries
 
 #: Nobody extends these leases.
@@ -110,7 +110,7 @@ class Fakes:
         whole = replace(
             header,
             num_examples=4,
-            tensors=message.entries(manifest),
+            tensors=tensor_layout.entries(manifest),
             body_bytes=len(body),
             body_digest=blake3(body).hexdigest(),
         )

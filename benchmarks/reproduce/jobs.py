@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.crossing import rounds_to
-from fl_queue.common.files import written_whole
+from fl_queue.common.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Results:
     def put(self, job: Job, measured: Measured) -> None:
         """Keep what came of a job."""
         text = json.dumps({"job": asdict(job), "measured": asdict(measured)}, indent=1)
-        with written_whole(self._file(job)) as file:
+        with write_atomically(self._file(job)) as file:
             file.write(text.encode())
 
     def _file(self, job: Job) -> Path:

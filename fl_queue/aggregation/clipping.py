@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from fl_queue.protocol.arrays import Blocks, Float64s
-from fl_queue.protocol.message import Tensor
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.tensor_layout import Tensor
 
 #: Elements whose squares are added pairwise; a power of two, 512 KiB of float64.
 BLOCK = 65536

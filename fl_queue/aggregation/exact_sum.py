@@ -26,8 +26,8 @@ from fl_queue.aggregation.scales import LIMIT_FIELDS, Scale
 from fl_queue.common import jit
 from fl_queue.errors import MessageError
 from fl_queue.protocol.arrays import Blocks, Float32s, Float64s, Int64s
-from fl_queue.protocol.message import Tensor, matching
-from fl_queue.protocol.records import EXTRA, Manifest, TensorSpec
+from fl_queue.protocol.manifest import EXTRA, Manifest, TensorSpec
+from fl_queue.protocol.tensor_layout import Tensor, matching
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ExactSum:
         Add one update, or nothing of it.
 
         Args:
-            tensors: Name -> float32 difference or int64 value, such as ``message.views`` gives; not
+            tensors: Name -> float32 difference or int64 value, such as ``tensor_layout.views`` gives; not
                 modified.
             weight: 1 to ``w_max``.
 

@@ -15,11 +15,12 @@ from typing import Protocol
 from fl_queue import metrics
 from fl_queue.aggregation.merge import MergedUpdate, RoundSections, UpdateMerger
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import message, tensor_layout, virtual_clients
 from fl_queue.protocol.header import GroupMember, Header
-from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.records import Manifest, Verdict
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Verdict
 from fl_queue.protocol.state import RoundState
+from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import check_scalars
 
@@ -84,15 +85,17 @@ class GroupSum:
             header: Of the round, by the group's name, under a token of its own.
         """
         body = b"".join(
-            map(message.as_bytes, map(message.little_endian, self._merge.total.pieces()))
+            map(
+                tensor_layout.as_bytes, map(tensor_layout.little_endian, self._merge.total.pieces())
+            )
         )
         whole = replace(
             header,
             kind="group",
             members=tuple(self._members),
-            tensors=message.entries(self._merge.layout),
+            tensors=tensor_layout.entries(self._merge.layout),
             body_bytes=len(body),
-            body_digest=message.body_digest(body),
+            body_digest=tensor_layout.body_digest(body),
         )
         return whole, memoryview(body)
 
@@ -162,7 +165,7 @@ def add(header: Header, body: Bytes, merge: UpdateMerger) -> None:
     message.check_body(header, body)
     inside = [member for member in header.members if member.status == "received"]
     weight = sum(member.weight for member in inside)
-    merge.total.add_sum(message.views(merge.layout, body), weight, len(inside))
+    merge.total.add_sum(tensor_layout.views(merge.layout, body), weight, len(inside))
     for member in inside:
         merge.total.add_scalars(
             {name: member.weight * Fraction(value) for name, value in member.scalars.items()}

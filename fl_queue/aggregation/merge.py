@@ -18,11 +18,12 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.staleness import StalenessWeights
 from fl_queue.aggregation.update_matrix import UpdateMatrix
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.message import Bytes, Tensor
-from fl_queue.protocol.records import LOST, Manifest
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import LOST
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.strategies import get_strategy, weight_of
 from fl_queue.strategies.base import (
     RoundInfo,
@@ -236,7 +237,7 @@ class UpdateMerger:
         Raises:
             ValueError: There are too few updates for the strategy.
         """
-        views, taken = message.views(self.manifest, base), strategy or self.strategy
+        views, taken = tensor_layout.views(self.manifest, base), strategy or self.strategy
         facts = replace(facts or RoundInfo(accepted=self.count), begins_anew=self.begins_anew)
         merged = self.total if self._all is None else taken.merged(self._all)
         if stale:
@@ -244,4 +245,4 @@ class UpdateMerger:
             merged = rebase.Rebased(merged, moved)
         self.left_out = merged.left_out
         blocks = taken.next_model(self.manifest, views, merged, state, sinks, facts)
-        return map(message.little_endian, blocks)
+        return map(tensor_layout.little_endian, blocks)

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_queue.aggregation.staleness import AS_VALUES
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.arrays import Float64s, Int64s
-from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.strategies.base import Merged
 
 Shifts = Mapping[str, NDArray[np.float64]]
@@ -101,8 +102,8 @@ def shifts(
         weights: Older version -> ``W_b``.
         divisor: Of the mean.
     """
-    newest = message.views(manifest, base)
-    past = {version: message.views(manifest, older[version]) for version in sorted(weights)}
+    newest = tensor_layout.views(manifest, base)
+    past = {version: tensor_layout.views(manifest, older[version]) for version in sorted(weights)}
     found: dict[str, NDArray[np.float64]] = {}
     for spec in manifest.shared().tensors:
         if spec.kind != "float_buffer":

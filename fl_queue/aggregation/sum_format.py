@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fl_queue.aggregation import staleness
 from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
 from fl_queue.aggregation.staleness import StalenessWeights
-from fl_queue.protocol.records import dumps
+from fl_queue.common.safe_json import dumps
 from fl_queue.strategies import get_strategy, largest_weight
 
 

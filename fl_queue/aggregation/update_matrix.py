@@ -25,8 +25,8 @@ from fl_queue.aggregation.scales import Scale
 from fl_queue.common import files
 from fl_queue.errors import CheckpointError, MessageError
 from fl_queue.protocol.arrays import Blocks, Float64s
-from fl_queue.protocol.message import Tensor, as_bytes
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.tensor_layout import Tensor, as_bytes
 
 #: Elements written at a time.
 _PIECE = 65536

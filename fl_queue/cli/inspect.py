@@ -28,12 +28,12 @@ from fl_queue.cli.options import (
 )
 from fl_queue.cli.start import follow_to_end
 from fl_queue.common import escaping, outages
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import metric_choice, rendering
 from fl_queue.config import run_config as configs
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.models import selection
-from fl_queue.protocol.records import dumps
 from fl_queue.reporting import baselines as baselines
 from fl_queue.reporting import diagnosis, doctor, progress, rich_console, rounds_table, run_status
 from fl_queue.store import keyspace

@@ -23,11 +23,11 @@ from typing import Any
 from fl_queue.client import outbox
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
-from fl_queue.common.safe_json import printable
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import AwaitedUpdate, dumps
+from fl_queue.protocol.records import AwaitedUpdate
 
 #: What is made of a site's data; a failure is not, and version 0 is not.
 _OF_DATA = ("update", "evaluation")

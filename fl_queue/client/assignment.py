@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.files import Mapped
-from fl_queue.common.safe_json import printable
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     ContentMissing,
@@ -24,10 +24,11 @@ from fl_queue.errors import (
     StoreUnavailable,
 )
 from fl_queue.models.host_cache import HostCache
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import DataWait, Manifest, dumps
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import DataWait
 from fl_queue.store import (
     DATA_WAIT,
     REDIS_ERRORS,
@@ -237,4 +238,4 @@ def _fetch_state(job: ClientJob, manifest: Manifest) -> State:
         name: job.cache.fetch(digest, layout.nbytes, beside=len(wanted))
         for name, digest in digests.items()
     }
-    return {name: message.views(layout, body.view) for name, body in fetched.items()}
+    return {name: tensor_layout.views(layout, body.view) for name, body in fetched.items()}

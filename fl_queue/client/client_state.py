@@ -29,9 +29,9 @@ from fl_queue.common.paths import below
 from fl_queue.common.safe_json import is_count
 from fl_queue.errors import CheckpointError, DataError
 from fl_queue.models import checkpoint
-from fl_queue.protocol import identifiers, message
-from fl_queue.protocol.message import Tensor
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol import identifiers, tensor_layout
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.tensor_layout import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _adopt(place: Path, sources: Iterable[Path]) -> None:
     for source in (file for folder in sources for file in folder.glob(_STATES)):
         # What cannot be copied is missing, and said to be; a killed copy is made again.
         with suppress(OSError):
-            with source.open("rb") as old, files.written_whole(place / source.name) as new:
+            with source.open("rb") as old, files.write_atomically(place / source.name) as new:
                 shutil.copyfileobj(old, new)
             return
 
@@ -205,7 +205,7 @@ def _read(place: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
         raise CheckpointError(str(place), "is missing", public=True)
     body = checkpoint.open_body(place, found_files[0].stem, manifest)
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in message.views(manifest, body.view).items():
+    for name, tensor in tensor_layout.views(manifest, body.view).items():
         state, _, inner = name.partition("/")
         found.setdefault(state, {})[inner] = tensor
     return found

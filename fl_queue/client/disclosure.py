@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import message
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header, TensorEntry
-from fl_queue.protocol.records import EXTRA, Kind, Manifest, TensorSpec, dumps
+from fl_queue.protocol.manifest import EXTRA, Kind, Manifest, TensorSpec
 
 #: Elements looked at together: a large tensor is never in memory as float64.
 _BLOCK = 1 << 20

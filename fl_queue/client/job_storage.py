@@ -14,9 +14,9 @@ from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
 from fl_queue.client.client_state import AcceptedUpdate, StoredClientState
 from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
-from fl_queue.protocol import identifiers, message
+from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import keyspace
 from fl_queue.strategies.base import (
     PERSONAL,
@@ -109,7 +109,9 @@ def write_state(
         return
     layout = client_state.layout(layouts)
     encoding = codec.encoding(job.config.update)
-    digest = message.pieces_digest(update_message.iter_body(result, encoding, context, residual))
+    digest = tensor_layout.pieces_digest(
+        update_message.iter_body(result, encoding, context, residual)
+    )
     folder, number = job.site.client_states, job.round.number
     pieces = _state_pieces(layout, encoding, result, context, residual)
     client_state.write(folder, job.run, job.who, AcceptedUpdate(number, digest), layout, pieces)
@@ -130,4 +132,4 @@ def _state_pieces(
             yield from error_feedback.next_residual(encoding, pieces, seed, factor)
         else:
             for spec in specs:
-                yield message.little_endian(result.kept(state, spec.name.partition("/")[2]))
+                yield tensor_layout.little_endian(result.kept(state, spec.name.partition("/")[2]))

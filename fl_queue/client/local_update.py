@@ -20,8 +20,9 @@ from torch import nn
 from fl_queue.client.personalization import Personalization, check_private, private_names
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.message import little_endian
-from fl_queue.protocol.records import LOST, Manifest, Sums, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import LOST, Sums
+from fl_queue.protocol.tensor_layout import little_endian
 from fl_queue.strategies.base import (
     PERSONAL,
     PRIVATE,

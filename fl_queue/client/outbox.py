@@ -24,9 +24,9 @@ from fl_queue.common import failpoints, files
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import is_count
 from fl_queue.errors import DataError, MessageError, StoreUnavailable, Trouble
-from fl_queue.protocol import identifiers, message
+from fl_queue.protocol import identifiers, message, tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.message import Bytes
+from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.store import ADMITTED_S, Store, keyspace
 from fl_queue.store.admission import permission
 
@@ -98,11 +98,11 @@ def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> P
     """
     path = path_of(folder, header.run, header.round, header.client)
     try:
-        with files.written_whole(path) as file:
+        with files.write_atomically(path) as file:
             file.write(message.pack_head(header))
             digest, written = blake3(), 0
             for piece in pieces:
-                view = message.as_bytes(piece)
+                view = tensor_layout.as_bytes(piece)
                 digest.update(view)
                 written += file.write(view)
             if written != header.body_bytes:
@@ -273,7 +273,7 @@ def _push_once(
     store, header = turn.store, turn.header
 
     def pieces() -> Iterator[memoryview]:
-        for index, piece in enumerate(message.chunk_slices(len(body), chunk_bytes)):
+        for index, piece in enumerate(tensor_layout.chunk_slices(len(body), chunk_bytes)):
             # The last piece but one has arrived before another one is asked for.
             slow_s = line.look(max(0, index - 1) * chunk_bytes, 2 * chunk_bytes)
             if slow_s or index % _EXTEND_EVERY == _EXTEND_EVERY - 1:

@@ -17,10 +17,9 @@ from fl_queue.client import quiet_hours
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.common.paths import below
-from fl_queue.common.safe_json import printable
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, LocalStorageError
-from fl_queue.protocol.records import dumps
 
 _FILE = "paused"
 #: Every reason begins with it.

@@ -25,7 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fl_queue import metrics
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, ModelMismatch
-from fl_queue.protocol.records import BATCH_NORM, Manifest, Sums
+from fl_queue.protocol.manifest import BATCH_NORM, Manifest
+from fl_queue.protocol.records import Sums
 from fl_queue.strategies.base import PERSONAL, PRIVATE, State, Strategy
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, ClientData, Task

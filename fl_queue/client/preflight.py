@@ -8,10 +8,10 @@ import os
 from fl_queue.client import trust
 from fl_queue.client.progress import refused
 from fl_queue.client.site import WorkerSettings
+from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RoundRefused
 from fl_queue.protocol import site_facts
-from fl_queue.protocol.records import dumps
 from fl_queue.store import REDIS_ERRORS, RunState
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.base import ClientContext

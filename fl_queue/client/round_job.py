@@ -44,7 +44,7 @@ from fl_queue.errors import (
 )
 from fl_queue.models import host_cache
 from fl_queue.models.initial import initial_arrays
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.header_schema import MAX_TEXT
@@ -416,7 +416,7 @@ def make_initial(job: ClientJob) -> ClientResponse:
     environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)
     header = update_message.initial_header(job.header("model"), manifest, environment)
     return ClientResponse(
-        header, (message.little_endian(arrays[spec.name]) for spec in manifest.tensors)
+        header, (tensor_layout.little_endian(arrays[spec.name]) for spec in manifest.tensors)
     )
 
 

@@ -11,7 +11,7 @@ from fl_queue.common import failpoints
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import identifiers, message
+from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.records import Sums
 from fl_queue.store import REDIS_ERRORS, RunState, Store
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -81,7 +81,7 @@ def _sums(
     body = models.fetch(entry["digest"], manifest)
     context = _context(state, site, config)
     return local_update.evaluate_version(
-        task, manifest, message.views(manifest, body), data, context
+        task, manifest, tensor_layout.views(manifest, body), data, context
     )
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
+from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RoundRefused
 from fl_queue.protocol import identifiers, statements
-from fl_queue.protocol.records import Manifest, Purpose, digest_of, dumps
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.protocol.statements import is_segment_signed
 from fl_queue.store import RoundState, RunState
 
@@ -184,7 +186,7 @@ def _remember(site: WorkerSettings, asked: Question) -> None:
     noted = dumps({"round": now[0], "opened_at": now[1]}).encode()
     try:
         is_new = not path.exists()
-        with files.written_whole(path) as file:
+        with files.write_atomically(path) as file:
             file.write(noted)
         if is_new:
             _forget_oldest(path.parent)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.common import files
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import LocalStorageError, StoreUnavailable, Trouble
-from fl_queue.protocol.records import dumps
 from fl_queue.store import Control, queries
 
 #: Counted time for which a run has to be unknown before what is kept of it is removed.

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.tensor_layout import Bytes
 
 if TYPE_CHECKING:
     from fl_queue.client.local_update import TrainingResult
@@ -27,7 +27,7 @@ def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, 
         blank,
         manifest=manifest.to_json(),
         environment=environment,
-        tensors=message.entries(manifest),
+        tensors=tensor_layout.entries(manifest),
         body_bytes=manifest.nbytes,
     )
 

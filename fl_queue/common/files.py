@@ -1,10 +1,9 @@
 """
-Files that are there whole, or not at all, whatever kills their writer; and for their owner alone.
+Atomic file writes, file locks and private modes.
 
-Everything of fl-queue's own is born readable by its owner only, whatever the umask: a mode that is
-set afterwards comes too late for whoever has opened the file by then. A temporary name cannot be
-guessed, and nothing that lies at a name already is followed or written to. What people ask for with
-``--output`` has the mode that their umask gives.
+A file of fl-queue is created readable by its owner only, whatever the umask: a mode that is set later comes
+too late for a process that has opened the file by then. Temporary names are random, and no symbolic link is
+followed. A file that a user asked for with ``--output`` has the mode of their umask.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import fcntl
 import mmap
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,17 +21,18 @@ from typing import BinaryIO, cast
 from fl_queue.errors import DataError, LocalStorageError
 
 UNFINISHED = ".tmp"
-#: Modes of what is fl-queue's own.
+#: Modes of the files and folders of fl-queue.
 PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
-#: Modes of what people asked for, before their umask.
-_SHARED, _SHARED_FOLDER = 0o666, 0o777
-#: What of each mode must not be given: for a process that writes nothing but its own.
+#: Modes of what a user asked for; the umask takes bits away.
+SHARED, SHARED_FOLDER = 0o666, 0o777
+#: Umask of a process that writes private files only.
 PRIVATE_UMASK = 0o077
+_POLL_S = 0.02
 
 
 def folder(path: Path, mode: int = PRIVATE_FOLDER) -> None:
     """
-    Make a folder and what is missing above it; one that is there stays as it is.
+    Make a folder and its missing parents; an existing one keeps its mode.
 
     Raises:
         OSError: It cannot be made, or is no folder.
@@ -43,7 +44,7 @@ def folder(path: Path, mode: int = PRIVATE_FOLDER) -> None:
             break
         missing.append(each)
     for each in reversed(missing):
-        with suppress(FileExistsError):  # Somebody else has just made it.
+        with suppress(FileExistsError):  # Another process has just made it.
             each.mkdir(mode)
     if not path.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(path))
@@ -51,46 +52,85 @@ def folder(path: Path, mode: int = PRIVATE_FOLDER) -> None:
 
 def create(path: Path, mode: int = PRIVATE) -> BinaryIO:
     """
-    A new file to write and read, open; never one that is there, nor what a link of that name leads to.
+    Create a file to write and read; an existing file or link is never opened.
 
     Raises:
-        OSError: There is something of that name, or it cannot be made.
+        OSError: The name is taken, or the file cannot be made.
     """
     return _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, "w+b")
 
 
 def fresh(path: Path) -> BinaryIO:
-    """A new file in place of one that is there. Raises OSError."""
+    """Create a file in place of an existing one. Raises OSError."""
     path.unlink(missing_ok=True)
     return create(path)
 
 
 def appended(path: Path, is_private: bool = True) -> BinaryIO:
-    """A file to add to and to read, made when it is missing; a link is not followed. Raises OSError."""
-    mode = PRIVATE if is_private else _SHARED
+    """A file to append to and to read, made when it is missing; a link is not followed. Raises OSError."""
+    mode = PRIVATE if is_private else SHARED
     return _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode, "a+b")
 
 
-def lock_descriptor(path: Path, mode: int = PRIVATE) -> int:
-    """A file to hold a lock on, made when it is missing; a link is not followed. Raises OSError."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def acquire_lock(path: Path, timeout_s: float | None = None, mode: int = PRIVATE) -> int:
+    """
+    Lock a file, which is made when it is missing, for this process and those that inherit the descriptor.
+
+    The kernel releases the lock when the last of them closes it or dies. That is why this is ``flock`` and
+    not the package ``filelock``, whose locks are not inherited and are waited for by polling.
+
+    Args:
+        timeout_s: Longest wait, seconds; None: as long as it takes.
+
+    Returns:
+        The descriptor; closing it releases the lock.
+
+    Raises:
+        TimeoutError: Another process holds the lock.
+        OSError: The file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        if timeout_s is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return descriptor
+        deadline = time.monotonic() + timeout_s
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} is locked by another process")
+            time.sleep(_POLL_S)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
-def locked(path: Path, is_private: bool = True) -> Iterator[None]:
+def file_lock(path: Path, mode: int = PRIVATE) -> Iterator[None]:
     """
-    One at a time; the kernel ends the turn of a process that is killed. The file's folder is made.
+    Hold the lock of a file during a block; the file and its folder are made.
 
     Raises:
         OSError: The file cannot be opened.
     """
-    folder(path.parent, PRIVATE_FOLDER if is_private else _SHARED_FOLDER)
-    lock = lock_descriptor(path, PRIVATE if is_private else _SHARED)
+    folder(path.parent, _folder_mode(mode))
+    descriptor = acquire_lock(path, mode=mode)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
+
+
+def _folder_mode(mode: int) -> int:
+    return PRIVATE_FOLDER if mode == PRIVATE else SHARED_FOLDER
 
 
 def _opened(path: Path, flags: int, mode: int, kind: str) -> BinaryIO:
@@ -100,25 +140,28 @@ def _opened(path: Path, flags: int, mode: int, kind: str) -> BinaryIO:
 
 
 @contextmanager
-def written_whole(path: Path, is_private: bool = True) -> Iterator[BinaryIO]:
+def write_atomically(
+    path: Path, *, durable: bool = False, mode: int = PRIVATE
+) -> Iterator[BinaryIO]:
     """
-    Write a file that appears under its name when the block ends, and not at all when it fails.
+    Write a file that gets its name when the block ends, and is removed when the block raises.
 
-    Its folder is made. A killed process leaves the old state or the new; a machine that loses power
-    may leave a damaged file, so its reader has to check it.
+    Its folder is made. After the death of the process the old file or the new one is there. After a power
+    failure the file may be damaged unless it is ``durable``; its reader has to check it.
 
     Args:
-        is_private: Whether it is for its owner alone, and not for whom the umask lets.
+        durable: Whether the file and its name are on disk (fsync) when the block has ended.
+        mode: ``PRIVATE`` or ``SHARED``.
 
     Raises:
-        OSError: It cannot be written; nothing is left behind.
+        OSError: The file cannot be written.
     """
-    folder(path.parent, PRIVATE_FOLDER if is_private else _SHARED_FOLDER)
+    folder(path.parent, _folder_mode(mode))
     temporary = _unfinished(path)
     try:
-        with create(temporary, PRIVATE if is_private else _SHARED) as file:
+        with create(temporary, mode) as file:
             yield file
-        os.replace(temporary, path)
+        put_in_place(temporary, path, durable=durable)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -126,10 +169,10 @@ def written_whole(path: Path, is_private: bool = True) -> Iterator[BinaryIO]:
 
 def create_private(path: Path, content: bytes) -> None:
     """
-    Make a file that only its owner reads, whole and on disk for good; its folder is made.
+    Create a private file, whole and on disk (fsync); its folder is made.
 
     Raises:
-        FileExistsError: Something is there already; it stays as it is.
+        FileExistsError: The name is taken; the existing file is unchanged.
         OSError: It cannot be written; nothing is left behind.
     """
     folder(path.parent)
@@ -147,14 +190,14 @@ def create_private(path: Path, content: bytes) -> None:
 
 
 def _give_to_owner_of(folder: Path, file: BinaryIO) -> None:
-    """What root writes: the account that owns the folder runs the worker that has to read it."""
+    """Give a file that root writes to the owner of its folder, whose worker reads it."""
     if os.geteuid() == 0:
         owner = folder.stat()
         os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
 
 
 def _unfinished(path: Path) -> Path:
-    """A name beside a file that nobody can guess, so that nobody can have put something there."""
+    """A random name beside a file: no other process can have created it in advance."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
 
 
@@ -169,7 +212,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
     if path.exists() and not path.is_file():
         raise DataError(str(path), "is not a file; name a file to write to")
     try:
-        with written_whole(path, is_private=False) as file:
+        with write_atomically(path, mode=SHARED) as file:
             file.write(content)
     except OSError as exc:
         raise DataError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
@@ -183,7 +226,7 @@ def write_private(path: Path, content: bytes) -> None:
         LocalStorageError: It cannot be written; nothing is left behind.
     """
     try:
-        with written_whole(path) as file:
+        with write_atomically(path) as file:
             file.write(content)
     except OSError as exc:
         raise LocalStorageError(str(path), f"cannot be written: {exc.strerror or exc}") from exc
@@ -191,7 +234,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 class Mapped:
     """
-    A file's bytes, read when they are looked at; ``view`` is read-only.
+    A file mapped into memory; ``view`` is read-only.
 
     Raises:
         OSError: It cannot be opened (FileNotFoundError when there is none).
@@ -205,44 +248,30 @@ class Mapped:
         self.view = memoryview(self._map if self._map is not None else b"")
 
     def unload(self) -> None:
-        """Take the bytes out of this process's memory until they are looked at again."""
+        """Free the mapped pages; the next access reads them again."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def write_durably(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
+def put_in_place(file: Path, path: Path, *, durable: bool = True) -> None:
     """
-    Write a file for its owner alone and have it on disk for good; its folder is made.
+    Rename a finished file of the same file system; an existing one is replaced.
+
+    Args:
+        durable: Whether the file and its name are on disk (fsync) when this returns.
 
     Raises:
-        OSError: It cannot be written; nothing is left behind.
+        OSError: It cannot be done; the file at ``path`` is unchanged.
     """
-    folder(path.parent)
-    temporary = _unfinished(path)
-    try:
-        with create(temporary) as file:
-            for piece in pieces:
-                file.write(piece)
-        put_in_place(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def put_in_place(file: Path, path: Path) -> None:
-    """
-    Give a finished file of the same file system its name, and have it on disk for good.
-
-    Raises:
-        OSError: It cannot be done; what was at ``path`` is as it was.
-    """
-    sync(file)
-    os.replace(file, path)
-    sync(path.parent)
+    if durable:
+        sync(file)
+    file.replace(path)
+    if durable:
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on disk for good."""
+    """Write a file, or the entries of a folder, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -38,6 +38,13 @@ def loads(text: str | bytes, what: str) -> Any:
         raise MessageError(f"not {what}: {str(exc)[:200] or type(exc).__name__}") from exc
 
 
+def dumps(value: Any) -> str:
+    """JSON as it is stored: sorted keys, so equal values are equal bytes; no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+
+
 def record(kind: type[Record], raw: Any, what: str) -> Record:
     """
     A dataclass from the map of its fields.

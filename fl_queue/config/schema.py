@@ -12,7 +12,7 @@ from fl_queue.common.options import Option
 from fl_queue.common.spelling import nearest
 from fl_queue.config.data_section import DATA_FIELDS, DATA_FIXED
 from fl_queue.protocol.codecs import topk
-from fl_queue.protocol.records import BATCH_NORM
+from fl_queue.protocol.manifest import BATCH_NORM
 from fl_queue.strategies import STRATEGIES
 
 _SELECT = re.compile(r"[a-z_0-9]+:(max|min)")

@@ -22,7 +22,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.models import checkpoint, initial
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, BaselineModel
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
@@ -185,7 +185,7 @@ class _BaselineTrainer:
         return BaselineModel(
             client=client,
             num_examples=sgd.size_of(data.train),
-            digest=message.pieces_digest(arrays[spec.name] for spec in self.manifest.tensors),
+            digest=tensor_layout.pieces_digest(arrays[spec.name] for spec in self.manifest.tensors),
             test=curve.get(str(rounds), {}),
             validation=self._judge(model, client, data.validation),
             curve=curve if self.kind == CENTRALISED else {},

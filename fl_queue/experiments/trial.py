@@ -29,7 +29,7 @@ from fl_queue.errors import DataError, MessageError
 from fl_queue.protocol import message, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, Task, code_digest

@@ -26,10 +26,11 @@ from safetensors.numpy import save_file
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import CheckpointError, DataError, MessageError
-from fl_queue.protocol import identifiers, message
-from fl_queue.protocol.message import Bytes, Tensor
-from fl_queue.protocol.records import Manifest, dumps
+from fl_queue.protocol import identifiers, tensor_layout
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 
 _SUFFIX = ".safetensors"
 #: What a file is written in begins with this; `prune` removes what a killed writer left of it.
@@ -101,7 +102,7 @@ class Writer:
             CheckpointError: It cannot be written (disk full, permissions).
         """
         with _write_errors(self._folder):
-            view = message.as_bytes(piece)
+            view = tensor_layout.as_bytes(piece)
             self._digest.update(view)
             self._written += self._out.write(view)
 
@@ -247,7 +248,7 @@ def open_body(folder: Path, digest: str, manifest: Manifest) -> Body:
             str(path), "is damaged, or holds other tensors than the run's model", public=True
         )
     body = Body(mapped, mapped.view[start:])
-    if len(body.view) != manifest.nbytes or message.body_digest(body.view) != digest:
+    if len(body.view) != manifest.nbytes or tensor_layout.body_digest(body.view) != digest:
         raise CheckpointError(
             str(path), "is damaged: its content does not have that digest", public=True
         )
@@ -308,7 +309,7 @@ def named_tensors(body: Bytes, manifest: Manifest) -> dict[str, Tensor]:
     Raises:
         MessageError: The body is not of the manifest's size.
     """
-    tensors = message.views(manifest, body)
+    tensors = tensor_layout.views(manifest, body)
     return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
 
 

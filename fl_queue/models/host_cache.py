@@ -18,7 +18,7 @@ from fl_queue.common import files
 from fl_queue.common.files import Mapped
 from fl_queue.common.paths import below
 from fl_queue.errors import DataError, DigestMismatch, LocalStorageError
-from fl_queue.protocol import identifiers, message
+from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.store import Store, keyspace
 
 _PART = ".part"
@@ -70,7 +70,7 @@ class HostCache:
             body = _open(path, digest, nbytes)
             if body is not None:
                 return body
-            with files.locked(path.parent / _LOCK):
+            with files.file_lock(path.parent / _LOCK):
                 body = _open(path, digest, nbytes)
                 if body is None:
                     self._download(path, nbytes)
@@ -103,7 +103,7 @@ class HostCache:
         if hasher.hexdigest() != digest:
             part.unlink()
             raise DigestMismatch(digest)
-        part.replace(path)
+        files.put_in_place(part, path, durable=False)
 
 
 def sweep(folder: Path, is_over: Callable[[str], bool]) -> None:
@@ -120,7 +120,7 @@ def _open(path: Path, digest: str, nbytes: int) -> Mapped | None:
         body = Mapped(path)
     except FileNotFoundError:
         return None
-    if len(body.view) == nbytes and message.body_digest(body.view) == digest:
+    if len(body.view) == nbytes and tensor_layout.body_digest(body.view) == digest:
         return body
     path.unlink(missing_ok=True)
     return None

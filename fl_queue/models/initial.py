@@ -11,8 +11,8 @@ import numpy as np
 
 from fl_queue.errors import DataError, DigestMismatch, ModelMismatch
 from fl_queue.models import checkpoint
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store, keyspace
 
 #: Initial models lie under this in place of a run id, until the run's first job has read them.
@@ -38,9 +38,9 @@ def publish_initial(store: Store, path: Path, chunk_bytes: int) -> dict[str, obj
             reason = f"tensor {name!r} holds NaN; start from another model"
             raise DataError(str(path), reason)
     body = b"".join(array.tobytes() for array in arrays.values())
-    digest = message.body_digest(body)
+    digest = tensor_layout.body_digest(body)
     view = memoryview(body)
-    pieces = (view[piece] for piece in message.chunk_slices(len(body), chunk_bytes))
+    pieces = (view[piece] for piece in tensor_layout.chunk_slices(len(body), chunk_bytes))
     store.data.chunks.put(keyspace.model_blob(INITIAL, digest), pieces, INITIAL_LIFETIME_S)
     tensors = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     return {"digest": digest, "nbytes": len(body), "chunk_bytes": chunk_bytes, "tensors": tensors}
@@ -59,7 +59,7 @@ def initial_arrays(
     body = store.data.chunks.get(
         keyspace.model_blob(INITIAL, initial["digest"]), initial["nbytes"], initial["chunk_bytes"]
     )
-    if message.body_digest(body) != initial["digest"]:
+    if tensor_layout.body_digest(body) != initial["digest"]:
         raise DigestMismatch(initial["digest"])
     arrays, offset = {}, 0
     for name, dtype, shape in initial["tensors"]:

@@ -17,9 +17,9 @@ from fl_queue.errors import CheckpointError, ContentMissing, DigestMismatch, Unk
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body, checkpoint_folder
 from fl_queue.models.host_cache import HostCache, cache_folder
-from fl_queue.protocol import message
+from fl_queue.protocol import header, tensor_layout
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store, keyspace
 from fl_queue.strategies.base import state_manifest
 
@@ -53,17 +53,17 @@ class ModelStore:
 
     # Chunks on the data server
 
-    def publish(self, digest: str, body: message.Bytes) -> None:
+    def publish(self, digest: str, body: tensor_layout.Bytes) -> None:
         """Store a model's chunks on the data server; they stay until they are dropped."""
         view = memoryview(body)
         self.store.data.chunks.put(
             keyspace.model_blob(self.run, digest),
-            (view[piece] for piece in message.chunk_slices(len(body), self.chunk_bytes)),
+            (view[piece] for piece in tensor_layout.chunk_slices(len(body), self.chunk_bytes)),
             None,
             insist=True,
         )
 
-    def publish_encoded(self, body: message.Bytes, manifest: Manifest, encoding: str) -> str:
+    def publish_encoded(self, body: tensor_layout.Bytes, manifest: Manifest, encoding: str) -> str:
         """
         Store the encoded body that clients fetch in place of a version; it is encoded while it is sent.
 
@@ -75,9 +75,9 @@ class ModelStore:
         if encoding == "float32":
             return ""
         # Encoded twice, for the digest that names the chunks and for the chunks: it is never in memory whole.
-        digest = message.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
+        digest = tensor_layout.pieces_digest(codec.encoded_pieces(encoding, manifest, body))
         pieces = codec.encoded_pieces(encoding, manifest, body)
-        chunks = message.rechunked(pieces, self.chunk_bytes)
+        chunks = tensor_layout.rechunked(pieces, self.chunk_bytes)
         self.store.data.chunks.put(keyspace.model_blob(self.run, digest), chunks, None, insist=True)
         return digest
 
@@ -90,13 +90,13 @@ class ModelStore:
         """
         name = keyspace.model_blob(self.run, digest)
         body = self.store.data.chunks.get(name, manifest.nbytes, self.chunk_bytes)
-        if message.body_digest(body) != digest:
+        if tensor_layout.body_digest(body) != digest:
             raise DigestMismatch(digest)
         return body
 
     def drop(self, digest: str, nbytes: int) -> None:
         """Remove a model's chunks from the data server."""
-        count = message.chunk_count(nbytes, self.chunk_bytes)
+        count = header.chunk_count(nbytes, self.chunk_bytes)
         self.store.data.chunks.drop(keyspace.model_blob(self.run, digest), count)
 
     def restore(
@@ -128,7 +128,7 @@ class ModelStore:
         return True
 
     def _is_lost(self, digest: str, nbytes: int) -> bool:
-        count = message.chunk_count(nbytes, self.chunk_bytes)
+        count = header.chunk_count(nbytes, self.chunk_bytes)
         return bool(
             self.store.data.chunks.are_missing(keyspace.model_blob(self.run, digest), count)
         )
@@ -174,7 +174,7 @@ class ModelStore:
         """
         layout = state_manifest(manifest)
         return {
-            name: message.views(layout, self.open_body(digest, layout).view)
+            name: tensor_layout.views(layout, self.open_body(digest, layout).view)
             for name, digest in digests.items()
         }
 

@@ -25,9 +25,9 @@ from fl_queue.common.safe_json import is_count
 from fl_queue.errors import CheckpointError, DataError, MessageError
 from fl_queue.protocol import message, signing
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.message import Bytes
 from fl_queue.protocol.records import Enrolment
 from fl_queue.protocol.signing import SignedMessage
+from fl_queue.protocol.tensor_layout import Bytes
 
 _SUFFIX = ".update"
 _SIGNED = b"FLQK"
@@ -71,7 +71,8 @@ def write(
     """
     path = _path(state_dir, header.run, number, header.client, header.body_digest)
     try:
-        files.write_durably(path, _pieces(header, body, proof))
+        with files.write_atomically(path, durable=True) as file:
+            file.writelines(_pieces(header, body, proof))
     except OSError as exc:
         raise CheckpointError(str(path), f"{exc.strerror}; free space there") from exc
 

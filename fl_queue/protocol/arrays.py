@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_queue.protocol.records import TensorSpec
+from fl_queue.protocol.manifest import TensorSpec
 
 #: Of any type.
 Tensor = npt.NDArray[Any]

@@ -19,7 +19,8 @@ from blake3 import blake3
 from fl_queue.errors import HeaderError
 from fl_queue.protocol import header_schema as parsers
 from fl_queue.protocol.codecs import int8, topk
-from fl_queue.protocol.records import MAX_DIMENSIONS, Sums
+from fl_queue.protocol.manifest import MAX_DIMENSIONS
+from fl_queue.protocol.records import Sums
 
 #: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")

@@ -20,9 +20,11 @@ from typing import Any, Literal
 
 from blake3 import blake3
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import operator_key
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import Manifest, digest_of, dumps
+from fl_queue.protocol.records import digest_of
 from fl_queue.protocol.state import RoundState, RunState
 
 Kind = Literal["config", "version", "round"]

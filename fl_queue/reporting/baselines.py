@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fl_queue.common import files, safe_json
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import DataError, MessageError
-from fl_queue.protocol.records import dumps
 from fl_queue.reporting import rich_console
 from fl_queue.reporting.rich_console import Table
 

@@ -21,8 +21,9 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.models import selection
 from fl_queue.protocol.identifiers import VIRTUAL
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_queue.common import files, redis_url, state_folder
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, signing
-from fl_queue.protocol.records import dumps
 from fl_queue.store.acl import Purpose
 
 #: Part of the certificates table -> redis-py's option that names a file of it.
@@ -130,7 +130,7 @@ def write(path: Path, credentials: Credentials, force: bool = False) -> None:
     """
     check_place(path, force)
     try:
-        with files.written_whole(path) as file:
+        with files.write_atomically(path) as file:
             file.write(credentials.to_toml().encode())
     except OSError as exc:
         raise ConfigError("--output", f"{path} cannot be written: {exc.strerror or exc}") from exc

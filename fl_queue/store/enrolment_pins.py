@@ -27,10 +27,11 @@ from pathlib import Path
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import CheckpointError, ConfigError, MessageError
 from fl_queue.protocol import identifiers, operator_key
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import Enrolment, dumps
+from fl_queue.protocol.records import Enrolment
 
 FOLDER = "enrolled"
 _PIN, _REQUIRED, _SIGNED = ".json", ".required", ".signed"
@@ -186,7 +187,8 @@ class Pins:
             return
         path = self._path(client)
         try:
-            files.write_durably(path, [enrolment.to_json().encode()])
+            with files.write_atomically(path, durable=True) as file:
+                file.write(enrolment.to_json().encode())
         except OSError as exc:
             raise ConfigError(
                 "--state-dir", f"{path} cannot be written: {exc.strerror or exc}"
@@ -232,7 +234,8 @@ class Pins:
         if not required:
             mark.unlink(missing_ok=True)
         elif self.are_kept and not mark.exists():
-            files.write_durably(mark, [])
+            with files.write_atomically(mark, durable=True):
+                pass  # The file's existence is the mark.
 
     # What was signed of a run
 
@@ -250,7 +253,8 @@ class Pins:
             return
         mark = self._mark(run, _SIGNED)
         try:
-            files.write_durably(mark, [dumps({"version": version, "digest": digest}).encode()])
+            with files.write_atomically(mark, durable=True) as file:
+                file.write(dumps({"version": version, "digest": digest}).encode())
         except OSError as exc:
             raise CheckpointError(str(mark), f"{exc.strerror}; free space there") from exc
 

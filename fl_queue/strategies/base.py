@@ -18,8 +18,9 @@ import numpy as np
 from fl_queue.common.options import Option, unknown_key
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
-from fl_queue.protocol.message import Tensor, matching
-from fl_queue.protocol.records import EXTRA, LOST, Manifest, TensorSpec
+from fl_queue.protocol.manifest import EXTRA, Manifest, TensorSpec
+from fl_queue.protocol.records import LOST
+from fl_queue.protocol.tensor_layout import Tensor, matching
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536

@@ -28,7 +28,7 @@ import numpy as np
 
 from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s
-from fl_queue.protocol.message import Tensor
+from fl_queue.protocol.tensor_layout import Tensor
 from fl_queue.strategies.base import (
     Block,
     ClientContribution,

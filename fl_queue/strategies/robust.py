@@ -23,7 +23,7 @@ import numpy as np
 
 from fl_queue.common.options import Option
 from fl_queue.protocol.arrays import Float64s, Int64s
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies.base import Strategy, Updates
 
 #: Bytes that a block of all updates, and what a rule makes of it, may take.

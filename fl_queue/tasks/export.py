@@ -18,10 +18,10 @@ from fl_queue.common.extras import how_to_install
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS, own_code
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol import message
-from fl_queue.protocol.message import Bytes
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext, Task
 from fl_queue.tasks.loading import barred, load_task
@@ -64,7 +64,7 @@ def state_dict(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
     """A version as ``load_state_dict`` takes it; tied tensors share their storage."""
     tensors = {
         name: torch.from_numpy(array.copy())
-        for name, array in message.views(manifest, body).items()
+        for name, array in tensor_layout.views(manifest, body).items()
     }
     return tensors | {name: tensors[of] for name, of in manifest.aliases.items()}
 
@@ -111,7 +111,7 @@ def write_onnx(
             "onnx files end at 2 GiB, and this model is larger; use safetensors or torch",
         )
     model = calls.model(task)
-    load_arrays(model, manifest, message.views(manifest, body))
+    load_arrays(model, manifest, tensor_layout.views(manifest, body))
     graph = _graph(model.eval(), _example(task, data_dir))
     usage = task.usage()
     said = {

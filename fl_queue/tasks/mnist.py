@@ -279,7 +279,7 @@ def _download(folder: Path) -> None:
 
     try:
         # The clients of one machine start together, perhaps as several users.
-        with files.locked(folder / ".download.lock", is_private=False):
+        with files.file_lock(folder / ".download.lock", files.SHARED):
             # Does nothing when another client of this machine has downloaded it meanwhile.
             MNIST(str(folder), download=True)
     except (OSError, RuntimeError) as exc:

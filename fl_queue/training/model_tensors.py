@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_queue.errors import ModelMismatch
-from fl_queue.protocol.records import Kind, Manifest, TensorSpec
+from fl_queue.protocol.manifest import Kind, Manifest, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 

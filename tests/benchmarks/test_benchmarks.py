@@ -12,9 +12,10 @@ import pytest
 from benchmarks.cases import attacks, scaling, transfer_lower_bound
 from benchmarks.harness import attackers, document, table
 from benchmarks.harness.federation import Timing, timings
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import run_config
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec, dumps
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace
 from tests.support.checkout import ROOT
 
@@ -148,7 +149,7 @@ def attacked(rule: attacks.Rule, attack: str) -> float:
     honest = [{"w": np.full(1, 1 + rng.normal(0, 0.01), np.float32)} for _ in range(9)]
     hostile = [act(honest[0], attackers.Round(honest, 2, loaded.aggregation["limit"]))] * 2
     body = attacks.merged(manifest, loaded, bytes(4), [*hostile, *honest], 1)
-    return float(message.views(manifest, body)["w"][0])
+    return float(tensor_layout.views(manifest, body)["w"][0])
 
 
 @pytest.mark.parametrize("attack", ["sign flip", "at the limit", "IPM 10"])

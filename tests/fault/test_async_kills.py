@@ -13,7 +13,7 @@ from fl_queue.common.seeding import seed_for
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.models import checkpoint, update_archive
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState
@@ -176,7 +176,7 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
             continue
         began = record.carried.get(client, {"round": record.round, "version": record.base_version})
         version = federation.store.control.versions.get(run, began["version"])["digest"]
-        base = message.views(manifest, checkpoint.read(folder, version, manifest))
+        base = tensor_layout.views(manifest, checkpoint.read(folder, version, manifest))
         context = ClientContext.of(
             loaded, client=client, run=state.name, round_number=began["round"],
             share=virtual_clients.share_of(client, state.population), shares=state.shares or 1,
@@ -186,7 +186,7 @@ def made_again(federation: Federation, run: str, client: str) -> list[tuple[int,
         seed = seed_for(context.seed, context.run, context.round, client, "codec")
         whole = list(error_feedback.corrected(made.pieces(), owed))
         pieces = [codec.encode_piece(encoding, *piece, seed) for piece in whole]
-        found.append((began["round"], message.pieces_digest(pieces)))
+        found.append((began["round"], tensor_layout.pieces_digest(pieces)))
         private = {"bias": made.kept(PRIVATE, "bias").copy()}
         left = error_feedback.next_residual(encoding, whole, seed)
         owed = {spec.name: values.reshape(spec.shape) for (spec, _, _), values in zip(whole, left, strict=True)}  # fmt: skip

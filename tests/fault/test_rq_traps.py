@@ -30,10 +30,10 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.errors import StoreUnavailable
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.identifiers import AGGREGATOR
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -369,9 +369,9 @@ def element(store: Store, run: str, client: str, kind: str) -> Header:
         base_digest=state.digest,
         token=client * 16,
         num_examples=5,
-        tensors=message.entries(MANIFEST),
+        tensors=tensor_layout.entries(MANIFEST),
         body_bytes=len(BODY),
-        body_digest=message.body_digest(BODY),
+        body_digest=tensor_layout.body_digest(BODY),
         manifest=MANIFEST.to_json() if kind == "model" else "",
     )
 
@@ -579,10 +579,10 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
         client="a",
         token="a" * 16,
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     model = os.urandom(manifest.nbytes)
-    digest = message.body_digest(model)
+    digest = tensor_layout.body_digest(model)
     ModelStore(store, run, loaded["chunk_bytes"], Path()).publish(digest, model)
     fetched: list[bytearray] = []
     given_up = time.monotonic() + 60

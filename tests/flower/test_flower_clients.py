@@ -27,7 +27,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.experiments import baseline_training
 from fl_queue.experiments.trial import try_task
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks.base import ClientContext, Task, code_digest
 from fl_queue.tasks.error_disclosure import FULL, disclosed

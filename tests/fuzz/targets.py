@@ -26,11 +26,12 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.config.run_config import RunConfig, load
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.errors import JobRefused, MessageError
-from fl_queue.protocol import identifiers, message, signing
+from fl_queue.protocol import identifiers, message, signing, tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.events import event_of
 from fl_queue.protocol.header import GroupMember, Header, packed, unpacked
-from fl_queue.protocol.records import Enrolment, Manifest, Receipt, RoundRecord, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import Enrolment, Receipt, RoundRecord
 from fl_queue.protocol.signing import new_key, seal
 from fl_queue.reporting import live_view, run_status
 from fl_queue.store import RoundState, as_text, parse_round_state, parse_run_state
@@ -90,7 +91,7 @@ class Target:
 
 def body() -> bytearray:
     draw = np.random.default_rng(1)
-    return message.encode_body(
+    return tensor_layout.encode_body(
         MANIFEST,
         {
             "bias": draw.standard_normal(3, np.float32),
@@ -119,7 +120,7 @@ def header(encoding: str = "float32", content: bytes | bytearray | None = None) 
         tensors=codec.entries(encoding, MANIFEST),
         codec=encoding,
         body_bytes=len(content),
-        body_digest=message.body_digest(content),
+        body_digest=tensor_layout.body_digest(content),
     )
 
 
@@ -134,7 +135,7 @@ def elements() -> list[bytes]:
         (header(name, content), content) for name in codec.CODECS for content in [encoded(name)]
     ]
     plain = header()
-    bare = replace(plain, tensors=(), body_bytes=0, body_digest=message.body_digest(b""))
+    bare = replace(plain, tensors=(), body_bytes=0, body_digest=tensor_layout.body_digest(b""))
     made = [message.pack(one, content) for one, content in updates]
     made += [
         message.pack(replace(plain, chunk_bytes=256), None),
@@ -218,13 +219,13 @@ def decode_group_body(data: bytes) -> None:
     whole, content = group_element()
     given = (data + content[len(data) :])[: len(content)]
     merge = UpdateMerger.of_round(MANIFEST, CONFIG, ROUND.scales, ROUND.w_max)
-    group_sum.add(replace(whole, body_digest=message.body_digest(given)), given, merge)
+    group_sum.add(replace(whole, body_digest=tensor_layout.body_digest(given)), given, merge)
 
 
 def decode_manifest(data: bytes) -> None:
     found = Manifest.from_json(data)
     assert Manifest.from_json(found.to_json().encode()) == found
-    message.entries(found)
+    tensor_layout.entries(found)
 
 
 _RECORDS: dict[str, Callable[[bytes], Any]] = {

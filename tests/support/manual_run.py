@@ -14,9 +14,10 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.collector import TAKEN_AT_ONCE, RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.protocol import message, signing
+from fl_queue.protocol import header, signing, tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from tests.fault.chaos.checks import data_leftovers
 
@@ -103,9 +104,9 @@ class ManualRun:
             token=token or f"token-{client}",
             num_examples=ord(client),
             metrics={"num_examples": 2, "loss_sum": ord(client) / 7},
-            tensors=message.entries(self.manifest),
+            tensors=tensor_layout.entries(self.manifest),
             body_bytes=len(body),
-            body_digest=message.body_digest(body),
+            body_digest=tensor_layout.body_digest(body),
         )
 
     def send(self, header: Header, body: bytes, bound: int = 0) -> bool:
@@ -196,7 +197,7 @@ class ManualRun:
     def partial_keys(self) -> set[str]:
         """What the checkpointed sum consists of."""
         saved = self.store.data.partial_sum.get(self.run)
-        chunks = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+        chunks = header.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
         return {
             keyspace.partial(self.run),
             *(

@@ -27,10 +27,11 @@ from fl_queue.coordinator.aggregator.receipts import ReceiptLog
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.errors import ContentMissing, ForgedMessage, MessageError, OwnershipLost
 from fl_queue.models import update_archive
-from fl_queue.protocol import identifiers, job_origins, message, virtual_clients
+from fl_queue.protocol import header, identifiers, job_origins, message, virtual_clients
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.message import Bytes
-from fl_queue.protocol.records import Manifest, Receipt
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Receipt
+from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.store import RoundState, Store, admission, keyspace, queries
 from fl_queue.store.jobs import dispatch
 
@@ -406,7 +407,7 @@ class UpdateIntake:
         merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
         for who, receipt in merged.items():
             if receipt.nbytes > redis["inline_bytes"]:
-                count = message.chunk_count(receipt.nbytes, redis["chunk_bytes"])
+                count = header.chunk_count(receipt.nbytes, redis["chunk_bytes"])
                 self.store.data.chunks.drop(
                     keyspace.update_blob(who, self.run, receipt.digest), count
                 )

@@ -15,8 +15,7 @@ from fl_queue.coordinator.aggregator import rejections
 from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.header import Header
+from fl_queue.protocol.header import Header, chunk_count
 from fl_queue.protocol.records import LOST, Receipt, Refusals, Verdict
 from fl_queue.store import RunState, Store, admission, keyspace
 
@@ -124,6 +123,6 @@ def drop_chunks(store: Store, run: str, header: Header) -> None:
     """Remove the chunks of an element that is not wanted any more."""
     # By its name alone: chunks of a model, or another client's, cannot be meant.
     if header.chunk_bytes:
-        count = message.chunk_count(header.body_bytes, header.chunk_bytes)
+        count = chunk_count(header.body_bytes, header.chunk_bytes)
         blob_name = keyspace.update_blob(header.client, run, header.body_digest)
         store.data.chunks.drop(blob_name, count, all_of_them=False)

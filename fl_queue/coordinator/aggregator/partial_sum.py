@@ -16,10 +16,11 @@ from fractions import Fraction
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.common import failpoints
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import DigestMismatch
-from fl_queue.protocol import message, operator_key
+from fl_queue.protocol import header, operator_key, tensor_layout
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import Receipt, Sums, dumps
+from fl_queue.protocol.records import Receipt, Sums
 from fl_queue.store import Store, keyspace
 
 #: Of chunks that nothing names, because their writer was killed.
@@ -83,9 +84,9 @@ def save(
         Whether it was done; False when the taken list is not ours any more.
     """
     old = find(store, run)
-    digest = message.pieces_digest(total.pieces())
+    digest = tensor_layout.pieces_digest(total.pieces())
     nbytes = total.layout.nbytes
-    pieces = message.rechunked(total.pieces(), chunk_bytes)
+    pieces = tensor_layout.rechunked(total.pieces(), chunk_bytes)
     store.data.chunks.put(keyspace.partial_blob(run, digest), pieces, _LIFETIME_S, insist=True)
     failpoints.failpoint("partial.stored")
     fields = {
@@ -167,9 +168,9 @@ def load(store: Store, run: str, saved: Mapping[str, str], total: ExactSum) -> N
     # Should its writer have been killed before it did so.
     _keep_chunks(store, run, saved, None)
     body = store.data.chunks.get(keyspace.partial_blob(run, saved["digest"]), nbytes, chunk_bytes)
-    if message.body_digest(body) != saved["digest"]:
+    if tensor_layout.body_digest(body) != saved["digest"]:
         raise DigestMismatch(saved["digest"])
-    tensors = message.views(total.layout, body)
+    tensors = tensor_layout.views(total.layout, body)
     if int(saved["count"]):
         total.add_sum(
             tensors,
@@ -197,10 +198,10 @@ def drop(store: Store, run: str, number: int) -> None:
 
 
 def _keep_chunks(store: Store, run: str, saved: Mapping[str, str], lifetime_s: int | None) -> None:
-    count = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+    count = header.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
     store.data.chunks.set_lifetime(keyspace.partial_blob(run, saved["digest"]), count, lifetime_s)
 
 
 def _drop_chunks(store: Store, run: str, saved: Mapping[str, str]) -> None:
-    count = message.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
+    count = header.chunk_count(int(saved["nbytes"]), int(saved["chunk_bytes"]))
     store.data.chunks.drop(keyspace.partial_blob(run, saved["digest"]), count)

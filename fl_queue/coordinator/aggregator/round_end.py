@@ -11,7 +11,8 @@ from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.protocol import job_origins
-from fl_queue.protocol.records import Manifest, Receipt, RoundRecord
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Receipt, RoundRecord
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy, client_layouts
 

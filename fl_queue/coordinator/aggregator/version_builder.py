@@ -23,8 +23,9 @@ from fl_queue.errors import CheckpointError, ContentMissing, FLQueueError
 from fl_queue.models import checkpoint
 from fl_queue.models.checkpoint import Body
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol.message import Bytes, Tensor
-from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.store import RoundState, Store
 from fl_queue.strategies.base import RoundInfo, Strategy, state_manifest
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue._version import __version__
-from fl_queue.common.safe_json import loads
+from fl_queue.common.safe_json import dumps, loads
 from fl_queue.coordinator.operations.backup_file import (
     FORMAT,
     Document,
@@ -44,7 +44,8 @@ from fl_queue.errors import (
 from fl_queue.models import checkpoint, selection
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, statements
-from fl_queue.protocol.records import Manifest, RoundRecord, digest_of, dumps
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord, digest_of
 from fl_queue.store import RunState, Store, as_text, keyspace
 from fl_queue.strategies.base import state_manifest
 

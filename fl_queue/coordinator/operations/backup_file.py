@@ -26,11 +26,13 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from fl_queue.common import files
 from fl_queue.common.paths import below
+from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError
 from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Manifest, RoundRecord, dumps
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState, parse_run_state
 
 FORMAT = 1

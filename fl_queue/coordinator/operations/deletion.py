@@ -19,10 +19,10 @@ from redis.client import Pipeline
 
 from fl_queue.common import safe_json
 from fl_queue.common.paths import below
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError, RunStateError
 from fl_queue.models import checkpoint, host_cache, update_archive
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import dumps
 from fl_queue.store import RunState, Store, ask_many, keys_like, keyspace, queries, unlink_all
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket

@@ -20,7 +20,7 @@ from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageErro
 from fl_queue.models import update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
-from fl_queue.protocol import message, operator_key, signing
+from fl_queue.protocol import operator_key, signing, tensor_layout
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import largest_weight, load_strategy
@@ -241,14 +241,14 @@ def recompute(
     strategy = config.aggregation["strategy"]
     loaded = load_strategy(strategy, config.strategy, strategy_allow)
     state = models.state_arrays(record.base_server_state, manifest)
-    hashers = {name: message.Hasher() for name in loaded.server_state}
+    hashers = {name: tensor_layout.Hasher() for name in loaded.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
     facts = RoundInfo((record.version or 0), merge.count, record.population, record.base_population)
     stale = rebase.stale_weights(record, manifest)
     bodies = {version: models.open_version(version, manifest) for version in stale}
     older = {version: body.view for version, body in bodies.items()}
     pieces = merge.next_model(base.view, state, sinks, facts, loaded, older, stale)
-    digest = message.pieces_digest(pieces)
+    digest = tensor_layout.pieces_digest(pieces)
     for name, hasher in hashers.items():
         if hasher.digest != record.server_state.get(name):
             raise MessageError(f"the strategy's state {name!r} comes out as another one")

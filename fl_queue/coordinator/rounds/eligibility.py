@@ -14,12 +14,13 @@ from fnmatch import fnmatchcase
 
 from redis.client import Pipeline
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import preflight
 from fl_queue.coordinator.rounds.runs import is_as_seen
 from fl_queue.protocol import virtual_clients
-from fl_queue.protocol.records import Purpose, dumps
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import RunState, Store, keyspace
 
 #: Clients with the same reason that a line names.

@@ -16,12 +16,13 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.common import seeding
+from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import deadlines, eligibility, statement_signing
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.coordinator.rounds.runs import is_as_seen
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Receipt, dumps
+from fl_queue.protocol.records import Receipt
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket

@@ -15,6 +15,7 @@ from redis.client import Pipeline
 
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.common import failpoints, seeding
+from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import (
     RunConfig,
     buffer_size,
@@ -36,7 +37,7 @@ from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
-from fl_queue.protocol.records import Mode, Purpose, dumps
+from fl_queue.protocol.records import Mode, Purpose
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket

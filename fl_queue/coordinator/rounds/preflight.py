@@ -20,11 +20,12 @@ from weakref import WeakKeyDictionary
 from redis.client import Pipeline
 
 from fl_queue.common import safe_json
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers, site_facts
-from fl_queue.protocol.records import CANNOT, Purpose, dumps
+from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dead_jobs import JobMonitor

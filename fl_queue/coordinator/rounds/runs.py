@@ -11,14 +11,14 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.common import failpoints
-from fl_queue.common.safe_json import printable
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import FIXED
 from fl_queue.coordinator.rounds import confirmed_changes, statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import identifiers, statements
-from fl_queue.protocol.records import digest_of, dumps, updates_in
+from fl_queue.protocol.records import digest_of, updates_in
 from fl_queue.store import RunState, Store, as_text, keyspace, parse_run_state
 
 #: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a

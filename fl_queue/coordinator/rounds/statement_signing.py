@@ -19,8 +19,9 @@ from typing import Any
 from fl_queue.errors import CheckpointError, ConfigError, ModelMismatch, RunStateError
 from fl_queue.models import checkpoint
 from fl_queue.protocol import operator_key, statements
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import Manifest, digest_of
+from fl_queue.protocol.records import digest_of
 from fl_queue.protocol.statements import SIGNATURE, is_segment_signed
 from fl_queue.store import RoundState, RunState, Store, parse_round_state
 from fl_queue.strategies.base import state_manifest

@@ -35,12 +35,12 @@ import numpy as np
 
 from fl_queue.common.seeding import seed_for
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.arrays import Octets
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.header import CODECS, Header, TensorEntry, is_codec, wire_nbytes
-from fl_queue.protocol.message import Bytes, Tensor
-from fl_queue.protocol.records import DTYPES, Manifest, TensorSpec
+from fl_queue.protocol.manifest import DTYPES, Manifest, TensorSpec
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 
 #: A piece that is decoded alone begins at a multiple of it, whatever the codec.
 BLOCK = int8.BLOCK
@@ -82,7 +82,7 @@ def wire_dtype(codec: str, spec: TensorSpec) -> str:
 
 def entries(codec: str, manifest: Manifest) -> tuple[TensorEntry, ...]:
     """
-    The layout of an encoded body, as a header carries it; with float32 that of ``message.entries``.
+    The layout of an encoded body, as a header carries it; with float32 that of ``tensor_layout.entries``.
 
     Raises:
         MessageError: No such codec.
@@ -151,7 +151,7 @@ def encode(codec: str, manifest: Manifest, body: Bytes, seed: int) -> bytearray:
     Args:
         codec: One of ``CODECS``.
         manifest: The body's tensors.
-        body: As ``message.encode_body`` lays it out; not modified.
+        body: As ``tensor_layout.encode_body`` lays it out; not modified.
         seed: Decides how int8 rounds; one for each update, and the same when it is made again.
 
     Raises:
@@ -212,7 +212,7 @@ def encode_piece(codec: str, spec: TensorSpec, start: int, values: Tensor, seed:
         raise ValueError(f"{spec.name}: a piece ends at {stop}, inside a block of {block}")
     values = np.ascontiguousarray(values)
     if dtype == spec.dtype:
-        return message.as_bytes(values)
+        return tensor_layout.as_bytes(values)
     encoded = bytearray(wire_nbytes(dtype, values.size))
     out = np.ndarray((len(encoded),), np.uint8, encoded)
     _encode_into(dtype, values, out, start, _key(seed, spec))
@@ -226,7 +226,9 @@ def encoded_pieces(codec: str, manifest: Manifest, body: Bytes, seed: int = 0) -
     Raises:
         MessageError: The body is not of the manifest's size, or no such codec.
     """
-    for spec, tensor in zip(manifest.tensors, message.views(manifest, body).values(), strict=True):
+    for spec, tensor in zip(
+        manifest.tensors, tensor_layout.views(manifest, body).values(), strict=True
+    ):
         flat = tensor.reshape(-1)
         for start in range(0, spec.size, _PIECE):
             yield encode_piece(codec, spec, start, flat[start : start + _PIECE], seed)

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.message import Bytes, Tensor
-from fl_queue.protocol.records import TensorSpec
+from fl_queue.protocol.manifest import TensorSpec
+from fl_queue.protocol.tensor_layout import Bytes, Tensor
 
 #: A tensor of the update, index of its first element here, and a flat block of elements.
 Piece = tuple[TensorSpec, int, Tensor]

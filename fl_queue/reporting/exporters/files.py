@@ -13,8 +13,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from fl_queue.common import escaping
-from fl_queue.common.files import written_whole
-from fl_queue.protocol.records import dumps
+from fl_queue.common.files import SHARED, write_atomically
+from fl_queue.common.safe_json import dumps
 from fl_queue.reporting import rounds_table
 from fl_queue.reporting.curves import Point
 from fl_queue.reporting.exporters import Numbers
@@ -37,7 +37,7 @@ class _Files:
         known = self._lines("points")
         for name, text in texts.items():
             if self._text(name) != text:
-                with written_whole(self._path(name), is_private=False) as file:
+                with write_atomically(self._path(name), mode=SHARED) as file:
                     file.write(text.encode())
         return len(self._lines("points") - known)
 

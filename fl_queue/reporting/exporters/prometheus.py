@@ -29,7 +29,8 @@ from fl_queue.errors import StoreUnavailable, UnknownRun
 from fl_queue.models import selection
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest, RoundRecord, Verdict
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord, Verdict
 from fl_queue.store import RunState, Store, keyspace, server_facts
 from fl_queue.store.jobs import dispatch
 

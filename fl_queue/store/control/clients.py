@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
-from fl_queue.common.safe_json import printable
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import AwaitedUpdate, DataWait, dumps
+from fl_queue.protocol.records import AwaitedUpdate, DataWait
 from fl_queue.store import keyspace
 from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import script

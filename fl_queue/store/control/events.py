@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.protocol.events import event_of
-from fl_queue.protocol.records import dumps
 from fl_queue.store import keyspace
 from fl_queue.store.batching import ask_many, batches
 from fl_queue.store.control.server import ControlServer

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Receipt, dumps
+from fl_queue.protocol.records import Receipt
 from fl_queue.protocol.state_fields import parse_receiver, parse_table, parse_whole
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_queue.common import safe_json
-from fl_queue.protocol.records import Refusals, dumps
+from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.records import Refusals
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
 from fl_queue.store.control.events import EVENTS_KEPT

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Manifest, Outcome, Receipt, RoundRecord, dumps
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Outcome, Receipt, RoundRecord
 from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state
 from fl_queue.protocol.state_fields import parse_table
 from fl_queue.store import keyspace

@@ -8,8 +8,7 @@ from typing import Any, cast
 import redis
 from redis.client import Pipeline
 
-from fl_queue.common.safe_json import printable
-from fl_queue.protocol.records import dumps
+from fl_queue.common.safe_json import dumps, printable
 from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import script
 from fl_queue.store.unreadable import Unreadable

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fl_queue.protocol.records import Manifest, dumps
+from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.state_fields import parse_evaluation, parse_version, parse_whole
 from fl_queue.store import keyspace
 from fl_queue.store.control.events import event_command

@@ -75,7 +75,7 @@ class Server:
         """Start the process; it inherits the lock, which so lasts as long as the server."""
         files.folder(self.folder)
         for name, text in (("redis.conf", self._config()), (USERS, self._users())):
-            with files.written_whole(self.folder / name) as file:
+            with files.write_atomically(self.folder / name) as file:
                 file.write(text.encode())
         starter = os.getpid()
         # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"

@@ -15,7 +15,6 @@ A state folder holds::
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -32,7 +31,7 @@ from typing import Self
 
 from fl_queue.common import files
 from fl_queue.errors import ConfigError, ServerStartError
-from fl_queue.store.embedded.redis_server import POLL_S, Role, Server, answers
+from fl_queue.store.embedded.redis_server import Role, Server, answers
 from fl_queue.store.embedded.server_binary import files_of, find_server
 
 ROLES: tuple[Role, ...] = ("control", "data")
@@ -123,25 +122,14 @@ def _lock(state_dir: Path) -> int:
 
     Waits a moment: servers of a starter that was just killed are on their way out.
     """
-    lock = files.lock_descriptor(state_dir / "redis.lock")
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                reason = (
-                    "private servers run in this folder already; use those, stop them, "
-                    "or choose another folder with FLQ_STATE_DIR"
-                )
-                raise ServerStartError(str(state_dir), reason) from exc
-            time.sleep(POLL_S)
-        except BaseException:
-            os.close(lock)
-            raise
-        else:
-            return lock
+    try:
+        return files.acquire_lock(state_dir / "redis.lock", _LOCK_WAIT_S)
+    except TimeoutError as exc:
+        reason = (
+            "private servers run in this folder already; use those, stop them, "
+            "or choose another folder with FLQ_STATE_DIR"
+        )
+        raise ServerStartError(str(state_dir), reason) from exc
 
 
 class EmbeddedRedis:
@@ -239,7 +227,7 @@ class EmbeddedRedis:
 
     def _announce(self) -> None:
         entry = {"url": self.url, "blob_url": self.blob_url, "pids": self.pids}
-        with files.written_whole(self.state_dir / "redis.json") as file:
+        with files.write_atomically(self.state_dir / "redis.json") as file:
             file.write(json.dumps(entry, indent=2).encode() + b"\n")
 
     def _socket(self, folder: Path) -> Path:

@@ -22,8 +22,9 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.results import Result
 
 from fl_queue.common import failpoints, safe_json
+from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import AwaitedUpdate, Receipt, dumps
+from fl_queue.protocol.records import AwaitedUpdate, Receipt
 from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
 from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 

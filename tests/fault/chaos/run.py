@@ -28,9 +28,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import verification
-from fl_queue.protocol.records import dumps
 from fl_queue.store import RunState, keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.fault.chaos import checks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.federation import Federation, wait_for
@@ -90,7 +90,7 @@ def test_twelve_clients_keep_a_bound_of_two_updates(
 ) -> None:
     bound = 2 * UPDATE
     hand = ManualRun(store, tmp_path, CLIENTS, SIZE, CHUNKS, f"redis.unmerged_bytes={bound}")
-    digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
+    digests = {tensor_layout.body_digest(hand.body(client)) for client in CLIENTS}
     with Watch(redis_urls) as watch, all_at_once(lambda client: hand.update(client, bound=bound)):
         done = hand.work()
 
@@ -107,7 +107,7 @@ def test_a_server_with_little_memory_is_never_full_of_updates(
 ) -> None:
     # What is being sent or read lies in the server's buffers as well: a chunk for each connection.
     hand = ManualRun(store, tmp_path, CLIENTS, SIZE, CHUNKS, "redis.chunk_bytes=65536")
-    digests = {message.body_digest(hand.body(client)) for client in CLIENTS}
+    digests = {tensor_layout.body_digest(hand.body(client)) for client in CLIENTS}
     used = int(store.data.redis.info("memory")["used_memory"])
     store.data.redis.config_set("maxmemory", used + 10 * UPDATE)
     room = store.data.admission.room(1 << 40)

@@ -10,7 +10,7 @@ import numpy as np
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.rounds import lifecycle, runs
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.store import Store, keyspace
 from tests.support.manual_run import NAME, ManualRun
 
@@ -54,7 +54,7 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     hand.update("a")
     # A chunk that has vanished since: its client is asked again, and the others are not.
     body = hand.body("b")
-    store.data.chunks.drop(keyspace.update_blob("b", hand.run, message.body_digest(body)), 1)
+    store.data.chunks.drop(keyspace.update_blob("b", hand.run, tensor_layout.body_digest(body)), 1)
     before = store.control.rounds.jobs(hand.run, 1)
     store.control.redis.hset(f"rq:job:{before['b']['job']}", "status", "started")
     second = hand.intake()

@@ -17,7 +17,7 @@ from fl_queue.models.initial import publish_initial
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import statements
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import TensorSpec
+from fl_queue.protocol.manifest import TensorSpec
 from fl_queue.store import Store, keyspace
 from tests.support.manual_run import ManualRun
 

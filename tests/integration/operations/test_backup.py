@@ -15,26 +15,28 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import backup, backup_file, controls, deletion
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
 from fl_queue.models import checkpoint
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, RoundRecord, TensorSpec, dumps
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.support.federation import Federation, wait_for
 
 MANIFEST = Manifest((TensorSpec("bias", (2,), "parameter"), TensorSpec("w", (3, 2), "parameter")))
 BODIES = [
-    message.encode_body(
+    tensor_layout.encode_body(
         MANIFEST, {"bias": np.full(2, n, np.float32), "w": np.full((3, 2), -n, np.float32)}
     )
     for n in range(4)
 ]
-DIGESTS = [message.body_digest(body) for body in BODIES]
+DIGESTS = [tensor_layout.body_digest(body) for body in BODIES]
 NEWEST, BEST = 3, 1
 
 

@@ -17,7 +17,8 @@ from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.errors import RunStateError
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, Receipt, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_types

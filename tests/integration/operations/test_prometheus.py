@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis

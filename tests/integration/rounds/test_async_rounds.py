@@ -12,13 +12,15 @@ import pytest
 
 from fl_queue.aggregation.staleness import ONE
 from fl_queue.common import seeding
+from fl_queue.common.safe_json import dumps
 from fl_queue.coordinator.operations import controls, deletion, verification
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.models import checkpoint
-from fl_queue.protocol import job_origins, message
+from fl_queue.protocol import job_origins, tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import RoundRecord, TensorSpec, dumps
+from fl_queue.protocol.manifest import TensorSpec
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace, queries
 from fl_queue.store.jobs import dispatch
@@ -76,7 +78,7 @@ class AsyncHand(ManualRun):
         digest = self.store.control.versions.get(self.run, version)["digest"]
         folder = checkpoint.checkpoint_folder(self.folder, self.run)
         body = checkpoint.read(folder, digest, self.manifest)
-        return np.array(message.views(self.manifest, body)["w"], np.float64)
+        return np.array(tensor_layout.views(self.manifest, body)["w"], np.float64)
 
 
 @pytest.fixture
@@ -248,7 +250,7 @@ def test_a_client_learns_which_job_its_accepted_update_was_of(store: Store, tmp_
         header, body = hand.made(client)
         sent = encode(body=body)
         layout = codec.entries("bfloat16", hand.manifest)
-        digest = message.body_digest(sent)
+        digest = tensor_layout.body_digest(sent)
         hand.push((replace(header, codec="bfloat16", tensors=layout, body_bytes=len(sent), body_digest=digest), bytes(sent)))  # fmt: skip
         return digest
 
@@ -357,14 +359,14 @@ class BufferHand(AsyncHand):
         body = checkpoint.read(
             checkpoint.checkpoint_folder(self.folder, self.run), digest, self.manifest
         )
-        return np.array(message.views(self.manifest, body)["a_mean"], np.float64)
+        return np.array(tensor_layout.views(self.manifest, body)["a_mean"], np.float64)
 
     def made(self, client: str, token: str = "") -> tuple[Header, bytes]:
         header, body = super().made(client, token)
         begun = self.job_of(client)
         base = self.statistic(begun.version).astype("<f4")
         body = (self.value_of(client, begun.round) - base).tobytes() + body
-        changed = replace(header, body_bytes=len(body), body_digest=message.body_digest(body))
+        changed = replace(header, body_bytes=len(body), body_digest=tensor_layout.body_digest(body))
         return changed, body
 
 

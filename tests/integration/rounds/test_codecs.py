@@ -15,10 +15,11 @@ from fl_queue.coordinator.operations import controls, verification
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.models import retention, selection
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import message, tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, Receipt
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import Receipt
 from fl_queue.store import RoundState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from tests.support.federation import Federation, wait_for
@@ -152,7 +153,7 @@ def bad_update(
         tensors=codec.entries(name, manifest),
         codec=name,
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     return message.pack(replace(header, **changes), body)
 
@@ -218,7 +219,7 @@ def test_the_download_comes_back_from_the_checkpoint(mixed: Federation) -> None:
     )
     controls.cancel(mixed.store, "healed")
 
-    assert message.body_digest(body) == current.download
+    assert tensor_layout.body_digest(body) == current.download
     assert mixed.finish(run).state == "cancelled"
 
 

@@ -17,7 +17,7 @@ from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.errors import ConfigError, JobRefused, OwnershipLost, RunStateError
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt
 from fl_queue.store import Store, keyspace, queries
@@ -165,7 +165,7 @@ def test_a_damaged_outbox_file_is_no_update(store: Store, run: str, tmp_path: Pa
         client="a",
         token="t",
         body_bytes=64,
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     path = outbox.write(tmp_path, header, [body])
     whole = path.read_bytes()
@@ -183,7 +183,7 @@ def test_a_body_over_the_inline_limit_travels_in_chunks(store: Store, run: str) 
         client="a",
         token="t",
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     assert outbox.push(store, header, memoryview(body), 1000, 65536, lambda: False)
     element = store.data.redis.lindex(keyspace.results(run), 0)
@@ -213,7 +213,7 @@ def test_the_password_of_a_url_is_never_shown() -> None:
 def test_a_header_names_no_chunks_but_its_clients(store: Store, run: str, kind: str) -> None:
     # A lie may name the digest of the version that all train from.
     body = memoryview(bytes(100))
-    digest = message.body_digest(body)
+    digest = tensor_layout.body_digest(body)
     model, own, other = (
         keyspace.model_blob(run, digest),
         keyspace.update_blob("a", run, digest),

@@ -15,7 +15,8 @@ from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import initialisation, lifecycle, runs
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import CANNOT, Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import CANNOT
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch

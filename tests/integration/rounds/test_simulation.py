@@ -19,9 +19,10 @@ from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
-from fl_queue.protocol import identifiers, message, virtual_clients
+from fl_queue.protocol import identifiers, message, tensor_layout, virtual_clients
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, Receipt, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
@@ -155,9 +156,9 @@ class Arrivals:
         header = replace(
             self.header("update", client),
             num_examples=5,
-            tensors=message.entries(self.manifest),
+            tensors=tensor_layout.entries(self.manifest),
             body_bytes=len(body),
-            body_digest=message.body_digest(body),
+            body_digest=tensor_layout.body_digest(body),
         )
         return header, body
 

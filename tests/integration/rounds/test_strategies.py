@@ -9,7 +9,7 @@ import pytest
 
 from fl_queue.coordinator.operations import backup, verification
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import identifiers, message
+from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import diagnosis
 from fl_queue.store import keyspace
@@ -186,7 +186,7 @@ def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Feder
 
     manifest = federation.store.control.versions.manifest(run)
     assert manifest is not None
-    zeros = message.body_digest(bytes(state_manifest(manifest).nbytes))
+    zeros = tensor_layout.body_digest(bytes(state_manifest(manifest).nbytes))
     assert [server == {"c": zeros} for _, server in made[0]] == [False, False, True, False]
     receipts = federation.store.control.receipts.of_round(run, 5).values()
     said = {receipt.environment["client_state"] for receipt in receipts}

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
+from fl_queue.common.safe_json import dumps
 from fl_queue.coordinator.operations import enrolment, verification
 from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.operations.verification import Verdict
@@ -19,8 +20,8 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunFailed
 from fl_queue.models import update_archive
 from fl_queue.models.update_archive import Proof
-from fl_queue.protocol import message, operator_key, signing
-from fl_queue.protocol.records import Enrolment, RoundRecord, dumps
+from fl_queue.protocol import message, operator_key, signing, tensor_layout
+from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.reporting import run_status
 from fl_queue.store import Store, keyspace
 from tests.support.manual_run import ManualRun
@@ -103,7 +104,7 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ManualRun)
     body = hand.body("a")
     late = replace(hand.header("update", "a", body), round=1, token="late")
     failed = replace(hand.header("failure", "b", b""), tensors=(), body_bytes=0, reason="cannot")
-    failed = replace(failed, body_digest=message.body_digest(b""))
+    failed = replace(failed, body_digest=tensor_layout.body_digest(b""))
     intake = hand.intake()
     hand.store.control.redis.hdel(keyspace.round_updates(hand.run, 1), "a")
     for client, header, content in (("a", late, body), ("b", failed, b"")):
@@ -125,7 +126,7 @@ def exchanged(hand: ManualRun, seal: Callable[[bytes], tuple[bytes, Proof | None
     old = file_of(hand)
     header, _, _ = update_archive.read(hand.folder, hand.run, 1, "a", hand.record.accepted["a"])
     body = hand.body("a")[:-4] + b"\0\0\0\x3f"
-    new = replace(header, body_digest=message.body_digest(body), chunk_bytes=0)
+    new = replace(header, body_digest=tensor_layout.body_digest(body), chunk_bytes=0)
     _, proof = seal(message.pack(new, body))
     old.unlink()
     update_archive.write(hand.folder, new, body, 1, proof)

@@ -21,6 +21,7 @@ from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.cli import cli, worker
 from fl_queue.client import preflight, revocation, trust
 from fl_queue.client.site import WorkerSettings
+from fl_queue.common.safe_json import dumps
 from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -28,9 +29,16 @@ from fl_queue.coordinator.operations import backup, deletion
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
 from fl_queue.models.model_store import ModelStore
-from fl_queue.protocol import message, operator_key, signing, statements, virtual_clients
+from fl_queue.protocol import (
+    message,
+    operator_key,
+    signing,
+    statements,
+    tensor_layout,
+    virtual_clients,
+)
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Enrolment, dumps
+from fl_queue.protocol.records import Enrolment
 from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
@@ -166,8 +174,8 @@ def another_model(at: Hospital) -> None:
     manifest = at.store.control.versions.manifest(at.run)
     assert manifest is not None
     body = bytes(manifest.nbytes)
-    ModelStore(at.store, at.run, 1 << 20, Path()).publish(message.body_digest(body), body)
-    at.write(base_digest=message.body_digest(body))
+    ModelStore(at.store, at.run, 1 << 20, Path()).publish(tensor_layout.body_digest(body), body)
+    at.write(base_digest=tensor_layout.body_digest(body))
 
 
 def another_config(at: Hospital) -> None:

@@ -17,9 +17,9 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ChunksMissing
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace
 from tests.support.manual_run import ManualRun
 
@@ -55,7 +55,7 @@ def fields(hand: ManualRun, **changes: Any) -> bytes:
 def with_body(hand: ManualRun, change: Callable[[np.ndarray], None]) -> bytes:
     body = bytearray(hand.body("a"))
     change(np.frombuffer(body, "<f4", offset=8))
-    header = replace(honest(hand), body_digest=message.body_digest(body))
+    header = replace(honest(hand), body_digest=tensor_layout.body_digest(body))
     return message.pack(header, body)
 
 
@@ -166,7 +166,7 @@ def _entry(raw: tuple[Any, ...]) -> message.TensorEntry:
 
 def failure(hand: ManualRun, reason: str) -> bytes:
     return message.pack(
-        replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=message.body_digest(b"")),
+        replace(honest(hand), kind="failure", reason=reason, tensors=(), body_bytes=0, body_digest=tensor_layout.body_digest(b"")),
         None,
     )  # fmt: skip
 
@@ -185,7 +185,7 @@ def lying_group(hand: ManualRun) -> bytes:
     member = {name: said[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
     member |= {"client": "a", "status": "received", "reason": "", "weight": 1, "norm": 0.0}
     member["scalars"] = {}
-    said |= {"members": [member], "body_bytes": 0, "body_digest": message.body_digest(b"")}
+    said |= {"members": [member], "body_bytes": 0, "body_digest": tensor_layout.body_digest(b"")}
     del said["scalars"]
     return raw(msgpack.packb(said))
 
@@ -262,7 +262,7 @@ def first_version(intake: UpdateIntake, size: int) -> bytes:
         client="a",
         token="t",
         manifest=manifest.to_json(),
-        tensors=message.entries(manifest),
+        tensors=tensor_layout.entries(manifest),
         body_bytes=4 * size,
         body_digest="0a" * 32,
         chunk_bytes=1 << 22,

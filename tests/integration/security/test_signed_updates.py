@@ -11,7 +11,7 @@ import pytest
 
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.operations import verification
-from fl_queue.protocol import message, signing
+from fl_queue.protocol import message, signing, tensor_layout
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store
 from tests.support.manual_run import ManualRun
@@ -117,7 +117,7 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(
     receipts = hand.store.control.receipts.of_round(hand.run, hand.round.number)
     assert intake.received() == 1
     assert receipts["a"].status == "received"
-    assert receipts["a"].digest == message.body_digest(hand.body("a"))
+    assert receipts["a"].digest == tensor_layout.body_digest(hand.body("a"))
 
 
 def test_forgeries_after_the_real_one_change_nothing(hand: ManualRun) -> None:

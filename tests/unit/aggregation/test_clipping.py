@@ -17,10 +17,10 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy
 from tests.unit.aggregation import test_group_sum as groups
 
@@ -61,11 +61,11 @@ def cut(values: dict[str, np.ndarray], *sizes: int) -> Callable[[TensorSpec], It
 
 
 def update(values: dict[str, np.ndarray], encoding: str = "float32") -> tuple[Header, bytes]:
-    body = bytes(codec.encode(encoding, MANIFEST, message.encode_body(MANIFEST, values), 5))
+    body = bytes(codec.encode(encoding, MANIFEST, tensor_layout.encode_body(MANIFEST, values), 5))
     header = Header(
         kind="update", run="r", round=1, client="a", num_examples=10, codec=encoding,
         tensors=codec.entries(encoding, MANIFEST), body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )  # fmt: skip
     return header, body
 
@@ -147,8 +147,8 @@ def test_a_rule_that_needs_all_updates_gets_them_scaled(tmp_path: Path) -> None:
     values = tensors()
     added = total.add(*update(values))
     base = bytes(MANIFEST.nbytes)
-    body = b"".join(message.as_bytes(block) for block in total.next_model(base))
-    new = message.views(MANIFEST, body)["w"]
+    body = b"".join(tensor_layout.as_bytes(block) for block in total.next_model(base))
+    new = tensor_layout.views(MANIFEST, body)["w"]
 
     assert added.clipped
     assert added.norm is not None

@@ -16,9 +16,9 @@ from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.errors import ConfigError, MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -215,13 +215,13 @@ def test_an_encoded_update_is_added_and_taken_out_in_blocks() -> None:
     )
     rng = np.random.default_rng(4)
     tensors = {name: rng.standard_normal(200_000).astype(np.float32) for name in "ab"}
-    good = message.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
+    good = tensor_layout.encode_body(manifest, tensors | {"n": np.array([[5], [-7]])})
     tensors["b"][150_000] = 100.0
-    bad = message.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
+    bad = tensor_layout.encode_body(manifest, tensors | {"n": np.array([[9], [9]])})
     for name in (*codec.CODECS, "topk:0.5"):
         whole, blockwise = (ExactSum(manifest, SCALES, w_max=9) for _ in range(2))
         encoded = codec.encode(name, manifest, good, 1)
-        whole.add(message.views(manifest, codec.decode(name, manifest, encoded)), 7)
+        whole.add(tensor_layout.views(manifest, codec.decode(name, manifest, encoded)), 7)
         blockwise.add_blocks(codec.DecodedBlocks(name, manifest, encoded), 7)
         expected = [piece.tobytes() for piece in whole.pieces()]
         assert [piece.tobytes() for piece in blockwise.pieces()] == expected
@@ -238,7 +238,7 @@ def test_partial_sums_add_up_to_the_bits_of_the_whole() -> None:
         part.add(update(value, weight), weight)
         whole.add(update(value, weight), weight)
     body = b"".join(piece.tobytes() for piece in second.pieces())
-    tensors = message.views(exact_sum.sum_manifest(MANIFEST), body)
+    tensors = tensor_layout.views(exact_sum.sum_manifest(MANIFEST), body)
     first.add_sum(tensors, second.total_weight, second.count)
     assert [p.tobytes() for p in first.pieces()] == [p.tobytes() for p in whole.pieces()]
     assert (first.total_weight, first.count) == (16, 3)
@@ -278,14 +278,14 @@ if "without numba" in sys.argv:
 import numpy as np
 from fl_queue.aggregation.exact_sum import ExactSum, warm_up
 from fl_queue.aggregation.scales import Scale
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 warm_up()
 manifest = Manifest((TensorSpec("w", (99999,), "parameter"),))
 total = ExactSum(manifest, {"parameter": Scale(31, 64.0)}, 9)
 rng = np.random.default_rng(3)
 for weight in (3, 9):
     total.add({"w": rng.standard_normal(99999).astype(np.float32)}, weight)
-from fl_queue.protocol.message import body_digest
+from fl_queue.protocol.tensor_layout import body_digest
 print(body_digest(total.mean("w").tobytes()), total._totals["w"].sum(), "numba.core" in sys.modules)
 """
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 SPECS = (
     TensorSpec("b", (2,), "float_buffer"),

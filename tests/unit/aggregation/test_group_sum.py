@@ -15,9 +15,9 @@ from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message, virtual_clients
+from fl_queue.protocol import message, tensor_layout, virtual_clients
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import RoundState
 
 MANIFEST = Manifest(
@@ -60,7 +60,7 @@ FIRST, SECOND = (virtual_clients.members(COHORT, 2, number) for number in (0, 1)
 def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
     number = int(client.removeprefix("sim-"))
     generator = np.random.default_rng(number)
-    body = message.encode_body(
+    body = tensor_layout.encode_body(
         MANIFEST,
         {
             "count": np.array(number, np.int64),
@@ -79,9 +79,9 @@ def update(client: str, **changes: Any) -> tuple[Header, bytearray]:
         metrics={"num_examples": number},
         environment={"threads": 1},
         train_s=0.5,
-        tensors=message.entries(MANIFEST),
+        tensors=tensor_layout.entries(MANIFEST),
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     return replace(header, **changes), body
 
@@ -145,7 +145,7 @@ def test_the_headers_behind_a_group_are_the_clients_own() -> None:
 def test_a_client_that_failed_or_sent_too_much_is_named_and_not_in_the_sum() -> None:
     header, bad = update(SECOND[1])
     bad[8:12] = np.float32(np.nan).tobytes()
-    bad_header = replace(header, body_digest=message.body_digest(bad))
+    bad_header = replace(header, body_digest=tensor_layout.body_digest(bad))
     whole, body = element(1, update(SECOND[0]), (bad_header, bad), failure(SECOND[2]))
     total, single = merge(), merge()
     group_sum.check(whole, ROUND, CONFIG)
@@ -204,5 +204,5 @@ def test_a_sum_beyond_what_its_members_may_weigh_is_refused_and_changes_nothing(
     with pytest.raises(MessageError, match="digest"):
         group_sum.add(header, forged, total)
     with pytest.raises(MessageError, match="outside"):
-        group_sum.add(replace(header, body_digest=message.body_digest(forged)), forged, total)
+        group_sum.add(replace(header, body_digest=tensor_layout.body_digest(forged)), forged, total)
     assert bits(total) == bits(merge())

@@ -16,8 +16,9 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.aggregation.staleness import discount
 from fl_queue.config import run_config
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, RoundRecord
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.protocol.records import RoundRecord
 from fl_queue.training import sgd
 from fl_queue.training.model_tensors import arrays_of, load_arrays, manifest_of
 
@@ -47,7 +48,7 @@ def _trained(manifest: Manifest, base: dict[str, Any], client: int, version: int
     for spec in manifest.tensors:
         if spec.kind != "integer_buffer":
             local[spec.name] = local[spec.name] - base[spec.name]
-    return bytes(message.encode_body(manifest, local))
+    return bytes(tensor_layout.encode_body(manifest, local))
 
 
 def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         for kind, scale in choose_scales(buffer, w_max, LIMITS).items()
         if isinstance(scale, Scale)
     }
-    bodies = [bytes(message.encode_body(manifest, arrays_of(_model(), manifest)))]
+    bodies = [bytes(tensor_layout.encode_body(manifest, arrays_of(_model(), manifest)))]
     began = [0] * CLIENTS
     for version in range(count):
         merge = UpdateMerger(manifest, loaded.aggregation, scales, w_max, discount=found)
@@ -70,11 +71,11 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         )
         for turn in range(buffer):
             client = (version * buffer + turn) % CLIENTS
-            base = message.views(manifest, bodies[began[client]])
+            base = tensor_layout.views(manifest, bodies[began[client]])
             body = _trained(manifest, {k: np.array(v) for k, v in base.items()}, client, version)
             late = version - began[client]
             weight, counted = found.discounted(EXAMPLES, late), found.full(EXAMPLES)
-            blocks = message.views(manifest, body)
+            blocks = tensor_layout.views(manifest, body)
             merge.total.add_blocks(
                 lambda spec, views=blocks: [np.array(views[spec.name]).reshape(-1)],  # type: ignore[misc]
                 weight, None, 1.0, counted,
@@ -86,7 +87,7 @@ def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
         pieces = merge.next_model(bodies[version], older=older, stale=stale)
         bodies.append(b"".join(bytes(piece) for piece in pieces))
     return [
-        {name: np.array(value) for name, value in message.views(manifest, body).items()}
+        {name: np.array(value) for name, value in tensor_layout.views(manifest, body).items()}
         for body in bodies
     ]
 
@@ -124,5 +125,5 @@ def test_an_infinity_that_stays_is_no_shift() -> None:
     model = nn.Linear(1, 1)
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     manifest = manifest_of(model)
-    body = message.encode_body(manifest, arrays_of(model, manifest))
+    body = tensor_layout.encode_body(manifest, arrays_of(model, manifest))
     assert rebase.shifts(manifest, body, {0: body}, {0: 3}, 4)["mask"].tolist() == [0.0, 0.0]

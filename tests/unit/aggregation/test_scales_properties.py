@@ -16,7 +16,7 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import exact_scale
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.config import run_config
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies.fedavg import FedAvg
 from fl_queue.tasks.csv_table import PooledTable
 from fl_queue.training.model_tensors import load_arrays, manifest_of, views_of

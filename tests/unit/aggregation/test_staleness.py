@@ -13,8 +13,8 @@ from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.aggregation.staleness import ONE, StalenessWeights, discount, weights
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError
-from fl_queue.protocol.message import little_endian
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.tensor_layout import little_endian
 
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}
 SETTINGS = {"staleness": "polynomial", "staleness_exponent": 0.5, "max_staleness": 10}

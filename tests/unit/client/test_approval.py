@@ -13,7 +13,8 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import AwaitedUpdate, Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import AwaitedUpdate
 
 MANIFEST = Manifest(
     (

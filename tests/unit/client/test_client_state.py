@@ -12,7 +12,7 @@ import pytest
 from fl_queue.client import client_state
 from fl_queue.client.client_state import AcceptedUpdate
 from fl_queue.errors import DataError
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 LAYOUT = client_state.layout(
     {"c": Manifest((TensorSpec("w", (2,), "parameter"), TensorSpec("w.x", (), "parameter")))}

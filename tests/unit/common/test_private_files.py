@@ -23,7 +23,7 @@ from fl_queue.common import files
 from fl_queue.models import checkpoint, update_archive
 from fl_queue.protocol import signing
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import credentials
 from fl_queue.store.credentials import Credentials, Login
 from fl_queue.store.embedded import server_pair
@@ -81,7 +81,7 @@ def test_everything_in_a_state_folder_is_its_owners_alone(no_umask: None, tmp_pa
     client_state.write(
         site.client_states, RUN, "hospital-a", AcceptedUpdate(1, digest), MANIFEST, [BODY]
     )
-    with files.locked(site.cache / RUN / ".lock"), files.appended(site.cache / RUN / "x.part"):
+    with files.file_lock(site.cache / RUN / ".lock"), files.appended(site.cache / RUN / "x.part"):
         pass
     with files.fresh(state / "worker.log"):
         pass
@@ -196,7 +196,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
 
     credentials.write(shared / "a.toml", made(), force=True)
     files.fresh(shared / "a.log").close()
-    for touch in (files.lock_descriptor, files.appended, files.create):
+    for touch in (files.acquire_lock, files.appended, files.create):
         for name in ("a.lock", "a.part"):
             with pytest.raises(OSError, match=r"symbolic links|File exists"):
                 touch(shared / name)

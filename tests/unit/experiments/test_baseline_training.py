@@ -18,7 +18,7 @@ from fl_queue.client import local_update
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.experiments import baseline_training
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.reporting import baselines, comparison, rounds_table
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import Store
@@ -64,7 +64,7 @@ def test_each_client_is_trained_from_version_0_on_its_own_share(local: Baseline)
 
     assert [model.client for model in local.models] == ["sim-1", "sim-2", "sim-3"]
     second = local.models[1]
-    assert second.digest == message.pieces_digest(arrays[name] for name in sorted(arrays))
+    assert second.digest == tensor_layout.pieces_digest(arrays[name] for name in sorted(arrays))
     assert second.num_examples == done.num_examples
     assert second.test["accuracy"] > 0.8
     assert second.curve == {}

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from fl_queue.errors import CheckpointError, DataError, MessageError, ModelMismatch
 from fl_queue.models import checkpoint, initial
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -35,8 +35,8 @@ TENSORS = {
     "empty": np.zeros((0, 2), np.float32),
     "mean": np.array([0.25, -0.0], np.float32),
 }
-BODY = message.encode_body(MANIFEST, TENSORS)
-DIGEST = message.body_digest(BODY)
+BODY = tensor_layout.encode_body(MANIFEST, TENSORS)
+DIGEST = tensor_layout.body_digest(BODY)
 
 
 def write(folder: Path) -> Path:
@@ -130,8 +130,8 @@ import resource, sys
 from pathlib import Path
 from fl_queue.errors import CheckpointError
 from fl_queue.models import checkpoint
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 manifest = Manifest((TensorSpec("w", (250_000,), "parameter"),))
 body = bytes(manifest.nbytes)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -139,7 +139,7 @@ folder = Path(sys.argv[1])
 def export():
     checkpoint.export(body, manifest, folder / "old.safetensors", {})
 def write():
-    checkpoint.write(folder, message.body_digest(body), manifest, body, {})
+    checkpoint.write(folder, tensor_layout.body_digest(body), manifest, body, {})
 for act in (write, export):
     try:
         act()
@@ -281,6 +281,6 @@ def test_writing_makes_no_copy_of_the_model(tmp_path: Path) -> None:
     manifest = Manifest((TensorSpec("w", (16_000_000,), "parameter"),))
     body = bytearray(manifest.nbytes)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    checkpoint.write(tmp_path, message.body_digest(body), manifest, body, {})
+    checkpoint.write(tmp_path, tensor_layout.body_digest(body), manifest, body, {})
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
     assert grown_kib * 1024 < manifest.nbytes / 4

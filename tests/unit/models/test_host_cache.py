@@ -20,7 +20,7 @@ from fl_queue.errors import (
 )
 from fl_queue.models import host_cache
 from fl_queue.models.host_cache import HostCache
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.federation import wait_for
@@ -47,7 +47,7 @@ print(len(body.view))
 def publish(store: Store, chunks: int) -> tuple[str, bytes]:
     """A model of so many chunks on the data server, the last of them short: (digest, body)."""
     body = secrets.token_bytes((chunks - 1) * CHUNK + 17)
-    digest = message.body_digest(body)
+    digest = tensor_layout.body_digest(body)
     put(store, digest, body)
     return digest, body
 
@@ -125,7 +125,7 @@ def test_a_model_that_is_here_is_not_fetched_again(store: Store, tmp_path: Path)
 
 
 def test_an_empty_model_is_a_model(store: Store, tmp_path: Path) -> None:
-    assert fetch(store, tmp_path, message.body_digest(b""), b"") == b""
+    assert fetch(store, tmp_path, tensor_layout.body_digest(b""), b"") == b""
 
 
 def test_a_download_goes_on_where_a_killed_data_server_cut_it_off(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.header import MAX_HEADER_BYTES, GroupMember, Header
+from fl_queue.protocol import message, tensor_layout
+from fl_queue.protocol.header import MAX_HEADER_BYTES, GroupMember, Header, chunk_count
 from fl_queue.protocol.header_schema import MAX_TEXT
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -35,7 +35,7 @@ CAP = 1 << 20
 
 
 def update(**changes: Any) -> tuple[Header, bytearray]:
-    body = message.encode_body(MANIFEST, TENSORS)
+    body = tensor_layout.encode_body(MANIFEST, TENSORS)
     header = Header(
         kind="update",
         run="demo-3f2a9c",
@@ -48,9 +48,9 @@ def update(**changes: Any) -> tuple[Header, bytearray]:
         metrics={"loss": [1.0, 600]},
         environment={"torch": "2.14", "threads": 2},
         train_s=0.5,
-        tensors=message.entries(MANIFEST),
+        tensors=tensor_layout.entries(MANIFEST),
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
     )
     return replace(header, **changes), body
 
@@ -99,15 +99,15 @@ def reason_of(element: bytes) -> str:
 
 
 def test_body_has_the_tensors_in_manifest_order_without_gaps() -> None:
-    body = message.encode_body(MANIFEST, TENSORS)
+    body = tensor_layout.encode_body(MANIFEST, TENSORS)
     expected = b"".join(TENSORS[name].tobytes() for name in ("bias", "count", "empty", "mean"))
     assert bytes(body) == expected
-    assert [entry.offset for entry in message.entries(MANIFEST)] == [0, 12, 20, 20]
+    assert [entry.offset for entry in tensor_layout.entries(MANIFEST)] == [0, 12, 20, 20]
 
 
 def test_views_are_read_only_and_share_the_body() -> None:
-    body = message.encode_body(MANIFEST, TENSORS)
-    views = message.views(MANIFEST, body)
+    body = tensor_layout.encode_body(MANIFEST, TENSORS)
+    views = tensor_layout.views(MANIFEST, body)
     for name, tensor in TENSORS.items():
         assert views[name].tobytes() == tensor.tobytes()
         assert views[name].shape == tensor.shape
@@ -122,7 +122,7 @@ def test_strides_and_dictionary_order_do_not_change_the_body() -> None:
     weight = np.arange(6, dtype=np.float32).reshape(3, 2)
     first = {"a": np.ones(2, np.float32), "w": np.ascontiguousarray(weight.T)}
     second = {"w": weight.T, "a": np.ones(4, np.float32)[::2]}
-    assert message.encode_body(manifest, first) == message.encode_body(manifest, second)
+    assert tensor_layout.encode_body(manifest, first) == tensor_layout.encode_body(manifest, second)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_strides_and_dictionary_order_do_not_change_the_body() -> None:
 )
 def test_tensors_other_than_the_manifests_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(MessageError) as caught:
-        message.encode_body(MANIFEST, TENSORS | changes)
+        tensor_layout.encode_body(MANIFEST, TENSORS | changes)
     assert word in caught.value.reason
     assert repr(next(iter(changes))) in caught.value.reason
 
 
 def test_views_refuse_a_body_of_another_size() -> None:
     with pytest.raises(MessageError) as caught:
-        message.views(MANIFEST, bytes(MANIFEST.nbytes - 1))
+        tensor_layout.views(MANIFEST, bytes(MANIFEST.nbytes - 1))
     assert "27 bytes" in caught.value.reason
 
 
@@ -184,8 +184,8 @@ def test_bytes_that_belong_to_no_tensor_are_refused() -> None:
 
 def test_chunks_cover_a_body_exactly() -> None:
     for nbytes, size, count in [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (8, 4, 2), (9, 0, 0)]:
-        slices = list(message.chunk_slices(nbytes, size))
-        assert message.chunk_count(nbytes, size) == len(slices) == count
+        slices = list(tensor_layout.chunk_slices(nbytes, size))
+        assert chunk_count(nbytes, size) == len(slices) == count
         covered = [position for part in slices for position in range(part.start, part.stop)]
         assert covered == (list(range(nbytes)) if size else [])
 
@@ -216,7 +216,7 @@ def test_an_element_without_tensors_has_the_digest_of_nothing(kind: str) -> None
     header = Header(kind=kind, run="demo-1", round=1, client="a", reason="out of memory")
     found, inline = message.unpack(message.pack(header, None), max_body_bytes=0)
     assert found == header
-    assert found.body_digest == message.body_digest(b"")
+    assert found.body_digest == tensor_layout.body_digest(b"")
     assert len(inline) == 0
 
 

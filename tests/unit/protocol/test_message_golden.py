@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest((TensorSpec("n", (), "integer_buffer"), TensorSpec("w", (2, 1), "parameter")))
 TENSORS = {"n": np.array(258, np.int64), "w": np.array([[1.0], [-2.5]], np.float32)}
@@ -47,16 +47,16 @@ def header() -> Header:
         num_examples=600,
         metrics={"loss": 0.5},
         train_s=1.0,
-        tensors=message.entries(MANIFEST),
+        tensors=tensor_layout.entries(MANIFEST),
         body_bytes=len(BODY),
         body_digest=DIGEST,
     )
 
 
 def test_a_two_tensor_body_is_these_bytes() -> None:
-    body = message.encode_body(MANIFEST, TENSORS)
+    body = tensor_layout.encode_body(MANIFEST, TENSORS)
     assert bytes(body) == BODY
-    assert message.body_digest(body) == DIGEST
+    assert tensor_layout.body_digest(body) == DIGEST
 
 
 def test_an_element_is_these_bytes() -> None:

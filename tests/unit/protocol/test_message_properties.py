@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import DTYPES, Manifest, TensorSpec
+from fl_queue.protocol.manifest import DTYPES, Manifest, TensorSpec
 
 CAP = 1 << 16
 Model = tuple[Manifest, dict[str, np.ndarray]]
@@ -40,9 +40,9 @@ def element_of(manifest: Manifest, body: bytes, **changes: Any) -> bytes:
         run="demo-3f2a9c",
         round=7,
         client="a",
-        tensors=message.entries(manifest),
+        tensors=tensor_layout.entries(manifest),
         body_bytes=len(body),
-        body_digest=message.body_digest(body),
+        body_digest=tensor_layout.body_digest(body),
         **changes,
     )
     return message.pack(header, body or None)
@@ -55,7 +55,7 @@ def decode(element: bytes, manifest: Manifest) -> dict[str, np.ndarray] | None:
         header, body = message.unpack(element, max_header_bytes=CAP, max_body_bytes=CAP)
         message.check_tensors(header, manifest)
         message.check_body(header, body)
-        return message.views(manifest, body)
+        return tensor_layout.views(manifest, body)
     except MessageError:
         return None
 
@@ -63,7 +63,7 @@ def decode(element: bytes, manifest: Manifest) -> dict[str, np.ndarray] | None:
 @given(models())
 def test_any_tensors_come_back_bit_for_bit(model: Model) -> None:
     manifest, tensors = model
-    body = bytes(message.encode_body(manifest, tensors))
+    body = bytes(tensor_layout.encode_body(manifest, tensors))
     found = decode(element_of(manifest, body), manifest)
     assert found is not None
     assert {name: (v.shape, v.dtype, v.tobytes()) for name, v in found.items()} == {
@@ -76,7 +76,9 @@ def test_equal_tensors_are_equal_bytes(model: Model) -> None:
     manifest, tensors = model
     shuffled = {name: np.asfortranarray(tensors[name]) for name in reversed(tensors)}
     shuffled = {name: value.reshape(tensors[name].shape) for name, value in shuffled.items()}
-    assert message.encode_body(manifest, tensors) == message.encode_body(manifest, shuffled)
+    assert tensor_layout.encode_body(manifest, tensors) == tensor_layout.encode_body(
+        manifest, shuffled
+    )
 
 
 MANIFEST = Manifest((TensorSpec("n", (), "integer_buffer"), TensorSpec("w", (2, 1), "parameter")))
@@ -138,7 +140,7 @@ def test_any_value_in_any_field_raises_nothing_but_blob_error(name: str, value: 
 @given(st.integers(0, 10**6), st.integers(1, 10**5))
 def test_chunks_are_contiguous_and_cover_the_body(nbytes: int, chunk_bytes: int) -> None:
     end = 0
-    slices = list(message.chunk_slices(nbytes, max(chunk_bytes, nbytes // 1000 + 1)))
+    slices = list(tensor_layout.chunk_slices(nbytes, max(chunk_bytes, nbytes // 1000 + 1)))
     for part in slices:
         assert part.start == end < part.stop
         end = part.stop

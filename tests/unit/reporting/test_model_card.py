@@ -12,8 +12,8 @@ from markdown_it import MarkdownIt
 
 from fl_queue.common import escaping
 from fl_queue.config import run_config
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.protocol.records import Manifest, TensorSpec
 from fl_queue.reporting import model_card
 from fl_queue.reporting.model_card import CardData
 from fl_queue.store import Store, keyspace

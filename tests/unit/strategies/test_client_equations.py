@@ -17,8 +17,8 @@ from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import base, fednova, get_strategy
 from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
 
@@ -126,8 +126,8 @@ def federate(
         }
         facts = base.RoundInfo(version, len(cohort), len(SIZES))
         blocks = strategy.next_model(manifest, models[-1], total, state, sinks, facts)
-        models.append(message.views(manifest, b"".join(block.tobytes() for block in blocks)))
-        state = {k: message.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
+        models.append(tensor_layout.views(manifest, b"".join(block.tobytes() for block in blocks)))
+        state = {k: tensor_layout.views(manifest, b"".join(parts)) for k, parts in pieces.items()}
     return models
 
 

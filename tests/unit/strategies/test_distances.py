@@ -9,7 +9,7 @@ import pytest
 
 from fl_queue.aggregation.exact_sum import Scale
 from fl_queue.aggregation.update_matrix import UpdateMatrix
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import distances, robust
 
 MANIFEST = Manifest(

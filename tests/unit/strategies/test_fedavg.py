@@ -8,8 +8,8 @@ import pytest
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.errors import ConfigError, MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import base as strategy_base
 from fl_queue.strategies import get_strategy, largest_weight, weight_of
 
@@ -45,7 +45,7 @@ def next_model(
 
 def made(manifest: Manifest, base: dict[str, np.ndarray], total: ExactSum) -> dict[str, np.ndarray]:
     blocks = get_strategy("fedavg").next_model(manifest, base, total)
-    return message.views(manifest, b"".join(block.tobytes() for block in blocks))
+    return tensor_layout.views(manifest, b"".join(block.tobytes() for block in blocks))
 
 
 def test_the_new_model_is_the_base_plus_the_weighted_mean() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fl_queue.aggregation.exact_sum import Scale
 from fl_queue.aggregation.update_matrix import UpdateMatrix
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.robust import Robust
 

@@ -13,7 +13,8 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client.client_state import AcceptedUpdate, StoredClientState, still_counts
 from fl_queue.errors import MessageError
-from fl_queue.protocol.records import LOST, Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.records import LOST
 from fl_queue.strategies import base, get_strategy
 
 #: A client's loss: ``curvature (w - optimum)^2 / 2``.

@@ -17,8 +17,8 @@ from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.update_matrix import UpdateMatrix
 from fl_queue.config import run_config
 from fl_queue.errors import CheckpointError, ConfigError, MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy, load_strategy, robust
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.median import Median
@@ -70,7 +70,7 @@ def model_bytes(rule: Robust, updates: UpdateMatrix, value: float = 1.0) -> byte
 
 
 def model(rule: Robust, updates: UpdateMatrix) -> Update:
-    return message.views(MANIFEST, model_bytes(rule, updates))
+    return tensor_layout.views(MANIFEST, model_bytes(rule, updates))
 
 
 def flat(tensors: Update) -> np.ndarray:
@@ -149,7 +149,7 @@ def test_a_rule_is_its_formula_and_takes_updates_in_any_order(
     rule = rule_of(name, options)
     made = model_bytes(rule, gathered(tmp_path, UPDATES))
 
-    new = flat(message.views(MANIFEST, made))
+    new = flat(tensor_layout.views(MANIFEST, made))
     np.testing.assert_allclose(new, 1.0 + reference(stacked(UPDATES)), rtol=0, atol=1e-6)
     shuffled = np.random.default_rng(5).permutation(N).tolist()
     assert model_bytes(rule, gathered(tmp_path, UPDATES, order=shuffled)) == made

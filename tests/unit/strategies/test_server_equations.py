@@ -12,8 +12,7 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, MessageError
-from fl_queue.protocol import message
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
 from fl_queue.strategies.base import RoundInfo, Strategy
 
@@ -56,9 +55,9 @@ def server(
         facts = RoundInfo(version, len(sent), n)
         blocks = strategy.next_model(MANIFEST, model, total, state, sinks, facts)
         body = b"".join(block.tobytes() for block in blocks)
-        model = message.views(MANIFEST, body)
+        model = tensors.views(MANIFEST, body)
         layout = base.state_manifest(MANIFEST)
-        state = {name: message.views(layout, b"".join(parts)) for name, parts in pieces.items()}
+        state = {name: tensors.views(layout, b"".join(parts)) for name, parts in pieces.items()}
         made.append((model, state))
     return made
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from fl_queue.client import local_update
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import export
 from fl_queue.tasks.base import ClientContext, ClientData, Task
 from fl_queue.tasks.loading import load_task

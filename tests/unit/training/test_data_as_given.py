@@ -19,7 +19,7 @@ from fl_queue.client import local_update
 from fl_queue.client.local_update import UpdateTensors
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.image_folder import _read_image

@@ -18,7 +18,7 @@ from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import client_layouts, state_manifest, update_manifest
 from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task

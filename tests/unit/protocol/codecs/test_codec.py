@@ -10,10 +10,10 @@ import pytest
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header, TensorEntry
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -30,7 +30,7 @@ ALL = (*codec.CODECS, "topk:0.25")
 
 
 def body_of(values: np.ndarray) -> bytearray:
-    return message.encode_body(VECTOR, {"w": values.astype(np.float32)})
+    return tensor_layout.encode_body(VECTOR, {"w": values.astype(np.float32)})
 
 
 def mixed_body() -> bytearray:
@@ -38,7 +38,7 @@ def mixed_body() -> bytearray:
     tensors = {
         spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in MANIFEST.tensors
     }
-    return message.encode_body(MANIFEST, tensors | {"n": np.array(2**60 + 1)})
+    return tensor_layout.encode_body(MANIFEST, tensors | {"n": np.array(2**60 + 1)})
 
 
 def decoded(name: str, values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_the_layout_of_each_codec() -> None:
 
 def test_float32_is_the_body_itself() -> None:
     body = mixed_body()
-    assert codec.entries("float32", MANIFEST) == message.entries(MANIFEST)
+    assert codec.entries("float32", MANIFEST) == tensor_layout.entries(MANIFEST)
     assert codec.encode("float32", MANIFEST, body, 0) == body
     assert codec.decode("float32", MANIFEST, body) == body
 
@@ -70,10 +70,10 @@ def test_float32_is_the_body_itself() -> None:
 @pytest.mark.parametrize("name", LOSSY)
 def test_buffers_stay_as_they_are(name: str) -> None:
     body = mixed_body()
-    found = message.views(
+    found = tensor_layout.views(
         MANIFEST, codec.decode(name, MANIFEST, codec.encode(name, MANIFEST, body, 5))
     )
-    given = message.views(MANIFEST, body)
+    given = tensor_layout.views(MANIFEST, body)
     differ = [name for name in given if found[name].tobytes() != given[name].tobytes()]
     assert [name for name in differ if name != "x"] == ["w"]
 
@@ -149,7 +149,7 @@ def test_unknown_codecs_and_dtypes_are_refused() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_tensor_is_decoded_block_by_block(name: str) -> None:
     encoded = codec.encode(name, MANIFEST, mixed_body(), 3)
-    whole = message.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
+    whole = tensor_layout.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
     parts = codec.split(name, MANIFEST, encoded)
     for spec in MANIFEST.tensors:
         expected = whole[spec.name].reshape(-1)
@@ -171,7 +171,7 @@ def test_a_body_is_encoded_and_decoded_without_being_whole(
     encoded = b"".join(pieces)
     assert encoded == codec.encode(name, MANIFEST, body, 3)
     assert len(pieces) == 5  # Two of ``w``, one of each other tensor that has elements.
-    whole = message.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
+    whole = tensor_layout.views(MANIFEST, codec.decode(name, MANIFEST, encoded))
     blocks, arrays = (
         codec.DecodedBlocks(name, MANIFEST, encoded),
         codec.LazyDecodedTensors(name, MANIFEST, encoded),
@@ -192,7 +192,7 @@ def test_a_body_is_encoded_and_decoded_without_being_whole(
 def test_what_is_not_encoded_is_not_copied() -> None:
     body = mixed_body()
     spec = MANIFEST.tensors[3]
-    view = message.views(MANIFEST, body)["w"]
+    view = tensor_layout.views(MANIFEST, body)["w"]
     array = codec.LazyDecodedTensors("float32", MANIFEST, body)["w"]
     assert np.shares_memory(array, view)
     assert not array.flags.writeable
@@ -260,7 +260,7 @@ def test_ranges_that_are_no_pieces_are_refused() -> None:
 def test_the_seed_and_the_name_decide_how_int8_rounds() -> None:
     twins = Manifest(tuple(TensorSpec(name, (600,), "parameter") for name in "ab"))
     values = np.linspace(-1, 1, 600).astype(np.float32)
-    body = message.encode_body(twins, {"a": values, "b": values})
+    body = tensor_layout.encode_body(twins, {"a": values, "b": values})
     first = codec.encode("int8", twins, body, 1)
     assert codec.encode("int8", twins, body, 1) == first
     assert codec.encode("int8", twins, body, 2) != first

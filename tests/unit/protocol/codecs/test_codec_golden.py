@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(
     (
@@ -34,7 +34,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_a_body_of_three_tensors_is_these_bytes(name: str) -> None:
-    encoded = codec.encode(name, MANIFEST, message.encode_body(MANIFEST, TENSORS), seed=7)
+    encoded = codec.encode(name, MANIFEST, tensor_layout.encode_body(MANIFEST, TENSORS), seed=7)
     assert encoded.hex() == BUFFERS + ENCODED[name]
 
 
@@ -46,7 +46,7 @@ def test_these_bytes_are_understood() -> None:
     expected["topk:0.25"] = [1.0, 0, 0, 0, 0, -1.27, 0, 0]
     for name, values in expected.items():
         body = codec.decode(name, MANIFEST, bytes.fromhex(BUFFERS + ENCODED[name]))
-        found = message.views(MANIFEST, body)
+        found = tensor_layout.views(MANIFEST, body)
         assert found["w"].tolist() == np.float32(values).reshape(2, 4).tolist()
         assert (found["mean"], found["n"]) == (TENSORS["mean"], 258)
 
@@ -56,6 +56,6 @@ def test_int8_blocks_of_256_and_of_what_is_left() -> None:
     encoded = codec.encode("int8", manifest, (np.arange(260, dtype="<f4") / 4).tobytes(), seed=7)
     assert encoded[:12].hex() == "0281003f0000010102020304"
     assert encoded[256:].hex() == "7d7e7f7f0a85023f7d7e7f7f"
-    assert message.body_digest(encoded) == (
+    assert tensor_layout.body_digest(encoded) == (
         "f2d562500f06d65108c9e32a2ff1d3e3a7d795d7086c0c1077e1c42a012f7e45"
     )

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_queue.errors import MessageError
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec, int8
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 CODECS = st.sampled_from((*codec.CODECS, "topk:0.1", "topk:1"))
 SEEDS = st.integers(0, 2**63 - 1)
@@ -116,4 +116,4 @@ def test_any_bytes_decode_or_are_a_blob_error(name: str, encoded: bytes, size: i
         assert len(encoded) != codec.encoded_nbytes(name, manifest)
     else:
         assert len(body) == manifest.nbytes
-        assert message.views(manifest, body)["n"].tobytes() == encoded[:8]
+        assert tensor_layout.views(manifest, body)["n"].tobytes() == encoded[:8]

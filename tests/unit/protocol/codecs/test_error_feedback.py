@@ -10,11 +10,11 @@ import pytest
 
 from fl_queue.client import client_state
 from fl_queue.client.client_state import AcceptedUpdate
-from fl_queue.protocol import message
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.codecs.error_feedback import Piece
-from fl_queue.protocol.message import Tensor
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
+from fl_queue.protocol.tensor_layout import Tensor
 from fl_queue.strategies.base import RESIDUAL, state_manifest
 
 MANIFEST = Manifest(
@@ -39,7 +39,7 @@ def update(number: int) -> dict[str, np.ndarray]:
 
 def pieces(tensors: dict[str, np.ndarray]) -> Iterator[Piece]:
     for spec in MANIFEST.tensors:
-        yield spec, 0, message.little_endian(tensors[spec.name].reshape(-1))
+        yield spec, 0, tensor_layout.little_endian(tensors[spec.name].reshape(-1))
 
 
 class Client:
@@ -58,7 +58,7 @@ class Client:
             bytes(codec.encode_piece(self.encoding, spec, start, values, SEED))
             for spec, start, values in corrected
         )
-        made = AcceptedUpdate(number, message.body_digest(body))
+        made = AcceptedUpdate(number, tensor_layout.body_digest(body))
         owed = error_feedback.next_residual(self.encoding, corrected, SEED)
         client_state.write(self.folder, "run-1", "a", made, LAYOUT, owed)
         return made, body
@@ -70,7 +70,7 @@ class Client:
 
 def sent(encoding: str, body: bytes) -> dict[str, np.ndarray]:
     whole = codec.decode(encoding, MANIFEST, body)
-    return {name: array.copy() for name, array in message.views(MANIFEST, whole).items()}
+    return {name: array.copy() for name, array in tensor_layout.views(MANIFEST, whole).items()}
 
 
 def largest_alone(values: np.ndarray, share: float) -> np.ndarray:

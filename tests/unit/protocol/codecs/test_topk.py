@@ -10,7 +10,7 @@ import pytest
 from fl_queue.config import run_config
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.codecs import codec, topk
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 ODD = 3 * 100_000 + 7
 

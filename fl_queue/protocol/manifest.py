@@ -1,0 +1,160 @@
+"""Manifest of a run's model: name, shape and kind of each tensor, and their order in a body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_queue.common import safe_json
+from fl_queue.common.safe_json import dumps
+from fl_queue.errors import MessageError
+
+#: ``extra``: what clients send beside a parameter; in updates only, never in a model.
+Kind = Literal["parameter", "float_buffer", "integer_buffer", "extra"]
+KINDS: tuple[Kind, ...] = ("parameter", "float_buffer", "integer_buffer", "extra")
+#: Names of extra tensors begin with it, and those of no model's: ``~<extra>/<parameter>``.
+EXTRA = "~"
+#: As many as numpy takes.
+MAX_DIMENSIONS = 32
+#: dtype of a tensor of each kind in a model and in an update (little-endian, C order).
+DTYPES: dict[str, str] = {
+    "parameter": "float32",
+    "float_buffer": "float32",
+    "integer_buffer": "int64",
+    "extra": "float32",
+}
+#: In ``model.private``: everything of a model's BatchNorm layers, whatever their names.
+BATCH_NORM = "@batch_norm"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One shared tensor of the model; ``kind`` decides its dtype and how it is merged."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.kind]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def quantity(self) -> str:
+        """What it is summed as: its kind, or the name of the extra."""
+        return self.name[len(EXTRA) :].partition("/")[0] if self.kind == "extra" else self.kind
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    The tensors of a run's model, sorted by name, and how they lie in a body.
+
+    Args:
+        tensors: Specs sorted by name, names unique.
+        aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
+        private: Names of the tensors whose values stay on each client; a version has those that
+            version 0 had.
+        frozen: Names of the parameters that nobody trains: those of version 0 in every version.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.tensors]
+        if names != sorted(set(names)):
+            raise MessageError("manifest: tensor names must be unique and sorted")
+        if any(spec.kind not in KINDS for spec in self.tensors):
+            raise MessageError(f"manifest: a tensor kind is not one of {', '.join(KINDS)}")
+        if any(dimension < 0 for spec in self.tensors for dimension in spec.shape):
+            raise MessageError("manifest: a dimension is negative")
+        if not set(self.private) <= set(names):
+            raise MessageError("manifest: a private tensor is not there")
+        parameters = {spec.name for spec in self.tensors if spec.kind == "parameter"}
+        if not set(self.frozen) <= parameters:
+            raise MessageError("manifest: a frozen tensor is not there, or no parameter")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a body: the tensors one after the other, without gaps."""
+        return sum(spec.nbytes for spec in self.tensors)
+
+    def offsets(self) -> Iterable[tuple[TensorSpec, int]]:
+        """Each spec with its byte offset in a body."""
+        offset = 0
+        for spec in self.tensors:
+            yield spec, offset
+            offset += spec.nbytes
+
+    def shared(self) -> Manifest:
+        """The same without private and frozen tensors: what an update has of the model."""
+        left_out = {*self.private, *self.frozen}
+        if not left_out:
+            return self
+        return Manifest(tuple(spec for spec in self.tensors if spec.name not in left_out))
+
+    def to_json(self) -> str:
+        fields: dict[str, Any] = {
+            "tensors": [asdict(spec) for spec in self.tensors],
+            "aliases": dict(self.aliases),
+        }
+        parts = {"private": list(self.private), "frozen": list(self.frozen)}
+        return dumps(fields | {part: names for part, names in parts.items() if names})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """
+        Raises:
+            MessageError: Not a manifest.
+        """
+        raw = safe_json.record(_RawManifest, safe_json.loads(text, "a manifest"), "a manifest")
+        specs = [safe_json.record(_RawSpec, item, "a manifest") for item in raw.tensors]
+        if any(
+            len(spec.shape) > MAX_DIMENSIONS or max(spec.shape, default=0) >= 2**63
+            for spec in specs
+        ):
+            raise MessageError(
+                "manifest: a tensor has too many dimensions, or one that is too large"
+            )
+        made = cls(
+            tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
+            raw.aliases,
+            tuple(raw.private),
+            tuple(raw.frozen),
+        )
+        if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
+            raise MessageError(
+                f"manifest: a model's tensor is extra, or its name begins with {EXTRA}"
+            )
+        return made
+
+
+@dataclass
+class _RawSpec:
+    name: str
+    shape: list[int]
+    kind: Kind
+
+
+@dataclass
+class _RawManifest:
+    tensors: list[dict[str, Any]]
+    aliases: dict[str, str]
+    private: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
