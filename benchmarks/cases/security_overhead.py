@@ -225,7 +225,7 @@ def refused(hand: ManualRun) -> dict[str, bytes]:
         "replayed from another run": hand.seal("a", element_of(hand, "a", run="other-123456")),
         "replayed from an earlier round": hand.seal("a", element_of(hand, "a", round=0)),
         "of a later round": hand.seal("a", element_of(hand, "a", round=9)),
-        "of a client nobody knows": signing.seal(
+        "of an unknown client": signing.seal(
             element_of(hand, "a", client="z"), "z", signing.new_key()[0]
         ),
     }
