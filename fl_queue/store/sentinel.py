@@ -58,6 +58,12 @@ class Follower(SentinelManagedConnection):  # type: ignore[misc,unused-ignore]
             self.connection_pool.sentinel_manager.doubt()
             raise
 
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        # redis-py would connect to the address that the connection had, of a server that may be gone.
+        if self._sock is None:
+            self.connect()
+        super().send_packed_command(*args, **options)
+
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return super().read_response(*args, **options)

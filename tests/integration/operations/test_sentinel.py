@@ -92,6 +92,30 @@ def test_a_store_follows_to_the_new_primaries(
     wait_for("RQ's connection to follow", lambda: _set(rq) and new.client.get("by-rq"))
 
 
+@pytest.mark.timeout(180)
+def test_a_connection_that_breaks_while_in_use_is_made_again_at_the_new_primary(
+    watched: Sentinels,
+) -> None:
+    watched.restore(watched.control)
+    pool = plain_client(watched.url(watched.control), 10.0).connection_pool
+    held = pool.get_connection()
+    held.send_command("PING")
+    assert held.read_response() == b"PONG"
+
+    watched.kill_primary(watched.control)
+    held.disconnect()  # A transaction keeps its connection after an error.
+
+    def role() -> bytes:
+        try:
+            held.send_command("ROLE")
+            return bytes(held.read_response()[0])
+        except redis.ConnectionError:
+            return b""
+
+    wait_for("the same connection to follow", lambda: role() == b"master", 20.0)
+    pool.release(held)
+
+
 def _set(client: redis.Redis) -> bool:
     try:
         return bool(client.set("by-rq", "1"))
