@@ -1,6 +1,4 @@
-"""
-The aggregator worker: one job a round, which streams updates into the exact sum. Imports no torch.
-"""
+"""Aggregator worker: one job per round, which streams updates into the exact sum. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,17 +20,17 @@ log = logging.getLogger(__name__)
 
 def aggregate(run: str, number: int) -> str:
     """
-    RQ job: collect and close one round.
+    Collect and close one round: the RQ job.
 
     Raises:
         StoreUnavailable: The round stays open; the job is begun again when Redis can be used.
         CheckpointError: The round stays open; the healer issues a new attempt.
-        ConfigError: The run is signed, and this machine cannot sign; another one's aggregator may take the job.
+        ConfigError: The run is signed, and this machine cannot sign; an aggregator on another machine can.
     """
     site = WorkerSettings.from_environ()
     store = site.connect()
     statement_signing.check_key(store, run)
-    # Each incarnation takes a fence, and only so many fences back are looked for what they hold.
+    # Before a fence is taken: messages are looked for only a limited number of fences back.
     store.data.probe()
     try:
         return RoundAggregator(
@@ -49,10 +47,10 @@ def aggregate(run: str, number: int) -> str:
 
 
 def main() -> int:
-    """``python -m workers.aggregator``: serve ``flq-aggregate``."""
-    # Compiled before the first fork, so that every job has the kernels ready.
+    """Serve the queue ``flq-aggregate``: ``python -m workers.aggregator``."""
+    # Compiled before the first fork, so that the kernels are ready in every job.
     exact_sum.warm_up()
-    importlib.import_module("workers.aggregator")  # Jobs name it, and we run as ``__main__``.
+    importlib.import_module("workers.aggregator")  # RQ jobs name it; here it runs as ``__main__``.
     return rq_worker.run(keyspace.AGGREGATE_QUEUE)
 
 

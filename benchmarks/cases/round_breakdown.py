@@ -72,7 +72,7 @@ STEPS = (
     ("name the checkpoint", "fl_queue.models.checkpoint:UncommittedCheckpoint.keep"),
     ("commit", "fl_queue.store.control.rounds:Rounds.end"),
     ("open the next round", "fl_queue.coordinator.rounds.lifecycle:advance"),
-    ("clean up", "fl_queue.coordinator.aggregator.collector:RoundAggregator._clean_up"),
+    ("clean up", "fl_queue.coordinator.aggregator.round_commit:RoundCommit._clean_up"),
 )  # fmt: skip
 HASH = "BLAKE3"
 

@@ -242,10 +242,12 @@ def refusals_table(parameters: int, count: int) -> str:
             for _ in range(count):
                 hand.store.data.results.push(hand.run, element)
                 began = time.perf_counter()
-                [taken] = hand.store.data.taken.take(hand.run, intake.fence, intake.token)
+                [taken] = hand.store.data.taken.take(
+                    hand.run, intake.incarnation.fence, intake.incarnation.token
+                )
                 arrived = time.perf_counter()
                 before = time.thread_time()
-                intake.look_at(taken)
+                intake.process(taken)
                 looked.append(1000 * (time.perf_counter() - arrived))
                 busy.append(1000 * (time.thread_time() - before))
                 took.append(1000 * (arrived - began))

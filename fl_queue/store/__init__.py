@@ -32,6 +32,7 @@ from fl_queue.store.control.workers import UNNAMED
 from fl_queue.store.data import Data, Doorbell
 from fl_queue.store.enrolment_pins import Pins
 from fl_queue.store.error_translation import REDIS_ERRORS, classify, in_words
+from fl_queue.store.incarnation import Incarnation
 from fl_queue.store.login_refusals import is_login_refused, own_login
 from fl_queue.store.retries import complaint, hurried, outlast, stop_waiting, waits_for
 from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
@@ -54,6 +55,7 @@ __all__ = [
     "Data",
     "Doorbell",
     "Glance",
+    "Incarnation",
     "OtherUsers",
     "Replacement",
     "RoundState",

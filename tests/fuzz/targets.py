@@ -24,7 +24,7 @@ from fl_queue.aggregation import exact_sum, group_sum, scales
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.config.run_config import RunConfig, load
-from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.aggregator import verdicts
 from fl_queue.errors import JobRefused, MessageError
 from fl_queue.protocol import identifiers, message, signing, tensor_layout
 from fl_queue.protocol.codecs import codec
@@ -185,7 +185,7 @@ def check_header(found: Header) -> None:
     for own, status, reason in group_sum.headers(found):
         metrics.check(own.metrics)
         metrics.check(own.train_metrics)
-        Receipt.from_json(late_updates.receipt_of(own, status, reason).to_json())
+        Receipt.from_json(verdicts.make_receipt(own, status, reason).to_json())
     if found.kind == "group":
         group_sum.check(found, ROUND, CONFIG)
 
@@ -321,7 +321,7 @@ def _headers() -> list[bytes]:
 
 
 def _records() -> list[bytes]:
-    receipt = late_updates.receipt_of(header(), "received", "")
+    receipt = verdicts.make_receipt(header(), "received", "")
     ended = RoundRecord(
         1, "train", "committed", "2 of 2 updates in", 0, "0" * 64, 1, "1" * 64, list(COHORT),
         list(COHORT), 2, {"sim-1": "2" * 64}, {"sim-1": 600}, scales={"parameter": [31, 64.0]},

@@ -11,14 +11,16 @@ import numpy as np
 
 from fl_queue.client import outbox
 from fl_queue.config import run_config
-from fl_queue.coordinator.aggregator.collector import TAKEN_AT_ONCE, RoundAggregator
+from fl_queue.coordinator.aggregator.collection import TAKEN_AT_ONCE
+from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import header, signing, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import RoundRecord
-from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store import Incarnation, RoundState, RunState, Store, keyspace
 from tests.fault.chaos.checks import data_leftovers
 
 NAME = "by-hand"
@@ -154,9 +156,9 @@ class ManualRun:
         self.store.data.taken.own(self.run, fence, token)
         # However slow this machine is: nobody extends it here.
         self.store.data.redis.expire(keyspace.owner(self.run, fence), 60)
-        made = UpdateIntake(
-            self.store, self.run, self.round, self.config, fence, token, self.folder
-        )
+        incarnation = Incarnation(self.run, self.round.number, fence, token)
+        current = OpenRound(self.store, incarnation, self.round, self.config)
+        made = UpdateIntake(current, self.folder)
         made.resume()
         return made
 
@@ -164,14 +166,17 @@ class ManualRun:
         """Take so many elements and look at them."""
         while count:
             elements = self.store.data.taken.take(
-                self.run, intake.fence, intake.token, min(count, TAKEN_AT_ONCE)
+                self.run,
+                intake.incarnation.fence,
+                intake.incarnation.token,
+                min(count, TAKEN_AT_ONCE),
             )
             assert elements
             for element in elements:
-                intake.look_at(element)
+                intake.process(element)
             intake.settle()
             count -= len(elements)
-        intake.books.rejected.flush(anyway=True)
+        intake.receipt_log.rejections.flush(force=True)
 
     def work(self) -> str:
         """An aggregator's job, until it ends."""

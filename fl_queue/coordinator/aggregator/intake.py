@@ -1,9 +1,16 @@
 """
-What one aggregator incarnation has taken for its round: each element judged, the good ones merged.
+Judge each message that an aggregator has taken, and merge the good ones.
 
-Whatever is done here can be done again: receipts are rewritten, and elements and the checkpointed
-sum are removed only by whoever owns the taken list. What is refused is counted (``rejected``); a
-receipt of it is for those who are known to the run, and for the first of a kind only.
+``UpdateIntake.process`` takes a message through five steps:
+
+1. sender: the client that signed it is enrolled (``authentication``);
+2. signature: made with the key of its enrolment (``authentication``);
+3. form: envelope and header are well-formed (``authentication``, ``protocol.message``);
+4. wanted: it is for this run, round, cohort and version, and the first one of its client;
+5. good: its metrics, layout, digest and values are within the limits. Then it is in the sum.
+
+Every step can be repeated: receipts are rewritten, and messages and the checkpointed sum are removed only by
+the owner of the taken list. Refused messages are counted, and the first of a known client have a receipt.
 """
 
 from __future__ import annotations
@@ -15,76 +22,76 @@ from pathlib import Path
 from fl_queue import metrics
 from fl_queue.aggregation import group_sum
 from fl_queue.aggregation.merge import MergedUpdate, UpdateMerger
-from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.aggregator import partial_sum, rejections
+from fl_queue.coordinator.aggregator import job_requests, rejections
 from fl_queue.coordinator.aggregator.authentication import (
     AuthenticatedMessage,
     MessageAuthenticator,
 )
-from fl_queue.coordinator.aggregator.late_updates import receipt_of
-from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
+from fl_queue.coordinator.aggregator.open_round import OpenRound
+from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, PartialSumStore
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
 from fl_queue.coordinator.aggregator.taken_list import TakenList
+from fl_queue.coordinator.aggregator.verdicts import make_receipt, with_merged
 from fl_queue.errors import ContentMissing, ForgedMessage, MessageError, OwnershipLost
 from fl_queue.models import update_archive
-from fl_queue.protocol import header, identifiers, job_origins, message, virtual_clients
-from fl_queue.protocol.header import Header
+from fl_queue.protocol import job_origins, message
+from fl_queue.protocol.header import Header, chunk_count
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Receipt
 from fl_queue.protocol.tensor_layout import Bytes
-from fl_queue.store import RoundState, Store, admission, keyspace, queries
-from fl_queue.store.jobs import dispatch
+from fl_queue.store import RoundState, admission, keyspace, queries
 
-#: The kind of element each purpose of a round wants.
-_WANTED = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
+#: Purpose of a round -> the kind of message it wants.
+_WANTED_KIND = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
+_DUPLICATE = "an update of this client was received already"
 
 
 class UpdateIntake:
     """
+    The messages of one round, as one incarnation processes them.
+
     Args:
-        store: Both servers.
-        run: Run id.
-        current: The round as it was claimed.
-        config: The one in force for it.
-        fence, token: The incarnation's.
-        state_dir: This machine's folder; kept updates are below it.
+        current: The round.
+        state_dir: This machine's folder; archived updates are below it.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        run: str,
-        current: RoundState,
-        config: RunConfig,
-        fence: int,
-        token: str,
-        state_dir: Path,
-    ) -> None:
-        self.store, self.run, self.round, self.config = store, run, current, config
-        self.fence, self.token, self.state_dir = fence, token, state_dir
+    def __init__(self, current: OpenRound, state_dir: Path) -> None:
+        self.store, self.run, self.config = current.store, current.run, current.config
+        self.incarnation, self.number = current.incarnation, current.number
+        self._current, self._state_dir = current, state_dir
         self.progress = PartialRoundState()
+        #: Version 0, in a round that makes it, once a client has sent it.
         self.initial: tuple[Manifest, Bytes] | None = None
-        self.taken = TakenList(store, run, fence, token)
-        self.books = ReceiptLog(store, run, current, fence)
-        self._room = store.data.admission.room(config.redis["unmerged_bytes"])
-        required = store.control.enrolments.pins.required(run, config.security["require_enrolment"])
-        self._gate = MessageAuthenticator(store.control, run, required)
-        self._whole = bytearray()  # The update being looked at; the same memory for each.
-        self.manifest = store.control.versions.manifest(run)
-        self.merge: UpdateMerger | None = None
-        if self.manifest is not None and current.purpose == "train":
-            self.merge = UpdateMerger.of_round(
-                self.manifest,
-                config,
-                current.scales,
-                current.w_max,
-                state_dir / "gathered",
-                current.discount,
-            )
+        self.taken = TakenList(self.store, self.incarnation)
+        self.receipt_log = ReceiptLog(current)
+        self._sums = PartialSumStore(self.store, self.run)
+        self._room = self.store.data.admission.room(self.config.redis["unmerged_bytes"])
+        required = self.store.control.enrolments.pins.required(
+            self.run, self.config.security["require_enrolment"]
+        )
+        self._authenticator = MessageAuthenticator(self.store.control, self.run, required)
+        self._body_buffer = bytearray()  # Reused for each update.
+        self.manifest = self.store.control.versions.manifest(self.run)
+        self.merger = self._new_merger()
+
+    def _new_merger(self) -> UpdateMerger | None:
+        """The merger of a training round; None where no updates are merged."""
+        state = self._current.state
+        if self.manifest is None or state.purpose != "train":
+            return None
+        return UpdateMerger.of_round(
+            self.manifest,
+            self.config,
+            state.scales,
+            state.w_max,
+            self._state_dir / "gathered",
+            state.discount,
+        )
 
     @property
-    def number(self) -> int:
-        return self.round.number
+    def round(self) -> RoundState:
+        """The round as it is now."""
+        return self._current.state
 
     @property
     def receipts(self) -> dict[str, Receipt]:
@@ -92,188 +99,237 @@ class UpdateIntake:
         return self.progress.receipts
 
     @property
-    def left_out(self) -> list[str]:
-        """Clients whose updates the round's rule did not choose, once the next model is made."""
-        return list(self.merge.left_out) if self.merge is not None else []
+    def excluded_clients(self) -> list[str]:
+        """Clients whose updates the strategy did not select, once the next model is built."""
+        return list(self.merger.left_out) if self.merger is not None else []
 
     @property
     def next_exponent(self) -> int:
-        """The exponent of the round after this one, of a strategy that has one."""
-        merge = self.merge
-        return merge.strategy.next_exponent(merge.total, self.round.exponent) if merge else 0
+        """Exponent of the next round, where the strategy has one."""
+        merger = self.merger
+        return merger.strategy.next_exponent(merger.total, self.round.exponent) if merger else 0
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether another incarnation can go on from a checkpointed sum; else it takes all messages again."""
+        return self.merger is None or self.merger.is_resumable
 
     def received(self) -> int:
-        """Valid updates so far."""
+        """Count the valid updates so far."""
         return sum(receipt.status == "received" for receipt in self.receipts.values())
 
-    # Elements
+    def required_merger(self) -> UpdateMerger:
+        """
+        The merger of a training round.
 
-    def look_at(self, element: bytes) -> bool:
-        """Decide on the next element: write its receipt, and add it to the sum if it is good."""
+        Raises:
+            MessageError: The round merges no updates.
+        """
+        if self.merger is None:
+            raise MessageError(f"round {self.number} merges no updates")
+        return self.merger
+
+    # Messages
+
+    def process(self, element: bytes) -> bool:
+        """
+        Decide on the next message of the taken list: the five steps.
+
+        Returns:
+            Whether it is in the sum, or in the place of one.
+        """
+        opened = self._authenticate(element)
+        if opened is None:
+            return False
+        sender = self._sender_of(opened)
+        if not self._is_for_this_round(opened, sender):
+            return False
         try:
-            opened = self._gate.open(element)
-        except ForgedMessage as exc:
-            self.books.write_forged(exc)
-            self.taken.refuse(None)
+            judge = self._judge_group if opened.header.kind == "group" else self._judge_client
+            is_in = judge(opened, sender)
+        except ContentMissing as exc:
+            self._ask_for_chunks(opened.header, sender, exc)
             return False
-        except MessageError as exc:
-            self.books.rejected.count(rejections.UNKNOWN, exc.reason, "invalid")
-            self.taken.refuse(None)
-            return False
-        header, enrolment = opened.header, opened.enrolment
-        who = rejections.sender(header.client, header.client if enrolment is not None else "")
-        if enrolment is not None:
-            self.books.know(header.client)
-        if header.round == self.number or self._is_carried(header):
-            return self._decide(opened, who)
-        if header.round > self.number:
-            self._check_open()  # When our round has ended, this one is somebody else's.
-            reason = f"{header.client}: round {header.round} has not been opened"
-            self.books.rejected.count(who, reason, "invalid")
-            self.taken.refuse(None)
+        if is_in:
+            self.taken.keep(opened.header)
         else:
-            self._refuse_past(header, who, opened.key)
+            self.taken.refuse(opened.header)
+        return is_in
+
+    def _authenticate(self, element: bytes) -> AuthenticatedMessage | None:
+        """Steps 1 to 3: sender, signature, form. None: it is refused."""
+        try:
+            return self._authenticator.open(element)
+        except ForgedMessage as exc:
+            self.receipt_log.write_forged(exc)
+        except MessageError as exc:
+            self.receipt_log.rejections.count(rejections.UNKNOWN, exc.reason, "invalid")
+        self.taken.refuse_without_chunks()
+        return None
+
+    def _sender_of(self, opened: AuthenticatedMessage) -> str:
+        """The name a message is counted under when it is refused."""
+        client = opened.header.client
+        if opened.enrolment is None:
+            return rejections.sender(client)
+        self.receipt_log.add_known_client(client)
+        return rejections.sender(client, client)
+
+    def _is_for_this_round(self, opened: AuthenticatedMessage, sender: str) -> bool:
+        """Whether step 4 begins well: it is for this round, or for a job that this round took over."""
+        header = opened.header
+        if header.round == self.number or self._is_carried(header):
+            return True
+        if header.round < self.number:
+            self._refuse_past(header, sender, opened.key)
             self.taken.refuse(header)
+            return False
+        # If our round has ended, its next aggregator decides on the message.
+        self._current.check_open()
+        reason = f"{header.client}: round {header.round} has not been opened"
+        self.receipt_log.rejections.count(sender, reason, "invalid")
+        self.taken.refuse_without_chunks()
         return False
+
+    def _is_carried(self, header: Header) -> bool:
+        """Whether a message answers an earlier round's job that this asynchronous round took over."""
+        if header.client not in self.round.carried:
+            return False
+        return job_origins.begun(self.round, header.client).round == header.round
+
+    def _refuse_past(self, header: Header, sender: str, key: str) -> None:
+        """Record a message whose round has ended, or whose job was given up."""
+        age = self.round.base_version - header.base_version
+        most = self.config.round["max_staleness"]
+        if self.round.is_async and age > most:
+            reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
+            self.receipt_log.write_late(header, sender, key, "stale", reason)
+        else:
+            self.receipt_log.write_late(header, sender, key)
+
+    def _ask_for_chunks(self, header: Header, sender: str, missing: ContentMissing) -> None:
+        """Refuse a message whose chunks are gone: a new attempt of its job sends them again."""
+        # An attempt that has not begun will push them anyway.
+        job_requests.ask_again(self.store, self.run, self.round, header.client, unless_queued=True)
+        reason = f"{header.client}: {missing.reason}; asked again"
+        self.receipt_log.rejections.count(sender, reason, "invalid")
+        self.taken.refuse_without_chunks()
 
     def settle(self) -> None:
         """
-        All that lies on the taken list has been looked at: remove what was refused, and count it.
+        Remove the refused messages, and write their counts; all messages on the taken list are processed.
 
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
         self.taken.settle()
-        self.books.rejected.flush()
-        self._gate.forget()
+        self.receipt_log.rejections.flush()
+        self._authenticator.forget()
 
-    def _decide(self, opened: AuthenticatedMessage, who: str) -> bool:
-        """The same of an element of our round that is from whom it says."""
-        header = opened.header
-        try:
-            look = self._look_at_group if header.kind == "group" else self._look_at_one
-            is_in = look(opened, who)
-        except ContentMissing as exc:
-            # A new attempt of the client's job pushes them again; one that has not begun will, anyway.
-            self.ask_again(header.client, unless_queued=True)
-            reason = f"{header.client}: {exc.reason}; asked again"
-            self.books.rejected.count(who, reason, "invalid")
-            self.taken.refuse(None)
-            return False
-        if is_in:
-            self.taken.keep(header)
-        else:
-            self.taken.refuse(header)
-        return is_in
+    # Messages of one client
 
-    def _look_at_one(self, opened: AuthenticatedMessage, who: str) -> bool:
-        header = opened.header
-        receipt = replace(self._judge(opened), key=opened.key)
-        is_first = header.client not in self.receipts
-        if header.client in self.books.cohort:
-            self._remember(header.client, receipt)
-        self.books.write(header.client, receipt, who, is_first)
+    def _judge_client(self, opened: AuthenticatedMessage, sender: str) -> bool:
+        client = opened.header.client
+        refused = self._why_unwanted(opened.header)
+        receipt = replace(refused or self._accept(opened), key=opened.key)
+        is_first = client not in self.receipts
+        if client in self._current.cohort:
+            self._remember(client, receipt)
+        self.receipt_log.write(client, receipt, sender, is_first)
         return receipt.is_in
 
-    # Asynchronous rounds
+    def _why_unwanted(self, header: Header) -> Receipt | None:
+        """Step 4: the receipt of a message that this round does not want; None: it does."""
+        if header.run != self.run:
+            return make_receipt(header, "invalid", f"it is of run {header.run}")
+        if header.client not in self._current.cohort:
+            reason = f"{header.client} is not in the cohort of round {self.number}"
+            return make_receipt(header, "invalid", reason)
+        known = self.receipts.get(header.client)
+        if known is not None and known.status == "received":
+            return make_receipt(header, "duplicate", _DUPLICATE)
+        version, digest = queries.base_of(self.store, self.run, self.round, header.client)
+        if (header.base_version, header.base_digest) != (version, digest):
+            reason = f"made from version {header.base_version}, not {version}"
+            return make_receipt(header, "stale", reason)
+        if header.kind == "failure":
+            return make_receipt(header, "failed", header.reason)
+        return None
 
-    def _is_carried(self, header: Header) -> bool:
-        """Whether an element answers the job of an earlier round that its client is at."""
-        if header.client not in self.round.carried:
-            return False
-        return job_origins.begun(self.round, header.client).round == header.round
+    def _accept(self, opened: AuthenticatedMessage) -> Receipt:
+        """
+        Step 5: the receipt of a message that is good, or is refused for its content.
 
-    def _refuse_past(self, header: Header, who: str, key: str) -> None:
-        """An element whose round has ended, or whose job was given up. Args: ``key``: as in its receipt."""
-        age = self.round.base_version - header.base_version
-        most = self.config.round["max_staleness"]
-        if self.round.is_async and age > most:
-            reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
-            self.books.write_late(header, who, key, "stale", reason)
-        else:
-            self.books.write_late(header, who, key)
-
-    def _look_at_group(self, opened: AuthenticatedMessage, who: str) -> bool:
-        """Decide on the updates of several virtual clients, which came as their sum: all or none."""
+        Raises:
+            ContentMissing: Its chunks are not on the data server.
+        """
         header = opened.header
         try:
-            self._check_group(header)
-            again = self._again(header)
-            receipts = again or self._add_group(header, opened.body)
+            merged = self._merge(opened)
         except MessageError as exc:
-            self.books.rejected.count(who, f"{header.client}: {exc.reason}", "invalid")
-            return False
-        if again:
-            self.books.rejected.count(who, "an update of a client in it was received already")
-            receipts = {
-                client: receipt
-                for client, receipt in again.items()
-                if self.books.is_news(client, receipt.status)
-            }
-        for client, receipt in receipts.items():
-            self._remember(client, receipt)
-        if receipts:
-            self.store.control.receipts.add_many(
-                self.run, self.number, receipts, self.fence, header.client
+            return make_receipt(header, "invalid", exc.reason)
+        self.progress.validation[header.client] = header.metrics
+        self.progress.training[header.client] = header.train_metrics
+        staleness = self.round.base_version - header.base_version
+        receipt = with_merged(make_receipt(header, "received", ""), merged)
+        return replace(receipt, staleness=staleness)
+
+    def _merge(self, opened: AuthenticatedMessage) -> MergedUpdate:
+        header = opened.header
+        wanted = _WANTED_KIND[self.round.purpose]
+        if header.kind != wanted:
+            raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
+        metrics.check(header.metrics)
+        metrics.check(header.train_metrics)
+        if header.kind == "update":
+            return self._add_update(opened)
+        if header.kind == "model":
+            self._take_initial(header, opened.body)
+        return MergedUpdate(0)
+
+    def _add_update(self, opened: AuthenticatedMessage) -> MergedUpdate:
+        """Validate an update, add it to the exact sum, and archive it where the config asks for that."""
+        merger, header, enrolment = self.required_merger(), opened.header, opened.enrolment
+        merger.check(header)
+        body = self._body_of(header, opened.body)
+        most = enrolment.max_examples if enrolment is not None else 0
+        merged = merger.add(header, body, most, self.round.base_version - header.base_version)
+        if self.config.model["keep_updates"]:
+            proof = None
+            if opened.sealed is not None and enrolment is not None:
+                proof = update_archive.Proof(opened.sealed, enrolment)
+            update_archive.write(self._state_dir, header, body, self.number, proof)
+        return merged
+
+    def _take_initial(self, header: Header, content: memoryview) -> None:
+        if self.initial is not None:
+            raise MessageError("another client has made version 0 already")
+        manifest = message.initial_manifest(header, self.config.model["max_bytes"])
+        if header.chunk_bytes:
+            # The size is only claimed: no memory is reserved before the chunks are there.
+            self.store.data.chunks.check(
+                keyspace.update_blob(header.client, self.run, header.body_digest),
+                header.body_bytes,
+                header.chunk_bytes,
             )
-        return not again
+        body = self._body_of(header, content)
+        message.check_body(header, body)
+        self.initial = (manifest, body)
 
-    def _check_group(self, header: Header) -> None:
-        if header.run != self.run:
-            raise MessageError(f"it is of run {header.run}")
-        if (header.base_version, header.base_digest) != (
-            self.round.base_version,
-            self.round.base_digest,
-        ):
-            raise MessageError(f"made from version {header.base_version}")
-        if self.round.purpose != "train":
-            raise MessageError("a group came where the round wants none")
-        group_sum.check(header, self.round, self.config)
-
-    def _again(self, header: Header) -> dict[str, Receipt]:
-        """Receipts of those members of whom an update was received: then the whole sum is of no use."""
-        return {
-            own.client: receipt_of(
-                own, "duplicate", "an update of this client was received already"
-            )
-            for own, _, _ in group_sum.headers(header)
-            if own.client in self.receipts and self.receipts[own.client].status == "received"
-        }
-
-    def _add_group(self, header: Header, body: memoryview) -> dict[str, Receipt]:
-        assert self.merge is not None
-        group_sum.check_layout(header, self.merge)
-        group_sum.add(header, self._body(header, body), self.merge)
-        receipts = {}
-        for member, (own, status, reason) in zip(
-            header.members, group_sum.headers(header), strict=True
-        ):
-            added = self.merge.added(member.weight, member.norm if member.weight else None)
-            receipts[own.client] = _with(receipt_of(own, status, reason), added)
-            if status == "received":
-                self.progress.validation[own.client] = own.metrics
-                self.progress.training[own.client] = own.train_metrics
-        return receipts
-
-    def ask_again(self, who: str, unless_queued: bool = False) -> None:
-        """Publish a new attempt of somebody's job. Args: ``unless_queued``: not if one has not begun yet."""
-        who = virtual_clients.job_of(who, self.round.cohort, self.round.groups)
-        ticket = dispatch.tickets(self.store, self.run, self.number).get(who)
-        if ticket is None or (unless_queued and dispatch.is_queued(self.store, ticket)):
-            return
-        dispatch.replace(self.store, keyspace.round_jobs(self.run, self.number), who, ticket)
-
-    def _ask_all_again(self) -> None:
-        """The same of everybody in the round but the aggregator."""
-        tickets = dispatch.tickets(self.store, self.run, self.number)
-        out = self.store.control.enrolments.revoked(tickets) | {identifiers.AGGREGATOR}
-        asked = {who: ticket for who, ticket in tickets.items() if who not in out}
-        dispatch.replace_all(self.store, keyspace.round_jobs(self.run, self.number), asked)
-
-    def _check_open(self) -> None:
-        current = self.store.control.rounds.get(self.run, self.number)
-        if current is None or not current.open:
-            raise OwnershipLost(f"run {self.run}: round {self.number} was ended by somebody else")
+    def _body_of(self, header: Header, content: memoryview) -> memoryview:
+        """The body of a message: in the message itself, or read from its chunks."""
+        if not header.chunk_bytes:
+            return content
+        if len(self._body_buffer) != header.body_bytes:
+            self._body_buffer = bytearray(header.body_bytes)
+        body = memoryview(self._body_buffer)
+        self.store.data.chunks.read_into(
+            keyspace.update_blob(header.client, self.run, header.body_digest),
+            header.body_bytes,
+            header.chunk_bytes,
+            body,
+        )
+        return body
 
     def _remember(self, client: str, receipt: Receipt) -> None:
         """Keep a receipt, if it is the one that counts."""
@@ -281,191 +337,138 @@ class UpdateIntake:
         if known is None or (not known.is_in and (receipt.answers or not known.answers)):
             self.receipts[client] = receipt
 
-    def _judge(self, opened: AuthenticatedMessage) -> Receipt:
-        """The receipt of an element of this round; ContentMissing when its chunks are not there."""
+    # Sums of several virtual clients
+
+    def _judge_group(self, opened: AuthenticatedMessage, sender: str) -> bool:
+        """Decide on the sum of a group's updates (steps 4 and 5): all of them are merged, or none."""
         header = opened.header
-        known = self.receipts.get(header.client)
-        if header.run != self.run:
-            return receipt_of(header, "invalid", f"it is of run {header.run}")
-        if header.client not in self.books.cohort:
-            return receipt_of(
-                header, "invalid", f"{header.client} is not in the cohort of round {self.number}"
-            )
-        if known is not None and known.status == "received":
-            return receipt_of(header, "duplicate", "an update of this client was received already")
-        version, digest = queries.base_of(self.store, self.run, self.round, header.client)
-        if (header.base_version, header.base_digest) != (version, digest):
-            return receipt_of(
-                header, "stale", f"made from version {header.base_version}, not {version}"
-            )
-        if header.kind == "failure":
-            return receipt_of(header, "failed", header.reason)
         try:
-            return self._accept(opened)
+            self._check_group(header)
+            duplicates = self._duplicates_in(header)
+            receipts = duplicates or self._add_group(header, opened.body)
         except MessageError as exc:
-            return receipt_of(header, "invalid", exc.reason)
+            reason = f"{header.client}: {exc.reason}"
+            self.receipt_log.rejections.count(sender, reason, "invalid")
+            return False
+        if duplicates:
+            reason = "an update of a client in it was received already"
+            self.receipt_log.rejections.count(sender, reason)
+            receipts = {
+                client: receipt
+                for client, receipt in duplicates.items()
+                if self.receipt_log.should_write(client, receipt.status)
+            }
+        for client, receipt in receipts.items():
+            self._remember(client, receipt)
+        self.receipt_log.write_group(header.client, receipts)
+        return not duplicates
 
-    def _accept(self, opened: AuthenticatedMessage) -> Receipt:
-        header = opened.header
-        wanted = _WANTED[self.round.purpose]
-        if header.kind != wanted:
-            raise MessageError(f"a {header.kind} came where the round wants a {wanted}")
-        metrics.check(header.metrics)
-        metrics.check(header.train_metrics)
-        added = MergedUpdate(0)
-        if header.kind == "update":
-            added = self._add(opened)
-        elif header.kind == "model":
-            if self.initial is not None:
-                raise MessageError("another one of those who were asked has made version 0 already")
-            self._take_initial(header, opened.body)
-        self.progress.validation[header.client] = header.metrics
-        self.progress.training[header.client] = header.train_metrics
-        staleness = self.round.base_version - header.base_version
-        return replace(_with(receipt_of(header, "received", ""), added), staleness=staleness)
+    def _check_group(self, header: Header) -> None:
+        if header.run != self.run:
+            raise MessageError(f"it is of run {header.run}")
+        base = (self.round.base_version, self.round.base_digest)
+        if (header.base_version, header.base_digest) != base:
+            raise MessageError(f"made from version {header.base_version}")
+        if self.round.purpose != "train":
+            raise MessageError("a group came where the round wants none")
+        group_sum.check(header, self.round, self.config)
 
-    def _add(self, opened: AuthenticatedMessage) -> MergedUpdate:
-        """Validate an update and add it to the exact sum."""
-        assert self.merge is not None
-        header, enrolment = opened.header, opened.enrolment
-        self.merge.check(header)
-        whole = self._body(header, opened.body)
-        most = enrolment.max_examples if enrolment is not None else 0
-        added = self.merge.add(header, whole, most, self.round.base_version - header.base_version)
-        if self.config.model["keep_updates"]:
-            proof = None
-            if opened.sealed is not None and enrolment is not None:
-                proof = update_archive.Proof(opened.sealed, enrolment)
-            update_archive.write(self.state_dir, header, whole, self.number, proof)
-        return added
+    def _duplicates_in(self, header: Header) -> dict[str, Receipt]:
+        """Receipts of members whose update was received before: the sum cannot be merged without them."""
+        return {
+            own.client: make_receipt(own, "duplicate", _DUPLICATE)
+            for own, _, _ in group_sum.headers(header)
+            if own.client in self.receipts and self.receipts[own.client].status == "received"
+        }
 
-    def _take_initial(self, header: Header, body: memoryview) -> None:
-        manifest = message.initial_manifest(header, self.config.model["max_bytes"])
-        if header.chunk_bytes:
-            # No manifest of ours says how large it may be: no memory for what is not there.
-            self.store.data.chunks.check(
-                keyspace.update_blob(header.client, self.run, header.body_digest),
-                header.body_bytes,
-                header.chunk_bytes,
-            )
-        whole = self._body(header, body)
-        message.check_body(header, whole)
-        self.initial = (manifest, whole)
-
-    def _body(self, header: Header, body: memoryview) -> memoryview:
-        if not header.chunk_bytes:
-            return body
-        if len(self._whole) != header.body_bytes:
-            self._whole = bytearray(header.body_bytes)
-        whole = memoryview(self._whole)
-        self.store.data.chunks.read_into(
-            keyspace.update_blob(header.client, self.run, header.body_digest),
-            header.body_bytes,
-            header.chunk_bytes,
-            whole,
-        )
-        return whole
+    def _add_group(self, header: Header, content: memoryview) -> dict[str, Receipt]:
+        merger = self.required_merger()
+        group_sum.check_layout(header, merger)
+        group_sum.add(header, self._body_of(header, content), merger)
+        receipts = {}
+        members = zip(header.members, group_sum.headers(header), strict=True)
+        for member, (own, status, reason) in members:
+            merged = merger.added(member.weight, member.norm if member.weight else None)
+            receipts[own.client] = with_merged(make_receipt(own, status, reason), merged)
+            if status == "received":
+                self.progress.validation[own.client] = own.metrics
+                self.progress.training[own.client] = own.train_metrics
+        return receipts
 
     # The checkpointed sum
 
     def resume(self) -> None:
-        """Go on from what earlier incarnations have left: refusals, and a checkpointed sum if there is one."""
+        """Continue from earlier incarnations: their refusals, and their checkpointed sum if there is one."""
         opening = self.round.opening
-        if self.merge and (saved := partial_sum.find(self.store, self.run, self.number, opening)):
-            if partial_sum.is_refused(
-                self.store, self.run, saved, self.store.control.enrolments.pins.key
-            ):
+        if self.merger is not None and (saved := self._sums.find(self.number, opening)):
+            if self._sums.is_refused(saved):
                 self._begin_anew()
             else:
-                self._resume_sum(saved)
+                self._resume_sum(saved, self.merger)
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():
-            if client in self.books.cohort and not receipt.is_in:
+            if client in self._current.cohort and not receipt.is_in:
                 self._remember(client, receipt)
 
-    def _resume_sum(self, saved: Mapping[str, str]) -> None:
-        assert self.merge is not None
+    def _resume_sum(self, saved: Mapping[str, str], merger: UpdateMerger) -> None:
         found = PartialRoundState.from_json(saved["progress"])
-        # Before the sum is read: meanwhile the healer would have everybody asked again.
+        # Before the sum is read: until then the healer would ask all clients again.
         self.store.control.receipts.restore(self.run, self.number, found.written)
         try:
-            partial_sum.load(self.store, self.run, saved, self.merge.total)
+            self._sums.load(saved, merger.total)
         except (ContentMissing, MessageError):
             # The data server has lost it. Outboxes have the updates.
-            partial_sum.drop(self.store, self.run, self.number)
+            self._sums.drop(self.number)
             self._begin_anew()
             return
         self.progress = found
-        self._forget_merged(found)
+        self._remove_merged(found)
 
     def _begin_anew(self) -> None:
         self.store.control.receipts.forget(self.run, self.number)
-        self._ask_all_again()
+        job_requests.ask_all_again(self.store, self.run, self.number)
 
-    def _forget_merged(self, found: PartialRoundState) -> None:
-        """Remove what is left of updates in the sum, should its writer have been killed before it did."""
+    def _remove_merged(self, found: PartialRoundState) -> None:
+        """Remove what is left of updates in the sum: its writer may have been killed before it did."""
         redis = self.config.redis
         merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
         for who, receipt in merged.items():
             if receipt.nbytes > redis["inline_bytes"]:
-                count = header.chunk_count(receipt.nbytes, redis["chunk_bytes"])
-                self.store.data.chunks.drop(
-                    keyspace.update_blob(who, self.run, receipt.digest), count
-                )
-        self.store.data.admission.release(
-            self.run,
-            (
-                (who, admission.permission(receipt.token, receipt.nbytes))
-                for who, receipt in merged.items()
-            ),
-            self.number,
+                count = chunk_count(receipt.nbytes, redis["chunk_bytes"])
+                blob = keyspace.update_blob(who, self.run, receipt.digest)
+                self.store.data.chunks.drop(blob, count)
+        permissions = (
+            (who, admission.permission(receipt.token, receipt.nbytes))
+            for who, receipt in merged.items()
         )
+        self.store.data.admission.release(self.run, permissions, self.number)
 
     def is_full(self) -> bool:
-        """Whether what lies on the server unmerged, and what is to come, is more than it may be."""
-        if self.merge is None or not self.merge.is_resumable:
+        """Whether unmerged updates on the server, and those to come, exceed the room for them."""
+        if self.merger is None or not self.merger.is_resumable:
             return False
         lying = self.taken.lying_bytes
         to_come = (len(self.round.cohort) - len(self.receipts)) * self.taken.largest_bytes
-        most = self._room
         # Half: the other half is for updates on their way.
-        return lying >= most // 2 and lying + to_come > most
+        return lying >= self._room // 2 and lying + to_come > self._room
 
     def checkpoint(self) -> None:
         """
-        Put the sum so far on the server in place of its updates, if a sum is what is needed of them.
+        Put the sum so far on the server in place of its updates, where the sum is all that is needed of them.
 
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
-        if self.merge is None or not self.merge.is_resumable or not self.taken.count:
+        if self.merger is None or not self.merger.is_resumable or not self.taken.count:
             return
         self.progress.written = self.store.control.receipts.of_round(self.run, self.number)
-        if not partial_sum.save(
-            self.store,
-            self.run,
-            self.number,
-            self.fence,
-            self.token,
+        if not self._sums.save(
+            self.incarnation,
             self.taken.count,
-            self.merge.total,
+            self.merger.total,
             self.progress,
             self.config.redis["chunk_bytes"],
             self.round.opening,
-            self.store.control.enrolments.pins.key,
         ):
-            raise OwnershipLost(f"run {self.run}: incarnation {self.fence} was replaced")
+            fence = self.incarnation.fence
+            raise OwnershipLost(f"run {self.run}: incarnation {fence} was replaced")
         self.taken.forget(self.number)
-
-    def clean_up(self) -> None:
-        """The round has ended: remove what was taken for it."""
-        # Elements last: killed before that, whoever gets them next finds what else to remove.
-        self.taken.drop_chunks()
-        self.store.data.admission.forget_turns(self.run, self.number)
-        partial_sum.drop(self.store, self.run, self.number)
-        self.taken.discard()
-
-
-def _with(receipt: Receipt, added: MergedUpdate) -> Receipt:
-    return replace(
-        receipt, weight=added.weight, norm=added.norm, clipped=added.clipped, counted=added.counted
-    )

@@ -1,50 +1,33 @@
 """
-Updates that come after their round has ended: recorded, never merged.
+Record updates that come after their round has ended; they are never merged.
 
-While a run is training, its aggregator meets them; once the run has ended, the healer does.
+While a run is training, its aggregator does this; once the run has ended, the healer does.
 """
 
 from __future__ import annotations
 
 import time
 
-from fl_queue import metrics
 from fl_queue.aggregation import group_sum
-from fl_queue.common.safe_json import printable
 from fl_queue.coordinator.aggregator import rejections
-from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
+from fl_queue.coordinator.aggregator.authentication import (
+    AuthenticatedMessage,
+    MessageAuthenticator,
+)
+from fl_queue.coordinator.aggregator.verdicts import make_receipt
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import MessageError
 from fl_queue.protocol.header import Header, chunk_count
-from fl_queue.protocol.records import LOST, Receipt, Refusals, Verdict
+from fl_queue.protocol.records import Refusals
 from fl_queue.store import RunState, Store, admission, keyspace
 
-#: Longest time for one run at one go, seconds: a healer has others to look at.
-_AT_ONCE_S = 0.5
-
-
-def receipt_of(header: Header, status: Verdict, reason: str, key: str = "") -> Receipt:
-    """What is recorded of an element. Args: ``key``: fingerprint of the key that signed it."""
-    received = status == "received"
-    return Receipt(
-        status=status,
-        reason=printable(reason),  # A client may have written it, and a terminal shows it.
-        token=header.token,
-        digest=header.body_digest,
-        num_examples=header.num_examples,
-        metrics=metrics.finish(header.metrics) if received else {},
-        train_metrics=metrics.finish(header.train_metrics) if received else {},
-        environment=header.environment,
-        train_s=header.train_s,
-        nbytes=header.body_bytes,
-        key=key,
-        state_lost=LOST in header.scalars,
-    )
+#: Longest time for one run in one call, seconds: the healer has other runs to look at.
+_MAX_DRAIN_S = 0.5
 
 
 def record(store: Store, run: str, header: Header, key: str = "") -> None:
     """
-    Write the receipts of a late element; one that was received in time keeps its own.
+    Write the receipts of a late message; an update that was received in time keeps its receipt.
 
     Args:
         key: Fingerprint of the key that signed it.
@@ -53,7 +36,7 @@ def record(store: Store, run: str, header: Header, key: str = "") -> None:
         return
     current = store.control.rounds.get(run, header.round)
     for own, _, _ in group_sum.headers(header):
-        receipt = receipt_of(own, "late", f"round {header.round} had ended", key)
+        receipt = make_receipt(own, "late", f"round {header.round} had ended", key)
         if current is None:
             store.control.receipts.count_late(run, header.round, own.client)
         elif own.client in current.cohort:
@@ -62,8 +45,8 @@ def record(store: Store, run: str, header: Header, key: str = "") -> None:
 
 def was_merged(store: Store, run: str, header: Header) -> bool:
     """Whether a later asynchronous round has merged an update that is pushed once more."""
-    begun, state = store.control.rounds.get(run, header.round), store.control.runs.get(run)
-    if begun is None or not begun.is_async or state is None:
+    origin, state = store.control.rounds.get(run, header.round), store.control.runs.get(run)
+    if origin is None or not origin.is_async or state is None:
         return False
     found = (
         store.control.receipts.of_round(run, number).get(header.client)
@@ -72,56 +55,89 @@ def was_merged(store: Store, run: str, header: Header) -> bool:
     return any(known is not None and known.is_in and known.token == header.token for known in found)
 
 
+class _RunRestarted(Exception):
+    """The run is training again: its aggregator processes the rest."""
+
+
+class _ResultsDrain:
+    """Removes the messages of one run that is not training."""
+
+    def __init__(self, store: Store, state: RunState) -> None:
+        self._store, self._state, self._run = store, state, state.run_id
+        self._authenticator: MessageAuthenticator | None = None
+        self._refused, self._reason = 0, ""
+
+    def process(self, element: bytes) -> None:
+        """Record a message and remove it. Raises: _RunRestarted."""
+        try:
+            self._record(self._open(element))
+        except MessageError as exc:
+            self._count_refused(exc.reason)
+        self._store.data.results.remove(self._run, element)
+
+    def _open(self, element: bytes) -> AuthenticatedMessage:
+        if self._authenticator is None:
+            security = current_config(self._store, self._run).security
+            required = self._store.control.enrolments.pins.required(
+                self._run, security["require_enrolment"]
+            )
+            self._authenticator = MessageAuthenticator(self._store.control, self._run, required)
+        self._authenticator.forget()
+        return self._authenticator.open(element)
+
+    def _record(self, opened: AuthenticatedMessage) -> None:
+        header = opened.header
+        if header.round > self._state.round:
+            state = self._store.control.runs.get(self._run)
+            if state is None or state.active:
+                raise _RunRestarted
+            raise MessageError(f"{header.client}: round {header.round} has not been opened")
+        record(self._store, self._run, header, opened.key)
+        drop_chunks(self._store, self._run, header)
+        sent = admission.permission(header.token, header.body_bytes)
+        self._store.data.admission.release(self._run, [(header.client, sent)])
+
+    def _count_refused(self, reason: str) -> None:
+        self._refused, self._reason = self._refused + 1, reason
+        if self._refused <= rejections.MAX_EVENTS:
+            event = rejections.event(self._state.round, rejections.UNKNOWN, "invalid", reason)
+            self._store.control.events.add(self._run, event)
+
+    def finish(self) -> None:
+        """Add one event for all refused messages that have none."""
+        if self._refused > rejections.MAX_EVENTS:
+            refusals = Refusals(self._refused, self._reason)
+            event = rejections.total_event(self._state.round, rejections.UNKNOWN, refusals)
+            self._store.control.events.add(self._run, event)
+
+
 def drain(store: Store, state: RunState) -> int:
     """
-    Remove what lies in the results list of a run that is not training: all its rounds have ended.
+    Remove the messages in the results list of a run that is not training: all its rounds have ended.
 
-    Each update is recorded before it is removed, so a killed healer leaves nothing unrecorded, and
-    what it does twice is done once. Of garbage the first ones have an event, and the rest one event.
+    Each update is recorded before it is removed, so a kill loses no record, and doing it twice has the
+    effect of once. The first refused messages have an event each, the rest have one in common.
 
     Returns:
-        How many elements were removed.
+        How many messages were removed.
     """
-    removed, refused, reason = 0, 0, ""
-    gate: MessageAuthenticator | None = None
-    until = time.monotonic() + _AT_ONCE_S
+    removed, results = 0, _ResultsDrain(store, state)
+    until = time.monotonic() + _MAX_DRAIN_S
     while (
         time.monotonic() < until and (element := store.data.results.peek(state.run_id)) is not None
     ):
         try:
-            if gate is None:
-                security = current_config(store, state.run_id).security
-                said = security["require_enrolment"]
-                required = store.control.enrolments.pins.required(state.run_id, said)
-                gate = MessageAuthenticator(store.control, state.run_id, required)
-            gate.forget()
-            opened = gate.open(element)
-            header = opened.header
-            if header.round > state.round:
-                again = store.control.runs.get(state.run_id)
-                if again is None or again.active:
-                    break  # Somebody has started the run again since we looked.
-                raise MessageError(f"{header.client}: round {header.round} has not been opened")
-            record(store, state.run_id, header, opened.key)
-            drop_chunks(store, state.run_id, header)
-            sent = admission.permission(header.token, header.body_bytes)
-            store.data.admission.release(state.run_id, [(header.client, sent)])
-        except MessageError as exc:
-            refused, reason = refused + 1, exc.reason
-            if refused <= rejections.TOLD:
-                told = rejections.event(state.round, rejections.UNKNOWN, "invalid", reason)
-                store.control.events.add(state.run_id, told)
-        store.data.results.remove(state.run_id, element)
+            results.process(element)
+        except _RunRestarted:
+            break
         removed += 1
-    if refused > rejections.TOLD:
-        summed = rejections.sum_event(state.round, rejections.UNKNOWN, Refusals(refused, reason))
-        store.control.events.add(state.run_id, summed)
+    results.finish()
     return removed
 
 
 def drop_chunks(store: Store, run: str, header: Header) -> None:
-    """Remove the chunks of an element that is not wanted any more."""
-    # By its name alone: chunks of a model, or another client's, cannot be meant.
+    """Remove the chunks of a message that is not needed any more."""
+    # Named by client, run and digest: it cannot be a model's chunks, or another client's.
     if header.chunk_bytes:
         count = chunk_count(header.body_bytes, header.chunk_bytes)
         blob_name = keyspace.update_blob(header.client, run, header.body_digest)

@@ -1,111 +1,120 @@
 """
-What is written of the elements an aggregator looks at: receipts, and counts of what it refuses.
+Write receipts and rejection counts for one aggregator incarnation.
 
-A receipt is for those who are known to the run, and for the first of a kind only: anybody may make up
-names, and send the same again and again.
+Receipts are only for clients that the run knows, and for the first messages of a kind: any process may make
+up names, and send the same message again and again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 
 from fl_queue.aggregation import group_sum
 from fl_queue.coordinator.aggregator import rejections
-from fl_queue.coordinator.aggregator.late_updates import receipt_of, was_merged
+from fl_queue.coordinator.aggregator.late_updates import was_merged
+from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.rejections import RejectionCounter
+from fl_queue.coordinator.aggregator.verdicts import make_receipt
 from fl_queue.errors import ForgedMessage
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt, Verdict
-from fl_queue.store import RoundState, Store
 
-#: Receipts of a client and status in a round: in the client's own field, and in that of the status.
+#: Receipts of a client and status in a round: in the client's field, and in that of the status.
 _FIELDS = 2
 
 
 class ReceiptLog:
     """
-    Those of one incarnation in its round.
+    The receipts that one incarnation writes.
 
     Args:
-        fence: The incarnation's.
+        current: Its round.
     """
 
-    def __init__(self, store: Store, run: str, current: RoundState, fence: int) -> None:
-        self._store, self._run, self._number, self._fence = store, run, current.number, fence
-        self.rejected = RejectionCounter(store, run, current.number, fence)
-        self.cohort = frozenset(current.cohort)
-        state = store.control.runs.get(run)
-        self._people = {*current.cohort, *(state.population if state is not None else ())}
-        self._told: Counter[tuple[int, str, str]] = Counter()
+    def __init__(self, current: OpenRound) -> None:
+        self._current, self._store, self._run = current, current.store, current.run
+        self._number, self._fence = current.number, current.incarnation.fence
+        self.rejections = RejectionCounter(current.store, current.incarnation)
+        state = self._store.control.runs.get(self._run)
+        #: Clients outside the cohort that have receipts, too.
+        self._known_clients = set(state.population if state is not None else ())
+        self._written: Counter[tuple[int, str, str]] = Counter()
         #: Ended round -> its cohort; None when its keys are gone.
         self._ended: dict[int, tuple[str, ...] | None] = {}
 
-    def know(self, client: str) -> None:
-        """An enrolled client: its receipts are written, though it was never in the run."""
-        self._people.add(client)
+    def add_known_client(self, client: str) -> None:
+        """Write receipts of an enrolled client, too, though it was never in the run."""
+        self._known_clients.add(client)
 
-    def follow(self, cohort: Collection[str]) -> None:
-        """Clients have joined our round."""
-        self.cohort = frozenset(cohort)
-        self._people |= self.cohort
-
-    def is_news(self, client: str, status: str, number: int = -1) -> bool:
-        """Whether a receipt of this kind may be news to the control server: asking it takes its time."""
-        key = (self._number if number < 0 else number, client, status)
-        self._told[key] += 1
-        return self._told[key] <= _FIELDS
+    def should_write(self, client: str, status: str, number: int | None = None) -> bool:
+        """Whether a receipt may be new to the control server; a further one of the same kind is not sent."""
+        key = (self._number if number is None else number, client, status)
+        self._written[key] += 1
+        return self._written[key] <= _FIELDS
 
     def write(self, client: str, receipt: Receipt, who: str, is_first: bool) -> None:
         """
-        Write what became of an element of our round.
+        Write the receipt of a message of the aggregator's round.
 
         Args:
-            who: As whose it is counted when it is refused; see ``rejections.sender``.
-            is_first: Nothing of this client has been answered yet.
+            who: The sender that a rejection is counted for; see ``rejections.sender``.
+            is_first: Whether no message of this client has been processed yet.
         """
-        has_one = client in self._people
+        is_known = client in self._current.cohort or client in self._known_clients
         if not receipt.is_in and not (receipt.status == "failed" and is_first):
-            self.rejected.count(who, receipt.reason, "" if has_one else receipt.status)
-        if has_one and (receipt.is_in or self.is_news(client, receipt.status)):
-            self._store.control.receipts.add(self._run, self._number, client, receipt, self._fence)
+            self.rejections.count(who, receipt.reason, "" if is_known else receipt.status)
+        if is_known and (receipt.is_in or self.should_write(client, receipt.status)):
+            self._write(self._number, client, receipt, self._fence)
 
     def write_late(
         self, header: Header, who: str, key: str, status: Verdict = "late", reason: str = ""
     ) -> None:
         """
-        The same of an element whose round has ended; none of one that a later round has merged.
+        Write the receipts of a message whose round has ended; none if a later round has merged it.
 
         Args:
+            who: As in ``write``.
             key: Fingerprint of the key that signed it.
-            status, reason: Another verdict than that its round had ended.
+            status: The verdict.
+            reason: Why; by default that its round had ended.
         """
         if was_merged(self._store, self._run, header):
-            self.rejected.count(who, "it was merged already", "", header.round)
+            self.rejections.count(who, "it was merged already", "", header.round)
             return
         number = header.round
+        cohort = self._cohort_of_ended(number)
+        reason = reason or f"round {number} had ended"
+        has_receipt = False
+        for own, _, _ in group_sum.headers(header):
+            if cohort is None:
+                self.rejections.count_late(number)
+            elif own.client in cohort:
+                has_receipt = True
+                if self.should_write(own.client, status, number):
+                    self._write(number, own.client, make_receipt(own, status, reason, key), None)
+        self.rejections.count(who, reason, "" if has_receipt else status, number)
+
+    def write_forged(self, forged: ForgedMessage) -> None:
+        """Write that a message in a client's name was not from it; the round still waits for the client."""
+        claimed, reason = forged.claimed, forged.reason
+        has_receipt = claimed in self._current.cohort
+        who = rejections.sender(claimed, forged.signer)
+        self.rejections.count(who, reason, "" if has_receipt else "forged")
+        if has_receipt and self.should_write(claimed, "forged"):
+            self._write(self._number, claimed, Receipt("forged", reason), self._fence)
+
+    def write_group(self, group: str, receipts: dict[str, Receipt]) -> None:
+        """Write the receipts of a sum of virtual clients, all at once."""
+        if receipts:
+            self._store.control.receipts.add_many(
+                self._run, self._number, receipts, self._fence, group
+            )
+
+    def _write(self, number: int, client: str, receipt: Receipt, fence: int | None) -> None:
+        self._store.control.receipts.add(self._run, number, client, receipt, fence)
+
+    def _cohort_of_ended(self, number: int) -> tuple[str, ...] | None:
         if number not in self._ended:
             ended = self._store.control.rounds.get(self._run, number)
             self._ended[number] = None if ended is None else ended.cohort
-        cohort = self._ended[number]
-        reason = reason or f"round {number} had ended"
-        told = False
-        for own, _, _ in group_sum.headers(header):
-            if cohort is None:
-                self.rejected.count_late(number)
-            elif own.client in cohort:
-                told = True
-                if self.is_news(own.client, status, number):
-                    receipt = receipt_of(own, status, reason, key)
-                    self._store.control.receipts.add(self._run, number, own.client, receipt, None)
-        self.rejected.count(who, reason, "" if told else status, number)
-
-    def write_forged(self, forged: ForgedMessage) -> None:
-        """The same of what came in a client's name and not from it; the client itself is waited for."""
-        claimed, reason = forged.claimed, forged.reason
-        has_one = claimed in self.cohort
-        who = rejections.sender(claimed, forged.signer)
-        self.rejected.count(who, reason, "" if has_one else "forged")
-        if has_one and self.is_news(claimed, "forged"):
-            receipt = Receipt("forged", reason)
-            self._store.control.receipts.add(self._run, self._number, claimed, receipt, self._fence)
+        return self._ended[number]

@@ -1,8 +1,8 @@
 """
-What a round refuses, counted by sender instead of written one by one: garbage must not cost us more than its sender.
+Count rejections per sender and write them at most once per second, so that rejecting is cheaper than sending.
 
-An aggregator counts in memory and writes at most once a second; what one that is killed had not written
-yet is missing. The first of each sender have an event, and the rest one that says how many.
+The counts are in memory until they are written: after a kill up to a second's worth is missing. The first
+rejections of each sender have an event each, the rest have one in common, with their number.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Refusals
-from fl_queue.store import Store
+from fl_queue.store import Incarnation, Store
 
 #: Longest time between two writes, seconds.
 FLUSH_S = 1.0
-#: Senders that are told apart in a round; all further ones are ``OTHERS``.
-SENDERS = 64
-#: Refusals of a sender in a round that have an event each.
-TOLD = 5
-#: More than so many of one sender in a round are no accident.
+#: Senders that are counted by name in a round; all further ones are ``OTHERS``.
+MAX_SENDERS = 64
+#: Rejections of a sender in a round that have an event each.
+MAX_EVENTS = 5
+#: More rejections than this of one sender in a round are no accident.
 FLOOD = 100
-#: Names of those who have none: elements that do not tell, and senders beyond ``SENDERS``.
+#: Names for messages without a readable sender, and for senders beyond ``MAX_SENDERS``.
 UNKNOWN, OTHERS = "?", "?others"
-#: After the name in an element, where nothing proves it.
+#: Follows the name in a message where no signature proves it.
 CLAIMED = ":claimed"
-_LONGEST_REASON = 200
+_MAX_REASON_LENGTH = 200
 
 
 def sender(claimed: str, signer: str = "") -> str:
     """
-    Whose an element is counted as: ``<client>`` where its signature says so, else ``<client>:claimed``.
+    The name a message is counted under: ``<client>`` where a signature proves it, else ``<client>:claimed``.
 
     Args:
         claimed: The name in it; any text.
-        signer: Who has signed it.
+        signer: The client that has signed it; empty: none.
     """
     if signer:
         return signer
@@ -46,77 +46,80 @@ def sender(claimed: str, signer: str = "") -> str:
 
 
 def event(number: int, client: str, status: str, reason: str) -> dict[str, Any]:
-    """The event of one refused element. Args: ``client``: whose it says it is, ``?`` if it does not."""
+    """The event of one rejection. Args: ``client``: the name in the message, ``?`` without one."""
     return {
         "event": "update_rejected",
         "round": number,
         "client": client,
         "status": status,
-        "reason": reason[:_LONGEST_REASON],
+        "reason": reason[:_MAX_REASON_LENGTH],
     }
 
 
-def sum_event(number: int, who: str, refusals: Refusals) -> dict[str, Any]:
-    """The event that says how many elements of a sender were refused."""
+def total_event(number: int, who: str, refusals: Refusals) -> dict[str, Any]:
+    """The event with the number of rejections of a sender."""
     return {
         "event": "updates_refused",
         "round": number,
         "client": who,
         "count": refusals.count,
-        "reason": refusals.reason[:_LONGEST_REASON],
+        "reason": refusals.reason[:_MAX_REASON_LENGTH],
     }
 
 
 class RejectionCounter:
     """
-    Counts what one incarnation refuses in its round.
+    Counts the rejections of one incarnation in its round.
 
     Args:
-        fence: The incarnation's.
+        store: Both servers.
+        incarnation: The writer.
     """
 
-    def __init__(self, store: Store, run: str, number: int, fence: int) -> None:
-        self._store, self._run, self._number, self._fence = store, run, number, fence
-        self._known = store.control.rejections.of_round(run, number)
+    def __init__(self, store: Store, incarnation: Incarnation) -> None:
+        self._store, self._incarnation = store, incarnation
+        self._known = store.control.rejections.of_round(incarnation.run, incarnation.round)
         self._changed: set[str] = set()
         self._late: Counter[int] = Counter()
         self._events: list[Mapping[str, Any]] = []
-        self._summed: dict[str, int] = {}
+        #: Sender -> the number in its last total event.
+        self._totals: dict[str, int] = {}
         self._flushed_at = time.monotonic()
 
-    def count(self, who: str, reason: str, status: str = "", number: int = -1) -> None:
+    def count(self, who: str, reason: str, status: str = "", number: int | None = None) -> None:
         """
-        Count one element.
+        Count one message.
 
         Args:
-            who: As ``sender`` says.
-            status: Its verdict, if this is all that is written of it; empty: it has a receipt.
-            number: The round it is of; by default ours.
+            who: From ``sender``.
+            status: Its verdict, if this count is the only record of it; empty: it has a receipt.
+            number: The round in the message; None: the aggregator's.
         """
-        if who not in self._known and len(self._known) >= SENDERS:
+        if who not in self._known and len(self._known) >= MAX_SENDERS:
             who = OTHERS
-        known = self._known.get(who, Refusals(0, ""))
-        made = replace(known, count=known.count + 1, reason=reason[:_LONGEST_REASON])
-        self._known[who] = made
+        before = self._known.get(who, Refusals(0, ""))
+        after = replace(before, count=before.count + 1, reason=reason[:_MAX_REASON_LENGTH])
+        self._known[who] = after
         self._changed.add(who)
-        if status and made.count <= TOLD:
-            of = self._number if number < 0 else number
+        if status and after.count <= MAX_EVENTS:
+            of = self._incarnation.round if number is None else number
             self._events.append(event(of, who.removesuffix(CLAIMED), status, reason))
-        if made.count == FLOOD:
-            self._sum_up(who)
+        if after.count == FLOOD:
+            self._add_total(who)
 
     def count_late(self, number: int) -> None:
         """Count an update of a round whose keys are gone."""
         self._late[number] += 1
 
-    def flush(self, anyway: bool = False) -> None:
-        """Write what has not been written, if it is time to. Args: ``anyway``: it is."""
-        is_due = anyway or time.monotonic() - self._flushed_at >= FLUSH_S
+    def flush(self, force: bool = False) -> None:
+        """Write the new counts and events, once per ``FLUSH_S``. Args: ``force``: now."""
+        is_due = force or time.monotonic() - self._flushed_at >= FLUSH_S
         if not is_due or not (self._changed or self._late):
             return
         changed = {who: self._known[who] for who in sorted(self._changed)}
+        owner = self._incarnation
         self._store.control.rejections.record(
-            self._run, self._number, self._fence, changed, self._late, self._events
+            owner.run, owner.round, owner.fence, changed, self._late, self._events
         )
         self._changed.clear()
         self._late.clear()
@@ -124,14 +127,14 @@ class RejectionCounter:
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        """The round ends: say how many there were of those who were not told one by one."""
+        """Write everything, with a total for each sender that has rejections without an event."""
         for who, refusals in sorted(self._known.items()):
-            if refusals.count > TOLD and self._summed.get(who) != refusals.count:
-                self._sum_up(who)
-        self.flush(anyway=True)
+            if refusals.count > MAX_EVENTS and self._totals.get(who) != refusals.count:
+                self._add_total(who)
+        self.flush(force=True)
 
-    def _sum_up(self, who: str) -> None:
+    def _add_total(self, who: str) -> None:
         refusals = self._known[who]
-        self._summed[who] = refusals.count
+        self._totals[who] = refusals.count
         self._changed.add(who)
-        self._events.append(sum_event(self._number, who, refusals))
+        self._events.append(total_event(self._incarnation.round, who, refusals))

@@ -1,4 +1,4 @@
-"""What is written of a round when it ends: its record, its last receipts, what clients keep. No Redis here."""
+"""Build the records of a round that ends: its history entry, its last receipts, its events. No Redis here."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy, client_layouts
 
 #: Clients that a line names.
-_NAMED = 8
+_MAX_NAMED = 8
 
 
-def record_of(
+def build_record(
     current: RoundState,
     ending: Ending,
     elapsed_s: float,
     config: RunConfig,
     progress: PartialRoundState,
 ) -> RoundRecord:
-    """The record of a round with what has come of it. Args: ``progress``: what was taken."""
+    """The record of a round with its updates. Args: ``progress``: their receipts and metrics."""
     base = lifecycle.base_record(current, ending, elapsed_s, config)
     return replace(
         lifecycle.with_updates(base, progress.receipts),
@@ -38,14 +38,14 @@ def record_of(
 
 
 def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Receipt]) -> list[str]:
-    """Whose weight is less than the examples it is by."""
+    """Clients whose weight is less than their number of examples."""
     if config.aggregation["weighting"] != "examples" or current.purpose != "train":
         return []
     most = config.aggregation["max_examples"]
     return [
         client
         for client, found in sorted(receipts.items())
-        # Staleness makes other weights of them.
+        # Staleness changes the weights of an asynchronous round.
         if found.is_in
         and (
             found.num_examples > most
@@ -55,7 +55,7 @@ def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Recei
 
 
 def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]]:
-    """What an operator has to know of a round that has been committed."""
+    """Events of a committed round that its operator should see."""
     if record.outcome != "committed":
         return
     if record.capped:
@@ -68,8 +68,8 @@ def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]
         yield {"event": "client_state_lost", "round": record.round, "reason": lost(record)}
 
 
-def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:
-    """The receipts once a round has ended: what was received is accepted, unless it was abandoned."""
+def final_receipts(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:
+    """The receipts after the round: received updates are accepted, unless it was abandoned."""
     if ending.outcome == "abandoned":
         return receipts
     return {
@@ -78,34 +78,34 @@ def final(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Recei
     }
 
 
-def keeping(
+def updates_with_state(
     current: RoundState,
     record: RoundRecord,
     manifest: Manifest | None,
     strategy: Strategy | None,
     config: RunConfig,
 ) -> dict[str, tuple[int, str]]:
-    """Client -> round of its job and digest of its update, where clients keep something with it."""
+    """Client -> round of its job and digest of its update, where clients store state with an update."""
     if strategy is None or manifest is None:
-        return {}  # Version 0 is made: nobody has trained.
+        return {}  # The round makes version 0, without training.
     if not client_layouts(strategy, manifest, config.update["error_feedback"]):
         return {}
     return job_origins.by_job(current, record.accepted)
 
 
 def capped(record: RoundRecord) -> str:
-    """Whose weights were capped, in words."""
-    return f"{_named(record.capped)} told more examples than count"
+    """The clients whose weights were capped, as text."""
+    return f"{_named(record.capped)} reported more examples than count"
 
 
 def lost(record: RoundRecord) -> str:
-    """Who had lost its state, in words."""
+    """The clients that had lost their state, as text."""
     return (
-        f"{_named(record.state_lost)} had lost what it keeps for {record.strategy}: "
+        f"{_named(record.state_lost)} had lost the client state of {record.strategy}: "
         "the state of the strategy is zero again, at the server and at all clients"
     )
 
 
 def _named(clients: Sequence[str]) -> str:
-    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
-    return f"{', '.join(clients[:_NAMED])}{more}"
+    more = f" and {len(clients) - _MAX_NAMED} more" if len(clients) > _MAX_NAMED else ""
+    return f"{', '.join(clients[:_MAX_NAMED])}{more}"

@@ -1,8 +1,8 @@
 """
-Which round an aggregator worker should be at: rounds with nothing to do make way for those with something.
+Schedule open rounds over aggregator workers: idle rounds yield to rounds with something to do.
 
-A round's aggregator job waits in the queue, or idles on a worker, until something has arrived for it
-or its time is up. There may be many more open rounds than workers.
+A round's aggregator job waits in the queue, or idles on a worker, until a message has arrived for it or its
+time is up. There may be many more open rounds than workers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch
 
-#: A round that has been busy for this long gives way to one that has something to do, too.
+#: A busy round yields after this long, if another one has something to do.
 TURN_S = 2.0
-#: A round that holds a sum stays for so many times what it cost to take it over.
-COSTS = 4.0
-#: An aggregator asks this often whether another round wants its worker.
-ASK_S = 1.0
+#: A round that holds a sum stays for this many times what it cost to take it over.
+COST_FACTOR = 4.0
+#: An aggregator checks this often that another round needs its worker.
+CHECK_S = 1.0
 
 
 class Turn:
@@ -25,75 +25,76 @@ class Turn:
     An aggregator's time at one round, and whether another round should have the worker now.
 
     Args:
-        run: Whose round it is.
-        cost_s: What taking the round over has cost; leaving it, and coming back, costs as much again.
+        store: Both servers.
+        run: The round's.
+        cost_s: Seconds to take the round over; to leave it and come back costs as much again.
     """
 
     def __init__(self, store: Store, run: str, cost_s: float = 0.0) -> None:
         self._store, self._run = store, run
-        self._least_s = COSTS * cost_s
+        self._least_s = COST_FACTOR * cost_s
         self._began = time.monotonic()
-        self._asked = float("-inf")
+        self._checked_at = float("-inf")
 
     def is_up(self) -> bool:
-        """Whether a busy round makes way: it has had its time, and another one has something to do."""
-        return self._age() > max(TURN_S, self._least_s) and self._is_wanted()
+        """Whether a busy round yields: it has had its time, and another one has something to do."""
+        return self._age() > max(TURN_S, self._least_s) and self._should_yield()
 
     def is_over(self, holds: bool, rang: str | None = None) -> bool:
         """
-        Whether a round that has nothing to do makes way.
+        Whether a round that has nothing to do yields.
 
         Args:
-            holds: It has merged something, which has to be handed over.
-            rang: Run of which an element has just arrived; None: any, looked for once a second.
+            holds: It has merged updates, which have to be handed over.
+            rang: Run of which a message has just arrived; None: any, checked once per ``CHECK_S``.
         """
         if holds and self._age() < self._least_s:
             return False
-        return self._is_wanted() if rang is None else wanted(self._store, self._run, rang)
+        return self._should_yield() if rang is None else should_yield(self._store, self._run, rang)
 
     def _age(self) -> float:
         return time.monotonic() - self._began
 
-    def _is_wanted(self) -> bool:
-        if time.monotonic() - self._asked < ASK_S:
+    def _should_yield(self) -> bool:
+        if time.monotonic() - self._checked_at < CHECK_S:
             return False
-        self._asked = time.monotonic()
-        return wanted(self._store, self._run)
+        self._checked_at = time.monotonic()
+        return should_yield(self._store, self._run)
 
 
-def end(store: Store, mine: str) -> None:
+def requeue_next_round(store: Store, run: str) -> None:
     """
-    A round of a run has ended: its next one takes its place behind those that have something to do.
+    Move the next round of a run, whose round has just ended, behind the rounds with something to do.
 
-    It was published at the front of the queue, as a run goes on at once where nobody else waits.
+    It was published at the front of the queue, so that a run continues at once where no other run waits.
     """
     waiting = dispatch.queued(store, keyspace.AGGREGATE_QUEUE)
-    own = [job for job in waiting if _run_of(job) == mine]
-    if own != waiting and wanted(store, mine):
+    own = [job for job in waiting if _run_of(job) == run]
+    if own != waiting and should_yield(store, run):
         for job in own:
             dispatch.to_back(store, keyspace.AGGREGATE_QUEUE, job)
 
 
-def wanted(store: Store, mine: str, only: str | None = None) -> bool:
+def should_yield(store: Store, run: str, only: str | None = None) -> bool:
     """
-    Whether another run's round waits for a worker and has something to do; it is next in the queue then.
+    Whether another run's round waits for a worker and has something to do; it is moved to the queue's front.
 
     Args:
-        mine: The run whose round is at work.
-        only: Look at this run alone (of which an element has just arrived).
+        run: The run whose round is at work.
+        only: Look at this run alone (of which a message has just arrived).
     """
     for job in dispatch.queued(store, keyspace.AGGREGATE_QUEUE):
-        run = _run_of(job)
-        if run == mine or (only is not None and run != only):
+        other = _run_of(job)
+        if other == run or (only is not None and other != only):
             continue
-        if _has_something_to_do(store, run):
+        if _has_something_to_do(store, other):
             dispatch.to_front(store, keyspace.AGGREGATE_QUEUE, job)
             return True
     return False
 
 
 def _run_of(job: str) -> str:
-    """The run that an aggregator's job is for; anybody may have written the id."""
+    """The run that an aggregator's job is for; the id is foreign text, and need not have the form."""
     return f"{job}__".split("_")[1]
 
 
@@ -105,7 +106,7 @@ def _has_something_to_do(store: Store, run: str) -> bool:
         store.control.rounds.newest_open(state) if state is not None and state.active else None
     )
     if current is None:
-        return True  # It will find that out, and be gone.
+        return True  # The round has ended; its aggregator exits on its next check.
     due_s = current.deadline_s
     if current.quorum_at_s is not None:
         due_s = min(due_s, current.quorum_at_s + current.grace_s)

@@ -1,68 +1,76 @@
 """
-One incarnation's taken list, as far as it has been looked at: what stays until its round has ended, and what goes.
+Messages that one aggregator incarnation has taken: merged ones stay until the round ends.
 
-What is merged stays. What is refused goes at once, with its chunks, so that garbage takes no room:
-its receipt is on the control server by then, or it has none.
+Refused ones are removed at once, with their chunks, so that garbage takes no room: their receipt is on the
+control server by then, or they have none.
 """
 
 from __future__ import annotations
 
 from fl_queue.common import failpoints
 from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.errors import OwnershipLost
 from fl_queue.protocol.header import Header
-from fl_queue.store import Store, admission
+from fl_queue.store import Incarnation, Store, admission
 
 
 class TakenList:
     """
+    The taken list of one incarnation, as far as its messages are processed.
+
     Args:
-        fence, token: The incarnation's.
+        store: Both servers.
+        incarnation: The owner of the list.
     """
 
-    def __init__(self, store: Store, run: str, fence: int, token: str) -> None:
-        self._store, self._run, self._fence, self._token = store, run, fence, token
-        #: Elements on the list that were looked at; they are its first ones.
+    def __init__(self, store: Store, incarnation: Incarnation) -> None:
+        self._store, self._incarnation = store, incarnation
+        self._run = incarnation.run
+        #: Processed messages on the list; they are its first ones.
         self.count = 0
-        #: Of those that stay.
+        #: Headers of those that stay.
         self.headers: list[Header] = []
-        #: Bytes of their bodies, and of the largest of these.
+        #: Bytes of the bodies of those that stay, and of the largest of them.
         self.lying_bytes = self.largest_bytes = 0
-        #: Places of those that go, and the headers of those whose sender is who it says.
+        #: Positions of refused messages, and headers of those whose chunks are removed with them.
         self._refused: list[int] = []
         self._leaving: list[Header] = []
 
     def keep(self, header: Header) -> None:
-        """The next element stays."""
+        """Keep the next message on the list."""
         self.headers.append(header)
         self.lying_bytes += header.body_bytes
         self.largest_bytes = max(self.largest_bytes, header.body_bytes)
         self.count += 1
 
-    def refuse(self, header: Header | None) -> None:
-        """The next element goes. Args: ``header``: None where its sender may be another: nothing it names is touched."""
+    def refuse(self, header: Header) -> None:
+        """Mark the next message to be removed with its chunks."""
+        self._leaving.append(header)
+        self.refuse_without_chunks()
+
+    def refuse_without_chunks(self) -> None:
+        """Mark the next message to be removed; chunks it names stay, as they may be another client's."""
         self._refused.append(self.count)
         self.count += 1
-        if header is not None:
-            self._leaving.append(header)
 
     def settle(self) -> None:
         """
-        Remove what was refused; all elements on the list have been looked at.
+        Remove the refused messages; all messages on the list are processed.
 
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
         if not self._refused:
             return
-        # Elements last: killed before that, whoever gets them next finds what else to remove.
+        # Messages last: after a kill in between, the next owner finds in them what else to remove.
         self._drop_leaving()
         failpoints.failpoint("update.refused")
-        places = self._refused
+        places, owner = self._refused, self._incarnation
         if not self._store.data.taken.refuse(
-            self._run, self._fence, self._token, self.count, places
+            self._run, owner.fence, owner.token, self.count, places
         ):
-            raise OwnershipLost(f"run {self._run}: incarnation {self._fence} was replaced")
+            raise OwnershipLost(f"run {self._run}: incarnation {owner.fence} was replaced")
         failpoints.failpoint("refused.removed")
         self.count -= len(places)
         self._refused = []
@@ -80,17 +88,17 @@ class TakenList:
         self._leaving = []
 
     def forget(self, number: int) -> None:
-        """All looked-at elements are off the list, and in the checkpointed sum of a round: their chunks go, too."""
+        """Drop the chunks of all processed messages: a script has removed them, and the sum has them."""
         self.count = 0
         self._refused = []
         self.drop_chunks(number)
 
     def drop_chunks(self, number: int = 0) -> None:
         """
-        Remove the chunks of all elements that were looked at, and their permissions.
+        Remove the chunks of all processed messages, and their permissions to send.
 
         Args:
-            number: The round, if it goes on: the clients of those that stayed have had their turn.
+            number: The round, if it goes on: the clients whose updates stayed have had their turn.
         """
         self._drop_leaving()
         for header in self.headers:
@@ -99,9 +107,18 @@ class TakenList:
         self.headers.clear()
         self.lying_bytes = self.largest_bytes = 0
 
+    def clean_up(self) -> None:
+        """Remove everything of a round that has ended: messages, chunks, turns, checkpointed sum."""
+        # Messages last: after a kill in between, the next owner finds in them what else to remove.
+        self.drop_chunks()
+        self._store.data.admission.forget_turns(self._run, self._incarnation.round)
+        PartialSumStore(self._store, self._run).drop(self._incarnation.round)
+        self.discard()
+
     def discard(self) -> None:
-        """The round has ended: remove the elements."""
-        self._store.data.taken.discard(self._run, self._fence, self._token, self.count)
+        """Remove the messages of a round that has ended."""
+        owner = self._incarnation
+        self._store.data.taken.discard(self._run, owner.fence, owner.token, self.count)
 
     def _dismiss(self, headers: list[Header], number: int = 0) -> None:
         permissions = [(h.client, admission.permission(h.token, h.body_bytes)) for h in headers]

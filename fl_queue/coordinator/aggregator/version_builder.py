@@ -1,7 +1,7 @@
 """
-The next version of a run: made of what was merged, on this machine's disk, and on the data server.
+Build the next model version, on this machine's disk and on the data server.
 
-It counts only once the commit script has named it; who calls that is ``collector``.
+It is a version of the run only once the commit script names it (``round_commit``).
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from fl_queue.store import RoundState, Store
 from fl_queue.strategies.base import RoundInfo, Strategy, state_manifest
 
 #: Characters of an error in the reason of a round.
-_LONGEST_REASON = 300
+_MAX_REASON_LENGTH = 300
 
 
-def why_not(exc: Exception, strategy: str) -> str:
+def failure_reason(exc: Exception, strategy: str) -> str:
     """
-    Why a round could not be ended, for Redis and people.
+    The reason why a round could not be ended, as it is recorded in Redis.
 
     Args:
-        strategy: Name of the round's. The message of an own one's error may quote what nobody should read.
+        strategy: Name of the round's strategy. The message of an own strategy's error may contain data.
     """
     if isinstance(exc, FLQueueError):
-        said = str(exc)
+        reason = str(exc)
     elif ":" in strategy:
-        said = f"{type(exc).__name__}; its message is in the aggregator's log"
+        reason = f"{type(exc).__name__}; its message is in the aggregator's log"
     else:
-        said = f"{type(exc).__name__}: {exc}"
-    return printable(said)[:_LONGEST_REASON]
+        reason = f"{type(exc).__name__}: {exc}"
+    return printable(reason)[:_MAX_REASON_LENGTH]
 
 
-def _counted(pieces: Iterable[Tensor], beat: Callable[[], None]) -> Iterator[Tensor]:
+def _with_beats(pieces: Iterable[Tensor], beat: Callable[[], None]) -> Iterator[Tensor]:
     for piece in pieces:
         beat()
         yield piece
@@ -64,8 +64,8 @@ class BuiltVersion:
         version: Its number.
         digest: BLAKE3 of its body, hexadecimal.
         download: Digest of the encoded body that clients fetch instead; empty: they fetch the version.
-        manifest: What its tensors are.
-        server_state: Name -> digest of what the strategy keeps with it.
+        manifest: Its tensors.
+        server_state: Name -> digest of the strategy's state that belongs to it.
     """
 
     version: int
@@ -76,7 +76,7 @@ class BuiltVersion:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """Its digests, by their names in the run's record of versions."""
+        """Its digests, named as in the run's record of versions."""
         return {
             "digest": self.digest,
             "download": self.download,
@@ -86,7 +86,7 @@ class BuiltVersion:
 
 class VersionBuilder:
     """
-    Makes the version that a round ends with.
+    Builds the version that a round ends with.
 
     Args:
         store: Both servers.
@@ -105,13 +105,13 @@ class VersionBuilder:
         self._base: Mapped | Body | None = None
 
     def prepare(self, manifest: Manifest) -> None:
-        """Fetch the round's base version now, while clients train; what is not there yet may be so later."""
+        """Fetch the round's base version while clients train; if it is missing, ``build_next`` tries again."""
         with suppress(ContentMissing, CheckpointError):
             self._base = self._open_base(manifest)
 
-    def first(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
+    def build_initial(self, manifest: Manifest, body: Bytes) -> BuiltVersion:
         """
-        Version 0, as a client has sent it.
+        Build version 0, as a client has sent it.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -119,7 +119,7 @@ class VersionBuilder:
         with ExitStack() as stack:
             return self._write(stack, 0, manifest, [body], {})
 
-    def next(
+    def build_next(
         self,
         merge: UpdateMerger,
         strategy: Strategy | None,
@@ -127,15 +127,17 @@ class VersionBuilder:
         record: RoundRecord | None = None,
     ) -> BuiltVersion:
         """
-        The version after the round's base.
+        Build the version after the round's base.
 
         Args:
+            merge: The round's merged updates.
+            strategy: Computes the version from them.
             beat: Called for each block of it.
-            record: Of the round, with who is accepted; None: nobody of an older version.
+            record: Of the round, with its accepted updates; None: all of them are of the base version.
 
         Raises:
             CheckpointError: It cannot be written, or a checkpoint it needs cannot be read.
-            ContentMissing: What it needs is not on the data server (any more).
+            ContentMissing: A body that it needs is not on the data server.
         """
         current = self.round
         version = current.base_version + 1
@@ -151,7 +153,7 @@ class VersionBuilder:
             }
             older = {version: body.view for version, body in bodies.items()}
             pieces = merge.next_model(base.view, state, sinks, facts, strategy, older, stale)
-            return self._write(stack, version, merge.manifest, _counted(pieces, beat), writers)
+            return self._write(stack, version, merge.manifest, _with_beats(pieces, beat), writers)
 
     def _open_base(self, manifest: Manifest) -> Mapped | Body:
         return self.models.open_body(self.round.base_digest, manifest)
@@ -162,7 +164,7 @@ class VersionBuilder:
     def _state_writers(
         self, stack: ExitStack, version: int, manifest: Manifest, strategy: Strategy | None
     ) -> dict[str, checkpoint.Writer]:
-        """Writers of what the strategy keeps with the new version: it is made with that, block by block."""
+        """Writers of the strategy's state: it is built with the version, block by block."""
         if strategy is None:
             return {}
         layout, metadata = state_manifest(manifest), self._metadata(version)
@@ -181,7 +183,7 @@ class VersionBuilder:
         pieces: Iterable[Bytes | Tensor],
         writers: Mapping[str, checkpoint.Writer],
     ) -> BuiltVersion:
-        """Have a version on disk and on the data server, with what the strategy keeps."""
+        """Write a version to disk and to the data server, with the strategy's state."""
         metadata = self._metadata(version)
         draft = stack.enter_context(
             checkpoint.drafted(self.models.folder, manifest, pieces, metadata)
@@ -189,10 +191,10 @@ class VersionBuilder:
         state = {name: writer.finish() for name, writer in writers.items()}
         download = self._publish(draft, manifest, state)
         failpoints.failpoint("model.published")
-        for kept_with_it in state.values():
-            kept_with_it.keep()
+        for part in state.values():
+            part.keep()
         draft.keep()
-        digests = {name: kept_with_it.digest for name, kept_with_it in state.items()}
+        digests = {name: part.digest for name, part in state.items()}
         return BuiltVersion(version, draft.digest, download, manifest, digests)
 
     def _publish(
@@ -202,7 +204,7 @@ class VersionBuilder:
         state: Mapping[str, checkpoint.UncommittedCheckpoint],
     ) -> str:
         """
-        Send the new version to the data server while the disk takes it for good.
+        Send the new version to the data server while the disk stores it durably.
 
         Returns:
             Digest of the encoded body that clients fetch instead; empty when they fetch the version.

@@ -19,7 +19,8 @@ from typing import Any
 
 from fl_queue.common import failpoints, processes
 from fl_queue.common.oom_kills import OUT_OF_MEMORY
-from fl_queue.coordinator.aggregator import late_updates, partial_sum
+from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.coordinator.operations import (
     deletion,
     enrolment,
@@ -205,7 +206,7 @@ class Healer:
             self._missed.forget(run)
             self.store.data.taken.give_back(run, self.store.control.runs.fence(run))
             late_updates.drain(self.store, state)
-            partial_sum.drop(self.store, run, state.round)
+            PartialSumStore(self.store, run).drop(state.round)
             self.store.data.admission.forget_turns(run, state.round)
             last = self.store.control.rounds.get(run, state.round)
             self.store.data.admission.forget(run, last.cohort if last else ())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.coordinator.aggregator import collector, scheduling
+from fl_queue.coordinator.aggregator import collection, scheduling
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations import controls, healer
 from fl_queue.store import Store, keyspace
@@ -113,17 +113,17 @@ def hand(store: Store, tmp_path: Path) -> ManualRun:
 def test_a_round_with_nothing_to_do_is_not_given_a_worker(hand: ManualRun, store: Store) -> None:
     assert waits(store, keyspace.AGGREGATE_QUEUE, hand.run)
 
-    assert not scheduling.wanted(store, "another")
-    assert not scheduling.wanted(store, hand.run)
+    assert not scheduling.should_yield(store, "another")
+    assert not scheduling.should_yield(store, hand.run)
 
 
 def test_an_element_makes_a_round_the_next_one(hand: ManualRun, store: Store) -> None:
     store.control.redis.lpush(QUEUE, "aggregator_mine_1_aaaa")
     hand.update("a")
 
-    assert not scheduling.wanted(store, "another", only="a-third")
-    assert not scheduling.wanted(store, hand.run, only=hand.run)
-    assert scheduling.wanted(store, "mine", only=hand.run)
+    assert not scheduling.should_yield(store, "another", only="a-third")
+    assert not scheduling.should_yield(store, hand.run, only=hand.run)
+    assert scheduling.should_yield(store, "mine", only=hand.run)
     assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE)[:2] == [
         hand.job(),
         "aggregator_mine_1_aaaa",
@@ -137,9 +137,9 @@ def test_a_round_that_is_due_gets_a_worker(
     key = keyspace.round_(hand.run, 1)
     store.control.redis.hset(key, mapping={"elapsed_s": 200, field: by_s, "grace_s": 100})
 
-    assert scheduling.wanted(store, "another")
+    assert scheduling.should_yield(store, "another")
     store.control.redis.hset(key, mapping={"elapsed_s": 199})
-    assert scheduling.wanted(store, "another") == (field == "deadline_s")
+    assert scheduling.should_yield(store, "another") == (field == "deadline_s")
 
 
 def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(
@@ -150,7 +150,7 @@ def test_a_round_that_has_ended_gets_a_worker_to_find_that_out(
     store.control.redis.delete(QUEUE)
     store.control.redis.rpush(QUEUE, job)
 
-    assert scheduling.wanted(store, "another")
+    assert scheduling.should_yield(store, "another")
 
 
 def test_only_a_job_that_waits_is_moved_to_the_front(hand: ManualRun, store: Store) -> None:
@@ -276,7 +276,7 @@ def test_what_came_before_a_round_listened_makes_it_give_way_at_once(
 ) -> None:
     other = ManualRun(store, tmp_path, "ab", 100, name="other")
     answer(other)
-    monkeypatch.setattr(collector, "WAIT_S", 600.0)  # Nothing rings for it any more.
+    monkeypatch.setattr(collection, "WAIT_S", 600.0)  # Nothing rings for it any more.
 
     assert hand.work() == "made way for another round"
     assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE)[0] == other.job()

@@ -134,7 +134,7 @@ def test_while_a_server_is_full_clients_wait_and_an_aggregator_can_take_and_give
         intake = hand.intake()
         hand.take(intake, 3)
         received = intake.received()
-        store.data.taken.disown(hand.run, intake.fence)
+        store.data.taken.disown(hand.run, intake.incarnation.fence)
         last.join(1.0)
         was_waiting = last.is_alive()
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import outbox
-from fl_queue.coordinator.aggregator import partial_sum
+from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.errors import OwnershipLost
@@ -101,7 +101,7 @@ def test_after_a_checkpoint_its_updates_are_gone_and_have_made_room(
     assert store.data.redis.exists(*[keyspace.admitted(hand.run, client) for client in "ab"]) == 2
     intake.checkpoint()
 
-    assert store.data.taken.count(hand.run, intake.fence) == 0
+    assert store.data.taken.count(hand.run, intake.incarnation.fence) == 0
     assert but_for_the_lease(hand) == dict.fromkeys(hand.partial_keys(), -1)
 
 
@@ -142,11 +142,10 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
     for client in "ab":
         hand.update(client, bound=3 * (4 * SIZE + 8))
     hand.take(intake, 2)
-    assert intake.merge is not None
+    assert intake.merger is not None
     chunk_bytes = hand.config.redis["chunk_bytes"]
-    assert partial_sum.save(
-        store, hand.run, 1, intake.fence, intake.token, 2, intake.merge.total, intake.progress, chunk_bytes
-    )  # fmt: skip
+    sums = PartialSumStore(store, hand.run)
+    assert sums.save(intake.incarnation, 2, intake.merger.total, intake.progress, chunk_bytes)
     assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 4  # And is killed here.
     hand.intake()
 
@@ -196,7 +195,7 @@ def test_an_incarnation_that_lost_its_taken_list_checkpoints_nothing(
 
     assert store.data.partial_sum.get(hand.run) == before
     assert {store.data.redis.ttl(key) for key in hand.partial_keys()} == {-1}
-    assert store.data.taken.count(hand.run, new.fence) == 2
+    assert store.data.taken.count(hand.run, new.incarnation.fence) == 2
     new.checkpoint()
     hand.update("d")
     assert hand.work() == "committed: 4 of 4 updates in"
@@ -210,9 +209,11 @@ def test_a_checkpoint_sent_again_removes_nothing_more(hand: ManualRun, store: St
     hand.take(intake, 3)
     fields = {"nonce": "n", "round": 1}
     for _ in range(2):
-        assert store.data.partial_sum.save(hand.run, intake.fence, intake.token, 1, fields)
+        assert store.data.partial_sum.save(
+            hand.run, intake.incarnation.fence, intake.incarnation.token, 1, fields
+        )
 
-    assert store.data.taken.count(hand.run, intake.fence) == 2
+    assert store.data.taken.count(hand.run, intake.incarnation.fence) == 2
 
 
 def test_all_receipts_outlive_the_incarnation_that_wrote_them(
@@ -319,7 +320,11 @@ def test_receipts_are_there_before_the_sum_is_read(
         hand.store = slow
         reading = threading.Thread(target=hand.intake)
         reading.start()
-        wait_for("the claim", lambda: store.control.runs.fence(hand.run) == first.fence + 1, 10)
+        wait_for(
+            "the claim",
+            lambda: store.control.runs.fence(hand.run) == first.incarnation.fence + 1,
+            10,
+        )
         receipts = wait_for("receipts", lambda: store.control.receipts.of_round(hand.run, 1), 10)
         is_reading = reading.is_alive()
         proxy.throttle(0)
@@ -366,7 +371,7 @@ def test_nothing_is_left_of_a_run_that_was_cancelled(hand: ManualRun, store: Sto
     hand.update("b")
     store.data.admission.admit(hand.run, "c", "never-sent:9", 1 << 30, "ab")
     controls.cancel(store, NAME)
-    store.data.taken.disown(hand.run, intake.fence)
+    store.data.taken.disown(hand.run, intake.incarnation.fence)
     Healer(store, hand.folder).heal(hand.run)
 
     assert hand.leftovers() == {}
@@ -395,7 +400,7 @@ def test_cleaning_up_a_round_leaves_the_sum_of_the_next_one(hand: ManualRun, sto
     hand.update("a")
     hand.take(quick, 1)
     quick.checkpoint()
-    slow.clean_up()
+    slow.taken.clean_up()
 
     assert hand.intake().received() == 1
 

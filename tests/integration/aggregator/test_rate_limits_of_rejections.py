@@ -124,13 +124,15 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: Manu
 
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert written(hand.store) - before < 800
-    assert len(told(hand, "update_rejected")) <= rejections.TOLD * (rejections.SENDERS + 1)
+    assert len(told(hand, "update_rejected")) <= rejections.MAX_EVENTS * (
+        rejections.MAX_SENDERS + 1
+    )
     counts = hand.store.control.rejections.of_round(hand.run, 1)
     assert sum(refusals.count for refusals in counts.values()) == 10_000
     assert counts["?"].count == 9000
-    assert len(counts) == rejections.SENDERS + 1
+    assert len(counts) == rejections.MAX_SENDERS + 1
     # 1,000 made-up names are no keys: they are told apart up to a number.
-    assert counts[rejections.OTHERS].count == 1000 - (rejections.SENDERS - 1)
+    assert counts[rejections.OTHERS].count == 1000 - (rejections.MAX_SENDERS - 1)
     assert sorted(hand.store.control.receipts.of_round(hand.run, 1)) == ["a", "b"]
     assert {event["client"]: event["count"] for event in told(hand, "updates_refused")}["?"] == 9000
 
@@ -145,7 +147,7 @@ def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: 
     hand.take(intake, 1000)
 
     assert written(hand.store) - before < 20
-    assert hand.store.data.taken.count(hand.run, intake.fence) == 1
+    assert hand.store.data.taken.count(hand.run, intake.incarnation.fence) == 1
     receipts = hand.store.control.receipts.of_round(hand.run, 1)
     assert {who: receipt.status for who, receipt in receipts.items()} == {
         "a": "received", "a:duplicate": "duplicate",
@@ -161,12 +163,14 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ManualRu
     push_many(hand, [b"one", stale(hand, "c"), b"two"])
     hand.update("b")
     push_many(hand, [b"three"])
-    elements = hand.store.data.taken.take(hand.run, intake.fence, intake.token, 10)
+    elements = hand.store.data.taken.take(
+        hand.run, intake.incarnation.fence, intake.incarnation.token, 10
+    )
     for element in elements:
-        intake.look_at(element)
+        intake.process(element)
     intake.taken.settle()
 
-    left = hand.store.data.redis.lrange(keyspace.taken(hand.run, intake.fence), 0, -1)
+    left = hand.store.data.redis.lrange(keyspace.taken(hand.run, intake.incarnation.fence), 0, -1)
     assert (len(elements), left) == (6, [elements[0], elements[4]])
     assert intake.taken.count == 2
 
@@ -174,20 +178,20 @@ def test_what_is_refused_leaves_the_list_and_what_is_merged_stays(hand: ManualRu
 def test_elements_are_refused_once_and_by_the_owner_only(hand: ManualRun) -> None:
     old = hand.intake()
     push_many(hand, [b"one", b"two", b"three"])
-    hand.store.data.taken.take(hand.run, old.fence, old.token, 3)
+    hand.store.data.taken.take(hand.run, old.incarnation.fence, old.incarnation.token, 3)
     run, data = hand.run, hand.store.data
     for _ in range(2):  # Sent again after a timeout.
-        assert data.taken.refuse(run, old.fence, old.token, 3, [0, 2])
-    assert data.redis.lrange(keyspace.taken(run, old.fence), 0, -1) == [b"two"]
+        assert data.taken.refuse(run, old.incarnation.fence, old.incarnation.token, 3, [0, 2])
+    assert data.redis.lrange(keyspace.taken(run, old.incarnation.fence), 0, -1) == [b"two"]
 
     new = hand.intake()
     assert data.results.count(run) == 1
-    data.taken.take(run, new.fence, new.token)
-    assert not data.taken.refuse(run, new.fence, old.token, 1, [0])
-    old.look_at(b"two")
+    data.taken.take(run, new.incarnation.fence, new.incarnation.token)
+    assert not data.taken.refuse(run, new.incarnation.fence, old.incarnation.token, 1, [0])
+    old.process(b"two")
     with pytest.raises(OwnershipLost):
         old.taken.settle()
-    assert data.taken.count(run, new.fence) == 1
+    assert data.taken.count(run, new.incarnation.fence) == 1
 
 
 def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
@@ -238,7 +242,7 @@ def test_replays_of_rounds_long_gone_are_late_by_number(hand: ManualRun) -> None
 
     assert hand.store.control.receipts.late_counts(hand.run) == {1: 300}
     assert hand.store.control.rejections.of_round(hand.run, 2)["a"].count == 300
-    assert len(told(hand, "update_rejected")) == rejections.TOLD
+    assert len(told(hand, "update_rejected")) == rejections.MAX_EVENTS
 
 
 def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
@@ -254,7 +258,7 @@ def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
     hand.take(intake, 50)
 
     assert hand.store.control.rounds.job(hand.run, 1, "a")["attempt"] == 2
-    assert hand.store.data.taken.count(hand.run, intake.fence) == 0
+    assert hand.store.data.taken.count(hand.run, intake.incarnation.fence) == 0
 
 
 # Somebody pushes without end

@@ -47,9 +47,12 @@ def test_the_next_incarnation_takes_all_updates_again(store: Store, tmp_path: Pa
     assert (first.received(), first.is_full()) == (3, False)
     first.checkpoint()
     assert (
-        store.data.taken.count(hand.run, first.fence),
+        store.data.taken.count(hand.run, first.incarnation.fence),
         store.data.partial_sum.get(hand.run),
-    ) == (3, {})
+    ) == (
+        3,
+        {},
+    )
 
     hand.update("a")
     # A chunk that has vanished since: its client is asked again, and the others are not.

@@ -13,8 +13,8 @@ import redis
 from fl_queue.client import outbox, round_job
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
-from fl_queue.coordinator.aggregator import partial_sum
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
+from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import current_config
@@ -72,17 +72,17 @@ def test_what_two_incarnations_of_one_fence_took_is_merged_once(
         hand.update(who)
     hand.take(old, 2)
     set_back(store.control.redis, before)  # The claim is lost.
-    elements = data.redis.lrange(keyspace.taken(run, old.fence), 0, -1)
+    elements = data.redis.lrange(keyspace.taken(run, old.incarnation.fence), 0, -1)
 
     new = hand.intake()
 
-    assert new.fence == old.fence
+    assert new.incarnation.fence == old.incarnation.fence
     assert data.redis.lrange(keyspace.results(run), 0, -1) == elements  # In one place, all of them.
-    assert data.taken.count(run, new.fence + 20) == 0
+    assert data.taken.count(run, new.incarnation.fence + 20) == 0
     with pytest.raises(OwnershipLost):
-        data.taken.take(run, old.fence, old.token, 64)
+        data.taken.take(run, old.incarnation.fence, old.incarnation.token, 64)
     with pytest.raises(OwnershipLost):
-        data.taken.extend(run, old.fence, old.token)
+        data.taken.extend(run, old.incarnation.fence, old.incarnation.token)
     with pytest.raises(OwnershipLost):
         old.checkpoint()
     assert data.results.count(run) == 2
@@ -103,9 +103,9 @@ def test_an_aggregator_sees_that_claims_were_lost_and_goes_past_them(
 
     assert hand.work() == "committed: 2 of 2 updates in"
 
-    assert store.control.runs.fence(hand.run) > last.fence
+    assert store.control.runs.fence(hand.run) > last.incarnation.fence
     [event] = events(store, hand.run, "control_writes_lost")
-    assert f"{last.fence} was in use" in event["what"]
+    assert f"{last.incarnation.fence} was in use" in event["what"]
     assert store.control.versions.get(hand.run, 1)["digest"] == digest
 
 
@@ -132,12 +132,14 @@ def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
     record = lifecycle.base_record(current, ending, 0.0, config)
 
     def end(token: str) -> str:
-        return lifecycle.end(store, state, current, ending, record, {}, config, new.fence, token)
+        return lifecycle.end(
+            store, state, current, ending, record, {}, config, new.incarnation.fence, token
+        )
 
-    assert new.fence == old.fence
-    assert end(old.token) == "another aggregator owns the round"
+    assert new.incarnation.fence == old.incarnation.fence
+    assert end(old.incarnation.token) == "another aggregator owns the round"
     assert hand.round.open
-    assert end(new.token) == "ok"
+    assert end(new.incarnation.token) == "ok"
 
 
 def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
@@ -147,15 +149,15 @@ def test_a_sum_of_a_round_that_never_was_is_not_added_to_its_successor(
     hand.update("a")
     hand.take(intake, 1)
     intake.checkpoint()
-    assert partial_sum.find(store, hand.run, 1, hand.round.opening)
+    assert PartialSumStore(store, hand.run).find(1, hand.round.opening)
     # The same round, opened again at another time from another version.
     store.control.redis.hset(keyspace.round_(hand.run, 1), "opened_at", "1.0")
 
     again = hand.intake()
 
     assert again.received() == 0
-    assert again.merge is not None
-    assert again.merge.total.count == 0
+    assert again.merger is not None
+    assert again.merger.total.count == 0
     for who in "ab":
         hand.update(who)
     assert hand.work() == "committed: 2 of 2 updates in"

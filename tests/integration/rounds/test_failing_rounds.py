@@ -112,7 +112,7 @@ def test_an_error_that_passes_ends_nothing(
         raise ArithmeticError(next(said))
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector.VersionBuilder, "next", broken)
+        patch.setattr(collector.VersionBuilder, "build_next", broken)
         assert [attempt(hand) for _ in range(3)] == [
             "ArithmeticError: one",
             "ArithmeticError: two",
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_for_as_long_as_it_takes_an
         raise CheckpointError("/disk", "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector.VersionBuilder, "next", full)
+        patch.setattr(collector.VersionBuilder, "build_next", full)
         for _ in range(collector.SAME_FAILURES + 1):
             attempt(hand)
     assert hand.round.open

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from fl_queue.coordinator.aggregator.collector import RoundAggregator
+from fl_queue.coordinator.aggregator.closing import ClosingDecision
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.open_round import OpenRound
+from fl_queue.coordinator.aggregator.ownership import claim_round
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.operations.missed_updates import LOOKED_AT_S
@@ -175,19 +178,21 @@ def test_the_grace_begins_anew_after_the_updates_were_lost(store: Store, tmp_pat
 
 def test_an_aggregator_at_work_gives_the_time_to_push_again(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "abc", 100, "round.quorum=2", "round.grace_s=20")
-    collector = RoundAggregator(store, hand.run, 1, hand.job(), tmp_path)
-    collector.fence = store.control.rounds.claim(hand.run, 1, hand.job())
-    collector._load()
-    collector.intake.receipts["a"] = collector.intake.receipts["b"] = Receipt("received")
-    assert collector._ending(drained=True) is None
+    incarnation = claim_round(store, hand.run, 1, hand.job())
+    assert incarnation is not None
+    current = OpenRound.load(store, incarnation)
+    intake = UpdateIntake(current, tmp_path)
+    closing = ClosingDecision(current, intake)
+    intake.receipts["a"] = intake.receipts["b"] = Receipt("received")
+    assert closing.ending(drained=True) is None
     before = hand.round.deadline_s
     assert hand.round.quorum_at_s is not None
     # The healer notes another data server; an hour has been counted meanwhile.
     store.control.redis.hincrbyfloat(keyspace.round_(hand.run, 1), "elapsed_s", before)
     store.control.rounds.set_data_server(hand.run, 1, "another")
 
-    assert collector._ending(drained=True) is None
-    assert collector.round.deadline_s == before + PUSH_AGAIN_S
+    assert closing.ending(drained=True) is None
+    assert current.state.deadline_s == before + PUSH_AGAIN_S
     assert hand.round.quorum_at_s == pytest.approx(before, abs=30)
 
 

@@ -15,8 +15,9 @@ from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.common import seeding
 from fl_queue.config import run_config
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.aggregator import late_updates
+from fl_queue.coordinator.aggregator import late_updates, verdicts
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.protocol import identifiers, message, tensor_layout, virtual_clients
@@ -24,7 +25,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
-from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store import Incarnation, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 
 OVERRIDES = (
@@ -128,7 +129,8 @@ class Arrivals:
         self.round, self.manifest = current, manifest
         self.config = runs.current_config(store, self.run)
         fence = store.control.rounds.claim(self.run, 1, self.ticket(identifiers.AGGREGATOR).job)
-        self.intake = UpdateIntake(store, self.run, current, self.config, fence, "t", folder)
+        incarnation = Incarnation(self.run, 1, fence, "t")
+        self.intake = UpdateIntake(OpenRound(store, incarnation, current, self.config), folder)
 
     def ticket(self, who: str) -> dispatch.JobTicket:
         return dispatch.tickets(self.store, self.run, 1)[who]
@@ -169,12 +171,12 @@ class Arrivals:
         return total.element(self.header("group", virtual_clients.group(number)))
 
     def look_at(self, header: Header, body: bytes | memoryview) -> None:
-        self.intake.look_at(message.pack(header, body))
-        self.intake.books.rejected.flush(anyway=True)
+        self.intake.process(message.pack(header, body))
+        self.intake.receipt_log.rejections.flush(force=True)
 
     def sum(self) -> tuple[bytes, int]:
-        assert self.intake.merge is not None
-        total = self.intake.merge.total
+        assert self.intake.merger is not None
+        total = self.intake.merger.total
         return b"".join(piece.tobytes() for piece in total.pieces()), total.count
 
     def statuses(self) -> dict[str, str]:
@@ -199,7 +201,7 @@ def test_a_group_is_received_with_a_receipt_for_each_and_one_event(arrivals: Arr
     assert sorted(receipts) == list(arrivals.round.cohort)
     for client, receipt in receipts.items():
         header, _ = arrivals.update(client)
-        wanted = replace(late_updates.receipt_of(header, "received", ""), weight=5, counted=5)
+        wanted = replace(verdicts.make_receipt(header, "received", ""), weight=5, counted=5)
         assert receipt == wanted == arrivals.intake.receipts[client]
     assert arrivals.intake.received() == arrivals.sum()[1] == 10
     came = [event for event in arrivals.events() if event["event"] == "update_received"]
@@ -260,7 +262,7 @@ def test_a_group_that_is_not_this_rounds_is_refused_and_told(
 def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.element(1)
     arrivals.start("group-1")
-    arrivals.intake.look_at(message.pack(replace(header, chunk_bytes=65536), None))
+    arrivals.intake.process(message.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.statuses() == {}
     assert arrivals.ticket("group-1").attempt == 2
@@ -269,7 +271,7 @@ def test_a_group_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> Non
 def test_the_group_of_a_client_whose_chunks_are_gone_is_asked_again(arrivals: Arrivals) -> None:
     header, _ = arrivals.update(arrivals.members(1)[2])
     arrivals.start("group-1")
-    arrivals.intake.look_at(message.pack(replace(header, chunk_bytes=65536), None))
+    arrivals.intake.process(message.pack(replace(header, chunk_bytes=65536), None))
 
     assert arrivals.ticket("group-1").attempt == 2
     assert arrivals.ticket("group-0").attempt == 1

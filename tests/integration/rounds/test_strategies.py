@@ -191,7 +191,7 @@ def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Feder
     receipts = federation.store.control.receipts.of_round(run, 5).values()
     said = {receipt.environment["client_state"] for receipt in receipts}
     assert said == {"zero again since round 4, where a client had lost its state"}
-    why = "site-1 had lost what it keeps for scaffold: the state of the strategy is zero again"
+    why = "site-1 had lost the client state of scaffold: the state of the strategy is zero again"
     assert diagnosis.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
     found = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     told = [event for _, _, event in found if event["event"] == "client_state_lost"]

@@ -195,6 +195,6 @@ def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     told = [event for _, _, event in found if event["event"] == "weights_capped"]
     assert [event["round"] for event in told] == [1]
     assert told[0]["reason"].startswith(
-        "b told more examples than count: aggregation.max_examples = 97"
+        "b reported more examples than count: aggregation.max_examples = 97"
     )
-    assert diagnosis.notices(store, hand.state) == ["round 1: b told more examples than count"]
+    assert diagnosis.notices(store, hand.state) == ["round 1: b reported more examples than count"]

@@ -25,6 +25,7 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.version_builder import VersionBuilder
 from fl_queue.coordinator.operations import backup, deletion
 from fl_queue.coordinator.rounds import eligibility, lifecycle, runs, statement_signing
 from fl_queue.errors import ConfigError, MergeFailed, ModelMismatch, RunStateError
@@ -591,13 +592,13 @@ class Ghost:
         segments[0]["config"]["security"]["require_enrolment"] = False
         self.redis.set(keyspace.config(at.run), dumps(segments))
         at.write(cohort=dumps([*SITES, "ghost"]))
-        make = RoundAggregator._make
+        build = VersionBuilder.build_next
 
-        def made_meanwhile(collector: RoundAggregator, record: Any) -> Any:
+        def made_meanwhile(builder: VersionBuilder, *args: Any) -> Any:
             self.restore()
-            return make(collector, record)
+            return build(builder, *args)
 
-        monkeypatch.setattr(RoundAggregator, "_make", made_meanwhile)
+        monkeypatch.setattr(VersionBuilder, "build_next", made_meanwhile)
 
     def restore(self) -> None:
         self.redis.set(keyspace.config(self.at.run), self.config)
@@ -684,13 +685,13 @@ def test_who_is_put_into_an_open_asynchronous_round_has_no_update_merged(
     overrides = ("round.mode=async", "round.cohort=1.0", "round.buffer=2", "data.shares=3")
     hospital = Hospital(store, tmp_path, monkeypatch, *overrides)
     hospital.work("a")
-    look_at = UpdateIntake.look_at
+    look_at = UpdateIntake.process
 
     def joined(intake: UpdateIntake, element: bytes) -> bool:
         hospital.write(cohort=dumps([*SITES, "c"]))
         return look_at(intake, element)
 
-    monkeypatch.setattr(UpdateIntake, "look_at", joined)
+    monkeypatch.setattr(UpdateIntake, "process", joined)
     hospital.work("b")
     with pytest.raises(MergeFailed, match="the cohort of round 1 is not what the operator signed"):
         hospital.collect()

@@ -15,12 +15,13 @@ import pytest
 from fl_queue.aggregation import exact_sum
 from fl_queue.config import run_config
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ChunksMissing
 from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.store import Store, keyspace
+from fl_queue.store import Incarnation, Store, keyspace
 from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(120)
@@ -250,7 +251,8 @@ def opened(store: Store, folder: Path, *overrides: str) -> UpdateIntake:
         run, 0, store.control.rounds.jobs(run, 0)["aggregator"]["job"]
     )
     store.data.taken.own(run, fence, "t")
-    return UpdateIntake(store, run, current, loaded, fence, "t", folder)
+    incarnation = Incarnation(run, current.number, fence, "t")
+    return UpdateIntake(OpenRound(store, incarnation, current, loaded), folder)
 
 
 def first_version(intake: UpdateIntake, size: int) -> bytes:
@@ -276,7 +278,7 @@ def test_a_first_version_that_is_not_there_takes_no_memory(store: Store, tmp_pat
     # One that waits in the queue would not be replaced: it pushes anyway.
     store.control.redis.hset(f"rq:job:{job['job']}", "status", "started")
 
-    assert peak_of(lambda: intake.look_at(first_version(intake, 2**31))) < MOST
+    assert peak_of(lambda: intake.process(first_version(intake, 2**31))) < MOST
     assert intake.receipts == {}
     assert store.control.rounds.job(intake.run, 0, "a")["attempt"] == job["attempt"] + 1
 
@@ -286,7 +288,7 @@ def test_a_first_version_larger_than_the_config_allows_is_refused(
 ) -> None:
     intake = opened(store, tmp_path, "model.max_bytes=1000")
 
-    intake.look_at(first_version(intake, 251))
+    intake.process(first_version(intake, 251))
 
     assert intake.receipts["a"].status == "invalid"
     assert "1004 bytes is more than 1000; raise model.max_bytes" in intake.receipts["a"].reason
@@ -339,7 +341,7 @@ def test_a_first_version_with_a_manifest_that_is_none_is_refused(
     intake = opened(store, tmp_path)
     header, _ = message.unpack(first_version(intake, 1), max_body_bytes=1 << 20)
 
-    intake.look_at(message.pack(replace(header, manifest=text), None))
+    intake.process(message.pack(replace(header, manifest=text), None))
 
     assert intake.receipts["a"].status == "invalid"
     assert "manifest" in intake.receipts["a"].reason

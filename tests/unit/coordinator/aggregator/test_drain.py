@@ -13,16 +13,16 @@ def test_what_waited_when_the_round_was_due_is_looked_at_and_no_more(has_quorum:
     made = QueueDrain()
     assert not made.is_over(has_quorum)
     made.begin(100)
-    made.looked_at(64, 0.1)
+    made.record_processed(64, 0.1)
     assert not made.is_over(has_quorum)
-    made.looked_at(36, 0.1)
+    made.record_processed(36, 0.1)
     assert made.is_over(has_quorum)
 
 
 def test_garbage_takes_no_longer_than_a_bound_once_the_quorum_is_in() -> None:
     made = QueueDrain()
     made.begin(10**6)
-    made.looked_at(64, drain.LONGEST_S + 0.1)
+    made.record_processed(64, drain.MAX_WASTED_S + 0.1)
 
     assert made.is_over(has_quorum=True)
     # To abandon a round, all that had come must have been looked at.
@@ -32,9 +32,9 @@ def test_garbage_takes_no_longer_than_a_bound_once_the_quorum_is_in() -> None:
 
 
 def test_nothing_is_asked_while_it_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "ASKED_S", 0.0)
+    monkeypatch.setattr(drain, "CHECK_S", 0.0)
     made = QueueDrain()
-    assert made.is_to_begin()
+    assert made.should_check()
     made.begin(5)
 
-    assert not made.is_to_begin()
+    assert not made.should_check()

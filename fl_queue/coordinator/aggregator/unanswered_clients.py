@@ -1,4 +1,4 @@
-"""Whose answer to a round is in, and whose is not."""
+"""Clients of a round that have not answered yet."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fl_queue.store import RoundState, Store
 from fl_queue.store.jobs import dispatch
 
 
-def silent(
+def unanswered(
     store: Store, run: str, current: RoundState, receipts: Mapping[str, Receipt], drained: bool
 ) -> list[str]:
     """
-    Those of the cohort who have not answered, or may still answer better, in its order.
+    Clients of the cohort that may still send an answer that counts, in the cohort's order.
 
     Args:
-        drained: Whether all that has arrived has been looked at: then those who were revoked do not count.
+        drained: Every message that has arrived is processed: revoked clients are left out.
     """
     cohort, groups = current.cohort, current.groups
-    # Jobs decide only where an element that answers nothing has come in a client's name.
+    # Jobs decide only where a message that is no answer has come in a client's name.
     is_doubtful = any(not receipt.answers for receipt in receipts.values())
     tickets = dispatch.tickets(store, run, current.number) if is_doubtful else {}
     asked = [
@@ -30,7 +30,7 @@ def silent(
     answers = dispatch.have_answered(store, asked)
     left = [client for client, has in zip(cohort, answers, strict=True) if not has]
     if drained and not groups and left:
-        # Nobody waits for an answer of a client that was revoked meanwhile.
+        # A client that was revoked meanwhile cannot answer.
         revoked = store.control.enrolments.revoked(left)
         left = [client for client in left if client not in revoked]
     return left

@@ -1,0 +1,206 @@
+"""End a round: build its version, run the commit script, advance the run, remove what the round held."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fl_queue.common import failpoints
+from fl_queue.coordinator.aggregator import round_end, scheduling
+from fl_queue.coordinator.aggregator.intake import UpdateIntake
+from fl_queue.coordinator.aggregator.open_round import OpenRound
+from fl_queue.coordinator.aggregator.ownership import OwnershipLease
+from fl_queue.coordinator.aggregator.taken_list import TakenList
+from fl_queue.coordinator.aggregator.version_builder import BuiltVersion, VersionBuilder
+from fl_queue.coordinator.rounds import lifecycle, statement_signing
+from fl_queue.coordinator.rounds.lifecycle import Ending
+from fl_queue.errors import OwnershipLost
+from fl_queue.models import retention, update_archive
+from fl_queue.models.model_store import ModelStore
+from fl_queue.protocol import job_origins
+from fl_queue.protocol.records import Receipt, RoundRecord
+from fl_queue.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+
+
+class RoundCommit:
+    """
+    Ends one round.
+
+    Args:
+        current: The round.
+        lease: The aggregator's ownership.
+        state_dir: This machine's folder; checkpoints are below it.
+    """
+
+    def __init__(self, current: OpenRound, lease: OwnershipLease, state_dir: Path) -> None:
+        self._current, self._lease, self._state_dir = current, lease, state_dir
+        self._store, self._run, self._number = current.store, current.run, current.number
+        chunk_bytes = current.config.redis["chunk_bytes"]
+        self._models = ModelStore(current.store, current.run, chunk_bytes, state_dir)
+
+    def close(
+        self,
+        ending: Ending,
+        intake: UpdateIntake,
+        builder: VersionBuilder,
+        strategy: Strategy | None,
+    ) -> str:
+        """
+        End the round as decided, with a new version where there is one.
+
+        Args:
+            ending: How it ends.
+            intake: Its updates.
+            builder: Builds the version.
+            strategy: Computes it; None where no updates are merged.
+
+        Returns:
+            The outcome and its reason.
+
+        Raises:
+            OwnershipLost: The round was ended by another process.
+            CheckpointError: The new version cannot be written; the round stays open.
+        """
+        intake.receipt_log.rejections.close()
+        failpoints.failpoint("round.decided")
+        self._current.refresh()
+        state, config = self._current.state, self._current.config
+        if state.is_async and ending.outcome == "committed":
+            most = config.round["max_staleness"]
+            intake.receipts.update(job_origins.given_up(state, intake.receipts, most))
+        if ending.outcome == "abandoned" and state.purpose == "train":
+            ending = lifecycle.with_cause(ending, intake.receipts)
+        elapsed_s = self._current.tick()
+        record = round_end.build_record(state, ending, elapsed_s, config, intake.progress)
+        if ending.outcome in ("committed", "initialised"):
+            answer = self._commit(ending, record, intake, builder, strategy)
+        else:
+            receipts = round_end.final_receipts(ending, intake.receipts)
+            answer = self._end(ending, record, receipts)
+        return self._after(ending, record, answer, intake.taken)
+
+    def end_failed(
+        self,
+        ending: Ending,
+        elapsed_s: float,
+        receipts: Mapping[str, Receipt],
+        taken: TakenList,
+    ) -> str:
+        """
+        End a round whose updates cannot be merged.
+
+        Args:
+            ending: How it ends.
+            elapsed_s: Counted seconds since it was opened.
+            receipts: Client -> receipt, as far as there are any.
+            taken: The messages that were taken for it.
+
+        Returns:
+            The outcome and its reason.
+        """
+        record = lifecycle.base_record(self._current.state, ending, elapsed_s, self._current.config)
+        record = lifecycle.with_updates(record, receipts)
+        return self._after(ending, record, self._end(ending, record, receipts), taken)
+
+    def _commit(
+        self,
+        ending: Ending,
+        record: RoundRecord,
+        intake: UpdateIntake,
+        builder: VersionBuilder,
+        strategy: Strategy | None,
+    ) -> str:
+        """Build the version and run the commit script; returns its answer."""
+        current, state, config = self._current, self._current.state, self._current.config
+        is_first = ending.outcome == "initialised"
+        built = self._build(record, intake, builder, strategy)
+        signature = statement_signing.version(
+            self._store, self._run, state, built.entry, built.manifest, current.config_digest
+        )
+        failpoints.failpoint("checkpoint.written")
+        self._lease.check()
+        whole = replace(
+            record,
+            version=built.version,
+            digest=built.digest,
+            server_state=built.server_state,
+            left_out=intake.excluded_clients,
+            next_exponent=intake.next_exponent,
+        )
+        owner = current.incarnation
+        return self._store.control.rounds.end(
+            self._run,
+            self._number,
+            fence=owner.fence,
+            token=owner.token,
+            outcome="initialised" if is_first else "committed",
+            reason=ending.reason,
+            record=None if is_first else whole,
+            receipts=round_end.final_receipts(ending, intake.receipts),
+            max_abandoned=config.round["max_abandoned"],
+            version=built.version,
+            digest=built.digest,
+            download=built.download,
+            manifest=built.manifest if is_first else None,
+            server_state=built.server_state,
+            keeping=round_end.updates_with_state(state, record, intake.manifest, strategy, config),
+            incarnation=owner.token,
+            signature=signature,
+            begins_anew=intake.merger is not None and intake.merger.begins_anew,
+        )
+
+    def _build(
+        self,
+        record: RoundRecord,
+        intake: UpdateIntake,
+        builder: VersionBuilder,
+        strategy: Strategy | None,
+    ) -> BuiltVersion:
+        if intake.initial is not None:
+            return builder.build_initial(*intake.initial)
+        merger = intake.required_merger()
+        return builder.build_next(merger, strategy, self._lease.pulse.beat, record)
+
+    def _end(self, ending: Ending, record: RoundRecord, receipts: Mapping[str, Receipt]) -> str:
+        """End the round without a new version; returns the answer of the commit script."""
+        owner = self._current.incarnation
+        return lifecycle.end(
+            self._store,
+            self._current.run_state(),
+            self._current.state,
+            ending,
+            record,
+            receipts,
+            self._current.config,
+            owner.fence,
+            owner.token,
+        )
+
+    def _after(self, ending: Ending, record: RoundRecord, answer: str, taken: TakenList) -> str:
+        """Advance the run and clean up. Args: ``answer``: of the commit script, ``ok`` if the round has ended."""
+        if answer != "ok":
+            raise OwnershipLost(
+                f"run {self._run}: round {self._number} was not ended by us: {answer}"
+            )
+        log.info("run=%s round=%s %s: %s", self._run, self._number, ending.outcome, ending.reason)
+        failpoints.failpoint("round.committed")
+        for event in round_end.events(record, self._current.config):
+            self._store.control.events.add(self._run, event)
+        # The next round is opened first: its clients train while this one is cleaned up.
+        lifecycle.advance(self._store, self._run)
+        failpoints.failpoint("round.advanced")
+        self._clean_up(record, taken)
+        scheduling.requeue_next_round(self._store, self._run)
+        return f"{ending.outcome}: {ending.reason}"
+
+    def _clean_up(self, record: RoundRecord, taken: TakenList) -> None:
+        """Remove the messages of the round that has ended, and older rounds and versions."""
+        taken.clean_up()
+        failpoints.failpoint("round.discarded")
+        update_archive.keep_only(self._state_dir, self._run, self._number, record.accepted)
+        lifecycle.clean_up(self._store, self._run, self._number)
+        retention.prune_versions(self._models, self._current.config)
