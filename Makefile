@@ -86,7 +86,7 @@ format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed ## render config/default.toml, docs/reference/config.md and docs/reference/python.md again
+docs: $(VENV)/.installed ## render config/default.toml and the generated parts of docs/reference again
 	$(BIN)/python -m scripts.render_docs
 
 clean: ## remove caches and build outputs (.venv stays: rm -rf .venv)

@@ -20,10 +20,8 @@ from fl_queue.common import state_folder
 from fl_queue.config import run_config
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
 from fl_queue.models import selection
-from fl_queue.models.model_store import ModelStore
 from fl_queue.reporting import (
     exporters,
     model_export,
@@ -32,6 +30,7 @@ from fl_queue.reporting import (
     rounds_table,
     run_status,
 )
+from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.reporting.rich_console import Console
 from fl_queue.store import PEOPLE, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
@@ -186,7 +185,7 @@ class Run:
         Keys: round, outcome, accepted, late, rejected, version, loss, accuracy, source, seconds,
         reason, digest, training, ...; see ``rounds_table.RoundRow``.
         """
-        return rounds_table.to_json(exporters.numbers_of(self.store, self.run_id).rows)
+        return rounds_table.to_json(rounds_table.rounds_of(self.store, self.run_id))
 
     def curves(self) -> list[dict[str, Any]]:
         """
@@ -218,7 +217,9 @@ class Run:
         """
         from fl_queue.tasks import export  # torch
 
-        manifest, body = self._models.load_version(self._version(version, best))
+        models = model_export.models_of(self.store, self.run_id, self._state_dir)
+        chosen = model_export.version_of(self.store, self.state, version, best)
+        manifest, body = models.load_version(chosen)
         return export.state_dict(manifest, body)
 
     def export(
@@ -240,12 +241,9 @@ class Run:
         Returns:
             Its digest.
         """
-        path, chosen = Path(path), self._version(version, best)
-        kind = kind or model_export.format_of(path)
-        loaded = runs.current_config(self.store, self.run_id)
-        return model_export.export_version(
-            self._models, self.state, loaded, chosen, path, kind, allow
-        )
+        request = ExportRequest(Path(path), version, best, kind, allow)
+        done = model_export.export_version(self.store, self.state, self._state_dir, request)
+        return done.digest
 
     def plot(self, path: str | Path) -> None:
         """
@@ -300,17 +298,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id}>"
-
-    @property
-    def _models(self) -> ModelStore:
-        config = runs.current_config(self.store, self.run_id)
-        return ModelStore(self.store, self.run_id, config.redis["chunk_bytes"], self._state_dir)
-
-    def _version(self, version: int | None, best: bool) -> int:
-        if best and version is not None:
-            raise ConfigError("best", "goes without a version")
-        loaded = runs.current_config(self.store, self.run_id)
-        return selection.chosen_version(self.store, self.state, loaded, version, best)
 
 
 def _setting(field: str, value: Any) -> str:

@@ -1,15 +1,14 @@
-"""
-The command ``acl``: rules for an operator who keeps Redis' users in a file, or sets them by hand.
-"""
+"""``fl-queue acl``, for an operator who keeps Redis' users in a file, or sets them by hand."""
 
 from __future__ import annotations
 
 import click
 
-from fl_queue.cli.options import json_option, say, write_json
+from fl_queue.cli.options import json_option
+from fl_queue.cli.output import print_json, print_line
 from fl_queue.store import acl
 
-#: Stands for the password: none is ever an argument, and none is made here.
+#: Stands for the password's digest: passwords are neither arguments nor printed.
 PLACEHOLDER = "#SHA256-OF-PASSWORD"
 
 
@@ -20,14 +19,14 @@ PLACEHOLDER = "#SHA256-OF-PASSWORD"
     type=click.Choice(["6.2", "7.0"]),
     default="7.0",
     show_default=True,
-    help="7.0 or newer: a client is one user. 6.2: it is three, as there are no selectors.",
+    help="7.0 or newer: one user for each client. 6.2: three, as it has no selectors.",
 )
 @click.option(
     "--server",
     type=click.Choice(["both", "control", "data"]),
     default="both",
     show_default=True,
-    help="What the server is used for.",
+    help="Role of the server.",
 )
 @click.option(
     "--format",
@@ -42,20 +41,21 @@ def acl_command(
     clients: tuple[str, ...], server_version: str, server: acl.Server, style: str, as_json: bool
 ) -> None:
     """
-    Print the Redis users of CLIENTs, or of the operator's side, and their rules.
+    Print Redis users and their rules, to set them by hand.
 
-    In place of #SHA256-OF-PASSWORD put # and what `printf %s PASSWORD | sha256sum` says.
-    `fl-queue enroll` sets the users of a client and makes their passwords by itself.
+    Those of each CLIENT, or without CLIENT those of the operator's side. In place of
+    #SHA256-OF-PASSWORD write # and the output of `printf %s PASSWORD | sha256sum`. `fl-queue enroll`
+    does all this for a client by itself.
     """
     major, minor = (int(part) for part in server_version.split("."))
     version = major, minor
     if clients:
-        users = [user for who in clients for user in acl.users("client", who, version, server)]
+        users = [user for name in clients for user in acl.users("client", name, version, server)]
     else:
         roles = [role for role in acl.ROLES if role != "client"]
         users = [user for role in roles for user in acl.users(role, "", version, server)]
     if as_json:
-        write_json(
+        print_json(
             [
                 {"name": user.name, "purpose": user.purpose, "rules": list(user.rules)}
                 for user in users
@@ -63,9 +63,10 @@ def acl_command(
         )
         return
     for user in users:
-        if style == "users.acl":
-            say(user.line(PLACEHOLDER))
-        else:
-            # redis-cli takes quotes around a selector, which has blanks.
-            quoted = [f'"{word}"' if " " in word else word for word in user.setuser(PLACEHOLDER)]
-            say(" ".join(("ACL SETUSER", *quoted)))
+        print_line(user.line(PLACEHOLDER) if style == "users.acl" else _setuser(user))
+
+
+def _setuser(user: acl.User) -> str:
+    # redis-cli takes quotes around a selector, which has blanks.
+    quoted = [f'"{word}"' if " " in word else word for word in user.setuser(PLACEHOLDER)]
+    return " ".join(("ACL SETUSER", *quoted))

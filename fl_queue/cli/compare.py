@@ -1,66 +1,55 @@
-"""
-The commands that help to choose a config: ``try-task`` before a run, ``compare`` after several.
-"""
+"""``fl-queue compare``, and the table that ``sweep`` shares with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fl_queue.cli.completion import config_argument, run_argument
-from fl_queue.cli.options import (
-    Where,
-    baseline_option,
-    connection_options,
-    data_folder,
-    device_options,
-    json_option,
-    say,
-    set_option,
-    write_json,
-)
-from fl_queue.client import disclosure
-from fl_queue.config import metric_choice
-from fl_queue.config import run_config as configs
+from fl_queue.cli.completion import run_argument
+from fl_queue.cli.options import Deployment, baseline_option, connection_options, json_option
+from fl_queue.cli.output import print_json, print_line
 from fl_queue.coordinator.rounds import runs
-from fl_queue.errors import DataError
-from fl_queue.reporting import baselines as baselines
-from fl_queue.reporting import comparison, progress, rich_console
+from fl_queue.reporting import baselines, comparison, rich_console
 from fl_queue.reporting.rich_console import Console, Table
 
-#: Columns of a table that goes to a file or a pipe.
-_WIDE = 200
+#: Columns of a table that is written to a file or a pipe.
+_FILE_WIDTH = 200
+
+
+def metric_option(command: Any) -> Any:
+    """Add ``--metric``; the command gets it as ``metric``."""
+    return click.option(
+        "--metric",
+        default="",
+        help="Metric to compare. Default: accuracy, or loss where no run has one.",
+    )(command)
 
 
 @click.command("compare")
 @run_argument("names", metavar="RUN...", nargs=-1, required=True)
-@click.option(
-    "--metric",
-    default="",
-    help="Of the central test, else of the clients' validation. Default: accuracy, or loss where no run has one.",
-)
+@metric_option
 @baseline_option
 @json_option
 @connection_options
 def compare_command(
-    where: Where,
+    deployment: Deployment,
     names: tuple[str, ...],
     metric: str,
     baseline: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """
-    Runs side by side: how good, how long, and the config fields in which they differ.
+    Show runs side by side: metric, time, different settings.
 
-    Runs that differ in run.seed alone also get their mean and spread. Files of `fl-queue baseline`
-    are shown as runs are: of clients alone, the mean.
+    Values are from the central test set, else from the clients' validation. Runs that differ in
+    run.seed alone also get their mean and standard deviation. A file of `fl-queue baseline` is one
+    more row: the mean of its models.
     """
     beside = [baselines.read(path) for path in baseline]
-    store = where.open_control()
+    store = deployment.open_control()
     states = [runs.find_run(store, name) for name in dict.fromkeys(names)]
     metric = comparison.metric_of(store, states, metric)
     show_comparison(comparison.compare(store, states, metric, beside), metric, as_json)
@@ -70,15 +59,15 @@ def show_comparison(
     rows: list[comparison.ComparedRun], metric: str, as_json: bool, **more: Any
 ) -> None:
     """
-    Write runs side by side on standard output.
+    Print runs side by side.
 
     Args:
         rows: One or more.
-        more: What else the JSON document says.
+        more: Additional keys of the JSON document.
     """
     sweeps = comparison.sweeps(rows)
     if as_json:
-        write_json(
+        print_json(
             {
                 "metric": metric,
                 "runs": [asdict(row) for row in rows],
@@ -90,20 +79,22 @@ def show_comparison(
     wide_console().print(_table(rows, metric))
     for sweep in sweeps:
         common = ", ".join(f"{field} = {value}" for field, value in sweep.settings.items())
-        say(
+        print_line(
             f"{f'{common}: ' if common else ''}{', '.join(sweep.runs)} differ in run.seed alone: "
             f"{metric} {sweep.mean:.4f} ± {sweep.deviation:.4f}, best {sweep.best_mean:.4f} ± "
             f"{sweep.best_deviation:.4f}"
         )
     for row in rows:
         if row.spread:
-            say(f"{row.name}: {metric} {row.spread}")
+            print_line(f"{row.name}: {metric} {row.spread}")
 
 
 def wide_console() -> Console:
-    """As wide as the terminal; wide where there is none, so that nothing is cut off in a file."""
+    """Make a console as wide as the terminal; wide in a file, so that no cell is cut off."""
     console = rich_console.console()
-    return console if console.is_terminal else rich_console.console(width=max(console.width, _WIDE))
+    if console.is_terminal:
+        return console
+    return rich_console.console(width=max(console.width, _FILE_WIDTH))
 
 
 def _table(rows: list[comparison.ComparedRun], metric: str) -> Table:
@@ -132,76 +123,3 @@ def _cell(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-@click.command("try-task")
-@config_argument(metavar="CONFIG")
-@click.option("--data", default="", help="Folder of data; wins over data.dir of the config.")
-@device_options
-@click.option(
-    "--max-examples", default=0, type=click.IntRange(min=0), help="As for a client's worker."
-)
-@click.option(
-    "--show-update",
-    is_flag=True,
-    help="Show everything that would leave a site: each field of the header, each tensor.",
-)
-@set_option()
-@json_option
-def try_task(
-    config: str,
-    data: str,
-    device: str,
-    threads: int,
-    max_examples: int,
-    show_update: bool,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """
-    Train one local round of CONFIG here, without Redis: its time, memory and update size.
-
-    As the first client, with the code of a client's worker. A task of your own is imported from the
-    current folder. The update is packed, read back and judged as in a run; nothing is sent. Exits
-    with 3 when a run would not accept the model or the update, or could not be judged by run.select
-    or run.stop_when.
-    """
-    loaded = configs.load(config, overrides)
-    metric_choice.check_config(loaded)
-    folder = data_folder(data)
-    from fl_queue.experiments import trial  # torch
-
-    def tell(number: int, count: int, found: Mapping[str, float]) -> None:
-        say(f"epoch {number} of {count}: {progress.describe_metrics(found)}", err=True)
-
-    done = trial.try_task(loaded, folder, device, threads, tell, max_examples, show_update)
-    if as_json:
-        write_json(asdict(done))
-    else:
-        for name, words in _told(asdict(done)).items():
-            say(f"{name:12} {words}")
-        for line in disclosure.format_update(done.leaves) if done.leaves else ():
-            say(line)
-    if done.problem:
-        raise DataError("update", done.problem)
-
-
-def _told(done: Mapping[str, Any]) -> dict[str, str]:
-    told = "{client}: {num_examples} examples, {num_validation} to validate"
-    if not done["num_validation"]:
-        told += ", so no metrics; raise data.validation_fraction, or give more data"
-    frozen = " ({frozen:,} of them frozen)" if done["frozen"] else ""
-    size = "{parameters:,} numbers" + frozen + ", {model_bytes:,} bytes"
-    largest = "{update_bytes:,} bytes; largest value {largest:.3g}, limit {limit:g}"
-    if done["unused"]:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(done["unused"].items()))
-        told += f"; not read: {found.replace('{', '{{').replace('}', '}}')}"
-    return {
-        "data": told.format(**done),
-        "model": size.format(**done),
-        "update": largest.format(**done),
-        "time": "{data_s:.1f} s to begin, {train_s:.1f} s of training".format(**done),
-        "memory": "{peak_bytes:,} bytes at most, torch included".format(**done),
-        "before": progress.describe_metrics(done["base"]),
-        "after": progress.describe_metrics(done["trained"]),
-    } | ({"logged": progress.describe_metrics(done["logged"])} if done["logged"] else {})

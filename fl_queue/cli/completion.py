@@ -1,7 +1,7 @@
 """
-What a shell is told when somebody presses TAB: the script for it, names of runs, configs.
+Shell completion: ``fl-queue completion``, and the arguments that complete names of runs and configs.
 
-Completing never complains: without a Redis there are no names.
+Completion prints no errors: without a Redis there are no names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from click.core import Parameter
 from click.shell_completion import CompletionItem, get_completion_class
 
-from fl_queue.cli.options import Where
+from fl_queue.cli.options import Deployment
 from fl_queue.errors import FLQueueError
 
 SHELLS = ("bash", "zsh")
@@ -23,10 +23,12 @@ _PROGRAM, _VARIABLE = "fl-queue", "_FL_QUEUE_COMPLETE"
 
 
 @click.command("completion")
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """
-    Print the script that completes commands, options, RUNs and CONFIGs in your shell.
+    Print the script for TAB completion in your shell.
+
+    SHELL is bash or zsh. Commands, options, names of runs, and configs are completed.
 
     For bash: `fl-queue completion bash > ~/.local/share/bash-completion/completions/fl-queue`; for
     zsh: `fl-queue completion zsh > FOLDER/_fl-queue`, with a FOLDER of your fpath.
@@ -38,12 +40,12 @@ def completion(shell: str) -> None:
 
 
 def run_argument(name: str = "run", **options: Any) -> Callable[[Any], Any]:
-    """``click.argument`` of a run's name, which is completed."""
+    """Add an argument that completes names of runs. Args: ``options``: of ``click.argument``."""
     return click.argument(name, shell_complete=_runs, **options)
 
 
 def config_argument(**options: Any) -> Callable[[Any], Any]:
-    """``click.argument`` of a config, a shipped one by name or a TOML file, which is completed."""
+    """Add an argument that completes shipped configs and TOML files. Args: ``options``: of ``click.argument``."""
     return click.argument("config", shell_complete=_configs, **options)
 
 
@@ -51,7 +53,7 @@ def _runs(context: click.Context, parameter: Parameter, begun: str) -> list[Comp
     given = context.params
     names: list[str] = []
     with contextlib.suppress(FLQueueError):
-        store = Where.of(
+        store = Deployment.of(
             given.get("redis_url") or "", given.get("blob_url") or "", given.get("state_dir")
         ).open_control()
         names = sorted(store.control.runs.names())
@@ -67,9 +69,9 @@ def _configs(context: click.Context, parameter: Parameter, begun: str) -> list[C
         files = sorted(str(path) for path in folder.glob("*.toml"))
         if found := _beginning_with(begun, [*run_config.preset_names(), *files]):
             return found
-    return [CompletionItem(begun, type="file")]  # The shell's own: a folder on the way to one.
+    return [CompletionItem(begun, type="file")]  # The shell completes folders.
 
 
 def _beginning_with(begun: str, names: list[str]) -> list[CompletionItem]:
-    # Names that a terminal would obey are no run's, whoever wrote them.
+    # A client can write other names to Redis; control characters must not reach the terminal.
     return [CompletionItem(name) for name in names if name.startswith(begun) and name.isprintable()]

@@ -1,6 +1,4 @@
-"""
-The command that writes something to begin with: ``new``.
-"""
+"""``fl-queue new``."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from pathlib import Path
 import click
 
 from fl_queue.cli import starter
-from fl_queue.cli.options import say
+from fl_queue.cli.options import json_option
+from fl_queue.cli.output import print_result, warn
 
 
 @click.command("new")
@@ -18,18 +17,17 @@ from fl_queue.cli.options import say
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Folder to make. Default: NAME, here.",
+    help="Folder to create. Default: NAME, in the current folder.",
 )
-def new(name: str, into: Path | None) -> None:
+@json_option
+def new(name: str, into: Path | None, as_json: bool) -> None:
     """
-    Write a small task of your own that runs at once: code, config, test, README.
+    Write a small task of your own: code, config, test, README.
 
-    A function that returns a model and its data, to be changed into yours. Nothing is overwritten.
+    The task is a function that returns a model and its data. It runs as it is; change it into yours.
+    No existing file is overwritten.
     """
     folder = into or Path(name)
-    for file in starter.write(name, folder):
-        say(str(file))
-    say(
-        f"Next: cd {folder}; fl-queue try-task {name}.toml; fl-queue start-round {name}.toml",
-        err=True,
-    )
+    written = [str(file) for file in starter.write(name, folder)]
+    print_result(as_json, {"files": written}, written)
+    warn(f"Next: cd {folder}; fl-queue try-task {name}.toml; fl-queue start-round {name}.toml")

@@ -1,6 +1,4 @@
-"""
-The command that looks at data: what a partition gives to each client.
-"""
+"""``fl-queue partition``."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from pathlib import Path
 import click
 
 from fl_queue.cli.completion import config_argument
-from fl_queue.cli.options import json_option, output_option, say, set_option, write_json
+from fl_queue.cli.options import json_option, output_option, set_option
+from fl_queue.cli.output import print_json, warn
 from fl_queue.config import run_config as configs
 from fl_queue.experiments import partition_preview
 from fl_queue.reporting import rich_console
@@ -19,15 +18,18 @@ from fl_queue.reporting import rich_console
 @config_argument(required=False)
 @set_option()
 @click.option(
-    "--data", type=click.Path(file_okay=False, path_type=Path), help="Data folder; over data.dir."
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Data folder. Default: data.dir of the config.",
 )
 @click.option(
     "--clients",
     type=click.IntRange(min=1),
     default=None,
-    help="How many clients there will be, where the config does not say.",
+    help="Number of clients, if the config does not have it.",
 )
-@output_option("Also draw it (PNG, SVG).", required=False)
+@output_option("Also draw it, as PNG or SVG.", required=False)
 @json_option
 def partition_command(
     config: str | None,
@@ -37,19 +39,23 @@ def partition_command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what data.partition of CONFIG gives to each client: examples, labels, skew."""
+    """
+    Show each client's share of the data: examples, labels, skew.
+
+    The shares are those of data.partition of CONFIG.
+    """
     loaded = configs.load(config, overrides)
     found = partition_preview.preview_partition(
         loaded, str(data.absolute()) if data else "", clients or 0
     )
     if as_json:
-        write_json(partition_preview.to_json(found))
+        print_json(partition_preview.to_json(found))
     else:
         console = rich_console.console()
-        # Numbers that are cut off say nothing; a narrow terminal wraps them.
+        # A narrow terminal wraps the lines; a narrower table would cut numbers off.
         console.width = max(console.width, 120)
         console.print(partition_preview.table(found))
     if output:
         title = f"{config or 'defaults'}: {found.partition}, {len(found.portions)} shares"
         partition_preview.plot(output, found, title)
-        say(str(output), err=True)
+        warn(str(output))

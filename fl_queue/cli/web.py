@@ -1,89 +1,112 @@
-"""
-The command that serves: ``web``.
-"""
+"""``fl-queue web``."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from fl_queue.cli.options import Where, complain, connection_options, say, signing_option
+from fl_queue.cli.options import (
+    Deployment,
+    collect,
+    connection_options,
+    file_option,
+    signing_option,
+)
+from fl_queue.cli.output import print_line, warn
 from fl_queue.common.extras import how_to_install
 from fl_queue.errors import ConfigError
 
 _TOKEN_VARIABLE = "FLQ_WEB_TOKEN"
-_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class _Listen:
+    """Where the page is served."""
+
+    host: str
+    port: int
+    uds: Path | None
+    uds_mode: str
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Which browsers are let in."""
+
+    hosts: tuple[str, ...]
+    token_file: Path | None
+    read_token_file: Path | None
+    no_token: bool
 
 
 @click.command("web")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option(
-    "--port",
-    default=5000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    help="Port to bind; 0: a free one.",
-)
-@click.option(
-    "--uds", type=_file, metavar="PATH", help="Unix socket to bind, for a proxy on this machine."
-)
-@click.option(
-    "--uds-mode",
-    type=click.Choice(["0600", "0660"]),
-    default="0600",
-    show_default=True,
-    help="Who may connect to --uds: this user, or its group, too.",
+@collect(
+    "listen",
+    _Listen,
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind."),
+    click.option(
+        "--port",
+        default=5000,
+        show_default=True,
+        type=click.IntRange(0, 65535),
+        help="Port to bind; 0: a free one.",
+    ),
+    click.option(
+        "--uds",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="PATH",
+        help="Unix socket to bind, for a proxy on this machine.",
+    ),
+    click.option(
+        "--uds-mode",
+        type=click.Choice(["0600", "0660"]),
+        default="0600",
+        show_default=True,
+        help="Who may connect to --uds: this user, or also its group.",
+    ),
 )
 @click.option(
     "--configs",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of TOML files that can be launched, besides the shipped ones.",
+    help="Folder of TOML files that can be started, in addition to the shipped ones.",
 )
-@click.option(
-    "--allow-host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    help="Name that browsers may call this server by, that of a proxy, say; may be repeated.",
-)
-@click.option(
-    "--token-file",
-    type=_file,
-    help=f"File with the token, which only you can read. Default: {_TOKEN_VARIABLE}; else one is made and printed.",
-)
-@click.option(
-    "--read-token-file",
-    type=_file,
-    help="File with a second token, which can read, and neither change nor download models.",
-)
-@click.option(
-    "--no-token",
-    is_flag=True,
-    help="Let every user of this machine in. Only on loopback or --uds, and without --allow-host.",
+@collect(
+    "access",
+    _Access,
+    click.option(
+        "--allow-host",
+        "hosts",
+        multiple=True,
+        metavar="NAME",
+        help="Host name that browsers use for this server, such as that of a proxy; may be repeated.",
+    ),
+    file_option(
+        "--token-file",
+        help=f"File with the token, readable by you alone. Default: {_TOKEN_VARIABLE}, else a new one is printed.",
+    ),
+    file_option(
+        "--read-token-file",
+        help="File with a second token, which can neither change runs nor download models.",
+    ),
+    click.option(
+        "--no-token",
+        is_flag=True,
+        help="Let every user of this machine in. On loopback or --uds alone, and without --allow-host.",
+    ),
 )
 @connection_options
 @signing_option
-def web(
-    where: Where,
-    host: str,
-    port: int,
-    uds: Path | None,
-    uds_mode: str,
-    configs: Path | None,
-    hosts: tuple[str, ...],
-    token_file: Path | None,
-    read_token_file: Path | None,
-    no_token: bool,
-) -> None:
+def web(deployment: Deployment, listen: _Listen, configs: Path | None, access: _Access) -> None:
     """
-    Serve the page that shows and steers runs, and the JSON API.
+    Serve the web page and the JSON API.
 
-    Needs the extra web. It holds no state, and stays through outages of Redis. Open the link that it
-    prints: the token in it is asked for once in each browser. A second link is for who may only look.
+    Needs the extra web. It has no state of its own, and stays up during outages of Redis. Open the link
+    that is printed; each browser is asked for the token once. The second link is read-only.
     """
     try:
         from fl_queue.web.access import Access
@@ -94,42 +117,48 @@ def web(
         reason = f"needs {exc.name}; {how_to_install('web')}"
         raise ConfigError("web", reason) from exc
 
-    place = ServerSettings(host, port, uds, int(uds_mode, 8))
-    token, read_token, printed = _tokens(token_file, read_token_file, no_token)
-    if no_token and hosts:
-        raise ConfigError("--no-token", "goes without --allow-host: a proxy lets others in")
-    if no_token and not place.is_private:
-        reason = f"goes without --host {host}: other machines reach it; leave it out"
-        raise ConfigError("--no-token", reason)
-    if not place.is_private:
-        complain(
-            "Note: this is plain HTTP, so whoever is on the network between can read the token; "
-            "docs/reference/web.md shows a proxy with TLS."
-        )
+    settings = ServerSettings(listen.host, listen.port, listen.uds, int(listen.uds_mode, 8))
+    token, read_token, printed = _tokens(access)
+    _check_exposure(access, settings.is_private, listen.host)
 
-    # uvicorn sends itself the signal again when it has ended; a socket file must go before this does.
+    # uvicorn repeats the signal to itself after its shutdown; the socket file must be removed before.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-    def tell(line: str) -> None:
-        say(line)
+    def print_now(line: str) -> None:
+        print_line(line)
         sys.stdout.flush()
 
-    access = Access(token, frozenset(hosts), read_token)
     serve(
-        Connection(where.open_control, where.state_dir),
-        place,
+        Connection(deployment.open_control, deployment.state_dir),
+        settings,
         Configs(configs),
-        access,
+        Access(token, frozenset(access.hosts), read_token),
         printed,
-        tell,
+        print_now,
     )
 
 
-def _tokens(
-    file: Path | None, read_file: Path | None, no_token: bool
-) -> tuple[str, str, list[str]]:
+def _check_exposure(access: _Access, is_private: bool, host: str) -> None:
+    """Refuse an open page on a network; warn of plain HTTP. Raises ConfigError."""
+    if access.no_token and access.hosts:
+        reason = "cannot be used with --allow-host: a proxy lets other machines in"
+        raise ConfigError("--no-token", reason)
+    if access.no_token and not is_private:
+        reason = f"cannot be used with --host {host}: other machines reach it; leave it out"
+        raise ConfigError("--no-token", reason)
+    if not is_private:
+        warn(
+            "Note: this is plain HTTP, so the token can be read on the network; docs/reference/web.md shows "
+            "a proxy with TLS."
+        )
+
+
+def _tokens(access: _Access) -> tuple[str, str, list[str]]:
     """
-    The token, that to read only, and those that were made here.
+    Read or make the tokens.
+
+    Returns:
+        The token, the read-only token, and the new ones among them, which are printed.
 
     Raises:
         ConfigError: A token cannot be used, or options contradict each other.
@@ -137,20 +166,25 @@ def _tokens(
     from fl_queue.web import tokens
 
     given = os.environ.get(_TOKEN_VARIABLE, "").strip()
-    if no_token:
+    if access.no_token:
         for option, is_given in (
-            ("--token-file", file),
-            ("--read-token-file", read_file),
+            ("--token-file", access.token_file),
+            ("--read-token-file", access.read_token_file),
             (_TOKEN_VARIABLE, given),
         ):
             if is_given:
-                raise ConfigError("--no-token", f"goes without {option}")
+                raise ConfigError("--no-token", f"cannot be used with {option}")
         return "", "", []
-    read_token = tokens.read("--read-token-file", read_file) if read_file else ""
-    if file is None and not given:
+    read_token = ""
+    if access.read_token_file:
+        read_token = tokens.read("--read-token-file", access.read_token_file)
+    if access.token_file is None and not given:
         made = [tokens.made(), *([] if read_token else [tokens.made()])]
         return made[0], read_token or made[1], made
-    token = tokens.read("--token-file", file) if file else tokens.checked(_TOKEN_VARIABLE, given)
+    if access.token_file:
+        token = tokens.read("--token-file", access.token_file)
+    else:
+        token = tokens.checked(_TOKEN_VARIABLE, given)
     if token == read_token:
         raise ConfigError("--read-token-file", "has the same token as --token-file")
     return token, read_token, []

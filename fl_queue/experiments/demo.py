@@ -1,6 +1,4 @@
-"""
-``fl-queue demo``: a whole federation on this machine, as separate processes, for one run.
-"""
+"""``fl-queue demo``: a federation of separate processes on this machine, for one run."""
 
 from __future__ import annotations
 
@@ -8,24 +6,45 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common import escaping
 from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching, local_workers
 from fl_queue.experiments.local_workers import LocalWorker
 from fl_queue.models import selection
-from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers
 from fl_queue.reporting import model_export, progress, rich_console, rounds_table
+from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.store import Store
 from fl_queue.store.embedded import server_pair
 
 RUN = "demo"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """
+    Files that a demo has written.
+
+    Args:
+        run: Name of the run.
+        version: Number of the model version.
+        digest: BLAKE3 of its tensors, hexadecimal.
+        model: The model, as safetensors.
+        plot: Accuracy and loss by version; empty without matplotlib.
+        no_plot: Why there is no plot; empty if there is one.
+    """
+
+    run: str
+    version: int
+    digest: str
+    model: str
+    plot: str
+    no_plot: str
 
 
 def run(
@@ -33,16 +52,18 @@ def run(
     count: int,
     output: Path,
     overrides: tuple[str, ...],
-    cli_line: Callable[[str], str],
-) -> None:
+    redis_cli: Callable[[str], str],
+    show_table: bool = True,
+) -> DemoResult:
     """
-    Start everything, train, export, plot, and stop everything.
+    Start servers and workers, train, export and plot the model, and stop all processes.
 
     Args:
         clients: Client workers, and the cohort.
         count: Rounds to commit.
         output: Folder for the model, the plot and the logs; made when missing.
-        cli_line: URL -> the redis-cli command into that server.
+        redis_cli: URL -> the redis-cli command for that server.
+        show_table: Whether to print the rounds as a table.
 
     Raises:
         RunFailed: The run failed.
@@ -55,7 +76,7 @@ def run(
     try:
         with server_pair.start(state_dir) as redis, ExitStack() as started:
             console.print(
-                f"look inside with: {cli_line(redis.url)}", highlight=False, soft_wrap=True
+                f"look inside with: {redis_cli(redis.url)}", highlight=False, soft_wrap=True
             )
             store = Store.open(redis.url, redis.blob_url, state_dir)
             wanted = _workers(redis, clients, loaded)
@@ -64,35 +85,33 @@ def run(
             lifecycle.advance(store, state.run_id)
             progress.follow(store, state.run_id, console, since="0-0")
             progress.await_evaluations(store, state.run_id, console)
-            _finish(store, state.run_id, output, state_dir)
+            if show_table:
+                progress.print_table(store, state.run_id)
+            return _write_files(store, state.run_id, output, state_dir)
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)
 
 
-def _finish(store: Store, run_id: str, output: Path, state_dir: Path) -> None:
-    progress.print_table(store, run_id)
+def _write_files(store: Store, run_id: str, output: Path, state_dir: Path) -> DemoResult:
     state = runs.find_run(store, run_id)
     if state.state == "failed" or state.version is None:
         raise RunFailed(state.name, f"failed: {state.reason}")
-    config = runs.current_config(store, run_id)
-    models = ModelStore(store, run_id, config.redis["chunk_bytes"], state_dir)
-    model = output / "model.safetensors"
-    model_export.export_version(models, state, config, state.version, model)
-    print(f"model: {model}")
+    model, curve = output / "model.safetensors", output / "curve.png"
+    done = model_export.export_version(store, state, state_dir, ExportRequest(model))
+    plot, no_plot = str(curve), ""
     try:
-        curve = output / "curve.png"
         rounds_table.plot(
             curve, store.control.history.records(run_id), selection.test_metrics(store, run_id)
         )
-        print(f"plot:  {curve}")
-    except ConfigError as exc:
-        print(f"no plot: {escaping.line(exc.reason)}")
+    except ConfigError as exc:  # matplotlib is an extra.
+        plot, no_plot = "", exc.reason
+    return DemoResult(state.name, done.version, done.digest, str(model), plot, no_plot)
 
 
 def _workers(
     redis: server_pair.EmbeddedRedis, clients: int, loaded: run_config.RunConfig
 ) -> dict[str, LocalWorker]:
-    """What the demo starts, by name."""
+    """Choose the workers of the demo. Returns: name -> worker."""
     base = launching.with_data(WorkerSettings(redis.url, redis.blob_url, redis.state_dir), [loaded])
     sites = [f"site-{number}" for number in range(1, clients + 1)]
     roles = {

@@ -1,65 +1,135 @@
 """
-A run's version as a file that other tools read: safetensors, a torch state dict, an ONNX graph.
+Write a model version of a run to a file: safetensors, torch state dict or ONNX graph.
 
-safetensors needs no torch, which is imported for the other two.
+torch is imported for the last two alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fl_queue.config.run_config import RunConfig
-from fl_queue.models import checkpoint
+from fl_queue.coordinator.rounds import runs
+from fl_queue.errors import ConfigError
+from fl_queue.models import checkpoint, selection
 from fl_queue.models.model_store import ModelStore
-from fl_queue.store import RunState
+from fl_queue.protocol.manifest import Manifest
+from fl_queue.store import RunState, Store
 
-#: Kinds of files that a version can be exported as.
-FORMATS = ("safetensors", "torch", "onnx")
-_SUFFIXES = {".onnx": "onnx", ".pt": "torch", ".pth": "torch"}
+#: Formats of the file.
+SAFETENSORS, TORCH, ONNX = FORMATS = ("safetensors", "torch", "onnx")
+_SUFFIXES = {".onnx": ONNX, ".pt": TORCH, ".pth": TORCH}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """
+    Which version is written, and how.
+
+    Args:
+        path: File to write.
+        version: Its number; None: the newest.
+        best: The version that ``run.select`` names, instead.
+        kind: ``safetensors``, ``torch`` or ``onnx``; empty: by the suffix of the file.
+        allow: Tasks of your own (``module:name``) that may be imported, for ``onnx``.
+        data_dir: Data folder of the task, for ``onnx``.
+    """
+
+    path: Path
+    version: int | None = None
+    best: bool = False
+    kind: str = ""
+    allow: Sequence[str] = ()
+    data_dir: str = ""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """
+    A version that was written to a file.
+
+    Args:
+        version: Its number.
+        digest: BLAKE3 of its tensors, hexadecimal.
+        kind: Format of the file.
+        config: The run's newest config.
+    """
+
+    version: int
+    digest: str
+    kind: str
+    config: RunConfig
 
 
 def format_of(path: Path) -> str:
-    """One of ``FORMATS``, by the suffix of a file; safetensors unless it is that of another."""
-    return _SUFFIXES.get(path.suffix.lower(), "safetensors")
+    """Choose a format by the suffix of a file: ``.pt``, ``.pth``, ``.onnx``, else safetensors."""
+    return _SUFFIXES.get(path.suffix.lower(), SAFETENSORS)
+
+
+def models_of(store: Store, run_id: str, state_dir: Path) -> ModelStore:
+    """Open the versions of a run, by its newest config. Raises UnknownRun."""
+    config = runs.current_config(store, run_id)
+    return ModelStore(store, run_id, config.redis["chunk_bytes"], state_dir)
+
+
+def version_of(store: Store, state: RunState, version: int | None, best: bool) -> int:
+    """
+    Find the number of the best, a named or the newest version.
+
+    Raises:
+        ConfigError: ``best`` and a number are given.
+        RunStateError: There is no version yet, or none has been tested.
+    """
+    if best and version is not None:
+        raise ConfigError("best", "cannot be used with a version; leave one of them out")
+    config = runs.current_config(store, state.run_id)
+    return selection.chosen_version(store, state, config, version, best)
 
 
 def export_version(
-    models: ModelStore,
-    state: RunState,
-    config: RunConfig,
-    version: int,
-    path: Path,
-    kind: str = "safetensors",
-    allow: Sequence[str] = (),
-    data_dir: str = "",
-) -> str:
+    store: Store, state: RunState, state_dir: Path, request: ExportRequest
+) -> ExportedModel:
     """
-    Write a version to a file; returns its digest.
+    Write a version to a file.
 
     Args:
-        models: The run's versions.
-        config: The run's.
-        kind: One of ``FORMATS``.
-        allow, data_dir: As for ``tasks.export.load``; for onnx.
+        state_dir: Folder of this machine's state, which may have the checkpoint.
 
     Raises:
-        UnknownVersion: As ``ModelStore.load_version``.
+        ConfigError: ``best`` and a version are given; or as ``export.write_onnx``.
+        RunStateError: There is no version yet, or none has been tested.
+        UnknownVersion: There is no such version, or its content is gone.
         CheckpointError: As ``checkpoint.export``.
-        ConfigError, DataError, ModelMismatch: As ``export.write_torch`` and ``export.write_onnx``.
+        DataError, ModelMismatch: As ``export.write_torch`` and ``export.write_onnx``.
     """
-    manifest, body = models.load_version(version)
-    digest = str(models.store.control.versions.all(state.run_id)[version]["digest"])
-    named = {"run": state.name, "version": str(version)}
-    if kind == "safetensors":
-        checkpoint.export(body, manifest, path, {**named, "digest": digest})
-        return digest
+    config = runs.current_config(store, state.run_id)
+    version = version_of(store, state, request.version, request.best)
+    kind = request.kind or format_of(request.path)
+    manifest, body = models_of(store, state.run_id, state_dir).load_version(version)
+    digest = str(store.control.versions.all(state.run_id)[version]["digest"])
+    metadata = {"run": state.name, "version": str(version), "digest": digest}
+    if kind == SAFETENSORS:
+        checkpoint.export(body, manifest, request.path, metadata)
+    else:
+        metadata["task"] = config.run["task"]
+        _write_with_torch(request, kind, config, manifest, body, metadata)
+    return ExportedModel(version, digest, kind, config)
+
+
+def _write_with_torch(
+    request: ExportRequest,
+    kind: str,
+    config: RunConfig,
+    manifest: Manifest,
+    body: bytearray,
+    metadata: Mapping[str, str],
+) -> None:
     from fl_queue.tasks import export  # torch
 
-    if kind == "torch":
-        export.write_torch(path, manifest, body)
-        return digest
-    task = export.load(config, allow, data_dir)
-    metadata = {**named, "task": config.run["task"], "digest": digest}
-    export.write_onnx(path, task, manifest, body, metadata, data_dir)
-    return digest
+    if kind == TORCH:
+        export.write_torch(request.path, manifest, body)
+        return
+    task = export.load(config, request.allow, request.data_dir)
+    export.write_onnx(request.path, task, manifest, body, metadata, request.data_dir)

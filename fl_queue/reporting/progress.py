@@ -330,11 +330,7 @@ def _stream_id(unix_s: float) -> str:
 
 def print_table(store: Store, run: str) -> None:
     """The table of a run's rounds, on standard output."""
-    tested = selection.test_metrics(store, run)
-    rows = rounds_table.rows(
-        store.control.history.records(run), tested, store.control.receipts.late_counts(run)
-    )
-    rich_console.console().print(rounds_table.table(rows))
+    rich_console.console().print(rounds_table.table(rounds_table.rounds_of(store, run)))
 
 
 def describe(event: Event) -> str:

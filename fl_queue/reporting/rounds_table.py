@@ -1,8 +1,8 @@
 """
-A run's history as rows, tables and a plot. No Redis here: the caller has read the records.
+A run's history as rows, tables and a plot: one row for each training round.
 
-Rounds are rows. What a round made is judged by the central test of its version, and until that is
-known by the clients' validation of it, which comes with the round (or the closing evaluation) that
+A row has the metrics of the version that its round made: those of the central test, and until they are
+known those of the clients' validation. The latter come with the round (or the closing evaluation) that
 had this version as its base.
 """
 
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.errors import DataError
+from fl_queue.models import selection
 from fl_queue.protocol.records import Outcome, RoundRecord
 from fl_queue.reporting import plotting, rich_console
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.reporting.rich_console import Table, Text
+from fl_queue.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +88,12 @@ class RoundRow:
     training: Mapping[str, float] = field(default_factory=dict)
     clients: int | None = None
     examples: int | None = None
+
+
+def rounds_of(store: Store, run: str) -> list[RoundRow]:
+    """Read a run's training rounds from the control server. Args: ``run``: run id."""
+    records, tested = store.control.history.records(run), selection.test_metrics(store, run)
+    return rows(records, tested, store.control.receipts.late_counts(run))
 
 
 def rows(

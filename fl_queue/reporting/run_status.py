@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from fl_queue.common.spelling import nearest
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import MessageError, RunStateError
-from fl_queue.models import selection
 from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt
 from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.reporting.diagnosis import DiagnosisContext
@@ -211,11 +210,11 @@ def _doing(last: dict[str, Any] | None) -> str:
 
 def history(store: Store, run: str) -> dict[str, list[dict[str, Any]]]:
     """A run's rounds as rows (``rounds``), and the full records (``records``)."""
-    records = store.control.history.records(run)
-    rows = rounds_table.rows(
-        records, selection.test_metrics(store, run), store.control.receipts.late_counts(run)
-    )
-    return {"rounds": rounds_table.to_json(rows), "records": [asdict(record) for record in records]}
+    rows = rounds_table.to_json(rounds_table.rounds_of(store, run))
+    return {
+        "rounds": rows,
+        "records": [asdict(record) for record in store.control.history.records(run)],
+    }
 
 
 def event_record(entry: str, event: dict[str, Any]) -> dict[str, Any]:

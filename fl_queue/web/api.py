@@ -32,10 +32,9 @@ from fl_queue.errors import (
     UnknownRun,
     UnknownVersion,
 )
-from fl_queue.models import selection
-from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import model_export, rounds_table, run_status
+from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.reporting.rounds_table import RoundRow
 from fl_queue.reporting.run_status import ClientStatus, RunStatus
 from fl_queue.store import keyspace
@@ -288,11 +287,7 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
         """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
         with connection.store() as store:
             state = runs.find_run(store, run)
-            rows = rounds_table.rows(
-                store.control.history.records(state.run_id),
-                selection.test_metrics(store, state.run_id),
-                store.control.receipts.late_counts(state.run_id),
-            )
+            rows = rounds_table.rounds_of(store, state.run_id)
         attached = {
             "Content-Disposition": f'attachment; filename="{escaping.file_name(state.name)}-history.csv"'
         }
@@ -312,12 +307,14 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
         best: bool = False,
     ) -> FileResponse:
         """A model version (the newest, a numbered or the best one): `fl-queue export RUN`."""
-        if best and version is not None:
-            raise ConfigError("best", "goes without version")
         folder = TemporaryDirectory(prefix="fl-queue-web-")
         try:
             with connection.store() as store:
-                path = _export(store, connection, run, version, best, Path(folder.name))
+                state = runs.find_run(store, run)
+                number = model_export.version_of(store, state, version, best)
+                path = below(Path(folder.name), f"{state.name}-{number}.safetensors")
+                request = ExportRequest(path, number, kind=model_export.SAFETENSORS)
+                model_export.export_version(store, state, connection.state_dir, request)
         except BaseException:
             folder.cleanup()
             raise
@@ -325,18 +322,6 @@ def _add_files(made: APIRouter, connection: Connection) -> None:
             path, filename=path.name, background=BackgroundTask(folder.cleanup),
             media_type="application/octet-stream",
         )  # fmt: skip
-
-
-def _export(
-    store: Any, connection: Connection, run: str, version: int | None, best: bool, folder: Path
-) -> Path:
-    state = runs.find_run(store, run)
-    config = runs.current_config(store, state.run_id)
-    chosen = selection.chosen_version(store, state, config, version, best)
-    path = below(folder, f"{state.name}-{chosen}.safetensors")
-    models = ModelStore(store, state.run_id, config.redis["chunk_bytes"], connection.state_dir)
-    model_export.export_version(models, state, config, chosen, path)
-    return path
 
 
 def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> None:

@@ -13,14 +13,19 @@ import pytest
 
 from fl_queue import errors
 from fl_queue.cli import COMMANDS, cli
+from fl_queue.cli.groups import LazyGroup
 from fl_queue.config import rendering, run_config
 from fl_queue.store import keyspace
+from scripts import commands_reference
 from tests.support.checkout import ROOT
 
 
 def test_rendered_files_are_fresh() -> None:
     assert (ROOT / "config/default.toml").read_text() == rendering.render_defaults()
     assert (ROOT / "docs/reference/config.md").read_text() == rendering.render_reference()
+    commands = (ROOT / "docs/reference/cli.md").read_text()
+    assert commands_reference.render() in commands
+    assert commands == commands_reference.replaced(commands)
 
 
 @pytest.mark.parametrize("name", run_config.preset_names())
@@ -179,10 +184,12 @@ def test_fl_queue_never_imports_workers() -> None:
 
 
 def test_the_lines_of_help_are_those_of_the_commands() -> None:
-    for name, (_, line) in COMMANDS.items():
+    assert isinstance(cli, LazyGroup)
+    for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        assert command.get_short_help_str(limit=200) == line
+        assert cli.summary(name) == command.get_short_help_str(limit=200)
+        assert 20 < len(cli.summary(name)) <= 65  # One line of a terminal of 80 columns.
 
 
 def test_help_imports_no_command() -> None:

@@ -90,7 +90,7 @@ def test_the_model_is_a_state_dict_that_the_task_loads(run: Run, tmp_path: Path)
         row["digest"] for row in run.history()
     }
     assert set(load_file(tmp_path / "m.safetensors")) == set(newest)
-    with pytest.raises(ConfigError, match="goes without a version"):
+    with pytest.raises(ConfigError, match="cannot be used with a version"):
         run.model(1, best=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.cli.start import cli_line
+from fl_queue.cli.redis import redis_cli_command
 from fl_queue.coordinator.operations import controls, verification
 from fl_queue.models import selection
 from fl_queue.protocol import message
@@ -277,8 +277,8 @@ def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list
     federation.finish(run)
     wait_for("version 0", lambda: 0 in selection.test_metrics(federation.store, run))
     environment = {"PATH": os.environ["PATH"]}
-    environment["CONTROL"] = cli_line(federation.redis.url)
-    environment["DATA"] = cli_line(federation.redis.blob_url)
+    environment["CONTROL"] = redis_cli_command(federation.redis.url)
+    environment["DATA"] = redis_cli_command(federation.redis.blob_url)
     text = (ROOT / "docs/guides/cookbook.md").read_text()
     for stands_for, name in (("demo-3f2a9c", run), ("demo", "cooked"), ("hospital-a", "site-1")):
         text = text.replace(stands_for, name)

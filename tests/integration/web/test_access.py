@@ -308,10 +308,10 @@ def test_all_open_pages_together_are_limited() -> None:
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [
-        (["--no-token", "--allow-host", "fl.example.org"], {}, "goes without --allow-host"),
-        (["--no-token", "--host", "0.0.0.0"], {}, "goes without --host"),
-        (["--no-token"], {"FLQ_WEB_TOKEN": "x" * 30}, "goes without FLQ_WEB_TOKEN"),
-        (["--no-token", "--read-token-file", "good"], {}, "goes without --read-token-file"),
+        (["--no-token", "--allow-host", "fl.example.org"], {}, "cannot be used with --allow-host"),
+        (["--no-token", "--host", "0.0.0.0"], {}, "cannot be used with --host"),
+        (["--no-token"], {"FLQ_WEB_TOKEN": "x" * 30}, "cannot be used with FLQ_WEB_TOKEN"),
+        (["--no-token", "--read-token-file", "good"], {}, "cannot be used with --read-token-file"),
         (["--token-file", "open"], {}, "chmod 600"),
         (["--token-file", "group"], {}, "chmod 600"),
         (["--token-file", "short"], {}, "needed are 20 or more"),
