@@ -27,6 +27,7 @@ from fl_queue.store.control import Control
 from fl_queue.store.control.clients import AWAITED, DATA_WAIT, PAUSED, data_wait
 from fl_queue.store.control.leases import LEASE_S
 from fl_queue.store.control.queues import Replacement
+from fl_queue.store.control.round_end import NewVersion, RoundEnd
 from fl_queue.store.control.server import as_text
 from fl_queue.store.control.workers import UNNAMED
 from fl_queue.store.data import Data, Doorbell
@@ -56,8 +57,10 @@ __all__ = [
     "Doorbell",
     "Glance",
     "Incarnation",
+    "NewVersion",
     "OtherUsers",
     "Replacement",
+    "RoundEnd",
     "RoundState",
     "RunState",
     "ServerFacts",

@@ -21,6 +21,7 @@ from fl_queue.models import retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Receipt, RoundRecord
+from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
@@ -131,26 +132,27 @@ class RoundCommit:
             left_out=intake.excluded_clients,
             next_exponent=intake.next_exponent,
         )
-        owner = current.incarnation
-        return self._store.control.rounds.end(
-            self._run,
-            self._number,
-            fence=owner.fence,
-            token=owner.token,
-            outcome="initialised" if is_first else "committed",
-            reason=ending.reason,
-            record=None if is_first else whole,
-            receipts=round_end.final_receipts(ending, intake.receipts),
-            max_abandoned=config.round["max_abandoned"],
-            version=built.version,
-            digest=built.digest,
-            download=built.download,
-            manifest=built.manifest if is_first else None,
-            server_state=built.server_state,
-            keeping=round_end.updates_with_state(state, record, intake.manifest, strategy, config),
-            incarnation=owner.token,
+        version = NewVersion(
+            built.version,
+            built.digest,
+            built.download,
+            built.manifest if is_first else None,
+            built.server_state,
+            accepted=round_end.updates_with_state(state, record, intake.manifest, strategy, config),
             signature=signature,
             begins_anew=intake.merger is not None and intake.merger.begins_anew,
+        )
+        return self._store.control.rounds.end(
+            RoundEnd(
+                current.incarnation,
+                call=current.incarnation.token,
+                outcome="initialised" if is_first else "committed",
+                reason=ending.reason,
+                record=None if is_first else whole,
+                receipts=round_end.final_receipts(ending, intake.receipts),
+                max_abandoned=config.round["max_abandoned"],
+                version=version,
+            )
         )
 
     def _build(

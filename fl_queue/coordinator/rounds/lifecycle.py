@@ -25,7 +25,7 @@ from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Purpose, Receipt, RoundRecord
-from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store import Incarnation, RoundEnd, RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 
@@ -308,19 +308,19 @@ def end(
     fence: int,
     incarnation: str = "",
 ) -> str:
-    """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``end_round``."""
+    """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``RoundEnd``."""
+    initialises = current.purpose == "initialise"
     return store.control.rounds.end(
-        state.run_id,
-        current.number,
-        fence=fence,
-        token=secrets.token_hex(8),
-        outcome=ending.outcome,  # type: ignore[arg-type]
-        reason=ending.reason,
-        record=None if current.purpose == "initialise" else record,
-        receipts=receipts,
-        # Everybody was asked for version 0: what it needs is a task that can be built.
-        max_abandoned=1 if current.purpose == "initialise" else config.round["max_abandoned"],
-        incarnation=incarnation,
+        RoundEnd(
+            Incarnation(state.run_id, current.number, fence, incarnation),
+            call=secrets.token_hex(8),
+            outcome=ending.outcome,  # type: ignore[arg-type]
+            reason=ending.reason,
+            record=None if initialises else record,
+            receipts=receipts,
+            # All clients were asked for version 0: it only needs a task that can be built.
+            max_abandoned=1 if initialises else config.round["max_abandoned"],
+        )
     )
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 from redis.client import Pipeline
 
-from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Outcome, Receipt, RoundRecord
 from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state
 from fl_queue.protocol.state_fields import parse_table
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
-from fl_queue.store.control.events import EVENTS_KEPT
 from fl_queue.store.control.receipts import Receipts
+from fl_queue.store.control.round_end import RoundEnd
 from fl_queue.store.control.runs import MAX_TICK_S
 from fl_queue.store.control.server import ControlServer, as_text, number_of
 
@@ -148,77 +145,16 @@ class Rounds:
             ["HINCRBYFLOAT", key, "deadline_s", str(PUSH_AGAIN_S)],
         )
 
-    def end(
-        self,
-        run: str,
-        number: int,
-        *,
-        fence: int,
-        token: str,
-        outcome: Outcome,
-        reason: str,
-        record: RoundRecord | None,
-        receipts: Mapping[str, Receipt],
-        max_abandoned: int,
-        version: int | None = None,
-        digest: str = "",
-        download: str = "",
-        manifest: Manifest | None = None,
-        server_state: Mapping[str, str] | None = None,
-        keeping: Mapping[str, tuple[int, str]] | None = None,
-        incarnation: str = "",
-        signature: str = "",
-        begins_anew: bool = False,
-    ) -> str:
+    def end(self, ending: RoundEnd) -> str:
         """
         Decide a round's outcome, once: the commit script.
-
-        Args:
-            download: Digest of the new version's encoded body, if clients fetch that.
-            server_state: Name -> digest of the strategy's state that belongs to the new version.
-            keeping: Client -> round of the job and digest of its accepted update, of clients that keep something.
-            incarnation: Token that the round was claimed with; empty: of no aggregator.
-            signature: The operator's, of the new version; empty: it has none.
-            begins_anew: Whether what the strategy keeps is zero again, with the new version.
 
         Returns:
             ``ok`` (also when this very call had come through before), else why it was refused.
         """
-        event = {"event": f"round_{outcome}", "round": number, "reason": reason, "version": version}
-        keys = [
-            keyspace.run(run),
-            keyspace.round_(run, number),
-            keyspace.round_updates(run, number),
-            keyspace.history(run),
-        ]
-        keys += [
-            keyspace.events(run),
-            keyspace.versions(run),
-            keyspace.manifest(run),
-            keyspace.accepted(run),
-        ]
-        args: list[Any] = [
-            number,
-            fence,
-            token,
-            outcome,
-            reason,
-            "" if version is None else version,
-            digest,
-        ]
-        args += [
-            record.to_json() if record else "",
-            dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
-        ]
-        args += [dumps(event), EVENTS_KEPT, max_abandoned, manifest.to_json() if manifest else ""]
-        kept = {
-            client: dumps({"round": began, "digest": update})
-            for client, (began, update) in (keeping or {}).items()
-        }
-        args += [download, dumps(server_state or {}), dumps(kept), incarnation, signature]
-        args += [int(begins_anew)]
-        answer = cast(bytes, self._end_round(keys=keys, args=args)).decode()
-        return "ok" if answer == "same" else answer
+        answer = self._end_round(keys=ending.keys(), args=[ending.to_script()])
+        decided = cast(bytes, answer).decode()
+        return "ok" if decided == "same" else decided
 
     def forget(self, run: str, number: int) -> None:
         """Remove the keys of a round whose history record is enough; its late count stays."""
