@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -17,6 +17,7 @@ import pytest
 from fl_queue.protocol.records import Outcome, Verdict
 from fl_queue.store import exposure
 from tests.support.checkout import ROOT
+from tests.support.commands import fl_queue
 
 OURS = [
     ROOT / f"docs/{name}.md"
@@ -129,10 +130,7 @@ def test_a_unit_lets_the_job_at_work_finish(path: Path) -> None:
     assert int(lines["TimeoutStopSec"]) > (300 if "aggregator" in path.name else 3600) - 1
     command = shlex.split(lines["ExecStart"].replace("%i", "hospital-a"))
     assert (command[0], command[1]) == ("/opt/fl-queue/bin/fl-queue", "worker")
-    shown = subprocess.run(
-        [sys.executable, "-c", "from fl_queue.cli import cli; cli()", *command[1:3], "--help"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = fl_queue(*command[1:3], "--help", environment=os.environ).stdout
     assert [word for word in command if word.startswith("--") and word not in shown] == []
 
 
@@ -220,15 +218,8 @@ def commands() -> list[tuple[str, str]]:
 def test_a_command_does_what_the_document_says(line: str, answer: str, tmp_path: Path) -> None:
     words = shlex.split(line)
     assert words[0] == "fl-queue"
-    done = subprocess.run(
-        [sys.executable, "-c", "from fl_queue.cli import cli; cli()", *words[1:]],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = fl_queue(*words[1:], environment=environment, folder=tmp_path)
 
     assert (done.returncode != 0) == answer.startswith("Error"), done.stderr
     assert answer in done.stdout + done.stderr

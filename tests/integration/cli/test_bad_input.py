@@ -22,15 +22,19 @@ from fl_queue.errors import UnknownRun
 from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import doctor, progress
 from fl_queue.store import Store, keyspace
+from tests.support import commands
+from tests.support.commands import CommandResult
 
 
-def fl_queue(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fl_queue", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(state_dir), "FLQ_STATE_DIR": str(state_dir)},
+def fl_queue(*arguments: str, state_dir: Path) -> CommandResult:
+    """A command of a user whose environment names a state folder alone."""
+    return commands.fl_queue(
+        *arguments,
+        environment={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(state_dir),
+            "FLQ_STATE_DIR": str(state_dir),
+        },
     )
 
 
