@@ -24,7 +24,10 @@ class CommandResult:
 
 
 def fl_queue(
-    *arguments: str, environment: Mapping[str, str], folder: Path | None = None
+    *arguments: str,
+    environment: Mapping[str, str],
+    folder: Path | None = None,
+    typed: str = "",
 ) -> CommandResult:
     """
     Run a command to its end: parsing, errors and exit code are those of the console script.
@@ -34,11 +37,12 @@ def fl_queue(
     Args:
         environment: All of it.
         folder: The working directory; default: that of the tests.
+        typed: Standard input.
     """
     out, err = io.StringIO(), io.StringIO()
     with (
         _environment(environment),
-        _arguments(arguments),
+        _arguments(arguments, typed),
         _log_handlers(),
         chdir(folder or Path.cwd()),
         redirect_stdout(out),
@@ -66,13 +70,13 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _arguments(arguments: tuple[str, ...]) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = ["fl-queue", *arguments]
+def _arguments(arguments: tuple[str, ...], typed: str) -> Iterator[None]:
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["fl-queue", *arguments], io.StringIO(typed)
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv, sys.stdin = before
 
 
 @contextmanager

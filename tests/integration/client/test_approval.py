@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from typing import Any
 
 from fl_queue.client import approval
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.store import keyspace
+from tests.support import commands
+from tests.support.commands import CommandResult
 from tests.support.federation import Federation, kill, wait_for
 
 #: Nobody closes a round while the site decides; one update is enough for a version.
@@ -17,10 +18,10 @@ PATIENT = ("run.rounds=2", "round.cohort=2", "round.quorum=0.5", "round.grace_s=
 RUN = (*PATIENT, "train.epochs=1", "round.deadline_s=300", "run.evaluate_every=0")
 
 
-def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fl_queue", *arguments]
+def fl_queue(federation: Federation, *arguments: str) -> CommandResult:
+    """A command at the site."""
     where = ["--state-dir", str(federation.redis.state_dir)]
-    return subprocess.run([*command, *where], capture_output=True, text=True, timeout=90)
+    return commands.fl_queue(*arguments, *where, environment=os.environ)
 
 
 def asked(federation: Federation, kind: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from fl_queue.config import run_config
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import PAUSED, Store, keyspace
+from tests.support import commands
 from tests.support.federation import Federation, wait_for
 from tests.support.manual_run import ManualRun
 from workers import client as worker
@@ -27,9 +27,8 @@ EVERYBODY = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_
 
 def fl_queue(federation: Federation, *arguments: str) -> str:
     """Output of a command at the site, which has no URL of any Redis."""
-    command = [sys.executable, "-m", "fl_queue", *arguments]
     where = ["--state-dir", str(federation.redis.state_dir)]
-    done = subprocess.run([*command, *where], capture_output=True, text=True, timeout=90)
+    done = commands.fl_queue(*arguments, *where, environment=os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,22 +12,18 @@ from pathlib import Path
 import pytest
 
 from fl_queue.store import keyspace
+from tests.support import commands
+from tests.support.commands import CommandResult
 from tests.support.federation import Federation, children_of, wait_for
 
 #: Trains until somebody stops it.
 ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
 
 
-def fl_queue(federation: Federation, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fl_queue", *arguments]
+def fl_queue(federation: Federation, *arguments: str) -> CommandResult:
+    """A command of the operator, with nothing on its standard input."""
     where = ["--state-dir", str(federation.redis.state_dir)]
-    return subprocess.run(
-        [*command, *where],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    return commands.fl_queue(*arguments, *where, environment=os.environ)
 
 
 def horses(federation: Federation) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fl_queue.store import keyspace
+from tests.support.commands import fl_queue
 from tests.support.federation import Federation, kill, wait_for
 
 CLIENTS = 2
@@ -108,9 +109,10 @@ def test_a_plain_client_launches_and_reads_as_the_commands_do(
 
 def command(federation: Federation, *words: str) -> Any:
     """What a command writes with --json."""
-    line = [sys.executable, "-m", "fl_queue", *words, "--json"]
-    line += ["--state-dir", str(federation.redis.state_dir)]
-    return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    line = [*words, "--json", "--state-dir", str(federation.redis.state_dir)]
+    done = fl_queue(*line, environment=os.environ)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
