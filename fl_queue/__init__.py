@@ -12,7 +12,7 @@ from fl_queue._version import __version__
 from fl_queue.common.lazy import lazy
 
 if TYPE_CHECKING:
-    from fl_queue.config.run_config import load as load_config
+    from fl_queue.config.loading import load as load_config
     from fl_queue.experiments.baseline_training import train as train_baseline
     from fl_queue.experiments.trial import try_task
     from fl_queue.run import Run
@@ -24,7 +24,7 @@ __getattr__ = lazy(
     __name__,
     {
         "Run": "fl_queue.run:Run",
-        "load_config": "fl_queue.config.run_config:load",
+        "load_config": "fl_queue.config.loading:load",
         "train_baseline": "fl_queue.experiments.baseline_training:train",
         "try_task": "fl_queue.experiments.trial:try_task",
     },

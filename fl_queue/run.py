@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
 from fl_queue.experiments import launching
@@ -93,12 +93,12 @@ class Run:
             RunStateError: The run is training already; ``attach`` to it.
             StoreUnavailable: Redis is not reachable.
         """
-        loaded = run_config.load(
+        loaded = loading.load(
             str(source), tuple(_setting(*item) for item in (settings or {}).items())
         )
         site = WorkerSettings(
-            redis_url or loaded.redis["url"],
-            blob_url or loaded.redis["blob_url"],
+            redis_url or loaded.redis.url,
+            blob_url or loaded.redis.blob_url,
             _folder(state_dir),
         )
         with ExitStack() as undo:

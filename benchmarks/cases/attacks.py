@@ -34,7 +34,7 @@ from fl_queue import metrics
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client import local_update
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import tensor_layout
@@ -110,9 +110,9 @@ class Trainer:
             "train.batch_size=50", "train.learning_rate=0.3", f"data.partition={partition}", "data.alpha=0.5", f"run.seed={seed}",
             *source,
         )  # fmt: skip
-        plain = run_config.load(None, self.settings, {})
+        plain = loading.load(None, self.settings, {})
         self.honest, self.hostile = TwoLayerPerceptron(plain), Flipped(plain)
-        self.manifest, arrays = local_update.initial_model(self.honest, plain.run["seed"])
+        self.manifest, arrays = local_update.initial_model(self.honest, plain.run.seed)
         self.first = bytes(tensor_layout.encode_body(self.manifest, arrays))
         # All rules begin with the same version, and some rules make the same of two attacks.
         self.trained = lru_cache(maxsize=16 * CLIENTS)(self._trained)
@@ -127,7 +127,7 @@ class Trainer:
             round_number=round_number,
             share=number,
             shares=SHARES,
-            data_dir=plain.data["dir"],
+            data_dir=plain.data.dir,
         )
 
     def _trained(self, body: bytes, number: int, round_number: int, flipped: bool) -> Arrays:
@@ -149,12 +149,12 @@ class Trainer:
 
     def run(self, rule: Rule, hostile: int, attack: str, rounds: int) -> float:
         """Accuracy after some rounds of a rule under an attack of the first clients."""
-        loaded = run_config.load(None, (*self.settings, *rule.settings(hostile)), {})
+        loaded = loading.load(None, (*self.settings, *rule.settings(hostile)), {})
         act, labels = ATTACKS[attack]
         body = self.first
         for number in range(1, rounds + 1):
             honest = [self.trained(body, i, number, False) for i in range(hostile, CLIENTS)]
-            known = Round(honest, hostile, loaded.aggregation["limit"])
+            known = Round(honest, hostile, loaded.aggregation.limit)
             if labels:
                 own = (self.trained(body, i, number, labels == "flipped") for i in range(hostile))
                 sent = [act(update, known) for update in own]
@@ -169,7 +169,7 @@ def merged(
     manifest: Manifest, loaded: RunConfig, base: bytes, updates: Sequence[Arrays], number: int
 ) -> bytes:
     """The next version, as an aggregator makes it: what is beyond the limits is rejected."""
-    limits = {"parameter": loaded.aggregation["limit"]}
+    limits = {"parameter": loaded.aggregation.limit}
     scales: Mapping[str, Sequence[float]] = choose_scales(len(updates), 1, limits)
     merge = UpdateMerger.of_round(manifest, loaded, scales, 1)
     for index, update in enumerate(updates):

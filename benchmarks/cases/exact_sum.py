@@ -19,7 +19,7 @@ from benchmarks.harness.table import markdown, median
 from fl_queue.aggregation import exact_sum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
-from fl_queue.config.run_config import load
+from fl_queue.config.loading import load
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec

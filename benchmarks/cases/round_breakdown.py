@@ -29,7 +29,7 @@ from benchmarks.harness.federation import Federation, servers
 from benchmarks.harness.table import markdown, median
 from fl_queue.aggregation import exact_sum
 from fl_queue.client.site import WorkerSettings
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers
@@ -213,7 +213,7 @@ class Walk:
         self.clients = [f"site-{number + 1}" for number in range(clients)]
         for client in self.clients:
             self.store.control.leases.hold(keyspace.client_holder(client), client, LEASE_S, {})
-        loaded = run_config.load(
+        loaded = loading.load(
             None,
             (
                 "run.task=benchmarks.harness.noop_tasks:AddConstant",
@@ -251,7 +251,7 @@ class Walk:
         """Do what the healer would: see that the base is on the data server."""
         manifest = self.store.control.versions.manifest(self.run)
         if manifest is not None:
-            chunk_bytes = runs.current_config(self.store, self.run).redis["chunk_bytes"]
+            chunk_bytes = runs.current_config(self.store, self.run).redis.chunk_bytes
             folder = self.folder / identifiers.AGGREGATOR
             ModelStore(self.store, self.run, chunk_bytes, folder).restore(state.digest, manifest)
 

@@ -77,10 +77,10 @@ class Fakes:
             self.store,
             header,
             body,
-            redis["inline_bytes"],
-            redis["chunk_bytes"],
+            redis.inline_bytes,
+            redis.chunk_bytes,
             partial(queries.has_ended, self.store.control, run, current.number, header.client),
-            redis["unmerged_bytes"],
+            redis.unmerged_bytes,
             rivals=current.cohort,
         )
 

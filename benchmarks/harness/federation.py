@@ -18,7 +18,7 @@ from typing import Self
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.own_modules import python_command
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded import server_pair
@@ -137,7 +137,7 @@ class Federation:
             "round.deadline_s=900",
             "model.keep_versions=2",
         )
-        loaded = run_config.load(None, (*fixed, *overrides))
+        loaded = loading.load(None, (*fixed, *overrides))
         state = runs.start_run(self.store, name, loaded, count)
         lifecycle.advance(self.store, state.run_id)
         return state.run_id

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.reproduce.jobs import Job, Measured
 from fl_queue import Run
 from fl_queue.client.site import WorkerSettings
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import deletion
 from fl_queue.coordinator.rounds import runs
@@ -51,7 +51,7 @@ def check_data(data: str, source: str) -> None:
     """
     loaded = _load({"data.source": source, "data.dir": data})
     labels_of(loaded, data)
-    load_task(loaded.run["task"], loaded).test_data(data)
+    load_task(loaded.run.task, loaded).test_data(data)
 
 
 class Bench:
@@ -176,6 +176,6 @@ class Bench:
 
 
 def _load(settings: dict[str, object]) -> RunConfig:
-    return run_config.load(
+    return loading.load(
         CONFIG, tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
     )

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from fl_queue import metrics
 from fl_queue.aggregation.merge import MergedUpdate, RoundSections, UpdateMerger
+from fl_queue.aggregation.weighting import weight_of
 from fl_queue.errors import MessageError
 from fl_queue.protocol import message, tensor_layout, virtual_clients
 from fl_queue.protocol.header import GroupMember, Header
@@ -21,7 +22,7 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Verdict
 from fl_queue.protocol.state import RoundState
 from fl_queue.protocol.tensor_layout import Bytes
-from fl_queue.strategies import get_strategy, weight_of
+from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import check_scalars
 
 _SHARED = (
@@ -133,7 +134,7 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
         raise MessageError(f"the members of {header.client} are others")
     if not config.premerges:
         raise MessageError("this run wants the updates one by one")
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    strategy = get_strategy(config.aggregation.strategy, config.strategy)
     for member in header.members:
         metrics.check(member.metrics)
         metrics.check(member.train_metrics)

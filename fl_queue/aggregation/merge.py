@@ -17,14 +17,16 @@ from fl_queue.aggregation import clipping, rebase
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.staleness import StalenessWeights
+from fl_queue.aggregation.sum_format import SumSettings
 from fl_queue.aggregation.update_matrix import UpdateMatrix
+from fl_queue.aggregation.weighting import weight_of
 from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import LOST
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
-from fl_queue.strategies import get_strategy, weight_of
+from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import (
     RoundInfo,
     State,
@@ -34,11 +36,19 @@ from fl_queue.strategies.base import (
 )
 
 
+class MergeSettings(SumSettings, Protocol):
+    """The fields of ``[aggregation]`` that decide how updates are merged."""
+
+    @property
+    def clip_norm(self) -> float:
+        """Largest L2 norm of an update; 0: any."""
+
+
 class RoundSections(Protocol):
     """What merging needs of a round's config; a ``RunConfig`` has it."""
 
     @property
-    def aggregation(self) -> Mapping[str, Any]:
+    def aggregation(self) -> MergeSettings:
         """The section ``aggregation``."""
 
     @property
@@ -46,7 +56,7 @@ class RoundSections(Protocol):
         """Options of the strategy."""
 
     @property
-    def update(self) -> Mapping[str, Any]:
+    def update(self) -> codec.CodecSettings:
         """The section ``update``."""
 
 
@@ -85,7 +95,7 @@ class UpdateMerger:
     def __init__(
         self,
         manifest: Manifest,
-        aggregation: Mapping[str, Any],
+        aggregation: MergeSettings,
         scales: Mapping[str, Sequence[float]],
         w_max: int,
         encoding: str = "float32",
@@ -150,7 +160,7 @@ class UpdateMerger:
         Args:
             discount: As the round recorded it; empty for a synchronous one.
         """
-        strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+        strategy = get_strategy(config.aggregation.strategy, config.strategy)
         encoding = codec.encoding(config.update)
         found = StalenessWeights.from_dict(discount or {})
         return cls(manifest, config.aggregation, scales, w_max, encoding, strategy, folder, found)
@@ -198,7 +208,7 @@ class UpdateMerger:
         check_scalars(self.strategy, header.scalars)
         message.check_body(header, body)
         blocks = codec.DecodedBlocks(self.encoding, self.sent, body)
-        most = self.aggregation["clip_norm"]
+        most = self.aggregation.clip_norm
         norm = clipping.l2_norm(self.sent, blocks) if most else None
         factor = 1.0 if norm is None else clipping.clip_factor(norm, most)
         if self._all is None:
@@ -209,7 +219,7 @@ class UpdateMerger:
 
     def added(self, weight: int, norm: float | None) -> MergedUpdate:
         """What is known of an update in the sum, or in one of a group. Args: ``norm``: if there is one."""
-        most = self.aggregation["clip_norm"]
+        most = self.aggregation.clip_norm
         if norm is None or not most:
             return MergedUpdate(weight, counted=weight)
         return MergedUpdate(weight, norm, clipping.clip_factor(norm, most) < 1.0, weight)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Any
+from typing import Any, Protocol
 
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.errors import ConfigError
@@ -29,6 +29,22 @@ _DIGITS = 40
 #: How stale updates' float buffers are merged, see ``rebase``; a round that says nothing of it was opened
 #: by an earlier version, which added them as differences.
 AS_VALUES = "values"
+
+
+class StalenessSettings(Protocol):
+    """The fields of ``[round]`` that decide how stale updates are weighted."""
+
+    @property
+    def staleness(self) -> str:
+        """``polynomial`` or ``constant``."""
+
+    @property
+    def staleness_exponent(self) -> float:
+        """``a`` of the polynomial weights."""
+
+    @property
+    def max_staleness(self) -> int:
+        """The largest staleness that is accepted."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def weights(kind: str, exponent: float, max_staleness: int) -> tuple[int, ...]:
 
 
 def discount(
-    settings: Mapping[str, Any],
+    settings: StalenessSettings,
     updates: int,
     w_max: int,
     limits: Mapping[str, float],
@@ -110,7 +126,7 @@ def discount(
         w_max: Largest weight of an update's examples.
         limits, finest: Quantity -> largest magnitude and largest s, as for ``choose_scales``.
     """
-    made = weights(settings["staleness"], settings["staleness_exponent"], settings["max_staleness"])
+    made = weights(settings.staleness, settings.staleness_exponent, settings.max_staleness)
     unit, plain = 1, choose_scales(updates, w_max, limits, finest)
     while len(set(made)) > 1 and unit < ONE:
         if _scales(updates, 2 * unit * w_max, limits, finest) != plain:

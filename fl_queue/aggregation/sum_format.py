@@ -8,13 +8,23 @@ is refused before anything is begun. No Redis here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fl_queue.aggregation import staleness
 from fl_queue.aggregation.scales import Scale, choose_scales, exact_scale
-from fl_queue.aggregation.staleness import StalenessWeights
+from fl_queue.aggregation.staleness import StalenessSettings, StalenessWeights
+from fl_queue.aggregation.weighting import WeightSettings, largest_weight
 from fl_queue.common.safe_json import dumps
-from fl_queue.strategies import get_strategy, largest_weight
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import LimitSettings
+
+
+class SumSettings(WeightSettings, LimitSettings, Protocol):
+    """The fields of ``[aggregation]`` that decide a sum's format."""
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy."""
 
 
 class SumFormat(NamedTuple):
@@ -34,10 +44,10 @@ class SumFormat(NamedTuple):
 
 
 def sum_format(
-    aggregation: Mapping[str, Any],
+    aggregation: SumSettings,
     options: Mapping[str, Any],
     updates: int,
-    asynchronous: Mapping[str, Any] | None = None,
+    asynchronous: StalenessSettings | None = None,
 ) -> SumFormat:
     """
     The format of a round's sum.
@@ -51,7 +61,7 @@ def sum_format(
         ConfigError: There is no room for so many updates; names the limit to lower.
     """
     w_max = largest_weight(aggregation)
-    ranges = get_strategy(aggregation["strategy"], options).ranges(aggregation)
+    ranges = get_strategy(aggregation.strategy, options).ranges(aggregation)
     buffers = ranges.pop("float_buffer").limit
     limits = {name: span.limit for name, span in ranges.items()}
     finest = {name: span.finest for name, span in ranges.items()}

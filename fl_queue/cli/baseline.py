@@ -20,7 +20,7 @@ from fl_queue.cli.options import (
     threads_option,
 )
 from fl_queue.cli.output import print_json, print_line, warn
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading
 from fl_queue.experiments import launching
 from fl_queue.reporting import baselines, progress
 
@@ -88,7 +88,7 @@ def baseline(
     the data. Each model is tested on the central test set, or with run.evaluate_every = 0 on held-out
     data. A task of your own is imported from the current folder.
     """
-    loaded = configs.load(config, overrides)
+    loaded = loading.load(config, overrides)
     folders = tuple(data_folder(folder) for folder in machine.data)
     test = data_folder(machine.test_data)
     from fl_queue.experiments import baseline_training  # torch
@@ -96,7 +96,7 @@ def baseline(
     def show_round(
         index: int, count: int, client: str, number: int, found: Mapping[str, float]
     ) -> None:
-        if found or number == loaded.run["rounds"]:
+        if found or number == loaded.run.rounds:
             words = progress.describe_metrics(found) or "trained"
             warn(f"{index + 1} of {count}: {client}, round {number}: {words}")
 

@@ -62,12 +62,12 @@ def _runs(context: click.Context, parameter: Parameter, begun: str) -> list[Comp
 
 
 def _configs(context: click.Context, parameter: Parameter, begun: str) -> list[CompletionItem]:
-    from fl_queue.config import run_config
+    from fl_queue.config import loading
 
     folder = Path(begun).parent
     with contextlib.suppress(OSError):
         files = sorted(str(path) for path in folder.glob("*.toml"))
-        if found := _beginning_with(begun, [*run_config.preset_names(), *files]):
+        if found := _beginning_with(begun, [*loading.preset_names(), *files]):
             return found
     return [CompletionItem(begun, type="file")]  # The shell completes folders.
 

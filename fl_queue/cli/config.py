@@ -8,8 +8,7 @@ from fl_queue.cli.completion import config_argument
 from fl_queue.cli.groups import Group
 from fl_queue.cli.options import json_option, set_option
 from fl_queue.cli.output import print_json, print_line, print_text
-from fl_queue.config import metric_choice, rendering
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading, metric_choice, rendering
 
 
 @click.group("config", cls=Group)
@@ -39,7 +38,7 @@ def config_show(
     if defaults:
         print_text(rendering.render_defaults())
         return
-    loaded = configs.load(config, overrides)
+    loaded = loading.load(config, overrides)
     metric_choice.check_config(loaded)
     if digest:
         print_json({"digest": loaded.digest}) if as_json else print_line(loaded.digest)

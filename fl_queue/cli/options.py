@@ -92,8 +92,8 @@ class Deployment:
 
         return replace(
             self,
-            url=chosen("redis_url", self.url, config.redis["url"]),
-            blob_url=chosen("blob_url", self.blob_url, config.redis["blob_url"]),
+            url=chosen("redis_url", self.url, config.redis.url),
+            blob_url=chosen("blob_url", self.blob_url, config.redis.blob_url),
         )
 
 

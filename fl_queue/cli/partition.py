@@ -9,7 +9,7 @@ import click
 from fl_queue.cli.completion import config_argument
 from fl_queue.cli.options import json_option, output_option, set_option
 from fl_queue.cli.output import print_json, warn
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading
 from fl_queue.experiments import partition_preview
 from fl_queue.reporting import rich_console
 
@@ -44,7 +44,7 @@ def partition_command(
 
     The shares are those of data.partition of CONFIG.
     """
-    loaded = configs.load(config, overrides)
+    loaded = loading.load(config, overrides)
     found = partition_preview.preview_partition(
         loaded, str(data.absolute()) if data else "", clients or 0
     )

@@ -18,7 +18,7 @@ from fl_queue.cli.options import (
 )
 from fl_queue.cli.output import print_json, print_line, warn
 from fl_queue.cli.watch import follow_to_end
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.experiments import launching
 from fl_queue.experiments.launching import LaunchedRun
@@ -66,7 +66,7 @@ def start_round(
     this command ends. A simulation needs no servers or workers: those that are missing (Redis,
     aggregator, pool, evaluator) are started, and end with this command.
     """
-    loaded = configs.load(config, overrides)
+    loaded = loading.load(config, overrides)
     deployment = deployment.with_config(loaded)
     name = name or launching.default_run_name(config)
     if loaded.is_simulation:

@@ -12,8 +12,7 @@ from fl_queue.cli.completion import config_argument
 from fl_queue.cli.options import data_folder, device_options, json_option, set_option
 from fl_queue.cli.output import print_json, print_line, warn
 from fl_queue.client import disclosure
-from fl_queue.config import metric_choice
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading, metric_choice
 from fl_queue.errors import DataError
 from fl_queue.reporting import progress
 
@@ -55,7 +54,7 @@ def try_task(
     own is imported from the current folder. Exits with 3 if a run would not accept the model or the
     update, or if the metric of run.select or run.stop_when is missing.
     """
-    loaded = configs.load(config, overrides)
+    loaded = loading.load(config, overrides)
     metric_choice.check_config(loaded)
     folder = data_folder(data)
     from fl_queue.experiments import trial  # torch

@@ -291,10 +291,10 @@ def _config_digest(given: str) -> str:
     """
     if _DIGEST.fullmatch(given):
         return given
-    from fl_queue.config import run_config as configs
+    from fl_queue.config import loading
 
     # The operator's machine has other variables, so those of this one are left out.
-    return configs.load(given, (), {}).digest
+    return loading.load(given, (), {}).digest
 
 
 def _enrolled_as(file: Path | None, client: str) -> str:

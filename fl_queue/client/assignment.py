@@ -96,7 +96,7 @@ class ClientJob:
     @property
     def cache(self) -> HostCache:
         """Models of the run that this host has fetched."""
-        return HostCache(self.store, self.site.cache, self.run, self.config.redis["chunk_bytes"])
+        return HostCache(self.store, self.site.cache, self.run, self.config.redis.chunk_bytes)
 
     def ended(self) -> bool:
         """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
@@ -109,10 +109,10 @@ class ClientJob:
     def task(self) -> Task:
         # Version 0 needs no data: a site that has none may make it.
         folder = self.site.known_folder(self.config)
-        return load_task(self.config.run["task"], self.config, self.site.allow, folder)
+        return load_task(self.config.run.task, self.config, self.site.allow, folder)
 
     def strategy(self) -> Strategy:
-        return get_strategy(self.config.aggregation["strategy"], self.config.strategy)
+        return get_strategy(self.config.aggregation.strategy, self.config.strategy)
 
     def context(self) -> ClientContext:
         """
@@ -127,7 +127,7 @@ class ClientJob:
             run=self.state.name,
             round_number=max(self.round.number, 1),
             share=virtual_clients.share_of(self.who, self.state.population),
-            shares=self.config.data["shares"] or self.state.shares or 1,
+            shares=self.config.data.shares or self.state.shares or 1,
             data_dir=self.site.data_folder(self.config),
             device=self.site.device,
             threads=self.site.threads,
@@ -197,7 +197,7 @@ def manifest_of(job: ClientJob) -> Manifest:
 
 def encoding_of(job: ClientJob) -> str:
     """Codec of the model that a job starts from, as it is fetched."""
-    return str(job.config.model["codec"]) if job.round.download else "float32"
+    return str(job.config.model.codec) if job.round.download else "float32"
 
 
 def fetch_base(job: ClientJob) -> RoundModel:

@@ -86,7 +86,7 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
 
 
 def _layouts(job: ClientJob, strategy: Strategy, manifest: Manifest) -> dict[str, Manifest]:
-    return client_layouts(strategy, manifest, job.config.update["error_feedback"])
+    return client_layouts(strategy, manifest, job.config.update.error_feedback)
 
 
 def _start_of(layouts: Mapping[str, Manifest]) -> str:

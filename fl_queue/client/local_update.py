@@ -195,7 +195,7 @@ class ClientStrategy:
         """What the strategy may know before training."""
         return ClientTrainingState(
             learning_rate=context.learning_rate,
-            momentum=task.config.train["momentum"],
+            momentum=task.config.train.momentum,
             server=self.server,
             kept=self.kept,
             parameters=[spec.name for spec in state_manifest(manifest).tensors],
@@ -227,7 +227,7 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
             "train; leave one out",
             public=True,
         )
-    private = private_names(model, manifest, task.config.model["private"])
+    private = private_names(model, manifest, task.config.model.private)
     manifest = replace(manifest, private=private)
     return manifest, views_of(model, manifest)
 
@@ -314,7 +314,7 @@ def train_update(
 
 def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
     """Raises ModelMismatch if a freshly built model shares or trains other tensors than the run's."""
-    check_private(model, manifest, task.config.model["private"])
+    check_private(model, manifest, task.config.model.private)
     check_frozen(model, manifest)
 
 

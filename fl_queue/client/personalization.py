@@ -192,7 +192,7 @@ class Personalization:
             model: One that may be overwritten, with the version and the private tensors; built
                 unless it is given.
         """
-        epochs = self.task.config.train["finetune_epochs"]
+        epochs = self.task.config.train.finetune_epochs
         if not epochs or not size_of(self.data.train):
             return {}
         if model is None:

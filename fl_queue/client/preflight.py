@@ -58,7 +58,7 @@ def read_facts(site: WorkerSettings, state: RunState, config: RunConfig) -> dict
     cannot = {site_facts.CANNOT: "yes"}
     try:
         context = _context(site, state, config)
-        task = load_task(config.run["task"], config, site.allow, context.data_dir)
+        task = load_task(config.run.task, config, site.allow, context.data_dir)
         data = training_data(task, context)
         cannot = {}  # The data can be loaded; what follows is for the comparison only.
         return facts_of(task, data)
@@ -83,7 +83,7 @@ def _context(site: WorkerSettings, state: RunState, config: RunConfig) -> Client
         run=state.name,
         round_number=1,
         share=0,
-        shares=config.data["shares"] or 1,
+        shares=config.data.shares or 1,
         data_dir=site.data_folder(config),
         device=site.device,
         threads=site.threads,

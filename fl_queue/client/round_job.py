@@ -244,10 +244,10 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
         job.store,
         header,
         body,
-        redis["inline_bytes"],
-        redis["chunk_bytes"],
+        redis.inline_bytes,
+        redis.chunk_bytes,
         job.ended,
-        redis["unmerged_bytes"],
+        redis.unmerged_bytes,
         job.site.seal,
         rivals,
         waiting.on,
@@ -410,7 +410,7 @@ def make_initial(job: ClientJob) -> ClientResponse:
         ModelMismatch: The initial model has other tensors than the task's model; names one.
     """
     task = job.task()
-    manifest, arrays = local_update.initial_model(task, job.config.run["seed"])
+    manifest, arrays = local_update.initial_model(task, job.config.run.seed)
     if job.state.initial:
         arrays = initial_arrays(job.store, job.run, job.state.initial, manifest)
     environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)

@@ -65,7 +65,7 @@ def _sums(
 ) -> Sums:
     run = state.run_id
     folder = site.data_folder(config)
-    task = load_task(config.run["task"], config, site.allow, folder)
+    task = load_task(config.run.task, config, site.allow, folder)
     data = task.test_data(folder)
     if data is None:
         raise DataError(
@@ -77,7 +77,7 @@ def _sums(
     entry = store.control.versions.all(run)[version]
     if manifest is None:
         raise ChunksMissing(entry["digest"], None)
-    models = ModelStore(store, run, config.redis["chunk_bytes"], site.state_dir)
+    models = ModelStore(store, run, config.redis.chunk_bytes, site.state_dir)
     body = models.fetch(entry["digest"], manifest)
     context = _context(state, site, config)
     return local_update.evaluate_version(

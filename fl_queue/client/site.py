@@ -139,8 +139,8 @@ class WorkerSettings:
         Raises:
             ConfigError: Only the config names one, and this site does not follow it.
         """
-        if self.data_dir or not config.data["dir"] or self.data_from_config:
-            return self.data_dir or str(config.data["dir"])
+        if self.data_dir or not config.data.dir or self.data_from_config:
+            return self.data_dir or str(config.data.dir)
         raise ConfigError(
             "data.dir",
             "this site reads no folder that a config names; start its worker with --data FOLDER, or "
@@ -160,7 +160,7 @@ class WorkerSettings:
     def known_folder(self, config: RunConfig) -> str:
         """The same, for what may do without: empty where ``data_folder`` would raise."""
         follows = self.data_from_config and not self.data_dir
-        return str(config.data["dir"]) if follows else self.data_dir
+        return str(config.data.dir) if follows else self.data_dir
 
     @property
     def outbox(self) -> Path:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from fl_queue.common.moved import moved
 
-# Until the next release: ``fl_queue.config`` was the module that is ``run_config`` now.
-__getattr__ = moved("fl_queue.config", "fl_queue.config.run_config", only="load")
+# Until the next release: ``fl_queue.config`` was the module that is ``loading`` now.
+__getattr__ = moved("fl_queue.config", "fl_queue.config.loading", only="load")

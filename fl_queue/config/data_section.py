@@ -7,115 +7,106 @@ What depends on the data themselves is refused where they are read (``partition`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from fl_queue.common.options import Option
+from fl_queue.config.section import FIXED, Section, option
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 
-#: Ways to split one data set, in the order in which they are explained.
-PARTITIONS = (
+Partition = Literal[
     "iid", "shards", "label_count", "dirichlet_label", "dirichlet_hsu", "quantity_dirichlet",
-    "quantity_power", "natural",
-)  # fmt: skip
+    "quantity_power", "natural", "site",
+]  # fmt: skip
+#: Ways to split one data set, in the order in which they are explained; ``site`` splits nothing.
+PARTITIONS: tuple[str, ...] = tuple(kind for kind in get_args(Partition) if kind != "site")
 
 #: Feature skew: what a client's images have more of, the higher its share.
 SKEWS = ("noise", "rotation")
 
-DATA_FIELDS: dict[str, Option] = {
-    "source": Option(
-        "str",
-        "excerpt",
-        "MNIST: the shipped excerpt, or the full set",
-        choices=("excerpt", "full"),
-    ),
-    "dir": Option(
-        "str",
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Section):
+    """Where the built-in tasks find their data, and how it is split over clients."""
+
+    NAME = "data"
+
+    source: Literal["excerpt", "full"] = option(
+        "excerpt", "MNIST: the shipped excerpt, or the full set", use=FIXED
+    )
+    dir: str = option(
         "",
-        "folder of the data, for runs that this machine trains by itself; a site reads its worker's "
-        "--data, and this with --data-from-config only",
-    ),
-    "partition": Option(
-        "str",
+        "folder of the data, for runs that this machine trains by itself; a site reads its worker's --data, and this with --data-from-config only",
+    )
+    partition: Partition = option(
         "iid",
         "how one data set is split over the clients; site: every client uses all of its own folder",
-        choices=(*PARTITIONS, "site"),
-    ),
-    "alpha": Option(
-        "float",
+        use=FIXED,
+    )
+    alpha: float = option(
         0.5,
         "concentration of the Dirichlet partitions; small is skewed; above 0",
         above=0,
-    ),
-    "shards_per_client": Option(
-        "int", 2, "shards partition: label-sorted shards each client gets, 1 or more", low=1
-    ),
-    "samples_per_client": Option(
-        "int", 500, "dirichlet_hsu: samples each client gets, 1 or more", low=1
-    ),
-    "labels_per_client": Option(
-        "int", 2, "label_count partition: classes each client has, 1 or more", low=1
-    ),
-    "exponent": Option(
-        "float",
+        use=FIXED,
+    )
+    shards_per_client: int = option(
+        2, "shards partition: label-sorted shards each client gets, 1 or more", low=1, use=FIXED
+    )
+    samples_per_client: int = option(
+        500, "dirichlet_hsu: samples each client gets, 1 or more", low=1, use=FIXED
+    )
+    labels_per_client: int = option(
+        2, "label_count partition: classes each client has, 1 or more", low=1, use=FIXED
+    )
+    exponent: float = option(
         1.0,
         "quantity_power partition: the r-th largest share is as r**-exponent; 0 equal, to 10",
         low=0.0,
         high=10.0,
-    ),
-    "noise": Option(
-        "float",
+        use=FIXED,
+    )
+    noise: float = option(
         0.0,
-        "feature skew: share i of N has noise of standard deviation noise * i / N on its pixels in "
-        "[0, 1]; 0 none, to 10",
+        "feature skew: share i of N has noise of standard deviation noise * i / N on its pixels in [0, 1]; 0 none, to 10",
         low=0.0,
         high=10.0,
-    ),
-    "rotation": Option(
-        "float",
+        use=FIXED,
+    )
+    rotation: float = option(
         0.0,
         "feature skew: share i of N has its images turned by rotation * i / N degrees; 0 none, to 360",
         low=0.0,
         high=360.0,
-    ),
-    "shares": Option(
-        "int",
+        use=FIXED,
+    )
+    shares: int = option(
         0,
         "parts the data is split into; 0: as many as there are clients at the first round",
         low=0,
-    ),
-    "validation_fraction": Option(
-        "float",
+        use=FIXED,
+    )
+    validation_fraction: float = option(
         0.1,
         "part of a client's share it holds out for validation, 0 to 0.9; by whole owners where they are known",
         low=0.0,
         high=0.9,
-    ),
-    "train_per_class": Option(
-        "ints",
+        use=FIXED,
+    )
+    train_per_class: tuple[int, ...] = option(
         (),
         "draw this range of training samples per class, such as [20, 30]; empty: all",
         low=1,
-    ),
-    "validation_per_class": Option(
-        "ints",
+        use=FIXED,
+    )
+    validation_per_class: tuple[int, ...] = option(
         (),
         "draw this range of validation samples per class, such as [10, 20]; empty: by validation_fraction",
         low=1,
-    ),
-}
-
-#: Fields a run keeps for life, as they decide which samples are whose.
-DATA_FIXED = tuple(
-    f"data.{name}" for name in (
-        "source", "partition", "alpha", "shards_per_client", "samples_per_client",
-        "labels_per_client", "exponent", "noise", "rotation", "shares",
-        "validation_fraction", "train_per_class", "validation_per_class",
+        use=FIXED,
     )
-)  # fmt: skip
 
 
-def check_data(data: Mapping[str, Any], task: str, options: Mapping[str, Any], count: int) -> None:
+def check_data(data: DataSection, task: str, options: Mapping[str, Any], count: int) -> None:
     """
     Refuse what cannot work together.
 
@@ -129,23 +120,23 @@ def check_data(data: Mapping[str, Any], task: str, options: Mapping[str, Any], c
         ConfigError: Names the field to change.
     """
     for name in ("train_per_class", "validation_per_class"):
-        span = data[name]
+        span = getattr(data, name)
         if span and (len(span) != 2 or span[0] > span[1]):
             raise ConfigError(f"data.{name}", f"{list(span)} is not a range [least, most]")
-    if data["partition"] == "natural":
+    if data.partition == "natural":
         _check_natural(task, options)
     for name in SKEWS:
-        if data[name]:
-            _check_skew(f"data.{name}", data["partition"], task)
-    if data["partition"] == "label_count":
+        if getattr(data, name):
+            _check_skew(f"data.{name}", data.partition, task)
+    if data.partition == "label_count":
         classes = _class_count(task, options)
-        if classes and data["labels_per_client"] > classes:
+        if classes and data.labels_per_client > classes:
             raise ConfigError(
                 "data.labels_per_client",
-                f"{data['labels_per_client']} is more than the {classes} classes of {task}; lower it",
+                f"{data.labels_per_client} is more than the {classes} classes of {task}; lower it",
             )
-    if task in TASKS and TASKS[task].excerpt and data["source"] == "excerpt":
-        _check_numbers(data, TASKS[task].excerpt, data["shares"] or count)
+    if task in TASKS and TASKS[task].excerpt and data.source == "excerpt":
+        _check_numbers(data, TASKS[task].excerpt, data.shares or count)
 
 
 def _check_skew(field: str, partition: str, task: str) -> None:
@@ -180,7 +171,7 @@ def _class_count(task: str, options: Mapping[str, Any]) -> int:
     return TASKS[task].classes or len([name for name in listed.split(",") if name.strip()])
 
 
-def _check_numbers(data: Mapping[str, Any], samples: int, shares: int) -> None:
+def _check_numbers(data: DataSection, samples: int, shares: int) -> None:
     if shares > samples:
         raise ConfigError(
             "data.shares",
@@ -188,10 +179,10 @@ def _check_numbers(data: Mapping[str, Any], samples: int, shares: int) -> None:
             'have fewer clients, or set data.source = "full"',
         )
     each = {"shards": "shards_per_client", "dirichlet_hsu": "samples_per_client"}
-    field = each.get(data["partition"])
-    if field and shares * data[field] > samples:
+    field = each.get(data.partition)
+    if field and shares * getattr(data, field) > samples:
         raise ConfigError(
             f"data.{field}",
-            f"{shares} shares of {data[field]} need {shares * data[field]} images, and {samples} "
+            f"{shares} shares of {getattr(data, field)} need {shares * getattr(data, field)} images, and {samples} "
             f'are shipped; at most {samples // shares}, or set data.source = "full"',
         )

@@ -25,7 +25,7 @@ _DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
 
 def of_config(config: RunConfig) -> frozenset[str] | None:
     """The metrics that a run's clients can report; None where only the task's code says it."""
-    entry = TASKS.get(config.run["task"])
+    entry = TASKS.get(config.run.task)
     if entry is None:
         return None
     listed = [name for name in config.task.get("classes", "").split(",") if name.strip()]
@@ -35,10 +35,10 @@ def of_config(config: RunConfig) -> frozenset[str] | None:
         names.add("f1")
     found = names | ({"auc"} if count in (0, 2) else set())
     beside = names if count <= metrics.BESIDE_CLASSES else names - {"f1"}
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
-    if strategy.personal or config.model["private"]:
+    strategy = get_strategy(config.aggregation.strategy, config.strategy)
+    if strategy.personal or config.model.private:
         found |= {f"personal_{name}" for name in beside}
-    if config.train["finetune_epochs"]:
+    if config.train.finetune_epochs:
         found |= {f"finetuned_{name}" for name in beside}
     return frozenset(found)
 
@@ -69,7 +69,7 @@ def check_config(config: RunConfig) -> None:
     """
     reported = of_config(config)
     check(config, reported)
-    metric, _, direction = config.run["select"].partition(":")
+    metric, _, direction = config.run.select.partition(":")
     right = _DIRECTIONS.get(_base(metric), direction)
     if direction != right:
         raise ConfigError(
@@ -77,7 +77,7 @@ def check_config(config: RunConfig) -> None:
             f"{metric}:{direction} chooses the worst version; write {metric}:{right}",
         )
     # An own task may report per cent under the same name.
-    if reported is not None and (out := metrics.bound(config.run["stop_when"])):
+    if reported is not None and (out := metrics.bound(config.run.stop_when)):
         metric, value = out
         if _base(metric) in _SHARES and not 0 <= value <= 1:
             raise ConfigError(
@@ -103,13 +103,13 @@ def check(config: RunConfig, reported: Collection[str] | None) -> None:
     """
     if reported is None:
         return
-    select, condition = config.run["select"], config.run["stop_when"]
+    select, condition = config.run.select, config.run.stop_when
     for field, text in (("run.select", select), ("run.stop_when", condition)):
         match = re.match(r"\w+", text)
         if match and match[0] not in reported:
             raise ConfigError(
                 field,
-                f"{match[0]} is not what the clients of {config.run['task']} report"
+                f"{match[0]} is not what the clients of {config.run.task} report"
                 f"{nearest(match[0], sorted(reported))}; choose one of {', '.join(sorted(reported))}",
             )
 

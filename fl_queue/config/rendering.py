@@ -21,9 +21,9 @@ def render_defaults() -> str:
         "# Every field of a fl-queue config with its default. A config of yours holds overrides only.",
         "# Rendered from fl_queue/config/schema.py by `make docs`.",
     ]
-    for section, (doc, fields) in SECTIONS.items():
-        lines += ["", f"# {doc}", f"[{section}]"]
-        for key, field in fields.items():
+    for section, kind in SECTIONS.items():
+        lines += ["", f"# {kind.doc()}", f"[{section}]"]
+        for key, field in kind.options().items():
             lines += [f"# {field.doc}", f"{key} = {toml_value(field.default)}"]
     for table in OPEN:
         lines += [
@@ -43,17 +43,17 @@ def render_reference() -> str:
         "`FLQ_<SECTION>_<KEY>` environment variables, `--set section.key=value`.",
         "Rendered from `fl_queue/config/schema.py` by `make docs`.",
     ]
-    for section, (doc, fields) in SECTIONS.items():
+    for section, kind in SECTIONS.items():
         lines += [
             "",
             f"## [{section}]",
             "",
-            doc,
+            kind.doc(),
             "",
             "| field | default | meaning | variable |",
             "|---|---|---|---|",
         ]
-        for key, field in fields.items():
+        for key, field in kind.options().items():
             variable = f"FLQ_{section.upper()}_{key.upper()}"
             lines.append(
                 f"| `{section}.{key}` | `{toml_value(field.default)}` | {field.doc} | `{variable}` |"

@@ -7,9 +7,9 @@ to split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -18,37 +18,70 @@ from fl_queue.data import partitioners
 from fl_queue.data.partitioners import Indices, Labels, Owners
 from fl_queue.errors import ConfigError
 
-#: What decides a partition besides labels and seed: fields of the config's ``[data]`` section.
-OPTIONS = ("alpha", "shards_per_client", "samples_per_client", "labels_per_client", "exponent")
+
+class PartitionSettings(Protocol):
+    """The fields of ``[data]`` that decide which samples are in which share."""
+
+    def __hash__(self) -> int:
+        """Equal settings are one key of a cache."""
+
+    @property
+    def partition(self) -> str:
+        """Kind of partition."""
+
+    @property
+    def alpha(self) -> float:
+        """Concentration of the Dirichlet partitions, above 0; small is skewed."""
+
+    @property
+    def shards_per_client(self) -> int:
+        """For ``shards``."""
+
+    @property
+    def samples_per_client(self) -> int:
+        """For ``dirichlet_hsu``."""
+
+    @property
+    def labels_per_client(self) -> int:
+        """For ``label_count``."""
+
+    @property
+    def exponent(self) -> float:
+        """For ``quantity_power``, 0 or more; large is skewed."""
+
+
+class SplitSettings(PartitionSettings, Protocol):
+    """The fields of ``[data]`` that decide what a client trains and validates with."""
+
+    @property
+    def validation_fraction(self) -> float:
+        """Part of a share that is held out."""
+
+    @property
+    def train_per_class(self) -> tuple[int, ...]:
+        """Range of training samples to draw per class; empty: all."""
+
+    @property
+    def validation_per_class(self) -> tuple[int, ...]:
+        """Range of validation samples to draw per class; empty: by the fraction."""
 
 
 def partition_indices(
-    kind: str,
+    data: PartitionSettings,
     labels: Labels,
     shares: int,
     seed: int,
-    *,
     owners: Owners | None = None,
-    alpha: float = 0.5,
-    shards_per_client: int = 2,
-    samples_per_client: int = 500,
-    labels_per_client: int = 2,
-    exponent: float = 1.0,
 ) -> list[Indices]:
     """
     Split samples into disjoint shares; equal arguments give equal shares.
 
     Args:
-        kind: ``data.partition``, but for ``site``.
+        data: The ``[data]`` section; any partition but ``site``.
         labels: (N,) class of each sample.
         shares: Number of shares, 1 or more.
         seed: The run's seed.
-        owners: (N,) whose each sample is, for ``natural``.
-        alpha: Concentration of the Dirichlet partitions, above 0; small is skewed.
-        shards_per_client: For ``shards``.
-        samples_per_client: For ``dirichlet_hsu``.
-        labels_per_client: For ``label_count``.
-        exponent: For ``quantity_power``, 0 or more; large is skewed.
+        owners: (N,) owner of each sample, for ``natural``.
 
     Returns:
         Sorted index arrays, one per share. Every sample is in exactly one, but for
@@ -65,28 +98,45 @@ def partition_indices(
             "it is from 1 to the number of samples",
             public=True,
         )
-    ways = {
-        "iid": lambda: partitioners.iid(labels, shares, seed),
-        "shards": lambda: partitioners.shards(labels, shares, seed, shards_per_client),
-        "label_count": lambda: partitioners.label_count(labels, shares, seed, labels_per_client),
-        "dirichlet_label": lambda: partitioners.dirichlet_label(labels, shares, seed, alpha),
-        "dirichlet_hsu": lambda: partitioners.dirichlet_hsu(
-            labels, shares, seed, alpha, samples_per_client
-        ),
-        "quantity_dirichlet": lambda: partitioners.quantity_dirichlet(labels, shares, seed, alpha),
-        "quantity_power": lambda: partitioners.quantity_power(labels, shares, seed, exponent),
-        "natural": lambda: partitioners.natural(labels, shares, seed, owners),
-    }
-    if kind not in ways:
+    if data.partition not in _WAYS:
         raise ConfigError(
-            "data.partition", f"{kind!r} does not split one data set into shares", public=True
+            "data.partition",
+            f"{data.partition!r} does not split one data set into shares",
+            public=True,
         )
-    return ways[kind]()
+    return _WAYS[data.partition](data, labels, shares, seed, owners)
+
+
+_Way = Callable[[PartitionSettings, Labels, int, int, "Owners | None"], list[Indices]]
+_WAYS: dict[str, _Way] = {
+    "iid": lambda data, labels, shares, seed, owners: partitioners.iid(labels, shares, seed),
+    "shards": lambda data, labels, shares, seed, owners: partitioners.shards(
+        labels, shares, seed, data.shards_per_client
+    ),
+    "label_count": lambda data, labels, shares, seed, owners: partitioners.label_count(
+        labels, shares, seed, data.labels_per_client
+    ),
+    "dirichlet_label": lambda data, labels, shares, seed, owners: partitioners.dirichlet_label(
+        labels, shares, seed, data.alpha
+    ),
+    "dirichlet_hsu": lambda data, labels, shares, seed, owners: partitioners.dirichlet_hsu(
+        labels, shares, seed, data.alpha, data.samples_per_client
+    ),
+    "quantity_dirichlet": lambda data, labels, shares, seed, owners: (
+        partitioners.quantity_dirichlet(labels, shares, seed, data.alpha)
+    ),
+    "quantity_power": lambda data, labels, shares, seed, owners: partitioners.quantity_power(
+        labels, shares, seed, data.exponent
+    ),
+    "natural": lambda data, labels, shares, seed, owners: partitioners.natural(
+        labels, shares, seed, owners
+    ),
+}
 
 
 def client_split(
     labels: Labels,
-    data: Mapping[str, Any],
+    data: SplitSettings,
     *,
     seed: int,
     client: str,
@@ -114,24 +164,24 @@ def client_split(
     Raises:
         ConfigError: There is no such share, or the split is impossible.
     """
-    if data["partition"] == "site":
+    if data.partition == "site":
         own = np.arange(len(labels))
     else:
         own = _share(labels, data, seed, share, shares, owners)
-    if data["train_per_class"] or data["validation_per_class"]:
+    if data.train_per_class or data.validation_per_class:
         return _hold_out_per_class(own, labels, data, seed, client)
     order = np.random.Generator(np.random.PCG64(seed_for(seed, client, "validation")))
     if owners is not None and len(np.unique(owners[own])) > 1:
-        return _hold_out_owners(own, owners[own], data["validation_fraction"], order)
+        return _hold_out_owners(own, owners[own], data.validation_fraction, order)
     shuffled = order.permutation(own)
     # Rounded down, and the fraction is at most 0.9: a share with samples has training samples.
-    held = int(data["validation_fraction"] * len(own))
+    held = int(data.validation_fraction * len(own))
     return np.sort(shuffled[held:]), np.sort(shuffled[:held])
 
 
 def _share(
     labels: Labels,
-    data: Mapping[str, Any],
+    data: PartitionSettings,
     seed: int,
     share: int,
     shares: int,
@@ -144,13 +194,10 @@ def _share(
             "start a new run with data.shares at least the number of clients",
             public=True,
         )
-    options = tuple((name, data[name]) for name in OPTIONS)
     if labels.flags.writeable or owners is not None:
-        parts = partition_indices(
-            data["partition"], labels, shares, seed, owners=owners, **dict(options)
-        )
+        parts = partition_indices(data, labels, shares, seed, owners)
     else:
-        parts = _kept_split(data["partition"], _Same(labels), shares, seed, options)
+        parts = _kept_split(data, _Same(labels), shares, seed)
     return parts[share]
 
 
@@ -168,11 +215,9 @@ class _Same:
 
 
 @lru_cache(maxsize=2)
-def _kept_split(
-    kind: str, labels: _Same, shares: int, seed: int, options: tuple[tuple[str, Any], ...]
-) -> list[Indices]:
-    """``split``, done once for all the clients that one process trains."""
-    return partition_indices(kind, labels.labels, shares, seed, **dict(options))
+def _kept_split(data: PartitionSettings, labels: _Same, shares: int, seed: int) -> list[Indices]:
+    """``partition_indices``, done once for all the clients that one process trains."""
+    return partition_indices(data, labels.labels, shares, seed)
 
 
 def _hold_out_owners(
@@ -202,7 +247,7 @@ def _hold_out_owners(
 
 
 def _hold_out_per_class(
-    own: Indices, labels: Labels, data: Mapping[str, Any], seed: int, client: str
+    own: Indices, labels: Labels, data: SplitSettings, seed: int, client: str
 ) -> tuple[Indices, Indices]:
     train: list[Indices] = []
     validation: list[Indices] = []
@@ -218,14 +263,14 @@ def _hold_out_per_class(
 
 
 def _per_class_counts(
-    generator: np.random.Generator, available: int, data: Mapping[str, Any]
+    generator: np.random.Generator, available: int, data: SplitSettings
 ) -> tuple[int, int]:
     """Validation and training samples to take of a class; both shrink alike when it is small."""
-    train_span, held_span = data["train_per_class"], data["validation_per_class"]
+    train_span, held_span = data.train_per_class, data.validation_per_class
     used = _between(generator, train_span) if train_span else available
     held = _between(generator, held_span) if held_span else 0
     if not held_span:
-        held = int(data["validation_fraction"] * available)
+        held = int(data.validation_fraction * available)
     if not train_span:
         used = max(available - held, 1)
     if used + held > available:

@@ -95,7 +95,7 @@ def train(
         kind="local" if kind == LOCAL else "centralised",
         name=name,
         config=config.record(),
-        rounds=config.run["rounds"],
+        rounds=config.run.rounds,
         clients=len(chosen),
         seconds=round(time.monotonic() - started, 3),
         environment=dict(
@@ -113,24 +113,24 @@ class _BaselineTrainer:
         self.clients = _clients(config, place)
         first = place.folders[0] if place.folders else ""
         self.task = self._load(first)
-        self.manifest, self.base = local_update.initial_model(self.task, config.run["seed"])
+        self.manifest, self.base = local_update.initial_model(self.task, config.run.seed)
         # Building the next model may overwrite what these are views of.
         self.base = {tensor: array.copy() for tensor, array in self.base.items()}
-        if config.model["initial"]:
-            found = checkpoint.read_tensors(Path(config.model["initial"]))
-            self.base = initial.fitted(found, self.manifest, config.model["initial"])
+        if config.model.initial:
+            found = checkpoint.read_tensors(Path(config.model.initial))
+            self.base = initial.fitted(found, self.manifest, config.model.initial)
         self.test = None
-        if config.run["evaluate_every"]:
+        if config.run.evaluate_every:
             self.test = self._test_data(place.test or first)
 
     def _load(self, folder: str) -> Task:
-        name = self.config.run["task"]
-        folder = folder or self.config.data["dir"]
+        name = self.config.run.task
+        folder = folder or self.config.data.dir
         return load_task(name, self.config, own_code(name, self.config.task), folder)
 
     def _test_data(self, folder: str) -> sgd.Samples | None:
         try:
-            return self._load(folder).test_data(folder or self.config.data["dir"])
+            return self._load(folder).test_data(folder or self.config.data.dir)
         except DataError as exc:
             raise DataError(
                 exc.path,
@@ -142,7 +142,7 @@ class _BaselineTrainer:
         """The clients that are trained, in the order of their shares."""
         if not count or count >= len(self.clients):
             return list(self.clients)
-        return seeding.select_cohort(self.config.run["seed"], 0, list(self.clients), count)
+        return seeding.select_cohort(self.config.run.seed, 0, list(self.clients), count)
 
     def data(self, client: str) -> ClientData:
         """A client's own, as in a run. Raises DataError."""
@@ -161,8 +161,8 @@ class _BaselineTrainer:
             run=f"baseline-{self.kind}",
             round_number=round_number,
             share=names.index(client) if client in names else 0,
-            shares=self.config.data["shares"] or len(names),
-            data_dir=(self.place.folders or [self.config.data["dir"]])[0],
+            shares=self.config.data.shares or len(names),
+            data_dir=(self.place.folders or [self.config.data.dir])[0],
             device=self.place.device,
             threads=self.place.threads,
         )
@@ -171,7 +171,7 @@ class _BaselineTrainer:
         self, index: int, count: int, client: str, data: ClientData, tell: Tell
     ) -> BaselineModel:
         """Train one from version 0, and judge it."""
-        rounds, every = self.config.run["rounds"], self.config.run["evaluate_every"]
+        rounds, every = self.config.run.rounds, self.config.run.evaluate_every
         curve: dict[str, dict[str, float]] = {}
         for number, model in self._trained(client, data, rounds):
             tested: dict[str, float] = {}
@@ -213,7 +213,7 @@ class _BaselineTrainer:
     ) -> dict[str, float]:
         if dataset is None or not sgd.size_of(dataset):
             return {}
-        context = self.context(client, self.config.run["rounds"])
+        context = self.context(client, self.config.run.rounds)
         with determinism.reproducible(
             context.seed_for("evaluate"), context.device, context.threads
         ):
@@ -222,8 +222,8 @@ class _BaselineTrainer:
 
 def _clients(config: RunConfig, place: BaselineMachine) -> dict[str, str]:
     """Client -> its own folder (empty: that of all), in the order of shares."""
-    if config.data["partition"] == "site":
-        folders = place.folders or [config.data["dir"]]
+    if config.data.partition == "site":
+        folders = place.folders or [config.data.dir]
         named = {Path(folder).resolve().name: folder for folder in folders}
         if len(named) < len(folders):
             raise ConfigError(
@@ -233,13 +233,13 @@ def _clients(config: RunConfig, place: BaselineMachine) -> dict[str, str]:
     if len(place.folders) > 1:
         raise ConfigError(
             "--data",
-            f"one folder is split by data.partition = {config.data['partition']}; give one, or set "
+            f"one folder is split by data.partition = {config.data.partition}; give one, or set "
             "data.partition to site for a folder of each client",
         )
-    cohort = config.round["cohort"]
+    cohort = config.round.cohort
     if config.is_simulation:
-        return dict.fromkeys(virtual_clients.clients(config.clients["count"]), "")
-    count = config.data["shares"] or (cohort if isinstance(cohort, int) else 0)
+        return dict.fromkeys(virtual_clients.clients(config.clients.count), "")
+    count = config.data.shares or (cohort if isinstance(cohort, int) else 0)
     if not count:
         raise ConfigError(
             "data.shares", "is 0, and the clients are not known yet; set it to their number"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_queue.client.site import WorkerSettings
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching, local_workers
@@ -70,7 +71,7 @@ def run(
         WorkerDied: A worker could not start.
     """
     console = rich_console.console(stderr=True)
-    loaded = run_config.load("demo", (f"round.cohort={clients}", f"run.rounds={count}", *overrides))
+    loaded = loading.load("demo", (f"round.cohort={clients}", f"run.rounds={count}", *overrides))
     output.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="flq-demo-"))
     try:
@@ -109,7 +110,7 @@ def _write_files(store: Store, run_id: str, output: Path, state_dir: Path) -> De
 
 
 def _workers(
-    redis: server_pair.EmbeddedRedis, clients: int, loaded: run_config.RunConfig
+    redis: server_pair.EmbeddedRedis, clients: int, loaded: RunConfig
 ) -> dict[str, LocalWorker]:
     """Choose the workers of the demo. Returns: name -> worker."""
     base = launching.with_data(WorkerSettings(redis.url, redis.blob_url, redis.state_dir), [loaded])

@@ -62,12 +62,10 @@ def begin(store: Store, name: str, config: RunConfig, count: int | None = None) 
         DataError: ``model.initial`` cannot be read.
     """
     initial = None
-    if config.model["initial"]:
+    if config.model.initial:
         with store.with_timeouts(UPLOADS) as slow:
-            initial = publish_initial(
-                slow, Path(config.model["initial"]), config.redis["chunk_bytes"]
-            )
-    return runs.start_run(store, name, config, count or config.run["rounds"], initial).run_id
+            initial = publish_initial(slow, Path(config.model.initial), config.redis.chunk_bytes)
+    return runs.start_run(store, name, config, count or config.run.rounds, initial).run_id
 
 
 def launch(
@@ -147,7 +145,7 @@ def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSetti
     Where they agree on one it is the site's own, so that another run on the same servers chooses none.
     """
     site = replace(site, min_examples=1)
-    folders = {config.data["dir"] for config in configs}
+    folders = {config.data.dir for config in configs}
     if len(folders) > 1:
         return replace(site, data_from_config=True)
     folder = folders.pop() if folders else ""
@@ -156,7 +154,7 @@ def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSetti
 
 def allowed(configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """What workers of whoever begins these runs let in: their own tasks, and each built-in one."""
-    own = {code for config in configs for code in own_code(config.run["task"], config.task)}
+    own = {code for config in configs for code in own_code(config.run.task, config.task)}
     return (*sorted(own), *TASKS) if own else ()
 
 
@@ -179,7 +177,7 @@ def start_workers(
     """
     # Whoever begins the runs names the data, the tasks and the strategies: that lets them in.
     site = with_data(site, configs)
-    strategies = {config.aggregation["strategy"] for config in configs}
+    strategies = {config.aggregation.strategy for config in configs}
     site = replace(
         site,
         allow=allowed(configs),

@@ -81,7 +81,7 @@ def missing_workers(
         site: Options of what is started.
     """
     wanted = {identifiers.AGGREGATOR: 1, identifiers.POOL: config.processes}
-    if config.run["evaluate_every"]:
+    if config.run.evaluate_every:
         wanted[identifiers.EVALUATOR] = 1
     there = {worker["role"] for worker in store.control.workers.living()}
     return {

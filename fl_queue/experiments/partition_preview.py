@@ -97,13 +97,13 @@ def preview_partition(config: RunConfig, data_dir: str = "", clients: int = 0) -
         DataError: The data are missing or damaged.
         FLQueueError: The task's own code failed.
     """
-    said = config.data["shares"] or config.clients["count"]
+    said = config.data.shares or config.clients.count
     if clients and said and clients != said:
         raise ConfigError(
             "--clients", f"{clients} is not what the config says, {said} shares; leave it out"
         )
     shares = said or clients
-    is_site = config.data["partition"] == "site"
+    is_site = config.data.partition == "site"
     if not shares and not is_site:
         raise ConfigError(
             "data.shares", "is 0, and the clients are not known yet; say how many with --clients"
@@ -112,12 +112,10 @@ def preview_partition(config: RunConfig, data_dir: str = "", clients: int = 0) -
     if is_site:
         parts = [np.arange(len(labels))]
     else:
-        options = {name: config.data[name] for name in partition.OPTIONS}
-        kind, seed = config.data["partition"], config.run["seed"]
-        parts = partition.partition_indices(kind, labels, shares, seed, owners=owners, **options)
-    count = config.clients["count"]
+        parts = partition.partition_indices(config.data, labels, shares, config.run.seed, owners)
+    count = config.clients.count
     names = virtual_clients.clients(count) if count and not is_site else []
-    return _mix(config.data["partition"], labels, parts, names)
+    return _mix(config.data.partition, labels, parts, names)
 
 
 def summary(mix: PartitionPreview) -> dict[str, dict[str, float]]:
@@ -231,7 +229,7 @@ def _read(config: RunConfig, data_dir: str) -> tuple[Labels, Owners | None]:
                 return arrays["labels"], arrays.get("owners")
         if not out.is_file():
             last = done.stderr.strip().rpartition("\n")[2] or f"it ended with {done.returncode}"
-            raise FLQueueError(f"task {config.run['task']} failed to read its data: {last}")
+            raise FLQueueError(f"task {config.run.task} failed to read its data: {last}")
         error = json.loads(out.read_text())
     raise {"config": ConfigError, "data": DataError}[error["kind"]](*error["about"])
 

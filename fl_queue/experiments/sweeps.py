@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.options import toml_value
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -56,7 +56,7 @@ def members(
     The runs of a sweep, seeds last: ``NAME-s0``, ``NAME-learning-rate-0-1-s0``, ...
 
     Args:
-        source: As for ``run_config.load``.
+        source: As for ``loading.load``.
         name: What the names of all begin with.
         seeds: So many, from ``run.seed`` on.
         each: ``section.key=a,b``: a run for each of these values, and for each combination.
@@ -65,7 +65,7 @@ def members(
     Raises:
         ConfigError: A field or a value that cannot be used, in any of them; or a name.
     """
-    first = configs.load(source, overrides).run["seed"]
+    first = loading.load(source, overrides).run.seed
     choices = [_choices(text) for text in each]
     seen: dict[str, SweepRun] = {}
     # Seeds last, so that those of one setting follow each other.
@@ -75,7 +75,7 @@ def members(
         made = SweepRun(
             "-".join([name, *map(_label, settings), f"s{seed}"]),
             given,
-            configs.load(source, (*overrides, *given)),
+            loading.load(source, (*overrides, *given)),
         )
         if not identifiers.is_name(made.name):
             raise ConfigError(

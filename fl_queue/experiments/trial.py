@@ -110,15 +110,15 @@ def try_task(
     Raises:
         ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
     """
-    name = config.run["task"]
-    data_dir = data_dir or config.data["dir"]
+    name = config.run.task
+    data_dir = data_dir or config.data.dir
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
     with determinism.reproducible(context.seed_for("train"), context.device, context.threads):
         data = calls.training_data(task, context)
     facts_of(task, data)
-    manifest, arrays = local_update.initial_model(task, config.run["seed"])
+    manifest, arrays = local_update.initial_model(task, config.run.seed)
     base = {name: array.copy() for name, array in arrays.items()}
     _check_initial(config, task, context, manifest)
     last: dict[str, float] = {}
@@ -128,13 +128,13 @@ def try_task(
         last.update(found)
         on_epoch(number, count, found)
 
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    strategy = get_strategy(config.aggregation.strategy, config.strategy)
     plan = local_update.ClientStrategy(strategy)
     done = local_update.train_update(task, manifest, base, context, report, plan=plan, data=data)
     whole_s = time.monotonic() - started
     peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     largest = _largest(done.tensors)
-    limit = float(config.aggregation["limit"])
+    limit = float(config.aggregation.limit)
     leaves, refusal = _sent(config, task, context, done, show)
     problem = _problem(largest, limit, refusal) or _not_reported(config, done)
     return Trial(
@@ -170,9 +170,9 @@ def _check_initial(
     environment = determinism.environment(context.device, code_digest(task), context.threads)
     header = update_message.initial_header(_blank("model", context), manifest, environment)
     try:
-        element = message.pack(replace(header, chunk_bytes=config.redis["chunk_bytes"]), None)
+        element = message.pack(replace(header, chunk_bytes=config.redis.chunk_bytes), None)
         header, _ = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
-        message.initial_manifest(header, config.model["max_bytes"])
+        message.initial_manifest(header, config.model.max_bytes)
     except MessageError as exc:
         raise DataError("model", f"no run accepts it as version 0: {exc.reason}") from exc
 
@@ -217,7 +217,7 @@ def _judge(
     """Raises MessageError if an aggregator would not merge what is pushed."""
     header, body = kept
     redis, format_ = config.redis, config.format_of_sum()
-    element = outbox.element(header, body, redis["inline_bytes"], redis["chunk_bytes"])
+    element = outbox.element(header, body, redis.inline_bytes, redis.chunk_bytes)
     arrived, inline = message.unpack(element, max_body_bytes=LARGEST_MODEL_BYTES)
     discount = format_.discount.to_dict() if format_.discount else None
     merge = UpdateMerger.of_round(manifest, config, format_.scales, format_.w_max, folder, discount)
@@ -229,9 +229,9 @@ def _blank(kind: str, context: ClientContext) -> Header:
 
 
 def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> ClientContext:
-    cohort = config.round["cohort"]
+    cohort = config.round.cohort
     if config.is_simulation:
-        shares = config.clients["count"]
+        shares = config.clients.count
         client = virtual_clients.client(1, shares)
     else:
         # A fraction is of the clients that will be alive, which nobody knows yet.
@@ -242,7 +242,7 @@ def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> Cli
         run=RUN,
         round_number=1,
         share=0,
-        shares=config.data["shares"] or shares,
+        shares=config.data.shares or shares,
         data_dir=data_dir,
         device=device,
         threads=threads,

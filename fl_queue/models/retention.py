@@ -43,11 +43,11 @@ def prune_versions(models: ModelStore, config: RunConfig) -> None:
     served = {version for version in versions if version > newest - ON_DATA_SERVER} | waiting
     served |= _in_training(store, run)
     digests = {digest for version in served for digest in _chunked_digests(versions[version])}
-    reach = 2 * max(WAITING_KEPT, config.round["max_staleness"])
+    reach = 2 * max(WAITING_KEPT, config.round.max_staleness)
     for version in range(max(0, newest - reach), newest):
         for digest in _chunked_digests(versions[version]) - digests:
             models.drop(digest, manifest.nbytes)
-    count = config.model["keep_versions"]
+    count = config.model.keep_versions
     if count:
         best = best_version(store, run, config)
         stay = served | {version for version in versions if version > newest - count}

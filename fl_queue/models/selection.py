@@ -68,7 +68,7 @@ def best_by(
 
 def best_version(store: Store, run: str, config: RunConfig) -> int | None:
     """The version that ``run.select`` names; None when nothing has been evaluated."""
-    return best_by(config.run["select"], validation_metrics(store, run), test_metrics(store, run))
+    return best_by(config.run.select, validation_metrics(store, run), test_metrics(store, run))
 
 
 def chosen_version(
@@ -83,7 +83,7 @@ def chosen_version(
     if best:
         version = best_version(store, state.run_id, config)
         if version is None:
-            select = config.run["select"] or "accuracy:max"
+            select = config.run.select or "accuracy:max"
             found = sorted(
                 {name for of in version_metrics(store, state.run_id).values() for name in of}
             )

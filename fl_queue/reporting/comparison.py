@@ -156,7 +156,7 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
         for version, finished in selection.version_metrics(store, state.run_id).items()
         if metric in finished
     }
-    selected = runs.current_config(store, state.run_id).run["select"]
+    selected = runs.current_config(store, state.run_id).run.select
     select = selected if selected.partition(":")[0] == metric else _select(metric)
     validated = selection.validation_metrics(store, state.run_id)
     # Of the versions that have a value to be shown: the test set may have judged every fifth.

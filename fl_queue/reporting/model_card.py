@@ -130,7 +130,7 @@ def _examples(
             continue
         for client, weight in record.weights.items():
             said = ""
-            if config.aggregation["weighting"] != "examples" or record.mode == "async":
+            if config.aggregation.weighting != "examples" or record.mode == "async":
                 said = store.control.clients.get(client).get("num_examples", "")
                 weight = int(said) if safe_json.is_count(said) else 0
             found[client] = weight
@@ -169,7 +169,7 @@ def render(facts: CardData, file: str, kind: str) -> str:
         f"# {escaping.markdown(facts.state.name)}, version {facts.version}",
         f"Trained by federated learning with fl-queue: the data stayed with {_clients(facts)}, which "
         "sent updates of the model. Task "
-        f"{escaping.code(facts.config.run['task'])}, {escaping.markdown(facts.config.aggregation['strategy'])}.",
+        f"{escaping.code(facts.config.run.task)}, {escaping.markdown(facts.config.aggregation.strategy)}.",
         _use(facts, file, kind),
         _metrics(facts),
         _data(facts),
@@ -185,7 +185,7 @@ def _front_matter(facts: CardData) -> str:
     results = [(name, facts.tested[name]) for name in _MAIN if name in facts.tested]
     if results:
         lines += ["model-index:", f"- name: {json.dumps(facts.state.name)}", "  results:"]
-        lines += ["  - task:", f"      type: {json.dumps(facts.config.run['task'])}"]
+        lines += ["  - task:", f"      type: {json.dumps(facts.config.run.task)}"]
         lines += ["    dataset:", "      name: central test set", "      type: other"]
         lines += ["    metrics:"]
         for name, value in results:
@@ -274,9 +274,9 @@ def _data(facts: CardData) -> str:
 
 
 def _partition(config: RunConfig) -> str:
-    if config.data["partition"] == "site":
+    if config.data.partition == "site":
         return "Each client used data of its own, which nobody else has seen."
-    kind = config.data["partition"]
+    kind = config.data.partition
     return f'One data set, split over the clients for an experiment (`data.partition = "{kind}"`).'
 
 
@@ -293,10 +293,10 @@ def _training(facts: CardData) -> str:
     merged = f", of {min(per_round)} to {max(per_round)} updates each" if per_round else ""
     rows = [
         ["rounds", f"{len(committed)}{merged}; {abandoned} abandoned; {seconds:.0f} s"],
-        ["strategy", f"{config.aggregation['strategy']} {_plain(dict(config.strategy))}"],
-        ["weighting", config.aggregation["weighting"]],
-        *([f"train.{name}", _plain(value)] for name, value in config.train.items()),
-        ["seed", str(config.run["seed"])],
+        ["strategy", f"{config.aggregation.strategy} {_plain(dict(config.strategy))}"],
+        ["weighting", config.aggregation.weighting],
+        *([f"train.{name}", _plain(value)] for name, value in config.train.to_dict().items()),
+        ["seed", str(config.run.seed)],
         ["parameters", f"{_elements(facts, 'parameter'):,}"],
         ["numbers in buffers", f"{_elements(facts, 'float_buffer', 'integer_buffer'):,}"],
         ["run", facts.state.run_id],
@@ -348,7 +348,7 @@ def _limits(facts: CardData) -> str:
     if facts.manifest.private:
         limits.append(
             f"{len(facts.manifest.private)} tensors are private to each client "
-            f"({escaping.code('model.private = ' + _plain(config.model['private']))}); here they have the values of "
+            f"({escaping.code('model.private = ' + _plain(config.model.private))}); here they have the values of "
             "version 0, which nobody trained."
         )
     if any(client.startswith(VIRTUAL) for client in facts.examples):

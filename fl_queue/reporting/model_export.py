@@ -71,7 +71,7 @@ def format_of(path: Path) -> str:
 def models_of(store: Store, run_id: str, state_dir: Path) -> ModelStore:
     """Open the versions of a run, by its newest config. Raises UnknownRun."""
     config = runs.current_config(store, run_id)
-    return ModelStore(store, run_id, config.redis["chunk_bytes"], state_dir)
+    return ModelStore(store, run_id, config.redis.chunk_bytes, state_dir)
 
 
 def version_of(store: Store, state: RunState, version: int | None, best: bool) -> int:
@@ -113,7 +113,7 @@ def export_version(
     if kind == SAFETENSORS:
         checkpoint.export(body, manifest, request.path, metadata)
     else:
-        metadata["task"] = config.run["task"]
+        metadata["task"] = config.run.task
         _write_with_torch(request, kind, config, manifest, body, metadata)
     return ExportedModel(version, digest, kind, config)
 

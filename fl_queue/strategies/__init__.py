@@ -1,5 +1,5 @@
 """
-Accepted updates -> next model: the strategies by name, and the weight of an update in the mean.
+Accepted updates -> next model: the strategies by name.
 
 One file each, whose docstring has the equations; what they have in common is in ``base.py``. No Redis
 here.
@@ -14,7 +14,7 @@ from fl_queue.common.lazy import lazy
 from fl_queue.common.options import Option
 from fl_queue.common.own_modules import defines, import_own
 from fl_queue.common.spelling import nearest
-from fl_queue.errors import ConfigError, MessageError
+from fl_queue.errors import ConfigError
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.bulyan import Bulyan
 from fl_queue.strategies.ditto import Ditto
@@ -151,41 +151,3 @@ def _built_in(name: str) -> type[Strategy]:
             "aggregation.strategy", f"{name!r} is not module:Class, nor one of: {known}{near}"
         )
     return STRATEGIES[name]
-
-
-def weight_of(aggregation: Mapping[str, Any], num_examples: int, most_examples: int = 0) -> int:
-    """
-    The integer weight of an update in the mean, 1 to ``largest_weight``.
-
-    Weighting by examples estimates the mean over examples, and gives a client that claims many of
-    them much influence; ``capped`` bounds that; ``uniform`` estimates the mean over clients.
-
-    Args:
-        aggregation: The config's ``[aggregation]`` section.
-        num_examples: Examples the client says it used; more than ``aggregation.max_examples`` count as so
-            many.
-        most_examples: The same cap for this client alone; 0: none.
-
-    Raises:
-        MessageError: The claim is less than 1, whatever the weighting.
-
-    Source:
-        McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (weights n_k / n).
-    """
-    if num_examples < 1:
-        raise MessageError(f"num_examples is {num_examples}, not 1 or more")
-    most = int(aggregation["max_examples"])
-    return _weight(aggregation, min(num_examples, most, most_examples or most))
-
-
-def largest_weight(aggregation: Mapping[str, Any]) -> int:
-    """The largest weight an update may have: ``w_max`` of the exact sum."""
-    return _weight(aggregation, aggregation["max_examples"])
-
-
-def _weight(aggregation: Mapping[str, Any], num_examples: int) -> int:
-    if aggregation["weighting"] == "uniform":
-        return 1
-    if aggregation["weighting"] == "capped":
-        return min(num_examples, int(aggregation["cap"]))
-    return num_examples

@@ -47,6 +47,18 @@ class Range:
     finest: int = FINEST
 
 
+class LimitSettings(Protocol):
+    """The fields of ``[aggregation]`` that limit what an update may hold."""
+
+    @property
+    def limit(self) -> float:
+        """Largest change of a parameter."""
+
+    @property
+    def buffer_limit(self) -> float:
+        """Largest change of a float buffer."""
+
+
 class Merged(Protocol):
     """The updates of a round as one: an ``ExactSum``, or what a rule made of all of them."""
 
@@ -296,11 +308,11 @@ class Strategy:
         """An option that is a number."""
         return float(self.options[name])
 
-    def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:
+    def ranges(self, aggregation: LimitSettings) -> dict[str, Range]:
         """Quantity (a kind of tensor, or an extra) -> how it is summed."""
         return {
-            "parameter": Range(aggregation["limit"]),
-            "float_buffer": Range(aggregation["buffer_limit"]),
+            "parameter": Range(aggregation.limit),
+            "float_buffer": Range(aggregation.buffer_limit),
         }
 
     # On the clients

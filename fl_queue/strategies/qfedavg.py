@@ -23,8 +23,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from fl_queue.strategies.base import (
     Block,
     ClientContribution,
     ClientTrainingState,
+    LimitSettings,
     Merged,
     Range,
     Strategy,
@@ -58,7 +58,7 @@ class QFedAvg(Strategy):
     needs_base_loss = True
     has_exponent = True
 
-    def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:
+    def ranges(self, aggregation: LimitSettings) -> dict[str, Range]:
         """Parameters as fine as it goes, within a limit of their own."""
         return super().ranges(aggregation) | {"parameter": Range(self.number("delta_limit"), 52)}
 

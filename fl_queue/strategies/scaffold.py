@@ -23,8 +23,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from fl_queue.strategies.base import (
     ClientContribution,
     ClientTrainingState,
     Correction,
+    LimitSettings,
     Range,
     Strategy,
 )
@@ -62,7 +62,7 @@ class Scaffold(Strategy):
     may_clip = False
     needs_local_sgd = True
 
-    def ranges(self, aggregation: Mapping[str, Any]) -> dict[str, Range]:
+    def ranges(self, aggregation: LimitSettings) -> dict[str, Range]:
         """A control variate is a gradient: not in the range of an update."""
         return super().ranges(aggregation) | {"dc": Range(self.number("control_limit"))}
 

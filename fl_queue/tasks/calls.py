@@ -43,7 +43,7 @@ def model(task: Task) -> nn.Module:
     if any(getattr(one, _BUILT, False) for one in trained):
         raise ConfigError(
             "run.task",
-            f"build_model() of {task.config.run['task']} returned parameters that it had returned before; "
+            f"build_model() of {task.config.run.task} returned parameters that it had returned before; "
             "build a new model in each call: a personal model and the round's would be one",
             public=True,
         )
@@ -110,9 +110,9 @@ def training_data(task: Task, context: ClientContext) -> ClientData:
         ConfigError: The config asks for steps that the site does not make.
     """
     train = task.config.train
-    check_batch(context.min_batch, context.batch_size, train["accumulate"])
+    check_batch(context.min_batch, context.batch_size, train.accumulate)
     if context.min_batch > 1:
-        check_pull(context.learning_rate, train["weight_decay"], 0.0)
+        check_pull(context.learning_rate, train.weight_decay, 0.0)
     found = given_data(task, context)
     if size_of(found.train) == 0:
         raise DataError(
@@ -184,13 +184,13 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
         _check_name(task, method, name)
         number = _plain(task, method, name, value)
         if name.endswith("_sum") and not isinstance(number, list) and not metrics.is_sum(number):
-            plain_numbers.say_left_out(f"{method}() of {task.config.run['task']}", name)
+            plain_numbers.say_left_out(f"{method}() of {task.config.run.task}", name)
             continue
         plain[name] = number
     try:
         metrics.check(plain)
     except MessageError as exc:
-        what = f"{method}() of {task.config.run['task']} returned"
+        what = f"{method}() of {task.config.run.task} returned"
         rule = "the keys are listed in fl_queue/metrics.py"
         raise ConfigError(
             "run.task",
@@ -202,7 +202,7 @@ def _sums(task: Task, method: str, found: Any) -> Sums:
 
 def _check_name(task: Task, method: str, key: str) -> None:
     """Raises ConfigError for a name with which the aggregator would refuse the whole update."""
-    what = f"{method}() of {task.config.run['task']} returned"
+    what = f"{method}() of {task.config.run.task} returned"
     if not identifiers.is_metric(key.removesuffix("_sum")):
         rule = "begin it with a letter and use letters, digits, _, . and -, at most 64"
         raise ConfigError(
@@ -248,7 +248,7 @@ def _is_numbers(value: list[Any]) -> bool:
 def _wrong(task: Task, method: str, found: Any, wanted: str, where: str = "") -> ConfigError:
     what = "None" if found is None else f"a {class_name(type(found))}"
     missing = "; is there a `return`?" if found is None and not where else ""
-    name = task.config.run["task"]
+    name = task.config.run.task
     return ConfigError(
         "run.task",
         f"{method}() of {name} returned {what}{where}, not {wanted}{missing}",

@@ -132,7 +132,7 @@ class CsvTask(Task):
         return f" (task.features: {feature})" if feature in listed else " (of those the file names)"
 
     def _check_statistics(self, squares: Tensor, data_dir: str) -> None:
-        limit = self.config.aggregation["buffer_limit"]
+        limit = self.config.aggregation.buffer_limit
         for name, square in zip(self._features(), squares.tolist(), strict=True):
             if square > limit:
                 raise DataError(
@@ -162,13 +162,13 @@ class CsvTask(Task):
                     public=True,
                 )
             return listed
-        if not self.config.data["dir"]:
+        if not self.config.data.dir:
             raise ConfigError(
                 "task.features",
                 "is empty and this machine has no data folder; list the columns",
                 public=True,
             )
-        header = _header(self._file(self.config.data["dir"], "file"))
+        header = _header(self._file(self.config.data.dir, "file"))
         return [name for name in header if name not in self._others()]
 
     def _others(self) -> set[str]:

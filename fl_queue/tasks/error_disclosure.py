@@ -87,7 +87,7 @@ def _field(error: BaseException, config: RunConfig | None) -> list[str]:
 
 def _own_line(error: BaseException, config: RunConfig | None) -> list[str]:
     """Where in the task's own code an error comes from; the config names its modules."""
-    codes = own_code(config.run["task"], config.task) if config is not None else ()
+    codes = own_code(config.run.task, config.task) if config is not None else ()
     own = {code.partition(":")[0] for code in codes}
     frames = list(traceback.walk_tb(error.__traceback__))
     lines = [

@@ -53,11 +53,11 @@ def load(config: RunConfig, allow: Sequence[str], data_dir: str) -> Task:
             f"{code} is own code, and runs here only if you trust it: add --task-allow {code}",
         )
     # Built-in ones are forbidden to train on a site's data; here somebody asks for a model.
-    return load_task(config.run["task"], config, (*allow, *TASKS), data_dir)
+    return load_task(config.run.task, config, (*allow, *TASKS), data_dir)
 
 
 def _barred(config: RunConfig, allow: Sequence[str]) -> str:
-    return barred(own_code(config.run["task"], config.task), allow)
+    return barred(own_code(config.run.task, config.task), allow)
 
 
 def state_dict(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ def _example(task: Task, data_dir: str) -> Tensor:
     found = task.example_input()
     if found is not None:
         return found
-    folder = data_dir or task.config.data["dir"]
+    folder = data_dir or task.config.data.dir
     dataset = task.test_data(folder)
     if dataset is None or not sgd.size_of(dataset):
         context = ClientContext.of(

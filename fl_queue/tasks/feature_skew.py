@@ -9,9 +9,9 @@ function of seed, client and sample, so every process that reads a client's data
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl_queue.common.seeding import seed_for
+
+
+class SkewSettings(Protocol):
+    """The fields of ``[data]`` that decide feature skew."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the last share's noise."""
+
+    @property
+    def rotation(self) -> float:
+        """Angle of the last share's images, degrees."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,7 @@ class Skew:
     deviation: float
 
     @classmethod
-    def of(
-        cls, data: Mapping[str, Any], *, seed: int, client: str, share: int, shares: int
-    ) -> Skew:
+    def of(cls, data: SkewSettings, *, seed: int, client: str, share: int, shares: int) -> Skew:
         """
         A client's part of ``data.rotation`` and ``data.noise``.
 
@@ -60,7 +70,7 @@ class Skew:
             are the code's, and it has the unit of the pixels.
         """
         part = (share + 1) / shares
-        return cls(seed, client, part * data["rotation"], part * data["noise"])
+        return cls(seed, client, part * data.rotation, part * data.noise)
 
     def apply(self, images: Tensor, samples: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """

@@ -181,7 +181,7 @@ class FlowerTask(Task):
 
     def _run(self, context: ClientContext) -> Config:
         return {
-            "num-server-rounds": self.config.run["rounds"],
+            "num-server-rounds": self.config.run.rounds,
             **_settings(context),
             **self._options,
         }
@@ -224,15 +224,15 @@ def _node(context: ClientContext) -> Config:
 
 def _anywhere(config: RunConfig) -> ClientContext:
     """Where version 0 is made: at nobody's, so it is the first of as many as there may be."""
-    cohort = config.round["cohort"]
+    cohort = config.round.cohort
     # A fraction is of the clients that are alive, which nobody knows here.
-    shares = config.data["shares"] or config.clients["count"] or cohort
+    shares = config.data.shares or config.clients.count or cohort
     return ClientContext.of(
         config,
         client="nobody",
         run="",
         round_number=1,
-        data_dir=config.data["dir"],
+        data_dir=config.data.dir,
         shares=shares if isinstance(shares, int) else 1,
     )
 

@@ -175,8 +175,8 @@ class FunctionTask(Task):
 
     def _needs_labels(self) -> bool:
         data = self.config.data
-        by_class = data["train_per_class"] or data["validation_per_class"]
-        return data["partition"] in _BY_CLASS or bool(by_class)
+        by_class = data.train_per_class or data.validation_per_class
+        return data.partition in _BY_CLASS or bool(by_class)
 
 
 def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _arguments(name: str, function: Callable[..., Any], config: RunConfig) -> di
             raise unknown_key(f"task.{key}", [f"task.{each}" for each in taken - {_FOLDER}])
     arguments = dict(config.task)
     if _FOLDER in taken:
-        arguments[_FOLDER] = config.data["dir"]
+        arguments[_FOLDER] = config.data.dir
     for key in taken - arguments.keys():
         if parameters[key].default is inspect.Parameter.empty:
             raise ConfigError(

@@ -115,7 +115,7 @@ class ImageFolderTask(Task):
         owners = None
         folder = Path(context.data_dir) / "train"
         is_owned = all(len(path.relative_to(folder).parts) > 2 for path, _ in items)
-        if is_owned or self.config.data["partition"] == "natural":
+        if is_owned or self.config.data.partition == "natural":
             owners = np.array(self._owners(folder, items))
         train, validation = self.split(labels, context, owners)
         skew = self.skew(context)
@@ -184,15 +184,13 @@ class ImageFolderTask(Task):
 
     def _classes(self) -> list[str]:
         listed = [name.strip() for name in self.options["classes"].split(",") if name.strip()]
-        if not listed and not self.config.data["dir"]:
+        if not listed and not self.config.data.dir:
             raise ConfigError(
                 "task.classes",
                 "is empty and this machine has no data folder; list the class folder names",
                 public=True,
             )
-        classes = listed or _folders(
-            data_folder.inside(self.config.data["dir"], "train", "data.dir")
-        )
+        classes = listed or _folders(data_folder.inside(self.config.data.dir, "train", "data.dir"))
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(
                 "task.classes",

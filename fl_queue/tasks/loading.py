@@ -49,9 +49,9 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     Raises:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.
     """
-    config = replace(config, data={**config.data, "dir": data_dir})
+    config = replace(config, data=replace(config.data, dir=data_dir))
     made = _built_in(name, config, allow) if name in TASKS else _own(name, config, allow)
-    asked = [field for field in SKEWS if config.data[field]]
+    asked = [field for field in SKEWS if getattr(config.data, field)]
     if asked and not made.skews:
         raise ConfigError(
             f"data.{asked[0]}",
@@ -132,7 +132,7 @@ def _flower(config: RunConfig, allow: Sequence[str], code: str, model: str = "")
             public=f"{code} needs Flower; {how_to_install('flower')}",
         ) from exc
     # Flower clients often make their model when they are imported.
-    seed_everything(seed_for(config.run["seed"], "import"))
+    seed_everything(seed_for(config.run.seed, "import"))
     module, found = _attribute("run.task", code, allow)
     maker = _attribute(f"task.{FLOWER_MODEL}", model, allow)[1] if model else None
     return FlowerTask(config, module, FlowerApp(code, found), maker)

@@ -47,7 +47,7 @@ class Digits(Task):
             DataError: The files are missing or damaged.
             ConfigError: ``site`` with the shipped excerpt, or no such share.
         """
-        if self.config.data["partition"] == "site" and self.config.data["source"] == "excerpt":
+        if self.config.data.partition == "site" and self.config.data.source == "excerpt":
             raise ConfigError(
                 "data.partition",
                 "site would give every client the same shipped images; "
@@ -97,7 +97,7 @@ class Digits(Task):
     def _read(self, data_dir: str, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images (N, 28, 28) and digits (N,) of ``train`` or ``t10k``, read-only."""
         folder = _EXCERPT
-        if self.config.data["source"] == "full":
+        if self.config.data.source == "full":
             folder = _full_folder(data_dir)
         files = _files(folder, part)
         if data_dir and folder != _EXCERPT:

@@ -36,9 +36,9 @@ def labels_of(config: RunConfig, data_dir: str) -> Found:
         ConfigError: The task cannot be loaded, or asks for no share.
         DataError: The data are missing or damaged.
     """
-    name = config.run["task"]
+    name = config.run.task
     # Allowed, as the user of this machine has named it, and not Redis.
-    data_dir = data_dir or config.data["dir"]
+    data_dir = data_dir or config.data.dir
     task = load_task(name, config, own_code(name, config.task), data_dir)
     found: list[Found] = []
 

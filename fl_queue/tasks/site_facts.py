@@ -88,6 +88,6 @@ def _described(raw: Mapping[str, Any], words: Collection[str]) -> dict[str, str]
 
 
 def _code(task: Task) -> str:
-    if ":" in task.config.run["task"]:
+    if ":" in task.config.run.task:
         return code_digest(task)[:16]
     return f"fl_queue {__version__}"

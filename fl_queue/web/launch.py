@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl_queue.common.safe_json import is_count
-from fl_queue.config import run_config as configs
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import launching
@@ -37,11 +37,11 @@ class Configs:
     def names(self) -> list[str]:
         """Their names, sorted."""
         own = [path.stem for path in self.folder.glob("*.toml")] if self.folder else []
-        return sorted({*configs.preset_names(), *own})
+        return sorted({*loading.preset_names(), *own})
 
     def source(self, name: str) -> str:
         """
-        What ``run_config.load`` takes.
+        What ``loading.load`` takes.
 
         Raises:
             ConfigError: There is none of that name; a path is no name.
@@ -76,7 +76,7 @@ def launch(
         field = override.partition("=")[0].strip()
         if field in REFUSED:
             raise ConfigError(field, "cannot be set from here; write it in a config of --configs")
-    loaded = configs.load(offered.source(config), overrides)
+    loaded = loading.load(offered.source(config), overrides)
     store.check()  # Both servers: without the data server no round is opened.
     run = launching.begin(store, name or launching.default_run_name(config), loaded, count)
     lifecycle.advance(store, run)

@@ -13,7 +13,7 @@ from benchmarks.cases import attacks, scaling, transfer_lower_bound
 from benchmarks.harness import attackers, document, table
 from benchmarks.harness.federation import Timing, timings
 from fl_queue.common.safe_json import dumps
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.store import Store, keyspace
@@ -143,11 +143,11 @@ def test_a_benchmark_that_hangs_is_ended() -> None:
 def attacked(rule: attacks.Rule, attack: str) -> float:
     """What nine honest clients that send 1.0 and two hostile ones make of 0.0."""
     manifest = Manifest((TensorSpec("w", (1,), "parameter"),))
-    loaded = run_config.load(None, (*rule.settings(2), "aggregation.weighting=uniform"), {})
+    loaded = loading.load(None, (*rule.settings(2), "aggregation.weighting=uniform"), {})
     act, _ = attackers.ATTACKS[attack]
     rng = np.random.default_rng(1)
     honest = [{"w": np.full(1, 1 + rng.normal(0, 0.01), np.float32)} for _ in range(9)]
-    hostile = [act(honest[0], attackers.Round(honest, 2, loaded.aggregation["limit"]))] * 2
+    hostile = [act(honest[0], attackers.Round(honest, 2, loaded.aggregation.limit))] * 2
     body = attacks.merged(manifest, loaded, bytes(4), [*hostile, *honest], 1)
     return float(tensor_layout.views(manifest, body)["w"][0])
 
@@ -231,7 +231,7 @@ def test_attackers_train_on_the_data_that_is_named(tmp_path: Path) -> None:
 
 
 def test_hostile_labels_are_turned_round() -> None:
-    loaded = run_config.load(None, ("run.task=mnist-2nn",), {})
+    loaded = loading.load(None, ("run.task=mnist-2nn",), {})
     flipped = attacks.Flipped(loaded)
 
     assert flipped.target_of(np.arange(10)).tolist() == list(range(9, -1, -1))

@@ -74,4 +74,4 @@ def test_an_old_path_leads_to_the_new_one(old: str, name: str, new: object) -> N
 
 def test_the_base_of_strategies_is_the_public_one() -> None:
     assert strategies.Strategy is Strategy
-    assert fl_queue.load_config("demo").run["rounds"] >= 1
+    assert fl_queue.load_config("demo").run.rounds >= 1

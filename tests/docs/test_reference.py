@@ -14,7 +14,7 @@ import pytest
 from fl_queue import errors
 from fl_queue.cli import COMMANDS, cli
 from fl_queue.cli.groups import LazyGroup
-from fl_queue.config import rendering, run_config
+from fl_queue.config import loading, rendering
 from fl_queue.store import keyspace
 from scripts import commands_reference
 from tests.support.checkout import ROOT
@@ -28,9 +28,9 @@ def test_rendered_files_are_fresh() -> None:
     assert commands == commands_reference.replaced(commands)
 
 
-@pytest.mark.parametrize("name", run_config.preset_names())
+@pytest.mark.parametrize("name", loading.preset_names())
 def test_every_shipped_config_is_accepted(name: str) -> None:
-    assert run_config.load(name, environ={}).run["rounds"] >= 1
+    assert loading.load(name, environ={}).run.rounds >= 1
 
 
 def test_every_command_is_documented() -> None:

@@ -26,7 +26,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store.embedded.redis_server import Role
@@ -268,7 +268,7 @@ class Fleet:
 
     def begin(self, name: str, count: int) -> str:
         """Start a run of so many rounds; its id."""
-        loaded = run_config.load("mnist-3v7", (*KINDS[self.kind], f"run.rounds={count}"))
+        loaded = loading.load("mnist-3v7", (*KINDS[self.kind], f"run.rounds={count}"))
         state = runs.start_run(self.federation.store, name, loaded, count)
         lifecycle.advance(self.federation.store, state.run_id)
         return state.run_id

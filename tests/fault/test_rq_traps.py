@@ -23,7 +23,7 @@ from rq.job import JobStatus
 
 import fl_queue.store
 from fl_queue.client import outbox
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -352,7 +352,7 @@ def new_run(store: Store, name: str, clients: int) -> str:
     """A run on clients a, b, ... that are alive by their leases, and nothing else."""
     for client in "ab"[:clients]:
         store.control.leases.hold(keyspace.client_holder(client), client, 60, {})
-    loaded = run_config.load("mnist-3v7", (f"round.cohort={clients}",), {})
+    loaded = loading.load("mnist-3v7", (f"round.cohort={clients}",), {})
     return runs.start_run(store, name, loaded, 1).run_id
 
 
@@ -570,7 +570,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
 ) -> None:
     run = new_run(store, "trapped", clients=1)
     loaded = runs.current_config(store, run).redis
-    manifest = Manifest((TensorSpec("w", (loaded["chunk_bytes"] // 4,), "parameter"),))
+    manifest = Manifest((TensorSpec("w", (loaded.chunk_bytes // 4,), "parameter"),))
     body = os.urandom(manifest.nbytes)
     header = Header(
         kind="update",
@@ -583,7 +583,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
     )
     model = os.urandom(manifest.nbytes)
     digest = tensor_layout.body_digest(model)
-    ModelStore(store, run, loaded["chunk_bytes"], Path()).publish(digest, model)
+    ModelStore(store, run, loaded.chunk_bytes, Path()).publish(digest, model)
     fetched: list[bytearray] = []
     given_up = time.monotonic() + 60
     with behind_proxy(store, "data") as (proxy, remote):
@@ -594,14 +594,14 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
                 remote,
                 header,
                 memoryview(body),
-                loaded["inline_bytes"],
-                loaded["chunk_bytes"],
+                loaded.inline_bytes,
+                loaded.chunk_bytes,
                 lambda: time.monotonic() > given_up,
             )
 
         def fetch() -> None:
             fetched.append(
-                ModelStore(remote, run, loaded["chunk_bytes"], Path()).fetch(digest, manifest)
+                ModelStore(remote, run, loaded.chunk_bytes, Path()).fetch(digest, manifest)
             )
 
         started = time.monotonic()
@@ -610,7 +610,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
 
     assert fetched == [model]
     name = keyspace.update_blob(header.client, run, header.body_digest)
-    assert store.data.chunks.get(name, len(body), loaded["chunk_bytes"]) == body
+    assert store.data.chunks.get(name, len(body), loaded.chunk_bytes) == body
     assert store.data.results.count(run) == 1
     assert took_s > 5  # Or else nothing was tried.
     assert proxy.sent_bytes < 1.5 * len(body)  # Never from the start again.

@@ -50,7 +50,7 @@ def config_of(attribute: str, *, strategy: str = "fedavg", **options: object) ->
 
 
 def task_of(config: RunConfig) -> Task:
-    return load_task(config.run["task"], config, [f"{APPS}:*", config.run["task"]])
+    return load_task(config.run.task, config, [f"{APPS}:*", config.run.task])
 
 
 def begun(task: Task) -> tuple[Manifest, Arrays]:
@@ -160,7 +160,7 @@ def test_a_list_is_taken_in_the_order_of_the_models_tensors() -> None:
 
 def test_layers_of_its_model_can_be_private() -> None:
     config = config_of("by_position", flower_model=f"{APPS}:Net")
-    done = trained(replace(config, model={**config.model, "private": ("@batch_norm",)}))
+    done = trained(replace(config, model=replace(config.model, private=("@batch_norm",))))
 
     assert [spec.name for spec in done.sent.tensors] == ["out.bias", "out.weight"]
     assert float(done.kept("private", "norm.bias")[0]) == 1.0

@@ -23,7 +23,8 @@ from fl_queue import metrics
 from fl_queue.aggregation import exact_sum, group_sum, scales
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
-from fl_queue.config.run_config import RunConfig, load
+from fl_queue.config.loading import load
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import verdicts
 from fl_queue.errors import JobRefused, MessageError
 from fl_queue.protocol import identifiers, message, signing, tensor_layout

@@ -90,21 +90,22 @@ def test_our_services_wait_for_both_servers_and_know_their_urls(service: str) ->
 
 @pytest.mark.parametrize("service", OURS)
 def test_url_variables_are_fields_of_the_config(service: str) -> None:
-    from fl_queue.config import run_config
+    from fl_queue.config import loading
 
-    loaded = run_config.load(None, environ=SERVICES[service]["environment"])
+    loaded = loading.load(None, environ=SERVICES[service]["environment"])
 
-    assert loaded.redis["url"] == "redis://redis-control:6379/0"
-    assert loaded.redis["blob_url"] == "redis://redis-data:6379/0"
+    assert loaded.redis.url == "redis://redis-control:6379/0"
+    assert loaded.redis.blob_url == "redis://redis-data:6379/0"
 
 
 @pytest.mark.parametrize("service", OURS)
 def test_a_job_may_finish_before_the_container_is_killed(service: str) -> None:
-    from fl_queue.config import run_config
+
+    from fl_queue.config import loading
 
     minutes = re.fullmatch(r"(\d+)m", SERVICES[service]["stop_grace_period"])
     assert minutes
-    assert int(minutes[1]) * 60 > run_config.load(None, environ={}).train["timeout_s"]
+    assert int(minutes[1]) * 60 > loading.load(None, environ={}).train.timeout_s
 
 
 def test_each_client_alone_has_its_data_and_its_state() -> None:

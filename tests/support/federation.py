@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import StoreUnavailable
 from fl_queue.protocol.records import RoundRecord
@@ -95,8 +95,8 @@ class Federation:
 
     def begin(self, name: str, *overrides: str) -> str:
         """Start a quick run; returns its run id."""
-        loaded = run_config.load("mnist-3v7", (*QUICK, *overrides))
-        state = runs.start_run(self.store, name, loaded, loaded.run["rounds"])
+        loaded = loading.load("mnist-3v7", (*QUICK, *overrides))
+        state = runs.start_run(self.store, name, loaded, loaded.run.rounds)
         lifecycle.advance(self.store, state.run_id)
         return state.run_id
 

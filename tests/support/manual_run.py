@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_queue.client import outbox
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collection import TAKEN_AT_ONCE
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -65,7 +65,7 @@ class ManualRun:
         )
         for client in clients:
             store.control.leases.hold(keyspace.client_holder(client), "t", 60, {})
-        self.config = run_config.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
+        self.config = loading.load("mnist-3v7", (f"round.cohort={len(clients)}", *overrides), {})
         self.run = runs.start_run(store, name or NAME, self.config, 2).run_id
         self.advance()
         body = bytes(self.manifest.nbytes)
@@ -118,8 +118,8 @@ class ManualRun:
             self.store,
             header,
             memoryview(body),
-            redis["inline_bytes"],
-            redis["chunk_bytes"],
+            redis.inline_bytes,
+            redis.chunk_bytes,
             lambda: False,
             bound,
             lambda element: self.seal(header.client, element),

@@ -116,7 +116,7 @@ class UpdateCollection:
         state = self._store.control.runs.get(self._run)
         config = self._current.config
         # With a concurrency of 1.0 only clients that have just joined are idle; the healer starts them.
-        if state is not None and state.active and config.round["concurrency"] != 1.0:
+        if state is not None and state.active and config.round.concurrency != 1.0:
             opening.top_up(self._store, state, config, self._current.state)
             self._current.refresh()
 

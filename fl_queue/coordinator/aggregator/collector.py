@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fl_queue.config.run_config import too_few_for
+from fl_queue.config.consistency import too_few_updates
 from fl_queue.coordinator.aggregator.closing import ClosingDecision
 from fl_queue.coordinator.aggregator.collection import UpdateCollection
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -129,13 +129,13 @@ class RoundAggregator:
     def _load_strategy(self, current: OpenRound) -> tuple[Strategy | None, str]:
         """The round's strategy, and why the round cannot be merged with it (empty: it can)."""
         config = current.config
-        name = config.aggregation["strategy"]
+        name = config.aggregation.strategy
         try:
             strategy = load_strategy(name, config.strategy, self._strategy_allow)
         except ConfigError as exc:
             # Every further attempt fails in the same way: the round ends with this reason.
             return None, str(exc)
-        return strategy, too_few_for(name, strategy, current.state.quorum)
+        return strategy, too_few_updates(name, strategy, current.state.quorum)
 
     def _yield_worker(self, intake: UpdateIntake) -> str:
         """Go to the end of the queue, so that another round has this worker; merged updates are handed over."""
@@ -168,7 +168,7 @@ class RoundAggregator:
         Raises:
             MergeFailed: It is to be tried again.
         """
-        reason = failure_reason(exc, current.config.aggregation["strategy"])
+        reason = failure_reason(exc, current.config.aggregation.strategy)
         count = self._store.control.rounds.note_failure(self._run, self._number, reason)
         elapsed_s = current.tick()
         if count < SAME_FAILURES or elapsed_s < current.state.deadline_s:

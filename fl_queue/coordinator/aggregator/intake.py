@@ -65,9 +65,9 @@ class UpdateIntake:
         self.taken = TakenList(self.store, self.incarnation)
         self.receipt_log = ReceiptLog(current)
         self._sums = PartialSumStore(self.store, self.run)
-        self._room = self.store.data.admission.room(self.config.redis["unmerged_bytes"])
+        self._room = self.store.data.admission.room(self.config.redis.unmerged_bytes)
         required = self.store.control.enrolments.pins.required(
-            self.run, self.config.security["require_enrolment"]
+            self.run, self.config.security.require_enrolment
         )
         self._authenticator = MessageAuthenticator(self.store.control, self.run, required)
         self._body_buffer = bytearray()  # Reused for each update.
@@ -200,7 +200,7 @@ class UpdateIntake:
     def _refuse_past(self, header: Header, sender: str, key: str) -> None:
         """Record a message whose round has ended, or whose job was given up."""
         age = self.round.base_version - header.base_version
-        most = self.config.round["max_staleness"]
+        most = self.config.round.max_staleness
         if self.round.is_async and age > most:
             reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
             self.receipt_log.write_late(header, sender, key, "stale", reason)
@@ -294,7 +294,7 @@ class UpdateIntake:
         body = self._body_of(header, opened.body)
         most = enrolment.max_examples if enrolment is not None else 0
         merged = merger.add(header, body, most, self.round.base_version - header.base_version)
-        if self.config.model["keep_updates"]:
+        if self.config.model.keep_updates:
             proof = None
             if opened.sealed is not None and enrolment is not None:
                 proof = update_archive.Proof(opened.sealed, enrolment)
@@ -304,7 +304,7 @@ class UpdateIntake:
     def _take_initial(self, header: Header, content: memoryview) -> None:
         if self.initial is not None:
             raise MessageError("another client has made version 0 already")
-        manifest = message.initial_manifest(header, self.config.model["max_bytes"])
+        manifest = message.initial_manifest(header, self.config.model.max_bytes)
         if header.chunk_bytes:
             # The size is only claimed: no memory is reserved before the chunks are there.
             self.store.data.chunks.check(
@@ -432,8 +432,8 @@ class UpdateIntake:
         redis = self.config.redis
         merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
         for who, receipt in merged.items():
-            if receipt.nbytes > redis["inline_bytes"]:
-                count = chunk_count(receipt.nbytes, redis["chunk_bytes"])
+            if receipt.nbytes > redis.inline_bytes:
+                count = chunk_count(receipt.nbytes, redis.chunk_bytes)
                 blob = keyspace.update_blob(who, self.run, receipt.digest)
                 self.store.data.chunks.drop(blob, count)
         permissions = (
@@ -466,7 +466,7 @@ class UpdateIntake:
             self.taken.count,
             self.merger.total,
             self.progress,
-            self.config.redis["chunk_bytes"],
+            self.config.redis.chunk_bytes,
             self.round.opening,
         ):
             fence = self.incarnation.fence

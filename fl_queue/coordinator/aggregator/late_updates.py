@@ -79,7 +79,7 @@ class _ResultsDrain:
         if self._authenticator is None:
             security = current_config(self._store, self._run).security
             required = self._store.control.enrolments.pins.required(
-                self._run, security["require_enrolment"]
+                self._run, security.require_enrolment
             )
             self._authenticator = MessageAuthenticator(self._store.control, self._run, required)
         self._authenticator.forget()

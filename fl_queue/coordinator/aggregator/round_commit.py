@@ -40,7 +40,7 @@ class RoundCommit:
     def __init__(self, current: OpenRound, lease: OwnershipLease, state_dir: Path) -> None:
         self._current, self._lease, self._state_dir = current, lease, state_dir
         self._store, self._run, self._number = current.store, current.run, current.number
-        chunk_bytes = current.config.redis["chunk_bytes"]
+        chunk_bytes = current.config.redis.chunk_bytes
         self._models = ModelStore(current.store, current.run, chunk_bytes, state_dir)
 
     def close(
@@ -71,7 +71,7 @@ class RoundCommit:
         self._current.refresh()
         state, config = self._current.state, self._current.config
         if state.is_async and ending.outcome == "committed":
-            most = config.round["max_staleness"]
+            most = config.round.max_staleness
             intake.receipts.update(job_origins.given_up(state, intake.receipts, most))
         if ending.outcome == "abandoned" and state.purpose == "train":
             ending = lifecycle.with_cause(ending, intake.receipts)
@@ -150,7 +150,7 @@ class RoundCommit:
                 reason=ending.reason,
                 record=None if is_first else whole,
                 receipts=round_end.final_receipts(ending, intake.receipts),
-                max_abandoned=config.round["max_abandoned"],
+                max_abandoned=config.round.max_abandoned,
                 version=version,
             )
         )

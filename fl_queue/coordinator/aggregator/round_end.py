@@ -39,9 +39,9 @@ def build_record(
 
 def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Receipt]) -> list[str]:
     """Clients whose weight is less than their number of examples."""
-    if config.aggregation["weighting"] != "examples" or current.purpose != "train":
+    if config.aggregation.weighting != "examples" or current.purpose != "train":
         return []
-    most = config.aggregation["max_examples"]
+    most = config.aggregation.max_examples
     return [
         client
         for client, found in sorted(receipts.items())
@@ -59,7 +59,7 @@ def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]
     if record.outcome != "committed":
         return
     if record.capped:
-        most = config.aggregation["max_examples"]
+        most = config.aggregation.max_examples
         reason = (
             f"{capped(record)}: aggregation.max_examples = {most}, or what they are enrolled with"
         )
@@ -88,7 +88,7 @@ def updates_with_state(
     """Client -> round of its job and digest of its update, where clients store state with an update."""
     if strategy is None or manifest is None:
         return {}  # The round makes version 0, without training.
-    if not client_layouts(strategy, manifest, config.update["error_feedback"]):
+    if not client_layouts(strategy, manifest, config.update.error_feedback):
         return {}
     return job_origins.by_job(current, record.accepted)
 

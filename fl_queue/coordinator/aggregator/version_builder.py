@@ -101,7 +101,7 @@ class VersionBuilder:
     ) -> None:
         self.store, self.run, self.round = store, run, current
         self.config, self.state_dir = config, state_dir
-        self.models = ModelStore(store, run, config.redis["chunk_bytes"], state_dir)
+        self.models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
         self._base: Mapped | Body | None = None
 
     def prepare(self, manifest: Manifest) -> None:
@@ -209,7 +209,7 @@ class VersionBuilder:
         Returns:
             Digest of the encoded body that clients fetch instead; empty when they fetch the version.
         """
-        encoding = self.config.model["codec"]
+        encoding = self.config.model.codec
         with ThreadPoolExecutor(1) as other:
             syncing = other.submit(draft.sync)
             for body in (draft, *state.values()):

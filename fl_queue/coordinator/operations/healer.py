@@ -250,9 +250,9 @@ class Healer:
             return False
         config = current_config(self.store, run, segment)
         try:
-            models = ModelStore(self.store, run, config.redis["chunk_bytes"], self.state_dir)
+            models = ModelStore(self.store, run, config.redis.chunk_bytes, self.state_dir)
             layout = state_manifest(manifest) if is_state else manifest
-            if models.restore(digest, layout, download, config.model["codec"]):
+            if models.restore(digest, layout, download, config.model.codec):
                 log.warning(
                     "run=%s model %s was not on the data server: restored from its checkpoint",
                     run,

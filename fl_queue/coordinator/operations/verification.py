@@ -14,6 +14,7 @@ from typing import Literal
 from fl_queue.aggregation import rebase
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.staleness import StalenessWeights
+from fl_queue.aggregation.weighting import largest_weight
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageError, RunStateError
@@ -23,7 +24,7 @@ from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import operator_key, signing, tensor_layout
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import RunState, Store
-from fl_queue.strategies import largest_weight, load_strategy
+from fl_queue.strategies import load_strategy
 from fl_queue.strategies.base import RoundInfo
 
 
@@ -153,7 +154,7 @@ def _verify(
 ) -> Verdict:
     version, digest = record.version or 0, record.digest or ""
     config = current_config(store, state.run_id, record.config_segment)
-    if not config.model["keep_updates"]:
+    if not config.model.keep_updates:
         reason = "its updates were not kept; set model.keep_updates = true"
         return Verdict(record.round, version, "unknown", digest, reason=reason)
     signatures, found = Signatures(store, record), Verdict(record.round, version, "same", digest)
@@ -236,9 +237,9 @@ def recompute(
             raise MessageError(f"{client}: weight {added.weight}, recorded {recorded}")
         if added.norm != record.norms.get(client):
             raise MessageError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
-    models = ModelStore(store, run, config.redis["chunk_bytes"], state_dir)
+    models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
     base = models.open_body(record.base_digest, manifest)
-    strategy = config.aggregation["strategy"]
+    strategy = config.aggregation.strategy
     loaded = load_strategy(strategy, config.strategy, strategy_allow)
     state = models.state_arrays(record.base_server_state, manifest)
     hashers = {name: tensor_layout.Hasher() for name in loaded.server_state}

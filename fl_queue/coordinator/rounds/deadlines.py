@@ -27,22 +27,22 @@ LEAST_EVALUATION_S = 60.0
 def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
     """How long a round of a purpose is open, counted; in seconds."""
     if purpose == "train":
-        return float(config.round["deadline_s"])
+        return float(config.round.deadline_s)
     nbytes = 0
     if purpose == "evaluate":
         manifest = store.control.versions.manifest(state.run_id)
         nbytes = manifest.nbytes if manifest is not None else 0
     elif state.initial:
         nbytes = 2 * int(state.initial["nbytes"])  # Fetched, and sent back.
-    longest = max(LEAST_S, config.round["deadline_s"], config.train["timeout_s"])
+    longest = max(LEAST_S, config.round.deadline_s, config.train.timeout_s)
     return float(longest + nbytes / SLOWEST_BYTES_PER_S)
 
 
 def longest_job_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
     """After how long a job is ended: that of version 0 may have to send a model of unknown size."""
     if purpose != "initialise":
-        return float(config.train["timeout_s"])
-    largest = float(config.model["max_bytes"]) / SLOWEST_BYTES_PER_S
+        return float(config.train.timeout_s)
+    largest = float(config.model.max_bytes) / SLOWEST_BYTES_PER_S
     return deadline_s(store, state, config, purpose) + largest
 
 
@@ -81,14 +81,14 @@ def expected(
         tickets: Client -> its job, of a round without groups.
         elapsed_s: Counted since the round was opened.
     """
-    active_s = config.clients["active_s"]
+    active_s = config.clients.active_s
     if elapsed_s < active_s or store.control.clients.is_settling():
         return silent
     if config.is_simulation:
         return silent if store.control.workers.is_role_alive(identifiers.POOL) else []
     ages = store.control.clients.heartbeat_ages()
     here = [client for client in silent if client in ages and ages[client] <= active_s]
-    if elapsed_s < max(LEAST_EVALUATION_S, config.round["deadline_s"]):
+    if elapsed_s < max(LEAST_EVALUATION_S, config.round.deadline_s):
         return here
     # They have had the time of a round: now only for those that are at it.
     return [client for client in here if is_at_work(store, tickets.get(client))]

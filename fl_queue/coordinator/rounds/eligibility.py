@@ -60,11 +60,11 @@ def decide(
     A cohort of those who happened to be heard first after an outage would be another one.
     """
     if config.is_simulation:
-        return EligibleClients(virtual_clients.clients(config.clients["count"]))
+        return EligibleClients(virtual_clients.clients(config.clients.count))
     store.control.clients.record_heartbeats()
     if store.control.clients.is_settling():
         return None
-    alive = store.control.clients.alive(config.clients["active_s"])
+    alive = store.control.clients.alive(config.clients.active_s)
     out = barred(store, state, config, alive)
     asked = [client for client in alive if client not in out]
     admitted = preflight.admit(store, state, config, asked, purpose)
@@ -78,7 +78,7 @@ def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
     """Clients that might be selected if their sites had not paused them -> why."""
     if config.is_simulation:
         return {}
-    found = store.control.clients.alive_paused(config.clients["active_s"])
+    found = store.control.clients.alive_paused(config.clients.active_s)
     out = barred(store, state, config, list(found))
     return {client: why for client, why in found.items() if client not in out}
 
@@ -101,7 +101,7 @@ def not_admitted(
     """
     known, out = store.control.enrolments.all(), {}
     required = store.control.enrolments.pins.required(
-        state.run_id, config.security["require_enrolment"]
+        state.run_id, config.security.require_enrolment
     )
     for client in clients:
         if client in known and known[client].revoked_at:
@@ -117,9 +117,9 @@ def _not_named(config: RunConfig, clients: Sequence[str]) -> dict[str, str]:
     """Those that ``clients.include`` and ``clients.exclude`` leave out -> why."""
     out = {}
     for client in clients:
-        if _fits(client, config.clients["exclude"]):
+        if _fits(client, config.clients.exclude):
             out[client] = "it is in clients.exclude"
-        elif config.clients["include"] and not _fits(client, config.clients["include"]):
+        elif config.clients.include and not _fits(client, config.clients.include):
             out[client] = "it is not in clients.include"
     return out
 
@@ -134,8 +134,8 @@ def _without_share(state: RunState, config: RunConfig, clients: Sequence[str]) -
 
     Only built-in tasks are known to take a share; in any other the site itself finds out.
     """
-    shares = config.data["shares"] or state.shares
-    is_split = config.data["partition"] != "site" and config.run["task"] in task_catalog.TASKS
+    shares = config.data.shares or state.shares
+    is_split = config.data.partition != "site" and config.run.task in task_catalog.TASKS
     if not shares or not is_split:
         return {}
     places = {client: place for place, client in enumerate(state.population)}

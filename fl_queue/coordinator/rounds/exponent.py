@@ -22,11 +22,11 @@ _RECORDS = 32
 
 def of_next_round(store: Store, state: RunState, config: RunConfig) -> int:
     """The exponent of the round that is opened next; 0 of strategies that have none."""
-    if not get_strategy(config.aggregation["strategy"], config.strategy).has_exponent:
+    if not get_strategy(config.aggregation.strategy, config.strategy).has_exponent:
         return 0
     more = 0
     for record in reversed(store.control.history.records(state.run_id, last=_RECORDS)):
-        if record.purpose != "train" or record.strategy != config.aggregation["strategy"]:
+        if record.purpose != "train" or record.strategy != config.aggregation.strategy:
             continue
         if record.outcome == "committed":
             return record.next_exponent + more

@@ -37,7 +37,7 @@ def candidates(
     store: Store, state: RunState, config: RunConfig, found: EligibleClients
 ) -> list[str]:
     """Who can be asked for version 0, the first one first."""
-    seed, there = config.run["seed"], store.control.workers.is_role_alive(identifiers.EVALUATOR)
+    seed, there = config.run.seed, store.control.workers.is_role_alive(identifiers.EVALUATOR)
     may = not eligibility.not_admitted(store, state, config, [identifiers.EVALUATOR])
     first = [identifiers.EVALUATOR] if there and may else []
     if config.is_simulation:
@@ -153,7 +153,7 @@ def awaited(
         silent: Who has not answered.
         elapsed_s: Counted since the round was opened.
     """
-    if elapsed_s - max(current.makers.values()) < config.round["deadline_s"]:
+    if elapsed_s - max(current.makers.values()) < config.round.deadline_s:
         return silent  # Who is gone may come back.
     here = [who for who in silent if deadlines.is_there(store, config, who)]
     if elapsed_s < current.deadline_s:

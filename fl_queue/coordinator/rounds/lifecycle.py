@@ -178,7 +178,7 @@ def base_record(
         quorum=current.quorum,
         missing=[] if current.is_async else list(current.cohort),
         scales=dict(current.scales),
-        strategy=config.aggregation["strategy"],
+        strategy=config.aggregation.strategy,
         opened_at=current.opened_at,
         elapsed_s=round(elapsed_s, 3),
         config_segment=current.segment,
@@ -228,7 +228,7 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
         return "initialise"
-    stop = config.run["stop_when"]
+    stop = config.run.stop_when
     if state.version < state.rounds_wanted and not (stop and _stopped(store, state, stop)):
         return "train"
     return "evaluate" if state.evaluated_version != state.version and state.version > 0 else None
@@ -319,7 +319,7 @@ def end(
             record=None if initialises else record,
             receipts=receipts,
             # All clients were asked for version 0: it only needs a task that can be built.
-            max_abandoned=1 if initialises else config.round["max_abandoned"],
+            max_abandoned=1 if initialises else config.round.max_abandoned,
         )
     )
 
@@ -361,7 +361,7 @@ def _publish_evaluations(
     Args:
         is_last: No version follows the newest: it is scored whatever its number.
     """
-    every = config.run["evaluate_every"]
+    every = config.run.evaluate_every
     if state.version is None or not every:
         return
     due = range(state.version - state.version % every, -1, -every)

@@ -16,13 +16,7 @@ from redis.client import Pipeline
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.common import failpoints, seeding
 from fl_queue.common.safe_json import dumps
-from fl_queue.config.run_config import (
-    RunConfig,
-    buffer_size,
-    cohort_size,
-    concurrency_size,
-    quorum_size,
-)
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import (
     deadlines,
     eligibility,
@@ -99,7 +93,7 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
         return False
     eligibility.record(store, state, found)
-    is_async = purpose == "train" and config.round["mode"] == "async"
+    is_async = purpose == "train" and config.round.mode == "async"
     if purpose == "initialise":
         plan, wanted = _plan_first(state, makers_left, found), 1
     else:
@@ -193,8 +187,8 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     if not idle:
         return
     working = len(in_flight.at_work(store, run, current))
-    free = min(max(0, concurrency_size(config, len(idle) + working) - working), len(idle))
-    chosen = seeding.select_cohort(config.run["seed"], current.number, idle, free)
+    free = min(max(0, config.concurrency_size(len(idle) + working) - working), len(idle))
+    chosen = seeding.select_cohort(config.run.seed, current.number, idle, free)
     if not chosen:
         return
     plan = _RoundPlan(
@@ -268,9 +262,9 @@ def _plan_sync(
 ) -> tuple[_RoundPlan, int]:
     """A synchronous round, and how many clients it needs."""
     simulated, alive = config.is_simulation, found.clients
-    wanted = cohort_size(config, len(alive))
+    wanted = config.cohort_size(len(alive))
     chosen = min(wanted, len(alive))
-    cohort = seeding.select_cohort(config.run["seed"], state.round + 1, alive, chosen)
+    cohort = seeding.select_cohort(config.run.seed, state.round + 1, alive, chosen)
     plan = _RoundPlan(
         state.round + 1,
         purpose,
@@ -291,15 +285,15 @@ def _plan_async(
 
     Who is at work goes on; of those that are idle as many begin as there is room for.
     """
-    last, tickets = in_flight.carried(store, state, config.round["max_staleness"])
+    last, tickets = in_flight.carried(store, state, config.round.max_staleness)
     carried = {
         ticket.who: (ticket, job_origins.begun(last, ticket.who)) for ticket in tickets if last
     }
     idle = [client for client in found.clients if client not in carried]
-    limit = concurrency_size(config, len(idle) + len(carried))
+    limit = config.concurrency_size(len(idle) + len(carried))
     free = min(max(0, limit - len(carried)), len(idle))
-    chosen = seeding.select_cohort(config.run["seed"], state.round + 1, idle, free)
-    buffer = buffer_size(config, limit)
+    chosen = seeding.select_cohort(config.run.seed, state.round + 1, idle, free)
+    buffer = config.buffer_size(limit)
     plan = _RoundPlan(
         state.round + 1,
         purpose,
@@ -324,7 +318,7 @@ def _quorum(config: RunConfig, plan: _RoundPlan) -> int:
     if plan.mode == "async":
         return plan.buffer
     if plan.purpose == "train":
-        return quorum_size(config, size)
+        return config.quorum_size(size)
     # One client makes version 0; the closing evaluation takes all that comes.
     return 1 if plan.purpose == "initialise" else size
 
@@ -350,7 +344,7 @@ def _round_fields(
         "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
         "quorum": str(_quorum(config, plan)),
         "deadline_s": str(deadlines.deadline_s(store, state, config, plan.purpose)),
-        "grace_s": str(config.round["grace_s"]),
+        "grace_s": str(config.round.grace_s),
         "opened_at": now,
         "ticked_at": now,
         "elapsed_s": "0",
@@ -360,7 +354,7 @@ def _round_fields(
         "population": str(_population_count(state, plan)),
         "base_population": str(_base_population(store, state)),
         "exponent": str(exponent.of_next_round(store, state, config)),
-        "download": state.download if config.model["codec"] != "float32" else "",
+        "download": state.download if config.model.codec != "float32" else "",
         "fence": "0",
         "data_server": store.data.identity(),
         **format_.fields(),
@@ -400,7 +394,7 @@ def _base_population(store: Store, state: RunState) -> int:
 
 def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig) -> list[JobTicket]:
     """A new job for each client or group that has none, and the aggregator's."""
-    run, timeout_s = state.run_id, max(1, int(config.train["timeout_s"]))
+    run, timeout_s = state.run_id, max(1, int(config.train.timeout_s))
 
     def ticket(who: str) -> JobTicket:
         if plan.purpose == "initialise":

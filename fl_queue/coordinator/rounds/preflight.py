@@ -146,7 +146,7 @@ def _compared(
     purpose: Purpose,
 ) -> Admitted:
     """Who may train of those that can, where sites may differ."""
-    mode = config.run["preflight"]
+    mode = config.run.preflight
     if reference is None and purpose == "evaluate":
         return Admitted(list(asked))  # They have trained, and were compared then.
     if reference is None:
@@ -170,12 +170,12 @@ def _compared(
 
 def is_asked(config: RunConfig) -> bool:
     """Whether sites are asked at all."""
-    return config.run["preflight"] != "off" and not config.is_simulation
+    return config.run.preflight != "off" and not config.is_simulation
 
 
 def is_compared(config: RunConfig) -> bool:
     """Whether sites are compared: where the config says all, there is nothing to compare."""
-    return is_asked(config) and task_catalog.may_differ(config.run["task"], config.task)
+    return is_asked(config) and task_catalog.may_differ(config.run.task, config.task)
 
 
 def lines(store: Store, state: RunState, but: Collection[str] = ()) -> list[str]:

@@ -14,7 +14,7 @@ from fl_queue.common import failpoints
 from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
-from fl_queue.config.schema import FIXED
+from fl_queue.config.schema import is_fixed
 from fl_queue.coordinator.rounds import confirmed_changes, statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import identifiers, statements
@@ -108,9 +108,7 @@ def start_run(
         if done:
             failpoints.failpoint("run.created")
             state = find_run(store, name)
-            store.control.enrolments.pins.require(
-                state.run_id, config.security["require_enrolment"]
-            )
+            store.control.enrolments.pins.require(state.run_id, config.security.require_enrolment)
             return state
 
 
@@ -152,7 +150,7 @@ def _first_state(
         "round": "-1",
         "rounds_wanted": str(rounds),
         "abandoned": "0",
-        "task": config.run["task"],
+        "task": config.run.task,
         "segment": "0",
         "population": "[]",
         "initial": dumps(initial) if initial else "",
@@ -272,7 +270,7 @@ def _changed_fields(
 ) -> list[str]:
     changed = changed_fields(recorded, record)
     for field in changed:
-        if field in FIXED or field.startswith("task."):
+        if is_fixed(field):
             raise ConfigError(
                 field,
                 f"run {state.name} keeps the value it was created with; set it back, or start a new run with --run NAME",

@@ -9,7 +9,8 @@ from typing import Any
 
 from redis.client import Pipeline
 
-from fl_queue.config.run_config import RunConfig, quorum_size, too_few_for
+from fl_queue.config.consistency import too_few_updates
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
 from fl_queue.protocol.codecs import codec
 from fl_queue.store import MEMORY_SHARE, RunState, Store, keyspace
@@ -36,7 +37,7 @@ def who_is_missing(
         return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; left out: {left_out}"
     if alive == 0:
         reason = "no client is alive; start one with `fl-queue worker client --client ID`"
-        if config.security["require_enrolment"]:
+        if config.security.require_enrolment:
             reason = "no enrolled client is alive (security.require_enrolment); enrol one with `fl-queue enroll CLIENT`"
         return reason
     return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
@@ -44,24 +45,24 @@ def who_is_missing(
 
 def too_few(config: RunConfig, cohort: int) -> str:
     """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
-    name = config.aggregation["strategy"]
-    problem = too_few_for(name, get_strategy(name, config.strategy), quorum_size(config, cohort))
+    name = config.aggregation.strategy
+    problem = too_few_updates(name, get_strategy(name, config.strategy), config.quorum_size(cohort))
     return f"{problem}, or start more workers" if problem else ""
 
 
 def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
     """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
-    strategy = get_strategy(config.aggregation["strategy"], config.strategy)
+    strategy = get_strategy(config.aggregation.strategy, config.strategy)
     manifest = store.control.versions.manifest(state.run_id) if strategy.needs_all else None
     if manifest is None:
         return ""
     sent = update_manifest(strategy, manifest)
     needed = cohort * codec.encoded_nbytes(codec.encoding(config.update), sent)
-    room = store.data.admission.room(config.redis["unmerged_bytes"])
+    room = store.data.admission.room(config.redis.unmerged_bytes)
     if needed <= room:
         return ""
     return (
-        f"{config.aggregation['strategy']} needs the {cohort} updates of a round at once, {needed} bytes,"
+        f"{config.aggregation.strategy} needs the {cohort} updates of a round at once, {needed} bytes,"
         f" and {room} may lie on the data server; raise redis.unmerged_bytes to {needed} and the server's"
         f" maxmemory, if it has one, to {MEMORY_SHARE * needed}, or lower round.cohort"
     )
@@ -106,7 +107,7 @@ def wait(
         fails: Whether the run fails at the deadline.
     """
     waited_s = store.control.runs.count_waiting(state.run_id) if gives_up else None
-    deadline_s = config.round["deadline_s"]
+    deadline_s = config.round.deadline_s
     given_up = fails and waited_s is not None and waited_s >= deadline_s
     if given_up:
         reason = f"gave up after {deadline_s:g} s (round.deadline_s): {reason}"

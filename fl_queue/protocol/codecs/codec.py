@@ -29,7 +29,7 @@ NaN or Inf all NaN, so that a broken update is still seen to be broken. No Redis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,10 +61,21 @@ _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 # --- layout
 
 
-def encoding(update: Mapping[str, Any]) -> str:
+class CodecSettings(Protocol):
+    """The fields of ``[update]`` that decide the codec."""
+
+    @property
+    def codec(self) -> str:
+        """Name of the codec."""
+
+    @property
+    def fraction(self) -> float:
+        """Part of a tensor's elements that ``topk`` sends."""
+
+
+def encoding(update: CodecSettings) -> str:
     """The codec of a run's updates, as headers name it. Args: ``update``: the config's section."""
-    name = str(update["codec"])
-    return topk.name_of(update["fraction"]) if name == "topk" else name
+    return topk.name_of(update.fraction) if update.codec == "topk" else update.codec
 
 
 def wire_dtype(codec: str, spec: TensorSpec) -> str:

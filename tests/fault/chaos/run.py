@@ -29,7 +29,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue.common.safe_json import dumps
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import verification
 from fl_queue.store import RunState, keyspace
 from fl_queue.store.embedded.server_pair import start
@@ -111,7 +112,7 @@ def _marked() -> Iterator[str]:
 
 def _walk_and_judge(arena: Arena, outcome: Outcome, minutes: float) -> None:
     chosen = overrides(outcome.seed, len(arena.clients), outcome.mode)
-    loaded = run_config.load(CONFIG, chosen)
+    loaded = loading.load(CONFIG, chosen)
     warm = arena.repeat(WARM, loaded, 1, 1)
     quiet = checks.common_traces(arena.store.control.redis, [warm])
     walk = Walk(arena, outcome, CONFIG, chosen)
@@ -132,7 +133,7 @@ def _judge(
     arena: Arena,
     walk: Walk,
     outcome: Outcome,
-    loaded: run_config.RunConfig,
+    loaded: RunConfig,
     others: list[str],
     quiet: Counter[str],
 ) -> None:

@@ -143,7 +143,7 @@ def test_what_a_killed_aggregator_left_of_merged_updates_is_removed(
         hand.update(client, bound=3 * (4 * SIZE + 8))
     hand.take(intake, 2)
     assert intake.merger is not None
-    chunk_bytes = hand.config.redis["chunk_bytes"]
+    chunk_bytes = hand.config.redis.chunk_bytes
     sums = PartialSumStore(store, hand.run)
     assert sums.save(intake.incarnation, 2, intake.merger.total, intake.progress, chunk_bytes)
     assert len(but_for_the_lease(hand)) == len(hand.partial_keys()) + 4  # And is killed here.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import tensor_layout
@@ -119,7 +119,7 @@ def few(store: Store, clients: str) -> str:
     for client in clients:
         store.control.leases.hold(keyspace.client_holder(client), "t", 60, {})
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
-    loaded = run_config.load(
+    loaded = loading.load(
         "mnist-3v7",
         (*UNIFORM, "aggregation.strategy=krum", "round.cohort=1.0", "round.quorum=0.9"),
         {},

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import UnknownRun
 from fl_queue.protocol.records import Receipt
@@ -115,7 +115,7 @@ def test_unknown_run_names_those_there_are(private_redis, tmp_path: Path) -> Non
 
 
 def test_a_mistyped_name_of_a_run_names_the_nearest(store: Store) -> None:
-    loaded = run_config.load("demo", (), {})
+    loaded = loading.load("demo", (), {})
     for name in ("demo", "trial"):
         runs.start_run(store, name, loaded, 1)
 
@@ -182,7 +182,7 @@ def test_updates_are_counted_from_the_events_not_from_later_receipts(
     redis_urls: tuple[str, str],
 ) -> None:
     store = Store(*redis_urls)
-    state = runs.start_run(store, "r", run_config.load("demo", ("round.cohort=2",), {}), 1)
+    state = runs.start_run(store, "r", loading.load("demo", ("round.cohort=2",), {}), 1)
     now = store.control.now()
     for client in ("a", "b"):
         store.control.redis.zadd(keyspace.CLIENTS, {client: now})

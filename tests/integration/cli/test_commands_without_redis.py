@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.reporting import diagnosis
 from fl_queue.store import Store, keyspace
@@ -49,7 +49,7 @@ def servers(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """Servers of its own, with a run of no clients."""
     with start(tmp_path / "state", server=chosen_server()) as made:
         with Store(made.url, made.blob_url) as store:
-            runs.start_run(store, "r", run_config.load("mnist-3v7", (), {}), 1)
+            runs.start_run(store, "r", loading.load("mnist-3v7", (), {}), 1)
         yield made
 
 

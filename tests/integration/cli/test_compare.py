@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from fl_queue import metrics
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.reporting import comparison
@@ -24,7 +24,7 @@ from tests.unit.reporting.test_rounds_table import abandoned, record
 
 def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:
     """A run with a tested version for each accuracy, from version 1, and nothing held out."""
-    loaded = run_config.load("mnist-3v7", overrides, {})
+    loaded = loading.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, name, loaded, 3)
     for number, accuracy in enumerate(accuracies, 1):
         ended(store, state.run_id, record(number, number - 1, validation={}))
@@ -72,7 +72,7 @@ def test_a_metric_that_no_run_has_is_refused_with_the_list(
     store: Store, redis_urls: tuple[str, str]
 ) -> None:
     begun(store, "judged", [0.5])
-    regression = runs.start_run(store, "regression", run_config.load("mnist-3v7", (), {}), 3)
+    regression = runs.start_run(store, "regression", loading.load("mnist-3v7", (), {}), 3)
     loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
     ended(store, regression.run_id, record(1, 0, validation=loss))
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli, starter
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.errors import ConfigError, DataError
 from tests.support.checkout import ROOT
 
@@ -75,7 +75,7 @@ def test_its_commands_are_those_there_are(written: Path) -> None:
     assert known == {"try-task", "start-round", "redis", "history", "export", "worker"}
     assert known <= set(cli.list_commands(None))  # type: ignore[arg-type]
     assert len(overrides) == 3
-    run_config.load(str(written / "my-task.toml"), tuple(overrides), {})
+    loading.load(str(written / "my-task.toml"), tuple(overrides), {})
 
 
 def test_nothing_is_overwritten(written: Path) -> None:

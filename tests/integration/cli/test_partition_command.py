@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_queue.config.data_section import DataSection
 from fl_queue.config.run_config import RunConfig
 from fl_queue.data.partition import partition_indices
 from fl_queue.errors import ConfigError, FLQueueError
@@ -84,9 +85,11 @@ def test_numbers_of_a_portion() -> None:
 
 def test_many_clients_are_summarised_and_drawn(tmp_path: Path) -> None:
     labels = np.arange(6000) % 30
-    many = partition_preview._mix("iid", labels, partition_indices("iid", labels, 1000, 0), [])
+    many = partition_preview._mix(
+        "iid", labels, partition_indices(DataSection(), labels, 1000, 0), []
+    )
     assert partition_preview.table(many).row_count == 4
-    few = partition_preview._mix("iid", labels, partition_indices("iid", labels, 40, 0), [])
+    few = partition_preview._mix("iid", labels, partition_indices(DataSection(), labels, 40, 0), [])
     assert partition_preview.table(few).row_count == 40
     partition_preview.plot(tmp_path / "many.png", many, "many")
     assert (tmp_path / "many.png").stat().st_size > 1000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import runs
 from fl_queue.coordinator.rounds.runs import current_config
@@ -305,7 +305,7 @@ def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
     first = ("aggregation.strategy=ditto", "strategy.lambda=0.5")
 
     def begin(*overrides: str) -> str:
-        loaded = run_config.load("mnist-3v7", overrides, {})
+        loaded = loading.load("mnist-3v7", overrides, {})
         return runs.start_run(store, "steady", loaded, 1).run_id
 
     run = begin(*first)
@@ -331,9 +331,9 @@ def test_what_may_change_when_a_run_is_continued(store: Store) -> None:
     assert events[-1]["changed"] == ["strategy.lambda", "train.finetune_epochs"]
 
     other = runs.start_run(
-        store, "private", run_config.load("mnist-3v7", ("model.private=['bias']",), {}), 1
+        store, "private", loading.load("mnist-3v7", ("model.private=['bias']",), {}), 1
     )
     store.control.redis.hset(keyspace.run(other.run_id), "state", "completed")
     with pytest.raises(ConfigError) as caught:
-        runs.start_run(store, "private", run_config.load("mnist-3v7", (), {}), 1)
+        runs.start_run(store, "private", loading.load("mnist-3v7", (), {}), 1)
     assert caught.value.field == "model.private"

@@ -12,7 +12,7 @@ import pytest
 
 from fl_queue.client import pausing
 from fl_queue.client.site import WorkerSettings
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import PAUSED, Store, keyspace
@@ -84,7 +84,7 @@ def test_a_run_waits_for_a_paused_site_without_giving_up(store: Store) -> None:
     control.clients.set_status("b", {PAUSED: "paused by its site: why"})
     control.clients.record_heartbeats()
     control.redis.hset(keyspace.CLOCK, "settling_s", 0)
-    loaded = run_config.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
+    loaded = loading.load("mnist-3v7", ("round.cohort=2", "run.preflight=off"), {})
     run = runs.start_run(store, "waiting", loaded, 1).run_id
     # Version 0 needs one, and is there: what follows needs both.
     control.redis.hset(keyspace.run(run), mapping={"version": 0, "round": 0, "digest": "0" * 64})

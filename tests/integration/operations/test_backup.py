@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from fl_queue.cli import cli
 from fl_queue.common.safe_json import dumps
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import backup, backup_file, controls, deletion
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError, RunStateError, UnknownRun, UnknownVersion
@@ -43,7 +43,7 @@ NEWEST, BEST = 3, 1
 @pytest.fixture
 def run(store: Store, tmp_path: Path) -> str:
     """A run that trains: versions 0 to 3, of which 1 is the best, and round 4 open."""
-    loaded = run_config.load("mnist-3v7", ("redis.url=redis://:secret@host:1/0",), {})
+    loaded = loading.load("mnist-3v7", ("redis.url=redis://:secret@host:1/0",), {})
     run = runs.start_run(store, "pilot", loaded, 9).run_id
     redis = store.control.redis
     for version, digest in enumerate(DIGESTS):
@@ -118,7 +118,7 @@ def test_a_restored_run_has_everything_but_the_open_round(
     kept = ("population", "shares", "rounds_wanted", "created_at", "digest", "abandoned")
     assert {key: getattr(state, key) for key in kept} == {key: getattr(old, key) for key in kept}
     digest = DIGESTS[NEWEST]
-    chunk_bytes = runs.current_config(store, state.run_id).redis["chunk_bytes"]
+    chunk_bytes = runs.current_config(store, state.run_id).redis.chunk_bytes
     assert (
         ModelStore(store, state.run_id, chunk_bytes, other).fetch(digest, MANIFEST)
         == BODIES[NEWEST]
@@ -190,7 +190,7 @@ def test_a_run_that_has_ended_stays_so(store: Store, run: str, tmp_path: Path, e
 
 
 def test_version_0_alone_is_restored_at_its_round(store: Store, tmp_path: Path) -> None:
-    loaded = run_config.load("mnist-3v7", (), {})
+    loaded = loading.load("mnist-3v7", (), {})
     run = runs.start_run(store, "young", loaded, 2).run_id
     with pytest.raises(RunStateError, match="no version yet"):
         backup.write(store, "young", tmp_path / "a.zip", tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import deletion, resting_runs, rq_cleanup
 from fl_queue.coordinator.operations import healer as healing
 from fl_queue.coordinator.operations.healer import Healer
@@ -30,7 +30,7 @@ def training(store: Store, clients: int, *overrides: str) -> str:
         for lease in (keyspace.client_holder(client), keyspace.worker(f"{client}_w")):
             store.control.leases.hold(lease, client, 3600, {"role": "client"})
     settings = ("round.cohort=1.0", "run.evaluate_every=0", *overrides)
-    run = runs.start_run(store, "many", run_config.load("mnist-3v7", settings, {}), 3).run_id
+    run = runs.start_run(store, "many", loading.load("mnist-3v7", settings, {}), 3).run_id
     store.control.redis.set(keyspace.manifest(run), MANIFEST)
     begun = {"version": "0", "round": "0", "digest": ""}
     store.control.redis.hset(keyspace.run(run), mapping=begun)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.records import RoundRecord
@@ -48,7 +48,7 @@ def closed(store: Store, run: str) -> None:
 @pytest.fixture
 def run(store: Store) -> RunState:
     """Two rounds and an abandoned one, with validation, and a tested version."""
-    state = runs.start_run(store, "exported", run_config.load("mnist-3v7", environ={}), 3)
+    state = runs.start_run(store, "exported", loading.load("mnist-3v7", environ={}), 3)
     ended(
         store,
         state.run_id,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.common import processes
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import controls, deletion, healer, rq_cleanup
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
@@ -68,7 +68,7 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     control = store.control
     control.leases.hold(keyspace.client_holder("a"), "a", 60, {})
     control.clients.record_heartbeats()
-    loaded = run_config.load("mnist-3v7", ("round.cohort=1.0",), {})
+    loaded = loading.load("mnist-3v7", ("round.cohort=1.0",), {})
     run = runs.start_run(store, "silent", loaded, 1).run_id
     control.redis.hincrbyfloat(keyspace.CLOCK, "ticked_at", moved_s)
     control.clients.record_heartbeats()  # The first time since.

@@ -15,7 +15,7 @@ pytest.importorskip("prometheus_client", reason="an extra")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest, TensorSpec
@@ -42,7 +42,7 @@ def samples(text: bytes) -> dict[tuple[str, ...], float]:
 @pytest.fixture
 def run(store: Store) -> str:
     """A run of two rounds, in a federation of one client that lives and one that is gone."""
-    loaded = run_config.load("mnist-3v7", ("update.codec=bfloat16",), {})
+    loaded = loading.load("mnist-3v7", ("update.codec=bfloat16",), {})
     state = runs.start_run(store, "scraped", loaded, 3)
     rejected = {"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"}
     ended(store, state.run_id, record(1, 0, rejected=rejected), abandoned(2, 1, missing=["b"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_with_other_settings_names_them(
     hand = ManualRun(store, tmp_path, "ab", 10)
     controls.cancel(store, NAME)
     settings = ("round.cohort=2", "train.epochs=7", "train.learning_rate=0.5")
-    runs.start_run(store, NAME, run_config.load("mnist-3v7", settings, {}), 2)
+    runs.start_run(store, NAME, loading.load("mnist-3v7", settings, {}), 2)
     controls.cancel(store, NAME)
     progress.follow(store, hand.run, Console(width=200), since="0-0")
     said = "2 more rounds wanted; with other settings: train.epochs, train.learning_rate"
@@ -169,7 +169,7 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
     controls.cancel(store, NAME)
 
     def other(epochs: int) -> RunConfig:
-        return run_config.load("mnist-3v7", ("round.cohort=2", f"train.epochs={epochs}"), {})
+        return loading.load("mnist-3v7", ("round.cohort=2", f"train.epochs={epochs}"), {})
 
     with Store(*redis_urls) as slow:
         transact = slow.control.transact
@@ -185,7 +185,7 @@ def test_a_run_that_is_continued_elsewhere_meanwhile_keeps_all_its_segments(
     found = [
         part["config"]["train"]["epochs"] for part in store.control.runs.config_segments(hand.run)
     ]
-    assert found == [hand.config.train["epochs"], 7, 9]
+    assert found == [hand.config.train.epochs, 7, 9]
     assert hand.state.segment == 2
 
 
@@ -200,7 +200,7 @@ def test_a_caller_that_slept_does_not_overwrite_the_population(
 
 
 def test_a_run_without_a_version_is_never_at_version_none(store: Store, tmp_path: Path) -> None:
-    loaded = run_config.load("mnist-3v7", (), {})
+    loaded = loading.load("mnist-3v7", (), {})
     run = runs.start_run(store, NAME, loaded, 1).run_id
     texts = [runs.describe_state(store, controls.cancel(store, NAME))]
     cancelled = runs.find_run(store, run)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, acl, keyspace
 from tests.support.checkout import ROOT
@@ -61,7 +61,7 @@ def test_a_plain_rq_worker_serves_a_client(
     urls["RQ_REDIS_URL"] = redis_urls[0]
     with running(line, **site, **urls):
         wait_for("its lease", lambda: store.control.leases.get(keyspace.client_holder("a")), 120)
-        loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
+        loaded = loading.load("mnist-3v7", ("round.cohort=1",), {})
         run = runs.start_run(store, "plainly", loaded, 1).run_id
         lifecycle.advance(store, run)
         # Version 0, made by the client, as there is no evaluator.

@@ -310,7 +310,7 @@ def test_a_client_that_is_idle_begins_where_another_one_has_answered(
 ) -> None:
     hand = AsyncHand(store, tmp_path, "abcde", "round.buffer=2", "round.concurrency=2")
     first = hand.round.cohort
-    assert list(first) == seeding.select_cohort(hand.config.run["seed"], 1, list("abcde"), 2)
+    assert list(first) == seeding.select_cohort(hand.config.run.seed, 1, list("abcde"), 2)
     hand.update(first[0])
     intake = hand.intake()
     hand.take(intake, 1)

@@ -230,7 +230,7 @@ def test_superseded_downloads_are_removed_with_their_versions(mixed: Federation)
     wait_for("scores", lambda: len(selection.test_metrics(mixed.store, run)) == len(versions))
     # The evaluator may have been the last to finish.
     config = current_config(mixed.store, run)
-    models = ModelStore(mixed.store, run, config.redis["chunk_bytes"], mixed.redis.state_dir)
+    models = ModelStore(mixed.store, run, config.redis.chunk_bytes, mixed.redis.state_dir)
     retention.prune_versions(models, config)
 
     def on_server() -> set[str]:

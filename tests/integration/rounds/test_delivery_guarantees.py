@@ -12,7 +12,7 @@ import redis
 from rq.serializers import JSONSerializer
 
 from fl_queue.client import outbox
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.coordinator.rounds.lifecycle import Ending
@@ -116,12 +116,12 @@ def test_time_is_counted_not_read(store: Store, run: str) -> None:
 def test_a_running_run_refuses_a_second_start_and_a_fixed_field_stays(
     store: Store, run: str
 ) -> None:
-    loaded = run_config.load("mnist-3v7", ("round.cohort=1",), {})
+    loaded = loading.load("mnist-3v7", ("round.cohort=1",), {})
     with pytest.raises(RunStateError, match="is training"):
         runs.start_run(store, "lawful", loaded, 1)
     end(store, run, 0)
     with pytest.raises(ConfigError) as caught:
-        runs.start_run(store, "lawful", run_config.load("mnist-3v7", ("run.seed=7",), {}), 1)
+        runs.start_run(store, "lawful", loading.load("mnist-3v7", ("run.seed=7",), {}), 1)
     assert caught.value.field == "run.seed"
 
 

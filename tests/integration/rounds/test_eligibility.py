@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.common import seeding
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import eligibility, lifecycle, preflight, runs
 from fl_queue.errors import ConfigError
@@ -25,7 +25,7 @@ def alive(store: Store, clients: str) -> None:
 def decided(store: Store, *overrides: str, clients: str = "abcd") -> eligibility.EligibleClients:
     """Who may be selected of a run that has just begun."""
     alive(store, clients)
-    loaded = run_config.load("mnist-3v7", overrides, {})
+    loaded = loading.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, f"run-{len(store.control.runs.names())}", loaded, 1)
     store.control.clients.record_heartbeats()
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
@@ -73,7 +73,7 @@ def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> No
         store, tmp_path, "ab", 2, "round.cohort=1.0", 'clients.include=["a", "b", "x"]'
     )
     assert hand.round.cohort == ("a", "b")
-    seed, listed = hand.config.run["seed"], hand.round.eligible
+    seed, listed = hand.config.run.seed, hand.round.eligible
     assert hand.round.cohort == tuple(seeding.select_cohort(seed, 1, listed, 2))
     assert set(hand.round.ineligible) == {"c", "d"}
     assert set(hand.state.left_out) == {"c", "d"}
@@ -125,12 +125,12 @@ def test_who_joins_gets_what_shares_are_left(store: Store, tmp_path: Path) -> No
 
 
 def test_a_run_that_is_gone_on_with_may_name_others(store: Store) -> None:
-    loaded = run_config.load("mnist-3v7", ('clients.include=["a"]',), {})
+    loaded = loading.load("mnist-3v7", ('clients.include=["a"]',), {})
     state = runs.start_run(store, "changing", loaded, 1)
     runs.set_state(store, state, "completed", "", "run_completed")
-    other = run_config.load("mnist-3v7", ('clients.exclude=["a"]',), {})
+    other = loading.load("mnist-3v7", ('clients.exclude=["a"]',), {})
     gone_on: RunState = runs.start_run(store, "changing", other, 1)
-    assert runs.current_config(store, gone_on.run_id).clients["exclude"] == ("a",)
+    assert runs.current_config(store, gone_on.run_id).clients.exclude == ("a",)
 
 
 def test_a_client_that_is_not_enrolled_is_left_out_by_the_config(store: Store) -> None:

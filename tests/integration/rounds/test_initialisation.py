@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.common import seeding
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.rounds import initialisation, lifecycle, runs
 from fl_queue.protocol import identifiers
@@ -37,10 +37,10 @@ class First(ManualRun):
         for client in clients:
             store.control.leases.hold(keyspace.client_holder(client), "t", 600, {})
         wanted = ("round.cohort=2", "round.quorum=1", *overrides)
-        self.config = run_config.load("mnist-3v7", wanted, {})
+        self.config = loading.load("mnist-3v7", wanted, {})
         self.run = runs.start_run(store, "first", self.config, 1).run_id
         self.advance()
-        self.order = seeding.in_order(self.config.run["seed"], 0, clients, len(clients))
+        self.order = seeding.in_order(self.config.run.seed, 0, clients, len(clients))
 
     def count(self, elapsed_s: float) -> None:
         """As if so much time had been counted."""
@@ -220,9 +220,7 @@ def test_a_simulation_goes_from_the_evaluator_to_the_pool(store: Store, tmp_path
     first = First(store, tmp_path, *overrides, clients="")
     store.control.redis.delete(keyspace.worker("e"))
     first.advance()
-    virtual = seeding.select_cohort(
-        first.config.run["seed"], 0, [f"sim-{n}" for n in range(1, 6)], 1
-    )
+    virtual = seeding.select_cohort(first.config.run.seed, 0, [f"sim-{n}" for n in range(1, 6)], 1)
     assert first.asked() == [identifiers.EVALUATOR, *virtual]
     ticket = dispatch.tickets(store, first.run, 0)[virtual[0]]
     assert ticket.queue == keyspace.POOL_QUEUE
@@ -301,7 +299,7 @@ def test_a_slow_site_is_waited_for_past_the_quorum_and_one_that_is_gone_is_not(
     last: ManualRun,
 ) -> None:
     last.advance()
-    assert last.round.deadline_s >= last.config.train["timeout_s"]
+    assert last.round.deadline_s >= last.config.train.timeout_s
     last.send(evaluation(last, "a"), b"")
     key = keyspace.round_(last.run, last.round.number)
     last.store.control.redis.hset(key, "elapsed_s", "50")  # Later than any grace.

@@ -13,7 +13,7 @@ import pytest
 
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.common import seeding
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.aggregator import late_updates, verdicts
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
@@ -37,7 +37,7 @@ OVERRIDES = (
 
 
 def simulated(*overrides: str) -> RunConfig:
-    return run_config.load("mnist-3v7", (*OVERRIDES, *overrides), {})
+    return loading.load("mnist-3v7", (*OVERRIDES, *overrides), {})
 
 
 def begin(store: Store, loaded: RunConfig, version: int | None = 0) -> RunState:
@@ -70,7 +70,7 @@ def test_a_round_has_the_cohort_of_sites_of_the_same_names_and_a_job_for_each_gr
 
 
 def state_seed(store: Store, state: RunState) -> int:
-    return int(runs.current_config(store, state.run_id).run["seed"])
+    return int(runs.current_config(store, state.run_id).run.seed)
 
 
 def test_without_an_evaluator_version_0_is_made_in_the_pool(store: Store) -> None:

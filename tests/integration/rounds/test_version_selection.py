@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fl_queue import metrics
 from fl_queue.cli import cli
-from fl_queue.config import metric_choice, run_config
+from fl_queue.config import loading, metric_choice
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models import selection
@@ -22,7 +22,7 @@ from tests.unit.reporting.test_rounds_table import record, sums
 
 
 def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:
-    return runs.start_run(store, name, run_config.load("mnist-3v7", overrides, {}), 3)
+    return runs.start_run(store, name, loading.load("mnist-3v7", overrides, {}), 3)
 
 
 def best(store: Store, state: RunState) -> int | None:
@@ -118,11 +118,9 @@ def test_commands_that_look_at_a_config_refuse_it_as_well(
 
 def test_bounds_of_an_own_tasks_metrics_are_its_own() -> None:
     own = ("run.task=mine:Mine", "run.stop_when=accuracy >= 97")
-    metric_choice.check_config(run_config.load("mnist-3v7", own, {}))
+    metric_choice.check_config(loading.load("mnist-3v7", own, {}))
     for condition in ("loss <= 97", "accuracy >= 1", "loss >= 1e3"):
-        metric_choice.check_config(
-            run_config.load("mnist-3v7", (f"run.stop_when={condition}",), {})
-        )
+        metric_choice.check_config(loading.load("mnist-3v7", (f"run.stop_when={condition}",), {}))
 
 
 def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store: Store) -> None:
@@ -178,7 +176,7 @@ def test_what_of_one_class_has_no_auc_yet_may_have_one() -> None:
     ],
 )
 def test_what_built_in_tasks_report_is_known(overrides: Any, reported: str) -> None:
-    loaded = run_config.load(None, ("data.partition=site", *overrides), {})
+    loaded = loading.load(None, ("data.partition=site", *overrides), {})
     assert metric_choice.of_config(loaded) == set(reported.split())
 
 

@@ -22,7 +22,7 @@ from fl_queue.cli import cli, worker
 from fl_queue.client import preflight, revocation, trust
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common.safe_json import dumps
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.version_builder import VersionBuilder
@@ -68,7 +68,7 @@ class Hospital:
         file = store.state_dir / operator_key.FILE
         if signed:
             self.key = operator_key.create(file)
-        self.config = run_config.load("mnist-3v7", (*QUICK, *overrides), {})
+        self.config = loading.load("mnist-3v7", (*QUICK, *overrides), {})
         for site in SITES:
             self.enroll(site, self.key.public if signed else "")
         self.run = self.begin("authentic", ready)
@@ -523,7 +523,7 @@ def test_a_pin_is_a_digest_or_the_config_that_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = CliRunner().invoke(cli, ["config", "show", "mnist-3v7", "--digest"])
-    digest = run_config.load("mnist-3v7", (), {}).digest
+    digest = loading.load("mnist-3v7", (), {}).digest
     assert shown.output == f"{digest}\n"
     found: list[WorkerSettings] = []
     monkeypatch.setattr(worker, "_become_worker", lambda role, site: found.append(site))
@@ -538,7 +538,7 @@ def test_a_pin_is_a_digest_or_the_config_that_has_it(
 
 
 def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None:
-    other = run_config.load("mnist-3v7", (*QUICK, "train.batch_size=3"), {}).digest
+    other = loading.load("mnist-3v7", (*QUICK, "train.batch_size=3"), {}).digest
     hospital.work("a", pins=(other,))
     (reason,) = hospital.refused("a")
     assert reason.startswith(f"config {hospital.config.digest} is none that this site has pinned")

@@ -231,7 +231,7 @@ def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path
     store.control.redis.set(keyspace.config(hand.run), json.dumps(segments))
 
     changed = current_config(store, hand.run)
-    assert not changed.security["require_enrolment"]
+    assert not changed.security.require_enrolment
     assert eligibility.not_admitted(store, hand.state, changed, ["a", "c"]).keys() == {"c"}
     hand.config = changed
     intake = hand.intake()

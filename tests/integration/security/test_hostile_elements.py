@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fl_queue.aggregation import exact_sum
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.intake import UpdateIntake
 from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -242,7 +242,7 @@ def opened(store: Store, folder: Path, *overrides: str) -> UpdateIntake:
     """An aggregator at a round that wants version 0 of ``a``."""
     store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
     store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
-    loaded = run_config.load("mnist-3v7", ("round.cohort=1", *overrides), {})
+    loaded = loading.load("mnist-3v7", ("round.cohort=1", *overrides), {})
     run = runs.start_run(store, "first", loaded, 1).run_id
     lifecycle.advance(store, run)
     current = store.control.rounds.get(run, 0)

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import FLQueueError
@@ -93,7 +93,7 @@ class World:
         """As it is before somebody writes."""
         redis = self.store.control.redis
         redis.flushall()
-        made = run_config.load("mnist-3v7", environ={})
+        made = loading.load("mnist-3v7", environ={})
         for run in (RUN, OTHER):
             state = runs.start_run(self.store, run.partition("-")[0], made, 1)
             for key in (keyspace.run, keyspace.config, keyspace.events):

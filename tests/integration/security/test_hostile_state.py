@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import deletion
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import runs
@@ -35,7 +35,7 @@ def canary(tmp_path: Path) -> Path:
 
 
 def start(store: Store, name: str = "demo") -> RunState:
-    return runs.start_run(store, name, run_config.load("mnist-3v7", environ={}), 1)
+    return runs.start_run(store, name, loading.load("mnist-3v7", environ={}), 1)
 
 
 def renamed(store: Store, state: RunState, run: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import runs
@@ -46,7 +46,7 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrive(store, "a", "mallory")
-    runs.start_run(store, "demo", run_config.load("mnist-3v7", environ={}), 1)
+    runs.start_run(store, "demo", loading.load("mnist-3v7", environ={}), 1)
     healer, control = Healer(store, tmp_path), store.control
     readers = {
         "role_alive": lambda: control.workers.is_role_alive(identifiers.AGGREGATOR),

@@ -18,7 +18,7 @@ import redis
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.operations.enrolment import RedisEndpoints
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -83,8 +83,8 @@ class Parties:
             )
 
     def begin(self, name: str, *overrides: str) -> str:
-        loaded = run_config.load("mnist-3v7", (*QUICK, *OVERRIDES, *overrides))
-        run = runs.start_run(self.store, name, loaded, loaded.run["rounds"]).run_id
+        loaded = loading.load("mnist-3v7", (*QUICK, *OVERRIDES, *overrides))
+        run = runs.start_run(self.store, name, loaded, loaded.run.rounds).run_id
         lifecycle.advance(self.store, run)
         return run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.coordinator.operations import controls, rq_cleanup
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -75,7 +75,7 @@ def test_whatever_a_client_makes_of_its_keys_the_healer_goes_on(
 def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_path: Path) -> None:
     store.control.leases.hold(keyspace.client_holder("a"), "t", 60, {})
     spoil(store.control.redis, f"rq:queue:{keyspace.client_queue('a')}")
-    state = runs.start_run(store, "r", run_config.load("mnist-3v7", ("round.cohort=1",), {}), 1)
+    state = runs.start_run(store, "r", loading.load("mnist-3v7", ("round.cohort=1",), {}), 1)
     lifecycle.advance(store, state.run_id)
     assert store.control.rounds.get(state.run_id, 0) is not None
     Healer(store, tmp_path, hurry=True).tick()

@@ -15,7 +15,8 @@ from fl_queue.aggregation import clipping
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec
@@ -34,7 +35,7 @@ MANIFEST = Manifest(
     )
 )
 SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(20, 65536.0)}
-AGGREGATION = {"weighting": "examples", "cap": 100, "max_examples": 1000, "clip_norm": 2.5}
+AGGREGATION = AggregationSection(weighting="examples", cap=100, max_examples=1000, clip_norm=2.5)
 
 
 def tensors(seed: int = 1, size: float = 1.0) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def update(values: dict[str, np.ndarray], encoding: str = "float32") -> tuple[He
 
 def merge(encoding: str = "float32", **changes: Any) -> UpdateMerger:
     scales = {kind: list(scale) for kind, scale in SCALES.items()}
-    return UpdateMerger(MANIFEST, AGGREGATION | changes, scales, 1000, encoding)
+    return UpdateMerger(MANIFEST, replace(AGGREGATION, **changes), scales, 1000, encoding)
 
 
 def bits(total: ExactSum) -> list[bytes]:
@@ -120,7 +121,7 @@ def test_a_long_update_counts_as_one_of_the_largest_norm(encoding: str) -> None:
     received = codec.LazyDecodedTensors(encoding, MANIFEST, body)
     assert added.norm == clipping.l2_norm(MANIFEST, cut(dict(received), SIZE))
     assert added.clipped
-    factor = AGGREGATION["clip_norm"] / added.norm
+    factor = AGGREGATION.clip_norm / added.norm
     wide = received["w"].astype(np.float64) * factor
     assert bits(total.total)[3] == (10 * np.rint(wide * 2.0**31).astype(np.int64)).tobytes()
     mean = total.total.mean("w"), total.total.mean("v")
@@ -142,7 +143,7 @@ def test_a_short_update_and_no_bound_change_no_bit() -> None:
 def test_a_rule_that_needs_all_updates_gets_them_scaled(tmp_path: Path) -> None:
     scales = {kind: list(scale) for kind, scale in SCALES.items()}
     strategy = get_strategy("median")
-    aggregation = AGGREGATION | {"weighting": "uniform"}
+    aggregation = replace(AGGREGATION, weighting="uniform")
     total = UpdateMerger(MANIFEST, aggregation, scales, 1, "float32", strategy, tmp_path)
     values = tensors()
     added = total.add(*update(values))
@@ -181,7 +182,7 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
         "clients.kind=simulation", "clients.count=5", "round.cohort=5", "aggregation.clip_norm=1.5",
         f"aggregation.weighting={weighting}",
     )  # fmt: skip
-    changed = run_config.load("mnist-3v7", changes, {})
+    changed = loading.load("mnist-3v7", changes, {})
     made = groups.GroupSum(groups.MANIFEST, changed, groups.ROUND)
     alone, together = (
         UpdateMerger(groups.MANIFEST, changed.aggregation, groups.ROUND.scales, groups.ROUND.w_max)
@@ -206,13 +207,13 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
 def test_strategies_that_reckon_with_whole_updates_refuse_a_bound(name: str) -> None:
     uniform = "uniform" if "examples" not in STRATEGIES[name].WEIGHTINGS else "examples"
     overrides = (f"aggregation.strategy={name}", f"aggregation.weighting={uniform}")
-    run_config.load("mnist-3v7", overrides, {})
+    loading.load("mnist-3v7", overrides, {})
     refused = name in ("fednova", "qfedavg", "scaffold", "feddyn")
     if not refused:
-        run_config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
+        loading.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
         return
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
+        loading.load("mnist-3v7", (*overrides, "aggregation.clip_norm=1"), {})
     assert caught.value.field == "aggregation.clip_norm"
     assert name in caught.value.reason
     assert "set it to 0" in caught.value.reason
@@ -221,4 +222,4 @@ def test_strategies_that_reckon_with_whole_updates_refuse_a_bound(name: str) -> 
 
 def test_a_bound_below_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="too small"):
-        run_config.load("mnist-3v7", ("aggregation.clip_norm=-1",), {})
+        loading.load("mnist-3v7", ("aggregation.clip_norm=-1",), {})

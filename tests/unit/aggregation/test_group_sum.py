@@ -12,7 +12,7 @@ from fl_queue.aggregation import group_sum
 from fl_queue.aggregation.group_sum import GroupSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.sum_format import sum_format
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import message, tensor_layout, virtual_clients
@@ -28,7 +28,7 @@ MANIFEST = Manifest(
     )
 )
 COHORT = tuple(virtual_clients.clients(5))
-CONFIG = run_config.load(
+CONFIG = loading.load(
     "mnist-3v7", ("clients.kind=simulation", "clients.count=5", "round.cohort=5"), {}
 )
 SCALES = sum_format(CONFIG.aggregation, {}, 5).scales
@@ -159,7 +159,7 @@ def test_a_client_that_failed_or_sent_too_much_is_named_and_not_in_the_sum() -> 
 
 
 def keeping(config: RunConfig) -> RunConfig:
-    return replace(config, model={**config.model, "keep_updates": True})
+    return replace(config, model=replace(config.model, keep_updates=True))
 
 
 @pytest.mark.parametrize(

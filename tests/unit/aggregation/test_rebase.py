@@ -15,7 +15,7 @@ from fl_queue.aggregation import rebase
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.aggregation.staleness import discount
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
@@ -53,7 +53,7 @@ def _trained(manifest: Manifest, base: dict[str, Any], client: int, version: int
 
 def _versions(buffer: int, count: int) -> list[dict[str, Any]]:
     """Versions of clients that answer in turn, each in its own pace of ``CLIENTS / buffer`` versions."""
-    loaded = run_config.load(None, ("round.mode=async",), {})
+    loaded = loading.load(None, ("round.mode=async",), {})
     manifest = manifest_of(_model())
     found = discount(loaded.round, buffer, EXAMPLES, LIMITS, {})
     w_max = found.full(EXAMPLES)

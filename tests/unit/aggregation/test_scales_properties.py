@@ -15,7 +15,7 @@ from fl_queue.aggregation import digits
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import exact_scale
 from fl_queue.aggregation.sum_format import sum_format
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies.fedavg import FedAvg
 from fl_queue.tasks.csv_table import PooledTable
@@ -66,7 +66,7 @@ def merged(
     scales: list[float], clients: int, cohort: int, seed: int
 ) -> tuple[PooledTable, torch.Tensor]:
     """A table's model after the round that finds its statistics, and all rows together."""
-    options = run_config.load("csv", (), {})
+    options = loading.load("csv", (), {})
     model = PooledTable(nn.Linear(len(scales), 2), len(scales))
     manifest = manifest_of(model)
     base = {name: array.copy() for name, array in views_of(model, manifest).items()}

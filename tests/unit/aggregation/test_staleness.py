@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale, choose_scales
 from fl_queue.aggregation.staleness import ONE, StalenessWeights, discount, weights
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.schema import RoundSection
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.tensor_layout import little_endian
 
 LIMITS = {"parameter": 64.0, "float_buffer": 65536.0}
-SETTINGS = {"staleness": "polynomial", "staleness_exponent": 0.5, "max_staleness": 10}
+SETTINGS = RoundSection(staleness="polynomial", staleness_exponent=0.5, max_staleness=10)
 ASYNC = ("round.mode=async",)
 
 
@@ -42,7 +44,7 @@ def test_other_exponents_agree_with_floating_point(exponent: float) -> None:
 
 
 def test_constant_weights_do_not_change_and_need_no_room() -> None:
-    settings = {**SETTINGS, "staleness": "constant"}
+    settings = replace(SETTINGS, staleness="constant")
     made = discount(settings, 8, 1 << 20, LIMITS, {})
     assert made == StalenessWeights(1, (ONE,) * 11)
     assert [made.discounted(7, tau) for tau in (0, 10)] == [7, 7]
@@ -110,7 +112,7 @@ def test_what_makes_no_sense_is_refused_when_the_config_is_read(
     overrides: tuple[str, ...], field: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-3v7", ("round.cohort=1.0", *overrides), {})
+        loading.load("mnist-3v7", ("round.cohort=1.0", *overrides), {})
     assert caught.value.field == field
 
 
@@ -118,4 +120,4 @@ def test_what_makes_no_sense_is_refused_when_the_config_is_read(
     "name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"]
 )
 def test_strategies_that_step_along_a_mean_take_stale_updates(name: str) -> None:
-    run_config.load("mnist-3v7", ("round.cohort=1.0", *ASYNC, f"aggregation.strategy={name}"), {})
+    loading.load("mnist-3v7", ("round.cohort=1.0", *ASYNC, f"aggregation.strategy={name}"), {})

@@ -496,7 +496,7 @@ def test_an_unknown_built_in_names_those_there_are():
 def test_a_task_is_given_the_folder_of_its_worker_and_never_that_of_the_config():
     config = RunConfig.from_dict({"run": {"task": "mnist-2nn"}, "data": {"dir": "/there"}})
     for folder in ("/here", ""):
-        assert load_task("mnist-2nn", config, data_dir=folder).config.data["dir"] == folder
+        assert load_task("mnist-2nn", config, data_dir=folder).config.data.dir == folder
         assert context_of(config, data_dir=folder).data_dir == folder
 
 

@@ -115,7 +115,7 @@ def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
 
 def test_a_personal_models_metrics_stay_too(data: Path) -> None:
     config = config_of(validation_fraction=0.2)
-    config = replace(config, train={**config.train, "finetune_epochs": 1})
+    config = replace(config, train=replace(config.train, finetune_epochs=1))
     found = trained(job_of(config, WorkerSettings(data_dir=str(data)))).metrics
     assert {key: value for key, value in found.items() if value} == {}
 

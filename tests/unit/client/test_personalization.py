@@ -21,7 +21,7 @@ from fl_queue.client.local_update import (
     train_update,
 )
 from fl_queue.client.personalization import private_names
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.strategies import get_strategy
@@ -78,7 +78,7 @@ def context_of(task: Task, share: int = 0, number: int = 1) -> ClientContext:
 
 
 def plan_of(task: Task, kept: Mapping[str, Any] | None = None) -> ClientStrategy:
-    name = task.config.aggregation["strategy"]
+    name = task.config.aggregation.strategy
     return ClientStrategy(get_strategy(name, task.config.strategy), kept=kept or {})
 
 
@@ -182,7 +182,7 @@ def test_a_config_that_makes_no_sense_is_refused_by_field(
     overrides: tuple[str, ...], field: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-3v7", overrides, {})
+        loading.load("mnist-3v7", overrides, {})
     assert caught.value.field == field
     assert said in caught.value.reason
 

@@ -58,7 +58,7 @@ def unchecked(option: str, value: Any, task: str = "csv", **options: Any) -> Run
 
 def read(config: RunConfig, folder: Path | str) -> int:
     """What a client's job does first; how many samples it reads."""
-    task = load_task(config.run["task"], config, (), str(folder))
+    task = load_task(config.run.task, config, (), str(folder))
     context = ClientContext.of(config, client="a", run="run", round_number=1, data_dir=str(folder))
     data = task.client_data(context)
     return size_of(data.train) + size_of(data.validation)
@@ -66,7 +66,7 @@ def read(config: RunConfig, folder: Path | str) -> int:
 
 def read_test(config: RunConfig, folder: Path | str) -> int:
     """What the evaluator's job does first."""
-    found = load_task(config.run["task"], config, (), str(folder)).test_data(str(folder))
+    found = load_task(config.run.task, config, (), str(folder)).test_data(str(folder))
     assert found is not None
     return size_of(found)
 
@@ -178,7 +178,7 @@ def test_a_config_chooses_no_folder_of_a_site(data: Path, task: str) -> None:
     options = {"classes": "a,b"} if task == "image-folder" else options
     config = config_of(task, data={"dir": str(data), "source": "full"}, task=options)
     job = assigned(config, WorkerSettings())
-    assert job.task().config.data["dir"] == ""
+    assert job.task().config.data.dir == ""
     with pytest.raises(ConfigError, match=r"data\.dir.*--data-from-config"):
         job.context()
     found = preflight.read_facts(WorkerSettings(), STATE, config)
@@ -199,7 +199,7 @@ def test_a_site_may_leave_the_folder_to_the_config(data: Path) -> None:
     assert job.context().data_dir == str(data)
     assert job.task().client_data(job.context())
     both = assigned(config, WorkerSettings(data_from_config=True, data_dir=str(data / "below")))
-    assert both.context().data_dir == both.task().config.data["dir"] == str(data / "below")
+    assert both.context().data_dir == both.task().config.data.dir == str(data / "below")
 
 
 def test_the_option_reaches_the_worker() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 from fl_queue.tasks.loading import load_task
@@ -58,7 +58,7 @@ SIMULATION = ("clients.kind=simulation", "clients.count=10")
 )
 def test_it_is_refused_with_the_field(field: str, overrides: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-3v7", overrides, {})
+        loading.load("mnist-3v7", overrides, {})
     assert caught.value.field == field
 
 
@@ -85,11 +85,11 @@ def test_it_is_refused_with_the_field(field: str, overrides: tuple[str, ...]) ->
     ],
 )
 def test_what_can_be_is_not(overrides: tuple[str, ...]) -> None:
-    run_config.load("mnist-3v7", overrides, {})
+    loading.load("mnist-3v7", overrides, {})
 
 
 @pytest.mark.parametrize("task", ["mnist-3v7", "mnist-2nn", "mnist-cnn"])
 def test_the_models_have_as_many_parameters_as_the_catalog_says(task: str) -> None:
-    loaded = run_config.load(None, (f"run.task={task}",), {})
+    loaded = loading.load(None, (f"run.task={task}",), {})
     model = load_task(task, loaded).build_model()
     assert sum(one.numel() for one in model.parameters()) == TASKS[task].parameters

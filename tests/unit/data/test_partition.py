@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fl_queue.config.data_section import DataSection
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.data.partition import _kept_split, client_split, partition_indices
 from fl_queue.data.partitioners import (
@@ -84,8 +85,11 @@ def test_dirichlet_hsu_uses_other_classes_when_one_runs_out():
     ],
 )
 def test_an_impossible_split_names_the_field(kind, options, field):
+    options = dict(options)
+    shares, owners = options.pop("shares"), options.pop("owners", None)
+    data = DataSection(partition=kind, **options)
     with pytest.raises(ConfigError) as caught:
-        partition_indices(kind, TEN_CLASSES[:60], seed=0, **options)
+        partition_indices(data, TEN_CLASSES[:60], shares, 0, owners)
     assert caught.value.field == field
 
 

@@ -1,11 +1,13 @@
 """Partitions: every sample is in at most one share, whatever the labels and parameters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_queue.config.data_section import PARTITIONS
+from fl_queue.config.data_section import PARTITIONS, DataSection
 from fl_queue.data.partition import client_split, partition_indices
 from fl_queue.data.partitioners import LEAST_SAMPLES, dirichlet_hsu
 from fl_queue.errors import ConfigError
@@ -15,16 +17,9 @@ LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(
 )
 SEEDS = st.integers(0, 2**63 - 1)
 ALPHAS = st.sampled_from([5e-324, 1.7e308]) | st.floats(min_value=1e-3, max_value=1e3)
-DATA = {
-    "alpha": 0.5,
-    "shards_per_client": 1,
-    "samples_per_client": 1,
-    "labels_per_client": 1,
-    "exponent": 1.0,
-    "validation_fraction": 0.2,
-    "train_per_class": (),
-    "validation_per_class": (),
-}
+DATA = DataSection(
+    shards_per_client=1, samples_per_client=1, labels_per_client=1, validation_fraction=0.2
+)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +33,10 @@ def test_every_sample_is_in_exactly_one_share(kind, labels, seed, alpha, data):
         "alpha": alpha,
         "shards_per_client": shards,
         "exponent": data.draw(st.floats(0.0, 10.0)),
-        "owners": np.arange(len(labels)) % data.draw(st.integers(shares, len(labels))),
     }
-    parts = partition_indices(kind, labels, shares, seed, **options)
+    owners = np.arange(len(labels)) % data.draw(st.integers(shares, len(labels)))
+    section = DataSection(partition=kind, **options)
+    parts = partition_indices(section, labels, shares, seed, owners)
     assert len(parts) == shares
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
@@ -61,13 +57,14 @@ def test_dirichlet_hsu_gives_disjoint_shares_of_equal_size(labels, seed, alpha, 
 def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
     wanted = data.draw(st.integers(1, 7))
+    section = DataSection(partition="label_count", labels_per_client=wanted)
     classes = len(np.unique(labels))
     if wanted > classes:
         with pytest.raises(ConfigError, match=r"data\.labels_per_client"):
-            partition_indices("label_count", labels, shares, seed, labels_per_client=wanted)
+            partition_indices(section, labels, shares, seed)
         return
     try:
-        parts = partition_indices("label_count", labels, shares, seed, labels_per_client=wanted)
+        parts = partition_indices(section, labels, shares, seed)
     except ConfigError as error:
         refused = error.field
         parts = []
@@ -86,15 +83,13 @@ def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(la
 def test_no_share_has_too_few(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
     for kind in ("quantity_dirichlet", "quantity_power"):
-        sizes = [
-            len(p) for p in partition_indices(kind, labels, shares, seed, alpha=0.01, exponent=10.0)
-        ]
+        section = DataSection(partition=kind, alpha=0.01, exponent=10.0)
+        sizes = [len(part) for part in partition_indices(section, labels, shares, seed)]
         assert min(sizes) >= max(1, min(LEAST_SAMPLES, len(labels) // (2 * shares)))
-    sizes = [len(part) for part in partition_indices("iid", labels, shares, seed)]
+    sizes = [len(part) for part in partition_indices(DataSection(), labels, shares, seed)]
     assert max(sizes) - min(sizes) <= 1
-    sizes = [
-        len(part) for part in partition_indices("dirichlet_label", labels, shares, seed, alpha=0.01)
-    ]
+    section = DataSection(partition="dirichlet_label", alpha=0.01)
+    sizes = [len(part) for part in partition_indices(section, labels, shares, seed)]
     assert min(sizes) >= min(LEAST_SAMPLES, len(labels) // shares)
 
 
@@ -105,10 +100,10 @@ def test_equal_arguments_give_equal_shares(labels, seed, kind):
         "shards_per_client": 1,
         "samples_per_client": 1,
         "labels_per_client": 1,
-        "owners": np.arange(len(labels)),
     }
-    first = partition_indices(kind, labels, 1, seed, **options)
-    again = partition_indices(kind, labels, 1, seed, **options)
+    section, owners = DataSection(partition=kind, **options), np.arange(len(labels))
+    first = partition_indices(section, labels, 1, seed, owners)
+    again = partition_indices(section, labels, 1, seed, owners)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -124,13 +119,13 @@ def test_training_and_validation_are_disjoint_and_inside_the_share(
     labels, seed, train_span, held_span, fraction, data
 ):
     shares = data.draw(st.integers(1, len(labels)))
-    config = DATA | {
-        "partition": "iid",
-        "train_per_class": train_span,
-        "validation_per_class": held_span,
-        "validation_fraction": fraction,
-    }
-    parts = partition_indices("iid", labels, shares, seed)
+    config = replace(
+        DATA,
+        train_per_class=train_span,
+        validation_per_class=held_span,
+        validation_fraction=fraction,
+    )
+    parts = partition_indices(config, labels, shares, seed)
     for share, part in enumerate(parts):
         train, held = client_split(
             labels, config, seed=seed, client="a", share=share, shares=shares
@@ -144,7 +139,7 @@ def test_training_and_validation_are_disjoint_and_inside_the_share(
 @given(labels=LABELS, extra=st.integers(1, 5))
 def test_more_shares_than_samples_names_the_field(labels, extra):
     with pytest.raises(ConfigError) as caught:
-        partition_indices("iid", labels, len(labels) + extra, 0)
+        partition_indices(DataSection(), labels, len(labels) + extra, 0)
     assert caught.value.field == "data.shares"
 
 
@@ -154,7 +149,7 @@ def test_nobody_is_in_training_and_in_validation(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 200))
     owners = np.array(data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
     fraction = data.draw(st.floats(0.0, 0.9))
-    options = {**DATA, "partition": "site", "validation_fraction": fraction}
+    options = replace(DATA, partition="site", validation_fraction=fraction)
     labels = np.zeros(count, np.int64)
     arguments = {"seed": 1, "client": "a", "share": 0, "shares": 1, "owners": owners}
     train, held = client_split(labels, options, **arguments)

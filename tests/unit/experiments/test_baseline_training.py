@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 
 from fl_queue.cli import cli
 from fl_queue.client import local_update
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.experiments import baseline_training
 from fl_queue.protocol import tensor_layout
@@ -34,8 +35,8 @@ SIMULATED = (
 )  # fmt: skip
 
 
-def loaded(*overrides: str) -> run_config.RunConfig:
-    return run_config.load("mnist-3v7", (*SIMULATED, "data.train_per_class=[]", *overrides), {})
+def loaded(*overrides: str) -> RunConfig:
+    return loading.load("mnist-3v7", (*SIMULATED, "data.train_per_class=[]", *overrides), {})
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         table(tmp_path / name / "train.csv", rows)
     table(tmp_path / "test.csv", 100)
-    settings = run_config.load(
+    settings = loading.load(
         "csv",
         ("task.label=label", "task.classes=0,1", "task.features=a,b", "run.rounds=2"),
         {},
@@ -181,7 +182,7 @@ def test_sites_have_a_folder_each(tmp_path: Path) -> None:
 
 def test_how_many_clients_there_are_must_be_known() -> None:
     with pytest.raises(ConfigError, match=r"data\.shares: is 0"):
-        baseline_training.train(run_config.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
+        baseline_training.train(loading.load("mnist-3v7", ("round.cohort=0.5",), {}), "local")
 
 
 def test_an_initial_model_of_another_task_is_refused_as_in_a_run(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_an_initial_model_of_another_task_is_refused_as_in_a_run(tmp_path: Path)
     save_file({"weight": np.zeros((2, 784), np.float32)}, path)
     with pytest.raises(ModelMismatch, match=r"model\.initial: tensor 'bias' is missing"):
         baseline_training.train(
-            run_config.load("mnist-3v7", (f"model.initial={path}", "data.shares=2")), "local"
+            loading.load("mnist-3v7", (f"model.initial={path}", "data.shares=2")), "local"
         )
 
 

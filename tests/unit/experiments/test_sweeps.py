@@ -18,7 +18,7 @@ def test_seeds_go_on_from_that_of_the_config() -> None:
     made = sweeps.members("demo", "d", 3, (), ("run.seed=7",))
 
     assert [member.name for member in made] == ["d-s7", "d-s8", "d-s9"]
-    assert [member.config.run["seed"] for member in made] == [7, 8, 9]
+    assert [member.config.run.seed for member in made] == [7, 8, 9]
     assert made[0].settings == ("run.seed=7",)
 
 
@@ -30,7 +30,7 @@ def test_each_value_is_combined_with_each_other_one() -> None:
     assert len(made) == 8
     assert made[3].name == "d-learning-rate-0-1-strategy-fedadam-s1"
     config = made[3].config
-    assert (config.train["learning_rate"], config.aggregation["strategy"]) == (0.1, "fedadam")
+    assert (config.train.learning_rate, config.aggregation.strategy) == (0.1, "fedadam")
 
 
 def test_a_value_may_be_a_list() -> None:

@@ -20,7 +20,7 @@ from fl_queue import metrics
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.client import local_update, outbox, update_message
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.experiments import trial
@@ -136,7 +136,7 @@ def task_of(config: RunConfig, drawn: dict[str, Any]) -> Task:
 
 
 def loaded(*changes: str) -> RunConfig:
-    return run_config.load("mnist-3v7", ("run.task=here:Drawn", "train.epochs=1", *changes), {})
+    return loading.load("mnist-3v7", ("run.task=here:Drawn", "train.epochs=1", *changes), {})
 
 
 def passes(task: Task) -> bool:
@@ -153,11 +153,9 @@ def run_through(task: Task) -> Header:
     config = task.config
     context = ClientContext.of(config, client="site-1", run="run-00", round_number=1, shares=2)
     facts_of(task, task.client_data(context))
-    manifest, arrays = local_update.initial_model(task, config.run["seed"])
+    manifest, arrays = local_update.initial_model(task, config.run.seed)
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = local_update.ClientStrategy(
-        get_strategy(config.aggregation["strategy"], config.strategy)
-    )
+    plan = local_update.ClientStrategy(get_strategy(config.aggregation.strategy, config.strategy))
     made = local_update.train_update(task, manifest, base, context, plan=plan)
     blank = Header(kind="update", run="run-00", round=1, client="site-1", token="0")
     encoding = codec.encoding(config.update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import virtual_clients
 
@@ -89,14 +89,14 @@ def test_a_simulation_that_cannot_be_is_refused_by_field(
     overrides: tuple[str, ...], field: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-2nn", overrides, {})
+        loading.load("mnist-2nn", overrides, {})
 
     assert caught.value.field == field
 
 
 def test_updates_are_merged_before_they_travel_unless_somebody_wants_each() -> None:
-    assert run_config.load("mnist-2nn", SIMULATED, {}).premerges
+    assert loading.load("mnist-2nn", SIMULATED, {}).premerges
     kept = (*SIMULATED, "model.keep_updates=true")
-    assert not run_config.load("mnist-2nn", kept, {}).premerges
+    assert not loading.load("mnist-2nn", kept, {}).premerges
     median = ("aggregation.strategy=median", "aggregation.weighting=uniform")
-    assert not run_config.load("mnist-2nn", (*SIMULATED, *median), {}).premerges
+    assert not loading.load("mnist-2nn", (*SIMULATED, *median), {}).premerges

@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from fl_queue.common import escaping
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.reporting import model_card
@@ -39,7 +39,7 @@ def facts(store: Store) -> CardData:
         state=state,
         version=2,
         digest="d" * 64,
-        config=run_config.load("mnist-3v7", ("data.partition=site", "data.source=full"), {}),
+        config=loading.load("mnist-3v7", ("data.partition=site", "data.source=full"), {}),
         manifest=manifest,
         records=[record(1, 0), record(2, 1), record(3, 2)],
         tested={"accuracy": 0.75, "loss": 0.5},
@@ -83,7 +83,7 @@ def test_what_clients_wrote_stays_in_its_cell(facts: CardData) -> None:
 def test_how_many_examples_a_client_has_is_a_number_or_not_known(
     store: Store, facts: CardData, said: str, count: int
 ) -> None:
-    uniform = run_config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    uniform = loading.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset(keyspace.client("a"), "num_examples", said)
     records = [replace(record(1, 0), weights={"a": 1})]
     assert model_card._examples(store, uniform, records, 2) == {"a": count}
@@ -171,7 +171,7 @@ def test_what_is_not_known_is_said(facts: CardData) -> None:
 
 def test_of_another_weighting_it_takes_what_clients_told(store: Store) -> None:
     state = begun(store, "uniform", [0.5], "aggregation.weighting=uniform")
-    loaded = run_config.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
+    loaded = loading.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset("flq:client:hospital-a", "num_examples", 40)
 
     found = model_card._examples(

@@ -15,7 +15,8 @@ from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.client.local_update import ClientStrategy, TrainingResult, initial_model, train_update
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
@@ -62,7 +63,7 @@ class Skipping(Line):
 
 def loaded(
     name: str, options: Mapping[str, Any], momentum: float = 0.0, private: Sequence[str] = ()
-) -> run_config.RunConfig:
+) -> RunConfig:
     raw = {
         "model": {"private": list(private)},
         "run": {"task": "line:Line"},
@@ -70,7 +71,7 @@ def loaded(
         "aggregation": {"strategy": name, "weighting": get_strategy(name).WEIGHTINGS[0]},
         "strategy": dict(options),
     }
-    return run_config.RunConfig.from_dict(raw)
+    return RunConfig.from_dict(raw)
 
 
 def train(
@@ -357,13 +358,13 @@ def test_a_task_that_trains_in_a_way_of_its_own_is_refused_where_that_matters() 
 def test_a_config_that_cannot_serve_a_strategy_is_refused_by_field() -> None:
     for name in ("scaffold", "feddyn", "qfedavg"):
         with pytest.raises(ConfigError) as caught:
-            run_config.load("mnist-3v7", (f"aggregation.strategy={name}",), {})
+            loading.load("mnist-3v7", (f"aggregation.strategy={name}",), {})
         assert caught.value.field == "aggregation.weighting"
         assert "set it to uniform" in caught.value.reason
     for name in ("scaffold", "feddyn"):
         uniform = (f"aggregation.strategy={name}", "aggregation.weighting=uniform")
         with pytest.raises(ConfigError) as caught:
-            run_config.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
+            loading.load("mnist-3v7", (*uniform, "update.codec=int8"), {})
         assert caught.value.field == "update.codec"
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import Scale
+from fl_queue.aggregation.weighting import largest_weight, weight_of
+from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import base as strategy_base
-from fl_queue.strategies import get_strategy, largest_weight, weight_of
+from fl_queue.strategies import get_strategy
 
 MANIFEST = Manifest(
     (
@@ -24,7 +28,7 @@ MANIFEST = Manifest(
     )
 )
 SCALES = {"parameter": Scale(31, 64.0), "float_buffer": Scale(20, 65536.0)}
-AGGREGATION = {"weighting": "examples", "cap": 100, "max_examples": 1000}
+AGGREGATION = AggregationSection(weighting="examples", cap=100, max_examples=1000)
 
 
 def model(value: float, count: int) -> dict[str, np.ndarray]:
@@ -117,7 +121,7 @@ def test_an_unknown_strategy_names_the_known_ones() -> None:
     ],
 )
 def test_weights(weighting: str, examples: int, weight: int, largest: int) -> None:
-    aggregation = AGGREGATION | {"weighting": weighting}
+    aggregation = replace(AGGREGATION, weighting=weighting)
     assert weight_of(aggregation, examples) == weight
     assert largest_weight(aggregation) == largest
 
@@ -126,7 +130,7 @@ def test_weights(weighting: str, examples: int, weight: int, largest: int) -> No
 @pytest.mark.parametrize("examples", [-1, 0])
 def test_a_claim_of_no_examples_is_rejected(weighting: str, examples: int) -> None:
     with pytest.raises(MessageError) as caught:
-        weight_of(AGGREGATION | {"weighting": weighting}, examples)
+        weight_of(replace(AGGREGATION, weighting=weighting), examples)
     assert f"num_examples is {examples}" in caught.value.reason
 
 
@@ -135,9 +139,9 @@ def test_a_claim_of_no_examples_is_rejected(weighting: str, examples: int) -> No
     [("examples", 50, 50), ("examples", 5000, 1000), ("capped", 50, 50), ("uniform", 50, 1)],
 )
 def test_a_clients_own_maximum_caps_its_weight(weighting: str, most: int, weight: int) -> None:
-    assert weight_of(AGGREGATION | {"weighting": weighting}, 10**9, most) == weight
+    assert weight_of(replace(AGGREGATION, weighting=weighting), 10**9, most) == weight
 
 
 def test_no_weight_is_larger_than_the_largest() -> None:
-    aggregation = AGGREGATION | {"weighting": "capped", "cap": 5000}
+    aggregation = replace(AGGREGATION, weighting="capped", cap=5000)
     assert weight_of(aggregation, 1000) == largest_weight(aggregation) == 1000

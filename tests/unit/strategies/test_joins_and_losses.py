@@ -12,6 +12,7 @@ import pytest
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.client.client_state import AcceptedUpdate, StoredClientState, still_counts
+from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import MessageError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST
@@ -77,10 +78,10 @@ class Federation:
     def round(self, alive: Sequence[int], cohort: Sequence[int]) -> None:
         """One round; clients that were not seen before are new in the population."""
         self.seen |= set(alive)
-        ranges = self.strategy.ranges({"limit": 64.0, "buffer_limit": 65536.0})
+        ranges = self.strategy.ranges(AggregationSection())
         scales = choose_scales(len(cohort), 1, {key: span.limit for key, span in ranges.items()})
         fixed = {key: (scale.s, scale.limit) for key, scale in scales.items()}
-        merge = UpdateMerger(MANIFEST, {}, fixed, 1, strategy=self.strategy)
+        merge = UpdateMerger(MANIFEST, AggregationSection(), fixed, 1, strategy=self.strategy)
         for client in cohort:
             self.train(client, merge)
         self.version += 1

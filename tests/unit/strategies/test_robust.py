@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fl_queue.aggregation.scales import Scale
 from fl_queue.aggregation.update_matrix import UpdateMatrix
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import CheckpointError, ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
@@ -382,9 +383,9 @@ def test_memory_holds_a_block_of_all_updates_and_not_all(
 # What n and f must satisfy
 
 
-def loaded(strategy: str, *overrides: str) -> run_config.RunConfig:
+def loaded(strategy: str, *overrides: str) -> RunConfig:
     given = (f"aggregation.strategy={strategy}", *overrides)
-    return run_config.load(None, ("aggregation.weighting=uniform", *given), {})
+    return loading.load(None, ("aggregation.weighting=uniform", *given), {})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.scales import choose_scales
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
@@ -24,7 +25,7 @@ MANIFEST = Manifest(
         TensorSpec("w.1", (base.BLOCK + 3,), "parameter"),
     )
 )
-AGGREGATION = {"limit": 64.0, "buffer_limit": 65536.0}
+AGGREGATION = AggregationSection(limit=64.0, buffer_limit=65536.0)
 ROUNDS, CLIENTS, W_MAX = 4, 3, 100
 Arrays = dict[str, np.ndarray]
 
@@ -169,14 +170,13 @@ def test_without_momentum_the_bits_are_those_of_fedavg() -> None:
 def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
     strategy = STRATEGIES[name]
     weighting = f"aggregation.weighting={strategy.WEIGHTINGS[0]}"
-    loaded = run_config.load(
+    loaded = loading.load(
         "mnist-3v7", (f"aggregation.strategy={name}", weighting, "round.cohort=12"), {}
     )
 
     assert set(loaded.strategy) == set(strategy.OPTIONS)
     assert (
-        f"`{name}`"
-        in (run_config.preset_folder().parent / "docs/reference/strategies.md").read_text()
+        f"`{name}`" in (loading.preset_folder().parent / "docs/reference/strategies.md").read_text()
     )
 
 
@@ -202,7 +202,7 @@ def test_what_a_config_cannot_serve_is_refused_by_field(
     overrides: tuple[str, ...], field: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config.load("mnist-3v7", overrides, {})
+        loading.load("mnist-3v7", overrides, {})
 
     assert caught.value.field == field
     assert said in caught.value.reason

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import trial
 from fl_queue.tasks.base import ClientContext, ClientData, Task
@@ -49,7 +49,7 @@ def returning(method: str, value: Any) -> type[Task]:
 def test_a_method_that_returns_something_else_is_named(
     monkeypatch: pytest.MonkeyPatch, method: str, value: Any, words: str
 ) -> None:
-    loaded = run_config.load("mnist-3v7", ("run.task=here:Bad",), {})
+    loaded = loading.load("mnist-3v7", ("run.task=here:Bad",), {})
     monkeypatch.setattr(trial, "load_task", lambda *args: returning(method, value)(loaded))
     with pytest.raises(ConfigError) as refused:
         trial.try_task(loaded)
@@ -62,7 +62,7 @@ def test_a_table_of_another_kind_is_one(monkeypatch: pytest.MonkeyPatch) -> None
     from collections import Counter
 
     sums = Counter({"num_examples": 8, "loss_sum": np.float64(2.0)})
-    loaded = run_config.load("mnist-3v7", ("run.task=here:Good", "train.epochs=1"), {})
+    loaded = loading.load("mnist-3v7", ("run.task=here:Good", "train.epochs=1"), {})
     monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
     assert trial.try_task(loaded).base["loss"] == 0.25
 
@@ -71,7 +71,7 @@ def test_a_metric_that_the_task_lacks_is_found_before_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def tried(select: str) -> str:
-        loaded = run_config.load("mnist-3v7", ("run.task=here:Good", f"run.select={select}"), {})
+        loaded = loading.load("mnist-3v7", ("run.task=here:Good", f"run.select={select}"), {})
         sums = {"num_examples": 8, "loss_sum": 2.0, "mae_sum": 1.0}
         monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
         return trial.try_task(loaded).problem

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fl_queue.client import local_update
-from fl_queue.config import run_config
+from fl_queue.config import loading
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import export
@@ -76,7 +76,7 @@ def differ(path: Path, model: nn.Module, shape: tuple[int, ...]) -> float:
 def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
     name: str, overrides: tuple[str, ...], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    task = load_task(name, run_config.load(name, overrides, {}))
+    task = load_task(name, loading.load(name, overrides, {}))
     model, manifest, body = version(task)
 
     export.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
@@ -85,7 +85,7 @@ def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
 
 
 def test_its_metadata_say_how_it_is_used_and_not_where_it_was_made(tmp_path: Path) -> None:
-    task = load_task("mnist-3v7", run_config.load("mnist-3v7", (), {}))
+    task = load_task("mnist-3v7", loading.load("mnist-3v7", (), {}))
     model, manifest, body = version(task)
     path = tmp_path / "m.onnx"
 
@@ -133,7 +133,7 @@ class Pairs(Tied):
 
 
 def own(kind: type[Task]) -> Task:
-    return kind(run_config.load("mnist-3v7", (f"run.task={__name__}:{kind.__name__}",), {}))
+    return kind(loading.load("mnist-3v7", (f"run.task={__name__}:{kind.__name__}",), {}))
 
 
 def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
@@ -186,7 +186,7 @@ def test_another_model_than_the_run_s_and_a_missing_package_are_named(
 
 
 def test_an_own_task_is_imported_only_if_it_is_let_in() -> None:
-    settings = run_config.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
+    settings = loading.load("mnist-3v7", ("run.task=nothing.here:Task",), {})
 
     assert export.usage_of(settings, (), "") is None
     with pytest.raises(ConfigError, match="--task-allow"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
+from fl_queue.config.data_section import DataSection
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
@@ -68,7 +69,7 @@ def test_an_oblong_image_is_turned_and_not_sheared():
 
 
 def test_each_share_has_its_part_and_the_last_one_all():
-    data = {"noise": 0.4, "rotation": 60.0}
+    data = DataSection(noise=0.4, rotation=60.0)
     skews = [Skew.of(data, seed=1, client="a", share=i, shares=4) for i in range(4)]
 
     assert [skew.degrees for skew in skews] == [15, 30, 45, 60]
@@ -77,7 +78,7 @@ def test_each_share_has_its_part_and_the_last_one_all():
 
 def test_the_number_is_a_standard_deviation():
     black = torch.zeros(40, 28, 28)
-    skew = Skew.of({"noise": 0.5, "rotation": 0.0}, seed=1, client="a", share=1, shares=2)
+    skew = Skew.of(DataSection(noise=0.5), seed=1, client="a", share=1, shares=2)
 
     noise = skew.apply(black, range(40))
 
@@ -107,7 +108,7 @@ def test_seed_and_client_decide_the_noise(other):
 
 
 def test_nothing_is_done_to_the_images_when_it_is_off():
-    skew = Skew.of({"noise": 0.0, "rotation": 0.0}, seed=1, client="a", share=0, shares=1)
+    skew = Skew.of(DataSection(), seed=1, client="a", share=0, shares=1)
     images = torch.rand(2, 28, 28)
 
     assert skew.apply(images, [0, 1]) is images

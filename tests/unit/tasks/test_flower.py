@@ -44,7 +44,7 @@ def test_code_that_is_not_allowed_is_not_imported(
     config = config_of(**options)
 
     with pytest.raises(ConfigError, match=r"may not load .*--task-allow"):
-        load_task(config.run["task"], config, allow)
+        load_task(config.run.task, config, allow)
 
     assert not roses.exists()
 
@@ -60,7 +60,7 @@ def test_without_the_package_the_extra_is_named(
     config = config_of()
 
     with pytest.raises(ConfigError, match=r'pip install "\S+\[flower\]"') as caught:
-        load_task(config.run["task"], config, [allowed])
+        load_task(config.run.task, config, [allowed])
 
     assert caught.value.field == "run.task"
     assert not roses.exists()

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Subset
 
 from fl_queue.client.local_update import Arrays, initial_model, train_update
-from fl_queue.config.run_config import RunConfig, load
+from fl_queue.config.loading import load
+from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks.base import ClientContext, Task, code_digest

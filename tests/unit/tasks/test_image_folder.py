@@ -32,7 +32,7 @@ def task_of(folder, **options):
 
 
 def context_of(task, **values):
-    defaults = {"client": "a", "run": "run", "round_number": 1, "data_dir": task.config.data["dir"]}
+    defaults = {"client": "a", "run": "run", "round_number": 1, "data_dir": task.config.data.dir}
     return ClientContext.of(task.config, **(defaults | values))
 
 

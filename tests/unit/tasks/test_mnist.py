@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fl_queue.client.local_update import evaluate_version, initial_model, train_update
-from fl_queue.config.run_config import RunConfig, load
+from fl_queue.config.loading import load
+from fl_queue.config.run_config import RunConfig
 from fl_queue.data.idx import encode_idx, read_idx
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish

@@ -24,7 +24,7 @@ CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}
 
 def told(raw: dict[str, Any], folder: Path) -> dict[str, str]:
     config = RunConfig.from_dict(raw)
-    task = load_task(config.run["task"], config, (), str(folder))
+    task = load_task(config.run.task, config, (), str(folder))
     context = ClientContext.of(config, client="a", run="run", round_number=1, data_dir=str(folder))
     return facts_of(task, task.client_data(context))
 

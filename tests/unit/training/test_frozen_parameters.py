@@ -73,7 +73,7 @@ def task_of(kind: type[Tuned] = Tuned, strategy: str = "fedavg", **sections: Any
 def trained(task: Task, model: tuple[Manifest, Any] | None = None) -> TrainingResult:
     manifest, base = model or initial_model(task, 1)
     context = ClientContext.of(task.config, client="a", run="demo", round_number=1)
-    strategy = get_strategy(task.config.aggregation["strategy"])
+    strategy = get_strategy(task.config.aggregation.strategy)
     return train_update(task, manifest, base, context, plan=ClientStrategy(strategy))
 
 

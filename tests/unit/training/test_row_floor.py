@@ -62,9 +62,7 @@ def trained(
     job = ClientJob(store, site, "a", STATE, number, config)
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
-    plan = local_update.ClientStrategy(
-        get_strategy(config.aggregation["strategy"], config.strategy)
-    )
+    plan = local_update.ClientStrategy(get_strategy(config.aggregation.strategy, config.strategy))
     for _ in range(rounds):
         before = {name: array.copy() for name, array in base.items()}
         found = local_update.train_update(job.task(), manifest, before, job.context(), plan=plan)

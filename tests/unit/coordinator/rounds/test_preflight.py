@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fl_queue.config import run_config, task_catalog
+from fl_queue.config import loading, task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import preflight, runs
 from fl_queue.errors import MessageError
@@ -26,7 +26,7 @@ class Sites:
 
     def __init__(self, store: Store, *overrides: str) -> None:
         self.store = store
-        self.config = run_config.load("mnist-3v7", ("run.task=own:Task", *overrides), {})
+        self.config = loading.load("mnist-3v7", ("run.task=own:Task", *overrides), {})
         self.run = runs.start_run(store, "sites", self.config, 3).run_id
 
     @property

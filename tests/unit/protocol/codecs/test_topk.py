@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fl_queue.config import run_config
+from fl_queue.config import loading
+from fl_queue.config.run_config import RunConfig
+from fl_queue.config.schema import UpdateSection
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol.codecs import codec, topk
 from fl_queue.protocol.manifest import Manifest, TensorSpec
@@ -39,9 +42,9 @@ def reference(values: np.ndarray, count: int) -> np.ndarray:
 def test_a_fraction_has_one_name(fraction: float, name: str) -> None:
     assert topk.name_of(fraction) == name
     assert topk.is_name(name)
-    update = {"codec": "topk", "fraction": fraction}
+    update = UpdateSection(codec="topk", fraction=fraction)
     assert codec.encoding(update) == name
-    assert codec.encoding(update | {"codec": "int8"}) == "int8"
+    assert codec.encoding(replace(update, codec="int8")) == "int8"
 
 
 @pytest.mark.parametrize(
@@ -156,10 +159,10 @@ def _lengths(size: int) -> list[int]:
 
 
 def test_settings_that_cannot_work_are_refused_with_the_fix() -> None:
-    def load(*overrides: str) -> run_config.RunConfig:
-        return run_config.load(None, overrides, environ={})
+    def load(*overrides: str) -> RunConfig:
+        return loading.load(None, overrides, environ={})
 
-    assert load("update.codec=topk", "update.error_feedback=true").update["fraction"] == 0.01
+    assert load("update.codec=topk", "update.error_feedback=true").update.fraction == 0.01
     with pytest.raises(ConfigError, match=r"update.error_feedback.*float32 leaves nothing out"):
         load("update.error_feedback=true")
     for fraction in ("0", "1.5", "0.0000001"):

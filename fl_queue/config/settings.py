@@ -1,0 +1,160 @@
+"""
+The sections of a config, and the numbers that follow from them: sizes of cohorts, rates, formats.
+
+No Redis here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fl_queue.aggregation.sum_format import SumFormat, sum_format
+from fl_queue.config.data_section import DataSection
+from fl_queue.config.schema import (
+    AggregationSection,
+    ClientsSection,
+    ModelSection,
+    RedisSection,
+    RoundSection,
+    RunSection,
+    SecuritySection,
+    TrainSection,
+    UpdateSection,
+)
+from fl_queue.config.section import Share
+from fl_queue.config.task_catalog import TASKS
+from fl_queue.protocol.identifiers import is_name
+from fl_queue.strategies import get_strategy
+from fl_queue.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """
+    A config's sections: ``settings.train.epochs``.
+
+    ``task`` and ``strategy`` hold the options of the task and of the strategy themselves.
+    """
+
+    run: RunSection
+    round: RoundSection
+    clients: ClientsSection
+    data: DataSection
+    train: TrainSection
+    aggregation: AggregationSection
+    update: UpdateSection
+    model: ModelSection
+    security: SecuritySection
+    redis: RedisSection
+    task: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+
+    @property
+    def is_simulation(self) -> bool:
+        """True if the clients of the run are virtual."""
+        return self.clients.kind == "simulation"
+
+    @property
+    def is_async(self) -> bool:
+        """True if the run trains in asynchronous rounds."""
+        return self.round.mode == "async"
+
+    @property
+    def is_split(self) -> bool:
+        """True if one data set is split over the clients, a share for each."""
+        return self.data.partition != "site"
+
+    @property
+    def processes(self) -> int:
+        """Pool processes of a simulation; by default one for each core that this process may use."""
+        return self.clients.processes or len(os.sched_getaffinity(0))
+
+    @property
+    def premerges(self) -> bool:
+        """
+        True if the updates of a group of virtual clients may travel as their sum.
+
+        Nothing may need them one by one: neither ``verify`` nor the strategy.
+        """
+        return not (self.model.keep_updates or self.plain_strategy().needs_all)
+
+    def plain_strategy(self) -> Strategy:
+        """The strategy as clients and the sum see it: of an own one, FedAvg."""
+        return get_strategy(self.aggregation.strategy, self.strategy)
+
+    def learning_rate(self, round_number: int) -> float:
+        """The learning rate of a round (numbered from 1): the newest schedule entry that has begun."""
+        rate = self.train.learning_rate
+        if isinstance(rate, tuple):
+            return float([value for first, value in rate if first <= max(round_number, 1)][-1])
+        return rate
+
+    def cohort_size(self, alive: int) -> int:
+        """How many of ``alive`` clients a round selects; a count may be more than there are."""
+        return _count(self.round.cohort, alive)
+
+    def quorum_size(self, cohort: int) -> int:
+        """How many accepted updates a cohort of that size needs to commit."""
+        return min(cohort, _count(self.round.quorum, cohort))
+
+    def concurrency_size(self, clients: int) -> int:
+        """How many of ``clients`` train at a time in asynchronous rounds; a count may be more."""
+        return _count(self.round.concurrency, clients)
+
+    def buffer_size(self, concurrency: int) -> int:
+        """How many updates make a version in asynchronous rounds."""
+        return _count(self.round.buffer, concurrency)
+
+    def known_cohort(self) -> int:
+        """Clients of a round; 0: that depends on how many will be alive."""
+        if self.is_simulation:
+            return self.cohort_size(self.clients.count)
+        cohort = self.round.cohort
+        return cohort if isinstance(cohort, int) else 0
+
+    def known_quorum(self) -> int:
+        """The smallest number of updates of a round; 0: that depends on how many clients will be alive."""
+        if cohort := self.known_cohort():
+            return self.quorum_size(cohort)
+        quorum = self.round.quorum
+        return quorum if isinstance(quorum, int) else 0
+
+    def named_clients(self) -> int:
+        """How many clients ``clients.include`` names; 0 if it is empty or has patterns."""
+        include = self.clients.include
+        return len(set(include)) if all(map(is_name, include)) else 0
+
+    def known_shares(self) -> int:
+        """Shares of a built-in task's data, each of which one client takes; 0: any number."""
+        return self.data.shares if self.is_split and self.run.task in TASKS else 0
+
+    def max_clients(self) -> int:
+        """How many clients there can be at most, where the config limits them; 0: any number."""
+        return min(filter(None, (self.named_clients(), self.known_shares())), default=0)
+
+    def max_updates(self) -> int:
+        """Updates that a synchronous round merges at most; 1 where the config does not limit them."""
+        return self.known_cohort() or self.cohort_size(self.max_clients() or 1)
+
+    def known_buffer(self) -> int:
+        """Updates of an asynchronous round; 1 where that depends on how many clients will be alive."""
+        return self.buffer_size(self.concurrency_size(self.max_clients() or 1))
+
+    def format_of_sum(self) -> SumFormat:
+        """
+        The format of a round's sum, for as many updates as are known to come.
+
+        Raises:
+            ConfigError: There is no room for them.
+        """
+        if self.is_async:
+            return sum_format(self.aggregation, self.strategy, self.known_buffer(), self.round)
+        return sum_format(self.aggregation, self.strategy, self.max_updates())
+
+
+def _count(share: Share, whole: int) -> int:
+    # Rounded up: a quorum of 0.8 of 4 is 4 of 4, never fewer than the fraction asked for.
+    return share if isinstance(share, int) else max(1, -int(-share * whole // 1))
