@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-from redis.client import Pipeline
 
 from fl_queue.coordinator.operations.healer import Healer
-from fl_queue.coordinator.rounds import confirmed_changes, lifecycle
+from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
 from fl_queue.errors import RunStateError
-from fl_queue.store import RoundState, RunState, Store, keyspace
+from fl_queue.store import RoundState, RunState, Store
 from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.transactions import confirmed_changes
+from fl_queue.store.transactions import runs as transactions
 
 CANCELLED = "cancelled by an operator"
 #: States a run comes back from.
@@ -114,20 +113,7 @@ def _goes_on(state: RunState) -> str:
 
 def _reopen(store: Store, run: str, by: str) -> bool:
     """Have a run that failed or was cancelled train again; False when it is in another state by now."""
-    key = keyspace.run(run)
-
-    def body(pipe: Pipeline) -> confirmed_changes.Change | None:
-        found = cast(list["bytes | None"], pipe.hmget(key, ["state", "version"]))
-        state, version = ((raw or b"").decode() for raw in found)
-        if state not in RESUMABLE:
-            return None
-        fields = {"state": "training", "reason": "", "abandoned": "0", "waited_s": "0"}
-        return confirmed_changes.Change(
-            {"event": "run_resumed", "version": int(version) if version else None},
-            lambda: pipe.hset(key, mapping=cast(dict[Any, Any], fields)),
-        )
-
-    return confirmed_changes.decide(store, run, [key], body, by)
+    return transactions.reopen(store, run, RESUMABLE, by)
 
 
 def failures(store: Store, state: RunState) -> list[Failure]:

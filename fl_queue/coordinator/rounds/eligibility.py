@@ -8,20 +8,18 @@ round's number and the recorded list of eligible clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-
-from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
 from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import preflight
-from fl_queue.coordinator.rounds.runs import is_as_seen
 from fl_queue.protocol import virtual_clients
 from fl_queue.protocol.records import Purpose
-from fl_queue.store import RunState, Store, keyspace
+from fl_queue.store import RunState, Store
+from fl_queue.store.transactions import runs as transactions
 
 #: Clients with the same reason that a line names.
 _NAMED = 8
@@ -151,18 +149,8 @@ def record(store: Store, state: RunState, found: EligibleClients) -> None:
     if out == dict(state.left_out):
         return
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not is_as_seen(pipe, state):
-            return None
-
-        def write() -> None:
-            pipe.hset(keyspace.run(state.run_id), "left_out", dumps(out))
-            event = {"event": "clients_left_out", "left_out": out}
-            store.control.events.add(state.run_id, event, pipe)
-
-        return write
-
-    store.control.transact([keyspace.run(state.run_id)], body)
+    event = {"event": "clients_left_out", "left_out": out}
+    transactions.set_fields(store, state, {"left_out": dumps(out)}, event)
 
 
 def lines(out: Mapping[str, str]) -> list[str]:

@@ -9,23 +9,19 @@ the run, when nobody is left and none of them will answer.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any, cast
-
-from redis.client import Pipeline
+from collections.abc import Mapping
 
 from fl_queue.common import seeding
 from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import deadlines, eligibility, statement_signing
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
-from fl_queue.coordinator.rounds.runs import is_as_seen
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Receipt
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import rounds as transactions
 
 #: A worker that has not begun after this time is busy with something else: the next one is asked, too.
 BUSY_S = 15.0
@@ -100,7 +96,6 @@ def _ask(
     store: Store, state: RunState, config: RunConfig, current: RoundState, who: str, why: str
 ) -> bool:
     run, number = state.run_id, current.number
-    key = keyspace.round_(run, number)
     new = ticket(store, state, config, number, who)
     longest_s = deadlines.deadline_s(store, state, config, "initialise")
     # Later than the one before, so that their order can be told.
@@ -112,30 +107,15 @@ def _ask(
     vouched = statement_signing.with_cohort(store, run, current, cohort)
     if vouched.why_not:
         return False
-    fields: dict[Any, Any] = {
+    fields = {
         statement_signing.SIGNED: vouched.signed,
         "cohort": dumps(cohort),
         "makers": dumps(asked),
         "deadline_s": str(asked_at_s + longest_s),
     }
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        open_now, known = cast(list["bytes | None"], pipe.hmget(key, ["state", "makers"]))
-        if open_now != b"open" or json.loads(known or b"{}") != dict(current.makers):
-            return None
-        if not is_as_seen(pipe, state):
-            return None
-
-        def write() -> None:
-            pipe.hset(key, mapping=fields)
-            pipe.hset(keyspace.round_jobs(run, number), who, new.to_json())
-            dispatch.publish(new, pipe, store.control.redis)
-            event = {"event": "maker_asked", "round": number, "client": who, "reason": why}
-            store.control.events.add(run, event, pipe)
-
-        return write
-
-    return store.control.transact([keyspace.run(run), key], body)
+    event = {"event": "maker_asked", "round": number, "client": who, "reason": why}
+    return transactions.extend(store, state, current, fields, [new], event)
 
 
 def awaited(

@@ -11,11 +11,8 @@ does with an open round is in ``coordinator/aggregator/collector.py``; who repai
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-
-from redis.client import Pipeline
 
 from fl_queue import metrics
 from fl_queue.config import metric_choice
@@ -28,6 +25,7 @@ from fl_queue.protocol.records import Purpose, Receipt, RoundRecord
 from fl_queue.store import Incarnation, RoundEnd, RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import runs as transactions
 
 #: Without an aggregator, a round is abandoned only this long after its deadline.
 ORPHAN_GRACE_S = 5.0
@@ -375,20 +373,5 @@ def _publish_evaluations(
             version,
             3600,
         )
-        body = partial(_evaluation, store, ticket)
-        if (
-            not store.control.transact([keyspace.evaluations(state.run_id)], body)
-            and version in due
-        ):
+        if not transactions.publish_evaluation(store, ticket) and version in due:
             break  # It has been published, and so have those before it.
-
-
-def _evaluation(store: Store, ticket: JobTicket, pipe: Pipeline) -> Callable[[], None] | None:
-    if pipe.hexists(keyspace.evaluations(ticket.run), str(ticket.number)):
-        return None
-
-    def write() -> None:
-        pipe.hset(keyspace.evaluations(ticket.run), str(ticket.number), ticket.to_json())
-        dispatch.publish(ticket, pipe, store.control.redis)
-
-    return write

@@ -6,12 +6,9 @@ Opening a round: who may take part, who is selected, and the jobs, in one transa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
-
-from redis.client import Pipeline
+from typing import Any
 
 from fl_queue.aggregation.sum_format import sum_format
 from fl_queue.common import failpoints, seeding
@@ -28,13 +25,15 @@ from fl_queue.coordinator.rounds import (
     waiting,
 )
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
-from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
+from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.protocol.records import Mode, Purpose
 from fl_queue.store import RoundState, RunState, Store, keyspace
-from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import rounds as transactions
+from fl_queue.store.transactions.rounds import RoundOpening
 
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
@@ -125,14 +124,8 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     fields[statement_signing.SIGNED] = vouched.signed
     tickets = _tickets(store, state, plan, config)
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not is_as_seen(pipe, state):
-            return None
-        return lambda: _write_round(store, pipe, state, plan, fields, tickets, vouched.why_not)
-
-    # What is taken over must be as it was seen: the healer may have replaced a ticket of it.
-    watched = [keyspace.run(state.run_id), keyspace.round_jobs(state.run_id, state.round)]
-    if store.control.transact(watched if is_async else watched[:1], body):
+    opening = _opening(state, plan, fields, tickets, vouched.why_not)
+    if transactions.open_round(store, state, opening, takes_over=is_async):
         failpoints.failpoint("round.opened")
     return False
 
@@ -208,41 +201,15 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     if vouched.why_not:
         return  # Nor is it merged: see ``statement_signing.check_round``.
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        key = keyspace.round_(run, current.number)
-        state_now, known = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort"]))
-        if state_now != b"open" or tuple(json.loads(known or b"[]")) != current.cohort:
-            return None
-        if not is_as_seen(pipe, state):
-            return None
-        return lambda: _write_more(store, pipe, state, plan, cohort, tickets, vouched.signed)
-
-    store.control.transact([keyspace.run(run), keyspace.round_(run, current.number)], body)
-
-
-def _write_more(
-    store: Store,
-    pipe: Pipeline,
-    state: RunState,
-    plan: _RoundPlan,
-    cohort: Sequence[str],
-    tickets: list[JobTicket],
-    signed: str,
-) -> None:
-    run, number = state.run_id, plan.number
-    pipe.hset(keyspace.run(run), "population", dumps(_population(state, plan)))
     fields = {
-        statement_signing.SIGNED: signed,
+        statement_signing.SIGNED: vouched.signed,
         "cohort": dumps(cohort),
         "eligible": dumps(plan.eligible),
         "ineligible": dumps(plan.ineligible),
     }
-    pipe.hset(keyspace.round_(run, number), mapping=cast(dict[Any, Any], fields))
-    for ticket in tickets:
-        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
-        dispatch.publish(ticket, pipe, store.control.redis)
-    event = {"event": "clients_joined", "round": number, "clients": list(plan.cohort)}
-    store.control.events.add(run, event, pipe)
+    event = {"event": "clients_joined", "round": plan.number, "clients": list(plan.cohort)}
+    population = {"population": dumps(_population(state, plan))}
+    transactions.extend(store, state, current, fields, tickets, event, population)
 
 
 def _plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> _RoundPlan:
@@ -428,45 +395,39 @@ def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig)
     ]
 
 
-def _write_round(
-    store: Store,
-    pipe: Pipeline,
+def _opening(
     state: RunState,
     plan: _RoundPlan,
     fields: Mapping[str, str],
-    tickets: list[JobTicket],
+    tickets: Sequence[JobTicket],
     unsigned: str,
-) -> None:
-    run, number = state.run_id, plan.number
-    pipe.hset(
-        keyspace.run(run),
-        mapping={
-            "round": str(number),
-            "waited_s": "0",
-            "reason": "",
-            "not_evaluated": "",
-            "population": dumps(_population(state, plan)),
-        },
-    )
-    if plan.purpose == "train":
-        # How many parts the data has is decided once: who comes later must not move samples around.
-        pipe.hsetnx(keyspace.run(run), "shares", plan.shares)
-    pipe.hset(keyspace.round_(run, number), mapping=cast(dict[Any, Any], fields))
-    for ticket, _ in plan.carried.values():
-        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
-    for ticket in tickets:
-        pipe.hset(keyspace.round_jobs(run, number), ticket.who, ticket.to_json())
-        dispatch.publish(ticket, pipe, store.control.redis)
+) -> RoundOpening:
+    """Return the transaction's content. Args: ``unsigned``: why the round is not signed; empty: it is."""
     event = {
         "event": "round_opened",
-        "round": number,
+        "round": plan.number,
         "purpose": plan.purpose,
         "clients": len(plan.cohort),
         "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
     }
     if plan.mode == "async":
         event["carried"] = sorted(plan.carried)
-    store.control.events.add(run, event, pipe)
+    events = [event]
     if unsigned:
-        event = {"event": "round_unsigned", "round": number, "reason": unsigned}
-        store.control.events.add(run, event, pipe)
+        events.append({"event": "round_unsigned", "round": plan.number, "reason": unsigned})
+    run_fields = {
+        "round": str(plan.number),
+        "waited_s": "0",
+        "reason": "",
+        "not_evaluated": "",
+        "population": dumps(_population(state, plan)),
+    }
+    return RoundOpening(
+        plan.number,
+        run_fields,
+        fields,
+        tickets,
+        [ticket for ticket, _ in plan.carried.values()],
+        events,
+        plan.shares if plan.purpose == "train" else None,
+    )

@@ -13,11 +13,10 @@ has the rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 from weakref import WeakKeyDictionary
-
-from redis.client import Pipeline
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
@@ -30,6 +29,7 @@ from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dead_jobs import JobMonitor
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.transactions import runs as transactions
 
 #: Counted time for which the first round waits for sites that tell nothing: a worker may be busy.
 LONGEST_WAIT_S = 60.0
@@ -363,12 +363,7 @@ def _ask(
         # What it said last holds until it says something else; another worker begins anew.
         tries = old.tries if old.worker == worker else 0
         new = replace(new, unable=old.unable, since=old.since, tries=tries, failed_in=old.failed_in)
-    connection = store.control.redis
-
-    def publish(pipe: Pipeline) -> None:
-        dispatch.publish(ticket, pipe, connection)
-
-    if not _write(store, state, client, old, new, publish):
+    if not _write(store, state, client, old, new, ticket):
         return old or new
     if old is not None and old.ticket:
         dispatch.forget(store, JobTicket.from_dict(dict(old.ticket)))
@@ -381,28 +376,21 @@ def _write(
     client: str,
     old: SiteReport | None,
     new: SiteReport,
-    also: Callable[[Pipeline], None] = lambda pipe: None,
+    ticket: JobTicket | None = None,
+    event: Mapping[str, Any] | None = None,
 ) -> bool:
     """Record a site, if its record is still the old one, or of an earlier start where there was none."""
-    run, key = state.run_id, keyspace.sites(state.run_id)
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        raw = pipe.hget(key, client)
+    def is_expected(raw: bytes | None) -> bool:
         now = (
             safe_json.record(SiteReport, safe_json.loads(raw, "a site"), "a site") if raw else None
         )
-        if now is not None and now.start != start_of(state):
-            now = None
-        if now != old or pipe.hget(keyspace.run(run), "state") != b"training":
-            return None
+        return (None if now is not None and now.start != start_of(state) else now) == old
 
-        def write() -> None:
-            pipe.hset(key, client, dumps(asdict(new)))
-            also(pipe)
-
-        return write
-
-    return store.control.transact([key, keyspace.run(run)], body)
+    report = dumps(asdict(new))
+    return transactions.write_site_report(
+        store, state.run_id, client, report, is_expected, ticket, event
+    )
 
 
 def _name(
@@ -421,7 +409,4 @@ def _name(
         return
     event = {"event": "site_differs", "client": client, "what": what}
 
-    def also(pipe: Pipeline) -> None:
-        store.control.events.add(state.run_id, event, pipe)
-
-    _write(store, state, client, site, replace(site, named=what), also)
+    _write(store, state, client, site, replace(site, named=what), event=event)

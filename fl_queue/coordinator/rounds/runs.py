@@ -5,26 +5,22 @@ Starting and continuing runs. No rounds here: ``lifecycle.advance`` opens them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, cast
-
-from redis.client import Pipeline
+from collections.abc import Mapping
+from typing import Any
 
 from fl_queue.common import failpoints
 from fl_queue.common.safe_json import dumps, printable
 from fl_queue.config import metric_choice
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import is_fixed
-from fl_queue.coordinator.rounds import confirmed_changes, statement_signing
+from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import identifiers, statements
 from fl_queue.protocol.records import digest_of, updates_in
-from fl_queue.store import RunState, Store, as_text, keyspace, parse_run_state
-
-#: Fields of a run that decide what comes next. Less is not enough: a caller that slept would open a
-#: second closing evaluation, or complete a run that somebody has continued meanwhile.
-#: Who is in the population decides which share of split data a client has.
-DECIDING = ("round", "version", "evaluated_version", "rounds_wanted", "segment", "population")
+from fl_queue.store import RunState, Store
+from fl_queue.store.transactions import confirmed_changes
+from fl_queue.store.transactions import runs as transactions
+from fl_queue.store.transactions.runs import Continuation
 
 
 def find_run(store: Store, name: str) -> RunState:
@@ -119,20 +115,9 @@ def _create(
     made = {"from_round": 0, "config": config.record()}
     first = statement_signing.segment(store, run, name, 0, made, initial)
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hexists(keyspace.RUNS, name):
-            return None
-
-        def write() -> None:
-            pipe.hset(keyspace.RUNS, name, run)
-            pipe.hset(keyspace.run(run), mapping=_first_state(store, name, config, rounds, initial))
-            pipe.set(keyspace.config(run), dumps([first]))
-            store.control.events.add(run, {"event": "run_created", "rounds": rounds}, pipe)
-
-        return write
-
-    # A lost reply must not make our own run look like somebody else's.
-    is_ours = store.control.transact([keyspace.RUNS], body) or store.control.runs.id_of(name) == run
+    fields = _first_state(store, name, config, rounds, initial)
+    event = {"event": "run_created", "rounds": rounds}
+    is_ours = transactions.create(store, run, fields, first, event)
     if is_ours and statements.SIGNATURE in first:
         store.control.enrolments.pins.note_signed(run)
     return is_ours
@@ -140,7 +125,7 @@ def _create(
 
 def _first_state(
     store: Store, name: str, config: RunConfig, rounds: int, initial: Mapping[str, Any] | None
-) -> dict[Any, Any]:
+) -> dict[str, str]:
     return {
         "name": name,
         "state": "training",
@@ -170,23 +155,19 @@ def _continue(
     record = config.record()
     statement_signing.check_key(store, run)
 
-    def body(pipe: Pipeline) -> confirmed_changes.Change | None:
-        # All of it is read under WATCH: what was read before may be of another round, or segment.
-        raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(keyspace.run(run))))
-        if "state" not in raw:
-            return None
-        state = parse_run_state(run, raw)
+    def decide(
+        state: RunState, segments: list[dict[str, Any]], newest: bytes | None
+    ) -> Continuation:
         if state.active:
             raise _Trains
-        segments = json.loads(cast("bytes | None", pipe.get(keyspace.config(run))) or b"[]")
         changed = _changed_fields(state, segments[-1]["config"], record)
         if changed:
             segments.append({"from_round": state.round + 1, "config": record})
         given = initial if state.version is None else None
         is_older = not any(statements.SIGNATURE in found for found in segments)
         segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
-        newest = _adopted(store, state, pipe) if is_older else None
-        fields: dict[Any, Any] = {
+        adopted = _adopted(store, state, newest) if is_older else None
+        fields = {
             "state": "training",
             "reason": "",
             "abandoned": "0",
@@ -196,20 +177,11 @@ def _continue(
             **({"initial": dumps(given)} if given else {}),
             "config_digest": digest_of(record),
         }
-
-        def write() -> None:
-            pipe.hset(keyspace.run(run), mapping=fields)
-            pipe.set(keyspace.config(run), dumps(segments))
-            if newest is not None:
-                pipe.hset(keyspace.versions(run), str(state.version), dumps(newest))
-
-        return confirmed_changes.Change(
-            {"event": "run_continued", "rounds": rounds, "changed": changed}, write
-        )
+        event = {"event": "run_continued", "rounds": rounds, "changed": changed}
+        return Continuation(fields, segments, event, adopted)
 
     try:
-        watched = [keyspace.run(run), keyspace.config(run), keyspace.versions(run)]
-        return confirmed_changes.decide(store, run, watched, body, by)
+        return transactions.continue_run(store, run, decide, by)
     except _Trains:
         if confirmed_changes.was_made(store, run, by):
             return True
@@ -249,12 +221,9 @@ def _signed(
     return statement_signing.segment(store, state.run_id, state.name, number, made, initial)
 
 
-def _adopted(store: Store, state: RunState, pipe: Pipeline) -> dict[str, Any] | None:
+def _adopted(store: Store, state: RunState, raw: bytes | None) -> dict[str, Any] | None:
     """The entry of the newest version with a signature, of a run that is older than the operator's key."""
-    if state.version is None:
-        return None
-    raw = cast("bytes | None", pipe.hget(keyspace.versions(state.run_id), str(state.version)))
-    if raw is None:
+    if state.version is None or raw is None:
         return None
     return statement_signing.adopted(
         store, state, json.loads(raw), store.control.versions.manifest(state.run_id)
@@ -309,15 +278,6 @@ def reason_found(store: Store, state: RunState) -> str:
     return f": {state.reason}" + (f" (found {age_s:.0f} s ago)" if state.reason_at else "")
 
 
-def is_as_seen(pipe: Pipeline, state: RunState) -> bool:
-    """Whether a training run still is where a decision about it began; ``pipe`` watches its hash."""
-    raw = as_text(cast(dict[bytes, bytes], pipe.hgetall(keyspace.run(state.run_id))))
-    if "state" not in raw:
-        return False
-    now = parse_run_state(state.run_id, raw)
-    return now.active and all(getattr(now, name) == getattr(state, name) for name in DECIDING)
-
-
 def raise_unless_completed(state: RunState) -> None:
     """
     Raises:
@@ -343,14 +303,6 @@ def set_state(
     """
 
     found_at = f"{store.control.now():.3f}"
-
-    def body(pipe: Pipeline) -> confirmed_changes.Change | None:
-        if not is_as_seen(pipe, state):
-            return None
-        fields = {"state": new, "reason": reason, "reason_at": found_at}
-        return confirmed_changes.Change(
-            {"event": event, "reason": reason, "version": state.version},
-            lambda: pipe.hset(keyspace.run(state.run_id), mapping=cast(dict[Any, Any], fields)),
-        )
-
-    return confirmed_changes.decide(store, state.run_id, [keyspace.run(state.run_id)], body, by)
+    fields = {"state": new, "reason": reason, "reason_at": found_at}
+    described = {"event": event, "reason": reason, "version": state.version}
+    return transactions.set_fields(store, state, fields, described, by)

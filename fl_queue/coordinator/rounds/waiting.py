@@ -4,16 +4,14 @@ Why the next round of a run cannot be opened yet, or never, and waiting for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from redis.client import Pipeline
+from collections.abc import Mapping
 
 from fl_queue.config.consistency import too_few_updates
 from fl_queue.config.run_config import RunConfig
-from fl_queue.coordinator.rounds.runs import is_as_seen, set_state
+from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.protocol.codecs import codec
-from fl_queue.store import MEMORY_SHARE, RunState, Store, keyspace
+from fl_queue.store import MEMORY_SHARE, RunState, Store
+from fl_queue.store.transactions import runs as transactions
 from fl_queue.strategies import get_strategy
 from fl_queue.strategies.base import update_manifest
 
@@ -132,19 +130,6 @@ def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
     reason = "no closing evaluation: no client is alive that may take part"
     reason += f"; left out: {left_out}" if left_out else ""
 
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if not is_as_seen(pipe, state):
-            return None
-
-        def write() -> None:
-            fields: dict[Any, Any] = {
-                "evaluated_version": str(state.version),
-                "not_evaluated": reason,
-            }
-            pipe.hset(keyspace.run(state.run_id), mapping=fields)
-            event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
-            store.control.events.add(state.run_id, event, pipe)
-
-        return write
-
-    return store.control.transact([keyspace.run(state.run_id)], body)
+    fields = {"evaluated_version": str(state.version), "not_evaluated": reason}
+    event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
+    return transactions.set_fields(store, state, fields, event)

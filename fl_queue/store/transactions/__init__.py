@@ -1,0 +1,1 @@
+"""Transactions that change several keys of the control server at once, with the jobs they publish."""
