@@ -40,7 +40,8 @@ from fl_queue.errors import MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.tasks.base import ClientContext, Task
+from fl_queue.tasks.base import Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 from fl_queue.training import determinism
 

@@ -17,6 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from fl_queue.client import outbox
+from fl_queue.client.outbox import SendOptions
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.header import Header
@@ -77,11 +78,13 @@ class Fakes:
             self.store,
             header,
             body,
-            redis.inline_bytes,
-            redis.chunk_bytes,
+            SendOptions(
+                redis.inline_bytes,
+                redis.chunk_bytes,
+                redis.unmerged_bytes,
+                rivals=current.cohort,
+            ),
             partial(queries.has_ended, self.store.control, run, current.number, header.client),
-            redis.unmerged_bytes,
-            rivals=current.cohort,
         )
 
     def element(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from fl_queue.common.seeding import seed_for
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.training.sgd import Samples
 
 #: Elements of a tensor at most; models of real tasks have many tensors, too.

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch
+from fl_queue.tasks.base import ClientData, OnEpoch
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.mnist import TwoLayerPerceptron
 
 

@@ -1,11 +1,11 @@
 """
-What a client keeps from one round to the next, on its own disk: it never leaves the machine.
+State that a client keeps from one round to the next, on its own disk: it never leaves the machine.
 
     <state dir>/client-state/<run id>/<client>/<round>_<digest of the update>/<digest>.safetensors
 
 A state is written before its update is, and counts only once that very update has been accepted: the
 control server is asked, each time before the next use. So a round that was retried, came late or was
-abandoned advances nothing, and whatever kills the writer leaves the old state or both. The files are
+abandoned advances nothing, and a writer that is killed leaves the old state or both. The files are
 readable by their owner only. No Redis here: the caller asks.
 
 A run that is restored from a backup has a new run id, and goes on from the states that lie under the
@@ -35,7 +35,7 @@ from fl_queue.protocol.tensor_layout import Tensor
 
 log = logging.getLogger(__name__)
 
-#: A run that is unknown may still be restored from a backup; nobody waits longer.
+#: A run that is unknown may still be restored from a backup within this time.
 _FORGOTTEN_S = 7 * 24 * 3600.0
 _STATES = "*.safetensors"
 
@@ -50,13 +50,13 @@ class AcceptedUpdate(NamedTuple):
 @dataclass(frozen=True)
 class StoredClientState:
     """
-    What a client starts from.
+    The state that a client starts from.
 
     Args:
         state: Name -> tensor name -> array; empty: there is none.
-        note: What the receipt says of it.
+        note: Its description in the receipt.
         is_missing: Whether there should have been a state.
-        is_lost: Whether that is the strategy's, of which the server still has this client's share.
+        is_lost: Whether the missing state is the strategy's: the server still has this client's share of it.
     """
 
     state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -75,80 +75,91 @@ def layout(states: Mapping[str, Manifest]) -> Manifest:
     return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 
-def write(
-    folder: Path,
-    run: str,
-    client: str,
-    update: AcceptedUpdate,
-    manifest: Manifest,
-    pieces: Iterable[Tensor],
-) -> None:
+@dataclass(frozen=True)
+class ClientStateFolder:
     """
-    Keep a state, for the case that an update is accepted.
+    The states of one client of one run, on this machine.
 
     Args:
-        folder: Of this machine's client states.
-        update: The update's round and the digest of its body.
-        manifest: The state's, from ``layout``.
-        pieces: Its tensors in that order.
-
-    Raises:
-        DataError: It cannot be written (disk full, permissions).
+        root: This machine's client states.
+        run: Run id.
+        client: Client id.
     """
-    place = below(_place(folder, run, client), _name(update))
-    metadata = {"run": run, "client": client, "round": str(update.round)}
-    try:
-        with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
-            draft.keep()
-    except CheckpointError as exc:
-        raise DataError(
-            str(place),
-            f"a client's state cannot be written: {exc.reason}",
-            public="a client's state cannot be written",
-        ) from exc
 
+    root: Path
+    run: str
+    client: str
 
-def load(
-    folder: Path,
-    run: str,
-    client: str,
-    before: int,
-    accepted: AcceptedUpdate | None,
-    manifest: Manifest,
-    start: str = "zero",
-    origins: Sequence[str] = (),
-    backed_up: AcceptedUpdate | None = None,
-) -> StoredClientState:
-    """
-    The state that belongs to the client's newest accepted update; others but the backup's are removed.
+    @property
+    def path(self) -> Path:
+        """The folder itself; raises DataError where the names lead out of ``root``."""
+        return below(self.root, self.run, self.client)
 
-    Args:
-        before: The round it is needed for; states of it may be about to be accepted and stay.
-        accepted: What the control server says; None: no update of this client has been.
-        manifest: The state's, from ``layout``.
-        start: What the client starts from without a state, in words.
-        origins: Run ids that the run was restored from, the newest first.
-        backed_up: The same as ``accepted``, in the run's newest backup.
-    """
-    place = _place(folder, run, client)
-    stay = {_name(update) for update in (accepted, backed_up) if update}
-    for old in place.iterdir() if place.is_dir() else ():
-        number = old.name.partition("_")[0]
-        # What is not ours has no such number.
-        if old.name not in stay and is_count(number) and int(number) < before:
-            shutil.rmtree(old, ignore_errors=True)
-    if accepted is None:
-        return StoredClientState(note=f"none yet: starts from {start}")
-    wanted = below(place, _name(accepted))
-    sources = [below(_place(folder, origin, client), wanted.name) for origin in origins]
-    _adopt(wanted, sources)
-    try:
-        state = _read(wanted, manifest)
-    except CheckpointError as exc:
-        note = f"missing, that of round {accepted.round}: starts from {start}"
-        log.warning("run=%s client=%s %s", run, client, exc)
-        return StoredClientState(note=f"{note} ({exc.public})", is_missing=True)
-    return StoredClientState(state, f"of round {accepted.round}")
+    def write(self, update: AcceptedUpdate, manifest: Manifest, pieces: Iterable[Tensor]) -> None:
+        """
+        Keep a state, for the case that an update is accepted.
+
+        Args:
+            update: The update's round and the digest of its body.
+            manifest: The state's, from ``layout``.
+            pieces: Its tensors in that order.
+
+        Raises:
+            LocalStorageError: It cannot be written (disk full, permissions).
+        """
+        place = below(self.path, _name(update))
+        metadata = {"run": self.run, "client": self.client, "round": str(update.round)}
+        try:
+            with checkpoint.drafted(place, manifest, pieces, metadata) as draft:
+                draft.keep()
+        except CheckpointError as exc:
+            raise DataError(
+                str(place),
+                f"a client's state cannot be written: {exc.reason}",
+                public="a client's state cannot be written",
+            ) from exc
+
+    def load(
+        self,
+        before: int,
+        accepted: AcceptedUpdate | None,
+        manifest: Manifest,
+        start: str = "zero",
+        origins: Sequence[str] = (),
+        backed_up: AcceptedUpdate | None = None,
+    ) -> StoredClientState:
+        """
+        The state of the client's newest accepted update; all others but the backup's are removed.
+
+        Args:
+            before: The round it is needed for; its own states may be about to be accepted, and stay.
+            accepted: The newest accepted update, by the control server; None: there is none.
+            manifest: The state's, from ``layout``.
+            start: Words for the values that a client without a state starts from.
+            origins: Run ids that the run was restored from, the newest first.
+            backed_up: The same as ``accepted``, in the run's newest backup.
+        """
+        self._remove_others(before, {_name(update) for update in (accepted, backed_up) if update})
+        if accepted is None:
+            return StoredClientState(note=f"none yet: starts from {start}")
+        wanted = below(self.path, _name(accepted))
+        folders = [replace(self, run=origin).path for origin in origins]
+        _adopt(wanted, [below(folder, wanted.name) for folder in folders])
+        try:
+            state = _read(wanted, manifest)
+        except CheckpointError as exc:
+            note = f"missing, that of round {accepted.round}: starts from {start}"
+            log.warning("run=%s client=%s %s", self.run, self.client, exc)
+            return StoredClientState(note=f"{note} ({exc.public})", is_missing=True)
+        return StoredClientState(state, f"of round {accepted.round}")
+
+    def _remove_others(self, before: int, stay: Collection[str]) -> None:
+        """Remove the states of rounds before one. Args: ``stay``: names of the folders that stay."""
+        for old in self.path.iterdir() if self.path.is_dir() else ():
+            number = old.name.partition("_")[0]
+            # Names that fl-queue did not give have no such number.
+            if old.name not in stay and is_count(number) and int(number) < before:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def still_counts(
@@ -159,14 +170,14 @@ def still_counts(
     own: Collection[str],
 ) -> StoredClientState:
     """
-    What is of use of a state.
+    The part of a state that still counts.
 
-    Not the strategy's, where that has been set to zero in a later round, or in that of the state.
+    Without the strategy's, where that has been set to zero in a later round, or in that of the state.
 
     Args:
         accepted: The client's newest accepted update, whose state it is.
-        since: The round in which it was; 0: never.
-        states: Names of what a client keeps.
+        since: The round in which the strategy's state was set to zero; 0: never.
+        states: Names of the client's states.
         own: Those of the strategy.
     """
     if accepted is None or not own:
@@ -174,20 +185,20 @@ def still_counts(
     if accepted.round > since:
         return replace(kept, is_lost=kept.is_missing)
     others = set(states) - set(own)
-    said = f"zero again since round {since}, where a client had lost its state"
+    note = f"zero again since round {since}, where a client had lost its state"
     return StoredClientState(
         {name: arrays for name, arrays in kept.state.items() if name in others},
-        f"{said}; else {kept.note}" if others else said,
+        f"{note}; else {kept.note}" if others else note,
         kept.is_missing and bool(others),
     )
 
 
 def _adopt(place: Path, sources: Iterable[Path]) -> None:
-    """Have a state that lies under the id of a run which this one was restored from, if it is not here."""
+    """Copy a state that lies under the id of a run which this one was restored from, if it is not here."""
     if any(place.glob(_STATES)):
         return
     for source in (file for folder in sources for file in folder.glob(_STATES)):
-        # What cannot be copied is missing, and said to be; a killed copy is made again.
+        # A state that cannot be copied is reported as missing; a killed copy is made again.
         with suppress(OSError):
             with source.open("rb") as old, files.write_atomically(place / source.name) as new:
                 shutil.copyfileobj(old, new)
@@ -220,12 +231,8 @@ def sweep(folder: Path, is_known: Callable[[str], bool]) -> None:
     """
     for run in folder.iterdir() if folder.is_dir() else ():
         if not identifiers.is_run_id(run.name):
-            continue  # Somebody else's.
+            continue  # Not a folder of fl-queue.
         if is_known(run.name):
             os.utime(run)
         elif time.time() - run.stat().st_mtime > _FORGOTTEN_S:
             shutil.rmtree(run, ignore_errors=True)
-
-
-def _place(folder: Path, run: str, client: str) -> Path:
-    return below(folder, run, client)

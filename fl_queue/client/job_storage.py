@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_queue.client import client_state, local_update, update_message
 from fl_queue.client.assignment import ClientJob, encoding_of, manifest_of
-from fl_queue.client.client_state import AcceptedUpdate, StoredClientState
+from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder, StoredClientState
 from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
 from fl_queue.protocol import identifiers, tensor_layout
@@ -26,7 +26,7 @@ from fl_queue.strategies.base import (
     client_layouts,
     update_manifest,
 )
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,7 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
     found = job.store.control.receipts.accepted(job.run, job.who)
     accepted = AcceptedUpdate(*found) if found else None
     backed_up = job.store.control.receipts.accepted(job.run, keyspace.in_backup(job.who))
-    stored = client_state.load(
-        job.site.client_states,
-        job.run,
-        job.who,
+    stored = _folder(job).load(
         job.round.number,
         accepted,
         client_state.layout(layouts),
@@ -112,9 +109,12 @@ def write_state(
     digest = tensor_layout.pieces_digest(
         update_message.iter_body(result, encoding, context, residual)
     )
-    folder, number = job.site.client_states, job.round.number
     pieces = _state_pieces(layout, encoding, result, context, residual)
-    client_state.write(folder, job.run, job.who, AcceptedUpdate(number, digest), layout, pieces)
+    _folder(job).write(AcceptedUpdate(job.round.number, digest), layout, pieces)
+
+
+def _folder(job: ClientJob) -> ClientStateFolder:
+    return ClientStateFolder(job.site.client_states, job.run, job.who)
 
 
 def _state_pieces(

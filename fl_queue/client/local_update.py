@@ -1,5 +1,5 @@
 """
-What a client's job and the evaluator do with a task: arrays in, an update or metrics out.
+Train or evaluate a task: model arrays in, an update or metrics out.
 
 Between the model of a task (torch) and the arrays that travel (numpy). Imports torch, so only
 clients and the evaluator import this. No Redis here.
@@ -34,10 +34,10 @@ from fl_queue.strategies.base import (
     update_manifest,
 )
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training.data_loading import seed_everything
-from fl_queue.training.determinism import reproducible
 from fl_queue.training.model_tensors import (
     Arrays,
     check_frozen,
@@ -232,6 +232,133 @@ def initial_model(task: Task, seed: int) -> tuple[Manifest, Arrays]:
     return manifest, views_of(model, manifest)
 
 
+@dataclass(frozen=True)
+class ClientTrainer:
+    """
+    One client's part in one round, from a base version.
+
+    Args:
+        task: Its data, model and training.
+        manifest: The run's model.
+        base: Arrays of the base version; not modified.
+        context: The client, the round and the site; its ``logged``, if any, is what the training logs.
+        plan: The strategy's part; FedAvg has none.
+    """
+
+    task: Task
+    manifest: Manifest
+    base: Mapping[str, NDArray[Any]]
+    context: ClientContext
+    plan: ClientStrategy = field(default_factory=ClientStrategy)
+
+    def train(
+        self,
+        on_epoch: OnEpoch = lambda epoch, epochs, metrics: None,
+        on_loaded: Callable[[], None] = lambda: None,
+        data: ClientData | None = None,
+    ) -> TrainingResult:
+        """
+        Evaluate the base version, train from it, take the difference; then personalize.
+
+        A personal model's training, and fine-tuning, come after the update, so that the update has the bits it
+        has without them. Each begins with the seed of the round's training: the same order of samples.
+        Equal arguments give equal bytes, on the same machine with the same software.
+
+        Args:
+            on_epoch: Called after each epoch with its number, their number, and finished validation
+                metrics.
+            on_loaded: Called when ``base`` is not read again until the update is computed.
+            data: The client's, if they have been read already.
+
+        Raises:
+            ModelMismatch: The task builds another model than the run's.
+            DataError: No training data, or unreadable data.
+            ConfigError: The data cannot be split as configured, or the task trains in a way of its own
+                that the strategy cannot correct.
+        """
+        logged = self.context.logged or TrainingLog()
+        context = replace(self.context, logged=None)
+        strategy = self.plan.strategy
+        with context.compute.reproducible(context.seed_for("train")):
+            data = data or calls.training_data(self.task, context)
+            model = self._build()
+            known = self.plan.known(self.task, self.manifest, context)
+            rule = _rule(strategy, known, model, context.min_batch)
+            on_loaded()
+            own = self._personalization(data, context)
+            metrics = {**self._evaluated(model, data, context), **own.make_own(model)}
+            if strategy.needs_base_loss:
+                known = replace(known, base_loss=_loss(self.task, model, data.train, context))
+            started = time.monotonic()
+            training = replace(context, rule=rule, logged=logged)
+            train_sums = calls.trained(self.task, model, data, training, on_epoch)
+            train_s = time.monotonic() - started
+            # Not earlier: a Flower client reports its number of examples by training.
+            num_examples = size_of(data.train)
+            train_metrics = logged.joined(train_sums, num_examples)
+        _check_rule(strategy, rule)
+        check_unchanged(model, self.manifest, self.base)
+        model.zero_grad()  # Gradients are as large as the model.
+        own_metrics, own_model = _personalize(own, context)
+        changes = UpdateTensors(self.manifest, model, self.base)
+        return TrainingResult(
+            changes,
+            num_examples,
+            {**metrics, **own_metrics},
+            train_metrics,
+            train_s,
+            update_manifest(strategy, self.manifest),
+            self._contribution(replace(known, steps=rule.steps, change=changes.__getitem__)),
+            self.manifest,
+            own_model,
+        )
+
+    def evaluate(self) -> Sums:
+        """
+        The client's validation of the base version, and of its personal model, as sums; nothing is kept.
+
+        Raises:
+            ModelMismatch: The task builds another model than the run's.
+            DataError: Unreadable data.
+        """
+        context = self.context
+        with context.compute.reproducible(context.seed_for("evaluate")):
+            data = calls.given_data(self.task, context)
+            model = self._build()
+            own = self._personalization(data, context)
+            sums = {**self._evaluated(model, data, context), **own.make_own(model)}
+            sums |= own.validate_personal(own.personal_model())
+            return {**sums, **own.finetune(model)}
+
+    def _build(self) -> nn.Module:
+        """
+        A model with the base version's tensors.
+
+        Raises:
+            ModelMismatch: A freshly built one shares or trains other tensors than the run's.
+        """
+        model = _model(self.task, self.manifest, self.base, self.context.device)
+        check_private(model, self.manifest, self.task.config.model.private)
+        check_frozen(model, self.manifest)
+        return model
+
+    def _personalization(self, data: ClientData, context: ClientContext) -> Personalization:
+        plan = self.plan
+        return Personalization(
+            self.task, context, self.manifest, self.base, data, plan.strategy, plan.kept
+        )
+
+    def _evaluated(self, model: nn.Module, data: ClientData, context: ClientContext) -> Sums:
+        return calls.evaluated(self.task, model, data.validation, context)
+
+    def _contribution(self, known: ClientTrainingState) -> ClientContribution:
+        """The strategy's part of the update. Args: ``known``: all that it may know after training."""
+        found = self.plan.strategy.answer(known)
+        if self.plan.has_lost:
+            found = replace(found, scalars={**found.scalars, LOST: 1.0})
+        return found
+
+
 def train_update(
     task: Task,
     manifest: Manifest,
@@ -242,87 +369,51 @@ def train_update(
     plan: ClientStrategy | None = None,
     data: ClientData | None = None,
 ) -> TrainingResult:
+    """One client's update; arguments and errors as of ``ClientTrainer`` and its ``train``."""
+    trainer = ClientTrainer(task, manifest, base, context, plan or ClientStrategy())
+    return trainer.train(on_epoch, on_loaded, data)
+
+
+def evaluate_client(
+    task: Task,
+    manifest: Manifest,
+    base: Mapping[str, NDArray[Any]],
+    context: ClientContext,
+    plan: ClientStrategy | None = None,
+) -> Sums:
+    """One client's validation of a version; arguments and errors as of ``ClientTrainer.evaluate``."""
+    return ClientTrainer(task, manifest, base, context, plan or ClientStrategy()).evaluate()
+
+
+def _personalize(own: Personalization, context: ClientContext) -> tuple[Sums, Arrays]:
+    """Metrics of the personal model and of fine-tuning, and the personal model's arrays."""
+    with context.compute.reproducible(context.seed_for("personal")):
+        personal = own.personal_model()
+        sums = own.validate_personal(personal)
+        arrays = own.train_personal(personal)
+        return {**sums, **own.finetune()}, arrays
+
+
+def _check_rule(strategy: Strategy, rule: LocalRule) -> None:
     """
-    One client's part in one round: evaluate the base version, train from it, take the difference.
-
-    Then what is its own, where the run has that: a personal model's training, and fine-tuning, after
-    the update, so that it has the bits it has without them. Each begins with the seed of the round's training:
-    the same order of samples.
-    Equal arguments give equal bytes, on the same machine with the same software.
-
-    Args:
-        task: Its data, model and training.
-        manifest: The run's model.
-        base: Arrays of the base version; not modified.
-        context: Whose update, in which round; its ``logged``, if any, is what the training logs.
-        on_epoch: Called after each epoch with its number, their number, and finished validation
-            metrics.
-        on_loaded: Called when ``base`` will not be looked at until the update is computed.
-        plan: The strategy's part; FedAvg has none.
-        data: The client's, if they have been read already.
+    Refuse an update that the strategy could not correct.
 
     Raises:
-        ModelMismatch: The task builds another model than the run's.
-        DataError: No training data, or unreadable data.
-        ConfigError: The data cannot be split as configured, or the task trains in a way of its own
-            that the strategy cannot correct.
+        ConfigError: The strategy corrects local SGD, and the task did not train by it.
     """
-    plan = plan or ClientStrategy()
-    logged, context = context.logged or TrainingLog(), replace(context, logged=None)
-    with reproducible(context.seed_for("train"), context.device, context.threads):
-        data = data or calls.training_data(task, context)
-        model = _model(task, manifest, base, context.device)
-        _check_parts(task, model, manifest)
-        known = plan.known(task, manifest, context)
-        rule = _rule(plan.strategy, known, model, manifest, context.min_batch)
-        on_loaded()
-        own = Personalization(task, context, manifest, base, data, plan.strategy, plan.kept)
-        metrics = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
-        if plan.strategy.needs_base_loss:
-            known = replace(known, base_loss=_loss(task, model, data.train, context))
-        started = time.monotonic()
-        training = replace(context, rule=rule, logged=logged)
-        train_sums = calls.trained(task, model, data, training, on_epoch)
-        train_s = time.monotonic() - started
-        # Only now: a client of Flower's tells it by training.
-        num_examples = size_of(data.train)
-        train_metrics = logged.joined(train_sums, num_examples)
-    if plan.strategy.needs_local_sgd and not (rule.is_used and rule.steps):
+    if strategy.needs_local_sgd and not (rule.is_used and rule.steps):
         raise ConfigError(
             "aggregation.strategy",
             "it corrects the steps of local SGD, and this task trains in a way of its own; hand "
             "context.rule to sgd.local_sgd, or use another strategy",
             public=True,
         )
-    check_unchanged(model, manifest, base)
-    model.zero_grad()  # Gradients are as large as the model.
-    with reproducible(context.seed_for("personal"), context.device, context.threads):
-        personal = own.personal_model()
-        metrics |= own.validate_personal(personal)
-        kept = own.train_personal(personal)
-        metrics |= own.finetune()
-    changes = UpdateTensors(manifest, model, base)
-    known = replace(known, steps=rule.steps, change=changes.__getitem__)
-    sent = update_manifest(plan.strategy, manifest)
-    answer = plan.strategy.answer(known)
-    if plan.has_lost:
-        answer = replace(answer, scalars={**answer.scalars, LOST: 1.0})
-    return TrainingResult(
-        changes, num_examples, metrics, train_metrics, train_s, sent, answer, manifest, kept
-    )
-
-
-def _check_parts(task: Task, model: nn.Module, manifest: Manifest) -> None:
-    """Raises ModelMismatch if a freshly built model shares or trains other tensors than the run's."""
-    check_private(model, manifest, task.config.model.private)
-    check_frozen(model, manifest)
 
 
 def _rule(
     strategy: Strategy,
     known: ClientTrainingState,
     model: nn.Module,
-    manifest: Manifest,
     fewest: int,
 ) -> LocalRule:
     """The strategy's correction, and the site's floor, as local SGD takes them."""
@@ -363,34 +454,9 @@ def evaluate_version(
     Raises:
         ModelMismatch: The task builds another model than the run's.
     """
-    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
+    with context.compute.reproducible(context.seed_for("evaluate")):
         model = _model(task, manifest, arrays, context.device)
         return calls.evaluated(task, model, dataset, context)
-
-
-def evaluate_client(
-    task: Task,
-    manifest: Manifest,
-    arrays: Mapping[str, NDArray[Any]],
-    context: ClientContext,
-    plan: ClientStrategy | None = None,
-) -> Sums:
-    """
-    One client's validation of a version, and of what is its own, as sums; nothing is kept.
-
-    Raises:
-        ModelMismatch: The task builds another model than the run's.
-        DataError: Unreadable data.
-    """
-    plan = plan or ClientStrategy()
-    with reproducible(context.seed_for("evaluate"), context.device, context.threads):
-        data = calls.given_data(task, context)
-        model = _model(task, manifest, arrays, context.device)
-        _check_parts(task, model, manifest)
-        own = Personalization(task, context, manifest, arrays, data, plan.strategy, plan.kept)
-        sums = {**calls.evaluated(task, model, data.validation, context), **own.make_own(model)}
-        sums |= own.validate_personal(own.personal_model())
-        return {**sums, **own.finetune(model)}
 
 
 def _model(

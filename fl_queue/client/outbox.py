@@ -1,9 +1,9 @@
 """
 A client's finished updates on its own disk, until it learns that their rounds have ended.
 
-A file is written before anything is pushed, under the update's token, and is what a new attempt
-pushes instead of training again. The system writes it to disk when it sees fit: a process that is
-killed loses nothing, and a machine that loses power trains again, to the same bits. No training here.
+A file is written before anything is pushed, under the update's token; a new attempt pushes it instead of
+training again. The system writes it to disk when it sees fit: a process that is killed loses nothing, and a
+machine that loses power trains again, to the same bits. No training here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,15 +33,15 @@ from fl_queue.store.admission import permission
 log = logging.getLogger(__name__)
 
 SUFFIX = ".update"
-#: What lies beside an update that leaves only when somebody at the site says so; see ``approval``.
+#: Suffixes of the files beside an update that waits for the site's approval; see ``approval``.
 WAITING, DECISION = ".waiting", ".decision"
 FIRST_WAIT_S = 0.2
-LONGEST_WAIT_S = 5.0
-#: Chunks nobody removed expire by themselves; missing ones are asked for again.
+MAX_WAIT_S = 5.0
+#: Chunks that no process removed expire by themselves; missing ones are asked for again.
 CHUNK_LIFETIME_S = 24 * 3600
-#: A line below this rate is said to be slow: it was too slow for a chunk of 4 MB within a server's timeout.
+#: A line below this rate is reported as slow: too slow for a chunk of 4 MB within a server's timeout.
 _SLOW_BYTES_PER_S = 140_000
-#: Of less time nothing is said.
+#: A shorter transfer is not reported.
 _SLOW_AFTER_S = 20.0
 #: Chunks after which the permission to send is extended.
 _EXTEND_EVERY = 8
@@ -52,33 +52,33 @@ def path_of(folder: Path, run: str, number: int, client: str) -> Path:
     return below(folder, f"{client}_{run}_{number}{SUFFIX}")
 
 
-class Named(NamedTuple):
-    """What the name of a file in an outbox says."""
+class OutboxName(NamedTuple):
+    """The parts of a file's name in an outbox."""
 
     client: str
     run: str
     number: int
 
 
-def named(path: Path) -> Named | None:
+def named(path: Path) -> OutboxName | None:
     """
-    Whose file this is, and of which round, by its name; None: it is none of ours, and stays as it is.
+    Client, run and round of a file, by its name; None: fl-queue did not name it, and it stays as it is.
 
     Args:
-        path: A client's update, or what lies beside it.
+        path: A client's update, or a file beside it.
     """
     parts = path.name.removesuffix(path.suffix).split("_")
     if len(parts) == 3 and is_count(parts[2]):
         client, run, number = parts[0], parts[1], int(parts[2])
         if identifiers.is_name(client) and identifiers.is_run_id(run):
-            return Named(client, run, number)
-    _say_foreign(path)
+            return OutboxName(client, run, number)
+    _warn_foreign(path)
     return None
 
 
 @cache
-def _say_foreign(path: Path) -> None:
-    """Once a process."""
+def _warn_foreign(path: Path) -> None:
+    """Log an unknown file, once in a process."""
     log.warning(
         "%s has no name that fl-queue gives: it is left alone; remove it, or put it elsewhere", path
     )
@@ -86,7 +86,7 @@ def _say_foreign(path: Path) -> None:
 
 def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> Path:
     """
-    Keep an update: it is there whole, or not at all. Its body is never in memory whole.
+    Keep an update, atomically. Its body is never in memory whole.
 
     Args:
         header: Its body's digest is filled in here.
@@ -106,7 +106,7 @@ def write(folder: Path, header: Header, pieces: Iterable[Bytes | Any] = ()) -> P
                 digest.update(view)
                 written += file.write(view)
             if written != header.body_bytes:
-                raise MessageError(f"body has {written} bytes, its header says {header.body_bytes}")
+                raise MessageError(f"body has {written} bytes, its header has {header.body_bytes}")
             file.seek(0)
             file.write(message.pack_head(replace(header, body_digest=digest.hexdigest())))
     except OSError as exc:
@@ -125,7 +125,7 @@ def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
     One that the disk has damaged is removed.
 
     Args:
-        check: Whether to compute the body's digest; not needed for what we have just written.
+        check: Whether to compute the body's digest; not needed for a file that was just written.
     """
     try:
         element = files.Mapped(path).view
@@ -141,16 +141,32 @@ def read(path: Path, check: bool = True) -> tuple[Header, memoryview] | None:
     return header, body
 
 
+@dataclass(frozen=True)
+class SendOptions:
+    """
+    How a client's updates travel.
+
+    Args:
+        inline_bytes: Bodies up to this size travel in the element itself.
+        chunk_bytes: Size of a chunk of a larger body.
+        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
+        seal: Signs the element; the same bytes each time.
+        rivals: The clients that send updates for this round, this one among them.
+    """
+
+    inline_bytes: int
+    chunk_bytes: int
+    unmerged_bytes: int = 0
+    seal: Callable[[bytes], bytes] = bytes
+    rivals: Sequence[str] = ()
+
+
 def push(
     store: Store,
     header: Header,
     body: memoryview,
-    inline_bytes: int,
-    chunk_bytes: int,
+    options: SendOptions,
     ended: Callable[[], bool],
-    unmerged_bytes: int = 0,
-    seal: Callable[[bytes], bytes] = bytes,
-    rivals: Sequence[str] = (),
     on_trouble: Callable[[StoreUnavailable], None] = lambda trouble: None,
 ) -> bool:
     """
@@ -159,12 +175,8 @@ def push(
     Chunks that have arrived are not sent again. While the server is full, it waits, too.
 
     Args:
-        inline_bytes: Bodies up to this size travel in the element itself.
         ended: Whether its round has ended; asked before each attempt.
-        unmerged_bytes: Updates of the run that may lie on the server at a time; 0: any.
-        seal: Signs the element; the same bytes each time.
-        rivals: Who sends updates for this round, this one's client among them.
-        on_trouble: Called with why the data server could not be used, or that the line to it is slow.
+        on_trouble: Called with the reason when the data server cannot be used, or the line to it is slow.
 
     Returns:
         Whether it was pushed; False when its round ended first.
@@ -172,23 +184,23 @@ def push(
     wait_s, again = FIRST_WAIT_S, False
     while not _ended(ended):
         try:
-            turn = _SendPermit(store, header, unmerged_bytes, rivals)
-            if turn.ask(ADMITTED_S):
+            permit = _SendPermit(store, header, options)
+            if permit.ask(ADMITTED_S):
                 line = _Line(store, len(body), on_trouble)
-                _push_once(turn, body, inline_bytes, chunk_bytes, again, seal, line)
+                _push_once(permit, body, options, again, line)
                 return True
         except StoreUnavailable as exc:
             again = True
             on_trouble(exc)
-        # Many may wait for the same server: not all at the same time again.
+        # Many clients may wait for the same server: they do not all try again at the same time.
         time.sleep(wait_s * random.uniform(0.5, 1.0))
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        wait_s = min(2 * wait_s, MAX_WAIT_S)
     return False
 
 
 def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: int) -> bytes:
     """
-    What is pushed of an update: its header, and its body unless that is large and travels in chunks.
+    The element of an update: its header, and its body unless that is large and travels in chunks.
 
     Raises:
         MessageError: A field of the header is out of range.
@@ -199,27 +211,25 @@ def element(header: Header, body: memoryview, inline_bytes: int, chunk_bytes: in
 
 
 class _SendPermit:
-    """When an update may be sent. Args: as of ``push``."""
+    """Permission to send an update. Args: as of ``push``."""
 
-    def __init__(
-        self, store: Store, header: Header, unmerged_bytes: int, rivals: Sequence[str]
-    ) -> None:
+    def __init__(self, store: Store, header: Header, options: SendOptions) -> None:
         self.store, self.header = store, header
-        self._others = [client for client in rivals if client != header.client]
-        self._most = 0
-        if unmerged_bytes and self._others:
-            most = store.data.admission.room(unmerged_bytes)
-            # There is no need to ask where all of them would fit.
-            self._most = most if len(rivals) * header.body_bytes > most else 0
+        self._others = [client for client in options.rivals if client != header.client]
+        self._max_bytes = 0
+        if options.unmerged_bytes and self._others:
+            room = store.data.admission.room(options.unmerged_bytes)
+            # There is no need to ask where all updates of the round would fit.
+            self._max_bytes = room if len(options.rivals) * header.body_bytes > room else 0
 
     def ask(self, lifetime_s: int) -> bool:
         """Whether it may be sent; asked again, the permission is extended."""
         header = self.header
-        return not self._most or self.store.data.admission.admit(
+        return not self._max_bytes or self.store.data.admission.admit(
             header.run,
             header.client,
             permission(header.token, header.body_bytes),
-            self._most,
+            self._max_bytes,
             self._others,
             lifetime_s,
             header.round,
@@ -227,7 +237,7 @@ class _SendPermit:
 
 
 class _Line:
-    """Says so when a line is slow. Args: as of ``push``; ``nbytes``: of the update."""
+    """Speed of the line to the data server. Args: as of ``push``; ``nbytes``: of the update."""
 
     def __init__(
         self, store: Store, nbytes: int, on_slow: Callable[[StoreUnavailable], None]
@@ -237,14 +247,14 @@ class _Line:
 
     def look(self, arrived: int, coming: int) -> float:
         """
-        How it goes.
+        Report a slow line.
 
         Args:
             arrived: Bytes of the update so far.
             coming: Bytes that are sent next.
 
         Returns:
-            Seconds that those will need, where the line is slow; else 0.
+            Seconds that the next bytes will need, where the line is slow; else 0.
         """
         seconds = time.monotonic() - self._began_at
         if not arrived or seconds < _SLOW_AFTER_S or arrived / seconds > _SLOW_BYTES_PER_S:
@@ -262,27 +272,25 @@ class _Line:
 
 
 def _push_once(
-    turn: _SendPermit,
+    permit: _SendPermit,
     body: memoryview,
-    inline_bytes: int,
-    chunk_bytes: int,
+    options: SendOptions,
     again: bool,
-    seal: Callable[[bytes], bytes],
     line: _Line,
 ) -> None:
-    store, header = turn.store, turn.header
+    store, header, chunk_bytes = permit.store, permit.header, options.chunk_bytes
 
     def pieces() -> Iterator[memoryview]:
         for index, piece in enumerate(tensor_layout.chunk_slices(len(body), chunk_bytes)):
             # The last piece but one has arrived before another one is asked for.
             slow_s = line.look(max(0, index - 1) * chunk_bytes, 2 * chunk_bytes)
             if slow_s or index % _EXTEND_EVERY == _EXTEND_EVERY - 1:
-                turn.ask(ADMITTED_S + int(slow_s))
+                permit.ask(ADMITTED_S + int(slow_s))
             yield body[piece]
 
-    sealed = seal(element(header, body, inline_bytes, chunk_bytes))
-    if len(body) <= inline_bytes:
-        turn.ask(CHUNK_LIFETIME_S)
+    sealed = options.seal(element(header, body, options.inline_bytes, chunk_bytes))
+    if len(body) <= options.inline_bytes:
+        permit.ask(CHUNK_LIFETIME_S)
         store.data.results.push(header.run, sealed)
         return
     store.data.chunks.put(
@@ -293,7 +301,7 @@ def _push_once(
     )
     failpoints.failpoint("chunks.pushed")
     # Before the element is there: afterwards the aggregator may have ended it already.
-    turn.ask(CHUNK_LIFETIME_S)
+    permit.ask(CHUNK_LIFETIME_S)
     store.data.results.push(header.run, sealed)
 
 
@@ -306,10 +314,10 @@ def _ended(ended: Callable[[], bool]) -> bool:
 
 def remove_unfinished(folder: Path, client: str, age_s: float = 0.0) -> None:
     """
-    Remove what a killed job of this client was writing; only its next job may call this.
+    Remove the unfinished files of a killed job of this client; only its next job may call this.
 
     Args:
-        client: Or a pattern of several; then it may be anybody's, of files of that age.
+        client: Or a pattern of several clients; then only files of that age are removed.
         age_s: Seconds since such a file was last written to.
     """
     for path in folder.glob(f"{client}_*{files.UNFINISHED}"):
@@ -323,7 +331,7 @@ def sweep(folder: Path, client: str, has_ended: Callable[[str, int, str], bool])
     Remove the updates that are not wanted any more.
 
     Args:
-        client: Whose updates these are, or a pattern of several; others in the folder stay.
+        client: The client, or a pattern of several; other files in the folder stay.
         has_ended: ``(run id, round, client) -> bool``.
 
     Returns:

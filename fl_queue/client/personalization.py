@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_queue import metrics
 from fl_queue.common.spelling import nearest
@@ -29,8 +28,16 @@ from fl_queue.protocol.manifest import BATCH_NORM, Manifest
 from fl_queue.protocol.records import Sums
 from fl_queue.strategies.base import PERSONAL, PRIVATE, State, Strategy
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, ClientData, Task
-from fl_queue.training.model_tensors import Arrays, load_arrays, load_some, state_of, views_of
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
+from fl_queue.training.model_tensors import (
+    BATCH_NORM_LAYERS,
+    Arrays,
+    load_arrays,
+    load_some,
+    state_of,
+    views_of,
+)
 from fl_queue.training.sgd import LocalRule, size_of
 
 #: Names that an error lists.
@@ -101,7 +108,7 @@ def _batch_norm_names(model: nn.Module) -> list[str]:
     return [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, _BatchNorm)
+        if isinstance(module, BATCH_NORM_LAYERS)
         for name in module.state_dict()
     ]
 

@@ -14,8 +14,8 @@ from fl_queue.errors import RoundRefused
 from fl_queue.protocol import site_facts
 from fl_queue.store import REDIS_ERRORS, RunState
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.tasks.base import ClientContext
 from fl_queue.tasks.calls import training_data
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of

@@ -12,7 +12,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import escaping
 from fl_queue.errors import RoundRefused
 from fl_queue.store import REDIS_ERRORS, Store, complaint
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
 
 log = logging.getLogger(__name__)

@@ -55,7 +55,8 @@ from fl_queue.strategies.base import RESIDUAL
 from fl_queue.tasks.base import code_digest
 from fl_queue.tasks.error_disclosure import class_name, disclosed
 from fl_queue.tasks.logged_metrics import TrainingLog
-from fl_queue.training import data_loading, determinism
+from fl_queue.training import data_loading
+from fl_queue.training.determinism import Compute
 
 log = logging.getLogger(__name__)
 
@@ -240,18 +241,14 @@ def push(job: ClientJob, header: Header, body: memoryview) -> bool:
         newest = job.store.control.rounds.get(job.run, state.round) if state else None
         rivals = sorted({*rivals, *(newest.cohort if newest else ())})
     waiting = DataWaits(job)
-    pushed = outbox.push(
-        job.store,
-        header,
-        body,
+    options = outbox.SendOptions(
         redis.inline_bytes,
         redis.chunk_bytes,
-        job.ended,
         redis.unmerged_bytes,
         job.site.seal,
         rivals,
-        waiting.on,
     )
+    pushed = outbox.push(job.store, header, body, options, job.ended, waiting.on)
     waiting.over()
     return pushed
 
@@ -378,7 +375,7 @@ def make_update(job: ClientJob) -> ClientResponse:
     )
     job_storage.write_state(job, strategy, result, context, residual)
     encoding = codec.encoding(job.config.update)
-    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    environment = context.compute.environment(code_digest(task))
     environment |= {"client_state": stored.note} if stored.note else {}
     header = update_message.build_header(
         job.header("update"), result, encoding, environment, context
@@ -397,7 +394,7 @@ def make_evaluation(job: ClientJob) -> ClientResponse:
     )
     plan = local_update.ClientStrategy(strategy, kept=stored.state)
     sums = local_update.evaluate_client(task, base.manifest, base.arrays(), context, plan)
-    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    environment = context.compute.environment(code_digest(task))
     environment |= {"client_state": stored.note} if stored.note else {}
     return ClientResponse(replace(job.header("evaluation"), metrics=sums, environment=environment))
 
@@ -413,7 +410,7 @@ def make_initial(job: ClientJob) -> ClientResponse:
     manifest, arrays = local_update.initial_model(task, job.config.run.seed)
     if job.state.initial:
         arrays = initial_arrays(job.store, job.run, job.state.initial, manifest)
-    environment = determinism.environment(job.site.device, code_digest(task), job.site.threads)
+    environment = Compute(job.site.device, job.site.threads).environment(code_digest(task))
     header = update_message.initial_header(job.header("model"), manifest, environment)
     return ClientResponse(
         header, (tensor_layout.little_endian(arrays[spec.name]) for spec in manifest.tensors)

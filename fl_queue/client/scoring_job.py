@@ -15,7 +15,7 @@ from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.records import Sums
 from fl_queue.store import REDIS_ERRORS, RunState, Store
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import disclosed
 from fl_queue.tasks.loading import load_task
 

@@ -18,7 +18,7 @@ from fl_queue.protocol.tensor_layout import Bytes
 
 if TYPE_CHECKING:
     from fl_queue.client.local_update import TrainingResult
-    from fl_queue.tasks.base import ClientContext
+    from fl_queue.tasks.context import ClientContext
 
 
 def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, Any]) -> Header:

@@ -25,7 +25,8 @@ from fl_queue.models import checkpoint, initial
 from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.reporting.baselines import CENTRALISED, LOCAL, Baseline, BaselineModel
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.base import ClientData, Task, code_digest
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import determinism, sgd
 from fl_queue.training.model_tensors import load_arrays, views_of
@@ -149,7 +150,7 @@ class _BaselineTrainer:
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
-        with determinism.reproducible(context.seed_for("data"), context.device, context.threads):
+        with context.compute.reproducible(context.seed_for("data")):
             return calls.training_data(task, replace(context, data_dir=folder or context.data_dir))
 
     def context(self, client: str, round_number: int) -> ClientContext:
@@ -196,15 +197,13 @@ class _BaselineTrainer:
     ) -> Iterator[tuple[int, nn.Module]]:
         """The model after each round, the same object each time."""
         context = self.context(client, 1)
-        with determinism.reproducible(context.seed_for("build"), context.device, context.threads):
+        with context.compute.reproducible(context.seed_for("build")):
             model = calls.model(self.task)
             load_arrays(model, self.manifest, self.base)
             model = model.to(context.device)
         for number in range(1, rounds + 1):
             context = self.context(client, number)
-            with determinism.reproducible(
-                context.seed_for("train"), context.device, context.threads
-            ):
+            with context.compute.reproducible(context.seed_for("train")):
                 calls.trained(self.task, model, data, context, lambda epoch, epochs, found: None)
             yield number, model
 
@@ -214,9 +213,7 @@ class _BaselineTrainer:
         if dataset is None or not sgd.size_of(dataset):
             return {}
         context = self.context(client, self.config.run.rounds)
-        with determinism.reproducible(
-            context.seed_for("evaluate"), context.device, context.threads
-        ):
+        with context.compute.reproducible(context.seed_for("evaluate")):
             return metrics.finish(calls.evaluated(self.task, model, dataset, context))
 
 

@@ -32,10 +32,10 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, Task, code_digest
+from fl_queue.tasks.base import Task, code_digest
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
-from fl_queue.training import determinism
 
 CLIENT = "site-1"
 RUN = "try-task"
@@ -115,7 +115,7 @@ def try_task(
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
-    with determinism.reproducible(context.seed_for("train"), context.device, context.threads):
+    with context.compute.reproducible(context.seed_for("train")):
         data = calls.training_data(task, context)
     facts_of(task, data)
     manifest, arrays = local_update.initial_model(task, config.run.seed)
@@ -167,7 +167,7 @@ def _check_initial(
     config: RunConfig, task: Task, context: ClientContext, manifest: Manifest
 ) -> None:
     """Pack and read this model as version 0. Raises DataError if no run accepts it."""
-    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    environment = context.compute.environment(code_digest(task))
     header = update_message.initial_header(_blank("model", context), manifest, environment)
     try:
         element = message.pack(replace(header, chunk_bytes=config.redis.chunk_bytes), None)
@@ -191,7 +191,7 @@ def _sent(
         All that would leave, if it is to be shown; and why a run would refuse it, empty if it would not.
     """
     encoding = codec.encoding(config.update)
-    environment = determinism.environment(context.device, code_digest(task), context.threads)
+    environment = context.compute.environment(code_digest(task))
     header = update_message.build_header(
         _blank("update", context), made, encoding, environment, context
     )

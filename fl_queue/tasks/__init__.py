@@ -1,5 +1,5 @@
 """
-What is trained: the ``Task`` class, the built-in tasks, and how a task is found by its name.
+Tasks: the ``Task`` class, the built-in tasks, and how a task is found by its name.
 
 Tasks import torch, so the names below are imported when they are first used.
 """
@@ -13,15 +13,17 @@ from fl_queue.common.lazy import lazy
 if TYPE_CHECKING:
     from fl_queue.common.data_folder import inside
     from fl_queue.protocol.model_usage import ModelUsage
-    from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task, with_context
+    from fl_queue.tasks.base import ClientData, OnEpoch, Task, with_context
+    from fl_queue.tasks.context import ClientContext
     from fl_queue.tasks.loading import load_task
-    from fl_queue.training.sgd import evaluate, local_sgd
+    from fl_queue.training.sgd import SgdOptions, evaluate, local_sgd
 
 __all__ = [
     "ClientContext",
     "ClientData",
     "ModelUsage",
     "OnEpoch",
+    "SgdOptions",
     "Task",
     "evaluate",
     "inside",
@@ -33,10 +35,11 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "ClientContext": "fl_queue.tasks.base:ClientContext",
+        "ClientContext": "fl_queue.tasks.context:ClientContext",
         "ClientData": "fl_queue.tasks.base:ClientData",
         "ModelUsage": "fl_queue.protocol.model_usage:ModelUsage",
         "OnEpoch": "fl_queue.tasks.base:OnEpoch",
+        "SgdOptions": "fl_queue.training.sgd:SgdOptions",
         "Task": "fl_queue.tasks.base:Task",
         "evaluate": "fl_queue.training.sgd:evaluate",
         "inside": "fl_queue.common.data_folder:inside",

@@ -1,8 +1,8 @@
 """
-What is trained: the ``Task`` base class.
+The ``Task`` base class: a model, its data, and how they are trained.
 
 Imports torch, so only clients and the evaluator import this. One file per built-in task; ``loading``
-finds one by its name, ``function`` is that of a function, ``flower`` that of a Flower client. No Redis here.
+finds one by its name, ``function`` makes one of a function, ``flower`` of a Flower client. No Redis here.
 """
 
 from __future__ import annotations
@@ -22,135 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_queue.common.seeding import seed_for
 from fl_queue.config.run_config import RunConfig
 from fl_queue.data import partition
-from fl_queue.errors import ConfigError
 from fl_queue.metrics import finish
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
-from fl_queue.tasks.logged_metrics import TrainingLog
 from fl_queue.training import sgd
 from fl_queue.training.data_loading import Collate
-from fl_queue.training.sgd import LocalRule, Loss, Samples
+from fl_queue.training.sgd import Loss, Samples, SgdOptions
 
 #: Called after each epoch: its number from 1, how many there are, finished validation metrics
 #: (empty without validation data).
 OnEpoch = Callable[[int, int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientContext:
-    """
-    Everything a task may know about where and when it works; read-only.
-
-    Args:
-        client: Client id.
-        run: Name of the run (not its id: a run made again draws the same numbers).
-        round: Round number, from 1.
-        seed: The run's seed.
-        share: Index of the client's share of a data set that is split over clients, from 0.
-        shares: How many shares there are.
-        data_dir: Folder of this machine's data, the worker's ``--data``; may be empty.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        threads: CPU threads torch may use; 0 leaves them as they are.
-        max_examples: Most training samples that the site gives; 0: all. The training data that a task
-            is handed is cut to so many already.
-        min_examples: Fewest examples that the site trains with, or tells metrics of: no task is handed
-            a smaller training part, and a smaller validation part is handed over empty.
-        min_batch: Fewest examples of which the site makes a step and an update; ``rule`` has it, too.
-        learning_rate: Of this round.
-        epochs, batch_size: As the config has them.
-        rule: What the strategy adds to local SGD; a task with a training of its own hands it to
-            ``sgd.local_sgd``, or cannot be used with such a strategy.
-        loader_workers: Processes that read samples beside the training; hand it to ``sgd.local_sgd``.
-        logged: What ``log`` has taken; None: it is no training that counts, and nothing is kept.
-    """
-
-    client: str
-    run: str
-    round: int
-    seed: int
-    share: int
-    shares: int
-    data_dir: str
-    device: str
-    threads: int
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    rule: LocalRule | None = None
-    max_examples: int = 0
-    min_examples: int = 1
-    min_batch: int = 1
-    logged: TrainingLog | None = None
-    loader_workers: int = 0
-
-    def seed_for(self, purpose: str) -> int:
-        """Seed of what is random about this client's job in this round, for one purpose."""
-        return seed_for(self.seed, self.run, self.round, self.client, purpose)
-
-    def log(
-        self, name: str | None = None, value: Any = None, /, *, examples: int = 1, **values: Any
-    ) -> None:
-        """
-        Note a number of this training: ``log("gap", value)`` or ``log(gap=value)``.
-
-        The mean of a round's calls goes with the update, and is merged over the clients as every
-        metric is: curve ``train/gap``. Outside a round's training, in a validation say, it is
-        checked and forgotten. It changes nothing of the model. On an accelerator, a tensor is waited for.
-
-        Args:
-            name, value: A lower-case name, and a finite number or a tensor of one.
-            examples: How many examples it is the mean over, its weight in the mean; such as ``len(target)``.
-            **values: The same, by name.
-
-        Raises:
-            ConfigError: A name or a value that cannot be used, or more than 24 names.
-        """
-        if name is None and not values:
-            raise ConfigError("context.log", "nothing is named; give log(name, value)", public=True)
-        given = values if name is None else {name: value, **values}
-        (TrainingLog() if self.logged is None else self.logged).add(given, examples)
-
-    @classmethod
-    def of(
-        cls,
-        config: RunConfig,
-        *,
-        client: str,
-        run: str,
-        round_number: int,
-        share: int = 0,
-        shares: int = 1,
-        data_dir: str = "",
-        device: str = "cpu",
-        threads: int = 1,
-        max_examples: int = 0,
-        min_examples: int = 1,
-        min_batch: int = 1,
-        loader_workers: int = 0,
-    ) -> ClientContext:
-        """The context of one job; what is not an argument comes from the config."""
-        return cls(
-            client=client,
-            run=run,
-            round=round_number,
-            seed=config.run.seed,
-            share=share,
-            shares=shares,
-            data_dir=data_dir,
-            device=device,
-            threads=threads,
-            learning_rate=config.learning_rate(round_number),
-            epochs=config.train.epochs,
-            batch_size=config.train.batch_size,
-            max_examples=max_examples,
-            min_examples=min_examples,
-            min_batch=min_batch,
-            loader_workers=loader_workers,
-        )
 
 
 @dataclass(frozen=True)
@@ -296,20 +181,27 @@ class Task(ABC):
             model,
             data.train,
             self.loss_in(context),
+            self.sgd_options(context),
+            after_epoch=report,
+            rule=context.rule,
+        )
+
+    def sgd_options(self, context: ClientContext) -> SgdOptions:
+        """Options of local SGD, as the config and the site have them; for a training of the task's own."""
+        train = self.config.train
+        return SgdOptions(
             seed=context.seed_for("train"),
             epochs=context.epochs,
             batch_size=context.batch_size,
             learning_rate=context.learning_rate,
-            momentum=self.config.train.momentum,
-            weight_decay=self.config.train.weight_decay,
-            accumulate=self.config.train.accumulate,
-            clip_norm=self.config.train.clip_norm,
-            precision=self.config.train.precision,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            accumulate=train.accumulate,
+            clip_norm=train.clip_norm,
+            precision=train.precision,
             device=context.device,
             loader_workers=context.loader_workers,
             collate=self.collate,
-            after_epoch=report,
-            rule=context.rule,
         )
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:

@@ -19,7 +19,8 @@ from fl_queue.errors import ConfigError, DataError, MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import plain_numbers
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import class_name
 from fl_queue.training.row_floor import check_batch, check_pull
 from fl_queue.training.sgd import Samples, as_built, part_of, size_of

@@ -24,7 +24,8 @@ from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.records import Sums
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # In float32, mean(x^2) - mean(x)^2 of a column whose spread is below a thousandth of its mean is

@@ -23,7 +23,8 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, Task
+from fl_queue.tasks.base import Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import barred, load_task
 from fl_queue.training import sgd
 from fl_queue.training.model_tensors import load_arrays

@@ -26,7 +26,8 @@ from fl_queue.metrics import MAX_SUM, finish
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.records import Sums
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.flower_adapter import Config, FlowerApp, Named, Reply
 from fl_queue.training.model_tensors import load_some, state_of
 from fl_queue.training.sgd import Samples

@@ -22,7 +22,8 @@ from fl_queue.common.options import unknown_key
 from fl_queue.common.spelling import nearest
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.tasks.base import ClientContext, ClientData, Task, with_context
+from fl_queue.tasks.base import ClientData, Task, with_context
+from fl_queue.tasks.context import ClientContext
 from fl_queue.training.data_loading import Collate
 from fl_queue.training.sgd import Loss, Samples, size_of
 

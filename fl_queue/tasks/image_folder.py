@@ -27,7 +27,8 @@ from fl_queue.common import data_folder
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew
 
 _SUFFIXES = frozenset(

@@ -22,7 +22,8 @@ from fl_queue.common import data_folder, files
 from fl_queue.data.idx import read_idx
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.training.sgd import Samples
 
 _EXCERPT = Path(__file__).parent.parent / "data"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 Found = tuple[NDArray[np.int64], NDArray[Any] | None]

@@ -1,5 +1,5 @@
 """
-The same bits again: seeds, deterministic algorithms, and what else decides the bits of training.
+Reproducible training: seeds, deterministic algorithms, and the record of all else that decides its bits.
 
 Imports torch. No Redis here.
 """
@@ -11,7 +11,8 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -32,9 +33,31 @@ def preload() -> None:
     _hold_to_deterministic("warn")
 
 
+@dataclass(frozen=True)
+class Compute:
+    """
+    Hardware that one training uses.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        threads: CPU threads torch may use; 0 leaves them as they are.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+
+    def reproducible(self, seed: int) -> AbstractContextManager[None]:
+        """Seed everything, and hold torch to deterministic algorithms and the number of threads."""
+        return reproducible(seed, self.device, self.threads)
+
+    def environment(self, code_digest: str) -> dict[str, str | int]:
+        """The record of versions and hardware. Args: ``code_digest``: of the task's code."""
+        return environment(self.device, code_digest, self.threads)
+
+
 def environment(device: str, code_digest: str, threads: int = 0) -> dict[str, str | int]:
     """
-    What decides the bits of training besides config and seed; recorded in each receipt.
+    Versions and hardware that decide the bits of training besides config and seed; recorded in each receipt.
 
     Args:
         device: As torch names it.
@@ -57,7 +80,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "fl_queue": __version__,
         "torch": str(torch.__version__),
-        # Asked of the package's metadata: a task that does not need it should not load it.
+        # Read from the package's metadata: a task that does not need it should not load it.
         "torchvision": version("torchvision"),
         "numpy": np.__version__,
     }
@@ -92,5 +115,5 @@ def reproducible(seed: int, device: str, threads: int) -> Iterator[None]:
 
 
 def _hold_to_deterministic(mode: str | int) -> None:
-    # The better known torch.use_deterministic_algorithms imports torch's compiler to tell it, too.
+    # The better known torch.use_deterministic_algorithms imports torch's compiler, too.
     torch.set_deterministic_debug_mode(mode)

@@ -20,6 +20,17 @@ from fl_queue.protocol.manifest import Kind, Manifest, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 
+#: torch's layers that normalise by the statistics of a batch; their common base class is private.
+BATCH_NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.LazyBatchNorm1d,
+    nn.LazyBatchNorm2d,
+    nn.LazyBatchNorm3d,
+)
+
 
 def manifest_of(model: nn.Module) -> Manifest:
     """

@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from fl_queue import metrics
@@ -33,6 +33,7 @@ from fl_queue.training.data_loading import (
     to_device,
 )
 from fl_queue.training.mixed_precision import Precision
+from fl_queue.training.model_tensors import BATCH_NORM_LAYERS
 from fl_queue.training.row_floor import Parts, check_batch, check_pull
 
 Samples = Dataset[Any]
@@ -70,38 +71,13 @@ def part_of(dataset: Samples, most: int, seed: int) -> Samples:
     return _whole(Subset(dataset, np.sort(drawn).tolist()))
 
 
-def local_sgd(
-    model: nn.Module,
-    dataset: Samples,
-    loss: Loss,
-    *,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    accumulate: int = 1,
-    clip_norm: float = 0.0,
-    precision: str = "float32",
-    device: str = "cpu",
-    loader_workers: int = 0,
-    collate: Collate | None = None,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-    rule: LocalRule | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class SgdOptions:
     """
-    Train ``model`` in place with minibatch SGD, each epoch in a new random order.
-
-    With BatchNorm a last batch of one sample joins the batch before it, since its statistics
-    cannot be computed; so does one, and a last step, of fewer samples than the site allows.
+    Options of one training by local SGD.
 
     Args:
-        model: On ``device``; left in training mode, but for the modules that ``as_built`` has marked.
-        dataset: Pairs (input, target); or (input, ..., target), for a model of several arguments. An input
-            may be a map of names, for a model that takes them as arguments.
-        loss: Mean loss of a batch of outputs and targets.
-        seed: Decides the order of samples, dropout, and everything else torch draws.
+        seed: Decides the order of samples, dropout, and all other random numbers of torch.
         epochs, batch_size: 1 or more.
         learning_rate, momentum, weight_decay: As in ``torch.optim.SGD``.
         accumulate: So many batches make one step, whose gradient is the mean over their samples.
@@ -111,10 +87,54 @@ def local_sgd(
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         loader_workers: Processes that read samples beside the training, which changes no bit; not used
             for a ``TensorDataset``.
-        collate: Makes (inputs, targets) of a list of samples, which may be of unequal shapes, say; None:
-            they are stacked, as torch's ``DataLoader`` does.
+        collate: Makes (inputs, targets) of a list of samples, which may be of unequal shapes; None: samples
+            are stacked, as torch's ``DataLoader`` does.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    precision: str = "float32"
+    device: str = "cpu"
+    loader_workers: int = 0
+    collate: Collate | None = None
+
+
+def local_sgd(
+    model: nn.Module,
+    dataset: Samples,
+    loss: Loss,
+    options: SgdOptions | None = None,
+    *,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    rule: LocalRule | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Train ``model`` in place with minibatch SGD, each epoch in a new random order.
+
+    With BatchNorm a last batch of one sample joins the batch before it, since its statistics
+    cannot be computed. A last batch, or a last step, of fewer samples than the site allows joins the one before
+    it, too.
+
+    The options may be given one by one::
+
+        local_sgd(model, dataset, loss, seed=1, epochs=2, batch_size=32, learning_rate=0.1)
+
+    Args:
+        model: On the options' device; left in training mode, but for the modules that ``as_built`` has marked.
+        dataset: Pairs (input, target); or (input, ..., target), for a model of several arguments. An input
+            may be a map of names, for a model that takes them as arguments.
+        loss: Mean loss of a batch of outputs and targets.
+        options: Default: made from ``settings``.
         after_epoch: Called with the number of the epoch just done, from 1.
-        rule: What the strategy adds to each gradient, and how few samples the site allows.
+        rule: The strategy's addition to each gradient, and the site's floor of samples.
+        **settings: Fields of ``SgdOptions``, in place of those of ``options``.
 
     Returns:
         Sums of the last epoch, each loss as it was before its step: ``num_examples``, and
@@ -122,42 +142,104 @@ def local_sgd(
 
     Raises:
         ConfigError: ``train.batch_size`` is 1 and the model has BatchNorm; or float16 without a GPU;
-            or what was trained is made of fewer samples than the site allows.
+            or a step has fewer samples than the site allows.
+        UpdateWithheld: Fewer samples than the site allows had a part in the result.
         DataError: A single sample, and the model has BatchNorm.
 
     Source:
         McMahan et al. 2017, arXiv 1602.05629, Algorithm 1 (ClientUpdate). Clipping: Pascanu et al.
         2013, arXiv 1211.5063, Algorithm 1.
     """
-    dataset = _whole(dataset)
-    seed_torch(seed, device)
-    order = torch.Generator().manual_seed(seed)
-    count = size_of(dataset)
-    fewest = 1 if rule is None else rule.fewest
-    cuts = _training_cuts(model, count, batch_size, accumulate, fewest)
-    optimizer = _SGD(model, learning_rate, momentum, weight_decay, rule, clip_norm)
-    groups = _groups(cuts, accumulate, fewest)
-    if fewest > 1:
-        optimizer.watch(count, epochs * len(groups), device)
-    cast_to = Precision(precision, device)
-    if rule is not None:
-        rule.is_used = True
-    loss_sum = math.nan
-    for epoch in range(1, epochs + 1):
-        into_training(model)
-        drawn = torch.randperm(count, generator=order)
-        reading = LoaderSettings(seed, epoch, loader_workers, collate)
-        chunks = _cut(drawn, cuts)
-        batches = _batches(dataset, chunks, device, reading)
-        loss_sum = _one_epoch(model, batches, groups, loss, optimizer, cast_to, iter(chunks))
-        after_epoch(epoch)
-    if optimizer.parts is not None:
-        optimizer.parts.check(fewest)
-    if cast_to.skipped:
-        _log.warning(
-            "float16: %d steps were skipped, as their gradients overflowed", cast_to.skipped
+    chosen = SgdOptions(**settings) if options is None else replace(options, **settings)
+    return _Training(model, _whole(dataset), loss, chosen, rule).run(after_epoch)
+
+
+class _Training:
+    """One training by local SGD. Args: as of ``local_sgd``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Samples,
+        loss: Loss,
+        options: SgdOptions,
+        rule: LocalRule | None,
+    ) -> None:
+        self._model, self._dataset, self._loss, self._options = model, dataset, loss, options
+        seed_torch(options.seed, options.device)
+        self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
+        self._cuts = _training_cuts(model, self._count, options, self._floor)
+        #: Of each step, the sizes of its batches.
+        self._groups = _groups(self._cuts, options.accumulate, self._floor)
+        self._optimizer = _SGD(
+            model,
+            options.learning_rate,
+            options.momentum,
+            options.weight_decay,
+            rule,
+            options.clip_norm,
         )
-    return loss_sums(count, loss_sum)
+        if self._floor > 1:
+            self._optimizer.watch(self._count, options.epochs * len(self._groups), options.device)
+        self._precision = Precision(options.precision, options.device)
+        if rule is not None:
+            rule.is_used = True
+
+    def run(self, after_epoch: Callable[[int], None]) -> dict[str, Any]:
+        """Train all epochs; the sums of the last one."""
+        order = torch.Generator().manual_seed(self._options.seed)
+        loss_sum = math.nan
+        for epoch in range(1, self._options.epochs + 1):
+            into_training(self._model)
+            chunks = _cut(torch.randperm(self._count, generator=order), self._cuts)
+            loss_sum = self._run_epoch(epoch, chunks)
+            after_epoch(epoch)
+        if self._optimizer.parts is not None:
+            self._optimizer.parts.check(self._floor)
+        if self._precision.skipped:
+            _log.warning(
+                "float16: %d steps were skipped, as their gradients overflowed",
+                self._precision.skipped,
+            )
+        return loss_sums(self._count, loss_sum)
+
+    def _run_epoch(self, epoch: int, chunks: list[Tensor]) -> float:
+        """An epoch's sum of losses. Args: ``chunks``: of each batch, the indices of its samples."""
+        options = self._options
+        reading = LoaderSettings(options.seed, epoch, options.loader_workers, options.collate)
+        batches = _batches(self._dataset, chunks, options.device, reading)
+        rows = iter(chunks)
+        losses: list[Tensor] = []
+        for sizes in self._groups:
+            losses += self._step(sizes, batches, rows)
+        loss_sum = 0.0
+        # Read at the end: reading one makes the processor wait for the accelerator, in every step.
+        all_sizes = [size for sizes in self._groups for size in sizes]
+        for value, size in zip(losses, all_sizes, strict=True):
+            loss_sum += value.item() * size
+        return loss_sum
+
+    def _step(
+        self, sizes: list[int], batches: Iterator[tuple[Any, Any]], rows: Iterator[Tensor]
+    ) -> list[Tensor]:
+        """One step; the loss of each of its batches."""
+        model, optimizer, precision = self._model, self._optimizer, self._precision
+        losses: list[Tensor] = []
+        model.zero_grad()
+        for size in sizes:
+            inputs, target = next(batches)
+            with precision.forward():
+                output = call(model, inputs)
+                if optimizer.parts is not None:
+                    optimizer.parts.watch(output, next(rows))
+                value = self._loss(output, target)
+            precision.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
+            losses.append(value.detach())
+        skipped = precision.skipped
+        precision.step(optimizer)
+        if optimizer.parts is not None and precision.skipped > skipped:
+            optimizer.parts.skipped()
+        return losses
 
 
 def as_built(model: nn.Module) -> nn.Module:
@@ -325,52 +407,18 @@ def evaluate(
     return metrics.merge(parts)
 
 
-def _one_epoch(
-    model: nn.Module,
-    batches: Iterator[tuple[Any, Any]],
-    groups: list[list[int]],
-    loss: Loss,
-    optimizer: _SGD,
-    cast_to: Precision,
-    rows: Iterator[Tensor],
-) -> float:
+def _training_cuts(model: nn.Module, count: int, options: SgdOptions, fewest: int) -> list[int]:
     """
-    An epoch's sum of losses.
+    Ends of the batches of an epoch.
 
-    Args:
-        groups: Of each step, the sizes of its batches.
-        rows: Of each batch, the indices of its samples.
+    Raises:
+        ConfigError: Batches are too small for BatchNorm, or steps too small for the site.
+        DataError: A single sample, and the model has BatchNorm.
     """
-    losses: list[Tensor] = []
-    for sizes in groups:
-        model.zero_grad()
-        for size in sizes:
-            inputs, target = next(batches)
-            with cast_to.forward():
-                output = call(model, inputs)
-                if optimizer.parts is not None:
-                    optimizer.parts.watch(output, next(rows))
-                value = loss(output, target)
-            cast_to.backward(value if len(sizes) == 1 else value * (size / sum(sizes)))
-            losses.append(value.detach())
-        skipped = cast_to.skipped
-        cast_to.step(optimizer)
-        if optimizer.parts is not None and cast_to.skipped > skipped:
-            optimizer.parts.skipped()
-    loss_sum = 0.0
-    # Read at the end: reading one makes the processor wait for the accelerator, in every step.
-    for value, size in zip(losses, [size for sizes in groups for size in sizes], strict=True):
-        loss_sum += value.item() * size
-    return loss_sum
-
-
-def _training_cuts(
-    model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
-) -> list[int]:
-    """Where batches end, after checking that BatchNorm gets two samples in each, and steps what the site wants."""
-    normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
+    batch_size = options.batch_size
+    normalised = any(isinstance(module, BATCH_NORM_LAYERS) for module in model.modules())
     # Statistics of BatchNorm are of a batch, and not of a step.
-    check_batch(fewest, batch_size, 1 if normalised else accumulate)
+    check_batch(fewest, batch_size, 1 if normalised else options.accumulate)
     cuts = _cuts(count, batch_size)
     if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
         del cuts[-2]

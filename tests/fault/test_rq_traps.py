@@ -23,6 +23,7 @@ from rq.job import JobStatus
 
 import fl_queue.store
 from fl_queue.client import outbox
+from fl_queue.client.outbox import SendOptions
 from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
 from fl_queue.coordinator.operations.healer import Healer
@@ -459,7 +460,7 @@ def test_a_push_whose_reply_is_lost_is_made_once_and_merged_once(
         assert (proxy.lost, store.data.results.count(run)) == (1, 1)
 
         # The client cannot know, and pushes again under the same token.
-        assert outbox.push(remote, header, memoryview(BODY), 1000, 1000, lambda: False)
+        assert outbox.push(remote, header, memoryview(BODY), SendOptions(1000, 1000), lambda: False)
         assert store.data.results.count(run) == 2
     store.data.results.push(run, message.pack(element(store, run, "b", "update"), BODY))
     collect(store, run, tmp_path)
@@ -594,8 +595,7 @@ def test_big_values_pass_a_link_that_needs_longer_than_five_seconds(
                 remote,
                 header,
                 memoryview(body),
-                loaded.inline_bytes,
-                loaded.chunk_bytes,
+                SendOptions(loaded.inline_bytes, loaded.chunk_bytes),
                 lambda: time.monotonic() > given_up,
             )
 

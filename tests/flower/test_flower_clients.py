@@ -29,7 +29,8 @@ from fl_queue.experiments import baseline_training
 from fl_queue.experiments.trial import try_task
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks.base import ClientContext, Task, code_digest
+from fl_queue.tasks.base import Task, code_digest
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import FULL, disclosed
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.model_tensors import Arrays

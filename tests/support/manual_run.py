@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_queue.client import outbox
+from fl_queue.client.outbox import SendOptions
 from fl_queue.config import loading
 from fl_queue.coordinator.aggregator.collection import TAKEN_AT_ONCE
 from fl_queue.coordinator.aggregator.collector import RoundAggregator
@@ -118,12 +119,14 @@ class ManualRun:
             self.store,
             header,
             memoryview(body),
-            redis.inline_bytes,
-            redis.chunk_bytes,
+            SendOptions(
+                redis.inline_bytes,
+                redis.chunk_bytes,
+                bound,
+                lambda element: self.seal(header.client, element),
+                self.round.cohort,
+            ),
             lambda: False,
-            bound,
-            lambda element: self.seal(header.client, element),
-            self.round.cohort,
         )
 
     def seal(self, client: str, element: bytes) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_queue.client import outbox
+from fl_queue.client.outbox import SendOptions
 from fl_queue.coordinator.aggregator.partial_sum import PartialSumStore
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.operations.healer import Healer
@@ -493,9 +494,9 @@ def test_clients_wait_for_room_and_go_when_their_round_has_ended(
     body = bytes(hand.manifest.nbytes)
     assert store.data.admission.admit(hand.run, "b", "somebody:1000000", 1, "a")
     asked = iter([False, False, True])
-    pushed = outbox.push(
-        store, hand.header("update", "a", body), memoryview(body), 0, 65536, lambda: next(asked), 1, rivals="ab"
-    )  # fmt: skip
+    options = SendOptions(0, 65536, unmerged_bytes=1, rivals="ab")
+    header = hand.header("update", "a", body)
+    pushed = outbox.push(store, header, memoryview(body), options, lambda: next(asked))
 
     assert not pushed
     assert store.data.results.count(hand.run) == 0

@@ -15,7 +15,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.data.partition import partition_indices
 from fl_queue.errors import ConfigError, FLQueueError
 from fl_queue.experiments import partition_preview
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 OWN = """

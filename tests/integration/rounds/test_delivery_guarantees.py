@@ -12,6 +12,7 @@ import redis
 from rq.serializers import JSONSerializer
 
 from fl_queue.client import outbox
+from fl_queue.client.outbox import SendOptions
 from fl_queue.config import loading
 from fl_queue.coordinator.aggregator import late_updates
 from fl_queue.coordinator.rounds import lifecycle, runs
@@ -185,7 +186,7 @@ def test_a_body_over_the_inline_limit_travels_in_chunks(store: Store, run: str) 
         body_bytes=len(body),
         body_digest=tensor_layout.body_digest(body),
     )
-    assert outbox.push(store, header, memoryview(body), 1000, 65536, lambda: False)
+    assert outbox.push(store, header, memoryview(body), SendOptions(1000, 65536), lambda: False)
     element = store.data.redis.lindex(keyspace.results(run), 0)
     assert isinstance(element, bytes)
     found, inline = message.unpack(element, max_body_bytes=len(body))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fl_queue.client import client_state
-from fl_queue.client.client_state import AcceptedUpdate
+from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder
 from fl_queue.errors import DataError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
@@ -22,11 +22,11 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def write(folder: Path, number: int, update: str, value: float, run: str = "run-1") -> None:
     pieces = [np.full(spec.shape, value, np.float32) for spec in LAYOUT.tensors]
-    client_state.write(folder, run, "a", AcceptedUpdate(number, update), LAYOUT, pieces)
+    ClientStateFolder(folder, run, "a").write(AcceptedUpdate(number, update), LAYOUT, pieces)
 
 
 def value(folder: Path, before: int, accepted: AcceptedUpdate | None) -> float | None:
-    kept = client_state.load(folder, "run-1", "a", before, accepted, LAYOUT)
+    kept = ClientStateFolder(folder, "run-1", "a").load(before, accepted, LAYOUT)
     assert bool(kept.state) == (kept.note == f"of round {accepted.round}" if accepted else False)
     return float(kept.state["c"]["w"][0]) if kept.state else None
 
@@ -51,7 +51,7 @@ def test_a_retried_late_or_abandoned_round_advances_nothing(tmp_path: Path) -> N
 
 def test_before_anything_was_accepted_a_client_starts_from_zero(tmp_path: Path) -> None:
     write(tmp_path, 1, ONE, 1.0)
-    kept = client_state.load(tmp_path, "run-1", "a", 2, None, LAYOUT)
+    kept = ClientStateFolder(tmp_path, "run-1", "a").load(2, None, LAYOUT)
     assert (kept.state, kept.is_missing, "starts from zero" in kept.note) == ({}, False, True)
     assert left(tmp_path) == []
 
@@ -64,7 +64,7 @@ def test_a_state_that_is_lost_or_damaged_is_missing_and_said_to_be(tmp_path: Pat
     file.chmod(0o600)
     file.write_bytes(damaged)
     for accepted in (AcceptedUpdate(1, ONE), AcceptedUpdate(2, TWO)):
-        kept = client_state.load(tmp_path, "run-1", "a", 3, accepted, LAYOUT)
+        kept = ClientStateFolder(tmp_path, "run-1", "a").load(3, accepted, LAYOUT)
         assert (kept.state, kept.is_missing) == ({}, True)
         assert f"missing, that of round {accepted.round}: starts from zero" in kept.note
 
@@ -100,8 +100,8 @@ def test_states_of_runs_unknown_for_a_week_are_removed(tmp_path: Path) -> None:
 def test_what_belongs_to_the_newest_backup_stays_beside_the_newest_state(tmp_path: Path) -> None:
     for number, update in ((1, ONE), (2, TWO), (3, ONE), (4, TWO)):
         write(tmp_path, number, update, number)
-    kept = client_state.load(
-        tmp_path, "run-1", "a", 5, AcceptedUpdate(4, TWO), LAYOUT, backed_up=AcceptedUpdate(2, TWO)
+    kept = ClientStateFolder(tmp_path, "run-1", "a").load(
+        5, AcceptedUpdate(4, TWO), LAYOUT, backed_up=AcceptedUpdate(2, TWO)
     )
     assert kept.note == "of round 4"
     assert left(tmp_path) == ["2_22", "4_22"]
@@ -112,7 +112,7 @@ def test_a_restored_run_finds_what_lies_under_the_ids_of_those_before_it(tmp_pat
     write(tmp_path, 2, TWO, 2.0, "old")
     origins = ("old", "oldest")
     for update, expected in ((AcceptedUpdate(1, ONE), 1.0), (AcceptedUpdate(2, TWO), 2.0)):
-        kept = client_state.load(tmp_path, "run-1", "a", 3, update, LAYOUT, origins=origins)
+        kept = ClientStateFolder(tmp_path, "run-1", "a").load(3, update, LAYOUT, origins=origins)
         assert float(kept.state["c"]["w"][0]) == expected
     # Its own from now on, and readable by the owner only; the others go when nobody needs them.
     (file,) = (tmp_path / "run-1").rglob("*.safetensors")

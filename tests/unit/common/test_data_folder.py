@@ -17,7 +17,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, FLQueueError
 from fl_queue.experiments import launching
 from fl_queue.reporting import doctor
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.sgd import size_of
 from tests.unit.tasks.test_image_folder import save

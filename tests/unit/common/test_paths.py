@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.client import client_state, outbox, pausing
+from fl_queue.client import outbox, pausing
+from fl_queue.client.client_state import ClientStateFolder
 from fl_queue.common.paths import below
 from fl_queue.errors import CheckpointError, DataError, MessageError
 from fl_queue.models import checkpoint, update_archive
@@ -64,8 +65,8 @@ def test_every_folder_of_ours_is_joined_so(part: str, tmp_path: Path) -> None:
         lambda: update_archive.prune(tmp_path, part, ()),
         lambda: update_archive.read(tmp_path, part, 1, "a", DIGEST),
         lambda: update_archive.write(tmp_path, header, b"", 1),
-        lambda: client_state._place(tmp_path, part, "a"),
-        lambda: client_state._place(tmp_path, "demo-3f2a9c", part),
+        lambda: ClientStateFolder(tmp_path, part, "a").path,
+        lambda: ClientStateFolder(tmp_path, "demo-3f2a9c", part).path,
         lambda: pausing.pause(tmp_path, part, "", None),  # type: ignore[arg-type]
         lambda: open_sink("csv", tmp_path, part),
     ):

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from fl_queue.client import client_state, outbox, pausing
-from fl_queue.client.client_state import AcceptedUpdate
+from fl_queue.client import outbox, pausing
+from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import files
 from fl_queue.models import checkpoint, update_archive
@@ -78,9 +78,8 @@ def test_everything_in_a_state_folder_is_its_owners_alone(no_umask: None, tmp_pa
     outbox.write(site.outbox, header(), [BODY])
     update_archive.write(state, replace(header(), body_digest=digest), BODY, 1)
     checkpoint.write(state / "checkpoints" / RUN, digest, MANIFEST, BODY, {})
-    client_state.write(
-        site.client_states, RUN, "hospital-a", AcceptedUpdate(1, digest), MANIFEST, [BODY]
-    )
+    states = ClientStateFolder(site.client_states, RUN, "hospital-a")
+    states.write(AcceptedUpdate(1, digest), MANIFEST, [BODY])
     with files.file_lock(site.cache / RUN / ".lock"), files.appended(site.cache / RUN / "x.part"):
         pass
     with files.fresh(state / "worker.log"):

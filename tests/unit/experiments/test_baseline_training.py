@@ -23,7 +23,7 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.reporting import baselines, comparison, rounds_table
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import Store
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 from tests.integration.cli.test_compare import begun

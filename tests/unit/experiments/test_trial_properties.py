@@ -28,7 +28,8 @@ from fl_queue.metrics import finish
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.header import Header
 from fl_queue.strategies import get_strategy
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.site_facts import facts_of
 
 SAMPLES = TensorDataset(torch.linspace(0, 1, 24).reshape(8, 3), torch.zeros(8, dtype=torch.long))

@@ -21,7 +21,8 @@ from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import base, fednova, get_strategy
-from fl_queue.tasks.base import ClientContext, ClientData, OnEpoch, Task
+from fl_queue.tasks.base import ClientData, OnEpoch, Task
+from fl_queue.tasks.context import ClientContext
 
 #: Features; samples of each client: with full batches a client takes as many steps as epochs.
 WIDTH, SIZES = 4, (5, 9, 14)

@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 from fl_queue.config import loading
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import trial
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 
 SAMPLES = TensorDataset(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
 

@@ -8,7 +8,7 @@ from fl_queue.client.local_update import evaluate_version, initial_model, train_
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 FEATURES = ("age", "marker", "constant")

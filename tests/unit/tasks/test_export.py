@@ -18,7 +18,8 @@ from fl_queue.config import loading
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import export
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.model_tensors import load_arrays
 from tests.support.checkout import ROOT

@@ -21,7 +21,8 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import virtual_clients
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.feature_skew import Skew, rotated
 from fl_queue.tasks.loading import load_task
 

@@ -12,7 +12,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import TASKS
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 

@@ -15,7 +15,7 @@ from fl_queue.experiments import launching
 from fl_queue.strategies import load_strategy
 from fl_queue.strategies.fedavg import FedAvg
 from fl_queue.tasks import export
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 HELPFUL = """

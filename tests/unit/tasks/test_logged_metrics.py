@@ -19,7 +19,8 @@ from fl_queue.client.local_update import TrainingResult, initial_model, train_up
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.events import event_of
-from fl_queue.tasks.base import ClientContext, ClientData, Task
+from fl_queue.tasks.base import ClientData, Task
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.logged_metrics import MOST, TrainingLog
 

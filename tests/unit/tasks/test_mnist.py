@@ -13,7 +13,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.data.idx import encode_idx, read_idx
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 
 

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from fl_queue._version import __version__
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.tasks.base import ClientContext, ClientData, Task, code_digest
+from fl_queue.tasks.base import ClientData, Task, code_digest
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
 from tests.unit.tasks.test_image_folder import save

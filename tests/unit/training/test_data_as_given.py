@@ -21,7 +21,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.image_folder import _read_image
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd

@@ -18,7 +18,7 @@ from fl_queue.client import local_update
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import DataError
 from fl_queue.experiments import trial
-from fl_queue.tasks.base import ClientContext
+from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl_queue.client import client_state
-from fl_queue.client.client_state import AcceptedUpdate
+from fl_queue.client.client_state import AcceptedUpdate, ClientStateFolder
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.codecs.error_feedback import Piece
@@ -51,7 +51,7 @@ class Client:
 
     def answer(self, number: int, tensors: dict[str, np.ndarray]) -> tuple[AcceptedUpdate, bytes]:
         """Keep the state, and make the body of an update; nothing is accepted yet."""
-        kept = client_state.load(self.folder, "run-1", "a", number, self.accepted, LAYOUT)
+        kept = ClientStateFolder(self.folder, "run-1", "a").load(number, self.accepted, LAYOUT)
         residual = kept.state.get(RESIDUAL, {})
         corrected = list(error_feedback.corrected(pieces(tensors), residual))
         body = b"".join(
@@ -60,11 +60,11 @@ class Client:
         )
         made = AcceptedUpdate(number, tensor_layout.body_digest(body))
         owed = error_feedback.next_residual(self.encoding, corrected, SEED)
-        client_state.write(self.folder, "run-1", "a", made, LAYOUT, owed)
+        ClientStateFolder(self.folder, "run-1", "a").write(made, LAYOUT, owed)
         return made, body
 
     def owes(self, before: int = 100) -> dict[str, Tensor]:
-        kept = client_state.load(self.folder, "run-1", "a", before, self.accepted, LAYOUT)
+        kept = ClientStateFolder(self.folder, "run-1", "a").load(before, self.accepted, LAYOUT)
         return {name: array.copy() for name, array in kept.state[RESIDUAL].items()}
 
 
