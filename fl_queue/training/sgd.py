@@ -168,7 +168,9 @@ class _Training:
         self._model, self._dataset, self._loss, self._options = model, dataset, loss, options
         seed_torch(options.seed, options.device)
         self._count, self._floor = size_of(dataset), 1 if rule is None else rule.fewest
-        self._cuts = _training_cuts(model, self._count, options, self._floor)
+        self._cuts = _training_cuts(
+            model, self._count, options.batch_size, options.accumulate, self._floor
+        )
         #: Of each step, the sizes of its batches.
         self._groups = _groups(self._cuts, options.accumulate, self._floor)
         self._optimizer = _SGD(
@@ -415,10 +417,9 @@ def _training_cuts(model: nn.Module, count: int, options: SgdOptions, fewest: in
         ConfigError: Batches are too small for BatchNorm, or steps too small for the site.
         DataError: A single sample, and the model has BatchNorm.
     """
-    batch_size = options.batch_size
     normalised = any(isinstance(module, BATCH_NORM_LAYERS) for module in model.modules())
     # Statistics of BatchNorm are of a batch, and not of a step.
-    check_batch(fewest, batch_size, 1 if normalised else options.accumulate)
+    check_batch(fewest, batch_size, 1 if normalised else accumulate)
     cuts = _cuts(count, batch_size)
     if len(cuts) > 1 and cuts[-1] - cuts[-2] < min(fewest, batch_size):
         del cuts[-2]

@@ -19,7 +19,7 @@ from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.metrics import MAX_CLASSES, check, finish
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
-from fl_queue.protocol.records import Manifest, TensorSpec
+from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task

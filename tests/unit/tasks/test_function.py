@@ -16,7 +16,7 @@ from fl_queue.client.local_update import Arrays, initial_model, train_update
 from fl_queue.config.loading import load
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError
-from fl_queue.protocol.records import Manifest
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.tasks.base import Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
