@@ -409,7 +409,9 @@ def evaluate(
     return metrics.merge(parts)
 
 
-def _training_cuts(model: nn.Module, count: int, options: SgdOptions, fewest: int) -> list[int]:
+def _training_cuts(
+    model: nn.Module, count: int, batch_size: int, accumulate: int, fewest: int
+) -> list[int]:
     """
     Ends of the batches of an epoch.
 
