@@ -1,9 +1,9 @@
 """
-A whole run in one file, and a run made from such a file, which goes on where it was.
+Back a run up into one file, and restore a run from it, which continues where the backup was taken.
 
-The form of the file is ``coordinator/operations/backup_file.py``'s. It has no passwords and no URLs. Events, receipts and kept updates stay behind; the history has what
-decided each round. So does an open round: it is tried again under its number, with the numbers it
-drew, and the restored run has the bits of the undisturbed one.
+``backup_file`` has the format; it holds no passwords and no URLs. Events, receipts, archived updates and an
+open round are not in it: the history records the decisions of each round, and an open round is opened again
+under its number, with the same random draws, so that the restored run has the bits of the undisturbed one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from fl_queue.strategies.base import state_manifest
 @dataclass(frozen=True)
 class Backup:
     """
-    What a backup holds.
+    The content of a backup.
 
     Args:
         path: Its file.
@@ -240,18 +240,19 @@ def restore(
     store: Store, path: Path, state_dir: Path, name: str | None = None, unsigned: bool = False
 ) -> RunState:
     """
-    Make a new run from a backup. Nothing is trained: a run that had not ended is cancelled now.
+    Create a run from a backup. Nothing is trained: a run that had not ended is cancelled now.
 
     The run appears in one transaction, when its models are on disk and on the data server already.
-    A restore that was killed leaves files and chunks that nothing names, and can be repeated.
+    A restore that was killed leaves files and chunks that no run names, and can be repeated.
 
     Args:
+        store: Both servers.
         path: The backup.
-        state_dir: Where this machine's checkpoints are.
-        name: Its name; None for the one it had. Training draws its numbers from the name, so a run
-            under another name goes on well, but not with the bits it would have had.
-        unsigned: Whether to take a file of which this machine's operator's key has not signed config and
-            newest version: restoring signs both, and sites train by them.
+        state_dir: This machine's folder; checkpoints are below it.
+        name: Its name; None for the one it had. Random draws depend on the name, so a run under another name
+            continues, but not with the bits it would have had.
+        unsigned: Accept a file whose config and newest version are not signed with this machine's operator's
+            key: restoring signs both, and sites train by them.
 
     Raises:
         ConfigError: The name is not allowed; or the file is not signed.
@@ -273,34 +274,45 @@ def restore(
         _refuse_taken(chosen, store.control.runs.names())
         run = identifiers.new_run_id(chosen)
         models = ModelStore(store, run, document.chunk_bytes, state_dir)
-        folder = models.folder
-        try:
-            # The newest last: it also goes to the data server, when all else is good.
-            for version in sorted(document.models):
-                _restore_model(models, archive, path, document, manifest, version)
-            _restore_state(models, archive, path, document, manifest)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        _restore_models(models, archive, path, document, manifest)
     try:
         _create(store, document, run, chosen)
     except RunStateError:
-        # Somebody was quicker.
-        shutil.rmtree(folder, ignore_errors=True)
+        # Another process has created a run of that name meanwhile.
+        shutil.rmtree(models.folder, ignore_errors=True)
         for digest in (document.digest(document.version), *document.server_state.values()):
             models.drop(digest, manifest.nbytes)
         raise
-    # Asks for the score of the newest version, if it has none.
+    # Publishes the evaluation of the newest version, if it has none.
     lifecycle.advance(store, run)
     return find_run(store, run)
 
 
+def _restore_models(
+    models: ModelStore,
+    archive: zipfile.ZipFile,
+    path: Path,
+    document: Document,
+    manifest: Manifest,
+) -> None:
+    """Write the models and the strategy's state of a backup to disk and to the data server, or nothing."""
+    try:
+        # The newest last: it also goes to the data server, when all else is good.
+        for version in sorted(document.models):
+            _restore_model(models, archive, path, document, manifest, version)
+        _restore_state(models, archive, path, document, manifest)
+    # Whatever ends it, an interrupt or RQ's timeout too: it is raised again after the clean-up.
+    except BaseException:
+        shutil.rmtree(models.folder, ignore_errors=True)
+        raise
+
+
 def _check_signed(store: Store, document: Document, manifest: Manifest) -> None:
     """
-    See that what is about to be signed anew was signed: whoever can write to the file is not the operator.
+    Check the signatures in a backup, which restoring makes anew: the file may have been changed.
 
     Raises:
-        ConfigError: It was not, and this machine has the key.
+        ConfigError: A signature is missing, and this machine has the key.
     """
     entry, number = document.versions[str(document.version)], int(document.state.get("segment", 0))
     if what := statement_signing.unsigned_in_backup(

@@ -1,7 +1,7 @@
 """
-What an operator does to a run that exists: cancel it, resume it, try again what failed.
+Cancel a run, resume it, retry its failed jobs.
 
-Each is a compare-and-set against what the workers do at the same moment, and may be repeated.
+Each is a compare-and-set against concurrent changes by workers, and may be repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESUMABLE = ("failed", "cancelled")
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed: whose, in which attempt, and why; ``answered`` when no attempt follows."""
+    """A job that failed: its client, attempt and reason; ``answered`` when no attempt follows."""
 
     who: str
     attempt: int
@@ -71,20 +71,20 @@ def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
             if client in receipts
         },
     )
-    # Refused when an aggregator has ended the round, or another one has started on it, since we looked.
+    # Refused when an aggregator has ended the round, or has claimed it, in between.
     answer = lifecycle.end(store, state, current, ending, record, {}, config, current.fence)
     return answer == "ok"
 
 
 def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str]]:
     """
-    Have a run go on from its newest version, and publish what is missing at once.
+    Continue a run from its newest version, and publish its missing jobs at once.
 
     Args:
-        state_dir: Where this machine's checkpoints are, if it has any.
+        state_dir: This machine's folder; checkpoints are below it, if it has any.
 
     Returns:
-        The run, and what was done, a line each.
+        The run, and a line for each change.
 
     Raises:
         RunStateError: It is completed.
@@ -98,21 +98,21 @@ def resume(store: Store, name: str, state_dir: Path) -> tuple[RunState, list[str
                 f"is {state.state} {at_version(state.version)}; add rounds with `fl-queue start-round CONFIG --run {state.name} --rounds N`",
             )
         if _reopen(store, state.run_id, by):
-            done.append(_goes_on(state))
+            done.append(_continuation(state))
             break
-    healer = Healer(store, state_dir, hurry=True)
+    healer = Healer(store, state_dir, immediate=True)
     healer.heal(state.run_id)
     return find_run(store, name), done + healer.done
 
 
-def _goes_on(state: RunState) -> str:
+def _continuation(state: RunState) -> str:
     if state.version is None:
         return f"was {state.state}: goes on with the making of version 0"
     return f"was {state.state}: training goes on from version {state.version}"
 
 
 def _reopen(store: Store, run: str, by: str) -> bool:
-    """Have a run that failed or was cancelled train again; False when it is in another state by now."""
+    """Set a failed or cancelled run to training; False when it is in another state by now."""
     return transactions.reopen(store, run, RESUMABLE, by)
 
 
@@ -142,15 +142,15 @@ def failures(store: Store, state: RunState) -> list[Failure]:
 
 def redrive(store: Store, name: str, state_dir: Path) -> list[Failure]:
     """
-    Try failed jobs again now, without the pause that the healer makes before a job that keeps failing.
+    Retry failed jobs now, without the healer's pause before a job that keeps failing.
 
-    A client that answered that it cannot train has answered its round; it is asked again in the next.
+    A client that reported that it cannot train has answered its round; the next round asks it again.
 
     Returns:
-        What had failed.
+        The failed jobs.
     """
     state = find_run(store, name)
     found = failures(store, state)
     if any(not failure.answered for failure in found):
-        Healer(store, state_dir, hurry=True).heal(state.run_id)
+        Healer(store, state_dir, immediate=True).heal(state.run_id)
     return found

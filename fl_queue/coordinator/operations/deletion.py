@@ -70,13 +70,13 @@ def delete(store: Store, state: RunState, state_dir: Path) -> None:
 
 
 def refuse_training(name: str, training: bool) -> None:
-    """Raises RunStateError when a run is training: nobody deletes that by mistake."""
+    """Refuse to delete a run that is training. Raises RunStateError."""
     if training:
         raise RunStateError(name, f"is training; stop it first with `fl-queue cancel {name}`")
 
 
 def _heirs(raw: str | bytes) -> list[str]:
-    """The runs that were restored from one. Raises MessageError."""
+    """The runs that were restored from a run. Raises MessageError."""
     found = safe_json.loads(raw, "the runs restored from one")
     if not safe_json.fits(found, list[str]):
         raise MessageError("not the runs restored from one: no list of run ids")
@@ -84,7 +84,7 @@ def _heirs(raw: str | bytes) -> list[str]:
 
 
 def sweep(store: Store, state_dir: Path) -> None:
-    """Remove what came of deleted runs since; forget tombstones after a day."""
+    """Remove keys that were written for deleted runs since; forget tombstones after a day."""
     now = store.control.now()
     tombs = _tombs(store)
     _remove(
@@ -99,12 +99,12 @@ def sweep(store: Store, state_dir: Path) -> None:
 
 
 def _tombs(store: Store) -> dict[str, float]:
-    """Run id -> when it was deleted; nothing else is one, whatever somebody wrote there."""
+    """Run id -> time of its deletion, without entries that are not valid."""
     found = cast(
         list[tuple[bytes, float]],
         store.control.redis.zrange(keyspace.DELETED, 0, -1, withscores=True),
     )
-    # Its name goes in the transaction that writes the tombstone: what still has one was not deleted.
+    # The transaction that writes a tombstone removes the name: a run with a name was not deleted.
     living = set(store.control.runs.names().values())
 
     def parse(raw: bytes, at: float) -> tuple[str, float]:

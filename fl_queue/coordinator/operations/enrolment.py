@@ -1,8 +1,8 @@
 """
-Enrolling and revoking clients: keys, Redis users, and what the control server knows of them.
+Enrol and revoke clients: their keys, Redis users and entries on the control server.
 
-The operator's side only. The secrets are made here and are nowhere but in the credentials that are
-handed over: the servers know a public key and hashes of passwords.
+For the operator's side only. Secrets are created here and are only in the credentials that are handed over:
+the servers hold a public key and hashes of passwords.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class RedisEndpoints:
     How a site reaches Redis.
 
     Args:
-        url, blob_url: Both roles; a login in them is left out.
+        url: URL of the control server; a login in it is left out.
+        blob_url: URL of the data server, likewise.
         tls: As in ``Credentials``.
     """
 
@@ -50,12 +51,12 @@ class RedisEndpoints:
 @dataclass(frozen=True)
 class Enrolled:
     """
-    What enrolling made.
+    The result of an enrolment.
 
     Args:
-        credentials: To hand over.
+        credentials: To hand over to the site.
         rules: Users and rules; of each server.
-        notes: What the operator should know.
+        notes: Notes for the operator.
     """
 
     credentials: Credentials
@@ -72,16 +73,19 @@ def enroll(
     open_server: bool = False,
 ) -> Enrolled:
     """
-    Make a client's key, Redis users and credentials, in place of those it had; and the operator's key.
+    Create a client's key, Redis users and credentials, in place of earlier ones; and the operator's key.
 
     Args:
-        max_examples: More examples than it may claim count as so many; 0: any.
-        use_acl: Whether to make the users; else somebody else has to.
-        open_server: Whether a server may let in anybody without a password.
+        store: Both servers.
+        client: Client id.
+        place: The addresses for its credentials.
+        max_examples: Largest number of examples that counts in its weight; 0: any.
+        use_acl: Create the users; without it an administrator of the server has to.
+        open_server: Allow a server whose default user needs no password.
 
     Raises:
-        ConfigError: No such client can be enrolled, or not on such a server or from this machine, or
-            we may not change users.
+        ConfigError: No such client can be enrolled, or not on such a server or from this machine, or this
+            login may not change users.
     """
     _check_name(client)
     users = Users(store.servers)
@@ -96,25 +100,26 @@ def enroll(
     if use_acl:
         users.give(rules)
         notes += _notes(users)
-    # The users first: a site whose file is not written yet is no loss, a key without users would be.
+    # Users first: after a kill in between, a key without users would lock the site out.
     _register(store, client, Enrolment(public, max_examples, _now(store), hashes), known)
     if known is not None:
-        notes.append(f"{client} was enrolled before: what it had is void")
+        notes.append(f"{client} was enrolled before: its earlier credentials are void")
     url, blob_url = (without_login(each, for_site=True) for each in (place.url, place.blob_url))
-    theirs = operator.public if operator is not None else ""
-    handed = Credentials(client, secret, url, blob_url, logins, place.tls, theirs)
-    return Enrolled(handed, rules, tuple(notes))
+    operator_key = operator.public if operator is not None else ""
+    credentials = Credentials(client, secret, url, blob_url, logins, place.tls, operator_key)
+    return Enrolled(credentials, rules, tuple(notes))
 
 
 def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
     """
-    End a client's part: nothing more of it is accepted, its jobs and its Redis users go.
+    Exclude a client: none of its messages is accepted any more, its jobs and Redis users are removed.
 
     Returns:
-        What was done, for people.
+        A line for each change.
 
     Raises:
-        ConfigError: It is not enrolled, or not by the operator of this machine, or we may not change users.
+        ConfigError: It is not enrolled, or not by the operator of this machine, or this login may not
+            change users.
     """
     known = store.control.enrolments.get(client)
     if known is None:
@@ -129,10 +134,10 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         and store.control.enrolments.pins.key is None
     ):
         raise ConfigError("--operator-key", _KEY_ELSEWHERE)
-    # This decides; all else is cleaning up, and repeated by repeating the command.
+    # This decides; the rest is clean-up, and is repeated with the command.
     if known.revoked_at:
         store.control.enrolments.pins.pin(client, known)
-        store.control.enrolments.write(client, known)  # An older one may have been put back there.
+        store.control.enrolments.write(client, known)  # An older entry may have been written back.
     else:
         known = _register(store, client, replace(known, revoked_at=_now(store)), known)
     done = [f"{client} is revoked: no update of it is accepted any more"]
@@ -147,7 +152,7 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
         done.append("its Redis users are gone, and their connections")
     elif gone:
         done.append(f"remove its Redis users: ACL DELUSER {' '.join(gone)}")
-    # Last: until its users are gone it may make others.
+    # Last: until its users are removed, the client can write new keys.
     dropped = sum(drop_keys(server, client) for server in store.each_server())
     done.append(f"its keys are removed from Redis: {dropped}")
     return done
@@ -155,7 +160,7 @@ def revoke(store: Store, client: str, use_acl: bool) -> list[str]:
 
 def unsigned(store: Store) -> dict[str, Enrolment]:
     """
-    Those on the control server that this machine has no pin of, and the operator has not signed.
+    Enrolments on the control server without the operator's signature, and without a pin on this machine.
 
     Raises:
         ConfigError: The key cannot be used.
@@ -171,13 +176,14 @@ def unsigned(store: Store) -> dict[str, Enrolment]:
 
 def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
     """
-    Sign enrolments as they are, pin them, and put back what is pinned where the control server has something else.
+    Sign and pin enrolments as they are, and write pinned ones back where the control server differs.
 
     Args:
-        found: What ``unsigned`` has found, and somebody has looked through.
+        store: Both servers.
+        found: The result of ``unsigned``, after an operator has checked it.
 
     Returns:
-        What was done, for people.
+        A line for each change.
 
     Raises:
         ConfigError: The key is on another machine, or cannot be made.
@@ -197,19 +203,19 @@ def sign_existing(store: Store, found: Mapping[str, Enrolment]) -> list[str]:
     for client, ruling in store.control.enrolments.rulings().items():
         if ruling.trouble and ruling.enrolment is not None:
             store.control.enrolments.write(client, ruling.enrolment)
-            done.append(f"{client}: {ruling.trouble}; what is pinned here is written there again")
+            done.append(f"{client}: {ruling.trouble}; the pinned entry is written back")
     return done
 
 
 def restore_users(store: Store) -> list[str]:
     """
-    Make users again that a server lost when it restarted; the healer does it.
+    Create users again that a server lost when it restarted; the healer calls this.
 
     Returns:
-        Names of those that were made.
+        Names of the created users.
 
     Raises:
-        ConfigError: We may not change users.
+        ConfigError: This login may not change users.
     """
     living = {
         client: known
@@ -229,7 +235,7 @@ def restore_users(store: Store) -> list[str]:
 
 def troubles(store: Store) -> dict[str, str]:
     """
-    Client -> what is wrong with its entry on the control server, which somebody must have changed.
+    Client -> problem of its entry on the control server, which was changed outside of enrolment.
 
     Raises:
         ConfigError: The operator's key, or a pin, cannot be used.
@@ -246,7 +252,7 @@ def _troubles(rulings: Mapping[str, Ruling]) -> dict[str, str]:
 
 
 def _strange_users(client: str, known: Enrolment | None) -> str:
-    """What is ignored of the users that an enrolment names; empty: nothing."""
+    """The users in an enrolment that are ignored, as text; empty: none."""
     try:
         client_users.hashes(client, known.users if known is not None else {})
     except StrangeUsers as exc:
@@ -256,27 +262,30 @@ def _strange_users(client: str, known: Enrolment | None) -> str:
 
 class EnrolmentMonitor:
     """
-    A machine's look at the enrolments on the control server.
+    Watches the enrolments on the control server.
 
-    What another machine of the operator has enrolled or revoked is pinned. What somebody else has changed
-    is recorded: in the log, and as an event of each run that trains.
+    Changes by another machine of the operator are pinned. Other changes are recorded in the log, and as an
+    event of each run that trains.
+
+    Args:
+        store: Both servers.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._said: dict[str, str] = {}
+        self._recorded: dict[str, str] = {}
 
     def look(self) -> None:
-        """Look, and record what is new."""
+        """Read the enrolments, and record new problems."""
         try:
             rulings = self._store.control.enrolments.rulings()
             self._store.control.enrolments.pins.adopt(rulings)
             found = _troubles(rulings)
         except ConfigError as exc:
-            log.error("nobody can say who is enrolled: %s", exc)
+            log.error("the enrolments cannot be read: %s", exc)
             return
-        news = {client: why for client, why in found.items() if self._said.get(client) != why}
-        self._said = found
+        news = {client: why for client, why in found.items() if self._recorded.get(client) != why}
+        self._recorded = found
         for client, why in news.items():
             log.warning("the entry of %s in %s: %s", client, keyspace.ENROLLED, why)
         for state in self._store.control.runs.living() if news else ():
@@ -303,14 +312,14 @@ def _check_closed(users: Users) -> None:
     if users.open_to_all():
         raise ConfigError(
             "--open-server",
-            "the server's default user needs no password, so users and passwords bar nobody: give it one "
+            "the server's default user needs no password, so users and passwords keep no client out: give it one "
             "(`ACL SETUSER default on '>PASSWORD'`, and requirepass or an aclfile), or give --open-server "
-            "if nobody else can reach the server",
+            "if only your machines can reach the server",
         )
 
 
 def _check_key(store: Store, client: str) -> None:
-    """Refuse to make an operator's key where there must be one already. Raises ConfigError."""
+    """Refuse to create an operator's key where one must exist already. Raises ConfigError."""
     if store.state_dir is None or not store.control.enrolments.pins.lacks_key:
         return
     others = {name: known for name, known in unsigned(store).items() if name != client}
@@ -329,9 +338,9 @@ def _now(store: Store) -> float:
 
 
 def _register(store: Store, client: str, made: Enrolment, before: Enrolment | None) -> Enrolment:
-    """Sign, pin and write an enrolment. Args: ``before``: what counted so far."""
+    """Sign, pin and write an enrolment. Args: ``before``: the one in force so far."""
     signed = store.control.enrolments.pins.signed(client, made, before)
-    # The pin first: from here on it counts on this machine, whatever becomes of the entry.
+    # The pin first: it holds on this machine even if the entry is lost or changed.
     store.control.enrolments.pins.pin(client, signed)
     store.control.enrolments.write(client, signed)
     return signed
@@ -341,7 +350,7 @@ def _notes(users: Users) -> list[str]:
     if users.save():
         return []
     return [
-        "the server has no aclfile: after a restart of it, a healer that may use ACL makes the users "
+        "the server has no aclfile: after a restart of it, a healer that may use ACL creates the users "
         "again within half a minute; with an aclfile they stay"
     ]
 
@@ -360,6 +369,6 @@ def _drop_jobs(store: Store, client: str) -> list[str]:
             run, {"event": "client_revoked", "round": current.number, "client": client}
         )
         done.append(
-            f"run {name}: its job of round {current.number} is dropped; nobody waits for it"
+            f"run {name}: its job of round {current.number} is dropped; the round does not wait for it"
         )
     return done

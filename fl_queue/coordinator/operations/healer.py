@@ -1,10 +1,10 @@
 """
-The healer: the only repairer. Once a second, one at a time by a lease, it looks for what died.
+Recovery loop. Once per second, under a lease, it repairs what dead processes left of each run.
 
-Jobs whose worker is dead get a new attempt; elements held by a dead aggregator go back to the
-results list; time is counted; models the data server lost come back from checkpoints; ``advance``
-is called; what comes after a run has ended is recorded and removed. Everything it does is a
-compare-and-set, so a second one at work does no harm.
+Jobs whose worker is dead get a new attempt; messages held by a dead aggregator return to the results list;
+time is counted; models that the data server lost are restored from checkpoints; ``advance`` is called;
+updates that come after a run has ended are recorded and removed. Every repair is a compare-and-set, so a
+second healer at work does no harm.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies.base import state_manifest
 
 log = logging.getLogger(__name__)
@@ -50,12 +52,12 @@ _ITS_OWN = ("failed", NO_EFFECT)
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
 SWEPT_S = 30.0
-#: A look that takes longer than this extends the lease, and notes who is there, on its way.
-GO_ON_S = 1.0
-#: A healer without a checkpoint that is needed gives way for so long, and no more often than that.
-GIVE_WAY_S = 3.0
-GIVE_WAY_EVERY_S = 20.0
-PRUNED = "superseded and removed before the evaluator came to it; start another evaluator, or raise model.keep_versions"
+#: A tick that takes longer than this extends the lease, and records heartbeats, in between.
+EXTEND_S = 1.0
+#: A healer that lacks a needed checkpoint yields for this long, and no more often than that.
+YIELD_S = 3.0
+YIELD_EVERY_S = 20.0
+PRUNED = "superseded and removed before it was evaluated; start another evaluator, or raise model.keep_versions"
 
 
 class Healer:
@@ -63,36 +65,39 @@ class Healer:
     Repairs all runs.
 
     Args:
-        state_dir: Where this machine's checkpoints are.
-        hurry: An operator asks: what looks dead is tried again now, without any grace or pause.
+        store: Both servers.
+        state_dir: This machine's folder; checkpoints are below it.
+        immediate: Retry dead jobs now, without any grace or pause: for the commands of an operator.
     """
 
-    def __init__(self, store: Store, state_dir: Path, hurry: bool = False) -> None:
+    def __init__(self, store: Store, state_dir: Path, immediate: bool = False) -> None:
         self.store = store
         self.state_dir = state_dir
-        self.hurry = hurry
+        self.immediate = immediate
         self.done: list[str] = []
         self.token = secrets.token_hex(8)
-        self.watch = dead_jobs.JobMonitor(store, 0.0, 0.0) if hurry else dead_jobs.JobMonitor(store)
+        self.watch = (
+            dead_jobs.JobMonitor(store, 0.0, 0.0) if immediate else dead_jobs.JobMonitor(store)
+        )
         self._stalled = stalled_clients.StallDetector(store)
         self._missed = missed_updates.MissedUpdates(store)
         self._dead_since: dict[str, float] = {}
         self._resting = resting_runs.RestingRuns(store)
-        #: Run -> when its evaluations were looked at.
+        #: Run -> time of the last look at its evaluations.
         self._evaluations_at: dict[str, float] = {}
         self._swept_at = self._tidied_at = 0.0
         self._may_restore = True
         self._enrolments = enrolment.EnrolmentMonitor(store)
-        #: Whether the lease is held, and when that was written last.
+        #: Whether the lease is held, and the time of its last extension.
         self._is_ours = False
         self._held_at = 0.0
         self._lacks_checkpoint = False
-        #: When this healer may hold the lease again, after it gave way to another.
-        self._back_at = -GIVE_WAY_EVERY_S
+        #: Time from which this healer may hold the lease again, after it has yielded.
+        self._back_at = -YIELD_EVERY_S
 
     def tick(self) -> None:
         """
-        One look at every run, unless another healer is at work.
+        Repair every run, unless another healer is at work.
 
         Raises:
             StoreUnavailable: Try again at the next tick.
@@ -101,39 +106,43 @@ class Healer:
         if time.monotonic() < self._back_at or not self._hold():
             return
         for run in self._resting.awake(list(self.store.control.runs.names().values())):
-            try:
-                self.heal(run)
-            except Exception as exc:
-                if classify(exc) is not None:
-                    raise
-                # One run in trouble (deleted under our hands, say) must not keep us from the others.
-                complaint.say(exc, f"run={run} ")
-            self._go_on()
+            self._attempt(partial(self.heal, run), f"run={run} ")
+            self._extend()
             if not self._is_ours:
                 return
         if time.monotonic() - self._swept_at > SWEPT_S:
             self._sweep()
             self._swept_at = time.monotonic()
         self._report_unreadable()
-        self._give_way()
+        self._yield_lease()
 
     def _sweep(self) -> None:
-        """What is done now and then, each whatever became of the others."""
-        chores: list[Callable[[], None]] = [
-            lambda: rq_cleanup.sweep(self.store, self._go_on),
-            lambda: deletion.sweep(self.store, self.state_dir),
-            self._restore_users,
-        ]
-        for chore in chores:
-            try:
-                chore()
-            except Exception as exc:
-                if classify(exc) is not None:
-                    raise
-                complaint.say(exc)
+        """Do the occasional chores; an error in one does not keep the others from their turn."""
+        self._attempt(lambda: rq_cleanup.sweep(self.store, self._extend))
+        self._attempt(lambda: deletion.sweep(self.store, self.state_dir))
+        self._attempt(self._restore_users)
+
+    @staticmethod
+    def _attempt(work: Callable[[], None], label: str = "") -> None:
+        """
+        Do one piece of work; log an error in it, so that it does not keep the healer from the rest.
+
+        Raises:
+            StoreUnavailable: A server is away: the whole tick ends.
+            JobTimeoutException: RQ ends the job in which this runs.
+        """
+        try:
+            work()
+        except TimedOut:
+            raise
+        # Any other error: a run's records are foreign data, and a run may be deleted meanwhile.
+        except Exception as exc:
+            if classify(exc) is not None:
+                raise
+            complaint.say(exc, label)
 
     def _report_unreadable(self) -> None:
-        """Somebody has written to Redis what cannot be read: the run's events have it, once."""
+        """Add an event for each entry in Redis that cannot be read, once."""
         for entry, why in self.store.control.unreadable.to_report().items():
             run = keyspace.run_of(entry.key)
             if run is not None:
@@ -141,14 +150,14 @@ class Healer:
                 self.store.control.events.add(run, event | {"reason": why})
 
     def _tidy_here(self) -> None:
-        """Each machine's own disk, whoever heals."""
+        """Clean up this machine's disk, whether it holds the lease or not."""
         if time.monotonic() - self._tidied_at > SWEPT_S:
             deletion.sweep_here(self.store, self.state_dir)
             self._enrolments.look()
             self._tidied_at = time.monotonic()
 
     def _hold(self) -> bool:
-        """Take or extend the lease, and note who is there; False when another healer is at work."""
+        """Take or extend the lease, and record heartbeats; False when another healer is at work."""
         process = {"process": processes.process_identity(), "pid": os.getpid()}
         self._is_ours = self.store.control.leases.hold(
             keyspace.HEALER, self.token, LEASE_S, process
@@ -158,83 +167,96 @@ class Healer:
             self._held_at = time.monotonic()
         return self._is_ours
 
-    def _go_on(self) -> None:
-        """In the middle of a long look: the lease does not run out, and work is no silence of ours."""
-        if self._is_ours and time.monotonic() - self._held_at >= GO_ON_S:
+    def _extend(self) -> None:
+        """Extend the lease in the middle of a long tick, so that it is not taken for a dead healer's."""
+        if self._is_ours and time.monotonic() - self._held_at >= EXTEND_S:
             self._hold()
 
-    def _give_way(self) -> None:
+    def _yield_lease(self) -> None:
         """
-        Let the healer of another machine look, if a model is lost that this one has no checkpoint of.
+        Leave the lease to another machine's healer, if a lost model has no checkpoint on this machine.
 
-        With a single machine nobody comes, and this one goes on.
+        With a single machine no other healer takes it, and this one continues.
         """
         if not self._lacks_checkpoint:
             return
         self._lacks_checkpoint = False
-        if time.monotonic() >= self._back_at + GIVE_WAY_EVERY_S:
-            log.warning("another machine's healer may have the checkpoint: it has %g s", GIVE_WAY_S)
+        if time.monotonic() >= self._back_at + YIELD_EVERY_S:
+            log.warning("another machine's healer may have the checkpoint: it has %g s", YIELD_S)
             self.leave()
-            self._back_at = time.monotonic() + GIVE_WAY_S
+            self._back_at = time.monotonic() + YIELD_S
 
     def _restore_users(self) -> None:
-        """A server that has restarted may have forgotten the users of enrolled clients."""
+        """Create the Redis users of enrolled clients again that a server lost when it restarted."""
         if not self._may_restore:
             return
         try:
             made = enrolment.restore_users(self.store)
         except ConfigError as exc:
             self._may_restore = False
-            log.warning("Redis users of enrolled clients are not looked after: %s", exc)
+            log.warning("Redis users of enrolled clients cannot be restored: %s", exc)
             return
         if made:
-            log.warning("Redis users that the server had lost are made again: %s", ", ".join(made))
+            log.warning("Redis users that the server had lost are restored: %s", ", ".join(made))
 
     def leave(self) -> None:
-        """Let another healer take over at once."""
+        """Release the lease, so that another healer takes over at once."""
         self.store.control.leases.release(keyspace.HEALER, self.token)
 
     def heal(self, run: str) -> None:
-        """Repair one run, whoever holds the lease; ``done`` then has a line for each repair."""
+        """Repair one run, with or without the lease; ``done`` then has a line for each repair."""
         self.done.clear()
         state = self.store.control.runs.get(run)
         if state is None:
             return
         if not state.active:
-            waiting = self._heal_evaluations(state)
-            self._stalled.forget(run)
-            self._missed.forget(run)
-            self.store.data.taken.give_back(run, self.store.control.runs.fence(run))
-            late_updates.drain(self.store, state)
-            PartialSumStore(self.store, run).drop(state.round)
-            self.store.data.admission.forget_turns(run, state.round)
-            last = self.store.control.rounds.get(run, state.round)
-            self.store.data.admission.forget(run, last.cohort if last else ())
-            if not self.store.data.results.count(run):
-                self._resting.rest(
-                    run, resting_runs.EVALUATIONS_S if waiting else resting_runs.LOOK_AT_ALL_S
-                )
+            self._clean_up_ended(state)
             return
         if time.monotonic() - self._evaluations_at.get(run, 0.0) >= resting_runs.EVALUATIONS_S:
             self._evaluations_at[run] = time.monotonic()
             self._heal_evaluations(state)
         current = self.store.control.rounds.newest_open(state)
         if current is not None:
-            lifecycle.count_time(self.store, run, current.number)
-            self._give_back(run, current)
-            failpoints.failpoint("heal.given-back")
-            self._restore_model(run, current.base_digest, current.segment, current.download)
-            for digest in current.server_state.values():
-                self._restore_model(run, digest, current.segment, is_state=True)
-            for version in job_origins.versions(current):
-                entry = self.store.control.versions.get(run, version)
-                download = entry.get("download", "")
-                self._restore_model(run, entry.get("digest", ""), current.segment, download)
-            self._follow_data_server(run, current)
-            self._heal_jobs(run, current)
-            self._pass_over(run, current)
-            failpoints.failpoint("heal.healed")
+            self._heal_round(run, current)
         lifecycle.advance(self.store, run)
+
+    def _heal_round(self, run: str, current: RoundState) -> None:
+        """Repair an open round: its time, messages, models and jobs."""
+        lifecycle.count_time(self.store, run, current.number)
+        self._give_back(run, current)
+        failpoints.failpoint("heal.given-back")
+        self._restore_models(run, current)
+        self._follow_data_server(run, current)
+        self._heal_jobs(run, current)
+        self._skip_stalled_clients(run, current)
+        failpoints.failpoint("heal.healed")
+
+    def _clean_up_ended(self, state: RunState) -> None:
+        """Record late updates of a run that is not training, and remove the rest of its rounds."""
+        run = state.run_id
+        waiting = self._heal_evaluations(state)
+        self._stalled.forget(run)
+        self._missed.forget(run)
+        self.store.data.taken.give_back(run, self.store.control.runs.fence(run))
+        late_updates.drain(self.store, state)
+        PartialSumStore(self.store, run).drop(state.round)
+        self.store.data.admission.forget_turns(run, state.round)
+        last = self.store.control.rounds.get(run, state.round)
+        self.store.data.admission.forget(run, last.cohort if last else ())
+        if not self.store.data.results.count(run):
+            self._resting.rest(
+                run, resting_runs.EVALUATIONS_S if waiting else resting_runs.LOOK_AT_ALL_S
+            )
+
+    def _restore_models(self, run: str, current: RoundState) -> None:
+        """Restore the models and the strategy's state that a round's clients fetch."""
+        self._restore_model(run, current.base_digest, current.segment, current.download)
+        for digest in current.server_state.values():
+            self._restore_model(run, digest, current.segment, is_state=True)
+        for version in job_origins.versions(current):
+            entry = self.store.control.versions.get(run, version)
+            download = entry.get("download", "")
+            self._restore_model(run, entry.get("digest", ""), current.segment, download)
 
     def _give_back(self, run: str, current: RoundState) -> None:
         moved = self.store.data.taken.give_back(run, current.fence)
@@ -244,7 +266,7 @@ class Healer:
     def _restore_model(
         self, run: str, digest: str, segment: int, download: str = "", is_state: bool = False
     ) -> bool:
-        """Whether a model is on the data server, perhaps from now on."""
+        """Whether a model is on the data server, after restoring it if it was lost."""
         manifest = self.store.control.versions.manifest(run)
         if manifest is None or not digest:
             return False
@@ -259,14 +281,14 @@ class Healer:
                     digest[:12],
                 )
         except CheckpointError as exc:
-            # The round ends by its rule if no machine has it.
+            # If no machine has the checkpoint, the round ends by its closing rule.
             self._lacks_checkpoint = True
             log.error("run=%s %s", run, exc)
             return False
         return True
 
     def _follow_data_server(self, run: str, current: RoundState) -> None:
-        """After the data server lost its content, everybody is asked again (outbox first)."""
+        """Ask all clients again after the data server lost its content; their outboxes have the updates."""
         identity = self.store.data.identity()
         if identity == current.data_server:
             return
@@ -277,7 +299,7 @@ class Healer:
             for who, ticket in tickets.items()
             if who != identifiers.AGGREGATOR and who not in revoked
         }
-        # It raises when it is not known of each that it was asked; then the next look asks again.
+        # It raises if a job was not published for certain; then the next tick asks again.
         self._replace(keyspace.round_jobs(run, current.number), asked)
         self.store.control.rounds.set_data_server(run, current.number, identity)
         self._report(run, current, "the data server restarted: clients asked again")
@@ -302,10 +324,10 @@ class Healer:
         )
 
     def _unanswered(self, run: str, current: RoundState) -> dict[str, JobTicket]:
-        """The newest jobs of those who still have to answer, by whose they are."""
+        """Client, group or ``aggregator`` -> its newest job, of those that have not answered."""
         receipts = self.store.control.receipts.of_round(run, current.number)
         tickets = dispatch.tickets(self.store, run, current.number)
-        # The job of somebody who was revoked was dropped with it.
+        # The jobs of revoked clients were dropped with them.
         revoked = self.store.control.enrolments.revoked(tickets)
         asked = [
             (who, receipts.get(client), ticket)
@@ -323,10 +345,10 @@ class Healer:
     def _why_again(
         self, run: str, current: RoundState, finished: Sequence[JobTicket]
     ) -> dict[str, str]:
-        """Job id -> why it is wanted again, of those that have ended though their round is open."""
+        """Job id -> reason for a new attempt, of jobs that have ended though their round is open."""
         left = dispatch.all_awaited(self.store, finished)
         reasons = {
-            # The next attempt finds the answer in the outbox, and what was decided.
+            # The next attempt finds the update in the outbox, and the decision beside it.
             job: "was waiting for its site, which has decided"
             for job, found in left.items()
             if found is not None and found.decided
@@ -339,8 +361,8 @@ class Healer:
         again |= self._missed.look(run, current, others)
         return reasons | dict.fromkeys(again, NO_EFFECT)
 
-    def _pass_over(self, run: str, current: RoundState) -> None:
-        """Nobody waits any more for a client that asked for room and sends nothing."""
+    def _skip_stalled_clients(self, run: str, current: RoundState) -> None:
+        """Let other clients send before one that asked for room and sends nothing."""
         for client, held_s in self._stalled.look(run, current).items():
             event = {"event": "client_stalled", "round": current.number, "client": client}
             log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
@@ -369,23 +391,23 @@ class Healer:
             dispatch.forget(self.store, ticket)
 
     def _is_due(self, ticket: JobTicket, reason: str | None) -> bool:
-        """Whether a dead job is to be tried again now: at once, but slower when it keeps failing."""
+        """Whether a dead job is retried now: at once, and after a pause when it keeps failing."""
         if reason is None:
             self._dead_since.pop(ticket.job, None)
             return False
         since = self._dead_since.setdefault(ticket.job, time.monotonic())
-        # Memory that was too little is too little at once again.
+        # A job that ran out of memory does so again at once.
         quick = 0 if OUT_OF_MEMORY in reason else QUICK_ATTEMPTS
         slow = max(0, ticket.attempt - quick) if reason.startswith(_ITS_OWN) else 0
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** min(slow, 10) - 1.0)
-        return self.hurry or time.monotonic() - since >= pause_s
+        return self.immediate or time.monotonic() - since >= pause_s
 
     def _replace(self, key: str, due: Mapping[str, JobTicket]) -> dict[str, JobTicket]:
-        """Publish new attempts; returns field -> new ticket, of those that were."""
+        """Publish new attempts; returns field -> new ticket, of those that were published."""
         replaced: dict[str, JobTicket] = {}
         for some in batches(due.items()):
             replaced |= dispatch.replace_all(self.store, key, dict(some))
-            self._go_on()
+            self._extend()
             for _, ticket in some:
                 self._dead_since.pop(ticket.job, None)
         return replaced
@@ -394,5 +416,5 @@ class Healer:
         self.done += repairs
         for what in repairs:
             log.warning("run=%s round=%s healed: %s", run, current.number, what)
-        told = [{"event": "healed", "round": current.number, "what": what} for what in repairs]
-        self.store.control.events.add_many(run, told)
+        events = [{"event": "healed", "round": current.number, "what": what} for what in repairs]
+        self.store.control.events.add_many(run, events)

@@ -1,9 +1,9 @@
 """
-Clients whose job has finished and whose answer is nowhere: they are asked again.
+Find clients whose job has finished and whose update is lost, so that they are asked again.
 
-What a finished job pushed is in the results list, on a taken list, or has a receipt. So once everything
-that was taken has been looked at, who has no receipt has lost the answer: with the data server, or before
-another one was known. The next attempt finds it in the outbox.
+The update of a finished job is in the results list, on a taken list, or has a receipt. Once all taken
+messages are processed, a client without a receipt has lost its update with the data server. The next attempt
+finds it in the outbox.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fl_queue.protocol import virtual_clients
 from fl_queue.store import RoundState, Store
 from fl_queue.store.jobs.dispatch import JobTicket
 
-#: An aggregator that has taken elements and written no receipt for so long (counted time of the round)
-#: has looked at all of them. If it was only slow, the answer comes twice and counts once.
+#: An aggregator that has taken messages and written no receipt for this long (counted time of the round)
+#: has processed them all. If it was only slow, the update comes twice and counts once.
 LOOKED_AT_S = 10.0
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Of a run: its round, what was held and the receipts there were, since when by counted time."""
+    """The counts of a run at the last change: its round, taken messages and receipts, and the counted time."""
 
     number: int
     held: int
@@ -31,7 +31,7 @@ class _Seen:
 
 
 class MissedUpdates:
-    """Args: ``store``: both servers."""
+    """Finds jobs that finished although their update was lost. Args: ``store``: both servers."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -39,17 +39,17 @@ class MissedUpdates:
 
     def look(self, run: str, current: RoundState, finished: Sequence[JobTicket]) -> set[str]:
         """
-        The ids of those jobs whose clients have to be asked again.
+        Ids of the jobs whose clients have to be asked again.
 
         Args:
-            finished: Jobs of the round that have finished, read before this is called, so that what
-                they pushed had been pushed. Those of them that have an answer by now are left out.
+            finished: Jobs of the round that have finished, read before this call, so that their updates
+                have been pushed. Jobs whose client has a receipt by now are left out.
         """
         if not finished:
             return set()
         data = self._store.data
         waiting, held = data.results.count(run), data.taken.count(run, current.fence)
-        # Last: what was neither waiting nor held has its receipt by now, or is lost.
+        # Read last: a message that was neither waiting nor taken has its receipt by now, or is lost.
         receipts = self._store.control.receipts.of_round(run, current.number)
         seen = self._runs.get(run)
         now = _Seen(current.number, held, len(receipts), current.elapsed_s)
@@ -70,5 +70,5 @@ class MissedUpdates:
         }
 
     def forget(self, run: str) -> None:
-        """A run that is not training any more."""
+        """Forget a run that is not training any more."""
         self._runs.pop(run, None)

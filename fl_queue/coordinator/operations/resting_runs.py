@@ -1,8 +1,8 @@
 """
-Runs that have ended and of which nothing is left to do: the healer does not look at them each second.
+Ended runs without work left: the healer does not look at them each second.
 
-A run is completed once and kept for months, so what it costs counts. Of one at rest the healer reads its
-state, and now and then whether something has come of it since; looked at whole, it is rarely.
+An ended run may stay in Redis for months, so its cost counts. Of a resting run the healer reads the state,
+sometimes the length of its results list, and rarely everything.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from dataclasses import dataclass, field
 
 from fl_queue.store import Store, ask_many, keyspace
 
-#: Late updates of an ended run lie in its results list for so long at most.
+#: Late updates of an ended run stay in its results list this long at most, seconds.
 LOOK_S = 10.0
-#: Whatever else there may be: what a dead aggregator held, say.
+#: Everything of a resting run is looked at this often, seconds: a dead aggregator may hold messages of it.
 LOOK_AT_ALL_S = 600.0
-#: Evaluations of an ended run wait for an evaluator that nobody may have started.
+#: Evaluations of an ended run may wait for an evaluator that is not started yet, seconds.
 EVALUATIONS_S = 5.0
 
 
 @dataclass
 class RestingRuns:
     """
-    Which runs are at rest. What it forgets is looked at once more.
+    The runs at rest; a run that it does not know is awake.
 
     Args:
         store: Both servers.
     """
 
     store: Store
-    #: Run -> when it is to be looked at again, whatever comes.
+    #: Run -> time at which it is looked at again in any case.
     _until: dict[str, float] = field(default_factory=dict)
     _looked_at: float = 0.0
 
     def rest(self, run: str, for_s: float = LOOK_AT_ALL_S) -> None:
-        """A run has ended, and all is done of it that can be done now."""
+        """Let an ended run rest: no work on it is left now."""
         self._until[run] = time.monotonic() + for_s
 
     def awake(self, runs: Sequence[str]) -> list[str]:
-        """Those of all living runs that have to be looked at."""
+        """The runs that have to be looked at. Args: ``runs``: all living runs."""
         now = time.monotonic()
         states = ask_many(
             self.store.control.redis, runs, lambda pipe, run: pipe.hget(keyspace.run(run), "state")

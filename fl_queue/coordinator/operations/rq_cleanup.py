@@ -1,8 +1,8 @@
 """
-What RQ's keys keep of jobs and workers that ended long ago, or died without saying so, is removed.
+Remove entries in RQ's keys of jobs and workers that ended long ago, or died.
 
-RQ's own maintenance would turn finished jobs into failed ones and run jobs twice; this removes names
-only, of jobs that no longer exist. A queue that holds nothing is forgotten: its next job names it again.
+RQ's own maintenance would turn finished jobs into failed ones and run jobs twice; this removes only the names
+of jobs that no longer exist. An empty queue is forgotten: its next job adds it again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ MOST_A_SWEEP = 1_000
 
 def sweep(store: Store, pause: Callable[[], None] = lambda: None) -> None:
     """
-    Remove what is left of jobs and workers that are gone.
+    Remove the entries of jobs and workers that are gone.
 
     Args:
-        pause: Called now and then: there may be ten thousand queues.
+        pause: Called between batches: there may be ten thousand queues.
     """
     connection = store.control.redis
     for key in (_QUEUES, _WORKERS):
@@ -48,7 +48,7 @@ def sweep(store: Store, pause: Callable[[], None] = lambda: None) -> None:
 
 
 def sweep_queues(store: Store, queue_names: Iterable[str]) -> None:
-    """The same of some queues, in a few round trips for all of them."""
+    """Clean up some queues, in a few round trips for all of them."""
     connection = store.control.redis
     kinds: dict[str, bytes] = {}
     keys_of: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def sweep_queues(store: Store, queue_names: Iterable[str]) -> None:
         kinds |= dict.fromkeys(lists, b"list") | dict.fromkeys(registries, b"zset")
         keys_of[lists[0]] = [*lists, *registries]
     _mend(connection, kinds)
-    # The jobs in a queue itself are somebody's to come; see ``dead_jobs``.
+    # Jobs in the queue itself still run; see ``dead_jobs``.
     looked_at = [(key, kind) for key, kind in kinds.items() if key not in keys_of]
     _forget_jobs(connection, looked_at)
     store.control.queues.forget_idle_queues(_QUEUES, keys_of)

@@ -1,8 +1,8 @@
 """
-Clients that ask for room on the data server and then send nothing: the others stop waiting for them.
+Detect clients that ask for room on the data server and then send nothing: others stop waiting for them.
 
-The operator's side decides it, by counted time: what a client says of itself ends when it likes. The
-healer looks once a second; what it remembers it can forget, and then it takes so much longer.
+The operator's side decides this, by counted time: a client could extend its own claim without end. The
+healer looks once a second; if it restarts, its counts start again from zero.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from fl_queue.coordinator.rounds.deadlines import SLOWEST_BYTES_PER_S
 from fl_queue.protocol.records import Receipt
 from fl_queue.store import RoundState, Store, admission, size_of
 
-#: A client may hold room for so long, and for its update's size at the rate, before others go first.
+#: A client may hold room this long, plus the time to send its update, before others go first.
 PATIENCE_S = 20.0
-#: Whatever it says its size is: models beside the parameters travel with some strategies.
+#: Largest update that is allowed for, in models: some strategies send more than the parameters.
 _MOST_MODELS = 2
-#: Of a longer time in which nobody looked nothing is known.
+#: Longest time between two looks that is counted: during a longer one no healer was at work.
 _LONGEST_LOOK_S = 3.0
 
 
 @dataclass
 class _Seen:
-    """One run. Args: ``at_s``: counted time of the round at the last look; ``held_s``: by client."""
+    """The state of one run. Args: ``at_s``: counted time of the round at the last look; ``held_s``: by client."""
 
     number: int
     at_s: float
     held_s: dict[str, float] = field(default_factory=dict)
-    #: Who was passed over in this round, and in the one before it.
+    #: Clients that were skipped in this round, and in the one before it.
     passed: set[str] = field(default_factory=set)
     before: set[str] = field(default_factory=set)
 
 
 class StallDetector:
-    """Watches who holds room. Args: ``store``: both servers."""
+    """Watches the claims for room. Args: ``store``: both servers."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -43,15 +43,15 @@ class StallDetector:
 
     def look(self, run: str, current: RoundState) -> dict[str, float]:
         """
-        Have those pass who wait for a client that holds room for too long and has sent nothing.
+        Skip the claims of clients that have held room too long and have sent nothing.
 
-        Who did so in the round before has no time in this one.
+        A client that was skipped in the round before is skipped at once.
 
         Returns:
-            Client -> seconds it held room, of those that others go before from now on.
+            Client -> seconds it held room, of those that are skipped from now on.
         """
         if current.purpose != "train" or current.groups:
-            return {}  # Pools are the operator's own.
+            return {}  # Pools belong to the operator.
         seen = self._seen(run, current)
         looked_s = min(current.elapsed_s - seen.at_s, _LONGEST_LOOK_S)
         seen.at_s = current.elapsed_s
@@ -75,7 +75,7 @@ class StallDetector:
         return passed
 
     def forget(self, run: str) -> None:
-        """A run that is not training any more."""
+        """Forget a run that is not training any more."""
         self._runs.pop(run, None)
 
     def _seen(self, run: str, current: RoundState) -> _Seen:
@@ -87,7 +87,7 @@ class StallDetector:
         return known
 
     def _is_at_work(self, run: str, current: RoundState) -> bool:
-        """Whether updates that were sent are taken: else it is not the clients' fault."""
+        """Whether sent updates are taken: if not, waiting is not the clients' fault."""
         data = self._store.data
         return not data.results.count(run) or data.taken.is_owned(run, current.fence)
 
@@ -98,7 +98,7 @@ class StallDetector:
 
 
 def _has_sent(receipts: Mapping[str, Receipt], client: str, claim: bytes) -> bool:
-    """Whether the update a client holds room for has come: that room is given back when it is merged."""
+    """Whether the update of a claim has come: its room is released when it is merged."""
     found = (receipts.get(client), receipts.get(f"{client}:duplicate"))
     return any(
         receipt is not None

@@ -1,5 +1,5 @@
 """
-Recomputing a round from its kept updates, and comparing digests; and checking who has signed these updates.
+Recompute a round from its archived updates and compare digests; check the signatures of these updates.
 
 The model is a function of base, cohort and accepted set; the history records all three. No torch.
 """
@@ -22,10 +22,11 @@ from fl_queue.models import update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import operator_key, signing, tensor_layout
+from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Enrolment, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import load_strategy
-from fl_queue.strategies.base import RoundInfo
+from fl_queue.strategies.base import RoundInfo, Strategy
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,18 @@ class Verdict:
     One round's verification.
 
     Args:
-        result: ``same``; ``different``: the recomputed digest is another one; ``forged``: a kept update
-            is not signed by the client whose it should be; ``unknown``: what it takes is not there any more.
-        reason: Says why, for the last three.
+        round: Number of the round.
+        version: The version that it made.
+        result: ``same``; ``different``: the recomputed digest differs; ``forged``: an archived update is not
+            signed by its client; ``unknown``: the base or an update is not there any more.
+        digest: Digest of the version, as recorded.
+        reason: The reason, for the last three.
         recomputed: Digest of the recomputed version; empty when unknown.
         signed: Clients whose signature holds, sorted.
-        unsigned: Clients whose update was kept without a signature, sorted: it was not signed, or kept by a
-            release that kept none.
-        unproven: Client -> why nobody can tell whether its signature holds.
-        forged: Client -> what is wrong with its signature.
+        unsigned: Clients whose update was archived without a signature, sorted: it was not signed, or
+            archived by a release that stored none.
+        unproven: Client -> why its signature cannot be checked.
+        forged: Client -> the fault of its signature.
     """
 
     round: int
@@ -58,7 +62,7 @@ class Verdict:
 
     @property
     def signatures(self) -> str:
-        """What was found of the signatures, in words."""
+        """The checked signatures, as text."""
         parts = [f"{len(self.signed)} signatures hold"] if self.signed else []
         if self.unsigned:
             parts.append(f"{len(self.unsigned)} updates were kept without a signature")
@@ -68,10 +72,10 @@ class Verdict:
 
 class Signatures:
     """
-    Who has signed the updates of a round.
+    Checks the signatures of a round's updates.
 
     Args:
-        store: Knows who is enrolled, and with which keys.
+        store: Has the enrolments with their keys.
         record: Of the round.
     """
 
@@ -83,7 +87,7 @@ class Signatures:
         self.forged: dict[str, str] = {}
 
     def check(self, client: str, found: ArchivedUpdate) -> None:
-        """Look at one kept update. Raises ConfigError: the operator's key, or a pin, cannot be used."""
+        """Check one archived update. Raises ConfigError: the operator's key, or a pin, cannot be used."""
         recorded = self._record.keys.get(client, "")
         if found.proof is None:
             if recorded:
@@ -109,7 +113,7 @@ class Signatures:
             )
 
     def _is_of(self, client: str, enrolment: Enrolment) -> bool:
-        """Whether a client is, or was once, enrolled with a key."""
+        """Whether a client is, or was, enrolled with a key."""
         known = self._control.enrolments.get(client)
         if known is not None and known.key == enrolment.key:
             return True
@@ -127,7 +131,10 @@ def verify(
     Recompute the committed rounds of a run, or one of them, one after the other.
 
     Args:
-        state_dir: The aggregator's, where checkpoints and kept updates are.
+        store: Both servers.
+        state: The run.
+        state_dir: The aggregator's folder; checkpoints and archived updates are below it.
+        number: Round; None: all.
         strategy_allow: Own strategies that may be loaded.
 
     Raises:
@@ -202,9 +209,13 @@ def recompute(
     Digest of the version that a round's base and accepted updates make.
 
     Args:
+        store: Both servers.
+        run: Run id.
+        state_dir: The aggregator's folder.
+        record: Of the round.
         config: The one that was in force.
         strategy_allow: Own strategies that may be loaded.
-        signatures: Learns of each update who has signed it.
+        signatures: Records for each update whether its signature holds.
 
     Raises:
         CheckpointError: The base is not there any more.
@@ -215,40 +226,63 @@ def recompute(
     manifest = store.control.versions.manifest(run)
     if manifest is None:
         raise DataError(run, "the run has no manifest")
-    w_max = largest_weight(config.aggregation)
-    found = StalenessWeights.from_dict(record.discount)
-    if found is not None:
-        w_max = found.full(w_max)
-    folder = state_dir / "gathered"
-    merge = UpdateMerger.of_round(manifest, config, record.scales, w_max, folder, record.discount)
+    merger = _merger_of(manifest, record, config, state_dir)
     for client, digest in sorted(record.accepted.items()):
         update = update_archive.read(state_dir, run, record.round, client, digest)
         signatures.check(client, update)
-        header, body = update.header, update.body
-        merge.check(header)
-        recorded, staleness = record.weights[client], record.base_version - header.base_version
-        if staleness != record.staleness.get(client, 0):
-            reason = f"made from version {header.base_version}, recorded otherwise"
-            raise MessageError(f"{client}: {reason}")
-        # What it was enrolled with then is not recorded; a weight below its claim says that it was less.
-        most = recorded if found is None else record.counted[client] // found.unit
-        added = merge.add(header, body, most, staleness)
-        if added.weight != recorded:
-            raise MessageError(f"{client}: weight {added.weight}, recorded {recorded}")
-        if added.norm != record.norms.get(client):
-            raise MessageError(f"{client}: norm {added.norm}, recorded {record.norms.get(client)}")
+        _merge_as_recorded(merger, client, update, record)
     models = ModelStore(store, run, config.redis.chunk_bytes, state_dir)
+    strategy = load_strategy(config.aggregation.strategy, config.strategy, strategy_allow)
+    return _digest_of_next(models, merger, strategy, record)
+
+
+def _merger_of(
+    manifest: Manifest, record: RoundRecord, config: RunConfig, state_dir: Path
+) -> UpdateMerger:
+    w_max = largest_weight(config.aggregation)
+    weights = StalenessWeights.from_dict(record.discount)
+    if weights is not None:
+        w_max = weights.full(w_max)
+    folder = state_dir / "gathered"
+    return UpdateMerger.of_round(manifest, config, record.scales, w_max, folder, record.discount)
+
+
+def _merge_as_recorded(
+    merger: UpdateMerger, client: str, update: ArchivedUpdate, record: RoundRecord
+) -> None:
+    """Merge an update, and compare its weight and norm with the record. Raises MessageError."""
+    header = update.header
+    merger.check(header)
+    recorded, staleness = record.weights[client], record.base_version - header.base_version
+    if staleness != record.staleness.get(client, 0):
+        reason = f"made from version {header.base_version}, recorded otherwise"
+        raise MessageError(f"{client}: {reason}")
+    # The enrolled limit of that time is not recorded: a weight below the claim shows that it was lower.
+    discount = merger.discount
+    most = recorded if discount is None else record.counted[client] // discount.unit
+    merged = merger.add(header, update.body, most, staleness)
+    if merged.weight != recorded:
+        raise MessageError(f"{client}: weight {merged.weight}, recorded {recorded}")
+    if merged.norm != record.norms.get(client):
+        raise MessageError(f"{client}: norm {merged.norm}, recorded {record.norms.get(client)}")
+
+
+def _digest_of_next(
+    models: ModelStore, merger: UpdateMerger, strategy: Strategy, record: RoundRecord
+) -> str:
+    """Compute the next version and the strategy's state, and compare the state's digests. Raises MessageError."""
+    manifest = merger.manifest
     base = models.open_body(record.base_digest, manifest)
-    strategy = config.aggregation.strategy
-    loaded = load_strategy(strategy, config.strategy, strategy_allow)
     state = models.state_arrays(record.base_server_state, manifest)
-    hashers = {name: tensor_layout.Hasher() for name in loaded.server_state}
+    hashers = {name: tensor_layout.Hasher() for name in strategy.server_state}
     sinks = {name: hasher.update for name, hasher in hashers.items()}
-    facts = RoundInfo((record.version or 0), merge.count, record.population, record.base_population)
+    facts = RoundInfo(
+        (record.version or 0), merger.count, record.population, record.base_population
+    )
     stale = rebase.stale_weights(record, manifest)
     bodies = {version: models.open_version(version, manifest) for version in stale}
     older = {version: body.view for version, body in bodies.items()}
-    pieces = merge.next_model(base.view, state, sinks, facts, loaded, older, stale)
+    pieces = merger.next_model(base.view, state, sinks, facts, strategy, older, stale)
     digest = tensor_layout.pieces_digest(pieces)
     for name, hasher in hashers.items():
         if hasher.digest != record.server_state.get(name):

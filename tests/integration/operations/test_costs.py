@@ -125,7 +125,7 @@ def test_a_long_look_is_no_silence_and_keeps_the_lease(
 ) -> None:
     ended(store, 3)
     healer, other = Healer(store, tmp_path), Healer(store, tmp_path)
-    monkeypatch.setattr(healing, "GO_ON_S", 0.0)
+    monkeypatch.setattr(healing, "EXTEND_S", 0.0)
     looked: list[str] = []
 
     def slow(self: Healer, run: str) -> None:

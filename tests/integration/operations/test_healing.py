@@ -215,7 +215,7 @@ def test_an_evaluation_whose_model_is_gone_is_given_up(
         )
         control.hset(keyspace.evaluations(run), str(version), ticket.to_json())
     control.hset(keyspace.run(run), mapping={"version": newest, "digest": f"{newest:064d}"})
-    Healer(store, tmp_path, hurry=True).heal(run)
+    Healer(store, tmp_path, immediate=True).heal(run)
     found = store.control.evaluations.all(run)
 
     assert found[0] == {"state": "failed", "reason": healer.PRUNED}

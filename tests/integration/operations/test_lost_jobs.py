@@ -91,7 +91,7 @@ def test_the_healer_tries_every_kind_of_lost_job_again(store: Store, tmp_path: P
     tickets = dispatch.tickets(store, hand.run, 1)
     for ticket in (*tickets.values(), evaluation):
         started(store, ticket, job="")
-    healer.Healer(store, tmp_path, hurry=True).heal(hand.run)
+    healer.Healer(store, tmp_path, immediate=True).heal(hand.run)
 
     again = dispatch.tickets(store, hand.run, 1)
     assert {who: ticket.attempt for who, ticket in again.items()} == dict.fromkeys(tickets, 2)

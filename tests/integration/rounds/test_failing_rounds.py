@@ -50,7 +50,7 @@ def attempt(hand: ManualRun) -> str:
     except (MergeFailed, CheckpointError) as exc:
         hand.store.control.redis.hset(FLJob.key_for(job), "status", "failed")
         hand.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
-        Healer(hand.store, hand.folder, hurry=True).heal(hand.run)
+        Healer(hand.store, hand.folder, immediate=True).heal(hand.run)
         return str(exc)
 
 

@@ -107,7 +107,7 @@ def test_a_group_is_replaced_until_all_its_members_have_answered(
         dispatch.forget(store, dispatch.tickets(store, run, 1)[who])  # Their process has died.
 
     lines = diagnosis.why_open(store, state)
-    Healer(store, tmp_path, hurry=True).heal(run)
+    Healer(store, tmp_path, immediate=True).heal(run)
     attempts = {who: t.attempt for who, t in dispatch.tickets(store, run, 1).items()}
 
     assert attempts["group-0"] == 1

@@ -218,7 +218,7 @@ def test_hostile_hashes_in_place_of_a_rounds_jobs_stop_neither_healer_nor_comman
 ) -> None:
     hand = ManualRun(store, tmp_path, "ab", 10)
     where = ["--redis-url", store.servers.url, "--blob-url", store.servers.blob_url, "--state-dir", str(tmp_path)]  # fmt: skip
-    healer = Healer(store, tmp_path, hurry=True)
+    healer = Healer(store, tmp_path, immediate=True)
 
     def ask(*words: str) -> Any:
         return CliRunner().invoke(cli, [*words, *where], standalone_mode=False)

@@ -56,7 +56,7 @@ def test_whatever_a_client_makes_of_its_keys_the_healer_goes_on(
         "flq:worker:a_00",
     ]
     spoil(store.control.redis, *keys, *own)
-    healer = Healer(store, tmp_path, hurry=True)
+    healer = Healer(store, tmp_path, immediate=True)
     healer.tick()
     rq_cleanup.sweep(store)
     healer.tick()
@@ -78,7 +78,7 @@ def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_p
     state = runs.start_run(store, "r", loading.load("mnist-3v7", ("round.cohort=1",), {}), 1)
     lifecycle.advance(store, state.run_id)
     assert store.control.rounds.get(state.run_id, 0) is not None
-    Healer(store, tmp_path, hurry=True).tick()
+    Healer(store, tmp_path, immediate=True).tick()
 
     newest = dispatch.tickets(store, state.run_id, 0)["a"].job
     assert newest in dispatch.queued(store, keyspace.client_queue("a"))
