@@ -49,7 +49,7 @@ _GIVES = {
     "score_histograms": ("auc",),
     "logit_histograms": ("auc",),
 }
-#: Classes up to which there is a confusion matrix: a header takes ``header_schema.MAX_MAP_ITEMS`` values.
+#: Classes up to which there is a confusion matrix: a header takes ``header.MAX_MAP_ITEMS`` values.
 MAX_CLASSES = 60
 MAX_KEYS = 64
 MAX_KEY_LENGTH = 100

@@ -46,8 +46,7 @@ from fl_queue.models import host_cache
 from fl_queue.models.initial import initial_arrays
 from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec
-from fl_queue.protocol.header import Header
-from fl_queue.protocol.header_schema import MAX_TEXT
+from fl_queue.protocol.header import MAX_TEXT, Header
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut

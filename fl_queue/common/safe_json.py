@@ -1,5 +1,5 @@
 """
-JSON that anybody may have written -> plain values and records of checked types. No Redis here.
+JSON of other processes -> plain values and records of checked types.
 
 Whatever the text is, ``MessageError`` is raised and nothing else.
 """
@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import MISSING, fields
-from functools import cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from fl_queue.common import schema
 from fl_queue.errors import MessageError
 
 Record = TypeVar("Record")
-#: Whether a value is of a type.
-_Check = Callable[[Any], bool]
 
 
 def loads(text: str | bytes, what: str) -> Any:
     """
-    JSON as plain values. Args: ``what``: of what it is, for the error.
+    JSON as plain values. Args: ``what``: name of the document, for the error.
 
     Raises:
         MessageError: It is no JSON, holds NaN, Infinity or half a character, or is nested too deep.
@@ -31,7 +26,7 @@ def loads(text: str | bytes, what: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         if "\\u" in text if isinstance(text, str) else b"\\u" in text:
-            # Halves of characters, which nobody could store, come in escapes only.
+            # Halves of characters cannot be stored; they come in escapes only.
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as exc:
@@ -47,33 +42,24 @@ def dumps(value: Any) -> str:
 
 def record(kind: type[Record], raw: Any, what: str) -> Record:
     """
-    A dataclass from the map of its fields.
+    A dataclass from the map of its fields, see ``schema.parse``.
 
     Args:
-        kind: Its annotations say what each field is: text, numbers, ``Literal``, lists and maps of
-            such; ``Any`` is not looked at.
-        raw: Exactly its fields, those with a default may be missing.
+        what: Name of the record, for the error.
 
     Raises:
-        MessageError: A field is missing, unknown, or of another type; names it.
+        MessageError: A field is missing, unknown, of another type, or out of its limits; names it.
     """
-    if type(raw) is not dict:
-        raise MessageError(f"not {what}: a {type(raw).__name__} instead of a map")
-    checks, needed = _checks(cast(Hashable, kind))
-    for name in raw:
-        if name not in checks:
-            raise MessageError(f"not {what}: field {name[:64]!r} is unknown")
-        if not checks[name](raw[name]):
-            raise MessageError(f"not {what}: field {name} is {str(raw[name])[:64]!r}")
-    for name in needed:
-        if name not in raw:
-            raise MessageError(f"not {what}: field {name} is missing")
-    return kind(**raw)
+    try:
+        return schema.parse(kind, raw)
+    except schema.Invalid as exc:
+        where = f"field {exc.place} " if exc.place else "it "
+        raise MessageError(f"not {what}: {where}{exc.reason}") from None
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type: text, numbers, ``Literal``, lists and maps of such."""
-    return _check(hint)(value)
+def decode(kind: type[Record], text: str | bytes, what: str) -> Record:
+    """A record from its JSON. Args: ``what``: as of ``record``. Raises MessageError."""
+    return record(kind, loads(text, what), what)
 
 
 def clean(value: Any, what: str, nesting: int = 8) -> Any:
@@ -97,7 +83,7 @@ def clean(value: Any, what: str, nesting: int = 8) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text on one line, without halves of characters and whatever a terminal would obey."""
+    """Text on one line, without halves of characters and control characters of a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -115,17 +101,6 @@ def is_count(text: str) -> bool:
     return len(text) <= 18 and text.isascii() and text.isdecimal()
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is text that can be stored: JSON can hold halves of characters."""
-    if type(value) is not str:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it holds {constant}")
 
@@ -135,45 +110,3 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"it holds {digits[:20]}")
     return number
-
-
-@cache
-def _checks(kind: Hashable) -> tuple[dict[str, _Check], list[str]]:
-    """How the fields of a dataclass are checked, and which have no default."""
-    hints = get_type_hints(kind)
-    items = fields(cast(Any, kind))
-    needed = [
-        item.name for item in items if item.default is MISSING and item.default_factory is MISSING
-    ]
-    return {item.name: _check(hints[item.name]) for item in items}, needed
-
-
-def _check(hint: Any) -> _Check:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return lambda value: True
-    if hint is str:
-        return is_text
-    if hint is bool:
-        return lambda value: type(value) is bool
-    if hint is int:
-        # type() and not isinstance(): a bool is an int to Python, and no count.
-        return lambda value: type(value) is int and -(2**63) <= value < 2**64
-    if hint is float:
-        return lambda value: type(value) is float or (type(value) is int and abs(value) < 2**64)
-    if hint is type(None):
-        return lambda value: value is None
-    if origin is Literal:
-        return lambda value: type(value) is str and value in args
-    if origin in (Union, types.UnionType):
-        any_of = [_check(arg) for arg in args]
-        return lambda value: any(check(value) for check in any_of)
-    if origin in (list, Sequence):
-        each = _check(args[0])
-        return lambda value: type(value) is list and all(map(each, value))
-    if origin in (dict, Mapping):
-        key, inner = _check(args[0]), _check(args[1])
-        return lambda value: (
-            type(value) is dict and all(map(key, value)) and all(map(inner, value.values()))
-        )
-    raise TypeError(f"a record with a field of {hint}")

@@ -9,18 +9,28 @@ The bytes around a header, and bodies, are ``blob``'s.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped,unused-ignore]
 from blake3 import blake3
 
+from fl_queue.common import schema
+from fl_queue.common.schema import (
+    Custom,
+    Finite,
+    Invalid,
+    Length,
+    OneOf,
+    Pattern,
+    PlainData,
+    Range,
+)
 from fl_queue.errors import HeaderError
-from fl_queue.protocol import header_schema as parsers
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.manifest import MAX_DIMENSIONS
-from fl_queue.protocol.records import Sums
 
 #: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
@@ -46,6 +56,96 @@ class TensorEntry(NamedTuple):
     nbytes: int
 
 
+# Types and limits of fields
+
+
+def _read_dtype(value: Any) -> str:
+    return _read_encoding(value, _WIRE_DTYPES)
+
+
+def _read_codec(value: Any) -> str:
+    return _read_encoding(value, CODECS)
+
+
+def _read_encoding(value: Any, choices: tuple[str, ...]) -> str:
+    if type(value) is not str or not (value in choices or topk.is_name(value)):
+        raise Invalid(f"is not one of {', '.join(choices)}")
+    return value
+
+
+def _read_digest_or_empty(value: Any) -> str:
+    return "" if value == "" and type(value) is str else _IS_DIGEST.read(value)
+
+
+def _read_scalars(value: Any) -> dict[str, float]:
+    found = _IS_FINITE_MAP.read(value)
+    if any(type(number) is not float for number in found.values()):
+        raise Invalid("holds something else than floating-point numbers")
+    return found
+
+
+def _read_tensors(value: Any) -> tuple[TensorEntry, ...]:
+    if type(value) is not list:
+        raise Invalid(f"is a {type(value).__name__}, not a list")
+    if len(value) > MAX_TENSORS:
+        raise Invalid(f"holds more than {MAX_TENSORS} tensors")
+    found = []
+    for index, item in enumerate(value):
+        try:
+            found.append(_read_tensor(item))
+        except Invalid as exc:
+            raise exc.inside(f"[{index}]") from None
+    if len({entry.name for entry in found}) != len(found):
+        raise Invalid("a tensor name occurs twice")
+    return tuple(found)
+
+
+def _read_tensor(item: Any) -> TensorEntry:
+    if type(item) is not list or len(item) != len(TensorEntry._fields):
+        raise Invalid(f"is not a list of {', '.join(TensorEntry._fields)}")
+    values: list[Any] = []
+    for name, read, value in zip(TensorEntry._fields, _TENSOR_READERS, item, strict=True):
+        try:
+            values.append(read(value))
+        except Invalid as exc:
+            raise exc.inside(name) from None
+    entry = TensorEntry(*values)
+    # Python integers: the product cannot overflow into a small number that passes.
+    if wire_nbytes(entry.dtype, math.prod(entry.shape)) != entry.nbytes:
+        raise Invalid(f"{entry.dtype} of its shape is not {entry.nbytes} bytes")
+    return entry
+
+
+def _read_tensor_shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or len(value) > MAX_DIMENSIONS:
+        raise Invalid(f"is not a list of at most {MAX_DIMENSIONS} dimensions")
+    return tuple(map(_SIZE.read, value))
+
+
+#: Longest text of a field, in characters; a failure report's ``reason`` has to be cut to it.
+MAX_TEXT = 4096
+#: Values (map entries and list items) one free-form map may hold.
+MAX_MAP_ITEMS = 4096
+_MAX_NESTING = 4
+_SIZE = Range()
+_IS_DIGEST = Pattern(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits")
+_IS_FINITE_MAP = PlainData(MAX_MAP_ITEMS, MAX_TEXT, _MAX_NESTING)
+_TENSOR_READERS = (Length(MAX_TEXT).read, _read_dtype, _read_tensor_shape, _SIZE.read, _SIZE.read)
+
+#: Run, client and token: parts of keys, and shown to users.
+Identifier = Annotated[str, Length(256, printable=True)]
+Size = Annotated[int, _SIZE]
+Digest = Annotated[str, _IS_DIGEST]
+NonNegative = Annotated[float, Finite(0.0)]
+FreeText = Annotated[str, Length(MAX_TEXT)]
+Metrics = Annotated[
+    Mapping[str, Any], PlainData(MAX_MAP_ITEMS, MAX_TEXT, _MAX_NESTING, finite=False)
+]
+#: Finite, as it is copied into a receipt, and JSON has no NaN.
+Environment = Annotated[Mapping[str, Any], _IS_FINITE_MAP]
+Scalars = Annotated[Mapping[str, float], Custom(_read_scalars)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
     """
@@ -60,20 +160,20 @@ class GroupMember:
         norm: L2 norm of its parameters; 0 when it is not in the sum, or nothing is clipped.
     """
 
-    client: str
-    token: str
-    num_examples: int
-    metrics: Sums
-    train_metrics: Sums
-    environment: Mapping[str, Any]
-    train_s: float
-    body_bytes: int
-    body_digest: str
-    status: str
-    reason: str
-    weight: int
-    norm: float = 0.0
-    scalars: Mapping[str, float] = field(default_factory=dict)
+    client: Identifier
+    token: Identifier
+    num_examples: Size
+    metrics: Metrics
+    train_metrics: Metrics
+    environment: Environment
+    train_s: NonNegative
+    body_bytes: Size
+    body_digest: Digest
+    status: Annotated[str, OneOf(("received", "invalid", "failed"))]
+    reason: FreeText
+    weight: Size
+    norm: NonNegative = 0.0
+    scalars: Scalars = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +192,8 @@ class Header:
         num_examples: Examples used this round, counted once.
         metrics, train_metrics: Sums of validation and of training.
         environment: Versions, device, threads; finite numbers only.
-        train_s: Seconds it trained.
-        reason: Why a ``failure`` failed, at most ``header_schema.MAX_TEXT`` characters.
+        train_s: NonNegative it trained.
+        reason: Why a ``failure`` failed, at most ``MAX_TEXT`` characters.
         manifest: Manifest JSON of a ``model``, else empty.
         tensors: Layout of the body; none for ``evaluation`` and ``failure``.
         codec: How the body is encoded, as ``is_codec`` knows it; any but ``float32`` in an ``update`` only.
@@ -103,26 +203,26 @@ class Header:
         members: Of a ``group``, what each update says of itself; in a header of that kind only.
     """
 
-    kind: str
-    run: str
-    round: int
-    client: str
-    base_version: int = 0
-    base_digest: str = ""
-    token: str = ""
-    num_examples: int = 0
-    metrics: Sums = field(default_factory=dict)
-    train_metrics: Sums = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    train_s: float = 0.0
-    reason: str = ""
-    manifest: str = ""
-    tensors: tuple[TensorEntry, ...] = ()
-    codec: str = "float32"
-    body_bytes: int = 0
-    body_digest: str = _NO_BODY
-    chunk_bytes: int = 0
-    scalars: Mapping[str, float] = field(default_factory=dict)
+    kind: Annotated[str, OneOf(HEADER_KINDS)]
+    run: Identifier
+    round: Annotated[int, Range(0, 2**32 - 1)]
+    client: Identifier
+    base_version: Size = 0
+    base_digest: Annotated[str, Custom(_read_digest_or_empty)] = ""
+    token: Identifier = ""
+    num_examples: Size = 0
+    metrics: Metrics = field(default_factory=dict)
+    train_metrics: Metrics = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
+    train_s: NonNegative = 0.0
+    reason: FreeText = ""
+    manifest: Annotated[str, Length(MAX_HEADER_BYTES)] = ""
+    tensors: Annotated[tuple[TensorEntry, ...], Custom(_read_tensors)] = ()
+    codec: Annotated[str, Custom(_read_codec)] = "float32"
+    body_bytes: Size = 0
+    body_digest: Digest = _NO_BODY
+    chunk_bytes: Annotated[int, Range(0, 2**32 - 1)] = 0
+    scalars: Scalars = field(default_factory=dict)
     members: tuple[GroupMember, ...] = ()
 
 
@@ -246,97 +346,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# --- types and ranges
-
-
-def _encoding(*choices: str) -> parsers.Parser:
-    one_of = parsers.one_of(*choices)
-
-    def parse(name: str, value: Any) -> str:
-        is_topk = type(value) is str and topk.is_name(value)
-        return str(value) if is_topk else str(one_of(name, value))
-
-    return parse
-
-
-def _tensors(name: str, value: Any) -> tuple[TensorEntry, ...]:
-    if type(value) is not list:
-        raise parsers.fail(name, f"is a {type(value).__name__}, not a list")
-    if len(value) > MAX_TENSORS:
-        raise parsers.fail(name, f"holds more than {MAX_TENSORS} tensors")
-    found = tuple(_tensor(f"{name}[{index}]", item) for index, item in enumerate(value))
-    if len({entry.name for entry in found}) != len(found):
-        raise parsers.fail(name, "a tensor name occurs twice")
-    return found
-
-
-def _tensor(where: str, item: Any) -> TensorEntry:
-    if type(item) is not list or len(item) != len(TensorEntry._fields):
-        raise parsers.fail(where, f"is not a list of {', '.join(TensorEntry._fields)}")
-    name, dtype, shape, offset, nbytes = item
-    if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
-        raise parsers.fail(
-            f"{where}.shape", f"is not a list of at most {MAX_DIMENSIONS} dimensions"
-        )
-    entry = TensorEntry(
-        parsers.text(parsers.MAX_TEXT)(f"{where}.name", name),
-        _encoding(*_WIRE_DTYPES)(f"{where}.dtype", dtype),
-        tuple(parsers.integer(2**63 - 1)(f"{where}.shape", size) for size in shape),
-        parsers.integer(2**63 - 1)(f"{where}.offset", offset),
-        parsers.integer(2**63 - 1)(f"{where}.nbytes", nbytes),
-    )
-    # Python integers: the product cannot overflow into a small number that passes.
-    if wire_nbytes(entry.dtype, math.prod(entry.shape)) != entry.nbytes:
-        raise parsers.fail(
-            where, f"{entry.dtype} of shape {entry.shape} is not {entry.nbytes} bytes"
-        )
-    return entry
-
-
-_PARSERS: dict[str, parsers.Parser] = {
-    "kind": parsers.one_of(*HEADER_KINDS),
-    "run": parsers.identifier(256),
-    "round": parsers.integer(2**32 - 1),
-    "client": parsers.identifier(256),
-    "base_version": parsers.integer(2**63 - 1),
-    "base_digest": parsers.digest(or_empty=True),
-    "token": parsers.identifier(256),
-    "num_examples": parsers.integer(2**63 - 1),
-    "metrics": parsers.mapping(finite=False),
-    "train_metrics": parsers.mapping(finite=False),
-    "environment": parsers.mapping(finite=True),
-    "train_s": parsers.positive,
-    "reason": parsers.text(parsers.MAX_TEXT),
-    "manifest": parsers.text(MAX_HEADER_BYTES),
-    "tensors": _tensors,
-    "codec": _encoding(*CODECS),
-    "body_bytes": parsers.integer(2**63 - 1),
-    "body_digest": parsers.digest(or_empty=False),
-    "chunk_bytes": parsers.integer(2**32 - 1),
-}
 #: Fields that are left out when they are empty.
-_OPTIONAL = ("members", "scalars")
-
-
-_MEMBER_PARSERS: dict[str, parsers.Parser] = {
-    "status": parsers.one_of("received", "invalid", "failed"),
-    "weight": parsers.integer(2**63 - 1),
-    "norm": parsers.positive,
-    "scalars": parsers.scalars,
-} | {item.name: _PARSERS[item.name] for item in fields(GroupMember) if item.name in _PARSERS}
-
-
-def _members(raw: Any) -> tuple[GroupMember, ...]:
-    if type(raw) is not list or not raw:
-        raise parsers.fail("members", "is not a list of one or more")
-    found = []
-    for index, item in enumerate(raw):
-        where = f"members[{index}]"
-        if type(item) is not dict or item.keys() != _MEMBER_PARSERS.keys():
-            raise parsers.fail(where, f"is not a map of {', '.join(_MEMBER_PARSERS)}")
-        values = {name: _MEMBER_PARSERS[name](f"{where}.{name}", item[name]) for name in item}
-        found.append(GroupMember(**values))
-    return tuple(found)
+_OPTIONAL = frozenset({"members", "scalars"})
 
 
 def _parse(raw: Any) -> Header:
@@ -346,33 +357,36 @@ def _parse(raw: Any) -> Header:
     """
     if type(raw) is not dict:
         raise HeaderError(f"header is a {type(raw).__name__}, not a map")
-    for name in raw:
-        if name not in _PARSERS and name not in _OPTIONAL:
-            raise HeaderError(f"header field {str(name)[:64]!r} is unknown")
-    for name in _PARSERS:
-        if name not in raw:
-            raise parsers.fail(name, "is missing")
-    members = _members(raw["members"]) if "members" in raw else ()
-    scalars = parsers.scalars("scalars", raw["scalars"]) if "scalars" in raw else {}
-    values = {name: parse(name, raw[name]) for name, parse in _PARSERS.items()}
-    header = Header(**values, scalars=scalars, members=members)
+    if raw.get("members") == []:
+        raise fail("members", "is not a list of one or more")
+    try:
+        header = schema.parse(Header, raw, _OPTIONAL)
+    except Invalid as exc:
+        if exc.reason == "is unknown" and "." not in exc.place:
+            raise HeaderError(f"header field {exc.place.strip(chr(39))!r} is unknown") from None
+        raise fail(exc.place, exc.reason) from None
     _check_layout(header)
     return header
 
 
+def fail(name: str, reason: str) -> HeaderError:
+    """An error of a field, to raise. Args: ``reason``: quotes no data, so all of it may be published."""
+    return HeaderError(f"header field {name}: {reason}", public=True)
+
+
 def _check_layout(header: Header) -> None:
     if header.kind in ("evaluation", "failure") and (header.tensors or header.body_bytes):
-        raise parsers.fail("tensors", f"kind {header.kind!r} has no body")
+        raise fail("tensors", f"kind {header.kind!r} has no body")
     if bool(header.members) != (header.kind == "group"):
-        raise parsers.fail("members", "goes with kind 'group', and with no other")
+        raise fail("members", "goes with kind 'group', and with no other")
     if bool(header.manifest) != (header.kind == "model"):
-        raise parsers.fail("manifest", "goes with kind 'model', and with no other")
+        raise fail("manifest", "goes with kind 'model', and with no other")
     if chunk_count(header.body_bytes, header.chunk_bytes) > MAX_CHUNKS:
-        raise parsers.fail("chunk_bytes", f"makes more than {MAX_CHUNKS} chunks")
+        raise fail("chunk_bytes", f"makes more than {MAX_CHUNKS} chunks")
     end = 0
     for entry in sorted(header.tensors, key=lambda entry: (entry.offset, entry.nbytes)):
         if entry.offset < end:
-            raise parsers.fail("tensors", f"{entry.name!r} overlaps another tensor")
+            raise fail("tensors", "one overlaps another")
         end = entry.offset + entry.nbytes
     if end > header.body_bytes:
-        raise parsers.fail("tensors", f"end at byte {end} of a body of {header.body_bytes}")
+        raise fail("tensors", f"end at byte {end} of a body of {header.body_bytes}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
+from fl_queue.common.schema import Custom, Invalid, Range
 from fl_queue.errors import MessageError
 
 #: ``extra``: what clients send beside a parameter; in updates only, never in a model.
@@ -31,12 +32,18 @@ DTYPES: dict[str, str] = {
 BATCH_NORM = "@batch_norm"
 
 
+def _read_shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or len(value) > MAX_DIMENSIONS:
+        raise Invalid(f"is not a list of at most {MAX_DIMENSIONS} dimensions")
+    return tuple(map(Range(-(2**63)).read, value))
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One shared tensor of the model; ``kind`` decides its dtype and how it is merged."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], Custom(_read_shape)]
     kind: Kind
 
     @property
@@ -123,38 +130,9 @@ class Manifest:
         Raises:
             MessageError: Not a manifest.
         """
-        raw = safe_json.record(_RawManifest, safe_json.loads(text, "a manifest"), "a manifest")
-        specs = [safe_json.record(_RawSpec, item, "a manifest") for item in raw.tensors]
-        if any(
-            len(spec.shape) > MAX_DIMENSIONS or max(spec.shape, default=0) >= 2**63
-            for spec in specs
-        ):
-            raise MessageError(
-                "manifest: a tensor has too many dimensions, or one that is too large"
-            )
-        made = cls(
-            tuple(TensorSpec(spec.name, tuple(spec.shape), spec.kind) for spec in specs),
-            raw.aliases,
-            tuple(raw.private),
-            tuple(raw.frozen),
-        )
+        made = safe_json.decode(cls, text, "a manifest")
         if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
             raise MessageError(
                 f"manifest: a model's tensor is extra, or its name begins with {EXTRA}"
             )
         return made
-
-
-@dataclass
-class _RawSpec:
-    name: str
-    shape: list[int]
-    kind: Kind
-
-
-@dataclass
-class _RawManifest:
-    tensors: list[dict[str, Any]]
-    aliases: dict[str, str]
-    private: list[str] = field(default_factory=list)
-    frozen: list[str] = field(default_factory=list)

@@ -102,7 +102,7 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         """Raises MessageError."""
-        return safe_json.record(cls, safe_json.loads(text, "a receipt"), "a receipt")
+        return safe_json.decode(cls, text, "a receipt")
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ class DataWait:
     @classmethod
     def from_json(cls, text: str) -> DataWait:
         """Raises MessageError."""
-        raw = safe_json.loads(text, "what a client waits for")
-        return safe_json.record(cls, raw, "what a client waits for")
+        return safe_json.decode(cls, text, "what a client waits for")
 
 
 def updates_in(cohort: Iterable[str], receipts: Mapping[str, Receipt]) -> int:
@@ -212,7 +211,7 @@ class Enrolment:
     @classmethod
     def from_json(cls, text: str | bytes) -> Enrolment:
         """Raises MessageError."""
-        return safe_json.record(cls, safe_json.loads(text, "an enrolment"), "an enrolment")
+        return safe_json.decode(cls, text, "an enrolment")
 
 
 @dataclass(frozen=True)
@@ -315,4 +314,4 @@ class RoundRecord:
     @classmethod
     def from_json(cls, text: str | bytes) -> RoundRecord:
         """Raises MessageError."""
-        return safe_json.record(cls, safe_json.loads(text, "a round's record"), "a round's record")
+        return safe_json.decode(cls, text, "a round's record")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fl_queue.common import safe_json
+from fl_queue.common import safe_json, schema
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 
@@ -124,13 +124,13 @@ class Fields:
         JSON of a type, its text such as can be shown.
 
         Args:
-            hint: As the annotations of a record, see ``safe_json.record``.
+            hint: As the annotations of a record, see ``schema.parse``.
             then: Makes the value of it.
         """
 
         def parse(text: str) -> Any:
             found = safe_json.clean(safe_json.loads(text, "JSON"), "JSON")
-            if not safe_json.fits(found, hint):
+            if not schema.fits(found, hint):
                 raise MessageError(f"{text[:64]!r} is not what is wanted there")
             return then(found)
 
@@ -176,7 +176,7 @@ def parse_version(text: bytes) -> dict[str, Any]:
     if "download" in found:
         identifiers.parse_digest(found["download"])
     states = found.get("server_state", {})
-    if not safe_json.fits(states, dict[str, str]) or type(found.get("round", 0)) is not int:
+    if not schema.fits(states, dict[str, str]) or type(found.get("round", 0)) is not int:
         raise MessageError(f"not a version: {str(found)[:64]!r}")
     for digest in states.values():
         identifiers.parse_digest(digest)
@@ -188,7 +188,7 @@ def parse_evaluation(text: bytes) -> dict[str, Any]:
     found = parse_table(text)
     if "job" not in found and found.get("state") not in ("done", "failed"):
         raise MessageError(f"not an evaluation: {str(found)[:64]!r}")
-    if found.get("state") == "done" and not safe_json.fits(
+    if found.get("state") == "done" and not schema.fits(
         found.get("finished", {}), dict[str, float]
     ):
         raise MessageError("not an evaluation: its metrics are no numbers")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_queue.protocol.header_schema import MAX_MAP_ITEMS
+from fl_queue.protocol.header import MAX_MAP_ITEMS
 
 _log = logging.getLogger(__name__)
 

@@ -12,19 +12,17 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any
 
-from fl_queue.common import files
+from fl_queue.common import files, safe_json, schema
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import dumps
 from fl_queue.config.run_config import RunConfig
@@ -179,10 +177,9 @@ def read_document(
         )
     text = b"".join(_pieces(archive, path, info))
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-        dumps(raw).encode()  # Half a surrogate pair, say, is JSON, but no text for Redis.
-    except (ValueError, RecursionError) as exc:
-        raise DataError(str(path), f"{_RECORD} is not JSON: {exc}") from exc
+        raw = safe_json.loads(text, "JSON")
+    except MessageError as exc:
+        raise DataError(str(path), f"{_RECORD} is {exc.reason}") from exc
     found = raw.get("format") if isinstance(raw, dict) else None
     if type(found) is not int or found != FORMAT:
         raise DataError(
@@ -190,20 +187,13 @@ def read_document(
             f"{_RECORD}.format is {str(found)[:20]}; this fl-queue reads {FORMAT}: use the version that wrote it",
         )
     try:
-        _check(_RECORD, raw, Document)
-        document = Document(
-            **{**raw, "history": [RoundRecord(**record) for record in raw["history"]]}
-        )
+        document = schema.parse(Document, raw)
         checked = _checked(document)
     except (ValueError, KeyError, TypeError, AttributeError, MessageError, ConfigError) as exc:
         reason = exc if isinstance(exc, ValueError | MessageError | ConfigError) else repr(exc)
         raise DataError(str(path), f"{_RECORD} is not that of a run: {reason}") from exc
     check(document, checked[1])
     return checked
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
 
 
 def read_model(
@@ -297,48 +287,11 @@ def _demand(holds: bool, what: str) -> None:
 
 
 def _check(where: str, value: Any, hint: Any) -> None:
-    """
-    See that a JSON value has the shape that a type hint says.
-
-    Raises:
-        ValueError: It names the first part that has not.
-    """
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return
-    if is_dataclass(hint):
-        check_fields(where, value, hint)
-    elif origin is UnionType:  # Always ``X | None`` here.
-        if value is not None:
-            _check(where, value, inner[0])
-    elif origin is Literal:
-        _demand(value in inner, f"{where} is not one of {', '.join(inner)}")
-    elif origin is list:
-        _demand(type(value) is list, f"{where} is not a list")
-        for index, item in enumerate(value):
-            _check(f"{where}[{index}]", item, inner[0])
-    elif origin is dict:
-        _demand(type(value) is dict, f"{where} is not a table")
-        for key, item in value.items():
-            _check(f"{where}.{key[:80]}", item, inner[1])
-    elif hint is float:
-        _demand(type(value) in (int, float), f"{where} is not a number")
-    else:
-        _demand(type(value) is hint, f"{where} is not of type {hint.__name__}")
-
-
-def check_fields(where: str, value: Any, record: Any) -> None:
-    """See that a JSON table has the fields of a dataclass. Raises ValueError."""
-    _demand(type(value) is dict, f"{where} is not a table")
-    hints = get_type_hints(record)
-    for key in value:
-        _demand(key in hints, f"{where}.{key[:80]} is unknown")
-    for field in fields(record):
-        if field.name in value:
-            _check(f"{where}.{field.name}", value[field.name], hints[field.name])
-        else:
-            needed = field.default is MISSING and field.default_factory is MISSING
-            _demand(not needed, f"{where}.{field.name} is missing")
+    """Check the type of a part of the document. Raises ValueError, which names the first wrong part."""
+    try:
+        schema.check(hint, value)
+    except schema.Invalid as exc:
+        raise exc.inside(where) from None
 
 
 @contextmanager

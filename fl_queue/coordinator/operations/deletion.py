@@ -17,7 +17,7 @@ from typing import cast
 
 from redis.client import Pipeline
 
-from fl_queue.common import safe_json
+from fl_queue.common import safe_json, schema
 from fl_queue.common.paths import below
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError, RunStateError
@@ -78,7 +78,7 @@ def refuse_training(name: str, training: bool) -> None:
 def _heirs(raw: str | bytes) -> list[str]:
     """The runs that were restored from a run. Raises MessageError."""
     found = safe_json.loads(raw, "the runs restored from one")
-    if not safe_json.fits(found, list[str]):
+    if not schema.fits(found, list[str]):
         raise MessageError("not the runs restored from one: no list of run ids")
     return [identifiers.parse_run_id(run) for run in found]
 

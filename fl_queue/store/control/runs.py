@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fl_queue.common.safe_json import fits, loads
+from fl_queue.common.safe_json import loads
+from fl_queue.common.schema import fits
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.state import RunState, parse_run_state

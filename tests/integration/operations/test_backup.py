@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from fl_queue.cli import cli
+from fl_queue.common import schema
 from fl_queue.common.safe_json import dumps
 from fl_queue.config import loading
 from fl_queue.coordinator.operations import backup, backup_file, controls, deletion
@@ -356,12 +357,12 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a_list": (lambda raw: b"[]", "format is None"),
     "nan": (put("made_at", float("nan")), "NaN"),
     "surrogate": (put("run_id", "\ud800"), "run.json is not JSON"),
-    "missing": (lambda raw: raw.pop("late"), "late is missing"),
-    "unknown": (put("extra", 1), "extra is unknown"),
-    "history_type": (put("history", 1, "round", "x"), "history[1].round is not of type int"),
+    "missing": (lambda raw: raw.pop("late"), "late: is missing"),
+    "unknown": (put("extra", 1), "extra: is unknown"),
+    "history_type": (put("history", 1, "round", "x"), "history[1].round: is a str, not an integer"),
     "history_bool": (put("history", 1, "round", True), "history[1].round"),
-    "history_field": (put("history", 0, "more", 1), "history[0].more is unknown"),
-    "outcome": (put("history", 0, "outcome", "won"), "history[0].outcome is not one of"),
+    "history_field": (put("history", 0, "more", 1), "history[0].more: is unknown"),
+    "outcome": (put("history", 0, "outcome", "won"), "history[0].outcome: is not one of"),
     "cohort": (put("history", 0, "cohort", [1]), "history[0].cohort[0]"),
     "state_field": (put("state", "ticked_at", "1"), "state has a field"),
     "state_number": (put("state", "rounds_wanted", "many"), "many"),
@@ -520,10 +521,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(store: Store, file: Path) -
 def test_every_field_of_a_record_has_a_shape_that_is_checked() -> None:
     record = RoundRecord(1, "train", "committed", "", 0, "")
     raw = json.loads(record.to_json())
-    backup_file.check_fields("record", raw, RoundRecord)
+    assert schema.parse(RoundRecord, raw) == record
     for field in fields(RoundRecord):
-        with pytest.raises(ValueError, match=f"record.{field.name}"):
-            backup_file.check_fields("record", raw | {field.name: (1,)}, RoundRecord)
+        with pytest.raises(schema.Invalid, match=f"^{field.name}: is"):
+            schema.parse(RoundRecord, raw | {field.name: (1,)})
 
 
 # The commands, and the whole way

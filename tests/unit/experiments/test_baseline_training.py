@@ -208,8 +208,8 @@ def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_
         ("{", "not a baseline"),
         ("[]", "has no models"),
         (json.dumps({**raw, "models": []}), "has no models"),
-        (json.dumps({**raw, "rounds": "two"}), "field rounds is 'two'"),
-        (json.dumps({**raw, "models": [{"client": 3}]}), "field client is '3'"),
+        (json.dumps({**raw, "rounds": "two"}), "field rounds is a str, not an integer"),
+        (json.dumps({**raw, "models": [{"client": 3}]}), "field client is a int, not text"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=reason):

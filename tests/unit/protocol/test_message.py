@@ -13,8 +13,7 @@ import pytest
 
 from fl_queue.errors import MessageError
 from fl_queue.protocol import message, tensor_layout
-from fl_queue.protocol.header import MAX_HEADER_BYTES, GroupMember, Header, chunk_count
-from fl_queue.protocol.header_schema import MAX_TEXT
+from fl_queue.protocol.header import MAX_HEADER_BYTES, MAX_TEXT, GroupMember, Header, chunk_count
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
 MANIFEST = Manifest(

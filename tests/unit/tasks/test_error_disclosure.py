@@ -14,12 +14,13 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import (
     ConfigError,
     DataError,
+    HeaderError,
     MessageError,
     ModelMismatch,
     StoreUnavailable,
     Trouble,
 )
-from fl_queue.protocol.header_schema import mapping
+from fl_queue.protocol.header import Header, packed
 from fl_queue.tasks.error_disclosure import FULL, class_name, disclosed, words_of
 
 SECRET = "Erika Musterfrau"
@@ -102,10 +103,12 @@ def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected:
     ],
 )
 def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected: str) -> None:
-    with pytest.raises(MessageError) as caught:
-        mapping(finite=True)("metrics", value)
+    header = Header(kind="evaluation", run="demo-3f2a9c", round=1, client="a", environment=value)  # type: ignore[arg-type]
+    with pytest.raises(HeaderError) as caught:
+        packed(header)
 
-    assert disclosed(caught.value).startswith(f"HeaderError: header field metrics: {expected}; ")
+    assert str(caught.value) == f"header field environment: {expected}"
+    assert disclosed(caught.value) == f"HeaderError: header field environment: {expected}"
 
 
 def test_every_kind_of_error_is_private_unless_it_says_so() -> None:

@@ -1,0 +1,111 @@
+"""Records are read as their dataclass declares them; errors name the place and quote no data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from fl_queue.common import schema
+from fl_queue.common.schema import Finite, Invalid, Length, PlainData, Range
+
+SECRET = "a patient's name"
+
+
+class Colour(StrEnum):
+    red = "red"
+    blue = "blue"
+
+
+@dataclass(frozen=True)
+class Inner:
+    count: Annotated[int, Range(0, 9)]
+    name: Annotated[str, Length(5, printable=True)] = ""
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    colour: Colour = Colour.red
+    kind: Literal["a", "b"] = "a"
+    number: float | None = None
+    either: int | str = 0
+    seconds: Annotated[float, Finite(0.0)] = 0.0
+    pairs: tuple[int, ...] = ()
+    rows: list[Inner] = field(default_factory=list)
+    weights: Mapping[str, int] = field(default_factory=dict)
+    free: Annotated[Mapping[str, Any], PlainData(5, 4, 2)] = field(default_factory=dict)
+
+
+def test_a_record_is_read_with_the_records_in_it() -> None:
+    raw = {
+        "inner": {"count": 1},
+        "colour": "blue",
+        "number": 2,
+        "either": "x",
+        "pairs": [1, 2],
+        "rows": [{"count": 3, "name": "x"}],
+        "weights": {"a": 1},
+        "free": {"a": [1, None]},
+    }
+
+    found = schema.parse(Outer, raw)
+
+    assert found == Outer(
+        Inner(1), Colour.blue, "a", 2, "x", 0.0, (1, 2), [Inner(3, "x")], {"a": 1}, {"a": [1, None]}
+    )
+    assert type(found.colour) is Colour
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "reason"),
+    [
+        ({"inner": {}}, "inner.count", "is missing"),
+        ({"inner": SECRET}, "inner", "is a str, not a map"),
+        ({"inner": {"count": True}}, "inner.count", "is a bool, not an integer"),
+        ({"inner": {"count": 10}}, "inner.count", "is not 0 to 9"),
+        ({"inner": {"count": 1, "name": SECRET}}, "inner.name", "has 16 characters, more than 5"),
+        ({"inner": {"count": 1, "name": "\x1b"}}, "inner.name", "holds characters that cannot"),
+        ({"other": SECRET}, "other", "is unknown"),
+        ({"colour": SECRET}, "colour", "is not one of red, blue"),
+        ({"kind": SECRET}, "kind", "is not one of a, b"),
+        ({"number": SECRET}, "number", "is a str, not a number"),
+        ({"number": 2**64}, "number", "is a int, not a number"),
+        ({"either": 1.5}, "either", "is a float, not text"),
+        ({"either": None}, "either", "is a NoneType, not text"),
+        ({"seconds": math.inf}, "seconds", "is not a finite floating-point number, 0 or more"),
+        ({"seconds": 1}, "seconds", "is not a finite floating-point number"),
+        ({"pairs": [1, 2**64]}, "pairs[1]", "not an integer of 64 bits"),
+        ({"rows": [{"count": 1}, {"count": -1}]}, "rows[1].count", "is not 0 to 9"),
+        ({"weights": {"a": 1, "b": SECRET}}, "weights.b", "is a str"),
+        ({"weights": {"\ud800": 1}}, r"weights.'\ud800'", "is a str, not text"),
+        ({"free": {"a": [[1]]}}, "free", "is nested deeper than 2 levels"),
+        ({"free": {"a": [1] * 5}}, "free", "holds more than 5 values"),
+        ({"free": {"a": math.nan}}, "free", "holds a number that is not finite"),
+        ({"free": {"a": 2**64}}, "free", "takes more than 64 bits"),
+        ({"free": {"a": SECRET}}, "free", "has 16 characters, more than 4"),
+    ],
+)
+def test_the_first_wrong_value_is_named_and_not_quoted(
+    changes: dict[str, Any], place: str, reason: str
+) -> None:
+    with pytest.raises(Invalid) as caught:
+        schema.parse(Outer, {"inner": {"count": 1}} | changes)
+
+    assert caught.value.place == place
+    assert caught.value.reason.startswith(reason) or reason in caught.value.reason
+    assert SECRET not in str(caught.value)
+
+
+def test_fields_with_a_default_may_be_made_necessary() -> None:
+    with pytest.raises(Invalid, match="kind: is missing"):
+        schema.parse(Outer, {"inner": {"count": 1, "name": ""}, "colour": "red"}, frozenset())
+
+
+def test_a_type_that_json_does_not_have_is_an_error_of_the_programmer() -> None:
+    with pytest.raises(TypeError, match="a record with a field of"):
+        schema.check(bytes, b"")
