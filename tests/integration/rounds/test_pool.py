@@ -1,4 +1,4 @@
-"""Virtual clients in a pool: the bits of site workers, and what a killed process costs."""
+"""Virtual clients in a pool (``client.pool_job``, ``client.interruption``): the bits of site workers, and what a killed process costs."""
 
 from __future__ import annotations
 
