@@ -122,7 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _keep_compiled_code() -> None:
     """
-    Let Python keep what it compiles (``__pycache__``), whatever the environment says.
+    Let Python keep what it compiles (``__pycache__``), whatever PYTHONDONTWRITEBYTECODE is.
 
     The suite starts hundreds of processes: each would compile a hundred and more of our modules again, which
     is a quarter of the time a worker takes to start.
@@ -165,15 +165,17 @@ def federation(
     """
     An aggregator, an evaluator and clients on servers of their own, for all tests of a module.
 
-    The module may set ``CLIENTS`` (2), ``environment(folder)`` for the workers, and ``ALLOW``, the own
-    tasks that they let in.
+    The module may set ``CLIENTS`` (2), ``environment(folder)`` for the workers, ``ALLOW``, the own tasks
+    that they let in, and ``EVALUATOR = False`` where no run has versions scored: each worker that imports
+    torch costs seconds of processor time.
     """
     folder = tmp_path_factory.mktemp("federation")
     module = request.module
     environment = getattr(module, "environment", lambda folder: {})
     clients, allow = getattr(module, "CLIENTS", 2), getattr(module, "ALLOW", "")
+    evaluator = getattr(module, "EVALUATOR", True)
     with start(folder / "state", server=chosen_server()) as redis:
-        made = Federation(redis, folder, clients, environment(folder), allow)
+        made = Federation(redis, folder, clients, environment(folder), allow, evaluator=evaluator)
         try:
             yield made
         finally:

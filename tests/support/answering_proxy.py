@@ -24,7 +24,7 @@ class Answering(Proxy):
                 count, request = _commands(request)
                 link.client.sendall(f"-{self.answer or 'ERR'}\r\n".encode() * count)
         except OSError:
-            pass  # One of the two is gone, and the other is told below.
+            pass  # One of the two is gone, and the other is closed below.
         link.shut()
 
     def _pass_replies(self, link: _Link) -> None:

@@ -23,7 +23,7 @@ class Cost:
 
 @contextmanager
 def counted(store: Store, patch: pytest.MonkeyPatch) -> Iterator[Cost]:
-    """Counts until the block is left; nobody else may use the servers meanwhile."""
+    """Counts until the block is left; no other user of the servers may be at work meanwhile."""
     cost = Cost()
     send: Callable[..., Any] = redis.connection.AbstractConnection.send_packed_command
 

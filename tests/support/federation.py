@@ -46,6 +46,7 @@ class Federation:
         environment: Mapping[str, str] | None = None,
         allow: str = "",
         data: Path | None = None,
+        evaluator: bool = True,
     ) -> None:
         self.redis, self.folder, self.allow, self.data = redis, folder, allow, data
         self.environment = {
@@ -59,9 +60,10 @@ class Federation:
         self._calm: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self.store = Store.open(redis.url, redis.blob_url, redis.state_dir)
         self.clients = [f"site-{number}" for number in range(1, clients + 1)]
-        for name in ("aggregator", "evaluator", *self.clients):
+        for name in ("aggregator", *(["evaluator"] if evaluator else []), *self.clients):
             self.start(name)
-        wait_for("workers", lambda: len(self.store.control.workers.living()) == clients + 2, 120)
+        count = len(self.processes)
+        wait_for("workers", lambda: len(self.store.control.workers.living()) == count, 120)
 
     def start(self, name: str, *options: str) -> None:
         """Start a worker as a user would."""
@@ -110,7 +112,9 @@ class Federation:
                 return state if state is not None and not state.active else None
             return None
 
-        return wait_for("the run to end", ended, timeout_s)
+        state = wait_for("the run to end", ended, timeout_s)
+        assert state is not None
+        return state
 
     def reach(self, run: str, number: int) -> None:
         """Wait until a run is at a round."""
@@ -138,7 +142,7 @@ class Federation:
         return [entry["digest"] for entry in self.store.control.versions.all(run).values()]
 
     def client_events(self, client: str) -> list[dict[str, Any]]:
-        """Everything a client's worker told, oldest first."""
+        """Events of a client's worker, oldest first."""
         streams = {keyspace.client_events(client): "0-0"}
         return [event for _, _, event in self.store.control.events.read(streams, None)]
 

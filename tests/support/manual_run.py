@@ -157,7 +157,7 @@ class ManualRun:
         token = f"incarnation-{secrets.token_hex(4)}"
         fence = self.store.control.rounds.claim(self.run, self.round.number, self.job(), token)
         self.store.data.taken.own(self.run, fence, token)
-        # However slow this machine is: nobody extends it here.
+        # No process extends this lease, and the machine may be slow.
         self.store.data.redis.expire(keyspace.owner(self.run, fence), 60)
         incarnation = Incarnation(self.run, self.round.number, fence, token)
         current = OpenRound(self.store, incarnation, self.round, self.config)
@@ -189,7 +189,7 @@ class ManualRun:
         return answer
 
     def advance(self) -> None:
-        """Open what is due, however slow this machine is: a long silence makes rounds wait for all to be heard."""
+        """Open what is due, however slow this machine is: after a long silence rounds wait until each client was seen again."""
         self.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
         lifecycle.advance(self.store, self.run)
 

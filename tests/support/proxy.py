@@ -34,7 +34,7 @@ class _Link:
 
 class Proxy:
     """
-    Passes everything on, until told otherwise. Use as a context manager.
+    Passes everything on, until its user makes it fail. Use as a context manager.
 
     Args:
         upstream: URL of the server, ``unix:///path``. Unix sockets are used on both sides because
@@ -143,7 +143,7 @@ class Proxy:
                     link.server.shutdown(socket.SHUT_WR)
                     return
         except OSError:
-            pass  # One of the two is gone, and the other is told below.
+            pass  # One of the two is gone, and the other is closed below.
         link.shut()
 
     def _pass_replies(self, link: _Link) -> None:

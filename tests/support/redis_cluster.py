@@ -28,7 +28,7 @@ class Node:
         self.client = redis.Redis(port=self.port, protocol=2)
 
     def start(self) -> None:
-        command = [chosen_server()]
+        command = [str(chosen_server())]
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
@@ -125,7 +125,7 @@ class Cluster:
         self._introduce(replica)
         wait_for("the replica to know its primary", lambda: self._replicates(replica, of))
         wait_for("a copy", lambda: replica.client.info("replication")["master_link_status"] == "up")
-        # Those who have not heard of it would not vote for it.
+        # A node that does not know it would not vote for it.
         wait_for("all to know", lambda: all(node.knows_replica(of) for node in self.nodes))
         return replica
 
@@ -134,7 +134,7 @@ class Cluster:
         try:
             replica.client.execute_command("CLUSTER REPLICATE", of.id())
         except redis.ResponseError:
-            return False  # It has not heard of it yet.
+            return False  # It does not know that node yet.
         return True
 
     def flush(self) -> None:

@@ -6,14 +6,13 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import redis
 
-from fl_queue.store.embedded import redis_server
-from tests.conftest import chosen_server
 from tests.support.federation import wait_for
 from tests.support.redis_cluster import free_port
+from tests.support.server_binaries import chosen_server
 
 #: A server that is silent for so long is taken to be away; short, and yet no hiccup of a loaded machine.
 _DOWN_AFTER_MS = 1500
@@ -33,7 +32,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self, *arguments: str) -> None:
-        binary = chosen_server() or redis_server.find_server()
+        binary = chosen_server()
         self._process = subprocess.Popen([str(binary), *arguments], cwd=self.folder)
         wait_for(f"a server on port {self.port}", self.answers)
 
@@ -56,7 +55,7 @@ class Process:
             return False
 
     def replication(self) -> dict[str, Any]:
-        """What it says of its role; empty while it does not answer."""
+        """Its replication facts (``INFO replication``); empty while it does not answer."""
         with suppress(redis.RedisError):
             return dict(self.client.info("replication"))
         return {}
@@ -93,11 +92,11 @@ class Node(Process):
 
     def follows(self, primary: Node) -> bool:
         """Whether it is a replica that has all its primary has."""
-        said = self.replication()
+        facts = self.replication()
         return (
-            said.get("master_link_status") == "up"
-            and said.get("master_port") == primary.port
-            and said["slave_repl_offset"] >= primary.replication()["master_repl_offset"]
+            facts.get("master_link_status") == "up"
+            and facts.get("master_port") == primary.port
+            and facts["slave_repl_offset"] >= primary.replication()["master_repl_offset"]
         )
 
 
@@ -202,10 +201,10 @@ class Sentinels:
         """Wait until each sentinel knows the others and the replica: before that none would be elected."""
 
         def know() -> bool:
-            said = [each.client.sentinel_master(pair.name) for each in self.watchers]
+            known = [self._asked(each, pair) for each in self.watchers]
             return all(
                 one["num-other-sentinels"] == len(self.watchers) - 1 and one["num-slaves"] == 1
-                for one in said
+                for one in known
             )
 
         wait_for("the sentinels to know each other", know)
@@ -254,10 +253,15 @@ class Sentinels:
         wait_for("a primary and its replica", whole)
 
     @staticmethod
-    def _sees(watcher: Process, pair: Pair, primary: Node) -> bool:
-        said = watcher.client.sentinel_master(pair.name)
+    def _asked(watcher: Process, pair: Pair) -> dict[str, Any]:
+        """A sentinel's facts of a pair's primary."""
+        return cast(dict[str, Any], watcher.client.sentinel_master(pair.name))
+
+    @classmethod
+    def _sees(cls, watcher: Process, pair: Pair, primary: Node) -> bool:
+        facts = cls._asked(watcher, pair)
         replicas = watcher.client.sentinel_slaves(pair.name)
-        return said["port"] == primary.port and any(
+        return facts["port"] == primary.port and any(
             one["port"] != primary.port and not one["is_sdown"] and not one["is_disconnected"]
             for one in replicas
         )

@@ -1,8 +1,8 @@
 """
 What was skipped, counted by reason in the last lines; with ``FLQ_TEST_NO_SKIPS=1`` any skip fails the session.
 
-A reason says what the machine lacks. `.ci/run` installs all of it and sets the variable, so that a test cannot
-stop running there without anybody noticing.
+A reason names what the machine lacks. `.ci/run` installs all of it and sets the variable, so that a test that
+stops running there fails the job.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from tests.support.federation import Federation, wait_for
 from tests.support.manual_run import ManualRun
 from workers import client as worker
 
+EVALUATOR = False
 CLIENTS = 2
 EVERYBODY = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_every=0")
 

@@ -13,6 +13,7 @@ from fl_queue.store import keyspace
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, child_of, kill, wait_for
 
+EVALUATOR = False
 CLIENTS = 3
 ALLOW = "sites:Sites"
 #: What a site is like comes from a file of its own, so that a test can change it.

@@ -116,7 +116,7 @@ def is_ours(note: dict[str, Any]) -> bool:
     if note["event"] in ("subprocess.Popen", "os.exec"):
         # Supervisors and workers; and how torch's libraries look for others when they are imported.
         looks = any("ctypes/util.py" in name for name in note["where"])
-        return "'-m', 'workers." in note["said"] or looks
+        return "'-m', 'workers." in note["text"] or looks
     return False
 
 

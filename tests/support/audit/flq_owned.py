@@ -1,5 +1,5 @@
-"""The module that hostile jobs name. Nobody imports it, and nobody calls this."""
+"""The module that hostile jobs name; it must never be imported, nor its function called."""
 
 
 def run(*args: object, **kwargs: object) -> None:
-    """What a hostile job wants done."""
+    """Stand for the code that a hostile job wants to run."""

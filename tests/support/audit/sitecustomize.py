@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 MARK = "flq_owned"
@@ -22,7 +23,7 @@ _ALWAYS = (
     "os.exec",
     "os.posix_spawn",
 )
-#: Seen for ours alone: Python itself compiles and runs texts, of named tuples say.
+#: Seen for ours alone: Python itself compiles and runs texts, for example for named tuples.
 _MARKED = ("import", "compile", "exec")
 _busy = False
 
@@ -33,9 +34,9 @@ def _note(event: str, args: tuple[Any, ...]) -> None:
         return
     _busy = True
     try:
-        said = _text(args)
-        if event in _ALWAYS or MARK in said:
-            _write(event, said)
+        text = _text(args)
+        if event in _ALWAYS or MARK in text:
+            _write(event, text)
     finally:
         _busy = False
 
@@ -50,12 +51,13 @@ def _text(args: tuple[Any, ...]) -> str:
     return " ".join(words)
 
 
-def _write(event: str, said: str) -> None:
-    frame, where = sys._getframe(1), []
+def _write(event: str, text: str) -> None:
+    frame: FrameType | None = sys._getframe(1)
+    where: list[str] = []
     while frame is not None and len(where) < 40:
         where.append(frame.f_code.co_filename)
-        frame = frame.f_back  # type: ignore[assignment]
-    line = {"event": event, "said": said[:500], "argv": sys.orig_argv[:6], "where": where}
+        frame = frame.f_back
+    line = {"event": event, "text": text[:500], "argv": sys.orig_argv[:6], "where": where}
     path = Path(os.environ["FLQ_AUDIT"]) / f"{os.getpid()}.jsonl"
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
