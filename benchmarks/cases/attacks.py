@@ -190,7 +190,7 @@ def merged(
             merge.add(header, body)
         except MessageError:
             continue
-    if merge.count < merge.strategy.fewest():
+    if merge.count < merge.strategy.min_updates():
         return base  # The round is abandoned.
     return b"".join(tensor_layout.as_bytes(piece) for piece in merge.next_model(base))
 

@@ -23,7 +23,7 @@ from fl_queue.protocol.records import Verdict
 from fl_queue.protocol.state import RoundState
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import check_scalars
+from fl_queue.strategies.layouts import check_scalars
 
 _SHARED = (
     "client", "token", "num_examples", "scalars", "metrics", "train_metrics", "environment", "train_s",

@@ -27,13 +27,8 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import LOST
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import (
-    RoundInfo,
-    State,
-    Strategy,
-    check_scalars,
-    update_manifest,
-)
+from fl_queue.strategies.base import RoundInfo, State, Strategy
+from fl_queue.strategies.layouts import check_scalars, update_manifest
 
 
 class MergeSettings(SumSettings, Protocol):

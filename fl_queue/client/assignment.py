@@ -39,7 +39,8 @@ from fl_queue.store import (
     queries,
 )
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import State, Strategy, state_manifest
+from fl_queue.strategies.base import State, Strategy
+from fl_queue.strategies.layouts import state_manifest
 from fl_queue.tasks.base import Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.error_disclosure import disclosed

@@ -18,14 +18,8 @@ from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import keyspace
-from fl_queue.strategies.base import (
-    PERSONAL,
-    PRIVATE,
-    RESIDUAL,
-    Strategy,
-    client_layouts,
-    update_manifest,
-)
+from fl_queue.strategies.base import Strategy
+from fl_queue.strategies.layouts import PERSONAL, PRIVATE, RESIDUAL, client_layouts, update_manifest
 from fl_queue.tasks.context import ClientContext
 
 log = logging.getLogger(__name__)

@@ -23,16 +23,8 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST, Sums
 from fl_queue.protocol.tensor_layout import little_endian
-from fl_queue.strategies.base import (
-    PERSONAL,
-    PRIVATE,
-    ClientContribution,
-    ClientTrainingState,
-    State,
-    Strategy,
-    state_manifest,
-    update_manifest,
-)
+from fl_queue.strategies.base import ClientContribution, ClientTrainingState, State, Strategy
+from fl_queue.strategies.layouts import PERSONAL, PRIVATE, state_manifest, update_manifest
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext

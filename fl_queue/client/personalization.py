@@ -26,7 +26,8 @@ from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError, ModelMismatch
 from fl_queue.protocol.manifest import BATCH_NORM, Manifest
 from fl_queue.protocol.records import Sums
-from fl_queue.strategies.base import PERSONAL, PRIVATE, State, Strategy
+from fl_queue.strategies.base import State, Strategy
+from fl_queue.strategies.layouts import PERSONAL, PRIVATE
 from fl_queue.tasks import calls
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
@@ -187,7 +188,9 @@ class Personalization:
             for spec in self.manifest.tensors
             if isinstance(parameter := state[spec.name], nn.Parameter) and parameter.requires_grad
         }
-        self._train(model, self.context.epochs, LocalRule(self.strategy.pull(), anchors))
+        self._train(
+            model, self.context.epochs, LocalRule(self.strategy.proximal_strength(), anchors)
+        )
         model.zero_grad()  # Gradients are as large as the model.
         return views_of(model, self.manifest)
 

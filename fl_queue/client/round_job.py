@@ -50,7 +50,7 @@ from fl_queue.protocol.header import MAX_TEXT, Header
 from fl_queue.protocol.records import CANNOT, Purpose
 from fl_queue.store import AWAITED, REDIS_ERRORS, RoundState, RunState, Store, queries
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.strategies.base import RESIDUAL
+from fl_queue.strategies.layouts import RESIDUAL
 from fl_queue.tasks.base import code_digest
 from fl_queue.tasks.error_disclosure import class_name, disclosed
 from fl_queue.tasks.logged_metrics import TrainingLog

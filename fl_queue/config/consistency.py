@@ -39,7 +39,7 @@ def check(settings: RunSettings) -> None:
 
 def too_few_updates(name: str, strategy: Strategy, quorum: int) -> str:
     """Why a strategy cannot merge as few updates as a quorum allows; empty when it can."""
-    fewest = strategy.fewest()
+    fewest = strategy.min_updates()
     if quorum >= fewest:
         return ""
     options = ", ".join(f"{key} = {value}" for key, value in strategy.options.items())
@@ -155,7 +155,7 @@ def _check_mode(settings: RunSettings) -> None:
         )
     name = settings.aggregation.strategy
     # Of an own strategy only the server's step is its own, and that sees the mean.
-    if ":" not in name and not settings.plain_strategy().takes_stale:
+    if ":" not in name and not settings.plain_strategy().supports_async:
         raise ConfigError(
             "round.mode",
             f"{name} is defined for a cohort that starts from one version; set it to sync, or aggregation.strategy to fedavg",

@@ -18,7 +18,7 @@ from fl_queue.config.settings import RunSettings
 from fl_queue.config.task_catalog import task_options
 from fl_queue.errors import ConfigError
 from fl_queue.protocol.records import digest_of
-from fl_queue.strategies import strategy_options
+from fl_queue.strategies.registry import strategy_options
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fl_queue.protocol import header, tensor_layout
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import Store, keyspace
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.layouts import state_manifest
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,8 @@ class Manifest:
                 f"manifest: a model's tensor is extra, or its name begins with {EXTRA}"
             )
         return made
+
+
+def extra_name(extra: str, parameter: str) -> str:
+    """Name in an update of what clients send as an extra beside a parameter."""
+    return f"{EXTRA}{extra}/{parameter}"

@@ -51,7 +51,7 @@ class Adaptive(Strategy):
     """The server keeps ``m`` and ``v``."""
 
     server_state: ClassVar[tuple[str, ...]] = ("m", "v")
-    takes_stale = True
+    supports_async = True
 
     def second_moment(self, v: Float64s, square: Float64s) -> Float64s:
         """The next ``v``. Args: ``square``: ``D^2``."""

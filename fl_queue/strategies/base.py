@@ -10,23 +10,20 @@ Redis and no torch here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from fl_queue.common.options import Option, unknown_key
-from fl_queue.errors import ConfigError, MessageError
+from fl_queue.errors import ConfigError
 from fl_queue.protocol.arrays import FINEST, Float64s, Int64s
-from fl_queue.protocol.manifest import EXTRA, Manifest, TensorSpec
-from fl_queue.protocol.records import LOST
+from fl_queue.protocol.manifest import Manifest, TensorSpec, extra_name
 from fl_queue.protocol.tensor_layout import Tensor, matching
+from fl_queue.strategies import renamed_members
 
 #: Elements computed at a time: bounds the float64 intermediates to 1 MiB, whatever the model.
 BLOCK = 65536
-
-#: Names of what clients keep besides a strategy's own state.
-PERSONAL, PRIVATE, RESIDUAL = "personal", "private", "residual"
 
 Arrays = Mapping[str, Tensor]
 #: Name of a state -> tensor name -> array.
@@ -240,13 +237,26 @@ class Updates(Protocol):
 
 class Strategy:
     """
-    FedAvg's skeleton; subclasses say in what they differ.
+    FedAvg; a subclass overrides the steps in which it differs.
 
     An own strategy (``module:Class``) derives from this and runs in the aggregator only: it may have
-    ``OPTIONS``, ``server_state`` and a ``step``; what concerns clients is for the built-in ones.
+    ``OPTIONS``, ``server_state`` and a ``step``; members that concern clients are for the built-in ones.
 
     Args:
         options: The config's ``[strategy]``, checked by ``options_of``.
+
+    Example:
+        A server that goes only a part of the mean's way:
+
+        >>> from fl_queue.strategies import Option, Strategy
+        >>> class Damped(Strategy):
+        ...     OPTIONS = {"part": Option("float", 0.5, "part of the mean to add, above 0", above=0)}
+        ...
+        ...     def step(self, block):
+        ...         block.x += self.number("part") * block.mean()
+        ...         return block.x
+        >>> Damped({"part": 0.25}).number("part")
+        0.25
     """
 
     #: What ``[strategy]`` may hold.
@@ -267,7 +277,7 @@ class Strategy:
     needs_all: ClassVar[bool] = False
     #: How many updates it takes, in symbols, for messages.
     NEEDS: ClassVar[str] = ""
-    #: Whether a client trains a model of its own besides, held near the round's by ``pull``, and keeps it.
+    #: Whether a client trains a model of its own besides, held near the round's by ``proximal_strength``, and keeps it.
     personal: ClassVar[bool] = False
     #: Whether updates must arrive as they were made: what clients keep has to agree with it.
     needs_exact_updates: ClassVar[bool] = False
@@ -278,9 +288,13 @@ class Strategy:
     #: Whether clients evaluate the base version on their training data.
     needs_base_loss: ClassVar[bool] = False
     #: Whether it makes sense of updates that were made from older versions (asynchronous rounds).
-    takes_stale: ClassVar[bool] = False
+    supports_async: ClassVar[bool] = False
     #: Whether the task must train with ``sgd.local_sgd``, which knows corrections and counts steps.
     needs_local_sgd: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        renamed_members.adopt(cls)
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = self.options_of(options or {})
@@ -325,13 +339,13 @@ class Strategy:
         """What a client sends and keeps, once it has trained."""
         return ClientContribution()
 
-    def pull(self) -> float:
+    def proximal_strength(self) -> float:
         """How its own model is held near the round's: ``lambda`` of ``lambda/2 ||v - w||^2``."""
         return 0.0
 
     # On the server
 
-    def fewest(self) -> int:
+    def min_updates(self) -> int:
         """The smallest number of updates it can merge: a quorum must not be below it."""
         return 1
 
@@ -443,71 +457,3 @@ def _buffer(spec: TensorSpec, old: Tensor, start: int, total: Merged) -> Tensor:
         # Not np.maximum: which zero it makes of -0.0 depends on the instruction set.
         block[block <= 0.0] = 0.0
     return block.astype(np.float32)
-
-
-# --- layouts
-
-
-def extra_name(extra: str, parameter: str) -> str:
-    """Name in an update of what clients send as an extra beside a parameter."""
-    return f"{EXTRA}{extra}/{parameter}"
-
-
-def update_manifest(strategy: Strategy, manifest: Manifest) -> Manifest:
-    """The tensors of an update: those of the model that are shared and trained, and the strategy's extras."""
-    shared = manifest.shared()
-    extras = [
-        replace(spec, name=extra_name(extra, spec.name), kind="extra")
-        for extra in strategy.extras
-        for spec in shared.tensors
-        if spec.kind == "parameter"
-    ]
-    return Manifest(tuple(sorted((*shared.tensors, *extras), key=lambda spec: spec.name)))
-
-
-def state_manifest(manifest: Manifest) -> Manifest:
-    """The tensors of each server state: the parameters that are shared, float32."""
-    return Manifest(tuple(spec for spec in manifest.shared().tensors if spec.kind == "parameter"))
-
-
-def client_layouts(
-    strategy: Strategy, manifest: Manifest, error_feedback: bool = False
-) -> dict[str, Manifest]:
-    """
-    What a client keeps from one accepted round to the next: name -> its tensors.
-
-    The strategy's own, ``PERSONAL`` (a whole model, without what is frozen), ``PRIVATE`` (the private
-    tensors) and ``RESIDUAL``.
-
-    Args:
-        error_feedback: The config's ``update.error_feedback``.
-    """
-    layouts = dict.fromkeys(strategy.client_state, state_manifest(manifest))
-    if strategy.personal:
-        frozen = set(manifest.frozen)
-        layouts[PERSONAL] = Manifest(tuple(s for s in manifest.tensors if s.name not in frozen))
-    if manifest.private:
-        private = set(manifest.private)
-        layouts[PRIVATE] = Manifest(tuple(s for s in manifest.tensors if s.name in private))
-    if error_feedback:
-        layouts[RESIDUAL] = state_manifest(manifest)
-    return layouts
-
-
-def check_scalars(strategy: Strategy, scalars: Mapping[str, float]) -> None:
-    """
-    Refuse an update that has other numbers than the strategy wants.
-
-    Raises:
-        MessageError: Names the scalar.
-    """
-    may_have = {LOST} if strategy.client_state else set()
-    if scalars.keys() - may_have != strategy.scalars.keys():
-        raise MessageError(
-            f"scalars {sorted(scalars)}, the run's strategy wants {sorted(strategy.scalars)}"
-        )
-    if scalars.get(LOST, 1.0) != 1.0:
-        raise MessageError(f"scalar {LOST!r} is {scalars[LOST]!r}, not 1")
-    for name, limit in strategy.scalars.items():
-        if not abs(scalars[name]) <= limit:
-            raise MessageError(f"scalar {name!r} is {scalars[name]!r}, outside ±{limit:g}")

@@ -40,7 +40,7 @@ class Bulyan(Robust):
     OPTIONS: ClassVar = {"f": F}
     NEEDS = "n >= 4 f + 3"
 
-    def fewest(self) -> int:
+    def min_updates(self) -> int:
         """``4 f + 3``."""
         return 4 * int(self.options["f"]) + 3
 

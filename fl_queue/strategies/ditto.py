@@ -37,6 +37,6 @@ class Ditto(Strategy):
     personal = True
     needs_local_sgd = True
 
-    def pull(self) -> float:
+    def proximal_strength(self) -> float:
         """``lambda``."""
         return self.number("lambda")

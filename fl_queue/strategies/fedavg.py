@@ -18,4 +18,4 @@ from fl_queue.strategies.base import Strategy
 class FedAvg(Strategy):
     """``new = float32(float64(base) + mean)``, elementwise: the skeleton as it is."""
 
-    takes_stale = True
+    supports_async = True

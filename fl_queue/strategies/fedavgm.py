@@ -35,7 +35,7 @@ class FedAvgM(Strategy):
         "nesterov": Option("bool", False, "Nesterov's momentum in place of the plain one"),
     }
     server_state = ("b",)
-    takes_stale = True
+    supports_async = True
 
     def step(self, block: Block) -> Float64s:
         """``b``, then ``x``; see the module."""

@@ -21,7 +21,7 @@ from fl_queue.strategies.base import ClientTrainingState, Correction, Strategy
 class FedProx(Strategy):
     """Sends what FedAvg sends; nobody keeps anything."""
 
-    takes_stale = True
+    supports_async = True
 
     OPTIONS: ClassVar = {
         "mu": Option("float", 0.01, "pull towards the round's model, 0 or more", low=0.0)

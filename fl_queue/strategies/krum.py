@@ -37,7 +37,7 @@ class Krum(Robust):
     OPTIONS: ClassVar = {"f": F}
     NEEDS = "n >= 2 f + 3"
 
-    def fewest(self) -> int:
+    def min_updates(self) -> int:
         """``2 f + 3``."""
         return 2 * int(self.options["f"]) + 3
 

@@ -32,10 +32,10 @@ class MultiKrum(Krum):
     }
     NEEDS = "n >= 2 f + 3, n >= m + f + 2"
 
-    def fewest(self) -> int:
+    def min_updates(self) -> int:
         """``2 f + 3``, and ``m + f + 2``."""
         f, m = int(self.options["f"]), int(self.options["m"])
-        return max(super().fewest(), m + f + 2 if m else 0)
+        return max(super().min_updates(), m + f + 2 if m else 0)
 
     def chosen_count(self, n: int) -> int:
         """``m``."""

@@ -77,9 +77,9 @@ class Robust(Strategy):
         Raises:
             ValueError: They are too few for it.
         """
-        if updates.count < self.fewest():
+        if updates.count < self.min_updates():
             raise ValueError(
-                f"{updates.count} updates, {type(self).__name__} needs {self.fewest()} ({self.NEEDS})"
+                f"{updates.count} updates, {type(self).__name__} needs {self.min_updates()} ({self.NEEDS})"
             )
         return RobustAggregate(self, updates)
 

@@ -46,7 +46,7 @@ class TrimmedMean(Robust):
     }
     NEEDS = "n > 2 f, n >= 1 / beta"
 
-    def fewest(self) -> int:
+    def min_updates(self) -> int:
         """``2 f < n``, and one at least is cut off."""
         beta = self._beta()
         return max(2 * int(self.options["f"]) + 1, math.ceil(1 / beta) if beta else 1)

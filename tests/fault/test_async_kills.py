@@ -17,7 +17,7 @@ from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState
-from fl_queue.strategies.base import PRIVATE
+from fl_queue.strategies.layouts import PRIVATE
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.mnist import ThreesAndSevens
 from tests.support.federation import Federation, wait_for

@@ -14,7 +14,8 @@ from fl_queue.protocol import job_origins
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Receipt, RoundRecord
 from fl_queue.store import RoundState
-from fl_queue.strategies.base import Strategy, client_layouts
+from fl_queue.strategies.base import Strategy
+from fl_queue.strategies.layouts import client_layouts
 
 #: Clients that a line names.
 _MAX_NAMED = 8

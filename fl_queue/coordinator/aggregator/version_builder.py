@@ -27,7 +27,8 @@ from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.protocol.tensor_layout import Bytes, Tensor
 from fl_queue.store import RoundState, Store
-from fl_queue.strategies.base import RoundInfo, Strategy, state_manifest
+from fl_queue.strategies.base import RoundInfo, Strategy
+from fl_queue.strategies.layouts import state_manifest
 
 #: Characters of an error in the reason of a round.
 _MAX_REASON_LENGTH = 300

@@ -47,7 +47,7 @@ from fl_queue.protocol import identifiers, job_origins, statements
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord, digest_of
 from fl_queue.store import RunState, Store, as_text, keyspace
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.layouts import state_manifest
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from fl_queue.store import RoundState, RunState, Store, batches, classify, compl
 from fl_queue.store.jobs import dead_jobs, dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import TimedOut
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.layouts import state_manifest
 
 log = logging.getLogger(__name__)
 

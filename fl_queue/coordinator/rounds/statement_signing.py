@@ -24,7 +24,7 @@ from fl_queue.protocol.operator_key import OperatorKey
 from fl_queue.protocol.records import digest_of
 from fl_queue.protocol.statements import SIGNATURE, is_segment_signed
 from fl_queue.store import RoundState, RunState, Store, parse_round_state
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.layouts import state_manifest
 
 #: Of both: what a signature has been made with, and is of no use without it.
 SIGNED_FIELDS = (SIGNATURE, "initial")

@@ -13,7 +13,7 @@ from fl_queue.protocol.codecs import codec
 from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.store.transactions import runs as transactions
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import update_manifest
+from fl_queue.strategies.layouts import update_manifest
 
 #: Paused clients that a reason names.
 _NAMED = 5

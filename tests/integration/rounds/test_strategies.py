@@ -13,7 +13,7 @@ from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import diagnosis
 from fl_queue.store import keyspace
-from fl_queue.strategies.base import state_manifest
+from fl_queue.strategies.layouts import state_manifest
 from tests.support.federation import Federation, wait_for
 
 CLIENTS = 2

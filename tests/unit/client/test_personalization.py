@@ -25,7 +25,7 @@ from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import client_layouts, update_manifest
+from fl_queue.strategies.layouts import client_layouts, update_manifest
 from fl_queue.tasks.base import ClientData, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.model_tensors import load_arrays, manifest_of

@@ -20,7 +20,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, MessageError
 from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.strategies import base, fednova, get_strategy
+from fl_queue.strategies import base, fednova, get_strategy, layouts
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 
@@ -108,18 +108,18 @@ def federate(
     kept = {} if kept is None else kept
     models = [model]
     for version, cohort in enumerate(COHORTS, 1):
-        total = ExactSum(base.update_manifest(strategy, manifest), scales, 14)
+        total = ExactSum(layouts.update_manifest(strategy, manifest), scales, 14)
         fetched = {key: state[key] for key in strategy.fetched if key in state}
         for client in cohort:
             plan = ClientStrategy(strategy, fetched, kept.get(client, {}))
             made = train(task, manifest, models[-1], client, steps[client], plan, version)
             sent = {spec.name: values for spec, _, values in made.pieces()}
             weight = SIZES[client] if strategy.WEIGHTINGS[0] == "examples" else 1
-            base.check_scalars(strategy, made.answer.scalars)
+            layouts.check_scalars(strategy, made.answer.scalars)
             total.add_blocks(lambda s, sent=sent: [sent[s.name]], weight, made.answer.scalars)
             kept[client] = {
                 key: {s.name: made.kept(key, s.name) for s in layout.tensors}
-                for key, layout in base.client_layouts(strategy, manifest).items()
+                for key, layout in layouts.client_layouts(strategy, manifest).items()
             }
         pieces: dict[str, list[bytes]] = {key: [] for key in strategy.server_state}
         sinks = {
@@ -387,7 +387,7 @@ def test_qfedavg_does_not_stand_still_at_a_small_loss(q: float, level: float) ->
     for turn in range(6):
         losses = level * draw.uniform(0.5, 2.0, 8)
         changes = (draw.normal(size=(8, 64)) * 1e-3).astype(np.float32)
-        total = ExactSum(base.update_manifest(strategy, manifest), found.scales, found.w_max)
+        total = ExactSum(layouts.update_manifest(strategy, manifest), found.scales, found.w_max)
         refused = 0
         for f, change in zip(losses, changes, strict=True):
             known = base.ClientTrainingState(

@@ -16,7 +16,7 @@ from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import MessageError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST
-from fl_queue.strategies import base, get_strategy
+from fl_queue.strategies import base, get_strategy, layouts
 
 #: A client's loss: ``curvature (w - optimum)^2 / 2``.
 OPTIMA = np.array([8, 9, 10, 11, 0, 1, 2, 3.0])
@@ -185,11 +185,11 @@ def test_whatever_the_order_in_which_clients_join_are_away_and_lose_their_state(
 
 def test_only_a_client_that_keeps_something_may_say_that_it_is_lost() -> None:
     scaffold, fedavg = get_strategy("scaffold", {}), get_strategy("fedavg", {})
-    base.check_scalars(scaffold, {LOST: 1.0})
-    base.check_scalars(scaffold, {})
+    layouts.check_scalars(scaffold, {LOST: 1.0})
+    layouts.check_scalars(scaffold, {})
     for strategy, value in ((fedavg, 1.0), (scaffold, -1.0), (scaffold, 0.0)):
         with pytest.raises(MessageError, match=LOST):
-            base.check_scalars(strategy, {LOST: value})
+            layouts.check_scalars(strategy, {LOST: value})
 
 
 def test_of_a_state_from_before_only_what_is_not_the_strategys_counts() -> None:

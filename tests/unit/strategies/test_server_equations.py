@@ -13,8 +13,9 @@ from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config import loading
 from fl_queue.config.schema import AggregationSection
 from fl_queue.errors import ConfigError, MessageError
+from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.strategies import STRATEGIES, base, get_strategy, load_strategy
+from fl_queue.strategies import STRATEGIES, base, get_strategy, layouts, load_strategy
 from fl_queue.strategies.base import RoundInfo, Strategy
 
 #: Two parameters, of which one takes more than a block, and a buffer that no optimiser may touch.
@@ -45,7 +46,7 @@ def server(
     state: dict[str, Arrays] = {}
     made = []
     for version, sent in enumerate(updates, 1):
-        total = ExactSum(base.update_manifest(strategy, MANIFEST), scales, W_MAX)
+        total = ExactSum(layouts.update_manifest(strategy, MANIFEST), scales, W_MAX)
         for tensors, weight, scalars in sent:
             total.add_blocks(lambda spec, t=tensors: [t[spec.name].reshape(-1)], weight, scalars)
         pieces: dict[str, list[bytes]] = {name: [] for name in strategy.server_state}
@@ -56,9 +57,11 @@ def server(
         facts = RoundInfo(version, len(sent), n)
         blocks = strategy.next_model(MANIFEST, model, total, state, sinks, facts)
         body = b"".join(block.tobytes() for block in blocks)
-        model = tensors.views(MANIFEST, body)
-        layout = base.state_manifest(MANIFEST)
-        state = {name: tensors.views(layout, b"".join(parts)) for name, parts in pieces.items()}
+        model = tensor_layout.views(MANIFEST, body)
+        layout = layouts.state_manifest(MANIFEST)
+        state = {
+            name: tensor_layout.views(layout, b"".join(parts)) for name, parts in pieces.items()
+        }
         made.append((model, state))
     return made
 
@@ -244,5 +247,5 @@ def test_an_own_strategy_that_cannot_be_is_refused(name: str, said: str) -> None
 def test_scalars_are_those_of_the_strategy_and_finite() -> None:
     for scalars in ({}, {"more": 2.0}, {"more": float("nan")}, {"more": 0.0, "other": 0.0}):
         with pytest.raises(MessageError, match="scalar"):
-            base.check_scalars(Greedy(), scalars)
-    base.check_scalars(Greedy(), {"more": -1.0})
+            layouts.check_scalars(Greedy(), scalars)
+    layouts.check_scalars(Greedy(), {"more": -1.0})

@@ -20,7 +20,7 @@ from fl_queue.errors import ConfigError, MessageError, ModelMismatch
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import get_strategy
-from fl_queue.strategies.base import client_layouts, state_manifest, update_manifest
+from fl_queue.strategies.layouts import client_layouts, state_manifest, update_manifest
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.model_tensors import manifest_of

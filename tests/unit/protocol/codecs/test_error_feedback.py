@@ -15,7 +15,7 @@ from fl_queue.protocol.codecs import codec, error_feedback
 from fl_queue.protocol.codecs.error_feedback import Piece
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.tensor_layout import Tensor
-from fl_queue.strategies.base import RESIDUAL, state_manifest
+from fl_queue.strategies.layouts import RESIDUAL, state_manifest
 
 MANIFEST = Manifest(
     (
