@@ -139,7 +139,7 @@ def _flood(number: int, who: str, refusals: Refusals) -> str:
     elif identifiers.is_name(who):
         whose = f"signed by {client}; `fl-queue revoke {client}` ends it"
     else:
-        whose = "of senders who do not say who they are: see who may write to Redis"
+        whose = "of unnamed senders: check which users may write to Redis"
     return f"{counted}, {whose}; last reason: {refusals.reason}"
 
 

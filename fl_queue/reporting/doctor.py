@@ -182,7 +182,7 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
         found.append(
             Finding(
                 "WARN",
-                f"{name}: does not tell its maxmemory-policy",
+                f"{name}: does not report its maxmemory-policy",
                 "see at your provider that it is noeviction",
             )
         )
@@ -225,7 +225,7 @@ def _open_to(name: str, facts: ServerFacts) -> list[Finding]:
         found.append(
             Finding(
                 "WARN",
-                f"{name}: its default user needs no password: whoever reaches it may do everything",
+                f"{name}: its default user needs no password: every client that reaches it has all rights",
                 "switch it off (ACL SETUSER default off) once flq-operator has a password; see `fl-queue acl`",
             )
         )
@@ -375,7 +375,7 @@ def _enrolments(store: Store) -> list[Finding]:
     except ConfigError as exc:
         return [Finding("FAIL", f"the operator's key: {exc}", "")]
     if not checked and store.control.enrolments.entries():
-        what = f"who is enrolled is not checked: {store.state_dir} has no {operator_key.FILE}"
+        what = f"enrolments are not checked: {store.state_dir} has no {operator_key.FILE}"
         fix = "copy it there from the machine where `fl-queue enroll` runs, or run `fl-queue enroll --sign-existing`"
         return [Finding("WARN", what, fix)]
     fix = (
@@ -422,7 +422,7 @@ def _workers(store: Store) -> list[Finding]:
         found.append(
             Finding(
                 "WARN",
-                f"clients that were heard of and are not alive: {', '.join(gone)}",
+                f"clients that were seen and are not alive: {', '.join(gone)}",
                 "start their workers again, or ignore it if they left",
             )
         )

@@ -52,7 +52,7 @@ def of_url(url: str) -> list[Risk]:
     if is_tls(url) and (option := unchecked(url)):
         found.append(
             Risk(
-                f"{where}: whoever is in between can pass for the server: its certificate is not checked ({option})",
+                f"{where}: an attacker in between can pass for the server: its certificate is not checked ({option})",
                 f"leave {option} out, and name the CA in ssl_ca_certs",
             )
         )
@@ -97,7 +97,7 @@ def of_version(version: str) -> Risk | None:
         return None
     mended = f"{series}.{known[series]}" if series in known else ""
     return Risk(
-        f"{product} {series}.{patch} has known holes by which whoever may connect can run code in the server",
+        f"{product} {series}.{patch} has known vulnerabilities by which a client that may connect can run code in the server",
         f"upgrade to {mended} or later, unless your distribution has mended its own package"
         if mended
         else f"no release of {series} mends them: use a newer series, unless your distribution has mended its own package",

@@ -167,4 +167,4 @@ def test_a_server_that_lets_in_everybody_and_has_known_holes_is_warned_of(tmp_pa
     assert of(shut, "WARN", "its default user needs no password") == []
     assert len(of(found, "WARN", "its default user needs no password")) == 1
     known = not is_valkey and exposure.of_version(version) is not None
-    assert len(of(found, "WARN", "has known holes")) == (2 if known else 0)
+    assert len(of(found, "WARN", "has known vulnerabilities")) == (2 if known else 0)

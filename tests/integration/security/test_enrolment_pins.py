@@ -274,7 +274,7 @@ def test_what_was_enrolled_before_there_was_a_key_goes_on_and_is_signed_when_ask
 
     assert is_let_in(store, update)
     found = command(store, "doctor").output
-    assert "who is enrolled is not checked" in found
+    assert "enrolments are not checked" in found
     # A key alone would shut them out.
     more = command(store, "enroll", "hospital-c", "-o", str(tmp_path / "c.toml"), "--no-acl")
     assert isinstance(more.exception, ConfigError)

@@ -78,7 +78,7 @@ def test_the_commands_of_the_page_run(done: subprocess.CompletedProcess[str]) ->
     assert done.returncode == 0, done.stderr
     # Nothing of the servers is to be mended; a distribution's Redis may have an old number.
     bad = [line for line in done.stdout.splitlines() if re.match(r"(WARN|FAIL)", line.strip())]
-    odd = [line for line in bad if "server" in line and "known holes" not in line]
+    odd = [line for line in bad if "server" in line and "known vulnerabilities" not in line]
     assert odd == []
 
 
