@@ -1,6 +1,4 @@
-"""
-What a supervisor does beside its worker, once a second: the healer, or the outbox of its client.
-"""
+"""Background tasks of a supervisor, once a second: the healer, or the cleanup of its client's outbox."""
 
 from __future__ import annotations
 
@@ -39,11 +37,13 @@ class HealerTask(BackgroundTask):
     healer: Healer | None = None
 
     def tick(self) -> None:
+        """Heal once."""
         if self.healer is None:
             self.healer = Healer(self.site.store(), self.site.state_dir)
         self.healer.tick()
 
     def end(self) -> None:
+        """Release the healer's lease."""
         if self.healer is not None:
             self.healer.leave()
 
@@ -54,13 +54,14 @@ class OutboxCleanup(BackgroundTask):
     swept_at = 0.0
 
     def tick(self) -> None:
+        """Clean up, every few seconds."""
         if time.monotonic() - self.swept_at < SWEEP_S or not any(self.site.outbox.glob("*")):
             return
         self.swept_at = time.monotonic()
         # A short-lived connection: supervisors are idle for hours between two uses.
         # With the credentials as they are now: an operator may have enrolled the site again.
         with replace(self.site).store() as store:
-            # A pool's is everybody's.
+            # A pool worker serves all virtual clients.
             whose = self.site.client or f"{identifiers.VIRTUAL}*"
             may_go = unknown_runs.may_go(store.control, self.site.state_dir)
             outbox.sweep(self.site.outbox, whose, may_go)

@@ -1,7 +1,7 @@
 """
 A config for rq-dashboard, ``rq-dashboard -c workers.dashboard``: it unpickles nothing.
 
-rq-dashboard reads some pages with RQ's default serializer, which is pickle, whatever its options say,
+rq-dashboard reads some pages with RQ's default serializer, which is pickle, with any options,
 and clients write job hashes. Importing this makes JSON of it, for the whole process. See docs/reference/rq.md.
 """
 

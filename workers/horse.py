@@ -1,6 +1,4 @@
-"""
-The work-horse of a job as its worker sees it: what it leaves behind is ended, and why it ended is said.
-"""
+"""The work-horse of a job, seen from its worker: its processes are ended with it, and the reason of its end is logged."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from fl_queue.common.offspring import Offspring
 
 log = logging.getLogger(__name__)
 
-#: How RQ begins what it says of a work-horse that ended without writing how.
+#: Begin of RQ's message about a work-horse that ended without a result.
 _UNEXPECTED = "Work-horse terminated unexpectedly"
 NO_ANSWER = "its process ended without an answer"
 
@@ -27,26 +25,31 @@ class HorseWorker(Worker):
     _offspring: Offspring | None = None
 
     def fork_work_horse(self, job: Any, queue: Any) -> None:
+        """Fork, and note which processes are there before."""
         self._horse_status, self._killed_by_us = None, False
         self._oom_kills = oom_kills.counts()
         self._offspring = Offspring()
         super().fork_work_horse(job, queue)
 
     def kill_horse(self, *args: Any, **kwargs: Any) -> None:
+        """Kill the work-horse, and note that it was this worker."""
         self._killed_by_us = True
         super().kill_horse(*args, **kwargs)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
+        """Wait for the work-horse, and note its exit status."""
         pid, status, usage = super().wait_for_horse()
         self._horse_status = status
         return pid, status, usage
 
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        """Extend the leases, and reap orphans."""
         if self._offspring is not None:
             self._offspring.reap([self.horse_pid])
         super().maintain_heartbeats(job, execution)
 
     def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
+        """Watch the work-horse, and end the processes that it leaves behind."""
         try:
             super().monitor_work_horse(job, queue, execution)
         finally:
@@ -57,6 +60,7 @@ class HorseWorker(Worker):
             self.handle_job_failure(job, queue=queue, exc_string=NO_ANSWER, execution=execution)
 
     def handle_job_failure(self, job: Any, *args: Any, **kwargs: Any) -> None:
+        """Record a failure, with the reason of the process's end."""
         if str(kwargs.get("exc_string", "")).startswith(_UNEXPECTED):
             kwargs["exc_string"] = self._why_ended()
             log.warning("job %s: %s", job.id, kwargs["exc_string"])

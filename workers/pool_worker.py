@@ -1,6 +1,4 @@
-"""
-The RQ worker of a pool process: jobs run in the process itself, without a fork.
-"""
+"""The RQ worker of a pool process: jobs run in the process itself, without a fork."""
 
 from __future__ import annotations
 
@@ -37,6 +35,7 @@ class PoolWorker(FLWorker):
         self._ended = threading.Event()
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
+        """Serve the queue, with a thread for the leases."""
         # Like the work-horses of clients: training gives way to leases, merging and restarts.
         os.nice(HORSE_NICENESS)
         signal.signal(signal.SIGUSR1, interruption.on_signal)
@@ -47,15 +46,18 @@ class PoolWorker(FLWorker):
             self._ended.set()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Write the heartbeat of a transaction only; the thread writes the others."""
         # RQ beats several times a job, each a write to disk; the thread does it now and then.
         if pipeline is not None:
             Worker.heartbeat(self, timeout, pipeline)
             self._name_job(pipeline)
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
+        """Note the end in this process alone."""
         job.ended_at = now()
 
     def execute_job(self, job: Any, queue: Any) -> None:
+        """Run a job in this process."""
         failpoints.failpoint("job.popped")
         os.environ["RQ_JOB_ID"] = self._at_work = job.id
         offspring = Offspring()
@@ -67,7 +69,7 @@ class PoolWorker(FLWorker):
         finally:
             self._job, self._at_work = None, ""
             offspring.end(helpers())
-        # In this process alone: nobody asks Redis for it, and each write is one to disk.
+        # In this process alone: it is not read from Redis, and each write there is one to disk.
         self._state = WorkerStatus.IDLE
 
     def _look_after(self) -> None:

@@ -71,7 +71,7 @@ OUTCOME_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 
 class FLWorker(HorseWorker):
     """
-    RQ's forking worker with leases that tell the healer, and nobody else, whether it lives.
+    RQ's forking worker with leases, by which the healer alone decides whether it lives.
 
     Raises:
         ClientNameTaken: On start, when another worker serves the client already.
@@ -94,17 +94,19 @@ class FLWorker(HorseWorker):
         super().__init__(queues, *args, **options)
         self._control = Control(self.connection)
         for queue in cast("list[FLQueue]", self.queues):
-            queue.on_refused = self._tell_refused
-        self._said: dict[str, str] = {PAUSED: "", AWAITED: ""}
+            queue.on_refused = self._record_refused
+        self._written: dict[str, str] = {PAUSED: "", AWAITED: ""}
         #: Id of the job at work, which the lease names; empty when idle.
         self._at_work = ""
         self._compiler_wanted = mmap.mmap(-1, 1)  # Shared with the horses.
 
     @property
     def dequeue_timeout(self) -> int:
+        """Seconds that RQ waits for a job at a time."""
         return HEARTBEAT_S
 
     def register_birth(self) -> None:
+        """Take the leases, then register."""
         waited_s = 0.0  # An outage of the control server in between is no waiting.
         while not self._extend():
             if waited_s > TAKE_OVER_S:
@@ -113,8 +115,8 @@ class FLWorker(HorseWorker):
             waited_s += LOOK_AGAIN_S
         if self.site.client:
             pausing.register_client(self.site)
-            self._said = self._site_says()
-            self._control.clients.register_worker(self.site.client, self._said)
+            self._written = self._site_status()
+            self._control.clients.register_worker(self.site.client, self._written)
         # RQ's sets of all workers are written by none of ours: a client could remove others from them.
         self.birth_date = self.last_heartbeat = now()
         with self.connection.pipeline() as pipe:
@@ -124,13 +126,16 @@ class FLWorker(HorseWorker):
             pipe.execute()
 
     def register_death(self) -> None:
+        """Remove the worker's keys."""
         self.connection.delete(self.key, self.executions_key)
 
     def check_for_suspension(self, burst: bool) -> None:
-        # One key that suspends all workers is nothing a client may have.
-        return None
+        """Do nothing."""
+        # RQ's global suspend key is ignored: clients have no permission to read it.
+        return
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Extend the leases."""
         super().heartbeat(timeout, pipeline)
         if self._compiler_wanted[0] and not self.is_horse and not self.horse_pid:
             importlib.import_module(COMPILER)
@@ -140,7 +145,7 @@ class FLWorker(HorseWorker):
                 self._name_job(pipeline)
             return
         if self._extend():
-            self._tell_site()
+            self._write_status()
             return
         # We were asleep for longer than a lease, and another worker serves our client now.
         log.error(
@@ -151,6 +156,7 @@ class FLWorker(HorseWorker):
         sys.exit(EXIT_REFUSED)
 
     def execute_job(self, job: Any, queue: Any) -> Any:
+        """Run a job in a fork, named by the lease."""
         failpoints.failpoint("job.popped")
         self._at_work = job.id
         try:
@@ -196,6 +202,7 @@ class FLWorker(HorseWorker):
             return False
 
     def monitor_work_horse(self, job: Any, queue: Any, execution: Any) -> None:
+        """Watch a job, its time counted by the monotonic clock."""
         # RQ measures a job's time by the wall clock: a jump of an hour would kill a healthy one.
         self._timeout_s = float(job.timeout)
         self._forked_at = time.monotonic()
@@ -203,6 +210,7 @@ class FLWorker(HorseWorker):
         super().monitor_work_horse(job, queue, execution)
 
     def maintain_heartbeats(self, job: Any, execution: Any) -> None:
+        """Extend the leases, and stop a job that is overdue or not wanted any more."""
         if self._is_overdue():
             log.error("job %s did not end at its timeout: killing it", job.id)
             self.kill_horse()
@@ -224,6 +232,7 @@ class FLWorker(HorseWorker):
             self.kill_horse()
 
     def main_work_horse(self, job: Any, queue: Any) -> None:
+        """Be the work-horse: a process that ends with its worker."""
         processes.die_with_parent(self.pid or 0)
         if _role(queue.name) != "aggregator":
             # On a machine that several share, training gives way to leases, merging and restarts.
@@ -231,6 +240,7 @@ class FLWorker(HorseWorker):
         super().main_work_horse(job, queue)
 
     def perform_job(self, job: Any, queue: Any, execution: Any = None) -> bool:
+        """Perform a job, and note whether it imported torch's compiler."""
         known = COMPILER in sys.modules
         done: bool = super().perform_job(job, queue, execution)
         # A task with its own optimiser or a compiled model: later horses find it loaded.
@@ -239,9 +249,11 @@ class FLWorker(HorseWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
+        """False: the healer alone repairs."""
         return False
 
     def prepare_execution(self, job: Any) -> Any:
+        """Mark a job as started; a key of a wrong type is removed first."""
         try:
             return super().prepare_execution(job)
         except ResponseError as exc:
@@ -255,27 +267,33 @@ class FLWorker(HorseWorker):
             return super().prepare_execution(job)
 
     def subscribe(self) -> None:
-        # RQ's command channel lets anybody stop a worker; we have signals and leases instead.
-        return None
+        """Do nothing."""
+        # RQ's command channel lets every user of Redis stop a worker; signals and leases replace it.
+        return
 
     def unsubscribe(self) -> None:
-        return None
+        """Do nothing."""
+        return
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Stop, without waiting for a server."""
         stop_waiting()
         super().request_stop(signum, frame)
 
     def set_shutdown_requested_date(self) -> None:
+        """Note the stop, if the server can be used."""
         with _if_redis_can():
             super().set_shutdown_requested_date()
 
     def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        """Handle an error of a job; an outage is only logged."""
         if classify(exc_info[1]) is None:
             super().handle_exception(job, *exc_info)
         else:
             complaint.say(exc_info[1], f"job {job.id}: ")
 
     def teardown(self) -> None:
+        """Release the leases."""
         with _if_redis_can():
             if not self.is_horse:
                 self._control.leases.release(keyspace.worker(self.name), self.site.token)
@@ -291,14 +309,14 @@ class FLWorker(HorseWorker):
         return self._timeout_s > 0 and time.monotonic() - self._forked_at > longest_s
 
     def _is_pointless(self, job: Any) -> bool:
-        """Whether nobody wants a client's job any more: its round has ended, say."""
+        """Whether a client's job is not wanted any more: its round has ended."""
         if job.func_name not in rq_types.OF_A_ROUND:
             return False
         run, number = job.call()
         return queries.has_ended(self._control, run, number, job.id.partition("_")[0])
 
-    def _tell_refused(self, job: str, reason: str) -> None:
-        """Say where people look that an entry of our queue was refused."""
+    def _record_refused(self, job: str, reason: str) -> None:
+        """Record that an entry of this queue was refused: in the log, and in the events."""
         log.warning("%s", reason)
         event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
         try:
@@ -307,20 +325,20 @@ class FLWorker(HorseWorker):
                     self._control.events.add_of_client(self.site.client, event)
                     return
                 self._control.events.add(f"{job}__".split("_")[1], event)
-        except REDIS_ERRORS as exc:  # Another type, say: the log has it.
+        except REDIS_ERRORS as exc:  # Such as a key of another type: the log has it.
             log.warning("no event of job %s: %s", job, exc)
 
-    def _site_says(self) -> dict[str, str]:
+    def _site_status(self) -> dict[str, str]:
         """What rounds have to know of this site, by field of the client's hash; empty: nothing."""
         return {PAUSED: pausing.why_paused(self.site), AWAITED: approval.pending_as_json(self.site)}
 
-    def _tell_site(self) -> None:
-        """Say it again once it has changed: each time is a write to disk."""
-        if self.site.client and (said := self._site_says()) != self._said:
-            if said[PAUSED] != self._said[PAUSED]:
-                log.info("client %s: %s", self.site.client, said[PAUSED] or "not paused any more")
-            self._control.clients.set_status(self.site.client, said)
-            self._said = said
+    def _write_status(self) -> None:
+        """Write the site's status once it has changed: each time is a write to disk."""
+        if self.site.client and (status := self._site_status()) != self._written:
+            if status[PAUSED] != self._written[PAUSED]:
+                log.info("client %s: %s", self.site.client, status[PAUSED] or "not paused any more")
+            self._control.clients.set_status(self.site.client, status)
+            self._written = status
 
     def _extend(self) -> bool:
         fields = {
@@ -361,7 +379,7 @@ class FLWorker(HorseWorker):
 
 @contextmanager
 def _if_redis_can() -> Iterator[None]:
-    """For what a worker that stops says of itself: it does not wait for a server that cannot be used."""
+    """For the last writes of a worker that stops: it does not wait for a server that cannot be used."""
     try:
         with hurried():
             yield
@@ -415,5 +433,5 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
 
 
 def _made(kind: type[FLWorker], queue: str, connection: Redis) -> FLWorker:
-    with hurried():  # RQ asks the server who we are, and can do without the answer.
+    with hurried():  # RQ reads the connection's own address, and can do without it.
         return kind([queue], connection=connection)

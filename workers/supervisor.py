@@ -40,7 +40,7 @@ ROLES = ("client", "aggregator", "evaluator", "pool")
 RESTART_S = 0.2
 LONGEST_RESTART_S = 5.0
 LIVED_S = 10.0
-#: Who is not let in asks again so rarely: somebody has to enrol it first.
+#: Pause of a worker whose login is refused: an operator has to enrol it first.
 REVOKED_RESTART_S = 60.0
 TICK_S = 1.0
 
@@ -133,7 +133,7 @@ class Supervisor:
 
     @property
     def chores(self) -> BackgroundTask:
-        """Imported after the worker has been started: that one is in a hurry."""
+        """The role's task; imported after the worker has been started, which must not wait for it."""
         from workers.background import chores_of
 
         if self._chores is None:
@@ -187,7 +187,7 @@ class Supervisor:
         self._forget_worker(place)
 
     def _forget_worker(self, place: _Place) -> None:
-        """Say that the child is dead, which we know for certain: its jobs need not wait for its lease."""
+        """Release the lease of a child that is certainly dead: its jobs need not wait for it to run out."""
 
         def release() -> None:
             with replace(self.site).store() as store:  # Of the credentials as they are now.
@@ -211,7 +211,7 @@ def main() -> int:
         state_folder.enter(site.state_dir)
         for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
             log.warning("%s; %s", risk.what, risk.fix)
-        # Who starts it waits for a line; from then on it rides out what it can.
+        # The command that starts it waits for a line; later outages are waited out.
         site.store(PEOPLE).close()
     except FLQueueError as exc:
         revoked = site.credentials and is_login_refused(exc)

@@ -1,14 +1,14 @@
 """
-Answers that leave a site only when somebody there says so: ``fl-queue worker client --approve``.
+Updates that leave a site only after its approval: ``fl-queue worker client --approve``.
 
 Beside such an answer in the outbox, ``<client>_<run>_<round>.update``, lie
 
     .waiting     JSON: the job that left it there and has ended, and since when
     .decision    JSON: the token of the answer it is about, whether it may leave, and why not
 
-A job that finds no decision ends: it holds no worker, and nothing on Redis. Its worker says on the
-control server what waits, and that it is decided; then the healer issues the next attempt, which finds
-the answer and the decision, and pushes. Whoever may write to Redis can ask, and decides nothing.
+A job that finds no decision ends: it holds no worker, and nothing on Redis. Its worker writes to
+the control server what waits, and that it is decided; then the healer issues the next attempt, which finds
+the answer and the decision, and pushes. Write access to Redis can ask for updates, and decides nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LONGEST_REASON = 200
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody at the site has said. Args: ``reason``: why it stays, for those who wait."""
+    """Decision of a site operator. Args: ``reason``: why the update stays, for the coordinator."""
 
     approved: bool
     reason: str = ""
@@ -63,7 +63,7 @@ class PendingUpdate:
 
 
 def needed(header: Header) -> bool:
-    """Whether an answer is one that somebody has to look at."""
+    """Whether an answer needs a decision."""
     return header.kind in _OF_DATA
 
 
@@ -71,7 +71,7 @@ def needed(header: Header) -> bool:
 
 
 def decision(path: Path, header: Header) -> Decision | None:
-    """What was said of an answer; None: nothing yet. What was said of another one is removed."""
+    """The decision on an answer; None: there is none yet. A decision on another answer is removed."""
     file = path.with_suffix(outbox.DECISION)
     raw = _read(file)
     if raw.get("token") != header.token:
@@ -93,7 +93,7 @@ def mark_pending(path: Path, job: str) -> None:
 
 
 def pending_as_json(site: WorkerSettings) -> str:
-    """What waits at a site, as its worker says it: JSON by run; empty when nothing does."""
+    """The updates that wait at a site, as its worker reports them: JSON by run; empty when there are none."""
     found: dict[str, AwaitedUpdate] = {}
     for file in site.outbox.glob(f"{site.client}_*{outbox.WAITING}"):
         path, raw, name = file.with_suffix(outbox.SUFFIX), _read(file), outbox.named(file)
@@ -112,11 +112,11 @@ def pending_as_json(site: WorkerSettings) -> str:
     return dumps({run: note.to_dict() for run, note in found.items()}) if found else ""
 
 
-# The side of whoever decides
+# The side of the site operator
 
 
 def waiting(state_dir: Path) -> list[PendingUpdate]:
-    """The answers in a state folder that nobody has decided on, by name."""
+    """The answers in a state folder that still need a decision, by name."""
     return list(_waiting(WorkerSettings(state_dir=state_dir).outbox))
 
 
@@ -149,16 +149,16 @@ def find(state_dir: Path, names: tuple[str, ...]) -> list[PendingUpdate]:
 
 def decide(item: PendingUpdate, approved: bool, reason: str = "") -> None:
     """
-    Say whether an answer may leave.
+    Record whether an answer may leave.
 
     Raises:
         LocalStorageError: The file cannot be written.
     """
     why = printable(reason)[:LONGEST_REASON]
-    told = "" if approved else DECLINED + (f": {why}" if why else "")
+    shown = "" if approved else DECLINED + (f": {why}" if why else "")
     file = item.path.with_suffix(outbox.DECISION)
     files.write_private(
-        file, dumps({"token": item.header.token, "approved": approved, "reason": told}).encode()
+        file, dumps({"token": item.header.token, "approved": approved, "reason": shown}).encode()
     )
 
 

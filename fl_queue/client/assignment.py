@@ -1,6 +1,4 @@
-"""
-What one job of a client is about: its round, and the model that it starts from.
-"""
+"""What one job of a client is about: its round, and the model that it starts from."""
 
 from __future__ import annotations
 
@@ -77,7 +75,7 @@ class ClientJob:
 
     Args:
         base: The model to start from, when it has been fetched already.
-        is_watched: Whether people are told how it goes; a virtual client is one of too many.
+        is_watched: Whether progress is shown; a virtual client's is not.
         manifest: The run's, where it has been read and checked already.
     """
 
@@ -93,6 +91,7 @@ class ClientJob:
 
     @property
     def run(self) -> str:
+        """Run id."""
         return self.state.run_id
 
     @property
@@ -101,7 +100,7 @@ class ClientJob:
         return HostCache(self.store, self.site.cache, self.run, self.config.redis.chunk_bytes)
 
     def ended(self) -> bool:
-        """Whether nothing is wanted any more: the round has ended, say, or a failover lost its opening."""
+        """Whether no response is wanted any more: the round has ended, or a failover lost its opening."""
         control, number = self.store.control, self.round.number
         if queries.has_ended(control, self.run, number, self.who):
             return True
@@ -109,16 +108,18 @@ class ClientJob:
         return control.rounds.base_digest(self.run, number) not in (None, self.round.base_digest)
 
     def task(self) -> Task:
+        """The run's task, with this site's data folder."""
         # Version 0 needs no data: a site that has none may make it.
         folder = self.site.known_folder(self.config)
         return load_task(self.config.run.task, self.config, self.site.allow, folder)
 
     def strategy(self) -> Strategy:
+        """The run's strategy, without code of the operator's own."""
         return get_strategy(self.config.aggregation.strategy, self.config.strategy)
 
     def context(self) -> ClientContext:
         """
-        What the task is told.
+        The context that the task is given.
 
         Raises:
             ConfigError: This client has no share of the run's data, or only the config names its folder.
@@ -153,7 +154,7 @@ class ClientJob:
 
 
 class DataWaits:
-    """Writes where people look that a job waits for the data server. Args: ``job``: which."""
+    """Reports on the control server that a job waits for the data server. Args: ``job``: the job."""
 
     def __init__(self, job: ClientJob) -> None:
         self._job = job
@@ -180,7 +181,7 @@ class DataWaits:
     def _write(self, text: str) -> None:
         try:
             self._job.store.control.clients.set_status(self._job.who, {DATA_WAIT: text})
-        except REDIS_ERRORS as exc:  # Only people read it.
+        except REDIS_ERRORS as exc:  # It is only shown.
             complaint.say(exc)
 
 
@@ -207,7 +208,7 @@ def fetch_base(job: ClientJob) -> RoundModel:
     The model to start from; waited for while the data server is away or lacks it.
 
     Raises:
-        RoundEnded: Nobody wants to know any more.
+        RoundEnded: The round ended meanwhile.
     """
     manifest = manifest_of(job)
     encoding = encoding_of(job)

@@ -1,5 +1,5 @@
 """
-What leaves a site with an answer, in full, for whoever is asked about it: ``approve`` and ``try-task``.
+Disclosure of everything that an update contains, shown before it is sent: ``approve`` and ``try-task``.
 
 Every field of the header, and of each tensor what it is and how large its numbers are. No Redis here.
 """
@@ -21,7 +21,7 @@ from fl_queue.protocol.manifest import EXTRA, Kind, Manifest, TensorSpec
 
 #: Elements looked at together: a large tensor is never in memory as float64.
 _BLOCK = 1 << 20
-#: Numbers of a table that people are shown one by one.
+#: Numbers of a table that are shown one by one.
 _SHOWN = 100
 #: Shown as tensors, or of elements that are no site's answer.
 _LEFT_OUT = ("tensors", "members", "manifest")
@@ -35,27 +35,27 @@ def describe_update(header: Header, body: memoryview) -> dict[str, Any]:
         body: As it travels, encoded. A tensor's numbers are those that it decodes to.
 
     Raises:
-        MessageError: The body is not what the header says.
+        MessageError: The body does not fit the header.
     """
     tensors = _tensors(header, body)
-    said = {
+    shown = {
         item.name: getattr(header, item.name)
         for item in fields(Header)
         if item.name not in _LEFT_OUT
     }
     return {
         "bytes": len(message.pack_head(header)) + header.body_bytes,
-        "header": said,
+        "header": shown,
         "tensors": tensors,
         "norm": math.sqrt(sum(tensor["norm"] ** 2 for tensor in tensors)),
     }
 
 
-def format_update(told: Mapping[str, Any]) -> Iterable[str]:
-    """The same for people, a line each; of a long table of counts, such as those of scores, how many there are."""
-    said, tensors = told["header"], told["tensors"]
-    yield f"{told['bytes']:,} bytes: {len(tensors)} tensors, L2 norm {told['norm']:.6g}, and the header"
-    for name, value in said.items():
+def format_update(found: Mapping[str, Any]) -> Iterable[str]:
+    """The disclosure as lines of text; a long table of counts, such as those of scores, by its length."""
+    shown, tensors = found["header"], found["tensors"]
+    yield f"{found['bytes']:,} bytes: {len(tensors)} tensors, L2 norm {found['norm']:.6g}, and the header"
+    for name, value in shown.items():
         text = dumps(_short(value)) if isinstance(value, Mapping) else str(value)
         yield f"  {name:14} {text or '-'}"
     for tensor in tensors:

@@ -1,6 +1,4 @@
-"""
-Disk storage of a client's job: room for its update, and the client state that it loads and writes.
-"""
+"""Disk storage of a client's job: room for its update, and the client state that it loads and writes."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class ClientStrategy:
         strategy: As the config names it.
         server: What clients fetch of its state: name -> tensor name -> array.
         kept: What the client keeps, of the newest round that accepted its update.
-        has_lost: Whether it has lost that, and has to say so.
+        has_lost: Whether it has lost that, and has to report it.
         exponent: Of the round.
     """
 
@@ -229,6 +229,10 @@ class ClientTrainer:
     """
     One client's part in one round, from a base version.
 
+    A personal model's training, and fine-tuning, come after the update, so that the update has the bits it
+    has without them. Each begins with the seed of the round's training: the same order of samples.
+    Equal arguments give equal bytes, on the same machine with the same software.
+
     Args:
         task: Its data, model and training.
         manifest: The run's model.
@@ -252,10 +256,6 @@ class ClientTrainer:
         """
         Evaluate the base version, train from it, take the difference; then personalize.
 
-        A personal model's training, and fine-tuning, come after the update, so that the update has the bits it
-        has without them. Each begins with the seed of the round's training: the same order of samples.
-        Equal arguments give equal bytes, on the same machine with the same software.
-
         Args:
             on_epoch: Called after each epoch with its number, their number, and finished validation
                 metrics.
@@ -268,9 +268,8 @@ class ClientTrainer:
             ConfigError: The data cannot be split as configured, or the task trains in a way of its own
                 that the strategy cannot correct.
         """
-        logged = self.context.logged or TrainingLog()
+        logged, strategy = self.context.logged or TrainingLog(), self.plan.strategy
         context = replace(self.context, logged=None)
-        strategy = self.plan.strategy
         with context.compute.reproducible(context.seed_for("train")):
             data = data or calls.training_data(self.task, context)
             model = self._build()
@@ -293,17 +292,11 @@ class ClientTrainer:
         model.zero_grad()  # Gradients are as large as the model.
         own_metrics, own_model = _personalize(own, context)
         changes = UpdateTensors(self.manifest, model, self.base)
+        found = self._contribution(replace(known, steps=rule.steps, change=changes.__getitem__))
+        sent, metrics = update_manifest(strategy, self.manifest), {**metrics, **own_metrics}
         return TrainingResult(
-            changes,
-            num_examples,
-            {**metrics, **own_metrics},
-            train_metrics,
-            train_s,
-            update_manifest(strategy, self.manifest),
-            self._contribution(replace(known, steps=rule.steps, change=changes.__getitem__)),
-            self.manifest,
-            own_model,
-        )
+            changes, num_examples, metrics, train_metrics, train_s, sent, found, self.manifest, own_model
+        )  # fmt: skip
 
     def evaluate(self) -> Sums:
         """

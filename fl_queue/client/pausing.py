@@ -4,7 +4,7 @@ A site's pauses: a file in its state folder, or the clock. Nothing here needs Re
     <state dir>/sites/<client>/paused    JSON: since when, and why
 
 The folder is there once a worker of that client has used the state folder. While a client is paused
-its worker answers no job, and says so on the control server: no round selects it.
+its worker answers no job, and reports that on the control server: no round selects it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def select_clients(state_dir: Path, named: tuple[str, ...]) -> list[str]:
 
 def pause(state_dir: Path, client: str, reason: str, now: datetime) -> bool:
     """
-    Pause a client until it is told otherwise; whether it was news.
+    Pause a client until it is unpaused; returns whether it was not paused before.
 
     Raises:
         LocalStorageError: The file cannot be written.
@@ -102,22 +102,22 @@ def why_paused(site: WorkerSettings, now: datetime | None = None) -> str:
     """
     if not site.client:
         return ""
-    told = _told(_folder(site.state_dir, site.client) / _FILE)
-    if told or not site.quiet_hours:
-        return told
+    why = _file_reason(_folder(site.state_dir, site.client) / _FILE)
+    if why or not site.quiet_hours:
+        return why
     now = now or datetime.now().astimezone()
     span = quiet_hours.quiet(site.quiet_hours, now)
     return f"{_PAUSED}: quiet hours {span} ({now.tzname() or 'local time'})" if span else ""
 
 
-def _told(path: Path) -> str:
+def _file_reason(path: Path) -> str:
     try:
         raw = json.loads(path.read_bytes())
         since, reason = str(raw["since"]), str(raw["reason"])
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, KeyError, TypeError):
-        return _PAUSED  # Whatever the file says: somebody at the site has put it there.
+        return _PAUSED  # Also with unreadable content: a site operator has put the file there.
     return f"{_PAUSED} since {since}" + (f": {reason}" if reason else "")
 
 

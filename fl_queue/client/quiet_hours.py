@@ -1,6 +1,4 @@
-"""
-Quiet hours: spans of a site's day, by its own clock, in which it trains for nobody. No files, no Redis.
-"""
+"""Quiet hours: spans of a site's day, by its own clock, in which it does not train. No files, no Redis."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ class Span:
 
 def parse(text: str) -> Span:
     """
-    A span as people write it: ``08:00-18:00``, or ``22:00-06:00`` over midnight.
+    A span as text: ``08:00-18:00``, or ``22:00-06:00`` over midnight.
 
     Raises:
         ConfigError: It is none.

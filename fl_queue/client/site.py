@@ -46,10 +46,10 @@ class WorkerSettings:
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
-        min_examples: Fewest training samples it trains with, and fewest samples it tells a statistic of.
+        min_examples: Fewest training samples it trains with, and fewest samples of a statistic that it sends.
         min_batch: Fewest of them in a step of the training, and that make up an update; 0: as
-            ``fewest_a_step`` says.
-        approve: Whether what was made of its data leaves only when somebody here says so.
+            ``fewest_a_step`` has it.
+        approve: Whether updates and evaluations leave only after a decision at this site.
         pins: Digests of the only configs that it serves; empty: any.
         operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
     """
@@ -78,7 +78,7 @@ class WorkerSettings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
-        """The site of this process, as ``environ`` of the one that started it said."""
+        """The site of this process, from the environment that its parent has set."""
         state_dir = environ.get("FLQ_SITE_STATE_DIR")
         return cls(
             url=environ.get("FLQ_REDIS_URL", ""),

@@ -1,5 +1,5 @@
 """
-What a site believes of what Redis says: with the operator's public key in its credentials, only what the operator signed.
+Trust of a site in Redis: with the operator's public key in its credentials, it accepts only signed rounds and configs.
 
 Everything is checked before any of it is used: the round, the config, the model it starts from and who its
 clients are. The site also remembers, on its own disk, the newest round of each run that it took part in, and
@@ -44,7 +44,7 @@ class Question:
     Args:
         who: Client id, or ``evaluator``.
         purpose: What the job's function does.
-        state: Read after ``round``: its population has everybody of the round's.
+        state: Read after ``round``: its population has all clients of the round's.
         segments: The run's config, all segments.
         manifest: The run's; None before version 0.
     """
@@ -109,7 +109,7 @@ def _segment(segments: Sequence[Mapping[str, Any]], number: int) -> Mapping[str,
 def _checked(
     site: WorkerSettings, asked: Question, segment: Mapping[str, Any]
 ) -> statements.Statement | None:
-    """What the operator has signed of a round, which is what Redis says; None where no key is known."""
+    """The operator's statement on a round, which equals the round in Redis; None where no key is known."""
     public, number = operator_key(site), asked.round.number
     if not public:
         return None

@@ -3,7 +3,7 @@ Runs that the control server does not know: what a site keeps of them is not thr
 
 Such a run was deleted; or the server is another one, or empty: started with the wrong folder, a replica
 that had nothing yet, a wrong URL. Then the finished updates of a site are all that is left of its work. So
-they are removed only for a run that was deleted, which a tombstone says for a day, or after a day in which
+they are removed only for a run that was deleted, which a tombstone shows for a day, or after a day in which
 the run was looked for and not found. That day is counted, in a file: each look adds the time since the look
 before it, and a few seconds at most. So restarts lose nothing of it, and a clock that jumps adds nothing.
 """
@@ -53,7 +53,7 @@ def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]
 
 class UnknownRuns:
     """
-    Says whether runs are gone for good.
+    Runs that the control server does not know, and the time since.
 
     Args:
         control: The control server.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def initial_header(blank: Header, manifest: Manifest, environment: Mapping[str, Any]) -> Header:
-    """What version 0 says of itself, but for the digest of its body."""
+    """Header of version 0, but for the digest of its body."""
     return replace(
         blank,
         manifest=manifest.to_json(),
@@ -40,7 +40,7 @@ def build_header(
     context: ClientContext,
 ) -> Header:
     """
-    What an update says of itself, but for the digest of its body.
+    Header of an update, but for the digest of its body.
 
     Args:
         blank: Of the round, without anything trained.

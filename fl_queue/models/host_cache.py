@@ -92,7 +92,7 @@ class HostCache:
         name = keyspace.model_blob(self.run, digest)
         hasher = blake3()
         with files.appended(part) as file:
-            done = min(file.tell(), nbytes) // self.chunk_bytes
+            done = min(file.tell(), nbytes) // self.chunk_bytes  # codespell:ignore tell
             file.truncate(done * self.chunk_bytes)
             file.seek(0)
             for _ in range(done):

@@ -101,7 +101,7 @@ def read(state_dir: Path, run: str, number: int, client: str, digest: str) -> Ar
     except (OSError, MessageError) as exc:
         raise DataError(str(path), f"the kept update is damaged: {exc}") from exc
     if (found.header.client, found.header.body_digest) != (client, digest):
-        raise DataError(str(path), "holds another update than its name says")
+        raise DataError(str(path), "holds another update than the one in its name")
     return found
 
 

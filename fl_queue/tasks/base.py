@@ -43,7 +43,7 @@ class ClientData:
     """
     A client's own data: data sets of pairs (input, target). ``validation`` may be empty.
 
-    What samples may be besides, ``sgd.local_sgd`` says.
+    Other forms of samples: see ``sgd.local_sgd``.
 
     Args:
         unused: What lies in the data folder and is not read: what it is -> how many of it. Shown at the
@@ -92,7 +92,7 @@ class Task(ABC):
 
     #: Whether ``client_data`` applies ``self.skew``; otherwise configs that ask for it are refused.
     skews: ClassVar[bool] = False
-    #: Makes (inputs, targets) of a list of samples, of unequal lengths, say: ``def collate(self, samples)``;
+    #: Makes (inputs, targets) of a list of samples, of unequal lengths: ``def collate(self, samples)``;
     #: None: they are stacked, as torch's ``DataLoader`` does.
     collate: Collate | None = None
 
@@ -241,7 +241,7 @@ class Task(ABC):
         """
         How this client's images differ from the data set's (``data.noise``, ``data.rotation``).
 
-        A task that calls its ``apply`` on what it trains and validates with says so by
+        A task that calls its ``apply`` on its training and validation data declares it by
         ``skews = True``.
         """
         return Skew.of(
@@ -259,7 +259,7 @@ class Task(ABC):
         owners: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """
-        The client's training and validation samples, as the ``[data]`` section says.
+        The client's training and validation samples, by the ``[data]`` section.
 
         Args:
             labels: (N,) classes of the samples on this machine.

@@ -70,7 +70,7 @@ def given_data(task: Task, context: ClientContext) -> ClientData:
     """
     A client's data: its training part no larger than the site wants, and the same in each round.
 
-    A validation part of fewer examples than the site tells metrics of is empty.
+    A validation part that is too small for the site's ``min_examples`` is empty.
 
     Raises:
         ConfigError: The training part has fewer examples than the site trains with.
@@ -129,10 +129,10 @@ def trained(
 ) -> Sums:
     """Train a model; sums of the training."""
 
-    def told(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
+    def report(epoch: int, epochs: int, found: Mapping[str, float]) -> None:
         on_epoch(plain_numbers.number(epoch), plain_numbers.number(epochs), _finished(task, found))
 
-    return _sums(task, "train", task.train(model, data, context, told))
+    return _sums(task, "train", task.train(model, data, context, report))
 
 
 def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
@@ -141,7 +141,7 @@ def evaluated(task: Task, model: nn.Module, dataset: Samples, context: ClientCon
 
 
 def described(task: Task, data: ClientData) -> Mapping[str, str | list[Any]]:
-    """What a task says must be the same at all sites: texts, and lists of names."""
+    """The facts that must be the same at all sites: texts, and lists of names."""
     found: Any = task.describe(data)
     wanted = 'a table of names, such as {"classes": ["cat", "dog"]}'
     if not isinstance(found, Mapping):
@@ -239,7 +239,7 @@ def _plain(task: Task, method: str, key: str, value: Any) -> Any:
 
 
 def _is_numbers(value: list[Any]) -> bool:
-    """Whether lists hold nothing but numbers: a text among them, a label say, would leave the site."""
+    """Whether lists hold nothing but numbers: a text among them, such as a label, would leave the site."""
     return plain_numbers.are_plain(value) or all(
         _is_numbers(item) if isinstance(item, list) else isinstance(item, (int, float))
         for item in value

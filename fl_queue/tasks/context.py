@@ -85,7 +85,7 @@ class ClientContext:
         Note a number of this training: ``log("gap", value)`` or ``log(gap=value)``.
 
         The mean of a round's calls goes with the update, and is merged over the clients as every
-        metric is: curve ``train/gap``. Outside a round's training, in a validation say, it is
+        metric is: curve ``train/gap``. Outside a round's training, such as in a validation, it is
         checked and forgotten. It changes nothing of the model. On an accelerator, a tensor is waited for.
 
         Args:

@@ -420,7 +420,7 @@ def _positions(path: Path, header: list[str], features: list[str], label: str) -
 
 
 def _check_once(path: Path, header: list[str], name: str, field: str) -> None:
-    """Raises DataError if a column is there twice: nobody could say which of them is meant."""
+    """Raises DataError if a column is there twice: the name would be ambiguous."""
     places = [str(index) for index, one in enumerate(header, 1) if one == name]
     if len(places) > 1:
         where = f"as columns {', '.join(places)}"

@@ -1,11 +1,11 @@
 """
-What of an error, or of names that were read, leaves a site: decided in this one place.
+The parts of an error, or of names that were read, that leave a site: decided in this one place.
 
-A message may quote anything: a cell, a column's header, a file name, a path, what a library or a task's own
-code says. So nothing of it leaves but an error's ``public`` text, which is made of the config's own words and
-of numbers. Of every other error its class is told, the field of the config that it names, and the line of the
+A message may quote anything: a cell, a column's header, a file name, a path, text of a library or of a
+task's own code. So nothing of it leaves but an error's ``public`` text, which has the config's own words and
+numbers alone. Of every other error these leave: its class, the field of the config that it names, the line of the
 task's own code where it was raised. The whole message belongs into the log of the worker, where the site
-looks. The evaluator, pools and Flower clients follow the same rule: many people may read the control server.
+looks. The evaluator, pools and Flower clients follow the same rule: the control server has many readers.
 No Redis and no torch here.
 """
 
@@ -21,7 +21,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.config.task_catalog import own_code
 from fl_queue.errors import ConfigError, FLQueueError
 
-#: Ends what is told of an error whose message says more.
+#: Ends the disclosed text of an error whose message is longer.
 FULL = "the full message is in the log of its worker"
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -48,7 +48,7 @@ def class_name(kind: type) -> str:
     """
     What a class is called, or the first of its bases that a module defines.
 
-    One that was made while a program ran may be called after anything, a label say.
+    One that was made while a program ran may be called after anything, such as a label.
     """
     for one in kind.__mro__:
         name = one.__name__

@@ -1,6 +1,4 @@
-"""
-A version as a torch state dict or an ONNX graph. Imports torch.
-"""
+"""A version as a torch state dict or an ONNX graph. Imports torch."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def load(config: RunConfig, allow: Sequence[str], data_dir: str) -> Task:
             "--task-allow",
             f"{code} is own code, and runs here only if you trust it: add --task-allow {code}",
         )
-    # Built-in ones are forbidden to train on a site's data; here somebody asks for a model.
+    # Built-in ones are forbidden to train on a site's data; here a user asks for a model.
     return load_task(config.run.task, config, (*allow, *TASKS), data_dir)
 
 
@@ -97,7 +95,7 @@ def write_onnx(
     what the task does before is in words among the properties.
 
     Args:
-        properties: The file's metadata, beside what the task says of its use.
+        properties: The file's metadata, beside the task's own description of its use.
         data_dir: Where an input is looked for, if the task has no ``example_input``.
 
     Raises:
@@ -115,14 +113,14 @@ def write_onnx(
     load_arrays(model, manifest, tensor_layout.views(manifest, body))
     graph = _graph(model.eval(), _example(task, data_dir))
     usage = task.usage()
-    said = {
+    metadata = {
         **properties,
         "input": usage.input,
         "output": usage.output,
         "labels": json.dumps(usage.labels, ensure_ascii=False),
         "details": json.dumps(dict(usage.details), ensure_ascii=False, sort_keys=True),
     }
-    _describe(graph, said)
+    _describe(graph, metadata)
     files.write(path, graph.SerializeToString(deterministic=True))
 
 
@@ -209,10 +207,10 @@ def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
 
 def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> ModelUsage | None:
     """
-    What the task says of its model; None for an own one that may not be imported here.
+    The task's description of its model; None for an own task that may not be imported here.
 
     Raises:
-        ConfigError, DataError: The task cannot say it here.
+        ConfigError, DataError: The task cannot describe it here.
     """
     if _barred(config, allow):
         return None

@@ -107,7 +107,7 @@ class FlowerTask(Task):
 
     def client_data(self, context: ClientContext) -> ClientData:
         """
-        Nothing to see: the client reads its data itself, and says by training how much it is.
+        Empty: the client reads its data itself, and reports their number by training.
 
         Raises:
             ConfigError: The site wants to give a part of them.
@@ -226,11 +226,11 @@ def _node(context: ClientContext) -> Config:
 def _anywhere(config: RunConfig) -> ClientContext:
     """Where version 0 is made: at nobody's, so it is the first of as many as there may be."""
     cohort = config.round.cohort
-    # A fraction is of the clients that are alive, which nobody knows here.
+    # A fraction is of the clients that are alive, which is not known here.
     shares = config.data.shares or config.clients.count or cohort
     return ClientContext.of(
         config,
-        client="nobody",
+        client="nobody",  # codespell:ignore nobody
         run="",
         round_number=1,
         data_dir=config.data.dir,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Nobody who trains here has agreed to tell a third party; read when flwr is imported.
+# No telemetry to a third party: no site has agreed to it. Read when flwr is imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import numpy as np
@@ -166,8 +166,8 @@ class FlowerApp:
         if not counts:
             raise ConfigError(
                 "run.task",
-                f"{self.name} does not say in the metrics of its {kind} reply how many examples it "
-                "used; add num-examples to its MetricRecord",
+                f"{self.name} does not have the number of examples in the metrics of its {kind} reply"
+                "; add num-examples to its MetricRecord",
                 public=True,
             )
         count, numbers = _count(self.name, counts[0]), _numbers(found)
@@ -268,7 +268,7 @@ def _metadata(kind: str, context: Context) -> Metadata:
         dst_node_id=context.node_id,
         reply_to_message_id="",
         group_id="",
-        # A reply has what is left of the seconds to live, which nobody looks at here.
+        # A reply has what is left of the seconds to live, which is not used here.
         created_at=time.time(),
         ttl=DEFAULT_TTL,
         message_type=kind,
@@ -295,7 +295,7 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int | float) or value < 0 or value % 1 != 0:
         raise ConfigError(
             "run.task",
-            f"{name} says it used {value!r} examples; give a whole number",
+            f"{name} reports {value!r} examples; give a whole number",
             public=f"{name} gives no whole number of examples",
         )
     return int(value)

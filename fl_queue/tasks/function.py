@@ -1,7 +1,7 @@
 """
 A task without a class: a function that returns a model and its data sets.
 
-For whoever has a plain ``torch.nn.Module`` and two data sets; everything else is the defaults of
+For a plain ``torch.nn.Module`` and two data sets; everything else is the defaults of
 ``Task``. docs/guides/your-own-task.md teaches it.
 """
 
@@ -43,8 +43,8 @@ class Parts:
 
     Args:
         model: With fresh weights, made anew by each call.
-        train: Pairs (input, target) of all that is on this machine; ``[data]`` says what of them
-            is a client's, and what it holds out.
+        train: Pairs (input, target) of all that is on this machine; ``[data]`` decides which of them
+            are a client's, and which it holds out.
         test: The central test set, for the evaluator; None: there is none.
         loss: Mean loss of a batch of outputs and targets, and of the ``context`` if it has such an
             argument; None: cross entropy.
@@ -94,7 +94,7 @@ class FunctionTask(Task):
     def build_model(self) -> nn.Module:
         """The function's model, its weights drawn from torch's generator as it is now."""
         kept, self._kept = self._kept, None
-        # That of the call which read the data, so that they are not read twice; nobody has seeded since.
+        # That of the call which read the data, so that they are not read twice; nothing was seeded since.
         if kept is not None and torch.equal(kept[0], torch.get_rng_state()):
             return kept[1]
         return self._parts().model

@@ -334,7 +334,7 @@ def _deep(path: Path, image: Image.Image, side: int) -> Tensor:
     16 bits are divided by 65,535; floating-point numbers must be in [0, 1] already.
 
     Raises:
-        DataError: It has other values: nobody could say which of them is white.
+        DataError: It has other values: it is unknown which of them is white.
     """
     numbers = np.asarray(image).astype(np.float64)
     most = 1.0 if image.mode == "F" else 65535.0

@@ -1,6 +1,4 @@
-"""
-How a task is found by its name, and which names a worker lets in.
-"""
+"""How a task is found by its name, and which names a worker lets in."""
 
 from __future__ import annotations
 
@@ -43,8 +41,8 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
         allow: What this worker may load: own code as ``module:name``, or ``module:*`` for what a module
             defines; built-in tasks by their names, or ``mnist``. Empty: all built-in ones. The name
             comes from Redis, and importing a module runs its code.
-        data_dir: This machine's data folder. What the config says of it (``data.dir``) is not looked
-            at: whether a machine follows that is ``WorkerSettings.data_folder``'s to say.
+        data_dir: This machine's data folder. The config's ``data.dir`` is not used
+            here: ``WorkerSettings.data_folder`` decides whether a machine follows it.
 
     Raises:
         ConfigError: ``run.task``, with the reason; or an option the task cannot use.
@@ -55,7 +53,7 @@ def load_task(name: str, config: RunConfig, allow: Sequence[str] = (), data_dir:
     if asked and not made.skews:
         raise ConfigError(
             f"data.{asked[0]}",
-            f"{name} does not apply it; set it to 0, or have the task call self.skew and say "
+            f"{name} does not apply it; set it to 0, or have the task call self.skew and set "
             "skews = True",
             public=True,
         )
@@ -181,7 +179,7 @@ def _attribute(field: str, code: str, allow: Sequence[str]) -> tuple[ModuleType,
 
 
 def _import_error(name: str, error: Exception) -> str:
-    """Why a module cannot be imported, without what its own code or that of others says."""
+    """The reason why a module cannot be imported, without the text of foreign errors."""
     if isinstance(error, ModuleNotFoundError) and error.name == name:
         return "there is no such module"
     line = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""

@@ -1,6 +1,4 @@
-"""
-What a task logs while it trains: means of named numbers, bounded and checked. No Redis here.
-"""
+"""What a task logs while it trains: means of named numbers, bounded and checked. No Redis here."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ MOST = 24
 #: Values within it add up over any number of calls and examples without overflowing.
 LARGEST = 1e100
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
-#: What training and validation are told by already.
+#: Names that training and validation use already.
 _TAKEN = (
     "loss",
     "accuracy",

@@ -203,7 +203,7 @@ def _pixels(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Tells whether a file is the one that was read: when it was written, and its size in bytes."""
+    """Identity of a file that was read: when it was written, and its size in bytes."""
     found = file.stat()
     return found.st_mtime_ns, found.st_size
 

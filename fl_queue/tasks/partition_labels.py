@@ -50,8 +50,9 @@ def labels_of(config: RunConfig, data_dir: str) -> Found:
 
     task.split = asked  # type: ignore[method-assign]
     try:
+        no_client = "nobody"  # codespell:ignore nobody
         task.client_data(
-            ClientContext.of(config, client="nobody", run="", round_number=1, data_dir=data_dir)
+            ClientContext.of(config, client=no_client, run="", round_number=1, data_dir=data_dir)
         )
     except _Asked:
         return found[0]

@@ -1,6 +1,4 @@
-"""
-Numbers that a task returns, as Python's own: those of numpy and torch do not travel. Imports torch; no Redis here.
-"""
+"""Numbers that a task returns, as Python's own: those of numpy and torch do not travel. Imports torch; no Redis here."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def number(value: Any) -> Any:
         return int(value.item()) if kind == "i" else float(value.item())
     if isinstance(value, (*_ARRAYS, bool)):
         return value
-    # An enum's member, say, is of a subclass, and no header takes that.
+    # A member of an enum is of a subclass, which no header takes.
     if isinstance(value, int):
         return int(value)
     return float(value) if isinstance(value, float) else value
@@ -71,7 +69,7 @@ def is_finite(value: float) -> bool:
 
 @lru_cache(maxsize=64)
 def say_left_out(who: str, name: str) -> None:
-    """Say once in a process that a metric is left out; its value stays unsaid."""
+    """Log once in a process that a metric is left out, without its value."""
     _log.warning(
         "%s returned %s, which is not finite or beyond 1e200: it is left out of the metrics",
         who,

@@ -1,6 +1,4 @@
-"""
-What a site's task and data are like, for the comparison before round 1. Imports torch; no Redis here.
-"""
+"""What a site's task and data are like, for the comparison before round 1. Imports torch; no Redis here."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def facts_of(task: Task, data: ClientData) -> dict[str, str]:
         data: As the task loads them at this site.
 
     Raises:
-        ConfigError: ``describe`` returns what cannot be told.
+        ConfigError: ``describe`` returns a fact that cannot be sent.
     """
     samples = _samples(data.train)
     found = {
@@ -75,8 +73,8 @@ def _described(raw: Mapping[str, Any], words: Collection[str]) -> dict[str, str]
         if key in known:
             raise ConfigError(
                 "describe",
-                f"{key} is told already; give it another name",
-                public="a name is told already; give it another one",
+                f"{key} is used already; give it another name",
+                public="a name is used already; give it another one",
             )
     return {
         key: site_facts.word(value, words)

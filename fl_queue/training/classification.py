@@ -1,8 +1,8 @@
 """
-What outputs and targets say of classes: the counts that accuracy, F1 and AUC are made of.
+Classification by outputs and targets: the counts for accuracy, F1 and AUC.
 
 Whatever a model returns and whatever the targets are, an evaluation has its loss; what is of no
-classes has nothing else, and the log says why. Imports torch.
+classes has nothing else, and the log has the reason. Imports torch.
 """
 
 from __future__ import annotations
@@ -150,5 +150,5 @@ def _counts(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, 
 
 @lru_cache(maxsize=8)
 def _note(reason: str, what: str = "accuracy, f1 and auc are") -> None:
-    """Say once in a process what is not computed."""
+    """Log once in a process which metrics are not computed."""
     _log.warning("%s not computed: %s", what, reason)

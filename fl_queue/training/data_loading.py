@@ -2,7 +2,7 @@
 Samples that are read one at a time, and the processes that read them beside the training.
 
 How many processes there are is the machine's matter and changes no bit: the generators that a data
-set may draw from (augmentation, say) are seeded for each sample by the training's seed, the epoch and
+set may draw from (for augmentation) are seeded for each sample by the training's seed, the epoch and
 the sample's index, and are afterwards as they were. Imports torch. No Redis here.
 """
 
@@ -73,7 +73,7 @@ def iterate_batches(
     dataset: Dataset[Any], batches: Sequence[list[int]], reading: LoaderSettings
 ) -> Iterator[Any]:
     """
-    The batches of a data set, collated as torch does unless ``reading`` says otherwise.
+    The batches of a data set, collated as torch does unless ``reading`` has a function for it.
 
     Args:
         batches: Indices of each batch's samples.
@@ -158,7 +158,7 @@ def _takes(model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any
 
 
 def is_dataloader_crash(error: Exception) -> bool:
-    """Whether an error says that a process of ``load`` was killed, which may come up anywhere in training."""
+    """Whether an error means that a process that reads samples was killed; it may be raised anywhere in training."""
     return isinstance(error, RuntimeError) and str(error).startswith(_LOST)
 
 

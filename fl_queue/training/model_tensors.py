@@ -167,7 +167,7 @@ def arrays_of(model: nn.Module, manifest: Manifest) -> Arrays:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and persistent buffers by name, themselves, not detached."""
-    # keep_vars: a Parameter must be told from a buffer. Extra state may be of any type; it stays.
+    # keep_vars: a Parameter must differ from a buffer. Extra state may be of any type; it stays.
     return {
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
@@ -195,7 +195,7 @@ def _check_same(found: Manifest, wanted: Manifest) -> None:
     theirs = {spec.name: spec for spec in wanted.tensors}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            # A name that the run does not know says something of this machine's code alone.
+            # A name that the run does not know comes from this machine's code alone.
             raise ModelMismatch(
                 f"tensor {name}: {_describe(ours.get(name))} in this machine's model, "
                 f"{_describe(theirs.get(name))} in the run's; use the same task code and options",

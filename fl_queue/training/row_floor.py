@@ -58,7 +58,7 @@ def check_pull(learning_rate: float, weight_decay: float, proximal: float) -> No
 
 class Parts:
     """
-    How large a part each row has in what a training changes, as far as the model's outputs say.
+    Each row's part in the change of a training, as far as the model's outputs show it.
 
     A row's part is the norm of the loss's gradient by its output, times how much of a step is left in
     the end: weight decay and proximal pull make earlier steps smaller, momentum makes them larger. A
@@ -115,9 +115,9 @@ class Parts:
         self._step.clear()
 
     def counting(self) -> int:
-        """Rows whose part counts; all of them where that cannot be said."""
+        """Number of rows whose part counts; all of them where it is unknown."""
         largest = self._parts.max() if len(self._parts) else torch.zeros(())
-        # What is not finite is refused for that, in words that say more.
+        # Values that are not finite are refused elsewhere, with a better message.
         if not self.is_known or not torch.isfinite(largest) or not largest:
             return len(self._parts)
         return int((self._parts >= COUNTS * largest).sum())
@@ -127,7 +127,7 @@ class Parts:
         Refuse to send an update that shows fewer rows than the site wants.
 
         Raises:
-            UpdateWithheld: It shows fewer. The next round's update may show enough, so nothing lasting is said.
+            UpdateWithheld: It shows fewer. The next round's update may show enough, so it is no lasting error.
         """
         if self.counting() < min(fewest, len(self._parts)):
             raise UpdateWithheld(

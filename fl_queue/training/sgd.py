@@ -383,7 +383,7 @@ def evaluate(
     ``scoring``), of which targets may be 0.0 and 1.0, too. Then there is a ``confusion``, and with
     two classes ``logit_histograms``. With more than ``metrics.MAX_CLASSES`` classes there is
     ``accuracy_sum`` instead. Samples whose target is -100 are passed over. For everything else
-    (a regression, say) there is the loss alone.
+    (such as a regression) there is the loss alone.
 
     Args:
         model: On ``device``.
@@ -454,7 +454,7 @@ def _cuts(count: int, batch_size: int) -> list[int]:
 
 
 def _cut(order: Tensor, cuts: list[int]) -> list[Tensor]:
-    """The indices of each batch: ``order`` (N,), cut where ``cuts`` says."""
+    """The indices of each batch: ``order`` (N,), cut at ``cuts``."""
     return [order[start:end] for start, end in pairwise([0, *cuts])]
 
 
@@ -484,7 +484,7 @@ def joined(datasets: Sequence[Samples]) -> Samples:
 
 
 def _whole(dataset: Samples) -> Samples:
-    """A part of a ``TensorDataset`` (of ``random_split``, say) as one of its own, for speed."""
+    """A part of a ``TensorDataset`` (of ``random_split``) as one of its own, for speed."""
     if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
         chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return TensorDataset(*(tensor[chosen] for tensor in dataset.dataset.tensors))
