@@ -22,7 +22,7 @@ from fl_queue.cli.options import (
 from fl_queue.cli.output import print_json, print_line, warn
 from fl_queue.config import loading
 from fl_queue.experiments import launching
-from fl_queue.reporting import baselines, progress
+from fl_queue.reporting import baselines, event_lines
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def baseline(
         index: int, count: int, client: str, number: int, found: Mapping[str, float]
     ) -> None:
         if found or number == loaded.run.rounds:
-            words = progress.describe_metrics(found) or "trained"
+            words = event_lines.describe_metrics(found) or "trained"
             warn(f"{index + 1} of {count}: {client}, round {number}: {words}")
 
     made = baseline_training.train(

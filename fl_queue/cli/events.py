@@ -13,7 +13,7 @@ from fl_queue.cli.output import print_line, warn
 from fl_queue.common import escaping, outages
 from fl_queue.common.safe_json import dumps
 from fl_queue.coordinator.rounds import runs
-from fl_queue.reporting import progress, run_status
+from fl_queue.reporting import event_lines, run_status
 from fl_queue.store import keyspace
 
 
@@ -50,4 +50,4 @@ def _print_event(entry: str, event: dict[str, Any], as_json: bool) -> None:
         print_line(escaping.json_text(dumps(record)))
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["at"]))
-    print_line(f"{stamp} {progress.describe(event) or event['event'].replace('_', ' ')}")
+    print_line(f"{stamp} {event_lines.describe(event) or event['event'].replace('_', ' ')}")

@@ -14,7 +14,7 @@ from fl_queue.cli.output import print_json, print_line, warn
 from fl_queue.client import disclosure
 from fl_queue.config import loading, metric_choice
 from fl_queue.errors import DataError
-from fl_queue.reporting import progress
+from fl_queue.reporting import event_lines
 
 
 @click.command("try-task")
@@ -60,7 +60,7 @@ def try_task(
     from fl_queue.experiments import trial  # torch
 
     def show_epoch(number: int, count: int, found: Mapping[str, float]) -> None:
-        warn(f"epoch {number} of {count}: {progress.describe_metrics(found)}")
+        warn(f"epoch {number} of {count}: {event_lines.describe_metrics(found)}")
 
     done = trial.try_task(loaded, folder, device, threads, show_epoch, max_examples, show_update)
     if as_json:
@@ -91,9 +91,9 @@ def _described(done: Mapping[str, Any]) -> dict[str, str]:
         "update": largest.format(**done),
         "time": "{data_s:.1f} s to begin, {train_s:.1f} s of training".format(**done),
         "memory": "{peak_bytes:,} bytes at most, torch included".format(**done),
-        "before": progress.describe_metrics(done["base"]),
-        "after": progress.describe_metrics(done["trained"]),
+        "before": event_lines.describe_metrics(done["base"]),
+        "after": event_lines.describe_metrics(done["trained"]),
     }
     if done["logged"]:
-        described["logged"] = progress.describe_metrics(done["logged"])
+        described["logged"] = event_lines.describe_metrics(done["logged"])
     return described

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -13,6 +12,7 @@ from fl_queue import metrics
 from fl_queue.coordinator.rounds import eligibility, initialisation
 from fl_queue.protocol.records import Receipt, RoundRecord, updates_in
 from fl_queue.reporting import rich_console
+from fl_queue.reporting.event_lines import Event
 from fl_queue.reporting.rich_console import Table, Text
 from fl_queue.store import RoundState, RunState
 
@@ -20,8 +20,6 @@ from fl_queue.store import RoundState, RunState
 CLIENTS_SHOWN = 16
 ROUNDS_SHOWN = 5
 _STYLES = {"received": "cyan", "accepted": "green", "training": "", "waiting": "dim"}
-
-Event = Mapping[str, Any]
 
 
 @dataclass
@@ -55,70 +53,74 @@ class RunSnapshot:
         return updates_in(cohort, self.receipts)
 
 
-def render(scene: RunSnapshot) -> RenderableType:
-    """The scene for a terminal."""
-    if scene.state is None:
+def render(snapshot: RunSnapshot) -> RenderableType:
+    """The snapshot for a terminal."""
+    if snapshot.state is None:
         return rich_console.text("the run has been deleted")
-    parts: list[RenderableType] = [_header(scene, scene.state)]
-    if scene.state.active and scene.round is not None:
-        parts.append(_round_line(scene, scene.round))
-        if not scene.round.groups:
-            parts.append(_clients(scene, scene.round))
-        if scene.round.open and scene.round.makers:
+    parts: list[RenderableType] = [_header(snapshot, snapshot.state)]
+    if snapshot.state.active and snapshot.round is not None:
+        parts.append(_round_line(snapshot, snapshot.round))
+        if not snapshot.round.groups:
+            parts.append(_clients(snapshot, snapshot.round))
+        if snapshot.round.open and snapshot.round.makers:
             parts.append(
-                rich_console.text(f"  {initialisation.who_is_asked(scene.round, scene.receipts)}")
+                rich_console.text(
+                    f"  {initialisation.who_is_asked(snapshot.round, snapshot.receipts)}"
+                )
             )
-    if scene.state.active:
+    if snapshot.state.active:
         parts += [
             rich_console.text(f"  left out: {line}")
-            for line in eligibility.lines(scene.state.left_out)
+            for line in eligibility.lines(snapshot.state.left_out)
         ]
-    if scene.ended:
-        parts.append(_recent(scene))
-    if scene.state.reason:
-        parts.append(rich_console.text(scene.state.reason, style="yellow"))
-    if scene.healed:
-        parts.append(rich_console.text(f"healed: {scene.healed}", style="yellow"))
-    if scene.trouble:
-        parts.append(rich_console.text(f"{scene.trouble}; trying on", style="red"))
+    if snapshot.ended:
+        parts.append(_recent(snapshot))
+    if snapshot.state.reason:
+        parts.append(rich_console.text(snapshot.state.reason, style="yellow"))
+    if snapshot.healed:
+        parts.append(rich_console.text(f"healed: {snapshot.healed}", style="yellow"))
+    if snapshot.trouble:
+        parts.append(rich_console.text(f"{snapshot.trouble}; trying on", style="red"))
     return Group(*parts)
 
 
-def _header(scene: RunSnapshot, state: RunState) -> Text:
+def _header(snapshot: RunSnapshot, state: RunState) -> Text:
     version = "-" if state.version is None else state.version
     words = state.state
     if state.active:
         words = "between rounds"
-        if scene.round is not None and scene.round.open:
+        if snapshot.round is not None and snapshot.round.open:
             words = {
                 "initialise": "making version 0",
-                "train": f"round {scene.round.number}",
+                "train": f"round {snapshot.round.number}",
                 "evaluate": "closing evaluation",
-            }[scene.round.purpose]
+            }[snapshot.round.purpose]
     head = rich_console.text("").append_text(rich_console.text(state.name, "bold"))
     head.append_text(rich_console.text(f" ({state.run_id})  {words}"))
     return head.append(f"  version {version} of {state.rounds_wanted}")
 
 
-def _round_line(scene: RunSnapshot, current: RoundState) -> Text:
-    words = f"{scene.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
-    line = rich_console.text(f"  {current.progress(scene.received) if current.is_async else words}")
+def _round_line(snapshot: RunSnapshot, current: RoundState) -> Text:
+    words = f"{snapshot.received} updates in, quorum {current.quorum}, cohort {len(current.cohort)}"
+    line = rich_console.text(
+        f"  {current.progress(snapshot.received) if current.is_async else words}"
+    )
     return line.append(f"   {current.elapsed_s:.0f} s of {current.deadline_s:.0f} s", style="dim")
 
 
-def _clients(scene: RunSnapshot, current: RoundState) -> Table:
+def _clients(snapshot: RunSnapshot, current: RoundState) -> Table:
     table = rich_console.grid(padding=(0, 2))
     # What is still open first: in a big cohort that is what one looks for.
-    ordered = sorted(current.cohort, key=lambda client: client in scene.receipts)
+    ordered = sorted(current.cohort, key=lambda client: client in snapshot.receipts)
     for client in ordered[:CLIENTS_SHOWN]:
-        table.add_row(rich_console.text(f"  {client}"), *_client_cells(scene, client))
+        table.add_row(rich_console.text(f"  {client}"), *_client_cells(snapshot, client))
     if len(ordered) > CLIENTS_SHOWN:
         table.add_row(f"  and {len(ordered) - CLIENTS_SHOWN} more")
     return table
 
 
-def _client_cells(scene: RunSnapshot, client: str) -> tuple[RenderableType, Text, Text]:
-    event, receipt = scene.progress.get(client, {}), scene.receipts.get(client)
+def _client_cells(snapshot: RunSnapshot, client: str) -> tuple[RenderableType, Text, Text]:
+    event, receipt = snapshot.progress.get(client, {}), snapshot.receipts.get(client)
     epoch, epochs = max(0, event.get("epoch", 0)), max(1, event.get("epochs", 1))
     bar = ProgressBar(total=epochs, completed=epochs if receipt else epoch, width=20)
     accuracy = f"accuracy {event['accuracy']:.4f}" if "accuracy" in event else ""
@@ -140,14 +142,14 @@ def _client_cells(scene: RunSnapshot, client: str) -> tuple[RenderableType, Text
     )
 
 
-def _recent(scene: RunSnapshot) -> Text:
+def _recent(snapshot: RunSnapshot) -> Text:
     judged = {
         record.base_version: metrics.finish(record.validation)
-        for record in scene.ended
+        for record in snapshot.ended
         if record.validation
-    } | dict(scene.evaluated)
+    } | dict(snapshot.evaluated)
     lines = []
-    for record in scene.ended[-ROUNDS_SHOWN:]:
+    for record in snapshot.ended[-ROUNDS_SHOWN:]:
         if record.version is None:
             lines.append(f"  round {record.round} {record.outcome}: {record.reason}")
             continue

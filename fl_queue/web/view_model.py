@@ -12,7 +12,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.models import selection
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Receipt, updates_in
-from fl_queue.reporting import progress, rounds_table, run_status
+from fl_queue.reporting import event_lines, rounds_table, run_status
 from fl_queue.store import RoundState, RunState, Store, keyspace
 
 #: Rows of the rounds table on the page; the CSV has them all.
@@ -171,4 +171,4 @@ def log(store: Store, run: str, cursor: str) -> list[tuple[str, str]]:
 
 def _line(entry: str, event: dict[str, Any]) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(run_status.event_record(entry, event)["at"]))
-    return f"{stamp} {progress.describe(event) or event['event'].replace('_', ' ')}"
+    return f"{stamp} {event_lines.describe(event) or event['event'].replace('_', ' ')}"

@@ -1,9 +1,8 @@
 """
-A run's numbers where people look at such: TensorBoard, MLflow, CSV, JSON lines; and Prometheus.
+Export a run's numbers: TensorBoard, MLflow, CSV, JSON lines; and Prometheus.
 
-Written by whoever runs ``fl-queue metrics``, into a folder of that machine: no config names a folder,
-since a path that comes from Redis must not decide where a machine writes. Each of the packages is an
-extra, and imported when it is asked for.
+The folder is an argument of ``fl-queue metrics`` and no field of a config: a path that comes from Redis
+must not decide where a machine writes. Each of the packages is an extra, and imported on use.
 """
 
 from __future__ import annotations
@@ -11,27 +10,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from fl_queue.common.extras import how_to_install
 from fl_queue.common.outages import Outages
 from fl_queue.common.paths import below
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
-from fl_queue.models import selection
 from fl_queue.protocol import identifiers
-from fl_queue.reporting import curves, rounds_table
-from fl_queue.reporting.curves import Point
-from fl_queue.reporting.rounds_table import RoundRow
+from fl_queue.reporting.exporters.base import Exporter, Numbers, numbers_of
 from fl_queue.store import RunState, Store, keyspace
 
 log = logging.getLogger(__name__)
 
+__all__ = ["KINDS", "Exporter", "Numbers", "export", "follow", "numbers_of", "open_sink"]
+
 KINDS = ("tensorboard", "mlflow", "csv", "jsonl")
-#: The longest wait for an event: how late it is seen that a run was deleted, or an evaluator died.
+#: The longest wait for an event, and so the delay until a deletion of the run is noticed.
 BLOCK_MS = 1000
-#: Events after which there are other numbers than before.
+#: Events that change the numbers.
 _NEWS = (
     "round_committed",
     "round_abandoned",
@@ -41,35 +37,9 @@ _NEWS = (
 )
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """
-    What a run has to tell, at one moment.
-
-    Args:
-        rows: The rounds, as ``fl-queue history`` has them.
-        points: Every number, as ``curves`` has them.
-    """
-
-    rows: list[RoundRow]
-    points: list[Point]
-
-
-class Exporter(Protocol):
-    """Where a run's numbers go. What is there already is not written again."""
-
-    def write(self, state: RunState, numbers: Numbers) -> int:
-        """
-        Write what is not there yet; returns how many numbers were new.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-
-
 def open_sink(kind: str, folder: Path, run: str) -> Exporter:
     """
-    A place for one run's numbers below ``folder``, which is made.
+    Open an exporter for one run below ``folder``, which is created.
 
     Args:
         kind: One of ``KINDS``.
@@ -100,16 +70,9 @@ def open_sink(kind: str, folder: Path, run: str) -> Exporter:
     return (CsvFiles if kind == "csv" else JsonFiles)(below(folder, run))
 
 
-def numbers_of(store: Store, run: str) -> Numbers:
-    """What a run has to tell now."""
-    records, tested = store.control.history.records(run), selection.test_metrics(store, run)
-    rows = rounds_table.rows(records, tested, store.control.receipts.late_counts(run))
-    return Numbers(rows, curves.points(records, tested))
-
-
 def export(store: Store, state: RunState, sink: Exporter) -> int:
     """
-    Write what a run has to tell now; returns how many numbers were new.
+    Write the numbers of a run once; returns how many were new.
 
     Raises:
         DataError: It cannot be written.
@@ -119,12 +82,15 @@ def export(store: Store, state: RunState, sink: Exporter) -> int:
 
 
 def follow(
-    store: Store, state: RunState, sink: Exporter, say: Callable[[str], None] = log.warning
+    store: Store, state: RunState, sink: Exporter, warn: Callable[[str], None] = log.warning
 ) -> Iterator[int]:
     """
-    Write what a run has to tell, and go on as it has more, until it has ended and been evaluated.
+    Write the numbers of a run as they come, until it has ended and all its versions are tested.
 
-    Driven by the run's event stream. An outage of Redis is said and waited out.
+    Driven by the run's event stream. An outage of Redis is reported, and waited out.
+
+    Args:
+        warn: Reports an outage.
 
     Yields:
         How many numbers were new, after each writing.
@@ -133,10 +99,10 @@ def follow(
         DataError: It cannot be written.
     """
     run, cursor, is_news = state.run_id, "", True
-    outages = Outages(say)
+    outages = Outages(warn)
     while True:
         try:
-            # The id before the numbers: what happens in between is told twice, and written once.
+            # The id is read before the numbers: an event in between is read twice, and written once.
             cursor = cursor or store.control.events.last_id(keyspace.events(run))
             current = store.control.runs.get(run)
             if current is None:
@@ -144,7 +110,7 @@ def follow(
             if is_news:
                 yield export(store, current, sink)
             if not current.active and not _is_awaited(store, run):
-                # What came between the numbers and this look.
+                # For numbers that came after the last export.
                 yield export(store, current, sink)
                 return
             is_news = False
@@ -159,7 +125,7 @@ def follow(
 
 
 def _is_awaited(store: Store, run: str) -> bool:
-    """Whether an evaluator is at work on a version of the run."""
+    """Whether an evaluator is alive and has versions of the run to test."""
     waiting = any(
         value.get("state") not in ("done", "failed")
         for value in store.control.evaluations.all(run).values()

@@ -17,7 +17,7 @@ from fl_queue.common.files import SHARED, write_atomically
 from fl_queue.common.safe_json import dumps
 from fl_queue.reporting import rounds_table
 from fl_queue.reporting.curves import Point
-from fl_queue.reporting.exporters import Numbers
+from fl_queue.reporting.exporters.base import Numbers
 from fl_queue.store import RunState
 
 
@@ -67,9 +67,11 @@ class CsvFiles(_Files):
     header_lines = 1
 
     def rounds(self, numbers: Numbers) -> str:
+        """Format the rounds."""
         return rounds_table.to_csv(numbers.rows)
 
     def points(self, points: Sequence[Point]) -> str:
+        """Format the points."""
         text = io.StringIO()
         columns = [field.name for field in fields(Point)]
         writer = csv.writer(text, lineterminator="\n")
@@ -85,7 +87,9 @@ class JsonFiles(_Files):
     suffix = "jsonl"
 
     def rounds(self, numbers: Numbers) -> str:
+        """Format the rounds."""
         return "".join(f"{dumps(row)}\n" for row in rounds_table.to_json(numbers.rows))
 
     def points(self, points: Sequence[Point]) -> str:
+        """Format the points."""
         return "".join(f"{dumps(asdict(point))}\n" for point in points)

@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from fl_queue.reporting.curves import Point
-from fl_queue.reporting.exporters import Numbers
+from fl_queue.reporting.exporters.base import Numbers
 from fl_queue.store import RunState
 
 EXPERIMENT = "fl-queue"

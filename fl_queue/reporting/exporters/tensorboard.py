@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fl_queue.common import files
 from fl_queue.reporting.curves import Point
-from fl_queue.reporting.exporters import Numbers
+from fl_queue.reporting.exporters.base import Numbers
 from fl_queue.store import RunState
 
 #: Length of a record and its check sum before the bytes, the check sum of the bytes behind them.

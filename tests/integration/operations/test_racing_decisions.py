@@ -15,7 +15,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import RunStateError
-from fl_queue.reporting import progress
+from fl_queue.reporting import event_lines, progress
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.web import view_model
 from tests.support.manual_run import NAME, ManualRun
@@ -210,7 +210,7 @@ def test_a_run_without_a_version_is_never_at_version_none(store: Store, tmp_path
     texts.append(str(failed.value))
     texts += controls.resume(store, NAME, tmp_path)[1]
     events = store.control.events.read({keyspace.events(run): "0-0"}, None)
-    texts += [progress.describe(event) for _, _, event in events]
+    texts += [event_lines.describe(event) for _, _, event in events]
     completed: RunState = replace(cancelled, state="completed")
     texts.append(runs.describe_state(store, completed))
     assert "before its version 0" in texts[0]

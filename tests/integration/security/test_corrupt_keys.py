@@ -87,7 +87,7 @@ def read_everything(hand: ManualRun) -> str:
     )
     follower = progress._EventFollower(store, hand.run, console, tick=True, since="0-0")
     follower.step()
-    console.print(live_view.render(follower.scene))
+    console.print(live_view.render(follower.snapshot))
     shown.append(out.getvalue())
     shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
     shown.append(prometheus.prometheus_text(store).decode())

@@ -26,9 +26,9 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import (
     comparison,
     curves,
+    event_lines,
     exporters,
     live_view,
-    progress,
     rich_console,
     rounds_table,
 )
@@ -202,4 +202,4 @@ def test_nobody_writes_to_a_terminal_by_another_way() -> None:
 def test_an_event_that_lacks_what_its_kind_says_is_a_line_all_the_same(
     event: dict[str, Any],
 ) -> None:
-    assert progress.describe(event).endswith("(an event that cannot be read)")
+    assert event_lines.describe(event).endswith("(an event that cannot be read)")

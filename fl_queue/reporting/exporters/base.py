@@ -1,0 +1,44 @@
+"""What an exporter writes, and the interface of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fl_queue.models import selection
+from fl_queue.reporting import curves, rounds_table
+from fl_queue.reporting.curves import Point
+from fl_queue.reporting.rounds_table import RoundRow
+from fl_queue.store import RunState, Store
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """
+    The numbers of a run at one moment.
+
+    Args:
+        rows: The rounds, as ``fl-queue history`` has them.
+        points: Every number, as ``curves`` has them.
+    """
+
+    rows: list[RoundRow]
+    points: list[Point]
+
+
+class Exporter(Protocol):
+    """Writes a run's numbers for another tool. Numbers that are there are not written again."""
+
+    def write(self, state: RunState, numbers: Numbers) -> int:
+        """
+        Write the new numbers; returns how many there were.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+
+
+def numbers_of(store: Store, run: str) -> Numbers:
+    """Read the numbers of a run. Args: ``run``: run id."""
+    records, tested = store.control.history.records(run), selection.test_metrics(store, run)
+    return Numbers(rounds_table.rounds_of(store, run), curves.points(records, tested))
