@@ -1,8 +1,8 @@
 """
-Who may do what: tokens, and the cookies that browsers get for them.
+Authorisation of the page: tokens, and the session cookies that browsers get for them.
 
-There are two: one for everything, one that may only read. A cookie names its session and is signed
-with the token it was given for, so nothing is kept here, and a new token ends all sessions.
+There are two tokens: one for everything, one for reading. A cookie names its session and is signed with
+the token, so the server stores no sessions, and a new token ends all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 
 from starlette.datastructures import Headers
 
-#: What somebody may: everything, read, nothing.
+#: Permission: everything, reading, nothing.
 Role = Literal["all", "read", ""]
 _COOKIE = "flq_session"
 
@@ -24,12 +24,12 @@ _COOKIE = "flq_session"
 @dataclass(frozen=True)
 class Visitor:
     """
-    Who asks.
+    The sender of a request.
 
     Args:
-        role: What they may.
-        session: Of their browser; empty: of none.
-        has_bearer: Whether the token is in a header that no other site can have a browser send.
+        role: Its permission.
+        session: Id of the browser's session; empty without a cookie.
+        has_bearer: Whether the token is in a header that another site cannot make a browser send.
     """
 
     role: Role
@@ -40,13 +40,13 @@ class Visitor:
 @dataclass(frozen=True)
 class Access:
     """
-    What requests are compared with.
+    Secrets and host names that requests are checked against.
 
     Args:
-        token: Whoever asks has to know it; empty: nobody has to, and everybody may everything.
-        hosts: Names a request may call this server, besides ``localhost`` and addresses.
-        read_token: Who knows this one may read; empty: there is none.
-        secret: Key of the CSRF token; forms of another process are refused.
+        token: Token for everything; empty: every request is allowed.
+        hosts: Host names of this server, in addition to ``localhost`` and addresses.
+        read_token: Token for reading; empty: there is none.
+        secret: Key of the CSRF token; new in each process, so old forms are refused.
     """
 
     token: str = field(default="", repr=False)
@@ -56,31 +56,32 @@ class Access:
 
     @property
     def csrf(self) -> str:
-        """What a form of ours has to hold."""
+        """CSRF token that forms and scripts of the page send."""
         return _mac(self.secret, "csrf")
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie; servers of one host, which share cookies, have different ones."""
+        """Name of the cookie. Servers on one host share cookies, so it differs between tokens."""
         return f"{_COOKIE}_{_mac(self.token.encode(), 'cookie')[:8]}"
 
     def role_of(self, token: str) -> Role:
-        """What a token lets do. Takes as long whatever it is."""
+        """Find the permission of a token, in constant time."""
         given = token.encode()
         is_token = bool(self.token) and hmac.compare_digest(given, self.token.encode())
         may_read = bool(self.read_token) and hmac.compare_digest(given, self.read_token.encode())
         return "all" if is_token else "read" if may_read else ""
 
     def is_csrf(self, text: str) -> bool:
+        """Whether a text is the CSRF token."""
         return hmac.compare_digest(text.encode(), self.csrf.encode())
 
     def new_session(self, role: Role) -> str:
-        """Value of the cookie for somebody who has given a token; it does not tell the token."""
+        """Make the cookie of a new session. The token cannot be derived from it."""
         name = secrets.token_hex(16)
         return f"{role}.{name}.{self._signature(role, name)}"
 
     def visitor(self, headers: Headers) -> Visitor:
-        """Who asks, by the token or by the cookie that was given for it."""
+        """Identify the sender by its token or cookie."""
         if not self.token:
             return Visitor("all")
         if bearer := bearer_of(headers):
@@ -99,12 +100,12 @@ class Access:
 
     def _signature(self, role: Role, name: str) -> str:
         key = self.token if role == "all" else self.read_token
-        # Without a read token there is no session of one: an empty key is everybody's.
+        # Without a read token no such session is valid: a signature with an empty key could be forged.
         return _mac(key.encode() if key else self.secret, f"session {role} {name}")
 
 
 def bearer_of(headers: Headers) -> str:
-    """The token of ``Authorization: Bearer``; empty without."""
+    """Read the token of ``Authorization: Bearer``; empty without one."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 

@@ -1,15 +1,13 @@
-"""
-The JSON API, ``/api/v1``: the records of ``--json``, and what the commands do, described by OpenAPI.
-"""
+"""JSON API, ``/api/v1``: the records of the commands' ``--json``, described by OpenAPI."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -50,7 +48,7 @@ _STATUS = {ConfigError: 422, RunStateError: 409, UnknownRun: 404, UnknownVersion
 
 
 class Problem(BaseModel):
-    """Why a request was refused; the message is the one line the command would print."""
+    """Reason of a refusal; the message is the line that the command would print."""
 
     error: str
     field: str = ""
@@ -58,7 +56,7 @@ class Problem(BaseModel):
 
 
 class Launch(BaseModel):
-    """What ``start-round`` takes."""
+    """Arguments of ``start-round``."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -78,7 +76,7 @@ class History(BaseModel):
 
 
 class Event(BaseModel):
-    """An event of a run's stream; what else is in it depends on the event."""
+    """An event of a run's stream; its other fields depend on the event."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -87,7 +85,7 @@ class Event(BaseModel):
 
 
 class Resumed(BaseModel):
-    """The run, and what was done, a line each."""
+    """The run, and a line for each action."""
 
     run: RunStatus
     done: list[str]
@@ -116,7 +114,7 @@ _CONFLICT: _Responses = {409: _CHANGES[409]}
 
 
 def problem(status: int, error: str, field: str, message: str) -> Response:
-    """A refusal as JSON."""
+    """Make a refusal as JSON."""
     answer = _json({"error": error, "field": field, "message": message}, status)
     if status == 503:
         answer.headers["Retry-After"] = "1"
@@ -124,7 +122,7 @@ def problem(status: int, error: str, field: str, message: str) -> Response:
 
 
 def problem_of(exc: FLQueueError) -> Response:
-    """An error of ours as JSON, with its HTTP status."""
+    """Convert an error of fl_queue to JSON, with its HTTP status."""
     if isinstance(exc, StoreUnavailable):
         return problem(503, "StoreUnavailable", "", str(exc))
     status = next((code for kind, code in _STATUS.items() if isinstance(exc, kind)), 500)
@@ -132,7 +130,7 @@ def problem_of(exc: FLQueueError) -> Response:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Every refusal is a ``Problem``, whoever made it."""
+    """Answer every error with a ``Problem``, those of the framework too."""
 
     @app.exception_handler(FLQueueError)
     async def _ours(request: Request, exc: FLQueueError) -> Response:
@@ -146,103 +144,65 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _of_the_framework(request: Request, exc: HTTPException) -> Response:
-        """A body that is no text, a path that there is not, a method it does not take."""
+        """Convert an error of Starlette: a malformed body, an unknown path or method."""
         answer = problem(exc.status_code, "Refused", "", str(exc.detail))
         answer.headers.update(exc.headers or {})
         return answer
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    # As `--json` writes it. The models above describe it; they do not make it.
+    # The form of `--json`. The models above describe it, and do not convert it.
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    # People read it on terminals, by curl.
+    # It may be shown on a terminal, by curl.
     return Response(escaping.json_text(text), status, media_type="application/json")
 
 
+@dataclass(frozen=True)
+class Services:
+    """
+    The objects that the routes share.
+
+    Args:
+        connection: To Redis.
+        feed: Events for open pages.
+        offered: Configs that can be started.
+        streams: Count of open pages.
+    """
+
+    connection: Connection
+    feed: Feed
+    offered: Configs
+    streams: Streams = field(default_factory=Streams)
+
+
+async def _services(request: Request) -> Services:
+    return cast(Services, request.state.services)
+
+
+_Services = Annotated[Services, Depends(_services)]
+_ROUTES = APIRouter()
+_CSV: _Responses = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+_BINARY: _Responses = {200: {"content": {"application/octet-stream": {}}}}
+
+
 def router(connection: Connection, feed: Feed, offered: Configs) -> APIRouter:
-    """All of /api/v1."""
-    made = APIRouter(prefix="/api/v1", responses=_PROBLEMS)
-    _add_reading(made, connection, feed, offered)
-    _add_files(made, connection)
-    _add_changing(made, connection, offered)
+    """Make the routes below /api/v1."""
+    services = Services(connection, feed, offered)
+
+    async def attach(request: Request) -> None:
+        request.state.services = services
+
+    made = APIRouter(prefix="/api/v1", responses=_PROBLEMS, dependencies=[Depends(attach)])
+    made.include_router(_ROUTES)
     return made
-
-
-def _add_reading(made: APIRouter, connection: Connection, feed: Feed, offered: Configs) -> None:
-    @made.get("/runs", response_model=list[RunStatus])
-    def list_runs() -> Response:
-        """What all runs are doing: `fl-queue status --json`."""
-        with connection.store() as store:
-            found = run_status.statuses(store, run_status.living_runs(store))
-        return _json([asdict(status) for status in found])
-
-    @made.get("/runs/{run}", response_model=RunStatus)
-    def one_run(run: Run) -> Response:
-        """What a run is doing: `fl-queue status RUN --json`."""
-        with connection.store() as store:
-            return _json(asdict(run_status.run_status(store, runs.find_run(store, run))))
-
-    @made.get("/runs/{run}/history", response_model=History)
-    def run_history(run: Run) -> Response:
-        """The rounds of a run: `fl-queue history RUN --json`."""
-        with connection.store() as store:
-            return _json(run_status.history(store, runs.find_run(store, run).run_id))
-
-    @made.get("/runs/{run}/events", response_model=list[Event])
-    def run_events(
-        run: Run, last: Annotated[int, Query(ge=1, le=EVENTS_AT_MOST)] = 1000
-    ) -> Response:
-        """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
-        with connection.store() as store:
-            stream = keyspace.events(runs.find_run(store, run).run_id)
-            found = store.control.events.newest(stream, last)
-        return _json([run_status.event_record(entry, event) for entry, event in found])
-
-    @made.get(
-        "/runs/{run}/rounds/{number}/clients/{client}",
-        response_model=dict[str, Any],
-        responses=_CONFLICT,
-    )
-    def receipt(
-        run: Run, number: Annotated[int, PathParameter(ge=0, le=_LARGEST)], client: str
-    ) -> Response:
-        """What became of a client's update: `fl-queue inspect RUN ROUND CLIENT --json`."""
-        with connection.store() as store:
-            return _json(run_status.receipts(store, runs.find_run(store, run), number, client))
-
-    @made.get("/clients", response_model=list[ClientStatus])
-    def list_clients() -> Response:
-        """Every client ever heard of: `fl-queue clients --json`."""
-        with connection.store() as store:
-            return _json([asdict(client) for client in run_status.clients(store)])
-
-    @made.get("/configs", response_model=list[str])
-    def list_configs() -> Sequence[str]:
-        """The configs that can be launched."""
-        return offered.names()
-
-    streams = Streams()
-
-    @made.get("/stream", response_class=StreamingResponse, include_in_schema=False)
-    async def stream(
-        request: Request, run: str = "", last_event_id: Annotated[str, Header()] = ""
-    ) -> StreamingResponse:
-        """Server-sent events for the page."""
-        return _Stream(
-            feed.messages(run, last_event_id),
-            streams,
-            _who(request),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
 
 
 class _Stream(StreamingResponse):
     """
-    An answer that counts as an open page for as long as it is sent.
+    An answer that counts as an open page while it is sent.
 
-    Counted here and not where it is made: of a visitor who has left by then nothing would be sent, and
-    nothing would count it out.
+    It is counted here and not where it is made: a visitor who has left by then gets no answer, so the
+    count would never go down.
     """
 
     def __init__(
@@ -267,87 +227,164 @@ class _Stream(StreamingResponse):
 
 
 def _who(request: Request) -> str:
-    """Whose open pages are counted together: a browser's session, else an address with its role."""
+    """Key by which open pages are counted: the browser's session, else address and role."""
     visitor = request.scope[security.VISITOR]
     return visitor.session or f"{visitor.role} {address_of(request.scope)}"
 
 
 def _may_change(request: Request) -> None:
-    """A dependency: refuses whoever may only read. Raises HTTPException."""
+    """Refuse a visitor with the read-only token. Raises HTTPException."""
     if request.scope[security.VISITOR].role != "all":
         raise HTTPException(403, security.READ_ONLY)
 
 
-def _add_files(made: APIRouter, connection: Connection) -> None:
-    csv: _Responses = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+@_ROUTES.get("/runs", response_model=list[RunStatus])
+def list_runs(services: _Services) -> Response:
+    """The state of all runs: `fl-queue status --json`."""
+    with services.connection.store() as store:
+        found = run_status.statuses(store, run_status.living_runs(store))
+    return _json([asdict(status) for status in found])
 
-    # Not of the class that it returns: refusals would be described as text.
-    @made.get("/runs/{run}/history.csv", response_class=Response, responses={**csv})
-    def history_csv(run: Run) -> PlainTextResponse:
-        """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
-        with connection.store() as store:
-            state = runs.find_run(store, run)
-            rows = rounds_table.rounds_of(store, state.run_id)
-        attached = {
-            "Content-Disposition": f'attachment; filename="{escaping.file_name(state.name)}-history.csv"'
-        }
-        return PlainTextResponse(rounds_table.to_csv(rows), media_type="text/csv", headers=attached)
 
-    binary: _Responses = {200: {"content": {"application/octet-stream": {}}}}
+@_ROUTES.get("/runs/{run}", response_model=RunStatus)
+def one_run(services: _Services, run: Run) -> Response:
+    """The state of a run: `fl-queue status RUN --json`."""
+    with services.connection.store() as store:
+        return _json(asdict(run_status.run_status(store, runs.find_run(store, run))))
 
-    @made.get(
-        "/runs/{run}/model.safetensors",
-        response_class=FileResponse,
-        responses={**binary, **_CONFLICT, 403: _CHANGES[403]},
-        dependencies=[Depends(_may_change)],
+
+@_ROUTES.get("/runs/{run}/history", response_model=History)
+def run_history(services: _Services, run: Run) -> Response:
+    """The rounds of a run: `fl-queue history RUN --json`."""
+    with services.connection.store() as store:
+        return _json(run_status.history(store, runs.find_run(store, run).run_id))
+
+
+@_ROUTES.get("/runs/{run}/events", response_model=list[Event])
+def run_events(
+    services: _Services, run: Run, last: Annotated[int, Query(ge=1, le=EVENTS_AT_MOST)] = 1000
+) -> Response:
+    """The newest events of a run, oldest first: `fl-queue events RUN --json`."""
+    with services.connection.store() as store:
+        stream = keyspace.events(runs.find_run(store, run).run_id)
+        found = store.control.events.newest(stream, last)
+    return _json([run_status.event_record(entry, event) for entry, event in found])
+
+
+@_ROUTES.get(
+    "/runs/{run}/rounds/{number}/clients/{client}",
+    response_model=dict[str, Any],
+    responses=_CONFLICT,
+)
+def receipt(
+    services: _Services,
+    run: Run,
+    number: Annotated[int, PathParameter(ge=0, le=_LARGEST)],
+    client: str,
+) -> Response:
+    """The receipt of a client's update: `fl-queue inspect RUN ROUND CLIENT --json`."""
+    with services.connection.store() as store:
+        return _json(run_status.receipts(store, runs.find_run(store, run), number, client))
+
+
+@_ROUTES.get("/clients", response_model=list[ClientStatus])
+def list_clients(services: _Services) -> Response:
+    """All clients: `fl-queue clients --json`."""
+    with services.connection.store() as store:
+        return _json([asdict(client) for client in run_status.clients(store)])
+
+
+@_ROUTES.get("/configs", response_model=list[str])
+def list_configs(services: _Services) -> Sequence[str]:
+    """The configs that can be launched."""
+    return services.offered.names()
+
+
+@_ROUTES.get("/stream", response_class=StreamingResponse, include_in_schema=False)
+async def stream(
+    services: _Services,
+    request: Request,
+    run: str = "",
+    last_event_id: Annotated[str, Header()] = "",
+) -> StreamingResponse:
+    """Server-sent events for the page."""
+    return _Stream(
+        services.feed.messages(run, last_event_id),
+        services.streams,
+        _who(request),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
-    def model(
-        run: Run,
-        version: Annotated[int | None, Query(ge=0, le=_LARGEST)] = None,
-        best: bool = False,
-    ) -> FileResponse:
-        """A model version (the newest, a numbered or the best one): `fl-queue export RUN`."""
-        folder = TemporaryDirectory(prefix="fl-queue-web-")
-        try:
-            with connection.store() as store:
-                state = runs.find_run(store, run)
-                number = model_export.version_of(store, state, version, best)
-                path = below(Path(folder.name), f"{state.name}-{number}.safetensors")
-                request = ExportRequest(path, number, kind=model_export.SAFETENSORS)
-                model_export.export_version(store, state, connection.state_dir, request)
-        except BaseException:
-            folder.cleanup()
-            raise
-        return FileResponse(
-            path, filename=path.name, background=BackgroundTask(folder.cleanup),
-            media_type="application/octet-stream",
-        )  # fmt: skip
 
 
-def _add_changing(made: APIRouter, connection: Connection, offered: Configs) -> None:
-    @made.post("/runs", response_model=RunStatus, status_code=201, responses=_CHANGES)
-    def start(wanted: Launch) -> Response:
-        """Start a run, or continue it: `fl-queue start-round CONFIG --no-wait`."""
-        with connection.store() as store:
-            status = launch(
-                store,
-                offered,
-                wanted.config,
-                wanted.run,
-                wanted.rounds,
-                tuple(wanted.overrides),
-            )
-        return _json(asdict(status), 201)
+# response_class is not PlainTextResponse: OpenAPI would describe refusals as text.
+@_ROUTES.get("/runs/{run}/history.csv", response_class=Response, responses={**_CSV})
+def history_csv(services: _Services, run: Run) -> PlainTextResponse:
+    """The rounds of a run as CSV: `fl-queue history RUN --csv`."""
+    with services.connection.store() as store:
+        state = runs.find_run(store, run)
+        rows = rounds_table.rounds_of(store, state.run_id)
+    attached = {
+        "Content-Disposition": f'attachment; filename="{escaping.file_name(state.name)}-history.csv"'
+    }
+    return PlainTextResponse(rounds_table.to_csv(rows), media_type="text/csv", headers=attached)
 
-    @made.post("/runs/{run}/cancel", response_model=RunStatus, responses=_CHANGES)
-    def cancel(run: Run) -> Response:
-        """Stop a run; its model and history stay: `fl-queue cancel RUN`."""
-        with connection.store() as store:
-            return _json(asdict(run_status.run_status(store, controls.cancel(store, run))))
 
-    @made.post("/runs/{run}/resume", response_model=Resumed, responses=_CHANGES)
-    def resume(run: Run) -> Response:
-        """Have a run go on after a failure or a cancel: `fl-queue resume RUN`."""
-        with connection.store() as store:
-            state, done = controls.resume(store, run, connection.state_dir)
-            return _json({"run": asdict(run_status.run_status(store, state)), "done": done})
+@_ROUTES.get(
+    "/runs/{run}/model.safetensors",
+    response_class=FileResponse,
+    responses={**_BINARY, **_CONFLICT, 403: _CHANGES[403]},
+    dependencies=[Depends(_may_change)],
+)
+def model(
+    services: _Services,
+    run: Run,
+    version: Annotated[int | None, Query(ge=0, le=_LARGEST)] = None,
+    best: bool = False,
+) -> FileResponse:
+    """A model version (the newest, a numbered or the best one): `fl-queue export RUN`."""
+    folder = TemporaryDirectory(prefix="fl-queue-web-")
+    try:
+        with services.connection.store() as store:
+            state = runs.find_run(store, run)
+            number = model_export.version_of(store, state, version, best)
+            path = below(Path(folder.name), f"{state.name}-{number}.safetensors")
+            request = ExportRequest(path, number, kind=model_export.SAFETENSORS)
+            model_export.export_version(store, state, services.connection.state_dir, request)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return FileResponse(
+        path, filename=path.name, background=BackgroundTask(folder.cleanup),
+        media_type="application/octet-stream",
+    )  # fmt: skip
+
+
+@_ROUTES.post("/runs", response_model=RunStatus, status_code=201, responses=_CHANGES)
+def start(services: _Services, wanted: Launch) -> Response:
+    """Start a run, or continue it: `fl-queue start-round CONFIG --no-wait`."""
+    with services.connection.store() as store:
+        status = launch(
+            store,
+            services.offered,
+            wanted.config,
+            wanted.run,
+            wanted.rounds,
+            tuple(wanted.overrides),
+        )
+    return _json(asdict(status), 201)
+
+
+@_ROUTES.post("/runs/{run}/cancel", response_model=RunStatus, responses=_CHANGES)
+def cancel(services: _Services, run: Run) -> Response:
+    """Stop a run; its model and history stay: `fl-queue cancel RUN`."""
+    with services.connection.store() as store:
+        return _json(asdict(run_status.run_status(store, controls.cancel(store, run))))
+
+
+@_ROUTES.post("/runs/{run}/resume", response_model=Resumed, responses=_CHANGES)
+def resume(services: _Services, run: Run) -> Response:
+    """Continue a run after a failure or a cancel: `fl-queue resume RUN`."""
+    with services.connection.store() as store:
+        state, done = controls.resume(store, run, services.connection.state_dir)
+        return _json({"run": asdict(run_status.run_status(store, state)), "done": done})

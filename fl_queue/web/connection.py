@@ -1,6 +1,4 @@
-"""
-The store of the page: opened when it is needed, and anew after an outage.
-"""
+"""The page's connection to Redis: opened on first use, and again after an outage."""
 
 from __future__ import annotations
 
@@ -16,9 +14,11 @@ from fl_queue.store import Store
 
 class Connection:
     """
+    A store that is opened on first use, and again after an outage.
+
     Args:
-        open_store: Opens it; raises StoreUnavailable.
-        state_dir: This machine's folder, for checkpoints.
+        open_store: Opens the store; raises StoreUnavailable.
+        state_dir: Folder of this machine's state, for checkpoints.
     """
 
     def __init__(self, open_store: Callable[[], Store], state_dir: Path) -> None:
@@ -31,7 +31,7 @@ class Connection:
     @contextmanager
     def store(self) -> Iterator[Store]:
         """
-        The store. After a failure it is opened again: private servers may be elsewhere by then.
+        Use the store. After a failure it is opened again: private servers may have moved.
 
         Raises:
             StoreUnavailable: Not reachable.
@@ -47,7 +47,7 @@ class Connection:
 
     def _forget(self, store: Store) -> None:
         with self._lock:
-            # Not closed: other threads may be in the middle of it.
+            # It is not closed: other threads may be using it.
             if self._store is store:
                 self._store = None
 
@@ -57,7 +57,7 @@ class Connection:
             if self._store is not None:
                 return self._store
             if self._tried_at > asked_at:
-                # Somebody tried while we waited: a silent server holds up each thread once, not in turn.
+                # Another thread has failed meanwhile: a silent server must not delay the threads in turn.
                 raise self._same()
             try:
                 self._store = self._open()

@@ -1,10 +1,10 @@
 """
-Server-sent events: one thread waits on the event streams, and every open page hears that there is news.
+Server-sent events: one thread waits on the event streams in Redis, and wakes all open pages.
 
-What has no event (time that is counted, heartbeats) is looked at once a second, while a page is open.
-Parts that have not changed are not sent again. Redis is read once for all pages that show the same run,
-by few threads of their own: however many pages are open, other requests do not wait for them. The id of a message is that of the newest event in it,
-so a page that was cut off gets the lines it missed.
+State without an event (counted time, heartbeats) is read once a second, while a page is open. Parts that
+have not changed are not sent again. Redis is read once for all pages that show the same run, by a few
+threads of their own, so that other requests do not wait for them. The id of a message is that of the
+newest event in it, so a page that reconnects gets the lines it missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl_queue.web.connection import Connection
 
 BLOCK_MS = 1000
 RETRY_S = 1.0
-#: Events come faster than anybody reads; a page is sent news at most so often.
+#: The shortest time between two messages to a page: events may come faster than a user reads.
 LEAST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 #: Threads that read Redis for open pages.
@@ -36,9 +36,11 @@ _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 class Feed:
     """
+    Messages for the open pages.
+
     Args:
-        connection: Where news come from.
-        greeting: Sent first to every page.
+        connection: To Redis.
+        greeting: The first message to every page.
     """
 
     def __init__(self, connection: Connection, greeting: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ class Feed:
 
     async def messages(self, name: str, cursor: str) -> AsyncIterator[str]:
         """
-        A page's messages, for ever.
+        Yield a page's messages, without an end.
 
         Args:
             name: The run it shows; empty: the one that trains, or the newest.

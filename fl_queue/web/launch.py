@@ -1,6 +1,4 @@
-"""
-Starting a run for the page and the API: the code of ``start-round --no-wait``, less what names files here.
-"""
+"""Start a run for the page and the API, as ``start-round --no-wait`` does; fields that name files are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from fl_queue.reporting import run_status
 from fl_queue.reporting.run_status import RunStatus
 from fl_queue.store import Store
 
-#: Fields that name files and servers of this machine: whoever sits at it sets them, in a config.
+#: Fields that name files and servers of this machine: they are set in a config here, not by a request.
 REFUSED = ("redis.url", "redis.blob_url", "model.initial")
 #: Field of the form -> of the config.
 FORM_FIELDS = {
@@ -66,7 +64,7 @@ def launch(
     Args:
         config: Name of a config that is offered.
         name: Of the run; empty: that of the config.
-        count: Rounds to commit; None: as the config says.
+        count: Rounds of training; None: ``run.rounds`` of the config.
         overrides: ``section.key=value``.
 
     Raises:
@@ -85,7 +83,7 @@ def launch(
 
 def from_form(given: dict[str, str]) -> tuple[str, str, int | None, tuple[str, ...]]:
     """
-    (config, run, rounds, overrides) of a submitted form; what is left empty is as the config says.
+    Read config, run, rounds and overrides from a form; an empty field leaves the config's value.
 
     Raises:
         ConfigError: ``rounds`` is no count.

@@ -1,8 +1,8 @@
 """
-What one visitor, and all together, may use up: wrong tokens, and open pages.
+Limits on wrong tokens and open pages, for one visitor and for all.
 
-The right token is never refused, whatever others have tried: a lock-out would be in the hands of
-whoever guesses. What keeps a token safe is its length (``tokens``).
+The right token is never refused, also after many wrong ones: an attacker could lock users out otherwise.
+The length of a token (``tokens``) protects it from guessing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 #: Wrong tokens without consequences, from one address and from all.
 FREE, FREE_IN_TOTAL = 5, 50
-#: After so long without a wrong token, earlier ones are forgotten.
+#: Earlier wrong tokens are forgotten after this time without another.
 FORGOTTEN_S = 900.0
 LONGEST_PAUSE_S = 60.0
-#: An answer is held so long at most, and so many at the same time; others are sent at once.
+#: The longest delay of an answer, and how many are delayed at a time; others are sent at once.
 LONGEST_HOLD_S, HELD = 2.0, 32
 _ADDRESSES = 1000
-#: Open pages: each is a connection, and is sent all news.
+#: Open pages, each of which has a connection: in total, and of one visitor.
 STREAMS, STREAMS_OF_ONE = 200, 20
 
 
@@ -45,7 +45,7 @@ class _Wrong:
 
 
 class Logins:
-    """Wrong tokens, by address and together. Args: ``clock``, ``sleep``: for tests."""
+    """Counts of wrong tokens, by address and in total. Args: ``clock``, ``sleep``: for tests."""
 
     def __init__(
         self,
@@ -82,14 +82,14 @@ class Logins:
 
 
 class Streams:
-    """Open event streams, by who has them."""
+    """Counts of open event streams, by visitor."""
 
     def __init__(self, at_most: int = STREAMS, of_one: int = STREAMS_OF_ONE) -> None:
         self.at_most, self.of_one = at_most, of_one
         self._open: Counter[str] = Counter()
 
     def refusal(self, who: str) -> tuple[int, str] | None:
-        """(status, message) if there are too many; None: one more may be opened."""
+        """Find the status and message of a refusal; None if one more stream may be opened."""
         if self._open[who] >= self.of_one:
             return 429, f"{self.of_one} pages of this session are open; close one"
         if self._open.total() >= self.at_most:
@@ -97,9 +97,11 @@ class Streams:
         return None
 
     def enter(self, who: str) -> None:
+        """Count a stream that was opened."""
         self._open[who] += 1
 
     def leave(self, who: str) -> None:
+        """Count a stream that was closed."""
         self._open[who] -= 1
         if not self._open[who]:
             del self._open[who]
@@ -107,9 +109,9 @@ class Streams:
 
 def address_of(scope: Scope) -> str:
     """
-    Address of who asks; of a request that a proxy on this machine passed on, the one that it says.
+    Find the address of a request's sender, also behind a proxy on this machine.
 
-    Only the last entry is the proxy's own; what is before it anybody may have written.
+    The proxy adds the last entry of the header; earlier ones come from the sender, and may be false.
     """
     peer = str(scope["client"][0]) if scope.get("client") else ""
     if peer and not is_loopback(peer):
@@ -127,5 +129,5 @@ def is_loopback(host: str) -> bool:
 
 
 def _pause(beyond: int) -> float:
-    """Seconds after the nth wrong token beyond what is free."""
+    """Compute the pause in seconds after a number of wrong tokens beyond the free ones."""
     return min(0.25 * 2 ** min(beyond, 20), LONGEST_PAUSE_S) if beyond > 0 else 0.0

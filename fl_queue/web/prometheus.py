@@ -1,6 +1,4 @@
-"""
-``/metrics`` of the page's server: what ``fl-queue prometheus`` answers, without a process of its own.
-"""
+"""``/metrics`` of the page's server: the metrics of ``fl-queue prometheus`` without another process."""
 
 from __future__ import annotations
 
@@ -24,8 +22,10 @@ _DOWN = b"# TYPE flq_up gauge\nflq_up 0.0\n"
 
 class Scrapes:
     """
+    The metrics as text, from a registry that is kept between scrapes.
+
     Args:
-        connection: What is counted.
+        connection: To Redis.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -35,7 +35,7 @@ class Scrapes:
 
     def text(self) -> bytes:
         """
-        The metrics now; only that it is down while Redis is.
+        Collect the metrics; ``flq_up 0`` alone while Redis is down.
 
         Raises:
             ModuleNotFoundError: The extra is missing.
@@ -44,7 +44,7 @@ class Scrapes:
 
         try:
             with self.connection.store() as store, self._lock:
-                store.control.runs.names()  # The collector would not say that the store is to be opened anew.
+                store.control.runs.names()  # Raises after an outage, so that the store is opened again.
                 if self._kept is None or self._kept[0] is not store:
                     self._kept = store, prometheus.registry(store)
                 return prometheus.text(self._kept[1])
@@ -53,7 +53,7 @@ class Scrapes:
 
 
 def router(connection: Connection) -> APIRouter:
-    """``GET /metrics``."""
+    """Make the route ``GET /metrics``."""
     made, scrapes = APIRouter(include_in_schema=False), Scrapes(connection)
 
     @made.get("/metrics")
@@ -62,7 +62,7 @@ def router(connection: Connection) -> APIRouter:
             text = scrapes.text()
         except ModuleNotFoundError:
             return PlainTextResponse(_MISSING, 501)
-        # That of the exporter, which may not be there to be imported.
+        # The same as prometheus_client.CONTENT_TYPE_LATEST; the package may be missing.
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return made

@@ -1,5 +1,5 @@
 """
-Who may ask what: checks of every request before anything else sees it, and the headers of every answer.
+Security checks of every request, before the application sees it, and headers of every answer.
 
 A page of another site can make a browser send requests here. It cannot read answers (there is no
 CORS), cannot send JSON or own headers without asking first, and cannot hide its Origin. With DNS
@@ -20,7 +20,7 @@ from fl_queue.common.safe_json import is_count
 from fl_queue.web.access import Access, bearer_of
 from fl_queue.web.limits import Logins, address_of
 
-#: Key of a request's scope: who asks.
+#: Key of a request's scope: its ``Visitor``.
 VISITOR = "fl_queue.visitor"
 READ_ONLY = "this token may only read"
 CSRF_HEADER = "X-CSRF-Token"
@@ -46,8 +46,8 @@ _HEADERS = {
 
 def is_browser(headers: Headers) -> bool:
     """Whether a request may have been made for a page of any site."""
-    told = any(name in headers for name in ("origin", "cookie", "sec-fetch-site"))
-    return told or wants_html(headers)
+    has_header = any(name in headers for name in ("origin", "cookie", "sec-fetch-site"))
+    return has_header or wants_html(headers)
 
 
 def wants_html(headers: Headers) -> bool:
@@ -57,7 +57,7 @@ def wants_html(headers: Headers) -> bool:
 
 class Guard:
     """
-    ASGI middleware: refuses what it should, in front of ``app``.
+    ASGI middleware that refuses requests which fail a check.
 
     Args:
         logins: Counts wrong tokens.
@@ -67,6 +67,7 @@ class Guard:
         self.app, self.access, self.logins = app, access, logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, and pass it to the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -141,7 +142,7 @@ def _is_open(scope: Scope) -> bool:
 
 def from_elsewhere(headers: Headers, host: str) -> str:
     """
-    The header that says that another site's page made the request; empty: none does.
+    Find the header which shows that another site's page made the request; empty if none does.
 
     A GET counts, too: an image of another site could have models exported, and streams opened.
     """
@@ -158,14 +159,14 @@ def from_elsewhere(headers: Headers, host: str) -> str:
 
 
 def _is_visit(path: str, headers: Headers) -> bool:
-    """Whether somebody followed another site's link to a page: that shows it, and does nothing else."""
+    """Whether a browser follows a link of another site to a page. That only shows the page."""
     mode = headers.get("sec-fetch-mode", "navigate"), headers.get("sec-fetch-dest", "document")
     is_document = mode == ("navigate", "document") and "origin" not in headers
     return path in _PAGES and is_document and wants_html(headers)
 
 
 def _limited(receive: Receive) -> Receive:
-    """The body, cut off beyond the limit: a chunked one does not tell its length before."""
+    """Cut the body off at the limit: a chunked one has no length in its headers."""
     seen = 0
 
     async def limited() -> Message:
@@ -193,7 +194,7 @@ def is_own_host(host: str, names: Iterable[str]) -> bool:
 
 
 def refusal(status: int, field: str, message: str) -> Response:
-    """An answer that says no, as the API says it."""
+    """Make the answer to a refused request, in the form of the API."""
     return JSONResponse({"error": "Refused", "field": field, "message": message}, status)
 
 

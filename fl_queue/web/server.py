@@ -1,6 +1,4 @@
-"""
-The server of the page: binds, tells where it is, and answers until it is stopped.
-"""
+"""HTTP server of the page: binds an address or a unix socket, and serves until it is stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ class ServerSettings:
     Args:
         host, port: Address; port 0: a free one.
         uds: Unix socket, instead of an address.
-        uds_mode: Of that socket: who may connect to it.
+        uds_mode: Mode of that socket, which decides which users may connect.
     """
 
     host: str = "127.0.0.1"
@@ -47,12 +45,12 @@ class ServerSettings:
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether it is reachable from this machine alone."""
         return self.uds is not None or is_loopback(self.host)
 
 
 def build(connection: Connection, offered: Configs, access: Access) -> ASGIApp:
-    """The page and the API, behind the guard."""
+    """Make the application: page and API behind the security checks."""
     app = FastAPI(
         title="fl-queue",
         version=__version__,
@@ -77,15 +75,14 @@ def serve(
     offered: Configs,
     access: Access,
     printed: Sequence[str],
-    say: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> None:
     """
-    Answer until SIGINT or SIGTERM.
+    Serve until SIGINT or SIGTERM.
 
     Args:
-        printed: Tokens that were made here, so that nobody knows them yet: none, that for everything,
-            and that to read only.
-        say: Told the URL, with each of these.
+        printed: New tokens, which are shown: none, that for everything, and that for reading.
+        show: Called with the URL, with each of these.
 
     Raises:
         ConfigError: The address cannot be bound.
@@ -93,7 +90,7 @@ def serve(
     access = replace(access, hosts=access.hosts | {place.host})
     with _bound(place) as (listener, url):
         for line in _greeting(url, printed):
-            say(line)
+            show(line)
         config = uvicorn.Config(
             build(connection, offered, access),
             log_level="warning",
@@ -101,7 +98,7 @@ def serve(
             lifespan="off",
             server_header=False,
             proxy_headers=False,  # ``limits.address_of`` and the login read what they need of them.
-            # An open page never ends by itself.
+            # The event stream of an open page never ends by itself.
             timeout_graceful_shutdown=1,
         )
         uvicorn.Server(config).run(sockets=[listener])
@@ -117,17 +114,17 @@ def _greeting(url: str, printed: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _bound(place: ServerSettings) -> Iterator[tuple[socket.socket, str]]:
-    """The listening socket, and what to show of it; a unix socket goes when it is closed."""
+    """Bind a socket. Yields: the socket and its URL. A unix socket is removed afterwards."""
     if place.uds is None:
         yield _bound_to_address(place.host, place.port)
         return
     listener = _bound_to_path(place.uds, place.uds_mode)
-    ours = place.uds.lstat().st_ino
+    inode = place.uds.lstat().st_ino
     try:
         yield listener, f"unix:{place.uds}"
     finally:
         with suppress(FileNotFoundError):
-            if place.uds.lstat().st_ino == ours:  # Else it is somebody else's by now.
+            if place.uds.lstat().st_ino == inode:  # Another server may have replaced it.
                 place.uds.unlink()
         listener.close()
 
@@ -145,8 +142,7 @@ def _bound_to_address(host: str, port: int) -> tuple[socket.socket, str]:
 
 def _bound_to_path(path: Path, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    # Born with its mode: who may connect is decided before anybody can, and a chmod afterwards would follow a
-    # link that has been put in its place.
+    # The umask sets the mode at creation: a chmod afterwards would come too late, and follow a link.
     before = os.umask(0o777 & ~mode)
     try:
         if _is_left_over(path):
@@ -163,7 +159,7 @@ def _bound_to_path(path: Path, mode: int) -> socket.socket:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a socket is there whose server has been killed; what else is there stays, and is in the way."""
+    """Whether a path is the socket of a killed server. Other files are not removed."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as probe:

@@ -1,6 +1,4 @@
-"""
-Tokens: made, or read from a file that nobody else can read.
-"""
+"""Tokens of the page: generated, or read from a private file."""
 
 from __future__ import annotations
 
@@ -12,25 +10,25 @@ from pathlib import Path
 from fl_queue.common import files
 from fl_queue.errors import ConfigError
 
-#: What is shorter can be guessed.
+#: A shorter token could be guessed.
 SHORTEST = 20
 _LONGEST = 1000
 
 
 def made() -> str:
-    """A new random one, of 256 bits."""
+    """Make a random token of 256 bits."""
     return secrets.token_urlsafe(32)
 
 
 def read(option: str, path: Path) -> str:
     """
-    A token file.
+    Read a token file.
 
     Args:
-        option: That names it, for the error.
+        option: The option that names it, for the error.
 
     Raises:
-        ConfigError: It cannot be read, others can read it, or what it holds is no token.
+        ConfigError: It cannot be read, other users can read it, or it has no token.
     """
     try:
         with path.open("rb") as file:
@@ -42,7 +40,7 @@ def read(option: str, path: Path) -> str:
 
 
 def checked(option: str, text: str) -> str:
-    """The token, if it is one. Raises ConfigError, which does not tell it."""
+    """Check a token. Raises ConfigError, which does not contain the token."""
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigError(option, "the token is not of ASCII letters, digits and signs alone")
     if not SHORTEST <= len(text) <= _LONGEST:

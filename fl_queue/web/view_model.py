@@ -1,6 +1,4 @@
-"""
-What the page shows, as JSON by part. Reads only; every word of it is made from what is in Redis.
-"""
+"""Content of the page as JSON, by part, read from Redis."""
 
 from __future__ import annotations
 

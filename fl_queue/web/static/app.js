@@ -153,7 +153,7 @@ function listen() {
   source.addEventListener("error", async () => {
     show.trouble({ text: "fl-queue web does not answer. Trying again." });
     if (source.readyState !== EventSource.CLOSED) return;
-    // It answered, and refused: a browser does not try again by itself, nor says why.
+    // The server has refused: a browser does not reconnect by itself, and gives no reason.
     setTimeout(listen, 10000);
     const asked = new AbortController();
     const answer = await fetch(source.url, { signal: asked.signal }).catch(() => null);
