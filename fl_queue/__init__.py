@@ -14,7 +14,7 @@ from fl_queue.common.lazy import lazy
 if TYPE_CHECKING:
     from fl_queue.config.loading import load as load_config
     from fl_queue.experiments.baseline_training import train as train_baseline
-    from fl_queue.experiments.trial import try_task
+    from fl_queue.experiments.trial import run_trial as try_task
     from fl_queue.run import Run
 
 __all__ = ["Run", "__version__", "load_config", "train_baseline", "try_task"]
@@ -26,6 +26,6 @@ __getattr__ = lazy(
         "Run": "fl_queue.run:Run",
         "load_config": "fl_queue.config.loading:load",
         "train_baseline": "fl_queue.experiments.baseline_training:train",
-        "try_task": "fl_queue.experiments.trial:try_task",
+        "try_task": "fl_queue.experiments.trial:run_trial",
     },
 )

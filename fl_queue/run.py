@@ -1,8 +1,8 @@
 """
 Runs from Python, for notebooks and scripts: ``from fl_queue import Run``.
 
-The same steps as the commands take, and no state of its own: a run that was started here may be
-attached to from anywhere, and the other way round.
+A run is the same as one of the commands: it can be started here and watched there, and the other way
+round.
 """
 
 from __future__ import annotations
@@ -72,30 +72,25 @@ class Run:
         quiet: bool = False,
     ) -> Run:
         """
-        Start a run, or continue the one of that name by so many rounds.
+        Start a run, or continue the one of that name.
 
-        Of a simulation, what it lacks is started as child processes (private servers, aggregator,
-        pool, evaluator) and ends with ``close``, or with this process. Any other run needs servers
-        and workers, and goes on without this process.
+        A simulation's missing servers and workers are started as child processes, until ``close``.
 
         Args:
             source: A TOML file, or the name of a shipped config (``demo``, ``mnist-2nn``, ...).
-            name: Of the run; default: that of the config.
-            rounds: Rounds to commit; default: ``run.rounds``.
-            settings: ``{"train.epochs": 2}``, over the file and the environment.
-            redis_url, blob_url: The two Redis roles; default: as the config and the environment
-                say, else the private servers of ``state_dir``.
+            name: Name of the run; default: that of the config.
+            rounds: Rounds of training from here on; default: ``run.rounds``.
+            settings: Fields of the config to override, such as ``{"train.epochs": 2}``.
+            redis_url, blob_url: Default: those of the config and the environment, else private servers.
             state_dir: Default: that of this account, as for the commands.
-            quiet: Say nothing on standard error.
+            quiet: Print nothing on standard error.
 
         Raises:
             ConfigError: A field that cannot be used, by name, with the fix.
             RunStateError: The run is training already; ``attach`` to it.
             StoreUnavailable: Redis is not reachable.
         """
-        loaded = loading.load(
-            str(source), tuple(_setting(*item) for item in (settings or {}).items())
-        )
+        loaded = loading.load(str(source), _overrides(settings or {}))
         site = WorkerSettings(
             redis_url or loaded.redis.url,
             blob_url or loaded.redis.blob_url,
@@ -125,14 +120,14 @@ class Run:
         state_dir: str | Path | None = None,
     ) -> Run:
         """
-        A run that is there already, whoever started it.
+        Attach to a run that was started before, here or elsewhere.
 
         Args:
             name: Its name or run id.
             redis_url, blob_url, state_dir: As for ``start``.
 
         Raises:
-            UnknownRun: There is none of that name; those there are are named.
+            UnknownRun: There is no run of that name; the message lists the names.
             StoreUnavailable: Redis is not reachable.
         """
         url = redis_url or os.environ.get("FLQ_REDIS_URL", "")
@@ -145,7 +140,7 @@ class Run:
     @property
     def state(self) -> RunState:
         """
-        What the run is at, read now: ``.state``, ``.version``, ``.round``, ``.reason``, ...
+        The run's state, read now: ``.state``, ``.version``, ``.round``, ``.reason``, ...
 
         Raises:
             UnknownRun: It was deleted meanwhile.
@@ -160,8 +155,8 @@ class Run:
         waited out.
 
         Args:
-            timeout_s: Give up after so long, to a second; the run goes on.
-            quiet: Show nothing.
+            timeout_s: Raise TimeoutError after this time, to a second; the run goes on.
+            quiet: Print nothing.
 
         Raises:
             RunFailed: It failed, or was cancelled; the reason is in the message.
@@ -180,7 +175,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """
-        A row for each training round, as ``fl-queue history --json``; ``pandas.DataFrame`` takes it.
+        List the training rounds, as ``fl-queue history --json``; ``pandas.DataFrame`` accepts it.
 
         Keys: round, outcome, accepted, late, rejected, version, loss, accuracy, source, seconds,
         reason, digest, training, ...; see ``rounds_table.RoundRow``.
@@ -189,31 +184,31 @@ class Run:
 
     def curves(self) -> list[dict[str, Any]]:
         """
-        Every number as ``{"curve", "step", "value", "at"}``; see ``fl_queue.reporting.curves`` for the names.
+        List every number as ``{"curve", "step", "value", "at"}``; see ``fl_queue.reporting.curves`` for the names.
 
         ``pandas.DataFrame(run.curves()).pivot(index="step", columns="curve", values="value")``.
         """
         return [asdict(point) for point in exporters.numbers_of(self.store, self.run_id).points]
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, oldest first, as ``fl-queue events --json``; ``at`` is Unix time, seconds."""
+        """List the events, oldest first, as ``fl-queue events --json``; ``at`` is Unix time, seconds."""
         found = self.store.control.events.read({keyspace.events(self.run_id): "0-0"}, None)
         return [run_status.event_record(entry, event) for _, entry, event in found]
 
     def model(self, version: int | None = None, *, best: bool = False) -> dict[str, Tensor]:
         """
-        A version as a state dict, for ``load_state_dict``; the newest unless another is named.
+        Load a version as a state dict, for ``load_state_dict``; the newest by default.
 
-        Imports torch. The tensors are on the CPU, and the caller's own.
+        Imports torch. The tensors are copies, on the CPU.
 
         Args:
             version: Its number.
-            best: The one that ``run.select`` names.
+            best: Load the version that ``run.select`` names.
 
         Raises:
-            ConfigError: Both were asked for.
+            ConfigError: Both are given.
             RunStateError: There is none yet.
-            UnknownVersion: No such version, or its content is not to be had from here.
+            UnknownVersion: No such version, or its content cannot be read from here.
         """
         from fl_queue.tasks import export  # torch
 
@@ -258,7 +253,7 @@ class Run:
 
     def write_metrics(self, kind: str, folder: str | Path) -> int:
         """
-        Write the run's numbers for another tool, as ``fl-queue metrics``; what is there stays.
+        Write the run's numbers for another tool, as ``fl-queue metrics``; existing ones stay.
 
         Args:
             kind: ``tensorboard``, ``mlflow``, ``csv`` or ``jsonl``.
@@ -283,11 +278,11 @@ class Run:
         controls.cancel(self.store, self.run_id)
 
     def resume(self) -> None:
-        """Have the run go on after a failure or a cancel, towards the rounds it was started with."""
+        """Continue the run after a failure or a cancel, towards the rounds it was started with."""
         controls.resume(self.store, self.run_id, self._state_dir)
 
     def close(self) -> None:
-        """Close connections, and stop what ``start`` started; a run on other workers goes on."""
+        """Close connections, and stop the processes of ``start``; a run on other workers goes on."""
         self._ours.close()
 
     def __enter__(self) -> Self:
@@ -300,9 +295,9 @@ class Run:
         return f"<Run {self.run_id}>"
 
 
-def _setting(field: str, value: Any) -> str:
-    """As ``--set`` takes it: TOML, which JSON is for numbers, text, truth and lists of them."""
-    return f"{field}={json.dumps(value)}"
+def _overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Format settings for ``--set``, in TOML: JSON is TOML for numbers, text, booleans and lists."""
+    return tuple(f"{field}={json.dumps(value)}" for field, value in settings.items())
 
 
 def _folder(state_dir: str | Path | None) -> Path:

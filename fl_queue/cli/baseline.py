@@ -106,7 +106,7 @@ def baseline(
         launching.default_run_name(config),
         clients=clients,
         place=baseline_training.BaselineMachine(folders, test, machine.device, machine.threads),
-        tell=show_round,
+        on_round=show_round,
     )
     if output is not None:
         baselines.write(output, made)

@@ -135,6 +135,17 @@ def enroll(
         raise ConfigError("CLIENT", "is missing; name the client")
     if output is None:
         raise ConfigError("--output", "is missing; name the file to write")
+    _enroll(deployment, client, output, allowed, connection, as_json)
+
+
+def _enroll(
+    deployment: Deployment,
+    client: str,
+    output: Path,
+    allowed: _Permissions,
+    connection: _SiteConnection,
+    as_json: bool,
+) -> None:
     endpoints = connection.endpoints(deployment)
     credentials.check_place(output, allowed.force)
     made = enrolment.enroll(

@@ -62,7 +62,7 @@ def try_task(
     def show_epoch(number: int, count: int, found: Mapping[str, float]) -> None:
         warn(f"epoch {number} of {count}: {event_lines.describe_metrics(found)}")
 
-    done = trial.try_task(loaded, folder, device, threads, show_epoch, max_examples, show_update)
+    done = trial.run_trial(loaded, folder, device, threads, show_epoch, max_examples, show_update)
     if as_json:
         print_json(asdict(done))
     else:

@@ -1,14 +1,14 @@
 """
-Training without a federation: every client alone, or one model on the data of all. Imports torch.
+Train without federation: each client alone, or one model on the data of all. Imports torch.
 
-The task, its shares of the data, version 0, local SGD and the evaluation are those of a run of the
-same config; what is left out is the exchange. A function of the config, on the same machine with the
-same software.
+Task, shares of the data, version 0, local SGD and evaluation are those of a run of the same config;
+nothing is exchanged. The result is a function of the config, on the same machine with the same software.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,19 +31,19 @@ from fl_queue.tasks.loading import load_task
 from fl_queue.training import determinism, sgd
 from fl_queue.training.model_tensors import load_arrays, views_of
 
-#: Called after each round of a model: its index, how many models there are, whose it is, the round, and
-#: finished metrics on the test set, empty where it was not tested.
-Tell = Callable[[int, int, str, int, Mapping[str, float]], None]
+#: Called after each round of a model: its index, the number of models, its client, the round, and finished
+#: metrics on the test set, empty if it was not tested.
+OnRound = Callable[[int, int, str, int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class BaselineMachine:
     """
-    What this machine decides.
+    Data and hardware of this machine.
 
     Args:
-        folders: Of data; with ``data.partition = "site"`` one for each client, which is called as its
-            folder is. None: ``data.dir``.
+        folders: Data folders; with ``data.partition = "site"`` one for each client, which has the name of
+            its folder. Empty: ``data.dir``.
         test: Folder of the test data; empty: the first of the others.
         device, threads: As for ``fl-queue worker client``.
     """
@@ -61,37 +61,32 @@ def train(
     *,
     clients: int = 0,
     place: BaselineMachine | None = None,
-    tell: Tell = lambda index, count, client, round_number, found: None,
+    on_round: OnRound = lambda index, count, client, round_number, found: None,
+    tell: OnRound | None = None,  # codespell:ignore tell
 ) -> Baseline:
     """
     Train a baseline: each model for ``run.rounds`` times ``train.epochs`` passes over its data.
 
     Args:
-        config: Names the task, which is let in: whoever runs this has named it.
+        config: Config of a run; its task is imported.
         kind: ``local`` or ``centralised``.
-        name: Of the config, for tables.
-        clients: So many of them alone, drawn by the seed; 0: all.
+        name: Name of the config, for tables.
+        clients: Number of clients that are used, drawn by the seed; 0: all.
         place: Data, device, threads.
+        on_round: Called after each round of a model.
+        tell: The old name of ``on_round``.  # codespell:ignore tell
 
     Raises:
-        ConfigError: It is not said how many clients there are, or as a client would answer.
+        ConfigError: The number of clients is not known, or as a client would answer.
         DataError, ModelMismatch: As a client, or the evaluator, would answer.
     """
+    if tell is not None:  # codespell:ignore tell
+        warnings.warn("the argument is called on_round now", DeprecationWarning, stacklevel=2)
+        on_round = tell  # codespell:ignore tell
     started = time.monotonic()
     work = _BaselineTrainer(config, place or BaselineMachine(), kind)
     chosen = work.chosen(clients)
-    if kind == LOCAL:
-        models = [
-            work.model(index, len(chosen), who, work.data(who), tell)
-            for index, who in enumerate(chosen)
-        ]
-    else:
-        every = [work.data(who) for who in chosen]
-        whole = ClientData(
-            sgd.joined([data.train for data in every]),
-            sgd.joined([data.validation for data in every]),
-        )
-        models = [work.model(0, 1, CENTRALISED, whole, tell)]
+    models = work.models(chosen, on_round)
     return Baseline(
         kind="local" if kind == LOCAL else "centralised",
         name=name,
@@ -107,7 +102,7 @@ def train(
 
 
 class _BaselineTrainer:
-    """What all models of a baseline have in common."""
+    """Task, version 0 and test data that all models of a baseline share."""
 
     def __init__(self, config: RunConfig, place: BaselineMachine, kind: str) -> None:
         self.config, self.place, self.kind = config, place, kind
@@ -140,21 +135,35 @@ class _BaselineTrainer:
             ) from exc
 
     def chosen(self, count: int) -> list[str]:
-        """The clients that are trained, in the order of their shares."""
+        """Choose the clients whose data are used, in the order of their shares."""
         if not count or count >= len(self.clients):
             return list(self.clients)
         return seeding.select_cohort(self.config.run.seed, 0, list(self.clients), count)
 
     def data(self, client: str) -> ClientData:
-        """A client's own, as in a run. Raises DataError."""
+        """Load a client's data, as in a run. Raises DataError."""
         folder = self.clients[client]
         task = self._load(folder) if folder else self.task
         context = self.context(client, 1)
         with context.compute.reproducible(context.seed_for("data")):
             return calls.training_data(task, replace(context, data_dir=folder or context.data_dir))
 
+    def models(self, chosen: Sequence[str], on_round: OnRound) -> list[BaselineModel]:
+        """Train a model for each client, or one on their data together."""
+        if self.kind == LOCAL:
+            return [
+                self.model(index, len(chosen), client, self.data(client), on_round)
+                for index, client in enumerate(chosen)
+            ]
+        every = [self.data(client) for client in chosen]
+        whole = ClientData(
+            sgd.joined([data.train for data in every]),
+            sgd.joined([data.validation for data in every]),
+        )
+        return [self.model(0, 1, CENTRALISED, whole, on_round)]
+
     def context(self, client: str, round_number: int) -> ClientContext:
-        """Of one round; only data are read as a share."""
+        """Make the context of a client in one round."""
         names = list(self.clients)
         return ClientContext.of(
             self.config,
@@ -169,19 +178,19 @@ class _BaselineTrainer:
         )
 
     def model(
-        self, index: int, count: int, client: str, data: ClientData, tell: Tell
+        self, index: int, count: int, client: str, data: ClientData, on_round: OnRound
     ) -> BaselineModel:
-        """Train one from version 0, and judge it."""
+        """Train one model from version 0, and test it."""
         rounds, every = self.config.run.rounds, self.config.run.evaluate_every
         curve: dict[str, dict[str, float]] = {}
         for number, model in self._trained(client, data, rounds):
             tested: dict[str, float] = {}
-            # On the way only the one model: a test of each client's would cost more than training.
+            # Between rounds the one model alone is tested: testing each client's costs more than training.
             if number == rounds or (self.kind == CENTRALISED and every and number % every == 0):
                 tested = self._judge(model, client, self.test)
             if tested:
                 curve[str(number)] = tested
-            tell(index, count, client, number, tested)
+            on_round(index, count, client, number, tested)
         arrays = views_of(model, self.manifest)
         return BaselineModel(
             client=client,
@@ -195,7 +204,7 @@ class _BaselineTrainer:
     def _trained(
         self, client: str, data: ClientData, rounds: int
     ) -> Iterator[tuple[int, nn.Module]]:
-        """The model after each round, the same object each time."""
+        """Yield the model after each round; it is the same object each time."""
         context = self.context(client, 1)
         with context.compute.reproducible(context.seed_for("build")):
             model = calls.model(self.task)
@@ -218,7 +227,7 @@ class _BaselineTrainer:
 
 
 def _clients(config: RunConfig, place: BaselineMachine) -> dict[str, str]:
-    """Client -> its own folder (empty: that of all), in the order of shares."""
+    """Map each client to its data folder, in the order of shares; empty: the common one."""
     if config.data.partition == "site":
         folders = place.folders or [config.data.dir]
         named = {Path(folder).resolve().name: folder for folder in folders}

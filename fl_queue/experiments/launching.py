@@ -1,6 +1,4 @@
-"""
-Beginning a run from a config, for whoever asks: ``start-round``, the web page, a notebook.
-"""
+"""Start or continue a run from a config, for ``start-round``, the web page and the Python API."""
 
 from __future__ import annotations
 
@@ -19,20 +17,20 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import local_workers
 from fl_queue.models.initial import publish_initial
-from fl_queue.store import PEOPLE, UPLOADS, Store, keyspace
+from fl_queue.store import PEOPLE, UPLOADS, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
 
 
 @dataclass(frozen=True)
 class LaunchedRun:
     """
-    A run that has been begun, or gone on with.
+    A run that was started or continued.
 
     Args:
         store: Both Redis roles.
         run: Its run id.
-        since: Id of the last event before.
-        is_alone: Whether its servers end with the one who began it.
+        since: Id of the last event before the start.
+        is_alone: Whether its servers end with this process.
     """
 
     store: Store
@@ -42,16 +40,22 @@ class LaunchedRun:
 
 
 def default_run_name(config: str) -> str:
-    """The name of a run that was given none: that of its config, as a run may be called."""
+    """Make the name of a run from that of its config."""
     return re.sub(r"[^A-Za-z0-9-]+", "-", Path(config).stem)
+
+
+def existing_run(store: Store, name: str) -> RunState | None:
+    """Find a run by name; None if there is none."""
+    known = store.control.runs.id_of(name)
+    return store.control.runs.get(known) if known else None
 
 
 def begin(store: Store, name: str, config: RunConfig, count: int | None = None) -> str:
     """
-    Create the run, or continue it from its newest version; ``lifecycle.advance`` opens its round.
+    Create a run, or continue it from its newest version; ``lifecycle.advance`` opens its round.
 
     Args:
-        count: Rounds to commit from here on; None: ``run.rounds``.
+        count: Rounds of training from here on; None: ``run.rounds``.
 
     Returns:
         Its run id.
@@ -79,13 +83,13 @@ def launch(
     console: Console,
 ) -> LaunchedRun:
     """
-    Begin or continue a run and open its round; start what a simulation lacks.
+    Start or continue a run and open its round; start the servers and workers that a simulation lacks.
 
     Args:
-        ours: Ends what was started: the private servers, the workers.
-        site: Where Redis and this machine's state are.
-        count: Rounds to commit from here on; None: ``run.rounds``.
-        stays: Whether whoever asks stays until the run has ended; else no worker is started.
+        ours: Stops those servers and workers.
+        site: URLs of Redis, and this machine's state folder.
+        count: Rounds of training from here on; None: ``run.rounds``.
+        stays: Whether the caller waits until the run ends; else no worker is started.
 
     Raises:
         ConfigError: As ``begin``; or a simulation would need servers that end at once.
@@ -109,9 +113,8 @@ def launch(
 
 
 def _training(store: Store, name: str, config: RunConfig) -> str | None:
-    """A simulation that is training, because the one who began it was killed: its id."""
-    known = store.control.runs.id_of(name)
-    state = store.control.runs.get(known) if known else None
+    """Find the id of a simulation that still trains because the process that started it was killed."""
+    state = existing_run(store, name)
     if state is None or not state.active or not config.is_simulation:
         return None
     if not runs.current_config(store, state.run_id).is_simulation:
@@ -121,7 +124,7 @@ def _training(store: Store, name: str, config: RunConfig) -> str | None:
 
 def start_servers(ours: ExitStack, site: WorkerSettings, config: RunConfig, stays: bool) -> bool:
     """
-    Start private servers for a simulation that has none; returns whether that was needed.
+    Start private servers for a simulation without servers; returns whether that was needed.
 
     Raises:
         ConfigError: They would end at once.
@@ -140,9 +143,9 @@ def start_servers(ours: ExitStack, site: WorkerSettings, config: RunConfig, stay
 
 def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSettings:
     """
-    A site of whoever begins these runs, which reads the folders that their configs name, of any size.
+    Let a worker on this machine read the data folders of these configs, with any number of examples.
 
-    Where they agree on one it is the site's own, so that another run on the same servers chooses none.
+    If they name the same folder it becomes the worker's own, so another run cannot choose another one.
     """
     site = replace(site, min_examples=1)
     folders = {config.data.dir for config in configs}
@@ -153,7 +156,7 @@ def with_data(site: WorkerSettings, configs: Sequence[RunConfig]) -> WorkerSetti
 
 
 def allowed(configs: Sequence[RunConfig]) -> tuple[str, ...]:
-    """What workers of whoever begins these runs let in: their own tasks, and each built-in one."""
+    """List the tasks that workers for these runs may import: those of the configs, and the built-in ones."""
     own = {code for config in configs for code in own_code(config.run.task, config.task)}
     return (*sorted(own), *TASKS) if own else ()
 
@@ -166,16 +169,16 @@ def start_workers(
     console: Console,
 ) -> None:
     """
-    Start the roles that simulations lack.
+    Start the workers that simulations lack.
 
     Args:
         ours: Stops them.
-        configs: All that these workers will serve.
+        configs: Configs of all runs that these workers serve.
 
     Raises:
         WorkerDied: One could not start.
     """
-    # Whoever begins the runs names the data, the tasks and the strategies: that lets them in.
+    # The configs come from the user of this machine, so their data, tasks and strategies are allowed.
     site = with_data(site, configs)
     strategies = {config.aggregation.strategy for config in configs}
     site = replace(

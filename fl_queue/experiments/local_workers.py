@@ -75,10 +75,10 @@ def missing_workers(
     store: Store, config: RunConfig, site: WorkerSettings
 ) -> dict[str, LocalWorker]:
     """
-    What a simulation needs and nobody runs yet, by name.
+    List the workers that a simulation needs and that are not alive, by name.
 
     Args:
-        site: Options of what is started.
+        site: Options of these workers.
     """
     wanted = {identifiers.AGGREGATOR: 1, identifiers.POOL: config.processes}
     if config.run.evaluate_every:
@@ -104,7 +104,7 @@ def _start(worker: LocalWorker, log: Path) -> subprocess.Popen[bytes]:
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    # Twice: once would wait for idle workers to look up, and nothing they do is wanted any more.
+    # Twice, for a cold stop: at the first signal an idle worker waits for its next poll.
     for _ in range(2):
         for process in processes:
             process.terminate()
@@ -148,4 +148,4 @@ def _await(
 
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

@@ -1,8 +1,8 @@
 """
-What a partition gives to each client: examples, labels, and how far they are from the whole.
+Preview of a data partition: each client's examples, labels, and distance from the whole.
 
-The labels are read by a process that loads the task (``tasks.labels``); torch and the task's code
-stay out of this one. No Redis here.
+A child process loads the task and reads the labels (``tasks.partition_labels``), so torch and the task's
+code are not imported here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ClientShare:
     Args:
         share: Its number, from 0.
         client: The virtual client it belongs to; empty when clients are not known yet.
-        examples: Its samples, held out ones among them.
+        examples: Its samples, with those that are held out.
         counts: (K,) samples of each class.
         labels: Classes it has.
         entropy: Of its classes, bits: 0 for one class, log2 K for all alike.
@@ -78,35 +78,36 @@ class PartitionPreview:
 
     @property
     def left_over(self) -> int:
-        """Samples that are nobody's."""
+        """Samples that belong to no client."""
         return sum(self.counts) - sum(portion.examples for portion in self.portions)
 
 
 def preview_partition(config: RunConfig, data_dir: str = "", clients: int = 0) -> PartitionPreview:
     """
-    What the config's partition gives.
+    Compute the shares of a config's partition.
 
     Args:
         config: Its ``[data]`` section, seed and task decide.
         data_dir: This machine's data folder; wins over ``data.dir``.
-        clients: How many clients there will be, where the config does not say.
+        clients: Number of clients, if the config does not have it.
 
     Raises:
-        ConfigError: The split is impossible, or it is not said, or said twice, how many shares
-            there are.
+        ConfigError: The split is impossible, or the number of shares is missing or contradictory.
         DataError: The data are missing or damaged.
         FLQueueError: The task's own code failed.
     """
-    said = config.data.shares or config.clients.count
-    if clients and said and clients != said:
+    configured = config.data.shares or config.clients.count
+    if clients and configured and clients != configured:
         raise ConfigError(
-            "--clients", f"{clients} is not what the config says, {said} shares; leave it out"
+            "--clients",
+            f"{clients} contradicts the config, which has {configured} shares; leave it out",
         )
-    shares = said or clients
+    shares = configured or clients
     is_site = config.data.partition == "site"
     if not shares and not is_site:
         raise ConfigError(
-            "data.shares", "is 0, and the clients are not known yet; say how many with --clients"
+            "data.shares",
+            "is 0, and the clients are not known yet; give their number with --clients",
         )
     labels, owners = _read(config, data_dir)
     if is_site:
@@ -119,7 +120,7 @@ def preview_partition(config: RunConfig, data_dir: str = "", clients: int = 0) -
 
 
 def summary(mix: PartitionPreview) -> dict[str, dict[str, float]]:
-    """Quantity -> its quantiles over the clients."""
+    """Compute quantiles over the clients. Returns: quantity -> quantile -> value."""
     found = {}
     for name in ("examples", "labels", "entropy", "distance"):
         values = [getattr(portion, name) for portion in mix.portions]
@@ -130,7 +131,7 @@ def summary(mix: PartitionPreview) -> dict[str, dict[str, float]]:
 
 
 def to_json(mix: PartitionPreview) -> dict[str, Any]:
-    """Everything, as JSON has it."""
+    """Convert a preview to JSON values."""
     return {
         "partition": mix.partition,
         "classes": list(mix.classes),

@@ -1,8 +1,8 @@
 """
-Runs of one config that differ in their seed, and maybe in a few fields: one after the other.
+Train one config with several seeds and values of fields, one run after the other.
 
-Each is a run like any other, whose name says what is its own. What is done already is not done
-again, so a sweep that was cut off goes on when it is begun again.
+Each is an ordinary run, whose name has its seed and values. Completed runs are not repeated, so an
+interrupted sweep continues when it is started again.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SweepRun:
     One run of a sweep.
 
     Args:
-        name: Of the run.
-        settings: What is its own, as ``section.key=value``.
-        config: Whole.
+        name: Name of the run.
+        settings: Its seed and values, as ``section.key=value``.
+        config: The complete config.
     """
 
     name: str
@@ -53,14 +53,14 @@ def members(
     source: str, name: str, seeds: int, each: Sequence[str], overrides: tuple[str, ...] = ()
 ) -> list[SweepRun]:
     """
-    The runs of a sweep, seeds last: ``NAME-s0``, ``NAME-learning-rate-0-1-s0``, ...
+    List the runs of a sweep, seeds last: ``NAME-s0``, ``NAME-learning-rate-0-1-s0``, ...
 
     Args:
         source: As for ``loading.load``.
-        name: What the names of all begin with.
-        seeds: So many, from ``run.seed`` on.
+        name: First part of all names.
+        seeds: Number of seeds, from ``run.seed`` on.
         each: ``section.key=a,b``: a run for each of these values, and for each combination.
-        overrides: Of all of them.
+        overrides: For all of them.
 
     Raises:
         ConfigError: A field or a value that cannot be used, in any of them; or a name.
@@ -77,11 +77,7 @@ def members(
             given,
             loading.load(source, (*overrides, *given)),
         )
-        if not identifiers.is_name(made.name):
-            raise ConfigError(
-                "--run",
-                f"{made.name!r} is not a run name; use letters, digits and dashes, at most 63",
-            )
+        identifiers.check_run_name(made.name)
         if made.name in seen:
             raise ConfigError(
                 "--set-each", f"two runs would be called {made.name}; leave one of the values out"
@@ -91,7 +87,7 @@ def members(
 
 
 def _choices(text: str) -> list[str]:
-    """``section.key=a,b`` as ``section.key=a`` and ``section.key=b``."""
+    """Split ``section.key=a,b`` into ``section.key=a`` and ``section.key=b``."""
     match = _EACH.fullmatch(text)
     field, listed = (match[1], match[2]) if match else ("", "")
     if field == "run.seed" or not match:
@@ -105,7 +101,7 @@ def _choices(text: str) -> list[str]:
 
 
 def _label(setting: str) -> str:
-    """What a setting adds to a run's name: ``learning-rate-0-1``."""
+    """Make the part of a run's name for a setting: ``learning-rate-0-1``."""
     field, _, value = setting.partition("=")
     words = f"{field.partition('.')[2]}-{value}"
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-")
@@ -113,7 +109,7 @@ def _label(setting: str) -> str:
 
 def check(store: Store, wanted: Sequence[SweepRun]) -> None:
     """
-    Refuse a sweep of which a run's name belongs to a run with another config.
+    Refuse a sweep if one of its names is taken by a run with another config.
 
     Raises:
         ConfigError: One has another config; names the field.
@@ -136,17 +132,17 @@ def sweep(
     site: WorkerSettings,
     wanted: Sequence[SweepRun],
     console: Console,
-    tell: Callable[[int, SweepRun, str], None],
+    on_run: Callable[[int, SweepRun, str], None],
 ) -> tuple[Store, list[str]]:
     """
-    Have every run done: begun, continued, waited for, or left as it is when it is completed.
+    Start, continue or wait for each run that is not completed.
 
     Args:
-        ours: Ends what was started: private servers, the workers that simulations lack.
-        site: Where Redis and this machine's state are.
+        ours: Stops the servers and workers that were started for simulations.
+        site: URLs of Redis, and this machine's state folder.
         wanted: One or more.
         console: Shows each run's progress.
-        tell: Called with the index of a run, the run, and what is about to be done with it.
+        on_run: Called before each run with its index, the run, and the action in words.
 
     Returns:
         Both Redis roles, and the names of the runs that failed.
@@ -165,7 +161,7 @@ def sweep(
     failed = []
     for index, member in enumerate(wanted):
         try:
-            _do(store, member, site.state_dir, console, partial(tell, index, member))
+            _train(store, member, site.state_dir, console, partial(on_run, index, member))
         except RunFailed as exc:
             console.print(f"{exc}", markup=False, highlight=False, soft_wrap=True)
             failed.append(member.name)
@@ -173,31 +169,29 @@ def sweep(
 
 
 def _is_completed(store: Store, member: SweepRun) -> bool:
-    known = store.control.runs.id_of(member.name)
-    state = store.control.runs.get(known) if known else None
+    state = launching.existing_run(store, member.name)
     return state is not None and state.state == "completed"
 
 
-def _do(
-    store: Store, member: SweepRun, state_dir: Path, console: Console, tell: Callable[[str], None]
+def _train(
+    store: Store, member: SweepRun, state_dir: Path, console: Console, on_run: Callable[[str], None]
 ) -> None:
-    """One run, until it is completed and tested. Raises RunFailed."""
-    known = store.control.runs.id_of(member.name)
-    state = store.control.runs.get(known) if known else None
+    """Train one run until it is completed and tested. Raises RunFailed."""
+    state = launching.existing_run(store, member.name)
     if state is None:
-        tell("begins")
+        on_run("begins")
         run = launching.begin(store, member.name, member.config)
     elif state.state == "completed":
-        tell(f"is completed at version {state.version}")
+        on_run(f"is completed at version {state.version}")
         return
     elif state.state in controls.RESUMABLE:
-        tell(f"was {state.state}, goes on from version {state.version or 0}")
+        on_run(f"was {state.state}, goes on from version {state.version or 0}")
         run = state.run_id
         controls.resume(store, run, state_dir)
     else:
-        tell("is training, goes on")
+        on_run("is training, goes on")
         run = state.run_id
-    since = store.control.events.last_id(keyspace.events(run)) if known else "0-0"
+    since = store.control.events.last_id(keyspace.events(run)) if state else "0-0"
     lifecycle.advance(store, run)
     progress.follow(store, run, console, since=since)
     progress.await_evaluations(store, run, console)

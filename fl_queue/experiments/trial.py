@@ -1,9 +1,9 @@
 """
-One local round of a config on this machine, without Redis: does it run, how long, how big is it.
+Train one local round of a config on this machine, without Redis: its time, memory and update size.
 
-The same code as in a client's worker: the task is loaded, its data described, the model built, an update
-trained, written and packed; and as in the aggregator: the element is read back, judged and merged. Nothing
-is kept, and nothing leaves the machine. Imports torch.
+The code is that of a client's worker (load the task, describe its data, build the model, train, write and
+pack an update) and that of the aggregator (read the message, check and merge it). Nothing is stored, and
+nothing is sent. Imports torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks import calls
-from fl_queue.tasks.base import Task, code_digest
+from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
@@ -44,27 +44,27 @@ RUN = "try-task"
 @dataclass(frozen=True)
 class Trial:
     """
-    What one client's part in one round came to.
+    Result of one client's part in one round.
 
     Args:
         client: Whose data was used.
         parameters: Numbers in the model, buffers included.
-        frozen: How many of them nobody trains; they are not sent.
+        frozen: How many of them are not trained; they are not sent.
         model_bytes: The model, as float32.
         update_bytes: The update's body, as ``update.codec`` has it.
         num_examples, num_validation: Samples.
-        unused: What lies in the data folder and is not read: what it is -> how many.
+        unused: Files in the data folder that are not read: kind -> number.
         base: Finished validation metrics before the training; empty without validation data.
         trained: The same after it.
-        logged: What the training logged, and else reported beside its loss.
+        logged: Means that the training logged or reported, other than the loss.
         data_s: Seconds of loading the task, the model and the data, until the training began.
         train_s: Seconds of the training itself.
-        peak_bytes: The most memory this process has had, torch itself included.
+        peak_bytes: Peak memory of this process, torch included.
         largest: Largest magnitude in the update's parameters.
         limit: What ``aggregation.limit`` allows.
-        problem: Why the aggregator would not merge it, or the run would end after its first round;
-            empty when neither is so.
-        leaves: Everything that would leave the site, see ``disclosure``; empty where it was not asked for.
+        problem: Why the aggregator would reject the update, or the run would end after its first round;
+            empty if there is none.
+        leaves: Everything that a site would send, see ``disclosure``; empty unless it is wanted.
     """
 
     client: str
@@ -87,7 +87,7 @@ class Trial:
     leaves: Mapping[str, Any]
 
 
-def try_task(
+def run_trial(
     config: RunConfig,
     data_dir: str = "",
     device: str = "cpu",
@@ -97,15 +97,15 @@ def try_task(
     show: bool = False,
 ) -> Trial:
     """
-    Train round 1 as the first client would.
+    Train round 1 as the first client would. It is public as ``fl_queue.try_task``.
 
     Args:
-        config: Names the task, which is let in: whoever runs this has named it.
+        config: Config of a run; its task is imported.
         data_dir: This machine's data; wins over ``data.dir``.
         device, threads: As for ``fl-queue worker client``.
-        on_epoch: Called after each epoch: its number, how many there are, validation metrics.
+        on_epoch: Called after each epoch with its number, the number of epochs, validation metrics.
         max_examples: As for ``fl-queue worker client``.
-        show: Whether to list what would leave the site.
+        show: Whether to list everything that a site would send.
 
     Raises:
         ConfigError, DataError, ModelMismatch: As a client would answer; or no run accepts such a model.
@@ -115,12 +115,7 @@ def try_task(
     task = load_task(name, config, own_code(name, config.task), data_dir)
     context = replace(_context(config, data_dir, device, threads), max_examples=max_examples)
     started = time.monotonic()
-    with context.compute.reproducible(context.seed_for("train")):
-        data = calls.training_data(task, context)
-    facts_of(task, data)
-    manifest, arrays = local_update.initial_model(task, config.run.seed)
-    base = {name: array.copy() for name, array in arrays.items()}
-    _check_initial(config, task, context, manifest)
+    data, manifest, base = _prepare(config, task, context)
     last: dict[str, float] = {}
 
     def report(number: int, count: int, found: Mapping[str, float]) -> None:
@@ -131,12 +126,51 @@ def try_task(
     strategy = get_strategy(config.aggregation.strategy, config.strategy)
     plan = local_update.ClientStrategy(strategy)
     done = local_update.train_update(task, manifest, base, context, report, plan=plan, data=data)
-    whole_s = time.monotonic() - started
-    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    largest = _largest(done.tensors)
-    limit = float(config.aggregation.limit)
+    measured = _Measured(
+        seconds=time.monotonic() - started,
+        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        trained=last,
+        unused=dict(data.unused),
+    )
     leaves, refusal = _sent(config, task, context, done, show)
-    problem = _problem(largest, limit, refusal) or _not_reported(config, done)
+    return _trial(config, context, done, measured, leaves, refusal)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Measurements of the training: seconds, memory, last metrics, unread files."""
+
+    seconds: float
+    peak_bytes: int
+    trained: Mapping[str, float]
+    unused: Mapping[str, int]
+
+
+def _prepare(
+    config: RunConfig, task: Task, context: ClientContext
+) -> tuple[ClientData, Manifest, dict[str, np.ndarray[Any, Any]]]:
+    """Load the data and version 0. Raises ConfigError, DataError."""
+    with context.compute.reproducible(context.seed_for("train")):
+        data = calls.training_data(task, context)
+    facts_of(task, data)
+    manifest, arrays = local_update.initial_model(task, config.run.seed)
+    # Building the next model may overwrite the arrays.
+    base = {name: array.copy() for name, array in arrays.items()}
+    _check_initial(config, task, context, manifest)
+    return data, manifest, base
+
+
+def _trial(
+    config: RunConfig,
+    context: ClientContext,
+    done: local_update.TrainingResult,
+    measured: _Measured,
+    leaves: Mapping[str, Any],
+    refusal: str,
+) -> Trial:
+    manifest, largest = done.manifest, _largest(done.tensors)
+    limit = float(config.aggregation.limit)
+    logged = metrics.finish(done.train_metrics)
     return Trial(
         client=context.client,
         parameters=sum(spec.size for spec in manifest.tensors),
@@ -145,20 +179,16 @@ def try_task(
         update_bytes=codec.encoded_nbytes(codec.encoding(config.update), done.sent),
         num_examples=done.num_examples,
         num_validation=int(done.metrics.get("num_examples", 0)),
-        unused=dict(data.unused),
+        unused=measured.unused,
         base=metrics.finish(done.metrics),
-        trained=last,
-        logged={
-            name: mean
-            for name, mean in metrics.finish(done.train_metrics).items()
-            if name != "loss"
-        },
-        data_s=whole_s - done.train_s,
+        trained=measured.trained,
+        logged={name: mean for name, mean in logged.items() if name != "loss"},
+        data_s=measured.seconds - done.train_s,
         train_s=done.train_s,
-        peak_bytes=peak_bytes,
+        peak_bytes=measured.peak_bytes,
         largest=largest,
         limit=limit,
-        problem=problem,
+        problem=_problem(largest, limit, refusal) or _not_reported(config, done),
         leaves=leaves,
     )
 
@@ -185,10 +215,10 @@ def _sent(
     show: bool,
 ) -> tuple[dict[str, Any], str]:
     """
-    An update written and packed as a worker does, then read, judged and merged as the aggregator does.
+    Write and pack an update as a worker does; read, check and merge it as the aggregator does.
 
     Returns:
-        All that would leave, if it is to be shown; and why a run would refuse it, empty if it would not.
+        Everything that would be sent, if it is wanted; and why a run would reject it, or empty.
     """
     encoding = codec.encoding(config.update)
     environment = context.compute.environment(code_digest(task))
@@ -214,7 +244,7 @@ def _sent(
 def _judge(
     config: RunConfig, manifest: Manifest, kept: tuple[Header, memoryview], folder: Path
 ) -> None:
-    """Raises MessageError if an aggregator would not merge what is pushed."""
+    """Merge an update as an aggregator does. Raises MessageError if it would be rejected."""
     header, body = kept
     redis, format_ = config.redis, config.format_of_sum()
     element = outbox.element(header, body, redis.inline_bytes, redis.chunk_bytes)
@@ -234,7 +264,7 @@ def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> Cli
         shares = config.clients.count
         client = virtual_clients.client(1, shares)
     else:
-        # A fraction is of the clients that will be alive, which nobody knows yet.
+        # A fraction refers to the clients that will be alive, and their number is not known here.
         client, shares = CLIENT, cohort if isinstance(cohort, int) else 1
     return ClientContext.of(
         config,
@@ -250,7 +280,7 @@ def _context(config: RunConfig, data_dir: str, device: str, threads: int) -> Cli
 
 
 def _largest(changes: local_update.UpdateTensors) -> float:
-    """Largest magnitude of the parameters; NaN when one is not finite."""
+    """Find the largest magnitude of the parameters; NaN if one is not finite."""
     most = 0.0
     for spec, _, block in changes.pieces():
         if spec.kind != "parameter" or not block.size:
@@ -262,13 +292,13 @@ def _largest(changes: local_update.UpdateTensors) -> float:
 
 
 def _not_reported(config: RunConfig, made: local_update.TrainingResult) -> str:
-    """Why a run would end after round 1: it is judged by a metric that this validation lacks."""
+    """Find out why a run would end after round 1: the metric of run.select may be missing."""
     validated = metrics.merge_clients({CLIENT: made.metrics})
     return metric_choice.problem(config, metric_choice.of_validations([validated]))
 
 
 def _problem(largest: float, limit: float, refusal: str) -> str:
-    """Args: ``refusal``: the aggregator's reason; empty: it would merge the update."""
+    """Explain a rejection. Args: ``refusal``: the aggregator's reason; empty: none."""
     if not refusal:
         return ""
     if np.isnan(largest):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from fl_queue.errors import MessageError
+from fl_queue.errors import ConfigError, MessageError
 
 EVALUATOR = "evaluator"
 AGGREGATOR = "aggregator"
@@ -29,6 +29,13 @@ _METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 def is_name(text: str) -> bool:
     """Whether ``text`` may be a run name or client id: letters, digits, dashes, at most 63."""
     return _NAME.fullmatch(text) is not None
+
+
+def check_run_name(text: str) -> None:
+    """Raise ConfigError unless ``text`` may be a run name."""
+    if not is_name(text):
+        reason = f"{text!r} is not a run name; use letters, digits and dashes, at most 63"
+        raise ConfigError("--run", reason)
 
 
 def is_run_id(text: str) -> bool:

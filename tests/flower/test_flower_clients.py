@@ -26,7 +26,7 @@ from fl_queue.client.local_update import (
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ConfigError, DataError, ModelMismatch
 from fl_queue.experiments import baseline_training
-from fl_queue.experiments.trial import try_task
+from fl_queue.experiments.trial import run_trial
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.strategies import get_strategy
 from fl_queue.tasks.base import Task, code_digest
@@ -230,7 +230,7 @@ def test_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_try_task_runs_it() -> None:
-    result = try_task(config_of("app", flower_model=f"{APPS}:Net"))
+    result = run_trial(config_of("app", flower_model=f"{APPS}:Net"))
 
     assert (result.num_examples, result.num_validation, result.problem) == (600, 200, "")
     assert result.trained["accuracy"] > result.base["accuracy"]
@@ -245,7 +245,7 @@ def test_the_documented_client_learns(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "ridge.py").write_text(code[1])
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    result = try_task(RunConfig.from_dict(tomllib.loads(table[1])))
+    result = run_trial(RunConfig.from_dict(tomllib.loads(table[1])))
 
     assert (result.num_examples, result.base["error"] > 2 * result.trained["error"]) == (100, True)
 
@@ -292,7 +292,7 @@ def test_a_site_cannot_give_a_part_of_data_it_does_not_see() -> None:
 
 
 def test_a_nan_is_named_before_it_is_sent() -> None:
-    result = try_task(config_of("answers", answer="undefined", flower_model=f"{APPS}:two_arrays"))
+    result = run_trial(config_of("answers", answer="undefined", flower_model=f"{APPS}:two_arrays"))
 
     assert "not finite" in result.problem
 

@@ -1,8 +1,7 @@
 """
-A small task of one's own that runs at once: code, config, test and README, from the templates beside
-this file.
+Write a small task of the user's own: code, config, test and README, from the templates in this folder.
 
-What is written depends on fl-queue alone, and is meant to be changed.
+The result runs as it is, and is meant to be changed.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ def write(name: str, folder: Path) -> list[Path]:
     Write a task into a folder that does not exist yet.
 
     Args:
-        name: Of the task: letters, digits and dashes, a letter first.
-        folder: Where; it is made, whole or not at all.
+        name: Name of the task: letters, digits and dashes, a letter first.
+        folder: Folder to create, completely or not at all.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: The name cannot be one of a task.
+        ConfigError: The name is not allowed.
         DataError: The folder exists, or cannot be written.
     """
     module = module_of(name)
@@ -61,10 +60,10 @@ def write(name: str, folder: Path) -> list[Path]:
 
 def module_of(name: str) -> str:
     """
-    The module of a task of that name: ``my-task`` -> ``my_task``.
+    Make the name of a task's module: ``my-task`` -> ``my_task``.
 
     Raises:
-        ConfigError: It cannot be a module, or would hide one that there is.
+        ConfigError: It is not a valid module name, or would hide an installed module.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,40}", name):
         raise ConfigError(

@@ -260,10 +260,8 @@ def restore(
         RunStateError: There is a run of that name.
         CheckpointError: The models cannot be written.
     """
-    if name is not None and not identifiers.is_name(name):
-        raise ConfigError(
-            "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
-        )
+    if name is not None:
+        identifiers.check_run_name(name)
     with opened(path) as archive:
         document, manifest = read_document(
             archive,

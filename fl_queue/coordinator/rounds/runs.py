@@ -86,10 +86,7 @@ def start_run(
             metric that is not reported.
         RunStateError: The run is training already.
     """
-    if not identifiers.is_name(name):
-        raise ConfigError(
-            "--run", f"{name!r} is not a run name; use letters, digits and dashes, at most 63"
-        )
+    identifiers.check_run_name(name)
     metric_choice.check_config(config)
     by = confirmed_changes.new_token()
     while True:

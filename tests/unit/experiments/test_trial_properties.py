@@ -144,7 +144,7 @@ def passes(task: Task) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "load_task", lambda *args: task)
         try:
-            return not trial.try_task(task.config).problem
+            return not trial.run_trial(task.config).problem
         except (ConfigError, DataError):
             return False
 
@@ -264,7 +264,7 @@ def test_what_would_be_refused_is_named(drawn: Any, change: str, words: str) -> 
     task = task_of(loaded(change), drawn)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "load_task", lambda *args: task)
-        problem = trial.try_task(task.config).problem
+        problem = trial.run_trial(task.config).problem
     assert words in problem
 
 
@@ -284,5 +284,5 @@ def test_what_no_run_takes_is_an_error_before_the_training(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "load_task", lambda *args: task)
         with pytest.raises((ConfigError, DataError)) as refused:
-            trial.try_task(task.config)
+            trial.run_trial(task.config)
     assert words in str(refused.value)

@@ -53,7 +53,7 @@ def test_a_method_that_returns_something_else_is_named(
     loaded = loading.load("mnist-3v7", ("run.task=here:Bad",), {})
     monkeypatch.setattr(trial, "load_task", lambda *args: returning(method, value)(loaded))
     with pytest.raises(ConfigError) as refused:
-        trial.try_task(loaded)
+        trial.run_trial(loaded)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.field == "run.task"
@@ -65,7 +65,7 @@ def test_a_table_of_another_kind_is_one(monkeypatch: pytest.MonkeyPatch) -> None
     sums = Counter({"num_examples": 8, "loss_sum": np.float64(2.0)})
     loaded = loading.load("mnist-3v7", ("run.task=here:Good", "train.epochs=1"), {})
     monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
-    assert trial.try_task(loaded).base["loss"] == 0.25
+    assert trial.run_trial(loaded).base["loss"] == 0.25
 
 
 def test_a_metric_that_the_task_lacks_is_found_before_a_run(
@@ -75,7 +75,7 @@ def test_a_metric_that_the_task_lacks_is_found_before_a_run(
         loaded = loading.load("mnist-3v7", ("run.task=here:Good", f"run.select={select}"), {})
         sums = {"num_examples": 8, "loss_sum": 2.0, "mae_sum": 1.0}
         monkeypatch.setattr(trial, "load_task", lambda *args: returning("evaluate", sums)(loaded))
-        return trial.try_task(loaded).problem
+        return trial.run_trial(loaded).problem
 
     assert tried("mae:min") == ""
     assert "accuracy is not what" in tried("accuracy:max")

@@ -175,5 +175,5 @@ def test_a_task_is_tried_with_data_that_are_read_once(monkeypatch: pytest.Monkey
     own.task = lambda: {"model": Model(), "train": train}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "counted", own)
     monkeypatch.setattr(own.task, "__module__", "counted")
-    trial.try_task(RunConfig.from_dict({"run": {"task": "counted:task"}}))
+    trial.run_trial(RunConfig.from_dict({"run": {"task": "counted:task"}}))
     assert len(read) == 1
