@@ -20,7 +20,7 @@ from rich.text import Text
 import fl_queue
 from fl_queue import metrics
 from fl_queue.cli.compare import _table
-from fl_queue.cli.options import say, write, write_json
+from fl_queue.cli.output import print_json, print_line, print_text
 from fl_queue.common import escaping, logs
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import (
@@ -110,10 +110,10 @@ def test_a_text_that_nobody_looked_at_does_not_reach_the_terminal() -> None:
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_lines_documents_and_logs(evil: str, capsys: pytest.CaptureFixture[str]) -> None:
-    say(f"run {evil}")
-    say(f"run {evil}", err=True)
-    write(f"a = {evil}\n")
-    write_json({evil: [evil]})
+    print_line(f"run {evil}")
+    print_line(f"run {evil}", err=True)
+    print_text(f"a = {evil}\n")
+    print_json({evil: [evil]})
     out, err = capsys.readouterr()
     for formatter in (logs.TextFormatter("%(message)s"), logs.JsonFormatter()):
         try:
@@ -178,7 +178,7 @@ def test_old_history_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nobody_writes_to_a_terminal_by_another_way() -> None:
-    """rich's classes are made in ``rich_console`` alone, and commands write by what ``cli/options.py`` has."""
+    """rich's classes are made in ``rich_console`` alone, and commands write by ``cli/output.py``."""
     found = []
     for path in [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]:
         text = path.read_text("utf-8")
@@ -186,7 +186,9 @@ def test_nobody_writes_to_a_terminal_by_another_way() -> None:
             found.append(f"{path}: makes one of rich's; ask rich_console")
         if path.parent.name == "cli" and path.name not in ("options.py", "completion.py"):
             calls = re.findall(r"(?:click\.echo|click\.secho|(?<![\w.])print)\(.*", text)
-            found += [f"{path}: {call}; use say" for call in calls if "escaping." not in call]
+            found += [
+                f"{path}: {call}; use print_line" for call in calls if "escaping." not in call
+            ]
     assert found == []
 
 
