@@ -35,7 +35,7 @@ from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.identifiers import AGGREGATOR
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.store import Store, keyspace, plain_client
+from fl_queue.store import Incarnation, Store, keyspace, plain_client
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
@@ -561,7 +561,15 @@ def abandon(store: Store, run: str, loss: Loss) -> str:
     record = lifecycle.base_record(current, ending, 0.0, loaded)
     with behind_proxy(store, "control", "?socket_timeout=0.5") as (proxy, remote):
         proxy.lose_replies(b"round_abandoned", loss)
-        answer = lifecycle.end(remote, state, current, ending, record, {}, loaded, current.fence)
+        answer = lifecycle.end(
+            remote,
+            Incarnation(state.run_id, current.number, current.fence, ""),
+            current,
+            ending,
+            record,
+            {},
+            loaded,
+        )
         assert proxy.lost == 1
     return answer
 

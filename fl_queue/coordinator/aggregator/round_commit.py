@@ -169,17 +169,15 @@ class RoundCommit:
 
     def _end(self, ending: Ending, record: RoundRecord, receipts: Mapping[str, Receipt]) -> str:
         """End the round without a new version; returns the answer of the commit script."""
-        owner = self._current.incarnation
+        self._current.run_state()  # Raises OwnershipLost if the run is gone.
         return lifecycle.end(
             self._store,
-            self._current.run_state(),
+            self._current.incarnation,
             self._current.state,
             ending,
             record,
             receipts,
             self._current.config,
-            owner.fence,
-            owner.token,
         )
 
     def _after(self, ending: Ending, record: RoundRecord, answer: str, taken: TakenList) -> str:

@@ -14,7 +14,7 @@ from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
 from fl_queue.errors import RunStateError
-from fl_queue.store import RoundState, RunState, Store
+from fl_queue.store import Incarnation, RoundState, RunState, Store
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.transactions import confirmed_changes
 from fl_queue.store.transactions import runs as transactions
@@ -72,7 +72,8 @@ def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
         },
     )
     # Refused when an aggregator has ended the round, or has claimed it, in between.
-    answer = lifecycle.end(store, state, current, ending, record, {}, config, current.fence)
+    owner = Incarnation(state.run_id, current.number, current.fence, "")
+    answer = lifecycle.end(store, owner, current, ending, record, {}, config)
     return answer == "ok"
 
 

@@ -1,9 +1,9 @@
 """
-Who may be selected for the next round of a run, and who may not and why: decided in this one place.
+Decide which clients may be selected for the next round of a run, and why others may not.
 
-What is decided is recorded: with the round (``eligible`` and ``ineligible``), and with the run for as long
-as it holds (``left_out``), with an event whenever that changes. A cohort is a function of the seed, the
-round's number and the recorded list of eligible clients.
+The decision is recorded with the round (``eligible`` and ``ineligible``), and with the run while it holds
+(``left_out``), with an event whenever that changes. A cohort is a function of the seed, the round's number
+and the recorded list of eligible clients.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NAMED = 8
 @dataclass(frozen=True)
 class EligibleClients:
     """
-    Who may be selected for a round.
+    The clients that may be selected for a round.
 
     Args:
         clients: Sorted.
         out: Client that is alive -> why it may not be selected.
-        unable: Those of them that said that they cannot train; they may be able to make version 0.
-        untold: Those of them that have only not answered yet.
-        problem: Why nobody may be selected yet; empty when the round may be opened.
+        unable: Clients in ``out`` that reported that they cannot train; they may be able to make version 0.
+        untold: Clients in ``out`` that have only not answered the preflight yet.
+        problem: Why no client may be selected yet; empty when the round may be opened.
     """
 
     clients: list[str]
@@ -45,7 +45,7 @@ class EligibleClients:
     problem: str = ""
 
     def lasting(self) -> dict[str, str]:
-        """``out`` without those who are about to answer."""
+        """``out`` without clients that have not answered yet."""
         return {client: why for client, why in self.out.items() if client not in self.untold}
 
 
@@ -53,9 +53,9 @@ def decide(
     store: Store, state: RunState, config: RunConfig, purpose: Purpose
 ) -> EligibleClients | None:
     """
-    Who may be selected; None while it is not known who is alive.
+    The clients that may be selected; None after an outage, until all living clients are seen again.
 
-    A cohort of those who happened to be heard first after an outage would be another one.
+    A cohort of the clients that reconnected first would be another one.
     """
     if config.is_simulation:
         return EligibleClients(virtual_clients.clients(config.clients.count))
@@ -84,7 +84,7 @@ def paused(store: Store, state: RunState, config: RunConfig) -> dict[str, str]:
 def barred(
     store: Store, state: RunState, config: RunConfig, clients: Sequence[str]
 ) -> dict[str, str]:
-    """Those of some clients who have no part in a run, whatever they would answer -> why."""
+    """Clients that are excluded from a run, whatever they would answer -> why."""
     out = {**_not_named(config, clients), **not_admitted(store, state, config, clients)}
     return out | _without_share(state, config, [c for c in clients if c not in out])
 
@@ -93,9 +93,9 @@ def not_admitted(
     store: Store, state: RunState, config: RunConfig, clients: Iterable[str]
 ) -> dict[str, str]:
     """
-    Those that were revoked, and those that are not enrolled if that is required -> why.
+    Clients that were revoked, or are not enrolled where that is required -> why.
 
-    Where others are enrolled, nor those whose names cannot be.
+    Where other clients are enrolled, also those whose names cannot be enrolled.
     """
     known, out = store.control.enrolments.all(), {}
     required = store.control.enrolments.pins.required(
@@ -107,12 +107,12 @@ def not_admitted(
         elif client not in known and required:
             out[client] = "it is not enrolled (security.require_enrolment)"
         elif client not in known and known and client.startswith(virtual_clients.SHARED):
-            out[client] = "it has a name of simulations, by which nobody can be enrolled"
+            out[client] = "it has a name of simulations, which cannot be enrolled"
     return out
 
 
 def _not_named(config: RunConfig, clients: Sequence[str]) -> dict[str, str]:
-    """Those that ``clients.include`` and ``clients.exclude`` leave out -> why."""
+    """Clients that ``clients.include`` and ``clients.exclude`` leave out -> why."""
     out = {}
     for client in clients:
         if _fits(client, config.clients.exclude):
@@ -128,9 +128,9 @@ def _fits(client: str, patterns: Sequence[str]) -> bool:
 
 def _without_share(state: RunState, config: RunConfig, clients: Sequence[str]) -> dict[str, str]:
     """
-    Those for whom there is no share of a data set that was split when the run began -> why.
+    Clients without a share of a data set that was split when the run began -> why.
 
-    Only built-in tasks are known to take a share; in any other the site itself finds out.
+    Only built-in tasks are known to use a share; with any other the site itself reports it.
     """
     shares = config.data.shares or state.shares
     is_split = config.data.partition != "site" and config.run.task in task_catalog.TASKS
@@ -144,7 +144,7 @@ def _without_share(state: RunState, config: RunConfig, clients: Sequence[str]) -
 
 
 def record(store: Store, state: RunState, found: EligibleClients) -> None:
-    """Note who is left out of a run and why, with an event, if it is not what was noted last."""
+    """Record the clients that are left out of a run and why, with an event, if that has changed."""
     out = found.lasting()
     if out == dict(state.left_out):
         return
@@ -154,7 +154,7 @@ def record(store: Store, state: RunState, found: EligibleClients) -> None:
 
 
 def lines(out: Mapping[str, str]) -> list[str]:
-    """Who is left out and why, a line for each reason: ``b, c: not in clients.include``."""
+    """The clients that are left out, a line for each reason: ``b, c: not in clients.include``."""
     by_reason: dict[str, list[str]] = {}
     for client, why in out.items():
         by_reason.setdefault(why, []).append(client)

@@ -1,10 +1,10 @@
 """
-Who makes version 0: one after the other is asked until one has made it.
+Make version 0: ask one worker after the other until one has made it.
 
-The evaluator first, then the clients that may be selected in the order of the run's seed, then those that
-said that they cannot train. The bits of version 0 do not depend on who makes it. Who has been asked stays
-asked: a worker that was busy, or has come back, may still be the first. The round is abandoned, and with it
-the run, when nobody is left and none of them will answer.
+The evaluator first, then the eligible clients in the order of the run's seed, then those that reported that
+they cannot train. The bits of version 0 do not depend on its maker. A worker stays asked: one that was busy,
+or has come back, may still be the first. The round is abandoned, and the run with it, when no further worker
+can be asked and none of those asked will answer.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fl_queue.store.transactions import rounds as transactions
 
 #: A worker that has not begun after this time is busy with something else: the next one is asked, too.
 BUSY_S = 15.0
-#: Characters of each one's own words in the reason of a run that has failed.
+#: Characters of each worker's reason in the reason of a run that has failed.
 _CAUSE = 300
 
 
 def candidates(
     store: Store, state: RunState, config: RunConfig, found: EligibleClients
 ) -> list[str]:
-    """Who can be asked for version 0, the first one first."""
+    """Workers that can be asked for version 0, in the order in which they are asked."""
     seed, there = config.run.seed, store.control.workers.is_role_alive(identifiers.EVALUATOR)
     may = not eligibility.not_admitted(store, state, config, [identifiers.EVALUATOR])
     first = [identifiers.EVALUATOR] if there and may else []
@@ -44,7 +44,7 @@ def candidates(
 
 
 def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: str) -> JobTicket:
-    """The job of somebody who is asked."""
+    """The job that asks a worker for version 0."""
     function, queue = rq_types.CLIENT_INITIALISE, keyspace.client_queue(who)
     if who == identifiers.EVALUATOR:
         function, queue = rq_types.INITIALISE, keyspace.EVALUATE_QUEUE
@@ -56,10 +56,10 @@ def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: s
 
 def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundState) -> bool:
     """
-    Ask somebody else for version 0, if nothing is to be expected soon of who was asked last.
+    Ask a further worker for version 0, if the last one will not answer soon.
 
     Returns:
-        Whether somebody was asked.
+        Whether a further worker was asked.
     """
     why = why_next(store, state, config, current)
     if not why:
@@ -72,7 +72,7 @@ def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
 
 
 def why_next(store: Store, state: RunState, config: RunConfig, current: RoundState) -> str:
-    """Why nothing is to be expected soon of who was asked last for version 0; empty: it is."""
+    """Why the worker that was asked last will not answer soon; empty: it may."""
     last = max(current.makers, key=lambda who: (current.makers[who], who))
     receipt = store.control.receipts.of_round(state.run_id, current.number).get(last)
     if receipt is not None:
@@ -98,7 +98,7 @@ def _ask(
     run, number = state.run_id, current.number
     new = ticket(store, state, config, number, who)
     longest_s = deadlines.deadline_s(store, state, config, "initialise")
-    # Later than the one before, so that their order can be told.
+    # Later than the one before, so that their order is recorded.
     asked_at_s = max(current.elapsed_s, max(current.makers.values()) + 0.001)
     asked = {**current.makers, who: round(asked_at_s, 3)}
     if statement_signing.why_not_here(store, run):
@@ -127,14 +127,14 @@ def awaited(
     elapsed_s: float,
 ) -> list[str]:
     """
-    Of those who were asked and have not answered, the ones of whom something may come.
+    Workers that may still make version 0.
 
     Args:
-        silent: Who has not answered.
+        silent: Workers that were asked and have not answered.
         elapsed_s: Counted since the round was opened.
     """
     if elapsed_s - max(current.makers.values()) < config.round.deadline_s:
-        return silent  # Who is gone may come back.
+        return silent  # A worker that is gone may come back.
     here = [who for who in silent if deadlines.is_there(store, config, who)]
     if elapsed_s < current.deadline_s:
         return here
@@ -154,26 +154,26 @@ def refusals(
     current: RoundState,
     receipts: Mapping[str, Receipt],
 ) -> str:
-    """Why nobody has made version 0: what came of each who was asked."""
-    told = []
+    """Why no worker has made version 0: the answer of each that was asked."""
+    lines = []
     for who in sorted(current.makers, key=lambda who: (current.makers[who], who)):
         if who in receipts:
-            told.append(f"{who}: {receipts[who].reason[:_CAUSE]}")
+            lines.append(f"{who}: {receipts[who].reason[:_CAUSE]}")
         elif deadlines.is_there(store, config, who):
-            told.append(f"{who}: no answer")
+            lines.append(f"{who}: no answer")
         else:
-            told.append(f"{who}: no answer, and no worker of it is alive")
-    return f"nobody could make version 0; {'; '.join(told)}"
+            lines.append(f"{who}: no answer, and no worker of it is alive")
+    return f"no client could make version 0; {'; '.join(lines)}"
 
 
 def who_is_asked(current: RoundState, receipts: Mapping[str, Receipt]) -> str:
-    """Who makes version 0, and since when; who could not."""
-    told = []
+    """The workers that were asked for version 0, and their answers so far, as text."""
+    lines = []
     for who in sorted(current.makers, key=lambda who: (current.makers[who], who)):
         receipt = receipts.get(who)
         since_s = max(0.0, current.elapsed_s - current.makers[who])
         if receipt is None:
-            told.append(f"{who} is asked since {since_s:.0f} s")
+            lines.append(f"{who} is asked since {since_s:.0f} s")
         else:
-            told.append(f"{who} {'has made it' if receipt.is_in else 'could not'}")
-    return f"version 0: {', '.join(told)}"
+            lines.append(f"{who} {'has made it' if receipt.is_in else 'could not'}")
+    return f"version 0: {', '.join(lines)}"

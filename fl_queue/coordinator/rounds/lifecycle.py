@@ -48,7 +48,7 @@ def advance(store: Store, run: str) -> None:
     """
     Do whatever a run needs next: open a round, abandon an orphaned one, publish evaluations, or end.
 
-    Idempotent; anybody may call it at any time.
+    Idempotent; any process of the operator may call it at any time.
     """
     state = store.control.runs.get(run)
     if state is None:
@@ -71,7 +71,7 @@ def advance(store: Store, run: str) -> None:
     if purpose == "train" and (why := _not_reported(store, state, config)):
         set_state(store, state, "failed", why, "run_failed")
         return
-    # First of all: clients train while the rest is done.
+    # First: clients train while the rest is published.
     if purpose is not None and open_round(store, state, config, purpose):
         advance(store, run)
         return
@@ -89,7 +89,7 @@ def closing_rule(
     drained: bool,
 ) -> Ending | None:
     """
-    Whether a round ends now, and how.
+    The end of a round, if it ends now; else None.
 
     All in; or the quorum is in and the grace or the deadline has passed; or the quorum cannot be
     reached, or was not by the deadline with the results list drained. An asynchronous round ends with
@@ -97,10 +97,10 @@ def closing_rule(
 
     Args:
         received: Valid updates so far.
-        pending: Clients of the cohort of whom nothing has come.
+        pending: Clients of the cohort that have not answered.
         elapsed_s: Counted time since the round opened.
-        quorum_at_s: The same when the quorum was reached.
-        drained: Nothing waits in the results list.
+        quorum_at_s: Counted time at which the quorum was reached.
+        drained: The results list is empty.
     """
     if current.purpose != "train":
         return _closing_without_training(current, received, pending, elapsed_s, drained)
@@ -133,14 +133,18 @@ def _closing_without_training(
     current: RoundState, received: int, pending: int, elapsed_s: float, drained: bool
 ) -> Ending | None:
     """
-    The same of the making of version 0, which ends with the first answer that can be used or with nobody
-    left, and of the closing evaluation, which ends when nothing more is to come.
+    The end of a round without training.
+
+    The making of version 0 ends with the first usable answer, or when no client is left to ask; the closing
+    evaluation ends when every client has answered, or at its deadline.
     """
     if current.purpose == "initialise":
         if received:
             return Ending("initialised", "version 0 is in")
         return (
-            None if pending or not drained else Ending("abandoned", "nobody could make version 0")
+            None
+            if pending or not drained
+            else Ending("abandoned", "no client could make version 0")
         )
     size = len(current.cohort)
     if pending == 0:
@@ -152,7 +156,7 @@ def _closing_without_training(
 
 
 def with_cause(ending: Ending, receipts: Mapping[str, Receipt]) -> Ending:
-    """An ending with what was wrong with the first client's answer, if one was not as it should be."""
+    """Add the first rejection reason to the round's outcome."""
     for client, receipt in sorted(receipts.items()):
         if receipt.status != "received":
             cause = receipt.reason[:_CAUSE]
@@ -192,7 +196,7 @@ def base_record(
 
 
 def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRecord:
-    """The record of a round with what has come of it. Args: ``base``: from ``base_record``."""
+    """The record of a round with its updates. Args: ``base``: from ``base_record``."""
     good = {client: found for client, found in sorted(receipts.items()) if found.is_in}
     bad = {client: found for client, found in sorted(receipts.items()) if not found.is_in}
     is_async = base.mode == "async"
@@ -234,9 +238,9 @@ def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose |
 
 def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
     """
-    Why a run that has just made its first version goes no further: what it is to be judged by is never told.
+    The reason to fail a run after its first version: clients do not report the metric that the config names.
 
-    Only then: of a run that is further on somebody may know better.
+    Checked only then: in a later round the metric may have been reported before.
     """
     if state.version != 1:
         return ""
@@ -263,9 +267,9 @@ def _stopped(store: Store, state: RunState, condition: str) -> bool:
 
 def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
     """
-    Abandon an overdue round that no aggregator works on and for which nothing has come.
+    Abandon an overdue round without an aggregator and without any update.
 
-    With anything in the results list, a taken list or a partial sum it stays open.
+    It stays open while there is a message in the results list or a taken list, or a partial sum.
     """
     if current.elapsed_s < current.deadline_s + ORPHAN_GRACE_S:
         return
@@ -285,32 +289,43 @@ def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
     )
     end(
         store,
-        state,
+        Incarnation(run, current.number, current.fence, ""),
         current,
         ending,
         base_record(current, ending, current.elapsed_s, config),
         {},
         config,
-        fence=current.fence,
     )
 
 
 def end(
     store: Store,
-    state: RunState,
+    incarnation: Incarnation,
     current: RoundState,
     ending: Ending,
     record: RoundRecord,
     receipts: Mapping[str, Receipt],
     config: RunConfig,
-    fence: int,
-    incarnation: str = "",
 ) -> str:
-    """End a round without a new version; returns ``ok`` or why it was refused. Args: as of ``RoundEnd``."""
+    """
+    End a round without a new version.
+
+    Args:
+        store: Both servers.
+        incarnation: The aggregator that ends it; without a token: the newest claim, which no aggregator holds.
+        current: The round.
+        ending: How it ends.
+        record: Of the round.
+        receipts: Client -> receipt.
+        config: The one in force for it.
+
+    Returns:
+        ``ok``, or why it was refused.
+    """
     initialises = current.purpose == "initialise"
     return store.control.rounds.end(
         RoundEnd(
-            Incarnation(state.run_id, current.number, fence, incarnation),
+            incarnation,
             call=secrets.token_hex(8),
             outcome=ending.outcome,  # type: ignore[arg-type]
             reason=ending.reason,
@@ -330,7 +345,7 @@ def clean_up(store: Store, run: str, number: int) -> None:
     """
     in_use = in_flight.tickets_in_use(store, run)
     _forget_jobs(store, run, number, in_use, but=identifiers.AGGREGATOR)
-    # From where the last one got to: whoever cleaned up an earlier round may have been killed.
+    # From the oldest round with keys: the clean-up of an earlier round may have been killed.
     end = min([number - ROUNDS_KEPT + 1, *(ticket.number for ticket in in_use.values())])
     for old in range(store.control.runs.oldest_round(run), end):
         _forget_jobs(store, run, old, in_use)

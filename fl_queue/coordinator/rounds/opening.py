@@ -1,7 +1,7 @@
 """
-Opening a round: who may take part, who is selected, and the jobs, in one transaction.
+Open a round: decide on its clients, select the cohort, and publish the jobs in one transaction.
 
-``lifecycle.advance`` decides that a round is wanted; whoever races it here writes the same or nothing.
+``lifecycle.advance`` decides that a round is wanted; processes that race here write the same or nothing.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class _RoundPlan:
 
 def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> bool:
     """
-    Open a run's next round, unless clients are missing or somebody else was faster.
+    Open a run's next round, unless clients are missing or another process has opened it.
 
     Returns:
-        Whether it was decided instead that the run needs no such round: look at it again.
+        Whether the run needs no such round after all, and is to be looked at again.
     """
     found = eligibility.decide(store, state, config, purpose)
     if found is None:
@@ -106,28 +106,32 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
         return False
     if purpose == "train" and not is_async and _is_refused(store, state, config, plan):
         return False
+    _write_planned(store, state, config, plan)
+    return False
+
+
+def _write_planned(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> None:
+    """Sign a planned round and write it, unless it cannot be signed here or another process was faster."""
     try:
         fields = _round_fields(store, state, config, plan)
     except ConfigError as exc:  # So many clients were not foreseen when the config was read.
         set_state(store, state, "failed", str(exc), "run_failed")
-        return False
+        return
     if problem := statement_signing.why_not_here(store, state.run_id):
         waiting.wait(store, state, config, problem, gives_up=False)
-        return False
-    shares = state.shares or (plan.shares if purpose == "train" else 0)
+        return
+    shares = state.shares or (plan.shares if plan.purpose == "train" else 0)
     vouched = statement_signing.of_round(
         store, state, plan.number, fields, _population(state, plan), shares
     )
     if vouched.is_refused:
         waiting.wait(store, state, config, vouched.why_not)
-        return False
+        return
     fields[statement_signing.SIGNED] = vouched.signed
     tickets = _tickets(store, state, plan, config)
-
     opening = _opening(state, plan, fields, tickets, vouched.why_not)
-    if transactions.open_round(store, state, opening, takes_over=is_async):
+    if transactions.open_round(store, state, opening, takes_over=plan.mode == "async"):
         failpoints.failpoint("round.opened")
-    return False
 
 
 def _wait_for_clients(
@@ -141,18 +145,18 @@ def _wait_for_clients(
     missing = max(wanted, 1) - len(plan.cohort)
     left_out = "; ".join(eligibility.lines(found.out))
     asked = _asked_by(plan, wanted)
-    reason = waiting.who_is_missing(config, asked, wanted, len(found.clients), left_out)
+    reason = waiting.missing_clients_reason(config, asked, wanted, len(found.clients), left_out)
     paused = eligibility.paused(store, state, config)
     waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.untold))
 
 
 def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> bool:
     """Whether a round of so many clients cannot be; the run waits for more of them, or has failed."""
-    problem = waiting.too_few(config, len(plan.cohort))
+    problem = waiting.too_few_reason(config, len(plan.cohort))
     if problem:
         waiting.wait(store, state, config, problem)
         return True
-    problem = waiting.no_room(store, state, config, len(plan.cohort))
+    problem = waiting.no_room_reason(store, state, config, len(plan.cohort))
     if problem:
         set_state(store, state, "failed", problem, "run_failed")
     return bool(problem)

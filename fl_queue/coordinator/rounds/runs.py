@@ -1,6 +1,4 @@
-"""
-Starting and continuing runs. No rounds here: ``lifecycle.advance`` opens them.
-"""
+"""Start and continue runs. Rounds are opened by ``lifecycle.advance``."""
 
 from __future__ import annotations
 
@@ -43,7 +41,8 @@ def current_config(store: Store, run: str, segment: int | None = None) -> RunCon
 
     Raises:
         UnknownRun: The run is gone.
-        MessageError, ConfigError: Somebody has changed the config.
+        MessageError: The recorded config is unreadable.
+        ConfigError: The recorded config is not valid.
     """
     found = recorded_config(store, run, segment)
     try:
@@ -200,7 +199,7 @@ def _signed(
     initial: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """
-    The newest segment of a run's config, signed anew: whoever goes on with the run has just named its config.
+    The newest segment of a run's config, signed anew: the operator who continues the run has just given it.
 
     Args:
         found: As Redis has it, which may be of before there was a key.
@@ -268,7 +267,7 @@ def describe_state(store: Store, state: RunState) -> str:
 
 
 def reason_found(store: Store, state: RunState) -> str:
-    """Why a run waits, with the age of the reason: whoever looked last may have gone since."""
+    """Why a run waits, with the age of the reason: the process that recorded it may be gone."""
     if not state.reason:
         return ""
     age_s = max(0.0, store.control.now() - state.reason_at)
@@ -277,6 +276,8 @@ def reason_found(store: Store, state: RunState) -> str:
 
 def raise_unless_completed(state: RunState) -> None:
     """
+    Check that a run has completed.
+
     Raises:
         RunFailed: It failed, or was cancelled.
     """
@@ -298,7 +299,6 @@ def set_state(
     Args:
         by: Token of the command that does it, which has to know whether it did; see ``confirmed_changes``.
     """
-
     found_at = f"{store.control.now():.3f}"
     fields = {"state": new, "reason": reason, "reason_at": found_at}
     described = {"event": event, "reason": reason, "version": state.version}

@@ -1,5 +1,5 @@
 """
-The operator's side signs: configs when a run is begun, versions when they are committed, rounds when they are opened.
+Sign with the operator's key: configs when a run is started, versions when committed, rounds when opened.
 
 Redis is not believed here either: a round is signed only if its config and its model carry the operator's
 signature, and a version only if it was made from the model that its round was signed with. A run that is
@@ -101,6 +101,8 @@ def why_not_here(store: Store, run: str) -> str:
 
 def check_key(store: Store, run: str) -> None:
     """
+    Check that this machine can sign a run that is signed.
+
     Raises:
         ConfigError: The run is signed, and this machine cannot sign.
     """
@@ -138,10 +140,10 @@ def key_trouble(store: Store) -> tuple[str, bool]:
 
 def check_round(store: Store, run: str, current: RoundState, config: str) -> None:
     """
-    See that a round of a signed run is merged as it was signed: by its config, and of its clients.
+    Check that a round of a signed run has the config and the cohort that the operator signed.
 
-    A config says who may send an update and how it counts, a cohort who is asked: whoever can change them in
-    Redis must not decide that, nor by taking the signature away.
+    The config decides which clients may send an update and how it counts, the cohort which are asked: a
+    process that can write to Redis must not change them, nor remove the signature.
 
     Args:
         config: Digest of the config that the aggregator has read.
@@ -159,14 +161,14 @@ def check_round(store: Store, run: str, current: RoundState, config: str) -> Non
         if _is_signed_run(store, state, key):
             raise ModelMismatch(
                 f"round {current.number} is not signed with the operator's key {key.fingerprint}, and its run is; "
-                "somebody has changed it in Redis"
+                "it was changed in Redis"
             )
         return
     manifest = store.control.versions.manifest(run)
     if name := statements.differing(statement, state, current, config, manifest):
         raise ModelMismatch(
             f"the {name} of round {current.number} is not what the operator signed; "
-            "somebody has changed it in Redis"
+            "it was changed in Redis"
         )
     store.control.enrolments.pins.note_signed(run)
 
@@ -213,7 +215,7 @@ def version(
     if not base.is_signed(run, key):
         return ""
     if why_not := base.differs(current, made):
-        raise ModelMismatch(f"round {current.number}: {why_not}; somebody has changed it in Redis")
+        raise ModelMismatch(f"round {current.number}: {why_not}; it was changed in Redis")
     return _noted(store, run, current.base_version + 1, entry, made, key)
 
 
@@ -236,13 +238,13 @@ def adopted(
         made: The run's manifest.
 
     Returns:
-        None: it is signed already, or this machine has not made it and cannot say what it is. Who goes on
-        with a run says with that that its checkpoints are good; nobody else may.
+        None: it is signed already, or this machine has not made it and cannot check it. An operator who
+        continues a run declares that its checkpoints are good; nothing else may sign them.
 
     Raises:
         ConfigError: The key cannot be used.
-        RunStateError: The run was signed, and somebody has taken its signatures away; what is newest in Redis
-            may be an older version that was put back.
+        RunStateError: The run was signed, and its signatures were removed; the newest version in Redis may
+            be an older one that was written back.
     """
     key = store.control.enrolments.pins.key
     if key is None or store.state_dir is None or made is None or SIGNATURE in entry:
@@ -443,7 +445,7 @@ def with_cohort(
     statement = statements.opened(current.signed, key.public)
     if statement is None:
         return Vouched(why_not="its statement is not signed with the operator's key")
-    # Else a statement of another run or round, put here by somebody, would be signed for clients of theirs.
+    # A statement copied from another run or round must not be signed again for other clients.
     known = {"run": run, "round": current.number, "cohort": digest_of(list(current.cohort))}
     if any(statement.get(name) != value for name, value in known.items()):
         return Vouched(why_not="its statement is of another run or round, or of other clients")

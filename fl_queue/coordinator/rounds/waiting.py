@@ -1,6 +1,4 @@
-"""
-Why the next round of a run cannot be opened yet, or never, and waiting for it.
-"""
+"""Wait until the next round of a run can be opened, with the reason why it cannot be yet."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from fl_queue.strategies.layouts import update_manifest
 _NAMED = 5
 
 
-def who_is_missing(
+def missing_clients_reason(
     config: RunConfig, asked: str, wanted: int, alive: int, left_out: str = ""
 ) -> str:
     """
@@ -28,8 +26,8 @@ def who_is_missing(
     Args:
         asked: The config's field that asks for them.
         wanted: How many it asks for.
-        alive: How many there are.
-        left_out: Who of the living may not take part, and why.
+        alive: How many are alive.
+        left_out: Living clients that may not take part, and why.
     """
     if left_out:
         return f"{asked} wants {max(wanted, 1)} clients, and {alive} may take part; left out: {left_out}"
@@ -41,15 +39,15 @@ def who_is_missing(
     return f"{asked} = {wanted}, but {alive} clients are alive; start more workers or lower {asked}"
 
 
-def too_few(config: RunConfig, cohort: int) -> str:
-    """Why a quorum of those who are alive is too small for the strategy; empty when it is not."""
+def too_few_reason(config: RunConfig, cohort: int) -> str:
+    """Why the quorum of a cohort is too small for the strategy; empty: it is not."""
     name = config.aggregation.strategy
     problem = too_few_updates(name, get_strategy(name, config.strategy), config.quorum_size(cohort))
     return f"{problem}, or start more workers" if problem else ""
 
 
-def no_room(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
-    """Why a strategy that needs all updates at once cannot have them; empty when it can, or needs a sum."""
+def no_room_reason(store: Store, state: RunState, config: RunConfig, cohort: int) -> str:
+    """Why the updates of a round, which the strategy needs at once, have no room; empty: they have."""
     strategy = get_strategy(config.aggregation.strategy, config.strategy)
     manifest = store.control.versions.manifest(state.run_id) if strategy.needs_all else None
     if manifest is None:
@@ -79,14 +77,14 @@ def wait_for_clients(
     Wait until there are enough clients for a round, without an end for those that are paused or busy.
 
     Args:
-        reason: From ``who_is_missing``.
-        missing: How many there are too few.
+        reason: From ``missing_clients_reason``.
+        missing: Number of clients that are missing.
         paused: Clients that might be selected if their sites had not paused them -> why.
-        untold: How many have only not answered the preflight's question yet.
+        untold: Number of clients that have only not answered the preflight yet.
     """
-    told = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
-    # Who is paused comes back, and who trains for another run answers after that: no reason to give up.
-    wait(store, state, config, reason + told, gives_up=len(paused) + untold < missing)
+    names = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
+    # Paused clients come back, and clients that train for another run answer later: no reason to give up.
+    wait(store, state, config, reason + names, gives_up=len(paused) + untold < missing)
 
 
 def wait(
@@ -98,7 +96,7 @@ def wait(
     fails: bool = True,
 ) -> None:
     """
-    Nobody to train with, or too few: say so, count the time, and fail the run at the deadline.
+    Record why no round can open; fail the run after the deadline.
 
     Args:
         gives_up: Whether the time is counted.
@@ -122,10 +120,10 @@ def wait(
 
 def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
     """
-    Nobody is there for the closing evaluation: the run is complete without it, and says so.
+    Complete a run without its closing evaluation, as no client may take part; the reason is recorded.
 
     Args:
-        left_out: Who of the living may not take part, and why.
+        left_out: Living clients that may not take part, and why.
     """
     reason = "no closing evaluation: no client is alive that may take part"
     reason += f"; left out: {left_out}" if left_out else ""

@@ -126,15 +126,14 @@ def test_a_lost_incarnation_ends_no_round_though_its_fence_is_the_rounds(
     old = hand.intake()
     set_back(store.control.redis, before)
     new = hand.intake()
-    current, state = hand.round, hand.state
+    current = hand.round
     config = current_config(store, hand.run)
     ending = Ending("abandoned", "by a ghost")
     record = lifecycle.base_record(current, ending, 0.0, config)
 
     def end(token: str) -> str:
-        return lifecycle.end(
-            store, state, current, ending, record, {}, config, new.incarnation.fence, token
-        )
+        owner = replace(new.incarnation, token=token)
+        return lifecycle.end(store, owner, current, ending, record, {}, config)
 
     assert new.incarnation.fence == old.incarnation.fence
     assert end(old.incarnation.token) == "another aggregator owns the round"

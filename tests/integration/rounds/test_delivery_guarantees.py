@@ -21,7 +21,7 @@ from fl_queue.errors import ConfigError, JobRefused, OwnershipLost, RunStateErro
 from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.records import Receipt
-from fl_queue.store import Store, keyspace, queries
+from fl_queue.store import Incarnation, Store, keyspace, queries
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.rq_types import FLJob
 
@@ -70,7 +70,9 @@ def end(store: Store, run: str, fence: int) -> str:
     ending = Ending("abandoned", "tried")
     loaded = runs.current_config(store, run)
     record = lifecycle.base_record(current, ending, 0.0, loaded)
-    return lifecycle.end(store, state, current, ending, record, {}, loaded, fence)
+    return lifecycle.end(
+        store, Incarnation(run, current.number, fence, ""), current, ending, record, {}, loaded
+    )
 
 
 def test_a_command_sent_again_discards_nothing_more(store: Store, run: str) -> None:

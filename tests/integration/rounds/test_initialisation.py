@@ -122,7 +122,7 @@ def test_the_run_fails_when_all_have_refused_with_the_reason_of_each(first: Firs
 
     assert first.state.state == "failed"
     told = "; ".join(f"{client}: reason of {client}" for client in first.order)
-    assert first.state.reason == f"nobody could make version 0; {told}"
+    assert first.state.reason == f"no client could make version 0; {told}"
 
 
 def test_a_maker_whose_machine_is_gone_or_that_is_busy_is_not_waited_for(first: First) -> None:
@@ -197,7 +197,7 @@ def test_a_lone_maker_that_is_gone_ends_the_run_after_the_time_of_a_round(
     first.work()
     assert first.state.state == "failed"
     assert first.state.reason == (
-        "nobody could make version 0; a: no answer, and no worker of it is alive"
+        "no client could make version 0; a: no answer, and no worker of it is alive"
     )
 
 

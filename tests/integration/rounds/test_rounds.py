@@ -198,7 +198,7 @@ def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
     state = federation.finish(run)
 
     assert state.state == "failed"
-    assert state.reason.startswith("nobody could make version 0; evaluator: ")
+    assert state.reason.startswith("no client could make version 0; evaluator: ")
     # Everybody was asked, and each one's own reason is there.
     assert state.reason.count("--task-allow nobody:Allows") == 1 + len(federation.clients)
     receipts = federation.store.control.receipts.of_round(run, state.round)
