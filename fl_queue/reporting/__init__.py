@@ -1,1 +1,1 @@
-"""Numbers and states of runs for people and tools: tables, plots, live view, model card, exporters."""
+"""Numbers and states of runs for users and tools: tables, plots, live view, model card, exporters."""

@@ -32,7 +32,7 @@ class DiagnosisContext:
         has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
         data_trouble: Why the data server cannot be used; empty: it can.
         control_trouble: Why the control server takes no writes; empty: it does, or an aggregator is alive.
-        enrolments: What somebody has changed among the enrolments, a line each; nobody is kept by it.
+        enrolments: Enrolments that were changed in Redis, a line each; they change no status.
     """
 
     has_aggregator: bool
@@ -71,7 +71,7 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
     What a training run waits for: what keeps all runs, then the closing rule and each missing client.
 
     Args:
-        around: As it is now, if somebody has looked already.
+        around: The current context, if it was read already.
     """
     if not state.active:
         return []
@@ -223,7 +223,7 @@ def _failing(current: RoundState) -> list[str]:
 
 
 def _undecided(store: Store, client: str, left: AwaitedUpdate) -> str:
-    """That a client's answer is made, and stays at its site until somebody lets it leave."""
+    """Describe an update that waits for the approval of its site."""
     if left.decided:
         return f"waiting for {client}: its site has decided on its update; the next attempt tells"
     since = max(0.0, store.control.now() - left.since)

@@ -93,7 +93,7 @@ def examine(
     )
     findings += control + other
     if any(finding.trouble for finding in control):
-        return findings  # Workers renew their leases there: nobody can say which are alive.
+        return findings  # Workers renew their leases there, so it is not known which are alive.
     try:
         for look in (_workers, _queues, _operator_key, _enrolments, _many_keys, _unreadable):
             findings += look(store)
@@ -109,7 +109,7 @@ def _exposed(given: list[str]) -> list[Finding]:
 
 
 def _sentinels(role: str, url: str) -> list[Finding]:
-    """What each sentinel says of a server; nothing where the URL names none."""
+    """Report the state of a server in each sentinel of its URL."""
     found = []
     for said in sentinel_facts(url) if is_sentinel(url) else ():
         what = f"{role} server: sentinel {said.where}"
@@ -133,6 +133,8 @@ def _sentinels(role: str, url: str) -> list[Finding]:
 
 def raise_on_failure(findings: list[Finding]) -> None:
     """
+    Raise an error if a check failed.
+
     Raises:
         StoreUnavailable: A Redis role cannot be used.
         MachineUnfit: Anything else failed.
@@ -150,7 +152,7 @@ def _not_usable(what: str, error: StoreUnavailable) -> Finding:
 
 
 def _examine(role: str, client: redis.Redis, url: str) -> list[Finding]:
-    """One server, or each node of a cluster: what it says of itself, and whether it takes a write."""
+    """Check one server, or each node of a cluster: its facts, and a write."""
     try:
         check(client, url)
         nodes = server_facts(client, url)
@@ -158,7 +160,7 @@ def _examine(role: str, client: redis.Redis, url: str) -> list[Finding]:
         return [_not_usable(f"{role} server: {exc}", exc)]
     found = [finding for facts in nodes for finding in _server(role, facts)]
     if any(finding.trouble for finding in found):
-        return found  # A replica: that says why it takes no writes.
+        return found  # A replica: this is the reason why it refuses writes.
     trouble = probe(client, url)
     if trouble is None:
         return [*found, Finding("OK", f"{role} server {url}: takes a write and gives it back")]
@@ -217,7 +219,7 @@ def _server(role: str, facts: ServerFacts) -> list[Finding]:
 
 
 def _open_to(name: str, facts: ServerFacts) -> list[Finding]:
-    """What whoever reaches the server can do; a unix socket only its owner can open."""
+    """Report risks of an exposed server. A unix socket is open to its owner alone."""
     if facts.url.startswith("unix:"):
         return []
     found = []
@@ -307,7 +309,7 @@ def _connections(name: str, facts: ServerFacts) -> list[Finding]:
 
 
 def _queues(store: Store) -> list[Finding]:
-    """Clients with jobs that nobody takes."""
+    """Report clients with jobs and without a living worker."""
     known = sorted(store.control.clients.heartbeat_ages())
     waiting = dispatch.lengths(store, map(keyspace.client_queue, known))
     leases = store.control.leases.get_many(map(keyspace.client_holder, known))
@@ -357,7 +359,7 @@ def _operator_key(store: Store) -> list[Finding]:
         trouble, is_foreign = statement_signing.key_trouble(store)
         key = store.control.enrolments.pins.key
     except ConfigError:
-        return []  # Said with the enrolments.
+        return []  # Reported with the enrolments.
     if is_foreign:
         fix = "put back the key of the machine where the run was begun, or name it with --operator-key"
         return [Finding("FAIL", f"the operator's key: {trouble}", fix)]
@@ -368,7 +370,7 @@ def _operator_key(store: Store) -> list[Finding]:
 
 
 def _enrolments(store: Store) -> list[Finding]:
-    """Whether this machine can tell who is enrolled, and what somebody has changed on the server."""
+    """Check the enrolments on the server against the pins of this machine."""
     try:
         found = enrolment.troubles(store)
         checked = store.control.enrolments.pins.are_kept

@@ -62,9 +62,9 @@ class CardData:
         manifest: The model's tensors.
         records: Of the rounds up to the version, and of those that judged it.
         tested: Finished metrics on the central test set; empty without.
-        examples: Client -> examples, as far as it told.
+        examples: Client -> examples, as far as known.
         environments: Of the clients' last updates, as receipts have them.
-        usage: What the task says; None: it was not asked.
+        usage: Usage by the task; None: unknown.
     """
 
     state: RunState
@@ -370,7 +370,7 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    # Names and environments are what clients said.
+    # Names and environments come from the clients.
     lines = [
         map(escaping.markdown, head),
         ["---"] * len(head),

@@ -1,7 +1,7 @@
 """
-What the reading commands and the web page tell of runs and clients: one record, whoever asks.
+Status of runs and clients: the records of the commands, the web page and the JSON API.
 
-Frozen values; ``--json`` and the JSON API write them alike. Nothing here changes anything.
+Frozen values, which ``--json`` and the JSON API write alike. This module only reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunStatus:
     What a run is doing.
 
     Args:
-        name: The name people gave it.
+        name: Name of the run.
         run_id: Name and random uid.
         state: ``training``, ``completed``, ``failed`` or ``cancelled``.
         reason: Why it is in that state, or waits.
@@ -40,7 +40,7 @@ class RunStatus:
         floods: Who sends it garbage without end, a line each.
         data_server: Why the data server cannot be used; empty: it can.
         config_digest: Of the newest config, which sites may pin, as Redis has it.
-        enrolments: What somebody has changed among the enrolments, a line each.
+        enrolments: Enrolments that were changed in Redis, a line each.
         notices: Whose weights the newest round has capped, and who had lost its state, a line each.
     """
 
@@ -64,14 +64,14 @@ class RunStatus:
 @dataclass(frozen=True)
 class ClientStatus:
     """
-    What a client's worker said last.
+    Last known state of a client.
 
     Args:
         client: Its id.
         alive: Whether a worker holds its lease.
         enrolled: ``yes``, ``no``, ``revoked``.
         last_seen_s: Seconds since its last heartbeat; below zero after the clock was set back; None: never.
-        num_examples: Examples it has; empty while it has not said.
+        num_examples: Examples it has; empty while unknown.
         host, pid, worker: Where its worker runs; empty when it has none.
         doing: Its last event in words; or that it is paused, or waits for its site's approval.
         paused: Why its site has paused it, with since when; empty: it is not.
@@ -92,7 +92,7 @@ class ClientStatus:
 
 
 def run_status(store: Store, state: RunState, around: DiagnosisContext | None = None) -> RunStatus:
-    """One run's. Args: ``around``: of all runs, if somebody has looked already."""
+    """Read the status of a run. Args: ``around``: context of all runs, if it was read already."""
     around = around or DiagnosisContext.look(store)
     doing = runs.describe_state(store, state)
     if state.active and not around.has_aggregator and doing.startswith(_BETWEEN):
@@ -118,7 +118,7 @@ def run_status(store: Store, state: RunState, around: DiagnosisContext | None = 
 
 
 def statuses(store: Store, states: Sequence[RunState]) -> list[RunStatus]:
-    """Of several runs."""
+    """Read the status of several runs."""
     around = DiagnosisContext.look(store)
     return [run_status(store, state, around) for state in states]
 
@@ -129,7 +129,7 @@ def living_runs(store: Store) -> list[RunState]:
 
 
 def clients(store: Store) -> list[ClientStatus]:
-    """Every client ever heard of or enrolled, by id."""
+    """List all clients that have connected or were enrolled, by id."""
     control = store.control
     ages, enrolled = control.clients.heartbeat_ages(), control.enrolments.all()
     training = [state for state in living_runs(store) if state.active]
@@ -142,13 +142,19 @@ def clients(store: Store) -> list[ClientStatus]:
         strict=True,
     )
     return [
-        _client(client, _Said(holder, said, last), ages.get(client), enrolled.get(client), training)
+        _client(
+            client,
+            _WorkerRecords(holder, said, last),
+            ages.get(client),
+            enrolled.get(client),
+            training,
+        )
         for client, holder, said, last in found
     ]
 
 
-class _Said(NamedTuple):
-    """What a client's worker says: its lease, its hash, its newest event."""
+class _WorkerRecords(NamedTuple):
+    """Records of a client's worker: its lease, its hash, its newest event."""
 
     holder: dict[str, str]
     fields: dict[str, str]
@@ -157,29 +163,29 @@ class _Said(NamedTuple):
 
 def _client(
     client: str,
-    told: _Said,
+    records: _WorkerRecords,
     age: float | None,
     enrolment: Enrolment | None,
     training: Sequence[RunState],
 ) -> ClientStatus:
-    holder, said, last = told
-    wait = data_wait(said, holder)
+    holder, fields, last = records
+    wait = data_wait(fields, holder)
     left_out = {run.name: run.left_out[client] for run in training if client in run.left_out}
     return ClientStatus(
         client=client,
         alive=bool(holder),
         enrolled="no" if enrolment is None else "revoked" if enrolment.revoked_at else "yes",
         last_seen_s=None if age is None else round(age, 1),
-        num_examples=said.get("num_examples", ""),
+        num_examples=fields.get("num_examples", ""),
         host=holder.get("host", ""),
         pid=holder.get("pid", ""),
         worker=holder.get("worker", ""),
-        doing=said.get(PAUSED)
-        or _waits(said.get(AWAITED, ""))
+        doing=fields.get(PAUSED)
+        or _waits(fields.get(AWAITED, ""))
         or (f"waits for the data server: {wait.why}" if wait is not None else "")
         or _without(left_out)
         or _doing(last),
-        paused=said.get(PAUSED, ""),
+        paused=fields.get(PAUSED, ""),
         left_out=left_out,
     )
 
@@ -189,7 +195,7 @@ def _without(left_out: dict[str, str]) -> str:
 
 
 def _waits(text: str) -> str:
-    """That answers are made, and stay at their site until somebody there lets them leave."""
+    """Describe updates that wait for the approval of their site."""
     try:
         left = AwaitedUpdate.all_from_json(text or "{}")
     except MessageError:
@@ -224,7 +230,7 @@ def event_record(entry: str, event: dict[str, Any]) -> dict[str, Any]:
 
 def receipts(store: Store, state: RunState, number: int, client: str) -> dict[str, dict[str, Any]]:
     """
-    What became of a client's update in a round: its receipts, else what the history says.
+    Find a client's receipts in a round, else its entry in the history.
 
     Raises:
         RunStateError: There is none, and why.
