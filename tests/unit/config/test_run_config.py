@@ -1,4 +1,4 @@
-"""What a config alone decides is refused when it is read, and not when a round is opened."""
+"""Contradictions between sections (``config.consistency``, over ``config.settings``) are refused when a config is read, and not when a round is opened."""
 
 from __future__ import annotations
 
