@@ -274,7 +274,7 @@ def _add(key: str, values: list[Any]) -> Any:
 
 
 def _kind(key: str) -> str:
-    """A key without what it says of the model that it is of."""
+    """A key without the prefix that names its model."""
     return next((key[len(p) + 1 :] for p in BESIDE if key.startswith(f"{p}_")), key)
 
 

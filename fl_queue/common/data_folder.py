@@ -37,7 +37,7 @@ def inside(folder: str | Path, name: str, field: str, part: str = "") -> Path:
 
     Args:
         folder: ``--data``. It may be a link itself: the site has chosen it.
-        name: What the config says, relative to ``folder``.
+        name: The config's value, relative to ``folder``.
         field: Of the config, for messages.
         part: The folder in it that the task looks in, such as ``train``.
 

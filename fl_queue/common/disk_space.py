@@ -1,6 +1,4 @@
-"""
-Room on this machine's disk, asked for before the work whose result has to fit there.
-"""
+"""Room on this machine's disk, asked for before the work whose result has to fit there."""
 
 from __future__ import annotations
 
@@ -12,14 +10,14 @@ from fl_queue.errors import NoRoom
 
 def check(folder: Path, nbytes: int, what: str) -> None:
     """
-    See that something fits into a folder, as far as its file system tells.
+    Check that a file of some size fits on the file system of a folder.
 
     Args:
         folder: It need not be there yet.
         what: For the message.
 
     Raises:
-        NoRoom: It does not; says how much is to be freed.
+        NoRoom: It does not; the message has the bytes to free.
     """
     lacking = nbytes - _free(folder)
     if lacking > 0:
@@ -34,5 +32,5 @@ def check(folder: Path, nbytes: int, what: str) -> None:
 def _free(folder: Path) -> float:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     found = os.statvfs(there)
-    # Some network file systems do not say how large they are.
+    # Some network file systems do not report their size.
     return found.f_bavail * found.f_frsize if found.f_blocks else float("inf")

@@ -1,9 +1,9 @@
 """
-Makes text that somebody else wrote safe to show: one function for each place where text ends up.
+Escape text of other processes for display: one function for each kind of output.
 
 Names of runs, clients and metrics, reasons and events come from Redis or from a client, so they may
 hold anything. On a terminal that would be escape sequences, in a table markup, in Markdown HTML, in
-a plot a formula, in a spreadsheet a function. What is shown says what was written, character by
+a plot a formula, in a spreadsheet a function. The output shows the text as it was written, character by
 character. No rich here (see ``rich_console``), so that logging can use it at no cost.
 """
 
@@ -24,7 +24,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def line(text: object) -> str:
-    """Text on one line of a terminal: what is no letter to be seen is written as ``\\x1b``, ``\\u202e``."""
+    r"""Text on one line of a terminal: invisible characters are written as ``\x1b``, ``\u202e``."""
     return _escaped(str(text), _python_escape)
 
 
@@ -66,7 +66,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def plotted(text: object) -> str:
-    """Text in a plot: a dollar begins no formula. matplotlib shows ``\\$`` as ``$``."""
+    r"""Text in a plot: a dollar begins no formula. matplotlib shows ``\$`` as ``$``."""
     return line(text).replace("$", "\\$")
 
 

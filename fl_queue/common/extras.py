@@ -1,5 +1,5 @@
 """
-How optional packages are installed, said in one place.
+Instructions that install optional packages.
 
 No index has fl-queue, so `pip install fl-queue[...]` would find nothing, or a stranger's package of
 that name: extras are installed from the checkout or the wheel that fl-queue itself came from.

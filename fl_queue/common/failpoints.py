@@ -16,7 +16,7 @@ from pathlib import Path
 #: Point -> what comes next when it is reached.
 POINTS = {
     "run.created": "start-round opens the first round",
-    "round.opened": "whoever opened a round goes on",
+    "round.opened": "the process that opened a round goes on",
     "job.popped": "a worker has a job from its queue and marks it as started",
     "client.started": "a client reads the model",
     "client.trained": "a client writes its update to the outbox",

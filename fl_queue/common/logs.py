@@ -1,5 +1,5 @@
 """
-Logs on standard error: text for people, or with ``FLQ_LOG=json`` one JSON document a line.
+Logs on standard error: text for users, or with ``FLQ_LOG=json`` one JSON document a line.
 
 What starts a process hands the variable on, so a federation logs one way. No Redis here.
 """
@@ -20,7 +20,7 @@ JSON = "json"
 FORMATS = (TEXT, JSON)
 #: Our messages begin with what they are about: ``run=demo-3f2a9c round=3 healed: ...``.
 _ABOUT = re.compile(r"(run|round|client|job|version)=(\S+) ")
-#: Fields that whoever logs may add.
+#: Fields that a call of the logger may add.
 _EXTRA = ("exit_code",)
 
 
@@ -31,11 +31,11 @@ def is_json(environ: Mapping[str, str] = os.environ) -> bool:
 
 def set_up(level: int, text_format: str) -> None:
     """
-    Log to standard error, as ``FLQ_LOG`` says, unless this process logs already.
+    Log to standard error in the format of ``FLQ_LOG``, unless this process logs already.
 
     Args:
         level: The least that is logged.
-        text_format: Of the lines for people.
+        text_format: Format of the lines of text.
     """
     formatter = JsonFormatter() if is_json() else TextFormatter(text_format)
     handler = logging.StreamHandler()
@@ -50,23 +50,26 @@ def set_up_worker() -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: what a terminal would obey is written out, and a message is one line."""
+    """Lines of text: control characters are escaped, and a message is one line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message on one line."""
         return escaping.line(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        return escaping.block(super().format(record))  # A traceback has several.
+        """The record as text; a traceback has several lines."""
+        return escaping.block(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
     """
-    ``{"at", "level", "logger", "message", "pid"}``, what the message is about, and ``error``.
+    ``{"at", "level", "logger", "message", "pid"}``, the fields of the message, and ``error``.
 
     ``at`` is Unix time by this machine's clock, seconds; ``error`` a traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one JSON document."""
         message = record.getMessage()
         about = {}
         while match := _ABOUT.match(message):

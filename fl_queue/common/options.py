@@ -28,7 +28,7 @@ class Option:
             or a schedule ``[[round, number], ...]``), ``ints``, ``floats`` or ``strs``
             (a list).
         default: Value when nothing is given.
-        doc: One line for people: meaning, unit and range.
+        doc: One line for users: meaning, unit and range.
         low, high: Inclusive bounds of a number, or of each number in a list.
         above: Exclusive lower bound.
         choices: The only values allowed.

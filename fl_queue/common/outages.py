@@ -22,12 +22,12 @@ class Outages:
     Waits for a server to come back.
 
     Args:
-        say: Called once with a line when a server cannot be used, and once when it can again.
+        report: Called once with a line when a server cannot be used, and once when it can again.
         longest_s: After so long without it, waiting ends.
     """
 
-    def __init__(self, say: Callable[[str], None], longest_s: float = LONGEST_S) -> None:
-        self._say, self._longest_s = say, longest_s
+    def __init__(self, report: Callable[[str], None], longest_s: float = LONGEST_S) -> None:
+        self._report, self._longest_s = report, longest_s
         self._since: float | None = None
 
     def wait(self, trouble: StoreUnavailable) -> None:
@@ -42,7 +42,7 @@ class Outages:
             if trouble.trouble in _LASTING:
                 raise trouble
             self._since = now
-            self._say(f"{trouble}; trying on for {self._longest_s / 60:.0f} minutes")
+            self._report(f"{trouble}; trying on for {self._longest_s / 60:.0f} minutes")
         elif now - self._since >= self._longest_s:
             reason = f"{trouble.reason} (for {now - self._since:.0f} s; giving up)"
             raise StoreUnavailable(trouble.url, reason, trouble.trouble) from trouble
@@ -52,11 +52,11 @@ class Outages:
         """The server answers."""
         if self._since is not None:
             self._since = None
-            self._say("Redis is back")
+            self._report("Redis is back")
 
 
 def ride_out(
-    what: Callable[[], Result], say: Callable[[str], None], longest_s: float = LONGEST_S
+    what: Callable[[], Result], report: Callable[[str], None], longest_s: float = LONGEST_S
 ) -> Result:
     """
     Do something that may be repeated, until Redis lets it be done.
@@ -64,7 +64,7 @@ def ride_out(
     Raises:
         StoreUnavailable: As ``Outages.wait``.
     """
-    outages = Outages(say, longest_s)
+    outages = Outages(report, longest_s)
     while True:
         try:
             found = what()

@@ -10,9 +10,9 @@ module, the folder is put last.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 
 
@@ -29,7 +29,7 @@ def import_own(name: str) -> ModuleType:
         ImportError, SyntaxError, ValueError: As ``importlib.import_module``.
     """
     with suppress(FileNotFoundError):  # The folder was removed since.
-        if (folder := os.getcwd()) not in sys.path:
+        if (folder := str(Path.cwd())) not in sys.path:
             sys.path.append(folder)
     return importlib.import_module(name)
 

@@ -1,7 +1,7 @@
 """
-Paths below a folder, made with names that somebody else has chosen.
+Paths below a folder, made with names that other processes chose.
 
-Run ids, client ids and digests come from Redis and from the headers of updates. Whoever can write there
+Run ids, client ids and digests come from Redis and from the headers of updates. A process that can write there
 must not decide where a machine reads, writes or deletes: every such name is joined here. No Redis here.
 """
 

@@ -1,8 +1,8 @@
 """
 Whether a process of this machine is dead, for certain, without waiting for its lease to run out; and dying together.
 
-A lease names its holder's process. Whoever looks at it from the same machine (and, for containers,
-the same pid namespace) can ask the kernel; from anywhere else only time tells.
+A lease names its holder's process. A process of the same machine (and, for containers,
+the same pid namespace) can ask the kernel; any other has to wait for its end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def process_identity(pid: int | None = None) -> str:
         pid: Default: this process.
 
     Returns:
-        Empty when the kernel does not tell (no ``/proc``): then only leases count.
+        Empty when the kernel does not report it (no ``/proc``): then only leases count.
     """
     pid = pid or os.getpid()
     started = _started(pid)
@@ -47,7 +47,7 @@ def is_dead(process: str) -> bool:
 def _machine() -> str:
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink(_PROC / "self/ns/pid").strip("pid:[]")
+        namespace = str((_PROC / "self/ns/pid").readlink()).strip("pid:[]")
     except OSError:
         return ""
     return f"{boot}:{namespace}:pid"

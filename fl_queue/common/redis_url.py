@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 _SECRET_OPTIONS = ("password", "ssl_password")
 _OF_SENTINELS = ("sentinel_username", "sentinel_password")
-#: Options whose values anybody may see: redis-py's but for passwords. A mistyped one may be a password.
+#: Options whose values are not secret: redis-py's but for passwords. A mistyped one may be a password.
 _SHOWN = re.compile(
     r"db|protocol|(sentinel_)?username|client_name|timeout|max_connections|health_check_interval"
     r"|(socket|retry_on)_\w+|ssl_(ca_certs|ca_path|certfile|keyfile|cert_reqs|check_hostname)"
@@ -24,7 +24,7 @@ def mask(url: str) -> str:
     """The URL with every password in it replaced by ``***``, also when it is none."""
     scheme, mark, rest = url.partition("://")
     if not mark:
-        # Whoever forgot the scheme has written a password all the same.
+        # A URL without its scheme may hold a password, too.
         login, at, where = url.rpartition("@")
         return ("***" if at else "") + at + _masked_options(where)
     login, at, where = _login(rest)
@@ -50,7 +50,7 @@ def without_login(url: str, for_site: bool = False) -> str:
     The URL without user, password and options of this machine (files of certificates).
 
     Args:
-        for_site: What it says of a login to sentinels stays: a site's own, which a credentials file keeps.
+        for_site: Whether the login to sentinels stays: the site's own, which a credentials file keeps.
     """
     secret = (*_SECRET_OPTIONS, "username", *(() if for_site else _OF_SENTINELS))
     scheme, mark, rest = url.partition("://")
@@ -62,7 +62,7 @@ def without_login(url: str, for_site: bool = False) -> str:
 
 
 def with_login(url: str, name: str, password: str, options: Mapping[str, str]) -> str:
-    """A URL without a login, with one, and with more options: for use, never for people."""
+    """A URL without a login, with one, and with more options: for connections, never for output."""
     scheme, mark, where = without_login(url, for_site=True).partition("://")
     login = f"{quote(name, safe='')}:{quote(password, safe='')}@" if name else ""
     more = urlencode(options)
@@ -76,7 +76,7 @@ def is_tls(url: str) -> bool:
 
 
 def leaves_machine(url: str) -> bool:
-    """Whether any of the servers that a URL names is on another machine, as far as the name tells."""
+    """Whether any of the servers that a URL names is on another machine, judged by its name."""
     scheme, mark, rest = url.partition("://")
     if not mark or scheme == "unix":
         return False
@@ -93,7 +93,7 @@ def unchecked(url: str) -> str:
 
 
 def _login(rest: str) -> tuple[str, str, str]:
-    # To the last @: whoever writes a password as it is may have one in it.
+    # To the last @: an unescaped password may contain one.
     login, at, where = rest.rpartition("@")
     return ("", "", rest) if not at or login.startswith("/") else (login, at, where)
 

@@ -1,7 +1,7 @@
 """
-The folder of a machine's state is its owner's alone: nobody else reads, plants or replaces what is there.
+Private state folder: other accounts can neither read, create nor replace files in it.
 
-Outboxes hold what was made of a site's data, ``redis.json`` says where Redis is, and credentials are often
+Outboxes hold what was made of a site's data, ``redis.json`` has the URLs of Redis, and credentials are often
 kept beside them. So a folder of another account, or one where others may write, is refused: whatever lies
 there may be theirs. One that others may only read is narrowed, once.
 """
@@ -32,14 +32,14 @@ def check(folder: Path) -> Path:
         The folder.
 
     Raises:
-        ConfigError: It belongs to another account, or others may write there; says what to do.
+        ConfigError: It belongs to another account, or others may write there; the message names the fix.
     """
     _check_above(folder)
     try:
-        owners = {os.lstat(folder).st_uid, os.stat(folder).st_uid}
-        found = os.stat(folder)
+        owners = {folder.lstat().st_uid, folder.stat().st_uid}
+        found = folder.stat()
     except OSError:
-        return folder  # What makes it makes it private; what cannot reach it says so.
+        return folder  # It is private when it is made; opening it reports another error.
     own = os.geteuid()
     if others := sorted(owners - {own, _ROOT}):
         raise _refused(
@@ -74,7 +74,7 @@ def visited(folder: Path) -> Iterator[Path]:
     """
     ``check``, for a command at a site: root does there what it does as the account whose folder it is.
 
-    So what that account has planted (a link in the place of a folder, say) leads root nowhere where the
+    So what that account has planted (a link in the place of a folder, for example) leads root nowhere where the
     account could not go by itself, and what is written is the account's.
 
     Raises:
@@ -110,7 +110,7 @@ def _acting_as(owner: os.stat_result, folder: Path) -> Iterator[None]:
 def _owner(folder: Path) -> os.stat_result | None:
     """Of a folder of another account than root; None where there is none, or the folder is root's."""
     try:
-        found = os.stat(folder)
+        found = folder.stat()
     except OSError:
         return None
     return found if found.st_uid != _ROOT else None
@@ -119,7 +119,7 @@ def _owner(folder: Path) -> os.stat_result | None:
 def may_be_exchanged(folder: Path) -> bool:
     """Whether others of this machine may put another file in the place of one in a folder, as far as it is there."""
     try:
-        found = os.stat(folder)
+        found = folder.stat()
     except OSError:
         return False
     # In a sticky folder, as /tmp is, each may replace its own files only.
@@ -130,7 +130,7 @@ def _check_above(folder: Path) -> None:
     """A folder above it that is ours, where others may put another one in its place."""
     for above in folder.absolute().resolve().parents:
         try:
-            found = os.stat(above)
+            found = above.stat()
         except OSError:
             continue
         is_sticky = found.st_mode & stat.S_ISVTX
@@ -150,7 +150,7 @@ def _others_write(found: os.stat_result) -> bool:
 
 
 def _narrow(folder: Path, mode: int) -> None:
-    """Take the rights of others from the folder: then nobody else gets to what is in it."""
+    """Remove the rights of other accounts from the folder."""
     if mode & PRIVATE_UMASK:
         folder.chmod(PRIVATE_FOLDER)
         log.warning(

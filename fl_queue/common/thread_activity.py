@@ -1,7 +1,7 @@
 """
 Whether a thread gets anywhere, as another one sees it: for a watchdog of work that may take hours.
 
-A thread that computes uses the processor; one that waits for something again and again says so with
+A thread that computes uses the processor; one that waits for something again and again reports progress with
 ``beat``. One that does neither for long hangs: on a file system that does not answer, on a lock.
 """
 
@@ -26,11 +26,11 @@ class Pulse:
         self._seen_at = time.monotonic()
 
     def beat(self) -> None:
-        """Say that it gets somewhere."""
+        """Record progress."""
         self._beats += 1
 
     def still_s(self) -> float:
-        """For how long it has got nowhere, as far as these questions tell, seconds."""
+        """Seconds without progress, as measured between calls."""
         beats, used_s = self._beats, self._used_s()
         if beats != self._seen[0] or used_s - self._seen[1] > _NOTHING_S:
             self._seen, self._seen_at = (beats, used_s), time.monotonic()
@@ -45,7 +45,7 @@ class Pulse:
         return f"{at.name}, line {at.lineno} of {at.filename}"
 
     def _used_s(self) -> float:
-        """Processor time of the thread; of the whole process where the system does not tell it apart."""
+        """Processor time of the thread; of the whole process where the system does not measure threads."""
         if not hasattr(time, "pthread_getcpuclockid"):
             return time.process_time()
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread))

@@ -1,5 +1,5 @@
 """
-What an entry of an event stream says, as plain data. No Redis here.
+Entries of event streams, read as plain data.
 
 Clients write the streams of their own events, so an entry may hold anything: what readers take for
 text or a number is that, or the whole entry is ``unreadable``.

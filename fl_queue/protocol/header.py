@@ -1,9 +1,9 @@
 """
-What an element says of itself: the fields of a header, their types and ranges, header <-> msgpack.
+Message header: fields, types and limits, and its msgpack form.
 
 A header is a map of exactly the fields of ``Header``; ``members`` in a group's only, ``scalars`` where
 there are some. Whatever the bytes are, reading one raises ``HeaderError`` and nothing else, and makes no more than the caps allow.
-The bytes around a header, and bodies, are ``blob``'s.
+``message.py`` has the bytes around a header.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class GroupMember:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """
-    What an element says of itself.
+    Header of a message.
 
     Args:
         kind: ``update``, ``evaluation``, ``failure``, ``model``, or ``group``: the sum of several
@@ -200,7 +200,7 @@ class Header:
         body_bytes, body_digest: Size and BLAKE3 of the body, wherever it travels.
         chunk_bytes: 0 when the body is inline, else the size of each chunk but the last.
         scalars: Numbers that the strategy wants besides; finite.
-        members: Of a ``group``, what each update says of itself; in a header of that kind only.
+        members: Of a ``group``, the headers of its updates; in a header of that kind only.
     """
 
     kind: Annotated[str, OneOf(HEADER_KINDS)]
@@ -352,6 +352,8 @@ _OPTIONAL = frozenset({"members", "scalars"})
 
 def _parse(raw: Any) -> Header:
     """
+    The header in an unpacked map.
+
     Raises:
         HeaderError: A field is missing, unknown, of another type, or out of range.
     """

@@ -53,7 +53,7 @@ def is_metric(text: str) -> bool:
     return _METRIC.fullmatch(text) is not None
 
 
-# What Redis holds may have been written by anybody: these turn it into ids, or refuse it.
+# Any process may have written the values in Redis: these parse ids, or raise.
 
 
 def parse_name(raw: object, what: str = "client id") -> str:

@@ -48,6 +48,7 @@ class TensorSpec:
 
     @property
     def dtype(self) -> str:
+        """Type of its elements, as numpy names it."""
         return DTYPES[self.kind]
 
     @property
@@ -62,6 +63,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in a body."""
         return self.size * np.dtype(self.dtype).itemsize
 
 
@@ -75,7 +77,7 @@ class Manifest:
         aliases: Name -> the name it shares storage with (tied weights); aliases do not travel.
         private: Names of the tensors whose values stay on each client; a version has those that
             version 0 had.
-        frozen: Names of the parameters that nobody trains: those of version 0 in every version.
+        frozen: Names of the parameters that are not trained: every version has those of version 0.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -117,6 +119,7 @@ class Manifest:
         return Manifest(tuple(spec for spec in self.tensors if spec.name not in left_out))
 
     def to_json(self) -> str:
+        """JSON with sorted keys."""
         fields: dict[str, Any] = {
             "tensors": [asdict(spec) for spec in self.tensors],
             "aliases": dict(self.aliases),
@@ -126,10 +129,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """
-        Raises:
-            MessageError: Not a manifest.
-        """
+        """A manifest from its JSON. Raises MessageError."""
         made = safe_json.decode(cls, text, "a manifest")
         if any(spec.kind == "extra" or spec.name.startswith(EXTRA) for spec in made.tensors):
             raise MessageError(

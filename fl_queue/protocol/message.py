@@ -35,7 +35,7 @@ def check_body(header: Header, body: Bytes) -> None:
         MessageError: Another length or digest.
     """
     if len(body) != header.body_bytes:
-        raise MessageError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+        raise MessageError(f"body has {len(body)} bytes, its header has {header.body_bytes}")
     if body_digest(body) != header.body_digest:
         raise MessageError(f"body does not have the digest {header.body_digest} of its header")
 
@@ -100,7 +100,7 @@ def pack(header: Header, body: Bytes | None) -> bytes:
     if (body is None) != (header.chunk_bytes > 0 or header.body_bytes == 0):
         raise MessageError("a body goes with chunk_bytes = 0, and chunks go without")
     if body is not None and len(body) != header.body_bytes:
-        raise MessageError(f"body has {len(body)} bytes, its header says {header.body_bytes}")
+        raise MessageError(f"body has {len(body)} bytes, its header has {header.body_bytes}")
     return head if body is None else b"".join((head, body))
 
 

@@ -1,6 +1,4 @@
-"""
-How a model is used without fl-queue: what goes in, what comes out. No torch here.
-"""
+"""How a model is used without fl-queue: what goes in, what comes out. No torch here."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Any
 @dataclass(frozen=True)
 class ModelUsage:
     """
-    What a task says of its model, for a model card and for the metadata of an ONNX file.
+    A task's description of its model, for a model card and for the metadata of an ONNX file.
 
     Args:
         input: In words: shape, dtype, and what is done to raw data before.

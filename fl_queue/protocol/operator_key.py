@@ -26,8 +26,8 @@ FILE = "operator.key"
 VARIABLE = "FLQ_OPERATOR_KEY"
 _OPTION = "--operator-key"
 _HEAD = (
-    "# The operator's secret key of fl-queue (Ed25519). Whoever has it can sign as the operator:\n"
-    "# keep a copy where nobody else reads it, and give it to the operator's machines alone.\n"
+    "# The operator's secret key of fl-queue (Ed25519). It signs as the operator:\n"
+    "# keep a copy that no other account can read, and give it to the operator's machines alone.\n"
 )
 #: A key file is a few lines; no more is read of whatever lies there.
 _MOST_BYTES = 4096
@@ -49,7 +49,7 @@ class OperatorKey:
 
     @property
     def fingerprint(self) -> str:
-        """A short name of the key that people can compare."""
+        """A short name of the key, to compare by eye."""
         return fingerprint(self.public)
 
     def sign(self, purpose: str, content: bytes) -> str:
@@ -69,7 +69,7 @@ def verify(public: str, purpose: str, content: bytes, signature: str) -> bool:
 
 def fingerprint(public: str) -> str:
     """
-    A short name of a public key that people can compare: 32 hexadecimal digits of its SHA-256.
+    A short name of a public key, to compare by eye: 32 hexadecimal digits of its SHA-256.
 
     Args:
         public: Base64, of the operator or of a client.

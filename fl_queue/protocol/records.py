@@ -19,7 +19,7 @@ from fl_queue.errors import MessageError
 
 #: What is done with an update; ``received`` until its round ends, then final.
 #: ``failed``: the client reported that it could not train.
-#: ``forged``: in the client's name and not by it, so it says nothing about the client.
+#: ``forged``: in the client's name and not sent by it, so it is no evidence about the client.
 Verdict = Literal[
     "received", "accepted", "duplicate", "late", "stale", "invalid", "failed", "forged"
 ]  # fmt: skip
@@ -28,7 +28,7 @@ Mode = Literal["sync", "async"]
 Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
 
 
-#: In the environment of a failed answer: what kind of error tells that another try would fail, too.
+#: In the environment of a failed answer: the class of an error that another attempt would meet, too.
 CANNOT = "cannot"
 
 #: Scalar of an update, 1: its client has lost what it keeps for the strategy, so the server's state is set to zero.
@@ -65,7 +65,7 @@ class Receipt:
         train_s: Seconds it trained, by its own clock.
         nbytes: Bytes of the body.
         key: Fingerprint of the key that signed it; empty: it was not signed.
-        state_lost: Whether its client says that it has lost what it keeps for the strategy.
+        state_lost: Whether its client reports the loss of its state for the strategy.
     """
 
     status: Verdict
@@ -93,15 +93,16 @@ class Receipt:
 
     @property
     def answers(self) -> bool:
-        """Whether it is the client's answer, whoever else may push in its name."""
+        """Whether it is the client's final answer to the round."""
         return self.is_in or self.status == "failed"
 
     def to_json(self) -> str:
+        """JSON with sorted keys."""
         return dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
-        """Raises MessageError."""
+        """A record from its JSON. Raises MessageError."""
         return safe_json.decode(cls, text, "a receipt")
 
 
@@ -119,18 +120,19 @@ class Refusals:
     reason: str
 
     def to_json(self) -> str:
+        """JSON with sorted keys."""
         return dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class AwaitedUpdate:
     """
-    A client's answer that stays at its site until somebody there has decided.
+    An update that stays at its site until an operator there has decided.
 
     Args:
         round: Of its run.
         job: Id of the job that made it, or found it, and has ended.
-        since: Unix time of the site, seconds: for people.
+        since: Unix time of the site, seconds; for display only.
         decided: Whether the next attempt of the job will have something to send.
     """
 
@@ -158,11 +160,11 @@ class AwaitedUpdate:
 @dataclass(frozen=True)
 class DataWait:
     """
-    That a client's job waits for the data server, as its worker says.
+    A client's job that waits for the data server, as its worker reports it.
 
     Args:
         job: Its id.
-        since: Unix time of the site, seconds: for people.
+        since: Unix time of the site, seconds; for display only.
         why: What the matter is, seen from there.
     """
 
@@ -172,7 +174,7 @@ class DataWait:
 
     @classmethod
     def from_json(cls, text: str) -> DataWait:
-        """Raises MessageError."""
+        """A record from its JSON. Raises MessageError."""
         return safe_json.decode(cls, text, "what a client waits for")
 
 
@@ -206,18 +208,19 @@ class Enrolment:
     signature: str = ""
 
     def to_json(self) -> str:
+        """JSON with sorted keys."""
         return dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Enrolment:
-        """Raises MessageError."""
+        """A record from its JSON. Raises MessageError."""
         return safe_json.decode(cls, text, "an enrolment")
 
 
 @dataclass(frozen=True)
 class RoundRecord:
     """
-    One ended round, as the history keeps it for ever: all that decided its outcome.
+    One ended round, as the history keeps it permanently: all that decided its outcome.
 
     Args:
         round: Number, from 1.
@@ -234,7 +237,7 @@ class RoundRecord:
         weights: Client -> integer weight.
         norms: Client -> L2 norm of its update as it came; empty where ``aggregation.clip_norm`` is 0.
         clipped: Clients whose updates were scaled down to ``aggregation.clip_norm``, sorted.
-        capped: Clients that told more examples than their weight counts (``aggregation.max_examples``, or
+        capped: Clients that reported more examples than their weight counts (``aggregation.max_examples``, or
             what they are enrolled with), with ``aggregation.weighting = "examples"``, sorted.
         rejected: Client -> verdict and reason, of updates that were not merged.
         missing: Clients of the cohort of whom nothing valid came; none of an asynchronous round.
@@ -309,9 +312,10 @@ class RoundRecord:
     state_lost: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
+        """JSON with sorted keys."""
         return dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RoundRecord:
-        """Raises MessageError."""
+        """A record from its JSON. Raises MessageError."""
         return safe_json.decode(cls, text, "a round's record")

@@ -25,12 +25,12 @@ SEALED = b"FLQS"
 _PURPOSE = b"fl-queue update v1\0"
 _SIGNATURE_BYTES = 64
 _KEY_BYTES = 32
-#: Of an element: its prefix, whose last four bytes tell the size of the header after it.
+#: Of an element: its prefix, whose last four bytes are the size of the header after it.
 _PREFIX_BYTES = 12
 
 
 class SignedMessage(NamedTuple):
-    """An envelope taken apart, nothing in it checked: who is said to have signed which element."""
+    """An envelope taken apart, nothing in it checked: the claimed signer and the element."""
 
     signer: str
     signature: bytes

@@ -1,11 +1,11 @@
 """
-What sites tell of what they would train on, and where they differ. No Redis here, no torch.
+Facts that sites report about their data before round 1, and the comparison of sites.
 
 A fact is one line of text, the same at two sites if what it stands for is the same:
 ``classes: 3: cat, dog, horse``. Words that the run's config does not have stay at the site, as a column's
 name or a label may be somebody's secret: they are counted, and a check number of eight bits stands for them.
-So two sites that differ have equal lines once in 256 times, and whoever tries all names there might be
-learns no more than those bits, however often he asks. A whole digest would tell them.
+So two sites that differ have equal lines once in 256 times, and an attacker that tries all possible names
+learns no more than those bits, however often it asks. A whole digest would disclose the names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Facts = Mapping[str, str]
 
 #: Named when they differ, and no reason to leave a site out: shapes may, and code may in a comment.
 NOTED = ("input", "code")
-#: Why a site could not tell the rest.
+#: Why a site could not report the rest.
 PROBLEM = "problem"
 #: There, with any value, when what it could not do is what training begins with: load its task and data.
 CANNOT = "cannot"
-#: Facts that a site may tell, characters of a line, and of all it tells, in bytes.
+#: Facts that a site may report, characters of a line, and bytes of all its facts.
 MOST = 16
 LONGEST = 1000
 LONGEST_BYTES = 32 * 1024
@@ -77,7 +77,7 @@ def word(text: str, known: Collection[str]) -> str:
 
 def parse(text: bytes) -> dict[str, str]:
     """
-    Facts that anybody may have written.
+    Parse facts, which any process may have written.
 
     Raises:
         MessageError: They are no facts, or too many.
@@ -97,33 +97,33 @@ def check(raw: Any) -> dict[str, str]:
     return raw
 
 
-def agreed(told: Mapping[str, Facts], *, always: bool = False) -> dict[str, str]:
+def agreed(reported: Mapping[str, Facts], *, always: bool = False) -> dict[str, str]:
     """
-    What most sites tell: of each fact the line of more than half of those that tell it.
+    The majority's facts: of each fact the line of more than half of the sites that report it.
 
     A fact without such a majority is not there, but one of ``NOTED``: of those the line of the most,
-    of equals the first in alphabetical order. It depends on nothing but who told what.
+    of equals the first in alphabetical order. It depends on nothing but the reported facts.
 
     Args:
         always: For every fact, as for those of ``NOTED``.
     """
     found = {}
-    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM, CANNOT}):
-        counts = Counter(facts[fact] for facts in told.values() if fact in facts)
+    for fact in sorted({fact for facts in reported.values() for fact in facts} - {PROBLEM, CANNOT}):
+        counts = Counter(facts[fact] for facts in reported.values() if fact in facts)
         text, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
         if always or fact in NOTED or 2 * most > counts.total():
             found[fact] = text
     return found
 
 
-def undecided(told: Mapping[str, Facts]) -> str:
+def undecided(reported: Mapping[str, Facts]) -> str:
     """What sites differ in where no side has most of them, in words; empty when there is none."""
-    reference = agreed(told)
-    for fact in sorted({fact for facts in told.values() for fact in facts} - {PROBLEM, CANNOT}):
+    reference = agreed(reported)
+    for fact in sorted({fact for facts in reported.values() for fact in facts} - {PROBLEM, CANNOT}):
         if fact not in reference:
             sites = "; ".join(
                 f"{client}: {facts[fact]}"
-                for client, facts in sorted(told.items())
+                for client, facts in sorted(reported.items())
                 if fact in facts
             )
             return f"sites differ in {fact}, and neither side has most of them ({sites})"

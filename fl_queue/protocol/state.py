@@ -1,6 +1,4 @@
-"""
-What the hash of a run and that of a round say, as values. No Redis here.
-"""
+"""State of a run and of a round, parsed from their hashes."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ class RunState:
     run it was restored from, what that one was restored from, and so on.
     ``left_out``: client that is alive and may not be selected -> why, as it was decided last.
     ``not_evaluated``: why the newest version has no closing evaluation, and will have none.
-    ``config_digest``: of the newest segment of its config, as somebody who watches reads it; nobody relies on it.
+    ``config_digest``: of the newest segment of its config, for display; no decision depends on it.
     ``state_since``: the newest round in which a client had lost its state; what clients keep for the strategy
     counts from later rounds only. 0: none had.
     """
@@ -114,15 +112,17 @@ class RoundState:
 
     @property
     def is_async(self) -> bool:
+        """Whether it ends when its buffer is full."""
         return self.mode == "async"
 
     @property
     def open(self) -> bool:
+        """Whether it still takes updates."""
         return self.state == "open"
 
     @property
     def opening(self) -> str:
-        """Tells it from another round of this number, which a control server may have lost."""
+        """Identity among rounds of this number, as a control server may lose one and open it again."""
         return f"{self.opened_at:.3f} {self.base_digest}"
 
     def progress(self, received: int) -> str:
@@ -166,7 +166,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
     A run's state from the fields of its hash, as text.
 
     Raises:
-        MessageError: Somebody has written something else there; names the field.
+        MessageError: A field is missing or malformed; names it.
     """
     fields = Fields(f"run {run[:80]!r}: state", raw)
     return RunState(

@@ -17,7 +17,7 @@ from fl_queue.protocol import identifiers
 
 Value = TypeVar("Value")
 
-#: Of what a receipt's field says behind the client's id.
+#: Characters of the status behind the client's id in a receipt's field.
 _LONGEST_STATUS = 64
 #: No number of ours comes near it; Python would read one of a million digits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -25,6 +25,8 @@ _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 class Fields:
     """
+    Reader of the fields of one hash.
+
     Args:
         what: Whose they are, for errors: ``run demo-3f2a9c: state``.
         raw: Field -> its text.
@@ -106,10 +108,10 @@ class Fields:
         return dict(self.json(name, dict[str, str], "{}", parse))
 
     def of_clients(self, name: str, hint: Any) -> dict[str, Any]:
-        """What there is of some clients, by their ids. Args: ``hint``: what is said of each."""
+        """A map of client ids. Args: ``hint``: type of its values."""
 
         def parse(found: Mapping[str, Any]) -> dict[str, Any]:
-            return {identifiers.parse_name(client): said for client, said in found.items()}
+            return {identifiers.parse_name(client): value for client, value in found.items()}
 
         return dict(self.json(name, dict[str, hint], "{}", parse))
 

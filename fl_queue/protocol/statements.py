@@ -8,8 +8,8 @@ There are three kinds of statement. Each is JSON with sorted keys, so the same v
     version   one version of the model: run id, number, and the digests that make it up
     round     one round: what its clients are to start from, under which config, and who they are
 
-A version's statement and a config's are rebuilt by whoever checks them: Redis keeps the signature alone.
-A round's is kept whole, so that a site can say which field was changed.
+A version's statement and a config's are rebuilt by the process that checks them: Redis keeps the signature alone.
+A round's is kept whole, so that a site can name the field that was changed.
 """
 
 from __future__ import annotations
@@ -123,11 +123,11 @@ def differing(
     manifest: Manifest | None,
 ) -> str:
     """
-    The first field in which a round, as Redis has it, is not what a statement says; empty: it is.
+    The first field in which a round, as Redis has it, differs from a statement; empty: none.
 
     Args:
         statement: The operator's, of the round.
-        state: Read after the round: its population has everybody of the round's.
+        state: Read after the round: its population includes the round's.
         config: Digest of the round's segment of the config.
         manifest: The run's.
     """

@@ -1,7 +1,7 @@
 """
 Virtual clients: who they are, and how a round's cohort is cut into groups, one job each.
 
-A simulation's clients are ``sim-<number>``, all of them, always: nobody registers. What is recorded
+A simulation's clients are ``sim-<number>``, all of them, always: none registers. What is recorded
 of them is the compact form ``sim-001..sim-100``. How a cohort is grouped decides who trains whom, and
 no bit of the result. No Redis here.
 """
@@ -82,7 +82,7 @@ def group(number: int) -> str:
 
 
 def group_number(who: str) -> int | None:
-    """The number of a group, from 0; None when it is somebody else's name."""
+    """The number of a group, from 0; None when the name is not a group's."""
     number = who.removeprefix(_GROUP)
     return int(number) if who != number and _is_number(number) else None
 

@@ -87,9 +87,11 @@ class Document:
 
     @property
     def chunk_bytes(self) -> int:
+        """Size of a chunk of its models, bytes."""
         return int(self.config[-1]["config"]["redis"]["chunk_bytes"])
 
     def digest(self, version: int) -> str:
+        """Digest of a version's model."""
         return str(self.versions[str(version)]["digest"])
 
     @property
@@ -141,7 +143,7 @@ def _entry(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
     if name not in archive.namelist():
         raise DataError(str(path), f"is not a whole backup of fl-queue: it has no {name}")
     info = archive.getinfo(name)
-    # Then what an entry says of its size is a part of the file's own size, and no bomb.
+    # Uncompressed, an entry is no larger than the file: no decompression bomb.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise DataError(str(path), f"{name} is compressed; use the file as it was written")
     if info.file_size > path.stat().st_size:
@@ -162,7 +164,7 @@ def read_document(
     check: Callable[[Document, Manifest], None] = lambda document, manifest: None,
 ) -> tuple[Document, Manifest]:
     """
-    What the file says of the run, and its model's manifest.
+    Read the document and the model's manifest.
 
     Args:
         check: Called with both as they were written: a config is completed by what this version adds.

@@ -63,7 +63,7 @@ def quantise(values: Float32s, out: Octets, first: int, key: int) -> None:
     """
     Write blocks of int8.
 
-    A block that holds NaN or Inf becomes all NaN (a scale of NaN and zeros): whoever checks the
+    A block that holds NaN or Inf becomes all NaN (a scale of NaN and zeros): the check of the
     range of what is decoded still sees that something was broken.
 
     Args:
