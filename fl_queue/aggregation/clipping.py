@@ -2,7 +2,7 @@
 How long an update is, and by how much it is scaled down: the same bits on every machine.
 
 The L2 norm is over parameters only, of the values as they were received (decoded, where a codec was
-used), never of what a header says. The square of a float32 is exact in float64. Sums of squares are
+used), never of a header's figures. The square of a float32 is exact in float64. Sums of squares are
 formed in blocks of ``BLOCK`` elements of a tensor, counted from its beginning, however it comes in
 pieces: the upper half of a block is added to the lower half, elementwise, until one number is left.
 Unlike ``numpy.sum``, whose order depends on the width of the machine's registers, an elementwise

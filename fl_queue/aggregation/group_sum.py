@@ -72,9 +72,9 @@ class GroupSum:
                 added = self._merge.take(header, body)
             except MessageError as exc:
                 status, reason = "invalid", exc.reason
-        said = {name: getattr(header, name) for name in _SHARED}
+        shared = {name: getattr(header, name) for name in _SHARED}
         member = GroupMember(
-            **said, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
+            **shared, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
         )
         self._members.append(member)
 
@@ -111,8 +111,8 @@ def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
         yield header, "received", ""
         return
     for member in header.members:
-        said = {name: getattr(member, name) for name in _SHARED}
-        own = replace(header, kind="update", members=(), tensors=(), chunk_bytes=0, **said)
+        shared = {name: getattr(member, name) for name in _SHARED}
+        own = replace(header, kind="update", members=(), tensors=(), chunk_bytes=0, **shared)
         yield own, member.status, member.reason  # type: ignore[misc]
 
 
@@ -124,7 +124,7 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
         MessageError: The round has no groups, these are not the clients of one of its groups, or a
             member's weight is not that of its examples.
     """
-    # Groups carry no signatures: whoever can write ``groups`` must not speak for clients that sign.
+    # Groups carry no signatures: a sender with access to ``groups`` must not answer for clients that sign.
     is_ours = current.groups and config.is_simulation
     number = virtual_clients.group_number(header.client) if is_ours else None
     if number is None or number >= current.groups:

@@ -75,6 +75,8 @@ class MergedUpdate:
 
 class UpdateMerger:
     """
+    The updates of one round, merged as they come.
+
     Args:
         manifest: The model's.
         aggregation: The ``aggregation`` section of the round's config.
@@ -136,7 +138,7 @@ class UpdateMerger:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the sum says all there is of the updates, so that they need not be kept beside it."""
+        """True if the sum alone is enough to go on from; otherwise the updates are kept beside it."""
         return self._all is None
 
     @classmethod

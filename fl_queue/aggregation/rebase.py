@@ -5,7 +5,7 @@ A client sends what it has made of a tensor as the difference to the version tha
 parameters that is a step, which is taken from the newest version. A running statistic is no step: local
 training forgets the old value, so the difference to it, added to a newer one, adds the same correction
 once more for each version that was made meanwhile. With the buffers ``b_i`` of its own base the update
-says which value it came to, ``d_i + b_i``, and the version moves towards these values:
+reports the value that it came to, ``d_i + b_i``, and the version moves towards these values:
 
     new = v + sum w_i (d_i + b_i - v) / sum n_i = v + sum w_i d_i / sum n_i + sum W_b (b - v) / sum n_i
 

@@ -26,7 +26,7 @@ from fl_queue.errors import ConfigError
 #: s(tau) is a whole number of parts of this.
 ONE = 1 << 20
 _DIGITS = 40
-#: How stale updates' float buffers are merged, see ``rebase``; a round that says nothing of it was opened
+#: How stale updates' float buffers are merged, see ``rebase``; a round without this entry was opened
 #: by an earlier version, which added them as differences.
 AS_VALUES = "values"
 

@@ -1,6 +1,4 @@
-"""
-The integer weight of an update in the mean.
-"""
+"""The integer weight of an update in the mean."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _check_natural(task: str, options: Mapping[str, Any]) -> None:
     if task in TASKS and TASKS[task].classes:
         raise ConfigError(
             "data.partition",
-            f"natural needs to know whose each sample is, and {task} has nothing that says it; use "
+            f"natural needs the owner of each sample, and {task} has no owners; use "
             "image-folder, csv or a task of your own, or another partition",
         )
     if task == "csv" and not options["owner"]:
@@ -164,7 +164,7 @@ def _check_natural(task: str, options: Mapping[str, Any]) -> None:
 
 
 def _class_count(task: str, options: Mapping[str, Any]) -> int:
-    """How many classes a built-in task has; 0 when only its data say."""
+    """How many classes a built-in task has; 0 when that depends on its data."""
     if task not in TASKS:
         return 0
     listed = options.get("classes", "")

@@ -24,7 +24,7 @@ _DIRECTIONS = {"loss": "min", **dict.fromkeys(_SHARES, "max")}
 
 
 def of_config(config: RunConfig) -> frozenset[str] | None:
-    """The metrics that a run's clients can report; None where only the task's code says it."""
+    """The metrics that a run's clients can report; None where that depends on the task's code."""
     entry = TASKS.get(config.run.task)
     if entry is None:
         return None
@@ -59,8 +59,10 @@ def of_validations(validations: Iterable[Sums]) -> frozenset[str] | None:
 
 def check_config(config: RunConfig) -> None:
     """
-    Refuse what can be seen in the config alone: a metric that its task does not report, the worst
-    version as the best one, and a bound that no value can pass.
+    Refuse metrics that the config alone shows to be wrong.
+
+    Such are a metric that its task does not report, the worst version as the best one, and a bound that
+    no value can pass.
 
     Not a check of the fields themselves: a run that was started with such a config goes on.
 
@@ -87,7 +89,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def _base(metric: str) -> str:
-    """A metric without what says whose model it is of."""
+    """A metric's name without the prefix that names the model."""
     return metric.removeprefix("personal_").removeprefix("finetuned_")
 
 

@@ -1,6 +1,4 @@
-"""
-A config as text: the documented defaults, the reference page, and TOML.
-"""
+"""A config as text: the documented defaults, the reference page, and TOML."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class TaskEntry:
 
     Args:
         target: ``module:Class``.
-        doc: One line for people.
+        doc: One line for users.
         options: What ``[task]`` may hold.
-        classes: How many classes there are; 0 when the options or the data say.
+        classes: How many classes there are; 0 when that depends on the options or the data.
         excerpt: Training images of it that are shipped; 0 for other data.
         skews: Whether it applies feature skew (``data.noise``, ``data.rotation``).
         decides: The option without which each site's data decide what the model is about.
@@ -216,6 +216,6 @@ def _check_travels(field: str, value: Any) -> None:
 
 
 def may_differ(task: str, options: Mapping[str, Any]) -> bool:
-    """Whether sites may differ in what a task is about: the config does not say it for all of them."""
+    """True if sites may differ in the task's classes or features, which the config leaves open."""
     entry = TASKS.get(task)
     return entry is None or bool(entry.decides and not options[entry.decides])

@@ -1,1 +1,1 @@
-"""The MNIST excerpt that ships with the package; README.md says where it comes from."""
+"""The MNIST excerpt that ships with the package; its source is in README.md."""

@@ -28,7 +28,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """
-    The array in an IDX file, plain or gzip (told by content, not by name).
+    The array in an IDX file, plain or gzip (recognised by content, not by name).
 
     Args:
         path: The file.
@@ -47,7 +47,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     if len(content) - header != math.prod(shape):
         raise DataError(
             str(path),
-            f"holds {len(content) - header} values, and its header says {math.prod(shape)}; "
+            f"holds {len(content) - header} values, and its header announces {math.prod(shape)}; "
             "copy it again",
             public=True,
         )

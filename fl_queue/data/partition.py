@@ -227,7 +227,7 @@ def _hold_out_owners(
     Hold out whole owners, drawn at random, as many as fit into the fraction.
 
     Where every owner has more samples than that the smallest is held out, unless these are more than a
-    quarter of all: then nobody.
+    quarter of all: then none is.
 
     Args:
         own: (n,) indices of the client's samples.

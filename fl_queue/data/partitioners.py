@@ -224,7 +224,7 @@ def natural(labels: Labels, shares: int, seed: int, owners: Owners | None) -> li
     The owners are dealt at random; their numbers in two shares differ by at most one.
 
     Args:
-        owners: (N,) whose each sample is; None when the task does not say.
+        owners: (N,) owner of each sample; None when the task has none.
 
     Raises:
         ConfigError: ``data.partition`` without owners; ``data.shares``, when there are fewer.
@@ -235,7 +235,7 @@ def natural(labels: Labels, shares: int, seed: int, owners: Owners | None) -> li
     if owners is None:
         raise ConfigError(
             "data.partition",
-            "natural needs to know whose each sample is, and the task does not say; csv has "
+            "natural needs the owner of each sample, and the task has none; csv has "
             "task.owner, image-folder a folder for each owner, an own task gives self.split owners",
             public=True,
         )

@@ -1,6 +1,4 @@
-"""
-Accepted updates -> next model: one strategy a file, whose docstring has the equations.
-"""
+"""Accepted updates -> next model: one strategy a file, whose docstring has the equations."""
 
 from __future__ import annotations
 

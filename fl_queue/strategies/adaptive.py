@@ -9,7 +9,7 @@ What FedAdagrad, FedAdam and FedYogi have in common: Algorithm 2 of Reddi et al.
 ``m = v = 0`` at version 0. Only parameters take these steps; buffers get their mean.
 
 Where implementations differ: the second moment is of ``D``, as in the paper's published algorithm and
-in Flower, not of ``m``. The paper starts ``v`` at ``tau^2`` or more, its experiments and everybody at 0.
+in Flower, not of ``m``. The paper starts ``v`` at ``tau^2`` or more, its experiments and other libraries at 0.
 There is no bias correction, as in the paper; where a strategy offers it, ``bias_correction = true`` is
 Adam's own, ``eta sqrt(1 - beta_2^t) / (1 - beta_1^t)`` at version ``t`` (Flower's FedAdam has ``t + 1``).
 

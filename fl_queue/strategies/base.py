@@ -1,7 +1,7 @@
 """
 What a strategy is: what clients add to their updates, what is summed, and how that becomes the next model.
 
-A strategy says so in class attributes and three methods; everything around it (blocks, buffers, the
+A strategy states that in class attributes and three methods; everything around it (blocks, buffers, the
 exact sum, state on disk) is done once, here and in ``aggregation/merge.py``. After the sum everything is
 ``+ - * / sqrt`` in float64, elementwise, in a fixed order, so that machines agree on every bit. No
 Redis and no torch here.
@@ -102,9 +102,9 @@ class RoundInfo:
 
     def over_population(self, mean: Float64s) -> Float64s:
         """
-        A state that is a mean over all clients, of as many as there are now: who has joined adds 0.
+        A state that is a mean over all clients, of as many as there are now: a client that has joined adds 0.
 
-        With nobody new no bit changes.
+        Without new clients no bit changes.
         """
         return mean * ((self.base_population or self.population) / self.population)
 

@@ -8,7 +8,7 @@ without a fused multiply-add, and coordinates are added one after the other. BLA
 order of its own. The loop compiled by numba and plain numpy add in the same order.
 
 Updates that agree in nearly all digits are the only ones whose distance loses digits, those of
-``||u||^2`` times 2e-16: too little to tell them from equal ones.
+``||u||^2`` times 2e-16: too little to distinguish them from equal ones.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def accumulated(steps: int, momentum: float = 0.0, pull: float = 0.0) -> float:
 
 
 class FedNova(Strategy):
-    """Sends its update over ``||a||_1``, and ``tau``; nobody keeps anything."""
+    """Sends its update over ``||a||_1``, and ``tau``; clients keep no state."""
 
     OPTIONS: ClassVar = {
         "mu": Option("float", 0.0, "proximal term of local training, 0 or more", low=0.0)

@@ -19,7 +19,7 @@ from fl_queue.strategies.base import ClientTrainingState, Correction, Strategy
 
 
 class FedProx(Strategy):
-    """Sends what FedAvg sends; nobody keeps anything."""
+    """Sends what FedAvg sends; clients keep no state."""
 
     supports_async = True
 

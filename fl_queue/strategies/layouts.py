@@ -1,6 +1,4 @@
-"""
-Tensors that a strategy adds to a model's: in updates, in the server's state, in what clients keep.
-"""
+"""Tensors that a strategy adds to a model's: in updates, in the server's state, in what clients keep."""
 
 from __future__ import annotations
 

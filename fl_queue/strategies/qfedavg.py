@@ -44,7 +44,7 @@ _PLAIN = 16
 
 
 class QFedAvg(Strategy):
-    """Sends its update times ``F^q``, and ``h``; nobody keeps anything."""
+    """Sends its update times ``F^q``, and ``h``; clients keep no state."""
 
     OPTIONS: ClassVar = {
         "q": Option("float", 1.0, "fairness, 0 (none) to 16", low=0.0, high=16.0),

@@ -1,6 +1,4 @@
-"""
-The strategies by name: the built-in ones, and own ones as ``module:Class``.
-"""
+"""The strategies by name: the built-in ones, and own ones as ``module:Class``."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "geometric_median": GeometricMedian,
     "ditto": Ditto,
 }
-#: Algorithms people look for here that are something else: name -> what to write.
+#: Algorithms that are not strategies here: name -> what to write.
 _ELSEWHERE = {
     "fedbn": 'FedBN is model.private = ["@batch_norm"], with any strategy',
     "fedper": 'FedPer is model.private = ["head.*"], the names of the last layers, with any strategy',

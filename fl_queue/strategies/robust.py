@@ -2,9 +2,9 @@
 What the rules that need all updates have in common: something in the place of the mean.
 
 A rule chooses updates, and combines their values coordinate by coordinate; the result is added to the
-base as FedAvg adds the mean. Rules see parameters only. Of buffers, which say nothing of direction and
+base as FedAvg adds the mean. Rules see parameters only. Of buffers, which have no direction and
 let one update do much, the coordinate median of the chosen updates is taken; of integer buffers the
-lower median: a maximum would be whatever one attacker says.
+lower median: a maximum would be any value that one attacker sends.
 
 Weights are the clients' own claims, so that all rules but the geometric median, which is defined with
 them, count every update once (``aggregation.weighting = "uniform"``).
