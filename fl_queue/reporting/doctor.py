@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fl_queue.common import data_folder
 from fl_queue.coordinator.operations import enrolment
@@ -20,6 +20,7 @@ from fl_queue.reporting import run_status
 from fl_queue.store import (
     PEOPLE,
     UNKNOWN,
+    RedisClient,
     ServerFacts,
     Store,
     check,
@@ -32,9 +33,6 @@ from fl_queue.store import (
 )
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.sentinel import is_sentinel, sentinel_facts
-
-if TYPE_CHECKING:
-    import redis
 
 SKEW_S = 5.0
 #: A server that uses more than this part of its memory is nearly full.
@@ -151,7 +149,7 @@ def _not_usable(what: str, error: StoreUnavailable) -> Finding:
     return Finding("FAIL", what, fix, error.trouble)
 
 
-def _examine(role: str, client: redis.Redis, url: str) -> list[Finding]:
+def _examine(role: str, client: RedisClient, url: str) -> list[Finding]:
     """Check one server, or each node of a cluster: its facts, and a write."""
     try:
         check(client, url)

@@ -39,6 +39,9 @@ from fl_queue.store.retries import complaint, hurried, outlast, stop_waiting, wa
 from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
 from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
 
+#: A client of a server, of redis-py; packages outside the store only hand it on.
+RedisClient = redis.Redis
+
 __all__ = [
     "ADMITTED_S",
     "AWAITED",
@@ -59,6 +62,7 @@ __all__ = [
     "Incarnation",
     "NewVersion",
     "OtherUsers",
+    "RedisClient",
     "Replacement",
     "RoundEnd",
     "RoundState",

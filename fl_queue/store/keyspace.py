@@ -205,6 +205,21 @@ def chunk(blob: str, index: int | str) -> str:
     return f"{blob}:{index}"
 
 
+def control_keys(run: str) -> list[str]:
+    """Patterns of all keys of a run on the control server but its hash."""
+    return [f"flq:{{{run}}}:*", client_told("*", run), f"rq:*:*_{run}_*"]
+
+
+def data_keys(run: str) -> list[str]:
+    """Patterns of all keys of a run on the data server."""
+    return [
+        f"flq:{{{run}}}:*",
+        model_blob(run, "*"),
+        update_blob("*", run, "*"),
+        partial_blob(run, "*"),
+    ]
+
+
 def run_of(key: str) -> str | None:
     """Run id that a key of a run, or of a job of RQ's, is of; None of other keys."""
     found = re.match(r"flq:\{([^}]*)\}|rq:\w+::?[^_]*_([^_]*)_|flq:(?:chunk|partial):([^:]*):", key)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from fl_queue.coordinator.operations import rq_cleanup
 from fl_queue.store import keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
+from fl_queue.store.jobs import rq_cleanup
 from tests.support.federation import Federation, wait_for
 
 #: Grow by a small record each round, as documented; events are capped.

@@ -12,12 +12,10 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
-
-from redis.client import Pipeline
+from typing import Any
 
 from fl_queue._version import __version__
 from fl_queue.common.safe_json import dumps, loads
@@ -46,7 +44,9 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, statements
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import RoundRecord, digest_of
-from fl_queue.store import RunState, Store, as_text, keyspace
+from fl_queue.store import RunState, Store
+from fl_queue.store.transactions import backups
+from fl_queue.store.transactions.backups import RestoredRun
 from fl_queue.strategies.layouts import state_manifest
 
 
@@ -138,25 +138,7 @@ def _announced(store: Store, document: Document) -> bool:
     Returns:
         False when there is a newer version: for that, clients may have removed it.
     """
-    run, version = document.run_id, document.state["version"].encode()
-    accepted = keyspace.accepted(run)
-
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hget(keyspace.run(run), "version") != version:
-            return None
-        now = as_text(cast(dict[bytes, bytes], pipe.hgetall(accepted)))
-        kept = {keyspace.in_backup(key): now[key] for key in now if identifiers.is_name(key)}
-
-        def write() -> None:
-            if kept:
-                pipe.hset(accepted, mapping=cast(dict[Any, Any], kept))
-
-        return write
-
-    while not store.control.transact([keyspace.run(run)], body):
-        if store.control.redis.hget(keyspace.run(run), "version") != version:
-            return False
-    return True
+    return backups.keep_client_states(store, document.run_id, document.state["version"])
 
 
 def _with_best(
@@ -198,30 +180,23 @@ def _stage_state(models: ModelStore, document: Document, manifest: Manifest, wri
 def _snapshot(store: Store, state: RunState) -> Document:
     """What the control server knows of a run, all of the same moment."""
     run = state.run_id
-    with store.control.redis.pipeline(transaction=True) as pipe:
-        pipe.hgetall(keyspace.run(run))
-        pipe.get(keyspace.config(run))
-        pipe.get(keyspace.manifest(run))
-        pipe.hgetall(keyspace.versions(run))
-        pipe.lrange(keyspace.history(run), 0, -1)
-        pipe.hgetall(keyspace.evaluations(run))
-        raw, config, manifest, versions, history, evaluations = pipe.execute()
-    found = {key.decode(): value.decode() for key, value in raw.items()}
+    raw = backups.read_run(store, run)
+    found = raw.state
     if "state" not in found:
         raise UnknownRun(state.name, list(store.control.runs.names()))
     if not found.get("version"):
         raise RunStateError(state.name, "has no version yet; wait for version 0")
-    verdicts = {key.decode(): loads(text, "an evaluation") for key, text in evaluations.items()}
+    verdicts = {key: loads(text, "an evaluation") for key, text in raw.evaluations.items()}
     document = Document(
         format=FORMAT,
         made_by=__version__,
         made_at=round(store.control.now(), 3),
         run_id=run,
         state={field.name: found[field.name] for field in fields(RunState) if field.name in found},
-        config=loads(config or b"null", "a config"),
-        manifest=loads(manifest or b"null", "a manifest"),
-        versions={key.decode(): loads(text, "a version") for key, text in versions.items()},
-        history=[RoundRecord.from_json(text) for text in history],
+        config=loads(raw.config or b"null", "a config"),
+        manifest=loads(raw.manifest or b"null", "a manifest"),
+        versions={key: loads(text, "a version") for key, text in raw.versions.items()},
+        history=[RoundRecord.from_json(text) for text in raw.history],
         late={},
         # A ticket belongs to a worker of this federation.
         evaluations={key: value for key, value in verdicts.items() if "job" not in value},
@@ -372,43 +347,21 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
     """Write all keys of the run at once, unless the name has been taken meanwhile."""
     state = _restored_state(document, name)
     segments, made = _signed_anew(store, document, run, name)
-    evaluations = {key: dumps(value) for key, value in _verdicts(document).items()}
-    versions = {key: dumps(value) for key, value in made.items()}
-    accepted = _newest_accepted(document)
-
-    def body(pipe: Pipeline) -> Callable[[], None] | None:
-        if pipe.hexists(keyspace.RUNS, name):
-            return None
-        # Clients ask here whether what they keep of a run is needed.
-        restored = {
-            origin: dumps([*json.loads(pipe.hget(keyspace.RESTORED, origin) or b"[]"), run])
-            for origin in _origins(document)
-        }
-
-        def write_all() -> None:
-            pipe.hset(keyspace.RUNS, name, run)
-            pipe.hset(keyspace.run(run), mapping=cast(dict[Any, Any], state))
-            pipe.set(keyspace.config(run), dumps(segments))
-            pipe.set(keyspace.manifest(run), dumps(document.manifest))
-            pipe.hset(keyspace.versions(run), mapping=cast(dict[Any, Any], versions))
-            if document.history:
-                pipe.rpush(
-                    keyspace.history(run), *[record.to_json() for record in document.history]
-                )
-            if document.late:
-                pipe.hset(keyspace.late(run), mapping=cast(dict[Any, Any], document.late))
-            if accepted:
-                kept = {keyspace.in_backup(client): text for client, text in accepted.items()}
-                pipe.hset(keyspace.accepted(run), mapping=cast(dict[Any, Any], accepted | kept))
-            if evaluations:
-                pipe.hset(keyspace.evaluations(run), mapping=cast(dict[Any, Any], evaluations))
-            pipe.hset(keyspace.RESTORED, mapping=cast(dict[Any, Any], restored))
-            event = {"event": "run_restored", "version": document.version, "of": document.run_id}
-            store.control.events.add(run, event, pipe)
-
-        return write_all
-
-    while not store.control.transact([keyspace.RUNS, keyspace.RESTORED], body):
+    restored = RestoredRun(
+        run,
+        name,
+        _origins(document),
+        {"event": "run_restored", "version": document.version, "of": document.run_id},
+        state,
+        dumps(segments),
+        dumps(document.manifest),
+        {key: dumps(value) for key, value in made.items()},
+        [record.to_json() for record in document.history],
+        document.late,
+        _newest_accepted(document),
+        {key: dumps(value) for key, value in _verdicts(document).items()},
+    )
+    while not backups.restore_run(store, restored):
         living = store.control.runs.names()
         if living.get(name) == run:
             return  # It had been written, and the answer was lost.

@@ -27,7 +27,6 @@ from fl_queue.coordinator.operations import (
     enrolment,
     missed_updates,
     resting_runs,
-    rq_cleanup,
     stalled_clients,
 )
 from fl_queue.coordinator.rounds import lifecycle
@@ -37,7 +36,7 @@ from fl_queue.models import retention
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
-from fl_queue.store.jobs import dead_jobs, dispatch
+from fl_queue.store.jobs import dead_jobs, dispatch, rq_cleanup
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies.layouts import state_manifest

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fl_queue.store import Store, ask_many, keyspace
+from fl_queue.store import Store
 
 #: Late updates of an ended run stay in its results list this long at most, seconds.
 LOOK_S = 10.0
@@ -42,11 +42,9 @@ class RestingRuns:
     def awake(self, runs: Sequence[str]) -> list[str]:
         """The runs that have to be looked at. Args: ``runs``: all living runs."""
         now = time.monotonic()
-        states = ask_many(
-            self.store.control.redis, runs, lambda pipe, run: pipe.hget(keyspace.run(run), "state")
-        )
+        states = self.store.control.runs.states(runs)
         for run, state in zip(runs, states, strict=True):
-            if state == b"training" or self._until.get(run, now) <= now:
+            if state == "training" or self._until.get(run, now) <= now:
                 self._until.pop(run, None)
         self._until = {run: self._until[run] for run in runs if run in self._until}
         if now - self._looked_at >= LOOK_S:
@@ -56,7 +54,5 @@ class RestingRuns:
         return [run for run in runs if run not in self._until]
 
     def _with_results(self, runs: Sequence[str]) -> list[str]:
-        lengths = ask_many(
-            self.store.data.redis, runs, lambda pipe, run: pipe.llen(keyspace.results(run))
-        )
+        lengths = self.store.data.results.counts(runs)
         return [run for run, length in zip(runs, lengths, strict=True) if length]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from fl_queue.common.safe_json import loads
@@ -10,6 +11,7 @@ from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.state import RunState, parse_run_state
 from fl_queue.store import keyspace
+from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import script
 from fl_queue.store.control.server import ControlServer, as_text, number_of
 
@@ -55,6 +57,11 @@ class Runs:
         """
         raw = as_text(self._server.hash(keyspace.run(run)))
         return parse_run_state(run, raw) if "state" in raw else None
+
+    def states(self, runs: Iterable[str]) -> list[str | None]:
+        """The states of some runs, in their order; None where there is no such run."""
+        found = ask_many(self._redis, runs, lambda pipe, run: pipe.hget(keyspace.run(run), "state"))
+        return [None if state is None else state.decode(errors="replace") for state in found]
 
     def living(self) -> list[RunState]:
         """Every living run, by name; without one that is deleted meanwhile, or has an unreadable state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import cast
 
@@ -11,6 +12,7 @@ import redis
 
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store import keyspace
+from fl_queue.store.batching import ask_many
 from fl_queue.store.connection import Servers, connection_errors
 
 #: Longest run id that is read from the channel: any user who may publish there may send more.
@@ -47,6 +49,10 @@ class Results:
     def count(self, run: str) -> int:
         """Elements in the results list."""
         return cast(int, self._redis.llen(keyspace.results(run)))
+
+    def counts(self, runs: Iterable[str]) -> list[int]:
+        """Messages in the results lists of some runs, in their order."""
+        return ask_many(self._redis, runs, lambda pipe, run: pipe.llen(keyspace.results(run)))
 
     def peek(self, run: str) -> bytes | None:
         """The oldest element of the results list, which stays there."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from fl_queue.config import loading
-from fl_queue.coordinator.operations import deletion, resting_runs, rq_cleanup
+from fl_queue.coordinator.operations import deletion, resting_runs
 from fl_queue.coordinator.operations import healer as healing
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.protocol import identifiers
 from fl_queue.store import Store, keyspace
-from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs import dispatch, rq_cleanup, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 from tests.support.command_counts import Cost, counted

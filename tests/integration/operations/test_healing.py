@@ -11,7 +11,7 @@ import pytest
 
 from fl_queue.common import processes
 from fl_queue.config import loading
-from fl_queue.coordinator.operations import controls, deletion, healer, rq_cleanup
+from fl_queue.coordinator.operations import controls, deletion, healer
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.errors import RunStateError
@@ -21,7 +21,7 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import Receipt
 from fl_queue.reporting import diagnosis
 from fl_queue.store import RunState, Store, keyspace
-from fl_queue.store.jobs import dead_jobs, dispatch, rq_types
+from fl_queue.store.jobs import dead_jobs, dispatch, rq_cleanup, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.jobs.rq_types import FLJob
 

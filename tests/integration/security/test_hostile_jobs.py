@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from rq.exceptions import DequeueTimeout
 
-from fl_queue.coordinator.operations import rq_cleanup
 from fl_queue.store import Store, keyspace, plain_client
-from fl_queue.store.jobs import dispatch, rq_types
+from fl_queue.store.jobs import dispatch, rq_cleanup, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
 
 JOB = "site-1_demo-3f2a9c_3_ab12"

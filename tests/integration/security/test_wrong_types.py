@@ -8,11 +8,11 @@ import pytest
 import redis
 
 from fl_queue.config import loading
-from fl_queue.coordinator.operations import controls, rq_cleanup
+from fl_queue.coordinator.operations import controls
 from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.store import Store, keyspace
-from fl_queue.store.jobs import dispatch
+from fl_queue.store.jobs import dispatch, rq_cleanup
 from tests.support.manual_run import ManualRun
 
 pytestmark = pytest.mark.timeout(60)
