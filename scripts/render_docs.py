@@ -1,8 +1,9 @@
-"""Write config/default.toml and docs/reference/config.md, cli.md and python.md from the code."""
+"""Write config/default.toml and docs/reference/config.md, cli.md, redis.md and python.md from the code."""
 
 from pathlib import Path
 
 from fl_queue.config import rendering
+from fl_queue.store import key_table
 from scripts import commands_reference, python_reference
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +14,9 @@ if __name__ == "__main__":
         "docs/reference/config.md": rendering.render_reference(),
         "docs/reference/cli.md": commands_reference.replaced(
             (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+        ),
+        "docs/reference/redis.md": key_table.render(
+            (ROOT / "docs/reference/redis.md").read_text(encoding="utf-8")
         ),
         "docs/reference/python.md": python_reference.render(),
     }.items():

@@ -15,7 +15,7 @@ from typing import Literal
 
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers
-from fl_queue.store import keyspace
+from fl_queue.store import key_table, keyspace
 
 Role = Literal["client", "aggregator", "evaluator", "operator", "pool", "reader"]
 Purpose = Literal["all", "own", "read", "push"]
@@ -134,13 +134,7 @@ def _own(client: str, server: Server) -> tuple[str, ...]:
     if server != "data":
         queue = keyspace.client_queue(client)
         keys += [
-            keyspace.client(client),
-            keyspace.client_holder(client),
-            keyspace.client_events(client),
-        ]
-        keys += [keyspace.client_told(client, "*")]
-        keys += [
-            keyspace.worker(f"{client}_*"),
+            *_keys("control", "own", client),
             f"rq:queue:{queue}",
             f"rq:queue:{queue}:intermediate",
         ]
@@ -149,10 +143,7 @@ def _own(client: str, server: Server) -> tuple[str, ...]:
         for kind in ("job", "job:", "results", "executions", "execution", "worker"):
             keys.append(f"rq:{kind}:{client}_*")
     if server != "control":
-        keys += [
-            keyspace.chunk(keyspace.update_blob(client, "*", "*"), "*"),
-            keyspace.admitted("*", client),
-        ]
+        keys += _keys("data", "own", client)
     return (*_with("~", keys), *_with("+", (*_TRANSACTION, *_READ, *_OWN)))
 
 
@@ -160,22 +151,24 @@ def _read(server: Server, has_selectors: bool) -> tuple[str, ...]:
     """Runs and rounds as far as a client needs them, models, and what is admitted."""
     keys: list[str] = []
     if server != "data":
-        keys += [
-            keyspace.run("*"),
-            keyspace.config("*"),
-            keyspace.manifest("*"),
-            keyspace.round_jobs("*", "*"),
-        ]
-        # Which of its updates was accepted last, for a client that keeps something.
-        keys.append(keyspace.accepted("*"))
-        # Whether a run that is not there was deleted: else what a site has of it stays.
-        keys.append(keyspace.DELETED)
-        # Not ``*``: receipts lie below a round's key.
-        keys += [keyspace.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
+        keys += _keys("control", "read")
     if server != "control":
-        keys += [keyspace.chunk(keyspace.model_blob("*", "*"), "*"), keyspace.admitted("*", "*")]
-        keys.append(keyspace.turns("*", "*"))
+        keys += _keys("data", "read")
     return (*_with("%R~" if has_selectors else "~", keys), *_with("+", _READ))
+
+
+def _keys(server: Server, use: str, client: str = "*") -> list[str]:
+    """Return the patterns of a server's keys that clients use so. Args: ``client``: only its own."""
+    found: list[str] = []
+    for key in key_table.KEYS:
+        if key.server != server or use not in key.clients:
+            continue
+        if key.pattern == "flq:{<run>}:round:<n>":
+            # Not ``*``: receipts lie below a round's key.
+            found += [keyspace.round_("*", "[0-9]" * digits) for digits in range(1, 10)]
+        else:
+            found.append(key.glob(id=client, client=client, name=f"{client}_*"))
+    return found
 
 
 def _push(server: Server) -> tuple[str, ...]:
@@ -215,27 +208,9 @@ def _reader(has_selectors: bool) -> tuple[str, ...]:
     commands = _with("+", (*_READ, *_CONNECTION, "time", "scan"))
     if not has_selectors:
         return ("resetchannels", "~flq:*", "~rq:*", *commands)
-    keys = [
-        keyspace.RUNS,
-        keyspace.CLIENTS,
-        keyspace.HEALER,
-        keyspace.CLOCK,
-        keyspace.DELETED,
-        keyspace.run("*"),
-    ]
-    keys += [keyspace.ENROLLED]  # Public keys.
-    keys += [keyspace.client("*"), keyspace.worker("*"), "rq:*", f"{keyspace.run('*')}:round:*"]
-    parts = (keyspace.config, keyspace.manifest, keyspace.versions, keyspace.history, keyspace.late)
-    keys += [
-        part("*")
-        for part in (
-            *parts,
-            keyspace.evaluations,
-            keyspace.events,
-            keyspace.partial,
-            keyspace.sites,
-        )
-    ]
+    keys = key_table.without_covered(
+        ["rq:*", *(key.glob() for key in key_table.KEYS if key.reader)]
+    )
     lists = f"(%R~{keyspace.results('*')} %R~{keyspace.taken('*', '*')} +llen)"
     return ("resetchannels", *_with("%R~", keys), *commands, lists)
 

@@ -1,49 +1,7 @@
 """
-Every key and queue name, written once. No Redis here.
+Names of all keys and queues. No Redis here.
 
-``docs/reference/redis.md`` documents the schema as a public contract; a test compares the two.
-``run`` is always a run id (``demo-3f2a9c``), never the name people give.
-
-control server
-    flq:runs                           hash    name -> run id of the living run
-    flq:{<run>}                        hash    state, round, version, ...
-    flq:{<run>}:config                 string  JSON list of config segments
-    flq:{<run>}:manifest               string  JSON manifest of the model
-    flq:{<run>}:versions               hash    version -> JSON {digest, round}
-    flq:{<run>}:history                list    JSON RoundRecord, one per ended round
-    flq:{<run>}:late                   hash    round -> updates that came after it ended
-    flq:{<run>}:accepted               hash    client -> digest of its newest accepted update, and the round of that job;
-                                               client:backup -> the same in the newest backup
-    flq:{<run>}:evaluations            hash    version -> JSON test metrics
-    flq:{<run>}:sites                  hash    client -> JSON of what it told before its first round
-    flq:{<run>}:events                 stream  what happened, capped
-    flq:{<run>}:round:<n>              hash    state, cohort, quorum, elapsed_s, ...
-    flq:{<run>}:round:<n>:updates      hash    client -> JSON receipt
-    flq:{<run>}:round:<n>:rejected     hash    who -> JSON of how many of its elements were refused
-    flq:{<run>}:round:<n>:jobs         hash    client -> JSON of its newest job
-    flq:clients                        zset    client -> last heartbeat (server clock, s)
-    flq:client:<id>                    hash    what the client's worker says of itself
-    flq:client:<id>:holder             hash    the one worker that serves it (lease)
-    flq:client:<id>:events             stream  its epochs, capped
-    flq:client:<id>:told:<run>         string  JSON of what it would train on, expires
-    flq:worker:<name>                  hash    a living RQ worker (lease)
-    flq:healer                         hash    the one healer at work (lease)
-    flq:enrolled                       hash    client -> JSON {key, max_examples, users, ...}
-    flq:clock                          hash    when somebody was heard last; settling after an outage
-    flq:deleted                        zset    run id -> when it was deleted, for a day
-    flq:{restored}                     hash    run id in a backup -> JSON list of the runs restored from it
-data server
-    flq:server                         string  identity of this data server's content
-    flq:server:<i>                     string  the same of one node of a cluster
-    flq:{<run>}:results                list    update blobs as they arrive
-    flq:{<run>}:taken:<fence>          list    what one aggregator incarnation holds
-    flq:{<run>}:owner:<fence>          string  that incarnation's lease
-    flq:{<run>}:partial                hash    the checkpointed partial sum of the open round
-    flq:{<run>}:admitted:<client>      string  its update on the server or on its way, expires
-    flq:{<run>}:turns:<n>              hash    client -> how often it had its turn to send in a round
-    flq:chunk:<run>:<digest>:<i>       string  a piece of a model
-    flq:update:<client>:<run>:<digest>:<i>  string  a piece of a client's big update
-    flq:partial:<run>:<digest>:<i>     string  a piece of the checkpointed partial sum
+``store/key_table.py`` describes each. ``run`` is always a run id (``demo-3f2a9c``), never a run's name.
 """
 
 from __future__ import annotations
@@ -203,21 +161,6 @@ def partial_blob(run: str, digest: str) -> str:
 
 def chunk(blob: str, index: int | str) -> str:
     return f"{blob}:{index}"
-
-
-def control_keys(run: str) -> list[str]:
-    """Patterns of all keys of a run on the control server but its hash."""
-    return [f"flq:{{{run}}}:*", client_told("*", run), f"rq:*:*_{run}_*"]
-
-
-def data_keys(run: str) -> list[str]:
-    """Patterns of all keys of a run on the data server."""
-    return [
-        f"flq:{{{run}}}:*",
-        model_blob(run, "*"),
-        update_blob("*", run, "*"),
-        partial_blob(run, "*"),
-    ]
 
 
 def run_of(key: str) -> str | None:

@@ -15,25 +15,16 @@ from typing import Any, cast
 import redis
 
 from fl_queue.errors import MessageError, StoreUnavailable
+from fl_queue.store import key_table
 
 log = logging.getLogger(__name__)
 
 #: Called with key and the type it had.
 Report = Callable[[str, str], None]
+#: Of keys that clients may write, or whose content can be pushed again.
 _TYPES = [
-    (re.compile(pattern), kind)
-    for pattern, kind in (
-        (r"flq:\{[^}]*\}:(results|taken:\d+)|rq:queue:.*", "list"),
-        (r"flq:\{[^}]*\}:partial|flq:client:[^:]*(:holder)?|flq:worker:.*", "hash"),
-        (
-            r"flq:\{[^}]*\}:(admitted:.*|owner:\d+)|flq:client:[^:]*:told:.*|flq:(chunk|update|partial):.*",
-            "string",
-        ),
-        (r"flq:client:[^:]*:events|rq:results:.*", "stream"),
-        (r"rq:(wip|finished|failed|executions):.*", "zset"),
-        (r"rq:job:.*:depend\w+|rq:worker:.*:executions", "set"),
-        (r"rq:(job|execution|worker):.*", "hash"),
-    )
+    *((key.regex(), key.kind) for key in key_table.KEYS if key.removable),
+    *((re.compile(pattern), kind) for pattern, kind in key_table.RQ_PATTERNS),
 ]
 
 

@@ -15,7 +15,7 @@ from fl_queue import errors
 from fl_queue.cli import COMMANDS, cli
 from fl_queue.cli.groups import LazyGroup
 from fl_queue.config import loading, rendering
-from fl_queue.store import keyspace
+from fl_queue.store import key_table
 from scripts import commands_reference
 from tests.support.checkout import ROOT
 
@@ -85,7 +85,7 @@ def test_every_error_stands_in_the_tree() -> None:
 
 def test_every_key_is_in_the_schema() -> None:
     text = (ROOT / "docs/reference/redis.md").read_text()
-    keys = re.findall(r"^    (flq:\S+)", keyspace.__doc__ or "", re.MULTILINE)
+    keys = [key.pattern for key in key_table.KEYS]
 
     assert len(keys) > 15
     assert [key for key in keys if f"`{key}`" not in text] == []
@@ -243,7 +243,7 @@ def test_each_promise_of_the_security_page_names_tests_that_there_are() -> None:
 
 def test_the_security_page_says_of_each_key_why_it_is_believed() -> None:
     table = SECURITY.split("## What is read from Redis, and believed\n")[1].split("\n## ")[0]
-    keys = set(re.findall(r"^    (flq:\S+)", keyspace.__doc__ or "", re.MULTILINE))
+    keys = {key.pattern for key in key_table.KEYS}
     said = set(re.findall(r"`(flq:[^`]+)`", table))
 
     assert keys - said == set()

@@ -16,6 +16,7 @@ from fl_queue.protocol import identifiers
 from fl_queue.store import RunState, Store, ask_many, keys_like, keyspace, unlink_all
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.key_table import patterns_of_run
 
 
 def mark_deleted(store: Store, state: RunState, check: Callable[[bool], None]) -> None:
@@ -90,10 +91,12 @@ def remove_keys(store: Store, runs: Sequence[str]) -> None:
     # The runs' hashes go first: from then on every script refuses to write for these runs.
     control.unlink(*(keyspace.run(run) for run in runs))
     part = runs[0] if len(runs) == 1 else ""
-    keys = keys_like(control, [each for run in runs for each in keyspace.control_keys(run)], part)
+    keys = keys_like(
+        control, [each for run in runs for each in patterns_of_run(run, "control")], part
+    )
     dispatch.forget_all(store, _tickets(store, runs, keys))
     unlink_all(control, keys)
-    blobs = [each for run in runs for each in keyspace.data_keys(run)]
+    blobs = [each for run in runs for each in patterns_of_run(run, "data")]
     unlink_all(data, keys_like(data, blobs, part))
 
 

@@ -18,7 +18,7 @@ from fl_queue.coordinator.operations import controls, verification
 from fl_queue.models import selection
 from fl_queue.protocol import message
 from fl_queue.protocol.header import Header
-from fl_queue.store import keyspace
+from fl_queue.store import key_table, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, kill, wait_for
@@ -51,6 +51,28 @@ def test_a_run_commits_every_round_once_and_records_what_decided_it(
     assert {receipt.status for receipt in receipts.values()} == {"accepted"}
     assert all(receipt.environment["torch"] for receipt in receipts.values())
     assert history[3].validation["num_examples"] > 0
+
+
+def test_every_key_of_a_federation_has_one_row_in_the_table_and_its_type(
+    federation: Federation, calm: list[str]
+) -> None:
+    run = federation.begin("keys")
+    seen: dict[str, str] = {}
+    store = federation.store
+    while store.control.runs.get(run).state == "training":  # type: ignore[union-attr]
+        for client in (store.control.redis, store.data.redis):
+            for key in client.scan_iter(match="flq:*"):
+                if (kind := client.type(key)) != b"none":  # Removed meanwhile.
+                    seen[key.decode()] = kind.decode()
+        time.sleep(0.05)
+
+    rows = {key: key_table.rows_of(key) for key in seen if not key.startswith("flq:probe:")}
+    assert {key: [row.kind for row in found] for key, found in rows.items()} == {
+        key: [seen[key]] for key in rows
+    }
+    met = {row.pattern for found in rows.values() for row in found}
+    assert {"flq:runs", "flq:{<run>}:round:<n>:jobs", "flq:{<run>}:owner:<fence>"} <= met
+    assert len(met) > 20
 
 
 def test_the_evaluator_scores_every_version(federation: Federation, calm: list[str]) -> None:
