@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.errors import DataError
-from fl_queue.models import selection
 from fl_queue.protocol.records import Outcome, RoundRecord
 from fl_queue.reporting import plotting, rich_console
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.reporting.rich_console import Table, Text
-from fl_queue.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from fl_queue.store import Store
 
 #: Version -> its finished metrics.
 Curve = Mapping[int, Mapping[str, float]]
@@ -92,6 +92,9 @@ class RoundRow:
 
 def rounds_of(store: Store, run: str) -> list[RoundRow]:
     """Read a run's training rounds from the control server. Args: ``run``: run id."""
+    # Lazy: drawing a table of records needs no redis-py.
+    from fl_queue.models import selection
+
     records, tested = store.control.history.records(run), selection.test_metrics(store, run)
     return rows(records, tested, store.control.receipts.late_counts(run))
 
