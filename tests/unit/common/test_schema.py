@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
 from fl_queue.common import schema
 from fl_queue.common.schema import Finite, Invalid, Length, PlainData, Range
+from tests.support import checkout
 
 SECRET = "a patient's name"
 
@@ -109,3 +113,47 @@ def test_fields_with_a_default_may_be_made_necessary() -> None:
 def test_a_type_that_json_does_not_have_is_an_error_of_the_programmer() -> None:
     with pytest.raises(TypeError, match="a record with a field of"):
         schema.check(bytes, b"")
+
+
+# Records of the product
+
+
+def _classes_read(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and class of each record that a file reads by schema."""
+    tree = ast.parse(path.read_text())
+    owners = {
+        inner: node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for inner in ast.walk(node)
+    }
+    module = ".".join(path.relative_to(checkout.ROOT).with_suffix("").parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in _READS:
+            name = ast.unparse(node.args[0])
+            yield module.removesuffix(".__init__"), owners[node] if name == "cls" else name
+
+
+_READS = ("schema.parse", "safe_json.record", "safe_json.decode")
+_RECORDS = sorted(
+    {
+        found
+        for folder in ("fl_queue", "workers")
+        for path in (checkout.ROOT / folder).rglob("*.py")
+        if path.name not in ("schema.py", "safe_json.py")
+        for found in _classes_read(path)
+    }
+)
+
+
+def test_the_records_of_the_product_are_found() -> None:
+    assert {name for _, name in _RECORDS} >= {
+        "AwaitedUpdate", "BaselineModel", "DataWait", "Document", "Enrolment", "Header", "Manifest",
+        "Receipt", "Refusals", "RoundRecord", "SiteReport", "JobTicket",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name"), _RECORDS)
+def test_each_field_of_a_record_of_the_product_has_a_reader(module: str, name: str) -> None:
+    with pytest.raises(Invalid, match="is a NoneType, not a map"):
+        schema.parse(getattr(importlib.import_module(module), name), None)
