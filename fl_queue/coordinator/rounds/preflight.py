@@ -48,7 +48,7 @@ _watches: WeakKeyDictionary[Store, JobMonitor] = WeakKeyDictionary()
 @dataclass(frozen=True)
 class SiteReport:
     """
-    What is recorded of one client, or of what most have.
+    The record of one client, or of the facts that most clients share.
 
     Args:
         start: What was asked about: the run as it was begun, or gone on with.
@@ -74,21 +74,21 @@ class SiteReport:
 
     @property
     def pause_s(self) -> float:
-        """How long it is left alone."""
+        """Seconds until it is asked again."""
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, min(self.tries, 16) - 1))
 
 
 @dataclass(frozen=True)
 class Admitted:
     """
-    Who may be selected.
+    The clients that may be selected.
 
     Args:
         clients: Sorted.
         out: Client -> why it is left out.
         unable: Those of them that cannot train.
-        untold: Those of them that have only not answered yet.
-        problem: Why nobody is yet; empty when the round may be opened.
+        untold: Clients in ``out`` that have only not answered yet.
+        problem: Why no client may be selected yet; empty when the round may be opened.
     """
 
     clients: list[str]
@@ -106,9 +106,9 @@ def admit(
     purpose: Purpose = "train",
 ) -> Admitted:
     """
-    Ask the sites that were not asked yet, compare those that have told, and say who may train.
+    Ask the sites that were not asked yet, compare the answers, and decide which may train.
 
-    Idempotent; anybody may call it at any time.
+    Idempotent; any process of the operator may call it at any time.
 
     Args:
         alive: Who would be selected from, sorted.
@@ -145,7 +145,7 @@ def _compared(
     reference: SiteReport | None,
     purpose: Purpose,
 ) -> Admitted:
-    """Who may train of those that can, where sites may differ."""
+    """The clients that may train, where sites may differ."""
     mode = config.run.preflight
     if reference is None and purpose == "evaluate":
         return Admitted(list(asked))  # They have trained, and were compared then.
@@ -194,7 +194,7 @@ def lines(store: Store, state: RunState, but: Collection[str] = ()) -> list[str]
 
 
 def start_of(state: RunState) -> str:
-    """Another one whenever ``start-round`` begins the run or goes on with it: sites may have changed."""
+    """Id of this start of the run; facts are collected again for each."""
     return f"{state.segment}:{state.rounds_wanted}"
 
 
@@ -233,7 +233,7 @@ def _read(store: Store, state: RunState) -> dict[str, SiteReport]:
 
 
 def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
-    """Note who answered the newest round that it cannot train."""
+    """Record the clients that answered the newest round that they cannot train."""
     receipts = (
         store.control.receipts.of_round(state.run_id, state.round) if state.round >= 0 else {}
     )
@@ -268,7 +268,7 @@ def _follow(
     site: SiteReport | None,
     reference: SiteReport | None,
 ) -> SiteReport:
-    """A client's record, after asking it if that is due and reading what it has told."""
+    """A client's record, after asking it if that is due and reading its answer."""
     compared = is_compared(config)
     if site is not None and _is_settled(site, reference, compared):
         return site
@@ -314,7 +314,7 @@ def _is_pause_over(store: Store, site: SiteReport) -> bool:
 
 
 def _is_settled(site: SiteReport, reference: SiteReport | None, compared: bool) -> bool:
-    """Whether a client is as most are: it need not be asked again, whoever serves it."""
+    """Whether a client's facts match the majority: it need not be asked again."""
     if site.told is None or site.unable or site_facts.PROBLEM in site.told:
         return False
     if not compared:
@@ -323,7 +323,7 @@ def _is_settled(site: SiteReport, reference: SiteReport | None, compared: bool) 
 
 
 def _is_over(store: Store, ticket: JobTicket) -> bool:
-    """Whether nothing will come of a job any more; a dead worker is another one soon, or not alive."""
+    """Whether a job will never answer; a dead worker is replaced soon, or not alive."""
     if dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone"):
         return True
     # Its worker lives, and is not at it: no other one comes that would be asked anew.
@@ -396,7 +396,7 @@ def _write(
 def _name(
     store: Store, state: RunState, client: str, site: SiteReport, most: site_facts.Facts, mode: str
 ) -> None:
-    """Tell of a site that differs, or could not tell: once."""
+    """Log once that a site differs or could not report its facts."""
     told = site.told or {}
     what = "; ".join(site_facts.differences(told, most))
     if what and mode == "refuse" and not site_facts.is_fit(told, most):
