@@ -34,19 +34,19 @@ class EligibleClients:
         clients: Sorted.
         out: Client that is alive -> why it may not be selected.
         unable: Clients in ``out`` that reported that they cannot train; they may be able to make version 0.
-        untold: Clients in ``out`` that have only not answered the preflight yet.
+        unanswered: Clients in ``out`` whose answer to the preflight is still awaited.
         problem: Why no client may be selected yet; empty when the round may be opened.
     """
 
     clients: list[str]
     out: Mapping[str, str] = field(default_factory=dict)
     unable: Sequence[str] = ()
-    untold: Sequence[str] = ()
+    unanswered: Sequence[str] = ()
     problem: str = ""
 
     def lasting(self) -> dict[str, str]:
         """``out`` without clients that have not answered yet."""
-        return {client: why for client, why in self.out.items() if client not in self.untold}
+        return {client: why for client, why in self.out.items() if client not in self.unanswered}
 
 
 def decide(
@@ -68,7 +68,7 @@ def decide(
     admitted = preflight.admit(store, state, config, asked, purpose)
     out = dict(sorted({**out, **admitted.out}.items()))
     return EligibleClients(
-        admitted.clients, out, admitted.unable, admitted.untold, admitted.problem
+        admitted.clients, out, admitted.unable, admitted.unanswered, admitted.problem
     )
 
 

@@ -147,7 +147,7 @@ def _wait_for_clients(
     asked = _asked_by(plan, wanted)
     reason = waiting.missing_clients_reason(config, asked, wanted, len(found.clients), left_out)
     paused = eligibility.paused(store, state, config)
-    waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.untold))
+    waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.unanswered))
 
 
 def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> bool:

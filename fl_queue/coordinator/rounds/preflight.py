@@ -1,14 +1,14 @@
 """
-The question to each site before its first round: can it load its data, and what would it train on.
+Ask each site, before its first round, if it can load its data and which facts describe that data.
 
-Each client gets one small job whenever a run is begun or gone on with, whose answer is a key of its own
-(``flq:client:<id>:told:<run>``). A site that cannot load its task or data is left out, and asked again when
-its worker is another one or a pause has passed, which doubles each time. The same holds for one that
-answered a round that it cannot train.
+Each start or continuation of a run sends one small job to each client; the client writes its answer into
+one key of its own (``store/keyspace.py``, ``client_told``). A site that cannot load its task or data is left
+out, and asked again after a restart of its worker or after a pause that doubles each time. The same holds
+for a site whose answer to a round was that it cannot train.
 
-Where sites may differ in what the task is about, they are compared, too: what most of the first sites tell
-is the run's reference from then on; late joiners are held against it before their first round. ``facts``
-has the rules.
+If the task's classes or columns may differ between sites, the facts are compared: those that most of the
+first sites share become the run's reference, and a late joiner must match it before its first round.
+``protocol/site_facts.py`` has the rules.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from fl_queue.store.jobs.dead_jobs import JobMonitor
 from fl_queue.store.jobs.dispatch import JobTicket
 from fl_queue.store.transactions import runs as transactions
 
-#: Counted time for which the first round waits for sites that tell nothing: a worker may be busy.
+#: Counted time for which the first round waits for sites without an answer: their workers may be busy.
 LONGEST_WAIT_S = 60.0
-#: A job that dies so often tells nothing.
+#: Attempts of a site's job, after which its death is the answer.
 ATTEMPTS = 3
 TIMEOUT_S = 600
-WAITING = "preflight: waiting until sites have told whether they can load their data"
-#: A site that cannot train is asked again after this time, the next time after twice as long, ...
+WAITING = "preflight: waiting until sites have reported if they can load their data"
+#: Pause before a site that cannot train is asked again; it doubles each time.
 FIRST_PAUSE_S = 60.0
 LONGEST_PAUSE_S = 3600.0
-#: Field of the run's sites that holds what most of them have; no client is called so.
+#: Field of the run's sites for the facts of the majority; not a valid client id.
 _REFERENCE = ":most"
+#: Key in Redis -> field of ``SiteReport``, where they differ.
+_FIELD_OF_KEY = {"told": "facts"}  # codespell:ignore told
 _watches: WeakKeyDictionary[Store, JobMonitor] = WeakKeyDictionary()
 
 
@@ -51,21 +53,21 @@ class SiteReport:
     The record of one client, or of the facts that most clients share.
 
     Args:
-        start: What was asked about: the run as it was begun, or gone on with.
-        worker: The worker that was asked: another one is another attempt of the site to be like the others.
-        ticket: The job that asks; empty of what most have.
-        told: Its facts; None while it has not told.
-        named: What an event has said of it.
-        unable: Why it cannot train, as far as it has said; empty: it can, or has not been asked.
-        since: When it said so, Unix time of the control server.
-        tries: How often it said so to this worker's questions and rounds.
+        start: ``start_of`` the run when the site was asked.
+        worker: Id of the worker that was asked; the site is asked again when it starts another one.
+        ticket: The job that asks; empty in the record of the majority.
+        facts: The site's answer; None before it. The key in Redis is ``told``.  # codespell:ignore told
+        named: Text of the newest event about the site.
+        unable: The reported reason why it cannot train; empty: it can, or has not been asked.
+        since: Time of that report, Unix time of the control server.
+        tries: Number of such reports by this worker, to questions and in rounds.
         failed_in: The newest round that it answered with a failure of that kind.
     """
 
     start: str
     worker: str = ""
     ticket: Mapping[str, str | int] = field(default_factory=dict)
-    told: Mapping[str, str] | None = None
+    facts: Mapping[str, str] | None = None
     named: str = ""
     unable: str = ""
     since: float = 0.0
@@ -74,7 +76,7 @@ class SiteReport:
 
     @property
     def pause_s(self) -> float:
-        """Seconds until it is asked again."""
+        """Seconds until the site is asked again."""
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, min(self.tries, 16) - 1))
 
 
@@ -85,16 +87,16 @@ class Admitted:
 
     Args:
         clients: Sorted.
-        out: Client -> why it is left out.
-        unable: Those of them that cannot train.
-        untold: Clients in ``out`` that have only not answered yet.
-        problem: Why no client may be selected yet; empty when the round may be opened.
+        out: Client -> reason why it is left out.
+        unable: Clients in ``out`` that cannot train.
+        unanswered: Clients in ``out`` whose answer is still awaited.
+        problem: Reason why no client may be selected yet; empty when the round may be opened.
     """
 
     clients: list[str]
     out: Mapping[str, str] = field(default_factory=dict)
     unable: Sequence[str] = ()
-    untold: Sequence[str] = ()
+    unanswered: Sequence[str] = ()
     problem: str = ""
 
 
@@ -111,9 +113,9 @@ def admit(
     Idempotent; any process of the operator may call it at any time.
 
     Args:
-        alive: Who would be selected from, sorted.
-        purpose: Of the round: nobody is waited for before version 0 is made where the config says what
-            it is like, nor before the closing evaluation.
+        alive: Clients that could be selected, sorted.
+        purpose: Purpose of the round. The closing evaluation waits for no answer; nor does the making of
+            version 0 when the config defines the model.
     """
     sites = _read(store, state)
     reference = sites.pop(_REFERENCE, None)
@@ -124,10 +126,12 @@ def admit(
     for client in unable:
         _name(store, state, client, sites[client], {}, "")
     asked = [client for client in alive if client not in unable]
-    told = {client: sites[client].told or {} for client in asked if sites[client].told is not None}
+    facts = {
+        client: sites[client].facts or {} for client in asked if sites[client].facts is not None
+    }
     if is_compared(config):
-        found = _compared(store, state, config, asked, sites, told, reference, purpose)
-    elif purpose == "train" and len(told) < len(asked) and state.waited_s < LONGEST_WAIT_S:
+        found = _compared(store, state, config, asked, sites, facts, reference, purpose)
+    elif purpose == "train" and len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
         found = Admitted([], problem=WAITING)
     else:
         found = Admitted(asked)
@@ -141,31 +145,35 @@ def _compared(
     config: RunConfig,
     asked: Sequence[str],
     sites: Mapping[str, SiteReport],
-    told: Mapping[str, site_facts.Facts],
+    facts: Mapping[str, site_facts.Facts],
     reference: SiteReport | None,
     purpose: Purpose,
 ) -> Admitted:
     """The clients that may train, where sites may differ."""
     mode = config.run.preflight
     if reference is None and purpose == "evaluate":
-        return Admitted(list(asked))  # They have trained, and were compared then.
+        return Admitted(list(asked))  # They have trained, and were compared before that.
     if reference is None:
-        if len(told) < len(asked) and state.waited_s < LONGEST_WAIT_S:
+        if len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
             return Admitted([], problem=WAITING)
-        split = site_facts.undecided(told)
+        split = site_facts.undecided(facts)
         if split and mode == "refuse":
             return Admitted([], problem=_advice(split))
-        reference = SiteReport(start_of(state), told=site_facts.agreed(told, always=mode == "warn"))
-        if told and not _write(store, state, _REFERENCE, None, reference):
-            return Admitted([], problem=WAITING)  # Somebody else was faster: look again.
-    most = reference.told or {}
-    for client in told:
+        reference = SiteReport(
+            start_of(state), facts=site_facts.agreed(facts, always=mode == "warn")
+        )
+        if facts and not _write(store, state, _REFERENCE, None, reference):
+            return Admitted(
+                [], problem=WAITING
+            )  # Another process wrote the reference first: read it at the next look.
+    most = reference.facts or {}
+    for client in facts:
         _name(store, state, client, sites[client], most, mode)
     if mode == "warn":
         return Admitted(list(asked))
-    fit = [client for client in asked if client in told and site_facts.is_fit(told[client], most)]
-    out = {c: _why_out(told.get(c), most) for c in asked if c not in fit}
-    return Admitted(fit, out, untold=[client for client in asked if client not in told])
+    fit = [client for client in asked if client in facts and site_facts.is_fit(facts[client], most)]
+    out = {c: _why_out(facts.get(c), most) for c in asked if c not in fit}
+    return Admitted(fit, out, unanswered=[client for client in asked if client not in facts])
 
 
 def is_asked(config: RunConfig) -> bool:
@@ -174,16 +182,16 @@ def is_asked(config: RunConfig) -> bool:
 
 
 def is_compared(config: RunConfig) -> bool:
-    """Whether sites are compared: where the config says all, there is nothing to compare."""
+    """Whether the facts of sites are compared; not where the config alone defines the task."""
     return is_asked(config) and task_catalog.may_differ(config.run.task, config.task)
 
 
 def lines(store: Store, state: RunState, but: Collection[str] = ()) -> list[str]:
     """
-    A line for each site of a run that differs, or could not tell; for ``status``.
+    A line for each site of a run that differs, or could not report its facts; for ``status``.
 
     Args:
-        but: Sites of which something else is said.
+        but: Sites to leave out, as ``status`` has another line for them.
     """
     sites = _read(store, state)
     return [
@@ -212,24 +220,34 @@ def _why_unable(site: SiteReport) -> str:
     )
 
 
-def _why_out(told: site_facts.Facts | None, most: site_facts.Facts) -> str:
-    if told is None:
-        return "it has not told yet what it would train on"
-    return ", ".join(site_facts.differences(told, most, set(most) - set(site_facts.NOTED)))
+def _why_out(facts: site_facts.Facts | None, most: site_facts.Facts) -> str:
+    if facts is None:
+        return "it has not reported yet what it would train on"
+    return ", ".join(site_facts.differences(facts, most, set(most) - set(site_facts.NOTED)))
 
 
 def _read(store: Store, state: RunState) -> dict[str, SiteReport]:
-    """What is recorded since the run was begun, or gone on with, last."""
+    """Client -> its record of the newest start of the run."""
     raw = store.control.runs.site_reports(state.run_id)
     found = store.control.unreadable.each(
         keyspace.sites(state.run_id),
         raw.items(),
-        lambda who, text: (
-            who,
-            safe_json.record(SiteReport, safe_json.loads(text, "a site"), "a site"),
-        ),
+        lambda who, text: (who, _parsed(text)),
     )
     return {client: site for client, site in found.items() if site.start == start_of(state)}
+
+
+def _parsed(text: bytes) -> SiteReport:
+    """A record from its JSON. Raises MessageError."""
+    raw = safe_json.loads(text, "a site")
+    if type(raw) is dict:
+        raw = {_FIELD_OF_KEY.get(key, key): value for key, value in raw.items()}
+    return safe_json.record(SiteReport, raw, "a site")
+
+
+def _encoded(report: SiteReport) -> str:
+    keys = {name: key for key, name in _FIELD_OF_KEY.items()}
+    return dumps({keys.get(name, name): value for name, value in asdict(report).items()})
 
 
 def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
@@ -246,9 +264,9 @@ def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
             continue
         opened = store.control.rounds.get(state.run_id, state.round)
         if opened is None or opened.start != start_of(state):
-            continue  # The run has been gone on with since: sites may have been mended.
+            continue  # The run was continued since: the operator may have repaired the site.
         worker = store.control.leases.get(keyspace.client_holder(client)).get("worker", "")
-        before = site or SiteReport(start_of(state), worker, told={})
+        before = site or SiteReport(start_of(state), worker, facts={})
         new = replace(
             before,
             unable=site_facts.line(f"its answer to round {state.round} was a {kind}"),
@@ -275,15 +293,15 @@ def _follow(
     worker = store.control.leases.get(keyspace.client_holder(client)).get("worker", "")
     is_new = site is None or bool(worker and worker != site.worker)
     if not is_asked(config) or not (worker or compared):
-        # Nobody asks, or there is no process that could answer: it is taken as it is.
-        old = site or SiteReport(start_of(state), worker, told={})
+        # Sites are not asked in this run, or this one has no worker that could answer: accept it.
+        old = site or SiteReport(start_of(state), worker, facts={})
         if not old.unable or not (is_new or _is_pause_over(store, old)):
             return old
         new = replace(old, worker=worker, unable="", tries=0 if is_new else old.tries)
         return new if _write(store, state, client, site, new) else old
     if site is None or is_new:
         return _ask(store, state, client, site, worker, 1)
-    if site.told is not None:
+    if site.facts is not None:
         again = bool(site.unable) and _is_pause_over(store, site)
         return _ask(store, state, client, site, worker, 1) if again else site
     return _read_answer(store, state, client, site, worker)
@@ -292,18 +310,20 @@ def _follow(
 def _read_answer(
     store: Store, state: RunState, client: str, site: SiteReport, worker: str
 ) -> SiteReport:
-    """The record of a client that has been asked, with its answer if there is one."""
+    """The record of a client that was asked, with its answer if one has arrived."""
     ticket = JobTicket.from_dict(dict(site.ticket))
-    told = _heard(store, state, client, ticket)
-    if told is None and _is_over(store, ticket):
+    facts = _answer_to(store, state, client, ticket)
+    if facts is None and _is_over(store, ticket):
         if ticket.attempt < ATTEMPTS:
             return _ask(store, state, client, site, worker, ticket.attempt + 1)
-        told = {site_facts.PROBLEM: site_facts.line(f"its job {dispatch.job_state(store, ticket)}")}
-    if told is None:
+        facts = {
+            site_facts.PROBLEM: site_facts.line(f"its job {dispatch.job_state(store, ticket)}")
+        }
+    if facts is None:
         return site
-    new = replace(site, told=told, unable="")
-    if site_facts.CANNOT in told:
-        why = site_facts.line(f"it cannot train: {told.get(site_facts.PROBLEM, '')}")
+    new = replace(site, facts=facts, unable="")
+    if site_facts.CANNOT in facts:
+        why = site_facts.line(f"it cannot train: {facts.get(site_facts.PROBLEM, '')}")
         now = round(store.control.now(), 3)
         new = replace(new, unable=why, since=now, tries=site.tries + 1)
     return new if _write(store, state, client, site, new) else site
@@ -314,37 +334,39 @@ def _is_pause_over(store: Store, site: SiteReport) -> bool:
 
 
 def _is_settled(site: SiteReport, reference: SiteReport | None, compared: bool) -> bool:
-    """Whether a client's facts match the majority: it need not be asked again."""
-    if site.told is None or site.unable or site_facts.PROBLEM in site.told:
+    """Whether a client's facts match the majority, so that it need not be asked again."""
+    if site.facts is None or site.unable or site_facts.PROBLEM in site.facts:
         return False
     if not compared:
         return True
-    return reference is not None and site_facts.is_fit(site.told, reference.told or {})
+    return reference is not None and site_facts.is_fit(site.facts, reference.facts or {})
 
 
 def _is_over(store: Store, ticket: JobTicket) -> bool:
-    """Whether a job will never answer; a dead worker is replaced soon, or not alive."""
+    """Whether a job will never answer. Not so when its worker died: a new worker is asked anew."""
     if dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone"):
         return True
-    # Its worker lives, and is not at it: no other one comes that would be asked anew.
+    # Its worker is alive without this job, so that no new worker will be asked.
     return (_watch(store).verdict(ticket) or "").startswith("lost")
 
 
 def _watch(store: Store) -> JobMonitor:
-    """This process's, as it takes some looks to tell that a job is lost."""
+    """The job monitor of this process; it finds a lost job only by repeated looks."""
     if store not in _watches:
         _watches[store] = JobMonitor(store)
     return _watches[store]
 
 
-def _heard(store: Store, state: RunState, client: str, ticket: JobTicket) -> dict[str, str] | None:
+def _answer_to(
+    store: Store, state: RunState, client: str, ticket: JobTicket
+) -> dict[str, str] | None:
     text = store.control.clients.site_facts(client, state.run_id, 2 * site_facts.LONGEST_BYTES)
     if text is None:
         return None
     try:
         answer = safe_json.loads(text, "facts")
         if type(answer) is not dict or answer.get("job") != ticket.job:
-            return None  # Of an earlier question.
+            return None  # The answer to an earlier question.
         return site_facts.parse(dumps(answer.get("facts")).encode())
     except MessageError as exc:
         return {site_facts.PROBLEM: site_facts.line(exc.reason)}
@@ -353,14 +375,14 @@ def _heard(store: Store, state: RunState, client: str, ticket: JobTicket) -> dic
 def _ask(
     store: Store, state: RunState, client: str, old: SiteReport | None, worker: str, attempt: int
 ) -> SiteReport:
-    """Publish a client's job, in place of an older one; unless somebody else was faster."""
+    """Publish a client's job in place of its older one, unless another process has done so."""
     queue = keyspace.client_queue(client)
     ticket = JobTicket(
         client, rq_types.CLIENT_TELL, queue, state.run_id, state.segment, TIMEOUT_S, attempt
     )
     new = SiteReport(start_of(state), worker, asdict(ticket))
     if old is not None:
-        # What it said last holds until it says something else; another worker begins anew.
+        # The last reported reason holds until the next answer; for another worker, counting starts again.
         tries = old.tries if old.worker == worker else 0
         new = replace(new, unable=old.unable, since=old.since, tries=tries, failed_in=old.failed_in)
     if not _write(store, state, client, old, new, ticket):
@@ -379,15 +401,13 @@ def _write(
     ticket: JobTicket | None = None,
     event: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Record a site, if its record is still the old one, or of an earlier start where there was none."""
+    """Record a site if its record is still ``old``; a record of an earlier start counts as none."""
 
     def is_expected(raw: bytes | None) -> bool:
-        now = (
-            safe_json.record(SiteReport, safe_json.loads(raw, "a site"), "a site") if raw else None
-        )
+        now = _parsed(raw) if raw else None
         return (None if now is not None and now.start != start_of(state) else now) == old
 
-    report = dumps(asdict(new))
+    report = _encoded(new)
     return transactions.write_site_report(
         store, state.run_id, client, report, is_expected, ticket, event
     )
@@ -397,16 +417,15 @@ def _name(
     store: Store, state: RunState, client: str, site: SiteReport, most: site_facts.Facts, mode: str
 ) -> None:
     """Log once that a site differs or could not report its facts."""
-    told = site.told or {}
-    what = "; ".join(site_facts.differences(told, most))
-    if what and mode == "refuse" and not site_facts.is_fit(told, most):
+    facts = site.facts or {}
+    what = "; ".join(site_facts.differences(facts, most))
+    if what and mode == "refuse" and not site_facts.is_fit(facts, most):
         what += "; left out until it has the same and its worker is started again"
-    if site_facts.PROBLEM in told:
-        what = f"cannot tell what it would train on: {told[site_facts.PROBLEM]}"
+    if site_facts.PROBLEM in facts:
+        what = f"cannot report what it would train on: {facts[site_facts.PROBLEM]}"
     if site.unable:
         what = f"{site.unable}; left out until its worker is started again, or a pause has passed"
     if not what or what == site.named:
         return
     event = {"event": "site_differs", "client": client, "what": what}
-
     _write(store, state, client, site, replace(site, named=what), event=event)

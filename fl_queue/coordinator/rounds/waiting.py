@@ -71,7 +71,7 @@ def wait_for_clients(
     reason: str,
     missing: int,
     paused: Mapping[str, str],
-    untold: int = 0,
+    unanswered: int = 0,
 ) -> None:
     """
     Wait until there are enough clients for a round, without an end for those that are paused or busy.
@@ -80,11 +80,11 @@ def wait_for_clients(
         reason: From ``missing_clients_reason``.
         missing: Number of clients that are missing.
         paused: Clients that might be selected if their sites had not paused them -> why.
-        untold: Number of clients that have only not answered the preflight yet.
+        unanswered: Number of clients whose answer to the preflight is still awaited.
     """
     names = "".join(f"; {client} is {why}" for client, why in list(paused.items())[:_NAMED])
     # Paused clients come back, and clients that train for another run answer later: no reason to give up.
-    wait(store, state, config, reason + names, gives_up=len(paused) + untold < missing)
+    wait(store, state, config, reason + names, gives_up=len(paused) + unanswered < missing)
 
 
 def wait(

@@ -1,4 +1,4 @@
-"""Who may train after sites have told: majorities, late joiners, restarts, garbage. Redis, but no workers."""
+"""The sites that may train after the preflight: majorities, late joiners, restarts, garbage. Redis, but no workers."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Sites:
             json.loads(self.store.control.runs.site_reports(self.run)[client])["ticket"]
         )
 
-    def tell(self, **told: Mapping[str, Any]) -> None:
-        for client, said in told.items():
-            answer = json.dumps({"job": self.ticket(client).job, "facts": said})
+    def report(self, **facts: Mapping[str, Any]) -> None:
+        for client, reported in facts.items():
+            answer = json.dumps({"job": self.ticket(client).job, "facts": reported})
             self.store.control.clients.set_site_facts(client, self.run, answer)
 
     def wait(self) -> None:
@@ -79,9 +79,9 @@ def test_each_is_asked_once_and_most_decide(sites: Sites) -> None:
         assert (ticket.function, ticket.number) == (CLIENT_TELL, 0)
         assert dispatch.queued(sites.store, keyspace.client_queue(client)) == [ticket.job]
 
-    sites.tell(a=AB, b=BA)
+    sites.report(a=AB, b=BA)
     assert sites.admit("a", "b", "c").problem == preflight.WAITING
-    sites.tell(c=AB)
+    sites.report(c=AB)
     admitted = sites.admit("a", "b", "c")
     assert (admitted.clients, admitted.problem) == (["a", "c"], "")
     assert admitted.out == {"b": "classes 2: b, a; others have 2: a, b"}
@@ -93,19 +93,21 @@ def test_each_is_asked_once_and_most_decide(sites: Sites) -> None:
 
 def test_late_joiners_are_held_against_the_first_and_no_majority_moves(sites: Sites) -> None:
     sites.admit("a")
-    sites.tell(a=AB)
+    sites.report(a=AB)
     assert sites.admit("a").clients == ["a"]
 
     late = sites.admit("a", "b", "c", "d")
-    assert late.clients == ["a"]  # Nobody waits for them, and none trains before it has told.
-    assert "not told yet" in late.out["b"]
-    sites.tell(b=BA, c=BA, d=AB)
+    assert late.clients == [
+        "a"
+    ]  # The round does not wait for them, and no site trains before it has reported.
+    assert "not reported yet" in late.out["b"]
+    sites.report(b=BA, c=BA, d=AB)
     assert sites.admit("a", "b", "c", "d").clients == ["a", "d"]
 
 
 def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> None:
     sites.admit("a", "b")
-    sites.tell(a=AB, b=BA)
+    sites.report(a=AB, b=BA)
     problem = sites.admit("a", "b").problem
     assert "neither side" in problem
     assert "a: 2: a, b; b: 2: b, a" in problem
@@ -113,25 +115,25 @@ def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> N
     sites.store.control.leases.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").problem == preflight.WAITING
-    sites.tell(b=AB)
+    sites.report(b=AB)
     assert sites.admit("a", "b").clients == ["a", "b"]
 
 
 def test_code_and_shapes_are_named_and_cost_nobody_the_place(sites: Sites) -> None:
     sites.admit("a", "b", "c")
     code = {"code": "1"}
-    sites.tell(a=AB | code, b=AB | code, c=AB | {"code": "2", "input": "float32 (9)"})
+    sites.report(a=AB | code, b=AB | code, c=AB | {"code": "2", "input": "float32 (9)"})
     assert sites.admit("a", "b", "c").clients == ["a", "b", "c"]
     assert sites.named() == {"c": "code 2; others have 1"}
 
 
 def test_a_silent_site_is_not_waited_for_without_end(sites: Sites) -> None:
     sites.admit("a", "b")
-    sites.tell(a=AB)
+    sites.report(a=AB)
     assert sites.admit("a", "b").problem == preflight.WAITING
     sites.wait()
     assert sites.admit("a", "b").clients == ["a"]
-    sites.tell(b=AB)
+    sites.report(b=AB)
     assert sites.admit("a", "b").clients == ["a", "b"]
 
 
@@ -144,22 +146,35 @@ def test_a_job_without_an_answer_is_tried_again_a_few_times(sites: Sites, status
         redis.hset(f"rq:job:{sites.ticket('a').job}", "status", status)
     admitted = sites.admit("a")
     assert admitted.clients == ["a"]
-    assert sites.named()["a"].startswith(f"cannot tell what it would train on: its job {status}")
+    assert sites.named()["a"].startswith(f"cannot report what it would train on: its job {status}")
+
+
+def test_the_record_of_a_site_keeps_its_keys_in_redis(sites: Sites) -> None:
+    sites.admit("a")
+    sites.report(a=AB)
+    sites.admit("a")
+
+    record = json.loads(sites.store.control.runs.site_reports(sites.run)["a"])
+
+    assert record["told"] == AB
+    assert set(record) == {
+        *("start", "worker", "ticket", "told", "named", "unable", "since", "tries", "failed_in")
+    }
 
 
 @pytest.mark.parametrize(
     "garbage",
     ["", "{", "[]", "1", "null", '{"classes": 1}', '{"Classes": "1"}', "x" * 70_000, '{"a": NaN}'],
 )
-def test_garbage_is_a_site_that_cannot_tell(sites: Sites, garbage: str) -> None:
+def test_garbage_counts_as_a_site_that_cannot_report(sites: Sites, garbage: str) -> None:
     sites.admit("a", "b")
-    sites.tell(b=AB)
+    sites.report(b=AB)
     job = sites.ticket("a").job
     sites.store.control.clients.set_site_facts(
         "a", sites.run, f'{{"job": "{job}", "facts": {garbage}}}'
     )
     assert sites.admit("a", "b").clients == ["a", "b"]
-    assert "cannot tell" in sites.named()["a"]
+    assert "cannot report" in sites.named()["a"]
 
 
 def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> None:
@@ -173,18 +188,18 @@ def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> 
     sites.store.control.redis.lpush(key, "x")
     assert sites.admit("a").problem == preflight.WAITING
     assert not sites.store.control.redis.exists(key)
-    sites.tell(a=AB)
+    sites.report(a=AB)
     assert sites.admit("a").clients == ["a"]
 
 
 @pytest.mark.parametrize("changed", ["segment", "rounds_wanted"])
 def test_a_run_that_is_gone_on_with_asks_again(sites: Sites, changed: str) -> None:
     sites.admit("a")
-    sites.tell(a=AB)
+    sites.report(a=AB)
     assert sites.admit("a").clients == ["a"]
     sites.store.control.redis.hset(keyspace.run(sites.run), changed, "9")
     assert sites.admit("a").problem == preflight.WAITING
-    sites.tell(a=BA)
+    sites.report(a=BA)
     assert sites.admit("a").clients == ["a"]
 
 
@@ -218,7 +233,7 @@ def test_a_site_without_data_is_left_out_where_nothing_is_compared(store: Store)
     first = preflight.admit(store, sites.state, sites.config, ["a", "b"], "initialise")
     assert (first.clients, first.problem) == (["a", "b"], "")
     assert sites.admit("a", "b").problem == preflight.WAITING
-    sites.tell(a={"code": "1"}, b={"problem": "DataError (line 6)", "cannot": "yes"})
+    sites.report(a={"code": "1"}, b={"problem": "DataError (line 6)", "cannot": "yes"})
 
     admitted = sites.admit("a", "b")
     assert (admitted.clients, list(admitted.unable)) == (["a"], ["b"])
@@ -236,7 +251,7 @@ def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_gr
     sites.serve("b")
     cannot = {"problem": "ConfigError", "cannot": "yes"}
     sites.admit("a", "b")
-    sites.tell(a={}, b=cannot)
+    sites.report(a={}, b=cannot)
     for pause in ("60 s", "120 s", "240 s"):
         assert sites.admit("a", "b").out["b"].endswith(pause)
         asked = sites.ticket("b").job
@@ -244,15 +259,15 @@ def test_a_site_that_cannot_train_is_asked_again_by_another_worker_or_after_a_gr
         store.control.redis.hset(
             keyspace.sites(sites.run), "b", json.dumps(site | {"since": site["since"] - 3600})
         )
-        assert sites.admit("a", "b").clients == ["a"]  # Out until it has told something else.
+        assert sites.admit("a", "b").clients == ["a"]  # Out until it has reported something else.
         assert sites.ticket("b").job != asked
-        sites.tell(b=cannot)
+        sites.report(b=cannot)
     assert sites.admit("a", "b").out["b"].endswith("480 s")
 
     store.control.leases.release(keyspace.client_holder("b"), "token")
     sites.serve("b", "2")
     assert sites.admit("a", "b").clients == ["a"]
-    sites.tell(b={})
+    sites.report(b={})
     assert sites.admit("a", "b").clients == ["a", "b"]
 
 
@@ -276,7 +291,7 @@ def test_warned_of_only_everybody_may_train(store: Store) -> None:
     sites.serve("a")
     sites.serve("b")
     assert sites.admit("a", "b").problem == preflight.WAITING
-    sites.tell(a=AB, b=BA)
+    sites.report(a=AB, b=BA)
     assert sites.admit("a", "b").clients == ["a", "b"]
     assert sites.named() == {"b": "classes 2: b, a; others have 2: a, b"}
 
