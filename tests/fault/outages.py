@@ -2,8 +2,8 @@
 What a federation does while a Redis server answers that it cannot serve, and how soon it goes on after.
 
 ``python -m tests.fault.outages`` walks the whole matrix and prints the seconds of each cell: reply x
-server x moment x kind of fleet. Each cell is a round of one run; the versions of all must be those of a
-run that nobody disturbed.
+server x moment x kind of fleet. Each cell is a round of one run; the versions of all must be those of an
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class Fleet:
         return state.run_id
 
     def calm(self, name: str, count: int) -> list[str]:
-        """Digests of a run that nobody disturbs; its name is free again."""
+        """Digests of an undisturbed run; its name is free again."""
         opened = self.folder / "open"
         opened.touch()
         run = self.begin(name, count)

@@ -223,5 +223,7 @@ def test_what_clients_keep_advances_with_their_accepted_updates_alone(
     for client, updates in accepted.items():
         assert made_again(federation, run, client) == updates
         assert not updates or federation.store.control.receipts.accepted(run, client) == updates[-1]
-        told = {event["event"] for event in federation.client_events(client) if event["run"] == run}
-        assert "client_state_missing" not in told
+        events = {
+            event["event"] for event in federation.client_events(client) if event["run"] == run
+        }
+        assert "client_state_missing" not in events

@@ -19,7 +19,7 @@ from fl_queue.store import keyspace
 from tests.fault.chaos import checks
 from tests.fault.chaos.hits import Hit
 from tests.fault.chaos.plan import SENT, WEIGHTS, steps
-from tests.fault.chaos.run import run_chaos, tell
+from tests.fault.chaos.run import print_outcome, run_chaos
 from tests.fault.chaos.watch import Sign, Training
 
 CLIENTS = ["site-1", "site-2"]
@@ -46,7 +46,7 @@ HISTORY = [record(1), record(2)]
 @pytest.mark.timeout(900)
 def test_a_run_survives_a_walk_of_kills_with_every_bit(tmp_path: Path) -> None:
     outcome = run_chaos(minutes=0.75, seed=3, folder=tmp_path)
-    tell(outcome)
+    print_outcome(outcome)
 
     assert outcome.failures == []
     assert outcome.versions >= 6
@@ -58,7 +58,7 @@ def test_a_run_survives_a_walk_of_kills_with_every_bit(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_an_asynchronous_run_survives_a_walk_of_kills(tmp_path: Path) -> None:
     outcome = run_chaos(minutes=1.5, seed=5, folder=tmp_path, mode="async")
-    tell(outcome)
+    print_outcome(outcome)
 
     assert outcome.failures == []
     assert outcome.versions >= 6

@@ -63,7 +63,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def undisturbed(federation: Federation, *overrides: str) -> list[object]:
-    """What a run makes in which site-1 has no update in round 2, as it says so itself."""
+    """Digests of a run in which site-1 reports a failure in round 2 and sends no update."""
     file = federation.folder / "failing/site-1_2"
     file.write_text("")
     try:

@@ -14,9 +14,9 @@ from fl_queue.store import keyspace
 from fl_queue.store.embedded.redis_server import Role
 from tests.support.federation import Federation, children_of, kill, wait_for
 
-#: A cohort of all that are alive: it must not shrink to those who are heard first.
+#: A cohort of all that are alive: it must not shrink to those whose lease is read first.
 ALL = ("run.rounds=4", "round.cohort=1.0", "train.epochs=3", "round.deadline_s=20")
-#: Python's clocks, shifted by what a file says: a machine whose clock is set under a running worker.
+#: Python's clocks, shifted by the number in a file: a machine whose clock is set under a running worker.
 SHIFT = """
 import datetime, os, time
 def _offset():
@@ -48,7 +48,7 @@ def shift_workers(federation: Federation, seconds: float) -> None:
 
 
 def undisturbed(federation: Federation, run: str, calm: list[str]) -> None:
-    """It ended with the calm bits, and every round had everybody."""
+    """It ended with the calm bits, and every round had all clients."""
     state = federation.finish(run, 150)
     history = federation.store.control.history.records(run)
 
@@ -86,7 +86,7 @@ def test_the_clock_of_the_workers_jumps_while_they_train(
 
     events = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
     healed = [event for _, _, event in events if event["event"] == "healed"]
-    assert set(attempts(federation, run)) == {1}, healed  # They say why a job was tried again.
+    assert set(attempts(federation, run)) == {1}, healed  # Each has the reason of a new attempt.
     assert calm != slow  # Another name and other epochs: the check can fail.
 
 
@@ -110,7 +110,7 @@ def test_the_clock_of_the_control_server_jumps(
     if moment == "in a round":
         wait_for("round 2", lambda: federation.trained(run) >= 4)
     else:
-        kill(federation.worker_pid("aggregator"))  # Nobody opens a round until it is back.
+        kill(federation.worker_pid("aggregator"))  # No round is opened until it is back.
         wait_for(
             "updates",
             lambda: federation.store.data.results.count(run) == 2 or federation.round_of(run) > 1,

@@ -99,12 +99,12 @@ def test_two_start_rounds_at_once_make_one_run(federation: Federation) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=60) for process in both]
+    outputs = [process.communicate(timeout=60) for process in both]
     run = federation.store.control.runs.id_of("twice")
     assert run is not None
 
     assert sorted(process.returncode for process in both) == [0, 2]
-    assert sum("is training" in error for _, error in said) == 1
+    assert sum("is training" in error for _, error in outputs) == 1
     state = federation.finish(run)
     assert (state.version, [record.outcome for record in federation.store.control.history.records(run)]) == (
         3, ["committed"] * 3 + ["evaluated"],

@@ -1,4 +1,4 @@
-"""What a job leaves behind ends with it, and a job whose process ends without an answer says why."""
+"""Processes that a job leaves behind end with it; a job whose process ends without an answer reports why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import chosen_server
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, child_of, children_of, kill, wait_for
 
-#: A task that does what the files in its folder say: each name is a deed, done by whoever removes the file.
+#: A task directed by files in its folder: each name is a deed, done by the process that removes the file.
 TASK = """
 import multiprocessing, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_nothing_is_left_of_a_job_whose_worker_was_killed(federation: Federation
         ("crash", "failed: its process crashed with signal 11 (SIGSEGV)"),
     ],
 )
-def test_a_process_that_ends_without_an_answer_says_why_and_another_one_answers(
+def test_a_process_that_ends_without_an_answer_reports_why_and_another_one_answers(
     federation: Federation, deed: str, reason: str
 ) -> None:
     (federation.folder / "deeds" / deed).touch()

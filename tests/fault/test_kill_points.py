@@ -57,11 +57,11 @@ AGGREGATOR_CASES = [(point, "kill") for point in AGGREGATOR] + [("update.receive
 #: What a run needs to pass a point at all: updates in chunks, a checkpoint after each of them.
 _CHUNKS, _PARTIAL = ("redis.inline_bytes=0",), ("redis.inline_bytes=0", "redis.unmerged_bytes=1")
 NEEDED = {"chunks.pushed": _CHUNKS, "partial.stored": _PARTIAL, "partial.saved": _PARTIAL}
-#: Points that are passed where somebody has sent garbage.
+#: Points that are passed where a client has sent garbage.
 GARBAGE = ("update.refused", "refused.removed")
-#: A killed aggregator may leave a sum that nobody counts; it goes by itself.
+#: A killed aggregator may leave a sum that no round counts; it expires.
 LONGEST_LIFE_S = 3600
-#: From here on the update is in the outbox, and nobody trains again.
+#: From here on the update is in the outbox, and no client trains again.
 KEPT = CLIENT[CLIENT.index("outbox.written") :]
 
 
@@ -202,7 +202,7 @@ def test_start_round_killed_at(federation: Federation, calm: list[str], point: s
 
 @pytest.mark.parametrize("role", ["control", "data"])
 @pytest.mark.parametrize(("whose", "point"), REDIS)
-def test_redis_killed_while_somebody_is_at(
+def test_redis_killed_while_a_process_is_at(
     federation: Federation, calm: list[str], whose: str, point: str, role: Role
 ) -> None:
     fired = federation.arm(point, "stop", whose)
@@ -229,7 +229,7 @@ def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
     assert set(re.findall(r'reach\("([^"]+)"\)', source)) == set(failpoints.POINTS)
 
 
-def test_points_do_nothing_unless_a_test_says_so(federation: Federation) -> None:
+def test_points_do_nothing_unless_a_test_sets_them(federation: Federation) -> None:
     federation.arm("run.created", "kill")
     failpoints.failpoint("run.created")  # This process has no FLQ_FAULTS: it lives on.
     (federation.faults / "run.created").unlink()

@@ -1,7 +1,7 @@
 """
 While a Redis server answers that it cannot serve, nothing ends and no training is lost; then work goes on.
 
-A round for each outage: ``python -m tests.fault.outages`` walks all of them, and tells the seconds.
+A round for each outage: ``python -m tests.fault.outages`` walks all of them, and prints the seconds.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def at_rest(federation: Federation, run: str) -> dict[str, tuple[list[str], int]
         jobs = [key for key in control.redis.scan_iter("rq:*") if JOBS.match(key.decode())]
         return not jobs and all(value.get("state") == "done" for value in evaluations)
 
-    wait_for("everybody to be at rest", settled, 120)
+    wait_for("all processes to be at rest", settled, 120)
     rq_cleanup.sweep(federation.store)
     found = {}
     for name, server in (("control", control.redis), ("data", federation.store.data.redis)):

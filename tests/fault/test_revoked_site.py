@@ -1,4 +1,4 @@
-"""A site that is revoked while it trains: it ends the training, and says why, then and at the next start."""
+"""A site that is revoked while it trains: it ends the training, and reports why, then and at the next start."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def operator(servers: EmbeddedRedis, *arguments: str) -> None:
 
 # It lasts until a login that is refused is final, more than half a minute.
 @pytest.mark.slow
-def test_a_revoked_site_ends_its_training_and_says_why(
+def test_a_revoked_site_ends_its_training_and_reports_why(
     servers: EmbeddedRedis, tmp_path: Path, no_process_left: None
 ) -> None:
     (tmp_path / "gated.py").write_text(TASK)

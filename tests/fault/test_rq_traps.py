@@ -91,7 +91,7 @@ def events(store: Store, stream: str) -> list[dict[str, Any]]:
 
 
 def healed(store: Store, run: str, who: str) -> bool:
-    """Whether a job of somebody was given a new attempt."""
+    """Whether a job of this worker was given a new attempt."""
     return any(
         event["event"] == "healed" and f"job of {who} " in event["what"]
         for event in events(store, keyspace.events(run))
@@ -311,7 +311,7 @@ def test_a_work_horse_does_not_outlive_its_worker(federation: Federation, begin:
         if (event.get("run"), event.get("round")) == (run, 1)
     ]
     starts = [place for place, event in enumerate(seen) if event["event"] == "training"]
-    # Nobody else's epochs lie between those of the second attempt.
+    # No other attempt's epochs lie between those of the second attempt.
     after = [event["epoch"] for event in seen[starts[-1] + 1 :]]
     assert after == sorted(set(after))
     assert after[-1] == epochs
@@ -401,8 +401,8 @@ def test_healers_that_meet_at_a_dead_job_publish_one_new_attempt(
     healers = [Healer(Store(*redis_urls), tmp_path) for _ in range(4)]
     store = healers[0].store
     for healer in healers:
-        # The lease normally lets one at a time work; under one token it stops nobody.
-        healer.token = "everybody"
+        # The lease normally lets one at a time work; under one token it stops no healer.
+        healer.token = "shared"
     for turn in range(20):
         run = new_run(store, f"trapped-{turn}", clients=1)
         lifecycle.advance(store, run)

@@ -89,17 +89,17 @@ def test_the_kernel_ends_a_line_that_is_dead() -> None:
         connection._sock = None
 
 
-def test_a_slow_line_is_said_to_be_slow(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_a_slow_line_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    line = outbox._Line(store, 6_000_000, lambda exc: said.append(exc.reason))
+    line = outbox._Line(store, 6_000_000, lambda exc: reasons.append(exc.reason))
     for seconds, arrived in ((10, 4_000), (10, 0), (30, 30_000_000)):
         now[0] += seconds
         assert line.look(arrived, 2_000_000) == 0
-    assert said == []
+    assert reasons == []
     now[0] = 200.0
     assert line.look(1_000_000, 2_000_000) == 200
-    assert said == [
+    assert reasons == [
         "the line is slow, 80 kbit/s: an update of 6.0 MB takes about 10 minutes; see update.codec"
     ]

@@ -1,5 +1,5 @@
 """
-Flower clients as people have them: nothing of ours in them but the shipped images.
+Flower clients as users write them: nothing of ours in them but the shipped images.
 
 Each is what an own module is to a worker, ``flower:tests.flower.apps:NAME``.
 """
@@ -179,7 +179,7 @@ def two_arrays() -> list:
 
 
 class Answers(NumPyClient):
-    """Answers ``fit`` as ``run_config["answer"]`` says."""
+    """Answers ``fit`` with the answer named by ``run_config["answer"]``."""
 
     def __init__(self, answer: str = "") -> None:
         self.answer = answer
@@ -281,7 +281,7 @@ empty = ClientApp()
 
 
 def killed_once(context: Context) -> Client:
-    """Is killed in the middle of its first training; ``run_config["mark"]`` says where it notes that."""
+    """Is killed in the middle of its first training; ``run_config["mark"]`` is the file that records it."""
 
     class Killed(Softmax):
         def fit(self, parameters: list, config: dict) -> tuple:

@@ -78,7 +78,7 @@ def answered(answer: str) -> TrainingResult:
 def test_a_client_learns_from_its_share_and_reports() -> None:
     seen: list[Any] = []
 
-    done = trained(config_of("client_fn"), 1, on_epoch=lambda *told: seen.append(told))
+    done = trained(config_of("client_fn"), 1, on_epoch=lambda *epoch: seen.append(epoch))
 
     before, (epoch, epochs, after) = metrics.finish(done.metrics), seen[0]
     assert (done.num_examples, done.metrics["num_examples"]) == (600, 200)
@@ -129,7 +129,7 @@ def test_an_app_with_messages_trains_the_tensors_of_its_model_by_name() -> None:
     seen: list[Any] = []
     config = config_of("app", flower_model=f"{APPS}:Net")
 
-    done = trained(config, 2, on_epoch=lambda *told: seen.append(told[2]))
+    done = trained(config, 2, on_epoch=lambda *epoch: seen.append(epoch[2]))
 
     kinds = {spec.name: spec.kind for spec in done.manifest.tensors}
     assert kinds["norm.running_var"] == "float_buffer"
@@ -212,17 +212,17 @@ def test_a_client_without_evaluate_has_no_validation_metrics() -> None:
     assert done.train_metrics == {"num_examples": 4}
 
 
-def test_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, Any] = {}
+def test_config_that_fit_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
 
     def noted(self: Any, parameters: Any, config: Any) -> Any:
-        told.update(config)
+        received.update(config)
         return parameters, 1, {}
 
     monkeypatch.setattr(apps.Answers, "fit", noted)
     trained(config_of("answers", flower_model=f"{APPS}:two_arrays", proximal_mu=0.1, app={"x": 3}))
 
-    assert told == {
+    assert received == {
         "server_round": 7, "server-round": 7, "lr": 0.3,
         "learning_rate": 0.3, "learning-rate": 0.3, "local_epochs": 2, "local-epochs": 2,
         "batch_size": 20, "batch-size": 20, "proximal_mu": 0.1, "app.x": 3,
@@ -266,18 +266,18 @@ def test_a_baseline_is_of_one_client_at_a_time() -> None:
 def test_fewer_examples_than_a_site_allows_are_no_update_and_no_metric() -> None:
     config = config_of("client_fn")
     task = task_of(config)
-    told: list[Any] = []
+    epochs: list[Any] = []
 
     with pytest.raises(ConfigError, match="601 examples") as caught:
         train_update(
             task,
             *begun(task),
             replace(context_of(config), min_examples=601),
-            lambda *epoch: told.append(epoch),
+            lambda *epoch: epochs.append(epoch),
         )
     done = train_update(task, *begun(task), replace(context_of(config), min_examples=201))
 
-    assert (caught.value.field, told) == ("--min-examples", [])
+    assert (caught.value.field, epochs) == ("--min-examples", [])
     assert (done.num_examples, done.metrics) == (600, {"num_examples": 0})
 
 
@@ -350,7 +350,7 @@ def test_what_cannot_be_a_task_is_named(
         ("remembers", rf"run\.task: {APPS}:remembers keeps something in context\.state.*; {FULL}"),
     ],
 )
-def test_what_a_client_says_of_its_data_stays_at_the_site(attribute: str, expected: str) -> None:
+def test_what_a_client_reports_of_its_data_stays_at_the_site(attribute: str, expected: str) -> None:
     own = {} if attribute == "Leaks" else {"flower_model": f"{APPS}:two_arrays"}
     config = config_of(attribute, **own)
     with pytest.raises(Exception, match=r"Erika Musterfrau|mine") as caught:

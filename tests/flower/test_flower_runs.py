@@ -74,7 +74,7 @@ def test_an_app_with_messages_learns_in_a_pool(federation: Federation) -> None:
         ("undefined", "tensor '0' holds nan"),
     ],
 )
-def test_a_wrong_answer_is_a_receipt_that_says_why(
+def test_a_wrong_answer_is_a_receipt_with_the_reason(
     federation: Federation, answer: str, words: str
 ) -> None:
     overrides = (f"task.flower_model={APPS}:two_arrays", f"task.answer={answer}")
@@ -84,5 +84,5 @@ def test_a_wrong_answer_is_a_receipt_that_says_why(
 
     assert federation.finish(run).state == "failed"
     records = federation.store.control.history.records(run)
-    told = [json.dumps(found) for record in records for found in record.rejected.values()]
-    assert told == [found for found in told if words in found] != []
+    rejections = [json.dumps(found) for record in records for found in record.rejected.values()]
+    assert rejections == [found for found in rejections if words in found] != []

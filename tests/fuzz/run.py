@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def session(name: str, minutes: float, seed: int) -> bool:
-    """Fuzz one target in a process of its own, and tell what came of it; whether nothing was found."""
+    """Fuzz one target in a process of its own and print the result; true if nothing was found."""
     corpus, crashes = FOLDER / name, FOLDER / f"{name}-found"
     corpus.mkdir(parents=True, exist_ok=True)
     crashes.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def fuzz(name: str, options: list[str]) -> int:
 
     def one_input(data: bytes) -> None:
         try:
-            target(data)  # What it tells is for tests: libFuzzer wants nothing.
+            target(data)  # Its result is for tests: libFuzzer takes none.
         except BaseException:
             # As libFuzzer would, but its alarm may end the process before it has.
             name = f"crash-{hashlib.sha1(data).hexdigest()}"

@@ -263,13 +263,13 @@ def decode_state(data: bytes) -> None:
     """The hash of a run or of a round: fields and values between zero bytes, beside those of a real one."""
     parts = data[1:].split(b"\0")
     raw = dict(zip(parts[::2], parts[1::2], strict=False))
-    said = as_text(raw)
+    fields = as_text(raw)
     if data[:1] == b"\0":
-        found = parse_run_state("demo-3f2a9c", {**RUN_HASH, **said})
+        found = parse_run_state("demo-3f2a9c", {**RUN_HASH, **fields})
         assert all(map(identifiers.is_name, (found.name, *found.left_out)))
         assert all(map(identifiers.is_run_id, (found.run_id, *found.restored_from)))
         return
-    current = parse_round_state(1, {**ROUND_HASH, **said})
+    current = parse_round_state(1, {**ROUND_HASH, **fields})
     assert all(map(identifiers.is_name, current.makers))
 
 
@@ -287,11 +287,11 @@ ROUND_HASH = {
 def decode_job(data: bytes) -> None:
     """A job's hash: fields and values between zero bytes; data as it is, or compressed."""
     parts = data.split(b"\0")
-    said: dict[bytes, bytes] = {**HASH, **dict(zip(parts[::2], parts[1::2], strict=False))}
-    if b"call" in said:
-        said[b"data"] = zlib.compress(said.pop(b"call"))
+    fields: dict[bytes, bytes] = {**HASH, **dict(zip(parts[::2], parts[1::2], strict=False))}
+    if b"call" in fields:
+        fields[b"data"] = zlib.compress(fields.pop(b"call"))
     job = FLJob(JOB, connection=_NOWHERE, serializer=JSONSerializer)
-    job.restore(said)
+    job.restore(fields)
     assert job.func_name == TRAIN or job.func_name.startswith("workers.client.")
     assert (job.args[0], job.args[1]) == ("demo-3f2a9c", 3)
     assert job.kwargs == {}
@@ -334,12 +334,12 @@ def _records() -> list[bytes]:
 
 
 def _events() -> list[bytes]:
-    said: list[dict[str, Any]] = [
+    events: list[dict[str, Any]] = [
         {"event": "training", "run": "demo-3f2a9c", "round": 1, "epochs": 2},
         {"event": "epoch", "run": "demo-3f2a9c", "round": 1, "epoch": 1, "epochs": 2, "accuracy": 0.5, "loss": 1.0},
         {"event": "job_refused", "job": JOB, "reason": "methods are not run", "by": "site-1_ab"},
     ]  # fmt: skip
-    return [json.dumps(event).encode() for event in said]
+    return [json.dumps(event).encode() for event in events]
 
 
 def _tickets() -> list[bytes]:

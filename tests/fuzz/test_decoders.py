@@ -85,7 +85,7 @@ def test_any_value_anywhere_in_a_groups_header_ends_in_documented_errors(
     path = data.draw(st.sampled_from(places(raw)))
     try:
         changed = msgpack.packb(put(raw, path, data.draw(PLAIN)))
-    except (OverflowError, UnicodeEncodeError):  # Nothing that msgpack can say.
+    except (OverflowError, UnicodeEncodeError):  # A value that msgpack cannot encode.
         return
     TARGETS["header"](changed)
 

@@ -1,5 +1,5 @@
 """
-The command of a chaos run; ``tests.fault.chaos.run`` says what it does.
+The command of a chaos run; ``tests.fault.chaos.run`` describes it.
 
     python -m tests.fault.chaos --minutes 3 --seed 1 [--clients 3] [--mode async]
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fault.chaos.run import run_chaos, tell
+from tests.fault.chaos.run import print_outcome, run_chaos
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="flq-chaos-"))
     outcome = run_chaos(given.minutes, given.seed, folder, given.clients, given.mode)
-    tell(outcome)
+    print_outcome(outcome)
     if not outcome.failures:
         shutil.rmtree(folder)
     return 1 if outcome.failures else 0

@@ -10,7 +10,7 @@ client, evaluator   a job begun or answered, or the lease of a new worker (after
 aggregator          a receipt or the end of a round, or a lease likewise
 aggregator's supervisor   the healer's lease, taken or extended
 control, data       an event that cannot come about without the server
-console             the one that took its place has said something, or the run has ended
+console             its successor has printed a line, or the run has ended
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from fl_queue.store.embedded.server_pair import start
 from tests.fault.chaos import checks
 from tests.fault.chaos.arena import SETTLE_S, Arena
 from tests.fault.chaos.hits import table
-from tests.fault.chaos.walk import NAME, ROUNDS_A_START, Outcome, Walk, say
+from tests.fault.chaos.walk import NAME, ROUNDS_A_START, Outcome, Walk, print_progress
 from tests.support.federation import QUICK
 
 CONFIG = "mnist-3v7"
@@ -90,7 +90,7 @@ def run_chaos(
     outcome = Outcome(seed, folder, mode)
     with _marked() as mark:
         with start(folder / "state") as redis:
-            say(f"seed {seed}: starting a federation of {clients} clients in {folder}")
+            print_progress(f"seed {seed}: starting a federation of {clients} clients in {folder}")
             arena = Arena(redis, folder, clients)
             try:
                 _walk_and_judge(arena, outcome, minutes)
@@ -147,7 +147,7 @@ def _judge(
     found += arena.leftovers(run)
     # The name is given free for the calm run: seeds come from the name, not the run id.
     control.redis.hdel(keyspace.RUNS, NAME)
-    say(f"calm: the same {state.version} rounds, undisturbed")
+    print_progress(f"calm: the same {state.version} rounds, undisturbed")
     calm = arena.repeat(NAME, loaded, ROUNDS_A_START, state.version // ROUNDS_A_START)
     opened = [event["round"] for _, event in walk.watch.events if event["event"] == "round_opened"]
     history = control.history.records(run)
@@ -167,16 +167,16 @@ def _judge(
 
 
 def _merged_as_it_should(arena: Arena, state: RunState, calm: str, mode: str) -> list[list[str]]:
-    """What was merged, and into which versions: that of the calm run, or what the records say."""
+    """What was merged, and into which versions: those of the calm run, or of the records."""
     control, run = arena.store.control, state.run_id
     history = control.history.records(run)
     if mode == "async":
         verdicts = verification.verify(arena.store, state, arena.redis.state_dir)
-        told = [event for client in arena.clients for event in arena.client_events(client)]
+        client_events = [event for client in arena.clients for event in arena.client_events(client)]
         return [
             checks.no_job_merged_twice(history),
             checks.versions_made_again(verdicts),
-            checks.no_state_missing(told, run),
+            checks.no_state_missing(client_events, run),
         ]
     return [
         checks.nothing_merged_twice(history, control.history.records(calm), arena.clients),
@@ -202,7 +202,7 @@ def _traces_left(
         time.sleep(1.0)
 
 
-def tell(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
     """The table on standard output; on a failure, what is needed to find it."""
     console = Console()
     if not console.is_terminal:

@@ -37,7 +37,7 @@ ROUNDS_A_START = 6
 AIM_S = 3.0
 VICTIM_S = 1.0
 LOOK_S = 0.01
-#: After an outage a console may say that Redis was not reachable (exit status 5).
+#: After an outage a console may report that Redis was not reachable (exit status 5).
 OUTAGE_FELT_S = 60.0
 
 
@@ -70,7 +70,7 @@ class Outcome:
     events: list[str] = field(default_factory=list)
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """A line of progress."""
     print(line, file=sys.stderr, flush=True)
 
@@ -112,7 +112,7 @@ class Walk:
                 break
             self._take(step)
         self.walking = False
-        self._say("the walk is over: mending, and waiting for the run to end")
+        self._print_line("the walk is over: mending, and waiting for the run to end")
         self._mend()
         self._await_end()
 
@@ -164,7 +164,7 @@ class Walk:
                 return
             self.pump()
         self.ended = True
-        self._say("the run has ended")
+        self._print_line("the run has ended")
         until = time.monotonic() + SETTLE_S
         while self._unrecovered() and time.monotonic() < until:
             self.pump()
@@ -273,7 +273,7 @@ class Walk:
             status = process.poll()
             if status is None:
                 continue
-            # It says so with status 5 when it is started during an outage; a service manager would
+            # Started during an outage, it exits with status 5; a service manager would
             # start it again.
             if status != 5:
                 self._fail(f"the supervisor of {name} ended by itself with status {status}")
@@ -370,19 +370,19 @@ class Walk:
             return
         self.outcome.sent[step.send] += 1
 
-    # Telling
+    # Progress
 
     def _note(self, hit: Hit) -> None:
         self.outcome.hits.append(hit)
-        self._say(hit.describe())
+        self._print_line(hit.describe())
 
     def _fail(self, line: str) -> None:
         self.outcome.failures.append(line)
-        self._say(f"FAILED: {line}")
+        self._print_line(f"FAILED: {line}")
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         number = self.watch.run.round if self.watch.run else "-"
-        say(f"{time.monotonic() - self.began:6.1f} s  round {number}: {line}")
+        print_progress(f"{time.monotonic() - self.began:6.1f} s  round {number}: {line}")
 
 
 @dataclass
@@ -391,8 +391,8 @@ class _Console:
     A CLI process in a user's place.
 
     Args:
-        hits: Those that are over when it says something.
-        spoke_bytes: What it had said before.
+        hits: Those that are over when it prints a line.
+        spoke_bytes: Length of its earlier output.
     """
 
     process: subprocess.Popen[bytes]

@@ -96,7 +96,7 @@ class Watcher:
         self._leases_at = 0.0
 
     def look(self) -> list[Sign]:
-        """Take in what is new; what shows that somebody works."""
+        """Read new events and files; return the signs that a process works."""
         self._look_at_outbox()
         signs: list[Sign] = []
         self.fresh = False
@@ -116,7 +116,7 @@ class Watcher:
 
     @property
     def rejected(self) -> Counter[str]:
-        """Verdict -> updates that were not merged, as the run's events say."""
+        """Verdict -> updates that were not merged, by the run's events."""
         return Counter(
             event["status"] for _, event in self.events if event["event"] == "update_rejected"
         )
@@ -211,7 +211,7 @@ class Watcher:
         elif what == "version_evaluated":
             who += ["evaluator"]
         elif what == "run_completed":
-            # There is nothing left to do by which anybody could show that he works.
+            # No job is left by which a process could show that it works.
             who += [*self.clients, "aggregator", "evaluator", "data"]
         return [*answers, *(Sign(one, "work", at_ms / 1000) for one in who)]
 

@@ -1,4 +1,4 @@
-"""Many open rounds and few aggregators: whoever has something to do gets a worker, and nobody starves."""
+"""Many open rounds and few aggregators: each round with work gets a worker, and no round starves."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ten_runs_at_once_all_complete_and_a_client_trains_them_in_turn(two: Fed
         outcomes = [record.outcome for record in store.control.history.records(run)]
         assert outcomes == ["committed"] * 2 + ["evaluated"]
         assert two.trained(run) == 2
-    assert sorted(order[:RUNS]) == sorted(runs)  # Nobody twice before everybody once.
+    assert sorted(order[:RUNS]) == sorted(runs)  # No run twice before all runs once.
     for end in range(len(order)):
         counts = [order[:end].count(run) for run in runs]
         assert max(counts) - min(counts) <= 2
@@ -176,7 +176,7 @@ def test_a_round_that_makes_way_takes_its_sum_along_and_comes_back(
     store.control.redis.delete(QUEUE)
     store.control.redis.rpush(
         QUEUE, "aggregator_gone-123_1_aaaa"
-    )  # Its run is gone: that is to be said.
+    )  # Its run is gone: reported in the log.
 
     assert hand.work() == "made way for another round"
     assert dispatch.queued(store, keyspace.AGGREGATE_QUEUE) == [

@@ -38,9 +38,7 @@ def killed(client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("cut", [flooded, killed])
-def test_a_doorbell_that_is_lost_is_heard_again(
-    store: Store, cut: Callable[[redis.Redis], None]
-) -> None:
+def test_a_lost_doorbell_is_made_up_for(store: Store, cut: Callable[[redis.Redis], None]) -> None:
     other = store.data.redis
     with store.data.results.doorbell() as bell:
         before = subscribers(other)

@@ -34,7 +34,7 @@ class Dawdling(Strategy):
     def next_model(self, *args, **kwargs):
         for block in super().next_model(*args, **kwargs):
             for part in np.array_split(block, min(20, len(block))):
-                time.sleep(STILL_S / 10)  # A disk that is slow, say.
+                time.sleep(STILL_S / 10)  # As a slow disk does.
                 yield part
 """.replace("STILL_S", "3.0")
 
@@ -68,7 +68,7 @@ def aggregate(store: Store, folder: Path, strategy: str) -> tuple[int, ManualRun
 
 
 @pytest.mark.timeout(180)
-def test_an_aggregator_that_hangs_ends_and_says_where(store: Store, tmp_path: Path) -> None:
+def test_an_aggregator_that_hangs_ends_and_reports_where(store: Store, tmp_path: Path) -> None:
     status, hand = aggregate(store, tmp_path, "Hanging")
     events = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     (hung,) = [event for _, _, event in events if event["event"] == "aggregator_hung"]

@@ -287,7 +287,7 @@ def test_a_sum_with_other_bytes_than_its_digest_is_not_used(hand: ManualRun, sto
 def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
     calm: RoundRecord, hand: ManualRun, store: Store, forged: dict[str, str]
 ) -> None:
-    """Its updates are gone, and their signatures: whoever may write there would make the model."""
+    """Its updates are gone, and their signatures: a process that may write there would make the model."""
     store.state_dir = hand.folder
     operator_key.create(operator_key.place(hand.folder))
     first = hand.intake()
@@ -300,8 +300,8 @@ def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
     assert hand.intake().received() == 0
     assert store.data.partial_sum.get(hand.run) == {}
     assert store.control.receipts.of_round(hand.run, 1) == {}
-    told = [event for _, event in store.control.events.newest(keyspace.events(hand.run), 9)]
-    assert [event["event"] for event in told].count("sum_refused") == 1
+    events = [event for _, event in store.control.events.newest(keyspace.events(hand.run), 9)]
+    assert [event["event"] for event in events].count("sum_refused") == 1
     for client in CLIENTS:
         hand.update(client)
     hand.work()
@@ -311,7 +311,7 @@ def test_a_sum_that_the_operators_side_did_not_write_is_not_used(
 def test_receipts_are_there_before_the_sum_is_read(
     hand: ManualRun, store: Store, redis_urls: tuple[str, str]
 ) -> None:
-    # Without them the healer has everybody asked again while a large sum is being read.
+    # Without them the healer has all clients asked again while a large sum is being read.
     first = hand.intake()
     hand.update("a")
     hand.take(first, 1)
@@ -461,7 +461,7 @@ def test_of_many_who_ask_at_the_same_time_no_more_are_admitted(redis_urls: tuple
     assert len(admitted) == 2
 
 
-def test_what_a_client_says_counts_as_one_update_at_most(store: Store) -> None:
+def test_a_size_reported_by_a_client_counts_as_one_update_at_most(store: Store) -> None:
     store.data.redis.set(keyspace.admitted("r", "a"), f"lie:{10**17}")
     store.data.redis.rpush(keyspace.admitted("r", "b"), "no string")
 
@@ -492,7 +492,7 @@ def test_clients_wait_for_room_and_go_when_their_round_has_ended(
     hand: ManualRun, store: Store
 ) -> None:
     body = bytes(hand.manifest.nbytes)
-    assert store.data.admission.admit(hand.run, "b", "somebody:1000000", 1, "a")
+    assert store.data.admission.admit(hand.run, "b", "other:1000000", 1, "a")
     asked = iter([False, False, True])
     options = SendOptions(0, 65536, unmerged_bytes=1, rivals="ab")
     header = hand.header("update", "a", body)
@@ -511,7 +511,7 @@ def test_a_client_that_sends_keeps_its_permission_until_its_update_is_merged(
     assert store.data.redis.ttl(keyspace.admitted(hand.run, "a")) > 20 * 3600
 
 
-def test_nobody_asks_where_there_is_room_for_all(hand: ManualRun, store: Store) -> None:
+def test_no_client_asks_where_there_is_room_for_all(hand: ManualRun, store: Store) -> None:
     hand.update("a", bound=len(CLIENTS) * hand.manifest.nbytes)
 
     assert not store.data.redis.exists(keyspace.admitted(hand.run, "a"))

@@ -1,4 +1,4 @@
-"""Garbage, duplicates and somebody who pushes without end: refused at once, counted, named; the round closes in time."""
+"""Garbage, duplicates and a client that pushes without end: refused at once, counted, named; the round closes in time."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def written(store: Store) -> int:
     )
 
 
-def told(hand: ManualRun, kind: str) -> list[dict[str, object]]:
+def events_of(hand: ManualRun, kind: str) -> list[dict[str, object]]:
     found = hand.store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
     return [event for _, _, event in found if event["event"] == kind]
 
 
 @contextmanager
 def flooding(run: str, folder: Path, url: str, element: bytes) -> Iterator[None]:
-    """Somebody pushes an element again and again, as a process of its own."""
+    """Push an element again and again from a process of its own."""
     path = folder / "element"
     path.write_bytes(element)
     command = [sys.executable, "-c", FLOODER, url, keyspace.results(run), str(path)]
@@ -124,17 +124,19 @@ def test_ten_thousand_elements_of_garbage_cost_few_writes_and_no_room(hand: Manu
 
     assert done == "committed: quorum reached, grace passed: 2 of 3 updates in"
     assert written(hand.store) - before < 800
-    assert len(told(hand, "update_rejected")) <= rejections.MAX_EVENTS * (
+    assert len(events_of(hand, "update_rejected")) <= rejections.MAX_EVENTS * (
         rejections.MAX_SENDERS + 1
     )
     counts = hand.store.control.rejections.of_round(hand.run, 1)
     assert sum(refusals.count for refusals in counts.values()) == 10_000
     assert counts["?"].count == 9000
     assert len(counts) == rejections.MAX_SENDERS + 1
-    # 1,000 made-up names are no keys: they are told apart up to a number.
+    # 1,000 made-up names are no keys: they are counted apart up to a number.
     assert counts[rejections.OTHERS].count == 1000 - (rejections.MAX_SENDERS - 1)
     assert sorted(hand.store.control.receipts.of_round(hand.run, 1)) == ["a", "b"]
-    assert {event["client"]: event["count"] for event in told(hand, "updates_refused")}["?"] == 9000
+    assert {event["client"]: event["count"] for event in events_of(hand, "updates_refused")}[
+        "?"
+    ] == 9000
 
 
 def test_a_thousand_duplicates_of_one_client_are_two_receipts_and_a_count(hand: ManualRun) -> None:
@@ -194,7 +196,7 @@ def test_elements_are_refused_once_and_by_the_owner_only(hand: ManualRun) -> Non
     assert data.taken.count(run, new.incarnation.fence) == 1
 
 
-def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_nobodys(
+def test_a_refused_update_takes_its_chunks_along_and_a_forged_one_takes_none(
     store: Store, tmp_path: Path, keys: dict[str, str]
 ) -> None:
     hand = ManualRun(store, tmp_path, CLIENTS, 1000, "redis.inline_bytes=0", keys=keys)
@@ -242,7 +244,7 @@ def test_replays_of_rounds_long_gone_are_late_by_number(hand: ManualRun) -> None
 
     assert hand.store.control.receipts.late_counts(hand.run) == {1: 300}
     assert hand.store.control.rejections.of_round(hand.run, 2)["a"].count == 300
-    assert len(told(hand, "update_rejected")) == rejections.MAX_EVENTS
+    assert len(events_of(hand, "update_rejected")) == rejections.MAX_EVENTS
 
 
 def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
@@ -261,7 +263,7 @@ def test_elements_whose_chunks_are_missing_ask_once_while_the_job_waits(
     assert hand.store.data.taken.count(hand.run, intake.incarnation.fence) == 0
 
 
-# Somebody pushes without end
+# A client that pushes without end
 
 
 def test_a_round_closes_in_time_while_a_client_pushes_without_end(
@@ -289,7 +291,7 @@ def test_a_round_closes_in_time_while_a_client_pushes_without_end(
     assert hand.record.rejected["c"].startswith("stale")
 
 
-def test_a_data_server_that_somebody_keeps_full_still_gets_its_round_closed(
+def test_a_round_is_closed_on_a_data_server_that_a_client_keeps_full(
     hand: ManualRun, store: Store, redis_urls: tuple[str, str]
 ) -> None:
     hand.update("a")

@@ -96,7 +96,7 @@ def test_a_hostile_integer_buffer_does_not_become_the_models(store: Store, tmp_p
     assert counts.tolist() == [ord("b")]
 
 
-def test_a_run_whose_updates_have_no_room_together_fails_and_says_what_it_takes(
+def test_a_run_whose_updates_have_no_room_together_fails_and_reports_the_memory_needed(
     store: Store, tmp_path: Path
 ) -> None:
     needed = 4 * (4 * SIZE + 8)

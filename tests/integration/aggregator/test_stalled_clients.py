@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(60)
 
 SIZE = 1000
 UPDATE = 4 * SIZE + 8
-#: What somebody writes who wants the room and no more: without an end, as its Redis user may.
+#: Claim of a client that wants the room and sends nothing: without an end, as its Redis user may.
 CLAIM = f"hostile:{UPDATE}"
 ROOM_FOR_ONE = (f"redis.unmerged_bytes={UPDATE}", "round.quorum=2", "round.grace_s=0.0")
 
@@ -59,7 +59,7 @@ def test_who_had_a_turn_is_behind_those_who_had_none(store: Store) -> None:
     store.data.admission.skip("r", 1, "a")
 
     assert ask(store, "a")  # What it sends is not interrupted,
-    assert ask(store, "b")  # but nobody waits for it.
+    assert ask(store, "b")  # but no client waits for it.
     assert not ask(store, "c")
     store.data.admission.release("r", [("a", "a:4")], 1)
     assert not ask(store, "a")  # It waits for those with fewer turns,
@@ -95,7 +95,7 @@ def test_a_client_that_never_sends_delays_the_others_for_a_counted_time(
     assert turns(hand) == {"a": 1}
 
 
-def test_time_in_which_nobody_takes_what_was_sent_is_no_clients_fault(
+def test_time_in_which_no_aggregator_takes_updates_is_no_clients_fault(
     hand: ManualRun, store: Store
 ) -> None:
     hand.update("b", bound=UPDATE)
@@ -134,17 +134,17 @@ def test_a_big_update_has_more_time_but_not_what_its_client_claims(
     assert look(hand, watch, 6) == ["b"]
 
 
-def test_the_healer_looks_and_says_so(
+def test_the_healer_looks_and_writes_an_event(
     hand: ManualRun, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalled_clients, "PATIENCE_S", 0.0)
     claim(hand, "a")
     healer = Healer(store, tmp_path)
 
-    def told() -> list[dict[str, object]]:
+    def stall_events() -> list[dict[str, object]]:
         healer.heal(hand.run)
         events = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
         return [event for _, _, event in events if event["event"] == "client_stalled"]
 
-    [event] = wait_for("an event", told, 10)
+    [event] = wait_for("an event", stall_events, 10)
     assert (event["client"], event["round"]) == ("a", 1)

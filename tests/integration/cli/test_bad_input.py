@@ -107,11 +107,11 @@ print("torch" in sys.modules, "numpy" in sys.modules)
 
 def test_unknown_run_names_those_there_are(private_redis, tmp_path: Path) -> None:
     done = fl_queue(
-        "history", "nobody", "--state-dir", str(private_redis.state_dir), state_dir=tmp_path
+        "history", "absent", "--state-dir", str(private_redis.state_dir), state_dir=tmp_path
     )
 
     assert done.returncode == 2
-    assert "run nobody: there is no such run" in done.stderr
+    assert "run absent: there is no such run" in done.stderr
 
 
 def test_a_mistyped_name_of_a_run_names_the_nearest(store: Store) -> None:
@@ -167,7 +167,7 @@ def test_redis_ends_with_an_error_when_one_of_its_servers_dies(tmp_path: Path) -
     assert "the private data server ended" in errors
 
 
-def test_doctor_names_clients_whose_jobs_nobody_takes(redis_urls: tuple[str, str]) -> None:
+def test_doctor_names_clients_whose_jobs_no_worker_takes(redis_urls: tuple[str, str]) -> None:
     store = Store(*redis_urls)
     store.control.redis.zadd(keyspace.CLIENTS, {"gone": store.control.now()})
     store.control.redis.rpush(f"rq:queue:{keyspace.client_queue('gone')}", "a-job")

@@ -1,4 +1,4 @@
-"""Commands of people while a Redis server is gone, is silent, or says not now: one line, exit 5, soon."""
+"""Commands of users while a Redis server is gone, silent, or refuses for now: one line, exit 5, soon."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def check_refusals(
 ) -> None:
     """That each ended with exit code 5 and one line with the word in it."""
     for command, (took_s, done) in found.items():
-        told = done.stderr.strip().splitlines()
-        assert (done.returncode, len(told)) == (5, 1), f"{command}: {done.stderr}{done.stdout}"
-        assert "Redis" in told[0], command
-        assert word in told[0], command
+        lines = done.stderr.strip().splitlines()
+        assert (done.returncode, len(lines)) == (5, 1), f"{command}: {done.stderr}{done.stdout}"
+        assert "Redis" in lines[0], command
+        assert word in lines[0], command
         assert took_s < LONGEST_S, command
 
 
@@ -148,9 +148,7 @@ def test_a_server_that_takes_no_writes_gets_one_line(
         assert runs.find_run(store, "r").active
 
 
-def test_an_error_reply_that_nobody_expects_is_one_line(
-    servers: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_an_unexpected_error_reply_is_one_line(servers: EmbeddedRedis, tmp_path: Path) -> None:
     with redis.Redis.from_url(servers.url) as client:
         client.delete(keyspace.CLIENTS)
         client.set(keyspace.CLIENTS, "no zset")
@@ -161,9 +159,7 @@ def test_an_error_reply_that_nobody_expects_is_one_line(
     check_refusals(found, "NOPERM")
 
 
-def test_who_watches_a_run_is_told_of_an_outage_once_and_sees_its_end(
-    servers: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_watch_reports_an_outage_once_and_its_end(servers: EmbeddedRedis, tmp_path: Path) -> None:
     with Store(servers.url, servers.blob_url) as store:
         run = runs.find_run(store, "r").run_id
     where = ["--redis-url", servers.url, "--blob-url", servers.blob_url]
@@ -178,7 +174,7 @@ def test_who_watches_a_run_is_told_of_an_outage_once_and_sees_its_end(
     lines: list[str] = []
 
     def read_to(word: str) -> None:
-        """Read what it says until a line has the word in it; a process that hangs fails by the test's limit."""
+        """Read its output up to a line with the word; a process that hangs fails by the test's limit."""
         assert process.stderr is not None
         while not lines or word not in lines[-1]:
             line = process.stderr.readline()
@@ -197,14 +193,18 @@ def test_who_watches_a_run_is_told_of_an_outage_once_and_sees_its_end(
         read_to("Redis is back")
         with redis.Redis.from_url(servers.url) as client:
             client.hset(keyspace.run(run), mapping={"state": "completed", "version": 0})
-        printed, told = process.communicate(timeout=LONGEST_S)
+        printed, errors = process.communicate(timeout=LONGEST_S)
     finally:
         process.kill()
         process.wait()
 
-    assert process.returncode == 0, told
-    told = "".join(lines) + told
-    assert [told.count(words) for words in ("trying on", "Redis is back", "Traceback")] == [1, 1, 0]
+    assert process.returncode == 0, errors
+    errors = "".join(lines) + errors
+    assert [errors.count(words) for words in ("trying on", "Redis is back", "Traceback")] == [
+        1,
+        1,
+        0,
+    ]
     assert "round" in printed.lower()  # Its table.
 
 
@@ -225,12 +225,12 @@ def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
         )
         _, having = ask(servers, tmp_path, ["status", "r"])
 
-    said = without["status r"][1].stdout.splitlines()
-    assert said[0] == f"r ({run.run_id}) is training: between rounds: {diagnosis.NO_AGGREGATOR}"
-    assert said[1] == f"  {diagnosis.NO_AGGREGATOR}"
-    assert re.fullmatch(rf"  before that: {reason} \(found 36\d\d s ago\)", said[2])
+    output = without["status r"][1].stdout.splitlines()
+    assert output[0] == f"r ({run.run_id}) is training: between rounds: {diagnosis.NO_AGGREGATOR}"
+    assert output[1] == f"  {diagnosis.NO_AGGREGATOR}"
+    assert re.fullmatch(rf"  before that: {reason} \(found 36\d\d s ago\)", output[2])
     assert diagnosis.NO_AGGREGATOR in without["status"][1].stdout
-    # One that is alive looks each second: the reason is as it says.
+    # One that is alive looks each second: the reason is current.
     line = having.stdout.splitlines()[0]
     assert re.search(rf"is training: between rounds: {reason} \(found 3[67]\d\d s ago\)$", line)
     assert diagnosis.NO_AGGREGATOR not in having.stdout
@@ -239,7 +239,7 @@ def test_between_rounds_without_an_aggregator_a_reason_has_its_age(
 def test_a_control_server_that_takes_no_writes_is_named_not_the_missing_leases(
     servers: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    """Every lease runs out then, also of workers that live: to start more of them helps nobody."""
+    """Every lease runs out then, also of workers that live: to start more of them does not help."""
     with redis.Redis.from_url(servers.url) as client:
         client.config_set("min-replicas-to-write", 1)
     _, done = ask(servers, tmp_path, ["status", "r"])

@@ -33,7 +33,7 @@ def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> 
     return runs.find_run(store, name)
 
 
-def test_runs_are_told_with_the_fields_they_differ_in(store: Store) -> None:
+def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
     first = begun(store, "first", [0.5, 0.9, 0.8], "train.epochs=2")
     ended(store, first.run_id, abandoned(4, 3))
     second = begun(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
@@ -57,15 +57,15 @@ def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str
     assert sweep.runs == ["s0", "s1", "s2"]
     assert (sweep.mean, sweep.deviation) == (pytest.approx(0.8), pytest.approx(0.1))
 
-    def said(*arguments: str) -> Result:
+    def compare(*arguments: str) -> Result:
         where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]
         return CliRunner().invoke(cli, ["compare", *arguments, *where])
 
-    text = said("s0", "s1", "s2").output
+    text = compare("s0", "s1", "s2").output
     assert "s0, s1, s2 differ in run.seed alone: accuracy 0.8000 ± 0.1000" in text
-    found = json.loads(said("s0", "other", "--json").output)
+    found = json.loads(compare("s0", "other", "--json").output)
     assert found["runs"][1]["settings"] == {"run.seed": 1, "train.epochs": 9}
-    assert isinstance(said("s0", "nobody").exception, UnknownRun)
+    assert isinstance(compare("s0", "absent").exception, UnknownRun)
 
 
 def test_a_metric_that_no_run_has_is_refused_with_the_list(
@@ -76,19 +76,19 @@ def test_a_metric_that_no_run_has_is_refused_with_the_list(
     loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
     ended(store, regression.run_id, record(1, 0, validation=loss))
 
-    def said(*arguments: str) -> Result:
+    def compare(*arguments: str) -> Result:
         where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]
         return CliRunner().invoke(cli, ["compare", *arguments, *where])
 
-    wrong = said("judged", "regression", "--metric", "acuracy").exception
+    wrong = compare("judged", "regression", "--metric", "acuracy").exception
     assert isinstance(wrong, ConfigError)
     assert "no run has acuracy; there is accuracy" in str(wrong)
     assert str(wrong).endswith("; did you mean accuracy?")
-    assert said("judged", "--metric", "accuracy").exit_code == 0
+    assert compare("judged", "--metric", "accuracy").exit_code == 0
     # Without a name, what the runs have.
-    found = json.loads(said("regression", "--json").output)
+    found = json.loads(compare("regression", "--json").output)
     assert (found["metric"], found["runs"][0]["value"]) == ("loss", 0.5)
-    assert json.loads(said("judged", "regression", "--json").output)["metric"] == "accuracy"
+    assert json.loads(compare("judged", "regression", "--json").output)["metric"] == "accuracy"
 
 
 def test_a_sweep_refuses_such_a_metric_before_it_trains() -> None:

@@ -1,4 +1,4 @@
-"""`fl-queue new`: what it writes runs, as its own README says; what it refuses."""
+"""`fl-queue new`: the files it writes run, by the commands of their README; arguments it refuses."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_many_clients_are_summarised_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "many.png").stat().st_size > 1000
 
 
-def test_an_own_task_is_read_with_its_owners_or_says_why_not(
+def test_an_own_task_is_read_with_its_owners_or_refused_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
@@ -114,7 +114,7 @@ def test_an_own_task_is_read_with_its_owners_or_says_why_not(
         found("nothing")
 
 
-def test_how_many_clients_is_said_once() -> None:
+def test_the_number_of_clients_is_given_once() -> None:
     with pytest.raises(ConfigError, match="--clients") as caught:
         partition_preview.preview_partition(config_of())
     assert caught.value.field == "data.shares"

@@ -113,14 +113,14 @@ def test_the_model_goes_elsewhere_with_its_card(run: Run, folder: Path, tmp_path
     assert abs(computed - model(batch).detach().numpy()).max() < 1e-5
     text = card.read_text()
     row = run.history()[-1]
-    told = run.store.control.history.records(run.run_id)[0].weights
+    weights = run.store.control.history.records(run.run_id)[0].weights
     for part in (
         "# book, version 2",
         'onnxruntime.InferenceSession("m.onnx")',
         "Classes: 0: 7, 1: 3",
         f"clients' validation, merged | {row['accuracy']:.4f}",
-        f"4 clients took part, with {sum(told.values())} training examples",
-        f"| sim-1 | {told['sim-1']} |",
+        f"4 clients took part, with {sum(weights.values())} training examples",
+        f"| sim-1 | {weights['sim-1']} |",
         row["digest"],
         f"| torch | {torch.__version__} |",
         "The clients were simulated",
@@ -142,7 +142,7 @@ def test_attaching_sees_the_same_and_leaves_it_running(run: Run, folder: Path) -
         other.wait(quiet=True)
     assert run.state.state == "completed"
     with pytest.raises(UnknownRun, match="book"):
-        Run.attach("nobody", state_dir=folder)
+        Run.attach("absent", state_dir=folder)
 
 
 def test_numbers_and_curves_are_written(run: Run, tmp_path: Path) -> None:

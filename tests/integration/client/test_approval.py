@@ -1,4 +1,4 @@
-"""A site whose updates leave when somebody there says so: the bits, the kills, and what is declined."""
+"""A site whose updates leave after approval there: bits, kills and declined updates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import commands
 from tests.support.commands import CommandResult
 from tests.support.federation import Federation, kill, wait_for
 
-#: Nobody closes a round while the site decides; one update is enough for a version.
+#: No round is closed while the site decides; one update is enough for a version.
 PATIENT = ("run.rounds=2", "round.cohort=2", "round.quorum=0.5", "round.grace_s=300")
 EVALUATOR = False
 RUN = (*PATIENT, "train.epochs=1", "round.deadline_s=300", "run.evaluate_every=0")
@@ -53,9 +53,9 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     run = federation.begin("approved", *RUN)
     name = asked(federation, "update")
     assert fired.exists()
-    told = wait_for("the site to tell", lambda: control.clients.awaited_update("site-2", run))
+    awaited = wait_for("the site's report", lambda: control.clients.awaited_update("site-2", run))
     job = job_of(federation, run)
-    assert (told.round, told.job, told.decided) == (1, job["job"], False)
+    assert (awaited.round, awaited.job, awaited.decided) == (1, job["job"], False)
     before = federation.worker_pid("site-2")
     kill(before)
     wait_for("another worker", lambda: federation.worker_pid("site-2") != before)
@@ -66,8 +66,8 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     wait_for("site-1's update", lambda: "site-1" in control.receipts.of_round(run, 1))
     state = control.runs.get(run)
     assert state is not None
-    said = diagnosis.why_open(federation.store, state)
-    assert any(line.startswith("waiting for approval of site-2: its update is") for line in said)
+    reasons = diagnosis.why_open(federation.store, state)
+    assert any(line.startswith("waiting for approval of site-2: its update is") for line in reasons)
     doing = run_status.clients(federation.store)[1].doing
     assert doing == f"waits for approval at its site: run {run} round 1"
     shown = json.loads(fl_queue(federation, "approve", "--json").stdout)[0]
@@ -94,4 +94,4 @@ def test_what_waits_survives_kills_and_ends_with_the_same_bits_and_what_is_decli
     assert set(control.history.records(run)[-1].accepted) == {"site-1", "site-2"}
     outbox = federation.redis.state_dir / "outbox"
     wait_for("an empty outbox", lambda: not list(outbox.glob("site-2*")))
-    wait_for("nothing to tell", lambda: control.clients.awaited_update("site-2", run) is None)
+    wait_for("no report", lambda: control.clients.awaited_update("site-2", run) is None)

@@ -1,4 +1,4 @@
-"""A site that cannot reach the data server says so where the operator looks, and no longer than it lasts."""
+"""A site that cannot reach the data server is shown so to the operator, and no longer than it lasts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workers import client as worker
 
 
 class Away:
-    """A run with a site whose data server is not where its URL says, until ``appear``."""
+    """A run with a site whose data server is not at its URL, until ``appear``."""
 
     def __init__(self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self.hand = store, ManualRun(store, folder, "ab", 8)
@@ -49,13 +49,13 @@ class Away:
         assert not self._thread.is_alive()
         return self.answers[0]
 
-    def told(self) -> str:
-        """What ``status`` says of the site."""
+    def status(self) -> str:
+        """Lines of ``status`` about the site."""
         lines = diagnosis.why_open(self.store, self.hand.state, DiagnosisContext(True, ""))
         return next((line for line in lines if line.startswith("waiting for b: ")), "")
 
     def doing(self) -> str:
-        """What ``clients`` says of it."""
+        """State of the site in ``clients``."""
         return next(each.doing for each in run_status.clients(self.store) if each.client == "b")
 
 
@@ -69,37 +69,37 @@ def away(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         made._thread.join(60)
 
 
-def test_a_site_that_cannot_fetch_the_model_says_so_until_its_round_ends(
+def test_a_site_that_cannot_fetch_the_model_reports_it_until_its_round_ends(
     away: Away, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert away.told().startswith("waiting for b: not started")
+    assert away.status().startswith("waiting for b: not started")
     away.begin()
 
-    wait_for("status", lambda: "waits for the data server since" in away.told())
-    assert "Redis is not reachable; the full message is in the log of its worker" in away.told()
-    assert "data.sock" not in away.told()  # Where the server is at that site is its own matter.
-    assert "not started" not in away.told()
+    wait_for("status", lambda: "waits for the data server since" in away.status())
+    assert "Redis is not reachable; the full message is in the log of its worker" in away.status()
+    assert "data.sock" not in away.status()  # Where the server is at that site is its own matter.
+    assert "not started" not in away.status()
     away.store.control.clients.record_heartbeats()
     assert away.doing().startswith("waits for the data server: StoreUnavailable: Redis is not")
-    # What an earlier job has said is not believed.
+    # A report of an earlier job is ignored.
     away.store.control.leases.hold(keyspace.client_holder("b"), "t", 600, {"job": "b_another_1_x"})
-    assert "not started" in away.told()
+    assert "not started" in away.status()
 
     controls.cancel(away.store, away.hand.run)
     assert away.finish() == "round 1 ended before its model could be read"
     assert DATA_WAIT not in away.store.control.clients.get("b")
     assert "Traceback" not in caplog.text
-    said = [line for line in caplog.messages if "waits for the data server" in line]
-    assert len(said) == len(set(said)) <= 2  # Once a minute.
+    waiting = [line for line in caplog.messages if "waits for the data server" in line]
+    assert len(waiting) == len(set(waiting)) <= 2  # Once a minute.
 
 
-def test_a_site_that_cannot_send_its_update_says_so_until_it_can(away: Away) -> None:
+def test_a_site_that_cannot_send_its_update_reports_it_until_it_can(away: Away) -> None:
     hand = away.hand
     body = hand.body("b")
     outbox.write(away.outbox, hand.header("update", "b", body), [body])
     away.begin()
-    wait_for("status", lambda: "waits for the data server since" in away.told())
+    wait_for("status", lambda: "waits for the data server since" in away.status())
 
     away.appear()
 
@@ -110,10 +110,10 @@ def test_a_site_that_cannot_send_its_update_says_so_until_it_can(away: Away) -> 
     assert sorted(hand.record.accepted) == ["a", "b"]
 
 
-def test_what_the_hash_says_may_be_anything(away: Away) -> None:
+def test_the_hash_may_contain_anything(away: Away) -> None:
     for text in ("", "[]", "{", '{"job": 3}', '{"job": "", "since": 1.0, "why": "x"}'):
         away.store.control.clients.set_status("b", {DATA_WAIT: text or "x"})
-        assert away.told().startswith("waiting for b: not started")
+        assert away.status().startswith("waiting for b: not started")
         assert away.store.control.clients.data_wait("b") is None
 
 
@@ -123,8 +123,8 @@ def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_pat
 
     lines = diagnosis.why_open(store, hand.state, DiagnosisContext(True, ""))
 
-    said = [line.partition(";")[0] for line in lines if line.startswith("waiting for")]
-    assert said == [
+    waiting = [line.partition(";")[0] for line in lines if line.startswith("waiting for")]
+    assert waiting == [
         "waiting for a: not started",
         "waiting for b: its latest work was for another run",
     ]

@@ -23,7 +23,7 @@ NEEDED = 2 * (4 * SIZE + 8) + 64 * 1024
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Bytes that the file system says are free; changed by the tests."""
+    """Bytes that the file system reports as free; changed by the tests."""
     left = {"bytes": 0}
     monkeypatch.setattr(
         os,
@@ -79,7 +79,7 @@ def test_a_model_that_is_there_needs_no_room_again(
         round_job.find_or_make(job, round_job.make_update)
 
 
-def test_a_file_system_that_does_not_say_its_size_is_believed(
+def test_a_file_system_that_does_not_report_its_size_is_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Personalised models in whole runs: sites and pool alike, killed or not, and what is told of them."""
+"""Personalised models in whole runs: sites and pool alike, killed or not, and their metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.checkout import ROOT
 from tests.support.federation import Federation, wait_for
 from tests.support.server_binaries import chosen_server
 
-#: A perceptron with BatchNorm, whose layers have names that do not say so.
+#: A perceptron with BatchNorm, whose layers have names without it.
 TASK = """
 from torch import nn
 from fl_queue.tasks.mnist import ThreesAndSevens
@@ -284,14 +284,14 @@ def test_every_reader_has_the_personalised_metrics(both: Federation, calm: str) 
     assert plain.value == tested[2]["accuracy"]
 
 
-def test_a_pattern_that_matches_nothing_ends_the_run_and_says_what_is_near(
+def test_a_pattern_that_matches_nothing_ends_the_run_and_names_near_ones(
     both: Federation,
 ) -> None:
     run = both.begin("nothing", *SKEWED, 'model.private=["2.weight"]', "round.max_abandoned=1")
     state = both.finish(run)
     assert state.state == "failed"
     events = both.store.control.events.read({keyspace.events(run): "0-0"}, None)
-    # One or several were asked for version 0, each says the same.
+    # One or several were asked for version 0; all report the same.
     reasons = {e["reason"] for _, _, e in events if e["event"] == "update_rejected"}
     assert len(reasons) == 1
     # Names of tensors stay where version 0 was tried: what is near stands in the log there.

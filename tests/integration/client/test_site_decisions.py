@@ -23,7 +23,7 @@ from workers import client as worker
 
 EVALUATOR = False
 CLIENTS = 2
-EVERYBODY = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_every=0")
+ALL_SITES = ("run.rounds=1", "round.cohort=1.0", "data.shares=2", "run.evaluate_every=0")
 
 
 def fl_queue(federation: Federation, *arguments: str) -> str:
@@ -52,20 +52,20 @@ def test_a_paused_site_is_in_no_cohort_until_it_is_unpaused_whatever_is_restarte
     federation: Federation,
 ) -> None:
     control = federation.store.control
-    said = fl_queue(federation, "pause", "site-2", "--reason", "new scanner")
-    assert said == "site-2 is paused\n"
-    wait_for("the pause to be told", lambda: control.clients.alive(15) == ["site-1"], 10)
+    answer = fl_queue(federation, "pause", "site-2", "--reason", "new scanner")
+    assert answer == "site-2 is paused\n"
+    wait_for("the pause to be reported", lambda: control.clients.alive(15) == ["site-1"], 10)
     federation.stop("site-2")
     federation.start("site-2", "--max-examples", "20")
     wait_for("site-2", lambda: control.leases.get(keyspace.client_holder("site-2")))
 
-    run = federation.begin("paused", *EVERYBODY)
+    run = federation.begin("paused", *ALL_SITES)
     record = trained(federation, run)
     assert (record.cohort, record.eligible, record.missing) == (["site-1"], ["site-1"], [])
-    told = json.loads(fl_queue(federation, "clients", "--json"))[1]
-    assert (told["client"], told["alive"]) == ("site-2", True)
-    assert told["paused"].startswith("paused by its site since 20")
-    assert told["doing"].endswith(" UTC: new scanner")
+    shown = json.loads(fl_queue(federation, "clients", "--json"))[1]
+    assert (shown["client"], shown["alive"]) == ("site-2", True)
+    assert shown["paused"].startswith("paused by its site since 20")
+    assert shown["doing"].endswith(" UTC: new scanner")
 
     assert fl_queue(federation, "unpause") == "site-1 was not paused\nsite-2 takes part again\n"
     wait_for("site-2", lambda: control.clients.alive(15) == ["site-1", "site-2"], 10)
@@ -143,11 +143,11 @@ def test_a_round_that_has_selected_a_paused_site_need_not_wait_for_it(
     assert rejected(by_hand) == "failed: paused by its site since 2026-11-25 12:00 UTC"
 
 
-def test_a_site_tells_what_to_mend_and_not_where_its_data_are(
+def test_a_site_reports_what_to_mend_and_not_where_its_data_are(
     by_hand: ManualRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = rejected(by_hand)
-    assert told == (
+    reasons = rejected(by_hand)
+    assert reasons == (
         "failed: DataError: there is no such folder; correct data.dir or --data, or create it; "
         "the full message is in the log of its worker"
     )

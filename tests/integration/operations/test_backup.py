@@ -309,14 +309,14 @@ def test_a_best_version_that_is_nowhere_is_left_out_and_a_newest_one_is_an_error
 
 
 @pytest.mark.parametrize("target", ["absent/a.zip", ".", "pipe"])
-def test_a_backup_that_cannot_be_written_says_so(
+def test_a_backup_that_cannot_be_written_is_an_error(
     store: Store, run: str, tmp_path: Path, target: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError) as refused:
         backup.write(store, "pilot", tmp_path / target, tmp_path)
     with pytest.raises(UnknownRun):
-        backup.write(store, "nobody", tmp_path / target, tmp_path)
+        backup.write(store, "absent", tmp_path / target, tmp_path)
 
     assert refused.value.path == str(tmp_path / target)
     assert (tmp_path / "pipe").is_fifo()
@@ -509,7 +509,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(store: Store, file: Path) -
         except DataError:
             refused += 1
             continue
-        # A date of the zip, say.
+        # Such as a date of the zip.
         assert dumps(before["history"]) == dumps(
             [json.loads(record.to_json()) for record in store.control.history.records(state.run_id)]
         )

@@ -70,7 +70,7 @@ def usable_again(store: Store) -> None:
 def _works(store: Store) -> bool:
     try:
         with suppress(OwnershipLost):
-            store.data.taken.take(RUN, 1, "nobody")
+            store.data.taken.take(RUN, 1, "absent")
         return bool(store.data.identity())
     except StoreUnavailable:
         return False
@@ -170,7 +170,7 @@ def test_elements_go_through_the_lists_of_a_run(store: Store) -> None:
     assert data.taken.take(RUN, 3, "three") == []
 
 
-def test_an_arrival_is_heard_whichever_node_has_the_run(store: Store) -> None:
+def test_an_arrival_is_received_whichever_node_has_the_run(store: Store) -> None:
     with store.data.results.doorbell() as bell:
         for run in ("a-1", "b-1", "c-1", "d-1"):
             store.data.results.push(run, b"element")
@@ -180,7 +180,7 @@ def test_an_arrival_is_heard_whichever_node_has_the_run(store: Store) -> None:
 # Identity
 
 
-def test_the_identity_is_the_same_for_everybody(
+def test_the_identity_is_the_same_for_all_clients(
     store: Store, embedded: EmbeddedRedis, cluster: Cluster, tmp_path: Path
 ) -> None:
     known = store.data.identity()
@@ -254,7 +254,7 @@ def test_chunks_are_read_and_written_while_their_slot_moves(
         source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id())
         source.client.migrate("127.0.0.1", target.port, key, 0, 5000)
 
-        assert read(store, body) == body  # It is told to ASK.
+        assert read(store, body) == body  # The node answers ASK.
 
         for node in (target, source):
             node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id())
@@ -286,7 +286,7 @@ def test_a_replica_takes_over(embedded: EmbeddedRedis, tmp_path: Path) -> None:
         with Store.open(embedded.url, cluster.url, tmp_path) as store:
             before = store.data.identity()
             spare.kill()
-            store.data.ping()  # Nobody needs it.
+            store.data.ping()  # No run needs it.
             primary.kill()
             wait_for("the failover", lambda: replica.client.info("replication")["role"] == "master")
             usable_again(store)

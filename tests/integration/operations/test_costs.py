@@ -38,8 +38,8 @@ def training(store: Store, clients: int, *overrides: str) -> str:
     # Nothing of what a test looks at is about the aggregator.
     store.control.redis.hdel(keyspace.round_jobs(run, 1), identifiers.AGGREGATOR)
     for client, ticket in dispatch.tickets(store, run, 1).items():
-        said = {"status": "started", "worker_name": f"{client}_w"}
-        store.control.redis.hset(FLJob.key_for(ticket.job), mapping=said)  # type: ignore[arg-type]
+        started = {"status": "started", "worker_name": f"{client}_w"}
+        store.control.redis.hset(FLJob.key_for(ticket.job), mapping=started)  # type: ignore[arg-type]
     store.control.redis.delete(*(f"rq:queue:{keyspace.client_queue(client)}" for client in ids))
     return run
 
@@ -66,7 +66,7 @@ def test_a_tick_costs_no_more_round_trips_with_more_clients_in_training(
 
 
 def ended(store: Store, count: int) -> list[str]:
-    """Runs that were completed, as their hashes say."""
+    """Runs whose hashes have the state completed."""
     run = training(store, 1)
     store.control.redis.hset(keyspace.run(run), "state", "completed")
     raw = store.control.redis.hgetall(keyspace.run(run))
@@ -113,7 +113,7 @@ def test_what_comes_of_a_run_at_rest_is_seen(
     healer.tick()
     assert store.data.results.count(first) == 0
 
-    # Somebody goes on with the other one: it is looked at again at once.
+    # The other one is continued: it is looked at again at once.
     store.control.redis.hset(keyspace.run(second), mapping={"state": "training", "round": "-1"})
     before = store.control.runs.get(second)
     healer.tick()

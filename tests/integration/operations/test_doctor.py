@@ -69,10 +69,10 @@ def test_a_replica_is_named_with_its_primary(servers: EmbeddedRedis, role: str) 
     with client_of(servers, role) as client:
         client.replicaof("127.0.0.1", 1)
         found = examine(servers)
-    said = of(found, "FAIL", f"{role} server")
-    assert len(said) == 1
-    assert "is a read-only replica of 127.0.0.1:1, and its link to that is down" in said[0].what
-    # Leases run out where they cannot be renewed: that says nothing of the workers.
+    findings = of(found, "FAIL", f"{role} server")
+    assert len(findings) == 1
+    assert "is a read-only replica of 127.0.0.1:1, and its link to that is down" in findings[0].what
+    # Leases run out where they cannot be renewed: that shows nothing of the workers.
     assert bool(of(found, "WARN", "no aggregator worker is alive")) == (role == "data")
     assert refused(found) == 5
 
@@ -84,12 +84,12 @@ def test_a_server_that_takes_no_writes_is_found_by_writing(
     with client_of(servers, role) as client:
         client.config_set("min-replicas-to-write", 1)
         found = examine(servers)
-    said = of(found, "FAIL", f"{role} server")
-    assert len(said) == 1
-    assert "takes no writes: " in said[0].what
-    assert "NOREPLICAS" in said[0].what
+    findings = of(found, "FAIL", f"{role} server")
+    assert len(findings) == 1
+    assert "takes no writes: " in findings[0].what
+    assert "NOREPLICAS" in findings[0].what
     assert bool(of(found, "WARN", "no aggregator worker is alive")) == (role == "data")
-    assert (said[0].trouble, refused(found)) == ("not_now", 5)
+    assert (findings[0].trouble, refused(found)) == ("not_now", 5)
 
 
 def test_save_points_are_warned_of_before_and_after_one_fails(servers: EmbeddedRedis) -> None:
@@ -112,9 +112,9 @@ def test_too_few_connections_for_the_clients_are_warned_of(servers: EmbeddedRedi
             store.control.leases.hold(keyspace.worker(f"{client}_1"), "t", 600, {"role": "client"})
         store.control.redis.config_set("maxclients", 32)
         found = examine(servers)
-    said = of(found, "WARN", "is too few for 8 clients")
-    assert len(said) == 1
-    assert "set maxclients 64 or more" in said[0].fix
+    findings = of(found, "WARN", "is too few for 8 clients")
+    assert len(findings) == 1
+    assert "set maxclients 64 or more" in findings[0].fix
 
 
 def test_a_replica_of_the_control_server_means_that_a_failover_may_lose_writes(
@@ -132,7 +132,7 @@ def test_a_replica_of_the_control_server_means_that_a_failover_may_lose_writes(
     assert of(found, "WARN", "a failover may lose the last ones")
 
 
-def test_a_service_that_hides_its_settings_is_examined_as_far_as_it_tells(
+def test_a_service_that_hides_its_settings_is_examined_as_far_as_it_answers(
     servers: EmbeddedRedis,
 ) -> None:
     for role in ("control", "data"):
@@ -145,7 +145,7 @@ def test_a_service_that_hides_its_settings_is_examined_as_far_as_it_tells(
     assert not [one for one in found if one.level == "FAIL"]
 
 
-def test_a_user_who_may_not_write_the_probe_is_told_so(servers: EmbeddedRedis) -> None:
+def test_a_user_who_may_not_write_the_probe_is_a_finding(servers: EmbeddedRedis) -> None:
     with client_of(servers, "data") as client:
         client.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=["rq:*"],
                            commands=["+@all"])  # fmt: skip
@@ -154,7 +154,7 @@ def test_a_user_who_may_not_write_the_probe_is_told_so(servers: EmbeddedRedis) -
     assert not [one for one in found if one.level == "FAIL"]
 
 
-def test_a_server_that_lets_in_everybody_and_has_known_holes_is_warned_of(tmp_path: Path) -> None:
+def test_a_server_without_a_password_and_with_known_holes_is_warned_of(tmp_path: Path) -> None:
     with start(tmp_path / "state", server=chosen_server(), tcp=True) as servers:
         shut = examine(servers)
         with client_of(servers, "control") as client:

@@ -75,7 +75,9 @@ def export(store: Store, state: RunState, kind: str, folder: Path) -> int:
     return exporters.export(store, state, exporters.open_sink(kind, folder, state.run_id))
 
 
-def test_points_are_of_the_version_they_judge_and_say_when(store: Store, run: RunState) -> None:
+def test_points_are_of_the_version_they_judge_and_have_its_time(
+    store: Store, run: RunState
+) -> None:
     numbers = exporters.numbers_of(store, run.run_id)
     found = {(point.curve, point.step): point for point in numbers.points}
 
@@ -207,7 +209,7 @@ def test_following_writes_as_rounds_end_and_stops_with_the_run(
     assert (tmp_path / run.run_id / "rounds.csv").read_text().count("0.875") == 1
 
 
-def test_the_command_says_what_was_new(
+def test_the_command_reports_what_was_new(
     store: Store, run: RunState, tmp_path: Path, redis_urls: tuple[str, str]
 ) -> None:
     where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]

@@ -148,7 +148,7 @@ def test_a_round_that_a_late_replica_has_not_seen_is_made_again_with_the_same_bi
         pair.cut_off_replica()
     os.kill(pid, signal.SIGCONT)
     wait_for("site-2 in round 2", second.exists)
-    assert federation.round_of(run) == 2  # Round 1 is committed, and nobody but the primary knows.
+    assert federation.round_of(run) == 2  # Round 1 is committed, and only the primary knows.
     pid = int(wait_for("its pid", second.read_text))
     for pair in pairs:
         watched.kill_primary(pair)

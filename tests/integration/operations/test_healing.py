@@ -62,7 +62,7 @@ def test_the_lease_of_a_dead_process_is_set_aside_with_its_workers(store: Store)
 
 
 @pytest.mark.parametrize("moved_s", [-60, 60])
-def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_declared_dead(
+def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_no_client_is_declared_dead(
     store: Store, moved_s: float
 ) -> None:
     control = store.control
@@ -88,7 +88,7 @@ def test_after_a_silence_or_a_clock_set_back_no_cohort_is_chosen_and_nobody_is_d
     assert state_of(store, run).round == 0
 
 
-def test_who_is_heard_is_told_by_leases_and_not_by_what_clients_write(store: Store) -> None:
+def test_clients_are_alive_by_their_leases_and_not_by_their_own_entries(store: Store) -> None:
     control = store.control
     for client, lifetime_s in (("a", 6), ("old", 2), ("left", 6), ("gone", 6), ("liar", 9999)):
         control.leases.hold(keyspace.client_holder(client), client, lifetime_s, {})
@@ -321,12 +321,12 @@ def test_a_caller_that_slept_opens_no_second_evaluation_and_completes_no_continu
     before = state_of(store, run)
     control.hset(
         keyspace.run(run), "evaluated_version", 1
-    )  # Somebody else has ended the evaluation.
+    )  # Another process has ended the evaluation.
     opening.open_round(store, before, runs.current_config(store, run), "evaluate")
     assert state_of(store, run).round == 0
 
     seen = state_of(store, run)
-    control.hset(keyspace.run(run), "rounds_wanted", 5)  # Somebody has continued the run.
+    control.hset(keyspace.run(run), "rounds_wanted", 5)  # Another process has continued the run.
     assert not runs.set_state(store, seen, "completed", "", "run_completed")
     assert state_of(store, run).active
 

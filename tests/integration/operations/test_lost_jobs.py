@@ -1,4 +1,4 @@
-"""Jobs that RQ has as started and that nobody is at: found by what their worker's lease names, and tried again."""
+"""Jobs that RQ has as started and that no worker runs: found by the job that their worker's lease names, and tried again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORKER = "its-worker"
 
 
 def started(store: Store, ticket: JobTicket, **lease: str) -> None:
-    """Have RQ know a job as started by a living worker whose lease says this."""
+    """Have RQ know a job as started by a living worker whose lease has these fields."""
     redis = store.control.redis
     redis.lrem(f"rq:queue:{ticket.queue}", 0, ticket.job)
     redis.hset(FLJob.key_for(ticket.job), mapping={"status": "started", "worker_name": WORKER})
@@ -40,7 +40,7 @@ def ticket_of(client: str = "a") -> JobTicket:
     return JobTicket(client, rq_types.TRAIN, keyspace.client_queue(client), "run-1", 1, 60)
 
 
-# What a lease says
+# Contents of a lease
 
 
 @pytest.mark.parametrize(

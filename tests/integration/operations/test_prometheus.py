@@ -115,7 +115,7 @@ def test_the_dashboard_asks_for_metrics_there_are(store: Store, run: str) -> Non
     assert asked <= {key[0] for key in samples(prometheus.prometheus_text(store))}
 
 
-def test_the_command_answers_and_says_when_redis_is_gone(
+def test_the_command_answers_and_shows_when_redis_is_gone(
     private_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "fl_queue", "prometheus", "--port", "0"]

@@ -21,7 +21,7 @@ from fl_queue.web import view_model
 from tests.support.manual_run import NAME, ManualRun
 from tests.support.proxy import Loss, Proxy
 
-#: What the stream says of a run's state -> that state.
+#: Event of a run's stream -> the state it leads to.
 STATES = {
     "run_created": "training",
     "run_cancelled": "cancelled",
@@ -32,7 +32,7 @@ STATES = {
 TRIES = 30
 
 
-def told(store: Store, run: str) -> list[str]:
+def state_changes(store: Store, run: str) -> list[str]:
     """The events of a run that changed its state, oldest first."""
     events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     return [event["event"] for _, _, event in events if event["event"] in STATES]
@@ -68,7 +68,7 @@ def test_a_command_whose_reply_is_lost_knows_that_it_was_done(
         assert hand.state.state == "cancelled"
         lost(b"run_continued", lambda: runs.start_run(lossy, NAME, hand.config, 2))
         assert hand.state.state == "training"
-    assert told(store, hand.run) == [
+    assert state_changes(store, hand.run) == [
         "run_created", "round_cancelled", "run_resumed", "run_cancelled", "run_continued",
     ]  # fmt: skip
 
@@ -82,8 +82,8 @@ def test_a_run_that_goes_on_with_other_settings_names_them(
     runs.start_run(store, NAME, loading.load("mnist-3v7", settings, {}), 2)
     controls.cancel(store, NAME)
     progress.follow(store, hand.run, Console(width=200), since="0-0")
-    said = "2 more rounds wanted; with other settings: train.epochs, train.learning_rate"
-    assert said in capsys.readouterr().out
+    wanted = "2 more rounds wanted; with other settings: train.epochs, train.learning_rate"
+    assert wanted in capsys.readouterr().out
 
 
 def test_who_is_overtaken_after_a_lost_reply_does_not_decide_twice(
@@ -106,8 +106,8 @@ def test_who_is_overtaken_after_a_lost_reply_does_not_decide_twice(
         proxy.lose_replies(b"run_cancelled", "reset")
         state = controls.cancel(lossy, NAME)
     assert resumed.is_set()
-    assert state.state == "training"  # What was said last holds, and its answer is true.
-    assert told(store, hand.run)[-2:] == ["run_cancelled", "run_resumed"]
+    assert state.state == "training"  # The last decision holds, and its answer is true.
+    assert state_changes(store, hand.run)[-2:] == ["run_cancelled", "run_resumed"]
 
 
 @pytest.mark.parametrize("loses", [False, True])
@@ -116,7 +116,7 @@ def test_the_last_of_cancel_resume_and_start_wins_and_each_answer_is_true(
 ) -> None:
     """Args: ``loses``: whether the reply to every change of the run's state is lost at first."""
     hand = ManualRun(store, tmp_path, "ab", 10)
-    before = len(told(store, hand.run))
+    before = len(state_changes(store, hand.run))
     answers: list[str] = []
 
     def cancel(own: Store) -> str:
@@ -148,9 +148,9 @@ def test_the_last_of_cancel_resume_and_start_wins_and_each_answer_is_true(
                 thread.start()
             for thread in threads:
                 thread.join(120)
-            assert STATES[told(store, hand.run)[-1]] == hand.state.state
+            assert STATES[state_changes(store, hand.run)[-1]] == hand.state.state
     assert len(answers) == 3 * TRIES
-    counted = told(store, hand.run)[before:]
+    counted = state_changes(store, hand.run)[before:]
     ends = sum("cancelled" in event for event in counted)
     assert sum(answer.startswith("cancelled: ") for answer in answers) == ends
     assert answers.count("resumed") == counted.count("run_resumed")

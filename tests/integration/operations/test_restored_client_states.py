@@ -117,6 +117,6 @@ def test_a_run_that_is_restored_twice_goes_on_with_what_clients_keep(
     events = store.control.events.read({keyspace.events(run): "0-0"}, None)
     assert [e for _, _, e in events if e["event"] == "client_state_missing"] == []
     for client in SITES:
-        told = federation.client_events(client)
-        assert [e for e in told if e["event"] == "client_state_missing"] == []
+        events = federation.client_events(client)
+        assert [e for e in events if e["event"] == "client_state_missing"] == []
     federation.free(run)

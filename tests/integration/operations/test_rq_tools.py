@@ -1,4 +1,4 @@
-"""RQ's own tools as docs/reference/rq.md says: a plain `rq worker` serves a client, rq-dashboard unpickles nothing."""
+"""RQ's own tools as docs/reference/rq.md describes: a plain `rq worker` serves a client, rq-dashboard unpickles nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_plain_rq_worker_serves_a_client(
 
 
 class Dashboard:
-    """A real rq-dashboard on a free port, started as the document says."""
+    """A real rq-dashboard on a free port, started with the document's command."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -129,7 +129,7 @@ def test_rq_dashboard_shows_queues_and_runs_nothing(
 
     with dashboard(line, url) as shown:
         queues = {queue["name"]: queue["count"] for queue in shown.data("queues")["queues"]}
-        (told,) = shown.data("jobs/flq-client-a/queued/8/asc/1")["jobs"]
+        (shown_job,) = shown.data("jobs/flq-client-a/queued/8/asc/1")["jobs"]
         store.control.redis.hset(f"rq:job:{name}", "meta", hostile)
         asked = (f"0/view/job/{name}", f"0/data/job/{name}.json")
         for path in asked:
@@ -137,7 +137,7 @@ def test_rq_dashboard_shows_queues_and_runs_nothing(
         emptied = shown.ask("queue/flq-client-a/queued/empty", method="POST")
 
     assert queues["flq-client-a"] == 1
-    assert told["id"] == name
+    assert shown_job["id"] == name
     assert not (tmp_path / "ran").exists()
     assert "DISABLED" in emptied
     assert store.control.redis.llen("rq:queue:flq-client-a") == 1

@@ -16,7 +16,7 @@ from tests.support import commands
 from tests.support.commands import CommandResult
 from tests.support.federation import Federation, children_of, wait_for
 
-#: Trains until somebody stops it.
+#: Trains until it is stopped.
 ENDLESS = ("train.epochs=1000000", "round.cohort=2", "round.deadline_s=600")
 
 
@@ -42,16 +42,16 @@ def keys_of(federation: Federation, run: str) -> set[str]:
     }  # fmt: skip
 
 
-def test_status_says_why_a_round_is_open_and_cancel_stops_it_for_good(
+def test_status_shows_why_a_round_is_open_and_cancel_stops_it_for_good(
     federation: Federation,
 ) -> None:
     run = federation.begin("endless", *ENDLESS)
     wait_for("training", lambda: len(horses(federation)) == 2 and federation.trained(run) == 2)
 
-    said = fl_queue(federation, "status", "endless").stdout
-    assert "0 of 2 updates in; needs 2 (round.quorum)" in said
-    assert "waiting for site-1: " in said
-    assert "job started by site-1_" in said
+    shown = fl_queue(federation, "status", "endless").stdout
+    assert "0 of 2 updates in; needs 2 (round.quorum)" in shown
+    assert "waiting for site-1: " in shown
+    assert "job started by site-1_" in shown
     assert fl_queue(federation, "delete", "endless", "--yes").returncode == 2
 
     done = fl_queue(federation, "cancel", "endless")
@@ -99,8 +99,8 @@ def test_a_failed_run_goes_on_after_resume(federation: Federation) -> None:
         done = fl_queue(federation, "resume", "short-handed")
         assert "was failed: training goes on" in done.stdout
         assert federation.finish(run).state == "completed"
-        said = fl_queue(federation, "resume", "short-handed")
-        assert (said.returncode, "is completed" in said.stderr) == (2, True)
+        resumed = fl_queue(federation, "resume", "short-handed")
+        assert (resumed.returncode, "is completed" in resumed.stderr) == (2, True)
     finally:
         federation.stop("site-3")
 

@@ -142,7 +142,7 @@ def test_a_client_that_is_several_users_finds_them_all(watched: Sentinels, tmp_p
         pair.primary.client.execute_command("ACL", "DELUSER", "reader")
 
 
-def test_the_sentinels_say_what_they_know(watched: Sentinels) -> None:
+def test_facts_of_the_sentinels(watched: Sentinels) -> None:
     watched.restore(watched.control)
     url = watched.url(watched.control, ["127.0.0.1:1", f"127.0.0.1:{watched.watchers[0].port}"])
 
@@ -160,7 +160,7 @@ def test_the_sentinels_say_what_they_know(watched: Sentinels) -> None:
     )
 
 
-def test_the_doctor_tells_who_is_the_primary_and_which_sentinel_is_away(
+def test_the_doctor_names_the_primary_and_the_sentinel_that_is_away(
     watched: Sentinels, tmp_path: Path
 ) -> None:
     for pair in (watched.control, watched.data):
@@ -171,14 +171,14 @@ def test_the_doctor_tells_who_is_the_primary_and_which_sentinel_is_away(
         watched.url(watched.control, hosts), watched.url(watched.data, hosts), tmp_path, None
     )
 
-    said = [(each.level, each.what) for each in found if "sentinel" in each.what]
+    findings = [(each.level, each.what) for each in found if "sentinel" in each.what]
     for role, pair in (("control", watched.control), ("data", watched.data)):
-        assert ("OK", f"{role} server: sentinel {hosts[1]}: primary 127.0.0.1:{pair.primary.port}, 1 replicas, 2 other sentinels") in said  # fmt: skip
-        assert any(level == "WARN" and f"{role} server: sentinel 127.0.0.1:1 cannot be asked: does not" in what for level, what in said)  # fmt: skip
+        assert ("OK", f"{role} server: sentinel {hosts[1]}: primary 127.0.0.1:{pair.primary.port}, 1 replicas, 2 other sentinels") in findings  # fmt: skip
+        assert any(level == "WARN" and f"{role} server: sentinel 127.0.0.1:1 cannot be asked: does not" in what for level, what in findings)  # fmt: skip
     assert not any(secret in each.what for each in found for secret in (SECRET, OWN_SECRET))
 
 
-# What people get wrong
+# Mistakes of operators
 
 
 def test_the_doctor_names_a_sentinels_port(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def as_data(url: str) -> None:
 
 
 @pytest.mark.parametrize("way", [as_control, as_data])
-def test_what_is_wrong_is_said_in_one_line(watched: Sentinels, way: Callable[[str], None]) -> None:
+def test_a_mistake_is_reported_in_one_line(watched: Sentinels, way: Callable[[str], None]) -> None:
     good, port = watched.url(watched.control), watched.control.primary.port
-    for url, said in {
+    for url, words in {
         good.replace(
             "flq-control", "flq-contorl"
         ): "watches no flq-contorl but flq-control, flq-data",
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_in_one_line(watched: Sentinels, way: Callable[[st
         with pytest.raises(StoreUnavailable) as caught:
             way(url)
         text = str(caught.value)
-        assert said in text, url
+        assert words in text, url
         assert "\n" not in text
         assert SECRET not in text
         assert OWN_SECRET not in text

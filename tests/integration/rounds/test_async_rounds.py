@@ -64,7 +64,7 @@ class AsyncHand(ManualRun):
             self.update(client)
         number = self.round.number
         assert self.work().startswith("committed")
-        # However slow this machine is: nobody was silent.
+        # However slow this machine is: no client was silent.
         self.store.control.redis.hset(keyspace.CLOCK, "settling_s", 0)
         lifecycle.advance(self.store, self.run)
         return self.past(number)
@@ -291,7 +291,7 @@ def test_what_jobs_still_need_stays_and_then_goes(hand: AsyncHand, store: Store)
     assert not store.data.redis.exists(chunk)
 
 
-def test_an_abandoned_round_gives_nobody_up(store: Store, tmp_path: Path) -> None:
+def test_an_abandoned_round_gives_no_client_up(store: Store, tmp_path: Path) -> None:
     hand = AsyncHand(store, tmp_path, "abcd", "round.buffer=2", "round.deadline_s=0.2")
     before = dispatch.tickets(store, hand.run, 1)
     hand.update("a")

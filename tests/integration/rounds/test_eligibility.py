@@ -52,7 +52,7 @@ def test_two_studies_share_a_fleet(
     assert found.clients == list(clients)
     assert set(found.out) == set("abcd") - set(clients)
     assert all("clients." in why for why in found.out.values())
-    # Nobody else is even asked.
+    # No other client is even asked.
     asked = store.control.redis.keys("rq:queue:flq-client-*")
     assert asked == []
 
@@ -84,8 +84,8 @@ def test_a_fraction_counts_who_may_take_part(store: Store, tmp_path: Path) -> No
     assert c.left_out == {hand.state.name: "it is not in clients.include"}
     assert "left out of run by-hand" in c.doing
     found = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
-    told = [event["left_out"] for _, _, event in found if event["event"] == "clients_left_out"]
-    assert told == [dict(hand.state.left_out)]
+    reasons = [event["left_out"] for _, _, event in found if event["event"] == "clients_left_out"]
+    assert reasons == [dict(hand.state.left_out)]
     record = lifecycle.base_record(hand.round, lifecycle.Ending("committed", ""), 0.0, hand.config)
     assert record.ineligible == dict(hand.round.ineligible)
 
@@ -102,7 +102,7 @@ def test_a_late_joiner_without_a_share_is_in_no_cohort(store: Store, tmp_path: P
     assert hand.round.ineligible == {"c": why}
 
 
-def test_data_that_are_each_sites_own_have_a_share_for_everybody(
+def test_data_that_are_each_sites_own_have_a_share_for_all_sites(
     store: Store, tmp_path: Path
 ) -> None:
     own = ("data.partition=site", "run.task=csv", "task.features=x", "round.cohort=1.0")

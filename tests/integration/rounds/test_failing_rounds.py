@@ -68,11 +68,11 @@ def test_an_own_strategys_error_ends_its_round_after_the_deadline(
 ) -> None:
     hand = ManualRun(store, tmp_path, "ab", 100, *ONCE, bad)
     all_in(hand)
-    said = [attempt(hand) for _ in range(collector.SAME_FAILURES + 1)]
+    outcomes = [attempt(hand) for _ in range(collector.SAME_FAILURES + 1)]
     why = "ZeroDivisionError; its message is in the aggregator's log"
 
-    # Before its deadline it is tried again: whoever runs the aggregator may mend it.
-    assert said == [why] * (collector.SAME_FAILURES + 1)
+    # Before its deadline it is tried again: the aggregator's operator may mend it.
+    assert outcomes == [why] * (collector.SAME_FAILURES + 1)
     assert f"the next version could not be made, 4 times: {why}" in diagnosis.why_open(
         store, hand.state
     )
@@ -86,7 +86,7 @@ def test_an_own_strategys_error_ends_its_round_after_the_deadline(
     assert hand.leftovers() == {}
 
 
-def test_what_an_own_strategys_error_says_stays_in_the_log(
+def test_the_message_of_an_own_strategys_error_stays_in_the_log(
     store: Store, tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hand = ManualRun(store, tmp_path, "ab", 100, *ONCE, bad)
@@ -106,10 +106,10 @@ def test_an_error_that_passes_ends_nothing(
     hand = ManualRun(store, tmp_path, "ab", 100, *ONCE)
     all_in(hand)
     pass_deadline(hand)
-    said = iter(("one", "two", "one"))
+    messages = iter(("one", "two", "one"))
 
     def broken(*args: object, **kwargs: object) -> None:
-        raise ArithmeticError(next(said))
+        raise ArithmeticError(next(messages))
 
     with monkeypatch.context() as patch:
         patch.setattr(collector.VersionBuilder, "build_next", broken)
@@ -132,10 +132,10 @@ def test_a_base_that_is_nowhere_any_more_ends_its_round(store: Store, tmp_path: 
         store.data.redis.delete(key)
     for file in checkpoint.checkpoint_folder(tmp_path, hand.run).iterdir():
         file.unlink()
-    said = [attempt(hand) for _ in range(collector.SAME_FAILURES)]
+    outcomes = [attempt(hand) for _ in range(collector.SAME_FAILURES)]
 
-    assert "is not on the data server" in said[0]
-    assert said[-1].startswith("abandoned: it could not be ended, 3 times: chunk 0 of ")
+    assert "is not on the data server" in outcomes[0]
+    assert outcomes[-1].startswith("abandoned: it could not be ended, 3 times: chunk 0 of ")
     assert hand.state.state == "failed"
 
 
@@ -168,7 +168,7 @@ def test_a_client_whose_answers_are_never_taken_is_asked_less_and_less_often(
     for _ in range(30):
         ticket = healer.dispatch.tickets(store, hand.run, 1)["a"]
         store.control.redis.hset(FLJob.key_for(ticket.job), "status", "finished")
-        # Its element is refused as forged: of another key, say.
+        # Its element is refused as forged: of another key, for example.
         receipt = Receipt("forged", token="t", reason="not signed by a")
         store.control.receipts.add(hand.run, 1, "a", receipt, 0)
         Healer(store, tmp_path).heal(hand.run)

@@ -121,8 +121,8 @@ def test_the_run_fails_when_all_have_refused_with_the_reason_of_each(first: Firs
     thread.join(60)
 
     assert first.state.state == "failed"
-    told = "; ".join(f"{client}: reason of {client}" for client in first.order)
-    assert first.state.reason == f"no client could make version 0; {told}"
+    reasons = "; ".join(f"{client}: reason of {client}" for client in first.order)
+    assert first.state.reason == f"no client could make version 0; {reasons}"
 
 
 def test_a_maker_whose_machine_is_gone_or_that_is_busy_is_not_waited_for(first: First) -> None:
@@ -172,7 +172,7 @@ def test_who_is_at_work_has_the_time_of_a_training_and_longer_for_a_large_model(
         )
         assert left == ["a"]
         assert lifecycle.closing_rule(first.round, 0, 1, elapsed_s, None, True) is None
-    # Somebody who has just come is asked, as the first has had its time.
+    # A client that has just come is asked, as the first has had its time.
     store.control.leases.hold(keyspace.client_holder("b"), "t", 600, {})
     first.advance()
     assert first.asked() == ["a", "b"]
@@ -226,7 +226,7 @@ def test_a_simulation_goes_from_the_evaluator_to_the_pool(store: Store, tmp_path
     assert ticket.queue == keyspace.POOL_QUEUE
 
 
-def test_who_said_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) -> None:
+def test_a_client_that_reported_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) -> None:
     bad, second, third = first.order
     first.refuse(bad, "run.task: no module", "ConfigError")
     first.count(1)
@@ -247,7 +247,7 @@ def test_who_said_that_it_cannot_is_asked_last_and_in_no_cohort(first: First) ->
     )
 
 
-def test_status_says_who_makes_version_0_and_since_when(first: First) -> None:
+def test_status_shows_which_client_makes_version_0_and_since_when(first: First) -> None:
     first.count(12)
     lines = diagnosis.why_open(first.store, first.state)
     assert f"version 0: {first.order[0]} is asked since 12 s" in lines
@@ -274,13 +274,13 @@ def forget(hand: ManualRun, client: str) -> None:
     hand.store.control.redis.zrem(keyspace.CLIENTS, client)
 
 
-def test_the_closing_evaluation_takes_whoever_is_alive(last: ManualRun) -> None:
+def test_the_closing_evaluation_takes_the_clients_that_are_alive(last: ManualRun) -> None:
     forget(last, "b")
     last.advance()
     assert (last.round.purpose, last.round.cohort) == ("evaluate", ("a",))
 
 
-def test_without_anybody_the_run_completes_and_says_so(last: ManualRun) -> None:
+def test_without_clients_the_run_completes_and_reports_it(last: ManualRun) -> None:
     forget(last, "a")
     forget(last, "b")
     last.advance()

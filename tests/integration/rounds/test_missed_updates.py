@@ -1,4 +1,4 @@
-"""After a loss everybody is asked again, whatever else happens at that moment."""
+"""After a loss all clients are asked again, whatever else happens at that moment."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_what_a_machine_fetched_of_a_run_goes_with_the_run(store: Store, tmp_pat
     assert list(cached.iterdir())
     Healer(store, tmp_path / "two").tick()
     assert list(cached.iterdir())
-    # Whoever holds the lease: each machine tidies its own disk.
+    # By any holder of the lease: each machine tidies its own disk.
     controls.cancel(store, "by-hand")
     Healer(store, tmp_path / "two").tick()
     assert not cached.exists()

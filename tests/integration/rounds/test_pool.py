@@ -223,12 +223,12 @@ def test_a_site_worker_trains_no_virtual_clients(
         dispatch.publish(ticket, pipe, store.control.redis)
         pipe.execute()
 
-    def told() -> list[str]:
+    def refusals() -> list[str]:
         stream = {keyspace.client_events("sim-1"): "0-0"}
         events = [event for _, _, event in store.control.events.read(stream, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 
-    (why,) = wait_for("a refusal", told)
+    (why,) = wait_for("a refusal", refusals)
     assert "is no function of queue flq-client-sim-1" in why
 
 

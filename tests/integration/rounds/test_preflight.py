@@ -45,7 +45,7 @@ ONE = (
     "round.cohort=1.0",
     "train.epochs=3",
     "run.evaluate_every=0",
-    'task.names=["three", "seven", "3", "7"]',  # Names that the config has may be told.
+    'task.names=["three", "seven", "3", "7"]',  # Names that the config has may be shown.
 )
 LABELS = {"classes": ["three", "seven"]}
 OTHERS = {"classes": ["seven", "three"]}
@@ -59,8 +59,8 @@ def environment(folder: Path) -> dict[str, str]:
 def sites_are(federation: Federation, **sites: dict[str, Any]) -> None:
     """What the next run finds at each site; those that are not named are alike."""
     for client in federation.clients:
-        said = {"describe": LABELS} | sites.get(client.replace("-", "_"), {})
-        (federation.folder / f"{client}.json").write_text(json.dumps(said))
+        settings = {"describe": LABELS} | sites.get(client.replace("-", "_"), {})
+        (federation.folder / f"{client}.json").write_text(json.dumps(settings))
 
 
 def events(federation: Federation, run: str, kind: str) -> list[dict[str, Any]]:
@@ -85,26 +85,26 @@ def test_a_site_with_other_labels_is_named_and_left_out(federation: Federation) 
     (record, *_) = federation.committed(run)
     logged = metrics.finish(record.train)["batch"]
     assert rounds_table.training([record]) == {1: {"batch": logged}}
-    told = [
+    epochs = [
         e for e in federation.client_events("site-1") if e["event"] == "epoch" and e["run"] == run
     ]
-    assert told[-1]["logged"]["batch"] > 1
+    assert epochs[-1]["logged"]["batch"] > 1
 
 
 def test_without_a_majority_the_run_waits_until_a_site_is_mended(federation: Federation) -> None:
     mine = {"describe": {"classes": ["3", "7"]}}
     sites_are(federation, site_2={"describe": OTHERS}, site_3=mine)
-    run = federation.begin("nobody-knows", *ONE)
+    run = federation.begin("not-known", *ONE)
 
     def reason() -> str:
         found = federation.store.control.runs.get(run)
         return found.reason if found and "neither side" in found.reason else ""
 
-    said = wait_for("the reason", reason)
-    assert "site-2: 2: seven, three" in said
-    assert "site-3: 2: 3, 7" in said
-    assert "restart the workers" in said
-    doing = runs.describe_state(federation.store, runs.find_run(federation.store, "nobody-knows"))
+    shown = wait_for("the reason", reason)
+    assert "site-2: 2: seven, three" in shown
+    assert "site-3: 2: 3, 7" in shown
+    assert "restart the workers" in shown
+    doing = runs.describe_state(federation.store, runs.find_run(federation.store, "not-known"))
     assert "neither side" in doing
 
     sites_are(federation, site_3=mine)
@@ -117,7 +117,7 @@ def test_without_a_majority_the_run_waits_until_a_site_is_mended(federation: Fed
     assert named["client"] == "site-3"
 
 
-def test_a_worker_killed_while_it_looks_costs_nobody_their_place(federation: Federation) -> None:
+def test_a_worker_killed_while_it_looks_costs_no_client_its_place(federation: Federation) -> None:
     sites_are(federation, site_2={"slow_s": 1.0})
     run = federation.begin("killed", *ONE)
     horse = wait_for("its job", lambda: _horse(federation, "site-2", run))
@@ -145,7 +145,7 @@ def _horse(federation: Federation, client: str, run: str) -> int:
     return child_of(federation.worker_pid(client))
 
 
-def test_warned_of_only_and_a_site_that_cannot_tell(federation: Federation) -> None:
+def test_warned_of_only_and_a_site_that_cannot_report(federation: Federation) -> None:
     sites_are(
         federation, site_2={"describe": OTHERS}, site_3={"broken": "the disk\nis not mounted"}
     )

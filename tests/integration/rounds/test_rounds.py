@@ -215,19 +215,19 @@ def test_a_round_without_its_quorum_is_abandoned_with_the_reason(
     federation: Federation, calm: list[str]
 ) -> None:
     run = federation.begin(
-        "hopeless", "run.task=nobody:Allows", "run.rounds=1", "round.deadline_s=5"
+        "hopeless", "run.task=absent:Allows", "run.rounds=1", "round.deadline_s=5"
     )
     state = federation.finish(run)
 
     assert state.state == "failed"
     assert state.reason.startswith("no client could make version 0; evaluator: ")
-    # Everybody was asked, and each one's own reason is there.
-    assert state.reason.count("--task-allow nobody:Allows") == 1 + len(federation.clients)
+    # All clients were asked, and each one's own reason is there.
+    assert state.reason.count("--task-allow absent:Allows") == 1 + len(federation.clients)
     receipts = federation.store.control.receipts.of_round(run, state.round)
-    assert any("--task-allow nobody:Allows" in receipt.reason for receipt in receipts.values())
+    assert any("--task-allow absent:Allows" in receipt.reason for receipt in receipts.values())
 
 
-def test_a_second_worker_of_a_client_is_refused_and_told_who_holds_it(
+def test_a_second_worker_of_a_client_is_refused_with_the_name_of_the_holder(
     federation: Federation, calm: list[str]
 ) -> None:
     command = [sys.executable, "-m", "fl_queue", "worker", "client", "--client", "site-1"]
@@ -292,7 +292,7 @@ def test_a_rule_that_needs_all_updates_has_the_same_bits_after_kills_and_can_be_
     assert verdict.result == "same"
 
 
-def test_the_cookbook_says_what_redis_answers(federation: Federation, calm: list[str]) -> None:
+def test_the_cookbook_shows_what_redis_answers(federation: Federation, calm: list[str]) -> None:
     if shutil.which("redis-cli") is None:
         pytest.skip("no redis-cli on PATH")
     run = federation.begin("cooked")

@@ -246,7 +246,7 @@ def test_a_group_with_a_member_that_is_in_adds_nothing(arrivals: Arrivals) -> No
         {"members": ()},
     ],
 )
-def test_a_group_that_is_not_this_rounds_is_refused_and_told(
+def test_a_group_that_is_not_this_rounds_is_refused_with_a_reason(
     arrivals: Arrivals, change: dict[str, Any]
 ) -> None:
     header, body = arrivals.element(0)

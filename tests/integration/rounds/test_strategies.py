@@ -139,7 +139,7 @@ def test_killed_clients_and_aggregators_change_no_bit_of_what_clients_keep(
         pytest.param((*COHORT, "aggregation.strategy=ditto"), "the round's model", marks=pytest.mark.slow),  # As above.
     ],
 )  # fmt: skip
-def test_a_client_that_lost_its_state_starts_from_what_it_says(
+def test_a_client_that_lost_its_state_starts_from_what_it_reports(
     federation: Federation, settings: tuple[str, ...], start: str
 ) -> None:
     run = federation.begin("lost", *settings, "run.rounds=1")
@@ -151,9 +151,9 @@ def test_a_client_that_lost_its_state_starts_from_what_it_says(
 
     number = federation.committed(run)[-1].round
     receipts = federation.store.control.receipts.of_round(run, number)
-    said = {client: receipt.environment["client_state"] for client, receipt in receipts.items()}
-    assert said["site-2"] == "of round 1"
-    assert said["site-1"].startswith(f"missing, that of round 1: starts from {start} (")
+    states = {client: receipt.environment["client_state"] for client, receipt in receipts.items()}
+    assert states["site-2"] == "of round 1"
+    assert states["site-1"].startswith(f"missing, that of round 1: starts from {start} (")
     events = [
         event
         for event in federation.client_events("site-1")
@@ -189,13 +189,13 @@ def test_a_lost_state_sets_all_to_zero_and_kills_change_no_bit(federation: Feder
     zeros = tensor_layout.body_digest(bytes(state_manifest(manifest).nbytes))
     assert [server == {"c": zeros} for _, server in made[0]] == [False, False, True, False]
     receipts = federation.store.control.receipts.of_round(run, 5).values()
-    said = {receipt.environment["client_state"] for receipt in receipts}
-    assert said == {"zero again since round 4, where a client had lost its state"}
+    states = {receipt.environment["client_state"] for receipt in receipts}
+    assert states == {"zero again since round 4, where a client had lost its state"}
     why = "site-1 had lost the client state of scaffold: the state of the strategy is zero again"
     assert diagnosis.notices(federation.store, state)[-1].startswith(f"round 4: {why}")
     found = federation.store.control.events.read({keyspace.events(run): "0-0"}, None)
-    told = [event for _, _, event in found if event["event"] == "client_state_lost"]
-    assert [(e["round"], e["reason"][: len(why)]) for e in told] == [(4, why)]
+    lost = [event for _, _, event in found if event["event"] == "client_state_lost"]
+    assert [(e["round"], e["reason"][: len(why)]) for e in lost] == [(4, why)]
 
 
 def test_a_run_keeps_what_decides_what_clients_and_server_keep(federation: Federation) -> None:
@@ -208,7 +208,7 @@ def test_a_run_keeps_what_decides_what_clients_and_server_keep(federation: Feder
         assert f"{caught.value.field}=" in " ".join(other)
 
 
-def test_an_own_strategy_runs_where_it_is_allowed_and_says_so_where_not(
+def test_an_own_strategy_runs_where_it_is_allowed_and_is_refused_where_not(
     federation: Federation,
 ) -> None:
     own = (*COHORT, "aggregation.strategy=mine:Half", "round.max_abandoned=1", "run.rounds=1")

@@ -1,4 +1,4 @@
-"""Which version is the best, by what, and metrics that nobody reports. Redis, no workers."""
+"""Which version is the best, by what, and metrics that no client reports. Redis, no workers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_regression_has_a_best_version(store: Store) -> None:
     assert best(store, state) == 1
 
 
-def test_a_version_that_is_not_there_is_told_with_what_is(store: Store) -> None:
+def test_a_missing_version_is_reported_with_those_that_exist(store: Store) -> None:
     state = begun(store, "run.select=auc:max")
     ended(store, state.run_id, record(1, 0))
     with pytest.raises(RunStateError, match="auc:max; there is accuracy, f1, loss;"):
@@ -133,7 +133,7 @@ def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store:
     assert begun(store, "run.select=loss:min").active
 
 
-def test_a_run_ends_after_one_round_when_nobody_reports_its_metric(
+def test_a_run_ends_after_one_round_when_no_client_reports_its_metric(
     store: Store, tmp_path: Path
 ) -> None:
     hand = ManualRun(store, tmp_path, "ab", 3, "run.select=accuracy:max")
@@ -181,7 +181,7 @@ def test_what_built_in_tasks_report_is_known(overrides: Any, reported: str) -> N
 
 
 def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
-    # Clients tell the number of their letter: 97 and 98 examples.
+    # Clients report the number of their letter: 97 and 98 examples.
     bounds = ("aggregation.weighting=examples", "aggregation.max_examples=97")
     hand = ManualRun(store, tmp_path, "ab", 3, *bounds)
     for client in hand.clients:
@@ -190,9 +190,9 @@ def test_capped_weights_are_an_event(store: Store, tmp_path: Path) -> None:
     assert hand.record.capped == ["b"]
     assert hand.record.weights == {"a": 97, "b": 97}
     found = store.control.events.read({keyspace.events(hand.run): "0-0"}, None)
-    told = [event for _, _, event in found if event["event"] == "weights_capped"]
-    assert [event["round"] for event in told] == [1]
-    assert told[0]["reason"].startswith(
+    capped = [event for _, _, event in found if event["event"] == "weights_capped"]
+    assert [event["round"] for event in capped] == [1]
+    assert capped[0]["reason"].startswith(
         "b reported more examples than count: aggregation.max_examples = 97"
     )
     assert diagnosis.notices(store, hand.state) == ["round 1: b reported more examples than count"]

@@ -75,7 +75,7 @@ def file_of(hand: ManualRun, client: str = "a") -> Path:
 
 
 def rewrite(hand: ManualRun, **changes: Any) -> None:
-    """Somebody changes round 1's record in Redis."""
+    """Change round 1's record in Redis, as an attacker would."""
     key = keyspace.history(hand.run)
     raw = json.loads(hand.store.control.redis.lindex(key, 0))
     hand.store.control.redis.lset(key, 0, dumps({**raw, **changes}))
@@ -118,7 +118,7 @@ def test_refused_and_late_updates_name_the_key_that_signed_them(hand: ManualRun)
     assert (receipt.status, receipt.key) == ("failed", fingerprint(hand, "b"))
 
 
-# Somebody has exchanged what a kept update says, and history and digest with it
+# The contents of a kept update are exchanged, and history and digest with them
 
 
 def exchanged(hand: ManualRun, seal: Callable[[bytes], tuple[bytes, Proof | None]]) -> None:
@@ -187,13 +187,13 @@ FORGERIES: dict[str, tuple[Callable[[ManualRun], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
-def test_verify_says_whose_signature_does_not_hold(hand: ManualRun, kind: str) -> None:
+def test_verify_names_the_client_whose_signature_does_not_hold(hand: ManualRun, kind: str) -> None:
     attack, why = FORGERIES[kind]
     attack(hand)
 
     verdict = verified(hand)
 
-    # The digests are right: it is the signature alone that tells.
+    # The digests are right: the signature alone shows it.
     assert verdict.recomputed == verdict.digest
     assert (verdict.result, list(verdict.forged), list(verdict.signed)) == ("forged", ["a"], ["b"])
     assert why in verdict.forged["a"]
@@ -225,7 +225,7 @@ def test_the_signature_of_a_client_that_was_enrolled_anew_or_revoked_still_holds
     assert (verified(hand).result, verified(hand).signed) == ("same", list(CLIENTS))
 
 
-def test_an_archive_of_an_earlier_release_is_verified_and_said_to_have_no_signatures(
+def test_an_archive_of_an_earlier_release_is_verified_and_reported_without_signatures(
     hand: ManualRun,
 ) -> None:
     for client in CLIENTS:

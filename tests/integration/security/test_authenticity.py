@@ -1,5 +1,5 @@
 """
-What a site receives is the operator's, or is refused: attacks of somebody who may write anything to Redis.
+What a site receives is the operator's, or is refused: attacks of a process that may write anything to Redis.
 
 The sites are the client worker's own functions with real credentials, on real servers; the operator is the
 code of `start-round` and of the aggregator, with a key.
@@ -146,19 +146,19 @@ class Hospital:
         return found
 
     def refused(self, who: str) -> list[str]:
-        """Why a site has refused jobs, as its events say."""
+        """Reasons for which a site has refused jobs, from its events."""
         streams = {keyspace.client_events(who): "0-0"}
         events = [event for _, _, event in self.store.control.events.read(streams, None)]
         return [event["reason"] for event in events if event["event"] == "job_refused"]
 
     def unsigned(self) -> list[str]:
-        """Why rounds were opened without a signature, as the run's events say."""
+        """Reasons for rounds that were opened without a signature, from the run's events."""
         streams = {keyspace.events(self.run): "0-0"}
         events = [event for _, _, event in self.store.control.events.read(streams, None)]
         return [event["reason"] for event in events if event["event"] == "round_unsigned"]
 
     def write(self, **fields: Any) -> None:
-        """Somebody changes the open round in Redis."""
+        """Change the open round in Redis, as an attacker would."""
         key = keyspace.round_(self.run, self.state.round)
         self.store.control.redis.hset(key, mapping=fields)
 
@@ -402,7 +402,7 @@ def test_another_kind_of_job_is_refused(
 
 
 def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospital) -> None:
-    def told() -> dict[str, str]:
+    def report() -> dict[str, str]:
         return json.loads(
             hospital.store.control.clients.site_facts("a", hospital.run, 1 << 16) or "{}"
         )["facts"]
@@ -411,34 +411,34 @@ def test_the_question_before_round_1_is_of_the_operator_s_config(hospital: Hospi
         return preflight.report_facts(run, 0)
 
     hospital.work("a", ask)
-    assert "cannot" not in told()
+    assert "cannot" not in report()
     another_config(hospital)
     hospital.work("a", ask)
     reason = (
         f"the config of run {hospital.run} is not signed with the operator's key, or was changed"
     )
-    assert told() == {"problem": reason, "cannot": "yes"}
+    assert report() == {"problem": reason, "cannot": "yes"}
     assert hospital.refused("a") == [reason]
 
 
 @pytest.mark.parametrize(
-    "said", [{"shares": "100000"}, {"population": dumps([*"cdefghijkl", "a"]), "shares": "12"}]
+    "changes", [{"shares": "100000"}, {"population": dumps([*"cdefghijkl", "a"]), "shares": "12"}]
 )
 def test_the_question_before_round_1_is_of_no_share_that_redis_chooses(
-    hospital: Hospital, said: dict[str, str]
+    hospital: Hospital, changes: dict[str, str]
 ) -> None:
-    """Else whether a share has enough examples tells how many rows a site has, one question after the other."""
+    """Else the answer to each share size would disclose the number of a site's rows, one question after the other."""
 
-    def told() -> dict[str, str]:
+    def report() -> dict[str, str]:
         hospital.work("a", lambda run, number: preflight.report_facts(run, 0))
         return json.loads(
             hospital.store.control.clients.site_facts("a", hospital.run, 1 << 16) or "{}"
         )["facts"]
 
-    honest = told()
+    honest = report()
     assert "cannot" not in honest
-    hospital.store.control.redis.hset(keyspace.run(hospital.run), mapping=said)
-    assert told() == honest
+    hospital.store.control.redis.hset(keyspace.run(hospital.run), mapping=changes)
+    assert report() == honest
 
 
 def test_only_deleting_a_run_forgets_that_it_is_signed(hospital: Hospital) -> None:
@@ -449,7 +449,7 @@ def test_only_deleting_a_run_forgets_that_it_is_signed(hospital: Hospital) -> No
     )
     pins.require(run, True)
     assert hospital.store.state_dir is not None
-    # Somebody has it look deleted to every machine of the operator.
+    # An attacker has it look deleted to every machine of the operator.
     name = redis.hget(keyspace.RUNS, "authentic")
     redis.hdel(keyspace.RUNS, "authentic")
     redis.zadd(keyspace.DELETED, {run: hospital.store.control.now()})
@@ -549,14 +549,14 @@ def test_a_site_serves_only_the_config_it_has_pinned(hospital: Hospital) -> None
     }
 
 
-# The operator's side does not sign what somebody else has written
+# The operator's side does not sign what another party has written
 
 
 def test_a_config_that_was_changed_in_redis_is_signed_for_no_round(hospital: Hospital) -> None:
     not_opened_yet(hospital)
     another_config(hospital)
     hospital.advance(hospital.run)
-    # Nor is it opened without a signature: the run waits, and says why.
+    # Nor is it opened without a signature: the run waits, with a reason.
     assert (hospital.state.round, hospital.unsigned()) == (1, [])
     assert hospital.state.reason.startswith("segment 0 of the config is not signed")
 
@@ -573,8 +573,8 @@ def not_opened_yet(hospital: Hospital) -> None:
 
 class Ghost:
     """
-    Somebody who is not enrolled has an update merged: in a config that they have changed meanwhile, in a
-    round that they have joined. Before the version is signed, all is as it was.
+    A site that is not enrolled has an update merged: in a config that it has changed meanwhile, in a
+    round that it has joined. Before the version is signed, both are restored.
     """
 
     def __init__(self, at: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,7 +643,7 @@ def test_a_round_whose_signature_was_taken_away_is_not_merged(
     signed = hospital.round.signed
     if is_known:
         stripped_everywhere(hospital)
-    else:  # Another machine of the operator, which the signed version 0 tells.
+    else:  # Another machine of the operator, which knows by the signed version 0.
         stripped(hospital)
         store.control.enrolments.pins.forget(hospital.run)
     with pytest.raises(MergeFailed, match=r"round 1 is not signed with the operator's key .*, and"):
@@ -666,7 +666,7 @@ def another_config_back(hospital: Hospital) -> None:
 def test_a_run_that_looks_older_than_the_key_to_a_machine_that_has_never_seen_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left: nothing tells it from one. Its version has no signature, and no site goes on with it."""
+    """A remaining gap: such a run cannot be distinguished from an older one. Its version has no signature, and no site goes on with it."""
     hospital = Hospital(store, tmp_path, monkeypatch)
     for site in SITES:
         hospital.work(site)
@@ -810,7 +810,7 @@ def no_signatures(raw: dict[str, Any]) -> None:
     ("change", "what"),
     [(other_config, "config"), (other_model, "version 0"), (no_signatures, "config")],
 )
-def test_a_backup_that_somebody_has_changed_is_not_signed_anew(
+def test_a_backup_that_was_changed_is_not_signed_anew(
     hospital: Hospital, tmp_path: Path, change: Callable[[dict[str, Any]], None], what: str
 ) -> None:
     """Who can write to the file would else have sites train what the operator never signed."""
@@ -922,18 +922,18 @@ def test_a_key_that_is_named_signs_and_is_handed_on_without_the_environment(
     assert again.operator_key == str(key)
     with again.connect() as store:
         assert store.control.enrolments.pins.key == hospital.key
-    # Whoever calls a command in their own process has their environment as it was.
+    # A caller of a command in its own process keeps its environment.
     assert operator_key.VARIABLE not in os.environ
 
 
-def test_the_doctor_says_that_the_key_is_missing_or_another_one(
+def test_the_doctor_reports_that_the_key_is_missing_or_another_one(
     hospital: Hospital, elsewhere: tuple[list[str], Path]
 ) -> None:
     options, key = elsewhere
 
     def lines(*further: str) -> list[str]:
-        said = CliRunner().invoke(cli, ["doctor", *options, *further]).stdout.splitlines()
-        return [line for line in said if "the operator's key" in line]
+        output = CliRunner().invoke(cli, ["doctor", *options, *further]).stdout.splitlines()
+        return [line for line in output if "the operator's key" in line]
 
     assert lines("--operator-key", str(key)) == [
         f"OK    the operator's key is {hospital.key.fingerprint}"
@@ -974,7 +974,7 @@ def test_a_worker_with_a_name_of_simulations_is_not_taken_where_others_are_enrol
     out = eligibility.not_admitted(
         hospital.store, hospital.state, hospital.config, ["a", name, "z"]
     )
-    assert out == {name: "it has a name of simulations, by which nobody can be enrolled"}
+    assert out == {name: "it has a name of simulations, which cannot be enrolled"}
     control.redis.delete(keyspace.ENROLLED)
     for file in (hospital.store.state_dir or Path()).glob("enrolled/*.json"):
         file.unlink()

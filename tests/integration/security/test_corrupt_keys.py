@@ -32,14 +32,14 @@ BYTES = [
     b"", b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 2000, b"NaN", b"1e999", b"9" * 5000, b"null", b"[]", b"0",
     b'"\\ud800"', ESCAPES.encode(), "²".encode(), b"x" * 1_000_000,
 ]  # fmt: skip
-#: What an honest event says -> what a client could say instead.
+#: Value in an honest event -> values that a client could write instead.
 VALUES: list[Any] = [
     None, True, -1, 2**70, 1e300, "", "x" * 5000, ESCAPES, [], [[[[[[[[[[1]]]]]]]]]], {}, {"a": {"b": []}},
 ]  # fmt: skip
 EPOCH = {"event": "epoch", "epoch": 1, "epochs": 2, "accuracy": 0.5, "loss": 0.5}
 
 
-def told(run: str) -> list[dict[bytes, bytes]]:
+def hostile_events(run: str) -> list[dict[bytes, bytes]]:
     """Entries that a client could add to its event stream."""
     honest = EPOCH | {"run": run, "round": 1}
     found: list[dict[Any, Any]] = [{b"event": value} for value in BYTES]
@@ -148,10 +148,10 @@ def as_client(hand: ManualRun) -> None:
         assert f"~{key} " in allowed
 
 
-def test_garbage_in_events_stops_nobody(hand: ManualRun) -> None:
+def test_garbage_in_events_stops_no_process(hand: ManualRun) -> None:
     as_client(hand)
     redis = hand.store.control.redis
-    for entry in told(hand.run):
+    for entry in hostile_events(hand.run):
         redis.xadd(keyspace.client_events("a"), entry)  # type: ignore[arg-type]
         last = hand.store.control.events.last(keyspace.client_events("a"))
         assert last is not None
@@ -170,7 +170,7 @@ def test_garbage_in_events_stops_nobody(hand: ManualRun) -> None:
 @pytest.mark.parametrize(
     "key", [keyspace.client("a"), keyspace.client_holder("a"), keyspace.worker("a_00")]
 )
-def test_garbage_in_a_hash_stops_nobody(hand: ManualRun, key: str) -> None:
+def test_garbage_in_a_hash_stops_no_process(hand: ManualRun, key: str) -> None:
     redis = hand.store.control.redis
     for number, value in enumerate(BYTES):
         redis.delete(key)
@@ -200,7 +200,7 @@ def test_a_clients_lease_is_no_aggregators(hand: ManualRun) -> None:
 @pytest.mark.parametrize(
     "part", ["rq:job", "rq:results", "rq:queue", "admitted", "chunk", "rq:executions"]
 )
-def test_garbage_in_jobs_results_admissions_and_chunks_stops_nobody(
+def test_garbage_in_jobs_results_admissions_and_chunks_stops_no_process(
     hand: ManualRun, part: str
 ) -> None:
     control, data = hand.store.control.redis, hand.store.data.redis

@@ -61,7 +61,7 @@ def is_let_in(url: str) -> bool:
         return False
 
 
-def test_the_file_has_all_a_site_needs_and_nobody_else_reads_it(
+def test_the_file_has_all_a_site_needs_and_no_other_user_reads_it(
     servers: EmbeddedRedis, tmp_path: Path
 ) -> None:
     path = handed(servers, "hospital-a", tmp_path, "--max-examples", "600")
@@ -340,7 +340,7 @@ def test_without_acl_the_rules_are_printed(servers: EmbeddedRedis, tmp_path: Pat
     assert all(map(is_let_in, credentials.read(path).urls()))
 
 
-def test_nobody_is_enrolled_on_a_server_that_lets_in_anybody(
+def test_no_site_is_enrolled_on_a_server_without_a_password(
     servers: EmbeddedRedis, tmp_path: Path
 ) -> None:
     admin = Store(servers.url, servers.blob_url).servers.data
@@ -364,12 +364,12 @@ def test_nobody_is_enrolled_on_a_server_that_lets_in_anybody(
     assert list(tmp_path.glob("*.toml")) == []
     assert operator_key.find(servers.state_dir) is None
     assert enroll("", "--open-server").exception is None
-    # Switched off it lets in nobody, whatever its password.
+    # Switched off it lets in no client, whatever its password.
     admin.execute_command("ACL SETUSER", "default", "off")
     assert enroll("operator:secret@").exception is None
 
 
-def test_a_socket_that_nobody_else_reaches_needs_no_password(store: Store) -> None:
+def test_a_socket_that_no_other_user_reaches_needs_no_password(store: Store) -> None:
     assert not Users(store.servers).open_to_all()
 
 
@@ -383,7 +383,7 @@ def test_what_is_no_client_is_not_enrolled(
     assert not (tmp_path / FILE).exists()
 
 
-def test_revoking_a_stranger_says_so(servers: EmbeddedRedis, tmp_path: Path) -> None:
+def test_revoking_a_stranger_is_reported(servers: EmbeddedRedis, tmp_path: Path) -> None:
     done = command(servers, "revoke", "hospital-z")
 
     assert str(done.exception).startswith(
@@ -409,7 +409,7 @@ GOOD = Credentials(
 )
 
 
-def test_a_file_says_what_was_written(tmp_path: Path) -> None:
+def test_a_file_has_what_was_written(tmp_path: Path) -> None:
     credentials.write(tmp_path / FILE, GOOD)
 
     read = credentials.read(tmp_path / FILE)
@@ -454,7 +454,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("signing_key = ", "signing_key == ", "not valid TOML"),
         ("signing_key = ", "signing = ", "lacks a field"),
@@ -465,13 +465,13 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
     ],
 )
 def test_a_bad_file_is_refused_and_never_quoted(
-    tmp_path: Path, old: str, new: str, said: str
+    tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = tmp_path / FILE
     credentials.write(path, GOOD)
     path.write_text(path.read_text().replace(old, new, 1))
 
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         credentials.read(path)
     assert GOOD.signing_key[3:] not in str(caught.value)
 

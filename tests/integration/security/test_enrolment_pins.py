@@ -1,4 +1,4 @@
-"""Who is enrolled is decided on the operator's disk: what somebody writes into Redis changes nothing, and is told."""
+"""Enrolment is decided on the operator's disk: an entry written into Redis changes nothing, and is reported."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ CHANGES: dict[str, tuple[Callable[[Store], str], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_entry_is_refused_and_told(
+def test_a_changed_entry_is_refused_and_reported(
     store: Store, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = enrolled(store)
@@ -117,7 +117,7 @@ def test_a_changed_entry_is_refused_and_told(
     monkeypatch.setitem(globals(), "ELSEWHERE", tmp_path / "attacker")
     operator_key.create(tmp_path / "attacker" / operator_key.FILE)
     honest = store.control.enrolments.get(A)
-    make, said = CHANGES[change]
+    make, trouble = CHANGES[change]
     store.control.redis.hset(keyspace.ENROLLED, A, make(store))
 
     forged = signing.seal(element(), A, MINE[0])
@@ -126,8 +126,8 @@ def test_a_changed_entry_is_refused_and_told(
     assert store.control.enrolments.get(A) == honest
     assert store.control.enrolments.all()[A] == honest
     assert store.control.enrolments.revoked([A]) == set()
-    assert said in enrolment.troubles(store)[A]
-    # A second machine of the operator has no pin yet: nobody counts as enrolled on the word of Redis.
+    assert trouble in enrolment.troubles(store)[A]
+    # A second machine of the operator has no pin yet: no site counts as enrolled on the word of Redis.
     with other_machine(store, tmp_path / "other") as other:
         assert not is_let_in(other, forged)
 
@@ -141,7 +141,7 @@ def test_a_removed_entry_changes_nothing(store: Store) -> None:
     assert enrolment.troubles(store) == {A: "it was removed"}
 
 
-def test_nobody_enrols_by_writing_to_redis(store: Store) -> None:
+def test_no_site_enrols_by_writing_to_redis(store: Store) -> None:
     enrolled(store)
     store.control.redis.hset(keyspace.ENROLLED, "mallory", Enrolment(MINE[1]).to_json())
     store.control.redis.hset(keyspace.ENROLLED, "../../x", Enrolment(MINE[1]).to_json())
@@ -210,11 +210,11 @@ def test_a_forged_update_gets_a_receipt_and_the_change_an_event(
     assert {who: receipt.status for who, receipt in found.items()} == {"a:forged": "forged"}
     for _ in range(2):
         Healer(store, tmp_path).tick()
-    told = events(store, hand.run, "enrolment_changed")
-    assert {(event["client"], event["reason"]) for event in told} == {
+    changed = events(store, hand.run, "enrolment_changed")
+    assert {(event["client"], event["reason"]) for event in changed} == {
         ("a", "it is not signed with the operator's key")
     }
-    assert MINE[1] not in json.dumps(told)
+    assert MINE[1] not in json.dumps(changed)
     line = "the entry of a: it is not signed with the operator's key"
     assert line in command(store, "status").output
     assert line in command(store, "status", "by-hand").output
@@ -245,7 +245,7 @@ def test_requiring_enrolment_is_not_switched_off_in_redis(store: Store, tmp_path
     reasons = [event["reason"] for event in events(store, hand.run, "update_rejected")]
     assert sorted(reasons) == [f"not signed, in the name of {client}" for client in "bc"]
 
-    # Whoever continues the run on this machine may decide otherwise.
+    # Continuing the run on this machine may decide otherwise.
     lifecycle.advance(store, hand.run)
     store.control.redis.hset(keyspace.run(hand.run), "state", "cancelled")
     runs.start_run(store, "by-hand", changed, 1)
@@ -317,7 +317,7 @@ def test_a_machine_without_the_operators_key_neither_enrols_nor_revokes(
     elsewhere.close()
 
 
-def test_a_damaged_pin_stops_and_says_so(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_pin_stops_and_is_reported(store: Store, tmp_path: Path) -> None:
     enrolled(store)
     (tmp_path / "enrolled" / f"{A}.json").write_text("{")
 

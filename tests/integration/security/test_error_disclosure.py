@@ -109,7 +109,7 @@ class Own(Task):
 
 
 def at(text: str) -> str:
-    """Where a part of it is, as it is told."""
+    """Place of a part of it, as errors name it."""
     (line,) = [
         number for number, row in enumerate(OWN.splitlines(), 1) if text in row.replace('"', "")
     ]
@@ -230,7 +230,7 @@ CSV = (
 LABEL = (*CSV, "task.label=diagnosis")
 OWN_TASK = ("run.task=own_told:Own", "data.partition=site")
 IMAGES = ("run.task=image-folder", "data.partition=site", "task.image_size=32")
-#: What fails where -> the config, and how what is told of it begins.
+#: What fails where -> the config, and the beginning of its message.
 FAILING = {
     "a label": (
         (*LABEL, 'task.features="dose"'),
@@ -240,7 +240,7 @@ FAILING = {
         (*CSV, "task.label=diagnosis", 'task.classes="benign,{stem}-label"', 'task.features="age"'),
         "DataError: line 3, column 1 (task.features: age): not a number; ",
     ),
-    "a cell of a column that nobody lists": (
+    "a cell of a column that is not listed": (
         (*CSV, "task.label=diagnosis", 'task.classes="benign,{stem}-label"'),
         "DataError: line 3, column 1 (of those the file names): not a number; ",
     ),
@@ -426,7 +426,7 @@ def test_a_job_that_dies_leaves_no_traceback_and_no_command_or_page_has_one(
 
 
 def commands(secret: Secret, run: str) -> Iterator[str]:
-    """What an operator's commands say."""
+    """Output of an operator's commands."""
     servers = secret.store.servers
     environment = {
         "FLQ_REDIS_URL": servers.url,
@@ -446,7 +446,7 @@ def commands(secret: Secret, run: str) -> Iterator[str]:
 
 
 def answers(secret: Secret, run: str) -> Iterator[str]:
-    """What the page's API says."""
+    """Answers of the page's API."""
     connection = Connection(lambda: secret.store, secret.folder)
     app = FastAPI()
     app.include_router(api.router(connection, Feed(connection, {}), ()))  # type: ignore[arg-type]
@@ -473,7 +473,7 @@ async def ask(app: Any, path: str) -> str:
 
 
 @pytest.mark.parametrize("approve", [False, True])
-def test_nothing_made_of_data_is_in_events_before_somebody_approves_it(
+def test_nothing_made_of_data_is_in_events_before_its_approval(
     secret: Secret, approve: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -482,14 +482,14 @@ def test_nothing_made_of_data_is_in_events_before_somebody_approves_it(
     site = replace(secret.site, approve=approve)
     run = secret.begin(*OWN_TASK, "task.how=live", "train.epochs=1", site=site)
 
-    said = worker.train(run.run, run.round.number)
+    outcome = worker.train(run.run, run.round.number)
 
     streams = {keyspace.client_events("b"): "0-0"}
     events = [event for _, _, event in secret.store.control.events.read(streams, None)]
     (epoch,) = [event for event in events if event["event"] == "epoch"]
     steps = {"event", "at", "run", "round", "epoch", "epochs"}
     if approve:
-        assert said == "waits for a decision at its site"
+        assert outcome == "waits for a decision at its site"
         assert set(epoch) <= steps
         assert gap.encode() not in secret.everything()
         assert "num_examples" not in secret.store.control.clients.get("b")

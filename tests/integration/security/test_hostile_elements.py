@@ -47,10 +47,10 @@ def honest(hand: ManualRun) -> Header:
 
 def fields(hand: ManualRun, **changes: Any) -> bytes:
     """An element whose header ``pack`` would refuse."""
-    said = asdict(honest(hand)) | changes
-    said["tensors"] = [list(entry) for entry in said["tensors"]]
-    del said["members"], said["scalars"]
-    return raw(msgpack.packb(said))
+    header = asdict(honest(hand)) | changes
+    header["tensors"] = [list(entry) for entry in header["tensors"]]
+    del header["members"], header["scalars"]
+    return raw(msgpack.packb(header))
 
 
 def with_body(hand: ManualRun, change: Callable[[np.ndarray], None]) -> bytes:
@@ -76,7 +76,7 @@ def chunked(hand: ManualRun, **changes: Any) -> bytes:
 
 
 def stored(hand: ManualRun, content: bytes) -> bytes:
-    """An element whose only chunk is something else than it says."""
+    """An element whose only chunk is other than its header states."""
     header = honest(hand)
     name = keyspace.update_blob("a", hand.run, header.body_digest)
     hand.store.data.chunks.put(name, [memoryview(content)], 60)
@@ -182,13 +182,13 @@ def huge(hand: ManualRun) -> bytes:
 
 
 def lying_group(hand: ManualRun) -> bytes:
-    said = asdict(replace(honest(hand), kind="group", client="group-²", tensors=()))
-    member = {name: said[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
+    header = asdict(replace(honest(hand), kind="group", client="group-²", tensors=()))
+    member = {name: header[name] for name in ("num_examples", "metrics", "train_metrics", "environment", "train_s", "body_bytes", "body_digest", "token")}  # fmt: skip
     member |= {"client": "a", "status": "received", "reason": "", "weight": 1, "norm": 0.0}
     member["scalars"] = {}
-    said |= {"members": [member], "body_bytes": 0, "body_digest": tensor_layout.body_digest(b"")}
-    del said["scalars"]
-    return raw(msgpack.packb(said))
+    header |= {"members": [member], "body_bytes": 0, "body_digest": tensor_layout.body_digest(b"")}
+    del header["scalars"]
+    return raw(msgpack.packb(header))
 
 
 def peak_of(act: Callable[[], object]) -> int:
@@ -220,13 +220,15 @@ def test_every_lie_gets_a_reason_and_little_memory_and_the_round_is_committed(
 ) -> None:
     intake = hand.intake()
     exact_sum.warm_up()  # What numba takes once is none of theirs.
-    told: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     peaks: dict[str, int] = {}
     for name, (make, _) in ATTACKS.items():
         hand.store.data.results.push(hand.run, make(hand))
-        peaks[name] = peak_of(lambda name=name: told.update({name: reason_of(hand, intake)}))
+        peaks[name] = peak_of(lambda name=name: reasons.update({name: reason_of(hand, intake)}))
 
-    assert {name: told[name] for name, (_, word) in ATTACKS.items() if word not in told[name]} == {}
+    assert {
+        name: reasons[name] for name, (_, word) in ATTACKS.items() if word not in reasons[name]
+    } == {}
     assert {name: peak for name, peak in peaks.items() if peak > MOST} == {}
     assert intake.received() == 0
     hand.update("a")

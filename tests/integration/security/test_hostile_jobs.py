@@ -95,7 +95,7 @@ HASHES: list[tuple[dict[str, Any], str]] = [
 
 
 def refusals(store: Store) -> list[str]:
-    """What a client's worker would say of the entries of its queue."""
+    """Reasons for which a client's worker would refuse the entries of its queue."""
     found: list[str] = []
     queue = rq_types.queue(keyspace.client_queue("site-1"), plain_client(store.servers.url, 5))
     queue.on_refused = lambda job, reason: found.append(reason)
@@ -107,7 +107,7 @@ def refusals(store: Store) -> list[str]:
 
 
 @pytest.mark.parametrize(("changes", "word"), HASHES, ids=[str(n) for n in range(len(HASHES))])
-def test_a_hostile_hash_is_refused_for_what_it_says(
+def test_a_hostile_hash_is_refused_with_the_reason(
     store: Store, changes: dict[str, Any], word: str
 ) -> None:
     store.control.redis.hset(f"rq:job:{JOB}", mapping=honest(**changes))

@@ -1,4 +1,4 @@
-"""Everything that shows a run, of a Redis in which somebody else wrote the names, reasons and events."""
+"""Everything that shows a run, of a Redis in which an attacker wrote the names, reasons and events."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def hostile(run: str, store: Store) -> str:
         made = record(number, number - 1)
         sums = {"num_examples": 10, **made.train, f"{evil}_sum": 1.0}
         validation = {"num_examples": 10, **made.validation, f"{evil}_sum": 1.0}
-        told = {"a": {"loss": 0.5, evil: 0.5}, evil: {"loss": 0.5}}
+        per_client = {"a": {"loss": 0.5, evil: 0.5}, evil: {"loss": 0.5}}
         ended(
             store, run, replace(
-                made, train=sums, validation=validation, reason=evil, client_validation=told,
+                made, train=sums, validation=validation, reason=evil, client_validation=per_client,
                 rejected={evil: f"{evil}: {evil}"},
             ),
         )  # fmt: skip
@@ -74,7 +74,7 @@ def test_no_command_fails_or_hands_on_what_a_terminal_obeys(
 ) -> None:
     where = {"FLQ_REDIS_URL": redis_urls[0], "FLQ_REDIS_BLOB_URL": redis_urls[1]}
     runner = CliRunner(env={**where, "FLQ_STATE_DIR": str(tmp_path / "state")})
-    said = ""
+    output = ""
     for line in commands(hostile, tmp_path):
         found = runner.invoke(cli, line)
         expected = {"export": 1, "inspect": 1, "watch": 1}.get(line[0], 0)
@@ -82,8 +82,8 @@ def test_no_command_fails_or_hands_on_what_a_terminal_obeys(
         text = found.output + str(found.exception if expected else "")
         if not expected:
             assert not any(sequence in found.output for sequence in OBEYED), line
-        said += text
+        output += text
         if line[-1] == "--json" and line[0] != "events":
             json.loads(found.stdout)
-    assert "\\x1b]0;pwned" in said
-    assert "\\u202edrowssap" in said
+    assert "\\x1b]0;pwned" in output
+    assert "\\u202edrowssap" in output

@@ -90,7 +90,7 @@ class World:
         (self.victim / "precious.txt").write_text("mine")
 
     def fresh(self) -> None:
-        """As it is before somebody writes."""
+        """Reset to the state before an attack."""
         redis = self.store.control.redis
         redis.flushall()
         made = loading.load("mnist-3v7", environ={})
@@ -105,7 +105,7 @@ class World:
         self.store.control.unreadable = Unreadable()
 
     def readers(self) -> Iterator[Callable[[], object]]:
-        """What reads Redis for people and for other programs, and the healer."""
+        """Readers of Redis for users and for other programs, and the healer."""
         store = self.store
         yield lambda: view_model.parts(store, "demo")
         yield lambda: view_model.log(store, RUN, "")
@@ -122,7 +122,7 @@ class World:
         yield Healer(store, self.state_dir).tick
 
     def commands(self) -> None:
-        """What people type."""
+        """Commands that users type."""
         where = {"FLQ_REDIS_URL": self.urls[0], "FLQ_REDIS_BLOB_URL": self.urls[1]}
         where["FLQ_STATE_DIR"] = str(self.state_dir)
         for words in (
@@ -134,7 +134,7 @@ class World:
             assert isinstance(done.exception, documented), (words, done.exception)
 
     def look(self) -> None:
-        """Everybody looks; each ends well, or with a documented error."""
+        """Call all readers; each ends well, or with a documented error."""
         for read in self.readers():
             with suppress(FLQueueError):
                 read()

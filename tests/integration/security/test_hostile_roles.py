@@ -43,7 +43,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 class Unpickled:
-    """Whoever unpickles it imports, compiles and runs."""
+    """A process that unpickles it imports, compiles and runs."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (exec, ("import flq_owned; flq_owned.run()",))
@@ -83,7 +83,7 @@ def hostile(role: str, run: str) -> list[dict[str, Any]]:
         plain | {"data": packed([function, None, [run, 3], {}])} | of_run(changes, run)
         for changes in [*CODE, *(changes for changes, _ in HASHES)]
     ]
-    return [said for said in made if said not in honest]
+    return [job_hash for job_hash in made if job_hash not in honest]
 
 
 def of_run(changes: dict[str, Any], run: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_the_hook_sees_what_is_forbidden(tmp_path: Path, event: str) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_hostile_jobs_of_every_role_are_told_and_nothing_of_them_is_done(
+def test_hostile_jobs_of_every_role_are_reported_and_nothing_of_them_is_done(
     federation: Federation,
 ) -> None:
     federation.start("pool", "--processes", "1")
@@ -154,11 +154,11 @@ def test_hostile_jobs_of_every_role_are_told_and_nothing_of_them_is_done(
     thrown = {}
     for role, (who, queue, _) in ROLES.items():
         thrown[role] = hostile(role, run)
-        for number, said in enumerate(thrown[role]):
-            control.redis.hset(f"rq:job:{who}_{run}_3_{number}", mapping=said)
+        for number, job_hash in enumerate(thrown[role]):
+            control.redis.hset(f"rq:job:{who}_{run}_3_{number}", mapping=job_hash)
             control.redis.rpush(f"rq:queue:{queue}", f"{who}_{run}_3_{number}")
         control.redis.set(f"rq:job:{who}_{run}_3_type", "no hash")
-        # Of two no run can be told: a client's own stream has them, the log of the others.
+        # Two name no run: a client's own stream has them, the log of the others.
         control.redis.rpush(
             f"rq:queue:{queue}", f"{who}_{run}_3_type", b"\xff\xfe", "../x y", "absent"
         )
@@ -171,11 +171,13 @@ def test_hostile_jobs_of_every_role_are_told_and_nothing_of_them_is_done(
             f"{queue} to be empty", lambda queue=queue: not dispatch.queued(federation.store, queue)
         )  # type: ignore[misc]
 
-    def told() -> dict[str, int]:
+    def refused() -> dict[str, int]:
         return {role: len(refusals(federation, run, role)) for role in ROLES}
 
-    expected = {role: len(said) + (3 if role == "client" else 1) for role, said in thrown.items()}
-    wait_for("all events", lambda: told() == expected)
+    expected = {
+        role: len(job_hash) + (3 if role == "client" else 1) for role, job_hash in thrown.items()
+    }
+    wait_for("all events", lambda: refused() == expected)
     assert control.redis.keys("rq:queue:*:intermediate") == []
     assert {name: federation.worker_pid(name) for name in federation.processes} == pids
     assert [code for code in asked if code != 0] == []
@@ -226,12 +228,12 @@ def test_hostile_hashes_in_place_of_a_rounds_jobs_stop_neither_healer_nor_comman
     everything: list[Callable[[], Any]] = [
         lambda: ask("status", "by-hand"), lambda: ask("doctor"), lambda: ask("redrive", "by-hand"),
     ]  # fmt: skip
-    for number, said in enumerate(
+    for number, job_hash in enumerate(
         [*hostile("client", hand.run)[::3], *hostile("aggregator", hand.run)[1::3]]
     ):
         for ticket in dispatch.tickets(store, hand.run, 1).values():
             store.control.redis.delete(f"rq:job:{ticket.job}")
-            store.control.redis.hset(f"rq:job:{ticket.job}", mapping=said)
+            store.control.redis.hset(f"rq:job:{ticket.job}", mapping=job_hash)
             store.control.redis.xadd(f"rq:results:{ticket.job}", {"exc_string": pickle.dumps(Unpickled())})  # fmt: skip
         healer.heal(hand.run)
         if number % 12 == 0:

@@ -1,4 +1,4 @@
-"""Whoever can write to Redis decides neither where a machine writes or deletes, nor whether its readers go on."""
+"""A process that can write to Redis decides neither where a machine writes or deletes, nor whether its readers go on."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
         "living_workers": control.workers.living,
         "status": lambda: run_status.statuses(store, run_status.living_runs(store)),
         "clients": lambda: run_status.clients(store),
-        "hear": control.clients.record_heartbeats,
+        "record": control.clients.record_heartbeats,
         "tick": healer.tick,
     }
 
@@ -70,7 +70,7 @@ def test_readers_cost_no_more_for_a_client_with_many_keys(
     flood(store)
     after = costs()
 
-    # A few more SCAN, and a few leases of mallory's, each time that somebody asks for a role.
+    # A few more SCAN, and a few leases of mallory's, each time that a process asks for a role.
     assert {name for name in before if after[name] > before[name] + 50} == set()
     assert len([w for w in control.workers.living() if w["client"] == "mallory"]) <= 4
 
@@ -90,7 +90,7 @@ def test_no_more_than_known_fields_of_a_length_is_fetched(store: Store) -> None:
     }
 
 
-def test_a_look_at_a_part_of_the_keys_finds_everybody_in_time(
+def test_a_look_at_a_part_of_the_keys_finds_all_clients_in_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "SCANNED", 50)

@@ -22,11 +22,11 @@ from fl_queue.store import Store, plain_client
 from fl_queue.store.retries import hurried
 
 SECRET = "open-sesame-4711"
-#: Nobody listens on the first port.
+#: No server listens on the first port.
 GONE = "127.0.0.1:1/0"
 URLS = {
-    "nobody there": f"redis://:{SECRET}@{GONE}",
-    "a user": f"redis://somebody:{SECRET}@{GONE}",
+    "no server there": f"redis://:{SECRET}@{GONE}",
+    "a user": f"redis://user:{SECRET}@{GONE}",
     "no such host": f"redis://:{SECRET}@redis.invalid:6379/0",
     "a slash": f"redis://:{SECRET}/x@{GONE}",
     "a number sign": f"redis://:{SECRET}#x@{GONE}",
@@ -71,9 +71,9 @@ def as_rq(url: str) -> None:
 
 @pytest.mark.parametrize("way", [as_control, as_data, as_rq])
 @pytest.mark.parametrize("kind", URLS)
-def test_no_error_tells_the_password(kind: str, way: Callable[[str], None]) -> None:
+def test_no_error_shows_the_password(kind: str, way: Callable[[str], None]) -> None:
     url = URLS[kind]
-    # RQ expects redis-py's own errors of a server that is away; nobody expects a bare ValueError.
+    # RQ expects redis-py's own errors of a server that is away; no caller expects a bare ValueError.
     expected = (FLQueueError, redis.RedisError) if way is as_rq else FLQueueError
     with pytest.raises(expected) as caught:
         way(url)
@@ -86,7 +86,7 @@ def test_no_error_tells_the_password(kind: str, way: Callable[[str], None]) -> N
     assert SECRET not in whole + repr(error) + logs.JsonFormatter().format(record)
 
 
-def test_a_refused_password_is_not_told(store: Store, redis_urls: tuple[str, str]) -> None:
+def test_a_refused_password_is_not_shown(store: Store, redis_urls: tuple[str, str]) -> None:
     store.control.redis.execute_command("ACL", "SETUSER", "site", "on", ">other", "+@all", "~*")
     url = redis_urls[0].replace("unix://", f"unix://site:{SECRET}@")
     try:
@@ -99,14 +99,14 @@ def test_a_refused_password_is_not_told(store: Store, redis_urls: tuple[str, str
 
 
 @pytest.mark.parametrize("command", ["status", "doctor", "clients", "config show", "events r"])
-@pytest.mark.parametrize("kind", ["nobody there", "a slash", "no scheme", "a mistyped option"])
-def test_no_command_tells_the_password(kind: str, command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["no server there", "a slash", "no scheme", "a mistyped option"])
+def test_no_command_shows_the_password(kind: str, command: str, tmp_path: Path) -> None:
     url = URLS[kind]
     environment = {"FLQ_REDIS_URL": url, "FLQ_REDIS_BLOB_URL": url, "FLQ_STATE_DIR": str(tmp_path)}
     done = CliRunner().invoke(cli, command.split(), env=environment)
 
-    told = done.output + done.stderr + repr(done.exception)
-    assert SECRET not in told
+    shown = done.output + done.stderr + repr(done.exception)
+    assert SECRET not in shown
     assert isinstance(done.exception, (FLQueueError, type(None), SystemExit))
 
 

@@ -45,7 +45,7 @@ class Parties:
         self.url, self.blob_url = (
             url(server, PASSWORD, authority.cert, self.operator) for server in (control, data)
         )
-        # The operator's machine: whoever begins runs and the aggregator have one state folder, and its key.
+        # The operator's machine: the commands that begin runs and the aggregator have one state folder, and its key.
         state_dir = self.folder / "state-aggregator"
         self.key = operator_key.create(state_dir / operator_key.FILE)
         self.store = Store(self.url, self.blob_url, state_dir=state_dir)
@@ -127,7 +127,7 @@ class Parties:
         ]
 
     def traces(self, run: str) -> dict[str, bytes]:
-        """All that the run and its processes have left, and what the commands say of it."""
+        """All that the run and its processes have left, and the output of the commands about it."""
         found = {
             str(path): _read(path)
             for path in self.folder.rglob("*")
@@ -226,7 +226,7 @@ def _read(path: Path) -> bytes:
 # What TLS refuses
 
 
-def said(text: str) -> str:
+def reason_of(text: str) -> str:
     with pytest.raises(StoreUnavailable) as caught, Store(text, text) as store:
         store.check()
     assert PASSWORD not in str(caught.value)
@@ -234,26 +234,30 @@ def said(text: str) -> str:
     return str(caught.value)
 
 
-def test_tls_says_what_is_wrong(parties: Parties, authority: Authority, tmp_path: Path) -> None:
+def test_a_tls_error_names_its_cause(
+    parties: Parties, authority: Authority, tmp_path: Path
+) -> None:
     server, own, ca = parties.control, parties.operator, authority.cert
     stranger = Authority(tmp_path / "stranger")
     foreign = stranger.issue("operator")
     rubbish = tmp_path / "rubbish.pem"
     rubbish.write_text("no certificate")
 
-    assert "not signed by the CA that is trusted here" in said(
+    assert "not signed by the CA that is trusted here" in reason_of(
         url(server, PASSWORD, stranger.cert, own)
     )
-    assert "its certificate is for another address" in said(
+    assert "its certificate is for another address" in reason_of(
         url(server, PASSWORD, ca, own, host="127.0.0.1")
     )
-    # Which of the two, a server of TLS 1.3 need not say.
+    # Which of the two, a server of TLS 1.3 need not report.
     for pair in (None, foreign):
-        assert "certificate of ours" in said(url(server, PASSWORD, ca, pair))
-    assert "a certificate file of the URL is not there" in said(
+        assert "certificate of ours" in reason_of(url(server, PASSWORD, ca, pair))
+    assert "a certificate file of the URL is not there" in reason_of(
         url(server, PASSWORD, tmp_path / "no.crt", own)
     )
-    assert "is not PEM text" in said(url(server, PASSWORD, rubbish, own))
-    assert "do not belong together" in said(url(server, PASSWORD, ca, Pair(own.cert, foreign.key)))
+    assert "is not PEM text" in reason_of(url(server, PASSWORD, rubbish, own))
+    assert "do not belong together" in reason_of(
+        url(server, PASSWORD, ca, Pair(own.cert, foreign.key))
+    )
     plain = f"redis://:{PASSWORD}@localhost:{server.port}/0"
-    assert "does it want TLS (rediss://)?" in said(plain)
+    assert "does it want TLS (rediss://)?" in reason_of(plain)

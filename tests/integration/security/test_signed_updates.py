@@ -104,12 +104,12 @@ def test_a_forged_element_neither_blocks_nor_replaces_the_real_one(
 
     assert intake.received() == 0
     assert intake.receipts == {}  # It is no answer: the round waits for the client.
-    told = [event["reason"] for event in rejections(hand)]
+    reasons = [event["reason"] for event in rejections(hand)]
     receipts = hand.store.control.receipts.of_round(hand.run, hand.round.number)
-    assert told[0] == reason
+    assert reasons[0] == reason
     if kind not in ("a stranger", "the evaluator"):
         assert {who: receipt.status for who, receipt in receipts.items()} == {"a:forged": "forged"}
-        assert len(told) == 1  # Once for each client, however many there are.
+        assert len(reasons) == 1  # Once for each client, however many there are.
 
     hand.update("a")
     hand.take(intake, 1)
@@ -171,7 +171,7 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
     config = ("model.keep_updates=true", "aggregation.max_examples=50")
     hand = ManualRun(store, tmp_path, CLIENTS, 10, *config, keys={"a": secret})
     hand.update("a")  # It claims 97, and b 98.
-    hand.update("b")  # Nobody requires enrolment of the others.
+    hand.update("b")  # Enrolment is not required of the others.
     hand.work()
 
     receipts = store.control.receipts.of_round(hand.run, 1)
@@ -183,7 +183,7 @@ def test_more_examples_than_enrolled_count_as_so_many(store: Store, tmp_path: Pa
     assert verdict.result == "same"
 
 
-def test_nobody_waits_for_a_client_that_was_revoked(hand: ManualRun) -> None:
+def test_no_round_waits_for_a_client_that_was_revoked(hand: ManualRun) -> None:
     hand.update("b")
     known = hand.store.control.enrolments.get("a")
     assert known is not None
@@ -221,7 +221,7 @@ def test_what_a_forged_element_names_is_neither_read_nor_asked_for_nor_removed(
     hand.store.data.results.push(hand.run, forged)
     hand.take(intake, 1)
 
-    # Its chunks are not there: had anybody looked, the client would have been asked again.
+    # Its chunks are not there: had a process looked, the client would have been asked again.
     assert hand.store.control.rounds.jobs(hand.run, hand.round.number) == jobs
     assert intake.taken.headers == []
 

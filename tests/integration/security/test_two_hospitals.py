@@ -49,7 +49,7 @@ class Operator:
         return text.replace("HOST=redis.example.org", "HOST=localhost")
 
     def run(self, steps: list[str]) -> subprocess.CompletedProcess[str]:
-        # One shell, as for whoever reads the page; a step that fails ends it.
+        # One shell, as for a reader of the page; a step that fails ends it.
         return subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", self.here("\n".join(steps))],
             cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=300, check=False,
@@ -96,7 +96,7 @@ def test_everything_it_makes_is_its_owners_alone(
     assert list(operator.folder.glob("*.password")) == []
 
 
-def test_a_server_takes_nobody_without_a_certificate_or_a_password(
+def test_a_server_takes_no_client_without_a_certificate_or_a_password(
     operator: Operator, done: subprocess.CompletedProcess[str]
 ) -> None:
     ask = f"redis-cli -h localhost -p 6379 --tls --cacert {operator.folder}/ca.crt "

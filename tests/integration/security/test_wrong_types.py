@@ -29,7 +29,7 @@ def spoil(client: redis.Redis, *keys: str) -> None:
 
 
 def removed(store: Store, run: str) -> set[str]:
-    """The keys whose removal the run's events tell."""
+    """The keys whose removal the run's events report."""
     streams = {keyspace.events(run): "0-0"}
     events = [event for _, _, event in store.control.events.read(streams, None)]
     return {event["key"] for event in events if event["event"] == "key_removed"}
@@ -84,7 +84,7 @@ def test_a_queue_of_a_wrong_type_stops_no_round_from_opening(store: Store, tmp_p
     assert newest in dispatch.queued(store, keyspace.client_queue("a"))
 
 
-def test_lists_and_sums_of_a_wrong_type_hold_up_nobody(store: Store, tmp_path: Path) -> None:
+def test_lists_and_sums_of_a_wrong_type_hold_up_no_process(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "ab", 1000, "redis.unmerged_bytes=5000")
     keys = [
         keyspace.results(hand.run),

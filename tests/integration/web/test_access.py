@@ -91,8 +91,8 @@ def page(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) ->
     made.close()
 
 
-def test_behind_a_proxy_nobody_comes_in_without_the_token(page: Served, store: Store) -> None:
-    """What a proxy on this machine passes on for somebody on the internet."""
+def test_behind_a_proxy_no_client_comes_in_without_the_token(page: Served, store: Store) -> None:
+    """A request that a proxy on this machine passes on from the internet."""
     proxied = {"Host": "fl.example.org", "X-Forwarded-For": "203.0.113.9"}
     before = store.control.runs.names()
 
@@ -143,7 +143,7 @@ def test_a_cookie_cannot_be_made_up(page: Served, change: Any) -> None:
     assert page.ask("GET", "/api/v1/runs", {"Cookie": forged})[0] == 401
 
 
-def test_without_a_read_token_nobody_has_a_session_of_one() -> None:
+def test_without_a_read_token_no_session_of_one_is_valid() -> None:
     one, other = Access(TOKEN), Access(TOKEN)
     session = other.new_session("read")
     assert one.visitor(Headers({"cookie": f"{one.cookie}={session}"})).role == ""
@@ -231,9 +231,9 @@ def test_wrong_tokens_are_slowed_down_and_the_right_one_is_not(page: Served) -> 
     for number in range(limits.FREE + 3):
         method, path, headers, body = ways[number % 3]
         spoofed = {"X-Forwarded-For": f"spoofed-{number}, 203.0.113.9"}
-        status, told, _ = page.ask(method, path, headers | spoofed, body)
+        status, answered, _ = page.ask(method, path, headers | spoofed, body)
         statuses.append(status)
-        assert ("retry-after" in told) == (status == 429)
+        assert ("retry-after" in answered) == (status == 429)
     assert set(statuses[: limits.FREE]) == {403, 401}
     assert set(statuses[limits.FREE :]) == {429}
     assert page.ask("POST", "/login", HTML | attacker, f"token={TOKEN}")[0] == 303
@@ -322,7 +322,7 @@ def test_all_open_pages_together_are_limited() -> None:
         ([], {"FLQ_WEB_TOKEN": "a"}, "needed are 20 or more"),
     ],
 )
-def test_a_page_is_not_opened_wider_than_one_says(
+def test_a_page_is_not_opened_wider_than_its_options(
     options: list[str], environment: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     for name, mode, text in (
@@ -355,7 +355,7 @@ class Command:
             stdout=subprocess.PIPE, text=True, env=kept | environment,
         )  # fmt: skip
         assert self.process.stdout is not None
-        self.said = self.process.stdout
+        self.stdout = self.process.stdout
 
     def close(self) -> int:
         self.process.terminate()
@@ -372,14 +372,14 @@ def test_the_command_prints_two_links_once_and_serves_a_unix_socket(tmp_path: Pa
         Command(tmp_path, "--uds", str(path), "--uds-mode", "0660"),
     )
     try:
-        link, read = on_loopback.said.readline().strip(), on_loopback.said.readline().strip()
+        link, read = on_loopback.stdout.readline().strip(), on_loopback.stdout.readline().strip()
         assert link.startswith("http://127.0.0.1:")
         assert read.startswith("read only: http://127.0.0.1:")
         tokens = {line.rpartition("/?token=")[2] for line in (link, read)}
         assert {len(token) for token in tokens} == {43}
         assert len(tokens) == 2
-        assert on_socket.said.readline().strip() == f"unix:{path}"
-        token = on_socket.said.readline().split()[-1]
+        assert on_socket.stdout.readline().strip() == f"unix:{path}"
+        token = on_socket.stdout.readline().split()[-1]
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         for sent, status in ((f"Bearer {token}", b"503"), ("Bearer guess", b"401")):
             with socket.socket(socket.AF_UNIX) as client:
@@ -428,7 +428,7 @@ def test_a_socket_is_born_with_its_mode(tmp_path: Path) -> None:
         with server._bound(server.ServerSettings(uds=path, uds_mode=0o660)):
             assert stat.S_IMODE(path.lstat().st_mode) == 0o660
             path.unlink()
-            path.write_text("somebody else's by now")
+            path.write_text("another process's by now")
         assert path.exists()
         assert os.umask(0o077) == 0o077
     finally:

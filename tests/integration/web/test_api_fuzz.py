@@ -1,4 +1,4 @@
-"""The JSON API against its own description: whatever that allows or forbids is answered as it says."""
+"""The JSON API against its own description: whatever that allows or forbids is answered as described."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ bounded = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-#: A config's name, or one of two options at a time, may be refused: the description cannot say that.
-UNSAID = [positive_data_acceptance]
+#: A config's name, or one of two options at a time, may be refused: the description cannot express that.
+UNDESCRIBED = [positive_data_acceptance]
 #: A field of the config, and something that may be its value.
 OVERRIDES = st.builds(
     "{0[0]}.{0[1]}={1}".format,
@@ -80,7 +80,7 @@ def test_every_answer_is_as_described(api: Any) -> None:
             def check(case: Any, is_there: bool) -> None:
                 if is_there and "run" in case.path_parameters:
                     case.path_parameters["run"] = "lawful"
-                case.call_and_validate(excluded_checks=UNSAID)
+                case.call_and_validate(excluded_checks=UNDESCRIBED)
 
             check()
 
@@ -95,7 +95,7 @@ def test_no_value_of_any_field_is_a_crash(api: Any) -> None:
     def check(overrides: list[str], number: int) -> None:
         body = {"config": "mnist-3v7", "run": f"fuzzed-{number}", "set": overrides}
         operation.Case(body=body, media_type="application/json").call_and_validate(
-            excluded_checks=UNSAID
+            excluded_checks=UNDESCRIBED
         )
 
     check()

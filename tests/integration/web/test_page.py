@@ -44,13 +44,13 @@ class Web:
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
         """(status, headers, text), with the token or a cookie of it; a body that is no text is sent as JSON."""
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
-        if not {"Authorization", "Cookie"} & set(told):
-            told |= self.bearer
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if not {"Authorization", "Cookie"} & set(sent):
+            sent |= self.bearer
         if body is not None and not isinstance(body, str):
-            body, told = json.dumps(body), {"Content-Type": "application/json"} | told
+            body, sent = json.dumps(body), {"Content-Type": "application/json"} | sent
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, body, told)
+        connection.request(method, path, body, sent)
         answer = connection.getresponse()
         text = answer.read().decode("latin-1")
         connection.close()
@@ -192,7 +192,8 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         chromium = playwright.chromium.launch(executable_path=browser)
         page = chromium.new_page()
         page.on(
-            "console", lambda said: problems.append(said.text) if said.type == "error" else None
+            "console",
+            lambda message: problems.append(message.text) if message.type == "error" else None,
         )
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(web.link)
@@ -204,7 +205,7 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         page.fill("#epochs", "0")
         page.get_by_role("button", name="Launch").press("Enter")
         assert "train.epochs" in page.inner_text("#error")
-        problems.clear()  # The 422 is told on the console, too.
+        problems.clear()  # The 422 is shown on the console, too.
         page.fill("#epochs", "1")
         page.fill("#more", "train.finetune_epochs=1")
         page.fill("#rounds", "500")
@@ -236,16 +237,16 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
     )
 
 
-def test_a_page_is_told_everything_at_once(web: Web) -> None:
+def test_a_page_receives_everything_at_once(web: Web) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
     connection.request("GET", "/api/v1/stream", headers=web.bearer)
     answer = connection.getresponse()
     lines = [answer.readline().decode() for _ in range(40)]
     connection.close()
 
-    told = re.findall(r"event: (\w+)", "".join(lines))
-    assert told[:1] == ["hello"]
-    assert {"status", "runs", "clients", "history"} <= set(told)
+    events = re.findall(r"event: (\w+)", "".join(lines))
+    assert events[:1] == ["hello"]
+    assert {"status", "runs", "clients", "history"} <= set(events)
 
 
 class Stream:
