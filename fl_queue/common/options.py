@@ -6,7 +6,6 @@ Used for the fields of ``RunConfig`` and for the options of built-in tasks. No f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -188,8 +187,3 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_plain(item) for item in value]
     return value
-
-
-def toml_value(value: Any) -> str:
-    """The TOML text of a value."""
-    return json.dumps(as_plain(value), ensure_ascii=False)

@@ -6,7 +6,7 @@ No Redis here.
 
 from __future__ import annotations
 
-from fl_queue.common.options import toml_value
+from fl_queue.common.toml_text import value_text
 from fl_queue.config.data_section import check_data
 from fl_queue.config.schema import RoundSection
 from fl_queue.config.settings import RunSettings
@@ -170,7 +170,7 @@ def _check_unused_fields(section: RoundSection) -> None:
         if use.mode not in ("", section.mode) and getattr(section, key) != default:
             raise ConfigError(
                 f"round.{key}",
-                f"has no effect with round.mode = {section.mode}; set it to {toml_value(default)} ({use.instead})",
+                f"has no effect with round.mode = {section.mode}; set it to {value_text(default)} ({use.instead})",
             )
 
 

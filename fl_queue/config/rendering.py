@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fl_queue.common.options import toml_value
+from fl_queue.common import toml_text
 from fl_queue.common.redis_url import mask
+from fl_queue.common.toml_text import value_text
 from fl_queue.config.run_config import RunConfig
 from fl_queue.config.schema import OPEN, SECTIONS
 from fl_queue.config.task_catalog import TASKS
@@ -22,7 +23,7 @@ def render_defaults() -> str:
     for section, kind in SECTIONS.items():
         lines += ["", f"# {kind.doc()}", f"[{section}]"]
         for key, field in kind.options().items():
-            lines += [f"# {field.doc}", f"{key} = {toml_value(field.default)}"]
+            lines += [f"# {field.doc}", f"{key} = {value_text(field.default)}"]
     for table in OPEN:
         lines += [
             "",
@@ -54,7 +55,7 @@ def render_reference() -> str:
         for key, field in kind.options().items():
             variable = f"FLQ_{section.upper()}_{key.upper()}"
             lines.append(
-                f"| `{section}.{key}` | `{toml_value(field.default)}` | {field.doc} | `{variable}` |"
+                f"| `{section}.{key}` | `{value_text(field.default)}` | {field.doc} | `{variable}` |"
             )
     lines += ["", "## [task]", "", "Options of the task itself. A task of your own takes any."]
     for name, entry in TASKS.items():
@@ -62,7 +63,7 @@ def render_reference() -> str:
         if entry.options:
             lines += ["", "| option | default | meaning |", "|---|---|---|"]
         for key, field in entry.options.items():
-            lines.append(f"| `task.{key}` | `{toml_value(field.default)}` | {field.doc} |")
+            lines.append(f"| `task.{key}` | `{value_text(field.default)}` | {field.doc} |")
     doc = (
         "Options of the strategy itself (`aggregation.strategy`; see docs/reference/strategies.md)."
     )
@@ -70,7 +71,7 @@ def render_reference() -> str:
     lines += ["|---|---|---|---|"]
     for name, strategy in sorted(STRATEGIES.items()):
         for key, field in strategy.OPTIONS.items():
-            default = toml_value(field.default)
+            default = value_text(field.default)
             lines.append(f"| {name} | `strategy.{key}` | `{default}` | {field.doc} |")
     return "\n".join(lines) + "\n"
 
@@ -85,11 +86,4 @@ def masked(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def to_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     """Nested dictionaries as TOML text."""
-    lines: list[str] = []
-    for section, fields in config.items():
-        lines += [
-            f"[{section}]",
-            *(f"{key} = {toml_value(value)}" for key, value in fields.items()),
-            "",
-        ]
-    return "\n".join(lines)
+    return toml_text.dumps(config)

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_queue.client.site import WorkerSettings
-from fl_queue.common.options import toml_value
+from fl_queue.common.toml_text import value_text
 from fl_queue.config import loading
 from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.coordinator.operations import controls
@@ -94,7 +94,7 @@ def _choices(text: str) -> list[str]:
         reason = "is what --seeds is for" if match else "is not section.key=value,value"
         raise ConfigError("--set-each", f"{text!r} {reason}, such as train.learning_rate=0.1,0.2")
     try:
-        values = [toml_value(value) for value in tomllib.loads(f"values = [{listed}]")["values"]]
+        values = [value_text(value) for value in tomllib.loads(f"values = [{listed}]")["values"]]
     except tomllib.TOMLDecodeError:
         values = [value.strip() for value in listed.split(",")]  # Bare words, as --set takes them.
     return [f"{field}={value}" for value in values]

@@ -16,8 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fl_queue.common import files, redis_url, state_folder
-from fl_queue.common.safe_json import dumps
+from fl_queue.common import files, redis_url, state_folder, toml_text
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, signing
 from fl_queue.store.acl import Purpose
@@ -64,19 +63,19 @@ class Credentials:
 
     def to_toml(self) -> str:
         command = self.client if self.client == identifiers.EVALUATOR else "client"
-        lines = [_HEAD.format(client=self.client, command=command)]
-        lines += [f"client = {dumps(self.client)}", f"signing_key = {dumps(self.signing_key)}"]
+        tables: dict[str, Any] = {"client": self.client, "signing_key": self.signing_key}
         if self.operator_key:
-            lines += [f"operator_key = {dumps(self.operator_key)}"]
-        lines += [""]
-        lines += ["[redis]", f"url = {dumps(self.url)}", f"blob_url = {dumps(self.blob_url)}"]
-        for purpose, login in self.users.items():
-            lines += ["", f"[redis.users.{purpose}]", f"name = {dumps(login.name)}"]
-            lines += [f"password = {dumps(login.password)}"]
+            tables["operator_key"] = self.operator_key
+        tables["redis"] = {"url": self.url, "blob_url": self.blob_url}
+        if self.users:
+            tables["redis"]["users"] = {
+                purpose: {"name": login.name, "password": login.password}
+                for purpose, login in self.users.items()
+            }
         if self.tls:
-            lines += ["", "[tls]"]
-        lines += [f'{part} = """\n{pem.strip()}\n"""' for part, pem in self.tls.items()]
-        return "\n".join(lines) + "\n"
+            tables["tls"] = {part: f"{pem.strip()}\n" for part, pem in self.tls.items()}
+        head = _HEAD.format(client=self.client, command=command)
+        return f"{head}\n{toml_text.dumps(tables, multiline=True)}"
 
     def urls(self) -> tuple[str, str]:
         """

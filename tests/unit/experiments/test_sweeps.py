@@ -46,6 +46,7 @@ def test_a_value_may_be_a_list() -> None:
         ("run.seed=1,2", "--set-each", "is what --seeds is for"),
         ("train.epochs=1,0", "train.epochs", "0 is too small"),
         ("train.epoch=1", "train.epoch", "did you mean train.epochs"),
+        ("task.day=2020-01-01", "task.day", "no such field"),
         ("train.epochs=1,1", "--set-each", "two runs would be called d-epochs-1-s0"),
         (f"data.dir={'x' * 60}", "--run", "at most 63"),
     ],
