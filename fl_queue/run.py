@@ -32,7 +32,7 @@ from fl_queue.reporting import (
 )
 from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.reporting.rich_console import Console
-from fl_queue.store import PEOPLE, RunState, Store, keyspace
+from fl_queue.store import INTERACTIVE, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Run:
         blobs = blob_url or os.environ.get("FLQ_REDIS_BLOB_URL", "")
         site = WorkerSettings(url, blobs, _folder(state_dir))
         with ExitStack() as undo:
-            store = undo.enter_context(site.store(PEOPLE, needs_data=False))
+            store = undo.enter_context(site.store(INTERACTIVE, needs_data=False))
             return cls(store, runs.find_run(store, name).run_id, site.state_dir, undo.pop_all())
 
     @property

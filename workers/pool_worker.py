@@ -16,7 +16,7 @@ from rq.worker import WorkerStatus
 from fl_queue.client import interruption
 from fl_queue.common import failpoints
 from fl_queue.common.offspring import Offspring, helpers
-from fl_queue.store import complaint, hurried
+from fl_queue.store import complaint, fail_fast
 from workers.rq_worker import HEARTBEAT_S, HORSE_NICENESS, FLWorker
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,11 @@ class PoolWorker(FLWorker):
                 log.error("job %s did not end at its timeout: ending with it", job.id)
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
-                with hurried():
+                with fail_fast():
                     Worker.heartbeat(self)
                     self._extend()
                     if job is not None and self._is_pointless(job):
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             # Without this thread the worker would be taken for dead.
             except Exception as exc:  # noqa: BLE001
-                complaint.say(exc)
+                complaint.log(exc)

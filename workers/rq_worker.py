@@ -40,7 +40,7 @@ from fl_queue.store import (
     Control,
     classify,
     complaint,
-    hurried,
+    fail_fast,
     keyspace,
     outlast,
     plain_client,
@@ -215,14 +215,14 @@ class FLWorker(HorseWorker):
             log.error("job %s did not end at its timeout: killing it", job.id)
             self.kill_horse()
         try:
-            with hurried():
+            with fail_fast():
                 super().maintain_heartbeats(job, execution)
                 is_pointless = self._is_pointless(job)
         except REDIS_ERRORS as exc:
             if classify(exc) is None:
                 raise
             # RQ's own worker would end here, and its training with it.
-            complaint.say(exc, f"job {job.id} goes on: ")
+            complaint.log(exc, f"job {job.id} goes on: ")
             return
         except SystemExit:
             self.kill_horse()
@@ -290,7 +290,7 @@ class FLWorker(HorseWorker):
         if classify(exc_info[1]) is None:
             super().handle_exception(job, *exc_info)
         else:
-            complaint.say(exc_info[1], f"job {job.id}: ")
+            complaint.log(exc_info[1], f"job {job.id}: ")
 
     def teardown(self) -> None:
         """Release the leases."""
@@ -320,7 +320,7 @@ class FLWorker(HorseWorker):
         log.warning("%s", reason)
         event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
         try:
-            with hurried():
+            with fail_fast():
                 if self.site.client:
                     self._control.events.add_of_client(self.site.client, event)
                     return
@@ -381,12 +381,12 @@ class FLWorker(HorseWorker):
 def _if_redis_can() -> Iterator[None]:
     """For the last writes of a worker that stops: it does not wait for a server that cannot be used."""
     try:
-        with hurried():
+        with fail_fast():
             yield
     except REDIS_ERRORS as exc:
         if classify(exc) is None:
             raise
-        complaint.say(exc)
+        complaint.log(exc)
 
 
 def _role(queue: str) -> str:
@@ -433,5 +433,5 @@ def run(queue: str, kind: type[FLWorker] = FLWorker) -> int:
 
 
 def _made(kind: type[FLWorker], queue: str, connection: Redis) -> FLWorker:
-    with hurried():  # RQ reads the connection's own address, and can do without it.
+    with fail_fast():  # RQ reads the connection's own address, and can do without it.
         return kind([queue], connection=connection)

@@ -28,7 +28,7 @@ from fl_queue.common import logs, processes, state_folder
 from fl_queue.common.offspring import Offspring
 from fl_queue.common.own_modules import python_command
 from fl_queue.errors import FLQueueError
-from fl_queue.store import PEOPLE, complaint, exposure, is_login_refused, keyspace
+from fl_queue.store import INTERACTIVE, complaint, exposure, is_login_refused, keyspace
 from workers import EXIT_REFUSED
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Supervisor:
         try:
             chore()
         except Exception as exc:  # noqa: BLE001
-            complaint.say(exc)
+            complaint.log(exc)
         else:
             complaint.over()
 
@@ -212,7 +212,7 @@ def main() -> int:
         for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
             log.warning("%s; %s", risk.what, risk.fix)
         # The command that starts it waits for a line; later outages are waited out.
-        site.store(PEOPLE).close()
+        site.store(INTERACTIVE).close()
     except FLQueueError as exc:
         revoked = site.credentials and is_login_refused(exc)
         log.error("%s", sentence(site) if revoked else exc)

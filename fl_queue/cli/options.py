@@ -21,7 +21,7 @@ from fl_queue.common.spelling import nearest
 from fl_queue.config.task_catalog import MNIST, TASKS
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.protocol import operator_key as operatorkey
-from fl_queue.store import PEOPLE, Store, Timeouts
+from fl_queue.store import INTERACTIVE, Store, Timeouts
 from fl_queue.store.embedded import server_pair
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Deployment:
         """Make one from options. Raises ConfigError if other users can write to the state folder."""
         return cls(url, blob_url, state_folder.check(_state_folder(state_dir)))
 
-    def open(self, timeouts: Timeouts = PEOPLE) -> Store:
+    def open(self, timeouts: Timeouts = INTERACTIVE) -> Store:
         """Connect to both Redis roles, and check them. Raises StoreUnavailable."""
         return Store.open(
             self.url,
@@ -68,7 +68,7 @@ class Deployment:
             self.url,
             self.blob_url,
             self.state_dir,
-            timeouts=PEOPLE,
+            timeouts=INTERACTIVE,
             needs_data=False,
             operator_key=self.operator_key,
         )

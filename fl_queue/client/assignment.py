@@ -164,7 +164,7 @@ class DataWaits:
     def on(self, error: FLQueueError) -> None:
         """It waits: a line in the log once a minute, and in the client's hash when the reason changes."""
         job = self._job
-        complaint.say(error, f"run={job.run} client={job.who} waits for the data server: ")
+        complaint.log(error, f"run={job.run} client={job.who} waits for the data server: ")
         why = printable(disclosed(error))[:_LONGEST_WHY]
         if not job.is_watched or why == self._said:
             return
@@ -182,7 +182,7 @@ class DataWaits:
         try:
             self._job.store.control.clients.set_status(self._job.who, {DATA_WAIT: text})
         except REDIS_ERRORS as exc:  # It is only shown.
-            complaint.say(exc)
+            complaint.log(exc)
 
 
 def manifest_of(job: ClientJob) -> Manifest:

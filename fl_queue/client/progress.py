@@ -94,4 +94,4 @@ def write_best_effort(write: Callable[[], None]) -> None:
     try:
         write()
     except REDIS_ERRORS as exc:
-        complaint.say(exc)
+        complaint.log(exc)

@@ -17,7 +17,7 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError
 from fl_queue.experiments import local_workers
 from fl_queue.models.initial import publish_initial
-from fl_queue.store import PEOPLE, UPLOADS, RunState, Store, keyspace
+from fl_queue.store import INTERACTIVE, UPLOADS, RunState, Store, keyspace
 from fl_queue.store.embedded import server_pair
 
 
@@ -98,7 +98,7 @@ def launch(
         StoreUnavailable: Redis is not reachable.
     """
     is_alone = start_servers(ours, site, config, stays)
-    store = ours.enter_context(site.store(PEOPLE))
+    store = ours.enter_context(site.store(INTERACTIVE))
     since = "0-0"
     if known := store.control.runs.id_of(name):
         since = store.control.events.last_id(keyspace.events(known))

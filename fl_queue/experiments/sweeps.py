@@ -28,7 +28,7 @@ from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching
 from fl_queue.protocol import identifiers
 from fl_queue.reporting import progress
-from fl_queue.store import PEOPLE, Store, keyspace
+from fl_queue.store import INTERACTIVE, Store, keyspace
 
 _EACH = re.compile(r"([a-z]+\.[A-Za-z_0-9]+)=(.+)", re.DOTALL)
 
@@ -153,7 +153,7 @@ def sweep(
         StoreUnavailable: Redis is not reachable.
     """
     launching.start_servers(ours, site, wanted[0].config, stays=True)
-    store = ours.enter_context(site.store(PEOPLE))
+    store = ours.enter_context(site.store(INTERACTIVE))
     check(store, wanted)
     virtual = [member.config for member in wanted if member.config.is_simulation]
     if virtual and not all(_is_completed(store, member) for member in wanted):

@@ -18,7 +18,7 @@ from fl_queue.errors import ConfigError, MachineUnfit, StoreUnavailable, Trouble
 from fl_queue.protocol import operator_key
 from fl_queue.reporting import run_status
 from fl_queue.store import (
-    PEOPLE,
+    INTERACTIVE,
     UNKNOWN,
     RedisClient,
     ServerFacts,
@@ -74,7 +74,7 @@ def examine(
         both = resolve_urls(url, blob_url, state_dir)
         store = Store(
             *both,
-            timeouts=PEOPLE,
+            timeouts=INTERACTIVE,
             needs_data=False,
             state_dir=state_dir,
             operator_key=operator_key,

@@ -14,7 +14,7 @@ from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
 from fl_queue.store.batching import ask_many, batches, keys_like, unlink_all
 from fl_queue.store.client_keys import count_keys, drop_keys
 from fl_queue.store.connection import (
-    NOBODY,
+    NO_OTHER_USERS,
     Away,
     OtherUsers,
     check,
@@ -35,9 +35,9 @@ from fl_queue.store.enrolment_pins import Pins
 from fl_queue.store.error_translation import REDIS_ERRORS, classify, in_words
 from fl_queue.store.incarnation import Incarnation
 from fl_queue.store.login_refusals import is_login_refused, own_login
-from fl_queue.store.retries import complaint, hurried, outlast, stop_waiting, waits_for
+from fl_queue.store.retries import complaint, fail_fast, outlast, stop_waiting, waits_for
 from fl_queue.store.server_facts import UNKNOWN, ServerFacts, probe, server_facts
-from fl_queue.store.timeouts import PEOPLE, UPLOADS, WORKERS, Timeouts
+from fl_queue.store.timeouts import INTERACTIVE, UPLOADS, WORKERS, Timeouts
 
 #: A client of a server, of redis-py; packages outside the store only hand it on.
 RedisClient = redis.Redis
@@ -46,10 +46,10 @@ __all__ = [
     "ADMITTED_S",
     "AWAITED",
     "DATA_WAIT",
+    "INTERACTIVE",
     "LEASE_S",
     "MEMORY_SHARE",
     "PAUSED",
-    "PEOPLE",
     "REDIS_ERRORS",
     "UNKNOWN",
     "UNNAMED",
@@ -79,7 +79,7 @@ __all__ = [
     "count_keys",
     "data_wait",
     "drop_keys",
-    "hurried",
+    "fail_fast",
     "in_words",
     "is_login_refused",
     "keys_like",
@@ -116,7 +116,7 @@ class Store:
         self,
         url: str,
         blob_url: str,
-        others: OtherUsers = NOBODY,
+        others: OtherUsers = NO_OTHER_USERS,
         timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
         state_dir: Path | None = None,
@@ -136,7 +136,7 @@ class Store:
         url: str,
         blob_url: str,
         state_dir: Path,
-        others: OtherUsers = NOBODY,
+        others: OtherUsers = NO_OTHER_USERS,
         timeouts: Timeouts = WORKERS,
         needs_data: bool = True,
         operator_key: Path | None = None,

@@ -42,7 +42,7 @@ from fl_queue.store.sentinel import FORM, is_sentinel, sentinel_pool
 from fl_queue.store.split_users import SplitClient
 from fl_queue.store.timeouts import WORKERS, Timeouts
 from fl_queue.store.tls import connection_options
-from fl_queue.store.wrong_types import Report, is_wrong_type, remove_wrong, said
+from fl_queue.store.wrong_types import Report, is_wrong_type, named, remove_wrong
 
 OLDEST_SERVER = (6, 2)
 _LUA = Path(__file__).parent / "lua"
@@ -52,7 +52,7 @@ _UNNAMED: dict[str, Any] = {"driver_info": None}
 
 #: Purpose -> (url, blob_url) with the login of the user for it.
 OtherUsers = Mapping[Purpose, tuple[str, str]]
-NOBODY: OtherUsers = {}
+NO_OTHER_USERS: OtherUsers = {}
 Made = TypeVar("Made", bound=SplitClient)
 
 
@@ -98,7 +98,7 @@ def resolve_urls(url: str, blob_url: str, state_dir: Path) -> tuple[str, str]:
 def connect(
     url: str,
     blob_url: str,
-    others: OtherUsers = NOBODY,
+    others: OtherUsers = NO_OTHER_USERS,
     timeouts: Timeouts = WORKERS,
     needs_data: bool = True,
 ) -> Servers:
@@ -172,11 +172,11 @@ def _data_clients(url: str, timeouts: Timeouts) -> tuple[redis.Redis, redis.Redi
 
 def check(client: redis.Redis, url: str) -> None:
     """
-    See that a server answers, is new enough, and is what its URL says.
+    Check that a server answers, is new enough, and is of the kind that its URL names.
 
     Raises:
-        StoreUnavailable: It does not, is older than 6.2, or belongs to a cluster though its URL
-            does not say so; says what to do.
+        StoreUnavailable: It does not answer, is older than 6.2, or belongs to a cluster that its URL
+            does not name; the message has the remedy.
     """
     info = client.info("server")
     # Valkey names it otherwise.
@@ -201,7 +201,9 @@ def _unfit(url: str, reason: str) -> StoreUnavailable:
     return StoreUnavailable(mask(url), reason, Trouble.wrong_mode)
 
 
-def plain_client(url: str, socket_timeout_s: float, others: OtherUsers = NOBODY) -> redis.Redis:
+def plain_client(
+    url: str, socket_timeout_s: float, others: OtherUsers = NO_OTHER_USERS
+) -> redis.Redis:
     """A client for RQ: waits for its server, raises redis-py's own errors. Args: as of ``connect``."""
 
     def made(url: str) -> RepeatingClient:
@@ -250,7 +252,7 @@ def pool_of(client: redis.Redis, command: str, key: str) -> ConnectionPool:
 
 
 def identity_keys(client: redis.Redis) -> list[str]:
-    """The keys that together tell whether any node of a server has lost its content."""
+    """The marks of all nodes of a server: a node without its mark has lost its content."""
     return mark_keys(client) if isinstance(client, ClusterClient) else [keyspace.DATA_SERVER]
 
 
@@ -276,7 +278,7 @@ class _Pipeline(Pipeline):
                     results = super().execute(raise_on_error=False)
             for command, result in zip(stack, results, strict=False):
                 if is_wrong_type(result):
-                    raise said(result, command[0]) from result
+                    raise named(result, command[0]) from result
             self.raise_first_error(stack, results)
         return results
 
@@ -296,7 +298,7 @@ class _Pipeline(Pipeline):
                     self.connection.disconnect()  # It is not idle, so ``translated`` leaves it.
                 if is_wrong_type(exc) and self.owner.remove_wrong(args):
                     raise redis.WatchError(str(exc)) from exc
-                raise said(exc, args) from exc
+                raise named(exc, args) from exc
 
 
 class _Client(SplitClient):
@@ -311,7 +313,7 @@ class _Client(SplitClient):
                 return super().execute_command(*args, **options)
             except redis.ResponseError as exc:
                 if not (is_wrong_type(exc) and self.remove_wrong(args)):
-                    raise said(exc, args) from exc
+                    raise named(exc, args) from exc
             return super().execute_command(*args, **options)
 
     def remove_wrong(self, words: Iterable[Any]) -> bool:
@@ -326,16 +328,18 @@ class _Client(SplitClient):
 
 
 class Away(_Client):
-    """In place of a cluster of which no node answered: every command says why."""
+    """Stand-in for a cluster of which no node answered: every command raises the reason."""
 
     def __init__(self, trouble: StoreUnavailable) -> None:
         super().__init__()
         self._trouble = trouble
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Raise the reason why the cluster cannot be used."""
         raise StoreUnavailable(self._trouble.url, self._trouble.reason, self._trouble.trouble)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        """Raise the reason why the cluster cannot be used."""
         return cast(Pipeline, self.execute_command())
 
 
@@ -362,9 +366,9 @@ def _retry(times: int) -> Retry:
 @contextmanager
 def _no_url(url: str, wanted: str) -> Iterator[None]:
     """
-    Raises StoreUnavailable for what redis-py says of a URL it cannot use.
+    Raise StoreUnavailable in place of redis-py's error about a URL that it cannot use.
 
-    Neither with its message nor its error itself: a misread URL is quoted there, password and all.
+    redis-py's message and error are dropped: they quote a misread URL with its password.
     """
     try:
         yield

@@ -1,6 +1,4 @@
-"""
-How long a server has refused our login: a while when it has lost its users, for good when they were removed.
-"""
+"""Duration of login refusals: short when a server has lost its users, permanent when they were removed."""
 
 from __future__ import annotations
 
@@ -10,30 +8,30 @@ from collections.abc import Callable
 from fl_queue.errors import StoreUnavailable
 from fl_queue.store.error_translation import code_of
 
-#: A healer makes users that a server has lost again within half a minute.
+#: Longer than the half minute in which a healer restores users that a server has lost.
 FOR_GOOD_S = 40.0
 
 
 def is_login_refused(error: BaseException) -> bool:
-    """Whether a server did not let us in; no, when it only forbids a command (NOPERM)."""
+    """Whether a server refused the login; False when it only forbids a command (NOPERM)."""
     if isinstance(error, StoreUnavailable):
         return error.__cause__ is not None and is_login_refused(error.__cause__)
     return code_of(error) in ("WRONGPASS", "NOAUTH")
 
 
 class Login:
-    """Does something, once, when the login has been refused for so long that nobody mends it by itself."""
+    """Calls a function, once, when the login has been refused for ``FOR_GOOD_S``."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._act: Callable[[], None] | None = None
 
     def when_refused_for_good(self, act: Callable[[], None]) -> None:
-        """Without this, it is waited for like all else. Args: ``act``: may raise."""
+        """Set the function; without one, refusals are waited out like outages. Args: ``act``: may raise."""
         self._act = act
 
     def failed(self, error: Exception) -> None:
-        """A command has failed, of whatever."""
+        """Record that a command has failed, for any reason."""
         if not is_login_refused(error):
             self._since = None
             return
@@ -46,7 +44,7 @@ class Login:
             act()
 
     def accepted(self) -> None:
-        """A command was carried out."""
+        """Record that a command was carried out."""
         self._since = None
 
 

@@ -1,8 +1,8 @@
 """
-Commands and jobs are repeated until Redis can be used again: workers do that instead of ending.
+Repeat commands and jobs until Redis can be used again, so that workers survive an outage.
 
-A worker that ended would take its training along, and the next one would find the server no better.
-RQ's connection repeats a single command (``RepeatingClient``), ``outlast`` a job as a whole.
+A worker that exited would lose its training, and its successor would meet the same outage. RQ's connection
+repeats single commands (``RepeatingClient``); ``outlast`` repeats a whole job.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 #: Seconds between two tries, on average.
 AGAIN_S = 1.0
-#: The same trouble is logged once in so many seconds.
-SAID_EVERY_S = 60.0
-#: All is well again when nothing was the matter for so many seconds.
+#: Interval at which a repeated error is logged again.
+LOG_EVERY_S = 60.0
+#: Time without an error after which the recovery is logged.
 QUIET_S = 5.0
 
-_hurried: ContextVar[bool] = ContextVar("hurried", default=False)
-#: Whether this worker is to stop; shared with the work-horses it forks.
+_fails_fast: ContextVar[bool] = ContextVar("fails_fast", default=False)
+#: Not 0 when this worker is to stop; shared with its forked work-horses.
 _stopping = mmap.mmap(-1, 1)
 
 
 class Complaint:
-    """Logs each error once a minute, however often it comes, and that all are over."""
+    """Rate-limited log of errors: each one at most once a minute, then the recovery."""
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
         self._last_at = 0.0
 
-    def say(self, error: Exception, about: str = "") -> None:
+    def log(self, error: Exception, about: str = "") -> None:
         """
-        Log what is the matter: a line, but the traceback of what is no trouble of Redis and no error of ours.
+        Log an error on one line; with a traceback if it is neither an outage of Redis nor an FLQueueError.
 
         Args:
-            about: Begins the line.
+            about: Beginning of the line.
         """
         is_ours = isinstance(error, FLQueueError)
         is_trouble = classify(error) is not None
@@ -59,17 +59,17 @@ class Complaint:
         if is_trouble:
             text = f"{text if is_ours else 'control server: ' + in_words(error)}; trying on"
         self._last_at = now = time.monotonic()
-        if now - self._said.get(about + text, -SAID_EVERY_S) < SAID_EVERY_S:
+        if now - self._logged.get(about + text, -LOG_EVERY_S) < LOG_EVERY_S:
             return
-        self._said = {said: at for said, at in self._said.items() if now - at < SAID_EVERY_S}
-        self._said[about + text] = now
+        self._logged = {line: at for line, at in self._logged.items() if now - at < LOG_EVERY_S}
+        self._logged[about + text] = now
         log.warning("%s%s", about, text, exc_info=None if is_ours or is_trouble else error)
 
     def over(self) -> None:
-        """Log that all is well again, if it was not, and has been for a while."""
-        # Not at once: where writes are refused, reads succeed all the time.
-        if self._said and time.monotonic() - self._last_at >= QUIET_S:
-            self._said.clear()
+        """Log the recovery, once ``QUIET_S`` have passed since the last error."""
+        # Not at once: a server that refuses writes still answers reads.
+        if self._logged and time.monotonic() - self._last_at >= QUIET_S:
+            self._logged.clear()
             log.info("Redis can be used again")
 
 
@@ -77,41 +77,41 @@ complaint = Complaint()
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
-    """Within this block nothing is waited for: errors are raised at once, in this thread."""
-    token = _hurried.set(True)
+def fail_fast() -> Iterator[None]:
+    """Raise errors at once within this block and thread, without a repetition."""
+    token = _fails_fast.set(True)
     try:
         yield
     finally:
-        _hurried.reset(token)
+        _fails_fast.reset(token)
 
 
 def stop_waiting() -> None:
-    """This worker is to stop: neither it nor its work-horse waits any longer."""
+    """End all waits of this worker and its work-horse, as the worker is to stop."""
     _stopping[0] = 1
 
 
 def waits_for(error: Exception) -> bool:
-    """Whether to try again after an error; then it has been logged, and a pause was made."""
+    """Whether to try again after an error; if so, it has been logged, and a pause has passed."""
     own_login.failed(error)
-    if classify(error) is None or _hurried.get() or _stopping[0]:
+    if classify(error) is None or _fails_fast.get() or _stopping[0]:
         return False
-    complaint.say(error)
+    complaint.log(error)
     pause()
     return True
 
 
 def pause() -> None:
-    """Wait before the next try; many workers may do so for the same server."""
+    """Wait a random time before the next try, as many workers may wait for the same server."""
     time.sleep(AGAIN_S * random.uniform(0.5, 1.5))
 
 
 def outlast(work: Callable[[], Value]) -> Value:
     """
-    Do something that may be repeated, again and again until Redis can be used.
+    Repeat a function until Redis can be used; return its result.
 
     Raises:
-        StoreUnavailable: This worker is to stop meanwhile, or must not wait.
+        StoreUnavailable: This worker is to stop, or the caller is within ``fail_fast``.
     """
     while True:
         try:
@@ -127,13 +127,14 @@ def outlast(work: Callable[[], Value]) -> Value:
 
 class RepeatingClient(SplitClient):
     """
-    A client for RQ, which takes any error for a reason to end: a command waits until it can be done.
+    A client for RQ, which ends at any error: each command is repeated until it succeeds.
 
-    A reply of a server that cannot serve means that nothing was done, and all that RQ sends may be
-    repeated after a broken connection.
+    An error reply means that the command was not executed, and every command of RQ may be repeated after a
+    broken connection.
     """
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute a command, again if necessary."""
         send = super().execute_command
 
         def attempt() -> Any:
@@ -143,6 +144,7 @@ class RepeatingClient(SplitClient):
         return outlast(attempt)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        """A pipeline that is executed again if necessary."""
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
 
@@ -161,7 +163,7 @@ class _Pipeline(Pipeline):
                 if not waits_for(exc):
                     raise
                 if was_watching:
-                    # What was watched may have changed meanwhile: the caller looks again.
+                    # The watched keys may have changed meanwhile: the caller reads them again.
                     raise redis.WatchError(str(exc)) from exc
             self.command_stack, self.explicit_transaction = list(stack), is_explicit
 

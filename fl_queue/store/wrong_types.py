@@ -1,8 +1,8 @@
 """
-Keys that clients may write, and that have become something else than they should be.
+Detect and delete client-writable keys of a wrong Redis type.
 
-A command on such a key fails for as long as the key is there. What is not a list, say, is no results
-list and holds nothing that could be lost: it is removed, and reported.
+A command on such a key fails as long as the key exists. A results list that is no list, for example, holds
+no results that could be lost: it is removed, and the removal is reported.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fl_queue.store import key_table
 
 log = logging.getLogger(__name__)
 
-#: Called with key and the type it had.
+#: Called with the key and its wrong type.
 Report = Callable[[str, str], None]
-#: Of keys that clients may write, or whose content can be pushed again.
+#: Pattern and type of the keys that clients may write, or whose content can be pushed again.
 _TYPES = [
     *((key.regex(), key.kind) for key in key_table.KEYS if key.removable),
     *((re.compile(pattern), kind) for pattern, kind in key_table.RQ_PATTERNS),
@@ -29,27 +29,27 @@ _TYPES = [
 
 
 class WrongType(MessageError, redis.ResponseError):
-    """A key of the operator's side, which nobody removes, holds something else than it should."""
+    """A key that only the operator may write has a wrong type; it is not removed automatically."""
 
 
 def is_wrong_type(error: Any) -> bool:
-    """Whether an error says that a key holds something else; a script's error wraps it."""
+    """Whether an error means that a key has a wrong type; also as wrapped by a script's error."""
     return isinstance(error, WrongType) or (
         isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
     )
 
 
 def type_of(key: str) -> str | None:
-    """What a key should hold; None of keys that no client may write."""
+    """The Redis type that a key should have; None for keys that no client may write."""
     return next((kind for pattern, kind in _TYPES if pattern.fullmatch(key)), None)
 
 
 def remove_wrong(client: redis.Redis, words: Iterable[Any], report: Report | None) -> bool:
     """
-    Remove, of the keys among the words of a command, those of a wrong type.
+    Remove the keys of a wrong type among the words of a command.
 
     Returns:
-        Whether there was one.
+        Whether a key was removed.
     """
     found = False
     for word in words:
@@ -62,7 +62,7 @@ def remove_wrong(client: redis.Redis, words: Iterable[Any], report: Report | Non
             try:
                 client.delete(word)
             except StoreUnavailable:
-                continue  # This user only reads.
+                continue  # This user may only read.
             found = True
             log.warning("%s was a %s instead of a %s: removed", key, kind, wanted)
             if report is not None:
@@ -70,8 +70,8 @@ def remove_wrong(client: redis.Redis, words: Iterable[Any], report: Report | Non
     return found
 
 
-def said(error: redis.ResponseError, words: Sequence[Any]) -> redis.ResponseError:
-    """The error of a command; one that names its key where that is of a wrong type."""
+def named(error: redis.ResponseError, words: Sequence[Any]) -> redis.ResponseError:
+    """The error of a command; if it is about a wrong type, the ``WrongType`` that names the key."""
     if not is_wrong_type(error) or isinstance(error, WrongType):
         return error
     key = next((word for word in words[1:] if str(word).startswith("flq:")), "a key")

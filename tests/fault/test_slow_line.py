@@ -11,7 +11,7 @@ from redis.connection import ConnectionPool
 
 from fl_queue.client import outbox
 from fl_queue.errors import StoreUnavailable
-from fl_queue.store import PEOPLE, Store, keyspace
+from fl_queue.store import INTERACTIVE, Store, keyspace
 from fl_queue.store.pace import SLOWEST_BYTES_PER_S, pace
 from tests.support.proxy import Proxy
 
@@ -49,7 +49,7 @@ def test_a_person_is_not_kept_waiting(store: Store, body: bytes) -> None:
         proxy.throttle(RATE / 10)
         url = f"{proxy.url}?socket_timeout={TIMEOUT_S}"
         with (
-            Store(store.servers.url, url, timeouts=PEOPLE) as remote,
+            Store(store.servers.url, url, timeouts=INTERACTIVE) as remote,
             pytest.raises(StoreUnavailable),
         ):
             remote.data.results.push(RUN, body)

@@ -138,7 +138,7 @@ class Healer:
         except Exception as exc:
             if classify(exc) is not None:
                 raise
-            complaint.say(exc, label)
+            complaint.log(exc, label)
 
     def _report_unreadable(self) -> None:
         """Add an event for each entry in Redis that cannot be read, once."""

@@ -50,7 +50,7 @@ class Clients:
         self._server, self._leases = server, leases
         self._redis = server.redis
         self._scanned_to = 0
-        self._heartbeats = script(server.redis, "hear")
+        self._heartbeats = script(server.redis, "heartbeats")
 
     def is_settling(self) -> bool:
         """Whether, after an outage or a jump of the clock, it is not known yet who is alive."""

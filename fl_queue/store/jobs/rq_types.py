@@ -28,7 +28,7 @@ from rq.utils import str_to_date
 
 from fl_queue.errors import JobRefused, Trouble
 from fl_queue.protocol import identifiers
-from fl_queue.store import classify, hurried, keyspace, outlast, waits_for
+from fl_queue.store import classify, fail_fast, keyspace, outlast, waits_for
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class FLJob(Job):
     def _fields(self) -> dict[str, bytes]:
         asked = (*_LONGEST, *_REFUSED)
         try:
-            with hurried(), self.connection.pipeline(transaction=False) as pipe:
+            with fail_fast(), self.connection.pipeline(transaction=False) as pipe:
                 for name in asked:
                     pipe.hstrlen(self.key, name)
                 lengths = dict(zip(asked, cast("list[int]", pipe.execute()), strict=True))
@@ -278,7 +278,7 @@ class FLQueue(Queue):
         """
         (queue,) = queues
         try:
-            with hurried():
+            with fail_fast():
                 raw = queue._take(timeout)
         except RedisError as exc:
             if waits_for(exc):

@@ -19,7 +19,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import logs
 from fl_queue.errors import FLQueueError
 from fl_queue.store import Store, plain_client
-from fl_queue.store.retries import hurried
+from fl_queue.store.retries import fail_fast
 
 SECRET = "open-sesame-4711"
 #: No server listens on the first port.
@@ -65,7 +65,7 @@ def as_data(url: str) -> None:
 
 
 def as_rq(url: str) -> None:
-    with hurried():  # It would try again until the server is there.
+    with fail_fast():  # It would try again until the server is there.
         plain_client(url, 1.0).ping()
 
 

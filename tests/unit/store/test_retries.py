@@ -12,7 +12,7 @@ import redis
 
 from fl_queue.client.site import WorkerSettings
 from fl_queue.errors import ConfigError, StoreUnavailable, Trouble
-from fl_queue.store import hurried, outlast, plain_client
+from fl_queue.store import fail_fast, outlast, plain_client
 from fl_queue.store.connection import connect
 from fl_queue.store.embedded.server_pair import EmbeddedRedis, start
 from tests.support.proxy import Proxy
@@ -56,7 +56,7 @@ def test_rqs_connection_waits_for_its_server_also_in_a_transaction(
     client = plain_client(private_redis.url, 5.0)
     operator = redis.Redis.from_url(private_redis.url)
     operator.config_set("min-replicas-to-write", 1)
-    with hurried(), pytest.raises(redis.ResponseError, match="NOREPLICAS"):
+    with fail_fast(), pytest.raises(redis.ResponseError, match="NOREPLICAS"):
         client.set("x", "1")
     over = threading.Timer(2.0, lambda: operator.config_set("min-replicas-to-write", 0))
     over.start()
