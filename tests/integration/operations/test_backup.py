@@ -551,7 +551,7 @@ def test_the_commands_write_one_line_and_teach(store: Store, run: str, tmp_path:
     )
     assert "fl-queue restore" in help_texts[0]
     assert "fl-queue resume NAME" in help_texts[1]
-    assert "draws other randomness" in help_texts[1]
+    assert "draws other random numbers" in help_texts[1]
 
 
 ROUNDS = 4
