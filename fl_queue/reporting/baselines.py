@@ -123,7 +123,7 @@ class Baseline(BaselineSetting):
         )
 
     def _is_less_better(self, metric: str) -> bool:
-        """As ``run.select`` says of its metric, else by its name."""
+        """Whether lower is better: by ``run.select`` for its metric, else by the metric's name."""
         name, _, way = str(self.config.get("run", {}).get("select", "")).partition(":")
         if name == metric and way:
             return way == "min"

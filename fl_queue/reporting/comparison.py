@@ -20,7 +20,7 @@ from fl_queue.models import selection
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import RunState, Store
 
-#: Fields that say where a run was, not what it was.
+#: Fields of the place of a run; they do not change its result.
 _ELSEWHERE = ("redis.url", "redis.blob_url")
 _SEED = "run.seed"
 
@@ -34,8 +34,8 @@ class ComparedRun:
         name, run_id, state: The run's.
         version: The newest; None before version 0.
         value: The metric of the newest judged version; None when no version has it.
-        best, best_version: The best one, as ``run.select`` says of that metric, else the lowest loss, the
-            highest other: chosen by the clients' validation where there is one, and its value as ``value`` is.
+        best, best_version: The best value by ``run.select``, else the lowest loss or the highest other
+            metric. The version is chosen by the clients' validation, if there is one.
         abandoned: Rounds that made no version.
         seconds: Counted length of its rounds.
         settings: The config fields in which the compared runs differ.

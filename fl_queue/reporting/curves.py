@@ -1,13 +1,13 @@
 """
-A run's numbers as points of named curves, for tools that draw them. No Redis here.
+A run's metrics as points of named curves, for plotting tools. No Redis here.
 
     test/<metric>                   by version: the central test
     validation/<metric>             by version: the clients' validation, merged
     client/<client>/<metric>        by version: one client's own validation
-    train/<metric>                  by version that came of it: training, merged
+    train/<metric>                  by version that the training made: training, merged
     round/<what>                    by round: seconds, accepted, rejected, missing, committed
 
-What the tables of ``rounds_table`` say of a version, these say too: both choose the same records.
+The values equal those of the tables in ``rounds_table``: both choose the same records.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def points(records: Sequence[RoundRecord], evaluations: Curve) -> list[Point]:
     """
     Every number of a run, sorted by curve and step; each (curve, step) once.
 
-    A record or a test that comes later adds points; it changes one only when a round that was tried
-    again tells more of the version both began with.
+    A later record or test adds points. It changes a point only when a repeated round has a fuller
+    validation of the same base version.
 
     Args:
         records: The history.
@@ -59,7 +59,7 @@ def points(records: Sequence[RoundRecord], evaluations: Curve) -> list[Point]:
     ]
     for version, record in rounds_table.judges(records):
         for client, finished in record.client_validation.items():
-            # The curves of a hundred thousand virtual clients are no use to anybody.
+            # A simulation may have a hundred thousand virtual clients.
             if not client.startswith(identifiers.VIRTUAL):
                 found += _curve(f"client/{escaping.curve_part(client)}", {version: finished}, made)
     for record in records:

@@ -1,6 +1,4 @@
-"""
-Why an open round is still open: who is missing since when, and what the closing rule waits for.
-"""
+"""Reasons why a round is still open: missing clients, and the state of the closing rule."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
 
-#: Ended rounds that are looked through for what a line is about.
+#: Ended rounds that are searched for a notice.
 _LOOKED_AT = 50
 
 NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggregator`"
@@ -26,7 +24,7 @@ NO_AGGREGATOR = "no aggregator is alive; start one with `fl-queue worker aggrega
 @dataclass(frozen=True)
 class DiagnosisContext:
     """
-    What is around all runs, and keeps them from going on.
+    Conditions that stop all runs.
 
     Args:
         has_aggregator: Whether an aggregator is alive; without one nothing is decided or healed.
@@ -42,22 +40,22 @@ class DiagnosisContext:
 
     @classmethod
     def look(cls, store: Store) -> DiagnosisContext:
-        """As it is now."""
+        """Read the current conditions."""
         alive = store.control.workers.is_role_alive(identifiers.AGGREGATOR)
-        # While the server takes no writes every worker's lease runs out, of those that live too.
+        # While the server takes no writes, the leases of living workers run out as well.
         trouble = "" if alive else store.control_trouble()
         return cls(alive, store.data_trouble(), trouble, _enrolments(store))
 
     @property
     def undecided(self) -> str:
-        """Why nothing is decided; empty: an aggregator is alive."""
+        """Reason why no round is closed; empty: an aggregator is alive."""
         if self.control_trouble:
-            return f"{self.control_trouble}; until then nobody can say which workers are alive"
+            return f"{self.control_trouble}; until then it is unknown which workers are alive"
         return "" if self.has_aggregator else NO_AGGREGATOR
 
     @property
     def lines(self) -> list[str]:
-        """What is in the way, a line each."""
+        """One line for each condition that stops all runs."""
         return [line for line in (self.undecided, self.data_trouble) if line]
 
 
@@ -68,7 +66,7 @@ def _enrolments(store: Store) -> list[str]:
 
 def why_open(store: Store, state: RunState, around: DiagnosisContext | None = None) -> list[str]:
     """
-    What a training run waits for: what keeps all runs, then the closing rule and each missing client.
+    List the reasons why a training run waits: common ones, the closing rule, each missing client.
 
     Args:
         around: The current context, if it was read already.
@@ -79,7 +77,7 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
     current = store.control.rounds.newest_open(state)
     if current is None:
         settling = store.control.clients.is_settling()
-        why = ["after an outage: waiting until all clients have been heard again"]
+        why = ["after an outage: waiting until all clients have sent a heartbeat again"]
         stale = runs.reason_found(store, state).removeprefix(": ")
         return [
             *around.lines,
@@ -104,13 +102,13 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
 
 
 def _left_out(store: Store, state: RunState) -> list[str]:
-    """What sites differ in, and who may not be selected."""
+    """List differences between sites, and clients that may not be selected."""
     lines = preflight.lines(store, state, but=state.left_out)
     return lines + [f"left out: {line}" for line in eligibility.lines(state.left_out)]
 
 
 def floods(store: Store, state: RunState) -> list[str]:
-    """A line for each sender of whom the newest rounds have refused more than can be an accident."""
+    """One line for each sender with a flood of refused elements in the newest rounds."""
     return [
         _flood(number, who, refusals)
         for number in range(max(0, state.round - 1), state.round + 1)
@@ -120,15 +118,15 @@ def floods(store: Store, state: RunState) -> list[str]:
 
 
 def notices(store: Store, state: RunState) -> list[str]:
-    """What the newest round has decided otherwise than its clients meant, and since when all states are new."""
+    """List capped weights of the newest round, and the round that reset the clients' states."""
     last = _LOOKED_AT if state.state_since else 2  # The closing evaluation's is one of them.
     records = [r for r in store.control.history.records(state.run_id, last) if r.purpose == "train"]
     lines = [f"round {record.round}: {capped(record)}" for record in records[-1:] if record.capped]
     if not state.state_since:
         return lines
     found = [lost(record) for record in records if record.round == state.state_since]
-    said = found[0] if found else "a client had lost its state: all are zero again since"
-    return [*lines, f"round {state.state_since}: {said}"]
+    reason = found[0] if found else "a client had lost its state: all are zero again since"
+    return [*lines, f"round {state.state_since}: {reason}"]
 
 
 def _flood(number: int, who: str, refusals: Refusals) -> str:
@@ -150,7 +148,7 @@ def _missing_clients(
     receipts: Mapping[str, Receipt],
     tickets: Mapping[str, JobTicket],
 ) -> list[str]:
-    """A line for each client of which nothing has come, or nothing good."""
+    """One line for each client without an accepted update."""
     lines = []
     ages = store.control.clients.heartbeat_ages()
     for client in current.cohort:
@@ -173,7 +171,7 @@ def _missing_groups(
     receipts: Mapping[str, Receipt],
     tickets: Mapping[str, JobTicket],
 ) -> list[str]:
-    """The same of a simulation: a line for each job that has not answered for all its clients."""
+    """One line for each job of a simulation with clients that have not answered."""
     lines = []
     for who in map(virtual_clients.group, range(current.groups)):
         behind = virtual_clients.answerable(who, current.cohort, current.groups)
@@ -193,13 +191,13 @@ def _missing_groups(
 
 
 def closing(current: RoundState, received: int) -> str:
-    """What the closing rule waits for, in words."""
+    """Describe the state of the closing rule."""
     size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
     if current.purpose == "initialise":
-        return f"version 0 is made by one after the other, until somebody has made it; {counted}"
+        return f"version 0 is made by one client after the other, until one succeeds; {counted}"
     if current.purpose == "evaluate":
         return (
-            f"{received} of {size} answers in: the closing evaluation ends when all are in that are alive, "
+            f"{received} of {size} answers in: the closing evaluation ends when all living clients have answered, "
             f"at {current.deadline_s:g} s at the latest; {counted}"
         )
     deadline = f"at {current.deadline_s:g} s (round.deadline_s)"
@@ -215,7 +213,7 @@ def closing(current: RoundState, received: int) -> str:
 
 
 def _failing(current: RoundState) -> list[str]:
-    """That the round cannot be ended, and why."""
+    """Report failed attempts to end the round."""
     if not current.failures:
         return []
     times = "once" if current.failures == 1 else f"{current.failures} times"
@@ -225,7 +223,7 @@ def _failing(current: RoundState) -> list[str]:
 def _undecided(store: Store, client: str, left: AwaitedUpdate) -> str:
     """Describe an update that waits for the approval of its site."""
     if left.decided:
-        return f"waiting for {client}: its site has decided on its update; the next attempt tells"
+        return f"waiting for {client}: its site has decided on its update; the next attempt has the result"
     since = max(0.0, store.control.now() - left.since)
     return f"waiting for approval of {client}: its update is ready since {since:.0f} s; `fl-queue approve` at the site lets it leave"
 
@@ -237,7 +235,7 @@ def _doing(
     ticket: JobTicket | None,
     ages: dict[str, float],
 ) -> str:
-    """What is known of a client that has not answered."""
+    """Describe the state of a client that has not answered."""
     parts = [store.control.clients.paused([client]).get(client, "")]
     wait = store.control.clients.data_wait(client)
     if wait is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fl_queue.coordinator.rounds import eligibility, runs
+from fl_queue.reporting import purposes
 
 Event = Mapping[str, Any]
 #: Composes what an event lacks and the state of the run has, such as the number of updates.
@@ -39,11 +40,9 @@ def _round_opened(event: Event, details: Details) -> str:
     cohort = ", ".join(event["cohort"][:8]) + (", ..." if len(event["cohort"]) > 8 else "")
     if event.get("clients", 0) > len(event["cohort"]):
         cohort = f"of {event['clients']}: {cohort}"
-    what = {
-        "initialise": "making version 0 on",
-        "train": f"round {event['round']} opened, cohort",
-        "evaluate": "closing evaluation, cohort",
-    }[event["purpose"]]
+    purpose = event["purpose"]
+    what = purposes.in_words(purpose, f"round {event['round']} opened")
+    what += " on" if purpose == "initialise" else ", cohort"
     on = f" ({len(event['carried'])} at work since before)" if event.get("carried") else ""
     return f"{what} {cohort}{on}"
 

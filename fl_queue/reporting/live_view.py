@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from fl_queue import metrics
 from fl_queue.coordinator.rounds import eligibility, initialisation
 from fl_queue.protocol.records import Receipt, RoundRecord, updates_in
-from fl_queue.reporting import rich_console
+from fl_queue.reporting import purposes, rich_console
 from fl_queue.reporting.event_lines import Event
 from fl_queue.reporting.rich_console import Table, Text
 from fl_queue.store import RoundState, RunState
@@ -90,11 +90,7 @@ def _header(snapshot: RunSnapshot, state: RunState) -> Text:
     if state.active:
         words = "between rounds"
         if snapshot.round is not None and snapshot.round.open:
-            words = {
-                "initialise": "making version 0",
-                "train": f"round {snapshot.round.number}",
-                "evaluate": "closing evaluation",
-            }[snapshot.round.purpose]
+            words = purposes.in_words(snapshot.round.purpose, f"round {snapshot.round.number}")
     head = rich_console.text("").append_text(rich_console.text(state.name, "bold"))
     head.append_text(rich_console.text(f" ({state.run_id})  {words}"))
     return head.append(f"  version {version} of {state.rounds_wanted}")

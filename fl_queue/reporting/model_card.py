@@ -1,8 +1,8 @@
 """
-A model card: what a version is, what it was trained on, how good it is, how it is used.
+Model cards: origin, data, metrics and use of one version.
 
-Markdown with the front matter that model hubs read. It says what Redis knows of the run, and
-nothing of the machines: no URLs, no folders. No torch here.
+Markdown with the front matter that model hubs read. The content is that of the run in Redis, without
+URLs and folders. No torch here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
 
-#: Clients listed one by one; of more there is a summary.
+#: Largest number of clients that are listed one by one; more are summarised.
 LISTED = 40
 _MAIN = ("accuracy", "f1", "auc", "loss")
-#: Every card begins so.
+#: Beginning of every card, by which one is recognised.
 _FIRST = "---\nlibrary_name: pytorch"
 _ENVIRONMENT = (
     "fl_queue", "python", "torch", "torchvision", "numpy", "device", "instruction_set", "task_code",
@@ -52,18 +52,18 @@ output = session.run(["output"], {{"input": batch}})[0]  # batch: a numpy array"
 @dataclass(frozen=True)
 class CardData:
     """
-    What a card is made from.
+    Content of a model card.
 
     Args:
         state: The run.
-        version: Which one.
-        digest: BLAKE3 of it.
-        config: In force when the version was made, or now.
+        version: Number of the version.
+        digest: BLAKE3 of the version.
+        config: Config of the version, or the current one.
         manifest: The model's tensors.
-        records: Of the rounds up to the version, and of those that judged it.
-        tested: Finished metrics on the central test set; empty without.
-        examples: Client -> examples, as far as known.
-        environments: Of the clients' last updates, as receipts have them.
+        records: Rounds up to the version, and rounds that validated it.
+        tested: Finished metrics on the central test set; empty without a test.
+        examples: Client -> number of examples, where known.
+        environments: Software of the clients' last updates, from their receipts.
         usage: Usage by the task; None: unknown.
     """
 
@@ -87,14 +87,14 @@ def gather(
     usage: ModelUsage | None,
 ) -> CardData:
     """
-    What Redis knows of a version.
+    Read the content of a card from Redis.
 
     Args:
-        version: One there is.
-        usage: Of the task, which is the caller's to ask.
+        version: An existing version.
+        usage: Usage by the task; None: unknown.
     """
     manifest = store.control.versions.manifest(state.run_id)
-    assert manifest is not None  # It came with version 0.
+    assert manifest is not None  # Written with version 0.
     records = [
         record
         for record in store.control.history.records(state.run_id)
@@ -123,16 +123,15 @@ def gather(
 def _examples(
     store: Store, config: RunConfig, records: Sequence[RoundRecord], version: int
 ) -> dict[str, int]:
-    """Of the clients with an accepted update: their newest weight, where that is their examples."""
+    """Client with an accepted update -> its newest number of examples; 0: unknown."""
     found: dict[str, int] = {}
     for record in records:
         if record.version is None or record.version > version:
             continue
         for client, weight in record.weights.items():
-            said = ""
             if config.aggregation.weighting != "examples" or record.mode == "async":
-                said = store.control.clients.get(client).get("num_examples", "")
-                weight = int(said) if safe_json.is_count(said) else 0
+                count = store.control.clients.get(client).get("num_examples", "")
+                weight = int(count) if safe_json.is_count(count) else 0
             found[client] = weight
     return found
 
@@ -197,7 +196,7 @@ def _use(facts: CardData, file: str, kind: str) -> str:
     lines = ["## Use", "", "```python", _LOADING[kind].format(file=file), "```"]
     usage = facts.usage
     if usage is None:
-        lines += ["", "The task is code of its owner, which says what goes in and comes out."]
+        lines += ["", "The task is code of its owner; its input and output are not known here."]
         return "\n".join(lines)
     lines += ["", f"- Input: {escaping.markdown(usage.input)}"]
     lines.append(f"- Output: {escaping.markdown(usage.output)}")
@@ -236,9 +235,9 @@ def _metrics(facts: CardData) -> str:
         ],
     )
     lines = ["## Metrics", "", text]
-    told = rounds_table.told_by(facts.records).get(facts.version, {})
-    if told:
-        lines += ["", f"Merged validation is of: {rounds_table.told_in_words(told)}."]
+    coverage = rounds_table.validation_coverage(facts.records).get(facts.version, {})
+    if coverage:
+        lines += ["", f"Merged validation is of: {rounds_table.coverage_in_words(coverage)}."]
     if len(own) > LISTED:
         for name in names:
             values = sorted(found[name] for found in own.values() if name in found)
@@ -260,11 +259,11 @@ def _data(facts: CardData) -> str:
     counts = {client: count for client, count in facts.examples.items() if count}
     lines = ["## Data", "", _partition(facts.config)]
     if not counts:
-        return "\n".join([*lines, "How many examples the clients have, none of them told."])
+        return "\n".join([*lines, "No client reported its number of examples."])
     total = (
         f"{len(facts.examples)} clients took part, with {sum(counts.values())} training examples"
     )
-    lines += ["", f"{total}, as they told."]
+    lines += ["", f"{total}, as reported by them."]
     if len(counts) <= LISTED:
         rows = [[client, str(count)] for client, count in sorted(counts.items())]
         lines += ["", _table(["client", "examples"], rows)]
@@ -275,7 +274,7 @@ def _data(facts: CardData) -> str:
 
 def _partition(config: RunConfig) -> str:
     if config.data.partition == "site":
-        return "Each client used data of its own, which nobody else has seen."
+        return "Each client used its own data, which stayed at its site."
     kind = config.data.partition
     return f'One data set, split over the clients for an experiment (`data.partition = "{kind}"`).'
 
@@ -318,7 +317,7 @@ def _training(facts: CardData) -> str:
 
 
 def _public(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """The config without where anything is: that belongs to machines."""
+    """The config without servers, folders and files."""
     sections = {name: dict(fields) for name, fields in config.record().items() if name != "redis"}
     for section, place in (("data", "dir"), ("model", "initial")):
         sections[section].pop(place, None)
@@ -349,7 +348,7 @@ def _limits(facts: CardData) -> str:
         limits.append(
             f"{len(facts.manifest.private)} tensors are private to each client "
             f"({escaping.code('model.private = ' + _plain(config.model.private))}); here they have the values of "
-            "version 0, which nobody trained."
+            "version 0, and were not trained."
         )
     if any(client.startswith(VIRTUAL) for client in facts.examples):
         limits.append("The clients were simulated on the operator's machine.")

@@ -1,6 +1,4 @@
-"""
-Where matplotlib is used: figures to draw on, and how they become a file. It is an extra.
-"""
+"""New figures, and figures as files, by matplotlib (an extra)."""
 
 from __future__ import annotations
 

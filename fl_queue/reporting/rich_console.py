@@ -1,8 +1,8 @@
 """
-Where rich draws: consoles, tables and texts that take what others wrote as plain text.
+Consoles, tables and texts of rich that show foreign strings as plain text.
 
 rich reads ``[red]`` in a string as markup, ends with a MarkupError at ``[/]``, and hands escape
-sequences on to the terminal. So nobody else makes a Console, a Table or a Text of rich
+sequences on to the terminal. So no other module makes a Console, a Table or a Text of rich
 (``tests/unit/common/test_escaping.py``).
 """
 

@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fl_queue import metrics
 from fl_queue.common import escaping
@@ -37,7 +37,7 @@ _FRUITLESS = ("abandoned", "cancelled")
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
 _LOGGED_PLOTTED = 6
-#: What clients report beside a version -> its column, and its name and colour in a plot.
+#: Other models that clients validate -> column in the table, name and colour in a plot.
 _BESIDE = {
     "personal": ("Personal", "personal models", "C2"),
     "finetuned": ("Finetuned", "fine-tuned", "C3"),
@@ -47,7 +47,7 @@ _BESIDE = {
 @dataclass(frozen=True)
 class RoundRow:
     """
-    One round as a person reads it.
+    One training round.
 
     Args:
         round: Number, from 1.
@@ -90,13 +90,34 @@ class RoundRow:
     examples: int | None = None
 
 
-def rounds_of(store: Store, run: str) -> list[RoundRow]:
-    """Read a run's training rounds from the control server. Args: ``run``: run id."""
+class RunHistory(NamedTuple):
+    """
+    The ended rounds of a run, read once.
+
+    Args:
+        records: The history.
+        tested: Version -> finished metrics of the central test.
+        rows: One row for each training round.
+    """
+
+    records: list[RoundRecord]
+    tested: dict[int, dict[str, float]]
+    rows: list[RoundRow]
+
+
+def history_of(store: Store, run: str) -> RunHistory:
+    """Read a run's history from the control server. Args: ``run``: run id."""
     # Lazy: drawing a table of records needs no redis-py.
     from fl_queue.models import selection
 
     records, tested = store.control.history.records(run), selection.test_metrics(store, run)
-    return rows(records, tested, store.control.receipts.late_counts(run))
+    late = store.control.receipts.late_counts(run)
+    return RunHistory(records, tested, rows(records, tested, late))
+
+
+def rounds_of(store: Store, run: str) -> list[RoundRow]:
+    """Read a run's training rounds from the control server. Args: ``run``: run id."""
+    return history_of(store, run).rows
 
 
 def rows(
@@ -111,9 +132,9 @@ def rows(
         late: Round -> updates that came after it had ended.
     """
     validated = validation(records)
-    told = told_by(records)
+    coverage = validation_coverage(records)
     return [
-        _row(record, evaluations, validated, told, late.get(record.round, 0))
+        _row(record, evaluations, validated, coverage, late.get(record.round, 0))
         for record in records
         if record.purpose == "train"
     ]
@@ -125,15 +146,17 @@ def validation(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
     return {version: finished for version, finished in judged.items() if finished}
 
 
-def told_by(records: Sequence[RoundRecord]) -> dict[int, dict[str, tuple[int, int]]]:
-    """Version -> metric -> clients and examples that the merged validation of it is of."""
+def validation_coverage(
+    records: Sequence[RoundRecord],
+) -> dict[int, dict[str, tuple[int, int]]]:
+    """Version -> metric -> number of clients and of examples in its merged validation."""
     return {version: metrics.told_by(record.validation) for version, record in judges(records)}
 
 
-def told_in_words(told: Mapping[str, tuple[int, int]]) -> str:
-    """Such as ``accuracy, f1: 8 clients, 40 examples; loss: 7 clients, 35 examples``."""
+def coverage_in_words(coverage: Mapping[str, tuple[int, int]]) -> str:
+    """Coverage as text: ``accuracy, f1: 8 clients, 40 examples; loss: 7 clients, 35 examples``."""
     groups: dict[tuple[int, int], list[str]] = {}
-    for name, of in told.items():
+    for name, of in coverage.items():
         groups.setdefault(of, []).append(name)
     return "; ".join(
         f"{', '.join(names)}: {clients} client{'s' * (clients != 1)}, {examples} examples"
@@ -142,16 +165,16 @@ def told_in_words(told: Mapping[str, tuple[int, int]]) -> str:
 
 
 def training(records: Sequence[RoundRecord]) -> dict[int, dict[str, float]]:
-    """Version -> what the training that made it reported besides its loss; only where there is such."""
+    """Version -> training metrics of the round that made it, without the loss; only versions with any."""
     found = {record.version: _training(record) for record in records if record.version is not None}
     return {version: finished for version, finished in found.items() if finished}
 
 
 def judges(records: Sequence[RoundRecord]) -> Iterator[tuple[int, RoundRecord]]:
     """
-    The record that says most about each version: that with the most clients, of equals the newest.
+    Choose one validation record for each version: the one with the most clients, then the newest.
 
-    An abandoned round and the one that follows it have the same base version.
+    An abandoned round and its successor have the same base version.
     """
     chosen: dict[int, RoundRecord] = {}
     for record in records:
@@ -171,7 +194,7 @@ def client_validation(records: Sequence[RoundRecord]) -> dict[str, dict[int, dic
 
 
 def table(rows: Sequence[RoundRow]) -> Table:
-    """The rows for a terminal; below it why rounds were abandoned, and what a star means."""
+    """Draw the rows for a terminal, with the reasons of abandoned rounds below."""
     drawn = rich_console.table(caption=_caption(rows), caption_justify="left")
     beside = {
         column: f"{part}_accuracy"
@@ -206,7 +229,7 @@ def to_json(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[RoundRow]) -> str:
-    """The rows as CSV, with a line of names, ``train_<name>`` of the training; what is unknown is an empty cell."""
+    """The rows as CSV with a header line; training metrics are ``train_<name>``, unknown values empty cells."""
     text = io.StringIO()
     known = [column.name for column in fields(RoundRow) if column.name != "training"]
     columns = [*known, *(f"train_{name}" for name in _logged(rows))]
@@ -227,8 +250,8 @@ def plot(
     """
     Draw accuracy and loss by version: the central test, the clients' validation and its range.
 
-    And what clients validated beside it: their personal models, and the version fine-tuned. Below
-    them what the training logged, of many names the first.
+    Personal and fine-tuned models are drawn in the same panels, logged training metrics in panels
+    below (the first six names).
 
     Args:
         path: Image to write; its suffix is the format (PNG without one).
@@ -279,7 +302,7 @@ def _row(
     record: RoundRecord,
     evaluations: Curve,
     validated: Curve,
-    told: Mapping[int, Mapping[str, tuple[int, int]]],
+    coverage: Mapping[int, Mapping[str, tuple[int, int]]],
     late: int,
 ) -> RoundRow:
     source: Source = ""
@@ -292,7 +315,7 @@ def _row(
             source, finished = "test", evaluations[record.version]
         elif record.version in validated:
             source, finished = "validation", validated[record.version]
-            by = told[record.version]
+            by = coverage[record.version]
             of = by.get("accuracy", by.get("loss", of))
     return RoundRow(
         round=record.round,

@@ -144,12 +144,12 @@ def clients(store: Store) -> list[ClientStatus]:
     return [
         _client(
             client,
-            _WorkerRecords(holder, said, last),
+            _WorkerRecords(holder, fields, last),
             ages.get(client),
             enrolled.get(client),
             training,
         )
-        for client, holder, said, last in found
+        for client, holder, fields, last in found
     ]
 
 

@@ -7,16 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from fl_queue.coordinator.rounds import runs
-from fl_queue.models import selection
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Receipt, updates_in
-from fl_queue.reporting import event_lines, rounds_table, run_status
+from fl_queue.reporting import event_lines, purposes, rounds_table, run_status
 from fl_queue.store import RoundState, RunState, Store, keyspace
 
 #: Rows of the rounds table on the page; the CSV has them all.
 ROWS_SHOWN = 200
 EVENTS_SHOWN = 200
-_PURPOSES = {"initialise": "making version 0", "evaluate": "closing evaluation"}
 _BY_STATE = {
     "completed": "Idle. Run {name} is completed {where}.",
     "failed": "Run {name} has failed {where}.",
@@ -38,7 +36,7 @@ def overall(states: list[RunState]) -> str:
 
 def parts(store: Store, name: str) -> dict[str, Any]:
     """
-    Everything but the history and the log: ``status``, ``runs``, ``clients``.
+    Content of the page except the history and the log: ``status``, ``runs``, ``clients``.
 
     Args:
         name: The run to show; empty: the one that trains, or the newest.
@@ -78,7 +76,7 @@ def _status(
 
 
 def headline(store: Store, state: RunState | None, current: RoundState | None, name: str) -> str:
-    """What the run does, in a sentence; the time left is beside it, as it changes all the time."""
+    """Activity of the run in one sentence, without the time left, which changes constantly."""
     if state is None:
         return f"There is no run {name}." if name else "Idle. No run has been started yet."
     if not state.active:
@@ -94,7 +92,7 @@ def headline(store: Store, state: RunState | None, current: RoundState | None, n
     of = f"of {state.rounds_wanted}"
     if current.number != wanted:
         of = f"(for version {wanted} {of})"
-    what = _PURPOSES.get(current.purpose, f"round {current.number} {of}")
+    what = purposes.in_words(current.purpose, f"round {current.number} {of}")
     return f"Training, {what}: {current.progress(received)}"
 
 
@@ -135,16 +133,14 @@ def _clients(store: Store, state: RunState | None) -> list[dict[str, Any]]:
 
 
 def _answer(receipt: Receipt) -> str:
-    """What became of an update, and how old it was if it was."""
+    """Status of an update, with its staleness if it has any."""
     age = receipt.staleness if receipt.is_in else 0
     return f"{receipt.status}, {age} version{'s' if age > 1 else ''} old" if age else receipt.status
 
 
 def history(store: Store, run: str) -> dict[str, Any]:
     """The rounds, newest first, and the curves: version -> metrics, central, per client, and of the training."""
-    records = store.control.history.records(run)
-    tested = selection.test_metrics(store, run)
-    rows = rounds_table.rows(records, tested, store.control.receipts.late_counts(run))
+    records, tested, rows = rounds_table.history_of(store, run)
     return {
         "rounds": rounds_table.to_json(rows)[: -ROWS_SHOWN - 1 : -1],
         "left_out": max(0, len(rows) - ROWS_SHOWN),

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -102,9 +103,10 @@ def test_the_runbook_has_every_finding_of_doctor() -> None:
     text = section("What doctor finds")
     parts = [part for found in re.findall(r"`([^`]+)`", text) for part in found.split("...")]
     known = [part.strip() for part in parts if len(part.strip()) > 4]
-    tree = ast.parse((ROOT / "fl_queue/reporting/doctor.py").read_text())
+    modules = sorted((ROOT / "fl_queue/reporting/doctor").glob("*.py"))
+    trees = [ast.parse(path.read_text()) for path in modules]
     bad = []
-    for node in ast.walk(tree):
+    for node in chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
             level, what = ast.unparse(node.args[0]), ast.unparse(node.args[1])
             # Two hand on a text that was made above: of an unreachable server, and of memory.

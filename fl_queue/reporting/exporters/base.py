@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fl_queue.models import selection
 from fl_queue.reporting import curves, rounds_table
 from fl_queue.reporting.curves import Point
 from fl_queue.reporting.rounds_table import RoundRow
@@ -40,5 +39,5 @@ class Exporter(Protocol):
 
 def numbers_of(store: Store, run: str) -> Numbers:
     """Read the numbers of a run. Args: ``run``: run id."""
-    records, tested = store.control.history.records(run), selection.test_metrics(store, run)
-    return Numbers(rounds_table.rounds_of(store, run), curves.points(records, tested))
+    history = rounds_table.history_of(store, run)
+    return Numbers(history.rows, curves.points(history.records, history.tested))

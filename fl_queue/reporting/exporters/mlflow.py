@@ -1,7 +1,7 @@
 """
-A run's numbers in MLflow's local file store, one MLflow run for each run, by ``mlflow-skinny``.
+Export of metrics to MLflow's local file store: one MLflow run for each run, by ``mlflow-skinny``.
 
-MLflow keeps that store for local use, and wants ``MLFLOW_ALLOW_FILE_STORE=true`` for it.
+MLflow requires ``MLFLOW_ALLOW_FILE_STORE=true`` for this store.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Read when a client is made. Whoever names a folder has chosen this store.
+# Read when a client is made. A folder on the command line is the choice of this store.
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-# Nobody who looks at curves has agreed to tell a third party.
+# No user has agreed to telemetry.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow.entities import Metric
@@ -22,9 +22,9 @@ from fl_queue.reporting.exporters.base import Numbers
 from fl_queue.store import RunState
 
 EXPERIMENT = "fl-queue"
-#: A tag that says which run of ours an MLflow run is.
+#: Tag of an MLflow run with the id of ours.
 RUN_ID = "fl_queue.run_id"
-#: What MLflow takes at a time.
+#: Largest batch that MLflow accepts.
 BATCH = 1000
 _STATUS = {
     "training": "RUNNING",

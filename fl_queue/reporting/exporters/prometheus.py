@@ -65,7 +65,7 @@ class _Ledger:
         self.rounds[record.outcome] += 1
         self.updates["accepted"] += len(record.accepted)
         self.updates["missing"] += len(record.missing)
-        self.updates.update(_verdict(said) for said in record.rejected.values())
+        self.updates.update(_verdict(reason) for reason in record.rejected.values())
         self.nbytes += len(record.accepted) * update_nbytes
         self.seconds += record.elapsed_s
         bound = next((bound for bound in BOUNDS_S if record.elapsed_s <= bound), float("inf"))
@@ -74,9 +74,9 @@ class _Ledger:
 
 class RunsCollector(Collector):
     """
-    Reads Redis when it is asked; remembers of each run how far it has counted.
+    Read Redis at each scrape, and continue the counts of each run.
 
-    An unreachable Redis is ``flq_up 0``, not an error: the exporter is there to say so.
+    An unreachable Redis is ``flq_up 0``, not an error.
     """
 
     def __init__(self, store: Store) -> None:
@@ -85,7 +85,7 @@ class RunsCollector(Collector):
         self._lock = Lock()
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not ask Redis."""
+        """Describe no metrics, as registering must not read Redis."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -93,7 +93,12 @@ class RunsCollector(Collector):
         up = GaugeMetricFamily("flq_up", "Whether both Redis roles answer.")
         try:
             with self._lock:
-                found = [*self._runs(), *self._who_is_there(), *self._queues(), *self._servers()]
+                found = [
+                    *self._runs(),
+                    *self._clients_and_workers(),
+                    *self._queues(),
+                    *self._servers(),
+                ]
             up.add_metric([], 1)
         except StoreUnavailable:
             found = []
@@ -165,14 +170,14 @@ class RunsCollector(Collector):
             )
         return [judged, waiting]
 
-    # Who is there, what waits, how full
+    # Clients and workers, queues, memory
 
-    def _who_is_there(self) -> list[Metric]:
+    def _clients_and_workers(self) -> list[Metric]:
         control = self.store.control
         known = control.clients.heartbeat_ages()
         alive = sum(map(bool, control.leases.get_many(map(keyspace.client_holder, known))))
         clients = GaugeMetricFamily(
-            "flq_clients", "Clients ever heard of, by whether one serves them.", labels=["state"]
+            "flq_clients", "Known clients, by whether a worker serves them.", labels=["state"]
         )
         clients.add_metric(["alive"], alive)
         clients.add_metric(["gone"], len(known) - alive)
@@ -213,9 +218,9 @@ class RunsCollector(Collector):
         return [used, limit]
 
 
-def _verdict(said: str) -> str:
-    """The first word of why an update was not merged; a closed list, as each value is a time series."""
-    verdict = said.partition(":")[0]
+def _verdict(reason: str) -> str:
+    """First word of the reason of a rejection, or ``other``: each value is a time series."""
+    verdict = reason.partition(":")[0]
     return verdict if verdict in _VERDICTS else "other"
 
 
@@ -278,7 +283,7 @@ def text(registry: CollectorRegistry) -> bytes:
 
 
 def prometheus_text(store: Store) -> bytes:
-    """What ``/metrics`` answers, counted from the beginning; see ``registry``."""
+    """Content of ``/metrics``, counted from the beginning; see ``registry``."""
     return text(registry(store))
 
 
@@ -287,7 +292,7 @@ def serve(store: Store, host: str, port: int) -> WSGIServer:
     Answer scrapes from a thread of this process; ``shutdown`` of what is returned ends that.
 
     Raises:
-        OSError: Nobody can listen there.
+        OSError: The address cannot be bound.
     """
     server, _ = start_http_server(port, host, registry(store))
     return server

@@ -40,7 +40,7 @@ class EventFile:
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.appended(self.path, is_private=False) as file:
             writer = RecordWriter(file)
-            if file.tell() == 0:
+            if file.tell() == 0:  # codespell:ignore tell
                 opening = Event(wall_time=new[0].at, file_version="brain.Event:2")
                 writer.write(opening.SerializeToString())
             # In the order of time, as TensorBoard takes a step back for a restart.

@@ -250,4 +250,4 @@ def test_a_control_server_that_takes_no_writes_is_named_not_the_missing_leases(
     for line in (first, second):
         assert "control server" in line
         assert "NOREPLICAS" in line
-        assert line.endswith("until then nobody can say which workers are alive")
+        assert line.endswith("until then it is unknown which workers are alive")

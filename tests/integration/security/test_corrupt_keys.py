@@ -89,7 +89,8 @@ def read_everything(hand: ManualRun) -> str:
     follower.step()
     console.print(live_view.render(follower.snapshot))
     shown.append(out.getvalue())
-    shown += [finding.what for finding in doctor._workers(store) + doctor._queues(store)]
+    findings = doctor.clients.examine_workers(store) + doctor.clients.examine_queues(store)
+    shown += [finding.what for finding in findings]
     shown.append(prometheus.prometheus_text(store).decode())
     Healer(store, hand.folder).heal(hand.run)
     store.control.clients.record_heartbeats()

@@ -115,7 +115,13 @@ class World:
         yield lambda: run_status.history(store, RUN)
         yield lambda: run_status.receipts(store, runs.find_run(store, "demo"), 1, "a")
         yield lambda: run_status.clients(store)
-        yield lambda: doctor._workers(store) + doctor._queues(store) + doctor._unreadable(store)
+        yield (
+            lambda: (
+                doctor.clients.examine_workers(store)
+                + doctor.clients.examine_queues(store)
+                + doctor.entries.unreadable(store)
+            )
+        )
         yield lambda: prometheus.prometheus_text(store)
         yield lambda: exporters.numbers_of(store, RUN)
         yield lambda: Healer(store, self.state_dir).heal(RUN)

@@ -114,14 +114,14 @@ def test_a_look_at_a_part_of_the_keys_finds_all_clients_in_time(
 def test_the_doctor_names_whose_keys_they_are_and_revoke_removes_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "MANY_KEYS", 500)
+    monkeypatch.setattr(doctor.entries, "MANY_KEYS", 500)
     store.control.enrolments.write("mallory", Enrolment(new_key()[1]))
     arrive(store, "mallory", "mallory-2")
     flood(store, 600)
     store.data.redis.set(keyspace.chunk(keyspace.update_blob("mallory", "r-1a2b3c", "0"), 0), "x")
     store.data.redis.set(keyspace.admitted("r-1a2b3c", "mallory"), "1")
 
-    (found,) = doctor._many_keys(store)
+    (found,) = doctor.entries.many_keys(store)
     assert found.what.startswith("client mallory has 60")
     done = enrolment.revoke(store, "mallory", use_acl=False)
 

@@ -221,9 +221,9 @@ def test_a_run_of_ones_own_takes_the_folder_of_its_config(data: Path) -> None:
 
 
 def test_doctor_counts_what_leads_out_of_a_data_folder(data: Path) -> None:
-    found = doctor._data_folder(data)
+    found = doctor.site_data.examine_folder(data)
     assert found.level == "WARN"
     assert "3 of" in found.what
     for name in ("link.csv", "out", "environ"):
         (data / name).unlink()
-    assert doctor._data_folder(data).level == "OK"
+    assert doctor.site_data.examine_folder(data).level == "OK"

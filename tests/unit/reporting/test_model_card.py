@@ -63,7 +63,7 @@ def test_it_says_use_metrics_data_and_training(facts: CardData) -> None:
     assert "- Classes: 0: no, 1: yes\n- columns: a, b" in text
     assert "| central test | 0.7500 |" in text
     assert "| client hospital-a | 0.7000 |" in text
-    assert "2 clients took part, with 30 training examples, as they told." in text
+    assert "2 clients took part, with 30 training examples, as reported by them." in text
     assert "| rounds | 2, of 2 to 2 updates each; 0 abandoned; 25 s |" in text
     assert "| parameters | 7 |" in text
     assert "| numbers in buffers | 5 |" in text
@@ -162,7 +162,7 @@ def test_what_is_not_known_is_said(facts: CardData) -> None:
     for part in (
         "The task is code of its owner",
         "This version has not been judged.",
-        "none of them told",
+        "No client reported its number of examples",
         "no longer in Redis",
         "1 tensors are private to each client",
     ):

@@ -114,7 +114,7 @@ def test_validation_says_of_how_many_clients_and_examples_it_is() -> None:
 
     assert (row.accuracy, row.clients, row.examples) == (9 / 14, 2, 14)
     assert "version 1 of 2 clients with 14 examples" in rendered([row])
-    assert rounds_table.told_in_words({"f1": (1, 3), "loss": (2, 5), "auc": (1, 3)}) == (
+    assert rounds_table.coverage_in_words({"f1": (1, 3), "loss": (2, 5), "auc": (1, 3)}) == (
         "f1, auc: 1 client, 3 examples; loss: 2 clients, 5 examples"
     )
 

@@ -1,0 +1,17 @@
+"""Purpose of a round in words."""
+
+from __future__ import annotations
+
+from fl_queue.protocol.records import Purpose
+
+
+def in_words(purpose: Purpose, training: str) -> str:
+    """
+    Describe a round by its purpose.
+
+    Args:
+        purpose: Purpose of the round.
+        training: Text for a training round, which has a number.
+    """
+    words = {"initialise": "making version 0", "train": training, "evaluate": "closing evaluation"}
+    return words[purpose]
