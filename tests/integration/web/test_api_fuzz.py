@@ -41,7 +41,7 @@ UNDESCRIBED = [positive_data_acceptance]
 OVERRIDES = st.builds(
     "{0[0]}.{0[1]}={1}".format,
     st.sampled_from(
-        [(section, key) for section, (_, fields) in SECTIONS.items() for key in fields]
+        [(section, key) for section, kind in SECTIONS.items() for key in kind.options()]
     ),
     st.one_of(
         st.text(max_size=20),
