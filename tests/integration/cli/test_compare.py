@@ -18,7 +18,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.reporting import comparison
 from fl_queue.store import RunState, Store, keyspace
-from tests.integration.operations.test_exporters import ended, score
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.reporting.test_rounds_table import abandoned, record
 
 
@@ -27,15 +27,15 @@ def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> 
     loaded = loading.load("mnist-3v7", overrides, {})
     state = runs.start_run(store, name, loaded, 3)
     for number, accuracy in enumerate(accuracies, 1):
-        ended(store, state.run_id, record(number, number - 1, validation={}))
-        score(store, state.run_id, number, accuracy)
+        add_rounds(store, state.run_id, record(number, number - 1, validation={}))
+        add_score(store, state.run_id, number, accuracy)
     store.control.redis.hset(keyspace.run(state.run_id), "version", len(accuracies))
     return runs.find_run(store, name)
 
 
 def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
     first = begun(store, "first", [0.5, 0.9, 0.8], "train.epochs=2")
-    ended(store, first.run_id, abandoned(4, 3))
+    add_rounds(store, first.run_id, abandoned(4, 3))
     second = begun(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
 
     one, two = comparison.compare(store, [first, second], "accuracy")
@@ -74,7 +74,7 @@ def test_a_metric_that_no_run_has_is_refused_with_the_list(
     begun(store, "judged", [0.5])
     regression = runs.start_run(store, "regression", loading.load("mnist-3v7", (), {}), 3)
     loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
-    ended(store, regression.run_id, record(1, 0, validation=loss))
+    add_rounds(store, regression.run_id, record(1, 0, validation=loss))
 
     def compare(*arguments: str) -> Result:
         where = ["--redis-url", redis_urls[0], "--blob-url", redis_urls[1]]

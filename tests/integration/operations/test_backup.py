@@ -28,6 +28,7 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.embedded.server_pair import start
+from tests.support.backup_files import rewrite_backup
 from tests.support.federation import Federation, wait_for
 
 MANIFEST = Manifest((TensorSpec("bias", (2,), "parameter"), TensorSpec("w", (3, 2), "parameter")))
@@ -325,18 +326,6 @@ def test_a_backup_that_cannot_be_written_is_an_error(
 # Files that are not what they should be
 
 
-def rewritten(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change ``run.json`` of a backup; what is returned, if anything, takes its place."""
-    with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    raw = json.loads(entries["run.json"])
-    text = change(raw)
-    entries["run.json"] = text if isinstance(text, bytes) else json.dumps(raw).encode()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-
-
 def put(*path: str | int) -> Callable[[dict[str, Any]], None]:
     """A change that sets the last of ``path`` at the place the others lead to."""
 
@@ -418,19 +407,19 @@ def refusal(store: Store, file: Path) -> str:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_record_that_is_not_a_runs_is_refused(store: Store, file: Path, damage: str) -> None:
     change, words = DAMAGES[damage]
-    rewritten(file, change)
+    rewrite_backup(file, change)
 
     assert words in refusal(store, file)
 
 
 def test_the_rewriting_of_these_tests_does_no_damage(store: Store, file: Path) -> None:
-    rewritten(file, lambda raw: None)
+    rewrite_backup(file, lambda raw: None)
 
     assert backup.restore(store, file, file.parent).version == NEWEST
 
 
 def test_numbers_are_restored_as_redis_scripts_compare_them(store: Store, file: Path) -> None:
-    rewritten(file, put("state", "version", " 3"))
+    rewrite_backup(file, put("state", "version", " 3"))
     state = backup.restore(store, file, file.parent)
 
     assert store.control.redis.hget(keyspace.run(state.run_id), "version") == b"3"

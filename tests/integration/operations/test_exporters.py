@@ -22,22 +22,10 @@ from fl_queue.cli import cli
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import curves, exporters
 from fl_queue.store import RunState, Store, keyspace
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.reporting.test_rounds_table import abandoned, closing, record
-
-
-def ended(store: Store, run: str, *records: RoundRecord) -> None:
-    """Rounds end as the commit script has them end: a record, then an event."""
-    for one in records:
-        store.control.redis.rpush(keyspace.history(run), one.to_json())
-        store.control.events.add(run, {"event": f"round_{one.outcome}", "round": one.round})
-
-
-def score(store: Store, run: str, version: int, accuracy: float) -> None:
-    finished = {"accuracy": accuracy}
-    store.control.evaluations.set(run, version, {"state": "done", "finished": finished})
 
 
 def closed(store: Store, run: str) -> None:
@@ -49,14 +37,14 @@ def closed(store: Store, run: str) -> None:
 def run(store: Store) -> RunState:
     """Two rounds and an abandoned one, with validation, and a tested version."""
     state = runs.start_run(store, "exported", loading.load("mnist-3v7", environ={}), 3)
-    ended(
+    add_rounds(
         store,
         state.run_id,
         record(1, 0, opened_at=1000.0, train={"num_examples": 4, "loss_sum": 2.0}),
         abandoned(2, 1, opened_at=2000.0),
         record(3, 1, opened_at=3000.0),
     )
-    score(store, state.run_id, 1, 0.75)
+    add_score(store, state.run_id, 1, 0.75)
     return state
 
 
@@ -123,7 +111,7 @@ def test_tensorboard_file_of_a_killed_writer_is_gone_on_with(
     assert export(store, run, "tensorboard", tmp_path) == 1
     assert file.read_bytes() == whole
 
-    score(store, run.run_id, 2, 0.875)
+    add_score(store, run.run_id, 2, 0.875)
     assert export(store, run, "tensorboard", tmp_path) == 1
     assert [value for _, value, _ in scalars(tmp_path / run.run_id)["test/accuracy"]] == [
         0.75,
@@ -136,7 +124,7 @@ def test_mlflow_has_one_run_with_every_point_once(
 ) -> None:
     written = export(store, run, "mlflow", tmp_path)
     assert export(store, run, "mlflow", tmp_path) == 0
-    score(store, run.run_id, 2, 0.875)
+    add_score(store, run.run_id, 2, 0.875)
     assert export(store, run, "mlflow", tmp_path) == 1
 
     from mlflow.tracking import MlflowClient
@@ -196,9 +184,9 @@ def test_following_writes_as_rounds_end_and_stops_with_the_run(
     watcher = threading.Thread(target=watch)
     watcher.start()
     assert seen.acquire(timeout=20)
-    ended(store, run.run_id, closing(4, 2, opened_at=4000.0))
+    add_rounds(store, run.run_id, closing(4, 2, opened_at=4000.0))
     assert seen.acquire(timeout=20)
-    score(store, run.run_id, 2, 0.875)
+    add_score(store, run.run_id, 2, 0.875)
     assert seen.acquire(timeout=20)
     closed(store, run.run_id)
     watcher.join(20)

@@ -22,8 +22,8 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
-from tests.integration.operations.test_exporters import ended, score
 from tests.support.checkout import ROOT
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.reporting.test_rounds_table import abandoned, record
 
 DASHBOARD = ROOT / "config/grafana/fl-queue.json"
@@ -45,8 +45,8 @@ def run(store: Store) -> str:
     loaded = loading.load("mnist-3v7", ("update.codec=bfloat16",), {})
     state = runs.start_run(store, "scraped", loaded, 3)
     rejected = {"hospital-c": "invalid: NaN", "hospital-d": "stale: 2"}
-    ended(store, state.run_id, record(1, 0, rejected=rejected), abandoned(2, 1, missing=["b"]))
-    score(store, state.run_id, 1, 0.75)
+    add_rounds(store, state.run_id, record(1, 0, rejected=rejected), abandoned(2, 1, missing=["b"]))
+    add_score(store, state.run_id, 1, 0.75)
     store.control.redis.hset(keyspace.run(state.run_id), "version", "1")
     store.control.redis.set(keyspace.manifest(state.run_id), MANIFEST.to_json())
     for number in range(2):
@@ -92,7 +92,7 @@ def test_a_kept_registry_counts_what_is_new_and_nothing_twice(store: Store, run:
         (key, value) for key, value in first.items() if key[0].endswith("_total")
     }
 
-    ended(store, run, record(3, 1))
+    add_rounds(store, run, record(3, 1))
     store.control.events.add(run, {"event": "healed", "what": "again"})
 
     assert samples(prometheus.text(kept)) == pytest.approx(

@@ -16,8 +16,8 @@ from fl_queue.errors import ConfigError, RunStateError
 from fl_queue.models import selection
 from fl_queue.reporting import comparison, diagnosis
 from fl_queue.store import RunState, Store, keyspace
-from tests.integration.operations.test_exporters import ended, score
 from tests.support.manual_run import ManualRun
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.reporting.test_rounds_table import record, sums
 
 
@@ -31,7 +31,7 @@ def best(store: Store, state: RunState) -> int | None:
 
 def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: Store) -> None:
     state = begun(store)
-    ended(
+    add_rounds(
         store,
         state.run_id,
         record(1, 0, validation=sums(5, 5)),
@@ -39,7 +39,7 @@ def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: 
         record(3, 2, validation=sums(8, 2)),
     )
     for version, accuracy in enumerate((0.5, 0.7, 0.95)):
-        score(store, state.run_id, version, accuracy)
+        add_score(store, state.run_id, version, accuracy)
 
     (row,) = comparison.compare(store, [state], "accuracy")
 
@@ -49,22 +49,24 @@ def test_validation_chooses_the_best_version_and_the_test_set_reports_it(store: 
 
 def test_without_validation_the_test_set_chooses(store: Store) -> None:
     state = begun(store)
-    ended(store, state.run_id, record(1, 0, validation={}), record(2, 1, validation={}))
+    add_rounds(store, state.run_id, record(1, 0, validation={}), record(2, 1, validation={}))
     for version, accuracy in enumerate((0.5, 0.95, 0.7)):
-        score(store, state.run_id, version, accuracy)
+        add_score(store, state.run_id, version, accuracy)
     assert best(store, state) == 1
 
 
 def test_a_regression_has_a_best_version(store: Store) -> None:
     state = begun(store)
     losses = [{"num_examples": 4, "loss_sum": value} for value in (8.0, 2.0, 4.0)]
-    ended(store, state.run_id, *(record(n + 1, n, validation=one) for n, one in enumerate(losses)))
+    add_rounds(
+        store, state.run_id, *(record(n + 1, n, validation=one) for n, one in enumerate(losses))
+    )
     assert best(store, state) == 1
 
 
 def test_a_missing_version_is_reported_with_those_that_exist(store: Store) -> None:
     state = begun(store, "run.select=auc:max")
-    ended(store, state.run_id, record(1, 0))
+    add_rounds(store, state.run_id, record(1, 0))
     with pytest.raises(RunStateError, match="auc:max; there is accuracy, f1, loss;"):
         selection.chosen_version(store, state, runs.current_config(store, state.run_id), None, True)
 
@@ -126,7 +128,7 @@ def test_bounds_of_an_own_tasks_metrics_are_its_own() -> None:
 def test_what_an_own_task_does_not_report_is_refused_when_the_run_goes_on(store: Store) -> None:
     loss = {"num_examples": 4, "loss_sum": 2.0, "mae_sum": 1.0}
     state = begun(store)
-    ended(store, state.run_id, record(1, 0, validation=metrics.merge_clients({"a": loss})))
+    add_rounds(store, state.run_id, record(1, 0, validation=metrics.merge_clients({"a": loss})))
     store.control.redis.hset(f"flq:{{{state.run_id}}}", "state", "completed")
     with pytest.raises(ConfigError, match="choose one of loss, mae"):
         begun(store, "run.select=accuracy:max")

@@ -44,7 +44,7 @@ from fl_queue.store import RoundState, RunState, Store, credentials, keyspace
 from fl_queue.store.credentials import Credentials
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
-from tests.integration.operations.test_backup import rewritten
+from tests.support.backup_files import rewrite_backup
 from workers import client
 
 QUICK = ("run.rounds=3", "round.cohort=2", "train.epochs=1", "data.train_per_class=[9, 9]")
@@ -817,7 +817,7 @@ def test_a_backup_that_was_changed_is_not_signed_anew(
     store, file = hospital.store, tmp_path / "run.flq"
     assert store.state_dir is not None
     backup.write(store, "authentic", file, store.state_dir)
-    rewritten(file, change)
+    rewrite_backup(file, change)
     with pytest.raises(ConfigError, match=f"--unsigned: the {what} in this backup is not signed"):
         backup.restore(store, file, store.state_dir, "restored")
     assert "restored" not in store.control.runs.names()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import zlib
 from typing import Any
 
 import pytest
@@ -13,21 +11,9 @@ from rq.exceptions import DequeueTimeout
 from fl_queue.store import Store, keyspace, plain_client
 from fl_queue.store.jobs import dispatch, rq_cleanup, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
+from tests.support.hostile_jobs import HASHES, STAMP, Evil, call
 
 JOB = "site-1_demo-3f2a9c_3_ab12"
-STAMP = "2026-01-01T00:00:00.000000Z"
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('unpickled')",))
-
-
-def call(
-    function: Any = rq_types.TRAIN, instance: Any = None, args: Any = None, kwargs: Any = None
-):  # type: ignore[no-untyped-def]
-    made = [function, instance, ["demo-3f2a9c", 3] if args is None else args, kwargs or {}]
-    return {"data": zlib.compress(json.dumps(made).encode())}
 
 
 def honest(**changes: Any) -> dict[str, Any]:
@@ -40,58 +26,6 @@ def honest(**changes: Any) -> dict[str, Any]:
         "enqueued_at": STAMP,
         **changes,
     }
-
-
-#: What is written -> a word of the reason.
-HASHES: list[tuple[dict[str, Any], str]] = [
-    (call("os.system", args=["demo-3f2a9c", 3]), "no function"),
-    (call("eval"), "no function"),
-    (call("fl_queue.coordinator.rounds.runs.start_run"), "no function"),
-    (call("workers.client.respond"), "no function"),
-    (call(rq_types.AGGREGATE), "no function"),
-    (call(rq_types.EVALUATE), "no function"),
-    (call(rq_types.POOL_TRAIN), "no function"),
-    (call(function=7), "no function"),
-    (call(function=["os.system"]), "no function"),
-    (call(instance={}), "methods"),
-    (call(kwargs={"make": 1}), "arguments"),
-    (call(args=["demo-3f2a9c"]), "arguments"),
-    (call(args=["demo-3f2a9c", 3, 3]), "arguments"),
-    (call(args=["demo-3f2a9c", True]), "arguments"),
-    (call(args=["demo-3f2a9c", 3.0]), "arguments"),
-    (call(args=["demo-3f2a9c", -1]), "arguments"),
-    (call(args=["demo-3f2a9c", 2**80]), "arguments"),
-    (call(args=["../../etc", 3]), "arguments"),
-    (call(args=[["demo-3f2a9c"], 3]), "arguments"),
-    (call(args=["other-3f2a9c", 3]), "another run"),
-    (call(args=["demo-3f2a9c", 4]), "another run or round"),
-    ({"data": pickle.dumps((rq_types.TRAIN, None, Evil(), {}))}, "not compressed"),
-    ({"data": zlib.compress(pickle.dumps(Evil()))}, "not JSON"),
-    ({"data": zlib.compress(b"[" * 2000)}, "not JSON"),
-    ({"data": zlib.compress(b"1" * 2000)}, "not [function"),
-    ({"data": zlib.compress(bytes(900_000))}, "more than 2048"),
-    ({"data": zlib.compress(b"\xff\xfe")}, "not JSON"),
-    ({"data": bytes(10_000_000)}, "more than 1024"),
-    ({"status": "owned"}, "status"),
-    ({"status": "finished"}, "not queued"),
-    ({"status": b"\xff"}, "status is not text"),
-    ({"origin": b"\xff"}, "origin is not text"),
-    ({"origin": keyspace.AGGREGATE_QUEUE}, "no function"),
-    ({"created_at": "yesterday"}, "created_at"),
-    ({"enqueued_at": "x" * 1000}, "enqueued_at has 1000"),
-    ({"timeout": "-7"}, "timeout"),
-    ({"timeout": "9" * 15}, "timeout"),
-    ({"timeout": "soon"}, "timeout"),
-    ({"success_callback_name": "os.system"}, "success_callback_name"),
-    ({"failure_callback_name": "os.system"}, "failure_callback_name"),
-    ({"stopped_callback_name": "os.system"}, "stopped_callback_name"),
-    ({"webhooks": "[]"}, "webhooks"),
-    ({"dependency_ids": "[]"}, "dependency_ids"),
-    ({"retries_left": "5"}, "retries_left"),
-    ({"repeats_left": "5"}, "repeats_left"),
-    ({"rate_limit_key": "k"}, "rate_limit_key"),
-    ({"group_id": "g"}, "group_id"),
-]
 
 
 def refusals(store: Store) -> list[str]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fl_queue.cli import cli
 from fl_queue.store import Store, keyspace
 from tests.integration.conftest import run
-from tests.integration.operations.test_exporters import ended, score
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.common.test_escaping import EVIL, OBEYED
 from tests.unit.reporting.test_rounds_table import record
 
@@ -28,13 +28,13 @@ def hostile(run: str, store: Store) -> str:
         sums = {"num_examples": 10, **made.train, f"{evil}_sum": 1.0}
         validation = {"num_examples": 10, **made.validation, f"{evil}_sum": 1.0}
         per_client = {"a": {"loss": 0.5, evil: 0.5}, evil: {"loss": 0.5}}
-        ended(
+        add_rounds(
             store, run, replace(
                 made, train=sums, validation=validation, reason=evil, client_validation=per_client,
                 rejected={evil: f"{evil}: {evil}"},
             ),
         )  # fmt: skip
-        score(store, run, number, 0.5)
+        add_score(store, run, number, 0.5)
         store.control.evaluations.set(
             run, number, {"state": "done", "finished": {"loss": 0.5, evil: 0.5}}
         )

@@ -20,9 +20,9 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.protocol import identifiers
 from fl_queue.store import Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
-from tests.integration.security.test_hostile_jobs import HASHES, STAMP, call
 from tests.support.checkout import ROOT
 from tests.support.federation import Federation, wait_for
+from tests.support.hostile_jobs import HASHES, STAMP, call
 from tests.support.manual_run import ManualRun
 
 CLIENTS = 1

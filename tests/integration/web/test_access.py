@@ -28,8 +28,8 @@ from fl_queue.web.access import Access
 from fl_queue.web.connection import Connection
 from fl_queue.web.launch import Configs
 from tests.integration.conftest import run
-from tests.integration.operations.test_exporters import ended
 from tests.support.federation import wait_for
+from tests.support.recorded_rounds import add_rounds
 from tests.unit.reporting.test_rounds_table import record
 
 __all__ = ["run"]  # A fixture.
@@ -83,7 +83,7 @@ class Served:
 @pytest.fixture
 def page(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) -> Iterator[Served]:
     """A page with a token for everything and one to read, of a Redis with a run in it."""
-    ended(store, run, record(1, 0))
+    add_rounds(store, run, record(1, 0))
     connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
     access = Access(TOKEN, frozenset({"fl.example.org"}), READ)
     made = Served(server.build(connection, Configs(None), access))

@@ -21,7 +21,7 @@ from fl_queue.web.launch import Configs
 from fl_queue.web.security import Access
 from fl_queue.web.server import build
 from tests.integration.conftest import run
-from tests.integration.operations.test_exporters import ended, score
+from tests.support.recorded_rounds import add_rounds, add_score
 from tests.unit.reporting.test_rounds_table import abandoned, record
 
 __all__ = ["run"]  # A fixture.
@@ -55,8 +55,8 @@ OVERRIDES = st.builds(
 @pytest.fixture
 def api(run: str, store: Store, redis_urls: tuple[str, str], tmp_path: Path) -> Any:
     """The described API of a server with a run in it, and without workers."""
-    ended(store, run, record(1, 0), abandoned(2, 1), record(3, 1))
-    score(store, run, 1, 0.7)
+    add_rounds(store, run, record(1, 0), abandoned(2, 1), record(3, 1))
+    add_score(store, run, 1, 0.7)
     connection = Connection(lambda: Store.open(*redis_urls, tmp_path), tmp_path)
     app = build(connection, Configs(None), Access("", frozenset({"testserver"})))
     return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app)
