@@ -15,7 +15,6 @@ the owner of the taken list. Refused messages are counted, and the first of a kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,18 +27,19 @@ from fl_queue.coordinator.aggregator.authentication import (
     MessageAuthenticator,
 )
 from fl_queue.coordinator.aggregator.open_round import OpenRound
-from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, PartialSumStore
+from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.aggregator.receipts import ReceiptLog
+from fl_queue.coordinator.aggregator.sum_checkpoint import SumCheckpoint
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.coordinator.aggregator.verdicts import make_receipt, with_merged
-from fl_queue.errors import ContentMissing, ForgedMessage, MessageError, OwnershipLost
+from fl_queue.errors import ContentMissing, ForgedMessage, MessageError
 from fl_queue.models import update_archive
 from fl_queue.protocol import job_origins, message
-from fl_queue.protocol.header import Header, chunk_count
+from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Receipt
 from fl_queue.protocol.tensor_layout import Bytes
-from fl_queue.store import RoundState, admission, keyspace, queries
+from fl_queue.store import RoundState, keyspace, queries
 
 #: Purpose of a round -> the kind of message it wants.
 _WANTED_KIND = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
@@ -64,8 +64,7 @@ class UpdateIntake:
         self.initial: tuple[Manifest, Bytes] | None = None
         self.taken = TakenList(self.store, self.incarnation)
         self.receipt_log = ReceiptLog(current)
-        self._sums = PartialSumStore(self.store, self.run)
-        self._room = self.store.data.admission.room(self.config.redis.unmerged_bytes)
+        self._checkpoint = SumCheckpoint(current, self.taken)
         required = self.store.control.enrolments.pins.required(
             self.run, self.config.security.require_enrolment
         )
@@ -399,57 +398,17 @@ class UpdateIntake:
 
     def resume(self) -> None:
         """Continue from earlier incarnations: their refusals, and their checkpointed sum if there is one."""
-        opening = self.round.opening
-        if self.merger is not None and (saved := self._sums.find(self.number, opening)):
-            if self._sums.is_refused(saved):
-                self._begin_anew()
-            else:
-                self._resume_sum(saved, self.merger)
+        if self.merger is not None and (found := self._checkpoint.load(self.merger.total)):
+            self.progress = found
         for client, receipt in self.store.control.receipts.of_round(self.run, self.number).items():
             if client in self._current.cohort and not receipt.is_in:
                 self._remember(client, receipt)
-
-    def _resume_sum(self, saved: Mapping[str, str], merger: UpdateMerger) -> None:
-        found = PartialRoundState.from_json(saved["progress"])
-        # Before the sum is read: until then the healer would ask all clients again.
-        self.store.control.receipts.restore(self.run, self.number, found.written)
-        try:
-            self._sums.load(saved, merger.total)
-        except (ContentMissing, MessageError):
-            # The data server has lost it. Outboxes have the updates.
-            self._sums.drop(self.number)
-            self._begin_anew()
-            return
-        self.progress = found
-        self._remove_merged(found)
-
-    def _begin_anew(self) -> None:
-        self.store.control.receipts.forget(self.run, self.number)
-        job_requests.ask_all_again(self.store, self.run, self.number)
-
-    def _remove_merged(self, found: PartialRoundState) -> None:
-        """Remove what is left of updates in the sum: its writer may have been killed before it did."""
-        redis = self.config.redis
-        merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
-        for who, receipt in merged.items():
-            if receipt.nbytes > redis.inline_bytes:
-                count = chunk_count(receipt.nbytes, redis.chunk_bytes)
-                blob = keyspace.update_blob(who, self.run, receipt.digest)
-                self.store.data.chunks.drop(blob, count)
-        permissions = (
-            (who, admission.permission(receipt.token, receipt.nbytes))
-            for who, receipt in merged.items()
-        )
-        self.store.data.admission.release(self.run, permissions, self.number)
 
     def is_full(self) -> bool:
         """Whether unmerged updates on the server, and those to come, exceed the room for them."""
         if self.merger is None or not self.merger.is_resumable:
             return False
-        lying = self.taken.lying_bytes
-        to_come = (len(self.round.cohort) - len(self.receipts)) * self.taken.largest_bytes
-        # Half: the other half is for updates on their way.
-        return lying >= self._room // 2 and lying + to_come > self._room
+        return self._checkpoint.is_due(len(self.round.cohort) - len(self.receipts))
 
     def checkpoint(self) -> None:
         """
@@ -458,17 +417,5 @@ class UpdateIntake:
         Raises:
             OwnershipLost: Another incarnation has taken over.
         """
-        if self.merger is None or not self.merger.is_resumable or not self.taken.count:
-            return
-        self.progress.written = self.store.control.receipts.of_round(self.run, self.number)
-        if not self._sums.save(
-            self.incarnation,
-            self.taken.count,
-            self.merger.total,
-            self.progress,
-            self.config.redis.chunk_bytes,
-            self.round.opening,
-        ):
-            fence = self.incarnation.fence
-            raise OwnershipLost(f"run {self.run}: incarnation {fence} was replaced")
-        self.taken.forget(self.number)
+        if self.merger is not None and self.merger.is_resumable and self.taken.count:
+            self._checkpoint.save(self.merger.total, self.progress)

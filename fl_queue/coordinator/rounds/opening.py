@@ -7,7 +7,6 @@ Open a round: decide on its clients, select the cohort, and publish the jobs in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fl_queue.aggregation.sum_format import sum_format
@@ -25,10 +24,11 @@ from fl_queue.coordinator.rounds import (
     waiting,
 )
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
+from fl_queue.coordinator.rounds.plan import RoundPlan, plan_async, plan_first, plan_sync
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
-from fl_queue.protocol import identifiers, job_origins, virtual_clients
-from fl_queue.protocol.records import Mode, Purpose
+from fl_queue.protocol import identifiers, virtual_clients
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -45,34 +45,6 @@ _IN_POOL: dict[Purpose, str] = {
     "train": rq_types.POOL_TRAIN,
     "evaluate": rq_types.POOL_EVALUATE,
 }
-
-
-@dataclass(frozen=True)
-class _RoundPlan:
-    """
-    A round that is about to be opened.
-
-    Args:
-        cohort: Who is selected, sorted.
-        eligible: From whom, as it is recorded.
-        shares: How many clients ``eligible`` stands for.
-        groups: Into how many jobs a simulation's cohort is cut; 0: a job for each.
-        mode: ``async``: of the cohort, those in ``carried`` are at work already.
-        buffer: Updates that an asynchronous round merges.
-        carried: Client -> the ticket of an earlier round that it is at, and where that began.
-        ineligible: Client that is alive -> why it cannot be selected.
-    """
-
-    number: int
-    purpose: Purpose
-    cohort: Sequence[str]
-    eligible: Sequence[str]
-    shares: int
-    groups: int = 0
-    mode: Mode = "sync"
-    buffer: int = 0
-    carried: Mapping[str, tuple[JobTicket, job_origins.JobOrigin]] = field(default_factory=dict)
-    ineligible: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> bool:
@@ -94,11 +66,9 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     eligibility.record(store, state, found)
     is_async = purpose == "train" and config.round.mode == "async"
     if purpose == "initialise":
-        plan, wanted = _plan_first(state, makers_left, found), 1
+        plan, wanted = plan_first(state, makers_left, found), 1
     else:
-        plan, wanted = (_plan_async if is_async else _plan_sync)(
-            store, state, config, purpose, found
-        )
+        plan, wanted = (plan_async if is_async else plan_sync)(store, state, config, purpose, found)
     if purpose == "evaluate" and not plan.cohort:
         return waiting.go_without_evaluation(store, state, "; ".join(eligibility.lines(found.out)))
     if purpose != "evaluate" and len(plan.cohort) < max(wanted, 1):
@@ -110,7 +80,7 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     return False
 
 
-def _write_planned(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> None:
+def _write_planned(store: Store, state: RunState, config: RunConfig, plan: RoundPlan) -> None:
     """Sign a planned round and write it, unless it cannot be signed here or another process was faster."""
     try:
         fields = _round_fields(store, state, config, plan)
@@ -122,7 +92,7 @@ def _write_planned(store: Store, state: RunState, config: RunConfig, plan: _Roun
         return
     shares = state.shares or (plan.shares if plan.purpose == "train" else 0)
     vouched = statement_signing.of_round(
-        store, state, plan.number, fields, _population(state, plan), shares
+        store, state, plan.number, fields, plan.population(state), shares
     )
     if vouched.is_refused:
         waiting.wait(store, state, config, vouched.why_not)
@@ -138,7 +108,7 @@ def _wait_for_clients(
     store: Store,
     state: RunState,
     config: RunConfig,
-    plan: _RoundPlan,
+    plan: RoundPlan,
     wanted: int,
     found: EligibleClients,
 ) -> None:
@@ -150,7 +120,7 @@ def _wait_for_clients(
     waiting.wait_for_clients(store, state, config, reason, missing, paused, len(found.unanswered))
 
 
-def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _RoundPlan) -> bool:
+def _is_refused(store: Store, state: RunState, config: RunConfig, plan: RoundPlan) -> bool:
     """Whether a round of so many clients cannot be; the run waits for more of them, or has failed."""
     problem = waiting.too_few_reason(config, len(plan.cohort))
     if problem:
@@ -162,7 +132,7 @@ def _is_refused(store: Store, state: RunState, config: RunConfig, plan: _RoundPl
     return bool(problem)
 
 
-def _asked_by(plan: _RoundPlan, wanted: int) -> str:
+def _asked_by(plan: RoundPlan, wanted: int) -> str:
     """The config's field that asks for so many clients."""
     if plan.mode != "async":
         return "round.cohort"
@@ -188,7 +158,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     chosen = seeding.select_cohort(config.run.seed, current.number, idle, free)
     if not chosen:
         return
-    plan = _RoundPlan(
+    plan = RoundPlan(
         current.number,
         "train",
         chosen,
@@ -201,7 +171,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     if statement_signing.why_not_here(store, run):
         return
     cohort = sorted((*current.cohort, *chosen))
-    vouched = statement_signing.with_cohort(store, run, current, cohort, _population(state, plan))
+    vouched = statement_signing.with_cohort(store, run, current, cohort, plan.population(state))
     if vouched.why_not:
         return  # Nor is it merged: see ``statement_signing.check_round``.
 
@@ -212,90 +182,12 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         "ineligible": dumps(plan.ineligible),
     }
     event = {"event": "clients_joined", "round": plan.number, "clients": list(plan.cohort)}
-    population = {"population": dumps(_population(state, plan))}
+    population = {"population": dumps(plan.population(state))}
     transactions.extend(store, state, current, fields, tickets, event, population)
 
 
-def _plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> _RoundPlan:
-    """The making of version 0: the first who can be asked, and others after it (``initialisation``)."""
-    return _RoundPlan(
-        state.round + 1,
-        "initialise",
-        candidates[:1],
-        candidates,
-        len(candidates),
-        ineligible=found.out,
-    )
-
-
-def _plan_sync(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: EligibleClients
-) -> tuple[_RoundPlan, int]:
-    """A synchronous round, and how many clients it needs."""
-    simulated, alive = config.is_simulation, found.clients
-    wanted = config.cohort_size(len(alive))
-    chosen = min(wanted, len(alive))
-    cohort = seeding.select_cohort(config.run.seed, state.round + 1, alive, chosen)
-    plan = _RoundPlan(
-        state.round + 1,
-        purpose,
-        cohort,
-        virtual_clients.compact(len(alive)) if simulated else alive,
-        len(alive),
-        _groups(cohort, config) if simulated else 0,
-        ineligible=found.out,
-    )
-    return plan, wanted
-
-
-def _plan_async(
-    store: Store, state: RunState, config: RunConfig, purpose: Purpose, found: EligibleClients
-) -> tuple[_RoundPlan, int]:
-    """
-    An asynchronous round, and how many clients it needs at work.
-
-    Who is at work goes on; of those that are idle as many begin as there is room for.
-    """
-    last, tickets = in_flight.carried(store, state, config.round.max_staleness)
-    carried = {
-        ticket.who: (ticket, job_origins.begun(last, ticket.who)) for ticket in tickets if last
-    }
-    idle = [client for client in found.clients if client not in carried]
-    limit = config.concurrency_size(len(idle) + len(carried))
-    free = min(max(0, limit - len(carried)), len(idle))
-    chosen = seeding.select_cohort(config.run.seed, state.round + 1, idle, free)
-    buffer = config.buffer_size(limit)
-    plan = _RoundPlan(
-        state.round + 1,
-        purpose,
-        sorted((*carried, *chosen)),
-        idle,
-        len(found.clients),
-        mode="async",
-        buffer=buffer,
-        carried=carried,
-        ineligible=found.out,
-    )
-    # The first one decides into how many parts the data is split: not before all are there.
-    return plan, buffer if state.shares else max(buffer, limit)
-
-
-def _groups(cohort: Sequence[str], config: RunConfig) -> int:
-    return virtual_clients.group_count(len(cohort), config.processes)
-
-
-def _quorum(config: RunConfig, plan: _RoundPlan) -> int:
-    size = len(plan.cohort)
-    if plan.mode == "async":
-        return plan.buffer
-    if plan.purpose == "train":
-        return config.quorum_size(size)
-    # One client makes version 0; the closing evaluation takes all that comes.
-    return 1 if plan.purpose == "initialise" else size
-
-
 def _round_fields(
-    store: Store, state: RunState, config: RunConfig, plan: _RoundPlan
+    store: Store, state: RunState, config: RunConfig, plan: RoundPlan
 ) -> dict[str, Any]:
     now = f"{store.control.now():.6f}"
     rounds = config.round if plan.mode == "async" else None
@@ -313,7 +205,7 @@ def _round_fields(
         "groups": str(plan.groups),
         "mode": plan.mode,
         "carried": dumps({client: begun._asdict() for client, (_, begun) in plan.carried.items()}),
-        "quorum": str(_quorum(config, plan)),
+        "quorum": str(plan.quorum(config)),
         "deadline_s": str(deadlines.deadline_s(store, state, config, plan.purpose)),
         "grace_s": str(config.round.grace_s),
         "opened_at": now,
@@ -322,7 +214,7 @@ def _round_fields(
         "base_version": str(state.version or 0),
         "base_digest": state.digest,
         "server_state": dumps(state.server_state),
-        "population": str(_population_count(state, plan)),
+        "population": str(plan.population_count(state)),
         "base_population": str(_base_population(store, state)),
         "exponent": str(exponent.of_next_round(store, state, config)),
         "download": state.download if config.model.codec != "float32" else "",
@@ -334,36 +226,14 @@ def _round_fields(
     }
 
 
-def _newcomers(state: RunState, plan: _RoundPlan) -> set[str]:
-    """Clients that the run has not seen before this round."""
-    return set(plan.eligible if plan.purpose == "train" else ()) - set(state.population)
-
-
-def _population(state: RunState, plan: _RoundPlan) -> list[str]:
-    """
-    The clients that the run has seen, this round's included.
-
-    A client's place in this list is its share of a data set that is split over clients: it keeps the place
-    for the life of the run, and who comes later is appended.
-    """
-    return [*state.population, *sorted(_newcomers(state, plan))]
-
-
-def _population_count(state: RunState, plan: _RoundPlan) -> int:
-    """How many clients the run has seen, this round's included: ``N`` of some strategies."""
-    if plan.groups:
-        return plan.shares  # A simulation's are all there, always.
-    return len(state.population) + len(_newcomers(state, plan))
-
-
 def _base_population(store: Store, state: RunState) -> int:
-    """The same when what the strategy keeps with the base version was made; 0: not known."""
+    """Count the clients that the run had seen when the base version's strategy state was made; 0: not known."""
     if not state.server_state:
         return 0
     return int(store.control.versions.get(state.run_id, state.version or 0).get("population", 0))
 
 
-def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig) -> list[JobTicket]:
+def _tickets(store: Store, state: RunState, plan: RoundPlan, config: RunConfig) -> list[JobTicket]:
     """A new job for each client or group that has none, and the aggregator's."""
     run, timeout_s = state.run_id, max(1, int(config.train.timeout_s))
 
@@ -401,7 +271,7 @@ def _tickets(store: Store, state: RunState, plan: _RoundPlan, config: RunConfig)
 
 def _opening(
     state: RunState,
-    plan: _RoundPlan,
+    plan: RoundPlan,
     fields: Mapping[str, str],
     tickets: Sequence[JobTicket],
     unsigned: str,
@@ -424,7 +294,7 @@ def _opening(
         "waited_s": "0",
         "reason": "",
         "not_evaluated": "",
-        "population": dumps(_population(state, plan)),
+        "population": dumps(plan.population(state)),
     }
     return RoundOpening(
         plan.number,

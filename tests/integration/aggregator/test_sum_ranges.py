@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import opening
+from fl_queue.coordinator.rounds.plan import RoundPlan
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.models.initial import publish_initial
 from fl_queue.models.model_store import ModelStore
@@ -112,7 +113,7 @@ def test_the_closing_evaluation_sums_nothing_and_has_room_for_all(
     store: Store, tmp_path: Path
 ) -> None:
     hand = Table(store, tmp_path, CLIENTS[:2], SIZE, *TOO_MUCH)
-    plan = opening._RoundPlan(3, "evaluate", CLIENTS, CLIENTS, len(CLIENTS))
+    plan = RoundPlan(3, "evaluate", CLIENTS, CLIENTS, len(CLIENTS))
     fields = opening._round_fields(store, hand.state, hand.config, plan)
 
     assert fields["purpose"] == "evaluate"
