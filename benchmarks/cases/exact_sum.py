@@ -21,6 +21,7 @@ from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import choose_scales
 from fl_queue.config.loading import load
 from fl_queue.protocol import tensor_layout
+from fl_queue.protocol.arrays import Blocks
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 
@@ -42,7 +43,11 @@ class Subject:
         self.merge = UpdateMerger(manifest, load(None, environ={}).aggregation, scales, W_MAX)
         self.update = np.random.default_rng(1).normal(0, 0.01, size).astype(np.float32)
         self.body = self.update.data.cast("B")
-        self.tensors = tensor_layout.views(manifest, self.body)
+        flat = {
+            name: tensor.reshape(-1)
+            for name, tensor in tensor_layout.views(manifest, self.body).items()
+        }
+        self.blocks: Blocks = lambda spec: [flat[spec.name]]
         self.header = Header(
             kind="update",
             run="bench-000000",
@@ -61,7 +66,7 @@ class Subject:
         """What is measured, by its name in the table; the copy first."""
         return {
             "numpy.copyto of the totals": lambda: np.copyto(self.copy, self.totals),
-            "ExactSum.add": lambda: self.merge.total.add(self.tensors, 1),
+            "ExactSum.add_blocks": lambda: self.merge.total.add_blocks(self.blocks, 1),
             "with BLAKE3 and all checks (UpdateMerger.add)": lambda: self.merge.add(
                 self.header, self.body
             ),
@@ -85,7 +90,7 @@ def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 def many(subject: Subject) -> str:
     """``UPDATES`` updates merged one after the other, beside float32 additions in place."""
     ways: dict[str, Callable[[], object]] = {
-        "ExactSum.add": lambda: subject.merge.total.add(subject.tensors, 1),
+        "ExactSum.add_blocks": lambda: subject.merge.total.add_blocks(subject.blocks, 1),
         "float32 numpy.add in place": lambda: np.add(
             subject.floats, subject.update, out=subject.floats
         ),

@@ -2,8 +2,8 @@
 The exact sum: updates merged as fixed-point integers, the same bits in any order and grouping.
 
 An update ``u`` becomes ``q = rint(u * 2**s)`` in int64 (half to even, off by at most 2**-(s+1)).
-From there on ``sum(weight * q)`` is integer arithmetic: associative, so partial sums merge exactly
-and an update can be taken out again. ``scales`` fixes ``s`` so that the sum cannot overflow.
+From there on ``sum(weight * q)`` is integer arithmetic: associative, so partial sums add up exactly
+and an update that turns out to be bad halfway is taken out again. ``scales`` fixes ``s`` so that the sum cannot overflow.
 Of float buffers nothing is rounded away, see ``digits``.
 
 No float is ever added here, and nothing depends on the machine: the numba kernel uses no fastmath,
@@ -78,21 +78,6 @@ class ExactSum:
             name: np.full(spec.shape, lowest, np.int64) for name, spec in self._integers.items()
         }
 
-    def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
-        """
-        Add one update, or nothing of it.
-
-        Args:
-            tensors: Name -> float32 difference or int64 value, such as ``tensor_layout.views`` gives; not
-                modified.
-            weight: 1 to ``w_max``.
-
-        Raises:
-            MessageError: The weight is out of range, a tensor is not the manifest's, or a value is not
-                within its limit (NaN and Inf are not): names the tensor, the value and the limit.
-        """
-        self.add_blocks(_whole(self.manifest, tensors), weight)
-
     def add_blocks(
         self,
         blocks: Blocks,
@@ -131,57 +116,11 @@ class ExactSum:
         for name, value in sums.items():
             self.scalars[name] = self.scalars.get(name, Fraction(0)) + value
 
-    def subtract(self, tensors: Mapping[str, Tensor], weight: int) -> None:
-        """
-        Take an update out again that was added with this weight; the bits are as if it never was.
-
-        Raises:
-            MessageError: As ``add``.
-            ValueError: The manifest has integer buffers: a maximum cannot be taken back, so the
-                sum has to be built anew.
-        """
-        if self._integers:
-            raise ValueError(f"the maximum of {next(iter(self._integers))!r} cannot be taken back")
-        self._check_weight(weight)
-        self._accumulate(_whole(self.manifest, tensors), -weight)
-        self.total_weight -= weight
-        self.divisor -= weight
-        self.count -= 1
-
-    def merge(self, other: ExactSum) -> None:
-        """
-        Add a partial sum of other updates of the same round; ``other`` is not modified.
-
-        Raises:
-            ValueError: It has another manifest, other scales or another ``w_max``.
-        """
-        mine = (self.manifest, self.scales, self.w_max)
-        if mine != (other.manifest, other.scales, other.w_max):
-            raise ValueError("the partial sums are of different rounds")
-        for name, total in self._totals.items():
-            total += other._totals[name]
-        for name, below in self._below.items():
-            below += other._below[name]
-        for name, maximum in self._maxima.items():
-            np.maximum(maximum, other._maxima[name], out=maximum)
-        self.add_scalars(other.scalars)
-        self.total_weight += other.total_weight
-        self.divisor += other.divisor
-        self.count += other.count
-
-    def mean(self, name: str) -> Float64s:
-        """
-        The weighted mean of a float tensor, in its shape: ``float64(T) / W * 2**-s``, W the divisor.
-
-        Raises:
-            ValueError: Nothing was added.
-        """
-        spec = self._floats[name]
-        return self.mean_block(name, 0, spec.size).reshape(spec.shape)
-
     def mean_block(self, name: str, start: int, stop: int) -> Float64s:
         """
-        Elements ``start`` to ``stop`` (C order, flat) of ``mean``: bounds the memory of a caller.
+        Elements ``start`` to ``stop`` (C order, flat) of the weighted mean of a float tensor.
+
+        ``float64(T) / W * 2**-s``, W the divisor; blocks bound the memory of a caller.
 
         Raises:
             ValueError: Nothing was added.
@@ -340,16 +279,6 @@ def _digits_name(name: str) -> str:
 
 def _is_within(values: Tensor, most: int) -> bool:
     return not values.size or (-most <= int(values.min()) and int(values.max()) <= most)
-
-
-def _whole(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Blocks:
-    """Tensors that are there whole, as one block each: the manifest's, or a MessageError."""
-    # A view of a body is contiguous and is not copied.
-    flat = {
-        spec.name: np.ascontiguousarray(matching(spec, tensors)).reshape(-1)
-        for spec in manifest.tensors
-    }
-    return lambda spec: [flat[spec.name]]
 
 
 def _beside(blocks: Iterable[Tensor], total: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

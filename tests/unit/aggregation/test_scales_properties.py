@@ -20,6 +20,7 @@ from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies.fedavg import FedAvg
 from fl_queue.tasks.csv_table import PooledTable
 from fl_queue.training.model_tensors import load_arrays, manifest_of, views_of
+from tests.support import exact_sums
 
 BUFFER = Manifest((TensorSpec("b", (4,), "float_buffer"),))
 #: A standardised column's mean and deviation are right to this.
@@ -38,7 +39,7 @@ def test_the_sum_of_buffers_is_the_rational_sum(
     scale = exact_scale(cohort, 2**20, 65536.0)
     total = ExactSum(BUFFER, {"float_buffer": scale}, 2**20)
     for values, weight in updates:
-        total.add({"b": np.array(values, np.float32)}, weight)
+        exact_sums.add(total, {"b": np.array(values, np.float32)}, weight)
     whole, below = total._totals["b"], total._below["b"]
     for i in range(4):
         places = [int(whole[i]), *map(int, below[:, i])]
@@ -87,7 +88,7 @@ def merged(
             )
             for spec in manifest.tensors
         }
-        total.add(sent, count)
+        exact_sums.add(total, sent, count)
     body = np.concatenate(
         [b.reshape(-1).astype(np.float64) for b in FedAvg().next_model(manifest, base, total)]
     )

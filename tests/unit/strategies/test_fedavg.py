@@ -16,6 +16,7 @@ from fl_queue.protocol import tensor_layout
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import base as strategy_base
 from fl_queue.strategies import get_strategy
+from tests.support import exact_sums
 
 MANIFEST = Manifest(
     (
@@ -43,7 +44,7 @@ def next_model(
 ) -> dict[str, np.ndarray]:
     total = ExactSum(MANIFEST, SCALES, w_max=1000)
     for value, count, weight in updates:
-        total.add(model(value, count), weight)
+        exact_sums.add(total, model(value, count), weight)
     return made(MANIFEST, base, total)
 
 
@@ -88,7 +89,7 @@ def test_blocks_give_the_bits_of_the_formula() -> None:
     rng = np.random.default_rng(2)
     total = ExactSum(manifest, SCALES, w_max=1000)
     for weight in (7, 600):
-        total.add({"w": rng.standard_normal(size).astype(np.float32)}, weight)
+        exact_sums.add(total, {"w": rng.standard_normal(size).astype(np.float32)}, weight)
     base = rng.standard_normal(size).astype(np.float32)
     mean = next(total.pieces()).astype(np.float64) / 607.0 * 2.0**-31
     new = made(manifest, {"w": base}, total)["w"]

@@ -24,6 +24,7 @@ from fl_queue.strategies.layouts import client_layouts, state_manifest, update_m
 from fl_queue.tasks.base import ClientData, OnEpoch, Task
 from fl_queue.tasks.context import ClientContext
 from fl_queue.training.model_tensors import manifest_of
+from tests.support import exact_sums
 from tests.support.checkout import ROOT
 
 FROZEN = ("0.bias", "0.weight")
@@ -117,7 +118,7 @@ def test_the_next_model_has_the_frozen_bits_of_version_0() -> None:
     made = trained(task, (manifest, base))
     sent = update_manifest(get_strategy("fedavg"), manifest)
     total = ExactSum(sent, {"parameter": Scale(40, 64.0)}, 30)
-    total.add(dict(made.tensors), made.num_examples)
+    exact_sums.add(total, dict(made.tensors), made.num_examples)
     pieces = get_strategy("fedavg").next_model(manifest, base, total)
     body = np.concatenate([piece.reshape(-1) for piece in pieces])
     old = np.concatenate([base[spec.name].reshape(-1) for spec in manifest.tensors])

@@ -14,6 +14,7 @@ from fl_queue.protocol import message, tensor_layout
 from fl_queue.protocol.codecs import codec, int8
 from fl_queue.protocol.header import Header, TensorEntry
 from fl_queue.protocol.manifest import Manifest, TensorSpec
+from tests.support import exact_sums
 
 MANIFEST = Manifest(
     (
@@ -112,10 +113,10 @@ def test_bfloat16_of(bits: int, half: int) -> None:
 def test_the_exact_sum_still_rejects_what_is_not_finite(name: str, value: float) -> None:
     values = np.full(600, 0.5)
     total = ExactSum(VECTOR, choose_scales(2, 9, {"parameter": 64.0}), 9)
-    total.add({"w": decoded(name, values)}, 1)
+    exact_sums.add(total, {"w": decoded(name, values)}, 1)
     values[400] = value
     with pytest.raises(MessageError, match="'w' holds"):
-        total.add({"w": decoded(name, values)}, 1)
+        exact_sums.add(total, {"w": decoded(name, values)}, 1)
     assert total.count == 1
 
 
