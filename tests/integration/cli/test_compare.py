@@ -17,26 +17,14 @@ from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, UnknownRun
 from fl_queue.reporting import comparison
-from fl_queue.store import RunState, Store, keyspace
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import abandoned, record
-
-
-def begun(store: Store, name: str, accuracies: list[float], *overrides: str) -> RunState:
-    """A run with a tested version for each accuracy, from version 1, and nothing held out."""
-    loaded = loading.load("mnist-3v7", overrides, {})
-    state = runs.start_run(store, name, loaded, 3)
-    for number, accuracy in enumerate(accuracies, 1):
-        add_rounds(store, state.run_id, record(number, number - 1, validation={}))
-        add_score(store, state.run_id, number, accuracy)
-    store.control.redis.hset(keyspace.run(state.run_id), "version", len(accuracies))
-    return runs.find_run(store, name)
+from fl_queue.store import Store
+from tests.support.recorded_rounds import abandoned, add_rounds, record, start_scored_run
 
 
 def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
-    first = begun(store, "first", [0.5, 0.9, 0.8], "train.epochs=2")
+    first = start_scored_run(store, "first", [0.5, 0.9, 0.8], "train.epochs=2")
     add_rounds(store, first.run_id, abandoned(4, 3))
-    second = begun(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
+    second = start_scored_run(store, "second", [], "train.epochs=3", "redis.inline_bytes=2048")
 
     one, two = comparison.compare(store, [first, second], "accuracy")
 
@@ -50,8 +38,10 @@ def test_runs_are_shown_with_the_fields_they_differ_in(store: Store) -> None:
 
 
 def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str]) -> None:
-    seeds = [begun(store, f"s{n}", [0.5, 0.7 + n / 10], f"run.seed={n}") for n in range(3)]
-    other = begun(store, "other", [0.1], "run.seed=1", "train.epochs=9")
+    seeds = [
+        start_scored_run(store, f"s{n}", [0.5, 0.7 + n / 10], f"run.seed={n}") for n in range(3)
+    ]
+    other = start_scored_run(store, "other", [0.1], "run.seed=1", "train.epochs=9")
 
     (sweep,) = comparison.sweeps(comparison.compare(store, [*seeds, other], "accuracy"))
     assert sweep.runs == ["s0", "s1", "s2"]
@@ -71,7 +61,7 @@ def test_seeds_have_a_mean_and_a_spread(store: Store, redis_urls: tuple[str, str
 def test_a_metric_that_no_run_has_is_refused_with_the_list(
     store: Store, redis_urls: tuple[str, str]
 ) -> None:
-    begun(store, "judged", [0.5])
+    start_scored_run(store, "judged", [0.5])
     regression = runs.start_run(store, "regression", loading.load("mnist-3v7", (), {}), 3)
     loss = metrics.merge_clients({"a": {"num_examples": 4, "loss_sum": 2.0}})
     add_rounds(store, regression.run_id, record(1, 0, validation=loss))

@@ -24,8 +24,7 @@ from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError, DataError
 from fl_queue.reporting import curves, exporters
 from fl_queue.store import RunState, Store, keyspace
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import abandoned, closing, record
+from tests.support.recorded_rounds import abandoned, add_rounds, add_score, closing, record
 
 
 def closed(store: Store, run: str) -> None:

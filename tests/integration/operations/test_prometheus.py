@@ -23,8 +23,7 @@ from fl_queue.reporting.exporters import prometheus
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import EmbeddedRedis
 from tests.support.checkout import ROOT
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import abandoned, record
+from tests.support.recorded_rounds import abandoned, add_rounds, add_score, record
 
 DASHBOARD = ROOT / "config/grafana/fl-queue.json"
 MANIFEST = Manifest((TensorSpec("weight", (10, 3), "parameter"),))

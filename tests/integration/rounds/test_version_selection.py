@@ -17,8 +17,7 @@ from fl_queue.models import selection
 from fl_queue.reporting import comparison, diagnosis
 from fl_queue.store import RunState, Store, keyspace
 from tests.support.manual_run import ManualRun
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import record, sums
+from tests.support.recorded_rounds import add_rounds, add_score, record, sums
 
 
 def begun(store: Store, *overrides: str, name: str = "judged") -> RunState:

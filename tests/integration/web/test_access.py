@@ -29,8 +29,7 @@ from fl_queue.web.connection import Connection
 from fl_queue.web.launch import Configs
 from tests.integration.conftest import run
 from tests.support.federation import wait_for
-from tests.support.recorded_rounds import add_rounds
-from tests.unit.reporting.test_rounds_table import record
+from tests.support.recorded_rounds import add_rounds, record
 
 __all__ = ["run"]  # A fixture.
 

@@ -21,8 +21,7 @@ from fl_queue.web.launch import Configs
 from fl_queue.web.security import Access
 from fl_queue.web.server import build
 from tests.integration.conftest import run
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import abandoned, record
+from tests.support.recorded_rounds import abandoned, add_rounds, add_score, record
 
 __all__ = ["run"]  # A fixture.
 

@@ -26,8 +26,7 @@ from fl_queue.store import Store
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
-from tests.integration.cli.test_compare import begun
-from tests.unit.reporting.test_rounds_table import record
+from tests.support.recorded_rounds import record, start_scored_run
 
 SIMULATED = (
     "clients.kind=simulation", "clients.count=3", "run.rounds=2", "train.epochs=2",
@@ -221,7 +220,7 @@ def test_a_file_is_read_as_it_was_written_and_nothing_else(local: Baseline, tmp_
 def test_it_is_shown_beside_runs(
     local: Baseline, centralised: Baseline, store: Store, tmp_path: Path
 ) -> None:
-    state = begun(store, "tested", [0.5, 0.9], *SIMULATED[:4])
+    state = start_scored_run(store, "tested", [0.5, 0.9], *SIMULATED[:4])
 
     tested, mean, one = comparison.compare(store, [state], "accuracy", [local, centralised])
 
@@ -241,7 +240,7 @@ def test_it_is_shown_beside_runs(
 def test_beside_a_run_without_a_central_test_is_what_was_held_out(
     local: Baseline, store: Store
 ) -> None:
-    state = begun(store, "untested", [], *SIMULATED[:4])
+    state = start_scored_run(store, "untested", [], *SIMULATED[:4])
 
     _, mean = comparison.compare(store, [state], "accuracy", [local])
 

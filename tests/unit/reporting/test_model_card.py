@@ -17,9 +17,8 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.reporting import model_card
 from fl_queue.reporting.model_card import CardData
 from fl_queue.store import Store, keyspace
-from tests.integration.cli.test_compare import begun
+from tests.support.recorded_rounds import record, start_scored_run
 from tests.unit.common.test_escaping import EVIL
-from tests.unit.reporting.test_rounds_table import record
 
 ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 
@@ -27,7 +26,7 @@ ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 @pytest.fixture
 def facts(store: Store) -> CardData:
     """Of a tested run of three versions, whose clients told 10 and 20 examples."""
-    state = begun(store, "pilot", [0.5, 0.9])
+    state = start_scored_run(store, "pilot", [0.5, 0.9])
     manifest = Manifest(
         (
             TensorSpec("bn.running_var", (5,), "float_buffer"),
@@ -170,7 +169,7 @@ def test_what_is_not_known_is_said(facts: CardData) -> None:
 
 
 def test_of_another_weighting_it_takes_what_clients_told(store: Store) -> None:
-    state = begun(store, "uniform", [0.5], "aggregation.weighting=uniform")
+    state = start_scored_run(store, "uniform", [0.5], "aggregation.weighting=uniform")
     loaded = loading.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset("flq:client:hospital-a", "num_examples", 40)
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,10 @@ from rich.console import Console
 
 from fl_queue import metrics
 from fl_queue.errors import ConfigError, DataError
-from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import rounds_table
+from tests.support.recorded_rounds import abandoned, closing, record, sums
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def sums(correct: int, wrong: int) -> dict[str, Any]:
-    """Validation sums with the accuracy ``correct / (correct + wrong)`` and the loss 0.5."""
-    examples = correct + wrong
-    table = [[correct, wrong], [0, 0]]
-    return {"num_examples": examples, "confusion": table, "loss_sum": 0.5 * examples}
-
-
-def record(number: int, base: int, **changes: Any) -> RoundRecord:
-    """A committed round of two clients that made the version after ``base``."""
-    made = RoundRecord(
-        round=number,
-        purpose="train",
-        outcome="committed",
-        reason="quorum of 2 reached",
-        base_version=base,
-        base_digest=f"digest-{base}",
-        version=base + 1,
-        accepted={"hospital-a": "1", "hospital-b": "2"},
-        validation=sums(8, 2),
-        client_validation={"hospital-a": {"accuracy": 0.7}, "hospital-b": {"accuracy": 0.9}},
-        elapsed_s=12.34,
-    )
-    return replace(made, **changes)
-
-
-def abandoned(number: int, base: int, **changes: Any) -> RoundRecord:
-    return record(
-        number,
-        base,
-        outcome="abandoned",
-        reason="quorum not reached [one of two]",
-        version=None,
-        accepted={"hospital-a": "1"},
-        **changes,
-    )
-
-
-def closing(number: int, base: int, **changes: Any) -> RoundRecord:
-    return record(
-        number, base, purpose="evaluate", outcome="evaluated", version=None, accepted={}, **changes
-    )
 
 
 def rendered(rows: list[rounds_table.RoundRow]) -> str:
