@@ -2,9 +2,9 @@
 Who may do what on the Redis servers: users and their rules for Redis' access control. No Redis here.
 
 Redis 7 has selectors: one user is given several sets of commands, each with keys of its own. 6.2 has
-not, and there a union of all commands and all keys would let a client DEL, LTRIM or SET the results
-list. So there a client is several users, one for each purpose, and its worker sends each command as
-the one whose business it is (``store/split_users.py``). Nobody but the operator may use admin commands.
+none, and there a union of all commands and all keys would let a client DEL, LTRIM or SET the results
+list. So there a client has several users, one for each purpose, and its worker sends each command as the
+user for it (``store/split_users.py``). Admin commands are for the operator's user alone.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _keys(server: Server, use: str, client: str = "*") -> list[str]:
 
 
 def _push(server: Server) -> tuple[str, ...]:
-    """Append to results lists, and say so; the control server has none."""
+    """Rules to append to results lists and announce it; the control server has none."""
     if server == "control":
         return ()
     return (f"~{keyspace.results('*')}", "+rpush", f"&{keyspace.ARRIVALS}", "+publish")
@@ -201,9 +201,9 @@ def _trusted(role: Role, has_selectors: bool) -> tuple[str, ...]:
 
 def _reader(has_selectors: bool) -> tuple[str, ...]:
     """
-    Status, history and events; nothing is written. No updates are read, and no models.
+    Rules to read status, history and events, but no updates and no models; and to write nothing.
 
-    Without selectors, whoever may ask how long a results list is may read it, too.
+    Without selectors, the permission for the length of a results list would include its content.
     """
     commands = _with("+", (*_READ, *_CONNECTION, "time", "scan"))
     if not has_selectors:

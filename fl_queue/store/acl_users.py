@@ -21,7 +21,12 @@ Rules = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 class Users:
-    """Args: ``servers``: both, as somebody who may change users (else every call is refused)."""
+    """
+    Redis users on both servers.
+
+    Args:
+        servers: Both, with a login that may change users; with another login every call is refused.
+    """
 
     def __init__(self, servers: Servers) -> None:
         self._clients: dict[Server, redis.Redis] = {"control": servers.control}
@@ -158,5 +163,5 @@ def _listens(node: redis.Redis) -> bool:
         with connection_errors(node):
             ports = [node.config_get(name).get(name, "0") for name in ("port", "tls-port")]
     except (redis.ResponseError, StoreUnavailable):
-        return True  # It does not tell.
+        return True  # Its config cannot be read.
     return any(port != "0" for port in ports)

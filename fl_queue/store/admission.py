@@ -1,11 +1,12 @@
 """
-The data server: how much of a run's updates may lie there unmerged.
+Admission control: a limit on the bytes of a run's unmerged updates on the data server.
 
-Each client has a key of its own, and writes no other: it says what it is about to send, looks at what
-the others have said, and takes its own back when that is too much. Whoever is second sees the first.
+Each client writes one key of its own: it claims the size of its next update, reads the claims of the others,
+and withdraws its own if the sum is above the limit. Write then read: of two concurrent claims, at least the
+later sees the other.
 
-What a client says counts until its update is merged, or until the operator's side has others pass it:
-then it has had a turn, and those with fewer turns wait for it no more.
+A claim counts until its update is merged, or until the operator's side skips it: the client has then had a
+turn, and clients with fewer turns no longer wait for it.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from fl_queue.store import keyspace
 from fl_queue.store.cluster import ClusterClient
 from fl_queue.store.connection import script
 
-#: Of a data server's maxmemory, updates of a run have one part in so many at most.
+#: A run's updates take at most one part in so many of a data server's maxmemory.
 MEMORY_SHARE = 4
-#: A client that has not said for so long that it is still sending has died.
+#: Lifetime of a claim without an extension; its client has died then.
 ADMITTED_S = 120
-#: Nobody asks for longer than this.
+#: Lifetime of a claim that is not admitted yet.
 _ASKING_S = 10
-#: Who had a turn in a round is removed when it ends; by itself, should its aggregator be killed then.
+#: Lifetime of a round's turns, should its aggregator be killed before it removes them.
 TURNS_LIFETIME_S = 24 * 3600
-#: Before an update that its client only asks for.
+#: Prefix of a claim that is not admitted yet.
 _ASKING = b"?"
 
 
 class Admission:
     """
-    Permissions to push updates, by the bytes that lie on the data server unmerged.
+    Permissions to push updates, by the bytes of unmerged updates on the data server.
 
     Args:
         client: A retrying client of the data server.
@@ -45,12 +46,12 @@ class Admission:
 
     def room(self, most_bytes: int) -> int:
         """
-        Bytes of a run's updates that may lie here unmerged: as configured, if the server has the memory.
+        The limit on a run's unmerged updates, bytes: as configured, but at most a share of the server's memory.
 
-        Sums and models need room, too: without it nothing could be merged, and nothing would get less.
+        Sums and models need memory, too; without it no update could be merged and removed.
         """
         if isinstance(self._redis, ClusterClient):
-            return most_bytes  # Chunks are spread over its nodes; none of them knows of the others.
+            return most_bytes  # No node has all chunks, so the memory of one is no limit.
         memory = int(self._redis.info("memory").get("maxmemory") or 0)
         return min(most_bytes, max(1, memory // MEMORY_SHARE)) if memory else most_bytes
 
@@ -65,15 +66,16 @@ class Admission:
         number: int = 0,
     ) -> bool:
         """
-        Whether an update may be sent now: no more than so many bytes lie on the server unmerged.
+        Whether an update may be sent now, within ``most_bytes`` of unmerged updates.
 
-        Idempotent; extends the permission of one that has it. One alone is always admitted.
+        Idempotent; extends an earlier permission. A single update is always admitted.
 
         Args:
-            client: Whose update it is.
-            update: Its name, ``<token>:<bytes>``.
-            others: Who else sends updates; each counts as one of this size at most, whatever it says.
-            lifetime_s: The permission ends by itself after this time.
+            client: The sender.
+            update: Name of the update, ``<token>:<bytes>``.
+            most_bytes: Limit on the unmerged updates of the run.
+            others: The other senders; the claim of each counts for the size of this update at most.
+            lifetime_s: The permission expires after this time.
             number: Round.
         """
         key, size = keyspace.admitted(run, client), size_of(update.encode())
@@ -83,7 +85,7 @@ class Admission:
             if self._lying(run, others, size) > max(0, most_bytes - size):
                 return False
             self._redis.set(key, _ASKING + update.encode(), ex=_ASKING_S)
-            # Again: somebody may have asked at the same time, and sees ours if we do not see theirs.
+            # Again: of two concurrent claims, at least the later sees the other.
             if self._lying(run, others, size) > max(0, most_bytes - size):
                 self._redis.delete(key)
                 return False
@@ -91,7 +93,7 @@ class Admission:
         return True
 
     def _before(self, run: str, number: int, client: str, others: Sequence[str]) -> Sequence[str]:
-        """Those whom a client waits for: who has had no more turns in the round than itself."""
+        """The clients with no more turns in the round than ``client``, for which it waits."""
         turns = cast(dict[bytes, bytes], self._redis.hgetall(keyspace.turns(run, number)))
         if not turns:
             return others
@@ -101,23 +103,23 @@ class Admission:
     def _lying(self, run: str, others: Sequence[str], most: int) -> int:
         if not others:
             return 0
-        # What is no string reads as nothing.
+        # MGET returns None for a key that is no string.
         found = self._redis.mget([keyspace.admitted(run, other) for other in others])
         return sum(min(size_of(update), most) for update in cast(list[Any], found) if update)
 
     def claims(self, run: str, clients: Sequence[str]) -> dict[str, bytes]:
-        """Client -> the update that it holds room for, or asks for."""
+        """Client -> the update of its claim, admitted or not."""
         found = self._redis.mget([keyspace.admitted(run, client) for client in clients])
         updates = zip(clients, cast(list["bytes | None"], found), strict=True)
         return {client: update for client, update in updates if update and size_of(update)}
 
     def release(self, run: str, updates: Iterable[tuple[str, str]], number: int = 0) -> None:
         """
-        Updates that do not lie on the server any more make room.
+        End the claims of updates that are no longer on the server.
 
         Args:
-            updates: (client, name).
-            number: The open round, in which these clients have had their turn; 0: it has ended.
+            updates: Pairs of client and name.
+            number: The open round, to count a turn of these clients; 0: it has ended.
         """
         pairs = list(updates)
         if pairs:
@@ -126,22 +128,22 @@ class Admission:
             self._dismiss(keys=keys, args=[lifetime_s, *(word for pair in pairs for word in pair)])
 
     def skip(self, run: str, number: int, client: str) -> None:
-        """Others need not wait any more for a client that holds room: it has had its turn."""
+        """End the claim of a client that sends nothing, so that others no longer wait for it."""
         self.release(run, [(client, "")], number)
 
     def forget_turns(self, run: str, number: int) -> None:
-        """Remove who had a turn in a round that has ended, and in the one before, should that be left."""
+        """Remove the turns of a round that has ended, and of the one before if they are left."""
         self._redis.unlink(keyspace.turns(run, number), keyspace.turns(run, number - 1))
 
     def forget(self, run: str, clients: Iterable[str]) -> None:
-        """Remove the permissions of a run that is not training: nothing more is sent."""
+        """Remove the claims of a run that is not training."""
         keys = [keyspace.admitted(run, client) for client in clients]
         if keys:
             self._redis.unlink(*keys)
 
 
 def size_of(update: bytes) -> int:
-    """Size of an update by its name; 0 when the name tells none."""
+    """Size of an update by its name; 0 when the name has none."""
     digits = update.rpartition(b":")[2]
     return int(digits) if digits.isdigit() and len(digits) < 19 else 0
 

@@ -1,6 +1,4 @@
-"""
-Many commands of one kind in few round trips: a second server room away, each one costs half a millisecond.
-"""
+"""Many commands of one kind in few round trips, each of which may take half a millisecond or more."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from redis.client import Pipeline
 
 Item = TypeVar("Item")
 
-#: Items that share a round trip. More of them would hold up the other users of the server.
+#: Items of one round trip; more would delay the server's other clients.
 AT_ONCE = 500
 
 
 def batches(items: Iterable[Item], size: int = AT_ONCE) -> Iterator[list[Item]]:
-    """The items in lists of ``size``, the last one shorter; they are taken as they come."""
+    """The items in lists of ``size``, the last one shorter; lazily."""
     left = iter(items)
     while some := list(islice(left, size)):
         yield some
@@ -30,10 +28,10 @@ def ask_many(
     client: redis.Redis, items: Iterable[Item], ask: Callable[[Pipeline, Item], Any]
 ) -> list[Any]:
     """
-    One command for each item, by the batch.
+    Send one command for each item, in batches.
 
     Args:
-        ask: Adds the item's one command to a pipeline.
+        ask: Adds the item's command to a pipeline.
 
     Returns:
         The answers, in the order of the items.
@@ -52,10 +50,10 @@ def ask_many(
 
 def keys_like(client: redis.Redis, patterns: Iterable[str], part: str = "") -> list[bytes]:
     """
-    The keys of a server that any of some patterns fits; looks through all of its keys, once.
+    The keys of a server that match any of the patterns, by one scan of all its keys.
 
     Args:
-        part: What all of these keys have in common, so that the server can pick them out.
+        part: Text that all these keys contain, so that the server can filter them.
     """
     wanted = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
     found = client.scan_iter(match=f"*{part}*" if part else None, count=1000)
@@ -63,6 +61,6 @@ def keys_like(client: redis.Redis, patterns: Iterable[str], part: str = "") -> l
 
 
 def unlink_all(client: redis.Redis, keys: Iterable[bytes]) -> None:
-    """Remove keys, by the batch."""
+    """Remove keys, in batches."""
     for some in batches(keys):
         client.unlink(*some)

@@ -49,7 +49,7 @@ def read_values(client: redis.Redis, wanted: Iterable[Value]) -> Iterator[bool]:
 
     def ordinarily(key: str, memory: memoryview) -> bool:
         try:
-            # One byte more tells a longer value, of which no more is fetched.
+            # One byte more is enough to recognize a longer value.
             value = cast(bytes, client.getrange(key, 0, len(memory)))
         except redis.ResponseError as exc:
             if not str(exc).startswith("WRONGTYPE"):
@@ -142,7 +142,7 @@ class _Lanes:
         self.under_way.append(lane)
 
     def drop(self) -> None:
-        """Forget what is under way: the connections with replies to come are of no use to anybody."""
+        """Close the connections with outstanding replies: they cannot be used again."""
         for lane in self.under_way:
             lane.connection.disconnect()
         self.under_way.clear()

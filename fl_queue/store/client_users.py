@@ -1,8 +1,8 @@
 """
-The Redis users of an enrolled client: their names and what they may do follow from the client's id.
+The Redis users of an enrolled client; their names and rules follow from the client's id.
 
-An enrolment on the control server keeps their names and the hashes of their passwords. Whoever can write
-there must not gain rights by it, so rules are computed (``acl``), and anything else in it is ignored.
+An enrolment on the control server has their names and the hashes of their passwords. Write access to it must
+not give further rights, so the rules are computed (``acl``), and other content is ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VERSIONS = (acl.SELECTORS, (6, 2))
 
 
 class StrangeUsers(ValueError):
-    """An enrolment names users, or says of them, what enrolling does not write."""
+    """An enrolment with other users, or other content about them, than ``fl-queue enroll`` writes."""
 
 
 def make(
@@ -106,8 +106,8 @@ def _users(
     return acl.users(role, client, version, "both" if len(servers) == 1 else server)
 
 
-def _hash(user: str, said: Sequence[str]) -> str:
-    hashes = [item for item in said if _HASH.fullmatch(item)]
-    if len(hashes) != 1 or "nopass" in said:
+def _hash(user: str, entry: Sequence[str]) -> str:
+    hashes = [item for item in entry if _HASH.fullmatch(item)]
+    if len(hashes) != 1 or "nopass" in entry:
         raise StrangeUsers(f"it has no single hash of the password of Redis user {user}")
     return hashes[0]

@@ -48,6 +48,7 @@ class ClusterClient(RedisCluster):
     masked_url = ""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute a command. Raises StoreUnavailable if the cluster cannot be used."""
         with translated(self.masked_url):
             return super().execute_command(*args, **options)
 

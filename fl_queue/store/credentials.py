@@ -24,7 +24,7 @@ from fl_queue.store.acl import Purpose
 #: Part of the certificates table -> redis-py's option that names a file of it.
 _TLS = {"ca": "ssl_ca_certs", "certificate": "ssl_certfile", "key": "ssl_keyfile"}
 _HEAD = """\
-# Credentials of {client} for fl-queue, written by `fl-queue enroll`. Whoever has this file is {client}.
+# Credentials of {client} for fl-queue, written by `fl-queue enroll`. A process with this file acts as {client}.
 # Run: fl-queue worker {command} --credentials THIS-FILE
 """
 
@@ -62,6 +62,7 @@ class Credentials:
     operator_key: str = ""
 
     def to_toml(self) -> str:
+        """The content of the credentials file."""
         command = self.client if self.client == identifiers.EVALUATOR else "client"
         tables: dict[str, Any] = {"client": self.client, "signing_key": self.signing_key}
         if self.operator_key:
@@ -213,7 +214,7 @@ def _parsed(path: Path, raw: Mapping[str, Any]) -> Credentials:
 
 
 def is_enrollable(client: str) -> bool:
-    """Whether somebody of that name can be enrolled: a client, or the evaluator."""
+    """Whether a name is valid for an enrolment: that of a client, or of the evaluator."""
     return identifiers.is_name(client) and (
         client == identifiers.EVALUATOR or client not in identifiers.RESERVED
     )

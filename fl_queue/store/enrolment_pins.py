@@ -1,18 +1,18 @@
 """
-Who is enrolled, as the operator's disk says: a file for each client, its pin, which wins over Redis.
+Enrolments on the operator's disk: one file for each client, its pin, which overrides Redis.
 
 ``fl-queue enroll`` and ``revoke`` write an enrolment twice, as the same text: as a pin here, and into
 ``flq:enrolled``, where the operator's other machines read it. It is signed with the operator's key, and
-its serial rises with each change. So what the control server says of a client counts
+its serial rises with each change. So an entry on the control server is valid
 
-- if it is the pin, or signed and newer than the pin: then another machine of the operator wrote it;
+- if it equals the pin, or is signed and newer than the pin: another machine of the operator wrote it;
 - if there is no pin and it is signed.
 
-Anything else (changed, unsigned, removed, an older one put back) is trouble, and the pin counts. A machine
-with neither key nor pins has nothing to compare with, and takes the control server's word.
+Any other entry (changed, unsigned, removed, an older one restored) is reported, and the pin is valid. A
+machine with neither key nor pins cannot compare, and accepts the entries on the control server.
 
-Beside the pins lies what this machine has seen of each run: that it requires enrolment, and that it is signed,
-with the newest version that was signed here. Neither can be taken back in Redis.
+Beside the pins are this machine's marks of each run: that it requires enrolment, and that it is signed, with
+the newest version that was signed here. A change in Redis removes neither.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from fl_queue.protocol.records import Enrolment
 FOLDER = "enrolled"
 _PIN, _REQUIRED, _SIGNED = ".json", ".required", ".signed"
 _PURPOSE = "enrolment v1"
-#: Nothing of ours comes near it: of a longer entry nothing is read.
+#: A longer entry is not read; enrolments are far shorter.
 _LONGEST_BYTES = 64 * 1024
-#: Entries that are kept parsed and verified; whoever has more clients has them parsed again.
+#: Number of parsed and verified entries in the cache.
 _KEPT = 4096
 UNSIGNED = "it is not signed with the operator's key"
 
@@ -46,11 +46,11 @@ UNSIGNED = "it is not signed with the operator's key"
 @dataclass(frozen=True)
 class Ruling:
     """
-    What counts of a client.
+    The valid enrolment of a client.
 
     Args:
         enrolment: None: it is not enrolled.
-        trouble: What is wrong with its entry on the control server; empty: nothing.
+        trouble: Defect of its entry on the control server; empty: none.
     """
 
     enrolment: Enrolment | None
@@ -213,21 +213,21 @@ class Pins:
 
     # Whether enrolment is required
 
-    def required(self, run: str, said: bool) -> bool:
+    def required(self, run: str, configured: bool) -> bool:
         """
-        Whether a run lets in enrolled clients alone: so it stays, once a machine has seen it.
+        Whether a run admits only enrolled clients; permanent once this machine has seen it.
 
         Args:
-            said: Whether its config on the control server says so.
+            configured: Whether its config on the control server requires enrolment.
         """
-        if self._state_dir is None or not (said or self._mark(run, _REQUIRED).exists()):
-            return said
-        if said and self.are_kept:
+        if self._state_dir is None or not (configured or self._mark(run, _REQUIRED).exists()):
+            return configured
+        if configured and self.are_kept:
             self.require(run, True)
         return True
 
     def require(self, run: str, required: bool) -> None:
-        """Whoever starts or continues a run says whether it lets in enrolled clients alone."""
+        """Mark, at the start or continuation of a run, if it admits only enrolled clients."""
         if self._state_dir is None:
             return
         mark = self._mark(run, _REQUIRED)
@@ -237,14 +237,14 @@ class Pins:
             with files.write_atomically(mark, durable=True):
                 pass  # The file's existence is the mark.
 
-    # What was signed of a run
+    # Signed versions
 
     def note_signed(self, run: str, version: int = -1, digest: str = "") -> None:
         """
-        Remember that a run is signed.
+        Mark that a run is signed.
 
         Args:
-            version, digest: Of a version that is signed now; without them it is the run itself.
+            version, digest: The newest signed version; without them only the run itself is signed.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -260,10 +260,10 @@ class Pins:
 
     def signed_version(self, run: str) -> tuple[int, str] | None:
         """
-        The version of a run that was signed here last, and its digest; None: no such run was signed here.
+        The newest version of a run that was signed here, and its digest; None: the run was not signed here.
 
         Returns:
-            -1 and no digest of a run of which this machine has signed no version.
+            -1 and an empty digest if this machine has signed the run, but none of its versions.
         """
         if self._state_dir is None:
             return None
@@ -273,10 +273,10 @@ class Pins:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError):
-            return -1, ""  # Damaged: that it was signed is known all the same.
+            return -1, ""  # The file is damaged, but its existence means that the run was signed.
 
     def forget(self, run: str) -> None:
-        """An operator has deleted the run. Never because Redis says so: then it could be taken back there."""
+        """Remove the marks of a run that the operator deleted; a deletion seen in Redis is not enough."""
         if self._state_dir is not None:
             for kind in (_REQUIRED, _SIGNED):
                 self._mark(run, kind).unlink(missing_ok=True)
@@ -326,8 +326,8 @@ def _refused(found: Enrolment | None) -> str:
 
 
 def _content(client: str, enrolment: Enrolment) -> bytes:
-    said = {key: value for key, value in asdict(enrolment).items() if key != "signature"}
-    return dumps({"client": client, **said}).encode()
+    signed = {key: value for key, value in asdict(enrolment).items() if key != "signature"}
+    return dumps({"client": client, **signed}).encode()
 
 
 @lru_cache(_KEPT)

@@ -1,8 +1,8 @@
 """
-What becomes of redis-py's errors. Nothing connects here.
+Translate redis-py's exceptions into fl_queue errors. No connections here.
 
-``classify`` decides for the whole program what an error says of a server: ``translated`` uses it for
-our own clients, and workers use it for RQ's connection, which raises redis-py's errors as they are.
+``classify`` maps an error to the state of the server, for the whole program: ``translated`` uses it for the
+store's own clients, and workers use it for RQ's connection, which raises redis-py's errors unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.sentinel import MasterNotFoundError
 from fl_queue.errors import StoreUnavailable, Trouble
 
 _OURS = "wants to see a certificate of ours that a CA it knows has signed; name one (ssl_certfile and ssl_keyfile in the URL, or the credentials)"
-#: What TLS says -> what it means for whoever set it up.
+#: Part of a TLS error's text -> its cause and remedy, for the operator of the server.
 _TLS_TROUBLE = {
     "Hostname mismatch": "its certificate is for another name; connect by a name that is in it, or have one made for this name",
     "IP address mismatch": "its certificate is for another address; connect by a name that is in it, or have one made for this address",
@@ -38,7 +38,7 @@ _TLS_TROUBLE = {
 }
 _NODE = "is a node of a Redis Cluster; name a plain server, or for redis.blob_url write redis+cluster://"
 _NO_CONNECTION = "has no connection left; raise its maxclients, or run fewer workers"
-#: The first word of a reply -> what it says of the server, and the message.
+#: First word of an error reply -> the server's state, and the message.
 _CODES = {
     "OOM": (Trouble.not_now, "is full (maxmemory); give it more memory"),
     "MISCONF": (
@@ -89,7 +89,7 @@ _CODES = {
         "takes no connections from other machines (protected mode); give it a password, or users",
     ),
 }
-#: Replies that say that a command was wrong, and nothing of the server.
+#: Error replies about a wrong command; the server can be used.
 _OF_COMMANDS = {
     *("ERR", "WRONGTYPE", "EXECABORT", "BUSYGROUP", "BUSYKEY", "NOGROUP", "NOTBUSY"),
     *("UNKILLABLE", "NOPROTO", "INVALIDOBJ", "BADARG"),
@@ -112,28 +112,28 @@ _CODE_OF_CLASS: dict[type[Exception], str] = {
     exceptions.AuthorizationError: "WRONGPASS",
     exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
 }
-#: Whatever a server's state can become in a program: no answer of a task, and no mistake of it.
+#: All exceptions of an unusable server, so that they are not taken for a failure of a task.
 REDIS_ERRORS = (StoreUnavailable, redis.RedisError, exceptions.RedisClusterException)
 #: redis-py writes the failed command before the reply; it may have any text.
 _IN_PIPELINE = "of pipeline caused error: "
 _FIRST_WORD = re.compile(r"-?([A-Z][A-Z0-9_]*)(?: |$)")
-#: Redis 6.2 on what stopped a script; any version on a transaction that it did not carry out.
+#: Redis 6.2 on the error in a script; any version on a discarded transaction.
 _CAUSE = re.compile(
     r"^(?:Error running script.*?: -|Transaction discarded because of: -?)([A-Z][A-Z0-9_]*) "
 )
-#: Of a script that may not: Redis 6.2, and Valkey, name no word there.
+#: Replies to a script without the permission: Redis 6.2 and Valkey put no NOPERM before them.
 _FORBIDDEN_TO_SCRIPT = ("The user executing the script can't", "ACL failure in script")
-#: What a server says that was a primary a moment ago.
+#: Error replies of a server that has just lost the role of primary.
 _DEMOTED = {"READONLY", "UNBLOCKED", "MASTERDOWN"}
 _MAX_CLIENTS = "max number of clients"
 
 
 def classify(error: BaseException) -> Trouble | None:
     """
-    What an error says of the server; None: nothing, as of a command that was wrong.
+    The state of the server that an error means; None for an error in the command itself.
 
     Args:
-        error: Of redis-py, or a ``StoreUnavailable``.
+        error: An error of redis-py, or a ``StoreUnavailable``.
     """
     if isinstance(error, StoreUnavailable):
         return error.trouble
@@ -142,12 +142,12 @@ def classify(error: BaseException) -> Trouble | None:
 
 
 def is_redis(error: BaseException) -> bool:
-    """Whether an error is one of redis-py."""
+    """Whether an error is one of redis-py's."""
     return isinstance(error, (redis.RedisError, exceptions.RedisClusterException))
 
 
 def in_words(error: BaseException) -> str:
-    """An error that ``classify`` knows as one line: what the server says, and what to do about it."""
+    """An error as one line; if ``classify`` knows it, with cause and remedy."""
     if isinstance(error, StoreUnavailable):
         return error.reason
     found = _look(error)
@@ -158,7 +158,7 @@ def code_of(error: BaseException) -> str:
     """
     The word in capitals that a reply begins with (``READONLY``); empty when there is none.
 
-    Of what stopped a script or a transaction, its own word, as far as the server tells.
+    For an error within a script or a transaction, the word of that error, if the server includes it.
     """
     text = _reply(error)
     code = getattr(error, "status_code", None) or ""
@@ -183,13 +183,13 @@ def is_full(error: StoreUnavailable) -> bool:
 @contextmanager
 def drop_demoted(pool: ConnectionPool | None) -> Iterator[None]:
     """
-    Forget the connections to a server that turns out to be no primary, or no longer one.
+    Close the connections to a server that is not the primary, or no longer the primary.
 
-    Its name may lead to the new one by now, which nobody would notice: a planned failover of a managed
-    service leaves the old primary alive as a replica, with all its connections.
+    A planned failover of a managed service leaves the old primary alive as a replica, with all connections to
+    it, while its name leads to the new primary already.
 
     Args:
-        pool: The connections; those in use at the moment find out by themselves. None: nothing is done.
+        pool: The connections; those in use meet the same error themselves. None: close nothing.
     """
     try:
         yield
@@ -202,14 +202,14 @@ def drop_demoted(pool: ConnectionPool | None) -> Iterator[None]:
 @contextmanager
 def translated(url: str, pool: ConnectionPool | None = None) -> Iterator[None]:
     """
-    Turn errors of redis-py that say that a server cannot be used now into ours.
+    Raise StoreUnavailable in place of redis-py's errors of a server that cannot be used now.
 
     Args:
         url: The server, masked.
         pool: The connections to it, for ``drop_demoted``.
 
     Raises:
-        StoreUnavailable: ``classify`` knows what is the matter.
+        StoreUnavailable: The server cannot be used, by ``classify``.
     """
     try:
         with drop_demoted(pool):
@@ -220,16 +220,16 @@ def translated(url: str, pool: ConnectionPool | None = None) -> Iterator[None]:
         found = _look(exc, url)
         if found is None:
             raise
-        # Other texts quote what was connected to, a file of this machine perhaps.
+        # Other texts quote the address, which may be a file of this machine.
         is_public = found in _CODES.values()
         raise StoreUnavailable(url, found[1], found[0], public=is_public) from exc
 
 
 def raise_trouble(results: Iterable[object]) -> None:
     """
-    Raise the first of a pipeline's results that says that the server cannot be used now.
+    Raise the first error in a pipeline's results that means that the server cannot be used now.
 
-    Also where a caller looks at errors itself: it knows those of single keys.
+    For callers that handle the errors of single keys themselves.
     """
     for result in results:
         if isinstance(result, Exception) and classify(result) is not None:
@@ -248,23 +248,27 @@ def _look(error: BaseException, url: str = "") -> tuple[Trouble, str] | None:
         return Trouble.wrong_mode, _unknown_command(_reply(error))
     if isinstance(error, (exceptions.ClusterError, exceptions.RedisClusterException)):
         return _of_cluster(error)
-    if isinstance(error, redis.TimeoutError):
-        return Trouble.silent, f"not reachable ({error}); is it running?"
-    if isinstance(error, MasterNotFoundError):
-        return Trouble.gone, str(error)
-    if isinstance(error, redis.ConnectionError):
-        is_silent = "timed out" in str(error)
-        return Trouble.silent if is_silent else Trouble.gone, _why_not_reachable(url, str(error))
+    if isinstance(error, (redis.TimeoutError, redis.ConnectionError)):
+        return _of_connection(error, url)
     if isinstance(error, exceptions.InvalidResponse):
         return Trouble.wrong_mode, "is no Redis server; correct the address"
     if isinstance(error, redis.ResponseError) and code and code not in _OF_COMMANDS:
-        # A state of tomorrow's servers: like those of today, it passes.
+        # A code of a later version: taken for a state that ends, as most known codes are.
         return Trouble.not_now, f"cannot serve now ({code}); see its log"
     return None
 
 
+def _of_connection(error: BaseException, url: str) -> tuple[Trouble, str]:
+    if isinstance(error, redis.TimeoutError):
+        return Trouble.silent, f"not reachable ({error}); is it running?"
+    if isinstance(error, MasterNotFoundError):
+        return Trouble.gone, str(error)
+    is_silent = "timed out" in str(error)
+    return Trouble.silent if is_silent else Trouble.gone, _why_not_reachable(url, str(error))
+
+
 def _reply(error: BaseException) -> str:
-    """What the server said, without the command that redis-py writes before it."""
+    """The server's reply, without the command that redis-py writes before it."""
     return str(error).rpartition(_IN_PIPELINE)[2]
 
 

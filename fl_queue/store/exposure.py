@@ -1,8 +1,8 @@
 """
-What gives a Redis server, or what is sent to it, to more people than it should: said, never refused.
+Risks of a Redis server or its connections: reported, never refused.
 
-A connection that others on the way can read or answer, a server that lets in everybody, and releases
-whose known holes let whoever may connect run code in the server. No connections here.
+A connection that third parties can read or impersonate, a server without a password, and releases with known
+vulnerabilities by which any client can run code in the server. No connections here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from fl_queue.common.redis_url import has_password, is_tls, leaves_machine, mask, unchecked
 
-#: Product -> series -> its first release without a hole known in November 2026 that lets whoever connects
-#: run code in the server: Lua scripts (CVE-2025-49844 and its kin), TLS (Redis CVE-2026-81934, which needs
+#: Product -> series -> its first release without a vulnerability known in November 2026 by which any client
+#: can run code in the server: Lua scripts (CVE-2025-49844 and its kin), TLS (Redis CVE-2026-81934, which needs
 #: no password; Valkey CVE-2026-56684). Other series get no releases any more.
 FIXED = {
     "Redis": {
@@ -32,14 +32,14 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)( \(Valkey\))?")
 
 
 class Risk(NamedTuple):
-    """What is open to whom, and what to do."""
+    """A risk and its remedy."""
 
     what: str
     fix: str
 
 
 def of_url(url: str) -> list[Risk]:
-    """What others on the way to a server can do, as far as its URL says it."""
+    """Risks of the connection to a server, by its URL."""
     found = []
     where = mask(url).partition("?")[0]
     if leaves_machine(url) and has_password(url) and not is_tls(url):
@@ -60,7 +60,7 @@ def of_url(url: str) -> list[Risk]:
 
 
 def of_site_url(url: str) -> list[Risk]:
-    """What is odd about a server's URL that is handed to a site."""
+    """Risks of a server URL in the credentials of a site."""
     if not leaves_machine(url):
         return [
             Risk(
@@ -80,7 +80,7 @@ def of_site_url(url: str) -> list[Risk]:
 
 def of_version(version: str) -> Risk | None:
     """
-    Whether a release has known holes.
+    The risk of a release with known vulnerabilities; None for other releases.
 
     Args:
         version: As ``ServerFacts`` has it, ``8.1.4 (Valkey)``.

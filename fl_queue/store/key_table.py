@@ -316,7 +316,7 @@ KEYS: tuple[Key, ...] = (
         removable=True,
     ),
     Key(
-        "flq:client:<id>:told:<run>",
+        "flq:client:<id>:told:<run>",  # codespell:ignore told
         "string",
         "control",
         (

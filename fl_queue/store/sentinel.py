@@ -1,10 +1,10 @@
 """
-A server that is found through Redis Sentinel: whichever of its nodes is the primary now.
+Find the current primary of a server through Redis Sentinel.
 
-Sentinels are asked when a connection is used and nobody has asked for two seconds: in a planned failover
-the old primary takes writes for up to ten seconds more, which are lost when it becomes a replica. A
-connection to a node that is not the primary is closed, and the next one goes to the new primary; whoever
-uses it meets no more than a server that is away for a moment.
+Sentinels are asked at the use of a connection, at most every two seconds: in a planned failover the old
+primary takes writes for up to ten seconds more, which are lost when it becomes a replica. A connection to a
+node that is not the primary is closed, and the next one goes to the new primary, so that a caller meets only
+a short outage.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from fl_queue.store.tls import TLSConnection, connection_options
 FORM = "redis+sentinel://host:26379,host:26379,host:26379/NAME"
 _SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 _PORT = 26379
-#: Options of the URL that are for the sentinels, not for the servers they watch.
+#: Options in the URL for the sentinels, not for the servers that they watch.
 _FOR_SENTINELS = {"sentinel_username": "username", "sentinel_password": "password"}
-#: A sentinel that is silent for longer is passed over.
+#: Timeout of a sentinel's answer, before the next one is asked.
 _PATIENCE_S = 2.0
-#: What the sentinels said is used for so long before they are asked again.
+#: Lifetime of the sentinels' answer.
 _ASK_AGAIN_S = 2.0
-#: The same when none of them knew: connections that work go on meanwhile.
-_NOBODY_KNOWS_S = 15.0
+#: The same when no sentinel knows the primary; existing connections are used meanwhile.
+_UNKNOWN_S = 15.0
 
 Reply = TypeVar("Reply")
 
@@ -49,9 +49,10 @@ def is_sentinel(url: str) -> bool:
 
 
 class Follower(SentinelManagedConnection):  # type: ignore[misc,unused-ignore]
-    """A connection to the primary; closed when that has become a replica."""
+    """A connection to the primary; closed when that server becomes a replica."""
 
     def connect_to(self, address: tuple[str, int]) -> None:
+        """Connect; at a failure, have the sentinels asked anew."""
         try:
             super().connect_to(address)
         except (redis.RedisError, OSError):
@@ -59,12 +60,14 @@ class Follower(SentinelManagedConnection):  # type: ignore[misc,unused-ignore]
             raise
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
-        # redis-py would connect to the address that the connection had, of a server that may be gone.
+        """Send a command, on a connection to the current primary."""
+        # redis-py would connect to the old address, of a server that may be gone.
         if self._sock is None:
             self.connect()
         super().send_packed_command(*args, **options)
 
     def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read a reply; close the connection at one of a replica."""
         try:
             return super().read_response(*args, **options)
         except redis.ResponseError as exc:
@@ -80,23 +83,24 @@ class TLSFollower(Follower, TLSConnection):
 
 
 class Pool(SentinelConnectionPool):  # type: ignore[misc,unused-ignore]
-    """Connections to the primary, none of them to the last one any more."""
+    """Connections to the current primary; those to an earlier one are closed."""
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
+        """A connection to the current primary."""
         # A connection that works is used, even if no sentinel answers.
         with suppress(MasterNotFoundError):
-            self.get_master_address()  # Closes what is connected elsewhere.
+            self.get_master_address()  # Closes connections to other servers.
         return super().get_connection(*args, **options)
 
 
 class Sentinels:
     """
-    The sentinels of a URL, asked one after the other; what they say holds for the whole process.
+    The sentinels of a URL, asked one after the other; their answer is shared by the whole process.
 
     Args:
-        where: Host and port of each.
-        name: What they call the server.
-        options: redis-py's, of connections to them.
+        where: Host and port of each sentinel.
+        name: The sentinels' name of the server.
+        options: redis-py's options of connections to them.
     """
 
     def __init__(self, where: list[tuple[str, int]], name: str, options: dict[str, Any]) -> None:
@@ -109,21 +113,21 @@ class Sentinels:
         self._until = 0.0
 
     def doubt(self) -> None:
-        """The server that they named cannot be used: ask them at once."""
+        """Have the sentinels asked at the next use, as the primary cannot be used."""
         self._found, self._until = None, 0.0
 
     def discover_master(self, name: str) -> tuple[str, int]:
         """
-        Where the primary is: what redis-py's pool asks for.
+        Host and port of the primary, for redis-py's pool.
 
         Raises:
-            MasterNotFoundError: None of them knows; says why of each.
+            MasterNotFoundError: No sentinel knows it; the message has the reason of each.
         """
         if self._found is None or time.monotonic() >= self._until:
             try:
                 self._found = self._ask(name)
             except MasterNotFoundError:
-                self._until = time.monotonic() + _NOBODY_KNOWS_S
+                self._until = time.monotonic() + _UNKNOWN_S
                 raise
             self._until = time.monotonic() + _ASK_AGAIN_S
         return self._found
@@ -137,7 +141,7 @@ class Sentinels:
                 refusals[_place(client)] = _why_not(exc)
                 continue
             if found is not None:
-                # Asked first the next time: those before it did not answer.
+                # Ask this sentinel first the next time, as those before it did not answer.
                 self._clients = [client, *(one for one in self._clients if one is not client)]
                 return found
             refusals[_place(client)] = f"watches no {name}{self._watched(client)}"
@@ -147,7 +151,7 @@ class Sentinels:
         )
 
     def each(self, ask: Callable[[redis.Redis], Reply]) -> dict[str, Reply | str]:
-        """``host:port`` -> what each of them answers, or in words why it does not; sorted."""
+        """``host:port`` -> the sentinel's answer, or the reason why there is none, as text; sorted."""
         found: dict[str, Reply | str] = {}
         for client in sorted(self._clients, key=_place):
             try:
@@ -160,10 +164,10 @@ class Sentinels:
 
     def _address(self, client: redis.Redis, name: str) -> tuple[str, int] | None:
         try:
-            # Not MASTERS, as redis-py asks: an ACL can leave clients this one question.
+            # Not MASTERS, as redis-py sends: an ACL may allow clients this command alone.
             raw = client.execute_command("SENTINEL", "get-master-addr-by-name", name)
         finally:
-            # Connections are rare, sentinels few, and clients many: none is kept open.
+            # Keep no connection open: a few sentinels serve many clients, which rarely ask.
             client.connection_pool.disconnect(inuse_connections=False)
         return (_text(raw[0]), int(raw[1])) if raw else None
 
@@ -171,7 +175,7 @@ class Sentinels:
         try:
             names = sorted(cast(dict[str, Any], client.sentinel_masters()))
         except redis.RedisError:
-            return ""  # It need not say.
+            return ""  # A sentinel may refuse this command.
         finally:
             client.connection_pool.disconnect(inuse_connections=False)
         return f" but {', '.join(names)}" if names else ""
@@ -267,16 +271,16 @@ def _text(raw: Any) -> str:
 @dataclass(frozen=True)
 class SentinelFacts:
     """
-    What one sentinel says of a server.
+    One sentinel's view of a server.
 
     Args:
         where: The sentinel.
-        trouble: Why it says nothing; empty when it does.
-        primary: Where it takes the primary to be.
-        replicas: How many replicas it knows.
-        others: How many other sentinels it knows.
-        quorum: Sentinels that have to agree that the primary is away.
-        down: Whether it takes the primary to be away.
+        trouble: Reason why it did not answer; empty when it did.
+        primary: ``host:port`` of the primary.
+        replicas: Number of known replicas.
+        others: Number of other known sentinels.
+        quorum: Number of sentinels that have to agree on a failover.
+        down: Whether it considers the primary unreachable.
     """
 
     where: str
@@ -289,21 +293,23 @@ class SentinelFacts:
 
 
 def sentinel_facts(url: str) -> list[SentinelFacts]:
-    """What each sentinel of a URL says, also of those that do not answer. Raises ValueError for no such URL."""
+    """The view of each sentinel of a URL. Raises ValueError for a URL without sentinels."""
     asked = sentinels(url)
 
     def ask(client: redis.Redis) -> SentinelFacts:
-        said = cast(Any, client.sentinel_master(asked.name))
+        reply = cast(Any, client.sentinel_master(asked.name))
         return SentinelFacts(
             where="",
-            primary=f"{said['ip']}:{said['port']}",
-            replicas=int(said["num-slaves"]),
-            others=int(said["num-other-sentinels"]),
-            quorum=int(said["quorum"]),
-            down=bool(said.get("is_sdown") or said.get("is_odown")),
+            primary=f"{reply['ip']}:{reply['port']}",
+            replicas=int(reply["num-slaves"]),
+            others=int(reply["num-other-sentinels"]),
+            quorum=int(reply["quorum"]),
+            down=bool(reply.get("is_sdown") or reply.get("is_odown")),
         )
 
     return [
-        SentinelFacts(where, trouble=said) if isinstance(said, str) else replace(said, where=where)
-        for where, said in asked.each(ask).items()
+        SentinelFacts(where, trouble=reply)
+        if isinstance(reply, str)
+        else replace(reply, where=where)
+        for where, reply in asked.each(ask).items()
     ]

@@ -1,4 +1,4 @@
-"""What a server says of itself, and whether it takes a write: for ``fl-queue doctor`` and Prometheus."""
+"""Settings and state of a server, and a test write: for ``fl-queue doctor`` and Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_queue.store import keyspace
 from fl_queue.store.cluster import ClusterClient, mark_keys, primaries
 from fl_queue.store.error_translation import translated
 
-#: What a server or a service does not tell.
+#: A setting that a server does not report.
 UNKNOWN = "?"
 _PROBE_MS = 10_000
 
@@ -23,7 +23,7 @@ _PROBE_MS = 10_000
 @dataclass(frozen=True)
 class ServerFacts:
     """
-    What a server says of itself; settings are ``?`` when it will not say.
+    Settings and state of a server; settings that it does not report are ``?``.
 
     Args:
         time: Its clock, Unix seconds.
@@ -31,14 +31,14 @@ class ServerFacts:
         limit_bytes: ``maxmemory``, else the memory of its machine; 0 when unknown.
         role: ``master`` or ``slave``.
         primary: ``host:port`` that a replica follows; empty for a primary.
-        link: ``up`` or ``down``: whether a replica reaches its primary.
-        replicas: How many follow it.
-        min_replicas: ``min-replicas-to-write``: without so many it takes no writes.
+        link: ``up`` or ``down``: the connection of a replica to its primary.
+        replicas: Number of its replicas.
+        min_replicas: ``min-replicas-to-write``: with fewer replicas it takes no writes.
         save: Save points, ``3600 1 300 100``; empty: none.
         stops_writes: ``stop-writes-on-bgsave-error``: ``yes`` or ``no``.
-        last_save: ``ok`` or ``err``: how its last save of a snapshot ended.
-        is_open: Whether its default user needs no password; False where it will not say.
-        connections, max_connections: Connected clients, and how many there may be; 0 when unknown.
+        last_save: ``ok`` or ``err``: result of its last snapshot.
+        is_open: Whether its default user needs no password; False if it does not report that.
+        connections, max_connections: Connected clients, and their limit; 0 when unknown.
     """
 
     url: str
@@ -108,7 +108,7 @@ def _facts(client: redis.Redis, url: str) -> ServerFacts:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """For people: Valkey's ``redis_version`` is that of the Redis it stands in for."""
+    """Version to show: Valkey's ``redis_version`` is that of the Redis that it replaces."""
     if valkey := info.get("valkey_version"):
         return f"{valkey} (Valkey)"
     return str(info.get("redis_version", UNKNOWN))
@@ -120,7 +120,7 @@ def _primary(info: Mapping[str, Any]) -> str:
 
 
 def _settings(client: redis.Redis) -> dict[str, str]:
-    """The settings that matter, as far as it tells: CONFIG is often forbidden on managed servers."""
+    """The relevant settings that it reports; managed servers often forbid CONFIG."""
     found: dict[str, str] = {}
     for name in (
         *("appendfsync", "min-replicas-to-write", "save"),

@@ -22,16 +22,18 @@ class SplitClient(redis.Redis):
     others: Mapping[acl.Purpose, redis.Redis] = {}
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute a command as the user for it."""
         other = self.others.get(acl.user_for_command(*_text(args[:2]))) if self.others else None
         if other is not None:
             return other.execute_command(*args, **options)
         return super().execute_command(*args, **options)
 
     def pool_of(self, command: str, key: str) -> ConnectionPool:
-        """The connections that a command is sent on."""
+        """The connections for a command, by its user."""
         return self.others.get(acl.user_for_command(command, key), self).connection_pool
 
     def close(self) -> None:
+        """Close the connections of all users."""
         for client in self.others.values():
             client.close()
         super().close()

@@ -8,27 +8,27 @@ work-horses inherit those of their worker.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 from redis.connection import SSLConnection
 
 from fl_queue.common.redis_url import is_tls
 
-#: A process needs one or two; the others are of files that have changed since.
+#: A process needs one or two contexts; others are of files that have changed since.
 _KEPT = 8
-#: What a context is made of -> the context.
+#: Options and file stamps of a context -> the context.
 _contexts: dict[Hashable, ssl.SSLContext] = {}
 
 
 class TLSConnection(SSLConnection):
     """
-    redis-py's encrypted connection, with a context that is kept.
+    redis-py's encrypted connection, with a cached TLS context.
 
-    Where a URL names a CA, certificates of no other are accepted, not even of those that the machine
-    trusts: whoever gets one of these for a server's name is not that server.
+    If a URL names a CA, only its certificates are accepted, and not those of the machine's own CAs: one of
+    them may have issued another certificate for the server's name.
     """
 
     def _wrap_socket_with_ssl(self, sock: Any) -> ssl.SSLSocket:
@@ -75,11 +75,11 @@ class TLSConnection(SSLConnection):
 
 
 def _stamp(path: str | None) -> tuple[int, int, int] | None:
-    """Tells whether a file has changed; None of what cannot be read, which loading it will say."""
+    """Stamp of a file's state; None if it cannot be read, which is an error when it is loaded."""
     if not path:
         return None
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,7 +1,7 @@
 """
-What is in Redis and cannot be read as what it should be: left out, and reported once a process.
+Skip entries in Redis that cannot be parsed, and report each once per process.
 
-Anybody who may write there may write anything. One bad entry must not keep its readers from the others.
+Any user with write access may write garbage, and one bad entry must not keep its readers from the others.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-#: Entries that are remembered and reported; of more there are as many as somebody cares to write.
+#: Limit on the entries to report, as an attacker may write any number of them.
 MOST = 100
 
 
 class Entry(NamedTuple):
     """
-    An entry that cannot be read.
+    An entry that cannot be parsed.
 
     Args:
-        key: Of Redis.
-        entry: Its field, member or place; empty: all of it.
+        key: The Redis key.
+        entry: Field, member or index in it; empty: the whole key.
     """
 
     key: str
@@ -35,15 +35,15 @@ class Entry(NamedTuple):
 
 
 class Unreadable:
-    """The entries that one connection has met."""
+    """The unreadable entries that one connection has met."""
 
     def __init__(self) -> None:
-        #: Entry -> why.
+        #: Entry -> reason.
         self.found: dict[Entry, str] = {}
         self._unreported: list[Entry] = []
 
     def note(self, key: str, entry: object, why: MessageError) -> None:
-        """An entry is left out. Args: ``entry``: its field, member or place."""
+        """Note an entry that is skipped. Args: ``entry``: its field, member or index."""
         text = entry.decode(errors="replace") if isinstance(entry, bytes) else str(entry)
         named = Entry(key[:200], ascii(text[:80])[1:-1])
         if named in self.found or len(self.found) >= MOST:
@@ -59,11 +59,11 @@ class Unreadable:
         parse: Callable[[Any, Any], tuple[Key, Value]],
     ) -> dict[Key, Value]:
         """
-        What some entries say, without those that cannot be read.
+        Parse entries; skip and note those that cannot be parsed.
 
         Args:
-            entries: As Redis returns them: field and value.
-            parse: Makes an entry of them, or raises ``MessageError``.
+            entries: Pairs of field and value, as Redis returns them.
+            parse: Returns key and value of an entry, or raises ``MessageError``.
         """
         read: dict[Key, Value] = {}
         for field, value in entries:
@@ -76,6 +76,6 @@ class Unreadable:
         return read
 
     def to_report(self) -> Mapping[Entry, str]:
-        """What was met since the last call, each once."""
+        """The entries since the last call, each once."""
         fresh, self._unreported = self._unreported, []
         return {entry: self.found[entry] for entry in fresh}

@@ -2,7 +2,7 @@
 Ask each site, before its first round, if it can load its data and which facts describe that data.
 
 Each start or continuation of a run sends one small job to each client; the client writes its answer into
-one key of its own (``store/keyspace.py``, ``client_told``). A site that cannot load its task or data is left
+one key of its own (``keyspace.client_facts``). A site that cannot load its task or data is left
 out, and asked again after a restart of its worker or after a pause that doubles each time. The same holds
 for a site whose answer to a round was that it cannot train.
 

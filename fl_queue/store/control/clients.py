@@ -124,11 +124,11 @@ class Clients:
 
     def set_site_facts(self, client: str, run: str, text: str) -> None:
         """A client says what it would train on in a run."""
-        self._redis.set(keyspace.client_told(client, run), text, ex=SITE_FACTS_S)
+        self._redis.set(keyspace.client_facts(client, run), text, ex=SITE_FACTS_S)
 
     def site_facts(self, client: str, run: str, longest: int) -> bytes | None:
         """What it said, no more than ``longest`` bytes of it; None: nothing (any more)."""
-        text = cast(bytes, self._redis.getrange(keyspace.client_told(client, run), 0, longest))
+        text = cast(bytes, self._redis.getrange(keyspace.client_facts(client, run), 0, longest))
         return text or None
 
     def get(self, client: str) -> dict[str, str]:

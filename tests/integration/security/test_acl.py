@@ -58,7 +58,7 @@ FORBIDDEN: list[tuple[object, ...]] = [
     *[("LRANGE", OTHERS, 0, -1), ("RPUSH", OTHERS, "x"), ("DEL", OTHERS)],
     *[("HGETALL", OTHERS_JOB), ("HSET", OTHERS_JOB, "data", "x"), ("DEL", OTHERS_JOB)],
     *[("HSET", keyspace.client("a-b"), "x", "y"), ("DEL", keyspace.client_holder("a-b"))],
-    *[("SET", keyspace.client_told("a-b", RUN), "x"), ("HSET", keyspace.sites(RUN), "a", "{}")],
+    *[("SET", keyspace.client_facts("a-b", RUN), "x"), ("HSET", keyspace.sites(RUN), "a", "{}")],
     *[("XADD", keyspace.client_events("a-b"), "*", "event", "{}"), ("DEL", "flq:worker:a-b_00")],
     *[("HSET", "rq:worker:a-b_00", "x", "y"), ("HSET", "rq:job:aggregator_x", "data", "x")],
     *[("RPUSH", "rq:queue:flq-aggregate", "x"), ("SADD", "rq:queues", "x"), ("SREM", "rq:workers", "x")],
@@ -101,7 +101,7 @@ ALLOWED: list[tuple[object, ...]] = [
         ("HSET", keyspace.client("a"), "num_examples", 1),
     ],
     *[("HSET", keyspace.client_holder("a"), "token", "t"), ("HSET", "flq:worker:a_00", "x", "y")],
-    ("SET", keyspace.client_told("a", RUN), "x", "EX", 60),
+    ("SET", keyspace.client_facts("a", RUN), "x", "EX", 60),
     *[("XADD", keyspace.client_events("a"), NEXT_ID, "event", "{}"), ("RPUSH", QUEUE, "x")],
     *[("LMOVE", QUEUE, f"{QUEUE}:intermediate", "LEFT", "LEFT"), ("HSET", JOB, "status", "x")],
 ]

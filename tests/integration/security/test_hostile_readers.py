@@ -48,7 +48,7 @@ def keys(run: str) -> list[str]:
         keyspace.run(run), keyspace.config(run), keyspace.manifest(run), keyspace.versions(run), keyspace.history(run),
         keyspace.late(run), keyspace.accepted(run), keyspace.evaluations(run), keyspace.sites(run), keyspace.events(run),
         keyspace.round_(run, 1), keyspace.round_updates(run, 1), keyspace.round_rejected(run, 1), keyspace.round_jobs(run, 1),
-        keyspace.client("a"), keyspace.client_holder("a"), keyspace.client_events("a"), keyspace.client_told("a", run),
+        keyspace.client("a"), keyspace.client_holder("a"), keyspace.client_events("a"), keyspace.client_facts("a", run),
         keyspace.worker("a_00"), keyspace.worker("aggregator-00"), "rq:queues", "rq:workers", "rq:queue:flq-client-a",
     ]  # fmt: skip
 

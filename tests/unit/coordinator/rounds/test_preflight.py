@@ -183,7 +183,7 @@ def test_an_answer_of_another_question_or_another_type_is_none(sites: Sites) -> 
         "a", sites.run, json.dumps({"job": "old", "facts": AB})
     )
     assert sites.admit("a").problem == preflight.WAITING
-    key = keyspace.client_told("a", sites.run)
+    key = keyspace.client_facts("a", sites.run)
     sites.store.control.redis.delete(key)
     sites.store.control.redis.lpush(key, "x")
     assert sites.admit("a").problem == preflight.WAITING
