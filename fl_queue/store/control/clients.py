@@ -17,23 +17,23 @@ from fl_queue.store.control.leases import JOB, LEASE_S, LEFT, Leases
 from fl_queue.store.control.server import MAX_FIELD_BYTES, ControlServer, text_of
 from fl_queue.store.control.workers import SCANNED
 
-#: The healer looks every second: a longer silence is an outage or a jump of the clock.
+#: Longest pause between two heartbeat records of the healer; longer: an outage, or a jump of the clock.
 LONGEST_SILENCE_S = 5.0
-#: After that, every living client has extended its lease again within this time.
+#: Time in which every living client extends its lease after an outage.
 SETTLE_S = 5.0
 #: Lifetime of a site's facts; they are read within seconds.
 SITE_FACTS_S = 3600
-#: Field of a client's hash: why its site has paused it; not there while it has not.
+#: Field of a client's hash: reason of a pause by its site; absent otherwise.
 PAUSED = "paused"
-#: Field of a client's hash: JSON run id -> ``AwaitedUpdate``; not there while nothing waits.
+#: Field of a client's hash: JSON run id -> ``AwaitedUpdate``; absent while no update waits.
 AWAITED = "awaited"
-#: Field of a client's hash: JSON ``DataWait``; not there while it can use the data server.
+#: Field of a client's hash: JSON ``DataWait``; absent while it can use the data server.
 DATA_WAIT = "data_wait"
-#: Field of a client's hash: examples it has.
+#: Field of a client's hash: its number of examples.
 _EXAMPLES = "num_examples"
-#: Fields that are read of a client's hash: its worker may write any number of them.
+#: Fields that are read from a client's hash; its worker may write any number of others.
 _CLIENT = (_EXAMPLES, LEFT, PAUSED, AWAITED, DATA_WAIT)
-#: Calls of SCAN in one look for clients that are not known yet: the next look goes on.
+#: Calls of SCAN in one search for new clients; the next search goes on from there.
 _SCANS_A_LOOK = 20
 
 
@@ -53,55 +53,57 @@ class Clients:
         self._heartbeats = script(server.redis, "heartbeats")
 
     def is_settling(self) -> bool:
-        """Whether, after an outage or a jump of the clock, it is not known yet who is alive."""
+        """Whether the living clients are unknown, after an outage or a jump of the clock."""
         return float(self._redis.hget(keyspace.CLOCK, "settling_s") or 0) > 0
 
-    def register_worker(self, client: str, said: Mapping[str, str] = MappingProxyType({})) -> None:
-        """A client's worker has begun, whatever it said when it left. Args: ``said``: as of ``say``."""
-        self.set_status(client, {LEFT: "", **said})
+    def register_worker(
+        self, client: str, status: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Record the start of a client's worker. Args: ``status``: as of ``set_status``."""
+        self.set_status(client, {LEFT: "", **status})
 
-    def set_status(self, client: str, said: Mapping[str, str]) -> None:
-        """What a client's worker says of its site, by field of its hash; empty: nothing any more."""
+    def set_status(self, client: str, status: Mapping[str, str]) -> None:
+        """Record the status of a client's site, by field of its hash; an empty text removes the field."""
         key = keyspace.client(client)
-        kept = {name: text for name, text in said.items() if text}
+        kept = {name: text for name, text in status.items() if text}
         if kept:
             self._redis.hset(key, mapping=cast(dict[Any, Any], kept))
-        if len(kept) < len(said):
-            self._redis.hdel(key, *(said.keys() - kept.keys()))
+        if len(kept) < len(status):
+            self._redis.hdel(key, *(status.keys() - kept.keys()))
 
     def record_heartbeats(self) -> None:
         """
-        Note who is there: whoever has a lease was heard when it was extended last.
+        Record the heartbeats of clients: the last extension of each one's lease.
 
-        For the operator's side, as no client may speak for another. The healer calls it once a second;
-        a longer silence is an outage or a jump of the clock, after which ``settling`` is true for a while.
+        Only the operator's side may call it. The healer does so once a second; a longer pause is an outage or
+        a jump of the clock, after which ``is_settling`` is true for a while.
         """
         known = {
             client.decode(errors="replace")
             for client in cast(list[bytes], self._redis.zrange(keyspace.CLIENTS, 0, -1))
         }
         asked = sorted(known | self._newcomers())
-        # Of another type than a hash, it says that it is there.
+        # A lease of a wrong type still counts as a heartbeat.
         found = ask_many(
             self._redis, asked, lambda pipe, who: pipe.pttl(keyspace.client_holder(who))
         )
-        # A lease without an end, or with a late one, says no more than that it is there.
+        # A lease that never expires, or too late, counts as extended just now.
         ages = {
             client: 0.0 if left_ms == -1 else max(0.0, LEASE_S - left_ms / 1000)
             for client, left_ms in zip(asked, found, strict=True)
             if left_ms != -2 and identifiers.is_name(client)
         }
         away = [client for client in asked if client not in ages]
-        said = ask_many(self._redis, away, lambda pipe, who: pipe.hget(keyspace.client(who), LEFT))
-        left = [who for who, text in zip(away, said, strict=True) if text == b"1"]
+        found = ask_many(self._redis, away, lambda pipe, who: pipe.hget(keyspace.client(who), LEFT))
+        left = [who for who, text in zip(away, found, strict=True) if text == b"1"]
         args: list[Any] = [LONGEST_SILENCE_S, SETTLE_S, dumps(ages), *left]
         self._heartbeats(keys=[keyspace.CLIENTS, keyspace.CLOCK], args=args)
 
     def _newcomers(self) -> set[str]:
         """
-        Clients that have a lease, of a part of the server's keys: each look goes on where the last one ended.
+        Clients with a lease in one part of the server's keys; each call scans the next part.
 
-        So a look costs the same however many keys somebody has made; with few, it is all of them.
+        So the cost of a call is bounded, whatever the number of keys; with few keys, one call scans all.
         """
         found: set[str] = set()
         for _ in range(_SCANS_A_LOOK):
@@ -117,71 +119,71 @@ class Clients:
         return {client for client in found if identifiers.is_name(client)}
 
     def set_fields(self, client: str, fields: Mapping[str, Any]) -> None:
-        """What a client's worker says of itself."""
+        """Write fields of a client's hash."""
         self._redis.hset(
             keyspace.client(client), mapping={key: text_of(value) for key, value in fields.items()}
         )
 
     def set_site_facts(self, client: str, run: str, text: str) -> None:
-        """A client says what it would train on in a run."""
+        """Record the facts that a client reports about its data for a run."""
         self._redis.set(keyspace.client_facts(client, run), text, ex=SITE_FACTS_S)
 
     def site_facts(self, client: str, run: str, longest: int) -> bytes | None:
-        """What it said, no more than ``longest`` bytes of it; None: nothing (any more)."""
+        """The recorded facts, at most their first ``longest + 1`` bytes; None: none, or expired."""
         text = cast(bytes, self._redis.getrange(keyspace.client_facts(client, run), 0, longest))
         return text or None
 
     def get(self, client: str) -> dict[str, str]:
-        """What a client's worker said of itself, by field of its hash."""
+        """The fields of a client's hash."""
         return self.get_many([client])[0]
 
     def get_many(self, asked: Iterable[str]) -> list[dict[str, str]]:
-        """The same of several, in their order."""
+        """The hashes of several clients, in their order."""
         return self._server.short_fields(map(keyspace.client, asked), _CLIENT)
 
     def heartbeat_ages(self) -> dict[str, float]:
         """
-        Every client ever heard of -> seconds since its last heartbeat.
+        Client -> seconds since its last heartbeat; of all known clients.
 
-        Below zero: heard before the control server's clock was set back.
+        Below zero after the control server's clock was set back.
         """
         now = self._server.now()
         raw = cast(
             list[tuple[bytes, float]], self._redis.zrange(keyspace.CLIENTS, 0, -1, withscores=True)
         )
         ages = {client.decode(errors="replace"): now - seen for client, seen in raw}
-        # Ids become file names and queue names: what else somebody wrote there is nobody.
+        # Skip entries that are not valid client ids: ids become file and queue names.
         return {client: age for client, age in ages.items() if identifiers.is_name(client)}
 
     def alive(self, active_s: float) -> list[str]:
-        """Clients heard of within ``active_s`` of the control server's clock, and not paused, sorted."""
-        heard = self._seen(active_s)
-        paused = self.paused(heard)
-        return [client for client in heard if client not in paused]
+        """Clients with a heartbeat within ``active_s`` on the control server's clock, not paused, sorted."""
+        seen = self._seen(active_s)
+        paused = self.paused(seen)
+        return [client for client in seen if client not in paused]
 
     def alive_paused(self, active_s: float) -> dict[str, str]:
-        """Clients heard of within ``active_s`` that their sites have paused -> why, sorted."""
+        """Paused clients with a heartbeat within ``active_s`` -> reason of the pause, sorted."""
         return self.paused(self._seen(active_s))
 
     def paused(self, clients: Sequence[str]) -> dict[str, str]:
-        """Those of some clients that their sites have paused -> why, in the same order."""
+        """Paused clients among ``clients`` -> reason of the pause, in the same order."""
         with self._redis.pipeline(transaction=False) as pipe:
             for client in clients:
                 pipe.hget(keyspace.client(client), PAUSED)
             found = cast(list[Any], pipe.execute(raise_on_error=False))
-        # Of another type: it says nothing.
-        said = {who: raw for who, raw in zip(clients, found, strict=True) if type(raw) is bytes}
+        # Skip hashes of a wrong type.
+        reasons = {who: raw for who, raw in zip(clients, found, strict=True) if type(raw) is bytes}
         return {
             who: printable(raw[:MAX_FIELD_BYTES].decode(errors="replace"))
-            for who, raw in said.items()
+            for who, raw in reasons.items()
         }
 
     def awaited_update(self, client: str, run: str) -> AwaitedUpdate | None:
-        """A client's answer of a run that somebody at its site has to decide on, if it says so."""
+        """The update of a client that waits for the approval of its site; None without one."""
         return self.awaited_updates([client], run)[client]
 
     def awaited_updates(self, clients: Iterable[str], run: str) -> dict[str, AwaitedUpdate | None]:
-        """Client -> the same of it."""
+        """Client -> its update that waits for approval."""
         asked = list(clients)
         found = ask_many(
             self._redis, asked, lambda pipe, who: pipe.hget(keyspace.client(who), AWAITED)
@@ -189,7 +191,7 @@ class Clients:
         return {who: _awaited(raw, run) for who, raw in zip(asked, found, strict=True)}
 
     def data_wait(self, client: str) -> DataWait | None:
-        """What the job that a client's living worker is at waits for, if it says so."""
+        """The wait for the data server that the current job of a client reports; None without one."""
         return data_wait(self.get(client), self._leases.get(keyspace.client_holder(client)))
 
     def _seen(self, active_s: float) -> list[str]:
@@ -198,10 +200,16 @@ class Clients:
         )
 
 
-def data_wait(said: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | None:
-    """Args: ``said``: a client's hash; ``holder``: its lease. What an earlier job has said does not count."""
+def data_wait(status: Mapping[str, str], holder: Mapping[str, str]) -> DataWait | None:
+    """
+    The wait for the data server that a client's current job reports; that of an earlier job is ignored.
+
+    Args:
+        status: The client's hash.
+        holder: Its lease.
+    """
     try:
-        found = DataWait.from_json(said.get(DATA_WAIT, ""))
+        found = DataWait.from_json(status.get(DATA_WAIT, ""))
     except MessageError:
         return None
     return found if found.job and found.job == holder.get(JOB) else None

@@ -39,7 +39,7 @@ class Enrolments:
         return self.pins.decide_all(self.entries())
 
     def entries(self) -> dict[bytes, bytes]:
-        """Client -> what is registered of it, as anybody may have written it."""
+        """Client -> its entry on the control server, unverified."""
         return cast(dict[bytes, bytes], self._redis.hgetall(keyspace.ENROLLED))
 
     def revoked(self, clients: Iterable[str]) -> set[str]:

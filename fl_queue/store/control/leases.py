@@ -42,10 +42,10 @@ class Leases:
         """
         Take or extend a lease: a hash with the holder's token that expires.
 
-        A holder that is known to be dead is not waited for (``fields["process"]`` tells).
+        The lease of a holder that is known to be dead, by ``fields["process"]``, is taken over.
 
         Returns:
-            False when somebody else holds it.
+            False when another token holds it.
         """
         if self._try_hold(lease, token, lifetime_s, fields):
             return True
@@ -66,7 +66,7 @@ class Leases:
     def _if_ours(
         self, lease: str, holders: Iterable[bytes | None], write: Callable[[Pipeline], None]
     ) -> bool:
-        """Write, if the lease has one of these tokens (None: nobody holds it)."""
+        """Write, if the lease has one of these tokens (None: it is free)."""
         while True:
             with self._redis.pipeline() as pipe:
                 try:
@@ -78,10 +78,10 @@ class Leases:
                     pipe.execute()
                     return True
                 except redis.WatchError:
-                    continue  # Somebody was quicker, or the connection broke: look again.
+                    continue  # The lease has changed, or the connection broke: read it again.
 
     def release_dead(self, lease: str) -> bool:
-        """End the lease of a holder that is known to be dead, and of its worker; whether it was."""
+        """End the leases of a holder that is known to be dead and of its worker; return True if so."""
         holder = self.get(lease)
         if not holder or not processes.is_dead(holder.get("process", "")):
             return False
@@ -92,7 +92,7 @@ class Leases:
         return True
 
     def release(self, lease: str, token: str, client: str = "") -> None:
-        """Give a lease back, if it is ours. Args: ``client``: whose worker leaves for good."""
+        """Release a lease, if ``token`` holds it. Args: ``client``: the client whose worker was stopped."""
 
         def write(pipe: Pipeline) -> None:
             pipe.delete(lease)
@@ -102,11 +102,11 @@ class Leases:
         self._if_ours(lease, (token.encode(),), write)
 
     def get(self, lease: str) -> dict[str, str]:
-        """Who holds a lease; empty when nobody does."""
+        """The fields of a lease; empty when it is free."""
         return self.get_many([lease])[0]
 
     def get_many(self, asked: Iterable[str]) -> list[dict[str, str]]:
-        """The same of several, in their order."""
+        """The fields of several leases, in their order."""
         return self._server.short_fields(asked, LEASE_FIELDS)
 
 

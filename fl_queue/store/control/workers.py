@@ -44,7 +44,7 @@ class Workers:
 
     def job_of(self, worker: str) -> str | None:
         """
-        Id of the job that a living worker is at, empty when it is idle, as its lease says.
+        Id of a living worker's current job by its lease, empty when it is idle.
 
         Returns:
             None: the worker is dead. ``UNNAMED``: its lease names no jobs, as those of earlier releases.
@@ -61,7 +61,7 @@ class Workers:
     def leases(self, workers: Iterable[str]) -> dict[str, dict[str, str]]:
         """RQ worker -> its lease; empty when it has none."""
         asked = sorted(set(workers))
-        # One command each: the healer asks for everybody in training, once a second.
+        # One command each: the healer reads the leases of all clients in training once a second.
         found = ask_many(
             self._redis, asked, lambda pipe, name: pipe.hmget(keyspace.worker(name), LEASE_FIELDS)
         )
@@ -100,9 +100,9 @@ class Workers:
 
 
 def _as_worker(name: str, lease: Mapping[str, str]) -> dict[str, str]:
-    said = dict(lease) | {"name": name}
+    fields = dict(lease) | {"name": name}
     whose, separator, _ = name.partition("_")
-    if "role" in said and separator and whose and whose not in identifiers.RESERVED:
-        # Written by that client: it is no aggregator, whatever it says.
-        said |= {"role": "client", "client": whose}
-    return said
+    if "role" in fields and separator and whose and whose not in identifiers.RESERVED:
+        # That client can write this lease, so it counts as a client's, whatever its role field contains.
+        fields |= {"role": "client", "client": whose}
+    return fields

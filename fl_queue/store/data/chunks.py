@@ -45,7 +45,7 @@ class Chunks:
             lifetime_s: They expire after this time; None: never (models are removed when superseded).
             skip_present: Go on with an interrupted upload: send only chunks that are not there in
                 their length, the others just live on. Not for a blob whose content a reader refused.
-            insist: A full server takes them, too: somebody fills it, and without them the run stands still.
+            insist: Write even to a full server, as the run cannot go on without these chunks.
 
         Raises:
             StoreUnavailable: The connection broke; call it again. Or the server is full.
@@ -127,7 +127,7 @@ class Chunks:
 
         Raises:
             ChunksMissing: A chunk is not there, or has another length than it should.
-            StoreUnavailable: The connection broke; what ``on_chunk`` was told is in the view.
+            StoreUnavailable: The connection broke; chunks passed to ``on_chunk`` are in the view.
         """
         chunks = [view[start : start + chunk_bytes] for start in range(0, nbytes, chunk_bytes)]
         for index, piece in self._read(name, first, chunks[first:]):

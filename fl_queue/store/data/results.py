@@ -42,7 +42,7 @@ class Results:
             StoreUnavailable: It may or may not have arrived; push it again under the same token.
         """
         self._once.rpush(keyspace.results(run), element)
-        # Only for speed: whoever waits looks once a second anyway.
+        # Only for speed: the aggregator also looks once a second.
         with suppress(StoreUnavailable):
             self._once.publish(keyspace.ARRIVALS, run)
 
@@ -67,16 +67,19 @@ class Results:
         self._redis.unlink(keyspace.results(run))
 
     def doorbell(self) -> Doorbell:
-        """Listens, from now on, for elements that arrive."""
+        """Subscribe to the arrivals of elements."""
         return Doorbell(self._blocking)
 
 
 class Doorbell:
     """
-    Tells whose elements arrive. Args: ``client``: waits as long as it takes, and never retries.
+    Subscription to the arrivals of elements, by run.
 
-    It is there for speed alone: whoever waits looks once a second anyway. Clients ring it, and one that sends 34 MB
-    has Redis close the connection; so without it the wait is only longer, and then it is listened for again.
+    Only for speed: the aggregator also looks once a second. A client that publishes 34 MB makes Redis close the
+    connection; the wait is then longer, and the subscription is made again.
+
+    Args:
+        client: A client without a timeout and without retries.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -92,7 +95,7 @@ class Doorbell:
             self._channel.close()
 
     def _listen(self) -> bool:
-        """Whether it is listened for, perhaps from now on."""
+        """Whether the subscription exists; make it if necessary."""
         if self._channel is None:
             channel = self._client.pubsub(ignore_subscribe_messages=True)
             try:
@@ -110,19 +113,19 @@ class Doorbell:
         log.warning("arrivals are not announced now, they are looked for once a second: %s", exc)
 
     def wait(self, timeout_s: float) -> str | None:
-        """Run id of an element that has arrived since we listen; None when there was none in time."""
+        """Run id of an element that has arrived; None after ``timeout_s`` without one."""
         until = time.monotonic() + timeout_s
         if self._listen() and self._channel is not None:
             channel = self._channel
             try:
-                return self._heard(channel, until)
+                return self._received(channel, until)
             except StoreUnavailable as exc:
                 self._lose(channel, exc)
-        # Whoever cuts it off without end has us look no more often than that.
+        # A client that breaks the subscription all the time causes no busy loop.
         time.sleep(max(0.0, until - time.monotonic()))
         return None
 
-    def _heard(self, channel: redis.client.PubSub, until: float) -> str | None:
+    def _received(self, channel: redis.client.PubSub, until: float) -> str | None:
         while True:
             left_s = max(0.0, until - time.monotonic())
             with connection_errors(self._client):

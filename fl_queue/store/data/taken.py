@@ -86,8 +86,8 @@ class TakenLists:
         Become the owner of ``taken:<fence>``; what other incarnations hold comes back first.
 
         Returns:
-            0; or the highest fence from this one on that somebody has used before: the control server,
-            which counts them, has lost its last writes. Then claim again, above that.
+            0; or the highest fence, from this one on, that another incarnation has used: the control server,
+            which counts fences, has lost its last writes. Then claim again with a higher fence.
         """
         others = range(_incarnations(fence).start, fence + _FENCES_LOST)
         keys = [keyspace.results(run), keyspace.owner(run, fence), *_keys_of(run, others)]

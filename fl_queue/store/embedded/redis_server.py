@@ -1,8 +1,8 @@
 """
-One redis-server or valkey-server of ours: its config and users, its process, and whether it answers.
+One private redis-server or valkey-server: its config and users, its process, and its readiness.
 
-Redis is spoken to in a dozen lines of raw socket here, never through redis-py: whoever starts a
-server needs to know no more than that it is there.
+The readiness check is a dozen lines on a raw socket instead of redis-py, which the start of a server would
+have to import.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Server:
         # The config comes by stdin: Redis 7 takes a file name for a pattern, and one with a "?"
         # in it that matches nothing for no config at all, which is an open port 6379.
         with (
-            open(self.folder / "redis.conf", "rb") as config,
+            (self.folder / "redis.conf").open("rb") as config,
             files.appended(self.folder / "redis.log") as log,
         ):
             self._process = subprocess.Popen(
@@ -152,7 +152,7 @@ class Server:
             f"unixsocket {_quoted(self.socket)}",
             "unixsocketperm 700",
             f"dir {_quoted(self.folder)}",
-            # To stdout, so that redis.log has what is said before the config is read, too.
+            # To stdout, so that redis.log also has the lines before the config is read.
             'logfile ""',
         ]
         lines.append(f"aclfile {_quoted(self.folder / USERS)}")

@@ -73,7 +73,7 @@ class Files:
         return least is not None and build.version >= least
 
     def wanted(self) -> str:
-        """Which servers can open them, for people."""
+        """Names of the servers that can open the files, for a message."""
         found = [(brand, self._least(brand)) for brand in ("Redis", "Valkey")]
         return " or ".join(f"{Build(brand, least)} or newer" for brand, least in found if least)
 
@@ -111,7 +111,7 @@ def find_server(files: Files | None = None) -> Path:
         files: What it has to read; None: nothing yet.
 
     Raises:
-        ServerStartError: There is none; the message says what to install.
+        ServerStartError: There is none; the message names the package to install.
     """
     unfit = []
     for candidate in candidates():
@@ -177,7 +177,7 @@ def _make_executable(path: Path) -> bool:
 
 
 def build_of(server: Path) -> Build:
-    """What a binary is, as its ``--version`` says."""
+    """Brand and version of a binary, by its ``--version``."""
     try:
         done = subprocess.run(
             [server, "--version"],

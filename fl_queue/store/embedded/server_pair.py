@@ -56,8 +56,8 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     if given := environ.get("FLQ_STATE_DIR"):
         return Path(given).absolute()
     # The XDG specification has relative paths ignored.
-    if os.path.isabs(xdg := environ.get("XDG_STATE_HOME", "")):
-        return Path(xdg) / "fl-queue"
+    if (xdg := Path(environ.get("XDG_STATE_HOME", ""))).is_absolute():
+        return xdg / "fl-queue"
     try:
         home = Path(environ["HOME"]) if environ.get("HOME") else Path.home()
     except RuntimeError as exc:
@@ -240,7 +240,7 @@ class EmbeddedRedis:
 
 
 def _free_port() -> int:
-    # Another process may take it before the server does; the server's own message says so then.
+    # Another process may take it before the server does; the server then reports it.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

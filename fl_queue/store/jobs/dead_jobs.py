@@ -1,6 +1,4 @@
-"""
-Which jobs are dead: told from RQ's keys and the leases of workers, without RQ's registries.
-"""
+"""Detect dead jobs by RQ's keys and the leases of workers, without RQ's registries."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from fl_queue.store import LEASE_S, UNNAMED, Store, ask_many
 from fl_queue.store.jobs.dispatch import JobStatus, JobTicket, failures, queued, statuses
 from fl_queue.store.jobs.rq_types import queue
 
-#: A job may be between pop and start (in RQ's intermediate list), or between two lists, this long.
+#: Longest time of a job between pop and start (in RQ's intermediate list), or between two lists.
 START_GRACE_S = 3.0
-#: A lease has been written anew by its worker, or has run out, within this time.
+#: Within this time a worker extends its lease, or the lease expires.
 LEASE_GRACE_S = LEASE_S + 2.0
 
 
 class Verdicts(NamedTuple):
-    """Job id -> why it is dead, of those that are; and the tickets of those that have finished."""
+    """Dead jobs, job id -> reason, and the tickets of finished jobs."""
 
     dead: dict[str, str]
     finished: list[JobTicket]
@@ -30,14 +28,14 @@ class Verdicts(NamedTuple):
 @dataclass
 class JobMonitor:
     """
-    Tells dead jobs from living ones, without RQ's registries.
+    Detects dead jobs, without RQ's registries.
 
     A job is dead when RQ failed it or lost it, when its worker is dead, or when its worker's lease does
-    not name it. What may be between two states is given some time on this process's monotonic clock.
+    not name it. A job that may be between two states gets some time on this process's monotonic clock.
 
     Args:
-        start_s: For a job to be started once it has left its queue.
-        lease_s: For a lease to name the job that is started.
+        start_s: Time for a job to be started once it has left its queue.
+        lease_s: Time for a lease to name the started job.
     """
 
     store: Store
@@ -47,15 +45,15 @@ class JobMonitor:
 
     def verdict(self, ticket: JobTicket) -> str | None:
         """
-        Why a job is dead, or None while it lives or has finished.
+        The reason why a job is dead; None while it is alive, or when it has finished.
 
         Returns:
-            A reason for people: ``its worker is dead``, ``failed: ...``, ``lost``.
+            A reason for a message: ``its worker is dead``, ``failed: ...``, ``lost``.
         """
         return self.look([ticket]).dead.get(ticket.job)
 
     def look(self, tickets: Iterable[JobTicket]) -> Verdicts:
-        """The same of many jobs, in a few round trips."""
+        """The verdicts on many jobs, in a few round trips."""
         asked = list(tickets)
         found = statuses(self.store, asked)
         suspects = self._suspects(asked, found)
@@ -74,7 +72,7 @@ class JobMonitor:
     def _suspects(
         self, asked: Sequence[JobTicket], found: Mapping[str, JobStatus]
     ) -> dict[str, tuple[str, float]]:
-        """Job id -> why it looks dead, and for how long it may look so, seconds; of those that do."""
+        """Job id -> reason for suspicion, and the seconds after which it is a verdict."""
         by_name: dict[str, list[JobTicket]] = {}
         for ticket in asked:
             by_name.setdefault(found[ticket.job].name, []).append(ticket)
@@ -101,22 +99,22 @@ class JobMonitor:
             ticket for ticket in started if at_work[ticket.job] not in (ticket.job, UNNAMED)
         ]
         if not doubtful or control.clients.is_settling():
-            return {}  # After an outage all leases have run out, of the living, too.
+            return {}  # After an outage the leases of living workers have expired, too.
         again = statuses(self.store, doubtful)
         suspects: dict[str, tuple[str, float]] = {}
         for ticket in doubtful:
             job = at_work[ticket.job]
             if job is None:
                 suspects[ticket.job] = ("its worker is dead", 0.0)
-            elif again[ticket.job] == found[ticket.job]:  # Else it ended while we looked.
-                # What RQ wrote of its end is lost: in an outage, or by a server that lost its last writes.
+            elif again[ticket.job] == found[ticket.job]:  # Else it ended between the two reads.
+                # RQ's record of its end was lost in an outage, or by a server that lost its last writes.
                 what = f"lost: its worker is at {f'job {job}' if job else 'no job'}"
                 suspects[ticket.job] = (what, self.lease_s)
         return suspects
 
 
 def _not_in_queue(store: Store, tickets: Sequence[JobTicket]) -> list[JobTicket]:
-    """Those that are not in the queue that RQ says they are in."""
+    """Tickets of jobs that are not in the queue of their RQ status."""
     connection = store.control.redis
     many = {
         name for name, count in Counter(ticket.queue for ticket in tickets).items() if count > 1
@@ -129,7 +127,7 @@ def _not_in_queue(store: Store, tickets: Sequence[JobTicket]) -> list[JobTicket]
     )
     gone = [ticket for ticket, place in zip(single, places, strict=True) if place is None]
     for name in sorted(many):
-        # Looking for each of them alone goes through all of the queue each time.
+        # One LPOS for each job would scan the whole queue each time.
         there = set(queued(store, name))
         gone += [ticket for ticket in tickets if ticket.queue == name and ticket.job not in there]
     return gone

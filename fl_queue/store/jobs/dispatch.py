@@ -28,7 +28,7 @@ from fl_queue.protocol.records import AwaitedUpdate, Receipt
 from fl_queue.store import Replacement, Store, ask_many, batches, keyspace
 from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJob, queue
 
-#: Of what a job's keys say, in characters: whoever may use its queue could have written it.
+#: Limits on text from a job's keys, in characters: any user of its queue may write there.
 _LONGEST_WORD = 128
 _LONGEST_REASON = 1000
 
@@ -75,14 +75,15 @@ class JobTicket:
         )
 
     def to_json(self) -> str:
+        """The ticket as JSON."""
         return dumps(asdict(self))
 
     @classmethod
     def from_dict(cls, raw: Any) -> JobTicket:
-        """A ticket from a map that has its fields, perhaps among others. Raises MessageError."""
+        """A ticket from a map with its fields, and perhaps others. Raises MessageError."""
         wanted = {item.name for item in fields(cls)}
-        said = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
-        return safe_json.record(cls, said, "a ticket")
+        known = {name: raw[name] for name in raw if name in wanted} if type(raw) is dict else raw
+        return safe_json.record(cls, known, "a ticket")
 
 
 def tickets(store: Store, run: str, number: int) -> dict[str, JobTicket]:
@@ -134,11 +135,11 @@ def replace(
     Publish the next attempt in place of ``old``, if ``old`` is still the newest.
 
     Args:
-        key, field_name: The hash field that holds the newest ticket (a round's jobs, say).
-        counts: Whether ``old`` came to nothing; one that made way for another round did not.
+        key, field_name: Hash and field of the newest ticket, for example in a round's jobs.
+        counts: Whether ``old`` counts as a failed attempt; one that yielded to another round does not.
 
     Returns:
-        The new ticket; None when somebody else was faster.
+        The new ticket; None when another process has replaced ``old`` first.
 
     Raises:
         StoreUnavailable: It may be replaced, or not; look again.
@@ -158,7 +159,7 @@ def replace_all(
         counts: As of ``replace``.
 
     Returns:
-        Field -> the new ticket, of those that were replaced; of the others somebody was faster.
+        Field -> the new ticket; without those that another process has replaced first.
 
     Raises:
         StoreUnavailable: Some may be replaced, and some not; look again.
@@ -250,7 +251,7 @@ def _last_line(newest: Sequence[Any]) -> str:
         return "no reason recorded"
     packed = newest[0][1].get(b"exc_string", b"")
     try:
-        # No more than a megabyte: anybody who may use the queue could have written it.
+        # No more than a megabyte: any user of the queue may have written it.
         text = zlib.decompressobj().decompress(base64.b64decode(packed), 1 << 20).decode()
     except (ValueError, zlib.error):
         return "no readable reason recorded"
@@ -260,7 +261,7 @@ def _last_line(newest: Sequence[Any]) -> str:
 
 
 def job_state(store: Store, ticket: JobTicket) -> str:
-    """What RQ's keys say of a job, in words: ``queued``, ``started by <worker>``, ``failed: ...``."""
+    """The state of a job by RQ's keys: ``queued``, ``started by <worker>``, ``failed: ...``."""
     status, worker = _status(store, ticket)
     if status == "failed":
         return f"failed: {failure(store, ticket)}"
@@ -275,7 +276,7 @@ def finished(store: Store, ticket: JobTicket) -> bool:
 
 
 def is_queued(store: Store, ticket: JobTicket) -> bool:
-    """Whether nobody has begun with a job yet."""
+    """Whether a job still waits in its queue."""
     return _status(store, ticket)[0] == "queued"
 
 

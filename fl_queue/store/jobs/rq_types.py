@@ -1,10 +1,10 @@
 """
-What a job hash in Redis may say, and what a worker does with one that says anything else.
+RQ's job and queue types, restricted to this program's jobs; workers refuse any other job.
 
-JSON instead of pickle is no protection by itself: RQ imports any dotted path a hash names, ``os.system``
-included, follows callbacks and webhooks, and its worker quits at a hash it cannot read. Here a hash is
-read field by field, each of bounded size, and is either a call of one of its queue's functions with a
-run id and a number, or refused: taken out of the queue with a reason, and the worker goes on.
+JSON instead of pickle is no protection by itself: RQ imports any dotted path that a hash names, ``os.system``
+included, follows callbacks and webhooks, and its worker quits at a hash that it cannot read. Here a hash is
+read field by field, each of bounded size. It must be a call of one of its queue's functions with a run id
+and a number; otherwise it is removed from the queue with a reason, and the worker goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fl_queue.store import classify, fail_fast, keyspace, outlast, waits_for
 
 log = logging.getLogger(__name__)
 
-#: Raised in a job at its timeout.
+#: Exception that is raised in a job at its timeout.
 TimedOut = JobTimeoutException
 
 TRAIN = "workers.client.train"
@@ -51,11 +51,11 @@ _OF_QUEUES = {
     keyspace.EVALUATE_QUEUE: frozenset({EVALUATE, INITIALISE}),
     keyspace.POOL_QUEUE: frozenset({POOL_TRAIN, POOL_EVALUATE, POOL_INITIALISE}),
 }
-#: What clients do for a round, and for nothing else.
+#: Functions of jobs that belong to a round.
 OF_A_ROUND = (_OF_CLIENTS | _OF_QUEUES[keyspace.POOL_QUEUE] | {INITIALISE}) - {CLIENT_TELL}
 
 RESULT_TTL_S = 600
-#: Longest that a field of ours is, in bytes; a hash's other fields are not read.
+#: Limit of each field that is read, in bytes; other fields of a hash are not read.
 _LONGEST = {
     "data": 1024,
     "origin": 128,
@@ -86,7 +86,7 @@ _LARGEST_NUMBER = 2**32 - 1
 
 
 def allowed(queue_name: str) -> frozenset[str]:
-    """The only functions that the worker of a queue ever runs, whatever a job hash says."""
+    """The functions that the worker of a queue may run."""
     if queue_name.startswith(keyspace.client_queue("")):
         return _OF_CLIENTS
     return _OF_QUEUES.get(queue_name, frozenset())
@@ -106,6 +106,7 @@ class FLJob(Job):
         self.restore(self._fields())
 
     def restore(self, raw_data: Mapping[Any, Any]) -> None:
+        """Set the fields from a job hash. Raises JobRefused for one that is not allowed."""
         raw = {
             key.decode(errors="replace") if isinstance(key, bytes) else key: value
             for key, value in raw_data.items()
@@ -123,14 +124,14 @@ class FLJob(Job):
         self.enqueued_at = self._parsed("enqueued_at", str_to_date, enqueued_at)
         self.data = self._unpacked(raw["data"])
         self._check_call()
-        # Ours, whatever the hash says: what an evaluation leaves is its record.
+        # Not the hash's own value. An evaluation leaves its record, and needs no result.
         self.result_ttl = 0 if self.func_name == EVALUATE else RESULT_TTL_S
         self.failure_ttl = RESULT_TTL_S
         function = str(self.func_name).rpartition(".")[2]
         self.description = f"{function} {self.args[0]} {self.args[1]}"
 
     def refused(self, reason: str) -> JobRefused:
-        """The error that says why; at most a line, as it repeats what somebody wrote."""
+        """The error with a reason; at most one line, as it may quote the hash."""
         return JobRefused(f"job {self.id}: {reason[:200]!s}")
 
     def _fields(self) -> dict[str, bytes]:
@@ -150,7 +151,7 @@ class FLJob(Job):
             # Not a hash, or none that we may read.
             raise self.refused(str(exc)) from exc
         found = {name: value for name, value in zip(_LONGEST, values, strict=True) if value}
-        # That they are there is enough: nobody looks at what they say.
+        # Their existence is enough to refuse the job; their content is not read.
         return found | {name: b"set" for name in _REFUSED if lengths[name]}
 
     def _text(self, raw: Mapping[str, Any], name: str) -> str:
@@ -207,38 +208,43 @@ class FLJob(Job):
 
     @property
     def func(self) -> Callable[..., Any]:
+        """The function to call. Raises JobRefused before anything is imported."""
         self._check_call()
         return cast("Callable[..., Any]", super().func)
 
     def perform(self) -> Any:
         """Check the call again, then run it. Raises JobRefused before anything is imported."""
         self._check_call()
-        # Each function may be called again, as another attempt would: but here it loses no time.
+        # Each function may be called again; this costs less time than another attempt.
         return outlast(super().perform)
 
     def call(self) -> tuple[str, int]:
-        """What the job is about: run id and number."""
+        """The arguments of the job: run id and number."""
         return self.args[0], self.args[1]
 
     def get_status(self, refresh: bool = True) -> JobStatus:
+        """The status in the hash. Raises InvalidJobOperation for an invalid one."""
         try:
             return cast(JobStatus, super().get_status(refresh))
         except (ValueError, ResponseError) as exc:
             if classify(exc) is not None:
                 raise
-            # Somebody has written into the hash meanwhile.
+            # The hash was changed meanwhile.
             raise InvalidJobOperation(f"job {self.id} has no status") from exc
 
     @property
     def success_callback(self) -> None:
+        """No callback: none is followed from a hash."""
         return None
 
     @property
     def failure_callback(self) -> None:
+        """No callback: none is followed from a hash."""
         return None
 
     @property
     def stopped_callback(self) -> None:
+        """No callback: none is followed from a hash."""
         return None
 
 
@@ -257,9 +263,9 @@ def _is_call(args: list[Any]) -> bool:
 
 class FLQueue(Queue):
     """
-    A queue whose worker outlives whatever somebody puts into it.
+    A queue whose worker survives any invalid entry.
 
-    ``on_refused`` is told of each entry that is refused: its id and why.
+    ``on_refused`` is called for each refused entry, with its id and the reason.
     """
 
     on_refused: Callable[[str, str], None] = staticmethod(

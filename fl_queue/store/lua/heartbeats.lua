@@ -1,8 +1,8 @@
--- Note which clients are there. The operator's side alone calls this, the healer once a second. A longer
--- silence, or a step back, is an outage or a jump of this server's clock: who is alive is then not known
--- until everybody has had the time to be heard again (settling_s, counted down by the calls).
+-- Record the heartbeats of clients. Only the operator's side calls this, the healer once a second. A longer
+-- pause between calls, or a step back, is an outage or a jump of this server's clock: the living clients are
+-- then unknown until each has had the time to extend its lease again (settling_s, counted down by the calls).
 -- KEYS 1 zset of clients   2 clock
--- ARGV 1 longest silence, s   2 time to settle, s   3 JSON client -> seconds since it was heard   4.. who has left
+-- ARGV 1 longest silence, s   2 time to settle, s   3 JSON client -> seconds since its heartbeat   4.. clients that have left
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local clock = redis.call('HMGET', KEYS[2], 'ticked_at', 'settling_s')

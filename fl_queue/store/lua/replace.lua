@@ -15,6 +15,6 @@ while at <= #ARGV do
   redis.call(unpack(ARGV, at + 1, at + count))
   at = at + count + 1
 end
--- Last: a command that failed because somebody made its key something else is tried again with all others.
+-- Last, so that after a failed command (a key of a wrong type) the whole script is tried again.
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
 return 1

@@ -1,4 +1,4 @@
--- Move the oldest elements of a list to the end of the owner's, and return them; nothing for anybody else.
+-- Move the oldest elements of a list to the end of the owner's, and return them; none if the lease is another owner's.
 -- KEYS 1 results   2 taken   3 owner    ARGV 1 most elements   2 bytes from which on no further one is taken   3 token
 if redis.call('GET', KEYS[3]) ~= ARGV[3] then return false end
 -- A full server refuses LMOVE, though it needs no memory and is what frees some. After a write that is

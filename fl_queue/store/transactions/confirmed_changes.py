@@ -1,9 +1,9 @@
 """
 Changes of a run's state by a command that reports whether it made them.
 
-The reply to a transaction can be lost after the server has carried it out. Looking at the state is
-not enough then: somebody else may have changed it since, or may have done the same. So each command
-has a token, and the event that its transaction writes carries it.
+The reply to a transaction can be lost after the server has carried it out. The state does not show it then:
+another command may have changed it since, or may have made the same change. So each command has a token,
+which is a field of the event that its transaction writes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def decide(
         run: Run id.
         watched: Keys that ``body`` reads.
         body: Reads under WATCH and returns what is to be written; None: nothing.
-        by: Token of the command; empty: nobody has to know after a lost reply.
+        by: Token of the command; empty: no caller needs the result after a lost reply.
 
     Returns:
         Whether it was written. False: look again, and repeat if it is still wanted.
