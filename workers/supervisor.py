@@ -1,9 +1,8 @@
 """
-``fl-queue worker ROLE``: starts the RQ worker as a child (a pool: several) and starts it again when it ends.
+``fl-queue worker ROLE``: start the RQ worker as a child (a pool: several), and restart it when it ends.
 
-In the aggregator role it also runs the healer; in the client role it clears the outbox of updates
-whose rounds have ended. The first SIGTERM or Ctrl-C stops warm (the job at work is finished), the
-second cold.
+In the aggregator role it also runs the healer; in the client role it removes updates of ended rounds
+from the outbox. The first SIGTERM or Ctrl-C finishes the current job, the second ends it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -38,26 +37,47 @@ log = logging.getLogger(__name__)
 
 ROLES = ("client", "aggregator", "evaluator", "pool")
 RESTART_S = 0.2
-LONGEST_RESTART_S = 5.0
+MAX_RESTART_S = 5.0
 LIVED_S = 10.0
 #: Pause of a worker whose login is refused: an operator has to enrol it first.
 REVOKED_RESTART_S = 60.0
 TICK_S = 1.0
 
 
-class _Place:
-    """One worker process and what replaces it. Args: ``site``: passed on in its environment."""
+@dataclass(frozen=True)
+class _Child:
+    """
+    A started worker process.
+
+    Args:
+        process: The process.
+        descriptor: Its pidfd, readable when the process has ended.
+        started_at: Monotonic time of the start, seconds.
+    """
+
+    process: subprocess.Popen[bytes]
+    descriptor: int
+    started_at: float
+
+
+class _WorkerSlot:
+    """
+    Slot for one worker process at a time.
+
+    Args:
+        role: One of ``ROLES``.
+        site: Passed on to the process in its environment.
+    """
 
     def __init__(self, role: str, site: WorkerSettings) -> None:
         self.role, self.site = role, site
         self.due_at = 0.0
-        self.child: subprocess.Popen[bytes] | None = None
-        self.descriptor = -1
+        self.child: _Child | None = None
         self._pause_s = RESTART_S
 
     def start(self) -> None:
-        """Start the next process, under a name that no other had."""
-        # A client's name and the separator that none contains: its own by an ACL pattern.
+        """Start the next process, under a new name."""
+        # The ACL pattern of a client needs its name and a separator that no name contains.
         whose = f"{self.site.client}_" if self.site.client else f"{self.role}-"
         self.site = replace(self.site, worker=f"{whose}{secrets.token_hex(4)}")
         environment = {
@@ -65,48 +85,47 @@ class _Place:
             **self.site.to_environ(),
             "FLQ_SITE_SUPERVISOR": str(os.getpid()),
         }
-        self._started_at = time.monotonic()
-        # Its own session: Ctrl-C in a terminal reaches us alone, and we decide how to stop it.
-        self.child = subprocess.Popen(
+        started_at = time.monotonic()
+        # In a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone.
+        process = subprocess.Popen(
             python_command("-m", f"workers.{self.role}"), env=environment, start_new_session=True
         )
-        self.descriptor = os.pidfd_open(self.child.pid)
+        self.child = _Child(process, os.pidfd_open(process.pid), started_at)
 
-    def ended(self) -> int:
-        """Its process has ended: with which status. The next one is due after a pause."""
-        assert self.child is not None
-        os.close(self.descriptor)
-        status = self.child.wait()
+    def reap(self, child: _Child) -> int:
+        """Empty the slot of an ended process, and schedule the next one. Returns the exit status."""
+        os.close(child.descriptor)
+        status = child.process.wait()
         self.child = None
-        # Killed from outside, or after a while: at once. One that ends by itself gets slower.
-        quick = status < 0 or time.monotonic() - self._started_at > LIVED_S
-        self._pause_s = RESTART_S if quick else min(2 * self._pause_s, LONGEST_RESTART_S)
+        # A process that was killed or that lived long is replaced at once, others ever more slowly.
+        quick = status < 0 or time.monotonic() - child.started_at > LIVED_S
+        self._pause_s = RESTART_S if quick else min(2 * self._pause_s, MAX_RESTART_S)
         self.due_at = time.monotonic() + (
             REVOKED_RESTART_S if status == EXIT_REVOKED else self._pause_s
         )
         return status
 
     def send(self, signum: signal.Signals) -> None:
-        """Send its process a signal, if there is one."""
-        if self.child is not None and self.child.poll() is None:
-            self.child.send_signal(signum)
+        """Send a signal to the process, if it runs."""
+        if self.child is not None and self.child.process.poll() is None:
+            self.child.process.send_signal(signum)
 
 
 class Supervisor:
     """
-    Keeps one RQ worker running, or several.
+    Keep one or several RQ workers running.
 
     Args:
         role: One of ``ROLES``.
         site: Passed on to the workers in their environment.
-        count: Workers at a time.
+        count: Number of workers.
     """
 
     def __init__(self, role: str, site: WorkerSettings, count: int = 1) -> None:
         self.role = role
         self.site = replace(site, token=secrets.token_hex(8))
         self.stopping = 0
-        self._places = [_Place(role, self.site) for _ in range(count)]
+        self._slots = [_WorkerSlot(role, self.site) for _ in range(count)]
         self._chores: BackgroundTask | None = None
 
     def run(self) -> int:
@@ -119,21 +138,21 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         refused, offspring = False, Offspring()
-        while not refused and (not self.stopping or any(place.child for place in self._places)):
+        while not refused and (not self.stopping or any(slot.child for slot in self._slots)):
             self._start_due()
-            for place in self._wait():
-                status = place.ended()
-                # A worker that was killed could not end what its job had started.
-                offspring.end(other.child.pid for other in self._places if other.child)
+            for slot, child in self._wait():
+                status = slot.reap(child)
+                # A killed worker cannot end the processes of its job.
+                offspring.end(other.child.process.pid for other in self._slots if other.child)
                 refused |= status == EXIT_REFUSED
                 if not self.stopping and not refused:
-                    self._say_ended(place, status)
+                    self._report_end(slot, status)
         self._try(lambda: self.chores.end())
         return EXIT_REFUSED if refused else 0
 
     @property
     def chores(self) -> BackgroundTask:
-        """The role's task; imported after the worker has been started, which must not wait for it."""
+        """Background task of the role, imported after the start of the worker to not delay it."""
         from workers.background import chores_of
 
         if self._chores is None:
@@ -141,19 +160,21 @@ class Supervisor:
         return self._chores
 
     def _start_due(self) -> None:
-        for place in self._places:
-            if place.child is None and place.due_at <= time.monotonic() and not self.stopping:
-                place.start()
-                if self.stopping:  # A signal came in between.
-                    place.send(signal.SIGTERM)
+        for slot in self._slots:
+            if slot.child is None and slot.due_at <= time.monotonic() and not self.stopping:
+                slot.start()
+                if self.stopping:  # A signal arrived during the start.
+                    slot.send(signal.SIGTERM)
 
-    def _wait(self) -> list[_Place]:
-        """The places whose process has ended, after a second at most; chores are done meanwhile."""
-        by_descriptor = {place.descriptor: place for place in self._places if place.child}
+    def _wait(self) -> list[tuple[_WorkerSlot, _Child]]:
+        """Wait a second at most for processes to end; run the background task when none has."""
+        by_descriptor = {
+            slot.child.descriptor: (slot, slot.child) for slot in self._slots if slot.child
+        }
         poll = select.poll()
         for descriptor in by_descriptor:
             poll.register(descriptor, select.POLLIN)
-        due = [place.due_at for place in self._places if place.child is None]
+        due = [slot.due_at for slot in self._slots if slot.child is None]
         pause_s = min([TICK_S, *(max(0.0, at - time.monotonic()) for at in due)])
         ended = poll.poll(pause_s * 1000)
         if not ended:
@@ -161,7 +182,7 @@ class Supervisor:
         return [by_descriptor[descriptor] for descriptor, _ in ended]
 
     def _try(self, chore: Callable[[], None]) -> None:
-        """Do a chore, whatever comes of it: what ends a supervisor takes its worker's training along."""
+        """Run a chore and report its errors; an error must not end the supervisor, and so the training."""
         try:
             chore()
         except Exception as exc:  # noqa: BLE001
@@ -175,23 +196,23 @@ class Supervisor:
             "stopping %s",
             "when the job at work is done; once more to stop now" if self.stopping == 1 else "now",
         )
-        for place in self._places:
-            # RQ takes a second SIGTERM within a second for an echo of the first.
-            place.send(signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
+        for slot in self._slots:
+            # RQ ignores a second SIGTERM within a second as an echo of the first.
+            slot.send(signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
 
-    def _say_ended(self, place: _Place, status: int) -> None:
+    def _report_end(self, slot: _WorkerSlot, status: int) -> None:
         if status == EXIT_REVOKED:
             log.warning("%s worker: trying again in %g s", self.role, REVOKED_RESTART_S)
             return
         log.warning("%s worker ended with status %s: starting it again", self.role, status)
-        self._forget_worker(place)
+        self._release_lease(slot)
 
-    def _forget_worker(self, place: _Place) -> None:
-        """Release the lease of a child that is certainly dead: its jobs need not wait for it to run out."""
+    def _release_lease(self, slot: _WorkerSlot) -> None:
+        """Release the lease of a dead child, so that its jobs are taken before the lease expires."""
 
         def release() -> None:
-            with replace(self.site).store() as store:  # Of the credentials as they are now.
-                store.control.leases.release(keyspace.worker(place.site.worker), self.site.token)
+            with replace(self.site).store() as store:  # Reads the current credentials.
+                store.control.leases.release(keyspace.worker(slot.site.worker), self.site.token)
 
         self._try(release)
 
@@ -211,7 +232,7 @@ def main() -> int:
         state_folder.enter(site.state_dir)
         for risk in {risk: None for url in site.urls() for risk in exposure.of_url(url)}:
             log.warning("%s; %s", risk.what, risk.fix)
-        # The command that starts it waits for a line; later outages are waited out.
+        # The starting command waits for a line, so an outage is an error here; later ones are waited out.
         site.store(INTERACTIVE).close()
     except FLQueueError as exc:
         revoked = site.credentials and is_login_refused(exc)

@@ -185,20 +185,20 @@ class UpdateMerger:
         return self.add(header, body)
 
     def add(
-        self, header: Header, body: Bytes, most_examples: int = 0, staleness: int = 0
+        self, header: Header, body: Bytes, max_client_examples: int = 0, staleness: int = 0
     ) -> MergedUpdate:
         """
         Add one update that ``check`` let pass.
 
         Args:
-            most_examples: More of them than its client is enrolled with count as so many; 0: any.
+            max_client_examples: Cap on the examples of its client; 0: none.
             staleness: Versions that were made while it was; 0 in a synchronous round.
 
         Raises:
             MessageError: It is not of the manifest, damaged, or beyond a limit; nothing was added.
             CheckpointError: There is no room on disk for all updates of the round.
         """
-        weight = counted = weight_of(self.aggregation, header.num_examples, most_examples)
+        weight = counted = weight_of(self.aggregation, header.num_examples, max_client_examples)
         if self.discount is not None:
             counted = self.discount.full(weight)
             weight = self.discount.discounted(weight, staleness)

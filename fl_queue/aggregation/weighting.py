@@ -23,7 +23,7 @@ class WeightSettings(Protocol):
         """More examples than that count as that many."""
 
 
-def weight_of(settings: WeightSettings, num_examples: int, most_examples: int = 0) -> int:
+def weight_of(settings: WeightSettings, num_examples: int, max_client_examples: int = 0) -> int:
     """
     The integer weight of an update in the mean, 1 to ``largest_weight``.
 
@@ -34,7 +34,7 @@ def weight_of(settings: WeightSettings, num_examples: int, most_examples: int = 
         settings: The config's ``[aggregation]`` section.
         num_examples: Examples that the client reports; more than ``aggregation.max_examples`` count as so
             many.
-        most_examples: The same cap for this client alone; 0: none.
+        max_client_examples: The same cap for this client alone; 0: none.
 
     Raises:
         MessageError: The claim is less than 1, whatever the weighting.
@@ -45,7 +45,7 @@ def weight_of(settings: WeightSettings, num_examples: int, most_examples: int = 
     if num_examples < 1:
         raise MessageError(f"num_examples is {num_examples}, not 1 or more")
     most = settings.max_examples
-    return _weight(settings, min(num_examples, most, most_examples or most))
+    return _weight(settings, min(num_examples, most, max_client_examples or most))
 
 
 def largest_weight(settings: WeightSettings) -> int:

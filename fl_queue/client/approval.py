@@ -32,7 +32,7 @@ from fl_queue.protocol.records import AwaitedUpdate
 #: What is made of a site's data; a failure is not, and version 0 is not.
 _OF_DATA = ("update", "evaluation")
 DECLINED = "declined by its site"
-LONGEST_REASON = 200
+MAX_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def decide(item: PendingUpdate, approved: bool, reason: str = "") -> None:
     Raises:
         LocalStorageError: The file cannot be written.
     """
-    why = printable(reason)[:LONGEST_REASON]
+    why = printable(reason)[:MAX_REASON_LENGTH]
     shown = "" if approved else DECLINED + (f": {why}" if why else "")
     file = item.path.with_suffix(outbox.DECISION)
     files.write_private(

@@ -136,7 +136,7 @@ class ClientJob:
             threads=self.site.threads,
             max_examples=self.site.max_examples,
             min_examples=self.site.min_examples,
-            min_batch=self.site.fewest_a_step,
+            min_batch=self.site.min_step_examples,
             loader_workers=self.site.loader_workers,
         )
 

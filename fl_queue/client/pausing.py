@@ -24,7 +24,7 @@ from fl_queue.errors import ConfigError, LocalStorageError
 _FILE = "paused"
 #: Every reason begins with it.
 _PAUSED = "paused by its site"
-LONGEST_REASON = 200
+MAX_REASON_LENGTH = 200
 
 
 def register_client(site: WorkerSettings) -> None:
@@ -71,7 +71,7 @@ def pause(state_dir: Path, client: str, reason: str, now: datetime) -> bool:
     if path.exists():
         return False
     since = now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = {"since": since, "reason": printable(reason)[:LONGEST_REASON]}
+    text = {"since": since, "reason": printable(reason)[:MAX_REASON_LENGTH]}
     files.write_private(path, dumps(text).encode())
     return True
 

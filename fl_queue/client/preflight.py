@@ -89,5 +89,5 @@ def _context(site: WorkerSettings, state: RunState, config: RunConfig) -> Client
         threads=site.threads,
         max_examples=site.max_examples,
         min_examples=site.min_examples,
-        min_batch=site.fewest_a_step,
+        min_batch=site.min_step_examples,
     )

@@ -46,9 +46,9 @@ class WorkerSettings:
         token: Holds this worker's leases; a restarted worker of the same supervisor keeps it.
         quiet_hours: Parts of the day in which it is paused, ``08:00-18:00``, by this machine's clock.
         max_examples: Most training samples a round may use; 0: all.
-        min_examples: Fewest training samples it trains with, and fewest samples of a statistic that it sends.
-        min_batch: Fewest of them in a step of the training, and that make up an update; 0: as
-            ``fewest_a_step`` has it.
+        min_examples: Minimum of training samples, and of samples in a statistic that is sent.
+        min_batch: Minimum of samples in a training step, and in an update; 0: see
+            ``min_step_examples``.
         approve: Whether updates and evaluations leave only after a decision at this site.
         pins: Digests of the only configs that it serves; empty: any.
         operator_key: File of the operator's key, on the operator's side; empty: where it is by default.
@@ -149,11 +149,11 @@ class WorkerSettings:
         )
 
     @property
-    def fewest_a_step(self) -> int:
+    def min_step_examples(self) -> int:
         """
-        Fewest examples of which a step, and an update, is made.
+        Minimum of examples in a training step, and in an update.
 
-        Not all of a large ``min_examples``: usual batches are of 10 to 64.
+        It is lower than a large ``min_examples``, as usual batches have 10 to 64.
         """
         return self.min_batch or min(self.min_examples, MIN_EXAMPLES)
 

@@ -1,11 +1,11 @@
 """
-Runs that the control server does not know: what a site keeps of them is not thrown away at once.
+Delayed removal of a site's files of runs that the control server does not know.
 
-Such a run was deleted; or the server is another one, or empty: started with the wrong folder, a replica
-that had nothing yet, a wrong URL. Then the finished updates of a site are all that is left of its work. So
-they are removed only for a run that was deleted, which a tombstone shows for a day, or after a day in which
-the run was looked for and not found. That day is counted, in a file: each look adds the time since the look
-before it, and a few seconds at most. So restarts lose nothing of it, and a clock that jumps adds nothing.
+Such a run was deleted, or the server is a wrong or an empty one: a wrong folder or URL, or a replica
+without data. Then the finished updates of a site are the only copy of its work. They are removed for a
+run with a tombstone, which is kept for a day, and after a run has been unknown for a counted day. The count
+is in a file; each check adds the time since the previous one, at most ``MAX_STEP_S``. So a restart does not
+reset it, and a jump of the clock adds little.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.errors import LocalStorageError, StoreUnavailable, Trouble
 from fl_queue.store import Control, queries
 
-#: Counted time for which a run has to be unknown before what is kept of it is removed.
+#: Counted time for which a run is unknown before its files are removed.
 GONE_AFTER_S = 24 * 3600.0
-#: A look adds no more than this: supervisors look every five seconds.
-LONGEST_STEP_S = 10.0
+#: Largest time that one check adds; supervisors check every five seconds.
+MAX_STEP_S = 10.0
 _FILE = "unknown-runs.json"
 
 
 def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]:
     """
-    Whether a finished update is not wanted any more, by run id, round and whose it is; for ``outbox.sweep``.
+    Make the predicate of ``outbox.sweep``: whether an update (run id, round, client) may be removed.
 
     Args:
         control: The control server.
@@ -53,11 +53,11 @@ def may_go(control: Control, state_dir: Path) -> Callable[[str, int, str], bool]
 
 class UnknownRuns:
     """
-    Runs that the control server does not know, and the time since.
+    Counted times for which runs have been unknown to the control server.
 
     Args:
         control: The control server.
-        state_dir: The site's folder; how long runs have been unknown is in a file there.
+        state_dir: The site's folder, with the file of counted times.
     """
 
     def __init__(self, control: Control, state_dir: Path) -> None:
@@ -65,7 +65,7 @@ class UnknownRuns:
         self._file = state_dir / _FILE
 
     def is_gone(self, run: str) -> bool:
-        """Whether a run was deleted, or has been unknown for a day; asked again, the time counts on."""
+        """Whether a run was deleted, or has been unknown for a day. Each call adds to the count."""
         if self._control.runs.is_needed(run):
             self.forget(run)
             return False
@@ -86,13 +86,13 @@ class UnknownRuns:
         noted, now = self._read(), time.time()
         seen = noted.get(run, {})
         counted, last = (_number(seen.get(name)) for name in ("counted_s", "looked_at"))
-        step = min(max(now - last, 0.0), LONGEST_STEP_S) if last else 0.0
+        step = min(max(now - last, 0.0), MAX_STEP_S) if last else 0.0
         noted[run] = {"counted_s": round(counted + step, 3), "looked_at": round(now, 3)}
         self._write(noted)
         return counted + step
 
     def forget(self, run: str) -> None:
-        """A run is known: no time counts that it was not."""
+        """Reset the count of a run that is known again."""
         noted = self._read()
         if noted.pop(run, None) is not None:
             self._write(noted)

@@ -1,9 +1,9 @@
 """
 A CSV table with a label column: logistic regression, or a small perceptron.
 
-Columns are standardised inside the model: raw values go in, and one model serves all sites.
-Without ``task.means`` and ``task.stds`` the first round's clients find the statistics together:
-each trains with its own, sends them as buffers, and their weighted mean is that of all their rows.
+Columns are standardised inside the model, so its input is raw values at all sites.
+Without ``task.means`` and ``task.stds`` the statistics come from the first round: each client trains
+with its own and sends them as buffers, whose weighted mean is that of all rows.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # In float32, mean(x^2) - mean(x)^2 of a column whose spread is below a thousandth of its mean is
 # mostly rounding; such a column counts as constant.
 _CONSTANT = 1e-6
-# So many cells that cannot be used are named; the others are counted.
+# Unusable cells that are named in a message; more are counted.
 _NAMED = 3
-# What other programs write between cells.
+# Separators of other programs, for a better message.
 _SEPARATORS = (";", "\t", "|")
 
 
@@ -84,7 +84,7 @@ class CsvTask(Task):
         )
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
-        """The label's values and the columns, both in their order."""
+        """Return the classes and the columns in the model's order."""
         return {"classes": self._classes(), "columns": self._features()}
 
     def test_data(self, data_dir: str) -> TensorDataset | None:
@@ -114,7 +114,7 @@ class CsvTask(Task):
         return super().train(model, data, context, on_epoch)
 
     def usage(self) -> ModelUsage:
-        """Raw columns in, a score for each class out."""
+        """Describe input and output: raw columns, and a score for each class."""
         fixed = {name: list(self.options[name]) for name in ("means", "stds") if self.options[name]}
         return ModelUsage(
             "raw numbers of the columns (B, columns), float32; the model standardises them",
@@ -128,7 +128,7 @@ class CsvTask(Task):
         return torch.zeros(1, len(self._features()))
 
     def _named(self, feature: str) -> str:
-        """A feature as others may read it: by its name only where the config lists it."""
+        """Name a feature for other sites, with its name only if the config lists it."""
         listed = _names(self.options["features"])
         return f" (task.features: {feature})" if feature in listed else " (of those the file names)"
 
@@ -173,14 +173,14 @@ class CsvTask(Task):
         return [name for name in header if name not in self._others()]
 
     def _others(self) -> set[str]:
-        """The columns that are no features."""
+        """Columns that are not features: label and owner."""
         return {name for name in (self.options["label"], self.options["owner"]) if name}
 
     def _read(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features (N, features) and class indices (N,) of a file, in its order."""
+        """Read features (N, features) and class indices (N,) of a file, in file order."""
         features, label = self._features(), self.options["label"]
         columns = _positions(path, _header(path), features, label)
-        # Where each is, its name, and how others may read it.
+        # Position of each feature, its name, and its name for other sites.
         wanted = [
             (columns[name], name, f"column {columns[name] + 1}{self._named(name)}")
             for name in features
@@ -209,10 +209,10 @@ class CsvTask(Task):
         self, path: Path, line: int, column: int, cells: Sequence[str], known: Collection[str]
     ) -> DataError:
         """
-        What is wrong with a label; its line is for the site alone, and it is raised after all other errors.
+        Make the error for an unknown label. Its line is shown to the site alone.
 
-        The config chooses both the column and the classes: from the line of the first cell that is not
-        among them, or from which error comes first, it could read one cell after the other.
+        It is raised after all other errors. The config chooses the column and the classes, so the line of
+        the first unknown label, or the order of errors, would let it read the file cell by cell.
         """
         label = self.options["label"]
         return DataError(
@@ -224,7 +224,7 @@ class CsvTask(Task):
 
 class PooledTable(nn.Module):
     """
-    Standardises by buffers that the clients of the first round find together.
+    Standardise by buffers that are averaged over the clients of the first round.
 
     Args:
         layers: Standardised columns (B, features) -> class scores.
@@ -238,14 +238,14 @@ class PooledTable(nn.Module):
     def __init__(self, layers: nn.Module, features: int) -> None:
         super().__init__()
         self.layers = layers
-        # Means of x and x^2, since both of them, unlike a deviation, can be averaged over sites.
+        # Means of x and of x^2 can be averaged over sites; a deviation cannot.
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_square_mean", torch.zeros(features))
-        # Integer buffers merge by their maximum: 1 as soon as one client has set it.
+        # Integer buffers are merged by maximum, so one client suffices.
         self.register_buffer("standardised", torch.zeros((), dtype=torch.int64))
 
     def adopt_statistics(self, rows: Tensor) -> Tensor:
-        """Take the statistics of ``rows`` (N, features) as buffers; returns the mean squares."""
+        """Set the buffers from ``rows`` (N, features). Returns the mean squares (features,)."""
         exact = rows.to(self.feature_mean.device, torch.float64)
         self.feature_mean.copy_(exact.mean(dim=0))
         self.feature_square_mean.copy_((exact**2).mean(dim=0))
@@ -253,7 +253,7 @@ class PooledTable(nn.Module):
         return self.feature_square_mean
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, features) -> (B, classes); constant columns are only centred."""
+        """Compute scores: (B, features) -> (B, classes). Constant columns are only centred."""
         variance = self.feature_square_mean - self.feature_mean**2
         constant = variance <= _CONSTANT * self.feature_square_mean
         deviation = torch.where(constant, 1.0, variance).sqrt()
@@ -263,7 +263,7 @@ class PooledTable(nn.Module):
 
 class FixedTable(nn.Module):
     """
-    Standardises by numbers from the config, which therefore do not travel with the model.
+    Standardise by numbers of the config, which are not part of the state dict.
 
     Args:
         layers: Standardised columns (B, features) -> class scores.
@@ -280,13 +280,13 @@ class FixedTable(nn.Module):
         self.register_buffer("stds", stds, persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, features) -> (B, classes)."""
+        """Compute scores: (B, features) -> (B, classes)."""
         scores: Tensor = self.layers((rows - self.means) / self.stds)
         return scores
 
 
 class _Classes:
-    """Which class a label is: by its text, and where all classes are numbers by its value (1.0 is 1)."""
+    """Index of classes: by text, and by value if all classes are numbers (1.0 equals 1)."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.by_text = {name: index for index, name in enumerate(names)}
@@ -295,13 +295,13 @@ class _Classes:
         self.by_value = {value: n for n, value in enumerate(values)} if are_numbers else {}
 
     def index(self, cell: str) -> int:
-        """From 0; -1: it is none of them."""
+        """Class index of a cell, from 0; -1: unknown."""
         found = self.by_text.get(cell)
         return self.by_value.get(_number(cell), -1) if found is None else found
 
 
 class _Unusable:
-    """The cells of a file that are no numbers: the first ones are named, all are counted."""
+    """Cells of a file that are not numbers: the first are named, all are counted."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -310,7 +310,7 @@ class _Unusable:
         self.public = ""
 
     def add(self, line: int, cells: Sequence[str], wanted: Sequence[tuple[int, str, str]]) -> None:
-        """Note what a row has of them. Args: ``wanted``: where each feature is, its name, and that for others."""
+        """Record the unusable cells of a row. Args: ``wanted``: position, name and public name of each feature."""
         for place, name, public in wanted:
             cell = cells[place]
             if _number(cell) is not None:
@@ -322,14 +322,14 @@ class _Unusable:
                 self.public = self.public or f"line {line}, {public}: {what}"
 
     def check(self) -> None:
-        """Raises DataError if there are any."""
+        """Raise DataError if a cell was unusable."""
         if not self.count:
             return
         count = f"; {self.count} such cells in all" if self.count > 1 else ""
         raise DataError(
             str(self.path),
-            f"{'; '.join(self.named)}{count}. csv reads numbers with a decimal point: fill in what is "
-            "missing, and write 0 and 1 for words, or leave the column out of task.features",
+            f"{'; '.join(self.named)}{count}. csv reads numbers with a decimal point: fill in missing "
+            "cells, and write 0 and 1 for words, or leave the column out of task.features",
             public=f"{self.public}{count}",
         )
 
@@ -357,7 +357,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row, the header first; all are as long as the header."""
+    """Yield line number and cells of each row, the header first. Raises DataError for a row of another length."""
     width = None
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
@@ -420,7 +420,7 @@ def _positions(path: Path, header: list[str], features: list[str], label: str) -
 
 
 def _check_once(path: Path, header: list[str], name: str, field: str) -> None:
-    """Raises DataError if a column is there twice: the name would be ambiguous."""
+    """Raise DataError if a column name occurs twice."""
     places = [str(index) for index, one in enumerate(header, 1) if one == name]
     if len(places) > 1:
         where = f"as columns {', '.join(places)}"
@@ -432,12 +432,12 @@ def _check_once(path: Path, header: list[str], name: str, field: str) -> None:
 
 
 def _number(cell: str) -> float | None:
-    """A cell as a number that float32 can hold; None: it is none."""
+    """Parse a cell as a finite float32; None: it is not one."""
     try:
         value = float(cell)
     except ValueError:
         return None
-    # False for NaN too. Python takes 1_000 for a thousand; in a table it is a mistake, or a name.
+    # NaN fails the comparison. Python parses 1_000; in a table it is a mistake or a name.
     return value if -_FLOAT32_MAX <= value <= _FLOAT32_MAX and "_" not in cell else None
 
 

@@ -30,28 +30,28 @@ from fl_queue.training.model_tensors import load_arrays
 if TYPE_CHECKING:
     import onnx
 
-#: Of a file, by protobuf.
+#: Largest file of protobuf, with a margin for the graph.
 _ONNX_BYTES = 2**31 - 2**24
 _OPSET = 20
 
 
 def load(config: RunConfig, allow: Sequence[str], data_dir: str) -> Task:
     """
-    The task of a run.
+    Load the task of a run.
 
     Args:
-        allow: Own tasks that may be imported: the name comes from Redis.
-        data_dir: This machine's data folder, where the model depends on it.
+        allow: Own tasks that may be imported, as the name comes from Redis.
+        data_dir: This machine's data folder; needed if the model depends on it.
 
     Raises:
-        ConfigError: It is not let in, or cannot be loaded.
+        ConfigError: The task is not allowed, or cannot be loaded.
     """
     if code := _barred(config, allow):
         raise ConfigError(
             "--task-allow",
             f"{code} is own code, and runs here only if you trust it: add --task-allow {code}",
         )
-    # Built-in ones are forbidden to train on a site's data; here a user asks for a model.
+    # A site's list may exclude built-in tasks from its data; an export is a user's own command.
     return load_task(config.run.task, config, (*allow, *TASKS), data_dir)
 
 
@@ -60,7 +60,7 @@ def _barred(config: RunConfig, allow: Sequence[str]) -> str:
 
 
 def state_dict(manifest: Manifest, body: Bytes) -> dict[str, Tensor]:
-    """A version as ``load_state_dict`` takes it; tied tensors share their storage."""
+    """Make a state dict of a version; tied tensors share their storage."""
     tensors = {
         name: torch.from_numpy(array.copy())
         for name, array in tensor_layout.views(manifest, body).items()
@@ -73,7 +73,7 @@ def write_torch(path: Path, manifest: Manifest, body: Bytes) -> None:
     Write a plain state dict, for ``torch.load(path, weights_only=True)``.
 
     Raises:
-        DataError: It cannot be written.
+        DataError: The file cannot be written.
     """
     made = io.BytesIO()
     torch.save(state_dict(manifest, body), made)
@@ -91,17 +91,17 @@ def write_onnx(
     """
     Write the model as a graph with ``input`` and ``output``, their first dimension of any size.
 
-    The graph is the task's model in evaluation mode, so what the model does to its input is in it;
-    what the task does before is in words among the properties.
+    The graph is the task's model in evaluation mode. Preprocessing inside the model is part of it;
+    preprocessing by the task is described in the properties.
 
     Args:
-        properties: The file's metadata, beside the task's own description of its use.
-        data_dir: Where an input is looked for, if the task has no ``example_input``.
+        properties: Metadata of the file, in addition to the task's usage.
+        data_dir: Data folder for an example input, if the task has no ``example_input``.
 
     Raises:
         ConfigError: The packages are missing, or torch cannot turn this model into a graph.
         DataError: No input was found, or the file cannot be written.
-        ModelMismatch: The task builds another model than the run's.
+        ModelMismatch: The task's model does not fit the run's.
     """
     _check_packages()
     if manifest.nbytes > _ONNX_BYTES:
@@ -138,7 +138,7 @@ def _graph(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     try:
         program = torch.onnx.export(
             model,
-            # Of two: torch takes what is 1 for a constant.
+            # A batch of two, as torch treats a dimension of 1 as constant.
             (example.expand(2, *example.shape[1:]).contiguous(),),
             input_names=["input"],
             output_names=["output"],
@@ -159,7 +159,7 @@ def _graph(model: nn.Module, example: Tensor) -> onnx.ModelProto:
 
 
 def _example(task: Task, data_dir: str) -> Tensor:
-    """One input, (1, ...): of the task, else the first of its test data, else of a client's."""
+    """Get one input (1, ...): of the task, else of its test data, else of a client's data."""
     found = task.example_input()
     if found is not None:
         return found
@@ -185,7 +185,7 @@ def _example(task: Task, data_dir: str) -> Tensor:
 def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
     import onnx
 
-    # The exporter notes where in which file each node came from: nobody's business.
+    # Remove the exporter's notes on source files: they name folders of this machine.
     places: list[Any] = [graph.graph, *graph.functions]
     for place in places:
         for node in place.node:
@@ -207,10 +207,10 @@ def _describe(graph: onnx.ModelProto, properties: Mapping[str, str]) -> None:
 
 def usage_of(config: RunConfig, allow: Sequence[str], data_dir: str) -> ModelUsage | None:
     """
-    The task's description of its model; None for an own task that may not be imported here.
+    Usage by the task; None for own code that may not be imported here.
 
     Raises:
-        ConfigError, DataError: The task cannot describe it here.
+        ConfigError, DataError: The task cannot be loaded, or cannot describe its model here.
     """
     if _barred(config, allow):
         return None

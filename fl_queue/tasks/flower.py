@@ -1,7 +1,7 @@
 """
-A Flower client as a task (``run.task = "flower:module:attribute"``); docs/guides/flower.md teaches it.
+A Flower client as a task (``run.task = "flower:module:attribute"``); see docs/guides/flower.md.
 
-The client trains and evaluates by itself, and its parameters are the model's tensors: those of the
+The client has its own training and evaluation. Its parameters are the model's tensors: those of the
 torch model that ``task.flower_model`` names, else numbered arrays. Needs the extra ``flower``.
 """
 
@@ -32,8 +32,8 @@ from fl_queue.tasks.flower_adapter import Config, FlowerApp, Named, Reply
 from fl_queue.training.model_tensors import load_some, state_of
 from fl_queue.training.sgd import Samples
 
-#: Why some things cannot be: after the client's name.
-_ITS_OWN = "is a Flower client, which reads its data itself"
+#: Reason of a refusal, after the client's name.
+_READS_ITS_DATA = "is a Flower client, which reads its data itself"
 
 
 class ArrayModel(nn.Module):
@@ -41,11 +41,11 @@ class ArrayModel(nn.Module):
     A list of arrays as a model: tensor ``i`` is array ``i``, of its dtype.
 
     Args:
-        name: Whose they are, for messages.
+        name: Origin of the arrays, for messages.
         arrays: Floats become parameters, integers and booleans integer buffers.
 
     Raises:
-        ModelMismatch: There is none, or one's dtype cannot travel; names it.
+        ModelMismatch: No array, or one whose dtype cannot be sent; names it.
     """
 
     def __init__(self, name: str, arrays: list[NDArray[Any]]) -> None:
@@ -62,16 +62,16 @@ class ArrayModel(nn.Module):
 
 class FlowerTask(Task):
     """
-    The task that a Flower client is.
+    Task that is a Flower client.
 
     Args:
         config: The run's config; ``[task]`` goes to the client.
-        module: Where its code is.
+        module: Module of the client's code.
         app: The client.
-        model: What ``task.flower_model`` names; None: the client's ``get_parameters`` makes the model.
+        model: Factory of ``task.flower_model``; None: the client's ``get_parameters`` makes the model.
 
     Raises:
-        ConfigError: ``[task]`` holds what no Flower config can; or the app needs a model.
+        ConfigError: ``[task]`` has a value that no Flower config can hold, or the app needs a model.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FlowerTask(Task):
         self._module, self._app, self._make = module, app, model
         self._options = _flat("task", config.task)
         self._options.pop(FLOWER_MODEL, None)
-        self._context = _anywhere(config)
+        self._context = _initial_context(config)
 
     @property
     def code(self) -> Callable[..., Any] | ModuleType:
@@ -89,7 +89,7 @@ class FlowerTask(Task):
         return self._module
 
     def build_model(self) -> nn.Module:
-        """The model that ``task.flower_model`` makes, else what ``get_parameters`` returns."""
+        """Build the model of ``task.flower_model``, else one of the arrays of ``get_parameters``."""
         if self._make is None:
             node, run = _node(self._context), self._run(self._context)
             return ArrayModel(self._app.name, list(self._app.parameters(node, run).values()))
@@ -107,14 +107,14 @@ class FlowerTask(Task):
 
     def client_data(self, context: ClientContext) -> ClientData:
         """
-        Empty: the client reads its data itself, and reports their number by training.
+        Return placeholders: the client reads its data itself, and reports their number after training.
 
         Raises:
-            ConfigError: The site wants to give a part of them.
+            ConfigError: The site limits the number of examples.
         """
         if context.max_examples:
             raise ConfigError(
-                "--max-examples", f"{self._app.name} {_ITS_OWN}; leave it out", public=True
+                "--max-examples", f"{self._app.name} {_READS_ITS_DATA}; leave it out", public=True
             )
         self._context = context
         return ClientData(_Hidden("train"), _Hidden("validation"))
@@ -123,17 +123,19 @@ class FlowerTask(Task):
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Sums:
         """
-        Have the client train, and copy what it returns into ``model``.
+        Train by the client, and copy the returned arrays into ``model``.
 
         Raises:
-            ConfigError: ``data`` are not those of one client, or are fewer than the site trains with.
-            DataError: It trained on nothing.
-            ModelMismatch: It returned other arrays than it was given.
+            ConfigError: ``data`` are not one client's, or fewer than the site's minimum.
+            DataError: The client trained on no examples.
+            ModelMismatch: The returned arrays do not fit the model.
         """
         own = data.train
         if not isinstance(own, _Hidden):
             raise ConfigError(
-                "run.task", f"{self._app.name} {_ITS_OWN}, and not those of others", public=True
+                "run.task",
+                f"{self._app.name} {_READS_ITS_DATA}, and not those of others",
+                public=True,
             )
         given = _arrays_of(model)
         config, node, run = self._config(context), _node(context), self._run(context)
@@ -154,15 +156,15 @@ class FlowerTask(Task):
 
     def evaluate(self, model: nn.Module, dataset: Samples, context: ClientContext) -> Sums:
         """
-        The client's evaluation, on its own validation data; without examples if it has none.
+        Evaluate by the client, on its own validation data; without examples if it has none.
 
         Raises:
-            ConfigError: Other data are asked for, such as its training data.
+            ConfigError: ``dataset`` is not the client's validation data.
         """
         if not isinstance(dataset, _Hidden) or dataset.part != "validation":
             raise ConfigError(
                 "aggregation.strategy",
-                f"it wants the loss on other data than validation, and {self._app.name} {_ITS_OWN}; "
+                f"it wants the loss on other data than validation, and {self._app.name} {_READS_ITS_DATA}; "
                 "use another one",
                 public=True,
             )
@@ -171,7 +173,7 @@ class FlowerTask(Task):
         return _sums(reply) if reply.num_examples >= context.min_examples else {"num_examples": 0}
 
     def _config(self, context: ClientContext) -> dict[str, bool | int | float | str]:
-        """What ``fit`` and ``evaluate`` get as their config, or a message as its ConfigRecord."""
+        """Config of ``fit`` and ``evaluate``, or the ConfigRecord of a message."""
         return {
             "server_round": context.round,
             "server-round": context.round,
@@ -190,18 +192,18 @@ class FlowerTask(Task):
 
 class _Hidden(Dataset[Any]):
     """
-    Samples that only the client sees.
+    Placeholder of samples that only the client can read.
 
     Args:
         part: ``train`` or ``validation``.
     """
 
-    #: ``count`` is not known before the client has trained.
+    #: ``count`` is unknown before the training.
     counts_itself = True
 
     def __init__(self, part: str) -> None:
         self.part = part
-        #: As far as is known.
+        #: Reported by the training; 1 before it.
         self.count = 1
 
     def __len__(self) -> int:
@@ -223,10 +225,10 @@ def _node(context: ClientContext) -> Config:
     return node | ({"data-dir": context.data_dir} if context.data_dir else {})
 
 
-def _anywhere(config: RunConfig) -> ClientContext:
-    """Where version 0 is made: at nobody's, so it is the first of as many as there may be."""
+def _initial_context(config: RunConfig) -> ClientContext:
+    """Context in which version 0 is made: no client, share 0 of the expected number."""
     cohort = config.round.cohort
-    # A fraction is of the clients that are alive, which is not known here.
+    # A fraction is of living clients, whose number is unknown here.
     shares = config.data.shares or config.clients.count or cohort
     return ClientContext.of(
         config,
@@ -239,7 +241,7 @@ def _anywhere(config: RunConfig) -> ClientContext:
 
 
 def _flat(field: str, table: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """A table as Flower flattens those of an app: ``{a = {b = 1}}`` is ``{"a.b": 1}``."""
+    """Flatten a table as Flower does: ``{a = {b = 1}}`` becomes ``{"a.b": 1}``."""
     found: dict[str, bool | int | float | str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -256,9 +258,9 @@ def _flat(field: str, table: Mapping[str, Any]) -> dict[str, bool | int | float 
 
 
 def _tensor(what: str, array: NDArray[Any]) -> Tensor:
-    """A copy of an array. Raises ModelMismatch: its dtype cannot travel."""
+    """Copy an array. Raises ModelMismatch if its dtype cannot be sent."""
     try:
-        # Whatever its byte order was.
+        # torch requires the native byte order.
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except TypeError as exc:
         raise ModelMismatch(
@@ -276,12 +278,12 @@ def _tensor(what: str, array: NDArray[Any]) -> Tensor:
 def _order(model: nn.Module) -> list[str]:
     """Names of the tensors in the order of a Flower client's list."""
     names = list(state_of(model))
-    # torch names parameters before buffers; a list has its own order.
+    # torch has parameters before buffers; the order of a list is by number.
     return sorted(names, key=int) if isinstance(model, ArrayModel) else names
 
 
 def _arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copies of a model's tensors in the client's order, which it may write to."""
+    """Copy a model's tensors in the client's order, as it may write to them."""
     state = state_of(model)
     return {name: np.array(_numpy(state[name])) for name in _order(model)}
 
@@ -295,16 +297,16 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
 
 def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named:
     """
-    What a client returned, by the names of the tensors.
+    Name the arrays that a client returned by the model's tensors.
 
     Raises:
-        ModelMismatch: It is not what it was given, trained; names the first that differs.
+        ModelMismatch: Number, shape or kind differs from the model's; names the first array.
     """
     if len(arrays) != len(given):
         raise ModelMismatch(
             f"{name} returned {len(arrays)} arrays and was given {len(given)}", public=True
         )
-    # A list has numbers for names.
+    # A list is named by numbers.
     by_name = (
         arrays if arrays.keys() == given.keys() else dict(zip(given, arrays.values(), strict=True))
     )
@@ -327,9 +329,9 @@ def _returned(name: str, model: nn.Module, given: Named, arrays: Named) -> Named
 
 
 def _sums(reply: Reply) -> Sums:
-    """A reply's numbers, which are means over its examples, as sums."""
+    """Convert the means of a reply to sums over its examples."""
     count = reply.num_examples
-    # A Flower client may name its metrics as it likes: "val/acc" is val_acc here.
+    # Flower allows any metric name: "val/acc" becomes val_acc.
     sums = {f"{_named(name)}_sum": value * count for name, value in reply.numbers.items()}
     return {"num_examples": count} | {
         key: value for key, value in sums.items() if math.isfinite(value) and abs(value) <= MAX_SUM
@@ -337,6 +339,6 @@ def _sums(reply: Reply) -> Sums:
 
 
 def _named(name: str) -> str:
-    """A metric's name as fl-queue has them, see ``identifiers.is_metric``."""
+    """Convert a metric's name to a valid one, see ``identifiers.is_metric``."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:64]
     return plain if identifiers.is_metric(plain) else f"m_{plain}"[:64]

@@ -1,9 +1,8 @@
 """
-A Flower client as something that is asked: the only module that imports ``flwr``.
+Calls of Flower clients; the only module that imports ``flwr``.
 
-A ``NumPyClient``, a ``Client`` and a ``client_fn`` become a ``ClientApp``, as Flower itself does it, and
-every app is called with a message: so mods run, and a client is made anew for each question. No torch
-and no Redis here.
+A ``NumPyClient``, a ``Client`` and a ``client_fn`` become a ``ClientApp``, as in Flower. Every app is
+called with a message, so mods run, and each call makes a new client. No torch and no Redis here.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from numpy.typing import NDArray
 
 from fl_queue.errors import ConfigError, ModelMismatch
 
-#: A config of Flower's: it holds nothing else.
+#: A config of Flower: it has values of these types only.
 Config = Mapping[str, bool | int | float | str]
 Named = Mapping[str, NDArray[Any]]
 
-#: What Flower's older API calls the parts of its messages, by their kind.
+#: Kind of a message -> prefix of its records in Flower's older API.
 _LEGACY = {"train": "fit", "evaluate": "evaluate", "get_parameters": "getparameters"}
-#: Of Flower's status codes the one that is no answer to what was asked.
+#: Flower's status code of a success.
 _OK = 0
 #: Names of the count in the metrics of a reply, in both spellings.
 _COUNTS = ("num-examples", "num_examples")
@@ -52,12 +51,12 @@ _COUNTS = ("num-examples", "num_examples")
 @dataclass(frozen=True)
 class Reply:
     """
-    What a client answered.
+    Reply of a client.
 
     Args:
-        arrays: Its parameters, in its order; empty where none were asked for.
-        num_examples: Samples it used; 0: it has no such method.
-        numbers: Its metrics, those that are single numbers.
+        arrays: Parameters in the client's order; empty for an evaluation.
+        num_examples: Samples that were used; 0: the client has no such method.
+        numbers: Metrics that are single numbers.
     """
 
     arrays: Named
@@ -67,7 +66,7 @@ class Reply:
 
 class FlowerApp:
     """
-    The client that an attribute of a module is.
+    Flower client at an attribute of a module.
 
     Args:
         name: ``module:attribute``, for messages.
@@ -75,21 +74,21 @@ class FlowerApp:
             function ``client_fn(context)``.
 
     Raises:
-        ConfigError: It is nothing of that; or an app that cannot train.
+        ConfigError: ``found`` is none of these, or an app without training.
     """
 
     def __init__(self, name: str, found: Any) -> None:
         self.name = name
         self._app = _app_of(name, found)
-        #: Whether it is asked with the records of Flower's message API.
+        #: Whether the app uses Flower's message API.
         self.has_messages = _has_messages(name, self._app)
 
     def parameters(self, node: Config, run: Config) -> Named:
         """
-        What ``get_parameters`` returns.
+        Call ``get_parameters``.
 
         Raises:
-            ConfigError: It has no such method.
+            ConfigError: The client has no such method.
         """
         if self.has_messages:
             raise ConfigError("task.flower_model", _MODEL.format(self.name), public=True)
@@ -100,11 +99,11 @@ class FlowerApp:
         return _arrays(self.name, reply["getparametersres.parameters"])
 
     def train(self, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
-        """Train from these parameters: ``fit``, or ``@app.train()``."""
+        """Call ``fit`` or ``@app.train()`` with these parameters."""
         return self._work("train", arrays, config, node, run)
 
     def evaluate(self, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
-        """Evaluate these parameters: ``evaluate``, or ``@app.evaluate()``."""
+        """Call ``evaluate`` or ``@app.evaluate()`` with these parameters."""
         return self._work("evaluate", arrays, config, node, run)
 
     def _work(self, kind: str, arrays: Named, config: Config, node: Config, run: Config) -> Reply:
@@ -230,14 +229,14 @@ def _check_made_without_arguments(name: str, kind: Any) -> None:
 
 
 def _has_messages(name: str, app: ClientApp) -> bool:
-    """Whether an app has functions for messages, and not a ``client_fn``; given those it lacks."""
+    """Whether an app has functions for messages and no ``client_fn``. Missing functions are added."""
     try:
         register = app.train()
-    except ValueError:  # It has a client_fn.
+    except ValueError:  # The app has a client_fn.
         return False
     try:
         register(_no_training)
-    except ValueError:  # One is registered: no other is taken.
+    except ValueError:  # The app has a training function.
         pass
     else:
         raise ConfigError(
@@ -260,7 +259,7 @@ def _no_evaluation(message: Message, context: Context) -> Message:
 
 
 def _metadata(kind: str, context: Context) -> Metadata:
-    # Given whole: without it flwr asks its own process, which this is not, who it is.
+    # Complete, as flwr would read missing values from a process of its own.
     return Metadata(
         run_id=context.run_id,
         message_id="",
@@ -268,7 +267,7 @@ def _metadata(kind: str, context: Context) -> Metadata:
         dst_node_id=context.node_id,
         reply_to_message_id="",
         group_id="",
-        # A reply has what is left of the seconds to live, which is not used here.
+        # The time to live is required, and not used here.
         created_at=time.time(),
         ttl=DEFAULT_TTL,
         message_type=kind,
@@ -280,9 +279,9 @@ def _code(content: RecordDict, part: str) -> int:
 
 
 def _arrays(name: str, record: ArrayRecord) -> Named:
-    """The arrays of a record, by its keys, in its order."""
+    """Read the arrays of a record, in its order."""
     try:
-        # Where a list is empty Flower has an array without data.
+        # An empty list is one array without data.
         return {key: np.asarray(array.numpy()) for key, array in record.items() if array.data}
     except (TypeError, ValueError) as exc:
         raise ModelMismatch(
@@ -291,7 +290,7 @@ def _arrays(name: str, record: ArrayRecord) -> Named:
 
 
 def _count(name: str, value: Any) -> int:
-    # Also of nan and infinity, which int() does not take.
+    # int() raises for nan and infinity, so the remainder is checked first.
     if not isinstance(value, int | float) or value < 0 or value % 1 != 0:
         raise ConfigError(
             "run.task",
@@ -302,5 +301,5 @@ def _count(name: str, value: Any) -> int:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """Those values that are single numbers; texts, bytes and lists have no mean over clients."""
+    """Select single numbers; texts, bytes and lists have no mean over clients."""
     return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}

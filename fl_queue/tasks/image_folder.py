@@ -5,8 +5,8 @@ Images in class folders, with a torchvision model trained from scratch.
     DATA/train/<class>/<owner>/<image>    the same, for data.partition = "natural"
     DATA/test/<class>/<image>             the evaluator's
 
-Pixels are float32 in [0, 1] (byte / 255), without any other normalisation. Images are read when
-they are needed, so memory does not grow with their number.
+Pixels are float32 in [0, 1] (byte / 255), without any other normalisation. Images are read on
+access, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         items: Files with their class index.
         side: Side of the square they are resized to, pixels.
         channels: 1 grey, 3 colour.
-        skew: What the client's images differ by; None: nothing.
-        samples: (N,) the number of each file in the data set, where there is a skew.
+        skew: Artificial difference of the client's images; None: none.
+        samples: (N,) index of each file in the data set; needed for a skew.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ImageFolderTask(Task):
         The torchvision model ``task.model`` with fresh weights and one output per class.
 
         Raises:
-            ConfigError: The classes are not known, or the model cannot take such images.
+            ConfigError: The classes are unknown, or the images are too small for the model.
         """
         channels, side = self._channels(), self.options["image_size"]
         model: nn.Module = get_model(
@@ -127,7 +127,7 @@ class ImageFolderTask(Task):
         )
 
     def describe(self, data: ClientData) -> dict[str, list[str]]:
-        """The classes in their order."""
+        """Return the classes in order."""
         return {"classes": self._classes()}
 
     def test_data(self, data_dir: str) -> ImageFiles | None:
@@ -140,7 +140,7 @@ class ImageFolderTask(Task):
         return self._dataset(self._items(data_dir, "test")[0]) if data_dir else None
 
     def usage(self) -> ModelUsage:
-        """Pixels in, a score for each class out."""
+        """Describe input and output: pixels, and a score for each class."""
         channels, side = self._channels(), self.options["image_size"]
         colours = "grey" if channels == 1 else "RGB"
         return ModelUsage(
@@ -161,7 +161,7 @@ class ImageFolderTask(Task):
         return ImageFiles(items, self.options["image_size"], self._channels(), skew, samples)
 
     def _owners(self, folder: Path, items: list[Item]) -> list[str]:
-        """Whose each image is: the folder between that of its class and itself, the topmost one."""
+        """Owner of each image: the first folder below its class."""
         owners = []
         for path, _ in items:
             below = path.relative_to(folder).parts
@@ -201,7 +201,7 @@ class ImageFolderTask(Task):
         return classes
 
     def _items(self, data_dir: str, part: str) -> tuple[list[Item], Counter[str]]:
-        """The images of ``train`` or ``test`` with their class index, sorted; and what else lies there."""
+        """List the images of ``train`` or ``test`` with class index, sorted; and count other files by kind."""
         if not data_dir:
             raise ConfigError(
                 "data.dir", "is empty; start the worker with --data FOLDER", public=True
@@ -252,12 +252,12 @@ def _folders(folder: Path) -> list[str]:
 
 def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
     """
-    The images below a class folder; and what else lies there: what it is, and how many.
+    List the images below a class folder, and count other files by kind.
 
     Raises:
-        DataError: There is something, and no image: a class of which nothing is seen is no class.
+        DataError: The folder has files or links, and no image.
     """
-    # A site may lack a class: then it has no such folder, and no such images.
+    # A site without images of a class has no such folder.
     files, links = data_folder.files_below(folder)
     visible = [path for path in files if _is_visible(path)]
     images = [path for path in visible if path.suffix.lower() in _SUFFIXES]
@@ -271,7 +271,7 @@ def _images(data_dir: str, folder: Path) -> tuple[list[Path], Counter[str]]:
             f"has no image, and {found}; images are {', '.join(sorted(_SUFFIXES))}",
             public="a class folder has files or links, and no image in it",
         )
-    # Resolving every path of a large folder would take longer than listing it.
+    # To resolve every path of a large folder would take longer than to list it.
     for path in images:
         if path.is_symlink():
             data_folder.checked(data_dir, path)
@@ -283,12 +283,12 @@ def _kind(path: Path) -> str:
 
 
 def _is_visible(path: Path) -> bool:
-    # Desktops and notebooks leave hidden files and folders (.ipynb_checkpoints, ._image.jpg).
+    # Desktops and notebooks make hidden files and folders (.ipynb_checkpoints, ._image.jpg).
     return not path.name.startswith(".")
 
 
 def _read_image(path: Path, side: int, channels: int) -> Tensor:
-    """Pixels (channels, side, side), float32 in [0, 1]."""
+    """Read pixels (channels, side, side), float32 in [0, 1]."""
     try:
         with Image.open(path) as image:
             _check_single(path, image)
@@ -309,8 +309,8 @@ def _read_image(path: Path, side: int, channels: int) -> Tensor:
 
 
 def _check_single(path: Path, image: Image.Image) -> None:
-    """Raises DataError for a stack or a film, of which the first picture alone would be seen."""
-    # A camera's JPEG with a preview or a second view in it (MPO) begins with the picture itself.
+    """Raise DataError for a stack or a film, as only its first picture would be read."""
+    # A JPEG with a preview or a second view (MPO) begins with the main picture.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise DataError(
             str(path),
@@ -320,7 +320,7 @@ def _check_single(path: Path, image: Image.Image) -> None:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """An image over black where it is transparent: what lies under there is nothing to be seen."""
+    """Put a transparent image on black: hidden pixels are not data."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
     layered = image.convert("RGBA")
@@ -329,29 +329,29 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _deep(path: Path, image: Image.Image, side: int) -> Tensor:
     """
-    A grey image of 16 bits or of floating-point numbers: (1, side, side), float32 in [0, 1].
+    Resize a grey image of 16 bits or floats: (1, side, side), float32 in [0, 1].
 
     16 bits are divided by 65,535; floating-point numbers must be in [0, 1] already.
 
     Raises:
-        DataError: It has other values: it is unknown which of them is white.
+        DataError: A pixel is out of range, so the value of white is unknown.
     """
     numbers = np.asarray(image).astype(np.float64)
-    most = 1.0 if image.mode == "F" else 65535.0
-    if not ((numbers >= 0) & (numbers <= most)).all():
+    largest = 1.0 if image.mode == "F" else 65535.0
+    if not ((numbers >= 0) & (numbers <= largest)).all():
         raise DataError(
             str(path),
-            f"has pixels that are not in 0 to {most:g} (mode {image.mode}); convert it to 8 or 16 bits, "
+            f"has pixels that are not in 0 to {largest:g} (mode {image.mode}); convert it to 8 or 16 bits, "
             "or to floating-point numbers in [0, 1]",
             public="an image has values of no known range; convert it to 8 or 16 bits, or to [0, 1]",
         )
-    scaled = Image.fromarray((numbers / most).astype(np.float32), mode="F")
+    scaled = Image.fromarray((numbers / largest).astype(np.float32), mode="F")
     small = np.asarray(scaled.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
     return torch.from_numpy(small.copy())[None].clamp(0, 1)
 
 
 def _replace_first_convolution(model: nn.Module, channels: int) -> None:
-    """Make the model take ``channels`` channels, in place; torchvision's take 3."""
+    """Change the model's input to ``channels`` channels, in place; torchvision's have 3."""
     name, old = next(
         (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
     )

@@ -1,11 +1,10 @@
 """
-How few rows of a site's data one update may be made of: ``fl-queue worker client --min-batch``.
+Smallest number of rows in one update: ``fl-queue worker client --min-batch``.
 
-A config chooses the batch size, the learning rate and what pulls a model back to where it was. With
-steps of one row and a weight decay of one over the learning rate, each step forgets those before it, and
-the update of a linear model is the last row. A learning rate that makes every answer certain has all
-rows but those that are answered wrongly add nothing. The floor refuses the first before a step is made, and
-the second before the update is sent. Imports torch.
+A config chooses the batch size, the learning rate and the weight decay. With steps of one row and a
+weight decay of one over the learning rate, each step cancels the earlier ones, and the update of a linear
+model is the last row. With a learning rate that saturates the outputs, only misclassified rows have a
+gradient. The first is refused before a step is made, the second before the update is sent. Imports torch.
 """
 
 from __future__ import annotations
@@ -15,24 +14,26 @@ from torch import Tensor
 
 from fl_queue.errors import ConfigError, UpdateWithheld
 
-#: A row counts when its part in the update is at least this of the largest part of a row.
+#: A row counts if its part is at least this fraction of the largest part.
 COUNTS = 1e-3
 
 
-def check_batch(fewest: int, batch_size: int, accumulate: int) -> None:
+def check_batch(min_rows: int, batch_size: int, accumulate: int) -> None:
     """
-    Refuse a config whose steps are of too few rows.
+    Check that a step has enough rows.
 
     Args:
-        fewest: What the site allows; 1: anything.
+        min_rows: Minimum of the site; 1: none.
+        batch_size: Rows of a batch.
+        accumulate: Batches of a step.
 
     Raises:
-        ConfigError: They are of fewer.
+        ConfigError: A step has fewer rows.
     """
-    if batch_size * accumulate < fewest:
+    if batch_size * accumulate < min_rows:
         raise ConfigError(
             "train.batch_size",
-            f"{batch_size} (times train.accumulate {accumulate}) is fewer than the {fewest} examples of which "
+            f"{batch_size} (times train.accumulate {accumulate}) is fewer than the {min_rows} examples of which "
             "this site makes a step; raise it, or have the site lower --min-batch",
             public=True,
         )
@@ -40,10 +41,10 @@ def check_batch(fewest: int, batch_size: int, accumulate: int) -> None:
 
 def check_pull(learning_rate: float, weight_decay: float, proximal: float) -> None:
     """
-    Refuse a config whose steps forget those before them.
+    Check that a step does not cancel the earlier ones.
 
     Raises:
-        ConfigError: One step replaces the model.
+        ConfigError: Each step replaces the model.
     """
     if learning_rate * (weight_decay + proximal) >= 1:
         what = "train.weight_decay" if weight_decay >= proximal else "strategy"
@@ -58,18 +59,18 @@ def check_pull(learning_rate: float, weight_decay: float, proximal: float) -> No
 
 class Parts:
     """
-    Each row's part in the change of a training, as far as the model's outputs show it.
+    Part of each row in the update of a training, estimated from the model's outputs.
 
-    A row's part is the norm of the loss's gradient by its output, times how much of a step is left in
-    the end: weight decay and proximal pull make earlier steps smaller, momentum makes them larger. A
-    model that copies single inputs into single parameters is not seen by this.
+    A row's part is the norm of the loss's gradient by its output, times the factor with which its step
+    enters the result: weight decay and proximal pull make earlier steps smaller, momentum makes them
+    larger. A model that copies single inputs into single parameters is not detected.
 
     Args:
         count: Rows.
-        steps: Of the whole training.
-        learning_rate, momentum: As of the training.
-        pull: Weight decay and proximal strength together.
-        device: Of the model.
+        steps: Number of steps of the training.
+        learning_rate, momentum: Settings of the training.
+        pull: Sum of weight decay and proximal strength.
+        device: Device of the model.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Parts:
         self.is_known = True
 
     def watch(self, output: object, rows: Tensor) -> None:
-        """Note the gradient by an output (B, ...) of these rows (B,), once it is computed."""
+        """Record the gradient by an output (B, ...) of these rows (B,) when it is computed."""
         fits = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(rows)
         if not fits:
             self.is_known = False
@@ -103,35 +104,35 @@ class Parts:
         self._step.append((rows, norms.float()))
 
     def stepped(self, factor: Tensor | float = 1.0) -> None:
-        """A step was made of what was noted since the last one. Args: ``factor``: what clipping left of it."""
+        """Add the recorded gradients as one step. Args: ``factor``: scale of the step by clipping."""
         left = self._left.pop()
         for rows, norms in self._step:
             self._parts.index_add_(0, rows.to(norms.device), norms * (left * factor))
         self._step.clear()
 
     def skipped(self) -> None:
-        """No step was made of what was noted."""
+        """Drop the recorded gradients of a step that was not made."""
         self._left.pop()
         self._step.clear()
 
     def counting(self) -> int:
-        """Number of rows whose part counts; all of them where it is unknown."""
+        """Count the rows whose part counts; all rows if it is unknown."""
         largest = self._parts.max() if len(self._parts) else torch.zeros(())
-        # Values that are not finite are refused elsewhere, with a better message.
+        # Non-finite values are refused elsewhere, with a better message.
         if not self.is_known or not torch.isfinite(largest) or not largest:
             return len(self._parts)
         return int((self._parts >= COUNTS * largest).sum())
 
-    def check(self, fewest: int) -> None:
+    def check(self, min_rows: int) -> None:
         """
-        Refuse to send an update that shows fewer rows than the site wants.
+        Check that an update is made of enough rows.
 
         Raises:
-            UpdateWithheld: It shows fewer. The next round's update may show enough, so it is no lasting error.
+            UpdateWithheld: It is made of fewer. The next round's update may have enough, so this error is not permanent.
         """
-        if self.counting() < min(fewest, len(self._parts)):
+        if self.counting() < min(min_rows, len(self._parts)):
             raise UpdateWithheld(
-                f"of the examples trained with, fewer than {fewest} make up this update: the model is certain of the "
+                f"of the examples trained with, fewer than {min_rows} make up this update: the model is certain of the "
                 "others; lower train.learning_rate, end the run earlier, look at the scale of the inputs, or have the "
                 "site lower --min-batch"
             )
@@ -139,7 +140,7 @@ class Parts:
 
 def _left(steps: int, learning_rate: float, momentum: float, pull: float) -> list[float]:
     """
-    How much of each step's gradient the trained model has, the last step first out of ``pop`` last.
+    Factors with which the steps' gradients enter the result, the last step first.
 
     ``v <- momentum v + pull w + g`` and ``w <- w - rate v``, backwards from the end.
     """

@@ -28,7 +28,7 @@ BLOCK_MS = 1000
 RETRY_S = 1.0
 #: The shortest time between two messages to a page: events may come faster than a user reads.
 LEAST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 #: Threads that read Redis for open pages.
 THREADS = 2
 _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
@@ -70,7 +70,7 @@ class Feed:
                 for message in await anyio.to_thread.run_sync(view.look, limiter=threads):
                     yield message
                 await asyncio.sleep(LEAST_PAUSE_S)
-                with anyio.move_on_after(LONGEST_PAUSE_S):
+                with anyio.move_on_after(MAX_PAUSE_S):
                     await news.wait()
         finally:
             self._pages -= 1

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 FREE, FREE_IN_TOTAL = 5, 50
 #: Earlier wrong tokens are forgotten after this time without another.
 FORGOTTEN_S = 900.0
-LONGEST_PAUSE_S = 60.0
+MAX_PAUSE_S = 60.0
 #: The longest delay of an answer, and how many are delayed at a time; others are sent at once.
-LONGEST_HOLD_S, HELD = 2.0, 32
+MAX_HOLD_S, HELD = 2.0, 32
 _ADDRESSES = 1000
 #: Open pages, each of which has a connection: in total, and of one visitor.
 STREAMS, STREAMS_OF_ONE = 200, 20
@@ -75,7 +75,7 @@ class Logins:
         if pause and self._held < HELD:
             self._held += 1
             try:
-                await self._sleep(min(pause, LONGEST_HOLD_S))
+                await self._sleep(min(pause, MAX_HOLD_S))
             finally:
                 self._held -= 1
         return math.ceil(pause)
@@ -130,4 +130,4 @@ def is_loopback(host: str) -> bool:
 
 def _pause(beyond: int) -> float:
     """Compute the pause in seconds after a number of wrong tokens beyond the free ones."""
-    return min(0.25 * 2 ** min(beyond, 20), LONGEST_PAUSE_S) if beyond > 0 else 0.0
+    return min(0.25 * 2 ** min(beyond, 20), MAX_PAUSE_S) if beyond > 0 else 0.0

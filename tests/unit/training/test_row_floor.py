@@ -216,8 +216,8 @@ def test_an_output_without_rows_is_not_judged() -> None:
 
 
 def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launching.with_data(WorkerSettings(), [config_of()]).fewest_a_step == 1
-    assert WorkerSettings().fewest_a_step == 10
+    assert launching.with_data(WorkerSettings(), [config_of()]).min_step_examples == 1
+    assert WorkerSettings().min_step_examples == 10
     started: list[Any] = []
     monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
     client = ["client", "--client", "a"]
@@ -229,6 +229,12 @@ def test_who_trains_its_own_data_has_no_floor(monkeypatch: pytest.MonkeyPatch) -
         ["pool"],
     ):
         worker(run, standalone_mode=False)
-    assert [WorkerSettings.from_environ(one).fewest_a_step for one in started] == [10, 10, 3, 4, 1]
+    assert [WorkerSettings.from_environ(one).min_step_examples for one in started] == [
+        10,
+        10,
+        3,
+        4,
+        1,
+    ]
     with pytest.raises(ConfigError, match=r"--min-batch: .*--min-examples"):
         worker([*client, "--min-batch", "11"], standalone_mode=False)
