@@ -56,7 +56,7 @@ class SiteReport:
         start: ``start_of`` the run when the site was asked.
         worker: Id of the worker that was asked; the site is asked again when it starts another one.
         ticket: The job that asks; empty in the record of the majority.
-        facts: The site's answer; None before it. The key in Redis is ``told``.  # codespell:ignore told
+        facts: The site's answer; None before it. ``_FIELD_OF_KEY`` has its key in Redis.
         named: Text of the newest event about the site.
         unable: The reported reason why it cannot train; empty: it can, or has not been asked.
         since: Time of that report, Unix time of the control server.
