@@ -282,11 +282,6 @@ def text(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def prometheus_text(store: Store) -> bytes:
-    """Content of ``/metrics``, counted from the beginning; see ``registry``."""
-    return text(registry(store))
-
-
 def serve(store: Store, host: str, port: int) -> WSGIServer:
     """
     Answer scrapes from a thread of this process; ``shutdown`` of what is returned ends that.

@@ -107,7 +107,7 @@ def test_a_run_whose_updates_have_no_room_together_fails_and_reports_the_memory_
     assert hand.state.state == "failed"
     assert f"median needs the 4 updates of a round at once, {needed} bytes" in hand.state.reason
     assert f"raise redis.unmerged_bytes to {needed}" in hand.state.reason
-    again = replace(hand.config, redis={**hand.config.redis, "unmerged_bytes": needed})
+    again = replace(hand.config, redis=replace(hand.config.redis, unmerged_bytes=needed))
     runs.start_run(store, NAME, again, 1)
     lifecycle.advance(store, hand.run)
     assert hand.state.state == "training"

@@ -59,7 +59,7 @@ def run(store: Store) -> str:
 
 
 def test_everything_an_alarm_needs_is_there(store: Store, run: str) -> None:
-    found = samples(prometheus.prometheus_text(store))
+    found = samples(prometheus.text(prometheus.registry(store)))
 
     assert found["flq_up",] == 1
     assert found["flq_rounds_total", "committed", "scraped"] == 1
@@ -95,7 +95,7 @@ def test_a_kept_registry_counts_what_is_new_and_nothing_twice(store: Store, run:
     store.control.events.add(run, {"event": "healed", "what": "again"})
 
     assert samples(prometheus.text(kept)) == pytest.approx(
-        samples(prometheus.prometheus_text(store)), rel=0.2
+        samples(prometheus.text(prometheus.registry(store))), rel=0.2
     )
     assert samples(prometheus.text(kept))["flq_rounds_total", "committed", "scraped"] == 2
     assert samples(prometheus.text(kept))["flq_healer_actions_total", "scraped"] == 3
@@ -111,7 +111,7 @@ def test_the_dashboard_asks_for_metrics_there_are(store: Store, run: str) -> Non
     }
 
     assert len(asked) > 8
-    assert asked <= {key[0] for key in samples(prometheus.prometheus_text(store))}
+    assert asked <= {key[0] for key in samples(prometheus.text(prometheus.registry(store)))}
 
 
 def test_the_command_answers_and_shows_when_redis_is_gone(

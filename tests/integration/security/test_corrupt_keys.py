@@ -91,7 +91,7 @@ def read_everything(hand: ManualRun) -> str:
     shown.append(out.getvalue())
     findings = doctor.clients.examine_workers(store) + doctor.clients.examine_queues(store)
     shown += [finding.what for finding in findings]
-    shown.append(prometheus.prometheus_text(store).decode())
+    shown.append(prometheus.text(prometheus.registry(store)).decode())
     Healer(store, hand.folder).heal(hand.run)
     store.control.clients.record_heartbeats()
     assert state.active

@@ -122,7 +122,7 @@ class World:
                 + doctor.entries.unreadable(store)
             )
         )
-        yield lambda: prometheus.prometheus_text(store)
+        yield lambda: prometheus.text(prometheus.registry(store))
         yield lambda: exporters.numbers_of(store, RUN)
         yield lambda: Healer(store, self.state_dir).heal(RUN)
         yield Healer(store, self.state_dir).tick
