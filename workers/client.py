@@ -11,6 +11,7 @@ import sys
 
 from fl_queue.client import preflight, round_job
 from fl_queue.client.site import WorkerSettings
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
 from fl_queue.training import determinism
 from workers import rq_worker
@@ -18,17 +19,17 @@ from workers import rq_worker
 
 def train(run: str, number: int) -> str:
     """RQ job: train on this site's data for a round, or push the update that an earlier attempt trained."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, "train")
+    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.train)
 
 
 def evaluate(run: str, number: int) -> str:
     """RQ job: evaluate the newest version on this site's validation data (closing evaluation)."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, "evaluate")
+    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.evaluate)
 
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
-    return round_job.respond(run, number, WorkerSettings.from_environ().client, "initialise")
+    return round_job.respond(run, number, WorkerSettings.from_environ().client, Purpose.initialise)
 
 
 def tell_facts(run: str, segment: int) -> str:  # codespell:ignore tell

@@ -6,6 +6,7 @@ import sys
 
 from fl_queue.client import round_job, scoring_job
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
 from fl_queue.training import determinism
 from workers import rq_worker
@@ -13,7 +14,7 @@ from workers import rq_worker
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
-    return round_job.respond(run, number, identifiers.EVALUATOR, "initialise")
+    return round_job.respond(run, number, identifiers.EVALUATOR, Purpose.initialise)
 
 
 def evaluate(run: str, version: int) -> str:

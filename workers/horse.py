@@ -10,6 +10,7 @@ from rq import Worker
 
 from fl_queue.common import oom_kills
 from fl_queue.common.offspring import Offspring
+from fl_queue.store.jobs.dispatch import JobState
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,9 @@ class HorseWorker(Worker):
     def _is_unanswered(self, job: Any) -> bool:
         """Whether Redis has a job as one that is at work; no, when it cannot be asked: the healer finds out."""
         try:
-            return self.connection.hget(job.key, "status") in (b"started", b"queued")
+            return self.connection.hget(job.key, "status") in (
+                JobState.started.encode(),
+                JobState.queued.encode(),
+            )
         except RedisError:
             return False

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from fl_queue.client import pool_job
+from fl_queue.protocol.records import Purpose
 from fl_queue.store import keyspace
 from fl_queue.training import determinism
 from workers import pool_worker, rq_worker
@@ -13,17 +14,17 @@ from workers import pool_worker, rq_worker
 
 def train(run: str, number: int) -> str:
     """RQ job: train the clients of a group for a round, or push the updates that were trained already."""
-    return pool_job.respond(run, number, "train")
+    return pool_job.respond(run, number, Purpose.train)
 
 
 def evaluate(run: str, number: int) -> str:
     """RQ job: evaluate the newest version on the validation data of a group (closing evaluation)."""
-    return pool_job.respond(run, number, "evaluate")
+    return pool_job.respond(run, number, Purpose.evaluate)
 
 
 def initialise(run: str, number: int) -> str:
     """RQ job: build version 0."""
-    return pool_job.respond(run, number, "initialise")
+    return pool_job.respond(run, number, Purpose.initialise)
 
 
 def main() -> int:

@@ -48,6 +48,7 @@ from fl_queue.store import (
     stop_waiting,
 )
 from fl_queue.store.jobs import rq_types
+from fl_queue.store.jobs.dispatch import JobState
 from fl_queue.store.jobs.rq_types import FLJob, FLQueue
 from fl_queue.tasks.error_disclosure import disclosed
 from workers import EXIT_REFUSED
@@ -195,7 +196,10 @@ class FLWorker(HorseWorker):
     def _is_settled(self, job: Any) -> bool:
         """Whether Redis has a job as ended, or does not have it any more."""
         try:
-            return self.connection.hget(job.key, "status") not in (b"started", b"queued")
+            return self.connection.hget(job.key, "status") not in (
+                JobState.started.encode(),
+                JobState.queued.encode(),
+            )
         except ResponseError:  # No hash: no job.
             return True
         except RedisError:

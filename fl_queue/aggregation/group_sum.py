@@ -64,14 +64,14 @@ class GroupSum:
 
     def take(self, header: Header, body: Bytes) -> None:
         """Add one client's answer to its round: an update, or why there is none."""
-        status, reason, added = "received", "", MergedUpdate(0)
+        status, reason, added = Verdict.received, "", MergedUpdate(0)
         if header.kind == "failure":
-            status, reason = "failed", header.reason
+            status, reason = Verdict.failed, header.reason
         else:
             try:
                 added = self._merge.take(header, body)
             except MessageError as exc:
-                status, reason = "invalid", exc.reason
+                status, reason = Verdict.invalid, exc.reason
         shared = {name: getattr(header, name) for name in _SHARED}
         member = GroupMember(
             **shared, status=status, reason=reason, weight=added.weight, norm=added.norm or 0.0
@@ -108,12 +108,12 @@ def headers(header: Header) -> Iterator[tuple[Header, Verdict, str]]:
     An element that is no group is its client's own.
     """
     if header.kind != "group":
-        yield header, "received", ""
+        yield header, Verdict.received, ""
         return
     for member in header.members:
         shared = {name: getattr(member, name) for name in _SHARED}
         own = replace(header, kind="update", members=(), tensors=(), chunk_bytes=0, **shared)
-        yield own, member.status, member.reason  # type: ignore[misc]
+        yield own, Verdict(member.status), member.reason
 
 
 def check(header: Header, current: RoundState, config: GroupSections) -> None:
@@ -138,7 +138,7 @@ def check(header: Header, current: RoundState, config: GroupSections) -> None:
     for member in header.members:
         metrics.check(member.metrics)
         metrics.check(member.train_metrics)
-        is_in = member.status == "received"
+        is_in = member.status == Verdict.received
         weight = weight_of(config.aggregation, member.num_examples) if is_in else 0
         if is_in:
             check_scalars(strategy, member.scalars)
@@ -164,7 +164,7 @@ def add(header: Header, body: Bytes, merge: UpdateMerger) -> None:
         MessageError: It is damaged, or beyond a limit; the sum is as it was.
     """
     message.check_body(header, body)
-    inside = [member for member in header.members if member.status == "received"]
+    inside = [member for member in header.members if member.status == Verdict.received]
     weight = sum(member.weight for member in inside)
     merge.total.add_sum(tensor_layout.views(merge.layout, body), weight, len(inside))
     for member in inside:

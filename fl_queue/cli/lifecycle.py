@@ -19,6 +19,7 @@ from fl_queue.cli.output import print_json, print_line, print_result
 from fl_queue.common import escaping
 from fl_queue.coordinator.operations import controls, deletion
 from fl_queue.coordinator.rounds import runs
+from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import run_status
 from fl_queue.store import UPLOADS
 
@@ -63,7 +64,7 @@ def cancel(deployment: Deployment, run: str, as_json: bool) -> None:
         print_json(asdict(run_status.run_status(store, state)))
         return
     now = runs.describe_state(store, state)
-    if state.state == "cancelled":
+    if state.state == RunPhase.cancelled:
         print_line(f"{state.name} {now}; continue it with `fl-queue resume {state.name}`")
     else:  # It was resumed meanwhile.
         print_line(f"{state.name} was cancelled, and {now}")

@@ -10,6 +10,7 @@ from fl_queue.cli.completion import run_argument
 from fl_queue.cli.options import Deployment, connection_options, json_option
 from fl_queue.cli.output import print_json, print_line
 from fl_queue.coordinator.rounds import runs
+from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import diagnosis, run_status
 
 
@@ -38,7 +39,7 @@ def status(deployment: Deployment, run: str | None, as_json: bool) -> None:
             for line in (*entry.waiting_for, *entry.floods, *entry.notices):
                 print_line(f"  {line}")
             print_line(f"  config {entry.config_digest}")
-    if found and not run and any(entry.state == "training" for entry in found):
+    if found and not run and any(entry.state == RunPhase.training for entry in found):
         for line in diagnosis.DiagnosisContext.look(store).lines:
             print_line(line)
     for line in found[0].enrolments if found else []:

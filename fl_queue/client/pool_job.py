@@ -120,7 +120,7 @@ def _sum(group: VirtualClientJob) -> GroupSum | None:
     """
     common = group.common
     if (
-        common.round.purpose != "train"
+        common.round.purpose != Purpose.train
         or len(group.clients) == 1
         or group.attempt > 1
         or not common.config.premerges
@@ -150,7 +150,7 @@ def _group(
             outbox.remove_unfinished(site.outbox, client)
     config = _config(store, site, state, current.segment)
     common = ClientJob(store, site, who, state, current, config, is_watched=False)
-    if current.purpose != "initialise":
+    if current.purpose != Purpose.initialise:
         try:
             common = replace(common, base=_base(common))
         except (ModelMismatch, RoundEnded) as exc:

@@ -154,7 +154,7 @@ def _accepted_job(
         return job, _declining(str(exc), RoundRefused.__name__ if exc.lasts else "")
     why = pausing.why_paused(site)
     # Version 0 takes nothing of a site's data, and a run without version 0 fails.
-    if why and purpose != "initialise":
+    if why and purpose != Purpose.initialise:
         make = _declining(why)
     return job, make
 
@@ -177,7 +177,7 @@ def _trusted_job(
     segments, manifest = store.control.runs.config_segments(state.run_id), None
     if not segments:
         raise UnknownRun(state.name, list(store.control.runs.names()))
-    if current.purpose != "initialise":
+    if current.purpose != Purpose.initialise:
         manifest = store.control.versions.manifest(state.run_id)
     asked = trust.Question(who, purpose, state, current, segments, manifest)
     config = trust.round_config(site, asked)
@@ -418,5 +418,9 @@ def make_initial(job: ClientJob) -> ClientResponse:
 
 #: Purpose of a round -> the function that makes a client's response to it.
 MAKERS: Mapping[Purpose, MakeResponse] = MappingProxyType(
-    {"train": make_update, "evaluate": make_evaluation, "initialise": make_initial}
+    {
+        Purpose.train: make_update,
+        Purpose.evaluate: make_evaluation,
+        Purpose.initialise: make_initial,
+    }
 )

@@ -12,7 +12,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import ChunksMissing, ContentMissing, DataError, UnknownRun
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, tensor_layout
-from fl_queue.protocol.records import Sums
+from fl_queue.protocol.records import EvaluationState, Sums
 from fl_queue.store import REDIS_ERRORS, RunState, Store
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.tasks.context import ClientContext
@@ -49,13 +49,13 @@ def score(run: str, version: int) -> str:
     except Exception as exc:
         log.exception("run=%s version=%s could not be evaluated", run, version)
         store.control.evaluations.set(
-            run, version, {"state": "failed", "reason": disclosed(exc, config)}
+            run, version, {"state": EvaluationState.failed, "reason": disclosed(exc, config)}
         )
         return "failed"
     failpoints.failpoint("version.scored")
     finished = metrics.finish(sums)
     store.control.evaluations.set(
-        run, version, {"state": "done", "metrics": sums, "finished": finished}
+        run, version, {"state": EvaluationState.done, "metrics": sums, "finished": finished}
     )
     return f"evaluated: {finished}"
 

@@ -18,6 +18,7 @@ from fl_queue.experiments import launching, local_workers
 from fl_queue.experiments.local_workers import LocalWorker
 from fl_queue.models import selection
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import model_export, progress, rich_console, rounds_table
 from fl_queue.reporting.model_export import ExportRequest
 from fl_queue.store import Store
@@ -95,7 +96,7 @@ def run(
 
 def _write_files(store: Store, run_id: str, output: Path, state_dir: Path) -> DemoResult:
     state = runs.find_run(store, run_id)
-    if state.state == "failed" or state.version is None:
+    if state.state == RunPhase.failed or state.version is None:
         raise RunFailed(state.name, f"failed: {state.reason}")
     model, curve = output / "model.safetensors", output / "curve.png"
     done = model_export.export_version(store, state, state_dir, ExportRequest(model))

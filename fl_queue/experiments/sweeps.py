@@ -27,6 +27,7 @@ from fl_queue.coordinator.rounds import lifecycle, runs
 from fl_queue.errors import ConfigError, RunFailed
 from fl_queue.experiments import launching
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import progress
 from fl_queue.store import INTERACTIVE, Store, keyspace
 
@@ -170,7 +171,7 @@ def sweep(
 
 def _is_completed(store: Store, member: SweepRun) -> bool:
     state = launching.existing_run(store, member.name)
-    return state is not None and state.state == "completed"
+    return state is not None and state.state == RunPhase.completed
 
 
 def _train(
@@ -181,7 +182,7 @@ def _train(
     if state is None:
         on_run("begins")
         run = launching.begin(store, member.name, member.config)
-    elif state.state == "completed":
+    elif state.state == RunPhase.completed:
         on_run(f"is completed at version {state.version}")
         return
     elif state.state in controls.RESUMABLE:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fl_queue import metrics
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import RunStateError
+from fl_queue.protocol.records import EvaluationState, Outcome
 from fl_queue.store import RunState, Store
 
 
@@ -15,7 +16,7 @@ def test_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     return {
         version: value["finished"]
         for version, value in sorted(store.control.evaluations.all(run).items())
-        if value.get("state") == "done"
+        if value.get("state") == EvaluationState.done
     }
 
 
@@ -42,7 +43,7 @@ def validation_metrics(store: Store, run: str) -> dict[int, dict[str, float]]:
     return {
         record.base_version: metrics.finish(record.validation)
         for record in store.control.history.records(run)
-        if record.outcome in ("committed", "evaluated") and record.validation
+        if record.outcome in (Outcome.committed, Outcome.evaluated) and record.validation
     }
 
 

@@ -31,6 +31,7 @@ from fl_queue.common.schema import (
 from fl_queue.errors import HeaderError
 from fl_queue.protocol.codecs import int8, topk
 from fl_queue.protocol.manifest import MAX_DIMENSIONS
+from fl_queue.protocol.records import Verdict
 
 #: How parameters may lie in a body, besides ``topk:<fraction>``; see ``protocol/codecs/codec.py``.
 CODECS = ("float32", "bfloat16", "int8")
@@ -169,7 +170,7 @@ class GroupMember:
     train_s: NonNegative
     body_bytes: Size
     body_digest: Digest
-    status: Annotated[str, OneOf(("received", "invalid", "failed"))]
+    status: Annotated[str, OneOf((Verdict.received, Verdict.invalid, Verdict.failed))]
     reason: FreeText
     weight: Size
     norm: NonNegative = 0.0

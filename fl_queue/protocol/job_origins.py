@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fl_queue.protocol.records import Receipt, RoundRecord
+from fl_queue.protocol.records import Receipt, RoundRecord, Verdict
 from fl_queue.protocol.state import RoundState
 
 
@@ -75,5 +75,5 @@ def given_up(
         if not has_answered and is_given_up(current, client, version, max_staleness):
             began = begun(current, client).version
             reason = f"at work on version {began} when version {version} was made; round.max_staleness = {max_staleness}"
-            found[client] = Receipt("stale", reason)
+            found[client] = Receipt(Verdict.stale, reason)
     return found

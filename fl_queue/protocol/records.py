@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 from blake3 import blake3
 
@@ -17,15 +18,70 @@ from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 
-#: What is done with an update; ``received`` until its round ends, then final.
-#: ``failed``: the client reported that it could not train.
-#: ``forged``: in the client's name and not sent by it, so it is no evidence about the client.
-Verdict = Literal[
-    "received", "accepted", "duplicate", "late", "stale", "invalid", "failed", "forged"
-]  # fmt: skip
-Purpose = Literal["initialise", "train", "evaluate"]
-Mode = Literal["sync", "async"]
-Outcome = Literal["committed", "abandoned", "evaluated", "initialised", "cancelled"]
+
+class Verdict(StrEnum):
+    """Decision about an update: ``received`` until its round ends, then final."""
+
+    #: Merged, or kept to be merged; becomes ``accepted`` when the round is committed.
+    received = "received"
+    #: In the version that the round made.
+    accepted = "accepted"
+    #: Of a client whose update is in already.
+    duplicate = "duplicate"
+    #: Arrived after the round had ended.
+    late = "late"
+    #: Trained from another version than its round's.
+    stale = "stale"
+    #: Malformed, or out of limits.
+    invalid = "invalid"
+    #: The client reported that it could not train.
+    failed = "failed"
+    #: In the client's name and not sent by it, so it is no evidence about the client.
+    forged = "forged"
+
+
+class Purpose(StrEnum):
+    """Purpose of a round."""
+
+    #: Make version 0.
+    initialise = "initialise"
+    #: Train the newest version.
+    train = "train"
+    #: Evaluate the newest version on the clients.
+    evaluate = "evaluate"
+
+
+class Mode(StrEnum):
+    """How a round ends."""
+
+    #: With its cohort, or at its deadline.
+    synchronous = "sync"
+    #: With a full buffer.
+    asynchronous = "async"
+
+
+class Outcome(StrEnum):
+    """Outcome of a round."""
+
+    #: A version was made.
+    committed = "committed"
+    #: No version was made, as too few updates came in or they could not be merged.
+    abandoned = "abandoned"
+    #: The closing evaluation has ended.
+    evaluated = "evaluated"
+    #: Version 0 was made.
+    initialised = "initialised"
+    #: The run was cancelled.
+    cancelled = "cancelled"
+
+
+class EvaluationState(StrEnum):
+    """State of an evaluation of a version that has ended."""
+
+    #: With metrics.
+    done = "done"
+    #: With a reason.
+    failed = "failed"
 
 
 #: In the environment of a failed answer: the class of an error that another attempt would meet, too.
@@ -89,12 +145,12 @@ class Receipt:
     @property
     def is_in(self) -> bool:
         """Whether the update is in: merged, or to be merged when its round is committed."""
-        return self.status in ("received", "accepted")
+        return self.status in (Verdict.received, Verdict.accepted)
 
     @property
     def answers(self) -> bool:
         """Whether it is the client's final answer to the round."""
-        return self.is_in or self.status == "failed"
+        return self.is_in or self.status == Verdict.failed
 
     def to_json(self) -> str:
         """JSON with sorted keys."""
@@ -300,7 +356,7 @@ class RoundRecord:
     base_population: int = 0
     base_server_state: dict[str, str] = field(default_factory=dict)
     server_state: dict[str, str] = field(default_factory=dict)
-    mode: Mode = "sync"
+    mode: Mode = Mode.synchronous
     carried: dict[str, dict[str, int]] = field(default_factory=dict)
     staleness: dict[str, int] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)

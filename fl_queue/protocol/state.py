@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from enum import StrEnum
+from typing import Any
 
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Mode, Purpose
+from fl_queue.protocol.records import Mode, Outcome, Purpose
 from fl_queue.protocol.state_fields import Fields
 
-RUN_STATES = ("training", "completed", "failed", "cancelled")
+
+class RunPhase(StrEnum):
+    """State of a run."""
+
+    #: Rounds are opened and committed.
+    training = "training"
+    #: All rounds are committed.
+    completed = "completed"
+    #: It cannot go on; its reason is recorded.
+    failed = "failed"
+    #: An operator has ended it.
+    cancelled = "cancelled"
+
+
+class RoundPhase(StrEnum):
+    """State of a round: ``open``, then its outcome."""
+
+    #: It takes updates.
+    open = "open"
+    #: Ended with a new version.
+    committed = Outcome.committed.value
+    #: Ended without a new version.
+    abandoned = Outcome.abandoned.value
+    #: Ended as the closing evaluation.
+    evaluated = Outcome.evaluated.value
+    #: Ended with version 0.
+    initialised = Outcome.initialised.value
+    #: Ended with its run.
+    cancelled = Outcome.cancelled.value
 
 
 @dataclass(frozen=True)
@@ -31,7 +60,7 @@ class RunState:
 
     name: str
     run_id: str
-    state: str
+    state: RunPhase
     reason: str
     version: int | None
     digest: str
@@ -57,7 +86,7 @@ class RunState:
     @property
     def active(self) -> bool:
         """Whether the run wants something done."""
-        return self.state == "training"
+        return self.state == RunPhase.training
 
 
 @dataclass(frozen=True)
@@ -76,7 +105,7 @@ class RoundState:
     """
 
     number: int
-    state: str
+    state: RoundPhase
     purpose: Purpose
     cohort: tuple[str, ...]
     eligible: tuple[str, ...]
@@ -100,7 +129,7 @@ class RoundState:
     population: int = 0
     base_population: int = 0
     exponent: int = 0
-    mode: Mode = "sync"
+    mode: Mode = Mode.synchronous
     carried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     discount: Mapping[str, Any] = field(default_factory=dict)
     failure: str = ""
@@ -113,12 +142,12 @@ class RoundState:
     @property
     def is_async(self) -> bool:
         """Whether it ends when its buffer is full."""
-        return self.mode == "async"
+        return self.mode == Mode.asynchronous
 
     @property
     def open(self) -> bool:
         """Whether it still takes updates."""
-        return self.state == "open"
+        return self.state == RoundPhase.open
 
     @property
     def opening(self) -> str:
@@ -155,7 +184,7 @@ class Glance:
 
 
 def _makers(fields: Fields, cohort: tuple[str, ...]) -> dict[str, float]:
-    if fields.text("purpose") != "initialise":
+    if fields.text("purpose") != Purpose.initialise:
         return {}
     # A round that was opened before there were several has its cohort alone.
     return fields.of_clients("makers", float) or dict.fromkeys(cohort, 0.0)
@@ -172,7 +201,7 @@ def parse_run_state(run: str, raw: Mapping[str, str]) -> RunState:
     return RunState(
         name=fields.name("name"),
         run_id=identifiers.parse_run_id(run),
-        state=fields.one_of("state", RUN_STATES),
+        state=fields.one_of("state", RunPhase),
         reason=fields.text("reason", ""),
         version=fields.whole_or_none("version"),
         digest=fields.digest("digest", ""),
@@ -203,8 +232,8 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
     cohort = fields.clients("cohort")
     return RoundState(
         number=number,
-        state=fields.text("state"),
-        purpose=cast(Purpose, fields.one_of("purpose", get_args(Purpose))),
+        state=fields.one_of("state", RoundPhase),
+        purpose=fields.one_of("purpose", Purpose),
         cohort=cohort,
         eligible=fields.clients("eligible"),
         quorum=fields.whole("quorum"),
@@ -227,7 +256,7 @@ def parse_round_state(number: int, raw: Mapping[str, str]) -> RoundState:
         population=fields.whole("population", 0),
         base_population=fields.whole("base_population", 0),
         exponent=fields.whole("exponent", 0),
-        mode=cast(Mode, fields.one_of("mode", get_args(Mode), "sync")),
+        mode=fields.one_of("mode", Mode, Mode.synchronous),
         carried=fields.of_clients("carried", dict[str, int]),
         discount=fields.json("discount", dict[str, Any], "{}"),
         failure=fields.text("failure", ""),

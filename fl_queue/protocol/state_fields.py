@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from fl_queue.common import safe_json, schema
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import EvaluationState
 
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=StrEnum)
 
 #: Characters of the status behind the client's id in a receipt's field.
 _LONGEST_STATUS = 64
@@ -48,13 +51,15 @@ class Fields:
         """Text that can be shown."""
         return self._read(name, default, safe_json.printable)
 
-    def one_of(self, name: str, choices: tuple[str, ...], default: str | None = None) -> str:
-        """One of some words."""
+    def one_of(self, name: str, choices: type[Choice], default: str | None = None) -> Choice:
+        """A member of an enum."""
 
-        def parse(text: str) -> str:
-            if text not in choices:
-                raise MessageError(f"{text[:64]!r} is not one of {', '.join(choices)}")
-            return text
+        def parse(text: str) -> Choice:
+            try:
+                return choices(text)
+            except ValueError:
+                known = ", ".join(choices)
+                raise MessageError(f"{text[:64]!r} is not one of {known}") from None
 
         return self._read(name, default, parse)
 
@@ -188,9 +193,9 @@ def parse_version(text: bytes) -> dict[str, Any]:
 def parse_evaluation(text: bytes) -> dict[str, Any]:
     """What became of a version's evaluation, or the ticket of its job."""
     found = parse_table(text)
-    if "job" not in found and found.get("state") not in ("done", "failed"):
+    if "job" not in found and found.get("state") not in tuple(EvaluationState):
         raise MessageError(f"not an evaluation: {str(found)[:64]!r}")
-    if found.get("state") == "done" and not schema.fits(
+    if found.get("state") == EvaluationState.done and not schema.fits(
         found.get("finished", {}), dict[str, float]
     ):
         raise MessageError("not an evaluation: its metrics are no numbers")

@@ -24,7 +24,7 @@ from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import operator_key
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import digest_of
+from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.protocol.state import RoundState, RunState
 
 Kind = Literal["config", "version", "round"]
@@ -96,7 +96,7 @@ def of_round(
         "opened_at": current.opened_at,
         "segment": current.segment,
         "config": config,
-        "initial": initial_digest(state.initial) if current.purpose == "initialise" else "",
+        "initial": initial_digest(state.initial) if current.purpose == Purpose.initialise else "",
         "manifest": manifest,
         "base_version": current.base_version,
         "base_digest": current.base_digest,
@@ -131,7 +131,7 @@ def differing(
         config: Digest of the round's segment of the config.
         manifest: The run's.
     """
-    signed_for = None if current.purpose == "initialise" else manifest
+    signed_for = None if current.purpose == Purpose.initialise else manifest
     found = of_round(state, current, state.shares, config, manifest_digest(signed_for))
     # Clients have come since the round was opened; those it was signed for keep their places.
     count = statement.get("population")

@@ -17,6 +17,7 @@ from fl_queue.config.run_config import changed_fields
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import ConfigError
 from fl_queue.models import selection
+from fl_queue.protocol.records import Outcome
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.store import RunState, Store
 
@@ -171,7 +172,7 @@ def _compared(store: Store, state: RunState, metric: str, settings: dict[str, An
         value=judged[max(judged)][metric] if judged else None,
         best=None if best is None else judged[best][metric],
         best_version=best,
-        abandoned=sum(record.outcome == "abandoned" for record in rounds),
+        abandoned=sum(record.outcome == Outcome.abandoned for record in rounds),
         seconds=sum(record.elapsed_s for record in rounds),
         settings=settings,
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.reporting import rounds_table
 from fl_queue.reporting.rounds_table import Curve
 
@@ -63,7 +63,7 @@ def points(records: Sequence[RoundRecord], evaluations: Curve) -> list[Point]:
             if not client.startswith(identifiers.VIRTUAL):
                 found += _curve(f"client/{escaping.curve_part(client)}", {version: finished}, made)
     for record in records:
-        if record.purpose == "train":
+        if record.purpose == Purpose.train:
             found += _of_round(record)
     return sorted(found)
 
@@ -96,7 +96,7 @@ def _of_round(record: RoundRecord) -> Iterator[Point]:
         "accepted": len(record.accepted),
         "rejected": len(record.rejected),
         "missing": len(record.missing),
-        "committed": int(record.outcome == "committed"),
+        "committed": int(record.outcome == Outcome.committed),
     }
     for name, value in counts.items():
         yield Point(f"round/{name}", record.round, float(value), at)

@@ -10,7 +10,7 @@ from fl_queue.coordinator.aggregator.round_end import capped, lost
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.rounds import eligibility, initialisation, preflight, runs
 from fl_queue.protocol import identifiers, virtual_clients
-from fl_queue.protocol.records import AwaitedUpdate, DataWait, Receipt, Refusals
+from fl_queue.protocol.records import AwaitedUpdate, DataWait, Purpose, Receipt, Refusals, Verdict
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -87,7 +87,9 @@ def why_open(store: Store, state: RunState, around: DiagnosisContext | None = No
         ]
     receipts = store.control.receipts.of_round(state.run_id, state.round)
     received = sum(
-        receipts[client].status == "received" for client in current.cohort if client in receipts
+        receipts[client].status == Verdict.received
+        for client in current.cohort
+        if client in receipts
     )
     lines = [*around.lines, closing(current, received), *_failing(current)]
     if current.makers:
@@ -120,7 +122,9 @@ def floods(store: Store, state: RunState) -> list[str]:
 def notices(store: Store, state: RunState) -> list[str]:
     """List capped weights of the newest round, and the round that reset the clients' states."""
     last = _LOOKED_AT if state.state_since else 2  # The closing evaluation's is one of them.
-    records = [r for r in store.control.history.records(state.run_id, last) if r.purpose == "train"]
+    records = [
+        r for r in store.control.history.records(state.run_id, last) if r.purpose == Purpose.train
+    ]
     lines = [f"round {record.round}: {capped(record)}" for record in records[-1:] if record.capped]
     if not state.state_since:
         return lines
@@ -159,7 +163,7 @@ def _missing_clients(
                 lines.append(_undecided(store, client, left))
                 continue
             lines.append(f"waiting for {client}: {_doing(store, state, client, ticket, ages)}")
-        elif receipt is not None and receipt.status != "received":
+        elif receipt is not None and receipt.status != Verdict.received:
             lines.append(f"{client} is out: {receipt.status}: {receipt.reason}")
     return lines
 
@@ -183,7 +187,7 @@ def _missing_groups(
     lines += [
         f"{client} is out: {receipt.status}: {receipt.reason}"
         for client, receipt in receipts.items()
-        if receipt.status != "received"
+        if receipt.status != Verdict.received
     ]
     if lines and not store.control.workers.is_role_alive(identifiers.POOL):
         lines.append("no pool process is alive; start some with `fl-queue worker pool`")
@@ -193,9 +197,9 @@ def _missing_groups(
 def closing(current: RoundState, received: int) -> str:
     """Describe the state of the closing rule."""
     size, counted = len(current.cohort), f"{current.elapsed_s:.0f} s counted so far"
-    if current.purpose == "initialise":
+    if current.purpose == Purpose.initialise:
         return f"version 0 is made by one client after the other, until one succeeds; {counted}"
-    if current.purpose == "evaluate":
+    if current.purpose == Purpose.evaluate:
         return (
             f"{received} of {size} answers in: the closing evaluation ends when all living clients have answered, "
             f"at {current.deadline_s:g} s at the latest; {counted}"

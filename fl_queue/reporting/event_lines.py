@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fl_queue.coordinator.rounds import eligibility, runs
+from fl_queue.protocol.records import Purpose
 from fl_queue.reporting import purposes
 
 Event = Mapping[str, Any]
@@ -42,7 +43,7 @@ def _round_opened(event: Event, details: Details) -> str:
         cohort = f"of {event['clients']}: {cohort}"
     purpose = event["purpose"]
     what = purposes.in_words(purpose, f"round {event['round']} opened")
-    what += " on" if purpose == "initialise" else ", cohort"
+    what += " on" if purpose == Purpose.initialise else ", cohort"
     on = f" ({len(event['carried'])} at work since before)" if event.get("carried") else ""
     return f"{what} {cohort}{on}"
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 
 from fl_queue import metrics
 from fl_queue.coordinator.rounds import eligibility, initialisation
-from fl_queue.protocol.records import Receipt, RoundRecord, updates_in
+from fl_queue.protocol.records import Receipt, RoundRecord, Verdict, updates_in
 from fl_queue.reporting import purposes, rich_console
 from fl_queue.reporting.event_lines import Event
 from fl_queue.reporting.rich_console import Table, Text
@@ -19,7 +19,7 @@ from fl_queue.store import RoundState, RunState
 #: Lines of a live display that a big cohort may take.
 CLIENTS_SHOWN = 16
 ROUNDS_SHOWN = 5
-_STYLES = {"received": "cyan", "accepted": "green", "training": "", "waiting": "dim"}
+_STYLES = {Verdict.received: "cyan", Verdict.accepted: "green", "training": "", "waiting": "dim"}
 
 
 @dataclass
@@ -86,7 +86,7 @@ def render(snapshot: RunSnapshot) -> RenderableType:
 
 def _header(snapshot: RunSnapshot, state: RunState) -> Text:
     version = "-" if state.version is None else state.version
-    words = state.state
+    words: str = state.state
     if state.active:
         words = "between rounds"
         if snapshot.round is not None and snapshot.round.open:
@@ -127,7 +127,7 @@ def _client_cells(snapshot: RunSnapshot, client: str) -> tuple[RenderableType, T
             rich_console.text(words, style="" if event else "dim"),
             rich_console.text(accuracy),
         )
-    words = "update received" if receipt.status == "received" else receipt.status
+    words = "update received" if receipt.status == Verdict.received else receipt.status
     tail = f": {receipt.reason}" if receipt.reason else ""
     if receipt.is_in and receipt.staleness:
         tail = f", {receipt.staleness} versions old"

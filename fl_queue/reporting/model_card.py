@@ -23,7 +23,7 @@ from fl_queue.models import selection
 from fl_queue.protocol.identifiers import VIRTUAL
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.model_usage import ModelUsage
-from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.records import Mode, Outcome, RoundRecord
 from fl_queue.reporting import rounds_table
 from fl_queue.store import RunState, Store
 
@@ -129,7 +129,7 @@ def _examples(
         if record.version is None or record.version > version:
             continue
         for client, weight in record.weights.items():
-            if config.aggregation.weighting != "examples" or record.mode == "async":
+            if config.aggregation.weighting != "examples" or record.mode == Mode.asynchronous:
                 count = store.control.clients.get(client).get("num_examples", "")
                 weight = int(count) if safe_json.is_count(count) else 0
             found[client] = weight
@@ -286,7 +286,7 @@ def _elements(facts: CardData, *kinds: str) -> int:
 def _training(facts: CardData) -> str:
     config = facts.config
     committed = [r for r in facts.records if r.version is not None and r.version <= facts.version]
-    abandoned = sum(record.outcome == "abandoned" for record in facts.records)
+    abandoned = sum(record.outcome == Outcome.abandoned for record in facts.records)
     seconds = sum(record.elapsed_s for record in committed)
     per_round = [len(record.accepted) for record in committed]
     merged = f", of {min(per_round)} to {max(per_round)} updates each" if per_round else ""

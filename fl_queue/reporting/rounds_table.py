@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from fl_queue import metrics
 from fl_queue.common import escaping
 from fl_queue.errors import DataError
-from fl_queue.protocol.records import Outcome, RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.reporting import plotting, rich_console
 from fl_queue.reporting.baselines import Baseline
 from fl_queue.reporting.rich_console import Table, Text
@@ -33,7 +33,7 @@ Curve = Mapping[int, Mapping[str, float]]
 Source = Literal["test", "validation", ""]
 
 #: Outcomes of rounds that made no version.
-_FRUITLESS = ("abandoned", "cancelled")
+_FRUITLESS = (Outcome.abandoned, Outcome.cancelled)
 _COLUMNS = ("Round", "Accepted", "Late", "Rejected", "Version", "Loss", "Accuracy", "Seconds")
 _PLOTTED = ("accuracy", "loss")
 _LOGGED_PLOTTED = 6
@@ -136,7 +136,7 @@ def rows(
     return [
         _row(record, evaluations, validated, coverage, late.get(record.round, 0))
         for record in records
-        if record.purpose == "train"
+        if record.purpose == Purpose.train
     ]
 
 

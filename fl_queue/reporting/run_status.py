@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fl_queue.common.spelling import nearest
 from fl_queue.coordinator.rounds import runs
 from fl_queue.errors import MessageError, RunStateError
-from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt
+from fl_queue.protocol.records import AwaitedUpdate, Enrolment, Receipt, Verdict
 from fl_queue.reporting import diagnosis, rounds_table
 from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import AWAITED, PAUSED, RunState, Store, data_wait, keyspace
@@ -251,7 +251,7 @@ def _from_history(
             continue
         if client in record.accepted:
             receipt = Receipt(
-                "accepted",
+                Verdict.accepted,
                 digest=record.accepted[client],
                 weight=record.weights[client],
                 norm=record.norms.get(client),

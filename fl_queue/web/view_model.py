@@ -9,6 +9,7 @@ from typing import Any
 from fl_queue.coordinator.rounds import runs
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.records import Receipt, updates_in
+from fl_queue.protocol.state import RunPhase
 from fl_queue.reporting import event_lines, purposes, rounds_table, run_status
 from fl_queue.store import RoundState, RunState, Store, keyspace
 
@@ -16,9 +17,9 @@ from fl_queue.store import RoundState, RunState, Store, keyspace
 ROWS_SHOWN = 200
 EVENTS_SHOWN = 200
 _BY_STATE = {
-    "completed": "Idle. Run {name} is completed {where}.",
-    "failed": "Run {name} has failed {where}.",
-    "cancelled": "Run {name} is cancelled {where}.",
+    RunPhase.completed: "Idle. Run {name} is completed {where}.",
+    RunPhase.failed: "Run {name} has failed {where}.",
+    RunPhase.cancelled: "Run {name} is cancelled {where}.",
 }
 
 

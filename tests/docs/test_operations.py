@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -48,7 +47,7 @@ def texts(node: ast.AST) -> Iterator[str]:
         yield from texts(node.body)
         yield from texts(node.orelse)
     elif isinstance(node, ast.JoinedStr):
-        yield from (f"round_{outcome}" for outcome in get_args(Outcome))
+        yield from (f"round_{outcome}" for outcome in Outcome)
 
 
 def events() -> set[str]:
@@ -89,7 +88,7 @@ def test_the_runbook_has_every_event_and_no_other() -> None:
 def test_the_runbook_has_every_status_of_a_rejected_update() -> None:
     said = first_cells(section("Events of a run").split("`update_rejected` by")[1])
 
-    assert said == set(get_args(Verdict)) - {"received", "accepted"}
+    assert said == set(Verdict) - {"received", "accepted"}
 
 
 def risks() -> list[exposure.Risk]:

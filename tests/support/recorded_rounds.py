@@ -7,7 +7,7 @@ from typing import Any
 
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
-from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 
 
@@ -22,8 +22,8 @@ def record(number: int, base: int, **changes: Any) -> RoundRecord:
     """A committed round of two clients that made the version after ``base``."""
     made = RoundRecord(
         round=number,
-        purpose="train",
-        outcome="committed",
+        purpose=Purpose.train,
+        outcome=Outcome.committed,
         reason="quorum of 2 reached",
         base_version=base,
         base_digest=f"digest-{base}",
@@ -41,7 +41,7 @@ def abandoned(number: int, base: int, **changes: Any) -> RoundRecord:
     return record(
         number,
         base,
-        outcome="abandoned",
+        outcome=Outcome.abandoned,
         reason="quorum not reached [one of two]",
         version=None,
         accepted={"hospital-a": "1"},

@@ -7,6 +7,7 @@ from fl_queue.coordinator.aggregator.open_round import OpenRound
 from fl_queue.coordinator.aggregator.unanswered_clients import unanswered
 from fl_queue.coordinator.rounds import deadlines, initialisation
 from fl_queue.coordinator.rounds.lifecycle import Ending, closing_rule
+from fl_queue.protocol.records import Outcome, Purpose
 from fl_queue.store.jobs import dispatch
 
 
@@ -39,14 +40,14 @@ class ClosingDecision:
             OwnershipLost: The round was ended by another process.
         """
         if self._refusal:
-            return Ending("abandoned", self._refusal)
+            return Ending(Outcome.abandoned, self._refusal)
         missing = unanswered(
             self._store, self._run, self._current.state, self._intake.receipts, drained
         )
         purpose = self._current.state.purpose
-        if purpose == "initialise":
+        if purpose == Purpose.initialise:
             return self._ending_of_initialisation(missing, drained)
-        if purpose == "evaluate":
+        if purpose == Purpose.evaluate:
             return self._ending_of_evaluation(missing, drained)
         return self._ending_of_training(len(missing), drained)
 
@@ -87,7 +88,7 @@ class ClosingDecision:
         if initialisation.awaited(self._store, state, config, current, missing, elapsed_s):
             return None
         reason = initialisation.refusals(self._store, config, current, self._intake.receipts)
-        return Ending("abandoned", reason)
+        return Ending(Outcome.abandoned, reason)
 
     def _ask_another(self) -> bool:
         """Whether a further client is asked, or may be asked, for version 0."""

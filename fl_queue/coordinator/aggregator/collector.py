@@ -32,7 +32,7 @@ from fl_queue.errors import (
     StoreUnavailable,
 )
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Receipt
+from fl_queue.protocol.records import Outcome, Purpose, Receipt
 from fl_queue.store import REDIS_ERRORS, Incarnation, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.rq_types import TimedOut
@@ -173,7 +173,9 @@ class RoundAggregator:
         elapsed_s = current.tick()
         if count < SAME_FAILURES or elapsed_s < current.state.deadline_s:
             raise MergeFailed(reason) from None  # RQ writes the error, and its causes, to Redis.
-        outcome = "evaluated" if current.state.purpose == "evaluate" else "abandoned"
+        outcome = (
+            Outcome.evaluated if current.state.purpose == Purpose.evaluate else Outcome.abandoned
+        )
         ending = Ending(outcome, f"it could not be ended, {count} times: {reason}")
         return commit.end_failed(ending, elapsed_s, receipts, taken)
 

@@ -37,12 +37,16 @@ from fl_queue.models import update_archive
 from fl_queue.protocol import job_origins, message
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Receipt
+from fl_queue.protocol.records import Purpose, Receipt, Verdict
 from fl_queue.protocol.tensor_layout import Bytes
 from fl_queue.store import RoundState, keyspace, queries
 
 #: Purpose of a round -> the kind of message it wants.
-_WANTED_KIND = {"train": "update", "evaluate": "evaluation", "initialise": "model"}
+_WANTED_KIND = {
+    Purpose.train: "update",
+    Purpose.evaluate: "evaluation",
+    Purpose.initialise: "model",
+}
 _DUPLICATE = "an update of this client was received already"
 
 
@@ -76,7 +80,7 @@ class UpdateIntake:
     def _new_merger(self) -> UpdateMerger | None:
         """The merger of a training round; None where no updates are merged."""
         state = self._current.state
-        if self.manifest is None or state.purpose != "train":
+        if self.manifest is None or state.purpose != Purpose.train:
             return None
         return UpdateMerger.of_round(
             self.manifest,
@@ -115,7 +119,7 @@ class UpdateIntake:
 
     def received(self) -> int:
         """Count the valid updates so far."""
-        return sum(receipt.status == "received" for receipt in self.receipts.values())
+        return sum(receipt.status == Verdict.received for receipt in self.receipts.values())
 
     def required_merger(self) -> UpdateMerger:
         """
@@ -162,7 +166,7 @@ class UpdateIntake:
         except ForgedMessage as exc:
             self.receipt_log.write_forged(exc)
         except MessageError as exc:
-            self.receipt_log.rejections.count(rejections.UNKNOWN, exc.reason, "invalid")
+            self.receipt_log.rejections.count(rejections.UNKNOWN, exc.reason, Verdict.invalid)
         self.taken.refuse_without_chunks()
         return None
 
@@ -186,7 +190,7 @@ class UpdateIntake:
         # If our round has ended, its next aggregator decides on the message.
         self._current.check_open()
         reason = f"{header.client}: round {header.round} has not been opened"
-        self.receipt_log.rejections.count(sender, reason, "invalid")
+        self.receipt_log.rejections.count(sender, reason, Verdict.invalid)
         self.taken.refuse_without_chunks()
         return False
 
@@ -202,7 +206,7 @@ class UpdateIntake:
         most = self.config.round.max_staleness
         if self.round.is_async and age > most:
             reason = f"made from version {header.base_version}, {age} versions ago; round.max_staleness = {most}"
-            self.receipt_log.write_late(header, sender, key, "stale", reason)
+            self.receipt_log.write_late(header, sender, key, Verdict.stale, reason)
         else:
             self.receipt_log.write_late(header, sender, key)
 
@@ -211,7 +215,7 @@ class UpdateIntake:
         # An attempt that has not begun will push them anyway.
         job_requests.ask_again(self.store, self.run, self.round, header.client, unless_queued=True)
         reason = f"{header.client}: {missing.reason}; asked again"
-        self.receipt_log.rejections.count(sender, reason, "invalid")
+        self.receipt_log.rejections.count(sender, reason, Verdict.invalid)
         self.taken.refuse_without_chunks()
 
     def settle(self) -> None:
@@ -240,19 +244,19 @@ class UpdateIntake:
     def _why_unwanted(self, header: Header) -> Receipt | None:
         """Step 4: the receipt of a message that this round does not want; None: it does."""
         if header.run != self.run:
-            return make_receipt(header, "invalid", f"it is of run {header.run}")
+            return make_receipt(header, Verdict.invalid, f"it is of run {header.run}")
         if header.client not in self._current.cohort:
             reason = f"{header.client} is not in the cohort of round {self.number}"
-            return make_receipt(header, "invalid", reason)
+            return make_receipt(header, Verdict.invalid, reason)
         known = self.receipts.get(header.client)
-        if known is not None and known.status == "received":
-            return make_receipt(header, "duplicate", _DUPLICATE)
+        if known is not None and known.status == Verdict.received:
+            return make_receipt(header, Verdict.duplicate, _DUPLICATE)
         version, digest = queries.base_of(self.store, self.run, self.round, header.client)
         if (header.base_version, header.base_digest) != (version, digest):
             reason = f"made from version {header.base_version}, not {version}"
-            return make_receipt(header, "stale", reason)
+            return make_receipt(header, Verdict.stale, reason)
         if header.kind == "failure":
-            return make_receipt(header, "failed", header.reason)
+            return make_receipt(header, Verdict.failed, header.reason)
         return None
 
     def _accept(self, opened: AuthenticatedMessage) -> Receipt:
@@ -266,11 +270,11 @@ class UpdateIntake:
         try:
             merged = self._merge(opened)
         except MessageError as exc:
-            return make_receipt(header, "invalid", exc.reason)
+            return make_receipt(header, Verdict.invalid, exc.reason)
         self.progress.validation[header.client] = header.metrics
         self.progress.training[header.client] = header.train_metrics
         staleness = self.round.base_version - header.base_version
-        receipt = with_merged(make_receipt(header, "received", ""), merged)
+        receipt = with_merged(make_receipt(header, Verdict.received, ""), merged)
         return replace(receipt, staleness=staleness)
 
     def _merge(self, opened: AuthenticatedMessage) -> MergedUpdate:
@@ -347,7 +351,7 @@ class UpdateIntake:
             receipts = duplicates or self._add_group(header, opened.body)
         except MessageError as exc:
             reason = f"{header.client}: {exc.reason}"
-            self.receipt_log.rejections.count(sender, reason, "invalid")
+            self.receipt_log.rejections.count(sender, reason, Verdict.invalid)
             return False
         if duplicates:
             reason = "an update of a client in it was received already"
@@ -368,16 +372,16 @@ class UpdateIntake:
         base = (self.round.base_version, self.round.base_digest)
         if (header.base_version, header.base_digest) != base:
             raise MessageError(f"made from version {header.base_version}")
-        if self.round.purpose != "train":
+        if self.round.purpose != Purpose.train:
             raise MessageError("a group came where the round wants none")
         group_sum.check(header, self.round, self.config)
 
     def _duplicates_in(self, header: Header) -> dict[str, Receipt]:
         """Receipts of members whose update was received before: the sum cannot be merged without them."""
         return {
-            own.client: make_receipt(own, "duplicate", _DUPLICATE)
+            own.client: make_receipt(own, Verdict.duplicate, _DUPLICATE)
             for own, _, _ in group_sum.headers(header)
-            if own.client in self.receipts and self.receipts[own.client].status == "received"
+            if own.client in self.receipts and self.receipts[own.client].status == Verdict.received
         }
 
     def _add_group(self, header: Header, content: memoryview) -> dict[str, Receipt]:
@@ -389,7 +393,7 @@ class UpdateIntake:
         for member, (own, status, reason) in members:
             merged = merger.added(member.weight, member.norm if member.weight else None)
             receipts[own.client] = with_merged(make_receipt(own, status, reason), merged)
-            if status == "received":
+            if status == Verdict.received:
                 self.progress.validation[own.client] = own.metrics
                 self.progress.training[own.client] = own.train_metrics
         return receipts

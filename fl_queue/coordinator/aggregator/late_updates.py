@@ -18,7 +18,7 @@ from fl_queue.coordinator.aggregator.verdicts import make_receipt
 from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import MessageError
 from fl_queue.protocol.header import Header, chunk_count
-from fl_queue.protocol.records import Refusals
+from fl_queue.protocol.records import Refusals, Verdict
 from fl_queue.store import RunState, Store, admission, keyspace
 
 #: Longest time for one run in one call, seconds: the healer has other runs to look at.
@@ -36,7 +36,7 @@ def record(store: Store, run: str, header: Header, key: str = "") -> None:
         return
     current = store.control.rounds.get(run, header.round)
     for own, _, _ in group_sum.headers(header):
-        receipt = make_receipt(own, "late", f"round {header.round} had ended", key)
+        receipt = make_receipt(own, Verdict.late, f"round {header.round} had ended", key)
         if current is None:
             store.control.receipts.count_late(run, header.round, own.client)
         elif own.client in current.cohort:
@@ -100,7 +100,7 @@ class _ResultsDrain:
     def _count_refused(self, reason: str) -> None:
         self._refused, self._reason = self._refused + 1, reason
         if self._refused <= rejections.MAX_EVENTS:
-            event = rejections.event(self._state.round, rejections.UNKNOWN, "invalid", reason)
+            event = rejections.event(self._state.round, rejections.UNKNOWN, Verdict.invalid, reason)
             self._store.control.events.add(self._run, event)
 
     def finish(self) -> None:

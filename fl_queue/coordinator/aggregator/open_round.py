@@ -8,7 +8,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.coordinator.rounds.runs import recorded_config
 from fl_queue.errors import OwnershipLost
-from fl_queue.protocol.records import digest_of
+from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.store import Incarnation, RoundState, RunState, Store
 
 
@@ -68,7 +68,7 @@ class OpenRound:
         Raises:
             ModelMismatch: The new cohort is not signed by the operator.
         """
-        if not (self.state.is_async or self.state.purpose == "initialise"):
+        if not (self.state.is_async or self.state.purpose == Purpose.initialise):
             return
         state = self.store.control.rounds.get(self.run, self.number)
         if state is None or not state.open:

@@ -61,13 +61,13 @@ class ReceiptLog:
             is_first: Whether no message of this client has been processed yet.
         """
         is_known = client in self._current.cohort or client in self._known_clients
-        if not receipt.is_in and not (receipt.status == "failed" and is_first):
+        if not receipt.is_in and not (receipt.status == Verdict.failed and is_first):
             self.rejections.count(who, receipt.reason, "" if is_known else receipt.status)
         if is_known and (receipt.is_in or self.should_write(client, receipt.status)):
             self._write(self._number, client, receipt, self._fence)
 
     def write_late(
-        self, header: Header, who: str, key: str, status: Verdict = "late", reason: str = ""
+        self, header: Header, who: str, key: str, status: Verdict = Verdict.late, reason: str = ""
     ) -> None:
         """
         Write the receipts of a message whose round has ended; none if a later round has merged it.
@@ -99,9 +99,9 @@ class ReceiptLog:
         claimed, reason = forged.claimed, forged.reason
         has_receipt = claimed in self._current.cohort
         who = rejections.sender(claimed, forged.signer)
-        self.rejections.count(who, reason, "" if has_receipt else "forged")
-        if has_receipt and self.should_write(claimed, "forged"):
-            self._write(self._number, claimed, Receipt("forged", reason), self._fence)
+        self.rejections.count(who, reason, "" if has_receipt else Verdict.forged)
+        if has_receipt and self.should_write(claimed, Verdict.forged):
+            self._write(self._number, claimed, Receipt(Verdict.forged, reason), self._fence)
 
     def write_group(self, group: str, receipts: dict[str, Receipt]) -> None:
         """Write the receipts of a sum of virtual clients, all at once."""

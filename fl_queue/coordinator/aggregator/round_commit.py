@@ -20,7 +20,7 @@ from fl_queue.errors import OwnershipLost
 from fl_queue.models import retention, update_archive
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import job_origins
-from fl_queue.protocol.records import Receipt, RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord
 from fl_queue.store import NewVersion, RoundEnd
 from fl_queue.strategies.base import Strategy
 
@@ -70,14 +70,14 @@ class RoundCommit:
         failpoints.failpoint("round.decided")
         self._current.refresh()
         state, config = self._current.state, self._current.config
-        if state.is_async and ending.outcome == "committed":
+        if state.is_async and ending.outcome == Outcome.committed:
             most = config.round.max_staleness
             intake.receipts.update(job_origins.given_up(state, intake.receipts, most))
-        if ending.outcome == "abandoned" and state.purpose == "train":
+        if ending.outcome == Outcome.abandoned and state.purpose == Purpose.train:
             ending = lifecycle.with_cause(ending, intake.receipts)
         elapsed_s = self._current.tick()
         record = round_end.build_record(state, ending, elapsed_s, config, intake.progress)
-        if ending.outcome in ("committed", "initialised"):
+        if ending.outcome in (Outcome.committed, Outcome.initialised):
             answer = self._commit(ending, record, intake, builder, strategy)
         else:
             receipts = round_end.final_receipts(ending, intake.receipts)
@@ -117,7 +117,7 @@ class RoundCommit:
     ) -> str:
         """Build the version and run the commit script; returns its answer."""
         current, state, config = self._current, self._current.state, self._current.config
-        is_first = ending.outcome == "initialised"
+        is_first = ending.outcome == Outcome.initialised
         built = self._build(record, intake, builder, strategy)
         signature = statement_signing.version(
             self._store, self._run, state, built.entry, built.manifest, current.config_digest
@@ -146,7 +146,7 @@ class RoundCommit:
             RoundEnd(
                 current.incarnation,
                 call=current.incarnation.token,
-                outcome="initialised" if is_first else "committed",
+                outcome=Outcome.initialised if is_first else Outcome.committed,
                 reason=ending.reason,
                 record=None if is_first else whole,
                 receipts=round_end.final_receipts(ending, intake.receipts),

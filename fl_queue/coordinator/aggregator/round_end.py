@@ -12,7 +12,7 @@ from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.protocol import job_origins
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Receipt, RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord, Verdict
 from fl_queue.store import RoundState
 from fl_queue.strategies.base import Strategy
 from fl_queue.strategies.layouts import client_layouts
@@ -40,7 +40,7 @@ def build_record(
 
 def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Receipt]) -> list[str]:
     """Clients whose weight is less than their number of examples."""
-    if config.aggregation.weighting != "examples" or current.purpose != "train":
+    if config.aggregation.weighting != "examples" or current.purpose != Purpose.train:
         return []
     most = config.aggregation.max_examples
     return [
@@ -57,7 +57,7 @@ def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Recei
 
 def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]]:
     """Events of a committed round that its operator should see."""
-    if record.outcome != "committed":
+    if record.outcome != Outcome.committed:
         return
     if record.capped:
         most = config.aggregation.max_examples
@@ -71,10 +71,12 @@ def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]
 
 def final_receipts(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:
     """The receipts after the round: received updates are accepted, unless it was abandoned."""
-    if ending.outcome == "abandoned":
+    if ending.outcome == Outcome.abandoned:
         return receipts
     return {
-        client: replace(receipt, status="accepted") if receipt.status == "received" else receipt
+        client: replace(receipt, status=Verdict.accepted)
+        if receipt.status == Verdict.received
+        else receipt
         for client, receipt in receipts.items()
     }
 

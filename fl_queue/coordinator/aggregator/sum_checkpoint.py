@@ -9,6 +9,7 @@ from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState, Parti
 from fl_queue.coordinator.aggregator.taken_list import TakenList
 from fl_queue.errors import ContentMissing, MessageError, OwnershipLost
 from fl_queue.protocol.header import chunk_count
+from fl_queue.protocol.records import Verdict
 from fl_queue.store import admission, keyspace
 
 
@@ -96,7 +97,9 @@ class SumCheckpoint:
 
     def _remove_merged(self, found: PartialRoundState) -> None:
         """Remove the messages of updates in the sum: the writer may have been killed before it did."""
-        merged = {who: item for who, item in found.receipts.items() if item.status == "received"}
+        merged = {
+            who: item for who, item in found.receipts.items() if item.status == Verdict.received
+        }
         for who, receipt in merged.items():
             if receipt.nbytes > self._redis.inline_bytes:
                 count = chunk_count(receipt.nbytes, self._redis.chunk_bytes)

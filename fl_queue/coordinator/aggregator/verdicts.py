@@ -13,7 +13,7 @@ from fl_queue.protocol.records import LOST, Receipt, Verdict
 
 def make_receipt(header: Header, status: Verdict, reason: str, key: str = "") -> Receipt:
     """Build the receipt of a message. Args: ``key``: fingerprint of the key that signed it."""
-    received = status == "received"
+    received = status == Verdict.received
     return Receipt(
         status=status,
         reason=printable(reason),  # A client may have written it, and a terminal shows it.

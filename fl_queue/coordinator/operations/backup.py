@@ -43,7 +43,8 @@ from fl_queue.models import checkpoint, selection
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, statements
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import RoundRecord, digest_of
+from fl_queue.protocol.records import EvaluationState, Outcome, RoundRecord, digest_of
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import backups
 from fl_queue.store.transactions.backups import RestoredRun
@@ -401,7 +402,7 @@ def _newest_accepted(document: Document) -> dict[str, str]:
     return {
         client: dumps({"round": began, "digest": digest})
         for record in document.history
-        if record.outcome == "committed"
+        if record.outcome == Outcome.committed
         for client, (began, digest) in job_origins.by_job_of(record).items()
     }
 
@@ -424,9 +425,9 @@ def _restored_state(document: Document, name: str) -> dict[str, str]:
         "config_digest": digest_of(config),
         "restored_from": dumps(_origins(document)),
     }
-    if document.state["state"] not in ("completed", "failed"):
+    if document.state["state"] not in (RunPhase.completed, RunPhase.failed):
         restored |= {
-            "state": "cancelled",
+            "state": RunPhase.cancelled,
             "reason": f"restored from a backup; go on with `fl-queue resume {name}`",
         }
     return restored
@@ -434,6 +435,6 @@ def _restored_state(document: Document, name: str) -> dict[str, str]:
 
 def _verdicts(document: Document) -> dict[str, dict[str, Any]]:
     """Evaluations; an older version without one gets none any more, as its model may not be here."""
-    missed = {"state": "failed", "reason": "was not evaluated before the backup"}
+    missed = {"state": EvaluationState.failed, "reason": "was not evaluated before the backup"}
     older = (str(version) for version in range(document.version))
     return dict.fromkeys(older, missed) | document.evaluations

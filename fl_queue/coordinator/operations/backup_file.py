@@ -30,7 +30,7 @@ from fl_queue.errors import CheckpointError, ConfigError, DataError, MessageErro
 from fl_queue.models import checkpoint
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.records import EvaluationState, RoundRecord
 from fl_queue.store import RunState, parse_run_state
 
 FORMAT = 1
@@ -277,9 +277,9 @@ def _check_verdicts(document: Document) -> None:
         _demand(number.isascii() and number.isdigit(), f"late.{number}")
     for version, verdict in document.evaluations.items():
         where = f"evaluations.{version}"
-        known = version in document.versions and verdict.get("state") in ("done", "failed")
+        known = version in document.versions and verdict.get("state") in tuple(EvaluationState)
         _demand(known, where)
-        if verdict["state"] == "done":
+        if verdict["state"] == EvaluationState.done:
             _check(f"{where}.finished", verdict.get("finished"), dict[str, float])
 
 

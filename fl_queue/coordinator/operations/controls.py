@@ -14,6 +14,8 @@ from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
 from fl_queue.errors import RunStateError
+from fl_queue.protocol.records import Outcome, Verdict
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Incarnation, RoundState, RunState, Store
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.transactions import confirmed_changes
@@ -21,7 +23,7 @@ from fl_queue.store.transactions import runs as transactions
 
 CANCELLED = "cancelled by an operator"
 #: States a run comes back from.
-RESUMABLE = ("failed", "cancelled")
+RESUMABLE = (RunPhase.failed, RunPhase.cancelled)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def cancel(store: Store, name: str) -> RunState:
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
         current = store.control.rounds.newest_open(state)
         if current is None:
-            done = set_state(store, state, "cancelled", CANCELLED, "run_cancelled", by)
+            done = set_state(store, state, RunPhase.cancelled, CANCELLED, "run_cancelled", by)
         else:
             done = _cancel_round(store, state, current)
         if done:
@@ -59,7 +61,7 @@ def cancel(store: Store, name: str) -> RunState:
 
 
 def _cancel_round(store: Store, state: RunState, current: RoundState) -> bool:
-    ending = Ending("cancelled", CANCELLED)
+    ending = Ending(Outcome.cancelled, CANCELLED)
     config = current_config(store, state.run_id, current.segment)
     receipts = store.control.receipts.of_round(state.run_id, current.number)
     record = replace(
@@ -123,7 +125,7 @@ def failures(store: Store, state: RunState) -> list[Failure]:
     found = [
         Failure(client, 0, receipt.reason, answered=True)
         for client, receipt in sorted(receipts.items())
-        if receipt.status == "failed"
+        if receipt.status == Verdict.failed
     ]
     tickets = [
         *dispatch.tickets(store, state.run_id, state.round).values(),
@@ -131,7 +133,7 @@ def failures(store: Store, state: RunState) -> list[Failure]:
     ]
     for ticket in tickets:
         reason = dispatch.job_state(store, ticket)
-        if reason.startswith("failed"):
+        if reason.startswith(dispatch.JobState.failed):
             what = (
                 f"{ticket.who} (version {ticket.number})"
                 if ticket.function == rq_types.EVALUATE

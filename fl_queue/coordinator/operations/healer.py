@@ -35,9 +35,10 @@ from fl_queue.errors import CheckpointError, ConfigError
 from fl_queue.models import retention
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
+from fl_queue.protocol.records import EvaluationState
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_cleanup
-from fl_queue.store.jobs.dispatch import JobTicket
+from fl_queue.store.jobs.dispatch import JobState, JobTicket
 from fl_queue.store.jobs.rq_types import TimedOut
 from fl_queue.strategies.layouts import state_manifest
 
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 LEASE_S = 4.0
 NO_EFFECT = "finished without effect"
 #: Reasons that the next attempt is likely to end with, too.
-_ITS_OWN = ("failed", NO_EFFECT)
+_ITS_OWN = (JobState.failed, NO_EFFECT)
 #: Attempts after which a job that keeps failing is tried again less and less often.
 QUICK_ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
@@ -386,7 +387,9 @@ class Healer:
             self._replace(keyspace.evaluations(run), {str(version): ticket})
             self.done.append(f"evaluation of version {version}: {reason}")
         elif (state.version or 0) - version >= retention.WAITING_KEPT:
-            self.store.control.evaluations.set(run, version, {"state": "failed", "reason": PRUNED})
+            self.store.control.evaluations.set(
+                run, version, {"state": EvaluationState.failed, "reason": PRUNED}
+            )
             dispatch.forget(self.store, ticket)
 
     def _is_due(self, ticket: JobTicket, reason: str | None) -> bool:

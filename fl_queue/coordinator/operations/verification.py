@@ -23,7 +23,7 @@ from fl_queue.models.model_store import ModelStore
 from fl_queue.models.update_archive import ArchivedUpdate
 from fl_queue.protocol import operator_key, signing, tensor_layout
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import Enrolment, RoundRecord
+from fl_queue.protocol.records import Enrolment, Outcome, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import load_strategy
 from fl_queue.strategies.base import RoundInfo, Strategy
@@ -143,7 +143,7 @@ def verify(
     records = [
         record
         for record in store.control.history.records(state.run_id)
-        if record.outcome == "committed" and number in (None, record.round)
+        if record.outcome == Outcome.committed and number in (None, record.round)
     ]
     if not records:
         what = "has no committed round" if number is None else f"has not committed round {number}"

@@ -26,10 +26,10 @@ LEAST_EVALUATION_S = 60.0
 
 def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
     """How long a round of a purpose is open, counted; in seconds."""
-    if purpose == "train":
+    if purpose == Purpose.train:
         return float(config.round.deadline_s)
     nbytes = 0
-    if purpose == "evaluate":
+    if purpose == Purpose.evaluate:
         manifest = store.control.versions.manifest(state.run_id)
         nbytes = manifest.nbytes if manifest is not None else 0
     elif state.initial:
@@ -40,7 +40,7 @@ def deadline_s(store: Store, state: RunState, config: RunConfig, purpose: Purpos
 
 def longest_job_s(store: Store, state: RunState, config: RunConfig, purpose: Purpose) -> float:
     """After how long a job is ended: that of version 0 may have to send a model of unknown size."""
-    if purpose != "initialise":
+    if purpose != Purpose.initialise:
         return float(config.train.timeout_s)
     largest = float(config.model.max_bytes) / SLOWEST_BYTES_PER_S
     return deadline_s(store, state, config, purpose) + largest

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fl_queue.aggregation.exact_sum import OUTSIDE
 from fl_queue.config.run_config import RunConfig
-from fl_queue.protocol.records import RoundRecord
+from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.store import RunState, Store
 from fl_queue.strategies import get_strategy
 
@@ -26,9 +26,9 @@ def of_next_round(store: Store, state: RunState, config: RunConfig) -> int:
         return 0
     more = 0
     for record in reversed(store.control.history.records(state.run_id, last=_RECORDS)):
-        if record.purpose != "train" or record.strategy != config.aggregation.strategy:
+        if record.purpose != Purpose.train or record.strategy != config.aggregation.strategy:
             continue
-        if record.outcome == "committed":
+        if record.outcome == Outcome.committed:
             return record.next_exponent + more
         if _had_no_room(record):
             more += _MORE

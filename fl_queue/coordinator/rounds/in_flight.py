@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.job_origins import is_given_up
+from fl_queue.protocol.state import RoundPhase
 from fl_queue.store import RoundState, RunState, Store
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -33,7 +34,11 @@ def carried(
         That round, and the tickets that go on; None and none when there is nothing to take over.
     """
     last = store.control.rounds.get(state.run_id, state.round) if state.round >= 1 else None
-    if last is None or not last.is_async or last.state not in ("committed", "abandoned"):
+    if (
+        last is None
+        or not last.is_async
+        or last.state not in (RoundPhase.committed, RoundPhase.abandoned)
+    ):
         return None, []
     if last.segment != state.segment:
         return None, []  # The updates to come might be of another kind.

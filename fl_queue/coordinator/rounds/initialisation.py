@@ -17,7 +17,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import deadlines, eligibility, statement_signing
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Receipt
+from fl_queue.protocol.records import Purpose, Receipt
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -50,7 +50,7 @@ def ticket(store: Store, state: RunState, config: RunConfig, number: int, who: s
         function, queue = rq_types.INITIALISE, keyspace.EVALUATE_QUEUE
     elif config.is_simulation:
         function, queue = rq_types.POOL_INITIALISE, keyspace.POOL_QUEUE
-    longest_s = int(deadlines.longest_job_s(store, state, config, "initialise"))
+    longest_s = int(deadlines.longest_job_s(store, state, config, Purpose.initialise))
     return JobTicket(who, function, queue, state.run_id, number, max(1, longest_s))
 
 
@@ -64,7 +64,7 @@ def ask_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
     why = why_next(store, state, config, current)
     if not why:
         return False
-    found = eligibility.decide(store, state, config, "initialise")
+    found = eligibility.decide(store, state, config, Purpose.initialise)
     if found is None:
         return False
     left = [who for who in candidates(store, state, config, found) if who not in current.makers]
@@ -87,7 +87,7 @@ def why_next(store: Store, state: RunState, config: RunConfig, current: RoundSta
         return f"the first attempt of {last} came to nothing"
     if waited_s >= BUSY_S and dispatch.is_queued(store, job):
         return f"{last} is busy with something else"
-    if waited_s >= deadlines.deadline_s(store, state, config, "initialise"):
+    if waited_s >= deadlines.deadline_s(store, state, config, Purpose.initialise):
         return f"{last} has not answered within {waited_s:.0f} s"
     return ""
 
@@ -97,7 +97,7 @@ def _ask(
 ) -> bool:
     run, number = state.run_id, current.number
     new = ticket(store, state, config, number, who)
-    longest_s = deadlines.deadline_s(store, state, config, "initialise")
+    longest_s = deadlines.deadline_s(store, state, config, Purpose.initialise)
     # Later than the one before, so that their order is recorded.
     asked_at_s = max(current.elapsed_s, max(current.makers.values()) + 0.001)
     asked = {**current.makers, who: round(asked_at_s, 3)}
@@ -139,7 +139,7 @@ def awaited(
     if elapsed_s < current.deadline_s:
         return here
     tickets = dispatch.tickets(store, state.run_id, current.number)
-    longest_s = deadlines.longest_job_s(store, state, config, "initialise")
+    longest_s = deadlines.longest_job_s(store, state, config, Purpose.initialise)
     return [
         who
         for who in here

@@ -21,7 +21,8 @@ from fl_queue.coordinator.rounds import in_flight, initialisation
 from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Purpose, Receipt, RoundRecord
+from fl_queue.protocol.records import Mode, Outcome, Purpose, Receipt, RoundRecord, Verdict
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Incarnation, RoundEnd, RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -60,7 +61,7 @@ def advance(store: Store, run: str) -> None:
     if current is not None:
         if current.is_async:
             top_up(store, state, current_config(store, run, current.segment), current)
-        elif current.purpose == "initialise":
+        elif current.purpose == Purpose.initialise:
             initialisation.ask_next(
                 store, state, current_config(store, run, current.segment), current
             )
@@ -68,16 +69,16 @@ def advance(store: Store, run: str) -> None:
         return
     config = current_config(store, run)
     purpose = _next_purpose(store, state, config)
-    if purpose == "train" and (why := _not_reported(store, state, config)):
-        set_state(store, state, "failed", why, "run_failed")
+    if purpose == Purpose.train and (why := _not_reported(store, state, config)):
+        set_state(store, state, RunPhase.failed, why, "run_failed")
         return
     # First: clients train while the rest is published.
     if purpose is not None and open_round(store, state, config, purpose):
         advance(store, run)
         return
-    _publish_evaluations(store, state, config, is_last=purpose != "train")
+    _publish_evaluations(store, state, config, is_last=purpose != Purpose.train)
     if purpose is None:
-        set_state(store, state, "completed", state.not_evaluated, "run_completed")
+        set_state(store, state, RunPhase.completed, state.not_evaluated, "run_completed")
 
 
 def closing_rule(
@@ -102,9 +103,9 @@ def closing_rule(
         quorum_at_s: Counted time at which the quorum was reached.
         drained: The results list is empty.
     """
-    if current.purpose != "train":
+    if current.purpose != Purpose.train:
         return _closing_without_training(current, received, pending, elapsed_s, drained)
-    good = "committed"
+    good = Outcome.committed
     size = len(current.cohort)
     if received >= current.quorum:
         if current.is_async:
@@ -118,12 +119,12 @@ def closing_rule(
         return None
     if received + pending < current.quorum:
         return Ending(
-            "abandoned",
+            Outcome.abandoned,
             f"{received} of {size} updates in and {pending} pending, quorum {current.quorum} out of reach",
         )
     if elapsed_s >= current.deadline_s and drained:
         return Ending(
-            "abandoned",
+            Outcome.abandoned,
             f"{received} of {size} updates in at the deadline of {current.deadline_s:g} s, quorum {current.quorum}",
         )
     return None
@@ -138,27 +139,27 @@ def _closing_without_training(
     The making of version 0 ends with the first usable answer, or when no client is left to ask; the closing
     evaluation ends when every client has answered, or at its deadline.
     """
-    if current.purpose == "initialise":
+    if current.purpose == Purpose.initialise:
         if received:
-            return Ending("initialised", "version 0 is in")
+            return Ending(Outcome.initialised, "version 0 is in")
         return (
             None
             if pending or not drained
-            else Ending("abandoned", "no client could make version 0")
+            else Ending(Outcome.abandoned, "no client could make version 0")
         )
     size = len(current.cohort)
     if pending == 0:
-        return Ending("evaluated", f"{received} of {size} answers in")
+        return Ending(Outcome.evaluated, f"{received} of {size} answers in")
     if elapsed_s >= current.deadline_s and drained:
         late = f"{received} of {size} answers in at the deadline of {current.deadline_s:g} s"
-        return Ending("evaluated", late)
+        return Ending(Outcome.evaluated, late)
     return None
 
 
 def with_cause(ending: Ending, receipts: Mapping[str, Receipt]) -> Ending:
     """Add the first rejection reason to the round's outcome."""
     for client, receipt in sorted(receipts.items()):
-        if receipt.status != "received":
+        if receipt.status != Verdict.received:
             cause = receipt.reason[:_CAUSE]
             return replace(ending, reason=f"{ending.reason}; {client}: {cause}")
     return ending
@@ -199,7 +200,7 @@ def with_updates(base: RoundRecord, receipts: Mapping[str, Receipt]) -> RoundRec
     """The record of a round with its updates. Args: ``base``: from ``base_record``."""
     good = {client: found for client, found in sorted(receipts.items()) if found.is_in}
     bad = {client: found for client, found in sorted(receipts.items()) if not found.is_in}
-    is_async = base.mode == "async"
+    is_async = base.mode == Mode.asynchronous
     return replace(
         base,
         accepted={client: found.digest for client, found in good.items()},
@@ -229,11 +230,13 @@ def count_time(store: Store, run: str, number: int) -> float | None:
 
 def _next_purpose(store: Store, state: RunState, config: RunConfig) -> Purpose | None:
     if state.version is None:
-        return "initialise"
+        return Purpose.initialise
     stop = config.run.stop_when
     if state.version < state.rounds_wanted and not (stop and _stopped(store, state, stop)):
-        return "train"
-    return "evaluate" if state.evaluated_version != state.version and state.version > 0 else None
+        return Purpose.train
+    return (
+        Purpose.evaluate if state.evaluated_version != state.version and state.version > 0 else None
+    )
 
 
 def _not_reported(store: Store, state: RunState, config: RunConfig) -> str:
@@ -255,7 +258,7 @@ def _stopped(store: Store, state: RunState, condition: str) -> bool:
     committed = [
         record
         for record in store.control.history.records(state.run_id, last=10)
-        if record.outcome == "committed"
+        if record.outcome == Outcome.committed
     ]
     return bool(committed) and metrics.stop_holds(
         condition, metrics.finish(committed[-1].validation)
@@ -282,7 +285,7 @@ def _abandon_orphan(store: Store, state: RunState, current: RoundState) -> None:
     ):
         return
     config = current_config(store, run, current.segment)
-    outcome = "evaluated" if current.purpose == "evaluate" else "abandoned"
+    outcome = Outcome.evaluated if current.purpose == Purpose.evaluate else Outcome.abandoned
     ending = Ending(
         outcome,
         f"no update at the deadline of {current.deadline_s:g} s, and no aggregator at work; start one with `fl-queue worker aggregator`",
@@ -322,7 +325,7 @@ def end(
     Returns:
         ``ok``, or why it was refused.
     """
-    initialises = current.purpose == "initialise"
+    initialises = current.purpose == Purpose.initialise
     return store.control.rounds.end(
         RoundEnd(
             incarnation,

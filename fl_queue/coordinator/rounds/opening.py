@@ -28,7 +28,8 @@ from fl_queue.coordinator.rounds.plan import RoundPlan, plan_async, plan_first, 
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, virtual_clients
-from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.records import Mode, Purpose
+from fl_queue.protocol.state import RoundPhase, RunPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import rq_types
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -38,12 +39,12 @@ from fl_queue.store.transactions.rounds import RoundOpening
 #: Clients of a simulation that an event names: a history of huge cohorts is nobody's log.
 NAMED = 9
 _ON_CLIENT: dict[Purpose, str] = {
-    "train": rq_types.TRAIN,
-    "evaluate": rq_types.CLIENT_EVALUATE,
+    Purpose.train: rq_types.TRAIN,
+    Purpose.evaluate: rq_types.CLIENT_EVALUATE,
 }
 _IN_POOL: dict[Purpose, str] = {
-    "train": rq_types.POOL_TRAIN,
-    "evaluate": rq_types.POOL_EVALUATE,
+    Purpose.train: rq_types.POOL_TRAIN,
+    Purpose.evaluate: rq_types.POOL_EVALUATE,
 }
 
 
@@ -58,23 +59,25 @@ def open_round(store: Store, state: RunState, config: RunConfig, purpose: Purpos
     if found is None:
         return False
     makers_left = (
-        initialisation.candidates(store, state, config, found) if purpose == "initialise" else []
+        initialisation.candidates(store, state, config, found)
+        if purpose == Purpose.initialise
+        else []
     )
     if found.problem and makers_left[:1] != [identifiers.EVALUATOR]:
         waiting.wait(store, state, config, found.problem, fails=found.problem != preflight.WAITING)
         return False
     eligibility.record(store, state, found)
-    is_async = purpose == "train" and config.round.mode == "async"
-    if purpose == "initialise":
+    is_async = purpose == Purpose.train and config.round.mode == "async"
+    if purpose == Purpose.initialise:
         plan, wanted = plan_first(state, makers_left, found), 1
     else:
         plan, wanted = (plan_async if is_async else plan_sync)(store, state, config, purpose, found)
-    if purpose == "evaluate" and not plan.cohort:
+    if purpose == Purpose.evaluate and not plan.cohort:
         return waiting.go_without_evaluation(store, state, "; ".join(eligibility.lines(found.out)))
-    if purpose != "evaluate" and len(plan.cohort) < max(wanted, 1):
+    if purpose != Purpose.evaluate and len(plan.cohort) < max(wanted, 1):
         _wait_for_clients(store, state, config, plan, wanted, found)
         return False
-    if purpose == "train" and not is_async and _is_refused(store, state, config, plan):
+    if purpose == Purpose.train and not is_async and _is_refused(store, state, config, plan):
         return False
     _write_planned(store, state, config, plan)
     return False
@@ -85,12 +88,12 @@ def _write_planned(store: Store, state: RunState, config: RunConfig, plan: Round
     try:
         fields = _round_fields(store, state, config, plan)
     except ConfigError as exc:  # So many clients were not foreseen when the config was read.
-        set_state(store, state, "failed", str(exc), "run_failed")
+        set_state(store, state, RunPhase.failed, str(exc), "run_failed")
         return
     if problem := statement_signing.why_not_here(store, state.run_id):
         waiting.wait(store, state, config, problem, gives_up=False)
         return
-    shares = state.shares or (plan.shares if plan.purpose == "train" else 0)
+    shares = state.shares or (plan.shares if plan.purpose == Purpose.train else 0)
     vouched = statement_signing.of_round(
         store, state, plan.number, fields, plan.population(state), shares
     )
@@ -100,7 +103,7 @@ def _write_planned(store: Store, state: RunState, config: RunConfig, plan: Round
     fields[statement_signing.SIGNED] = vouched.signed
     tickets = _tickets(store, state, plan, config)
     opening = _opening(state, plan, fields, tickets, vouched.why_not)
-    if transactions.open_round(store, state, opening, takes_over=plan.mode == "async"):
+    if transactions.open_round(store, state, opening, takes_over=plan.mode == Mode.asynchronous):
         failpoints.failpoint("round.opened")
 
 
@@ -128,13 +131,13 @@ def _is_refused(store: Store, state: RunState, config: RunConfig, plan: RoundPla
         return True
     problem = waiting.no_room_reason(store, state, config, len(plan.cohort))
     if problem:
-        set_state(store, state, "failed", problem, "run_failed")
+        set_state(store, state, RunPhase.failed, problem, "run_failed")
     return bool(problem)
 
 
 def _asked_by(plan: RoundPlan, wanted: int) -> str:
     """The config's field that asks for so many clients."""
-    if plan.mode != "async":
+    if plan.mode != Mode.asynchronous:
         return "round.cohort"
     return "round.buffer" if wanted == plan.buffer else "round.concurrency"
 
@@ -146,7 +149,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
     In place of those that have answered, and clients that have come. Each trains once from a version.
     """
     run = state.run_id
-    found = eligibility.decide(store, state, config, "train")
+    found = eligibility.decide(store, state, config, Purpose.train)
     if found is None or found.problem:
         return
     eligibility.record(store, state, found)
@@ -160,11 +163,11 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         return
     plan = RoundPlan(
         current.number,
-        "train",
+        Purpose.train,
         chosen,
         sorted({*current.eligible, *idle}),
         len(found.clients),
-        mode="async",
+        mode=Mode.asynchronous,
         ineligible={**current.ineligible, **found.out},
     )
     tickets = [ticket for ticket in _tickets(store, state, plan, config) if ticket.who in chosen]
@@ -190,17 +193,17 @@ def _round_fields(
     store: Store, state: RunState, config: RunConfig, plan: RoundPlan
 ) -> dict[str, Any]:
     now = f"{store.control.now():.6f}"
-    rounds = config.round if plan.mode == "async" else None
+    rounds = config.round if plan.mode == Mode.asynchronous else None
     # Nothing is summed when version 0 is made, or a version is evaluated by however many.
-    updates = (plan.buffer or len(plan.cohort)) if plan.purpose == "train" else 1
+    updates = (plan.buffer or len(plan.cohort)) if plan.purpose == Purpose.train else 1
     format_ = sum_format(config.aggregation, config.strategy, updates, rounds)
     return {
-        "state": "open",
+        "state": RoundPhase.open,
         "purpose": plan.purpose,
         "cohort": dumps(plan.cohort),
         "eligible": dumps(plan.eligible),
         "ineligible": dumps(plan.ineligible),
-        "makers": dumps({who: 0.0 for who in plan.cohort if plan.purpose == "initialise"}),
+        "makers": dumps({who: 0.0 for who in plan.cohort if plan.purpose == Purpose.initialise}),
         "start": preflight.start_of(state),
         "groups": str(plan.groups),
         "mode": plan.mode,
@@ -238,7 +241,7 @@ def _tickets(store: Store, state: RunState, plan: RoundPlan, config: RunConfig) 
     run, timeout_s = state.run_id, max(1, int(config.train.timeout_s))
 
     def ticket(who: str) -> JobTicket:
-        if plan.purpose == "initialise":
+        if plan.purpose == Purpose.initialise:
             return initialisation.ticket(store, state, config, plan.number, who)
         return JobTicket(
             who,
@@ -284,7 +287,7 @@ def _opening(
         "clients": len(plan.cohort),
         "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
     }
-    if plan.mode == "async":
+    if plan.mode == Mode.asynchronous:
         event["carried"] = sorted(plan.carried)
     events = [event]
     if unsigned:
@@ -303,5 +306,5 @@ def _opening(
         tickets,
         [ticket for ticket, _ in plan.carried.values()],
         events,
-        plan.shares if plan.purpose == "train" else None,
+        plan.shares if plan.purpose == Purpose.train else None,
     )

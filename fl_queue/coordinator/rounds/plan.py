@@ -39,7 +39,7 @@ class RoundPlan:
     eligible: Sequence[str]
     shares: int
     groups: int = 0
-    mode: Mode = "sync"
+    mode: Mode = Mode.synchronous
     buffer: int = 0
     carried: Mapping[str, tuple[JobTicket, job_origins.JobOrigin]] = field(default_factory=dict)
     ineligible: Mapping[str, str] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class RoundPlan:
     def quorum(self, config: RunConfig) -> int:
         """The number of updates after which the round may end."""
         size = len(self.cohort)
-        if self.mode == "async":
+        if self.mode == Mode.asynchronous:
             return self.buffer
-        if self.purpose == "train":
+        if self.purpose == Purpose.train:
             return config.quorum_size(size)
         # One client makes version 0; the closing evaluation takes all answers.
-        return 1 if self.purpose == "initialise" else size
+        return 1 if self.purpose == Purpose.initialise else size
 
     def population(self, state: RunState) -> list[str]:
         """
@@ -71,14 +71,14 @@ class RoundPlan:
 
     def _newcomers(self, state: RunState) -> set[str]:
         """Clients that the run has not seen before this round."""
-        return set(self.eligible if self.purpose == "train" else ()) - set(state.population)
+        return set(self.eligible if self.purpose == Purpose.train else ()) - set(state.population)
 
 
 def plan_first(state: RunState, candidates: Sequence[str], found: EligibleClients) -> RoundPlan:
     """The round that makes version 0: the first candidate is asked; the others may follow (``initialisation``)."""
     return RoundPlan(
         state.round + 1,
-        "initialise",
+        Purpose.initialise,
         candidates[:1],
         candidates,
         len(candidates),
@@ -129,7 +129,7 @@ def plan_async(
         sorted((*carried, *chosen)),
         idle,
         len(found.clients),
-        mode="async",
+        mode=Mode.asynchronous,
         buffer=buffer,
         carried=carried,
         ineligible=found.out,

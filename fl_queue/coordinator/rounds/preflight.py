@@ -24,7 +24,7 @@ from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers, site_facts
-from fl_queue.protocol.records import CANNOT, Purpose
+from fl_queue.protocol.records import CANNOT, Purpose, Verdict
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
 from fl_queue.store.jobs.dead_jobs import JobMonitor
@@ -105,7 +105,7 @@ def admit(
     state: RunState,
     config: RunConfig,
     alive: Sequence[str],
-    purpose: Purpose = "train",
+    purpose: Purpose = Purpose.train,
 ) -> Admitted:
     """
     Ask the sites that were not asked yet, compare the answers, and decide which may train.
@@ -131,7 +131,7 @@ def admit(
     }
     if is_compared(config):
         found = _compared(store, state, config, asked, sites, facts, reference, purpose)
-    elif purpose == "train" and len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
+    elif purpose == Purpose.train and len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
         found = Admitted([], problem=WAITING)
     else:
         found = Admitted(asked)
@@ -151,7 +151,7 @@ def _compared(
 ) -> Admitted:
     """The clients that may train, where sites may differ."""
     mode = config.run.preflight
-    if reference is None and purpose == "evaluate":
+    if reference is None and purpose == Purpose.evaluate:
         return Admitted(list(asked))  # They have trained, and were compared before that.
     if reference is None:
         if len(facts) < len(asked) and state.waited_s < LONGEST_WAIT_S:
@@ -257,7 +257,11 @@ def _learn(store: Store, state: RunState, sites: dict[str, SiteReport]) -> None:
     )
     for client, receipt in receipts.items():
         kind = receipt.environment.get(CANNOT)
-        if receipt.status != "failed" or type(kind) is not str or not identifiers.is_name(client):
+        if (
+            receipt.status != Verdict.failed
+            or type(kind) is not str
+            or not identifiers.is_name(client)
+        ):
             continue
         site = sites.get(client)
         if site is not None and site.failed_in >= state.round:
@@ -344,7 +348,11 @@ def _is_settled(site: SiteReport, reference: SiteReport | None, compared: bool) 
 
 def _is_over(store: Store, ticket: JobTicket) -> bool:
     """Whether a job will never answer. Not so when its worker died: a new worker is asked anew."""
-    if dispatch.job_state(store, ticket).partition(":")[0] in ("finished", "failed", "gone"):
+    if dispatch.job_state(store, ticket).partition(":")[0] in (
+        dispatch.JobState.finished,
+        dispatch.JobState.failed,
+        "gone",
+    ):
         return True
     # Its worker is alive without this job, so that no new worker will be asked.
     return (_watch(store).verdict(ticket) or "").startswith("lost")

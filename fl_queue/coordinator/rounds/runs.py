@@ -14,7 +14,8 @@ from fl_queue.config.schema import is_fixed
 from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
 from fl_queue.protocol import identifiers, statements
-from fl_queue.protocol.records import digest_of, updates_in
+from fl_queue.protocol.records import Purpose, digest_of, updates_in
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import confirmed_changes
 from fl_queue.store.transactions import runs as transactions
@@ -124,7 +125,7 @@ def _first_state(
 ) -> dict[str, str]:
     return {
         "name": name,
-        "state": "training",
+        "state": RunPhase.training,
         "reason": "",
         "version": "",
         "digest": "",
@@ -164,7 +165,7 @@ def _continue(
         segments[-1] = _signed(store, state, len(segments) - 1, segments[-1], record, given)
         adopted = _adopted(store, state, newest) if is_older else None
         fields = {
-            "state": "training",
+            "state": RunPhase.training,
             "reason": "",
             "abandoned": "0",
             "waited_s": "0",
@@ -259,9 +260,9 @@ def describe_state(store: Store, state: RunState) -> str:
     receipts = store.control.receipts.of_round(state.run_id, state.round)
     received = updates_in(current.cohort, receipts)
     what = {
-        "initialise": f"making version 0 on {', '.join(current.cohort)}",
-        "train": f"round {state.round}",
-        "evaluate": "closing evaluation",
+        Purpose.initialise: f"making version 0 on {', '.join(current.cohort)}",
+        Purpose.train: f"round {state.round}",
+        Purpose.evaluate: "closing evaluation",
     }[current.purpose]
     return f"is training: {what}, {current.progress(received)}"
 
@@ -281,9 +282,9 @@ def raise_unless_completed(state: RunState) -> None:
     Raises:
         RunFailed: It failed, or was cancelled.
     """
-    if state.state == "failed":
+    if state.state == RunPhase.failed:
         raise RunFailed(state.name, f"failed: {state.reason}")
-    if state.state == "cancelled":
+    if state.state == RunPhase.cancelled:
         raise RunFailed(
             state.name,
             f"{state.reason} {at_version(state.version)}; go on with `fl-queue resume {state.name}`",

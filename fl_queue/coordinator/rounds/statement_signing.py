@@ -21,7 +21,7 @@ from fl_queue.models import checkpoint
 from fl_queue.protocol import operator_key, statements
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.operator_key import OperatorKey
-from fl_queue.protocol.records import digest_of
+from fl_queue.protocol.records import Purpose, digest_of
 from fl_queue.protocol.statements import SIGNATURE, is_segment_signed
 from fl_queue.store import RoundState, RunState, Store, parse_round_state
 from fl_queue.strategies.layouts import state_manifest
@@ -209,7 +209,7 @@ def version(
     signed = _signed_config(store, state, current.segment, key)
     if signed is None or digest_of(signed["config"]) != config:
         return ""
-    if current.purpose == "initialise":
+    if current.purpose == Purpose.initialise:
         return _noted(store, run, 0, entry, made, key)
     base = _Base.read(store, run, current.base_version)
     if not base.is_signed(run, key):
@@ -405,7 +405,7 @@ def of_round(
             f"segment {current.segment} of the config is not signed with the operator's key "
             f"{key.fingerprint}; `fl-queue cancel {state.name}`, and start it again with its config"
         )
-    elif current.purpose != "initialise":
+    elif current.purpose != Purpose.initialise:
         base = _Base.read(store, state.run_id, current.base_version)
         manifest = base.manifest
         why_not = _doubt_of_model(state, base, current, key)

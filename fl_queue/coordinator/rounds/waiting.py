@@ -8,6 +8,7 @@ from fl_queue.config.consistency import too_few_updates
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.store.transactions import runs as transactions
 from fl_queue.strategies import get_strategy
@@ -112,7 +113,7 @@ def wait(
     set_state(
         store,
         state,
-        "failed" if given_up else "training",
+        RunPhase.failed if given_up else RunPhase.training,
         reason,
         "run_failed" if given_up else "waiting_for_clients",
     )

@@ -17,6 +17,7 @@ from fl_queue.common.outages import Outages
 from fl_queue.common.paths import below
 from fl_queue.errors import ConfigError, DataError, StoreUnavailable
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.records import EvaluationState
 from fl_queue.reporting.exporters.base import Exporter, Numbers, numbers_of
 from fl_queue.store import RunState, Store, keyspace
 
@@ -127,7 +128,7 @@ def follow(
 def _is_awaited(store: Store, run: str) -> bool:
     """Whether an evaluator is alive and has versions of the run to test."""
     waiting = any(
-        value.get("state") not in ("done", "failed")
+        value.get("state") not in tuple(EvaluationState)
         for value in store.control.evaluations.all(run).values()
     )
     return waiting and store.control.workers.is_role_alive(identifiers.EVALUATOR)

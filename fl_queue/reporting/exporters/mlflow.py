@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fl_queue.protocol.state import RunPhase
+
 # Read when a client is made. A folder on the command line is the choice of this store.
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 # No user has agreed to telemetry.
@@ -27,10 +29,10 @@ RUN_ID = "fl_queue.run_id"
 #: Largest batch that MLflow accepts.
 BATCH = 1000
 _STATUS = {
-    "training": "RUNNING",
-    "completed": "FINISHED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
+    RunPhase.training: "RUNNING",
+    RunPhase.completed: "FINISHED",
+    RunPhase.failed: "FAILED",
+    RunPhase.cancelled: "KILLED",
 }
 
 

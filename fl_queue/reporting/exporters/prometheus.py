@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -30,18 +29,19 @@ from fl_queue.models import selection
 from fl_queue.protocol import identifiers
 from fl_queue.protocol.codecs import codec
 from fl_queue.protocol.manifest import Manifest
-from fl_queue.protocol.records import RoundRecord, Verdict
+from fl_queue.protocol.records import Outcome, RoundRecord, Verdict
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store, keyspace, server_facts
 from fl_queue.store.jobs import dispatch
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Upper bounds of the classes of round lengths, seconds.
 BOUNDS_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
-STATES = ("training", "completed", "failed", "cancelled")
-OUTCOMES = ("committed", "abandoned", "evaluated", "cancelled")
+STATES = tuple(RunPhase)
+OUTCOMES = (Outcome.committed, Outcome.abandoned, Outcome.evaluated, Outcome.cancelled)
 #: All that an update comes to, "other" what an older or newer version wrote.
 _VERDICTS = (
-    *(verdict for verdict in get_args(Verdict) if verdict != "received"),
+    *(verdict for verdict in Verdict if verdict != Verdict.received),
     "missing",
     "other",
 )
@@ -63,7 +63,7 @@ class _Ledger:
     def add(self, record: RoundRecord, update_nbytes: int) -> None:
         """Count one ended round."""
         self.rounds[record.outcome] += 1
-        self.updates["accepted"] += len(record.accepted)
+        self.updates[Verdict.accepted] += len(record.accepted)
         self.updates["missing"] += len(record.missing)
         self.updates.update(_verdict(reason) for reason in record.rejected.values())
         self.nbytes += len(record.accepted) * update_nbytes

@@ -8,7 +8,7 @@ from typing import Any
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.records import Receipt
+from fl_queue.protocol.records import Receipt, Verdict
 from fl_queue.protocol.state_fields import parse_receiver, parse_table, parse_whole
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
@@ -41,7 +41,9 @@ class Receipts:
 
     def count_of_late(self, run: str, number: int) -> int:
         """Receipts of late updates that a round has."""
-        return sum(receipt.status == "late" for receipt in self.of_round(run, number).values())
+        return sum(
+            receipt.status == Verdict.late for receipt in self.of_round(run, number).values()
+        )
 
     def late_counts(self, run: str) -> dict[int, int]:
         """Round -> updates that came after it had ended."""
@@ -123,7 +125,7 @@ class Receipts:
             "event": "update_rejected",
             "round": number,
             "client": client,
-            "status": "late",
+            "status": Verdict.late,
             "reason": f"round {number} had ended long ago",
         }
         self._server.write_if(

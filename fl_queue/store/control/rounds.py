@@ -8,7 +8,15 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.protocol import identifiers
-from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state
+from fl_queue.protocol.records import Mode
+from fl_queue.protocol.state import (
+    Glance,
+    RoundPhase,
+    RoundState,
+    RunPhase,
+    RunState,
+    parse_round_state,
+)
 from fl_queue.protocol.state_fields import parse_table
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
@@ -61,7 +69,12 @@ class Rounds:
         found, mode = cast(
             list["bytes | None"], self._redis.hmget(keyspace.round_(run, number), "state", "mode")
         )
-        return Glance(state == b"training", int(newest), mode == b"async", found in (None, b"open"))
+        return Glance(
+            state == RunPhase.training.encode(),
+            int(newest),
+            mode == Mode.asynchronous.encode(),
+            found in (None, RoundPhase.open.encode()),
+        )
 
     def base_digest(self, run: str, number: int) -> str | None:
         """Digest of the version that a round starts from; None when its keys are not there."""
@@ -126,7 +139,7 @@ class Rounds:
         def body(pipe: Pipeline) -> Callable[[], None] | None:
             nonlocal count
             raw = cast("list[bytes | None]", pipe.hmget(key, "state", "failure", "failures"))
-            if raw[0] != b"open":
+            if raw[0] != RoundPhase.open.encode():
                 return None
             count = int(raw[2] or 0) + 1 if raw[1] == reason.encode() else 1
             found: dict[Any, Any] = {"failure": reason, "failures": count}

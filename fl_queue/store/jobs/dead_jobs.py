@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fl_queue.store import LEASE_S, UNNAMED, Store, ask_many
-from fl_queue.store.jobs.dispatch import JobStatus, JobTicket, failures, queued, statuses
+from fl_queue.store.jobs.dispatch import JobState, JobStatus, JobTicket, failures, queued, statuses
 from fl_queue.store.jobs.rq_types import queue
 
 #: Longest time of a job between pop and start (in RQ's intermediate list), or between two lists.
@@ -67,7 +67,7 @@ class JobMonitor:
             if not grace_s or time.monotonic() - first_seen >= grace_s:
                 self._suspected.pop(ticket.job, None)
                 dead[ticket.job] = reason
-        return Verdicts(dead, [each for each in asked if found[each.job].name == "finished"])
+        return Verdicts(dead, [each for each in asked if found[each.job].name == JobState.finished])
 
     def _suspects(
         self, asked: Sequence[JobTicket], found: Mapping[str, JobStatus]
@@ -76,14 +76,14 @@ class JobMonitor:
         by_name: dict[str, list[JobTicket]] = {}
         for ticket in asked:
             by_name.setdefault(found[ticket.job].name, []).append(ticket)
-        suspects = self._look_started(by_name.pop("started", []), found)
+        suspects = self._look_started(by_name.pop(JobState.started, []), found)
         # Popped and not started: its worker was killed in between, or is about to start it.
-        for ticket in _not_in_queue(self.store, by_name.pop("queued", [])):
+        for ticket in _not_in_queue(self.store, by_name.pop(JobState.queued, [])):
             suspects[ticket.job] = ("lost between queue and worker", self.start_s)
-        failed = by_name.pop("failed", [])
+        failed = by_name.pop(JobState.failed, [])
         for ticket, reason in zip(failed, failures(self.store, failed), strict=True):
             suspects[ticket.job] = (f"failed: {reason}", 0.0)
-        by_name.pop("finished", None)
+        by_name.pop(JobState.finished, None)
         for name, tickets in by_name.items():
             grace_s = 0.0 if name else self.start_s
             suspects |= {ticket.job: (name or "lost", grace_s) for ticket in tickets}

@@ -12,6 +12,7 @@ import base64
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
@@ -31,6 +32,19 @@ from fl_queue.store.jobs.rq_types import AGGREGATE, EVALUATE, RESULT_TTL_S, FLJo
 #: Limits on text from a job's keys, in characters: any user of its queue may write there.
 _LONGEST_WORD = 128
 _LONGEST_REASON = 1000
+
+
+class JobState(StrEnum):
+    """RQ's status of a job, of those that a job of a round can have."""
+
+    #: In a queue, or between queue and worker.
+    queued = "queued"
+    #: A worker has it.
+    started = "started"
+    #: Its function has returned.
+    finished = "finished"
+    #: Its function has raised an error, or its worker was killed.
+    failed = "failed"
 
 
 @dataclass(frozen=True)
@@ -263,21 +277,21 @@ def _last_line(newest: Sequence[Any]) -> str:
 def job_state(store: Store, ticket: JobTicket) -> str:
     """The state of a job by RQ's keys: ``queued``, ``started by <worker>``, ``failed: ...``."""
     status, worker = _status(store, ticket)
-    if status == "failed":
+    if status == JobState.failed:
         return f"failed: {failure(store, ticket)}"
-    if status == "started":
+    if status == JobState.started:
         return f"started by {worker}"
     return status or "gone"
 
 
 def finished(store: Store, ticket: JobTicket) -> bool:
     """Whether RQ has a job as finished."""
-    return _status(store, ticket)[0] == "finished"
+    return _status(store, ticket)[0] == JobState.finished
 
 
 def is_queued(store: Store, ticket: JobTicket) -> bool:
     """Whether a job still waits in its queue."""
-    return _status(store, ticket)[0] == "queued"
+    return _status(store, ticket)[0] == JobState.queued
 
 
 def has_answered(store: Store, receipt: Receipt | None, ticket: JobTicket | None) -> bool:
@@ -300,7 +314,7 @@ def have_answered(
         if receipt is not None and not receipt.answers and ticket is not None
     }
     found = statuses(store, doubtful.values())
-    ended = [ticket for ticket in doubtful.values() if found[ticket.job].name == "finished"]
+    ended = [ticket for ticket in doubtful.values() if found[ticket.job].name == JobState.finished]
     left = all_awaited(store, ended)
     over = {ticket.job for ticket in ended if left[ticket.job] is None}
     return [

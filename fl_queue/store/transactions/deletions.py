@@ -13,6 +13,7 @@ from fl_queue.common import safe_json, schema
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store, ask_many, keys_like, keyspace, unlink_all
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -29,7 +30,7 @@ def mark_deleted(store: Store, state: RunState, check: Callable[[bool], None]) -
     run = state.run_id
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
-        check(pipe.hget(keyspace.run(run), "state") == b"training")
+        check(pipe.hget(keyspace.run(run), "state") == RunPhase.training.encode())
         named = pipe.hget(keyspace.RUNS, state.name) == run.encode()
         heirs = {
             origin: [other for other in _heirs(raw) if other != run]

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
+from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.state import RoundPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -97,9 +99,9 @@ def extend(
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         found = cast(list["bytes | None"], pipe.hmget(key, ["state", "cohort", "makers"]))
-        is_same = found[0] == b"open" and (
+        is_same = found[0] == RoundPhase.open.encode() and (
             json.loads(found[2] or b"{}") == dict(current.makers)
-            if current.purpose == "initialise"
+            if current.purpose == Purpose.initialise
             else tuple(json.loads(found[1] or b"[]")) == current.cohort
         )
         return partial(write, pipe) if is_same and is_as_seen(pipe, state) else None

@@ -10,6 +10,7 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store, as_text, keyspace, parse_run_state
 from fl_queue.store.jobs import dispatch
 from fl_queue.store.jobs.dispatch import JobTicket
@@ -161,7 +162,7 @@ def reopen(store: Store, run: str, states: Collection[str], by: str) -> bool:
         state, version = ((raw or b"").decode() for raw in found)
         if state not in states:
             return None
-        fields = {"state": "training", "reason": "", "abandoned": "0", "waited_s": "0"}
+        fields = {"state": RunPhase.training, "reason": "", "abandoned": "0", "waited_s": "0"}
         return confirmed_changes.Change(
             {"event": "run_resumed", "version": int(version) if version else None},
             lambda: pipe.hset(key, mapping=cast(dict[Any, Any], fields)),
@@ -209,7 +210,10 @@ def write_site_report(
 
     def body(pipe: Pipeline) -> Callable[[], None] | None:
         raw = cast("bytes | None", pipe.hget(key, client))
-        if not is_expected(raw) or pipe.hget(keyspace.run(run), "state") != b"training":
+        if (
+            not is_expected(raw)
+            or pipe.hget(keyspace.run(run), "state") != RunPhase.training.encode()
+        ):
             return None
 
         def write() -> None:

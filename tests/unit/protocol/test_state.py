@@ -19,13 +19,14 @@ TEXTS = {
     "tuple[str, ...]": '["x"]',
     "Purpose": "initialise",
     "Mode": "async",
+    "RunPhase": "training",
+    "RoundPhase": "open",
     "Mapping[str, float]": '{"x": 7.5}',
     "Mapping[str, list[float]]": '{"x": [7.5]}',
     "Mapping[str, Mapping[str, int]]": '{"x": {"round": 7}}',
 }
 #: Fields that take less than their type.
 NAMED = {
-    "state": "training",
     "digest": "0" * 64,
     "base_digest": "0" * 64,
     "download": "0" * 64,
