@@ -130,7 +130,8 @@ class OneOf:
 
     def read(self, value: Any) -> str:
         """The text. Raises Invalid."""
-        if type(value) is not str or value not in self.choices:
+        # isinstance() and not type(): of a record that was made here it is a member of an enum.
+        if not isinstance(value, str) or value not in self.choices:
             raise Invalid(f"is not one of {', '.join(self.choices)}")
         return value
 
@@ -355,7 +356,7 @@ def _choice_reader(choices: Mapping[str, Any]) -> Reader:
     names = ", ".join(map(str, choices))
 
     def read(value: Any) -> Any:
-        if type(value) is not str or value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise Invalid(f"is not one of {names}")
         return choices[value]
 
