@@ -17,6 +17,7 @@ from fl_queue.errors import MessageError
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import LOST
 from fl_queue.strategies import base, get_strategy, layouts
+from tests.support import exact_sums
 
 #: A client's loss: ``curvature (w - optimum)^2 / 2``.
 OPTIMA = np.array([8, 9, 10, 11, 0, 1, 2, 3.0])
@@ -66,7 +67,7 @@ class Federation:
         for extra in self.strategy.extras:
             assert answer.extra is not None
             sent[base.extra_name(extra, "w")] = answer.extra(extra, "w").astype(np.float32)
-        merge.total.add(sent, 1)
+        exact_sums.add(merge.total, sent, 1)
         if found.is_lost:
             merge.total.add_scalars({LOST: Fraction(1)})
         assert answer.keep is not None
