@@ -1,7 +1,7 @@
 """
-Check that functions are short and that "Whether ..." is said of functions that return a bool.
+Check that functions are short, and that "Whether ..." describes only functions that return a bool.
 
-``python -m scripts.check_functions PATH ...`` prints what is not so, and ends with 1. Ruff counts
+``python -m scripts.check_functions PATH ...`` prints each violation and exits with status 1. Ruff counts
 statements and complexity, not lines, and cannot compare a docstring with an annotation.
 """
 
@@ -18,7 +18,7 @@ MAX_LINES = 50
 
 def problems(path: Path) -> Iterator[str]:
     """
-    What is wrong in one file.
+    Violations in one file.
 
     Yields:
         ``file:line: name ...``, one for each function.

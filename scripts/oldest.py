@@ -2,7 +2,7 @@
 Print the constraints of an environment with exactly the oldest packages that setup.cfg allows.
 
 `python scripts/oldest.py web plot` prints those of fl-queue and of these extras. What the tests themselves
-need (pytest, mypy, ...) is left out: nobody else has it beside fl-queue.
+need (pytest, mypy, ...) is left out: a user's installation does not have it.
 
 `make test-oldest` installs with them, so that a lower bound is what was run and not what was hoped.
 """

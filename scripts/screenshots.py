@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def take(federation: Federation, url: str) -> None:
-    """Idle; in the middle of a run; after one that nobody could answer in time."""
+    """Idle; in the middle of a run; after a run whose round no client answered in time."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 1000, "height": 900})

@@ -3,7 +3,7 @@ Asynchronous rounds beside synchronous ones: ``python -m benchmarks.cases.async_
 
 MNIST 2NN on eight client workers, of which two take five times as long as the
 others: their jobs sleep, so that neither this machine's speed nor its load is what is compared. Each
-way of running rounds goes on until the test set says 95 %; what counts is the time from the opening of
+way of running rounds goes on until test accuracy is 95 %; what counts is the time from the opening of
 the first round to the commit of that version. Once with 2,000 images a client dealt
 out at random, once with 7,500 of about two digits, where what the slow ones know is known to few others.
 """

@@ -88,7 +88,7 @@ RULES = (
 
 
 class Flipped(TwoLayerPerceptron):
-    """The same task on labels that are turned round: a 0 is said to be a 9."""
+    """The same task with flipped labels: a 0 is labelled 9."""
 
     def target_of(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """9 - label."""
@@ -316,10 +316,10 @@ def document(
 ) -> str:
     """The whole document."""
     several = ", ".join(map(str, seeds))
-    said = (
+    seeds_note = (
         f"Mean and sample standard deviation over the seeds {several}: a seed decides the split, the first model and the\norder of samples."
         if len(seeds) > 1
-        else f"One seed, {several}: differences of about one percent say nothing."
+        else f"One seed, {several}: differences of about one percent are within chance."
     )
     parts = [
         f"## {hostile} of {CLIENTS} hostile, {_SPLITS[split]}\n\n{table(results, split, hostile, attacks)}"
@@ -334,7 +334,7 @@ def document(
         attacks=sent, given=given, read=_READ,
         clients=CLIENTS, rounds=rounds, shares=SHARES, tables="\n".join(parts), lost=lost(results, splits, hostiles, attacks),
         points=LOST, splits=" ".join(splits), machine=environment.table(),
-        said=said, seeds=" ".join(map(str, seeds)),
+        seeds_note=seeds_note, seeds=" ".join(map(str, seeds)),
     )  # fmt: skip
 
 
@@ -346,7 +346,7 @@ _SPLITS = {
 _SHORT = {"iid": "random", "dirichlet_label": "by label"}
 
 
-#: What the tables say, by hand: to be read again after each new measurement.
+#: Conclusions from the tables, written by hand: revise them after each new measurement.
 _READ = """\
 - The mean withstands none of the crude attacks: sign flips and updates at the limit leave 8 to 16 %.
 - Data split at random, two hostile of eleven: every robust rule withstands all of these attacks.
@@ -366,7 +366,7 @@ _HEAD = """\
 
 Accuracy in percent on MNIST's test set after {rounds} rounds of {clients} clients, two or four of them hostile:
 perceptron 2NN, each with a part in {shares} of the training set, one epoch a round, batches of 50, learning
-rate 0.3, weights uniform. {said} Small on purpose, so that all of it runs on one core within the hour: a
+rate 0.3, weights uniform. {seeds_note} Small on purpose, so that all of it runs on one core within the hour: a
 model that trains for longer gives an attacker more rounds.
 Written by `python -m benchmarks.cases.attacks --data FOLDER --splits {splits} --seeds {seeds} --attacks {given}`,
 which goes on where it was interrupted.

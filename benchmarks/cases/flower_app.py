@@ -2,17 +2,17 @@
 The Flower app that ``benchmarks.cases.flower_comparison`` copies into an app folder: a server and a client.
 
 It is run by the Python of an environment that has Flower, and imports nothing of this project. The
-run config says what is trained: ``constant`` adds 0.001 to one flat float32 array, ``digits`` is one
+run config selects the model: ``constant`` adds 0.001 to one flat float32 array, ``digits`` is one
 epoch of the perceptron 2NN (784-200-200-10) in batches of ten, at learning rate 0.1.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,10 +87,11 @@ def serve(grid: Grid, context: Context) -> None:
     strategy.start(grid, initial, num_rounds=int(config["rounds"]), timeout=config["timeout"])
     strategy.stamps.append(time.perf_counter())
     path = str(config["result"])
-    with open(f"{path}.part", "w") as file:
+    partial = Path(f"{path}.part")
+    with partial.open("w") as file:
         json.dump(strategy.stamps, file)
-    # Whoever waits for the file sees all of it.
-    os.replace(f"{path}.part", path)
+    # Rename: the reader that waits for the file sees all of it.
+    partial.replace(path)
 
 
 @client.train()

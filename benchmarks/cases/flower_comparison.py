@@ -83,7 +83,7 @@ def install() -> str:
     Make the environment, unless it is there; the version of Flower in it.
 
     Raises:
-        subprocess.CalledProcessError: pip failed, and said why.
+        subprocess.CalledProcessError: pip failed; its output has the reason.
         subprocess.TimeoutExpired: It took longer than ``INSTALL_S``.
     """
     done = ENVIRONMENT / ".installed"
@@ -107,7 +107,7 @@ def install() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of loopback that nobody listens on now."""
+    """Different free ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -238,7 +238,7 @@ class Flower:
 
     def _start(self, command: str, *arguments: str) -> None:
         log_path = self._folder / f"{len(self._processes)}-{command}.log"
-        with open(log_path, "wb") as log:
+        with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [str(ENVIRONMENT / "bin" / command), *arguments],
                 env=self._environ(),
@@ -329,7 +329,7 @@ def write_random(folder: Path) -> None:
     for part, count in (("train", 60_000), ("t10k", 10_000)):
         images = random.integers(0, 256, (count, 28, 28), np.uint8)
         labels = random.integers(0, 10, count, np.uint8)
-        # Whoever reads them sees by the content that they are not compressed.
+        # Uncompressed: readers detect compression by the content, not the name.
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(encode_idx(images))
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(encode_idx(labels))
 

@@ -43,8 +43,8 @@ def idle_runs(federation: Federation, fakes: Fakes) -> list[str]:
         TimeoutError: The real ones have not.
     """
     fakes.hold()
-    everybody = CLIENTS + len(fakes.clients)
-    settings = (*SETTINGS, *OVERRIDES, f"round.cohort={everybody}")
+    size = CLIENTS + len(fakes.clients)
+    settings = (*SETTINGS, *OVERRIDES, f"round.cohort={size}")
     runs = [federation.begin(f"idle-{number}", 1, *settings) for number in range(RUNS - 1)]
     until = time.monotonic() + PATIENCE_S
     while any(len(federation.store.control.receipts.of_round(run, 1)) < CLIENTS for run in runs):

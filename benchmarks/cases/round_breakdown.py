@@ -41,7 +41,7 @@ from fl_queue.training import determinism
 
 CLIENTS = 4
 ALLOW = ("benchmarks.harness.noop_tasks:*",)
-#: Nobody extends the leases of clients that are not there.
+#: No process extends the leases of these fake clients.
 LEASE_S = 3600.0
 #: Parameters of a model that costs nothing to move: what is left is the cost of any round.
 SMALL = 1000
@@ -177,7 +177,7 @@ def watched(watch: Stopwatch, steps: tuple[tuple[str, str], ...] = STEPS) -> Ite
     Have a stopwatch around the steps' functions and every hash.
 
     Raises:
-        AttributeError: A function is not where ``steps`` say; they have to follow the code.
+        AttributeError: A function named in ``steps`` does not exist; update ``steps``.
     """
     with ExitStack() as undo:
         for label, place in steps:
@@ -269,9 +269,9 @@ class Walk:
         module, _, name = ticket.function.rpartition(".")
         function = getattr(importlib.import_module(module), name)
         watch = Stopwatch()
-        # What the job says of its progress is for its worker's log.
+        # Progress lines of the job belong in its worker's log.
         with (
-            open(os.devnull, "w") as nowhere,
+            Path(os.devnull).open("w") as nowhere,
             redirect_stdout(nowhere),
             _environment({**site.to_environ(), "RQ_JOB_ID": ticket.job}),
             watched(watch),

@@ -1,6 +1,4 @@
-"""
-How long commands and workers take to start: ``python -m benchmarks.cases.startup [--quick]``.
-"""
+"""Start-up times of commands and workers: ``python -m benchmarks.cases.startup [--quick]``."""
 
 from __future__ import annotations
 

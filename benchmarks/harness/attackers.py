@@ -91,7 +91,7 @@ def a_little(own: Arrays, known: Round) -> Arrays:
 
 
 def deviations(n: int, hostile: int) -> float:
-    """z of "A Little Is Enough", such that the hostile and s honest ones are more than half of n."""
+    """Factor z of "A Little Is Enough", such that the hostile and s honest ones are more than half of n."""
     honest, supporters = n - hostile, n // 2 + 1 - hostile
     return statistics.NormalDist().inv_cdf((honest - supporters) / honest)
 

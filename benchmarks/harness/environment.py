@@ -33,7 +33,7 @@ def table() -> str:
 
 
 def _field(file: str, name: str) -> str:
-    """What the first line of that name says in a file of ``name: value`` lines."""
+    """Value of the first line of that name in a file of ``name: value`` lines."""
     for line in Path(file).read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:

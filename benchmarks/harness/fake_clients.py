@@ -1,7 +1,7 @@
 """
 Clients that train nothing: one process holds their leases and pushes their updates.
 
-For what hundreds of clients cost everybody else: only the clients themselves are not real.
+They measure the cost of hundreds of clients for servers and workers, which are real.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import RoundState, Store, keyspace, queries
 
-#: Nobody extends these leases.
+#: No process extends these leases.
 LEASE_S = 3600.0
 #: So that the clients are still eligible then.
 OVERRIDES = (f"clients.active_s={LEASE_S}",)
@@ -34,6 +34,8 @@ _LISTEN_MS = 200
 
 class Fakes:
     """
+    Clients without processes: this object holds their leases and sends their answers.
+
     Args:
         store: Both servers of the federation.
         count: Clients ``fake-0001`` and so on.
@@ -50,7 +52,7 @@ class Fakes:
         for client in self.clients:
             lease = keyspace.client_holder(client)
             if not self.store.control.leases.hold(lease, self.token, LEASE_S, {}):
-                raise RuntimeError(f"somebody else serves {client}")
+                raise RuntimeError(f"another worker serves {client}")
 
     def leave(self) -> None:
         """Give the leases back: later rounds do not have these clients."""

@@ -1,6 +1,4 @@
-"""
-A real federation for a benchmark: private servers and workers as separate processes, and what it did.
-"""
+"""A real federation for a benchmark: private servers, worker processes, and measurements of them."""
 
 from __future__ import annotations
 
@@ -43,6 +41,8 @@ class Timing:
 @dataclass
 class Federation:
     """
+    Private servers and workers as separate processes, until the context ends.
+
     Args:
         clients: Client workers ``site-1`` and so on.
         aggregators: Aggregator workers.
@@ -111,7 +111,7 @@ class Federation:
         # A folder of its own for each client, as on a machine of its own: each fetches the model.
         site = self._site(client, self.state_dir / name if client else self.state_dir)
         command = python_command("-m", "workers.supervisor", role, "--parent", str(os.getpid()))
-        with open(Path(self._folder.name) / f"{name}.log", "wb") as log:
+        with (Path(self._folder.name) / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 env={**os.environ, **site.to_environ(), "PYTHONPATH": str(ROOT)},

@@ -41,19 +41,23 @@ class AddConstant(Task):
     """Training adds a constant to ``task.parameters`` float32 parameters. No validation data."""
 
     def build_model(self) -> nn.Module:
+        """Flat array of ``task.parameters`` parameters."""
         return Flat(int(self.options["parameters"]))
 
     def client_data(self, context: ClientContext) -> ClientData:
+        """Four constant samples, none for validation."""
         inputs, target = torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)
         none = TensorDataset(inputs[:0], target[:0])
         return ClientData(TensorDataset(inputs, target), none)
 
     def test_data(self, data_dir: str) -> Samples:
+        """The training samples."""
         return self.client_data(None).train  # type: ignore[arg-type]
 
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Mapping[str, Any]:
+        """Add a constant that differs for each client and round."""
         # Another one each time: equal updates would share their chunks on the server.
         drawn = seed_for(context.seed, context.round, context.client) % 1000
         with torch.no_grad():
@@ -68,4 +72,5 @@ class OneStep(AddConstant):
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Mapping[str, Any]:
+        """Train as `Task` does."""
         return Task.train(self, model, data, context, on_epoch)

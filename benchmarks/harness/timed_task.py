@@ -28,6 +28,7 @@ class Paced(TwoLayerPerceptron):
     def train(
         self, model: nn.Module, data: ClientData, context: ClientContext, on_epoch: OnEpoch
     ) -> Mapping[str, Any]:
+        """Train, then sleep for the rest of the time."""
         until = time.monotonic() + self._pace_s(context.client)
         made = super().train(model, data, context, on_epoch)
         time.sleep(max(0.0, until - time.monotonic()))

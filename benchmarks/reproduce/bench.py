@@ -47,7 +47,7 @@ def check_data(data: str, source: str) -> None:
         source: ``full`` or ``excerpt``.
 
     Raises:
-        DataError: They are not there, and cannot be had; says which files to put where.
+        DataError: The files are missing and cannot be downloaded; the message names them and their folder.
     """
     loaded = _load({"data.source": source, "data.dir": data})
     labels_of(loaded, data)

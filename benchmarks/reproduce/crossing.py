@@ -1,6 +1,4 @@
-"""
-Rounds to an accuracy, as McMahan et al. 2017 count them (arXiv 1602.05629, section 3).
-"""
+"""Rounds to an accuracy, as McMahan et al. 2017 count them (arXiv 1602.05629, section 3)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ _FIXED = "Learning rates are the middle of what `make reproduce` tries, and the 
 
 
 def render(results: Results, quick: bool = False) -> str:
-    """The document; rows that have not been measured yet say so."""
+    """The document; rows without a measurement are marked."""
     comparison = QUICK if quick else FULL
     targets = (QUICK_TARGET,) if quick else TARGETS
     parts = [_HEAD, _TARGETS, targets_table(results, targets), compared(results, comparison)]
@@ -114,8 +114,8 @@ def _outcome(target: Target, measured: Measured | None) -> list[str]:
     rounds = measured.rounds_to(target.accuracy)
     if rounds is None:
         best = max(measured.accuracy.values())
-        said = f"not reached: {100 * best:.2f} % after {measured.last}"
-        return ["", said, _seconds(measured, measured.last), load]
+        outcome = f"not reached: {100 * best:.2f} % after {measured.last}"
+        return ["", outcome, _seconds(measured, measured.last), load]
     return [f"{rounds:.1f}", "reached", _seconds(measured, math.ceil(rounds)), load]
 
 
@@ -190,7 +190,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def describe(job: Job, measured: Measured) -> str:
-    """One line for whoever waits."""
+    """Progress line for the terminal."""
     last = max(measured.accuracy.values(), default=math.nan)
     rounds = measured.rounds_to(job.target) if job.target is not None else None
     where = f", {100 * (job.target or 0):g} % at round {rounds:.1f}" if rounds is not None else ""

@@ -1,6 +1,4 @@
-"""
-What is measured: rows of the FedAvg paper, and algorithms side by side.
-"""
+"""Plan of the measurements: rows of the FedAvg paper, and algorithms side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ class Target:
         settings: Config fields, the learning rate among them.
         accuracy: To reach.
         published: Rounds the paper needed; no run here gets more.
-        also: What the paper says of the same cell elsewhere.
+        also: Another value of the paper for the same cell.
         seeds: One run for each.
         more: Seeds of further runs, with ``--more`` alone: they would not fit into the hour.
     """
@@ -116,7 +114,7 @@ class Algorithm:
         settings: Config fields.
         tuned: The field that is chosen on validation data.
         grid: Its values.
-        options: What is said of its settings.
+        options: Note on its settings.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the benchmarks compute themselves, and that they run: a benchmark nobody runs is soon broken."""
+"""Computations of the benchmarks, and a smoke run of each: a benchmark that never runs is soon broken."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_attacks_carry_the_mean_away_and_no_robust_rule(attack: str) -> None:
     assert found == {rule.name: 1.0 for rule in rules}
 
 
-def test_a_little_is_as_many_deviations_as_its_paper_says() -> None:
+def test_a_little_is_enough_uses_the_deviations_of_its_paper() -> None:
     # Its example: 50 workers, 24 of them corrupt, two supporters needed; z = 1.43.
     assert attackers.deviations(50, 24) == pytest.approx(1.43, abs=0.005)
     honest = [{"w": np.array([value, 2.0], np.float32)} for value in (-1.0, 1.0) for _ in range(13)]

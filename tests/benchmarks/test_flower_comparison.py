@@ -22,7 +22,7 @@ def test_ports_are_different_and_free() -> None:
             each.bind(("127.0.0.1", port))
 
 
-def test_app_config_is_toml_that_says_the_same() -> None:
+def test_app_config_is_equivalent_toml() -> None:
     values: dict[str, flower_comparison.Value] = {
         "task": "constant",
         "clients": 4,

@@ -46,7 +46,7 @@ def put_all(results: Results, quick: bool, accuracy: float) -> None:
         # Best so far: the fall to 0.5 is none, and 0.7 is half way from 0.6 to 0.8.
         ({0: 0.1, 1: 0.6, 2: 0.5, 3: 0.8}, 2.5),
         ({1: 0.4, 2: 0.7}, 2.0),
-        # Nobody tested what lies between.
+        # The rounds between were not tested.
         ({10: 0.6, 20: 0.8}, 15.0),
         ({5: 0.9}, 5.0),
         ({1: 0.6, 2: 0.69}, None),
@@ -127,7 +127,7 @@ def test_what_does_not_fit_into_the_hour_is_measured_when_asked_for(results: Res
     assert document.targets_table(results, [cnn]).count("CNN") == rows + 1
 
 
-def test_a_row_says_how_it_went(results: Results) -> None:
+def test_a_row_has_the_outcome(results: Results) -> None:
     (job,) = TARGET.jobs
     assert "| | not measured yet | | |" in table(results)
     results.put(job, curve(0.1, 0.96, 0.98))

@@ -1,4 +1,4 @@
-"""What the documents for operators say is what the code does: events, findings, units, commands."""
+"""The documents for operators match the code: events, findings, units, commands."""
 
 from __future__ import annotations
 
@@ -78,17 +78,17 @@ def first_cells(text: str) -> set[str]:
 
 
 def test_the_runbook_has_every_event_and_no_other() -> None:
-    said = first_cells(section("Events of a run").split("`update_rejected` by")[0])
-    said |= first_cells(section("Events of a client"))
+    documented = first_cells(section("Events of a run").split("`update_rejected` by")[0])
+    documented |= first_cells(section("Events of a client"))
 
-    assert len(said) > 15
-    assert said == events()
+    assert len(documented) > 15
+    assert documented == events()
 
 
 def test_the_runbook_has_every_status_of_a_rejected_update() -> None:
-    said = first_cells(section("Events of a run").split("`update_rejected` by")[1])
+    documented = first_cells(section("Events of a run").split("`update_rejected` by")[1])
 
-    assert said == set(Verdict) - {"received", "accepted"}
+    assert documented == set(Verdict) - {"received", "accepted"}
 
 
 def risks() -> list[exposure.Risk]:
@@ -135,7 +135,7 @@ def test_a_unit_lets_the_job_at_work_finish(path: Path) -> None:
     assert [word for word in command if word.startswith("--") and word not in shown] == []
 
 
-#: What each unit has to say, and of whom: an account of its own, secrets as files, nothing it does not need.
+#: Required lines of each unit: its own account, secrets as files, no privilege it does not need.
 HARDENED = {
     "UMask": "0077",
     "StateDirectoryMode": "0700",
@@ -195,7 +195,7 @@ def test_systemd_takes_a_unit_and_finds_it_closed(path: Path, tmp_path: Path) ->
     assert exposed_to.returncode == 0, exposed_to.stdout
 
 
-def test_every_command_of_these_documents_is_run_or_says_why_not() -> None:
+def test_every_command_of_these_documents_is_run_or_has_a_reason() -> None:
     for path in OURS:
         lines = path.read_text().splitlines()
         fences = [number for number, line in enumerate(lines) if line.startswith("```")]
@@ -205,7 +205,7 @@ def test_every_command_of_these_documents_is_run_or_says_why_not() -> None:
 
 
 def commands() -> list[tuple[str, str]]:
-    """The commands of ``console`` blocks, and what they are said to answer (empty: not said)."""
+    """The commands of ``console`` blocks with their documented output (empty: none)."""
     blocks = [
         block
         for path in OURS
@@ -216,7 +216,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("line", "answer"), commands())
-def test_a_command_does_what_the_document_says(line: str, answer: str, tmp_path: Path) -> None:
+def test_a_command_has_its_documented_output(line: str, answer: str, tmp_path: Path) -> None:
     words = shlex.split(line)
     assert words[0] == "fl-queue"
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

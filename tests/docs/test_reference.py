@@ -119,7 +119,7 @@ def test_files_that_the_architecture_names_exist() -> None:
     assert missing == []
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     files = [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
     silent = [path for path in files if not ast.get_docstring(ast.parse(path.read_text()))]
 
@@ -128,7 +128,7 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_what_begins_with_whether_answers() -> None:
-    """A function that raises instead says so: Refuse ..., Raise ..."""
+    """A function that raises begins with Refuse ... or Raise ...: it returns no bool."""
     files = [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
     functions = [
         (path.name, node)
@@ -241,10 +241,10 @@ def test_each_promise_of_the_security_page_names_tests_that_there_are() -> None:
     ] == []
 
 
-def test_the_security_page_says_of_each_key_why_it_is_believed() -> None:
+def test_the_security_page_has_a_reason_to_trust_each_key() -> None:
     table = SECURITY.split("## What is read from Redis, and believed\n")[1].split("\n## ")[0]
     keys = {key.pattern for key in key_table.KEYS}
-    said = set(re.findall(r"`(flq:[^`]+)`", table))
+    documented = set(re.findall(r"`(flq:[^`]+)`", table))
 
-    assert keys - said == set()
-    assert said - keys == set()
+    assert keys - documented == set()
+    assert documented - keys == set()

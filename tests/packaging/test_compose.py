@@ -71,7 +71,7 @@ def test_control_fsyncs_every_write_and_data_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize("service", REDIS)
-def test_redis_never_evicts_and_says_when_it_is_ready(service: str) -> None:
+def test_redis_never_evicts_and_has_a_health_check(service: str) -> None:
     assert option(service, "maxmemory-policy") == "noeviction"
     assert "redis-cli ping" in SERVICES[service]["healthcheck"]["test"][1]
     assert "ports" not in SERVICES[service]

@@ -157,7 +157,7 @@ def test_a_rule_that_needs_all_updates_gets_them_scaled(tmp_path: Path) -> None:
     assert new == pytest.approx(values["w"] * (2.5 / added.norm), abs=1e-8)
 
 
-def test_what_the_header_says_of_its_values_is_not_believed() -> None:
+def test_metrics_in_a_header_do_not_change_the_clipping() -> None:
     header, body = update(tensors())
     lie = replace(header, metrics={"norm": 0.1}, environment={"norm": 0.1, "clipped": False})
 

@@ -1,4 +1,4 @@
-"""Answers that wait at a site: what its worker tells, and which decision holds for which answer."""
+"""Answers that wait for approval at a site: the report of its worker, and the decision for each answer."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def written(site: WorkerSettings, encoding: str = "float32", token: str = "token
     return outbox.write(site.outbox, header, [codec.encode(encoding, MANIFEST, body, 5)])
 
 
-def told(site: WorkerSettings) -> AwaitedUpdate | None:
+def reported(site: WorkerSettings) -> AwaitedUpdate | None:
     return AwaitedUpdate.all_from_json(approval.pending_as_json(site) or "{}").get("demo-3f2a9c")
 
 
@@ -69,15 +69,15 @@ def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_o
     assert (approval.pending_as_json(site), approval.waiting(site.state_dir)) == ("", [])
 
     approval.mark_pending(path, "job-1")
-    first = told(site)
+    first = reported(site)
     assert first is not None
     assert (first.round, first.job, first.decided) == (3, "job-1", False)
     approval.mark_pending(path, "job-2")
-    assert told(site) == replace(first, job="job-2")
+    assert reported(site) == replace(first, job="job-2")
 
     [item] = approval.find(site.state_dir, ("hospital-a_demo-3f2a9c_3",))
     approval.decide(item, approved=False, reason="no\nconsent")
-    assert told(site) == replace(first, job="job-2", decided=True)
+    assert reported(site) == replace(first, job="job-2", decided=True)
     found = approval.decision(path, kept[0])
     assert found == approval.Decision(False, "declined by its site: no consent")
     with pytest.raises(ConfigError, match="does not wait in"):
@@ -86,7 +86,7 @@ def test_an_answer_waits_until_it_is_decided_on_and_the_decision_is_about_that_o
     with pytest.raises(ConfigError, match=rf"did you mean {item.name}\?"):
         approval.find(site.state_dir, (item.name.replace("hospital", "hopsital"),))
 
-    # Made anew, it is another one, and nobody has said anything of that.
+    # An answer that is written again is a new one: it has no decision.
     again = outbox.read(written(site, token="token-2"))
     assert again is not None
     assert approval.decision(path, again[0]) is None
@@ -98,11 +98,11 @@ def test_what_is_gone_or_need_not_be_asked_about_any_more_is_decided(site: Worke
     path = written(site)
     approval.mark_pending(path, "job-1")
 
-    without = told(replace(site, approve=False))
+    without = reported(replace(site, approve=False))
     assert without is not None
     assert without.decided
     path.unlink()
-    gone = told(site)
+    gone = reported(site)
     assert gone is not None
     assert gone.decided
 
@@ -118,7 +118,7 @@ def test_the_sweep_leaves_nothing_of_an_ended_round(site: WorkerSettings) -> Non
     assert list(site.outbox.iterdir()) == []
 
 
-def test_a_failure_and_version_0_need_nobody() -> None:
+def test_a_failure_and_version_0_need_no_approval() -> None:
     kinds = ("update", "evaluation", "failure", "model")
 
     assert [approval.needed(replace(HEADER, kind=kind)) for kind in kinds] == [1, 1, 0, 0]
@@ -146,7 +146,7 @@ def test_what_would_leave_is_shown_as_it_is_decoded(site: WorkerSettings, encodi
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_a_long_table_is_counted_for_people_and_whole_in_json(site: WorkerSettings) -> None:
+def test_a_long_table_is_summarised_in_text_and_whole_in_json(site: WorkerSettings) -> None:
     kept = outbox.read(written(site))
     assert kept is not None
     table = [[0] * 999 + [3], [1] + [0] * 999]

@@ -56,7 +56,7 @@ def test_before_anything_was_accepted_a_client_starts_from_zero(tmp_path: Path) 
     assert left(tmp_path) == []
 
 
-def test_a_state_that_is_lost_or_damaged_is_missing_and_said_to_be(tmp_path: Path) -> None:
+def test_a_state_that_is_lost_or_damaged_is_reported_as_missing(tmp_path: Path) -> None:
     write(tmp_path, 1, ONE, 1.0)
     (file,) = tmp_path.rglob("*.safetensors")
     damaged = bytearray(file.read_bytes())
@@ -114,7 +114,7 @@ def test_a_restored_run_finds_what_lies_under_the_ids_of_those_before_it(tmp_pat
     for update, expected in ((AcceptedUpdate(1, ONE), 1.0), (AcceptedUpdate(2, TWO), 2.0)):
         kept = ClientStateFolder(tmp_path, "run-1", "a").load(3, update, LAYOUT, origins=origins)
         assert float(kept.state["c"]["w"][0]) == expected
-    # Its own from now on, and readable by the owner only; the others go when nobody needs them.
+    # Its own from now on, and readable by the owner only; the others are removed when no run needs them.
     (file,) = (tmp_path / "run-1").rglob("*.safetensors")
     assert file.stat().st_mode & 0o777 == 0o600
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3

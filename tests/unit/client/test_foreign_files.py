@@ -50,7 +50,7 @@ def test_an_outbox(site: WorkerSettings, caplog: pytest.LogCaptureFixture) -> No
         assert outbox.sweep(site.outbox, "a", has_ended) == 0
     assert asked == [(RUN, 2, "a")]
     assert sorted(path.name for path in site.outbox.iterdir()) == sorted(FOREIGN)
-    # Said once, and not again each five seconds.
+    # Reported once, not every five seconds.
     assert len(caplog.records) == sum(name.endswith(".update") for name in FOREIGN)
 
 

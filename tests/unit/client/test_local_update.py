@@ -479,7 +479,9 @@ def test_own_tasks_are_loaded_only_when_allowed(tmp_path, monkeypatch):
         ("from fl_queue.tasks import Task\nclass Own(Task): pass", "build_model, client_data"),
     ],
 )
-def test_an_own_task_that_cannot_be_used_says_why(tmp_path, monkeypatch, source, reason):
+def test_a_custom_task_that_cannot_be_used_is_refused_with_the_reason(
+    tmp_path, monkeypatch, source, reason
+):
     name = f"own_{abs(hash(source))}"
     if source is not None:
         (tmp_path / f"{name}.py").write_text(source)
@@ -506,7 +508,7 @@ def test_context_has_the_rounds_learning_rate():
     assert [context_of(config, round_number=n).learning_rate for n in (1, 2, 3)] == [0.5, 0.5, 0.1]
 
 
-def test_environment_tells_what_decides_the_bits(task):
+def test_environment_names_everything_that_decides_the_bits(task):
     found = environment("cpu", code_digest(task), 3)
     assert found["torch"] == torch.__version__
     assert (found["device"], found["threads"]) == ("cpu", 3)
@@ -552,12 +554,12 @@ def test_a_clipped_step_is_as_long_as_allowed_and_in_the_same_direction():
     assert float(direction) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_config_says_how_a_task_steps(task):
+def test_the_config_sets_the_optimizer_steps_of_a_task(task):
     own = type(task)(config_of(batch_size=2, epochs=1, accumulate=4))
     rule = sgd.LocalRule()
     context = replace(context_of(own.config), rule=rule)
     data = own.client_data(context)
-    own.train(own.build_model(), data, context, lambda *told: None)
+    own.train(own.build_model(), data, context, lambda *reported: None)
 
     batches = -(-sgd.size_of(data.train) // 2)
     assert rule.steps == -(-batches // 4) < batches

@@ -53,7 +53,7 @@ def job_of(config: RunConfig, site: WorkerSettings) -> ClientJob:
     return ClientJob(store, site, "a", STATE, number, config)
 
 
-def trained(job: ClientJob, on_epoch: Any = lambda *told: None) -> local_update.TrainingResult:
+def trained(job: ClientJob, on_epoch: Any = lambda *reported: None) -> local_update.TrainingResult:
     manifest, arrays = local_update.initial_model(job.task(), 0)
     base = {name: array.copy() for name, array in arrays.items()}
     return local_update.train_update(job.task(), manifest, base, job.context(), on_epoch)
@@ -93,12 +93,12 @@ def test_ten_rows_are_enough(data: Path) -> None:
 
 
 def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
-    told: list[Mapping[str, float]] = []
+    reported: list[Mapping[str, float]] = []
 
     def metrics_of(held: float) -> Mapping[str, float]:
-        told.clear()
+        reported.clear()
         job = job_of(config_of(validation_fraction=held), WorkerSettings(data_dir=str(data)))
-        found = trained(job, lambda number, count, finished: told.append(finished))
+        found = trained(job, lambda number, count, finished: reported.append(finished))
         manifest, arrays = local_update.initial_model(job.task(), 0)
         base = {name: array.copy() for name, array in arrays.items()}
         closing = local_update.evaluate_client(job.task(), manifest, base, job.context())
@@ -107,10 +107,10 @@ def test_metrics_of_few_examples_stay_at_the_site(data: Path) -> None:
         return found.metrics
 
     assert metrics_of(0.2) == {"num_examples": 0}  # 8 rows.
-    assert all(not finished for finished in told)
-    assert told
+    assert all(not finished for finished in reported)
+    assert reported
     assert metrics_of(0.25)["num_examples"] == 10
-    assert all("accuracy" in finished for finished in told)
+    assert all("accuracy" in finished for finished in reported)
 
 
 def test_a_personal_models_metrics_stay_too(data: Path) -> None:

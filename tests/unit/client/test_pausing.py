@@ -25,10 +25,10 @@ def test_a_pause_holds_until_it_is_ended(site: WorkerSettings, tmp_path: Path) -
     assert pausing.why_paused(site, NOON) == ""
 
     assert pausing.pause(tmp_path, "hospital-a", "new\nscanner", NOON)
-    told = "paused by its site since 2026-11-25 12:00 UTC: new scanner"
-    assert pausing.why_paused(site, NOON + timedelta(days=30)) == told
+    reason = "paused by its site since 2026-11-25 12:00 UTC: new scanner"
+    assert pausing.why_paused(site, NOON + timedelta(days=30)) == reason
     assert not pausing.pause(tmp_path, "hospital-a", "again", NOON + timedelta(hours=1))
-    assert pausing.why_paused(site, NOON) == told
+    assert pausing.why_paused(site, NOON) == reason
 
     assert pausing.unpause(tmp_path, "hospital-a")
     assert pausing.why_paused(site, NOON) == ""

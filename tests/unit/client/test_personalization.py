@@ -1,4 +1,4 @@
-"""What is a client's own: private tensors, personal models, fine-tuning, and what is told of them."""
+"""Personalization: private tensors, personal models, fine-tuning, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEAD = ["head.bias", "head.weight"]
 
 
 class Net(nn.Module):
-    """A BatchNorm layer whose name does not say so, and a layer whose name does."""
+    """A BatchNorm layer without 'bn' in its name, and a layer with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,15 +137,17 @@ def test_tied_tensors_are_private_by_any_of_their_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "reason"),
     [
         ("haed.*", r"matches no tensor; did you mean head\.\*\?; the model has: bn_head\.weight"),
         ("head.weigth", r"did you mean head\.weight\?"),
         ("*", r"matches every parameter.*leave some out of: bn_head\.weight, body\.bias"),
     ],
 )
-def test_a_pattern_that_matches_nothing_or_everything_is_an_error(pattern: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_a_pattern_that_matches_nothing_or_everything_is_an_error(
+    pattern: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
         initial_model(task_of(private=(pattern,)), 1)
     assert caught.value.field == "model.private"
 
@@ -164,7 +166,7 @@ def test_a_client_sends_nothing_that_its_config_keeps_private() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "field", "said"),
+    ("overrides", "field", "reason"),
     [
         (("model.private=['@batchnorm']",), "model.private", "did you mean @batch_norm?"),
         (("model.private=['']",), "model.private", "is not a pattern"),
@@ -180,12 +182,12 @@ def test_a_client_sends_nothing_that_its_config_keeps_private() -> None:
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_by_field(
-    overrides: tuple[str, ...], field: str, said: str
+    overrides: tuple[str, ...], field: str, reason: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         loading.load("mnist-3v7", overrides, {})
     assert caught.value.field == field
-    assert said in caught.value.reason
+    assert reason in caught.value.reason
 
 
 # Private tensors in training

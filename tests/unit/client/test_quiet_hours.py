@@ -29,7 +29,7 @@ def test_a_moment_is_in_a_span_from_its_first_minute_to_before_its_last(
     assert [clock for clock in outside if quiet_hours.quiet([span], at(clock)) is not None] == []
 
 
-def test_the_span_that_holds_is_told() -> None:
+def test_the_current_span_is_reported() -> None:
     spans = ["08:00-12:00", "13:00-18:00"]
 
     assert str(quiet_hours.quiet(spans, at("14:00"))) == "13:00-18:00"

@@ -51,7 +51,7 @@ def config_of(task_name: str = "csv", /, **sections: dict[str, Any]) -> RunConfi
 
 
 def unchecked(option: str, value: Any, task: str = "csv", **options: Any) -> RunConfig:
-    """A config as whoever may write to Redis can make it: the option is not checked."""
+    """A config as any process with write access to Redis can make it: the option is not checked."""
     made = config_of(task, task=options)
     return replace(made, task={**made.task, option: value})
 

@@ -103,7 +103,7 @@ def test_live_progress(evil: str) -> None:
     assert text.count(escaping.line(evil)) >= 4
 
 
-def test_a_text_that_nobody_looked_at_does_not_reach_the_terminal() -> None:
+def test_an_unescaped_text_does_not_reach_the_terminal() -> None:
     assert "\x1b]" not in drawn(Text("\x1b]0;pwned\x07"))
     assert "[/] :smile:" in drawn("[/] :smile:")
 
@@ -177,7 +177,7 @@ def test_old_history_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
         assert evil in metrics.finish(record(evil).train)
 
 
-def test_nobody_writes_to_a_terminal_by_another_way() -> None:
+def test_no_module_writes_to_a_terminal_by_another_way() -> None:
     """rich's classes are made in ``rich_console`` alone, and commands write by ``cli/output.py``."""
     found = []
     for path in [*(ROOT / "fl_queue").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]:
@@ -201,7 +201,7 @@ def test_nobody_writes_to_a_terminal_by_another_way() -> None:
         {"event": "clients_joined", "clients": 3},
     ],
 )
-def test_an_event_that_lacks_what_its_kind_says_is_a_line_all_the_same(
+def test_an_event_without_fields_of_its_kind_is_a_line_all_the_same(
     event: dict[str, Any],
 ) -> None:
     assert event_lines.describe(event).endswith("(an event that cannot be read)")

@@ -1,4 +1,4 @@
-"""What is said of a missing extra works, and nothing says what does not."""
+"""The advice for a missing extra works, and no message gives advice that does not."""
 
 from __future__ import annotations
 

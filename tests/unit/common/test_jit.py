@@ -52,7 +52,7 @@ def test_without_numba_the_bits_are_the_same() -> None:
 
 
 def test_without_a_folder_to_cache_in_the_loops_are_compiled(tmp_path: Path) -> None:
-    # A file in the place of every cache folder: nobody can write there, root included.
+    # A file in the place of every cache folder: no account can write there, root included.
     package = tmp_path / "fl_queue"
     shutil.copytree(
         Path(fl_queue.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*")

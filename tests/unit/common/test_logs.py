@@ -57,7 +57,7 @@ def test_an_error_of_a_command_is_a_document(
     assert "fl-queue redis" in found["message"]
 
 
-def test_workers_log_as_they_are_told() -> None:
+def test_workers_log_in_the_configured_format() -> None:
     code = (
         "import logging; from fl_queue.common.logs import set_up_worker; set_up_worker();"
         "logging.getLogger('fl_queue').info('run=%s round=%s trained', 'r-1', 2)"

@@ -1,4 +1,4 @@
-"""What is said of a process that was killed: memory only where the kernel's counters say so, or cannot be read."""
+"""The message for a killed process names memory only where the kernel's counters show it, or cannot be read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_counter_of_the_own_cgroup_is_found(
     assert oom_kills.counts() == {str(tmp_path / where / counter): 7}
 
 
-def test_a_machine_that_tells_nothing_is_no_error(
+def test_a_machine_without_counters_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_OWN", "_MACHINE", "_CGROUPS"):

@@ -32,7 +32,7 @@ from tests.support.checkout import ROOT
 RUN = "r-000001"
 BODY = b"\0" * 8
 MANIFEST = Manifest((TensorSpec("w", (2,), "parameter"),))
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_everything_in_a_state_folder_is_its_owners_alone(no_umask: None, tmp_pa
     assert len(list(state.rglob("*"))) > 25
 
 
-def test_what_people_ask_for_has_the_mode_of_their_umask(tmp_path: Path) -> None:
+def test_requested_files_have_the_mode_of_the_users_umask(tmp_path: Path) -> None:
     before = os.umask(0o026)
     try:
         files.write(tmp_path / "made" / "card.md", b"#")
@@ -111,10 +111,10 @@ def test_a_neighbour_cannot_open_credentials_while_they_are_written(
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another account")
     folder = open_to_all(tmp_path)
-    with neighbour(folder) as told:
+    with neighbour(folder) as counts:
         for number in range(300):
             credentials.write(folder / f"{number}.toml", made())
-    seen, stolen = told()
+    seen, stolen = counts()
 
     assert seen >= 300
     assert stolen == 0
@@ -132,20 +132,20 @@ def open_to_all(folder: Path) -> Path:
 
 @contextmanager
 def neighbour(folder: Path) -> Iterator[Callable[[], tuple[int, int]]]:
-    """A process of the account nobody; says how many new names it saw, and of how many it got a descriptor."""
+    """A process of an unprivileged account that counts the new names it saw and the descriptors it got."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(os.O_NONBLOCK)
     assert libc.inotify_add_watch(watch, os.fsencode(folder), 0x100) >= 0  # IN_CREATE
-    out, told = os.pipe()
+    out, counts_write = os.pipe()
     stop_read, stop = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(UNPRIVILEGED)
+        os.setuid(UNPRIVILEGED)
         os.close(stop)
-        os.write(told, struct.pack("QQ", *_steal(folder, watch, stop_read)))
+        os.write(counts_write, struct.pack("QQ", *_steal(folder, watch, stop_read)))
         os._exit(0)
-    os.close(told)
+    os.close(counts_write)
 
     def result() -> tuple[int, int]:
         seen, stolen = struct.unpack("QQ", os.read(out, 16))
@@ -206,7 +206,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_there_is_not_written_to(tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("of somebody else")
+    (tmp_path / "old").write_text("of another process")
 
     with pytest.raises(FileExistsError):
         files.create(tmp_path / "old")

@@ -22,7 +22,7 @@ def test_an_ended_process_is_dead_and_so_is_a_zombie() -> None:
     identity = processes.process_identity(child.pid)
     assert not processes.is_dead(identity)
     child.kill()
-    while not processes.is_dead(identity):  # A zombie now: nobody has waited for it.
+    while not processes.is_dead(identity):  # A zombie now: its parent has not waited for it.
         time.sleep(0.01)
     child.wait()
 

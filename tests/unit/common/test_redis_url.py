@@ -14,7 +14,7 @@ from fl_queue.common import redis_url
         ("redis://:pw@host:6379/0", "redis://:***@host:6379/0"),
         ("rediss://user:pw@host/0", "rediss://user:***@host/0"),
         ("redis://user@host/0", "redis://user@host/0"),
-        # As people write them, with what would have to be %XX.
+        # As users write them, with characters that should be percent-encoded.
         ("redis://:p@w@host/0", "redis://:***@host/0"),
         ("redis://:p/w@host/0", "redis://:***@host/0"),
         ("redis://:p?w#x@host/0", "redis://:***@host/0"),

@@ -29,7 +29,7 @@ def test_cohort_changes_with_seed_and_round():
     assert select_cohort(0, 1, CLIENTS, 5) != select_cohort(0, 2, CLIENTS, 5)
 
 
-def test_cohort_is_everyone_when_more_are_wanted_and_nobody_when_none():
+def test_cohort_is_all_clients_when_more_are_wanted_and_empty_when_none():
     assert select_cohort(0, 1, CLIENTS[::-1], 99) == sorted(CLIENTS)
     assert select_cohort(0, 1, CLIENTS, 0) == []
     assert select_cohort(0, 1, [], 3) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import state_folder
 from fl_queue.errors import ConfigError
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
+#: Name of that account, as messages show it.
+ACCOUNT = pwd.getpwuid(UNPRIVILEGED).pw_name
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can give a folder to another account"
 )
@@ -55,7 +58,7 @@ def test_a_folder_that_is_not_there_is_no_error_and_is_not_made(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o707, 0o1777])
-def test_a_folder_everybody_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_world_writable_folder_is_refused(tmp_path: Path, mode: int) -> None:
     state = folder_of(tmp_path / "state", mode)
 
     with pytest.raises(
@@ -67,7 +70,7 @@ def test_a_folder_everybody_can_write_to_is_refused(tmp_path: Path, mode: int) -
 
 @as_root
 def test_a_folder_that_another_group_can_write_to_is_refused(tmp_path: Path) -> None:
-    state = folder_of(tmp_path / "state", 0o770, gid=NOBODY)
+    state = folder_of(tmp_path / "state", 0o770, gid=UNPRIVILEGED)
 
     with pytest.raises(ConfigError, match="can be written to by others"):
         state_folder.check(state)
@@ -83,10 +86,10 @@ def test_the_group_of_the_account_itself_is_no_other(tmp_path: Path) -> None:
 
 
 @as_root
-def test_the_folder_of_another_account_is_refused_and_says_whose_it_is(tmp_path: Path) -> None:
-    state = folder_of(tmp_path / "state", 0o700, uid=NOBODY)
+def test_the_folder_of_another_account_is_refused_and_its_owner_named(tmp_path: Path) -> None:
+    state = folder_of(tmp_path / "state", 0o700, uid=UNPRIVILEGED)
 
-    with pytest.raises(ConfigError, match=r"belongs to nobody.*sudo -u"):
+    with pytest.raises(ConfigError, match=rf"belongs to {ACCOUNT}.*sudo -u"):
         state_folder.check(state)
 
 
@@ -97,9 +100,9 @@ def test_a_link_that_another_account_has_planted_is_refused(tmp_path: Path) -> N
     link = tmp_path / "state"
     link.symlink_to(tmp_path / "ours")
     state_folder.check(link)  # Our own is none of that.
-    os.lchown(link, NOBODY, NOBODY)
+    os.lchown(link, UNPRIVILEGED, UNPRIVILEGED)
 
-    with pytest.raises(ConfigError, match="belongs to nobody"):
+    with pytest.raises(ConfigError, match=f"belongs to {ACCOUNT}"):
         state_folder.check(link)
 
 
@@ -109,7 +112,7 @@ def test_a_folder_in_one_where_others_could_exchange_it_is_refused(tmp_path: Pat
 
     with pytest.raises(ConfigError, match=f"lies in {above}.*chmod go-w {above}"):
         state_folder.check(state)
-    above.chmod(0o1777)  # As /tmp is: there nobody can.
+    above.chmod(0o1777)  # As /tmp: only the owner may exchange it there.
     state_folder.check(state)
 
 
@@ -121,7 +124,7 @@ def visited(tmp_path: Path) -> Iterator[Path]:
         state = Path(folder) / "state"
         pausing.register_client(WorkerSettings(state_dir=state, client="hospital-a"))
         for path in (state, *state.rglob("*")):
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
         yield state
 
 
@@ -130,7 +133,7 @@ def visited(tmp_path: Path) -> Iterator[Path]:
 def test_root_at_a_site_is_led_nowhere_by_what_the_site_has_planted(
     visited: Path, tmp_path: Path, planted: str
 ) -> None:
-    """Root would else write and remove files in folders that are its own, wherever the site's account says."""
+    """Root would else write and remove files in root's folders, at paths that the site's account chooses."""
     secret = tmp_path / "of-root"
     for name in ("hospital-a", "."):
         (secret / name).mkdir(parents=True, exist_ok=True)
@@ -155,7 +158,7 @@ def test_root_may_visit_a_site_and_leaves_files_its_worker_can_read(visited: Pat
 
     assert done.output == "hospital-a is paused\n"
     file = state / "sites" / "hospital-a" / "paused"
-    assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (NOBODY, 0o600)
+    assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (UNPRIVILEGED, 0o600)
     refused = CliRunner().invoke(cli, ["status", "--state-dir", str(state)])
     assert isinstance(refused.exception, ConfigError)
 
@@ -174,7 +177,7 @@ def test_root_may_visit_a_site_and_leaves_files_its_worker_can_read(visited: Pat
 )
 def test_every_command_refuses_a_state_folder_of_others(tmp_path: Path, command: list[str]) -> None:
     state = folder_of(tmp_path / "state", 0o777)
-    # redis.json there could name the server of whoever has written it.
+    # redis.json there could name the server of another account.
     (state / "redis.json").write_text(
         '{"url": "redis://203.0.113.1", "blob_url": "redis://203.0.113.1"}'
     )

@@ -89,7 +89,7 @@ def test_what_can_be_is_not(overrides: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("task", ["mnist-3v7", "mnist-2nn", "mnist-cnn"])
-def test_the_models_have_as_many_parameters_as_the_catalog_says(task: str) -> None:
+def test_the_models_have_the_parameter_count_of_the_catalog(task: str) -> None:
     loaded = loading.load(None, (f"run.task={task}",), {})
     model = load_task(task, loaded).build_model()
     assert sum(one.numel() for one in model.parameters()) == TASKS[task].parameters

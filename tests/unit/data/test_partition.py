@@ -139,7 +139,7 @@ def test_label_count_gives_each_share_so_many_classes_in_equal_parts():
             assert max(having) - min(having) <= 1
 
 
-def test_label_count_leaves_over_what_is_nobodys():
+def test_label_count_leaves_unassigned_samples_over():
     parts = label_count(TEN_CLASSES, 3, 0, 1)
     assert [set(TEN_CLASSES[part].tolist()) for part in parts] == [{0}, {1}, {2}]
     assert [len(part) for part in parts] == [600] * 3

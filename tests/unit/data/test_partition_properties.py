@@ -54,7 +54,7 @@ def test_dirichlet_hsu_gives_disjoint_shares_of_equal_size(labels, seed, alpha, 
 
 
 @given(labels=LABELS, seed=SEEDS, data=st.data())
-def test_label_count_gives_disjoint_shares_of_so_many_classes_or_says_why_not(labels, seed, data):
+def test_label_count_gives_disjoint_shares_of_so_many_classes_or_an_error(labels, seed, data):
     shares = data.draw(st.integers(1, len(labels)))
     wanted = data.draw(st.integers(1, 7))
     section = DataSection(partition="label_count", labels_per_client=wanted)
@@ -145,7 +145,7 @@ def test_more_shares_than_samples_names_the_field(labels, extra):
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_nobody_is_in_training_and_in_validation(data: st.DataObject) -> None:
+def test_no_owner_is_in_training_and_in_validation(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 200))
     owners = np.array(data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
     fraction = data.draw(st.floats(0.0, 0.9))

@@ -236,7 +236,7 @@ def test_numbers_of_every_kind_arrive_as_python_s_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, np.float32("nan"), torch.tensor(math.inf), 1e300, 10**400], ids=range(6))  # fmt: skip
-def test_a_sum_that_is_not_finite_is_left_out_and_said_once(
+def test_a_sum_that_is_not_finite_is_left_out_and_logged_once(
     value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     from fl_queue.tasks import plain_numbers
@@ -248,9 +248,11 @@ def test_a_sum_that_is_not_finite_is_left_out_and_said_once(
         header = run_through(task)
         run_through(task)
     assert finish(header.metrics) == {"loss": 0.25}
-    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert len(said) == 1
-    assert "evaluate() of here:Drawn returned mae_sum" in said[0]
+    warnings = [
+        record.getMessage() for record in caplog.records if "left out" in record.getMessage()
+    ]
+    assert len(warnings) == 1
+    assert "evaluate() of here:Drawn returned mae_sum" in warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints: write-once, verified, atomic, and what happens when the disk says no."""
+"""Checkpoints: write-once, verified, atomic, and write errors of the disk."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path, tensors: dict[str, n
     assert DIGEST in caught.value.path
 
 
-def test_a_missing_checkpoint_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         checkpoint.read(tmp_path, DIGEST, MANIFEST)
     assert caught.value.reason == "is missing"
@@ -201,7 +201,7 @@ def test_export_into_a_missing_folder_names_the_path(tmp_path: Path) -> None:
     assert caught.value.path.endswith("no/m.safetensors")
 
 
-def test_prune_keeps_what_it_is_told_to_and_what_is_not_its_own(tmp_path: Path) -> None:
+def test_prune_keeps_the_given_digests_and_foreign_files(tmp_path: Path) -> None:
     for digest in ("a" * 64, "b" * 64, "c" * 64):
         (tmp_path / f"{digest}.safetensors").write_text("")
     (tmp_path / "mine.safetensors").write_text("")
@@ -239,7 +239,7 @@ BFLOAT16 = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
     [
         (None, "no such file"),
         (b"", "not a readable safetensors file"),
-        (b"\x80\x04\x95 a pickle, say", "not a readable safetensors file"),
+        (b"\x80\x04\x95 a pickle", "not a readable safetensors file"),
         (len(BFLOAT16).to_bytes(8, "little") + BFLOAT16 + bytes(4), "float32"),
     ],
 )

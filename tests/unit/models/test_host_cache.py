@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(60)
 
 CHUNK = 65_536
 RUN = "demo-abc123"
-#: Fetches a model as a client's work-horse does, and says how many bytes it has.
+#: Fetches a model as a client's work-horse does, and prints its number of bytes.
 FETCH = """
 import sys
 from pathlib import Path
@@ -83,7 +83,7 @@ def has_chunks(part: Path, chunks: int) -> bool:
 def start_fetch(
     urls: tuple[str, str], folder: Path, digest: str, body: bytes
 ) -> subprocess.Popen[str]:
-    """A process that fetches once it is told to."""
+    """A process that fetches after `release`."""
     where = [*urls, str(folder), RUN, digest, str(len(body)), str(CHUNK)]
     process = subprocess.Popen(
         [sys.executable, "-c", FETCH, *where],
@@ -94,7 +94,7 @@ def start_fetch(
     return process
 
 
-def tell(process: subprocess.Popen[str]) -> None:
+def release(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -107,10 +107,10 @@ def test_several_processes_share_one_download(
     fetching = [start_fetch(redis_urls, tmp_path, digest, body) for _ in range(4)]
     before = reads(store)
     for process in fetching:
-        tell(process)
-    said = [process.communicate(timeout=30)[0] for process in fetching]
+        release(process)
+    printed = [process.communicate(timeout=30)[0] for process in fetching]
 
-    assert said == [f"{len(body)}\n"] * 4
+    assert printed == [f"{len(body)}\n"] * 4
     assert reads(store) - before == 40
     assert (tmp_path / RUN / digest).read_bytes() == body
 
@@ -170,7 +170,7 @@ def test_a_download_goes_on_where_a_killed_process_left_it(
     with Proxy(redis_urls[1]) as proxy:
         process = start_fetch((redis_urls[0], proxy.url), tmp_path, digest, body)
         proxy.throttle(2e6)
-        tell(process)
+        release(process)
         wait_for("some of it", lambda: has_chunks(part, 10), 20)
         process.kill()
         process.communicate()
@@ -211,7 +211,7 @@ def test_a_damaged_part_is_not_gone_on_with_for_ever(store: Store, tmp_path: Pat
     assert fetch(store, tmp_path, digest, body) == body
 
 
-def test_content_that_is_not_what_its_digest_says_is_refused(store: Store, tmp_path: Path) -> None:
+def test_content_that_differs_from_its_digest_is_refused(store: Store, tmp_path: Path) -> None:
     digest, body = publish(store, 3)
     store.data.redis.setrange(
         keyspace.chunk(keyspace.model_blob(RUN, digest), 1), 5, bytes([body[CHUNK + 5] ^ 1])

@@ -70,7 +70,7 @@ def raw_header(**changes: Any) -> dict[str, Any]:
 
 
 def member(**changes: Any) -> GroupMember:
-    said = {
+    fields = {
         "client": "sim-1",
         "token": "t",
         "num_examples": 5,
@@ -85,7 +85,7 @@ def member(**changes: Any) -> GroupMember:
         "weight": 5,
         "norm": 1.5,
     }
-    return GroupMember(**(said | changes))
+    return GroupMember(**(fields | changes))
 
 
 def reason_of(element: bytes) -> str:
@@ -275,7 +275,7 @@ def test_bytes_after_the_body_are_refused() -> None:
     assert "1 bytes follow" in reason_of(message.pack(update(chunk_bytes=10)[0], None) + b"x")
 
 
-def test_a_header_shorter_than_its_prefix_says_is_refused() -> None:
+def test_a_header_shorter_than_its_prefix_is_refused() -> None:
     element = bytearray(message.pack(update(chunk_bytes=10)[0], None))
     element[8] += 1
     assert reason_of(bytes(element)) == "header is cut off"
@@ -369,9 +369,7 @@ def test_a_group_names_its_members_and_comes_back_as_it_was() -> None:
         ({}, "members"),
     ],
 )
-def test_a_group_that_does_not_say_whose_it_is_is_refused(
-    changes: dict[str, Any], word: str
-) -> None:
+def test_a_group_without_its_members_is_refused(changes: dict[str, Any], word: str) -> None:
     assert f"field {word}" in reason_of(element_of(raw_header(**({"kind": "group"} | changes))))
 
 

@@ -75,7 +75,7 @@ def test_what_is_no_key_is_known(text: str) -> None:
     assert not signing.is_signed_by(sealed, text)
 
 
-def test_what_signs_is_loaded_when_a_worker_says_so_and_no_sooner() -> None:
+def test_signing_is_loaded_on_request_of_a_worker_and_no_sooner() -> None:
     code = (
         "import sys; from fl_queue.protocol import signing; before = 'cryptography' in sys.modules;"
         "signing.preload(); loaded = set(sys.modules); signing.new_key();"

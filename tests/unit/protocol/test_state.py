@@ -1,4 +1,4 @@
-"""What the hashes of runs and rounds say is read whole: a field without its line here would be its default for ever."""
+"""Every field of the hashes of runs and rounds is parsed: one that the parser omits would keep its default."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMED = {
 
 
 def filled(kind: type, key: str) -> dict[str, str]:
-    """A hash that says something of every field but its key's."""
+    """A hash with a value for every field but its key's."""
     return {
         each.name: NAMED.get(each.name) or TEXTS.get(str(each.type), '{"x": "y"}')
         for each in fields(kind)

@@ -1,4 +1,4 @@
-"""Virtual clients: their names and shares, groups that cut any cohort, and what a config may say."""
+"""Virtual clients: their names and shares, groups that cut any cohort, and their config fields."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_simulation_that_cannot_be_is_refused_by_field(
     assert caught.value.field == field
 
 
-def test_updates_are_merged_before_they_travel_unless_somebody_wants_each() -> None:
+def test_updates_are_merged_before_they_travel_unless_each_is_needed() -> None:
     assert loading.load("mnist-2nn", SIMULATED, {}).premerges
     kept = (*SIMULATED, "model.keep_updates=true")
     assert not loading.load("mnist-2nn", kept, {}).premerges

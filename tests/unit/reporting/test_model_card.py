@@ -1,4 +1,4 @@
-"""What a model card says, of runs of every kind; it is text that others may have written parts of."""
+"""Contents of a model card for runs of every kind; parts of its text come from untrusted clients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_front_matter_has_the_results_of_the_central_test(facts: CardData) -
     assert "    - type: accuracy\n      value: 0.75" in head
 
 
-def test_it_says_use_metrics_data_and_training(facts: CardData) -> None:
+def test_it_describes_use_metrics_data_and_training(facts: CardData) -> None:
     text = model_card.render(facts, "m.pt", "torch")
 
     assert 'torch.load("m.pt", weights_only=True)' in text
@@ -77,13 +77,13 @@ def test_what_clients_wrote_stays_in_its_cell(facts: CardData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "count"), [("12", 12), ("\N{SUPERSCRIPT TWO}", 0), ("٣", 0), ("9" * 5000, 0)]
+    ("written", "count"), [("12", 12), ("\N{SUPERSCRIPT TWO}", 0), ("٣", 0), ("9" * 5000, 0)]
 )
 def test_how_many_examples_a_client_has_is_a_number_or_not_known(
-    store: Store, facts: CardData, said: str, count: int
+    store: Store, facts: CardData, written: str, count: int
 ) -> None:
     uniform = loading.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
-    store.control.redis.hset(keyspace.client("a"), "num_examples", said)
+    store.control.redis.hset(keyspace.client("a"), "num_examples", written)
     records = [replace(record(1, 0), weights={"a": 1})]
     assert model_card._examples(store, uniform, records, 2) == {"a": count}
 
@@ -150,7 +150,7 @@ def test_many_clients_are_summed_up(facts: CardData) -> None:
     assert "model-index" not in text
 
 
-def test_what_is_not_known_is_said(facts: CardData) -> None:
+def test_unknown_facts_are_stated(facts: CardData) -> None:
     private = replace(facts.manifest, private=("bn.weight",))
     bare = replace(
         facts, usage=None, manifest=private, examples={}, environments=[], records=[], tested={}

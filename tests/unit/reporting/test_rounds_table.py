@@ -64,7 +64,7 @@ def test_validation_is_of_the_version_it_was_made_on() -> None:
     assert [row.source for row in rows] == ["validation", "validation", ""]
 
 
-def test_validation_says_of_how_many_clients_and_examples_it_is() -> None:
+def test_validation_has_its_number_of_clients_and_examples() -> None:
     merged = metrics.merge_clients({"a": sums(6, 4), "b": {"num_examples": 0}, "c": sums(3, 1)})
     (row,) = rounds_table.rows([record(1, 0), closing(2, 1, validation=merged)], {}, {})
 
@@ -161,7 +161,7 @@ def test_round_without_validation_gives_none() -> None:
     assert rounds_table.validation(history) == {}
 
 
-def test_table_shows_every_round_and_says_why_one_was_abandoned() -> None:
+def test_table_shows_every_round_and_why_one_was_abandoned() -> None:
     history = [record(1, 0), abandoned(2, 1), record(3, 1), closing(4, 2)]
 
     text = rendered(rounds_table.rows(history, {1: {"loss": 0.25, "accuracy": 0.9}}, {1: 3}))
@@ -233,7 +233,7 @@ def test_plot_names_its_axes_and_curves(tmp_path: Path, monkeypatch: pytest.Monk
         assert words in text
 
 
-def test_plot_of_nothing_says_so_and_keeps_the_file(tmp_path: Path) -> None:
+def test_plot_without_data_is_an_error_and_keeps_the_file(tmp_path: Path) -> None:
     path = tmp_path / "curve.png"
     path.write_bytes(b"older")
 

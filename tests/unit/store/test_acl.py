@@ -30,7 +30,7 @@ def test_what_is_no_client_id_gets_no_user(who: str) -> None:
         acl.users("client", who)
 
 
-def test_a_line_of_a_file_and_the_arguments_of_setuser_say_the_same() -> None:
+def test_a_line_of_a_file_and_the_arguments_of_setuser_agree() -> None:
     [user] = acl.users("client", "a")
 
     assert user.line("#00") == f"user flq-client-a on #00 {' '.join(user.rules)}"

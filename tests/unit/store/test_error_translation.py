@@ -1,4 +1,4 @@
-"""What every reply of Redis, as its servers write it, says of the server."""
+"""Classification of every error reply of Redis, in the words of its servers."""
 
 from __future__ import annotations
 
@@ -203,17 +203,17 @@ def test_errors_without_a_reply(error: Exception, trouble: str | None) -> None:
 
 @pytest.mark.parametrize("made", [parsed, in_pipeline])
 @pytest.mark.parametrize("reply", [*NOT_NOW, *sorted(NOT_ALLOWED), *sorted(WRONG_MODE)])
-def test_what_people_read_is_one_short_line_with_what_to_do(reply: str, made: Any) -> None:
+def test_the_message_is_one_short_line_with_advice(reply: str, made: Any) -> None:
     if isinstance(made(reply), exceptions.NoScriptError):
         return  # Raised as it is: the script is loaded and tried again.
     with pytest.raises(StoreUnavailable) as caught, translated("redis://host"):
         raise made(reply)
     assert caught.value.trouble is classify(made(reply))
-    said = caught.value.reason
-    assert "\n" not in said
-    assert len(said) < 200
-    assert said == in_words(made(reply))
-    assert "Command #" not in said, "what was sent is nobody's business"
+    reason = caught.value.reason
+    assert "\n" not in reason
+    assert len(reason) < 200
+    assert reason == in_words(made(reply))
+    assert "Command #" not in reason, "the command that was sent stays private"
 
 
 def test_a_pipeline_that_looks_at_errors_itself_takes_none_of_the_server_for_one_of_a_key(
@@ -233,7 +233,7 @@ def test_a_pipeline_that_looks_at_errors_itself_takes_none_of_the_server_for_one
             pipe.execute(raise_on_error=False)
 
 
-def test_full_is_full_however_it_is_said() -> None:
+def test_every_wording_of_a_full_server_is_recognised() -> None:
     for reply, code in NOT_NOW.items():
         if code == "NOSCRIPT":
             continue
@@ -246,7 +246,7 @@ def test_a_script_that_cannot_be_loaded_is_a_server_that_cannot_be_used(
     private_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = connect(private_redis.url, private_redis.blob_url).control
-    # What two servers behind one address do: one is told the script, the other is asked.
+    # What two servers behind one address do: the script is loaded into one and called on the other.
     monkeypatch.setattr(client, "script_load", lambda text: "0" * 40)
     with pytest.raises(StoreUnavailable, match="forgets scripts") as caught:
         script(client, "identity")(keys=["flq:server:0"], args=["x"])

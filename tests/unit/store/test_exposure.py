@@ -1,4 +1,4 @@
-"""What is said of URLs and servers that are open to more people than they should be."""
+"""Warnings for URLs and servers that are open to more users than intended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.checkout import ROOT
         "redis://u:secret@127.0.0.1.example/0",
     ],
 )
-def test_a_password_that_leaves_the_machine_readable_is_said_and_not_shown(url: str) -> None:
+def test_a_password_in_clear_text_is_warned_of_and_not_shown(url: str) -> None:
     (risk,) = exposure.of_url(url)
 
     assert "without TLS" in risk.what
@@ -47,14 +47,14 @@ def test_a_password_that_leaves_the_machine_readable_is_said_and_not_shown(url: 
         "redis+sentinel://u:secret@localhost:26379,127.0.0.1:26380/main/0",
     ],
 )
-def test_nothing_is_said_where_nobody_else_reads(url: str) -> None:
+def test_no_warning_where_no_other_host_reads(url: str) -> None:
     assert exposure.of_url(url) == []
 
 
 @pytest.mark.parametrize(
     "option", ["ssl_cert_reqs=none", "ssl_cert_reqs=None", "ssl_check_hostname=false"]
 )
-def test_a_certificate_that_is_not_checked_is_said(option: str) -> None:
+def test_an_unchecked_certificate_is_warned_of(option: str) -> None:
     (risk,) = exposure.of_url(f"rediss://u:secret@far.example/0?ssl_ca_certs=/a&{option}")
 
     assert option in risk.what
@@ -92,7 +92,7 @@ def test_a_url_with_tls_needs_no_note() -> None:
         ("7.2.11 (Valkey)", "upgrade to 7.2.16"),
     ],
 )
-def test_a_release_with_known_holes_is_said(version: str, fix: str) -> None:
+def test_a_release_with_known_holes_is_warned_of(version: str, fix: str) -> None:
     risk = exposure.of_version(version)
 
     assert risk is not None
@@ -115,15 +115,15 @@ def test_the_table_of_releases_is_in_the_document() -> None:
     text = (ROOT / "docs/guides/security.md").read_text()
     (redis,) = re.findall(r"^\| Redis \| (.*?), and later", text, re.MULTILINE)
     (valkey,) = re.findall(r"^\| Valkey \| (.*?), and later", text, re.MULTILINE)
-    said = {"Redis": redis.split(", "), "Valkey": valkey.split(", ")}
+    documented = {"Redis": redis.split(", "), "Valkey": valkey.split(", ")}
 
-    assert said == {
+    assert documented == {
         product: [f"{series}.{patch}" for series, patch in known.items()]
         for product, known in exposure.FIXED.items()
     }
 
 
-def test_a_worker_says_it_in_one_line_and_does_not_show_the_password(tmp_path: Path) -> None:
+def test_a_worker_warns_in_one_line_and_does_not_show_the_password(tmp_path: Path) -> None:
     url = "redis://u:s3cret@no-such-host.invalid:6379/0"
 
     done = subprocess.run(

@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_refused_for_long_enough_it_is_final_and_that_is_said_once(clock: Clock) -> None:
+def test_refused_for_long_enough_it_is_final_and_reported_once(clock: Clock) -> None:
     ended: list[bool] = []
     login = Login()
     login.when_refused_for_good(lambda: ended.append(True))

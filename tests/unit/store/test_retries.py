@@ -65,9 +65,9 @@ def test_rqs_connection_waits_for_its_server_also_in_a_transaction(
         pipe.incr("n")
         assert pipe.execute() == [True, 1]
     over.join()
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1, "once a minute, not at each try"
-    assert "NOREPLICAS" in said[0]
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 1, "once a minute, not at each try"
+    assert "NOREPLICAS" in logged[0]
     assert caplog.records[0].exc_info is None
 
 

@@ -1,4 +1,4 @@
-"""Encrypted connections: read once, of the CA that is named alone, and what a user is told of a wrong name."""
+"""Encrypted connections: files are read once, only the named CA is trusted, and a wrong name has a clear message."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_where_a_ca_is_named_no_other_is_trusted(
         store.check()
 
 
-def test_a_certificate_for_another_host_is_told_in_words(
+def test_a_certificate_for_another_host_has_a_clear_message(
     authority: Authority, tmp_path: Path
 ) -> None:
     server = TLSServer(tmp_path / "elsewhere", authority, PASSWORD, name="redis.example")
@@ -104,10 +104,10 @@ def test_a_certificate_for_another_host_is_told_in_words(
         with pytest.raises(StoreUnavailable) as caught, Store(where, where) as store:
             store.check()
 
-    told = str(caught.value)
-    assert told.startswith(f"Redis at rediss://:***@localhost:{server.port}/0?")
+    shown = str(caught.value)
+    assert shown.startswith(f"Redis at rediss://:***@localhost:{server.port}/0?")
     assert (
         "its certificate is for another name; connect by a name that is in it, "
-        "or have one made for this name" in told
+        "or have one made for this name" in shown
     )
-    assert "'localhost'" in told  # The name that was looked for.
+    assert "'localhost'" in shown  # The name that was looked for.

@@ -32,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def rows(client: int) -> tuple[np.ndarray, np.ndarray]:
-    """A client's samples: the same line for nobody."""
+    """A client's samples: a different line for each client."""
     rng = np.random.default_rng(client)
     x = rng.normal(0, 1, (SIZES[client], WIDTH))
     return x.astype(np.float32), (x @ rng.normal(0, 1, WIDTH) + client)[:, None].astype(np.float32)

@@ -107,7 +107,7 @@ class Federation:
 
 @pytest.mark.parametrize(("name", "options"), STRATEGIES)
 @pytest.mark.parametrize("seed", range(8))
-def test_whoever_joins_when_the_server_keeps_the_mean_of_all(
+def test_a_client_that_joins_when_the_server_keeps_the_mean_of_all(
     name: str, options: dict[str, float], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -135,7 +135,7 @@ def test_who_joins_late_does_not_move_the_point_of_convergence(
     assert float(federation.x[0]) == pytest.approx(BEST, abs=0.01)
 
 
-def test_with_nobody_new_and_where_it_is_not_recorded_no_bit_changes() -> None:
+def test_without_new_clients_and_where_it_is_not_recorded_no_bit_changes() -> None:
     values = np.random.default_rng(1).normal(0, 1e-3, 1000)
     for facts in (base.RoundInfo(3, 2, 7, 7), base.RoundInfo(3, 2, 7)):
         assert facts.over_population(values).tobytes() == values.tobytes()
@@ -184,7 +184,7 @@ def test_whatever_the_order_in_which_clients_join_are_away_and_lose_their_state(
     assert float(federation.x[0]) == pytest.approx(BEST, abs=0.01)
 
 
-def test_only_a_client_that_keeps_something_may_say_that_it_is_lost() -> None:
+def test_only_a_client_with_state_may_report_it_lost() -> None:
     scaffold, fedavg = get_strategy("scaffold", {}), get_strategy("fedavg", {})
     layouts.check_scalars(scaffold, {LOST: 1.0})
     layouts.check_scalars(scaffold, {})

@@ -216,7 +216,7 @@ def test_nothing_trimmed_is_the_uniform_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(flat(made), 1.0 + stacked(UPDATES).mean(axis=0), rtol=0, atol=1e-6)
 
 
-def test_with_nobody_hostile_bulyan_is_the_uniform_mean(tmp_path: Path) -> None:
+def test_without_hostile_clients_bulyan_is_the_uniform_mean(tmp_path: Path) -> None:
     made = model(rule_of("bulyan", {"f": 0}), gathered(tmp_path, UPDATES))
     np.testing.assert_allclose(flat(made), 1.0 + stacked(UPDATES).mean(axis=0), rtol=0, atol=1e-6)
 
@@ -310,7 +310,7 @@ def test_two_hostile_updates_of_eleven_do_not_carry_the_model_away(
     assert away(moved) < 0.2
 
 
-def test_rules_that_choose_say_whom_they_left_out(tmp_path: Path) -> None:
+def test_rules_that_choose_name_the_clients_left_out(tmp_path: Path) -> None:
     for name, options, chosen in (
         ("krum", {"f": 2}, 1), ("multi_krum", {"f": 2}, N - 4), ("bulyan", {"f": 2}, N - 4),
         ("median", {}, N),
@@ -354,7 +354,7 @@ def test_a_gathered_update_beyond_a_limit_leaves_nothing(bad: float, tmp_path: P
         updates.add_blocks("c02", lambda spec: [], 1)
 
 
-def test_a_full_disk_is_said_to_be_full() -> None:
+def test_a_full_disk_is_reported_as_full() -> None:
     updates = UpdateMatrix(MANIFEST, SCALES, 1, Path("/dev/null/gathered"))
     with pytest.raises(CheckpointError, match="free space there for all updates of a round"):
         updates.add_blocks("c00", lambda spec: [UPDATES[0][spec.name].ravel()], 1)
@@ -450,6 +450,6 @@ def test_an_own_strategy_cannot_need_all_updates() -> None:
         load_strategy(name, {}, (name,))
 
 
-def test_strategies_say_how_they_merge() -> None:
+def test_strategies_declare_how_they_merge() -> None:
     needy = {name for name, strategy in STRATEGIES.items() if strategy.needs_all}
     assert needy == {name for name, _, _ in RULES}

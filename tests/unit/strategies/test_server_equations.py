@@ -184,7 +184,7 @@ def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "field", "said"),
+    ("overrides", "field", "reason"),
     [
         (("aggregation.strategy=fedadm",), "aggregation.strategy", "fedadam"),
         (
@@ -202,13 +202,13 @@ def test_a_strategy_is_accepted_by_a_config_and_documented(name: str) -> None:
     ],
 )
 def test_what_a_config_cannot_serve_is_refused_by_field(
-    overrides: tuple[str, ...], field: str, said: str
+    overrides: tuple[str, ...], field: str, reason: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         loading.load("mnist-3v7", overrides, {})
 
     assert caught.value.field == field
-    assert said in caught.value.reason
+    assert reason in caught.value.reason
 
 
 class Own(Strategy):
@@ -231,7 +231,7 @@ def test_an_own_strategy_is_loaded_only_if_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         (f"{__name__}:Missing", "no class Missing"),
         (f"{__name__}:MANIFEST", "no class MANIFEST"),
@@ -239,8 +239,8 @@ def test_an_own_strategy_is_loaded_only_if_it_is_allowed() -> None:
         ("no_such_module:Own", "cannot be imported"),
     ],
 )
-def test_an_own_strategy_that_cannot_be_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_own_strategy_that_cannot_be_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
         load_strategy(name, {}, [name])
 
 

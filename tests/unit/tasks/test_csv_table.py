@@ -227,20 +227,22 @@ def test_an_unusable_table_names_file_and_place(folder, text, message):
     assert caught.value.path == str(path)
 
 
-def test_no_choice_of_classes_tells_which_row_has_a_label(folder):
-    # Whoever chooses label and classes could ask for one cell after the other by the line that is told.
+def test_no_choice_of_classes_shows_which_row_has_a_label(folder):
+    # A config that sets label and classes could find out one cell after the other from reported line numbers.
     (folder / "train.csv").write_text(HEADER + "1,a,2,3\n1,b,2,3\n1,c,high,3\n")
 
-    def told(classes, **options):
+    def message_of(classes, **options):
         task = task_of(folder, classes=classes, **options)
         with pytest.raises(DataError) as caught:
             task.client_data(context_of(task))
         return caught.value.public
 
     wrong_label = "column 2 (task.label): not one of task.classes"
-    assert {told(classes, features="age") for classes in ("a,b", "a,c", "x,y")} == {wrong_label}
+    assert {message_of(classes, features="age") for classes in ("a,b", "a,c", "x,y")} == {
+        wrong_label
+    }
     wrong_cell = "line 4, column 3 (task.features: marker): not a number"
-    assert {told(classes) for classes in ("a,b", "b,c", "a,b,c")} == {wrong_cell}
+    assert {message_of(classes) for classes in ("a,b", "b,c", "a,b,c")} == {wrong_cell}
 
 
 def test_columns_that_are_not_used_may_be_there_twice(folder):
@@ -273,7 +275,7 @@ def test_labels_that_are_numbers_are_read_as_such(folder):
             labels(classes, [cell])
 
 
-def test_what_is_told_of_unusable_cells_quotes_none(folder):
+def test_the_message_of_unusable_cells_quotes_none(folder):
     (folder / "train.csv").write_text(HEADER + "1,yes,secret,3\n2,no,secret,private\n")
     task = task_of(folder)
     with pytest.raises(DataError) as caught:

@@ -57,7 +57,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunConfi
         ("names", f"KeyError (line 11 of told_own); {FULL}"),
     ],
 )
-def test_of_an_own_tasks_error_its_class_and_line_are_told(
+def test_of_a_custom_tasks_error_class_and_line_are_disclosed(
     config: RunConfig, what: str, expected: str
 ) -> None:
     own = importlib.import_module("told_own")
@@ -65,7 +65,7 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
         getattr(own, what)()
 
     assert disclosed(caught.value, config) == expected
-    assert "told_own" not in disclosed(caught.value)  # Without a config nobody knows that name.
+    assert "told_own" not in disclosed(caught.value)  # Without a config that name is not known.
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_of_an_own_tasks_error_its_class_and_line_are_told(
         ),
     ],
 )
-def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected: str) -> None:
+def test_an_error_discloses_its_public_text_or_its_class(error: Exception, expected: str) -> None:
     assert disclosed(error, RunConfig.from_dict({})) == expected
     assert SECRET not in expected
 
@@ -102,7 +102,7 @@ def test_an_error_tells_its_public_text_or_its_class(error: Exception, expected:
         ({SECRET * 1000: 1}, "has 16000 characters, more than 4096"),
     ],
 )
-def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected: str) -> None:
+def test_a_header_that_cannot_be_written_names_its_field(value: object, expected: str) -> None:
     header = Header(kind="evaluation", run="demo-3f2a9c", round=1, client="a", environment=value)  # type: ignore[arg-type]
     with pytest.raises(HeaderError) as caught:
         packed(header)
@@ -111,7 +111,7 @@ def test_a_header_that_cannot_be_written_tells_its_field(value: object, expected
     assert disclosed(caught.value) == f"HeaderError: header field environment: {expected}"
 
 
-def test_every_kind_of_error_is_private_unless_it_says_so() -> None:
+def test_every_kind_of_error_is_private_unless_declared_public() -> None:
     kinds = [
         kind
         for kind in vars(errors).values()

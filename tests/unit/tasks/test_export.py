@@ -27,7 +27,7 @@ from tests.support.checkout import ROOT
 onnx = pytest.importorskip("onnx", reason="an extra")
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
 
-SAID = {"run": "pilot", "version": "3"}
+METADATA = {"run": "pilot", "version": "3"}
 CSV = ("task.features=a,b,c", "task.classes=no,yes", "task.hidden=[4]")
 
 
@@ -80,23 +80,23 @@ def test_a_graph_computes_what_the_model_does_for_batches_of_any_size(
     task = load_task(name, loading.load(name, overrides, {}))
     model, manifest, body = version(task)
 
-    export.write_onnx(tmp_path / "m.onnx", task, manifest, body, SAID)
+    export.write_onnx(tmp_path / "m.onnx", task, manifest, body, METADATA)
 
     assert differ(tmp_path / "m.onnx", model, shape) < 1e-5
 
 
-def test_its_metadata_say_how_it_is_used_and_not_where_it_was_made(tmp_path: Path) -> None:
+def test_its_metadata_have_its_use_and_not_its_origin(tmp_path: Path) -> None:
     task = load_task("mnist-3v7", loading.load("mnist-3v7", (), {}))
     model, manifest, body = version(task)
     path = tmp_path / "m.onnx"
 
-    export.write_onnx(path, task, manifest, body, SAID)
+    export.write_onnx(path, task, manifest, body, METADATA)
 
     assert differ(path, model, (784,)) < 1e-5
-    said = {item.key: item.value for item in onnx.load(path).metadata_props}
-    assert (said["run"], said["version"]) == ("pilot", "3")
-    assert json.loads(said["labels"]) == ["7", "3"]
-    assert "byte / 255" in said["input"]
+    metadata = {item.key: item.value for item in onnx.load(path).metadata_props}
+    assert (metadata["run"], metadata["version"]) == ("pilot", "3")
+    assert json.loads(metadata["labels"]) == ["7", "3"]
+    assert "byte / 255" in metadata["input"]
     assert b"site-packages" not in path.read_bytes()
     assert str(ROOT).encode() not in path.read_bytes()
 
@@ -158,7 +158,7 @@ def test_a_state_dict_is_read_without_running_code_and_tied_tensors_stay_tied(
 def test_a_task_without_an_example_gives_a_sample_of_its_data(tmp_path: Path) -> None:
     model, manifest, body = version(own(Tied))
 
-    export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+    export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, METADATA)
 
     assert differ(tmp_path / "m.onnx", model, (3,)) < 1e-5
 
@@ -167,11 +167,13 @@ def test_a_task_without_an_example_gives_a_sample_of_its_data(tmp_path: Path) ->
     ("kind", "reason"),
     [(Branching, "torch cannot turn this model into"), (Pairs, "an input of the task is a tuple")],
 )
-def test_what_is_no_graph_is_said(kind: type[Task], reason: str, tmp_path: Path) -> None:
+def test_a_model_that_is_no_graph_has_a_clear_message(
+    kind: type[Task], reason: str, tmp_path: Path
+) -> None:
     _, manifest, body = version(own(kind))
 
     with pytest.raises(ConfigError, match=f"--format: .*{reason}.*; use safetensors or torch"):
-        export.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(kind), manifest, body, METADATA)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,10 +182,10 @@ def test_another_model_than_the_run_s_and_a_missing_package_are_named(
 ) -> None:
     _, manifest, body = version(own(Tied))
     with pytest.raises(ModelMismatch):
-        export.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(Branching), manifest, body, METADATA)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript; run `pip install .*\[onnx\]\"`"):
-        export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, SAID)
+        export.write_onnx(tmp_path / "m.onnx", own(Tied), manifest, body, METADATA)
 
 
 def test_an_own_task_is_imported_only_if_it_is_let_in() -> None:

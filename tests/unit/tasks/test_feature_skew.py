@@ -59,7 +59,7 @@ def test_quarter_turns_are_those_of_torch(side, turns, seed):
     assert torch.allclose(turned, torch.rot90(images, turns, dims=(2, 3)), atol=1e-4)
 
 
-def test_an_oblong_image_is_turned_and_not_sheared():
+def test_an_oblong_image_is_rotated_and_not_distorted():
     image = torch.zeros(1, 9, 31)
     image[0, 4, 12:19] = 1  # A bar of seven pixels across the centre.
 
@@ -173,7 +173,7 @@ def test_images_of_a_folder_are_skewed_one_by_one(tmp_path):
 
 
 def context_in_a_worker(client, population):
-    """What a worker tells the task, of one job."""
+    """The context of one job, as a worker makes it."""
     config = config_of(train_per_class=[5, 5], **SKEWED)
     state = SimpleNamespace(population=population, shares=4, name="run")
     job = ClientJob(
@@ -206,8 +206,8 @@ def test_a_pool_process_and_a_site_read_the_same_bytes():
 # What is refused
 
 
-class Deaf(Task):
-    """An own task that knows nothing of feature skew."""
+class Unskewed(Task):
+    """A custom task without support for feature skew."""
 
     def build_model(self):
         return torch.nn.Linear(1, 1)
@@ -216,8 +216,8 @@ class Deaf(Task):
         return ClientData([], [])
 
 
-class Hearing(Deaf):
-    """An own task that says it applies it."""
+class Skewing(Unskewed):
+    """A custom task that declares that it applies feature skew."""
 
     skews = True
 
@@ -227,16 +227,16 @@ def test_a_task_that_does_not_apply_it_is_refused(field):
     with pytest.raises(ConfigError, match=f"data.{field}.*csv has none") as found:
         config_of("csv", **{field: 1})
     assert found.value.exit_code == 2
-    name = f"{__name__}:Deaf"
+    name = f"{__name__}:Unskewed"
     with pytest.raises(ConfigError, match=rf"data.{field}.*does not apply it.*skews = True"):
         load_task(name, config_of(name, **{field: 1}), (name,))
     assert load_task(name, config_of(name), (name,)).skews is False
-    name = f"{__name__}:Hearing"
+    name = f"{__name__}:Skewing"
     assert load_task(name, config_of(name, **{field: 1}), (name,)).skews
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "reason"),
     [
         ({"noise": -0.1}, "data.noise.*at least 0"),
         ({"rotation": 361}, "data.rotation.*at most 360"),
@@ -244,13 +244,13 @@ def test_a_task_that_does_not_apply_it_is_refused(field):
         ({"noise": 0.1, "partition": "site", "source": "full"}, "data.noise.*no shares"),
     ],
 )
-def test_what_cannot_be_is_refused_when_the_config_is_read(data, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_is_refused_when_the_config_is_read(data, reason):
+    with pytest.raises(ConfigError, match=reason):
         config_of(**data)
 
 
-def test_the_catalog_says_what_the_tasks_do():
-    said = {name: entry.skews for name, entry in TASKS.items()}
+def test_the_catalog_agrees_with_the_tasks():
+    declared = {name: entry.skews for name, entry in TASKS.items()}
     configs = {name: config_of(name) for name in TASKS}
 
-    assert said == {name: load_task(name, configs[name]).skews for name in TASKS}
+    assert declared == {name: load_task(name, configs[name]).skews for name in TASKS}

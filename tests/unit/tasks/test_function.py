@@ -91,7 +91,11 @@ def test_the_documented_function_works(
     manifest, arrays = begun(own)
     seen: list[float] = []
     trained = train_update(
-        own, manifest, arrays, context_of(config), lambda *told: seen.append(told[2]["accuracy"])
+        own,
+        manifest,
+        arrays,
+        context_of(config),
+        lambda *reported: seen.append(reported[2]["accuracy"]),
     )
     test = own.test_data(str(tmp_path))
 

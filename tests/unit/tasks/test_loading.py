@@ -79,8 +79,8 @@ def test_a_config_gets_no_shell_out_of_an_allowed_module(helpful: Path) -> None:
 @pytest.mark.parametrize("name", IMPORTED)
 def test_a_star_means_what_the_module_defines(helpful: Path, name: str) -> None:
     config = config_of(f"helpful:{name}")
-    said = "no class Popen" if name == "Popen" else f"--task-allow helpful:{name}"
-    with pytest.raises(ConfigError, match=said) as caught:
+    reason = "no class Popen" if name == "Popen" else f"--task-allow helpful:{name}"
+    with pytest.raises(ConfigError, match=reason) as caught:
         load_task(f"helpful:{name}", config, ["helpful:*"])
     assert caught.value.field == "run.task"
 
@@ -123,16 +123,16 @@ def test_built_in_tasks_are_let_in_by_name_and_when_nothing_is_named(name: str) 
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "reason"),
     [("cvs", "csv"), ("beans", "MODULE:NAME"), ("mnist-4", "mnist"), ("", "MODULE:NAME")],
 )
 def test_the_option_knows_the_built_in_names(
-    given: str, said: str, monkeypatch: pytest.MonkeyPatch
+    given: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[object] = []
     monkeypatch.setattr("os.execve", lambda *command: started.append(command[2]))
     run = ["client", "--client", "a", "--task-allow"]
-    with pytest.raises(ConfigError, match=f"--task-allow: .*{said}"):
+    with pytest.raises(ConfigError, match=f"--task-allow: .*{reason}"):
         worker([*run, given], standalone_mode=False)
     assert started == []
     for name in ("csv", "mnist", "mnist-2nn", "image-folder", "beans:Beans"):

@@ -116,7 +116,7 @@ def test_a_training_of_ones_own_logs_and_may_return_nothing() -> None:
     manifest, arrays = initial_model(task, 0)
     context = replace(context_of(task.config), logged=logged)
     made = train_update(task, manifest, arrays, context, lambda *_: seen.append(logged.means()))
-    assert seen == [{"norm": 3.0}]  # What an epoch's event tells: the mean so far.
+    assert seen == [{"norm": 3.0}]  # An epoch's event has the mean so far.
     assert made.train_metrics == {"num_examples": 4, "norm_sum": 16.0}
 
 
@@ -197,9 +197,9 @@ def test_so_many_names_and_no_more_and_none_that_train_returns() -> None:
 
 
 def test_readers_take_a_map_of_numbers_only() -> None:
-    def said(logged: Any) -> dict[str, Any]:
+    def parsed(logged: Any) -> dict[str, Any]:
         return event_of({b"event": json.dumps({"event": "epoch", "logged": logged}).encode()})
 
-    assert said({"gap": 0.5})["logged"] == {"gap": 0.5}
+    assert parsed({"gap": 0.5})["logged"] == {"gap": 0.5}
     for garbage in ([1], "gap", {"gap": "much"}, {"gap": [1]}, {"gap": True}, None):
-        assert said(garbage)["event"] == "unreadable"
+        assert parsed(garbage)["event"] == "unreadable"

@@ -1,4 +1,4 @@
-"""What a site tells of its task and data before round 1: names and shapes, no values."""
+"""Facts that a site reports of its task and data before round 1: names and shapes, no values."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from tests.unit.tasks.test_image_folder import save
 CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}
 
 
-def told(raw: dict[str, Any], folder: Path) -> dict[str, str]:
+def reported(raw: dict[str, Any], folder: Path) -> dict[str, str]:
     config = RunConfig.from_dict(raw)
     task = load_task(config.run.task, config, (), str(folder))
     context = ClientContext.of(config, client="a", run="run", round_number=1, data_dir=str(folder))
     return facts_of(task, task.client_data(context))
 
 
-def test_an_image_folder_tells_classes_and_channels(tmp_path: Path) -> None:
+def test_an_image_folder_reports_classes_and_channels(tmp_path: Path) -> None:
     for name in ("dog", "cat"):
         for number in range(3):
             save(tmp_path / "train" / name / f"{number}.png", (180, 20, 20))
     raw = {"run": {"task": "image-folder"}, "data": {"partition": "site"}}
     listed = {"image_size": 32, "classes": "cat, dog"}
-    facts = told(raw | {"task": listed}, tmp_path)
+    facts = reported(raw | {"task": listed}, tmp_path)
     assert facts == {
         "classes": "2: cat, dog",
         "channels": "3",
         "input": "float32 (3, 32, 32)",
         "code": f"fl_queue {__version__}",
     }
-    # Names of folders may be anybody's: only the config's own words leave the site.
-    unlisted = told(raw | {"task": {"image_size": 32}}, tmp_path)
+    # Folder names may be private: only words of the config leave the site.
+    unlisted = reported(raw | {"task": {"image_size": 32}}, tmp_path)
     assert re.fullmatch(r"2 that the config does not name \(check \d{1,3}\)", unlisted["classes"])
 
 
-def test_a_table_tells_its_columns_in_order_and_no_cell(tmp_path: Path) -> None:
+def test_a_table_reports_its_columns_in_order_and_no_cell(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("age,dose,label\n41,0.5,0\n42,0.25,1\n43,0.5,1\n")
     listed = CSV | {"task": {"features": "dose,age"}}
-    assert told(listed, tmp_path)["columns"] == "2: dose, age"
-    facts = told(CSV, tmp_path)
+    assert reported(listed, tmp_path)["columns"] == "2: dose, age"
+    facts = reported(CSV, tmp_path)
     assert facts["columns"].startswith("2 that the config does not name (check ")
     assert facts["classes"] == "2: 0, 1"
     assert facts["input"] == "float32 (2)"
     assert "channels" not in facts
     assert not any(cell in "".join(facts.values()) for cell in ("41", "42", "0.25"))
     (tmp_path / "train.csv").write_text("dose,age,label\n0.5,41,0\n0.25,42,1\n")
-    assert told(CSV, tmp_path)["columns"] != facts["columns"]
+    assert reported(CSV, tmp_path)["columns"] != facts["columns"]
     (tmp_path / "train.csv").unlink()
     with pytest.raises(DataError):
-        told(CSV, tmp_path)
+        reported(CSV, tmp_path)
 
 
 class Named(TensorDataset):
@@ -73,7 +73,7 @@ class Named(TensorDataset):
 
 class Own(Task):
     data: Any = None
-    said: Any = None
+    described: Any = None
 
     def build_model(self) -> nn.Module:
         return nn.Linear(2, 2)
@@ -82,24 +82,24 @@ class Own(Task):
         return ClientData(self.data, self.data)
 
     def describe(self, data: ClientData) -> Any:
-        return super().describe(data) if self.said is None else self.said
+        return super().describe(data) if self.described is None else self.described
 
 
-def own(data: Any, said: Any = None, **options: Any) -> dict[str, str]:
+def own(data: Any, described: Any = None, **options: Any) -> dict[str, str]:
     config = RunConfig.from_dict({"run": {"task": "x:Own"}, "task": options})
     task = Own(config)
-    task.data, task.said = data, said
+    task.data, task.described = data, described
     assert len(code_digest(task)) == 64
     context = ClientContext.of(config, client="a", run="run", round_number=1)
     return facts_of(task, task.client_data(context))
 
 
-def test_an_own_data_set_tells_its_classes_and_its_own_facts() -> None:
+def test_a_custom_data_set_reports_its_classes_and_its_own_facts() -> None:
     rows = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
     names = ["a", "b"]
     assert own(Subset(Named(*rows), [0, 1]), classes=names)["classes"] == "2: a, b"
-    said = {"units": "mm", "sensors": ["left", "right"], "none": []}
-    facts = own(Named(*rows), said, unit="mm", sensors={"right": 1})
+    described = {"units": "mm", "sensors": ["left", "right"], "none": []}
+    facts = own(Named(*rows), described, unit="mm", sensors={"right": 1})
     assert facts == {
         "units": "mm",
         "sensors": facts["sensors"],
@@ -107,12 +107,12 @@ def test_an_own_data_set_tells_its_classes_and_its_own_facts() -> None:
         "code": own(Named(*rows))["code"],
     }
     assert re.fullmatch(r"2: \?, right \(check \d{1,3}\)", facts["sensors"])
-    others = own(Named(*rows), said | {"sensors": ["front", "right"]}, sensors=["right"])
+    others = own(Named(*rows), described | {"sensors": ["front", "right"]}, sensors=["right"])
     assert others["sensors"] != facts["sensors"]
     assert others["units"].startswith("1 that the config does not name (check ")
 
 
-def test_what_are_no_names_of_classes_is_not_told() -> None:
+def test_values_that_are_no_class_names_are_not_reported() -> None:
     rows = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
     assert "classes" not in own(Named(*rows, classes=(0, 1, 1, 0)))
 
@@ -126,7 +126,7 @@ def test_sizes_that_differ_within_a_site_may_between_sites() -> None:
     assert own([({"any": "thing"}, 0)])["input"] == "dict ()"
 
 
-def test_a_data_set_that_shows_no_samples_tells_the_rest() -> None:
+def test_a_data_set_without_readable_samples_reports_the_rest() -> None:
     class Hidden(Dataset[Any]):
         classes = ("a", "b")
 
@@ -137,6 +137,6 @@ def test_a_data_set_that_shows_no_samples_tells_the_rest() -> None:
     assert (facts["classes"], set(facts)) == ("2: a, b", {"classes", "code"})
 
 
-def test_names_that_are_told_already_are_refused() -> None:
+def test_names_of_built_in_facts_are_refused() -> None:
     with pytest.raises(ConfigError, match="code"):
         own([(torch.zeros(2), 0)], {"code": "x"})

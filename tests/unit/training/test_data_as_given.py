@@ -76,7 +76,7 @@ class Seen(nn.Module):
         (TensorDataset(PIXELS, CLASSES), 99.0),
     ],
 )
-def test_a_data_set_of_ones_own_gives_what_it_says(dataset: Any, value: float) -> None:
+def test_a_custom_data_set_gives_its_declared_samples(dataset: Any, value: float) -> None:
     model = Seen()
     sgd.local_sgd(model, dataset, cross_entropy, seed=0, epochs=1, batch_size=8, learning_rate=0.1)
     sgd.evaluate(model, dataset, cross_entropy)
@@ -116,7 +116,7 @@ def test_floating_point_images_hold_their_values_or_are_refused(tmp_path: Path) 
             _read_image(path, 8, 1)
 
 
-def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_an_image_is_rotated_by_its_exif_orientation(tmp_path: Path) -> None:
     halves = np.zeros((16, 16), np.uint8)
     halves[:, :8] = 255  # White on the left.
     exif = Image.Exif()
@@ -194,7 +194,7 @@ def test_a_frozen_backbone_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Flagged(Dataset[Any]):
-    """Samples whose value says whether they were changed for training."""
+    """Samples whose value shows whether they were changed for training."""
 
     def __init__(self, value: float, count: int = 60) -> None:
         self.value, self.targets = value, CLASSES[:count]
@@ -232,7 +232,7 @@ def test_a_mask_of_infinities_does_not_spoil_an_update(monkeypatch: pytest.Monke
     assert np.any(done.tensors["weight"] != 0)
 
 
-def test_what_becomes_infinite_is_still_told() -> None:
+def test_values_that_become_infinite_are_still_reported() -> None:
     model = nn.Linear(1, 1, bias=False)
     manifest: Manifest = local_update.manifest_of(model)
     base = {"weight": np.array([[1.0]], np.float32)}

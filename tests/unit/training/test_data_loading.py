@@ -97,7 +97,7 @@ def test_what_a_sample_draws_is_of_seed_epoch_and_index_and_takes_nothing_from_o
     assert (np.random.random(), random.random()) == expected
 
 
-def test_a_killed_process_is_told_from_an_error_of_the_data() -> None:
+def test_a_killed_process_is_distinguished_from_an_error_of_the_data() -> None:
     with pytest.raises(RuntimeError) as caught:
         trained(2, Noisy(kill=7))
     assert data_loading.is_dataloader_crash(caught.value)
@@ -110,7 +110,7 @@ def test_a_killed_process_is_told_from_an_error_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_of_ours_stays_what_it_is_whoever_reads(workers: int) -> None:
+def test_an_error_of_fl_queue_keeps_its_class_with_any_number_of_readers(workers: int) -> None:
     with pytest.raises(DataError) as caught:
         trained(workers, Damaged())
 

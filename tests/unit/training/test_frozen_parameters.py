@@ -1,4 +1,4 @@
-"""Parameters that nobody trains: what a manifest says of them, and that nothing of them is sent."""
+"""Frozen parameters: their manifest entries, and that none of them is sent."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
         initial_model(task_of(model={"private": ["1.*"]}), 1)
 
 
-def test_a_site_that_trains_other_parameters_is_told_which() -> None:
+def test_a_site_that_trains_other_parameters_is_refused_with_their_names() -> None:
     model = initial_model(task_of(), 1)
     with pytest.raises(ModelMismatch, match=r"parameter 0\.bias is frozen .* not in both"):
         trained(task_of(Unfrozen), model)

@@ -60,7 +60,7 @@ def test_the_bits_are_those_of_torch_itself(precision: str) -> None:
     torch.testing.assert_close(found, ours(), rtol=0.1, atol=0.05)
 
 
-def test_float16_without_a_gpu_is_refused_and_says_what_to_do() -> None:
+def test_float16_without_a_gpu_is_refused_with_advice() -> None:
     with pytest.raises(ConfigError, match=r"float16 needs a CUDA device.*use bfloat16") as caught:
         ours(precision="float16")
     assert caught.value.field == "train.precision"

@@ -28,7 +28,7 @@ FIXED = {"features": "age,weight", "means": [40.0, 80.0], "stds": [10.0, 10.0]}
 
 
 def table() -> list[tuple[float, float, int]]:
-    """The site's rows: two groups that a line tells apart, and one row that lies on the wrong side."""
+    """The site's rows: two linearly separable groups, and one row that lies on the wrong side."""
     low = [(25 + row * 7 % 11 / 2, 60 + row * 5 % 13 / 2, 0) for row in range(ROWS // 2)]
     high = [(50 + row * 7 % 11 / 2, 95 + row * 5 % 13 / 2, 1) for row in range(ROWS - len(low) - 1)]
     return [*low, *high, (47.5, 91.25, 0)]
@@ -123,7 +123,7 @@ def test_a_config_that_has_one_row_count_alone_gets_nothing(data: Path, attack: 
     assert isinstance(caught.value, round_job.LASTING) == is_refused_for_good
 
 
-def test_the_question_before_round_1_says_so(data: Path) -> None:
+def test_the_facts_before_round_1_have_the_problem(data: Path) -> None:
     site = WorkerSettings(data_dir=str(data), client="a")
     for attack, field in (("forgets", "train.batch_size"), ("last batch", "train.weight_decay")):
         found = preflight.read_facts(site, STATE, OLD[attack][0])

@@ -28,7 +28,7 @@ CLASSES = torch.randint(0, 3, (20,), generator=DRAWN)
 
 
 class Model(nn.Module):
-    """Class scores of words, where a mask says so; what it is given it takes by position or by name."""
+    """Class scores of words that a mask selects; takes its inputs by position or by name."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ def test_late_joiners_are_held_against_the_first_and_no_majority_moves(sites: Si
     assert sites.admit("a", "b", "c", "d").clients == ["a", "d"]
 
 
-def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> None:
+def test_without_a_majority_no_site_trains_until_one_is_mended(sites: Sites) -> None:
     sites.admit("a", "b")
     sites.report(a=AB, b=BA)
     problem = sites.admit("a", "b").problem
@@ -119,7 +119,7 @@ def test_without_a_majority_nobody_trains_until_one_is_mended(sites: Sites) -> N
     assert sites.admit("a", "b").clients == ["a", "b"]
 
 
-def test_code_and_shapes_are_named_and_cost_nobody_the_place(sites: Sites) -> None:
+def test_code_and_shapes_are_named_and_exclude_no_site(sites: Sites) -> None:
     sites.admit("a", "b", "c")
     code = {"code": "1"}
     sites.report(a=AB | code, b=AB | code, c=AB | {"code": "2", "input": "float32 (9)"})
@@ -203,7 +203,7 @@ def test_a_run_that_is_gone_on_with_asks_again(sites: Sites, changed: str) -> No
     assert sites.admit("a").clients == ["a"]
 
 
-def test_everybody_is_asked_and_compared_where_the_config_does_not_say_all(store: Store) -> None:
+def test_all_sites_are_asked_and_compared_where_the_config_leaves_facts_open(store: Store) -> None:
     for task, options, compared in (
         ("mnist-2nn", {}, False),
         ("csv", {"features": "a,b"}, False),
@@ -229,7 +229,7 @@ def test_a_site_without_data_is_left_out_where_nothing_is_compared(store: Store)
     sites = Sites(store, "run.task=mnist-3v7")
     for client in ("a", "b"):
         sites.serve(client)
-    # Nobody waits before version 0, which takes nothing of the data; before round 1 all are waited for.
+    # Version 0 does not depend on data, so no site is waited for; before round 1 all are.
     first = preflight.admit(store, sites.state, sites.config, ["a", "b"], "initialise")
     assert (first.clients, first.problem) == (["a", "b"], "")
     assert sites.admit("a", "b").problem == preflight.WAITING
@@ -286,7 +286,7 @@ def test_long_lists_differ_by_their_digest() -> None:
         site_facts.check({f"n{number}": "x" for number in range(site_facts.MOST + 1)})
 
 
-def test_warned_of_only_everybody_may_train(store: Store) -> None:
+def test_with_warnings_only_all_sites_may_train(store: Store) -> None:
     sites = Sites(store, "run.preflight=warn")
     sites.serve("a")
     sites.serve("b")

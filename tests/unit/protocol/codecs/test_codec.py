@@ -95,7 +95,7 @@ def test_buffers_stay_as_they_are(name: str) -> None:
         (0x7F7FFFFF, 0x7F80),  # more than the largest bfloat16
         (0x7F800000, 0x7F80),
         (0xFF800000, 0xFF80),
-        (0x7F800001, 0x7FC0),  # NaN whose lower half alone says so
+        (0x7F800001, 0x7FC0),  # NaN by its lower half alone
         (0x7FFFFFFF, 0x7FFF),  # NaN that rounding would make -0
         (0xFFC00000, 0xFFC0),
     ],

@@ -140,7 +140,7 @@ def test_a_round_that_was_retried_abandoned_or_late_changes_nothing(
     assert disturbed.answer(9, update(9)) == expected
 
 
-def test_an_update_nobody_could_accept_leaves_what_is_owed(tmp_path: Path) -> None:
+def test_an_update_that_cannot_be_accepted_keeps_the_residual(tmp_path: Path) -> None:
     client = Client(tmp_path, "topk:0.05")
     client.accepted, _ = client.answer(1, update(1))
     before = client.owes(2)

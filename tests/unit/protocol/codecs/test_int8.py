@@ -63,7 +63,7 @@ def test_the_random_numbers_are_those_of_splitmix64() -> None:
     assert chances.tolist() == [(number >> 40) / 2**24 for number in published]
 
 
-def test_blocks_are_what_the_format_says() -> None:
+def test_blocks_match_the_format() -> None:
     rng = np.random.default_rng(5)
     values = (rng.standard_normal(1000) * 10.0 ** rng.integers(-42, 30, 1000)).astype(np.float32)
     for key in (0, 2**64 - 1):

@@ -82,11 +82,13 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def fake_server(folder: Path, says: str, then: str = "exit 1", name: str = "redis-server") -> Path:
+def fake_server(
+    folder: Path, version: str, then: str = "exit 1", name: str = "redis-server"
+) -> Path:
     """A redis-server that reports a version and then does something else."""
     path = folder / name
     folder.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{says}" && exit 0\n{then}\n')
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{version}" && exit 0\n{then}\n')
     path.chmod(0o755)
     return path
 
@@ -376,7 +378,7 @@ def test_a_state_folder_is_opened_by_what_can_read_it_and_by_nothing_else(
 def test_a_server_that_can_read_the_folder_is_taken_before_one_that_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody trains with the bundled server, and then installs an older one of the system."""
+    """A user trains with the bundled server, and then installs an older one of the system."""
     there = binary("bundled")
     with server_pair.start(tmp_path / "state", server=there) as first:
         set_value(first.url, "kept")
@@ -399,7 +401,9 @@ def test_a_server_that_can_read_the_folder_is_taken_before_one_that_comes_first(
         (b"VALKEY080\xfa", "Valkey 9.0 or newer"),
     ],
 )
-def test_the_files_themselves_say_what_reads_them(tmp_path: Path, head: bytes, wanted: str) -> None:
+def test_the_required_server_is_read_from_the_files(
+    tmp_path: Path, head: bytes, wanted: str
+) -> None:
     folder = tmp_path / "control" / "appendonlydir"
     folder.mkdir(parents=True)
     (folder / "appendonly.aof.1.base.rdb").write_bytes(head)
@@ -437,7 +441,7 @@ def test_state_folder_follows_the_environment(environ: dict[str, str], expected:
     assert server_pair.default_state_dir(environ) == Path(expected)
 
 
-def test_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_without_a_home_gets_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
 
