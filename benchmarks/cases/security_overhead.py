@@ -1,5 +1,5 @@
 """
-What distrust costs: ``python -m benchmarks.cases.security_overhead [--quick]``.
+Cost of TLS, Redis users and signed updates: ``python -m benchmarks.cases.security_overhead [--quick]``.
 
 Two federations at a time, with the same kind of servers on TCP loopback: one plain, and one with
 mutual TLS, a Redis user for each client, signed updates and enrolment required. They take turns, a
@@ -12,24 +12,23 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import redis
 
 from benchmarks.harness.federation import Federation, servers
+from benchmarks.harness.open_round import SignedRound, signed_round
 from benchmarks.harness.table import markdown, median, spread
+from benchmarks.harness.tls_servers import Authority, tls_server, url
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.aggregator.authentication import MessageAuthenticator
 from fl_queue.coordinator.operations import enrolment
 from fl_queue.coordinator.operations.enrolment import RedisEndpoints
-from fl_queue.protocol import message, signing
-from fl_queue.protocol.records import Enrolment
+from fl_queue.protocol import signing
 from fl_queue.store import Store, credentials
 from fl_queue.store.bulk_transfer import read_values, write_values
-from tests.support.manual_run import ManualRun
-from tests.support.tls_servers import Authority, TLSServer, tls_servers, url
 
 CLIENTS = 4
 SIZES = (200_000, 1_660_000, 25_000_000)
@@ -39,23 +38,27 @@ HEAD = ("parameters", "plain: round s", "secured: round s", "ratio of medians")
 
 
 class Secured(Federation):
-    """A federation whose parties do not trust each other."""
+    """A federation with mutual TLS, a Redis user for each client, and enrolment."""
 
     def _start_servers(self) -> None:
         authority = Authority(self.state_dir / "ca")
-        self._running = tls_servers(self.state_dir / "servers", authority, PASSWORD)
-        control, data = self._running.__enter__()
         own = authority.issue("operator")
-        self.url, self.blob_url = (
-            url(server, PASSWORD, authority.cert, own) for server in (control, data)
-        )
-        with Store(self.url, self.blob_url) as store:
-            for number in range(self.clients):
-                self._enroll(store, authority, f"site-{number + 1}")
+        with ExitStack() as running:
+            urls = []
+            for role in ("control", "data"):
+                server = tls_server(
+                    self.state_dir / role, authority, PASSWORD, durable=role == "control"
+                )
+                urls.append(url(running.enter_context(server), PASSWORD, authority, own))
+            self.url, self.blob_url = urls
+            with Store(self.url, self.blob_url) as store:
+                for number in range(self.clients):
+                    self._enroll(store, authority, f"site-{number + 1}")
+            self._running = running.pop_all()
 
     def _enroll(self, store: Store, authority: Authority, client: str) -> None:
         own = authority.issue(client)
-        parts = {"ca": authority.cert, "certificate": own.cert, "key": own.key}
+        parts = {"ca": authority.certificate, "certificate": own.certificate, "key": own.key}
         tls = {part: path.read_text() for part, path in parts.items()}
         made = enrolment.enroll(
             store, client, RedisEndpoints(self.url, self.blob_url, tls), 0, use_acl=True
@@ -66,7 +69,7 @@ class Secured(Federation):
         return self.state_dir / f"{client}.toml"
 
     def _stop_servers(self) -> None:
-        self._running.__exit__(None, None, None)
+        self._running.close()
 
     def _site(self, client: str, folder: Path) -> WorkerSettings:
         plain = super()._site(client, folder)
@@ -76,7 +79,7 @@ class Secured(Federation):
 
 
 def rounds_table(sizes: tuple[int, ...], turns: int) -> str:
-    """Whole rounds of both, and what one takes of the other."""
+    """Duration of rounds on both federations, and the ratio."""
     sides = {
         "plain": (Federation(CLIENTS, tcp=True), ()),
         "secured": (Secured(CLIENTS), ("security.require_enrolment=true",)),
@@ -107,7 +110,7 @@ def rounds_table(sizes: tuple[int, ...], turns: int) -> str:
 
 
 def milliseconds(call: Callable[[], object], count: int) -> str:
-    """Of a call, median and range of so many after a first one."""
+    """Median and range of the duration of a call, after one that warms up."""
     call()
     found = []
     for _ in range(count):
@@ -117,14 +120,14 @@ def milliseconds(call: Callable[[], object], count: int) -> str:
     return spread(found)
 
 
-def opened_anew(where: str) -> None:
-    """A connection as redis-py makes it."""
+def connect_by_redis_py(where: str) -> None:
+    """Connect as redis-py does."""
     with redis.Redis.from_url(where) as client:
         client.ping()
 
 
-def opened(where: str) -> None:
-    """A connection as ours are made."""
+def connect(where: str) -> None:
+    """Connect as fl-queue does."""
     with Store(where, where) as store:
         store.control.redis.ping()
 
@@ -144,27 +147,30 @@ def moved(store: Store, nbytes: int) -> tuple[float, float]:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="flq-bench-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def both_servers() -> Iterator[tuple[str, str]]:
     """URLs of a plain data server and of one with mutual TLS."""
-    with servers(tcp=True) as plain, tempfile.TemporaryDirectory(prefix="flq-bench-") as folder:
-        authority = Authority(Path(folder) / "ca")
-        server = TLSServer(Path(folder) / "server", authority, PASSWORD)
-        server.start()
-        try:
-            yield plain.blob_url, url(server, PASSWORD, authority.cert, authority.issue("me"))
-        finally:
-            server.kill()
+    with servers(tcp=True) as plain, temporary_folder() as folder:
+        authority = Authority(folder / "ca")
+        with tls_server(folder / "server", authority, PASSWORD) as port:
+            yield plain.blob_url, url(port, PASSWORD, authority, authority.issue("operator"))
 
 
 def parts_table(nbytes: int, count: int) -> str:
     """Connections, throughput, signing and verifying."""
     with both_servers() as (plain, secured):
         rows = [
-            ["a connection, TCP", f"{milliseconds(lambda: opened(plain), count)} ms"],
-            ["a connection, mutual TLS", f"{milliseconds(lambda: opened(secured), count)} ms"],
+            ["a connection, TCP", f"{milliseconds(lambda: connect(plain), count)} ms"],
+            ["a connection, mutual TLS", f"{milliseconds(lambda: connect(secured), count)} ms"],
             [
                 "the same, all certificates read each time (redis-py)",
-                f"{milliseconds(lambda: opened_anew(secured), count)} ms",
+                f"{milliseconds(lambda: connect_by_redis_py(secured), count)} ms",
             ],
         ]
         for name, where in (("TCP", plain), ("TLS", secured)):
@@ -179,71 +185,49 @@ def parts_table(nbytes: int, count: int) -> str:
 
 def _signature_rows(count: int) -> list[list[str]]:
     rows = []
-    with signed_run(10) as hand:
-        element = element_of(hand, "a")
-        sealed = hand.seal("a", element)
-        gate = MessageAuthenticator(hand.store.control, hand.run, required=True)
-        rows.append(["sign", f"{milliseconds(lambda: hand.seal('a', element), count)} ms"])
+    with temporary_folder() as folder, signed_round(folder, 10) as current:
+        element = current.element("a")
+        sealed = current.seal("a", element)
+        gate = MessageAuthenticator(current.store.control, current.run, required=True)
+        rows.append(["sign", f"{milliseconds(lambda: current.seal('a', element), count)} ms"])
         rows.append(
             ["verify, the key asked for", f"{milliseconds(lambda: gate.open(sealed), count)} ms"]
         )
     return rows
 
 
-# What is refused
+# Rejected elements
 
 
-@contextmanager
-def signed_run(size: int) -> Iterator[ManualRun]:
-    """A run of two enrolled clients, round 1 open, that the caller works on step by step."""
-    pairs = {client: signing.new_key() for client in "ab"}
-    keys = {client: secret for client, (secret, _) in pairs.items()}
-    with (
-        servers() as private,
-        tempfile.TemporaryDirectory(prefix="flq-bench-") as folder,
-        Store.open(private.url, private.blob_url, Path(folder)) as store,
-    ):
-        for client, (_, public) in pairs.items():
-            store.control.enrolments.write(client, Enrolment(public))
-        required = "security.require_enrolment=true"
-        yield ManualRun(store, Path(folder), "ab", size, required, keys=keys)
-
-
-def element_of(hand: ManualRun, client: str, /, **changes: object) -> bytes:
-    """An update as it travels in one element, not signed."""
-    body = hand.body(client)
-    return message.pack(replace(hand.header("update", client, body), **changes), body)  # type: ignore[arg-type]
-
-
-def refused(hand: ManualRun) -> dict[str, bytes]:
-    """What is no update of a, in a's name; and one that is, for comparison."""
-    plain = element_of(hand, "a")
+def refused(current: SignedRound) -> dict[str, bytes]:
+    """Elements in the name of client a that the aggregator rejects, by the reason."""
+    plain = current.element("a")
     return {
         "unsigned": plain,
-        "signed by another client": signing.seal(plain, "b", hand.keys["b"]),
-        "signed again, with another key": signing.seal(plain, "a", hand.keys["b"]),
-        "replayed from another run": hand.seal("a", element_of(hand, "a", run="other-123456")),
-        "replayed from an earlier round": hand.seal("a", element_of(hand, "a", round=0)),
-        "of a later round": hand.seal("a", element_of(hand, "a", round=9)),
+        "signed by another client": signing.seal(plain, "b", current.keys["b"]),
+        "signed again, with another key": signing.seal(plain, "a", current.keys["b"]),
+        "replayed from another run": current.seal("a", current.element("a", run="other-123456")),
+        "replayed from an earlier round": current.seal("a", current.element("a", round=0)),
+        "of a later round": current.seal("a", current.element("a", round=9)),
         "of an unknown client": signing.seal(
-            element_of(hand, "a", client="z"), "z", signing.new_key()[0]
+            current.element("a", client="z"), "z", signing.new_key()[0]
         ),
     }
 
 
 def refusals_table(parameters: int, count: int) -> str:
-    """Time of the aggregator for each, beside that of moving as many bytes."""
+    """Time of the aggregator to reject each, beside the time to read as many bytes."""
     rows = []
-    with signed_run(parameters) as hand:
-        intake = hand.intake()
-        elements = refused(hand)
+    with temporary_folder() as folder, signed_round(folder, parameters) as current:
+        intake = current.intake()
+        elements = refused(current)
         for name, element in elements.items():
             took, looked, busy = [], [], []
             for _ in range(count):
-                hand.store.data.results.push(hand.run, element)
+                current.store.data.results.push(current.run, element)
                 began = time.perf_counter()
-                [taken] = hand.store.data.taken.take(
-                    hand.run, intake.incarnation.fence, intake.incarnation.token
+                [taken] = current.store.data.taken.take(
+                    current.run, intake.incarnation.fence, intake.incarnation.token
                 )
                 arrived = time.perf_counter()
                 before = time.thread_time()
