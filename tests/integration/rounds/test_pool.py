@@ -15,9 +15,9 @@ from fl_queue.protocol.records import RoundRecord
 from fl_queue.store import Store, keyspace
 from fl_queue.store.embedded.server_pair import start
 from fl_queue.store.jobs import dispatch, rq_types
+from tests.support.documented_task import beans_tables, documented
 from tests.support.federation import Federation, children_of, kill, wait_for
 from tests.support.server_binaries import chosen_server
-from tests.unit.tasks.test_function import documented, tables
 
 COUNT = 4
 #: A task that leaves a line for each training.
@@ -44,7 +44,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, no_process_left: None) -> Ite
     folder = tmp_path_factory.mktemp("pool")
     (folder / "counted.py").write_text(TASK)
     (folder / "beans.py").write_text(documented("# beans.py"))
-    tables(folder)
+    beans_tables(folder)
     environment = {
         "PYTHONPATH": str(folder),
         "TRAININGS": str(folder / "trainings"),

@@ -39,8 +39,8 @@ from fl_queue.web.connection import Connection
 from fl_queue.web.event_feed import Feed
 from tests.support.checkout import ROOT
 from tests.support.federation import wait_for
+from tests.support.images import save_image
 from tests.support.manual_run import ManualRun
-from tests.unit.tasks.test_image_folder import save
 from workers import client as worker
 from workers import evaluator
 
@@ -214,7 +214,7 @@ def secret(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     (made.data / "train.csv").write_text("\n".join(rows))
     (made.data / f"{stem}.csv").write_text("a,b\n1,2,3\n")
     for label, name in (("cat", f"{stem}-1"), ("dog", "2")):
-        save(made.data / "train" / label / f"{name}.png", (180, 20, 20))
+        save_image(made.data / "train" / label / f"{name}.png", (180, 20, 20))
     (made.data / "train" / "cat" / f"{stem}-1.png").write_bytes(b"no image")
     yield made
     for module in ("own_told", "broken_told"):
@@ -363,7 +363,7 @@ def test_names_that_the_config_does_not_have_are_counted(
     path.write_text(path.read_text().replace(f"{secret.stem}-cell", "52"))
     folder = secret.data / "train"
     (folder / "cat").rename(folder / f"{secret.stem}-cat")
-    save(folder / f"{secret.stem}-cat" / f"{secret.stem}-1.png", (180, 20, 20))
+    save_image(folder / f"{secret.stem}-cat" / f"{secret.stem}-1.png", (180, 20, 20))
     run = secret.begin(*overrides_of(secret, case))
 
     preflight.report_facts(run.run, run.state.segment)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_queue.aggregation import clipping
+from fl_queue.aggregation import clipping, group_sum
 from fl_queue.aggregation.exact_sum import ExactSum
 from fl_queue.aggregation.merge import UpdateMerger
 from fl_queue.aggregation.scales import Scale
@@ -184,7 +184,7 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
         f"aggregation.weighting={weighting}",
     )  # fmt: skip
     changed = loading.load("mnist-3v7", changes, {})
-    made = groups.GroupSum(groups.MANIFEST, changed, groups.ROUND)
+    made = group_sum.GroupSum(groups.MANIFEST, changed, groups.ROUND)
     alone, together = (
         UpdateMerger(groups.MANIFEST, changed.aggregation, groups.ROUND.scales, groups.ROUND.w_max)
         for _ in range(2)
@@ -196,8 +196,8 @@ def test_a_groups_sum_has_the_bits_of_clipping_one_by_one(weighting: str) -> Non
         added.append(alone.add(header, body))
     common = Header(kind="group", run="many-3f2a9c", round=1, client="group-0")
     header, body = made.element(common)
-    groups.group_sum.check(header, groups.ROUND, changed)
-    groups.group_sum.add(header, body, together)
+    group_sum.check(header, groups.ROUND, changed)
+    group_sum.add(header, body, together)
 
     assert groups.bits(together) == groups.bits(alone)
     assert [alone.added(m.weight, m.norm) for m in header.members] == added

@@ -20,7 +20,7 @@ from fl_queue.reporting import doctor
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training.sgd import size_of
-from tests.unit.tasks.test_image_folder import save
+from tests.support.images import save_image
 
 SECRET = "TOP-SECRET-LINE"
 TABLE = "age,weight,label\n" + "".join(f"{40 + i},{60 + i}.5,{i % 2}\n" for i in range(24))
@@ -115,7 +115,7 @@ def test_start_round_refuses_it_before_any_site_is_asked(option: str, name: str)
 
 def test_classes_of_images_are_folders_of_the_site(tmp_path: Path) -> None:
     for name in ("data/train/cat", "data/train/dog", "private/xray"):
-        save(tmp_path / name / "1.png", (180, 20, 20))
+        save_image(tmp_path / name / "1.png", (180, 20, 20))
     data = tmp_path / "data"
     for name in (
         "../../private",
@@ -136,7 +136,7 @@ def test_classes_of_images_are_folders_of_the_site(tmp_path: Path) -> None:
 
 def test_an_image_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     for name in ("data/train/cat", "data/train/dog", "private"):
-        save(tmp_path / name / "1.png", (180, 20, 20))
+        save_image(tmp_path / name / "1.png", (180, 20, 20))
     data = tmp_path / "data"
     (data / "train" / "cat" / "2.png").symlink_to(data / "train" / "dog" / "1.png")
     assert read(config_of("image-folder"), data)

@@ -34,27 +34,8 @@ from fl_queue.reporting import (
 )
 from fl_queue.reporting.exporters import Numbers
 from fl_queue.store import RunState
+from tests.support.hostile_text import EVIL, OBEYED
 
-#: Markup of rich that is an error, the title of a terminal, 8-bit CSI, reversed text, formulas of a
-#: spreadsheet and of matplotlib, folders, Markdown, and what tools refuse.
-EVIL = (
-    "[/]",
-    "[link=https://evil.example]x[/link]",
-    "\x1b]0;pwned\x07",
-    "\x9b2J",
-    "\u202edrowssap",
-    "a\nError: forged",
-    "=cmd|' /C calc'!A0",
-    "$\\frac$",
-    "a$b",
-    "a/../../../../tmp/evil",
-    "..",
-    "x" * 95,
-    "| <img src=x onerror=alert(1)>",
-    "`](https://evil.example)",
-    "\N{SUPERSCRIPT TWO}",
-)
-OBEYED = ("\x1b]", "\x9b", "\u202e", "\x07")
 ROOT = Path(fl_queue.__file__).parent.parent
 
 

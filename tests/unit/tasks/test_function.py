@@ -7,7 +7,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset
@@ -21,7 +20,7 @@ from fl_queue.tasks.base import Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.training import sgd
-from tests.support.checkout import ROOT
+from tests.support.documented_task import beans_tables, documented
 
 HEADER = """
 import torch
@@ -31,25 +30,6 @@ from torch.utils.data import DataLoader, TensorDataset
 ROWS = TensorDataset(torch.arange(24.0).reshape(12, 2), torch.arange(12) % 3)
 calls = []
 """
-
-
-def documented(start: str) -> str:
-    """The Python of docs/guides/your-own-task.md that begins with that line."""
-    text = (ROOT / "docs/guides/your-own-task.md").read_text()
-    return next(
-        code
-        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        if code.startswith(start)
-    )
-
-
-def tables(folder: Path) -> None:
-    """Both files of the documented beans."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 300), ("test", 60)):
-        table = generator.normal(size=(count, 8))
-        table[:, 7] = table[:, :3].argmax(axis=1)
-        np.save(folder / f"{part}.npy", table)
 
 
 def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> str:
@@ -82,7 +62,7 @@ def begun(own: Task) -> tuple[Manifest, Arrays]:
 def test_the_documented_function_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    tables(tmp_path)
+    beans_tables(tmp_path)
     source = documented("# beans.py\nfrom pathlib import Path\n\nimport")
     name = module_of(tmp_path, monkeypatch, source + (documented(changed) if changed else ""))
     config = config_of(f"{name}:beans", {"hidden": 16})

@@ -1,8 +1,5 @@
 """Image folders: reading real files, the order of classes, and clear errors."""
 
-import zlib
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +11,7 @@ from fl_queue.errors import ConfigError, DataError
 from fl_queue.metrics import finish
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
+from tests.support.images import save_image
 
 
 def config_of(partition="site", batch_size=8, epochs=1, **options):
@@ -36,21 +34,13 @@ def context_of(task, **values):
     return ClientContext.of(task.config, **(defaults | values))
 
 
-def save(path, colour, size=(40, 24)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # By the names below the test's folder: the same images wherever that is.
-    seed = zlib.crc32("/".join(path.parts[-3:]).encode())
-    noise = np.random.default_rng(seed).integers(0, 60, (*size[::-1], 3))
-    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Twelve reddish and twelve bluish training images, and four of each for the test."""
     for part, count in (("train", 12), ("test", 4)):
         for number in range(count):
-            save(tmp_path / part / "red" / f"{number}.png", (180, 20, 20))
-            save(tmp_path / part / "blue" / f"{number}.jpg", (20, 20, 180))
+            save_image(tmp_path / part / "red" / f"{number}.png", (180, 20, 20))
+            save_image(tmp_path / part / "blue" / f"{number}.jpg", (20, 20, 180))
     return tmp_path
 
 
@@ -104,8 +94,10 @@ def test_shares_of_one_folder_are_disjoint(folder):
 def test_natural_shares_of_a_folder_are_those_of_whole_owners(tmp_path):
     for owner in ("ann", "bob", "cyd"):
         for number in range(2):
-            save(tmp_path / "train" / "red" / owner / f"{number}.png", (180, 20, 20))
-            save(tmp_path / "train" / "blue" / owner / "deep" / f"{number}.png", (20, 20, 180))
+            save_image(tmp_path / "train" / "red" / owner / f"{number}.png", (180, 20, 20))
+            save_image(
+                tmp_path / "train" / "blue" / owner / "deep" / f"{number}.png", (20, 20, 180)
+            )
     task = task_of(tmp_path, partition="natural")
     owners = []
     for share in range(3):
@@ -114,7 +106,7 @@ def test_natural_shares_of_a_folder_are_those_of_whole_owners(tmp_path):
         assert len(paths) == 4
         owners += {path.relative_to(tmp_path).parts[2] for path in paths}
     assert sorted(owners) == ["ann", "bob", "cyd"]
-    save(tmp_path / "train" / "red" / "stray.png", (180, 20, 20))
+    save_image(tmp_path / "train" / "red" / "stray.png", (180, 20, 20))
     with pytest.raises(DataError, match="no owner's folder") as caught:
         task.client_data(context_of(task, share=0, shares=3))
     assert caught.value.path.endswith("stray.png")
@@ -168,7 +160,7 @@ def test_what_is_not_read_is_counted(folder, tmp_path_factory, caplog):
         (red / name).write_bytes(b"x")
     (folder / "train" / "list.csv").write_text("a,b")
     more = tmp_path_factory.mktemp("more")
-    save(more / "25.png", (180, 20, 20))
+    save_image(more / "25.png", (180, 20, 20))
     (red / "linked").symlink_to(more)
     (red / "single.png").symlink_to(red / "0.png")
     task = task_of(folder)
@@ -204,9 +196,9 @@ def test_a_class_without_an_image_among_its_files_is_refused(folder, name):
 def test_a_file_of_several_pictures_is_refused_by_name(folder, suffix):
     pages = [Image.new("L", (32, 32), value) for value in (10, 200, 30)]
     path = folder / "test" / "blue" / f"a.{suffix}"
-    pages[0].save(path)
+    pages[0].save_image(path)
     stack = folder / "test" / "blue" / f"b.{suffix}"
-    pages[0].save(stack, save_all=True, append_images=pages[1:])
+    pages[0].save_image(stack, save_all=True, append_images=pages[1:])
     images = task_of(folder).test_data(str(folder))
     at = [item[0] for item in images.items]
     assert images[at.index(path)][0].shape == (3, 32, 32)
@@ -218,7 +210,7 @@ def test_a_file_of_several_pictures_is_refused_by_name(folder, suffix):
 def test_a_cameras_picture_with_a_second_view_is_read(folder):
     path = folder / "test" / "blue" / "0.jpg"
     pages = [Image.new("RGB", (32, 32), (0, 0, value)) for value in (200, 10)]
-    pages[0].save(path, format="MPO", save_all=True, append_images=pages[1:])
+    pages[0].save_image(path, format="MPO", save_all=True, append_images=pages[1:])
     pixels, _ = task_of(folder).test_data(str(folder))[0]
     assert pixels[2].mean() > 0.7
 

@@ -18,7 +18,7 @@ from fl_queue.tasks.base import ClientData, Task, code_digest
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.loading import load_task
 from fl_queue.tasks.site_facts import facts_of
-from tests.unit.tasks.test_image_folder import save
+from tests.support.images import save_image
 
 CSV = {"run": {"task": "csv"}, "data": {"partition": "site"}}
 
@@ -33,7 +33,7 @@ def reported(raw: dict[str, Any], folder: Path) -> dict[str, str]:
 def test_an_image_folder_reports_classes_and_channels(tmp_path: Path) -> None:
     for name in ("dog", "cat"):
         for number in range(3):
-            save(tmp_path / "train" / name / f"{number}.png", (180, 20, 20))
+            save_image(tmp_path / "train" / name / f"{number}.png", (180, 20, 20))
     raw = {"run": {"task": "image-folder"}, "data": {"partition": "site"}}
     listed = {"image_size": 32, "classes": "cat, dog"}
     facts = reported(raw | {"task": listed}, tmp_path)
