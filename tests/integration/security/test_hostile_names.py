@@ -14,8 +14,7 @@ from fl_queue.cli import cli
 from fl_queue.store import Store, keyspace
 from tests.integration.conftest import run
 from tests.support.hostile_text import EVIL, OBEYED
-from tests.support.recorded_rounds import add_rounds, add_score
-from tests.unit.reporting.test_rounds_table import record
+from tests.support.recorded_rounds import add_rounds, add_score, record
 
 __all__ = ["run"]  # A fixture.
 

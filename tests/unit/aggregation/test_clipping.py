@@ -24,7 +24,7 @@ from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.strategies import STRATEGIES, get_strategy
 from tests.support import exact_sums
-from tests.unit.aggregation import test_group_sum as groups
+from tests.support import group_updates as groups
 
 SIZE = 2 * clipping.BLOCK + 777
 MANIFEST = Manifest(

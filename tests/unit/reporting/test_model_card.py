@@ -17,15 +17,15 @@ from fl_queue.protocol.model_usage import ModelUsage
 from fl_queue.reporting import model_card
 from fl_queue.reporting.model_card import CardData
 from fl_queue.store import Store, keyspace
+from tests.support.hostile_text import EVIL
 from tests.support.recorded_rounds import record, start_scored_run
-from tests.unit.common.test_escaping import EVIL
 
 ENVIRONMENT = {"torch": "2.14", "device": "<script>|x\n# y"}
 
 
 @pytest.fixture
 def facts(store: Store) -> CardData:
-    """Of a tested run of three versions, whose clients told 10 and 20 examples."""
+    """A tested run of three versions, whose clients report 10 and 20 examples."""
     state = start_scored_run(store, "pilot", [0.5, 0.9])
     manifest = Manifest(
         (
@@ -168,7 +168,7 @@ def test_unknown_facts_are_stated(facts: CardData) -> None:
         assert part in text
 
 
-def test_of_another_weighting_it_takes_what_clients_told(store: Store) -> None:
+def test_with_another_weighting_it_takes_the_counts_of_clients(store: Store) -> None:
     state = start_scored_run(store, "uniform", [0.5], "aggregation.weighting=uniform")
     loaded = loading.load("mnist-3v7", ("aggregation.weighting=uniform",), {})
     store.control.redis.hset("flq:client:hospital-a", "num_examples", 40)
