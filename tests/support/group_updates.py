@@ -13,7 +13,8 @@ from fl_queue.config import loading
 from fl_queue.protocol import tensor_layout, virtual_clients
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
-from fl_queue.store import RoundState
+from fl_queue.protocol.records import Purpose
+from fl_queue.protocol.state import RoundPhase, RoundState
 
 MANIFEST = Manifest(
     (
@@ -29,8 +30,8 @@ CONFIG = loading.load(
 SCALES = sum_format(CONFIG.aggregation, {}, 5).scales
 ROUND = RoundState(
     number=1,
-    state="open",
-    purpose="train",
+    state=RoundPhase.open,
+    purpose=Purpose.train,
     cohort=COHORT,
     eligible=("sim-1..sim-5",),
     quorum=5,
