@@ -32,6 +32,7 @@ from fl_queue.client.site import WorkerSettings
 from fl_queue.common import failpoints, logs, processes, state_folder
 from fl_queue.errors import ClientNameTaken, FLQueueError
 from fl_queue.protocol import identifiers, signing
+from fl_queue.protocol.events import JobRefusedEvent
 from fl_queue.store import (
     AWAITED,
     LEASE_S,
@@ -322,7 +323,7 @@ class FLWorker(HorseWorker):
     def _record_refused(self, job: str, reason: str) -> None:
         """Record that an entry of this queue was refused: in the log, and in the events."""
         log.warning("%s", reason)
-        event = {"event": "job_refused", "job": job, "reason": reason, "by": self.name}
+        event = JobRefusedEvent(job=job, reason=reason, by=self.name)
         try:
             with fail_fast():
                 if self.site.client:

@@ -14,6 +14,7 @@ from fl_queue.client.progress import add_event
 from fl_queue.common import disk_space
 from fl_queue.protocol import identifiers, tensor_layout
 from fl_queue.protocol.codecs import codec, error_feedback
+from fl_queue.protocol.events import ClientStateMissing
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.store import keyspace
 from fl_queue.strategies.base import Strategy
@@ -69,8 +70,8 @@ def load_state(job: ClientJob, strategy: Strategy, manifest: Manifest) -> Stored
     stored = client_state.still_counts(stored, accepted, since, layouts, own)
     if stored.is_missing:
         log.warning("run=%s client=%s state %s", job.run, job.who, stored.note)
-        event = {"event": "client_state_missing", "run": job.run, "round": job.round.number}
-        add_event(job, event | {"what": stored.note})
+        event = ClientStateMissing(run=job.run, round=job.round.number, what=stored.note)
+        add_event(job, event)
     return stored
 
 

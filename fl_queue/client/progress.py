@@ -6,11 +6,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from fl_queue.client.assignment import ClientJob
 from fl_queue.client.site import WorkerSettings
 from fl_queue.common import escaping
 from fl_queue.errors import RoundRefused
+from fl_queue.protocol.events import EpochFinished, Event, JobRefusedEvent, TrainingStarted
 from fl_queue.store import REDIS_ERRORS, Store, complaint
 from fl_queue.tasks.context import ClientContext
 from fl_queue.tasks.logged_metrics import TrainingLog
@@ -29,7 +31,7 @@ def announce(job: ClientJob, context: ClientContext) -> None:
     )
     add_event(
         job,
-        {"event": "training", "run": job.run, "round": job.round.number, "epochs": context.epochs},
+        TrainingStarted(run=job.run, round=job.round.number, epochs=context.epochs),
     )
 
 
@@ -57,25 +59,18 @@ class Progress:
         if epoch < epochs and now - self._written_at < MIN_PAUSE_S:
             return
         self._written_at = now
-        event: dict[str, object] = {
-            "event": "epoch",
-            "run": self.job.run,
-            "round": self.job.round.number,
-            "epoch": epoch,
-            "epochs": epochs,
-        }
+        event = EpochFinished(
+            run=self.job.run, round=self.job.round.number, epoch=epoch, epochs=epochs
+        )
         # With --approve nothing that depends on the data leaves before the site's decision.
-        add_event(self.job, event if self.job.site.approve else event | self._metrics(finished))
+        add_event(self.job, event if self.job.site.approve else self._with_metrics(event, finished))
 
-    def _metrics(self, finished: Mapping[str, float]) -> dict[str, object]:
-        found: dict[str, object] = {
-            key: finished[key] for key in ("accuracy", "loss") if key in finished
-        }
-        means = self.logged.means()
-        return found | ({"logged": means} if means else {})
+    def _with_metrics(self, event: EpochFinished, finished: Mapping[str, float]) -> EpochFinished:
+        accuracy, loss = finished.get("accuracy"), finished.get("loss")
+        return replace(event, accuracy=accuracy, loss=loss, logged=self.logged.means())
 
 
-def add_event(job: ClientJob, event: Mapping[str, object]) -> None:
+def add_event(job: ClientJob, event: Event) -> None:
     """Add an event to the client's stream."""
     write_best_effort(lambda: job.store.control.events.add_of_client(job.who, event))
 
@@ -84,7 +79,7 @@ def refused(store: Store, site: WorkerSettings, why: RoundRefused) -> None:
     """Record that this site refuses a job: in its log, and in its client's events."""
     log.warning("client=%s refused: %s", site.client, why)
     job = os.environ.get("RQ_JOB_ID", "")
-    event = {"event": "job_refused", "job": job, "reason": str(why), "by": site.worker}
+    event = JobRefusedEvent(job=job, reason=str(why), by=site.worker)
     if site.client:
         write_best_effort(lambda: store.control.events.add_of_client(site.client, event))
 

@@ -8,6 +8,7 @@ from typing import Self
 import redis
 
 from fl_queue.errors import StoreUnavailable, Trouble
+from fl_queue.protocol.events import KeyRemoved
 from fl_queue.protocol.state import Glance, RoundState, RunState, parse_round_state, parse_run_state
 from fl_queue.store import keyspace
 from fl_queue.store.admission import ADMITTED_S, MEMORY_SHARE, size_of
@@ -189,7 +190,7 @@ class Store:
     def _report_removed(self, key: str, kind: str) -> None:
         run = keyspace.run_of(key)
         if run is not None:
-            event = {"event": "key_removed", "key": key, "reason": f"it had become a {kind}"}
+            event = KeyRemoved(key=key, reason=f"it had become a {kind}")
             self.control.events.add(run, event)
 
     def __enter__(self) -> Self:

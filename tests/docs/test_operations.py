@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_queue.protocol.records import Outcome, Verdict
+from fl_queue.protocol.events import kinds
+from fl_queue.protocol.records import Verdict
 from fl_queue.store import exposure
 from tests.support.checkout import ROOT
 from tests.support.commands import fl_queue
@@ -39,27 +40,15 @@ def trees() -> Iterator[ast.AST]:
             yield ast.parse(path.read_text())
 
 
-def texts(node: ast.AST) -> Iterator[str]:
-    """The strings an expression may be; of one with holes, what outcomes of rounds make of it."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.IfExp):
-        yield from texts(node.body)
-        yield from texts(node.orelse)
-    elif isinstance(node, ast.JoinedStr):
-        yield from (f"round_{outcome}" for outcome in Outcome)
-
-
 def events() -> set[str]:
     """Every kind of event that the code may add to a stream."""
-    found: set[str] = set()
-    for node in (node for tree in trees() for node in ast.walk(tree)):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "event":
-                    found.update(texts(value))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "set_state":
-            found.update(texts(node.args[4]))
+    used = {
+        getattr(node, "id", None) or getattr(node, "attr", None)
+        for tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute)
+    }
+    found = {kind for kind, made in kinds().items() if made.__name__ in used}
     for path in (ROOT / "fl_queue/store/lua").glob("*.lua"):
         found.update(re.findall(r"event = '(\w+)'", path.read_text()))
     return found
@@ -82,7 +71,7 @@ def test_the_runbook_has_every_event_and_no_other() -> None:
     documented |= first_cells(section("Events of a client"))
 
     assert len(documented) > 15
-    assert documented == events()
+    assert documented == events() == set(kinds())
 
 
 def test_the_runbook_has_every_status_of_a_rejected_update() -> None:

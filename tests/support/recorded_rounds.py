@@ -7,6 +7,7 @@ from typing import Any
 
 from fl_queue.config import loading
 from fl_queue.coordinator.rounds import runs
+from fl_queue.protocol.events import ROUND_ENDS
 from fl_queue.protocol.records import Outcome, Purpose, RoundRecord
 from fl_queue.store import RunState, Store, keyspace
 
@@ -60,7 +61,9 @@ def add_rounds(store: Store, run: str, *records: RoundRecord) -> None:
     """End rounds as the commit script does: a record, then an event."""
     for one in records:
         store.control.redis.rpush(keyspace.history(run), one.to_json())
-        store.control.events.add(run, {"event": f"round_{one.outcome}", "round": one.round})
+        store.control.events.add(
+            run, ROUND_ENDS[one.outcome](round=one.round, reason="", version=None)
+        )
 
 
 def add_score(store: Store, run: str, version: int, accuracy: float) -> None:

@@ -32,6 +32,7 @@ from fl_queue.errors import (
     StoreUnavailable,
 )
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import CheckpointFailed
 from fl_queue.protocol.records import Outcome, Purpose, Receipt
 from fl_queue.store import REDIS_ERRORS, Incarnation, Store, keyspace
 from fl_queue.store.jobs import dispatch
@@ -150,7 +151,7 @@ class RoundAggregator:
         return "made way for another round"
 
     def _record_checkpoint_error(self, exc: CheckpointError) -> None:
-        event = {"event": "checkpoint_failed", "round": self._number, "reason": str(exc)}
+        event = CheckpointFailed(round=self._number, reason=str(exc))
         self._store.control.events.add(self._run, event)
         self._store.control.rounds.note_failure(self._run, self._number, str(exc))
 

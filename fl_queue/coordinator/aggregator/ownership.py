@@ -17,6 +17,7 @@ from types import TracebackType
 from fl_queue.common import failpoints
 from fl_queue.common.thread_activity import Pulse
 from fl_queue.errors import OwnershipLost
+from fl_queue.protocol.events import AggregatorHung, ControlWritesLost
 from fl_queue.store import REDIS_ERRORS, Incarnation, Store
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,7 @@ def claim_round(store: Store, run: str, number: int, job: str) -> Incarnation | 
             return Incarnation(run, number, fence, token)
         what = f"fence {fence} was given again, {used} was in use"
         log.error("run=%s the control server has lost its last writes: %s", run, what)
-        store.control.events.add(
-            run, {"event": "control_writes_lost", "round": number, "what": what}
-        )
+        store.control.events.add(run, ControlWritesLost(round=number, what=what))
     return None
 
 
@@ -121,9 +120,9 @@ class OwnershipLease:
         """Record where the aggregator hangs, and kill its process: nothing less ends a hanging thread."""
         where, owner = self.pulse.where(), self._incarnation
         log.error("run=%s hangs since %.0f s in %s: ending", owner.run, still_s, where)
-        event = {"event": "aggregator_hung", "round": owner.round, "still_s": round(still_s)}
+        event = AggregatorHung(round=owner.round, still_s=round(still_s), where=where)
         try:
-            self._store.control.events.add(owner.run, {**event, "where": where})
+            self._store.control.events.add(owner.run, event)
         except REDIS_ERRORS as exc:
             log.error("control server: %s", exc)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,7 @@ from fl_queue.common import failpoints
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import DigestMismatch
 from fl_queue.protocol import operator_key, tensor_layout
+from fl_queue.protocol.events import SumRefused
 from fl_queue.protocol.header import chunk_count
 from fl_queue.protocol.records import Receipt, Sums
 from fl_queue.store import Incarnation, Store, keyspace
@@ -171,7 +172,7 @@ class PartialSumStore:
         if key is None or operator_key.verify(key.public, _PURPOSE, statement, signature):
             return False
         reason = "is not signed by the operator, or was changed: its clients are asked again"
-        event = {"event": "sum_refused", "round": int(saved["round"]), "reason": reason}
+        event = SumRefused(round=int(saved["round"]), reason=reason)
         self._store.control.events.add(self._run, event)
         self._store.data.partial_sum.drop(self._run, saved.get("nonce", ""))
         return True

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import Event, UpdateRejected, UpdatesRefused
 from fl_queue.protocol.records import Refusals
 from fl_queue.store import Incarnation, Store
 
@@ -45,26 +44,18 @@ def sender(claimed: str, signer: str = "") -> str:
     return claimed + CLAIMED if identifiers.is_name(claimed) else UNKNOWN
 
 
-def event(number: int, client: str, status: str, reason: str) -> dict[str, Any]:
+def event(number: int, client: str, status: str, reason: str) -> UpdateRejected:
     """The event of one rejection. Args: ``client``: the name in the message, ``?`` without one."""
-    return {
-        "event": "update_rejected",
-        "round": number,
-        "client": client,
-        "status": status,
-        "reason": reason[:_MAX_REASON_LENGTH],
-    }
+    return UpdateRejected(
+        round=number, client=client, status=status, reason=reason[:_MAX_REASON_LENGTH]
+    )
 
 
-def total_event(number: int, who: str, refusals: Refusals) -> dict[str, Any]:
+def total_event(number: int, who: str, refusals: Refusals) -> UpdatesRefused:
     """The event with the number of rejections of a sender."""
-    return {
-        "event": "updates_refused",
-        "round": number,
-        "client": who,
-        "count": refusals.count,
-        "reason": refusals.reason[:_MAX_REASON_LENGTH],
-    }
+    return UpdatesRefused(
+        round=number, client=who, count=refusals.count, reason=refusals.reason[:_MAX_REASON_LENGTH]
+    )
 
 
 class RejectionCounter:
@@ -81,7 +72,7 @@ class RejectionCounter:
         self._known = store.control.rejections.of_round(incarnation.run, incarnation.round)
         self._changed: set[str] = set()
         self._late: Counter[int] = Counter()
-        self._events: list[Mapping[str, Any]] = []
+        self._events: list[Event] = []
         #: Sender -> the number in its last total event.
         self._totals: dict[str, int] = {}
         self._flushed_at = time.monotonic()

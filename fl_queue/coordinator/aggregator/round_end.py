@@ -11,6 +11,7 @@ from fl_queue.coordinator.aggregator.partial_sum import PartialRoundState
 from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.protocol import job_origins
+from fl_queue.protocol.events import ClientStateLost, Event, WeightsCapped
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Outcome, Purpose, Receipt, RoundRecord, Verdict
 from fl_queue.store import RoundState
@@ -55,7 +56,7 @@ def _capped(current: RoundState, config: RunConfig, receipts: Mapping[str, Recei
     ]
 
 
-def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]]:
+def events(record: RoundRecord, config: RunConfig) -> Iterator[Event]:
     """Events of a committed round that its operator should see."""
     if record.outcome != Outcome.committed:
         return
@@ -64,9 +65,9 @@ def events(record: RoundRecord, config: RunConfig) -> Iterator[dict[str, object]
         reason = (
             f"{capped(record)}: aggregation.max_examples = {most}, or what they are enrolled with"
         )
-        yield {"event": "weights_capped", "round": record.round, "reason": reason}
+        yield WeightsCapped(round=record.round, reason=reason)
     if record.state_lost:
-        yield {"event": "client_state_lost", "round": record.round, "reason": lost(record)}
+        yield ClientStateLost(round=record.round, reason=lost(record))
 
 
 def final_receipts(ending: Ending, receipts: Mapping[str, Receipt]) -> Mapping[str, Receipt]:

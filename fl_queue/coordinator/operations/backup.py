@@ -42,6 +42,7 @@ from fl_queue.errors import (
 from fl_queue.models import checkpoint, selection
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, statements
+from fl_queue.protocol.events import RunRestored
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import EvaluationState, Outcome, RoundRecord, digest_of
 from fl_queue.protocol.state import RunPhase
@@ -352,7 +353,7 @@ def _create(store: Store, document: Document, run: str, name: str) -> None:
         run,
         name,
         _origins(document),
-        {"event": "run_restored", "version": document.version, "of": document.run_id},
+        RunRestored(version=document.version, of=document.run_id),
         state,
         dumps(segments),
         dumps(document.manifest),

@@ -14,6 +14,7 @@ from fl_queue.coordinator.rounds import lifecycle
 from fl_queue.coordinator.rounds.lifecycle import Ending
 from fl_queue.coordinator.rounds.runs import at_version, current_config, find_run, set_state
 from fl_queue.errors import RunStateError
+from fl_queue.protocol.events import RunCancelled
 from fl_queue.protocol.records import Outcome, Verdict
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Incarnation, RoundState, RunState, Store
@@ -52,7 +53,7 @@ def cancel(store: Store, name: str) -> RunState:
             raise RunStateError(state.name, f"is {state.state} already; there is nothing to cancel")
         current = store.control.rounds.newest_open(state)
         if current is None:
-            done = set_state(store, state, RunPhase.cancelled, CANCELLED, "run_cancelled", by)
+            done = set_state(store, state, RunPhase.cancelled, CANCELLED, RunCancelled, by)
         else:
             done = _cancel_round(store, state, current)
         if done:

@@ -16,6 +16,7 @@ from fl_queue.common.redis_url import without_login
 from fl_queue.common.spelling import nearest
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, signing, virtual_clients
+from fl_queue.protocol.events import ClientRevoked, EnrolmentChanged
 from fl_queue.protocol.records import Enrolment
 from fl_queue.store import Store, client_users, drop_keys, keyspace
 from fl_queue.store.acl_users import Rules, Users
@@ -292,8 +293,7 @@ class EnrolmentMonitor:
             if state.active:
                 run = state.run_id
                 events = [
-                    {"event": "enrolment_changed", "client": client, "reason": why}
-                    for client, why in news.items()
+                    EnrolmentChanged(client=client, reason=why) for client, why in news.items()
                 ]
                 self._store.control.events.add_many(run, events)
 
@@ -365,9 +365,7 @@ def _drop_jobs(store: Store, client: str) -> list[str]:
         ticket = dispatch.tickets(store, run, current.number).get(client)
         if ticket is not None:
             dispatch.forget(store, ticket)
-        store.control.events.add(
-            run, {"event": "client_revoked", "round": current.number, "client": client}
-        )
+        store.control.events.add(run, ClientRevoked(round=current.number, client=client))
         done.append(
             f"run {name}: its job of round {current.number} is dropped; the round does not wait for it"
         )

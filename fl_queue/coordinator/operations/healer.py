@@ -35,6 +35,7 @@ from fl_queue.errors import CheckpointError, ConfigError
 from fl_queue.models import retention
 from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol import identifiers, job_origins, virtual_clients
+from fl_queue.protocol.events import ClientStalled, EntryUnreadable, Healed
 from fl_queue.protocol.records import EvaluationState
 from fl_queue.store import RoundState, RunState, Store, batches, classify, complaint, keyspace
 from fl_queue.store.jobs import dead_jobs, dispatch, rq_cleanup
@@ -146,8 +147,8 @@ class Healer:
         for entry, why in self.store.control.unreadable.to_report().items():
             run = keyspace.run_of(entry.key)
             if run is not None:
-                event = {"event": "entry_unreadable", "key": entry.key, "of": entry.entry}
-                self.store.control.events.add(run, event | {"reason": why})
+                event = EntryUnreadable(key=entry.key, of=entry.entry, reason=why)
+                self.store.control.events.add(run, event)
 
     def _tidy_here(self) -> None:
         """Clean up this machine's disk, whether it holds the lease or not."""
@@ -364,9 +365,9 @@ class Healer:
     def _skip_stalled_clients(self, run: str, current: RoundState) -> None:
         """Let other clients send before one that asked for room and sends nothing."""
         for client, held_s in self._stalled.look(run, current).items():
-            event = {"event": "client_stalled", "round": current.number, "client": client}
+            stalled = ClientStalled(round=current.number, client=client, held_s=round(held_s, 1))
             log.warning("run=%s client=%s held room for %.0f s", run, client, held_s)
-            self.store.control.events.add(run, {**event, "held_s": round(held_s, 1)})
+            self.store.control.events.add(run, stalled)
 
     def _heal_evaluations(self, state: RunState) -> bool:
         """Whether versions of a run wait for their evaluation."""
@@ -418,5 +419,5 @@ class Healer:
         self.done += repairs
         for what in repairs:
             log.warning("run=%s round=%s healed: %s", run, current.number, what)
-        events = [{"event": "healed", "round": current.number, "what": what} for what in repairs]
+        events = [Healed(round=current.number, what=what) for what in repairs]
         self.store.control.events.add_many(run, events)

@@ -17,6 +17,7 @@ from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import preflight
 from fl_queue.protocol import virtual_clients
+from fl_queue.protocol.events import ClientsLeftOut
 from fl_queue.protocol.records import Purpose
 from fl_queue.store import RunState, Store
 from fl_queue.store.transactions import runs as transactions
@@ -149,7 +150,7 @@ def record(store: Store, state: RunState, found: EligibleClients) -> None:
     if out == dict(state.left_out):
         return
 
-    event = {"event": "clients_left_out", "left_out": out}
+    event = ClientsLeftOut(left_out=out)
     transactions.set_fields(store, state, {"left_out": dumps(out)}, event)
 
 

@@ -17,6 +17,7 @@ from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds import deadlines, eligibility, statement_signing
 from fl_queue.coordinator.rounds.eligibility import EligibleClients
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import MakerAsked
 from fl_queue.protocol.records import Purpose, Receipt
 from fl_queue.store import RoundState, RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
@@ -114,7 +115,7 @@ def _ask(
         "deadline_s": str(asked_at_s + longest_s),
     }
 
-    event = {"event": "maker_asked", "round": number, "client": who, "reason": why}
+    event = MakerAsked(round=number, client=who, reason=why)
     return transactions.extend(store, state, current, fields, [new], event)
 
 

@@ -21,6 +21,7 @@ from fl_queue.coordinator.rounds import in_flight, initialisation
 from fl_queue.coordinator.rounds.opening import open_round, top_up
 from fl_queue.coordinator.rounds.runs import current_config, set_state
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import RunCompleted, RunFailed
 from fl_queue.protocol.records import Mode, Outcome, Purpose, Receipt, RoundRecord, Verdict
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import Incarnation, RoundEnd, RoundState, RunState, Store, keyspace
@@ -70,7 +71,7 @@ def advance(store: Store, run: str) -> None:
     config = current_config(store, run)
     purpose = _next_purpose(store, state, config)
     if purpose == Purpose.train and (why := _not_reported(store, state, config)):
-        set_state(store, state, RunPhase.failed, why, "run_failed")
+        set_state(store, state, RunPhase.failed, why, RunFailed)
         return
     # First: clients train while the rest is published.
     if purpose is not None and open_round(store, state, config, purpose):
@@ -78,7 +79,7 @@ def advance(store: Store, run: str) -> None:
         return
     _publish_evaluations(store, state, config, is_last=purpose != Purpose.train)
     if purpose is None:
-        set_state(store, state, RunPhase.completed, state.not_evaluated, "run_completed")
+        set_state(store, state, RunPhase.completed, state.not_evaluated, RunCompleted)
 
 
 def closing_rule(

@@ -28,6 +28,7 @@ from fl_queue.coordinator.rounds.plan import RoundPlan, plan_async, plan_first, 
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.errors import ConfigError
 from fl_queue.protocol import identifiers, virtual_clients
+from fl_queue.protocol.events import ClientsJoined, Event, RoundOpened, RoundUnsigned, RunFailed
 from fl_queue.protocol.records import Mode, Purpose
 from fl_queue.protocol.state import RoundPhase, RunPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
@@ -88,7 +89,7 @@ def _write_planned(store: Store, state: RunState, config: RunConfig, plan: Round
     try:
         fields = _round_fields(store, state, config, plan)
     except ConfigError as exc:  # So many clients were not foreseen when the config was read.
-        set_state(store, state, RunPhase.failed, str(exc), "run_failed")
+        set_state(store, state, RunPhase.failed, str(exc), RunFailed)
         return
     if problem := statement_signing.why_not_here(store, state.run_id):
         waiting.wait(store, state, config, problem, gives_up=False)
@@ -131,7 +132,7 @@ def _is_refused(store: Store, state: RunState, config: RunConfig, plan: RoundPla
         return True
     problem = waiting.no_room_reason(store, state, config, len(plan.cohort))
     if problem:
-        set_state(store, state, RunPhase.failed, problem, "run_failed")
+        set_state(store, state, RunPhase.failed, problem, RunFailed)
     return bool(problem)
 
 
@@ -184,7 +185,7 @@ def top_up(store: Store, state: RunState, config: RunConfig, current: RoundState
         "eligible": dumps(plan.eligible),
         "ineligible": dumps(plan.ineligible),
     }
-    event = {"event": "clients_joined", "round": plan.number, "clients": list(plan.cohort)}
+    event = ClientsJoined(round=plan.number, clients=list(plan.cohort))
     population = {"population": dumps(plan.population(state))}
     transactions.extend(store, state, current, fields, tickets, event, population)
 
@@ -280,18 +281,16 @@ def _opening(
     unsigned: str,
 ) -> RoundOpening:
     """Return the transaction's content. Args: ``unsigned``: why the round is not signed; empty: it is."""
-    event = {
-        "event": "round_opened",
-        "round": plan.number,
-        "purpose": plan.purpose,
-        "clients": len(plan.cohort),
-        "cohort": plan.cohort[:NAMED] if plan.groups else plan.cohort,
-    }
-    if plan.mode == Mode.asynchronous:
-        event["carried"] = sorted(plan.carried)
-    events = [event]
+    opened = RoundOpened(
+        round=plan.number,
+        purpose=plan.purpose,
+        clients=len(plan.cohort),
+        cohort=plan.cohort[:NAMED] if plan.groups else plan.cohort,
+        carried=sorted(plan.carried) if plan.mode == Mode.asynchronous else None,
+    )
+    events: list[Event] = [opened]
     if unsigned:
-        events.append({"event": "round_unsigned", "round": plan.number, "reason": unsigned})
+        events.append(RoundUnsigned(round=plan.number, reason=unsigned))
     run_fields = {
         "round": str(plan.number),
         "waited_s": "0",

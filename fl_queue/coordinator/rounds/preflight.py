@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from fl_queue.common import safe_json
@@ -24,6 +23,7 @@ from fl_queue.config import task_catalog
 from fl_queue.config.run_config import RunConfig
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers, site_facts
+from fl_queue.protocol.events import SiteDiffers
 from fl_queue.protocol.records import CANNOT, Purpose, Verdict
 from fl_queue.store import RunState, Store, keyspace
 from fl_queue.store.jobs import dispatch, rq_types
@@ -407,7 +407,7 @@ def _write(
     old: SiteReport | None,
     new: SiteReport,
     ticket: JobTicket | None = None,
-    event: Mapping[str, Any] | None = None,
+    event: SiteDiffers | None = None,
 ) -> bool:
     """Record a site if its record is still ``old``; a record of an earlier start counts as none."""
 
@@ -435,5 +435,5 @@ def _name(
         what = f"{site.unable}; left out until its worker is started again, or a pause has passed"
     if not what or what == site.named:
         return
-    event = {"event": "site_differs", "client": client, "what": what}
+    event = SiteDiffers(client=client, what=what)
     _write(store, state, client, site, replace(site, named=what), event=event)

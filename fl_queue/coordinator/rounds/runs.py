@@ -13,7 +13,7 @@ from fl_queue.config.run_config import RunConfig, changed_fields
 from fl_queue.config.schema import is_fixed
 from fl_queue.coordinator.rounds import statement_signing
 from fl_queue.errors import ConfigError, MessageError, RunFailed, RunStateError, UnknownRun
-from fl_queue.protocol import identifiers, statements
+from fl_queue.protocol import events, identifiers, statements
 from fl_queue.protocol.records import Purpose, digest_of, updates_in
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store
@@ -113,7 +113,7 @@ def _create(
     first = statement_signing.segment(store, run, name, 0, made, initial)
 
     fields = _first_state(store, name, config, rounds, initial)
-    event = {"event": "run_created", "rounds": rounds}
+    event = events.RunCreated(rounds=rounds)
     is_ours = transactions.create(store, run, fields, first, event)
     if is_ours and statements.SIGNATURE in first:
         store.control.enrolments.pins.note_signed(run)
@@ -174,7 +174,7 @@ def _continue(
             **({"initial": dumps(given)} if given else {}),
             "config_digest": digest_of(record),
         }
-        event = {"event": "run_continued", "rounds": rounds, "changed": changed}
+        event = events.RunContinued(rounds=rounds, changed=changed)
         return Continuation(fields, segments, event, adopted)
 
     try:
@@ -292,7 +292,12 @@ def raise_unless_completed(state: RunState) -> None:
 
 
 def set_state(
-    store: Store, state: RunState, new: str, reason: str, event: str, by: str = ""
+    store: Store,
+    state: RunState,
+    new: str,
+    reason: str,
+    event: type[events.RunChanged],
+    by: str = "",
 ) -> bool:
     """
     Change a training run's state, if it is still as it was seen; returns whether it was.
@@ -302,5 +307,5 @@ def set_state(
     """
     found_at = f"{store.control.now():.3f}"
     fields = {"state": new, "reason": reason, "reason_at": found_at}
-    described = {"event": event, "reason": reason, "version": state.version}
+    described = event(reason=reason, version=state.version)
     return transactions.set_fields(store, state, fields, described, by)

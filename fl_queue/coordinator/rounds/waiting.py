@@ -8,6 +8,7 @@ from fl_queue.config.consistency import too_few_updates
 from fl_queue.config.run_config import RunConfig
 from fl_queue.coordinator.rounds.runs import set_state
 from fl_queue.protocol.codecs import codec
+from fl_queue.protocol.events import EvaluationSkipped, RunFailed, WaitingForClients
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import MEMORY_SHARE, RunState, Store
 from fl_queue.store.transactions import runs as transactions
@@ -115,7 +116,7 @@ def wait(
         state,
         RunPhase.failed if given_up else RunPhase.training,
         reason,
-        "run_failed" if given_up else "waiting_for_clients",
+        RunFailed if given_up else WaitingForClients,
     )
 
 
@@ -130,5 +131,5 @@ def go_without_evaluation(store: Store, state: RunState, left_out: str) -> bool:
     reason += f"; left out: {left_out}" if left_out else ""
 
     fields = {"evaluated_version": str(state.version), "not_evaluated": reason}
-    event = {"event": "evaluation_skipped", "version": state.version, "reason": reason}
+    event = EvaluationSkipped(version=state.version, reason=reason)
     return transactions.set_fields(store, state, fields, event)

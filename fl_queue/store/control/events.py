@@ -8,7 +8,7 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
-from fl_queue.protocol.events import event_of
+from fl_queue.protocol.events import Event, event_of
 from fl_queue.store import keyspace
 from fl_queue.store.batching import ask_many, batches
 from fl_queue.store.control.server import ControlServer
@@ -33,23 +33,23 @@ class Events:
         self._server = server
         self._redis = server.redis
 
-    def add(self, run: str, event: Mapping[str, Any], pipe: Pipeline | None = None) -> None:
+    def add(self, run: str, event: Event, pipe: Pipeline | None = None) -> None:
         """Append to the run's event stream (capped)."""
         if pipe is None:
             self._server.write_if(keyspace.run(run), event_command(run, event))
         else:
             pipe.execute_command(*event_command(run, event))
 
-    def add_many(self, run: str, events: Iterable[Mapping[str, Any]]) -> None:
+    def add_many(self, run: str, events: Iterable[Event]) -> None:
         """Append several, at once."""
         for some in batches(events):
             self._server.write_if(keyspace.run(run), *(event_command(run, event) for event in some))
 
-    def add_of_client(self, client: str, event: Mapping[str, Any]) -> None:
+    def add_of_client(self, client: str, event: Event) -> None:
         """Append to a client's own event stream (capped)."""
         self._redis.xadd(
             keyspace.client_events(client),
-            {"event": dumps(event)},
+            {"event": dumps(event.to_dict())},
             maxlen=CLIENT_EVENTS_KEPT,
             approximate=True,
         )
@@ -114,10 +114,10 @@ class Events:
         return [entries[0] if entries else None for entries in found]
 
 
-def event_command(run: str, event: Mapping[str, Any]) -> list[str]:
+def event_command(run: str, event: Event) -> list[str]:
     """The command that appends an event to a run's stream."""
     capped = ["MAXLEN", "~", str(EVENTS_KEPT)]
-    return ["XADD", keyspace.events(run), *capped, "*", "event", dumps(event)]
+    return ["XADD", keyspace.events(run), *capped, "*", "event", dumps(event.to_dict())]
 
 
 def _number(entry: str) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fl_queue.common.safe_json import dumps
 from fl_queue.errors import MessageError
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import Event, UpdateReceived, UpdateRejected
 from fl_queue.protocol.records import Receipt, Verdict
 from fl_queue.protocol.state_fields import parse_receiver, parse_table, parse_whole
 from fl_queue.store import keyspace
@@ -91,10 +93,10 @@ class Receipts:
             How many were news.
         """
         events = [_event_of(number, client, receipt) for client, receipt in receipts.items()]
-        came = [event for event in events if event["event"] == "update_received"]
+        came = [event for event in events if isinstance(event, UpdateReceived)]
         if group and came:
             events = [event for event in events if event not in came]
-            events.append({**came[0], "client": group, "clients": len(came)})
+            events.append(replace(came[0], client=group, clients=len(came)))
         keys = [
             keyspace.round_(run, number),
             keyspace.round_updates(run, number),
@@ -102,7 +104,7 @@ class Receipts:
         ]
         args: list[Any] = [
             dumps({client: receipt.to_json() for client, receipt in receipts.items()}),
-            dumps([dumps(event) for event in events]),
+            dumps([dumps(event.to_dict()) for event in events]),
             EVENTS_KEPT,
             "" if fence is None else fence,
         ]
@@ -121,13 +123,12 @@ class Receipts:
 
     def count_late(self, run: str, number: int, client: str) -> None:
         """Count an update of a round whose keys are gone, with an event."""
-        event = {
-            "event": "update_rejected",
-            "round": number,
-            "client": client,
-            "status": Verdict.late,
-            "reason": f"round {number} had ended long ago",
-        }
+        event = UpdateRejected(
+            round=number,
+            client=client,
+            status=Verdict.late,
+            reason=f"round {number} had ended long ago",
+        )
         self._server.write_if(
             keyspace.run(run),
             ["HINCRBY", keyspace.late(run), str(number), "1"],
@@ -150,13 +151,8 @@ class Receipts:
         return found["round"], identifiers.parse_digest(found.get("digest"))
 
 
-def _event_of(number: int, client: str, receipt: Receipt) -> dict[str, Any]:
+def _event_of(number: int, client: str, receipt: Receipt) -> Event:
     """Return the run's event for an update."""
-    event: dict[str, Any] = {"event": "update_received", "round": number, "client": client}
     if receipt.is_in:
-        return event | ({"staleness": receipt.staleness} if receipt.staleness else {})
-    return event | {
-        "event": "update_rejected",
-        "status": receipt.status,
-        "reason": receipt.reason,
-    }
+        return UpdateReceived(round=number, client=client, staleness=receipt.staleness)
+    return UpdateRejected(round=number, client=client, status=receipt.status, reason=receipt.reason)

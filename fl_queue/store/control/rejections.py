@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_queue.common import safe_json
 from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.events import Event
 from fl_queue.protocol.records import Refusals
 from fl_queue.store import keyspace
 from fl_queue.store.connection import script
@@ -47,7 +48,7 @@ class Rejections:
         fence: int,
         rejected: Mapping[str, Refusals],
         late: Mapping[int, int],
-        events: Sequence[Mapping[str, Any]],
+        events: Sequence[Event],
     ) -> bool:
         """
         Record the counts of an open round.
@@ -72,7 +73,7 @@ class Rejections:
             fence,
             dumps({who: refusals.to_json() for who, refusals in rejected.items()}),
             dumps({str(number): str(count) for number, count in late.items()}),
-            dumps([dumps(event) for event in events]),
+            dumps([dumps(event.to_dict()) for event in events]),
             EVENTS_KEPT,
         ]
         return bool(self._record_rejected(keys=keys, args=args))

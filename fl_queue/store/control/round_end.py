@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.events import ROUND_ENDS
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.records import Outcome, Receipt, RoundRecord
 from fl_queue.store import keyspace
@@ -99,12 +100,7 @@ class RoundEnd:
     def to_script(self) -> str:
         """Return the argument of ``end_round.lua``, JSON."""
         version = self.version.number if self.version else None
-        event = {
-            "event": f"round_{self.outcome}",
-            "round": self.by.round,
-            "reason": self.reason,
-            "version": version,
-        }
+        event = ROUND_ENDS[self.outcome](round=self.by.round, reason=self.reason, version=version)
         argument = {
             "round": str(self.by.round),
             "fence": str(self.by.fence),
@@ -114,7 +110,7 @@ class RoundEnd:
             "reason": self.reason,
             "record": self.record.to_json() if self.record else "",
             "receipts": {who: receipt.to_json() for who, receipt in self.receipts.items()},
-            "event": dumps(event),
+            "event": dumps(event.to_dict()),
             "max_events": EVENTS_KEPT,
             "max_abandoned": self.max_abandoned,
         }

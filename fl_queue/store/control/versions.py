@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.events import VersionEvaluated
 from fl_queue.protocol.manifest import Manifest
 from fl_queue.protocol.state_fields import parse_evaluation, parse_version, parse_whole
 from fl_queue.store import keyspace
@@ -67,7 +68,7 @@ class Evaluations:
 
     def set(self, run: str, version: int, value: Mapping[str, Any]) -> None:
         """Record a version's evaluation; repeating it is harmless (same version, same metrics)."""
-        event = {"event": "version_evaluated", "version": version, "state": value["state"]}
+        event = VersionEvaluated(version=version, state=value["state"])
         self._server.write_if(
             keyspace.run(run),
             ["HSET", keyspace.evaluations(run), str(version), dumps(value)],

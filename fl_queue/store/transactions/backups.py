@@ -11,6 +11,7 @@ from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
 from fl_queue.protocol import identifiers
+from fl_queue.protocol.events import Event
 from fl_queue.store import Store, as_text, keyspace
 
 
@@ -49,7 +50,7 @@ class RestoredRun:
     run: str
     name: str
     origins: Sequence[str]
-    event: Mapping[str, Any]
+    event: Event
     state: Mapping[str, str]
     config: str
     manifest: str

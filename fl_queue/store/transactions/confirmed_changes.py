@@ -9,12 +9,13 @@ which is a field of the event that its transaction writes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.client import Pipeline
 
+from fl_queue.protocol.events import Event
 from fl_queue.store import Store, keyspace
 
 #: Newest events in which a command looks for its own; it looks at once.
@@ -25,7 +26,7 @@ _LOOKED_AT = 200
 class Change:
     """What a transaction writes. Args: ``event``: for the run's stream; ``write``: everything else."""
 
-    event: Mapping[str, Any]
+    event: Event
     write: Callable[[], Any]
 
 
@@ -61,7 +62,7 @@ def decide(
 
         def write() -> None:
             change.write()
-            event = {**change.event, "by": by} if by else change.event
+            event = replace(change.event, by=by) if by else change.event
             store.control.events.add(run, event, pipe)
 
         return write

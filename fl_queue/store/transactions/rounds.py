@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
+from fl_queue.protocol.events import Event
 from fl_queue.protocol.records import Purpose
 from fl_queue.protocol.state import RoundPhase
 from fl_queue.store import RoundState, RunState, Store, keyspace
@@ -38,7 +39,7 @@ class RoundOpening:
     fields: Mapping[str, str]
     tickets: Sequence[JobTicket]
     carried: Sequence[JobTicket]
-    events: Sequence[Mapping[str, Any]]
+    events: Sequence[Event]
     shares: int | None = None
 
 
@@ -76,7 +77,7 @@ def extend(
     current: RoundState,
     fields: Mapping[str, str],
     tickets: Sequence[JobTicket],
-    event: Mapping[str, Any],
+    event: Event,
     run_fields: Mapping[str, str] | None = None,
 ) -> bool:
     """

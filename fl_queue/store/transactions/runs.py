@@ -10,6 +10,7 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from fl_queue.common.safe_json import dumps
+from fl_queue.protocol.events import Event, RunResumed
 from fl_queue.protocol.state import RunPhase
 from fl_queue.store import RunState, Store, as_text, keyspace, parse_run_state
 from fl_queue.store.jobs import dispatch
@@ -36,7 +37,7 @@ class Continuation:
 
     fields: Mapping[str, str]
     segments: Sequence[Mapping[str, Any]]
-    event: Mapping[str, Any]
+    event: Event
     newest: Mapping[str, Any] | None = None
 
 
@@ -54,7 +55,7 @@ def create(
     run: str,
     fields: Mapping[str, str],
     segment: Mapping[str, Any],
-    event: Mapping[str, Any],
+    event: Event,
 ) -> bool:
     """
     Write the keys of a new run, unless its name (``fields["name"]``) is taken.
@@ -123,7 +124,7 @@ def set_fields(
     store: Store,
     state: RunState,
     fields: Mapping[str, str],
-    event: Mapping[str, Any],
+    event: Event,
     by: str = "",
 ) -> bool:
     """
@@ -164,7 +165,7 @@ def reopen(store: Store, run: str, states: Collection[str], by: str) -> bool:
             return None
         fields = {"state": RunPhase.training, "reason": "", "abandoned": "0", "waited_s": "0"}
         return confirmed_changes.Change(
-            {"event": "run_resumed", "version": int(version) if version else None},
+            RunResumed(version=int(version) if version else None),
             lambda: pipe.hset(key, mapping=cast(dict[Any, Any], fields)),
         )
 
@@ -195,7 +196,7 @@ def write_site_report(
     report: str,
     is_expected: Callable[[bytes | None], bool],
     ticket: JobTicket | None = None,
-    event: Mapping[str, Any] | None = None,
+    event: Event | None = None,
 ) -> bool:
     """
     Replace a site's record in the comparison before round 1, while the run is training.

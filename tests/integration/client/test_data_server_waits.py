@@ -13,6 +13,7 @@ import pytest
 from fl_queue.client import outbox
 from fl_queue.client.site import WorkerSettings
 from fl_queue.coordinator.operations import controls
+from fl_queue.protocol.events import TrainingStarted
 from fl_queue.reporting import diagnosis, run_status
 from fl_queue.reporting.diagnosis import DiagnosisContext
 from fl_queue.store import DATA_WAIT, Store, keyspace
@@ -119,7 +120,7 @@ def test_the_hash_may_contain_anything(away: Away) -> None:
 
 def test_a_site_at_work_for_another_run_is_not_called_idle(store: Store, tmp_path: Path) -> None:
     hand = ManualRun(store, tmp_path, "ab", 10)
-    store.control.events.add_of_client("b", {"event": "training", "run": "other-1", "round": 1})
+    store.control.events.add_of_client("b", TrainingStarted(run="other-1", round=1, epochs=1))
 
     lines = diagnosis.why_open(store, hand.state, DiagnosisContext(True, ""))
 

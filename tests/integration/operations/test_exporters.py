@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_queue.protocol.events import RunCompleted
+
 pytest.importorskip("tensorboard", reason="an extra")
 pytest.importorskip("mlflow", reason="an extra")
 
@@ -29,7 +31,7 @@ from tests.support.recorded_rounds import abandoned, add_rounds, add_score, clos
 
 def closed(store: Store, run: str) -> None:
     store.control.redis.hset(keyspace.run(run), "state", "completed")
-    store.control.events.add(run, {"event": "run_completed"})
+    store.control.events.add(run, RunCompleted(reason="", version=None))
 
 
 @pytest.fixture

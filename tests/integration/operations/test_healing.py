@@ -16,6 +16,7 @@ from fl_queue.coordinator.operations.healer import Healer
 from fl_queue.coordinator.rounds import lifecycle, opening, runs
 from fl_queue.errors import RunStateError
 from fl_queue.protocol import message
+from fl_queue.protocol.events import Unreadable
 from fl_queue.protocol.header import Header
 from fl_queue.protocol.manifest import Manifest, TensorSpec
 from fl_queue.protocol.records import Receipt
@@ -232,7 +233,7 @@ def test_nothing_is_written_to_a_deleted_run_and_what_comes_of_it_is_removed(
     deletion.delete(store, state, tmp_path)
     assert keys(store, run) == []
 
-    store.control.events.add(run, {"event": "ghost"})
+    store.control.events.add(run, Unreadable(reason="ghost"))
     store.control.evaluations.set(run, 1, {"state": "done"})
     store.control.rounds.set_quorum_at(run, 0, 1.0)
     store.control.rounds.set_data_server(run, 0, "x")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_queue.protocol.events import Healed
+
 pytest.importorskip("prometheus_client", reason="an extra")
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -49,7 +51,7 @@ def run(store: Store) -> str:
     store.control.redis.hset(keyspace.run(state.run_id), "version", "1")
     store.control.redis.set(keyspace.manifest(state.run_id), MANIFEST.to_json())
     for number in range(2):
-        store.control.events.add(state.run_id, {"event": "healed", "what": f"{number}"})
+        store.control.events.add(state.run_id, Healed(round=1, what=f"{number}"))
     store.control.leases.hold(keyspace.client_holder("here"), "t", 60, {})
     store.control.clients.record_heartbeats()
     store.control.redis.zadd(keyspace.CLIENTS, {"gone": 1.0})
@@ -92,7 +94,7 @@ def test_a_kept_registry_counts_what_is_new_and_nothing_twice(store: Store, run:
     }
 
     add_rounds(store, run, record(3, 1))
-    store.control.events.add(run, {"event": "healed", "what": "again"})
+    store.control.events.add(run, Healed(round=1, what="again"))
 
     assert samples(prometheus.text(kept)) == pytest.approx(
         samples(prometheus.text(prometheus.registry(store))), rel=0.2

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fl_queue.protocol.events import Healed
 from fl_queue.store import keyspace
 from tests.support.commands import fl_queue
 from tests.support.federation import Federation, kill, wait_for
@@ -224,7 +225,7 @@ def test_the_page_in_a_browser(web: Web, federation: Federation, tmp_path: Path)
         kill(worker)
         page.wait_for_selector("#clients tr.bad:has-text('site-2')", timeout=30_000)
         run = federation.store.control.runs.id_of("seen") or ""
-        federation.store.control.events.add(run, {"event": "healed", "round": 1, "what": hostile})
+        federation.store.control.events.add(run, Healed(round=1, what=hostile))
         page.wait_for_selector(f"#log li:has-text('{hostile}')")
         page.click("#cancel")
         page.get_by_role("button", name="Yes").press("Enter")
@@ -281,7 +282,7 @@ def test_the_page_and_its_stream_outlive_a_restart_of_both_servers(
         federation.redis.restart(role)
 
     stream.until('data: {"text":""}')
-    federation.store.control.events.add(run, {"event": "healed", "round": 1, "what": "is back"})
+    federation.store.control.events.add(run, Healed(round=1, what="is back"))
     stream.until("is back")
     stream.connection.close()
     assert web.ask("GET", "/api/v1/runs/outlives")[0] == 200
