@@ -226,7 +226,7 @@ def test_every_point_is_walked_and_every_point_that_is_walked_exists() -> None:
     )
 
     assert walked == set(failpoints.POINTS)
-    assert set(re.findall(r'reach\("([^"]+)"\)', source)) == set(failpoints.POINTS)
+    assert set(re.findall(r'failpoint\("([^"]+)"\)', source)) == set(failpoints.POINTS)
 
 
 def test_points_do_nothing_unless_a_test_sets_them(federation: Federation) -> None:

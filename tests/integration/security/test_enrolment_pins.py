@@ -295,7 +295,7 @@ def test_what_was_enrolled_before_there_was_a_key_goes_on_and_is_signed_when_ask
     assert not is_let_in(fresh, signing.seal(element(), A, MINE[0]))
 
     put_back = command(store, "enroll", "--sign-existing", "--yes")
-    assert "is written there again" in put_back.output
+    assert "is written back" in put_back.output
     assert enrolment.troubles(fresh) == {}
     fresh.close()
 
