@@ -26,6 +26,7 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the adapter's output to that of the base; ``x`` is ``(B, in_features)``."""
         low: Tensor = self.base(x) + self.scale * (x @ self.a.T @ self.b.T)
         return low
 
@@ -34,6 +35,7 @@ class Adapted(TwoLayerPerceptron):
     """MNIST's 2NN with adapters of rank ``task.rank``; load a trained base where this one is built."""
 
     def build_model(self) -> nn.Module:
+        """Replace each linear layer by one with an adapter."""
         model, rank = super().build_model(), int(self.options.get("rank", 4))
         for name, layer in list(model.named_children()):
             if isinstance(layer, nn.Linear):

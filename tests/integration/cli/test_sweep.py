@@ -58,7 +58,11 @@ def test_it_goes_on_where_it_was_cut_off_and_a_run_that_fails_stops_no_other(
     assert "1 of 3: many-s0 is training, goes on (run.seed=0)" in done.stderr
     assert "2 of 3: many-s1 begins (run.seed=1)" in done.stderr
     assert "3 of 3: many-s2 was cancelled, goes on from version 0 (run.seed=2)" in done.stderr
-    assert "Error: run many-s1: failed; 2 of 3 runs of the sweep are completed" in done.stderr
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert (error["code"], error["type"]) == (4, "RunFailed")
+    assert error["message"].startswith(
+        "run many-s1: failed; 2 of 3 runs of the sweep are completed"
+    )
     found = json.loads(done.stdout)
     assert found["failed"] == ["many-s1"]
     assert [run["state"] for run in found["runs"]] == ["completed", "failed", "completed"]

@@ -12,11 +12,9 @@ from rich.console import Console
 from fl_queue.config import loading
 from fl_queue.coordinator.operations import verification
 from fl_queue.coordinator.rounds import runs
-from fl_queue.coordinator.rounds.runs import current_config
 from fl_queue.errors import ConfigError
 from fl_queue.models import selection
 from fl_queue.models.checkpoint import read_tensors
-from fl_queue.models.model_store import ModelStore
 from fl_queue.protocol.records import RoundRecord
 from fl_queue.reporting import comparison, curves, model_export, rounds_table
 from fl_queue.store import Store, keyspace
@@ -229,8 +227,8 @@ def test_adapters_are_trained_and_nothing_of_their_frozen_base_is_sent(both: Fed
     folder = both.redis.state_dir / "checkpoints" / run
     versions = store.control.versions.all(run)
     first = read_tensors(folder / f"{versions[0]['digest']}.safetensors")
-    models = ModelStore(store, run, 1 << 22, both.redis.state_dir)
-    model_export.export_version(models, state, current_config(store, run), 2, path)
+    request = model_export.ExportRequest(path, version=2)
+    model_export.export_version(store, state, both.redis.state_dir, request)
     last = read_tensors(path)
     assert first.keys() == last.keys()
     changed = {name for name in first if first[name].tobytes() != last[name].tobytes()}

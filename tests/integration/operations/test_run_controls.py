@@ -75,7 +75,7 @@ def test_status_shows_why_a_round_is_open_and_cancel_stops_it_for_good(
         input="n\n", capture_output=True, text=True, timeout=90,
     )  # fmt: skip
     assert (asked.returncode, "nothing was deleted" in asked.stdout) == (0, True)
-    assert "Delete run endless" in asked.stdout
+    assert "Delete run endless" in asked.stderr
     assert federation.store.control.runs.id_of("endless") == run
     assert fl_queue(federation, "delete", "endless", "--yes").returncode == 0
     wait_for("its last horses to end", lambda: not horses(federation), 10)

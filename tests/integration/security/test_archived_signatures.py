@@ -211,7 +211,7 @@ def test_the_command_names_the_client_and_ends_with_4(hand: ManualRun) -> None:
     assert isinstance(bad.exception, RunFailed)
     assert "forged" in bad.stdout
     assert "a: its signature is gone" in bad.stdout
-    assert "signatures do not hold in rounds 1" in str(bad.exception)
+    assert "signatures are wrong in rounds 1" in str(bad.exception)
 
 
 # What has to go on as it did
