@@ -76,11 +76,14 @@ reproduce-quick: $(VENV)/.installed ## the same in about three minutes: a part, 
 screenshots: $(VENV)/.installed-test ## take the pictures of the web page again; needs chromium
 	$(BIN)/python -m scripts.screenshots
 
-lint: $(VENV)/.installed-test ## check format, style, types, and who imports whom
+PROSE := README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md docs config fl_queue workers tests benchmarks scripts examples
+lint: $(VENV)/.installed-test ## check format, style, types, contracts of imports, plain words, length of functions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell $(PROSE)
+	$(BIN)/python -m scripts.check_functions fl_queue workers benchmarks scripts
 
 format: $(VENV)/.installed-test ## format the code, and fix what can be fixed
 	$(BIN)/ruff format .
