@@ -75,7 +75,7 @@ def test_the_same_command_goes_on_with_a_run_that_was_cut_off(
                 break
         rest = first.stderr.read()
         watch.cancel()
-    assert (how == signal.SIGKILL) or "the same command goes on with it" in rest
+    assert (how == signal.SIGKILL) or "the same command continues it" in rest
     wait_for("the end of its servers", lambda: server_pair.running(tmp_path / "state") is None)
     again = subprocess.run(start_round(tmp_path), capture_output=True, text=True, timeout=300)
 
