@@ -71,7 +71,8 @@ def test_every_key_of_a_federation_has_one_row_in_the_table_and_its_type(
         key: [seen[key]] for key in rows
     }
     met = {row.pattern for found in rows.values() for row in found}
-    assert {"flq:runs", "flq:{<run>}:round:<n>:jobs", "flq:{<run>}:owner:<fence>"} <= met
+    # Keys that live for the whole run; others may be there between two looks.
+    assert {"flq:runs", "flq:{<run>}", "flq:{<run>}:round:<n>:jobs"} <= met
     assert len(met) > 20
 
 
