@@ -1,7 +1,7 @@
 """
 Private redis-servers, so that nothing has to be installed, configured or running.
 
-Two servers, as DESIGN has two roles: ``control`` (every write fsynced before its reply) and
+Two servers, one for each role: ``control`` (every write fsynced before its reply) and
 ``data`` (blobs; nothing on disk). Both belong to the thread that started them and end with it,
 even when it is killed with ``kill -9``. They listen on unix sockets that only their owner can
 open.
